@@ -1,0 +1,14 @@
+//! The words every layer shares: token ids, ranges of positions, tenant scopes, and the hash chain of full blocks.
+//!
+//! What is here: newtypes that keep ids of different kinds apart, and one pure function, [`hash_full_blocks`].
+//! What is deliberately not here: any other crate of ours, serde, time, and everything that can fail.
+
+#![forbid(unsafe_code)]
+
+mod hash;
+mod ids;
+mod range;
+
+pub use hash::{BlockHash, hash_full_blocks, hash_next_block};
+pub use ids::{BlockId, BlockSize, CacheSalt, DonorId, RequestId, Timestamp, TokenId};
+pub use range::{TokenRange, complement};

@@ -1,0 +1,90 @@
+//! A fixed-size buffer that starts on a cache line, so that vector loads never straddle two.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+
+const CACHE_LINE: usize = 64;
+
+/// `len` zeroed elements. Pages that are never touched are never made resident.
+///
+/// One cache line more is allocated with the alignment the allocator gives anyway, and the buffer starts at the first whole line:
+/// asked for more alignment, the system's allocator would zero, and so touch, every page.
+pub(crate) struct AlignedBuffer<T: Plain> {
+    /// What the allocator gave; dangling for an empty buffer.
+    base: NonNull<u8>,
+    ptr: NonNull<T>,
+    len: usize,
+}
+
+/// Numbers for which all bits zero is a value.
+///
+/// # Safety
+/// Implement it only for such types, without `Drop`.
+pub(crate) unsafe trait Plain: Copy + Send + Sync + 'static {}
+
+// SAFETY: plain numbers.
+unsafe impl Plain for f32 {}
+// SAFETY: as above.
+unsafe impl Plain for u16 {}
+// SAFETY: as above.
+unsafe impl Plain for i8 {}
+
+impl<T: Plain> AlignedBuffer<T> {
+    /// All zero.
+    pub(crate) fn zeroed(len: usize) -> Self {
+        if len == 0 {
+            return Self { base: NonNull::dangling(), ptr: NonNull::dangling(), len };
+        }
+        let layout = Self::layout(len);
+        // SAFETY: the layout is not empty.
+        let Some(base) = NonNull::new(unsafe { alloc_zeroed(layout) }) else { handle_alloc_error(layout) };
+        // SAFETY: the offset is below the spare cache line.
+        let ptr = unsafe { base.add(base.align_offset(CACHE_LINE)) };
+        Self { base, ptr: ptr.cast(), len }
+    }
+
+    fn layout(len: usize) -> Layout {
+        let bytes = len.checked_mul(size_of::<T>()).and_then(|bytes| bytes.checked_add(CACHE_LINE));
+        let layout = bytes.and_then(|bytes| Layout::from_size_align(bytes, align_of::<u64>()).ok());
+        layout.expect("a buffer fits the address space")
+    }
+}
+
+impl<T: Plain> Deref for AlignedBuffer<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        // SAFETY: `ptr` owns `len` initialised elements (or is dangling with `len` 0).
+        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
+    }
+}
+
+impl<T: Plain> DerefMut for AlignedBuffer<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as above, and `&mut self` is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) }
+    }
+}
+
+impl<T: Plain> Drop for AlignedBuffer<T> {
+    fn drop(&mut self) {
+        if self.len > 0 {
+            // SAFETY: allocated in `zeroed` with the same layout; elements need no drop.
+            unsafe { dealloc(self.base.as_ptr(), Self::layout(self.len)) }
+        }
+    }
+}
+
+// SAFETY: the buffer owns its elements, which may move between threads.
+unsafe impl<T: Plain> Send for AlignedBuffer<T> {}
+// SAFETY: shared access only reads.
+unsafe impl<T: Plain> Sync for AlignedBuffer<T> {}
+
+impl<T: Plain> FromIterator<T> for AlignedBuffer<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(iter: I) -> Self {
+        let items: Vec<T> = iter.into_iter().collect();
+        let mut buffer = Self::zeroed(items.len());
+        buffer.copy_from_slice(&items);
+        buffer
+    }
+}

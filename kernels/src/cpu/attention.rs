@@ -1,0 +1,418 @@
+//! Attention over the paged pool for arbitrary query positions.
+//!
+//! A query row attends to positions `0..=position` of its sequence, wherever the row stands in the batch: prefill, chunked prefill,
+//! decode and a few scattered rows are one kernel, and no row can see its future. Masking goes by position, never by the row's index.
+//!
+//! One block of 32 positions at a time with a running maximum and sum (Milakov and Gimelshein 2018; Dao et al. 2022, alg. 1).
+//! A row meets the same blocks in the same order whatever rows are beside it, so its bits do not depend on them.
+
+use std::cell::RefCell;
+
+use super::aligned::AlignedBuffer;
+use super::block::{BLOCK, Element, Elements, KvLayer, KvShape, with_elements};
+use super::isa::{SharedMut, Threads};
+use super::matmul::gemm_panel;
+use super::simd::{Simd, dispatch};
+
+/// Shape of the queries.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionShape {
+    /// Query heads; a multiple of the pool's heads.
+    pub num_heads: usize,
+    /// Factor of the scores, `1 / sqrt(head_dim)` as a rule.
+    pub scale: f32,
+    /// Numbers from one query row to the next.
+    pub q_stride: usize,
+}
+
+/// The query rows of one sequence.
+#[derive(Clone, Copy, Debug)]
+pub struct QuerySequence<'a> {
+    /// Its first row in the batch.
+    pub first_row: usize,
+    /// Position of each row, ascending.
+    pub positions: &'a [u32],
+    /// Block of positions `32 i ..`, covering every row.
+    pub block_table: &'a [u32],
+}
+
+/// Query rows (token times head of its group) that share one pass over the keys. Chosen: their scores and sums stay in L1.
+const TILE_ROWS: usize = 96;
+
+/// `out[row] = softmax(scale * q Kᵀ) V` for all rows; `out` is `[rows, num_heads * head_dim]`.
+///
+/// # Panics
+/// If lengths do not fit, or a block table does not cover its rows.
+pub fn attention(
+    threads: &Threads,
+    shape: AttentionShape,
+    q: &[f32],
+    kv: &KvLayer,
+    sequences: &[QuerySequence<'_>],
+    out: &mut [f32],
+) {
+    let pool = kv.shape();
+    let width = shape.num_heads * pool.head_dim;
+    let group = shape.num_heads / pool.num_kv_heads;
+    assert_eq!(group * pool.num_kv_heads, shape.num_heads, "query heads share key heads evenly");
+    let tile_tokens = (TILE_ROWS / group).max(1);
+    let mut tasks = Vec::new();
+    for sequence in sequences {
+        let (end, last) = (sequence.first_row + sequence.positions.len(), sequence.positions.last().copied().unwrap_or(0));
+        assert!(end * width <= out.len() && (end == 0 || (end - 1) * shape.q_stride + width <= q.len()), "rows lie in the batch");
+        assert!(last as usize / BLOCK < sequence.block_table.len(), "the block table covers position {last}");
+        assert!(sequence.block_table.iter().all(|block| (*block as usize) < pool.num_blocks), "every block lies in the pool");
+        debug_assert!(sequence.positions.is_sorted());
+        for start in (0..sequence.positions.len()).step_by(tile_tokens) {
+            let positions = &sequence.positions[start..(start + tile_tokens).min(sequence.positions.len())];
+            tasks.extend((0..pool.num_kv_heads).map(|kv_head| Tile {
+                first_row: sequence.first_row + start,
+                positions,
+                block_table: sequence.block_table,
+                kv_head,
+                group,
+            }));
+        }
+    }
+    let out = SharedMut::new(out);
+    // The last tiles of a prompt look back the furthest: start with them.
+    tasks.reverse();
+    threads.for_each(tasks.len(), |i| {
+        let job = Job { q: q.as_ptr(), out, shape, pool };
+        with_elements!(kv, |keys, values| {
+            SCRATCH.with_borrow_mut(|scratch| {
+                let (keys, values) = (keys.as_ptr(), values.as_ptr());
+                // SAFETY: rows and blocks were checked above; each (row, head) belongs to one task, and the scratch to this thread.
+                unsafe { attend(threads.isa(), &job, &tasks[i], keys, values, scratch) }
+            });
+        });
+    });
+}
+
+struct Job {
+    q: *const f32,
+    out: SharedMut<f32>,
+    shape: AttentionShape,
+    pool: KvShape,
+}
+
+struct Tile<'a> {
+    first_row: usize,
+    positions: &'a [u32],
+    block_table: &'a [u32],
+    kv_head: usize,
+    group: usize,
+}
+
+impl Tile<'_> {
+    fn rows(&self) -> usize {
+        self.positions.len() * self.group
+    }
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
+}
+
+/// Working memory of one tile; grows to the largest head and group seen.
+#[derive(Default)]
+struct Scratch {
+    sizes: (usize, usize),
+    /// `[rows, head_dim]`, scaled.
+    q: Option<AlignedBuffer<f32>>,
+    /// `[head_dim, 32]`
+    keys: Option<AlignedBuffer<f32>>,
+    /// `[32, padded head_dim]`
+    values: Option<AlignedBuffer<f32>>,
+    /// `[rows, 32]`
+    scores: Option<AlignedBuffer<f32>>,
+    /// `[rows, padded head_dim]`
+    sums: Option<AlignedBuffer<f32>>,
+    max: Vec<f32>,
+    total: Vec<f32>,
+}
+
+struct Buffers<'a> {
+    q: &'a mut [f32],
+    keys: &'a mut [f32],
+    values: &'a mut [f32],
+    scores: &'a mut [f32],
+    sums: &'a mut [f32],
+    max: &'a mut [f32],
+    total: &'a mut [f32],
+}
+
+impl Scratch {
+    fn buffers(&mut self, rows: usize, head_dim: usize) -> Buffers<'_> {
+        let padded = head_dim.next_multiple_of(BLOCK);
+        if self.sizes.0 < rows || self.sizes.1 != head_dim {
+            let rows = rows.max(TILE_ROWS);
+            self.sizes = (rows, head_dim);
+            self.q = Some(AlignedBuffer::zeroed(rows * head_dim));
+            // A block is widened 32 numbers at a time: the last line may run over by one block.
+            self.keys = Some(AlignedBuffer::zeroed(head_dim * BLOCK));
+            self.values = Some(AlignedBuffer::zeroed(BLOCK * padded + BLOCK));
+            self.scores = Some(AlignedBuffer::zeroed(rows * BLOCK));
+            self.sums = Some(AlignedBuffer::zeroed(rows * padded));
+            self.max = vec![0.0; rows];
+            self.total = vec![0.0; rows];
+        }
+        fn some(buffer: &mut Option<AlignedBuffer<f32>>) -> &mut [f32] {
+            buffer.as_mut().expect("allocated above")
+        }
+        Buffers {
+            q: some(&mut self.q),
+            keys: some(&mut self.keys),
+            values: some(&mut self.values),
+            scores: some(&mut self.scores),
+            sums: some(&mut self.sums),
+            max: &mut self.max,
+            total: &mut self.total,
+        }
+    }
+}
+
+/// # Safety
+/// Rows of the tile lie in `q` and `out`, its blocks in the pool, and its (row, head) pairs belong to this thread.
+unsafe fn attend<E: Element>(
+    isa: super::Isa,
+    job: &Job,
+    tile: &Tile<'_>,
+    keys: *const E,
+    values: *const E,
+    scratch: &mut Scratch,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        dispatch!(isa, attend_tile[E: Element](job: &Job = job, tile: &Tile<'_> = tile, keys: *const E = keys, values: *const E = values, scratch: &mut Scratch = scratch));
+    }
+}
+
+/// # Safety
+/// As [`attend`]; the machine has `S`.
+#[inline(always)]
+unsafe fn attend_tile<S: Simd, E: Element>(job: &Job, tile: &Tile<'_>, keys: *const E, values: *const E, scratch: &mut Scratch) {
+    let (rows, head_dim) = (tile.rows(), job.pool.head_dim);
+    let padded = head_dim.next_multiple_of(BLOCK);
+    let b = scratch.buffers(rows, head_dim);
+    b.max[..rows].fill(f32::NEG_INFINITY);
+    b.total[..rows].fill(0.0);
+    b.sums[..rows * padded].fill(0.0);
+    // SAFETY: all offsets lie in the scratch (sized for `rows` and `head_dim`), the pool and the batch.
+    unsafe {
+        load_queries::<S>(job, tile, b.q);
+        let last = *tile.positions.last().expect("a tile has rows") as usize;
+        for (i, block) in tile.block_table[..=last / BLOCK].iter().enumerate() {
+            let base = *block as usize * job.pool.block_len() + tile.kv_head * BLOCK * head_dim;
+            for line in 0..head_dim {
+                E::widen::<S>(keys.add(base + line * BLOCK), b.keys.as_mut_ptr().add(line * BLOCK));
+            }
+            for slot in 0..BLOCK {
+                for d in (0..head_dim).step_by(BLOCK) {
+                    E::widen::<S>(values.add(base + slot * head_dim + d), b.values.as_mut_ptr().add(slot * padded + d));
+                }
+            }
+            // Rows whose position is before this block come first, since positions ascend: leave them out.
+            let skip = tile.positions.partition_point(|p| (*p as usize) < i * BLOCK) * tile.group;
+            let active = rows - skip;
+            let scores = b.scores.as_mut_ptr().add(skip * BLOCK);
+            gemm_panel::<S>(
+                active,
+                head_dim,
+                b.q.as_ptr().add(skip * head_dim),
+                head_dim,
+                b.keys.as_ptr(),
+                BLOCK,
+                scores,
+                BLOCK,
+                false,
+            );
+            for row in skip..rows {
+                let visible = (tile.positions[row / tile.group] as usize + 1 - i * BLOCK).min(BLOCK);
+                let scores = &mut b.scores[row * BLOCK..][..BLOCK];
+                let sums = &mut b.sums[row * padded..][..padded];
+                soften::<S>(scores, visible, &mut b.max[row], &mut b.total[row], sums);
+            }
+            for d in (0..padded).step_by(BLOCK) {
+                let sums = b.sums.as_mut_ptr().add(skip * padded + d);
+                gemm_panel::<S>(active, BLOCK, scores, BLOCK, b.values.as_ptr().add(d), padded, sums, padded, true);
+            }
+        }
+        store_rows(job, tile, b.sums, b.total);
+    }
+}
+
+/// # Safety
+/// As [`attend`].
+#[inline(always)]
+unsafe fn load_queries<S: Simd>(job: &Job, tile: &Tile<'_>, q: &mut [f32]) {
+    let head_dim = job.pool.head_dim;
+    for row in 0..tile.rows() {
+        let (token, head) = (row / tile.group, tile.kv_head * tile.group + row % tile.group);
+        // SAFETY: the row lies in the batch.
+        unsafe {
+            let from = job.q.add((tile.first_row + token) * job.shape.q_stride + head * head_dim);
+            for (i, q) in q[row * head_dim..][..head_dim].iter_mut().enumerate() {
+                *q = *from.add(i) * job.shape.scale;
+            }
+        }
+    }
+}
+
+/// Turns the scores of one row and block into weights, and brings what was summed before to the new maximum.
+///
+/// # Safety
+/// The machine has `S`.
+#[inline(always)]
+unsafe fn soften<S: Simd>(scores: &mut [f32], visible: usize, max: &mut f32, total: &mut f32, sums: &mut [f32]) {
+    scores[visible..].fill(f32::NEG_INFINITY);
+    let p = scores.as_mut_ptr();
+    // SAFETY: a row of scores holds 32 numbers, the sums whole vectors.
+    unsafe {
+        let mut largest = S::splat(f32::NEG_INFINITY);
+        for i in (0..BLOCK).step_by(S::LANES) {
+            largest = S::max(largest, S::load(p.add(i)));
+        }
+        let new_max = S::reduce_max(largest).max(*max);
+        let mut sum = S::splat(0.0);
+        for i in (0..BLOCK).step_by(S::LANES) {
+            let e = S::exp(S::sub(S::load(p.add(i)), S::splat(new_max)));
+            S::store(p.add(i), e);
+            sum = S::add(sum, e);
+        }
+        let correction = if *max == f32::NEG_INFINITY { 0.0 } else { (*max - new_max).exp() };
+        *total = *total * correction + S::reduce_add(sum);
+        *max = new_max;
+        if correction != 1.0 {
+            for i in (0..sums.len()).step_by(S::LANES) {
+                let at = sums.as_mut_ptr().add(i);
+                S::store(at, S::mul(S::load(at), S::splat(correction)));
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`attend`].
+unsafe fn store_rows(job: &Job, tile: &Tile<'_>, sums: &[f32], total: &[f32]) {
+    let head_dim = job.pool.head_dim;
+    let padded = head_dim.next_multiple_of(BLOCK);
+    for row in 0..tile.rows() {
+        let (token, head) = (row / tile.group, tile.kv_head * tile.group + row % tile.group);
+        let inverse = 1.0 / total[row];
+        let at = ((tile.first_row + token) * job.shape.num_heads + head) * head_dim;
+        // SAFETY: the row lies in `out`, and this (row, head) is this thread's.
+        let out = unsafe { std::slice::from_raw_parts_mut(job.out.at(at), head_dim) };
+        for (out, sum) in out.iter_mut().zip(&sums[row * padded..]) {
+            *out = sum * inverse;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::testing::noise;
+    use crate::cpu::{Isa, KvDtype};
+
+    /// What the pool holds for one sequence, and queries at some of its positions.
+    struct World {
+        head_dim: usize,
+        num_heads: usize,
+        num_kv_heads: usize,
+        positions: Vec<u32>,
+    }
+
+    impl World {
+        fn tables(&self) -> Vec<u32> {
+            let blocks = *self.positions.last().unwrap() as usize / BLOCK + 1;
+            (0..blocks as u32).map(|i| (i * 7 + 3) % 11).collect()
+        }
+
+        fn run(&self, isa: Isa, dtype: KvDtype, only: &[usize]) -> Vec<f32> {
+            let threads = Threads::with_isa(2, isa).unwrap();
+            let shape = KvShape { num_blocks: 11, num_kv_heads: self.num_kv_heads, head_dim: self.head_dim };
+            let mut kv = KvLayer::new(dtype, shape);
+            let (table, len) = (self.tables(), *self.positions.last().unwrap() as usize + 1);
+            let slots: Vec<u32> = (0..len).map(|p| table[p / BLOCK] * BLOCK as u32 + (p % BLOCK) as u32).collect();
+            let (k, v) = (noise(len * shape.width(), 1), noise(len * shape.width(), 2));
+            kv.write(&threads, &slots, &k, &v, shape.width());
+            let width = self.num_heads * self.head_dim;
+            let all = noise(self.positions.len() * width, 3);
+            let q: Vec<f32> = only.iter().flat_map(|row| all[row * width..][..width].to_vec()).collect();
+            let positions: Vec<u32> = only.iter().map(|row| self.positions[*row]).collect();
+            let sequence = QuerySequence { first_row: 0, positions: &positions, block_table: &table };
+            let attention_shape = AttentionShape { num_heads: self.num_heads, scale: 0.7, q_stride: width };
+            let mut out = vec![0.0; q.len()];
+            attention(&threads, attention_shape, &q, &kv, &[sequence], &mut out);
+            out
+        }
+
+        /// Softmax over all visible positions at once, in f64.
+        fn reference(&self) -> Vec<f32> {
+            let kv_width = self.num_kv_heads * self.head_dim;
+            let len = *self.positions.last().unwrap() as usize + 1;
+            let (k, v) = (noise(len * kv_width, 1), noise(len * kv_width, 2));
+            let q = noise(self.positions.len() * self.num_heads * self.head_dim, 3);
+            let mut out = Vec::new();
+            for (row, position) in self.positions.iter().enumerate() {
+                for head in 0..self.num_heads {
+                    let q = &q[(row * self.num_heads + head) * self.head_dim..][..self.head_dim];
+                    let column = head / (self.num_heads / self.num_kv_heads) * self.head_dim;
+                    let dot = |p: usize| {
+                        (0..self.head_dim).map(|d| f64::from(q[d]) * f64::from(k[p * kv_width + column + d])).sum::<f64>()
+                    };
+                    let weights: Vec<f64> = (0..=*position as usize).map(|p| (0.7 * dot(p)).exp()).collect();
+                    let total: f64 = weights.iter().sum();
+                    out.extend((0..self.head_dim).map(|d| {
+                        let sum: f64 = weights.iter().enumerate().map(|(p, w)| w * f64::from(v[p * kv_width + column + d])).sum();
+                        (sum / total) as f32
+                    }));
+                }
+            }
+            out
+        }
+    }
+
+    #[track_caller]
+    fn check(world: &World) {
+        let rows: Vec<usize> = (0..world.positions.len()).collect();
+        let expected = world.reference();
+        for (dtype, tolerance) in [(KvDtype::F32, 1e-5), (KvDtype::F16, 1e-3)] {
+            for isa in Isa::available() {
+                let out = world.run(isa, dtype, &rows);
+                for (i, (y, e)) in out.iter().zip(&expected).enumerate() {
+                    assert!((y - e).abs() < tolerance, "{isa:?} {dtype:?} at {i}: {y} is not {e}");
+                }
+                // Any subset of the rows gives the same bits as all of them.
+                let some: Vec<usize> = rows.iter().copied().filter(|row| row % 3 == 1).collect();
+                if !some.is_empty() {
+                    let width = world.num_heads * world.head_dim;
+                    let subset: Vec<f32> = some.iter().flat_map(|row| out[row * width..][..width].to_vec()).collect();
+                    assert_eq!(world.run(isa, dtype, &some), subset, "{isa:?} {dtype:?}: batch variant");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_whole_prompt() {
+        check(&World { head_dim: 64, num_heads: 9, num_kv_heads: 3, positions: (0..100).collect() });
+    }
+
+    #[test]
+    fn one_row_far_from_the_start() {
+        check(&World { head_dim: 128, num_heads: 4, num_kv_heads: 1, positions: vec![250] });
+    }
+
+    #[test]
+    fn scattered_rows_see_their_past_only() {
+        check(&World { head_dim: 64, num_heads: 14, num_kv_heads: 2, positions: vec![0, 5, 31, 32, 33, 90, 200, 201, 319] });
+    }
+
+    #[test]
+    fn heads_that_are_no_multiple_of_a_block() {
+        check(&World { head_dim: 16, num_heads: 4, num_kv_heads: 2, positions: (0..70).collect() });
+        check(&World { head_dim: 48, num_heads: 2, num_kv_heads: 2, positions: (30..70).collect() });
+    }
+}

@@ -1,0 +1,225 @@
+//! Weight matrices, packed for the kernels.
+//!
+//! Layout: output columns in panels of [`PANEL`]; inside a panel, input by input, the panel's 32 weights side by side:
+//! element `(n, k)` is at `(n / 32 * K + k) * 32 + n % 32`. A vector then holds the same input's weights of neighbouring outputs,
+//! every load is contiguous, and each output is summed over `k` in ascending order whatever the number of rows.
+
+use std::sync::Arc;
+
+use super::aligned::AlignedBuffer;
+use super::ggml::{DecodedRow, GgmlType};
+
+/// Output columns of a panel.
+pub(crate) const PANEL: usize = 32;
+
+/// One weight matrix, `[n, k]`: `n` outputs of `k` inputs.
+pub struct Matrix {
+    pub(crate) n: usize,
+    pub(crate) k: usize,
+    pub(crate) data: Panels,
+}
+
+pub(crate) enum Panels {
+    F32(AlignedBuffer<f32>),
+    F16(AlignedBuffer<u16>),
+    Bf16(AlignedBuffer<u16>),
+    /// `scales` and `mins`: `[panel][k / group][32]`; `mins` is empty where all are zero.
+    Codes {
+        codes: AlignedBuffer<i8>,
+        scales: AlignedBuffer<f32>,
+        mins: AlignedBuffer<f32>,
+        group: usize,
+    },
+}
+
+impl Matrix {
+    /// Packs `bytes`, the `n` rows of a tensor of format `ty` with `k` weights each, little endian.
+    ///
+    /// # Panics
+    /// If `k` is no multiple of the format's block, or `bytes` has another length than the shape says.
+    #[must_use]
+    pub fn from_ggml(ty: GgmlType, n: usize, k: usize, bytes: &[u8]) -> Self {
+        assert_eq!(k % ty.block_len(), 0, "rows of {k} weights do not fill blocks of {}", ty.block_len());
+        let row_bytes = k / ty.block_len() * ty.block_bytes();
+        assert_eq!(bytes.len(), n * row_bytes, "a {n}x{k} tensor of {ty:?}");
+        let rows = bytes.chunks_exact(row_bytes);
+        let data = match ty {
+            GgmlType::F32 => Panels::F32(pack(n, k, rows.map(|row| words(row, |b: [u8; 4]| f32::from_le_bytes(b))))),
+            GgmlType::F16 => Panels::F16(pack(n, k, rows.map(|row| words(row, u16::from_le_bytes)))),
+            GgmlType::Bf16 => Panels::Bf16(pack(n, k, rows.map(|row| words(row, u16::from_le_bytes)))),
+            _ => pack_codes(ty, n, k, rows),
+        };
+        Self { n, k, data }
+    }
+
+    /// Packs `n` rows of `k` weights.
+    ///
+    /// # Panics
+    /// If `weights` has another length.
+    #[must_use]
+    pub fn from_f32(n: usize, k: usize, weights: &[f32]) -> Self {
+        assert_eq!(weights.len(), n * k);
+        let data = Panels::F32(pack(n, k, weights.chunks_exact(k).map(|row| row.iter().copied())));
+        Self { n, k, data }
+    }
+
+    /// Number of outputs.
+    #[must_use]
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Number of inputs.
+    #[must_use]
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Bytes held.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match &self.data {
+            Panels::F32(w) => w.len() * 4,
+            Panels::F16(w) | Panels::Bf16(w) => w.len() * 2,
+            Panels::Codes { codes, scales, mins, .. } => codes.len() + 4 * (scales.len() + mins.len()),
+        }
+    }
+
+    /// Writes row `n` (`k` weights), as for an embedding table.
+    ///
+    /// # Panics
+    /// If `row` is out of range or `out` is not `k` long.
+    pub fn read_row(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.n && out.len() == self.k);
+        let (panel, lane) = (row / PANEL, row % PANEL);
+        let at = |k: usize| (panel * self.k + k) * PANEL + lane;
+        match &self.data {
+            Panels::F32(w) => out.iter_mut().enumerate().for_each(|(k, out)| *out = w[at(k)]),
+            Panels::F16(w) => out.iter_mut().enumerate().for_each(|(k, out)| *out = half::f16::from_bits(w[at(k)]).to_f32()),
+            Panels::Bf16(w) => out.iter_mut().enumerate().for_each(|(k, out)| *out = f32::from_bits(u32::from(w[at(k)]) << 16)),
+            Panels::Codes { codes, scales, mins, group } => {
+                for (k, out) in out.iter_mut().enumerate() {
+                    let g = (panel * (self.k / group) + k / group) * PANEL + lane;
+                    let min = mins.get(g).copied().unwrap_or(0.0);
+                    *out = f32::from(codes[at(k)]).mul_add(scales[g], min);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn num_panels(&self) -> usize {
+        self.n.div_ceil(PANEL)
+    }
+}
+
+fn words<const B: usize, T>(row: &[u8], from: impl Fn([u8; B]) -> T) -> impl Iterator<Item = T> {
+    row.chunks_exact(B).map(move |bytes| from(bytes.try_into().expect("chunks of B bytes")))
+}
+
+fn pack<T: super::aligned::Plain, R: Iterator<Item = T>>(n: usize, k: usize, rows: impl Iterator<Item = R>) -> AlignedBuffer<T> {
+    let mut packed = AlignedBuffer::zeroed(n.div_ceil(PANEL) * PANEL * k);
+    for (row, weights) in rows.enumerate() {
+        let base = row / PANEL * k * PANEL + row % PANEL;
+        for (i, weight) in weights.enumerate() {
+            packed[base + i * PANEL] = weight;
+        }
+    }
+    packed
+}
+
+fn pack_codes<'a>(ty: GgmlType, n: usize, k: usize, rows: impl Iterator<Item = &'a [u8]>) -> Panels {
+    let (group, panels) = (ty.group(), n.div_ceil(PANEL));
+    let mut codes = AlignedBuffer::<i8>::zeroed(panels * PANEL * k);
+    let mut scales = AlignedBuffer::<f32>::zeroed(panels * PANEL * k / group);
+    let mut mins = AlignedBuffer::<f32>::zeroed(if ty.is_affine() { scales.len() } else { 0 });
+    let mut decoded = DecodedRow::new(k, group);
+    for (row, bytes) in rows.enumerate() {
+        decoded.decode(ty, bytes);
+        let (panel, lane) = (row / PANEL, row % PANEL);
+        for (i, code) in decoded.codes.iter().enumerate() {
+            codes[(panel * k + i) * PANEL + lane] = *code;
+        }
+        for g in 0..k / group {
+            let at = (panel * (k / group) + g) * PANEL + lane;
+            scales[at] = decoded.scales[g];
+            if ty.is_affine() {
+                mins[at] = decoded.mins[g];
+            }
+        }
+    }
+    Panels::Codes { codes, scales, mins, group }
+}
+
+/// Matrices over the same input whose outputs stand side by side: Q, K and V, or gate and up.
+///
+/// They stay separate because a file may store them in different formats; they run in one pass because a pass has a fixed cost.
+pub struct Linear {
+    parts: Vec<Arc<Matrix>>,
+    /// For each panel of all parts: part, panel in it, and its first output column.
+    pub(crate) panels: Vec<PanelRef>,
+    n: usize,
+    k: usize,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct PanelRef {
+    pub(crate) part: usize,
+    pub(crate) panel: usize,
+    pub(crate) column: usize,
+    pub(crate) width: usize,
+}
+
+impl Linear {
+    /// Stacks `parts`.
+    ///
+    /// # Panics
+    /// If there are none, or their inputs differ in number.
+    #[must_use]
+    pub fn new(parts: Vec<Matrix>) -> Self {
+        Self::shared(parts.into_iter().map(Arc::new).collect())
+    }
+
+    /// Stacks matrices that other stacks may hold too.
+    ///
+    /// # Panics
+    /// As [`Linear::new`].
+    #[must_use]
+    pub fn shared(parts: Vec<Arc<Matrix>>) -> Self {
+        let k = parts.first().expect("at least one matrix").k;
+        let mut panels = Vec::new();
+        let mut column = 0;
+        for (part, matrix) in parts.iter().enumerate() {
+            assert_eq!(matrix.k, k, "stacked matrices share their input");
+            for panel in 0..matrix.num_panels() {
+                let width = (matrix.n - panel * PANEL).min(PANEL);
+                panels.push(PanelRef { part, panel, column: column + panel * PANEL, width });
+            }
+            column += matrix.n;
+        }
+        Self { parts, panels, n: column, k }
+    }
+
+    /// Number of outputs of all parts.
+    #[must_use]
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Number of inputs.
+    #[must_use]
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Bytes held.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.parts.iter().map(|matrix| matrix.bytes()).sum()
+    }
+
+    /// The parts, in order.
+    #[must_use]
+    pub fn parts(&self) -> &[Arc<Matrix>] {
+        &self.parts
+    }
+}

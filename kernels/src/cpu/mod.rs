@@ -1,0 +1,21 @@
+//! Kernels for x86-64 with AVX-512 or AVX2, and a portable fallback.
+
+mod aligned;
+mod attention;
+mod block;
+mod ggml;
+mod isa;
+mod matmul;
+mod matrix;
+mod rows;
+mod simd;
+#[cfg(test)]
+mod testing;
+
+pub use attention::{AttentionShape, QuerySequence, attention};
+pub use block::{KvDtype, KvLayer, KvShape, SpanMove};
+pub use ggml::{GgmlType, UnsupportedType};
+pub use isa::{Isa, Threads};
+pub use matmul::{Init, matmul};
+pub use matrix::{Linear, Matrix};
+pub use rows::{Heads, RopeLayout, RopeTable, rms_norm, rms_norm_heads, rope, swiglu};

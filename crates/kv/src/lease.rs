@@ -1,0 +1,95 @@
+//! Blocks held by one sequence, exact ones and approximate ones kept apart by type.
+//!
+//! A sequence's KV is exact up to the first span it copied from elsewhere and approximate from there on, so its block table is
+//! some exact blocks followed by some approximate ones, and no block ever changes sides.
+
+use tokens::BlockId;
+
+/// One reference to a block whose KV is, or will be, computed from exactly the tokens before it.
+///
+/// Only the pool makes one, and only such a block can enter the prefix index.
+#[derive(Debug)]
+pub struct ExactBlock(BlockId);
+
+/// One reference to a block in which some KV was copied from another context, or was computed on top of such KV.
+#[derive(Debug)]
+pub struct ApproximateBlock(BlockId);
+
+impl ExactBlock {
+    pub(crate) fn new(id: BlockId) -> Self {
+        Self(id)
+    }
+
+    /// Which block of the pool.
+    #[must_use]
+    pub fn id(&self) -> BlockId {
+        self.0
+    }
+}
+
+impl ApproximateBlock {
+    pub(crate) fn new(id: BlockId) -> Self {
+        Self(id)
+    }
+
+    /// Which block of the pool.
+    #[must_use]
+    pub fn id(&self) -> BlockId {
+        self.0
+    }
+}
+
+/// Blocks lent to one holder. It cannot be cloned, and must be given back.
+///
+/// Giving back is a call and not a `Drop`, because the one who owns the pool must not share it; dropping a lease that still holds
+/// blocks panics in debug builds.
+#[derive(Debug, Default)]
+#[must_use = "a lease holds blocks of the pool: give it back with `BlockPool::free`"]
+pub struct BlockLease {
+    pub(crate) exact: Vec<ExactBlock>,
+    pub(crate) approximate: Vec<ApproximateBlock>,
+    /// Leading exact blocks that are done with the prefix index: found there, or stored there.
+    pub(crate) num_cached: usize,
+}
+
+impl BlockLease {
+    /// Number of blocks.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.exact.len() + self.approximate.len()
+    }
+
+    /// Whether it holds nothing, so that it may be dropped.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Number of leading exact blocks.
+    #[must_use]
+    pub fn num_exact(&self) -> usize {
+        self.exact.len()
+    }
+
+    /// The blocks in the order of the sequence: the block table.
+    pub fn block_ids(&self) -> impl DoubleEndedIterator<Item = BlockId> + '_ {
+        self.exact.iter().map(ExactBlock::id).chain(self.approximate.iter().map(ApproximateBlock::id))
+    }
+}
+
+impl Drop for BlockLease {
+    fn drop(&mut self) {
+        debug_assert!(self.is_empty() || std::thread::panicking(), "{} blocks were not given back to the pool", self.len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "1 blocks were not given back")]
+    fn a_dropped_lease_is_noticed() {
+        drop(BlockLease { exact: vec![ExactBlock::new(BlockId(0))], approximate: Vec::new(), num_cached: 0 });
+    }
+}

@@ -1,0 +1,84 @@
+//! Times the search and the plan for a prompt of 8,192 tokens among 10,000 donors, on one core.
+//!
+//! `cargo run --release -p semantic --example find_and_plan`
+//!
+//! Each donor is a prompt of 2,048 tokens, three documents of 512 tokens out of 4,000 and a question of its own; the target is made of
+//! fifteen documents, so that nearly all of it has donors, in pieces, out of order and at other offsets. A target of new text comes last.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use semantic::{SpanConfig, SpanIndex, SpanIndexConfig, plan_reuse};
+use tokens::{CacheSalt, DonorId, TokenId};
+
+const NUM_DONORS: u64 = 10_000;
+const NUM_DOCUMENTS: u64 = 4_000;
+const DOCUMENT_TOKENS: u64 = 512;
+const SEED: u64 = 1;
+const REPETITIONS: usize = 200;
+
+/// Finaliser of SplitMix64: token `i` of stream `stream`.
+fn random(stream: u64, i: u64) -> u64 {
+    let x = (SEED ^ stream.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_add(i.wrapping_mul(0xd1b5_4a32_d192_ed03));
+    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+fn text(stream: u64, num_tokens: u64) -> impl Iterator<Item = TokenId> {
+    (0..num_tokens).map(move |i| TokenId((random(stream, i) % 50_000) as u32))
+}
+
+/// `num_documents` documents drawn with `stream`, each behind eight tokens of its own, then as many new tokens as are missing to `len`.
+fn prompt(stream: u64, num_documents: u64, len: u64) -> Vec<TokenId> {
+    let mut prompt = Vec::new();
+    for i in 0..num_documents {
+        prompt.extend(text(1_000_000 + stream * 100 + i, 8));
+        prompt.extend(text(random(stream, i) % NUM_DOCUMENTS, DOCUMENT_TOKENS));
+    }
+    let missing = len - prompt.len() as u64;
+    prompt.extend(text(9_000_000 + stream, missing));
+    prompt
+}
+
+fn main() {
+    let config = SpanConfig::default();
+    let mut index = SpanIndex::new(SpanIndexConfig { max_tokens: 1 << 26, ..SpanIndexConfig::for_spans(&config) });
+    let scope = CacheSalt(1);
+    let start = Instant::now();
+    for id in 0..NUM_DONORS {
+        let tokens: Arc<[_]> = prompt(10_000 + id, 3, 2048).into();
+        let evicted = index.insert(scope, DonorId(id), tokens);
+        assert!(evicted.is_empty(), "the example is sized to keep all donors");
+    }
+    println!("{} donors, {} tokens, built in {:.2?}", index.len(), index.num_tokens(), start.elapsed());
+    println!("{:<28} {:>8} {:>6} {:>8} {:>9} {:>9}", "target", "matches", "spans", "reused", "p50", "p99");
+    for (name, num_documents) in [("8192 tokens, 15 documents", 15), ("8192 tokens, 7 documents", 7), ("8192 tokens, all new", 0)]
+    {
+        report(name, &index, scope, &config, num_documents);
+    }
+}
+
+fn report(name: &str, index: &SpanIndex, scope: CacheSalt, config: &SpanConfig, num_documents: u64) {
+    let mut times = Vec::new();
+    let (mut num_matches, mut num_spans, mut reused) = (0, 0, 0);
+    for repetition in 0..REPETITIONS {
+        // Another target each time: one that was just searched for has its postings in the caches.
+        let target = prompt(50_000 + repetition as u64, num_documents, 8192);
+        let start = Instant::now();
+        let matches = index.find(scope, &target, 32);
+        let plan = plan_reuse(8192, 32, &matches, &[], config);
+        times.push(start.elapsed());
+        num_matches += matches.len();
+        num_spans += plan.spans.len();
+        reused += plan.spans.iter().map(|span| span.num_tokens as usize).sum::<usize>();
+    }
+    times.sort_unstable();
+    let at = |percent: usize| micros(times[REPETITIONS * percent / 100]);
+    let mean = |sum: usize| sum / REPETITIONS;
+    println!("{name:<28} {:>8} {:>6} {:>8} {:>9} {:>9}", mean(num_matches), mean(num_spans), mean(reused), at(50), at(99));
+}
+
+fn micros(time: Duration) -> String {
+    format!("{:.0} us", time.as_secs_f64() * 1e6)
+}

@@ -1,0 +1,89 @@
+//! The prompts that are kept, and the order in which they leave: least recently used first.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokens::{CacheSalt, DonorId, TokenId};
+
+/// A kept prompt.
+pub(crate) struct Donor {
+    pub(crate) id: DonorId,
+    pub(crate) scope: CacheSalt,
+    pub(crate) tokens: Arc<[TokenId]>,
+    last_use: u64,
+}
+
+/// Donors in slots: a slot is a dense number that postings can hold.
+#[derive(Default)]
+pub(crate) struct Donors {
+    slots: Vec<Option<Donor>>,
+    unused: Vec<u32>,
+    slot_of: BTreeMap<DonorId, u32>,
+    /// Slot by last use. Uses are counted, not timed.
+    by_last_use: BTreeMap<u64, u32>,
+    num_uses: u64,
+    num_tokens: usize,
+}
+
+impl Donors {
+    pub(crate) fn len(&self) -> usize {
+        self.slot_of.len()
+    }
+
+    /// Tokens of all donors together.
+    pub(crate) fn num_tokens(&self) -> usize {
+        self.num_tokens
+    }
+
+    /// The donor in `slot`, which must be in use.
+    pub(crate) fn at(&self, slot: u32) -> &Donor {
+        self.slots[slot as usize].as_ref().expect("postings of a removed donor are removed with it")
+    }
+
+    pub(crate) fn get(&self, id: DonorId) -> Option<&Donor> {
+        self.slot_of.get(&id).map(|&slot| self.at(slot))
+    }
+
+    /// Those of `scope`, by id.
+    pub(crate) fn in_scope(&self, scope: CacheSalt) -> Vec<DonorId> {
+        let all = self.slot_of.iter();
+        all.filter(|&(_, &slot)| self.at(slot).scope == scope).map(|(&id, _)| id).collect()
+    }
+
+    pub(crate) fn least_recently_used(&self) -> Option<DonorId> {
+        self.by_last_use.first_key_value().map(|(_, &slot)| self.at(slot).id)
+    }
+
+    /// Keeps a donor, whose id must be new, and returns its slot.
+    pub(crate) fn insert(&mut self, id: DonorId, scope: CacheSalt, tokens: Arc<[TokenId]>) -> u32 {
+        let slot = self.unused.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            u32::try_from(self.slots.len() - 1).expect("fewer than 2^32 donors fit into memory")
+        });
+        self.num_tokens += tokens.len();
+        self.num_uses += 1;
+        self.slots[slot as usize] = Some(Donor { id, scope, tokens, last_use: self.num_uses });
+        self.slot_of.insert(id, slot);
+        self.by_last_use.insert(self.num_uses, slot);
+        slot
+    }
+
+    pub(crate) fn remove(&mut self, id: DonorId) -> Option<(u32, Donor)> {
+        let slot = self.slot_of.remove(&id)?;
+        let donor = self.slots[slot as usize].take().expect("a donor with an id has its slot");
+        self.by_last_use.remove(&donor.last_use);
+        self.num_tokens -= donor.tokens.len();
+        self.unused.push(slot);
+        Some((slot, donor))
+    }
+
+    /// Makes `id` the most recently used; nothing if it is not kept.
+    pub(crate) fn touch(&mut self, id: DonorId) {
+        let Some(&slot) = self.slot_of.get(&id) else { return };
+        self.num_uses += 1;
+        let donor = self.slots[slot as usize].as_mut().expect("a donor with an id has its slot");
+        self.by_last_use.remove(&donor.last_use);
+        donor.last_use = self.num_uses;
+        self.by_last_use.insert(self.num_uses, slot);
+    }
+}

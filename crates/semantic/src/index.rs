@@ -1,0 +1,449 @@
+//! Finds the spans that a prompt has in common with earlier prompts of its scope, at any offset and in any order.
+//!
+//! A sample of each donor's shingles is posted under its hash. A target is sampled the same way, so that every equal run of
+//! `min_span_tokens` meets at least one posting; ids are then compared to both sides until they differ.
+//! The hash says where to look, the ids say what is equal: a collision costs time, never a wrong token.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
+use std::sync::Arc;
+
+use tokens::{CacheSalt, DonorId, TokenId};
+
+use crate::donors::Donors;
+use crate::minimizer::{Sample, sample};
+use crate::postings::{KeyHasher, Posting, Postings};
+use crate::{SpanIndexConfig, SpanMatch};
+
+/// Earlier prompts, and where their shingles are.
+pub struct SpanIndex {
+    config: SpanIndexConfig,
+    donors: Donors,
+    postings: Postings,
+}
+
+/// A posting met by the target: donor and target agree in one shingle, if hashes tell the truth.
+#[derive(Clone, Copy)]
+struct Hit {
+    slot: u32,
+    donor_pos: u32,
+    target_pos: u32,
+}
+
+impl Hit {
+    fn new(Posting { slot, pos }: Posting, target_pos: u32) -> Self {
+        Self { slot, donor_pos: pos, target_pos }
+    }
+
+    /// The same for all hits of one run and for no other: donor and offset, in the order of a hash (an odd factor loses nothing).
+    fn run_key(self) -> u64 {
+        let offset = self.target_pos.wrapping_sub(self.donor_pos);
+        let key = (u64::from(self.slot) << 32 | u64::from(offset)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        key.rotate_left(32)
+    }
+}
+
+impl SpanIndex {
+    /// An empty index.
+    ///
+    /// # Panics
+    /// If `config` is not one that [`SpanIndexConfig::validated`] accepts.
+    #[must_use]
+    pub fn new(config: SpanIndexConfig) -> Self {
+        let config = config.validated().expect("the configuration was validated");
+        let postings = Postings::new(config.max_postings as usize);
+        Self { config, donors: Donors::default(), postings }
+    }
+
+    /// Donors kept.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.donors.len()
+    }
+
+    /// Whether no donor is kept.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Tokens of all donors together.
+    #[must_use]
+    pub fn num_tokens(&self) -> usize {
+        self.donors.num_tokens()
+    }
+
+    /// The prompt of `donor`, if it is kept.
+    #[must_use]
+    pub fn tokens_of(&self, donor: DonorId) -> Option<&Arc<[TokenId]>> {
+        self.donors.get(donor).map(|donor| &donor.tokens)
+    }
+
+    /// Keeps `tokens` as `donor`, in place of what it was before, and returns the donors that had to go, least recently used first.
+    ///
+    /// `donor` itself is returned if it cannot be kept: too short to hold a span, or too long for the whole index.
+    pub fn insert(&mut self, scope: CacheSalt, donor: DonorId, tokens: Arc<[TokenId]>) -> Vec<DonorId> {
+        self.remove(donor);
+        let fits = tokens.len() <= self.config.max_tokens && self.config.max_donors > 0;
+        if tokens.len() < self.config.min_span_tokens as usize || !fits {
+            return vec![donor];
+        }
+        let evicted = self.make_room(tokens.len());
+        let samples = self.samples(scope, &tokens);
+        let slot = self.donors.insert(donor, scope, tokens);
+        for Sample { key, pos } in samples {
+            self.postings.insert(key, Posting { slot, pos });
+        }
+        evicted
+    }
+
+    /// Forgets `donor`; whether it was there.
+    pub fn remove(&mut self, donor: DonorId) -> bool {
+        let Some((slot, donor)) = self.donors.remove(donor) else { return false };
+        for Sample { key, .. } in self.samples(donor.scope, &donor.tokens) {
+            self.postings.remove(key, slot);
+        }
+        true
+    }
+
+    /// Forgets all donors of `scope` and returns how many they were.
+    pub fn remove_scope(&mut self, scope: CacheSalt) -> usize {
+        let donors = self.donors.in_scope(scope);
+        donors.iter().filter(|&&donor| self.remove(donor)).count()
+    }
+
+    /// Notes a use of `donor`, so that others go before it. Nothing happens if it is not kept.
+    pub fn touch(&mut self, donor: DonorId) {
+        self.donors.touch(donor);
+    }
+
+    /// The maximal equal runs of `target` and the donors of `scope`, cut at `from`, by ascending target position.
+    ///
+    /// Complete for runs of `min_span_tokens` right of `from`, but for shingles that occur more than `max_postings` times.
+    /// Matches may overlap each other in the target. Equal positions come longest first, then youngest donor first.
+    #[must_use]
+    pub fn find(&self, scope: CacheSalt, target: &[TokenId], from: u32) -> Vec<SpanMatch> {
+        let mut matches = Vec::new();
+        let mut run_ends: HashMap<u64, u32, BuildHasherDefault<KeyHasher>> = HashMap::default();
+        for hit in self.hits(scope, target, from) {
+            let run_end = run_ends.entry(hit.run_key()).or_default();
+            if hit.target_pos >= *run_end && self.donors.at(hit.slot).scope == scope {
+                let (left, right) = self.extend(target, hit);
+                *run_end = hit.target_pos + right;
+                matches.extend(self.cut(hit, left, right, from));
+            }
+        }
+        matches.sort_unstable_by_key(|found: &SpanMatch| {
+            (found.target_pos, Reverse(found.num_tokens), Reverse(found.donor), found.donor_pos)
+        });
+        matches
+    }
+
+    /// Makes room for a donor of `num_tokens`.
+    fn make_room(&mut self, num_tokens: usize) -> Vec<DonorId> {
+        let mut evicted = Vec::new();
+        while self.len() >= self.config.max_donors || self.num_tokens() + num_tokens > self.config.max_tokens {
+            let oldest = self.donors.least_recently_used().expect("an empty index has room");
+            self.remove(oldest);
+            evicted.push(oldest);
+        }
+        evicted
+    }
+
+    fn samples(&self, scope: CacheSalt, tokens: &[TokenId]) -> Vec<Sample> {
+        sample(scope, tokens, self.config.shingle_tokens as usize, self.config.window_shingles as usize)
+    }
+
+    /// Places to compare: the postings met by the part of `target` from `from` on, by ascending target position.
+    ///
+    /// All are gathered before the first comparison: lookups miss the caches, and side by side they wait together.
+    fn hits(&self, scope: CacheSalt, target: &[TokenId], from: u32) -> Vec<Hit> {
+        let rest = target.get(from as usize..).unwrap_or_default();
+        let mut samples = self.samples(scope, rest);
+        let mut num_lookups: HashMap<u64, u32, BuildHasherDefault<KeyHasher>> = HashMap::default();
+        samples.retain(|sample| {
+            let lookups = num_lookups.entry(sample.key).or_default();
+            *lookups += 1;
+            *lookups <= self.config.max_postings
+        });
+        let postings: Vec<_> = samples.iter().map(|sample| self.postings.get(sample.key)).collect();
+        let mut hits = Vec::with_capacity(samples.len());
+        for (sample, postings) in samples.into_iter().zip(postings) {
+            hits.extend(postings.map(|posting| Hit::new(posting, from + sample.pos)));
+        }
+        hits
+    }
+
+    /// Equal tokens left of `hit`, and from it on.
+    fn extend(&self, target: &[TokenId], hit: Hit) -> (u32, u32) {
+        let (donor_left, donor_right) = self.donors.at(hit.slot).tokens.split_at(hit.donor_pos as usize);
+        let (target_left, target_right) = target.split_at(hit.target_pos as usize);
+        (common_suffix(donor_left, target_left), common_prefix(donor_right, target_right))
+    }
+
+    fn cut(&self, hit: Hit, left: u32, right: u32, from: u32) -> Option<SpanMatch> {
+        let kept_left = left.min(hit.target_pos - from);
+        let num_tokens = kept_left + right;
+        (num_tokens >= self.config.min_span_tokens).then(|| SpanMatch {
+            donor: self.donors.at(hit.slot).id,
+            donor_pos: hit.donor_pos - kept_left,
+            target_pos: hit.target_pos - kept_left,
+            num_tokens,
+            left_context: left - kept_left,
+        })
+    }
+}
+
+/// Compared at once while all are equal: a cache line of tokens.
+const STRIDE: usize = 16;
+
+fn common_prefix(a: &[TokenId], b: &[TokenId]) -> u32 {
+    let strides = a.as_chunks::<STRIDE>().0.iter().zip(b.as_chunks::<STRIDE>().0);
+    let equal = STRIDE * strides.take_while(|(a, b)| a == b).count();
+    let rest = a[equal..].iter().zip(&b[equal..]).take_while(|(a, b)| a == b);
+    (equal + rest.count()) as u32
+}
+
+fn common_suffix(a: &[TokenId], b: &[TokenId]) -> u32 {
+    let strides = a.as_rchunks::<STRIDE>().1.iter().rev().zip(b.as_rchunks::<STRIDE>().1.iter().rev());
+    let equal = STRIDE * strides.take_while(|(a, b)| a == b).count();
+    let rest = a[..a.len() - equal].iter().rev().zip(b[..b.len() - equal].iter().rev()).take_while(|(a, b)| a == b);
+    (equal + rest.count()) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Random;
+
+    const A: CacheSalt = CacheSalt(1);
+    const B: CacheSalt = CacheSalt(2);
+
+    fn small_config() -> SpanIndexConfig {
+        SpanIndexConfig {
+            shingle_tokens: 4,
+            window_shingles: 5,
+            min_span_tokens: 10,
+            max_postings: 1000,
+            ..SpanIndexConfig::default()
+        }
+    }
+
+    /// A text of random tokens into which pieces of `source` are pasted.
+    fn collage(random: &mut Random, source: &[TokenId], num_pieces: usize, alphabet: usize) -> Vec<TokenId> {
+        let mut text = Vec::new();
+        for _ in 0..num_pieces {
+            let len = random.below(12);
+            text.extend(random.tokens(len, alphabet));
+            if source.len() > 1 {
+                let start = random.below(source.len() - 1);
+                let end = (start + 1 + random.below(40)).min(source.len());
+                text.extend_from_slice(&source[start..end]);
+            }
+        }
+        text
+    }
+
+    /// All maximal equal runs of at least `min` tokens, by comparing everything with everything, cut at `from`.
+    fn naive(donor: DonorId, donor_tokens: &[TokenId], target: &[TokenId], min: u32, from: u32) -> Vec<SpanMatch> {
+        let mut matches = Vec::new();
+        for donor_pos in 0..donor_tokens.len() {
+            for target_pos in 0..target.len() {
+                let begins = donor_pos == 0 || target_pos == 0 || donor_tokens[donor_pos - 1] != target[target_pos - 1];
+                let rest = donor_tokens[donor_pos..].iter().zip(&target[target_pos..]);
+                let len = rest.take_while(|(a, b)| a == b).count();
+                if begins && len > 0 {
+                    let (donor_pos, target_pos, num_tokens) = (donor_pos as u32, target_pos as u32, len as u32);
+                    let run = SpanMatch { donor, donor_pos, target_pos, num_tokens, left_context: 0 };
+                    matches.extend(run.within_target(tokens::TokenRange::new(from, target.len() as u32)));
+                }
+            }
+        }
+        matches.retain(|found| found.num_tokens >= min);
+        matches
+    }
+
+    #[test]
+    fn matches_are_all_maximal_equal_runs() {
+        for seed in 0..60 {
+            let mut random = Random(seed);
+            let alphabet = 2 + random.below(6);
+            let source = random.tokens(80, alphabet);
+            let donors: Vec<_> = (0..3).map(|_| collage(&mut random, &source, 5, alphabet)).collect();
+            let target = collage(&mut random, &source, 6, alphabet);
+            let from = random.below(target.len() / 2 + 1) as u32;
+
+            let mut index = SpanIndex::new(small_config());
+            for (id, tokens) in donors.iter().enumerate() {
+                index.insert(A, DonorId(id as u64), tokens.as_slice().into());
+            }
+            let mut expected: Vec<_> = (0..3)
+                .filter(|&id| donors[id].len() >= 10)
+                .flat_map(|id| naive(DonorId(id as u64), &donors[id], &target, 10, from))
+                .collect();
+            expected.sort_by_key(|m| (m.target_pos, Reverse(m.num_tokens), Reverse(m.donor), m.donor_pos));
+            assert_eq!(index.find(A, &target, from), expected, "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn the_default_sampling_misses_no_span_of_64_tokens() {
+        let mut random = Random(9);
+        let mut index = SpanIndex::new(SpanIndexConfig::default());
+        let donor = random.tokens(3000, 50_000);
+        index.insert(A, DonorId(7), donor.as_slice().into());
+        for _ in 0..300 {
+            let (left, donor_pos) = (random.below(200), random.below(3000 - 64));
+            let target = [random.tokens(left, 9), donor[donor_pos..donor_pos + 64].to_vec(), random.tokens(50, 9)].concat();
+            let target_pos = left as u32;
+            let expected =
+                SpanMatch { donor: DonorId(7), donor_pos: donor_pos as u32, target_pos, num_tokens: 64, left_context: 0 };
+            assert!(naive_contains(&index.find(A, &target, 0), expected));
+        }
+    }
+
+    /// Whether some match covers `expected`: chance may have made the run longer.
+    fn naive_contains(matches: &[SpanMatch], expected: SpanMatch) -> bool {
+        matches.iter().any(|found| found.within_target(expected.target_range()).is_some_and(|part| part.num_tokens == 64))
+    }
+
+    #[test]
+    fn nothing_is_found_in_another_scope() {
+        let mut random = Random(1);
+        let mut index = SpanIndex::new(small_config());
+        for id in 0..40 {
+            let scope = CacheSalt(random.below(4) as u64);
+            let tokens: Arc<[_]> = random.tokens(30, 2).into();
+            index.insert(scope, DonorId(id * 4 + scope.0), Arc::clone(&tokens));
+            for other in 0..4 {
+                let found = index.find(CacheSalt(other), &tokens, 0);
+                assert!(found.iter().all(|found| found.donor.0 % 4 == other));
+                assert!(other != scope.0 || !found.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn a_colliding_shingle_of_another_scope_is_not_a_match() {
+        let mut index = SpanIndex::new(small_config());
+        let tokens: Arc<[_]> = Random(5).tokens(30, 9).into();
+        index.insert(B, DonorId(1), Arc::clone(&tokens));
+        for Sample { key, pos } in index.samples(A, &tokens) {
+            index.postings.insert(key, Posting { slot: 0, pos });
+        }
+        assert_eq!(index.find(A, &tokens, 0), []);
+    }
+
+    #[test]
+    fn text_that_repeats_itself_costs_a_bounded_number_of_hits() {
+        let mut index = SpanIndex::new(SpanIndexConfig::default());
+        let tokens: Arc<[_]> = vec![TokenId(5); 20_000].into();
+        index.insert(A, DonorId(1), Arc::clone(&tokens));
+        let found = index.find(A, &tokens, 0);
+        assert!((1..=64).contains(&found.len()), "{}", found.len());
+    }
+
+    #[test]
+    fn only_the_newest_holders_of_a_text_are_found() {
+        let mut index = SpanIndex::new(SpanIndexConfig { max_postings: 2, ..small_config() });
+        let tokens: Arc<[_]> = Random(2).tokens(40, 1000).into();
+        for id in [3, 9, 4] {
+            index.insert(A, DonorId(id), Arc::clone(&tokens));
+        }
+        let donors: Vec<_> = index.find(A, &tokens, 0).iter().map(|found| found.donor.0).collect();
+        assert_eq!(donors, [9, 4]);
+    }
+
+    /// `ops`, left to right: `+3` inserts donor 3 of 10 tokens into scope `A`, `!3` the same into `B`, `^3` touches it, `-3` removes it.
+    /// The index keeps three donors and 40 tokens.
+    #[track_caller]
+    fn check_walk(ops: &str, expected_evicted: &[u64], expected_kept: &[u64]) {
+        let mut index = SpanIndex::new(SpanIndexConfig { max_donors: 3, max_tokens: 40, ..small_config() });
+        let mut evicted = Vec::new();
+        for op in ops.split_whitespace() {
+            let id: u64 = op[1..].parse().unwrap();
+            let tokens: Arc<[_]> = vec![TokenId(id as u32); if id == 20 { 20 } else { 10 }].into();
+            match &op[..1] {
+                "+" => evicted.extend(index.insert(A, DonorId(id), tokens)),
+                "!" => evicted.extend(index.insert(B, DonorId(id), tokens)),
+                "^" => index.touch(DonorId(id)),
+                _ => assert!(index.remove(DonorId(id))),
+            }
+        }
+        assert_eq!(evicted, expected_evicted.iter().copied().map(DonorId).collect::<Vec<_>>());
+        let kept: Vec<_> = (0..30).filter(|&id| index.tokens_of(DonorId(id)).is_some()).collect();
+        assert_eq!(kept, expected_kept);
+        assert_eq!(index.len(), kept.len());
+        assert_eq!(index.num_tokens(), kept.iter().map(|&id| if id == 20 { 20 } else { 10 }).sum::<usize>());
+    }
+
+    #[test]
+    fn the_least_recently_used_donor_goes_first() {
+        check_walk("+1 +2 +3 ^1 +4 +5", &[2, 3], &[1, 4, 5]);
+    }
+
+    #[test]
+    fn a_long_donor_may_displace_several() {
+        check_walk("+1 +2 +3 +20", &[1], &[2, 3, 20]);
+        check_walk("+20 +1 +2 ^20 +3", &[1], &[2, 3, 20]);
+        check_walk("+1 +2 +3 -2 +20", &[], &[1, 3, 20]);
+    }
+
+    #[test]
+    fn an_id_inserted_again_replaces_itself() {
+        check_walk("+1 +2 +3 !1", &[], &[1, 2, 3]);
+    }
+
+    #[test]
+    fn what_cannot_be_kept_comes_back_at_once() {
+        let mut index = SpanIndex::new(SpanIndexConfig { max_tokens: 40, ..small_config() });
+        for len in [9, 41] {
+            assert_eq!(index.insert(A, DonorId(1), vec![TokenId(0); len].into()), [DonorId(1)]);
+        }
+        assert!(index.is_empty());
+    }
+
+    #[test]
+    fn a_scope_is_removed_as_a_whole() {
+        let mut index = SpanIndex::new(small_config());
+        let tokens: Arc<[_]> = Random(2).tokens(40, 1000).into();
+        for (id, scope) in [(1, A), (2, B), (3, A)] {
+            index.insert(scope, DonorId(id), Arc::clone(&tokens));
+        }
+        assert_eq!(index.remove_scope(A), 2);
+        assert!(index.find(A, &tokens, 0).is_empty());
+        assert_eq!(index.find(B, &tokens, 0).len(), 1);
+    }
+
+    /// After any walk, the index finds what an index of only the kept donors finds, and keeps no posting of others.
+    #[test]
+    fn what_left_leaves_no_trace() {
+        let mut random = Random(11);
+        let config = SpanIndexConfig { max_donors: 6, max_tokens: 300, ..small_config() };
+        let mut index = SpanIndex::new(config.clone());
+        for _ in 0..2000 {
+            let donor = DonorId(random.below(12) as u64);
+            let len = random.below(90);
+            match random.below(6) {
+                0 => drop(index.remove(donor)),
+                1 => index.touch(donor),
+                2 => drop(index.remove_scope(CacheSalt(random.below(9) as u64))),
+                _ => drop(index.insert(CacheSalt(random.below(2) as u64), donor, random.tokens(len, 3).into())),
+            }
+            assert!(index.len() <= 6 && index.num_tokens() <= 300);
+            let mut fresh = SpanIndex::new(config.clone());
+            for kept in (0..12).map(DonorId).filter_map(|id| index.donors.get(id)) {
+                fresh.insert(kept.scope, kept.id, Arc::clone(&kept.tokens));
+            }
+            let target = random.tokens(60, 3);
+            for scope in [CacheSalt(0), CacheSalt(1)] {
+                assert_eq!(index.find(scope, &target, 5), fresh.find(scope, &target, 5));
+            }
+        }
+        for donor in 0..12 {
+            index.remove(DonorId(donor));
+        }
+        assert!(index.postings.is_empty());
+    }
+}

@@ -1,0 +1,393 @@
+//! What to copy and what to recompute.
+//!
+//! Which tokens of an equal run are recomputed although a donor has them:
+//! - its *head*, the first tokens of the run. Their KV depends most on what stood left of them, and that is what differs.
+//!   The head belongs to the run, not to the piece that is copied: where a run is cut by the prefix hit, by a template token or by
+//!   another span, both sides of the cut had the same tokens to their left in the donor as in the target, so no new head is due there.
+//!   A run with the whole past in common has no head: nothing left of it differs. A run that begins at the start of its donor but
+//!   not of the target is covered too: the donor's first tokens, which drew attention as a sequence start does, are its head.
+//! - tokens of the chat template: cheap, highly attended, and summing up what stands left of them.
+//! - the *tail* of the prompt: the last token has to be computed to get logits, and those before it are the question's.
+
+use tokens::{DonorId, TokenRange, complement};
+
+use crate::cover::{Choice, Rows, choose_matches};
+use crate::{SpanConfig, SpanMatch};
+
+/// Equal tokens directly to the left from which on a span counts as [`MatchClass::SameLeftContext`]. Chosen.
+const LEFT_CONTEXT_TOKENS: u32 = 256;
+
+/// What to copy for one prompt. Everything else right of the prefix hit is computed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReusePlan {
+    /// By ascending `target_pos`, disjoint, right of the prefix hit.
+    pub spans: Vec<ReuseSpan>,
+    /// Tokens of the chosen runs that are recomputed on purpose.
+    pub recomputed_tokens: u32,
+    /// How the rows to recompute were chosen.
+    pub selection: Selection,
+    /// Why `spans` is empty; `None` if and only if it is not.
+    pub rejected: Option<RejectReason>,
+}
+
+/// Tokens whose KV is copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReuseSpan {
+    /// From whom.
+    pub donor: DonorId,
+    /// First position there.
+    pub donor_pos: u32,
+    /// First position in the target.
+    pub target_pos: u32,
+    /// How many.
+    pub num_tokens: u32,
+    /// How far donor and target agree on what is left of it.
+    pub class: MatchClass,
+}
+
+impl ReuseSpan {
+    /// Positions in the target.
+    #[must_use]
+    pub fn target_range(&self) -> TokenRange {
+        TokenRange::new(self.target_pos, self.target_pos + self.num_tokens)
+    }
+}
+
+/// How much of the left context of a span is equal in donor and target. Best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum MatchClass {
+    /// All of it, at the same positions: the copy is exact.
+    SamePast,
+    /// At least the last 256 tokens.
+    SameLeftContext,
+    /// Less: text put behind other text.
+    Composition,
+}
+
+/// The rule that chose the rows to recompute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Selection {
+    /// By position alone: heads, template tokens, tail. All of it is known before anything is computed.
+    #[default]
+    Structural,
+}
+
+/// Why nothing is reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RejectReason {
+    /// The prompt is shorter than `min_prompt_tokens`.
+    PromptTooShort,
+    /// The prefix hit leaves fewer than `min_span_tokens` to fill.
+    PrefixCovers,
+    /// No earlier prompt has a span in common.
+    NoDonor,
+    /// What is in common is shorter than `min_span_tokens`, or has to be recomputed anyway.
+    TooShort,
+}
+
+impl RejectReason {
+    /// All of them.
+    pub const ALL: [RejectReason; 4] = [Self::PromptTooShort, Self::PrefixCovers, Self::NoDonor, Self::TooShort];
+
+    /// Its name as a metric label.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::PromptTooShort => "prompt_too_short",
+            Self::PrefixCovers => "prefix_covers",
+            Self::NoDonor => "no_donor",
+            Self::TooShort => "too_short",
+        }
+    }
+}
+
+/// Chooses what to copy into a prompt of `prompt_len` tokens whose first `from` tokens are in the pool already.
+///
+/// `matches` may overlap each other and come in any order; `template` is sorted and disjoint.
+/// Maximises the tokens copied, then prefers few and long spans, then few donors, then young donors.
+#[must_use]
+pub fn plan_reuse(prompt_len: u32, from: u32, matches: &[SpanMatch], template: &[TokenRange], config: &SpanConfig) -> ReusePlan {
+    let gap = TokenRange::new(from, prompt_len);
+    if let Some(reason) = rejection_before_search(prompt_len, gap, matches, config) {
+        return ReusePlan { rejected: Some(reason), ..ReusePlan::default() };
+    }
+    let candidates: Vec<_> = matches
+        .iter()
+        .filter_map(|found| found.within_target(gap))
+        .filter(|found| found.num_tokens >= config.min_span_tokens)
+        .collect();
+    let rows = Rows::new(reusable_rows(gap, template, config), config.head_tokens);
+    let chosen = choose_matches(&candidates, &rows, config.min_piece_tokens);
+    assemble(&chosen, &rows, config.min_piece_tokens)
+}
+
+fn rejection_before_search(prompt_len: u32, gap: TokenRange, matches: &[SpanMatch], config: &SpanConfig) -> Option<RejectReason> {
+    if prompt_len < config.min_prompt_tokens {
+        Some(RejectReason::PromptTooShort)
+    } else if gap.len() < config.min_span_tokens {
+        Some(RejectReason::PrefixCovers)
+    } else if matches.is_empty() {
+        Some(RejectReason::NoDonor)
+    } else {
+        None
+    }
+}
+
+/// Positions that no rule about positions alone keeps from being copied, in pieces worth copying.
+fn reusable_rows(gap: TokenRange, template: &[TokenRange], config: &SpanConfig) -> Vec<TokenRange> {
+    let without_tail = TokenRange::new(gap.start, gap.end.saturating_sub(config.tail_tokens));
+    let mut pieces = complement(without_tail, template);
+    pieces.retain(|piece| piece.len() >= config.min_piece_tokens);
+    pieces
+}
+
+fn assemble(chosen: &[Choice], rows: &Rows, min_piece_tokens: u32) -> ReusePlan {
+    let mut plan = ReusePlan::default();
+    let mut runs = Vec::new();
+    for Choice { whole, part } in chosen {
+        let pieces = rows.pieces(part).filter(|piece| piece.len() >= min_piece_tokens);
+        let num_spans = plan.spans.len();
+        plan.spans.extend(pieces.map(|piece| reuse_span(part.within_target(piece).expect("a piece lies inside its match"))));
+        if plan.spans.len() > num_spans {
+            runs.push(whole.target_range());
+        }
+    }
+    if plan.spans.is_empty() {
+        plan.rejected = Some(RejectReason::TooShort);
+    }
+    plan.recomputed_tokens = size_of_union(runs) - plan.spans.iter().map(|span| span.num_tokens).sum::<u32>();
+    plan
+}
+
+fn size_of_union(mut ranges: Vec<TokenRange>) -> u32 {
+    ranges.sort_unstable();
+    let mut covered_to = 0;
+    let mut size = 0;
+    for range in ranges {
+        size += TokenRange::new(range.start.max(covered_to), range.end).len();
+        covered_to = covered_to.max(range.end);
+    }
+    size
+}
+
+fn reuse_span(found: SpanMatch) -> ReuseSpan {
+    let SpanMatch { donor, donor_pos, target_pos, num_tokens, left_context } = found;
+    let class = if found.has_same_past() {
+        MatchClass::SamePast
+    } else if left_context >= LEFT_CONTEXT_TOKENS {
+        MatchClass::SameLeftContext
+    } else {
+        MatchClass::Composition
+    };
+    ReuseSpan { donor, donor_pos, target_pos, num_tokens, class }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Random;
+
+    const TAIL: u32 = 16;
+
+    fn span(donor: u64, donor_pos: u32, target_pos: u32, num_tokens: u32) -> SpanMatch {
+        SpanMatch { donor: DonorId(donor), donor_pos, target_pos, num_tokens, left_context: 0 }
+    }
+
+    /// Plans a prompt of 1000 tokens. Spans print as `donor@donor_pos -> start..end`.
+    #[track_caller]
+    fn check(from: u32, matches: &[SpanMatch], template: &[(u32, u32)], expected: &str) -> ReusePlan {
+        let template: Vec<_> = template.iter().map(|&(start, end)| TokenRange::new(start, end)).collect();
+        let plan = plan_reuse(1000, from, matches, &template, &SpanConfig::default());
+        let print = |span: &ReuseSpan| format!("{}@{} -> {:?}", span.donor, span.donor_pos, span.target_range());
+        let spans: Vec<_> = plan.spans.iter().map(print).collect();
+        assert_eq!(spans.join(", "), expected);
+        plan
+    }
+
+    #[track_caller]
+    fn check_rejected(prompt_len: u32, from: u32, matches: &[SpanMatch], expected: RejectReason) {
+        let plan = plan_reuse(prompt_len, from, matches, &[], &SpanConfig::default());
+        assert_eq!(plan, ReusePlan { rejected: Some(expected), ..ReusePlan::default() });
+    }
+
+    #[test]
+    fn the_head_of_a_span_is_recomputed() {
+        let plan = check(0, &[span(1, 0, 300, 200)], &[], "d1@16 -> 316..500");
+        assert_eq!((plan.recomputed_tokens, plan.rejected), (16, None));
+    }
+
+    #[test]
+    fn the_tail_of_the_prompt_is_recomputed() {
+        let plan = check(0, &[span(1, 0, 800, 200)], &[], "d1@16 -> 816..984");
+        assert_eq!(plan.recomputed_tokens, 16 + TAIL);
+    }
+
+    #[test]
+    fn a_run_with_the_same_past_has_no_head() {
+        let plan = check(96, &[SpanMatch { left_context: 96, ..span(1, 96, 96, 200) }], &[], "d1@96 -> 96..296");
+        assert_eq!(plan.spans[0].class, MatchClass::SamePast);
+    }
+
+    #[test]
+    fn a_run_cut_by_the_prefix_hit_needs_only_what_is_left_of_its_head() {
+        check(96, &[SpanMatch { left_context: 6, ..span(1, 206, 96, 200) }], &[], "d1@216 -> 106..296");
+        check(96, &[SpanMatch { left_context: 60, ..span(1, 260, 96, 200) }], &[], "d1@260 -> 96..296");
+    }
+
+    #[test]
+    fn a_span_in_place_behind_a_changed_past_is_not_exact() {
+        let plan = check(96, &[span(1, 96, 96, 200)], &[], "d1@112 -> 112..296");
+        assert_eq!(plan.spans[0].class, MatchClass::Composition);
+    }
+
+    #[test]
+    fn template_tokens_are_recomputed_and_need_no_new_head() {
+        let plan =
+            check(0, &[span(1, 0, 100, 300)], &[(90, 120), (200, 205), (400, 410)], "d1@20 -> 120..200, d1@105 -> 205..400");
+        assert_eq!(plan.recomputed_tokens, 25);
+    }
+
+    #[test]
+    fn pieces_that_are_too_small_are_recomputed() {
+        check(0, &[span(1, 0, 100, 300)], &[(200, 205), (220, 225)], "d1@16 -> 116..200, d1@125 -> 225..400");
+        check(0, &[span(1, 0, 100, 300)], &[(200, 205), (221, 225)], "d1@16 -> 116..200, d1@105 -> 205..221, d1@125 -> 225..400");
+    }
+
+    #[test]
+    fn donor_order_may_differ_from_target_order() {
+        check(0, &[span(1, 500, 100, 200), span(1, 0, 400, 200)], &[], "d1@516 -> 116..300, d1@16 -> 416..600");
+    }
+
+    #[test]
+    fn overlaps_are_cut_so_that_most_is_copied() {
+        check(0, &[span(1, 0, 100, 200), span(2, 0, 250, 300)], &[], "d1@16 -> 116..300, d2@50 -> 300..550");
+        let three = [span(1, 0, 100, 200), span(2, 0, 250, 300), span(3, 0, 90, 170)];
+        check(0, &three, &[], "d3@16 -> 106..260, d2@16 -> 266..550");
+    }
+
+    #[test]
+    fn one_long_span_is_preferred_to_two_halves() {
+        check(0, &[span(1, 0, 100, 400), span(2, 0, 100, 200), span(2, 900, 300, 200)], &[], "d1@16 -> 116..500");
+    }
+
+    #[test]
+    fn one_donor_is_preferred_to_two() {
+        let matches = [span(1, 0, 100, 100), span(1, 300, 300, 100), span(2, 0, 100, 100), span(3, 0, 300, 100)];
+        check(0, &matches, &[], "d1@16 -> 116..200, d1@316 -> 316..400");
+    }
+
+    #[test]
+    fn of_equal_donors_the_youngest_is_taken() {
+        check(0, &[span(1, 0, 100, 100), span(3, 0, 100, 100), span(2, 0, 100, 100)], &[], "d3@16 -> 116..200");
+    }
+
+    #[test]
+    fn a_span_within_the_prefix_hit_is_left_out() {
+        check(300, &[span(1, 50, 100, 150), span(1, 450, 500, 100)], &[], "d1@466 -> 516..600");
+    }
+
+    #[test]
+    fn a_long_equal_left_context_is_told_from_composition() {
+        let plan = check(0, &[span(1, 7, 100, 500)], &[(355, 360)], "d1@23 -> 116..355, d1@267 -> 360..600");
+        let classes: Vec<_> = plan.spans.iter().map(|span| span.class).collect();
+        assert_eq!(classes, [MatchClass::Composition, MatchClass::SameLeftContext]);
+    }
+
+    #[test]
+    fn a_rejection_has_its_reason() {
+        check_rejected(127, 0, &[span(1, 0, 20, 100)], RejectReason::PromptTooShort);
+        check_rejected(1000, 950, &[span(1, 0, 20, 100)], RejectReason::PrefixCovers);
+        check_rejected(1000, 0, &[], RejectReason::NoDonor);
+        check_rejected(1000, 0, &[span(1, 0, 20, 63)], RejectReason::TooShort);
+        check_rejected(1000, 60, &[span(1, 0, 20, 100)], RejectReason::TooShort);
+    }
+
+    #[test]
+    fn labels_are_distinct() {
+        let labels: std::collections::BTreeSet<_> = RejectReason::ALL.iter().map(|reason| reason.label()).collect();
+        assert_eq!(labels.len(), RejectReason::ALL.len());
+    }
+
+    /// A target made of pieces of donors and noise, found by the index, planned with random template ranges.
+    struct World {
+        donors: Vec<Vec<tokens::TokenId>>,
+        target: Vec<tokens::TokenId>,
+        template: Vec<TokenRange>,
+        from: u32,
+        matches: Vec<SpanMatch>,
+    }
+
+    fn world(seed: u64) -> World {
+        let mut random = Random(seed);
+        let alphabet = [3, 50_000][random.below(2)];
+        let mut index = crate::SpanIndex::new(crate::SpanIndexConfig::default());
+        let scope = tokens::CacheSalt(0);
+        let mut donors: Vec<Vec<_>> = vec![random.tokens(400, alphabet)];
+        for _ in 0..4 {
+            let copied = random.below(300);
+            donors.push([random.tokens(40, alphabet), donors[0][copied..].to_vec(), random.tokens(150, alphabet)].concat());
+        }
+        for (id, tokens) in donors.iter().enumerate() {
+            index.insert(scope, DonorId(id as u64), tokens.as_slice().into());
+        }
+        let mut target = Vec::new();
+        let mut template = Vec::new();
+        for _ in 0..random.below(7) {
+            let donor = &donors[random.below(donors.len())];
+            let start = random.below(donor.len());
+            let end = (start + random.below(300)).min(donor.len());
+            target.extend_from_slice(&donor[start..end]);
+            let hole = target.len() as u32;
+            target.extend(random.tokens(5, alphabet));
+            template.push(TokenRange::new(hole.saturating_sub(random.below(4) as u32), hole + 3));
+        }
+        target.extend(random.tokens(20, alphabet));
+        let from = random.below(target.len() / 2) as u32;
+        let matches = index.find(scope, &target, from);
+        World { donors, target, template, from, matches }
+    }
+
+    #[test]
+    fn every_plan_keeps_the_rules() {
+        let config = SpanConfig::default();
+        let mut num_spans = 0;
+        for seed in 0..400 {
+            let World { donors, target, mut template, from, matches } = world(seed);
+            template.dedup_by(|later, earlier| later.start < earlier.end);
+            let prompt_len = target.len() as u32;
+            let plan = plan_reuse(prompt_len, from, &matches, &template, &config);
+            assert_eq!(plan.spans.is_empty(), plan.rejected.is_some());
+            let mut free_from = from;
+            for span in &plan.spans {
+                let range = span.target_range();
+                assert!(range.start >= free_from && range.end <= prompt_len - config.tail_tokens, "seed {seed}");
+                assert!(range.len() >= config.min_piece_tokens);
+                free_from = range.end;
+                assert!(template.iter().all(|hole| hole.intersect(range).is_empty()));
+                let donor = &donors[span.donor.0 as usize];
+                let donor_range = span.donor_pos as usize..(span.donor_pos + span.num_tokens) as usize;
+                assert_eq!(donor[donor_range], target[range.as_usize()]);
+                check_left_context(span, donor, &target, config.head_tokens);
+                num_spans += 1;
+            }
+            let reused: u32 = plan.spans.iter().map(|span| span.num_tokens).sum();
+            assert!(reused + plan.recomputed_tokens <= prompt_len - from);
+        }
+        assert!(num_spans > 400, "{num_spans} spans are too few to mean much");
+    }
+
+    /// Left of a reused token stand `head_tokens` equal ones, or its whole past is equal.
+    fn check_left_context(span: &ReuseSpan, donor: &[tokens::TokenId], target: &[tokens::TokenId], head_tokens: u32) {
+        let (donor, target) = (&donor[..span.donor_pos as usize], &target[..span.target_pos as usize]);
+        let equal = donor.iter().rev().zip(target.iter().rev()).take_while(|(a, b)| a == b).count();
+        assert!(equal >= head_tokens as usize || (equal == donor.len() && equal == target.len()));
+    }
+
+    #[test]
+    fn a_repetitive_prompt_is_planned_too() {
+        let matches: Vec<_> = (0..1000).map(|i| span(i % 3, i as u32, 20 + i as u32 % 700, 200)).collect();
+        let plan = plan_reuse(1000, 0, &matches, &[], &SpanConfig::default());
+        let reused: u32 = plan.spans.iter().map(|span| span.num_tokens).sum();
+        assert!(reused > 600, "{reused}");
+    }
+}

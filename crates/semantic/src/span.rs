@@ -1,0 +1,96 @@
+//! An equal run of tokens in a donor and a target.
+
+use tokens::{DonorId, TokenRange};
+
+/// Tokens `donor_pos..` of a donor that equal tokens `target_pos..` of a target, id by id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SpanMatch {
+    /// Who has them.
+    pub donor: DonorId,
+    /// Where they start there.
+    pub donor_pos: u32,
+    /// Where they start in the target.
+    pub target_pos: u32,
+    /// How many they are.
+    pub num_tokens: u32,
+    /// Tokens directly left of them that are equal too, but not part of this match because it was cut there.
+    ///
+    /// The donor's KV was computed under these, so a cut moves no token nearer to a change of context.
+    pub left_context: u32,
+}
+
+impl SpanMatch {
+    /// Positions in the target.
+    #[must_use]
+    pub fn target_range(&self) -> TokenRange {
+        TokenRange::new(self.target_pos, self.target_pos + self.num_tokens)
+    }
+
+    /// Positions in the donor.
+    #[must_use]
+    pub fn donor_range(&self) -> TokenRange {
+        TokenRange::new(self.donor_pos, self.donor_pos + self.num_tokens)
+    }
+
+    /// The part at target positions `range`; `None` if that is empty.
+    #[must_use]
+    pub fn within_target(&self, range: TokenRange) -> Option<Self> {
+        let rest = self.target_range().intersect(range);
+        let skipped = rest.start - self.target_pos;
+        (!rest.is_empty()).then(|| Self {
+            donor_pos: self.donor_pos + skipped,
+            target_pos: rest.start,
+            num_tokens: rest.len(),
+            left_context: self.left_context + skipped,
+            ..*self
+        })
+    }
+
+    /// The part at donor positions `range`, say those whose blocks are still resident; `None` if that is empty.
+    #[must_use]
+    pub fn within_donor(&self, range: TokenRange) -> Option<Self> {
+        let rest = self.donor_range().intersect(range);
+        if rest.is_empty() {
+            return None;
+        }
+        let start = self.target_pos + (rest.start - self.donor_pos);
+        self.within_target(TokenRange::new(start, start + rest.len()))
+    }
+
+    /// Whether everything left of it is equal too, at the same positions: then the donor's KV is what the target would compute.
+    #[must_use]
+    pub fn has_same_past(&self) -> bool {
+        self.donor_pos == self.target_pos && self.left_context == self.target_pos
+    }
+
+    /// Target position at which the equal run begins, cuts undone.
+    pub(crate) fn run_start(&self) -> u32 {
+        self.target_pos - self.left_context
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SPAN: SpanMatch = SpanMatch { donor: DonorId(1), donor_pos: 100, target_pos: 20, num_tokens: 50, left_context: 3 };
+
+    fn part(donor_pos: u32, target_pos: u32, num_tokens: u32, left_context: u32) -> Option<SpanMatch> {
+        Some(SpanMatch { donor: DonorId(1), donor_pos, target_pos, num_tokens, left_context })
+    }
+
+    #[test]
+    fn a_cut_keeps_the_offset_and_remembers_the_context() {
+        assert_eq!(SPAN.within_target(TokenRange::new(30, 40)), part(110, 30, 10, 13));
+        assert_eq!(SPAN.within_donor(TokenRange::new(96, 128)), part(100, 20, 28, 3));
+        assert_eq!(SPAN.within_donor(TokenRange::new(128, 160)), part(128, 48, 22, 31));
+    }
+
+    #[test]
+    fn a_cut_beside_the_span_leaves_nothing() {
+        assert_eq!(SPAN.within_target(TokenRange::new(70, 90)), None);
+        assert_eq!(SPAN.within_target(TokenRange::new(0, 20)), None);
+        assert_eq!(SPAN.within_donor(TokenRange::new(0, 100)), None);
+        assert_eq!(SPAN.within_donor(TokenRange::new(150, 160)), None);
+    }
+}

@@ -1,0 +1,17 @@
+//! Repeatable random sequences for the tests.
+
+use tokens::TokenId;
+
+/// A linear congruential generator (Knuth, MMIX) whose high bits are used.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((self.0 >> 33) as usize) % n
+    }
+
+    pub(crate) fn tokens(&mut self, len: usize, alphabet: usize) -> Vec<TokenId> {
+        (0..len).map(|_| TokenId(self.below(alphabet) as u32)).collect()
+    }
+}

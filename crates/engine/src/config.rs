@@ -1,0 +1,160 @@
+//! What a scheduler is built from, and which requests it can ever run.
+
+use std::time::Duration;
+
+use tokens::BlockSize;
+
+use crate::Request;
+
+/// Settings of one engine. They never change after the start.
+#[derive(Clone, Debug)]
+pub struct SchedulerConfig {
+    /// Tokens in a block of the KV pool.
+    pub block_size: BlockSize,
+    /// Blocks in the KV pool.
+    pub num_blocks: usize,
+    /// Rows computed in one step, prefill and decode together.
+    pub max_num_batched_tokens: usize,
+    /// Sequences computed in one step.
+    pub max_num_seqs: usize,
+    /// Positions the model knows: prompt and output of one request together.
+    pub max_model_len: u32,
+    /// Who is admitted next.
+    pub policy: SchedulePolicy,
+    /// A request that has waited longer than this is admitted before all that arrived later.
+    pub max_overtake: Duration,
+    /// Waiting requests whose hits are estimated anew in one step.
+    pub max_estimates_per_step: usize,
+    /// Which spans of earlier prompts are worth copying.
+    pub spans: semantic::SpanConfig,
+    /// Earlier prompts kept as donors of spans; 0 keeps none.
+    pub max_donors: usize,
+}
+
+/// Order of the waiting requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum SchedulePolicy {
+    /// By arrival.
+    Fcfs,
+    /// By predicted work until the first token, the least first; ties by arrival.
+    #[default]
+    KvHitRate,
+}
+
+/// Settings that contradict each other.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// No sequence could ever run.
+    #[error("max_num_seqs is 0")]
+    NoSequences,
+    /// A full batch could not make progress everywhere.
+    #[error("max_num_batched_tokens {max_num_batched_tokens} is below max_num_seqs {max_num_seqs}")]
+    BudgetBelowSequences {
+        /// As given.
+        max_num_batched_tokens: usize,
+        /// As given.
+        max_num_seqs: usize,
+    },
+    /// No prompt could be continued.
+    #[error("max_model_len is {0}, but one prompt token and one generated one need 2")]
+    ModelTooShort(u32),
+    /// The KV pool cannot be made.
+    #[error(transparent)]
+    Pool(#[from] kv::PoolError),
+    /// The span settings contradict each other.
+    #[error("span reuse: {0}")]
+    Spans(#[from] semantic::SpanConfigError),
+}
+
+/// Why a request can never run here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// There is nothing to continue.
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    /// There is nothing to do.
+    #[error("max_tokens is 0 and no log probabilities of the prompt are asked for")]
+    NothingToDo,
+    /// The prompt leaves no room for an answer.
+    #[error("prompt of {num_prompt_tokens} tokens leaves no room for an answer within max_model_len {max_model_len}")]
+    PromptTooLong {
+        /// Length of the prompt.
+        num_prompt_tokens: usize,
+        /// The limit.
+        max_model_len: u32,
+    },
+    /// Even alone it would run out of blocks.
+    #[error("request of up to {num_tokens} tokens needs {needed} KV blocks, but the pool has {num_blocks}")]
+    PoolTooSmall {
+        /// Prompt and output at their longest.
+        num_tokens: usize,
+        /// Blocks for them.
+        needed: usize,
+        /// Blocks there are.
+        num_blocks: usize,
+    },
+}
+
+impl SchedulerConfig {
+    /// A pool of `num_blocks` blocks of the default size for a model of `max_model_len` positions; everything else by default.
+    #[must_use]
+    pub fn new(num_blocks: usize, max_model_len: u32) -> Self {
+        Self {
+            block_size: BlockSize::DEFAULT,
+            num_blocks,
+            max_num_batched_tokens: 512,
+            max_num_seqs: 64,
+            max_model_len,
+            policy: SchedulePolicy::default(),
+            max_overtake: Duration::from_secs(2),
+            max_estimates_per_step: 32,
+            spans: semantic::SpanConfig::default(),
+            max_donors: semantic::SpanIndexConfig::default().max_donors,
+        }
+    }
+
+    /// Itself, if consistent.
+    ///
+    /// # Errors
+    /// Names the first contradiction.
+    pub fn validated(self) -> Result<Self, ConfigError> {
+        let Self { max_num_batched_tokens, max_num_seqs, max_model_len, .. } = self;
+        if max_num_seqs == 0 {
+            return Err(ConfigError::NoSequences);
+        }
+        if max_num_batched_tokens < max_num_seqs {
+            return Err(ConfigError::BudgetBelowSequences { max_num_batched_tokens, max_num_seqs });
+        }
+        if max_model_len < 2 {
+            return Err(ConfigError::ModelTooShort(max_model_len));
+        }
+        let spans = self.spans.validated()?;
+        Ok(Self { spans, ..self })
+    }
+
+    /// Whether `request` can run to its end when it has the pool to itself, so that admitting it can never block for ever.
+    ///
+    /// # Errors
+    /// Says what is in the way.
+    pub fn fits(&self, request: &Request) -> Result<(), RequestError> {
+        let (num_prompt_tokens, max_tokens) = (request.prompt_token_ids.len(), request.sampling.max_tokens);
+        let max_model_len = self.max_model_len;
+        if num_prompt_tokens == 0 {
+            return Err(RequestError::EmptyPrompt);
+        }
+        if max_tokens == 0 && request.sampling.prompt_logprobs.is_none() {
+            return Err(RequestError::NothingToDo);
+        }
+        let first_token = usize::from(max_tokens > 0);
+        if num_prompt_tokens + first_token > max_model_len as usize {
+            return Err(RequestError::PromptTooLong { num_prompt_tokens, max_model_len });
+        }
+        // The last token is never computed: nothing follows it.
+        let num_tokens = (num_prompt_tokens + max_tokens as usize).min(max_model_len as usize);
+        let needed = self.block_size.blocks_for(num_tokens - first_token);
+        match needed <= self.num_blocks {
+            true => Ok(()),
+            false => Err(RequestError::PoolTooSmall { num_tokens, needed, num_blocks: self.num_blocks }),
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Scheduler and executor joined: one step after the other.
+
+use tokens::{RequestId, Timestamp};
+
+use crate::{
+    ConfigError, EngineEvent, EngineStats, Executor, ExecutorError, ModelRunnerOutput, Request, RequestError, Scheduler,
+    SchedulerConfig, SchedulerOutput,
+};
+
+/// One engine: decides and has it computed. Owned by one thread.
+pub struct EngineCore<E> {
+    scheduler: Scheduler,
+    executor: E,
+    last_step: SchedulerOutput,
+}
+
+impl<E: Executor> EngineCore<E> {
+    /// An idle engine.
+    ///
+    /// # Errors
+    /// If `config` contradicts itself.
+    pub fn new(config: SchedulerConfig, executor: E) -> Result<Self, ConfigError> {
+        Ok(Self { scheduler: Scheduler::try_new(config)?, executor, last_step: SchedulerOutput::default() })
+    }
+
+    /// Puts `request` into the waiting queue.
+    ///
+    /// # Panics
+    /// If it does not [fit](Self::fits), or if its id is in use: the caller has to refuse such requests.
+    pub fn add_request(&mut self, request: Request, now: Timestamp) {
+        self.scheduler.add_request(request, now);
+    }
+
+    /// Takes a request back; its blocks are free at once, and the next step reports its end. Whether it was here.
+    pub fn abort(&mut self, request_id: RequestId) -> bool {
+        self.scheduler.abort(request_id)
+    }
+
+    /// Whether [`step`](Self::step) would do anything.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        self.scheduler.has_work()
+    }
+
+    /// Computes one step at `now` and reports what became of it.
+    ///
+    /// # Errors
+    /// As the executor's. The engine must not be used any more then.
+    pub fn step(&mut self, now: Timestamp) -> Result<Vec<EngineEvent>, ExecutorError> {
+        self.last_step = self.scheduler.schedule(now);
+        let output = match self.last_step.is_empty() {
+            true => ModelRunnerOutput::default(),
+            false => self.executor.execute_model(&self.last_step)?,
+        };
+        let events = self.scheduler.update_from_output(&self.last_step, output);
+        if cfg!(debug_assertions) {
+            self.scheduler.check_invariants();
+        }
+        Ok(events)
+    }
+
+    /// Whether `request` can run here to its end.
+    ///
+    /// # Errors
+    /// Says what is in the way.
+    pub fn fits(&self, request: &Request) -> Result<(), RequestError> {
+        self.scheduler.fits(request)
+    }
+
+    /// State between two steps.
+    #[must_use]
+    pub fn stats(&self) -> EngineStats {
+        self.scheduler.stats()
+    }
+
+    /// What was last given to the executor: for the log, when it fails or panics.
+    #[must_use]
+    pub fn last_step(&self) -> &SchedulerOutput {
+        &self.last_step
+    }
+
+    /// As built.
+    #[must_use]
+    pub fn config(&self) -> &SchedulerConfig {
+        self.scheduler.config()
+    }
+
+    /// Who computes.
+    #[must_use]
+    pub fn executor(&self) -> &E {
+        &self.executor
+    }
+
+    /// Who computes, to be changed between two steps.
+    pub fn executor_mut(&mut self) -> &mut E {
+        &mut self.executor
+    }
+
+    /// Forgets all KV that no running request holds, and all donors.
+    pub fn reset_prefix_cache(&mut self) {
+        self.scheduler.reset_prefix_cache();
+    }
+}

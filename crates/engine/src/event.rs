@@ -1,0 +1,70 @@
+//! What the engine tells the one who submitted a request.
+
+use tokens::{RequestId, Timestamp, TokenId};
+
+use crate::TokenLogProbs;
+
+/// News of one request, in the order they happen: `Admitted`, `PromptLogProbs`?, `Token`*, `Finished`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum EngineEvent {
+    /// It left the waiting queue. Sent once, at the first admission; a later preemption does not repeat it.
+    Admitted {
+        /// Who.
+        request_id: RequestId,
+        /// Where its prompt's KV came from.
+        usage: KvUsage,
+        /// When.
+        at: Timestamp,
+    },
+    /// Log probabilities of the whole prompt but its first token; sent before the first token if asked for.
+    PromptLogProbs {
+        /// Who.
+        request_id: RequestId,
+        /// For positions `1..prompt_len`.
+        logprobs: Vec<TokenLogProbs>,
+    },
+    /// It has one more token. A stop token is reported too.
+    Token {
+        /// Who.
+        request_id: RequestId,
+        /// The token.
+        token: TokenId,
+        /// If asked for.
+        logprobs: Option<TokenLogProbs>,
+    },
+    /// It is over and its blocks are free. The last event.
+    Finished {
+        /// Who.
+        request_id: RequestId,
+        /// Why.
+        reason: FinishReason,
+        /// Final accounting: a rejected donor or a preemption may have changed what `Admitted` announced.
+        usage: KvUsage,
+    },
+}
+
+/// Why a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FinishReason {
+    /// This stop token was generated.
+    Stop(TokenId),
+    /// `max_tokens` were generated.
+    Length,
+    /// The caller took it back.
+    Aborted,
+}
+
+/// Where the KV of a prompt came from. The three add up to the prompt's length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct KvUsage {
+    /// Tokens found in the prefix index. Exact.
+    pub prefix_tokens: u32,
+    /// Tokens copied from donors. Approximate.
+    pub span_tokens: u32,
+    /// Tokens computed.
+    pub computed_tokens: u32,
+    /// Among the computed ones, those a donor had and that were recomputed on purpose.
+    pub recomputed_tokens: u32,
+    /// Donors that gave spans.
+    pub donors: u32,
+}

@@ -1,0 +1,35 @@
+//! Decides, each step, which tokens of which requests run, given free blocks and expected KV hits.
+//!
+//! What is here: the values that travel to the device and back ([`SchedulerOutput`], [`ModelRunnerOutput`]), the [`Scheduler`] that
+//! makes the one and consumes the other, and [`EngineCore`], which joins it to an [`Executor`].
+//! What is deliberately not here: tensors, text, HTTP, threads, randomness, clocks. Time is an argument; the same calls give the same
+//! steps.
+
+#![forbid(unsafe_code)]
+
+mod config;
+mod core;
+mod donors;
+mod event;
+mod executor;
+mod in_flight;
+mod output;
+mod queue;
+mod request;
+mod scheduler;
+mod sequence;
+mod stats;
+
+pub use self::core::EngineCore;
+pub use config::{ConfigError, RequestError, SchedulePolicy, SchedulerConfig};
+pub use event::{EngineEvent, FinishReason, KvUsage};
+pub use executor::{Executor, ExecutorError};
+pub use kv::PoolStats;
+pub use output::{
+    BlockCopy, LogProb, ModelRunnerOutput, NewRequest, RejectedSpan, Row, SampledToken, ScheduledSequence, SchedulerOutput,
+    SpanCopy, TokenLogProbs,
+};
+pub use request::{KvSharingMode, Request, SamplingParams};
+pub use scheduler::Scheduler;
+pub use semantic::{RejectReason, SpanConfig};
+pub use stats::{EngineStats, SpanLookups, SpanOutcome};

@@ -1,0 +1,159 @@
+//! The one value that travels down to the device each step, and the one that comes back.
+
+use std::sync::Arc;
+
+use tokens::{BlockId, DonorId, RequestId, TokenId};
+
+use crate::SamplingParams;
+
+/// The work of one step. Everything a runner needs: it asks nobody back.
+#[derive(Clone, Debug, Default)]
+pub struct SchedulerOutput {
+    /// Counts the steps of one engine.
+    pub step: u64,
+    /// Requests scheduled for the first time. The runner keeps their sampling state until `finished` names them.
+    pub new_requests: Vec<NewRequest>,
+    /// Requests the runner may forget.
+    pub finished: Vec<RequestId>,
+    /// Whole or partial blocks to copy first (copy on write).
+    pub block_copies: Vec<BlockCopy>,
+    /// Spans to copy and re-rotate next, each checked at layer 0 before anything is computed from it.
+    pub span_copies: Vec<SpanCopy>,
+    /// Sequences to compute, in the order of their batch. Each request occurs at most once.
+    pub sequences: Vec<ScheduledSequence>,
+}
+
+impl SchedulerOutput {
+    /// Rows of all sequences.
+    #[must_use]
+    pub fn num_scheduled_tokens(&self) -> usize {
+        self.sequences.iter().map(|sequence| sequence.rows.len()).sum()
+    }
+
+    /// Whether there is nothing to execute.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.sequences.is_empty() && self.finished.is_empty()
+    }
+}
+
+/// Static part of a request, sent once.
+#[derive(Clone, Debug)]
+pub struct NewRequest {
+    /// Its name.
+    pub request_id: RequestId,
+    /// Its prompt: penalties and `echo` need it.
+    pub prompt_token_ids: Arc<[TokenId]>,
+    /// How to sample.
+    pub sampling: Arc<SamplingParams>,
+}
+
+/// Rows of one sequence to compute in this step.
+///
+/// All positions that are neither in `rows` nor after the last row are already in the pool:
+/// prefill, chunked prefill, decode and selective recompute are one thing.
+#[derive(Clone, Debug)]
+pub struct ScheduledSequence {
+    /// Its request.
+    pub request_id: RequestId,
+    /// Tokens to compute, by ascending position. May have gaps.
+    pub rows: Vec<Row>,
+    /// Physical block of positions `i * block_size ..`, covering every row.
+    pub block_table: Vec<BlockId>,
+    /// Whether the last row reaches the end of the known tokens, so that a token is to be sampled from it.
+    pub sample: bool,
+}
+
+/// One token to compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// What.
+    pub token: TokenId,
+    /// Where in its sequence. It attends to positions `0..=position`.
+    pub position: u32,
+}
+
+/// Copy the first `num_tokens` slots of block `src` to block `dst`, all layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockCopy {
+    /// From.
+    pub src: BlockId,
+    /// To.
+    pub dst: BlockId,
+    /// How many leading slots.
+    pub num_tokens: u32,
+}
+
+/// Copy K and V of `token_ids` from a donor, rotating keys by `dst_pos - src_pos`.
+#[derive(Clone, Debug)]
+pub struct SpanCopy {
+    /// Sequence that receives them.
+    pub request_id: RequestId,
+    /// Donor that gives them.
+    pub donor: DonorId,
+    /// The donor's blocks from the one that holds `src_pos` on, covering the span.
+    pub src_blocks: Vec<BlockId>,
+    /// Position of the span's first token in the donor.
+    pub src_pos: u32,
+    /// The receiver's blocks from the one that holds `dst_pos` on, covering the span.
+    pub dst_blocks: Vec<BlockId>,
+    /// Position of the span's first token in the receiver.
+    pub dst_pos: u32,
+    /// The span's tokens, equal in donor and receiver.
+    pub token_ids: Vec<TokenId>,
+}
+
+/// What came back from one step.
+#[derive(Clone, Debug, Default)]
+pub struct ModelRunnerOutput {
+    /// One token for each sequence with `sample`, in their order; none for a request named in `rejected_spans`.
+    pub sampled: Vec<SampledToken>,
+    /// Donors that failed the layer-0 check. What was computed for these requests in this step is void.
+    pub rejected_spans: Vec<RejectedSpan>,
+    /// Log probabilities of prompt tokens at the rows computed in this step, for requests that asked.
+    ///
+    /// The entry for the token at position `p` (`p >= 1`) comes from the row at `p - 1`.
+    pub prompt_logprobs: Vec<(RequestId, Vec<(u32, TokenLogProbs)>)>,
+}
+
+/// A token chosen for a sequence.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampledToken {
+    /// Its request.
+    pub request_id: RequestId,
+    /// The choice.
+    pub token: TokenId,
+    /// If the request asked.
+    pub logprobs: Option<TokenLogProbs>,
+}
+
+/// A donor whose KV disagrees with a fresh computation of layer 0.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RejectedSpan {
+    /// Who was to receive it.
+    pub request_id: RequestId,
+    /// Whose it was.
+    pub donor: DonorId,
+    /// Largest relative difference found.
+    pub max_relative_error: f32,
+}
+
+/// Log probabilities at one position, before temperature and truncation, after penalties and bias.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogProbs {
+    /// Of the token that stands there.
+    pub chosen: LogProb,
+    /// Of the likeliest tokens, descending; as many as were asked for.
+    pub top: Vec<LogProb>,
+}
+
+/// A token and its natural log probability.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LogProb {
+    /// Which.
+    pub token: TokenId,
+    /// Natural logarithm, at most 0.
+    pub logprob: f32,
+    /// Rank in the distribution, 1 is the likeliest.
+    pub rank: u32,
+}

@@ -1,0 +1,94 @@
+//! What a caller asks of the engine. Everything in it was validated before: the engine never refuses a request.
+
+use std::sync::Arc;
+
+use tokens::{CacheSalt, RequestId, Timestamp, TokenId, TokenRange};
+
+/// One prompt to continue.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Name in every later event. Unique in the life of the process.
+    pub request_id: RequestId,
+    /// The prompt; never empty, and with `sampling.max_tokens` within the model's length.
+    pub prompt_token_ids: Arc<[TokenId]>,
+    /// How to choose tokens, and when to stop.
+    pub sampling: SamplingParams,
+    /// Scope of every cache lookup and of what this request leaves behind.
+    pub cache_salt: CacheSalt,
+    /// What may be reused.
+    pub sharing: KvSharingMode,
+    /// Whether the exact KV of this request may serve later ones.
+    pub store: bool,
+    /// Positions that are always computed although a donor has them: tokens of the chat template. Sorted, disjoint.
+    pub template: Vec<TokenRange>,
+    /// When the daemon received it.
+    pub arrival: Timestamp,
+}
+
+/// Which KV of earlier requests a request may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum KvSharingMode {
+    /// None: every prompt token is computed. Exact.
+    Off,
+    /// Blocks with equal tokens and equal left context. Exact.
+    #[default]
+    Prefix,
+    /// Also equal spans at any offset and in any order, moved to their new positions. Approximate.
+    Span,
+}
+
+/// How tokens are chosen, and when generation ends.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SamplingParams {
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// Keep the smallest set of tokens whose probability reaches this; 1 keeps all.
+    pub top_p: f32,
+    /// Keep this many most likely tokens; 0 keeps all.
+    pub top_k: u32,
+    /// Drop tokens less likely than this share of the likeliest; 0 drops none.
+    pub min_p: f32,
+    /// Seed of the per-request generator: equal seed, prompt and parameters give equal output.
+    pub seed: u64,
+    /// Subtracted from a token's logit once for each time it was generated.
+    pub frequency_penalty: f32,
+    /// Subtracted from a token's logit if it was generated.
+    pub presence_penalty: f32,
+    /// Divides positive and multiplies negative logits of tokens seen in prompt or output; 1 does nothing.
+    pub repetition_penalty: f32,
+    /// Added to logits before everything else.
+    pub logit_bias: Vec<(TokenId, f32)>,
+    /// Report log probabilities of the chosen token and of this many likeliest ones.
+    pub logprobs: Option<u32>,
+    /// Report log probabilities of the prompt's tokens too (`echo`). Forces computing the whole prompt.
+    pub prompt_logprobs: Option<u32>,
+    /// Tokens to generate at most; at least 1 (or 0 with `prompt_logprobs`, which only scores the prompt).
+    pub max_tokens: u32,
+    /// Tokens to generate before a stop token may be chosen.
+    pub min_tokens: u32,
+    /// Tokens that end generation, end-of-sequence ones included unless the caller ignores them.
+    pub stop_token_ids: Vec<TokenId>,
+}
+
+impl SamplingParams {
+    /// Greedy continuation of `max_tokens` tokens, without stop tokens.
+    #[must_use]
+    pub fn greedy(max_tokens: u32) -> Self {
+        Self {
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            seed: 0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            repetition_penalty: 1.0,
+            logit_bias: Vec::new(),
+            logprobs: None,
+            prompt_logprobs: None,
+            max_tokens,
+            min_tokens: 0,
+            stop_token_ids: Vec::new(),
+        }
+    }
+}

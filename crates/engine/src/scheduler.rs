@@ -1,0 +1,304 @@
+//! Chooses the work of each step: arithmetic on counters.
+//!
+//! A step has one budget of rows. Running sequences come first, in the order of their admission; each takes what is left until its
+//! frontier reaches its newest token, which is one row in decode and many in prefill. Then waiting requests are admitted.
+//! A request gets the blocks of its whole prompt when it is admitted, so only growth by generated tokens can find the pool full;
+//! then the last admitted sequence is preempted and computed anew later. The first admitted one always goes on, so all of them end.
+
+use std::collections::HashMap;
+
+use tokens::{RequestId, Timestamp, TokenRange};
+
+use crate::donors::{DonorRegistry, Target};
+use crate::in_flight::InFlight;
+use crate::queue::{ArrivalKey, RequestQueue};
+use crate::sequence::Sequence;
+use crate::{
+    ConfigError, EngineEvent, EngineStats, KvSharingMode, Request, RequestError, SchedulePolicy, ScheduledSequence,
+    SchedulerConfig, SchedulerOutput, SpanLookups,
+};
+
+mod admission;
+mod update;
+
+/// A copied token costs about a tenth of a computed one. Chosen: only the order of waiting requests depends on it.
+const COPIES_PER_COMPUTED_TOKEN: u32 = 10;
+
+/// Decides; never computes.
+///
+/// [`Scheduler::schedule`] and [`Scheduler::update_from_output`] alternate. Same calls, same answers.
+pub struct Scheduler {
+    config: SchedulerConfig,
+    pool: kv::BlockPool,
+    sequences: HashMap<RequestId, Sequence>,
+    queue: RequestQueue,
+    /// By admission, first one first.
+    running: Vec<RequestId>,
+    donors: DonorRegistry,
+    in_flight: InFlight,
+    /// Blocks that the open step copies from.
+    pins: Vec<kv::BlockLease>,
+    /// Requests the runner may forget, not yet told.
+    finished: Vec<RequestId>,
+    /// Not yet reported.
+    events: Vec<EngineEvent>,
+    /// Whether a step was scheduled and its result is outstanding.
+    is_step_open: bool,
+    num_steps: u64,
+    num_added: u64,
+    num_preemptions: u64,
+    num_last_scheduled: usize,
+    span_lookups: SpanLookups,
+    /// Version of the prefix index when hits were last predicted.
+    predicted_version: u64,
+}
+
+impl Scheduler {
+    /// An idle scheduler with an empty pool.
+    ///
+    /// # Errors
+    /// If `config` contradicts itself.
+    pub fn try_new(config: SchedulerConfig) -> Result<Self, ConfigError> {
+        let config = config.validated()?;
+        Ok(Self {
+            pool: kv::BlockPool::try_new(config.num_blocks, config.block_size)?,
+            sequences: HashMap::new(),
+            queue: RequestQueue::new(config.policy, config.max_overtake),
+            running: Vec::new(),
+            donors: DonorRegistry::new(config.spans.clone(), config.max_donors, config.block_size),
+            in_flight: InFlight::default(),
+            pins: Vec::new(),
+            finished: Vec::new(),
+            events: Vec::new(),
+            is_step_open: false,
+            num_steps: 0,
+            num_added: 0,
+            num_preemptions: 0,
+            num_last_scheduled: 0,
+            span_lookups: SpanLookups::default(),
+            predicted_version: 0,
+            config,
+        })
+    }
+
+    /// As built.
+    #[must_use]
+    pub fn config(&self) -> &SchedulerConfig {
+        &self.config
+    }
+
+    /// Whether `request` can run here to its end. What does not must not be added.
+    ///
+    /// # Errors
+    /// Says what is in the way.
+    pub fn fits(&self, request: &Request) -> Result<(), RequestError> {
+        self.config.fits(request)
+    }
+
+    /// Puts `request` into the waiting queue. An arrival later than `now` counts as `now`.
+    ///
+    /// # Panics
+    /// If it does not fit, or if its id was added before and has not finished: the caller has to refuse such requests.
+    pub fn add_request(&mut self, request: Request, now: Timestamp) {
+        if let Err(error) = self.fits(&request) {
+            panic!("{} was added although it can never run: {error}", request.request_id);
+        }
+        let request_id = request.request_id;
+        let key = ArrivalKey { arrival: request.arrival.min(now), ordinal: self.num_added };
+        self.num_added += 1;
+        let mut sequence = Sequence::new(request, key, self.config.block_size);
+        sequence.predicted_span_hit = self.predict_span_hit(&sequence);
+        self.queue.push(key, request_id, self.predict_work(&sequence));
+        let before = self.sequences.insert(request_id, sequence);
+        assert!(before.is_none(), "{request_id} is in the engine already");
+    }
+
+    /// Takes a request back, wherever it is; its blocks are free at once. Whether it was here.
+    ///
+    /// # Panics
+    /// Between `schedule` and `update_from_output`: the step would write blocks that may belong to somebody else by then.
+    pub fn abort(&mut self, request_id: RequestId) -> bool {
+        assert!(!self.is_step_open, "a step is open");
+        let Some(sequence) = self.sequences.get(&request_id) else { return false };
+        self.queue.remove(sequence.arrival);
+        self.finish(request_id, crate::FinishReason::Aborted);
+        true
+    }
+
+    /// Whether a step would do anything.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        !self.sequences.is_empty() || !self.finished.is_empty() || !self.events.is_empty()
+    }
+
+    /// Forgets all KV that no running request holds, and all donors.
+    pub fn reset_prefix_cache(&mut self) {
+        self.pool.reset_prefix_cache();
+        self.donors.clear();
+    }
+
+    /// State between two steps.
+    #[must_use]
+    pub fn stats(&self) -> EngineStats {
+        EngineStats {
+            num_running: self.running.len(),
+            num_waiting: self.queue.len(),
+            oldest_waiting_arrival: self.queue.oldest_arrival(),
+            blocks: self.pool.stats(),
+            preemptions: self.num_preemptions,
+            num_donors: self.donors.len(),
+            last_scheduled_tokens: self.num_last_scheduled,
+            span_lookups: self.span_lookups,
+        }
+    }
+
+    /// Chooses the work of one step at `now`.
+    ///
+    /// # Panics
+    /// If the result of the step before was not folded in.
+    pub fn schedule(&mut self, now: Timestamp) -> SchedulerOutput {
+        assert!(!std::mem::replace(&mut self.is_step_open, true), "the last step is still open");
+        let finished = std::mem::take(&mut self.finished);
+        let mut step = SchedulerOutput { step: self.num_steps, finished, ..SchedulerOutput::default() };
+        let mut token_budget = self.config.max_num_batched_tokens;
+        let was_preempted = self.continue_running(&mut step, &mut token_budget);
+        if !was_preempted {
+            self.renew_predictions();
+            self.admit_waiting(now, &mut step, &mut token_budget);
+        }
+        debug_assert!(self.sequences.is_empty() || !step.sequences.is_empty(), "a waiting request can always run alone");
+        self.num_steps += 1;
+        self.num_last_scheduled = step.num_scheduled_tokens();
+        step
+    }
+
+    /// Panics with a sentence if the books do not balance. Takes time in proportion to the pool.
+    pub fn check_invariants(&self) {
+        self.pool.check_invariants();
+        assert_eq!(self.running.len() + self.queue.len(), self.sequences.len(), "a request is neither running nor waiting");
+        for request_id in &self.running {
+            let sequence = &self.sequences[request_id];
+            assert!(sequence.num_computed_tokens() <= sequence.num_tokens(), "{request_id} has computed more than it knows");
+        }
+    }
+
+    /// Gives each running sequence its rows, at least one. Whether a sequence had to be preempted.
+    fn continue_running(&mut self, step: &mut SchedulerOutput, token_budget: &mut usize) -> bool {
+        let num_before = self.running.len();
+        let mut idx = 0;
+        while idx < self.running.len() {
+            let request_id = self.running[idx];
+            if !self.make_room(request_id) {
+                break;
+            }
+            let reserved = self.running.len() - idx - 1;
+            *token_budget -= self.schedule_rows(request_id, *token_budget - reserved, step);
+            idx += 1;
+        }
+        self.running.len() < num_before
+    }
+
+    /// Grows the lease of a running sequence to its newest token, preempting from the back; false if it was preempted itself.
+    fn make_room(&mut self, request_id: RequestId) -> bool {
+        loop {
+            let sequence = self.sequences.get_mut(&request_id).expect("a running sequence is known");
+            let needed = self.config.block_size.blocks_for(sequence.num_tokens() as usize);
+            let missing = needed.saturating_sub(sequence.lease.len());
+            match self.pool.grow(&mut sequence.lease, missing) {
+                kv::Allocation::Ready(()) => return true,
+                kv::Allocation::CapacityExhausted { short_by } => {
+                    let victim = *self.running.last().expect("this one is running");
+                    tracing::debug!(victim = %victim, for_request = %request_id, short_by, "preempted");
+                    self.preempt_last();
+                    if victim == request_id {
+                        return false;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Puts the last admitted sequence back into the queue. Its KV is lost but for what others may find.
+    fn preempt_last(&mut self) {
+        let request_id = self.running.pop().expect("there is somebody to preempt");
+        let sequence = self.sequences.get_mut(&request_id).expect("a running sequence is known");
+        self.in_flight.remove(request_id, sequence.block_hashes());
+        self.pool.free(sequence.reset());
+        self.queue.push_preempted(sequence.arrival, request_id);
+        self.num_preemptions += 1;
+    }
+
+    /// Adds the next rows of a running sequence, at most `max_rows`, to `step`; how many they are.
+    fn schedule_rows(&mut self, request_id: RequestId, max_rows: usize, step: &mut SchedulerOutput) -> usize {
+        let sequence = &self.sequences[&request_id];
+        let rows = sequence.next_rows(max_rows);
+        let last_position = rows.last().expect("a running sequence has at least one row to compute").position;
+        let num_blocks = self.config.block_size.blocks_for(last_position as usize + 1);
+        let num_rows = rows.len();
+        step.sequences.push(ScheduledSequence {
+            request_id,
+            rows,
+            block_table: sequence.lease.block_ids().take(num_blocks).collect(),
+            sample: sequence.samples_at(last_position),
+        });
+        num_rows
+    }
+
+    /// Predicted work until the first token. Spans count as they did when the request was added: to search again is not cheap.
+    fn predict_work(&self, sequence: &Sequence) -> u32 {
+        sequence.num_tokens() - self.predict_prefix_hit(sequence).max(sequence.predicted_span_hit)
+    }
+
+    fn predict_prefix_hit(&self, sequence: &Sequence) -> u32 {
+        if sequence.sharing() == KvSharingMode::Off {
+            return 0;
+        }
+        let num_blocks = self.pool.index().count_leading(sequence.block_hashes()) as u32;
+        (num_blocks * self.config.block_size.get()).min(sequence.num_tokens() - 1)
+    }
+
+    /// Work that prefix and spans together save; 0 when there are no spans.
+    fn predict_span_hit(&self, sequence: &Sequence) -> u32 {
+        if self.config.policy == SchedulePolicy::Fcfs || sequence.sharing() != KvSharingMode::Span {
+            return 0;
+        }
+        let prefix = self.predict_prefix_hit(sequence);
+        match self.donors.predict(target_of(sequence, prefix)) {
+            0 => 0,
+            span => prefix + span - span.div_ceil(COPIES_PER_COMPUTED_TOKEN),
+        }
+    }
+
+    /// Renews the predictions of some waiting requests, if the pool's content has changed.
+    fn renew_predictions(&mut self) {
+        let version = self.pool.index().version();
+        if self.config.policy == SchedulePolicy::Fcfs || version == self.predicted_version {
+            return;
+        }
+        self.predicted_version = version;
+        for (key, request_id) in self.queue.next_to_renew(self.config.max_estimates_per_step) {
+            let work = self.predict_work(&self.sequences[&request_id]);
+            self.queue.set_work(key, work);
+        }
+    }
+}
+
+impl Drop for Scheduler {
+    fn drop(&mut self) {
+        let leases = self.sequences.values_mut().map(Sequence::reset).chain(self.pins.drain(..));
+        leases.for_each(|lease| self.pool.free(lease));
+    }
+}
+
+fn target_of(sequence: &Sequence, from: u32) -> Target<'_> {
+    Target {
+        salt: sequence.request.cache_salt,
+        tokens: &sequence.request.prompt_token_ids,
+        template: &sequence.request.template,
+        from,
+    }
+}
+
+fn reused_ranges(plan: &semantic::ReusePlan) -> Vec<TokenRange> {
+    plan.spans.iter().map(semantic::ReuseSpan::target_range).collect()
+}

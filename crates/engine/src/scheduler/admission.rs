@@ -1,0 +1,238 @@
+//! Lets waiting requests in.
+
+use std::collections::BTreeSet;
+
+use tokens::{RequestId, Timestamp};
+
+use super::{Scheduler, reused_ranges, target_of};
+use crate::donors::FoundSpans;
+use crate::queue::{Rank, Ticket};
+use crate::sequence::Sequence;
+use crate::{BlockCopy, EngineEvent, KvSharingMode, KvUsage, NewRequest, SchedulerOutput, SpanCopy, SpanOutcome};
+
+/// Waiting requests looked at in one step. Chosen: far more than can be admitted, far fewer than may wait for one prefill.
+const MAX_EXAMINED_PER_STEP: usize = 128;
+
+/// A partly equal block is copied if at least this share of it is equal: one block in four. Chosen; a copy of few tokens saves
+/// nothing, and would count a common first token as a hit.
+const MIN_PARTIAL_SHARE: usize = 4;
+
+enum Verdict {
+    Admitted,
+    /// Its next block is being computed by somebody else.
+    WaitsForPrefill,
+    NoRoom,
+}
+
+/// Where a request's KV will be, and what fills it.
+struct Placement {
+    lease: kv::BlockLease,
+    pins: Vec<kv::BlockLease>,
+    prefix: kv::PrefixMatch,
+    spans: Option<FoundSpans>,
+}
+
+impl Scheduler {
+    /// Admits waiting requests while there are rows, seats and blocks.
+    pub(super) fn admit_waiting(&mut self, now: Timestamp, step: &mut SchedulerOutput, token_budget: &mut usize) {
+        let mut passed_over = BTreeSet::new();
+        for _ in 0..MAX_EXAMINED_PER_STEP {
+            if self.running.len() == self.config.max_num_seqs || *token_budget == 0 {
+                return;
+            }
+            let Some(ticket) = self.queue.peek(now, &passed_over) else { return };
+            if self.is_overrated(ticket) {
+                continue;
+            }
+            match self.try_admit(ticket.request_id, now, step) {
+                Verdict::Admitted => *token_budget -= self.schedule_rows(ticket.request_id, *token_budget, step),
+                Verdict::WaitsForPrefill => drop(passed_over.insert(ticket.key)),
+                // Whoever is next waits for room. Smaller ones do not slip past it, or it might wait for ever.
+                Verdict::NoRoom => return,
+            }
+        }
+    }
+
+    /// Whether the request came first by a prediction that no longer holds; it is corrected.
+    fn is_overrated(&mut self, ticket: Ticket) -> bool {
+        let Rank::Work(predicted) = ticket.rank else { return false };
+        let work = self.predict_work(&self.sequences[&ticket.request_id]);
+        if work > predicted {
+            self.queue.set_work(ticket.key, work);
+        }
+        work > predicted
+    }
+
+    fn try_admit(&mut self, request_id: RequestId, now: Timestamp, step: &mut SchedulerOutput) -> Verdict {
+        let sequence = &self.sequences[&request_id];
+        let prefix = self.match_prefix(sequence);
+        if self.waits_for_prefill(sequence, &prefix) {
+            return Verdict::WaitsForPrefill;
+        }
+        let num_new = self.config.block_size.blocks_for(sequence.num_tokens() as usize) - prefix.blocks.len();
+        if !self.pool.has_room(&prefix.blocks, num_new, self.headroom()) {
+            return Verdict::NoRoom;
+        }
+        let found = self.find_spans(request_id, &prefix);
+        let placement = self.place(request_id, prefix, found);
+        self.start(request_id, placement, now, step);
+        Verdict::Admitted
+    }
+
+    /// What is there of a waiting sequence. At least its last token is left to compute: there are no cached logits.
+    fn match_prefix(&self, sequence: &Sequence) -> kv::PrefixMatch {
+        if sequence.sharing() == KvSharingMode::Off {
+            return kv::PrefixMatch::default();
+        }
+        let min_partial = self.config.block_size.as_usize().div_ceil(MIN_PARTIAL_SHARE);
+        let mut prefix = self.pool.match_prefix(sequence.hashed(), sequence.num_tokens() as usize - 1);
+        prefix.partial = prefix.partial.filter(|partial| partial.num_tokens >= min_partial);
+        prefix
+    }
+
+    /// Whether the next full block is being computed right now. The wait is bounded: every running sequence computes in every step.
+    fn waits_for_prefill(&self, sequence: &Sequence, prefix: &kv::PrefixMatch) -> bool {
+        let next = sequence.block_hashes().get(prefix.blocks.len());
+        sequence.sharing() != KvSharingMode::Off && next.is_some_and(|&hash| self.in_flight.contains(hash))
+    }
+
+    /// Spans for a request in span mode; `None` when none were looked for.
+    fn find_spans(&mut self, request_id: RequestId, prefix: &kv::PrefixMatch) -> Option<Result<FoundSpans, SpanOutcome>> {
+        let sequence = &self.sequences[&request_id];
+        let from = prefix_end(prefix);
+        let is_due = sequence.sharing() == KvSharingMode::Span && from < sequence.num_prompt_tokens();
+        is_due.then(|| self.donors.find_resident(&self.pool, target_of(sequence, from)))
+    }
+
+    /// Takes blocks; if room is short without spans, and then without copying a part of a block: both hold blocks of others too.
+    fn place(
+        &mut self,
+        request_id: RequestId,
+        mut prefix: kv::PrefixMatch,
+        found: Option<Result<FoundSpans, SpanOutcome>>,
+    ) -> Placement {
+        if let Some(found) = found {
+            let outcome = match found {
+                Ok(spans) => match self.allocate(request_id, &prefix, Some(&spans)) {
+                    Some((lease, pins)) => {
+                        self.span_lookups.count(SpanOutcome::Reused);
+                        return Placement { lease, pins, prefix, spans: Some(spans) };
+                    }
+                    None => SpanOutcome::NoRoom,
+                },
+                Err(outcome) => outcome,
+            };
+            self.span_lookups.count(outcome);
+        }
+        if let Some((lease, pins)) = self.allocate(request_id, &prefix, None) {
+            return Placement { lease, pins, prefix, spans: None };
+        }
+        prefix.partial = None;
+        let (lease, pins) = self.allocate(request_id, &prefix, None).expect("there is room when nothing else is held");
+        Placement { lease, pins, prefix, spans: None }
+    }
+
+    /// Blocks for all known tokens, exact ones up to the first span; and pins on what they are filled from.
+    fn allocate(
+        &mut self,
+        request_id: RequestId,
+        prefix: &kv::PrefixMatch,
+        spans: Option<&FoundSpans>,
+    ) -> Option<(kv::BlockLease, Vec<kv::BlockLease>)> {
+        let block_size = self.config.block_size;
+        let num_blocks = block_size.blocks_for(self.sequences[&request_id].num_tokens() as usize);
+        let first_span = spans.and_then(|spans| spans.plan.spans.first());
+        let num_exact = first_span.map_or(num_blocks, |span| block_size.full_blocks(span.target_pos as usize));
+        let partial = prefix.partial.map(|partial| vec![partial.block]);
+        let donors = spans.into_iter().flat_map(|spans| spans.donor_blocks.values());
+        let pins: Vec<_> = partial.iter().chain(donors).map(|blocks| self.pool.pin(blocks)).collect();
+        let num_shared = prefix.blocks.len();
+        let headroom = self.headroom();
+        match self.pool.allocate_slots(&prefix.blocks, num_exact - num_shared, num_blocks - num_exact, headroom) {
+            kv::Allocation::Ready(lease) => Some((lease, pins)),
+            kv::Allocation::CapacityExhausted { .. } => {
+                pins.into_iter().rev().for_each(|pin| self.pool.free(pin));
+                None
+            }
+        }
+    }
+
+    /// Blocks left free at an admission: one for each running sequence, which may need it before long. Otherwise the new one would be
+    /// preempted as soon as it was admitted.
+    fn headroom(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Makes the request run.
+    fn start(&mut self, request_id: RequestId, placement: Placement, now: Timestamp, step: &mut SchedulerOutput) {
+        let Placement { lease, pins, prefix, spans } = placement;
+        let sequence = self.sequences.get_mut(&request_id).expect("a waiting sequence is known");
+        let block_table: Vec<_> = lease.block_ids().collect();
+        if let Some(kv::PartialMatch { block, num_tokens }) = prefix.partial {
+            let dst = block_table[prefix.blocks.len()];
+            step.block_copies.push(BlockCopy { src: block, dst, num_tokens: num_tokens as u32 });
+        }
+        let plan = spans.as_ref().map(|spans| &spans.plan);
+        let usage = admission_usage(sequence, prefix_end(&prefix), plan);
+        if let Some(spans) = &spans {
+            step.span_copies.extend(span_copies(sequence, spans, &block_table, self.config.block_size.get()));
+        }
+        let num_exact = lease.num_exact().min(sequence.block_hashes().len());
+        sequence.start(lease, prefix_end(&prefix), plan.map(reused_ranges).unwrap_or_default());
+        if sequence.request.store {
+            self.in_flight.insert(request_id, &sequence.block_hashes()[prefix.blocks.len()..num_exact]);
+        }
+        if sequence.usage.replace(usage).is_none() {
+            self.events.push(EngineEvent::Admitted { request_id, usage, at: now });
+        }
+        if !std::mem::replace(&mut sequence.known_to_runner, true) {
+            step.new_requests.push(NewRequest {
+                request_id,
+                prompt_token_ids: sequence.request.prompt_token_ids.clone(),
+                sampling: sequence.sampling.clone(),
+            });
+        }
+        tracing::debug!(request_id = %request_id, ?usage, "admitted");
+        self.queue.remove(sequence.arrival);
+        self.running.push(request_id);
+        self.pins.extend(pins);
+    }
+}
+
+fn prefix_end(prefix: &kv::PrefixMatch) -> u32 {
+    (prefix.num_tokens + prefix.partial.map_or(0, |partial| partial.num_tokens)) as u32
+}
+
+/// After a preemption, what the request had computed itself does not become a hit.
+fn admission_usage(sequence: &Sequence, prefix_end: u32, plan: Option<&semantic::ReusePlan>) -> KvUsage {
+    let prefix_tokens = sequence.usage.map_or(prefix_end, |before| before.prefix_tokens.min(prefix_end));
+    let spans = plan.map_or(&[][..], |plan| &plan.spans);
+    let span_tokens = spans.iter().map(|span| span.num_tokens).sum();
+    KvUsage {
+        prefix_tokens,
+        span_tokens,
+        computed_tokens: sequence.num_prompt_tokens() - prefix_tokens - span_tokens,
+        recomputed_tokens: plan.map_or(0, |plan| plan.recomputed_tokens),
+        donors: spans.iter().map(|span| span.donor).collect::<BTreeSet<_>>().len() as u32,
+    }
+}
+
+fn span_copies<'a>(
+    sequence: &'a Sequence,
+    spans: &'a FoundSpans,
+    block_table: &'a [tokens::BlockId],
+    block_size: u32,
+) -> impl Iterator<Item = SpanCopy> + 'a {
+    let covering = move |blocks: &[tokens::BlockId], start: u32, num_tokens: u32| {
+        blocks[(start / block_size) as usize..(start + num_tokens).div_ceil(block_size) as usize].to_vec()
+    };
+    spans.plan.spans.iter().map(move |span| SpanCopy {
+        request_id: sequence.request_id,
+        donor: span.donor,
+        src_blocks: covering(&spans.donor_blocks[&span.donor], span.donor_pos, span.num_tokens),
+        src_pos: span.donor_pos,
+        dst_blocks: covering(block_table, span.target_pos, span.num_tokens),
+        dst_pos: span.target_pos,
+        token_ids: sequence.request.prompt_token_ids[span.target_range().as_usize()].to_vec(),
+    })
+}

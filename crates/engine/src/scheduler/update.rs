@@ -1,0 +1,124 @@
+//! Folds the result of a step back in.
+
+use std::collections::BTreeSet;
+
+use tokens::RequestId;
+
+use super::Scheduler;
+use crate::{
+    EngineEvent, FinishReason, KvSharingMode, KvUsage, ModelRunnerOutput, RejectedSpan, SampledToken, ScheduledSequence,
+    SchedulerOutput, SpanOutcome,
+};
+
+impl Scheduler {
+    /// Folds in what came back from `step`, the last one scheduled. Call exactly once per `schedule`.
+    ///
+    /// # Panics
+    /// If `output` does not answer `step`: the executor is broken, and the pool cannot be trusted any more.
+    pub fn update_from_output(&mut self, step: &SchedulerOutput, output: ModelRunnerOutput) -> Vec<EngineEvent> {
+        assert!(std::mem::replace(&mut self.is_step_open, false), "no step is open");
+        std::mem::take(&mut self.pins).into_iter().rev().for_each(|pin| self.pool.free(pin));
+        for (request_id, logprobs) in output.prompt_logprobs {
+            let sequence = self.sequences.get_mut(&request_id).expect("log probabilities are of a scheduled request");
+            sequence.keep_prompt_logprobs(logprobs);
+        }
+        let void: BTreeSet<_> = output.rejected_spans.iter().map(|rejected| rejected.request_id).collect();
+        output.rejected_spans.iter().for_each(|rejected| self.reject_span(rejected));
+        let mut sampled = output.sampled.into_iter();
+        for scheduled in step.sequences.iter().filter(|scheduled| !void.contains(&scheduled.request_id)) {
+            let token = scheduled.sample.then(|| sampled.next().expect("one token is sampled for each sequence that asks"));
+            self.update_sequence(scheduled, token);
+        }
+        assert!(sampled.next().is_none(), "a token was sampled for nobody");
+        std::mem::take(&mut self.events)
+    }
+
+    /// A donor disagrees: its receiver computes everything behind its prefix hit, and nobody else receives from it.
+    fn reject_span(&mut self, rejected: &RejectedSpan) {
+        let request_id = rejected.request_id;
+        tracing::info!(%request_id, donor = %rejected.donor, error = rejected.max_relative_error, "donor rejected");
+        self.donors.remove(rejected.donor);
+        let sequence = self.sequences.get_mut(&request_id).expect("a rejected span has a receiver");
+        if sequence.is_exact() {
+            return; // Another donor of the same request was rejected before.
+        }
+        self.span_lookups.count(SpanOutcome::FailedCheck);
+        sequence.drop_spans();
+        self.pool.exchange_approximate(&mut sequence.lease);
+        let usage = sequence.usage.as_mut().expect("it was admitted");
+        let computed_tokens = usage.computed_tokens + usage.span_tokens;
+        *usage = KvUsage { computed_tokens, span_tokens: 0, recomputed_tokens: 0, donors: 0, ..*usage };
+        if sequence.request.store {
+            let first = self.config.block_size.full_blocks(sequence.prefix_end() as usize);
+            self.in_flight.insert(request_id, &sequence.block_hashes()[first..]);
+        }
+    }
+
+    fn update_sequence(&mut self, scheduled: &ScheduledSequence, sampled: Option<SampledToken>) {
+        let request_id = scheduled.request_id;
+        let last_position = scheduled.rows.last().expect("a scheduled sequence has rows").position;
+        let reaches_prompt_end = self.advance(request_id, last_position);
+        if reaches_prompt_end {
+            self.report_prompt(request_id);
+        }
+        let sequence = self.sequences.get_mut(&request_id).expect("a scheduled sequence is known");
+        if let Some(SampledToken { request_id: sampled_for, token, logprobs }) = sampled {
+            assert_eq!(sampled_for, request_id, "tokens are sampled in the order of the sequences");
+            sequence.append(token, self.config.block_size);
+            self.events.push(EngineEvent::Token { request_id, token, logprobs });
+        }
+        if sequence.num_computed_tokens() < sequence.num_prompt_tokens() {
+            return;
+        }
+        if let Some(reason) = sequence.finish_reason(self.config.max_model_len) {
+            self.finish(request_id, reason);
+        }
+    }
+
+    /// Moves the frontier, and makes the blocks behind it findable. Whether the prompt's end was reached for the first time.
+    fn advance(&mut self, request_id: RequestId, last_position: u32) -> bool {
+        let sequence = self.sequences.get_mut(&request_id).expect("a scheduled sequence is known");
+        let block_size = self.config.block_size;
+        let full_blocks = |num_tokens: u32| block_size.full_blocks(num_tokens as usize);
+        let before = full_blocks(sequence.num_computed_tokens());
+        let reaches_prompt_end = sequence.advance(last_position);
+        let num_computed = sequence.num_computed_tokens();
+        self.in_flight.remove(request_id, &sequence.block_hashes()[before..full_blocks(num_computed)]);
+        if sequence.request.store {
+            let on_duplicate = match sequence.sharing() {
+                KvSharingMode::Off => kv::OnDuplicate::Keep,
+                KvSharingMode::Prefix | KvSharingMode::Span => kv::OnDuplicate::Exchange,
+            };
+            let (hashed, lease) = sequence.hashed_and_lease();
+            self.pool.cache_full_blocks(lease, hashed, num_computed as usize, on_duplicate);
+        }
+        reaches_prompt_end
+    }
+
+    /// The prompt was computed: it may serve as donor, and its log probabilities are complete.
+    fn report_prompt(&mut self, request_id: RequestId) {
+        let sequence = self.sequences.get_mut(&request_id).expect("a scheduled sequence is known");
+        if let Some(logprobs) = sequence.take_prompt_logprobs() {
+            self.events.push(EngineEvent::PromptLogProbs { request_id, logprobs });
+        }
+        if sequence.request.store && sequence.is_exact() {
+            let tokens = &sequence.request.prompt_token_ids[..];
+            self.donors.keep(kv::HashedTokens { tokens, ..sequence.hashed() });
+        }
+    }
+
+    /// Ends a request that is not in the queue any more.
+    pub(super) fn finish(&mut self, request_id: RequestId, reason: FinishReason) {
+        let mut sequence = self.sequences.remove(&request_id).expect("only known requests end");
+        self.running.retain(|&running| running != request_id);
+        self.in_flight.remove(request_id, sequence.block_hashes());
+        self.pool.free(sequence.reset());
+        if sequence.known_to_runner {
+            self.finished.push(request_id);
+        }
+        let nothing_yet = KvUsage { computed_tokens: sequence.num_prompt_tokens(), ..KvUsage::default() };
+        let usage = sequence.usage.unwrap_or(nothing_yet);
+        tracing::debug!(%request_id, ?reason, num_output_tokens = sequence.num_output_tokens(), "finished");
+        self.events.push(EngineEvent::Finished { request_id, reason, usage });
+    }
+}

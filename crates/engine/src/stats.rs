@@ -1,0 +1,110 @@
+//! What an engine says about itself.
+
+use tokens::Timestamp;
+
+/// State of an engine between two steps.
+#[derive(Clone, Debug, Default)]
+pub struct EngineStats {
+    /// Requests that hold blocks.
+    pub num_running: usize,
+    /// Requests that wait, preempted ones among them.
+    pub num_waiting: usize,
+    /// When the longest waiting one arrived.
+    pub oldest_waiting_arrival: Option<Timestamp>,
+    /// Blocks by state, and evictions so far.
+    pub blocks: kv::PoolStats,
+    /// Preemptions so far.
+    pub preemptions: u64,
+    /// Earlier prompts whose spans can be found.
+    pub num_donors: usize,
+    /// Rows of the last step.
+    pub last_scheduled_tokens: usize,
+    /// Admissions in span mode so far, by outcome.
+    pub span_lookups: SpanLookups,
+}
+
+/// How a search for spans ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SpanOutcome {
+    /// Spans were copied.
+    Reused,
+    /// There was nothing worth copying.
+    Rejected(semantic::RejectReason),
+    /// Donors had spans, but their blocks were evicted.
+    NotResident,
+    /// There was no room to hold the donors' blocks beside the request's own.
+    NoRoom,
+    /// The runner found that a donor's KV disagrees. Counted besides `Reused`.
+    FailedCheck,
+}
+
+/// Searches for spans so far, by outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct SpanLookups {
+    counts: [u64; SpanOutcome::ALL.len()],
+}
+
+impl SpanOutcome {
+    /// All of them.
+    pub const ALL: [SpanOutcome; 8] = [
+        Self::Reused,
+        Self::Rejected(semantic::RejectReason::ALL[0]),
+        Self::Rejected(semantic::RejectReason::ALL[1]),
+        Self::Rejected(semantic::RejectReason::ALL[2]),
+        Self::Rejected(semantic::RejectReason::ALL[3]),
+        Self::NotResident,
+        Self::NoRoom,
+        Self::FailedCheck,
+    ];
+
+    /// Its name as a metric label.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Reused => "reused",
+            Self::Rejected(reason) => reason.label(),
+            Self::NotResident => "not_resident",
+            Self::NoRoom => "no_room",
+            Self::FailedCheck => "failed_check",
+        }
+    }
+
+    fn idx(self) -> usize {
+        Self::ALL.iter().position(|&outcome| outcome == self).expect("ALL names every outcome")
+    }
+}
+
+impl SpanLookups {
+    /// How many ended with `outcome`.
+    #[must_use]
+    pub fn get(&self, outcome: SpanOutcome) -> u64 {
+        self.counts[outcome.idx()]
+    }
+
+    /// Every outcome with its count, in the order of [`SpanOutcome::ALL`].
+    pub fn iter(&self) -> impl Iterator<Item = (SpanOutcome, u64)> + '_ {
+        SpanOutcome::ALL.into_iter().zip(self.counts)
+    }
+
+    pub(crate) fn count(&mut self, outcome: SpanOutcome) {
+        self.counts[outcome.idx()] += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_outcome_has_its_own_count_and_label() {
+        let mut lookups = SpanLookups::default();
+        for (i, outcome) in SpanOutcome::ALL.into_iter().enumerate() {
+            (0..=i).for_each(|_| lookups.count(outcome));
+        }
+        assert_eq!(lookups.iter().map(|(_, count)| count).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 7, 8]);
+        let labels: std::collections::BTreeSet<_> = SpanOutcome::ALL.map(SpanOutcome::label).into();
+        assert_eq!(labels.len(), SpanOutcome::ALL.len());
+        let reasons = semantic::RejectReason::ALL.map(SpanOutcome::Rejected);
+        assert!(reasons.iter().all(|reason| SpanOutcome::ALL.contains(reason)));
+    }
+}

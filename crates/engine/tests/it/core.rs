@@ -1,0 +1,122 @@
+//! The engine as its callers see it.
+
+use engine::{EngineCore, EngineEvent, FinishReason, RequestError, SchedulerConfig};
+use testkit::{EchoExecutor, Reply, RequestBuilder, passage, prompt};
+use tokens::{RequestId, Timestamp};
+
+fn core(num_blocks: usize) -> EngineCore<EchoExecutor> {
+    let config = SchedulerConfig::new(num_blocks, 256);
+    let executor = EchoExecutor::new(Reply::Successor { vocab_size: 100 }, config.block_size.as_usize());
+    EngineCore::new(config, executor).unwrap()
+}
+
+fn now() -> Timestamp {
+    Timestamp::default()
+}
+
+#[test]
+fn news_of_a_request_come_in_order() {
+    let mut core = core(8);
+    core.add_request(RequestBuilder::new(1, &prompt("5 6 7")).max_tokens(2).build(), now());
+    let mut names = Vec::new();
+    while core.has_work() {
+        for event in core.step(now()).unwrap() {
+            names.push(match event {
+                EngineEvent::Admitted { .. } => "admitted".to_owned(),
+                EngineEvent::PromptLogProbs { .. } => "scored".to_owned(),
+                EngineEvent::Token { token, .. } => token.0.to_string(),
+                EngineEvent::Finished { reason, .. } => format!("{reason:?}"),
+            });
+        }
+    }
+    assert_eq!(names, ["admitted", "8", "9", "Length"]);
+}
+
+#[test]
+fn an_abort_frees_blocks_at_once_and_is_reported() {
+    let mut core = core(8);
+    core.add_request(RequestBuilder::new(1, &passage("a", 100)).build(), now());
+    core.step(now()).unwrap();
+    assert_eq!(core.stats().blocks.active, 4);
+    assert!(core.abort(RequestId(1)));
+    assert_eq!(core.stats().blocks.active, 0);
+    let events = core.step(now()).unwrap();
+    assert!(matches!(events[..], [EngineEvent::Finished { reason: FinishReason::Aborted, .. }]));
+    assert_eq!(core.executor().num_known_requests(), 0);
+    assert!(!core.has_work());
+}
+
+#[test]
+fn an_aborted_request_that_never_ran_is_reported_without_a_step_of_the_model() {
+    let mut core = core(8);
+    core.add_request(RequestBuilder::new(1, &passage("a", 100)).build(), now());
+    assert!(core.abort(RequestId(1)));
+    assert!(core.has_work());
+    assert_eq!(core.step(now()).unwrap().len(), 1);
+    assert_eq!(core.executor().steps().len(), 0);
+    assert!(!core.has_work());
+}
+
+#[test]
+fn an_engine_can_be_dropped_while_requests_run() {
+    let mut core = core(8);
+    core.add_request(RequestBuilder::new(1, &passage("a", 100)).build(), now());
+    core.step(now()).unwrap();
+    drop(core);
+}
+
+#[test]
+fn stats_count_who_runs_and_who_waits() {
+    let mut core = core(4);
+    for id in 1..4 {
+        let request = RequestBuilder::new(id, &passage(&id.to_string(), 70)).arrival_micros(id);
+        core.add_request(request.build(), Timestamp::from_micros(9));
+    }
+    core.step(now()).unwrap();
+    let stats = core.stats();
+    assert_eq!((stats.num_running, stats.num_waiting), (1, 2));
+    assert_eq!(stats.oldest_waiting_arrival, Some(Timestamp::from_micros(2)));
+    assert_eq!((stats.blocks.active, stats.blocks.total, stats.last_scheduled_tokens), (3, 4, 70));
+}
+
+/// A pool of 4 blocks of 32 tokens and a model of 256 positions.
+#[track_caller]
+fn check_fits(num_prompt_tokens: usize, max_tokens: u32, expected: Result<(), RequestError>) {
+    let request = RequestBuilder::new(1, &passage("a", num_prompt_tokens)).max_tokens(max_tokens).build();
+    let mut core = core(4);
+    assert_eq!(core.fits(&request), expected);
+    if expected.is_ok() {
+        core.add_request(request, now());
+        let is_end = |event: &EngineEvent| matches!(event, EngineEvent::Finished { .. });
+        let ended = (0..300).any(|_| core.step(now()).unwrap().iter().any(is_end));
+        assert!(ended, "it fits and does not end");
+    }
+}
+
+#[test]
+fn what_fits_runs_to_its_end_alone() {
+    check_fits(100, 29, Ok(()));
+    check_fits(128, 1, Ok(()));
+}
+
+#[test]
+fn what_can_never_run_is_refused() {
+    check_fits(0, 1, Err(RequestError::EmptyPrompt));
+    check_fits(5, 0, Err(RequestError::NothingToDo));
+    check_fits(256, 1, Err(RequestError::PromptTooLong { num_prompt_tokens: 256, max_model_len: 256 }));
+    check_fits(100, 30, Err(RequestError::PoolTooSmall { num_tokens: 130, needed: 5, num_blocks: 4 }));
+}
+
+#[test]
+fn inconsistent_settings_are_refused() {
+    let refuse = |config: SchedulerConfig| config.validated().unwrap_err().to_string();
+    let base = || SchedulerConfig::new(4, 256);
+    assert_eq!(refuse(SchedulerConfig { max_num_seqs: 0, ..base() }), "max_num_seqs is 0");
+    let narrow = SchedulerConfig { max_num_batched_tokens: 3, max_num_seqs: 4, ..base() };
+    assert_eq!(refuse(narrow), "max_num_batched_tokens 3 is below max_num_seqs 4");
+    assert!(refuse(SchedulerConfig::new(4, 1)).starts_with("max_model_len is 1"));
+    let spans = engine::SpanConfig { tail_tokens: 0, ..engine::SpanConfig::default() };
+    assert!(refuse(SchedulerConfig { spans, ..base() }).starts_with("span reuse: tail_tokens"));
+    let executor = EchoExecutor::new(Reply::Prompt, 32);
+    assert!(EngineCore::new(SchedulerConfig::new(0, 256), executor).is_err());
+}

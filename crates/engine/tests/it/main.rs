@@ -1,0 +1,10 @@
+//! Tests of the scheduler from outside: scenarios as text, a long random run, fairness.
+
+mod blast;
+mod core;
+mod fairness;
+mod memory;
+mod random;
+mod scenarios;
+mod sharing;
+mod world;

@@ -1,0 +1,240 @@
+//! An executor whose memory remembers what was written where, and under which past.
+//!
+//! It refuses to read what was never written, what belongs to another sequence's text, position or scope, and, for sequences that
+//! are to be exact, what was computed on top of another past. So whatever the scheduler does wrong with blocks ends a test.
+
+use std::collections::{HashMap, HashSet};
+
+use engine::{
+    Executor, ExecutorError, KvSharingMode, LogProb, ModelRunnerOutput, RejectedSpan, Request, SampledToken, ScheduledSequence,
+    SchedulerOutput, SpanCopy, TokenLogProbs,
+};
+use tokens::{BlockId, RequestId, TokenId};
+
+use crate::random::{Random, mix};
+
+/// Sampled tokens lie below this.
+pub(crate) const VOCAB_SIZE: u64 = 4;
+
+/// One position's KV.
+#[derive(Clone, Copy)]
+struct Slot {
+    token: TokenId,
+    position: u32,
+    salt: u64,
+    /// Of scope and all tokens up to this one, if it was computed from exactly those.
+    past: Option<u64>,
+    writer: RequestId,
+}
+
+struct Known {
+    tokens: Vec<TokenId>,
+    salt: u64,
+    sharing: KvSharingMode,
+    prompt_logprobs: bool,
+}
+
+pub(crate) struct Memory {
+    block_size: usize,
+    slots: Vec<Option<Slot>>,
+    known: HashMap<RequestId, Known>,
+    announced: HashSet<RequestId>,
+    /// Every so many span copies one is rejected, by chance; never if `None`.
+    pub(crate) reject_one_in: Option<u64>,
+    random: Random,
+}
+
+/// What a request's past is at its end; decides the next token.
+fn past_of(salt: u64, tokens: &[TokenId]) -> u64 {
+    tokens.iter().fold(mix(salt), |past, token| mix(past ^ u64::from(token.0)))
+}
+
+/// What the model says behind `tokens`.
+pub(crate) fn next_token(salt: u64, tokens: &[TokenId]) -> TokenId {
+    TokenId((past_of(salt, tokens) % VOCAB_SIZE) as u32)
+}
+
+impl Memory {
+    pub(crate) fn new(num_blocks: usize, block_size: usize) -> Self {
+        let (known, announced) = Default::default();
+        let slots = vec![None; num_blocks * block_size];
+        Self { block_size, slots, known, announced, reject_one_in: None, random: Random(99) }
+    }
+
+    /// Tells it what only the scheduler is told.
+    pub(crate) fn expect(&mut self, request: &Request) {
+        let known = Known {
+            tokens: request.prompt_token_ids.to_vec(),
+            salt: request.cache_salt.0,
+            sharing: if request.sampling.prompt_logprobs.is_some() { KvSharingMode::Off } else { request.sharing },
+            prompt_logprobs: request.sampling.prompt_logprobs.is_some(),
+        };
+        self.known.insert(request.request_id, known);
+    }
+
+    fn slot(&self, blocks: &[BlockId], position: usize) -> usize {
+        blocks[position / self.block_size].0 as usize * self.block_size + position % self.block_size
+    }
+
+    fn copy_blocks(&mut self, step: &SchedulerOutput) {
+        for copy in &step.block_copies {
+            for i in 0..copy.num_tokens as usize {
+                let src = self.slots[self.slot(&[copy.src], i)];
+                let dst = self.slot(&[copy.dst], i);
+                self.slots[dst] = Some(src.expect("a copied slot was written"));
+            }
+        }
+    }
+
+    /// Copies spans, and rejects some.
+    fn copy_spans(&mut self, step: &SchedulerOutput) -> Vec<RejectedSpan> {
+        let mut rejected = Vec::new();
+        for copy in &step.span_copies {
+            self.copy_span(copy);
+            if self.reject_one_in.is_some_and(|n| self.random.one_in(n)) {
+                let SpanCopy { request_id, donor, .. } = *copy;
+                rejected.push(RejectedSpan { request_id, donor, max_relative_error: 1.0 });
+            }
+        }
+        rejected
+    }
+
+    fn copy_span(&mut self, copy: &SpanCopy) {
+        let known = &self.known[&copy.request_id];
+        assert_eq!(known.sharing, KvSharingMode::Span, "{} did not ask for spans", copy.request_id);
+        let offset = |position: u32, i: usize| position as usize % self.block_size + i;
+        let mut copied = Vec::new();
+        for (i, &token) in copy.token_ids.iter().enumerate() {
+            let src = self.slots[self.slot(&copy.src_blocks, offset(copy.src_pos, i))].expect("a donor's slot was written");
+            assert_eq!((src.token, src.position), (token, copy.src_pos + i as u32), "a donor's block holds something else");
+            assert_eq!(src.salt, known.salt, "a donor of another scope");
+            assert!(src.past.is_some(), "a donor is exact");
+            let position = copy.dst_pos + i as u32;
+            assert_eq!(known.tokens[position as usize], token, "a span differs from its target");
+            let slot = self.slot(&copy.dst_blocks, offset(copy.dst_pos, i));
+            copied.push((slot, Slot { position, past: None, writer: copy.request_id, ..src }));
+        }
+        copied.into_iter().for_each(|(at, slot)| self.slots[at] = Some(slot));
+    }
+
+    /// What the rows of `sequence` write, after checking all that they read.
+    fn compute(&self, sequence: &ScheduledSequence) -> Vec<(usize, Slot)> {
+        let ScheduledSequence { request_id, ref rows, ref block_table, sample } = *sequence;
+        let known = &self.known[&request_id];
+        let is_exact = known.sharing != KvSharingMode::Span;
+        let last = rows.last().expect("a scheduled sequence has rows").position;
+        assert_eq!(sample, last as usize + 1 == known.tokens.len() && known.samples(), "{request_id} samples at {last}");
+        assert_eq!(block_table.len(), (last as usize + 1).div_ceil(self.block_size), "block table of {request_id}");
+        let mut rows = rows.iter().peekable();
+        let mut written = Vec::new();
+        let mut past = mix(known.salt);
+        let mut all_exact = true;
+        for position in 0..=last {
+            let token = known.tokens[position as usize];
+            let at = self.slot(block_table, position as usize);
+            past = mix(past ^ u64::from(token.0));
+            if let Some(row) = rows.next_if(|row| row.position == position) {
+                assert_eq!(row.token, token, "row {position} of {request_id}");
+                let past = all_exact.then_some(past);
+                written.push((at, Slot { token, position, salt: known.salt, past, writer: request_id }));
+                continue;
+            }
+            let slot = self.slots[at].unwrap_or_else(|| panic!("{request_id} reads position {position}, never written"));
+            let expected = (token, position, known.salt);
+            assert_eq!((slot.token, slot.position, slot.salt), expected, "{request_id} reads something else at {position}");
+            assert!(slot.past.is_none_or(|written| written == past), "{request_id} reads another past at {position}");
+            all_exact &= slot.past.is_some();
+            assert!(all_exact || !is_exact, "{request_id} reads approximate KV at {position}");
+            let is_own = slot.writer == request_id;
+            assert!(is_own || known.sharing != KvSharingMode::Off, "{request_id} reads KV of {} at {position}", slot.writer);
+        }
+        assert!(rows.next().is_none(), "rows of {request_id} ascend");
+        written
+    }
+
+    /// No block that is copied from is written: copies may happen in any order.
+    fn check_sources(&self, step: &SchedulerOutput, writes: &[(RequestId, Vec<(usize, Slot)>)]) {
+        let computed = writes.iter().flat_map(|(_, written)| written).map(|(at, _)| BlockId((at / self.block_size) as u32));
+        let copied = step.block_copies.iter().map(|copy| copy.dst);
+        let moved = step.span_copies.iter().flat_map(|copy| copy.dst_blocks.iter().copied());
+        let written: HashSet<_> = computed.chain(copied).chain(moved).collect();
+        let sources = step.span_copies.iter().flat_map(|copy| copy.src_blocks.iter().copied());
+        for source in step.block_copies.iter().map(|copy| copy.src).chain(sources) {
+            assert!(!written.contains(&source), "{source:?} is copied from and written in one step");
+        }
+    }
+
+    /// No block is written by two sequences, or written by one and read by another.
+    fn check_disjoint(&self, step: &SchedulerOutput, writes: &[(RequestId, Vec<(usize, Slot)>)]) {
+        let mut writers: HashMap<u32, RequestId> = HashMap::new();
+        for (request_id, written) in writes {
+            for (at, _) in written {
+                let block = (at / self.block_size) as u32;
+                let writer = *writers.entry(block).or_insert(*request_id);
+                assert_eq!(writer, *request_id, "block {block} is written by two");
+            }
+        }
+        for sequence in &step.sequences {
+            for block in &sequence.block_table {
+                let writer = writers.get(&block.0).copied().unwrap_or(sequence.request_id);
+                assert_eq!(writer, sequence.request_id, "{block:?} is written by {writer} and shared");
+            }
+        }
+    }
+
+    fn take_over(&mut self, step: &SchedulerOutput) {
+        for new in &step.new_requests {
+            assert!(self.announced.insert(new.request_id), "{} is announced twice", new.request_id);
+        }
+        for finished in &step.finished {
+            assert!(self.announced.remove(finished), "{finished} ends without having been announced");
+        }
+        let scheduled: HashSet<_> = step.sequences.iter().map(|sequence| sequence.request_id).collect();
+        assert_eq!(scheduled.len(), step.sequences.len(), "a request is scheduled twice");
+        assert!(scheduled.is_subset(&self.announced), "a request is scheduled that was not announced");
+    }
+}
+
+impl Known {
+    /// Requests that only score their prompt are the only ones here that never sample.
+    fn samples(&self) -> bool {
+        !self.prompt_logprobs
+    }
+}
+
+impl Executor for Memory {
+    fn execute_model(&mut self, step: &SchedulerOutput) -> Result<ModelRunnerOutput, ExecutorError> {
+        self.take_over(step);
+        self.copy_blocks(step);
+        let rejected_spans = self.copy_spans(step);
+        let writes: Vec<_> = step.sequences.iter().map(|sequence| (sequence.request_id, self.compute(sequence))).collect();
+        self.check_disjoint(step, &writes);
+        self.check_sources(step, &writes);
+        let void: HashSet<_> = rejected_spans.iter().map(|rejected| rejected.request_id).collect();
+        for (request_id, written) in writes {
+            for (at, slot) in written {
+                self.slots[at] = (!void.contains(&request_id)).then_some(slot);
+            }
+        }
+        let mut output = ModelRunnerOutput { rejected_spans, ..ModelRunnerOutput::default() };
+        for sequence in step.sequences.iter().filter(|sequence| !void.contains(&sequence.request_id)) {
+            let request_id = sequence.request_id;
+            let known = self.known.get_mut(&request_id).expect("checked before");
+            if sequence.sample {
+                let token = next_token(known.salt, &known.tokens);
+                known.tokens.push(token);
+                output.sampled.push(SampledToken { request_id, token, logprobs: None });
+            }
+            if known.prompt_logprobs {
+                let following = sequence.rows.iter().map(|row| row.position + 1);
+                let entry = |position: u32| Some((position, score(*known.tokens.get(position as usize)?)));
+                output.prompt_logprobs.push((request_id, following.filter_map(entry).collect()));
+            }
+        }
+        Ok(output)
+    }
+}
+
+fn score(token: TokenId) -> TokenLogProbs {
+    TokenLogProbs { chosen: LogProb { token, logprob: -1.0, rank: 1 }, top: Vec::new() }
+}

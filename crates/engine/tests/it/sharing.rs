@@ -1,0 +1,190 @@
+//! What may be shared with whom.
+
+use engine::{EngineEvent, FinishReason, KvSharingMode, KvUsage, SpanOutcome};
+use testkit::{RequestBuilder, passage};
+use tokens::{RequestId, TokenRange};
+
+use crate::world::{World, config};
+
+/// Runs the requests one after the other in a large pool; usage of the last one.
+#[track_caller]
+fn check(requests: impl IntoIterator<Item = RequestBuilder>, prefix_tokens: u32, span_tokens: u32) -> World {
+    let mut world = World::new(config(200));
+    for request in requests {
+        world.add(request.build());
+        world.run();
+    }
+    let usage = last_usage(&world);
+    assert_eq!((usage.prefix_tokens, usage.span_tokens), (prefix_tokens, span_tokens));
+    world
+}
+
+fn last_usage(world: &World) -> KvUsage {
+    match world.events.last() {
+        Some(EngineEvent::Finished { usage, .. }) => *usage,
+        other => panic!("{other:?} is not the end of a request"),
+    }
+}
+
+fn first(text: &str, num_tokens: usize) -> RequestBuilder {
+    RequestBuilder::new(1, &passage(text, num_tokens))
+}
+
+/// `question`, then 32 tokens of a document.
+fn asking(id: u64, question: &str) -> RequestBuilder {
+    let prompt = [passage(question, 7), passage("doc", 32), passage("end", 6)].concat();
+    RequestBuilder::new(id, &prompt).sharing(KvSharingMode::Span)
+}
+
+#[test]
+fn a_prefix_is_shared_within_a_scope_only() {
+    check([first("a", 21), RequestBuilder::new(2, &passage("a", 21))], 20, 0);
+    check([first("a", 21), RequestBuilder::new(2, &passage("a", 21)).salt(1)], 0, 0);
+}
+
+#[test]
+fn a_span_is_shared_within_a_scope_only() {
+    check([first("doc", 32), asking(2, "q")], 0, 30);
+    check([first("doc", 32), asking(2, "q").salt(1)], 0, 0);
+}
+
+#[test]
+fn a_request_that_is_not_stored_leaves_nothing() {
+    check([first("a", 21).store(false), RequestBuilder::new(2, &passage("a", 21))], 0, 0);
+    check([first("doc", 32).store(false), asking(2, "q")], 0, 0);
+}
+
+#[test]
+fn off_computes_everything_but_serves_others() {
+    check([first("a", 21), RequestBuilder::new(2, &passage("a", 21)).sharing(KvSharingMode::Off)], 0, 0);
+    check([first("a", 21).sharing(KvSharingMode::Off), RequestBuilder::new(2, &passage("a", 21))], 20, 0);
+}
+
+#[test]
+fn prefix_mode_copies_no_spans() {
+    check([first("doc", 32), asking(2, "q").sharing(KvSharingMode::Prefix)], 0, 0);
+}
+
+#[test]
+fn generated_tokens_are_shared_too() {
+    let mut world = World::new(config(200));
+    world.add(first("a", 10).max_tokens(11).build());
+    world.run();
+    let answer = world.output(1).into_iter().map(tokens::TokenId);
+    let prompt: Vec<_> = passage("a", 10).into_iter().chain(answer).chain(passage("b", 3)).collect();
+    world.add(RequestBuilder::new(2, &prompt).build());
+    world.run();
+    // The last generated token was never computed.
+    assert_eq!(last_usage(&world).prefix_tokens, 20);
+}
+
+#[test]
+fn an_approximate_prompt_serves_nobody_behind_its_first_span() {
+    let world = check([first("doc", 32), asking(2, "q")], 0, 30);
+    assert_eq!(world.scheduler.stats().num_donors, 1);
+    check([first("doc", 32), asking(2, "q"), asking(3, "q").sharing(KvSharingMode::Prefix)], 8, 0);
+}
+
+#[test]
+fn a_donor_gives_way_to_one_that_continues_it() {
+    let world = check([first("a", 32), RequestBuilder::new(2, &passage("a", 64))], 32, 0);
+    assert_eq!(world.scheduler.stats().num_donors, 1);
+    let world = check([first("a", 32), RequestBuilder::new(2, &passage("a", 34))], 32, 0);
+    assert_eq!(world.scheduler.stats().num_donors, 1);
+}
+
+#[test]
+fn template_tokens_inside_a_span_are_computed() {
+    check([first("doc", 32), asking(2, "q").template(vec![TokenRange::new(20, 25)])], 0, 25);
+}
+
+#[test]
+fn prefix_and_span_add_up() {
+    let donor = RequestBuilder::new(1, &passage("doc", 32));
+    let system = RequestBuilder::new(2, &passage("system", 16));
+    let prompt = [passage("system", 16), passage("doc", 32), passage("end", 6)].concat();
+    let world = check([donor, system, RequestBuilder::new(3, &prompt).sharing(KvSharingMode::Span)], 16, 30);
+    let usage = last_usage(&world);
+    assert_eq!((usage.computed_tokens, usage.recomputed_tokens, usage.donors), (8, 2, 1));
+    assert_eq!(world.scheduler.stats().span_lookups.get(SpanOutcome::Reused), 1);
+}
+
+#[test]
+fn an_evicted_donor_gives_nothing() {
+    let mut world = World::new(config(14));
+    for request in [first("doc", 32), RequestBuilder::new(2, &passage("other", 50)), asking(3, "q")] {
+        world.add(request.max_tokens(1).build());
+        world.run();
+    }
+    assert_eq!(last_usage(&world).span_tokens, 0);
+    let stats = world.scheduler.stats();
+    assert_eq!(stats.span_lookups.get(SpanOutcome::NotResident), 1);
+    assert_eq!(stats.num_donors, 2, "the evicted one is forgotten");
+}
+
+/// A document of 8 blocks, then a prompt of `other_tokens` that takes the room of its last two, then a question about it.
+#[track_caller]
+fn check_half_evicted(num_blocks: usize, other_tokens: usize, span_tokens: u32, expected: SpanOutcome) {
+    let mut world = World::new(config(num_blocks));
+    for request in [first("doc", 32), RequestBuilder::new(2, &passage("other", other_tokens)), asking(3, "q")] {
+        world.add(request.max_tokens(1).build());
+        world.run();
+    }
+    assert_eq!(last_usage(&world).span_tokens, span_tokens);
+    assert_eq!(world.scheduler.stats().span_lookups.get(expected), 1);
+}
+
+#[test]
+fn a_donor_of_which_a_part_was_evicted_gives_the_rest() {
+    check_half_evicted(20, 54, 22, SpanOutcome::Reused);
+}
+
+#[test]
+fn without_room_to_hold_a_donor_everything_is_computed() {
+    check_half_evicted(14, 30, 0, SpanOutcome::NoRoom);
+}
+
+#[test]
+fn a_reset_forgets_prefixes_and_donors() {
+    let mut world = World::new(config(200));
+    world.add(first("doc", 32).build());
+    world.run();
+    world.scheduler.reset_prefix_cache();
+    world.add(asking(2, "q").build());
+    world.run();
+    assert_eq!(last_usage(&world).span_tokens, 0);
+    assert_eq!(world.scheduler.stats().num_donors, 1);
+}
+
+#[test]
+fn a_stop_token_ends_an_answer_once_enough_was_said() {
+    let mut world = World::new(config(20));
+    let answer = {
+        world.add(first("a", 9).max_tokens(12).build());
+        world.run();
+        world.output(1)
+    };
+    let stop = tokens::TokenId(answer[0]);
+    let min_tokens = answer.iter().skip(1).position(|&token| token == stop.0).unwrap() as u32 + 1;
+    for (id, min_tokens, expected_len) in [(2, 0, 1), (3, min_tokens, min_tokens as usize + 1)] {
+        let stops = |sampling: &mut engine::SamplingParams| {
+            sampling.stop_token_ids = vec![stop];
+            sampling.min_tokens = min_tokens;
+        };
+        world.add(RequestBuilder::new(id, &passage("a", 9)).max_tokens(12).sampling(stops).build());
+        world.run();
+        assert_eq!(world.output(id), answer[..expected_len]);
+        let end = world.events.last();
+        assert!(matches!(end, Some(EngineEvent::Finished { reason: FinishReason::Stop(token), .. }) if *token == stop));
+    }
+}
+
+#[test]
+fn the_model_length_ends_an_answer() {
+    let mut world = World::new(engine::SchedulerConfig { max_model_len: 12, ..config(20) });
+    world.add(first("a", 9).max_tokens(100).build());
+    world.run();
+    assert_eq!(world.output(1).len(), 3);
+    let admitted = |event: &&EngineEvent| matches!(event, EngineEvent::Admitted { request_id: RequestId(1), .. });
+    assert_eq!(world.events.iter().filter(admitted).count(), 1);
+}

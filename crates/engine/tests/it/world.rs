@@ -1,0 +1,122 @@
+//! A scheduler with a checking memory, and a protocol of one line per step.
+
+use std::fmt::Write;
+
+use engine::{EngineEvent, Executor, KvSharingMode, Request, Row, Scheduler, SchedulerConfig, SchedulerOutput, SpanConfig};
+use tokens::{BlockSize, RequestId, Timestamp};
+
+use crate::memory::Memory;
+
+/// Blocks of 4 tokens, 16 rows a step, short spans.
+pub(crate) fn config(num_blocks: usize) -> SchedulerConfig {
+    SchedulerConfig {
+        block_size: BlockSize::new(4).unwrap(),
+        max_num_batched_tokens: 16,
+        max_num_seqs: 4,
+        spans: SpanConfig { min_span_tokens: 16, head_tokens: 2, tail_tokens: 2, min_prompt_tokens: 20, min_piece_tokens: 2 },
+        ..SchedulerConfig::new(num_blocks, 512)
+    }
+}
+
+pub(crate) struct World {
+    pub(crate) scheduler: Scheduler,
+    pub(crate) memory: Memory,
+    pub(crate) events: Vec<EngineEvent>,
+    pub(crate) now: Timestamp,
+    pub(crate) log: String,
+}
+
+impl World {
+    pub(crate) fn new(config: SchedulerConfig) -> Self {
+        let memory = Memory::new(config.num_blocks, config.block_size.as_usize());
+        let scheduler = Scheduler::try_new(config).unwrap();
+        Self { scheduler, memory, events: Vec::new(), now: Timestamp::default(), log: String::new() }
+    }
+
+    pub(crate) fn add(&mut self, request: Request) {
+        self.memory.expect(&request);
+        self.scheduler.add_request(request, self.now);
+    }
+
+    pub(crate) fn abort(&mut self, id: u64) {
+        let was_here = self.scheduler.abort(RequestId(id));
+        writeln!(self.log, "abort r{id} {}", if was_here { "" } else { "(unknown)" }).unwrap();
+    }
+
+    pub(crate) fn step(&mut self) -> SchedulerOutput {
+        let step = self.scheduler.schedule(self.now);
+        let output = self.memory.execute_model(&step).unwrap();
+        let rejected: Vec<_> = output.rejected_spans.iter().map(|span| (span.request_id, span.donor)).collect();
+        let events = self.scheduler.update_from_output(&step, output);
+        self.scheduler.check_invariants();
+        let mut line = describe(&step, &events);
+        rejected.into_iter().for_each(|(receiver, donor)| write!(line, "; {donor} rejected for {receiver}").unwrap());
+        let stats = self.scheduler.stats();
+        let waiting = if stats.num_waiting > 0 { format!(" wait {}", stats.num_waiting) } else { String::new() };
+        let blocks = stats.blocks;
+        let (free, cached) = (blocks.free, blocks.cached);
+        writeln!(self.log, "{line} | rows {} free {free}+{cached}{waiting}", step.num_scheduled_tokens()).unwrap();
+        self.events.extend(events);
+        step
+    }
+
+    pub(crate) fn run(&mut self) {
+        for _ in 0..10_000 {
+            if !self.scheduler.has_work() {
+                return;
+            }
+            self.step();
+        }
+        panic!("10000 steps and no end");
+    }
+
+    /// The generated tokens of a request.
+    pub(crate) fn output(&self, id: u64) -> Vec<u32> {
+        let of = |event: &EngineEvent| match event {
+            EngineEvent::Token { request_id, token, .. } if request_id.0 == id => Some(token.0),
+            _ => None,
+        };
+        self.events.iter().filter_map(of).collect()
+    }
+}
+
+/// `admit r1 prefix=8 spans=20; run r1 8..12 r2 7; done r2`
+fn describe(step: &SchedulerOutput, events: &[EngineEvent]) -> String {
+    let mut parts = Vec::new();
+    for event in events {
+        match event {
+            EngineEvent::Admitted { request_id, usage, .. } => {
+                let spans = match usage.donors {
+                    0 => String::new(),
+                    _ => format!(" spans={} recompute={}", usage.span_tokens, usage.recomputed_tokens),
+                };
+                parts.push(format!("admit {request_id} prefix={}{spans}", usage.prefix_tokens));
+            }
+            EngineEvent::PromptLogProbs { request_id, logprobs } => parts.push(format!("score {request_id} {}", logprobs.len())),
+            EngineEvent::Token { .. } | EngineEvent::Finished { .. } => {}
+        }
+    }
+    for copy in &step.block_copies {
+        parts.push(format!("copy {} of b{} to b{}", copy.num_tokens, copy.src.0, copy.dst.0));
+    }
+    let rows = step.sequences.iter().map(|sequence| {
+        let sampled = if sequence.sample { "*" } else { "" };
+        format!(" {} {}{sampled}", sequence.request_id, ranges(&sequence.rows))
+    });
+    parts.push(format!("run{}", rows.collect::<String>()));
+    for event in events {
+        if let EngineEvent::Finished { request_id, reason, .. } = event {
+            parts.push(format!("{request_id} {reason:?}"));
+        }
+    }
+    parts.join("; ")
+}
+
+/// `0..4,9..12`
+fn ranges(rows: &[Row]) -> String {
+    let runs = rows.chunk_by(|a, b| a.position + 1 == b.position);
+    runs.map(|run| format!("{}..{}", run[0].position, run[run.len() - 1].position + 1)).collect::<Vec<_>>().join(",")
+}
+
+/// Modes, for requests made by chance.
+pub(crate) const MODES: [KvSharingMode; 3] = [KvSharingMode::Off, KvSharingMode::Prefix, KvSharingMode::Span];

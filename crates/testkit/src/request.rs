@@ -1,0 +1,80 @@
+//! Requests with everything by default.
+
+use engine::{KvSharingMode, Request, SamplingParams};
+use tokens::{CacheSalt, RequestId, Timestamp, TokenId, TokenRange};
+
+/// A request under construction: greedy, 4 tokens, prefix sharing, stored, in scope 0, arrived at time 0.
+#[derive(Clone, Debug)]
+pub struct RequestBuilder(Request);
+
+impl RequestBuilder {
+    /// Request `id` for `prompt`.
+    #[must_use]
+    pub fn new(id: u64, prompt: &[TokenId]) -> Self {
+        Self(Request {
+            request_id: RequestId(id),
+            prompt_token_ids: prompt.into(),
+            sampling: SamplingParams::greedy(4),
+            cache_salt: CacheSalt(0),
+            sharing: KvSharingMode::Prefix,
+            store: true,
+            template: Vec::new(),
+            arrival: Timestamp::default(),
+        })
+    }
+
+    /// Tokens to generate.
+    #[must_use]
+    pub fn max_tokens(mut self, max_tokens: u32) -> Self {
+        self.0.sampling.max_tokens = max_tokens;
+        self
+    }
+
+    /// What it may reuse.
+    #[must_use]
+    pub fn sharing(mut self, sharing: KvSharingMode) -> Self {
+        self.0.sharing = sharing;
+        self
+    }
+
+    /// Its scope.
+    #[must_use]
+    pub fn salt(mut self, salt: u64) -> Self {
+        self.0.cache_salt = CacheSalt(salt);
+        self
+    }
+
+    /// Whether it leaves KV behind.
+    #[must_use]
+    pub fn store(mut self, store: bool) -> Self {
+        self.0.store = store;
+        self
+    }
+
+    /// Positions of template tokens.
+    #[must_use]
+    pub fn template(mut self, template: Vec<TokenRange>) -> Self {
+        self.0.template = template;
+        self
+    }
+
+    /// When it arrived.
+    #[must_use]
+    pub fn arrival_micros(mut self, micros: u64) -> Self {
+        self.0.arrival = Timestamp::from_micros(micros);
+        self
+    }
+
+    /// Changes how it samples.
+    #[must_use]
+    pub fn sampling(mut self, change: impl FnOnce(&mut SamplingParams)) -> Self {
+        change(&mut self.0.sampling);
+        self
+    }
+
+    /// The request.
+    #[must_use]
+    pub fn build(self) -> Request {
+        self.0
+    }
+}

@@ -1,0 +1,103 @@
+//! What to simulate.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use engine::{KvSharingMode, SchedulePolicy};
+
+use crate::CostModel;
+
+/// Runs to make over one trace: every pool with every policy.
+#[derive(Clone, Debug)]
+pub struct SimOptions {
+    /// Sizes of the pool.
+    pub pools: Vec<PoolSize>,
+    /// Orders of the waiting requests.
+    pub policies: Vec<SchedulePolicy>,
+    /// What all requests may reuse.
+    pub sharing: KvSharingMode,
+    /// Multiplies the times of arrival: below 1 is more load. Finite and not negative.
+    pub time_scale: f64,
+    /// Requests to replay from the trace's start; `None` for all.
+    pub max_requests: Option<usize>,
+    /// What steps take.
+    pub cost: CostModel,
+    /// Rows of one step.
+    pub max_num_batched_tokens: usize,
+    /// Sequences of one step.
+    pub max_num_seqs: usize,
+    /// Longest time for which later requests may go first.
+    pub max_overtake: Duration,
+}
+
+impl Default for SimOptions {
+    /// Pools of 1,000, 4,000 and 16,000 blocks (64, 256 and 1,024 GiB of an 8B model's KV), and one that holds everything.
+    fn default() -> Self {
+        Self {
+            pools: vec![PoolSize::Blocks(1_000), PoolSize::Blocks(4_000), PoolSize::Blocks(16_000), PoolSize::Unlimited],
+            policies: vec![SchedulePolicy::Fcfs, SchedulePolicy::KvHitRate],
+            sharing: KvSharingMode::Prefix,
+            time_scale: 1.0,
+            max_requests: None,
+            cost: CostModel::default(),
+            max_num_batched_tokens: 8192,
+            max_num_seqs: 256,
+            max_overtake: Duration::from_secs(2),
+        }
+    }
+}
+
+/// How much KV fits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolSize {
+    /// So many blocks of [`crate::BLOCK_TOKENS`].
+    Blocks(usize),
+    /// All prompts and answers of the trace.
+    Unlimited,
+}
+
+impl fmt::Display for PoolSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Blocks(num_blocks) => write!(f, "{num_blocks}"),
+            Self::Unlimited => f.write_str("unlimited"),
+        }
+    }
+}
+
+/// Not a size of a pool.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a pool is a number of blocks, at least 1, or `unlimited`")]
+pub struct UnknownPoolSize;
+
+impl FromStr for PoolSize {
+    type Err = UnknownPoolSize;
+
+    fn from_str(text: &str) -> Result<Self, UnknownPoolSize> {
+        match text {
+            "unlimited" => Ok(Self::Unlimited),
+            _ => text.parse().ok().filter(|&num_blocks| num_blocks > 0).map(Self::Blocks).ok_or(UnknownPoolSize),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, expected: Option<PoolSize>) {
+        assert_eq!(text.parse(), expected.ok_or(UnknownPoolSize));
+    }
+
+    #[test]
+    fn a_pool_size_reads_as_it_prints() {
+        check("unlimited", Some(PoolSize::Unlimited));
+        check("1000", Some(PoolSize::Blocks(1000)));
+        for text in ["0", "-1", "much", ""] {
+            check(text, None);
+        }
+        assert_eq!(format!("{} {}", PoolSize::Blocks(7), PoolSize::Unlimited), "7 unlimited");
+    }
+}

@@ -1,0 +1,239 @@
+//! Requests as they once arrived: lengths, times, and which blocks of their prompts were equal.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokens::Timestamp;
+
+/// Tokens of one block of a trace (Mooncake, FAST'25 traces). The last block of a prompt may have fewer.
+pub const BLOCK_TOKENS: u32 = 512;
+
+/// Requests by arrival.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Trace {
+    /// By ascending arrival.
+    pub requests: Vec<TraceRequest>,
+}
+
+/// One request of a trace.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TraceRequest {
+    /// Since the first request.
+    pub arrival: Timestamp,
+    /// Tokens of the prompt, at least 1.
+    pub input_tokens: u32,
+    /// Tokens generated, at least 1.
+    pub output_tokens: u32,
+    /// Name of each block of [`BLOCK_TOKENS`] of the prompt, the last one partial. Equal names in two prompts mean equal blocks behind
+    /// equal blocks. Names are dense: `0..` by first appearance. A request of a trace without names shares none.
+    pub blocks: Vec<u32>,
+}
+
+/// Why a trace cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum TraceError {
+    /// The file is not there or breaks off.
+    #[error("reading the trace: {0}")]
+    Io(#[from] std::io::Error),
+    /// A line is not a request.
+    #[error("line {line}: {source}")]
+    Json {
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// A request is empty, or before the beginning.
+    #[error("line {line}: arrival_s must be at least 0, input_length and output_length at least 1")]
+    OutOfRange {
+        /// Counted from 1.
+        line: usize,
+    },
+    /// Names and length do not go together.
+    #[error("line {line}: {num_ids} hash_ids for {input_length} tokens, which are {num_blocks} blocks of 512")]
+    BlockCount {
+        /// Counted from 1.
+        line: usize,
+        /// Names given.
+        num_ids: usize,
+        /// Length given.
+        input_length: u32,
+        /// Names needed.
+        num_blocks: usize,
+    },
+}
+
+/// One line of the file. Other fields are skipped.
+#[derive(Deserialize)]
+struct Line {
+    arrival_s: f64,
+    input_length: u32,
+    output_length: u32,
+    hash_ids: Option<Vec<u64>>,
+}
+
+impl Trace {
+    /// Reads a file of one JSON object a line: `arrival_s`, `input_length`, `output_length`, and perhaps `hash_ids`.
+    ///
+    /// # Errors
+    /// Names the first line that is not such a request.
+    pub fn open(path: &Path) -> Result<Self, TraceError> {
+        Self::read(BufReader::new(File::open(path)?))
+    }
+
+    /// Reads the same from memory or a pipe. Empty lines are skipped.
+    ///
+    /// # Errors
+    /// Names the first line that is not such a request.
+    pub fn read(reader: impl BufRead) -> Result<Self, TraceError> {
+        let mut names = BlockNames::default();
+        let mut requests = Vec::new();
+        for (line_idx, text) in reader.lines().enumerate() {
+            let (line, text) = (line_idx + 1, text?);
+            if text.trim().is_empty() {
+                continue;
+            }
+            let parsed: Line = serde_json::from_str(&text).map_err(|source| TraceError::Json { line, source })?;
+            requests.push(parsed.into_request(line, &mut names)?);
+        }
+        requests.sort_by_key(|request| request.arrival);
+        Ok(Self { requests })
+    }
+
+    /// The first `num_requests` requests.
+    #[must_use]
+    pub fn truncated(mut self, num_requests: usize) -> Self {
+        self.requests.truncate(num_requests);
+        self
+    }
+
+    /// The same requests with `time_scale` times the time between them: below 1 is more load. Must be finite and not negative.
+    #[must_use]
+    pub fn scaled(mut self, time_scale: f64) -> Self {
+        for request in &mut self.requests {
+            request.arrival = Timestamp(request.arrival.0.mul_f64(time_scale));
+        }
+        self
+    }
+}
+
+impl TraceRequest {
+    /// Tokens of the prompt with its last block filled up.
+    #[must_use]
+    pub fn padded_tokens(&self) -> u32 {
+        self.blocks.len() as u32 * BLOCK_TOKENS
+    }
+}
+
+impl Line {
+    fn into_request(self, line: usize, names: &mut BlockNames) -> Result<TraceRequest, TraceError> {
+        let Self { arrival_s, input_length, output_length, hash_ids } = self;
+        let arrival = Duration::try_from_secs_f64(arrival_s).map_err(|_| TraceError::OutOfRange { line })?;
+        if input_length == 0 || output_length == 0 {
+            return Err(TraceError::OutOfRange { line });
+        }
+        let num_blocks = input_length.div_ceil(BLOCK_TOKENS) as usize;
+        let blocks = match hash_ids {
+            None => (0..num_blocks).map(|_| names.fresh()).collect(),
+            Some(ids) if ids.len() == num_blocks => ids.into_iter().map(|id| names.of(id)).collect(),
+            Some(ids) => return Err(TraceError::BlockCount { line, num_ids: ids.len(), input_length, num_blocks }),
+        };
+        Ok(TraceRequest { arrival: Timestamp(arrival), input_tokens: input_length, output_tokens: output_length, blocks })
+    }
+}
+
+/// Gives dense names to the ids of a file.
+#[derive(Default)]
+struct BlockNames {
+    known: HashMap<u64, u32>,
+    num_given: u32,
+}
+
+impl BlockNames {
+    fn of(&mut self, id: u64) -> u32 {
+        if let Some(&name) = self.known.get(&id) {
+            return name;
+        }
+        let name = self.fresh();
+        self.known.insert(id, name);
+        name
+    }
+
+    fn fresh(&mut self) -> u32 {
+        self.num_given += 1;
+        self.num_given - 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Trace, TraceError> {
+        Trace::read(text.as_bytes())
+    }
+
+    #[track_caller]
+    fn check_blocks(text: &str, expected: &[&[u32]]) {
+        let trace = read(text).unwrap();
+        let blocks: Vec<_> = trace.requests.iter().map(|request| request.blocks.as_slice()).collect();
+        assert_eq!(blocks, expected);
+    }
+
+    #[track_caller]
+    fn check_refused(text: &str, expected: &str) {
+        assert_eq!(read(text).unwrap_err().to_string(), expected);
+    }
+
+    #[test]
+    fn equal_ids_are_equal_blocks() {
+        check_blocks(
+            r#"{"id":"a","arrival_s":0.0,"input_length":1024,"output_length":1,"hash_ids":[900,7]}
+
+               {"id":"b","arrival_s":1.0,"input_length":1025,"output_length":1,"hash_ids":[900,8,9]}"#,
+            &[&[0, 1], &[0, 2, 3]],
+        );
+    }
+
+    #[test]
+    fn requests_without_ids_share_no_block() {
+        check_blocks(
+            r#"{"arrival_s":0.0,"input_length":513,"output_length":1}
+               {"arrival_s":0.0,"input_length":512,"output_length":1}"#,
+            &[&[0, 1], &[2]],
+        );
+    }
+
+    #[test]
+    fn requests_come_by_arrival() {
+        let trace = read(
+            r#"{"arrival_s":2.5,"input_length":1,"output_length":3}
+               {"arrival_s":1.0,"input_length":2,"output_length":3}"#,
+        );
+        let arrivals: Vec<_> = trace.unwrap().requests.iter().map(|request| request.arrival.0.as_millis()).collect();
+        assert_eq!(arrivals, [1000, 2500]);
+    }
+
+    #[test]
+    fn a_wrong_line_is_named() {
+        check_refused("\n{}", "line 2: missing field `arrival_s` at line 1 column 2");
+        check_refused(
+            r#"{"arrival_s":0,"input_length":513,"output_length":1,"hash_ids":[1]}"#,
+            "line 1: 1 hash_ids for 513 tokens, which are 2 blocks of 512",
+        );
+        let out_of_range = "line 1: arrival_s must be at least 0, input_length and output_length at least 1";
+        check_refused(r#"{"arrival_s":-1,"input_length":1,"output_length":1}"#, out_of_range);
+        check_refused(r#"{"arrival_s":0,"input_length":0,"output_length":1}"#, out_of_range);
+        check_refused(r#"{"arrival_s":0,"input_length":1,"output_length":0}"#, out_of_range);
+    }
+
+    #[test]
+    fn arrivals_scale() {
+        let trace = read(r#"{"arrival_s":2.5,"input_length":1,"output_length":3}"#).unwrap();
+        assert_eq!(trace.scaled(2.0).requests[0].arrival, Timestamp::from_micros(5_000_000));
+    }
+}

@@ -1,0 +1,113 @@
+//! The quick path of byte-level BPE: cut, look the piece up, and merge only what was never seen.
+//!
+//! Text repeats its words, so nearly every piece is answered by one hash lookup. The merging itself stays with the
+//! `tokenizers` crate, which sees each distinct piece once.
+
+use std::collections::HashMap;
+use std::sync::{PoisonError, RwLock};
+
+use tokenizers::{Model, ModelWrapper};
+use tokens::TokenId;
+
+use crate::TokenizerError;
+use crate::pre_tokenizer::{PreTokenizerKind, Splitter};
+
+/// Cuts text and remembers the tokens of each piece.
+pub(crate) struct ByteLevelEncoder {
+    splitter: Splitter,
+    /// Tokens by piece. The lock guards a pure cache: a poisoned one still holds only correct entries.
+    cache: RwLock<HashMap<Box<str>, Box<[TokenId]>>>,
+    symbols: [char; 256],
+}
+
+/// Pieces remembered at most; then all are forgotten and merged anew as they come. Chosen.
+const MAX_CACHED_PIECES: usize = 65_536;
+/// Longer pieces are rare and not worth keeping.
+const MAX_CACHED_PIECE_BYTES: usize = 64;
+
+impl ByteLevelEncoder {
+    /// An encoder with an empty cache.
+    pub(crate) fn new(kind: PreTokenizerKind) -> Self {
+        Self { splitter: Splitter::new(kind), cache: RwLock::default(), symbols: byte_symbols() }
+    }
+
+    /// Calls `visit` with each piece of `text`, its first byte and its tokens.
+    pub(crate) fn encode(
+        &self,
+        model: &ModelWrapper,
+        text: &str,
+        mut visit: impl FnMut(usize, &[TokenId]),
+    ) -> Result<(), TokenizerError> {
+        let mut start = 0;
+        while start < text.len() {
+            start = self.visit_cached(text, start, &mut visit);
+            if start < text.len() {
+                let end = self.splitter.piece_end(text, start);
+                visit(start, &self.merge(model, &text[start..end])?);
+                start = end;
+            }
+        }
+        Ok(())
+    }
+
+    /// Visits pieces under one read lock until one is not in the cache; returns where that one starts.
+    fn visit_cached(&self, text: &str, mut start: usize, visit: &mut impl FnMut(usize, &[TokenId])) -> usize {
+        let cache = self.cache.read().unwrap_or_else(PoisonError::into_inner);
+        while start < text.len() {
+            let end = self.splitter.piece_end(text, start);
+            let Some(ids) = cache.get(&text[start..end]) else { break };
+            visit(start, ids);
+            start = end;
+        }
+        start
+    }
+
+    /// Tokens of a piece that was not seen before.
+    fn merge(&self, model: &ModelWrapper, piece: &str) -> Result<Box<[TokenId]>, TokenizerError> {
+        let symbols: String = piece.bytes().map(|byte| self.symbols[usize::from(byte)]).collect();
+        let merged = model.tokenize(&symbols).map_err(TokenizerError::library)?;
+        let ids: Box<[TokenId]> = merged.into_iter().map(|token| TokenId(token.id)).collect();
+        if piece.len() <= MAX_CACHED_PIECE_BYTES {
+            let mut cache = self.cache.write().unwrap_or_else(PoisonError::into_inner);
+            if cache.len() >= MAX_CACHED_PIECES {
+                cache.clear();
+            }
+            cache.insert(piece.into(), ids.clone());
+        }
+        Ok(ids)
+    }
+}
+
+/// The printable character that stands for each byte in a byte-level vocabulary (Radford et al. 2019, `bytes_to_unicode`):
+/// printable Latin-1 stands for itself, the others follow from U+0100 in order.
+pub(crate) fn byte_symbols() -> [char; 256] {
+    let mut next_free = 0x100u32;
+    std::array::from_fn(|byte| {
+        let itself = byte as u8 as char;
+        if matches!(itself, '!'..='~' | '¡'..='¬' | '®'..='ÿ') {
+            return itself;
+        }
+        let symbol = char::from_u32(next_free).expect("68 characters from U+0100 on are all assigned");
+        next_free += 1;
+        symbol
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(byte: u8, expected: char) {
+        assert_eq!(byte_symbols()[usize::from(byte)], expected);
+    }
+
+    #[test]
+    fn bytes_have_the_published_symbols() {
+        check(b' ', 'Ġ');
+        check(b'\n', 'Ċ');
+        check(b'a', 'a');
+        check(0xad, 'Ń');
+        check(0xff, 'ÿ');
+    }
+}

@@ -1,0 +1,29 @@
+//! Text to tokens and back: vocabularies, chat templates, incremental detokenization, stop strings.
+//!
+//! What is here: [`Tokenizer`] (from `tokenizer.json` or from the vocabulary of a GGUF file), [`ChatTemplate`],
+//! [`DetokenizeStream`] and [`StopMatcher`].
+//! What is deliberately not here: reading GGUF files (the model loader fills [`GgufVocabulary`]), HTTP, and the engine.
+
+#![forbid(unsafe_code)]
+
+mod added;
+mod byte_level;
+mod chat;
+mod contents;
+mod detokenize;
+mod error;
+mod folder;
+mod pre_tokenizer;
+mod prompt;
+mod stop;
+mod token_bytes;
+mod tokenizer;
+mod vocabulary;
+
+pub use chat::{ChatMessage, ChatOptions, ChatTemplate};
+pub use detokenize::DetokenizeStream;
+pub use error::{ChatError, TokenizerError};
+pub use prompt::EncodedPrompt;
+pub use stop::{StopMatcher, StopOutput};
+pub use tokenizer::Tokenizer;
+pub use vocabulary::GgufVocabulary;

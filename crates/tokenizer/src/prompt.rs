@@ -1,0 +1,87 @@
+//! A prompt as tokens, and which of them are the template's.
+
+use std::ops::Range;
+
+use tokens::{TokenId, TokenRange};
+
+/// An encoded prompt.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EncodedPrompt {
+    /// The tokens.
+    pub token_ids: Vec<TokenId>,
+    /// Positions of tokens that do not come from the caller's own text: special tokens, roles, line breaks and default prompts
+    /// of a chat template. Sorted and disjoint. KV of earlier prompts is never copied to them.
+    pub template: Vec<TokenRange>,
+}
+
+/// A token and the bytes of the prompt it covers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TokenSpan {
+    pub(crate) id: TokenId,
+    pub(crate) bytes: Range<usize>,
+}
+
+/// Positions of the tokens that are special or not wholly inside one of `contents`, which are sorted and disjoint.
+///
+/// A token that reaches over the border of a content is the template's: it differs when the template does.
+pub(crate) fn template_ranges(
+    spans: &[TokenSpan],
+    contents: &[Range<usize>],
+    is_special: impl Fn(TokenId) -> bool,
+) -> Vec<TokenRange> {
+    let mut ranges: Vec<TokenRange> = Vec::new();
+    let mut contents = contents.iter().peekable();
+    for (pos, span) in (0u32..).zip(spans) {
+        while contents.next_if(|content| content.end < span.bytes.end).is_some() {}
+        let is_inside = contents.peek().is_some_and(|content| content.start <= span.bytes.start) && !span.bytes.is_empty();
+        if is_inside && !is_special(span.id) {
+            continue;
+        }
+        match ranges.last_mut() {
+            Some(last) if last.end == pos => last.end += 1,
+            _ => ranges.push(TokenRange::new(pos, pos + 1)),
+        }
+    }
+    ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Tokens of the given lengths, one after the other; token 9 is special.
+    #[track_caller]
+    fn check(tokens: &[(u32, usize)], contents: &[(usize, usize)], expected: &[(u32, u32)]) {
+        let contents: Vec<_> = contents.iter().map(|&(start, end)| start..end).collect();
+        let mut at = 0;
+        let spans: Vec<_> = tokens
+            .iter()
+            .map(|&(id, len)| {
+                at += len;
+                TokenSpan { id: TokenId(id), bytes: at - len..at }
+            })
+            .collect();
+        let expected: Vec<_> = expected.iter().map(|&(start, end)| TokenRange::new(start, end)).collect();
+        assert_eq!(template_ranges(&spans, &contents, |id| id.0 == 9), expected);
+    }
+
+    #[test]
+    fn tokens_outside_of_contents_are_the_templates() {
+        check(&[(1, 2), (2, 3), (3, 3), (4, 1)], &[(2, 8)], &[(0, 1), (3, 4)]);
+    }
+
+    #[test]
+    fn a_token_over_a_border_is_the_templates() {
+        check(&[(1, 2), (2, 3), (3, 3), (4, 2)], &[(3, 9)], &[(0, 2), (3, 4)]);
+    }
+
+    #[test]
+    fn a_special_token_inside_a_content_is_the_templates() {
+        check(&[(1, 2), (9, 3), (1, 2)], &[(0, 7)], &[(1, 2)]);
+    }
+
+    #[test]
+    fn contents_that_touch_do_not_share_a_token() {
+        check(&[(1, 2), (2, 2), (3, 2)], &[(0, 3), (3, 6)], &[(1, 2)]);
+    }
+}

@@ -1,0 +1,500 @@
+//! Text to tokens and back.
+
+use std::path::Path;
+
+use tokenizers::NormalizerWrapper;
+use tokenizers::decoders::DecoderWrapper;
+use tokenizers::{Model, Normalizer, OffsetType, PreTokenizedString, PreTokenizer};
+use tokens::{TokenId, TokenRange};
+
+use crate::added::{AddedToken, AddedTokens, Segment};
+use crate::byte_level::ByteLevelEncoder;
+use crate::pre_tokenizer::PreTokenizerKind;
+use crate::prompt::{TokenSpan, template_ranges};
+use crate::token_bytes::{Speller, Spelling, TokenBytes};
+use crate::{ChatError, ChatMessage, ChatOptions, ChatTemplate, EncodedPrompt, GgufVocabulary, TokenizerError};
+
+/// The vocabulary of one model, with its chat template if it has one. Shared between threads behind an `Arc`.
+///
+/// Two paths give the same tokens. Byte-level BPE with a known pre-tokenizer takes the quick one (`byte_level.rs`);
+/// everything else, and text that normalization would change, goes through the `tokenizers` crate as a whole.
+pub struct Tokenizer {
+    hf: tokenizers::Tokenizer,
+    quick: Option<QuickPath>,
+    bytes: TokenBytes,
+    /// By id: whether `skip_special` leaves the token out.
+    is_special: Vec<bool>,
+    strips_leading_space: bool,
+    prefix: Vec<TokenId>,
+    suffix: Vec<TokenId>,
+    bos: Option<TokenId>,
+    eos: Vec<TokenId>,
+    chat_template: Option<ChatTemplate>,
+}
+
+/// What a source of vocabularies hands over.
+pub(crate) struct Parts {
+    /// Whole pipeline, added tokens included, without post-processing.
+    pub(crate) hf: tokenizers::Tokenizer,
+    /// The pre-tokenizer when it is a known byte-level one.
+    pub(crate) pre_tokenizer: Option<PreTokenizerKind>,
+    pub(crate) added: Vec<AddedToken>,
+    pub(crate) bytes: TokenBytes,
+    /// Whether decoding drops one space at the start, which encoding had put there.
+    pub(crate) strips_leading_space: bool,
+    /// Tokens put before and after a text by `add_special_tokens`.
+    pub(crate) prefix: Vec<TokenId>,
+    pub(crate) suffix: Vec<TokenId>,
+    pub(crate) bos: Option<TokenId>,
+    pub(crate) eos: Vec<TokenId>,
+}
+
+struct QuickPath {
+    encoder: ByteLevelEncoder,
+    added: AddedTokens,
+    needs_nfc: bool,
+}
+
+impl Tokenizer {
+    /// Rebuilds the tokenizer from the vocabulary of a GGUF file.
+    ///
+    /// # Errors
+    /// If the kind of vocabulary or its pre-tokenizer is not known, or the lists disagree.
+    pub fn from_gguf(vocabulary: GgufVocabulary) -> Result<Self, TokenizerError> {
+        Self::assemble(vocabulary.into_parts()?)
+    }
+
+    /// Reads a `tokenizer.json`. The file does not say which tokens begin and end a text: see [`Tokenizer::from_folder`] and
+    /// [`Tokenizer::with_special_ids`].
+    ///
+    /// # Errors
+    /// If the file cannot be read, or decodes in a way that is not served.
+    pub fn from_file(path: &Path) -> Result<Self, TokenizerError> {
+        let json = std::fs::read(path).map_err(|source| TokenizerError::Read { path: path.to_owned(), source })?;
+        let mut hf = tokenizers::Tokenizer::from_bytes(json)
+            .map_err(|error| TokenizerError::Parse { path: path.to_owned(), reason: error.to_string() })?;
+        hf.with_truncation(None).map_err(TokenizerError::library)?;
+        hf.with_padding(None);
+        Self::assemble(Parts::from_library(hf)?)
+    }
+
+    /// The same tokenizer with other tokens at the beginning and the end of a text.
+    #[must_use]
+    pub fn with_special_ids(self, bos: Option<TokenId>, eos: Vec<TokenId>) -> Self {
+        Self { bos, eos, ..self }
+    }
+
+    /// The same tokenizer with a chat template, rendered with this vocabulary's special tokens.
+    ///
+    /// # Errors
+    /// If the template is not valid.
+    pub fn with_chat_template(mut self, source: &str) -> Result<Self, ChatError> {
+        let text = |id: Option<&TokenId>| id.map(|&id| self.token_str(id)).unwrap_or_default();
+        self.chat_template = Some(ChatTemplate::new(source, &text(self.bos.as_ref()), &text(self.eos.first()))?);
+        Ok(self)
+    }
+
+    fn assemble(parts: Parts) -> Result<Self, TokenizerError> {
+        let mut is_special = vec![false; parts.bytes.len()];
+        for token in parts.added.iter().filter(|token| token.is_special) {
+            is_special[token.id.0 as usize] = true;
+        }
+        let quick = match parts.pre_tokenizer {
+            None => None,
+            Some(kind) => Some(QuickPath {
+                encoder: ByteLevelEncoder::new(kind),
+                added: AddedTokens::new(&parts.added).map_err(TokenizerError::library)?,
+                needs_nfc: parts.hf.get_normalizer().is_some(),
+            }),
+        };
+        Ok(Self {
+            hf: parts.hf,
+            quick,
+            bytes: parts.bytes,
+            is_special,
+            strips_leading_space: parts.strips_leading_space,
+            prefix: parts.prefix,
+            suffix: parts.suffix,
+            bos: parts.bos,
+            eos: parts.eos,
+            chat_template: None,
+        })
+    }
+
+    /// Encodes `text`. The text of a special token in it becomes that token, as in the models' own tokenizers; see
+    /// [`Tokenizer::encode_as_text`] for text that must not. `add_special_tokens` adds what the model expects around a text,
+    /// such as a beginning-of-text token.
+    ///
+    /// # Errors
+    /// If the underlying library refuses the text.
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<EncodedPrompt, TokenizerError> {
+        let (prefix, suffix) = if add_special_tokens { (&*self.prefix, &*self.suffix) } else { (&[][..], &[][..]) };
+        let mut token_ids = prefix.to_vec();
+        self.append_ids(text, &mut token_ids)?;
+        let text_end = token_ids.len();
+        token_ids.extend_from_slice(suffix);
+        let range = |start: usize, end: usize| TokenRange::new(to_pos(start), to_pos(end));
+        let mut template = vec![range(0, prefix.len()), range(text_end, token_ids.len())];
+        template.retain(|range| !range.is_empty());
+        Ok(EncodedPrompt { token_ids, template })
+    }
+
+    /// Encodes `text` with the names of special tokens taken as the characters they are.
+    ///
+    /// # Errors
+    /// If the underlying library refuses the text.
+    pub fn encode_as_text(&self, text: &str) -> Result<Vec<TokenId>, TokenizerError> {
+        let mut token_ids = Vec::new();
+        match self.quick_path(text) {
+            Some(quick) => {
+                quick.encoder.encode(self.hf.get_model(), text, |_, ids| token_ids.extend_from_slice(ids))?;
+            }
+            None => token_ids.extend(self.encode_without_added(text).map_err(TokenizerError::library)?.into_iter().map(TokenId)),
+        }
+        Ok(token_ids)
+    }
+
+    /// Renders `messages` with the model's chat template and encodes the result. The template itself writes the
+    /// beginning-of-text token where the model wants one.
+    ///
+    /// # Errors
+    /// If the model has no template, the template refuses the messages, or the text cannot be encoded.
+    pub fn encode_chat(&self, messages: &[ChatMessage], options: &ChatOptions) -> Result<EncodedPrompt, ChatError> {
+        let chat_template = self.chat_template.as_ref().ok_or(ChatError::NoTemplate)?;
+        let rendered = chat_template.render(messages, options)?;
+        let contents = chat_template.locate_contents(messages, options, &rendered);
+        let spans = self.spans(&rendered)?;
+        let template = template_ranges(&spans, &contents, |id| self.is_special(id));
+        Ok(EncodedPrompt { token_ids: spans.into_iter().map(|span| span.id).collect(), template })
+    }
+
+    /// Decodes `ids`; bytes that are no UTF-8 become U+FFFD. `skip_special` leaves special tokens out.
+    #[must_use]
+    pub fn decode(&self, ids: &[TokenId], skip_special: bool) -> String {
+        let mut bytes = Vec::new();
+        for &id in ids.iter().filter(|&&id| !(skip_special && self.is_special(id))) {
+            bytes.extend_from_slice(self.token_bytes(id));
+        }
+        let text = if self.strips_leading_space { bytes.strip_prefix(b" ").unwrap_or(&bytes) } else { &bytes };
+        String::from_utf8_lossy(text).into_owned()
+    }
+
+    /// Bytes that `id` stands for, a part of a character perhaps; none for an id that has no token.
+    #[must_use]
+    pub fn token_bytes(&self, id: TokenId) -> &[u8] {
+        self.bytes.get(id)
+    }
+
+    /// Text of `id` alone; U+FFFD where it is a part of a character.
+    #[must_use]
+    pub fn token_str(&self, id: TokenId) -> String {
+        String::from_utf8_lossy(self.token_bytes(id)).into_owned()
+    }
+
+    /// The token that is written `text` in the vocabulary, special ones included.
+    #[must_use]
+    pub fn token_id(&self, text: &str) -> Option<TokenId> {
+        self.hf.token_to_id(text).map(TokenId)
+    }
+
+    /// Number of ids, special and unused ones included. A model may have more rows.
+    #[must_use]
+    pub fn vocab_size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The token that begins a text.
+    #[must_use]
+    pub fn bos(&self) -> Option<TokenId> {
+        self.bos
+    }
+
+    /// Tokens that end an answer, the model's main one first.
+    #[must_use]
+    pub fn eos_ids(&self) -> &[TokenId] {
+        &self.eos
+    }
+
+    /// The chat template, if the model has one.
+    #[must_use]
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.chat_template.as_ref()
+    }
+
+    /// Whether `id` steers the model and is no text.
+    #[must_use]
+    pub fn is_special(&self, id: TokenId) -> bool {
+        self.is_special.get(id.0 as usize).copied().unwrap_or(false)
+    }
+
+    /// Whether decoding from the start of a text drops one leading space.
+    pub(crate) fn strips_leading_space(&self) -> bool {
+        self.strips_leading_space
+    }
+
+    /// The quick path, if it gives the right tokens for `text`.
+    fn quick_path(&self, text: &str) -> Option<&QuickPath> {
+        self.quick.as_ref().filter(|quick| !quick.needs_nfc || text.is_ascii() || unicode_normalization::is_nfc(text))
+    }
+
+    fn append_ids(&self, text: &str, out: &mut Vec<TokenId>) -> Result<(), TokenizerError> {
+        let Some(quick) = self.quick_path(text) else {
+            let encoding = self.hf.encode_fast(text, false).map_err(TokenizerError::library)?;
+            out.extend(encoding.get_ids().iter().copied().map(TokenId));
+            return Ok(());
+        };
+        for segment in quick.added.segments(text) {
+            match segment {
+                Segment::Added(id, _) => out.push(id),
+                Segment::Text(text) => quick.encoder.encode(self.hf.get_model(), text, |_, ids| out.extend_from_slice(ids))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The tokens of `text` with the bytes each covers.
+    fn spans(&self, text: &str) -> Result<Vec<TokenSpan>, TokenizerError> {
+        let Some(quick) = self.quick_path(text) else {
+            let encoding = self.hf.encode(text, false).map_err(TokenizerError::library)?;
+            let tokens = encoding.get_ids().iter().zip(encoding.get_offsets());
+            return Ok(tokens.map(|(&id, &(start, end))| TokenSpan { id: TokenId(id), bytes: start..end }).collect());
+        };
+        let mut spans = Vec::with_capacity(text.len() / 3);
+        let mut segment_start = 0;
+        for segment in quick.added.segments(text) {
+            segment_start += match segment {
+                Segment::Added(id, len) => {
+                    spans.push(TokenSpan { id, bytes: segment_start..segment_start + len });
+                    len
+                }
+                Segment::Text(text) => {
+                    quick.encoder.encode(self.hf.get_model(), text, |piece_start, ids| {
+                        self.push_piece(segment_start + piece_start, ids, &mut spans);
+                    })?;
+                    text.len()
+                }
+            };
+        }
+        Ok(spans)
+    }
+
+    /// Byte-level tokens have known lengths, so where each starts is a running sum.
+    fn push_piece(&self, piece_start: usize, ids: &[TokenId], spans: &mut Vec<TokenSpan>) {
+        let mut start = piece_start;
+        for &id in ids {
+            let end = start + self.bytes.get(id).len();
+            spans.push(TokenSpan { id, bytes: start..end });
+            start = end;
+        }
+    }
+
+    /// The library's pipeline without its search for added tokens.
+    fn encode_without_added(&self, text: &str) -> tokenizers::Result<Vec<u32>> {
+        let mut normalized = tokenizers::NormalizedString::from(text);
+        if let Some(normalizer) = self.hf.get_normalizer() {
+            normalizer.normalize(&mut normalized)?;
+        }
+        let mut pieces = PreTokenizedString::from(normalized);
+        if let Some(pre_tokenizer) = self.hf.get_pre_tokenizer() {
+            pre_tokenizer.pre_tokenize(&mut pieces)?;
+        }
+        pieces.tokenize(|piece| self.hf.get_model().tokenize(piece.get()))?;
+        Ok(pieces.into_encoding(None, 0, OffsetType::None)?.get_ids().to_vec())
+    }
+}
+
+impl Parts {
+    /// Reads off a library tokenizer what the quick path and decoding need.
+    fn from_library(hf: tokenizers::Tokenizer) -> Result<Self, TokenizerError> {
+        let (spelling, strips_leading_space) = spelling_of(hf.get_decoder())?;
+        let library_added = hf.get_added_tokens_decoder();
+        let mut added: Vec<AddedToken> = library_added
+            .iter()
+            .map(|(&id, token)| AddedToken { text: token.content.clone(), id: TokenId(id), is_special: token.special })
+            .collect();
+        added.sort_by_key(|token| token.id);
+        let normalizer = hf.get_normalizer();
+        let is_plain = |token: &tokenizers::AddedToken| {
+            !token.single_word && !token.lstrip && !token.rstrip && (!token.normalized || normalizer.is_none())
+        };
+        let can_be_quick = matches!(hf.get_model(), tokenizers::ModelWrapper::BPE(_))
+            && matches!(normalizer, None | Some(NormalizerWrapper::NFC(_)))
+            && library_added.values().all(is_plain);
+        let pre_tokenizer = hf.get_pre_tokenizer().and_then(PreTokenizerKind::recognize).filter(|_| can_be_quick);
+        let bytes = bytes_by_id(&hf, &added, spelling);
+        let (prefix, suffix) = affixes(&hf)?;
+        Ok(Self { hf, pre_tokenizer, added, bytes, strips_leading_space, prefix, suffix, bos: None, eos: Vec::new() })
+    }
+}
+
+fn bytes_by_id(hf: &tokenizers::Tokenizer, added: &[AddedToken], spelling: Spelling) -> TokenBytes {
+    let vocab = hf.get_vocab(true);
+    let len = vocab.values().max().map_or(0, |&id| id as usize + 1);
+    let speller = Speller::new(spelling);
+    let mut bytes = vec![Vec::new(); len];
+    for (text, id) in &vocab {
+        bytes[*id as usize] = speller.bytes(text);
+    }
+    for token in added {
+        bytes[token.id.0 as usize] = token.text.as_bytes().to_vec();
+    }
+    TokenBytes::new(bytes)
+}
+
+/// How a library decoder spells tokens, and whether it drops a leading space.
+fn spelling_of(decoder: Option<&DecoderWrapper>) -> Result<(Spelling, bool), TokenizerError> {
+    let json = serde_json::to_value(decoder).map_err(TokenizerError::library)?;
+    let steps: Vec<&serde_json::Value> = match json["decoders"].as_array() {
+        Some(steps) => steps.iter().collect(),
+        None => vec![&json],
+    };
+    let has = |kind: &str| steps.iter().find(|step| step["type"] == kind);
+    if has("ByteLevel").is_some() {
+        return Ok((Spelling::ByteLevel, false));
+    }
+    if let Some(metaspace) = has("Metaspace") {
+        return Ok((Spelling::SentencePiece, metaspace["prepend_scheme"] != "never"));
+    }
+    if has("ByteFallback").is_some() && has("Replace").is_some() {
+        return Ok((Spelling::SentencePiece, has("Strip").is_some()));
+    }
+    Err(TokenizerError::UnsupportedDecoder { decoder: json.to_string() })
+}
+
+/// What post-processing puts before and after a text, seen on a text of one letter.
+fn affixes(hf: &tokenizers::Tokenizer) -> Result<(Vec<TokenId>, Vec<TokenId>), TokenizerError> {
+    let encode = |add_special| hf.encode_fast("a", add_special).map(|encoding| encoding.get_ids().to_vec());
+    let plain = encode(false).map_err(TokenizerError::library)?;
+    let whole = encode(true).map_err(TokenizerError::library)?;
+    let start = whole.windows(plain.len().max(1)).position(|window| window == plain).unwrap_or(0);
+    let ids = |ids: &[u32]| ids.iter().copied().map(TokenId).collect();
+    Ok((ids(&whole[..start]), ids(&whole[(start + plain.len()).min(whole.len())..])))
+}
+
+fn to_pos(index: usize) -> u32 {
+    u32::try_from(index).expect("a prompt has less than 2^32 tokens")
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::byte_level::byte_symbols;
+
+    /// `tokenizer.json` of a byte-level vocabulary: 256 bytes, a few merges, `<s>` (special) put in front, `<t>` (not special).
+    pub(crate) fn tokenizer_json() -> String {
+        let merges = [("h", "e"), ("l", "l"), ("Ġ", "he"), ("Ã", "©"), ("Ċ", "Ċ"), ("Ġ", "Ġ")];
+        let symbols = byte_symbols().map(String::from).into_iter();
+        let vocab: serde_json::Map<_, _> =
+            symbols.chain(merges.map(|(left, right)| left.to_owned() + right)).zip((0..).map(|id: u32| id.into())).collect();
+        let added = |id: u32, text: &str, special: bool| json!({"id": id, "content": text, "special": special, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false});
+        let mut json = json!({
+            "version": "1.0", "truncation": {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}, "padding": null,
+            "added_tokens": [added(262, "<s>", true), added(263, "<t>", false)],
+            "normalizer": {"type": "NFC"},
+            "pre_tokenizer": PreTokenizerKind::Qwen2.reference(),
+            "post_processor": {"type": "TemplateProcessing", "pair": [],
+                "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+                "special_tokens": {"<s>": {"id": "<s>", "ids": [262], "tokens": ["<s>"]}}},
+            "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+        });
+        json["model"] = json!({"type": "BPE", "vocab": vocab, "merges": merges, "fuse_unk": false, "byte_fallback": false});
+        json.to_string()
+    }
+
+    fn tokenizer() -> Tokenizer {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        std::fs::write(&path, tokenizer_json()).unwrap();
+        Tokenizer::from_file(&path).unwrap()
+    }
+
+    /// `expected` shows each token's bytes as text, and template positions as `#`.
+    #[track_caller]
+    fn check_chat(messages: &[ChatMessage], expected: &[&str], expected_template: &str) {
+        let source = "{% for m in messages %}<s>{{ m.role }}:{{ m.content | trim }}{% endfor %}";
+        let tokenizer = tokenizer().with_chat_template(source).unwrap();
+        let prompt = tokenizer.encode_chat(messages, &ChatOptions::default()).unwrap();
+        let texts: Vec<_> = prompt.token_ids.iter().map(|&id| tokenizer.token_str(id)).collect();
+        let is_template = |pos| prompt.template.iter().any(|range| range.contains(pos));
+        let marks: String = (0..to_pos(texts.len())).map(|pos| if is_template(pos) { '#' } else { '.' }).collect();
+        assert_eq!((texts, marks.as_str()), (expected.iter().map(|&text| text.to_owned()).collect(), expected_template));
+    }
+
+    #[test]
+    fn roles_and_special_tokens_are_the_templates() {
+        check_chat(&[ChatMessage::new("u", " he<t>l")], &["<s>", "u", ":", "he", "<t>", "l"], "###...");
+    }
+
+    #[test]
+    fn a_special_token_inside_a_message_is_the_templates() {
+        check_chat(&[ChatMessage::new("u", "l<s>u")], &["<s>", "u", ":", "l", "<s>", "u"], "###.#.");
+    }
+
+    #[test]
+    fn text_that_normalization_changes_is_located_too() {
+        check_chat(&[ChatMessage::new("u", "e\u{301}l")], &["<s>", "u", ":", "é", "l"], "###..");
+    }
+
+    #[test]
+    fn chat_without_a_template_is_refused() {
+        let refused = tokenizer().encode_chat(&[], &ChatOptions::default());
+        assert!(matches!(refused, Err(ChatError::NoTemplate)));
+    }
+
+    #[test]
+    fn special_tokens_around_a_text_are_the_templates() {
+        let prompt = tokenizer().encode("hello there", true).unwrap();
+        assert_eq!((prompt.token_ids[0], prompt.template), (TokenId(262), vec![TokenRange::new(0, 1)]));
+        assert!(prompt.token_ids.len() > 3, "the file's truncation is not applied");
+    }
+
+    #[test]
+    fn the_name_of_a_special_token_can_be_plain_text() {
+        let tokenizer = tokenizer();
+        assert_eq!(tokenizer.encode("<s>", false).unwrap().token_ids, [TokenId(262)]);
+        let symbols = ["<", "s", ">"].map(|text| tokenizer.token_id(text).unwrap());
+        assert_eq!(tokenizer.encode_as_text("<s>").unwrap(), symbols);
+        let decomposed = tokenizer.encode_as_text("e\u{301}<s>").unwrap();
+        assert_eq!(tokenizer.decode(&decomposed, true), "é<s>");
+    }
+
+    #[test]
+    fn skipping_special_tokens_keeps_the_others() {
+        let ids = [262, 263, 256].map(TokenId);
+        let tokenizer = tokenizer();
+        assert_eq!(tokenizer.decode(&ids, true), "<t>he");
+        assert_eq!(tokenizer.decode(&ids, false), "<s><t>he");
+    }
+
+    #[test]
+    fn both_paths_give_the_same_tokens() {
+        let tokenizer = tokenizer();
+        let parts = ["he", "l", "l", " ", " ", "\n", "é", "e\u{301}", "<s>", "<t>", "<", "12", "語", "😀", "'s", "\u{338}"];
+        let mut state = 5u64;
+        for round in 0..2000 {
+            let text: String = (0..round % 16)
+                .map(|_| {
+                    state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                    parts[(state >> 33) as usize % parts.len()]
+                })
+                .collect();
+            let reference = tokenizer.hf.encode(text.as_str(), false).unwrap();
+            let ids: Vec<u32> = tokenizer.encode(&text, false).unwrap().token_ids.iter().map(|id| id.0).collect();
+            assert_eq!(ids, reference.get_ids(), "{text:?}");
+            let spans = tokenizer.spans(&text).unwrap();
+            assert_eq!(spans.iter().map(|span| span.id.0).collect::<Vec<_>>(), ids, "{text:?}");
+            if tokenizer.quick_path(&text).is_some() {
+                let covered: Vec<u8> = spans.iter().flat_map(|span| text.as_bytes()[span.bytes.clone()].to_vec()).collect();
+                assert_eq!(covered, text.as_bytes());
+            }
+        }
+    }
+
+    #[test]
+    fn a_decoder_that_is_not_known_is_refused() {
+        let decoder = DecoderWrapper::from(tokenizers::decoders::wordpiece::WordPiece::default());
+        assert!(matches!(spelling_of(Some(&decoder)), Err(TokenizerError::UnsupportedDecoder { .. })));
+    }
+}

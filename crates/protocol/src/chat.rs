@@ -1,0 +1,209 @@
+//! `/v1/chat/completions`.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::{ChatLogProbs, FinishReason, SamplingFields, Usage};
+
+/// Body of a chat request.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ChatCompletionRequest {
+    /// Name of the model. Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// The conversation so far. Required, not empty.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub messages: Option<Vec<ChatMessage>>,
+    /// Newer name of `max_tokens`; wins over it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_completion_tokens: Option<i64>,
+    /// Whether to report log probabilities.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logprobs: Option<bool>,
+    /// Likeliest tokens to report at each position; needs `logprobs`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_logprobs: Option<i64>,
+    /// Everything else that is understood.
+    #[serde(flatten)]
+    pub sampling: SamplingFields,
+    /// Fields that are not understood. Some of them must be refused rather than ignored.
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
+}
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ChatMessage {
+    /// `system`, `developer`, `user` or `assistant`.
+    pub role: String,
+    /// What was said.
+    pub content: Option<MessageContent>,
+    /// Who said it, for templates that know names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Fields that are not understood.
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
+}
+
+/// A text, or a list of parts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "a string or a list of content parts")]
+pub enum MessageContent {
+    /// The text itself.
+    Text(String),
+    /// Parts, joined in order.
+    Parts(Vec<ContentPart>),
+}
+
+/// One part of a message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContentPart {
+    /// Only `text` is supported.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The text of a `text` part.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+}
+
+/// Body of a chat answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ChatCompletionResponse {
+    /// Name of this answer.
+    pub id: String,
+    /// `chat.completion`.
+    pub object: String,
+    /// Seconds since 1970.
+    pub created: u64,
+    /// Name of the model.
+    pub model: String,
+    /// Changes when the same seed may give another answer.
+    pub system_fingerprint: String,
+    /// One for each `n`.
+    pub choices: Vec<ChatChoice>,
+    /// Accounting.
+    pub usage: Usage,
+}
+
+/// One answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ChatChoice {
+    /// Which of the `n`.
+    pub index: u32,
+    /// The answer.
+    pub message: AssistantMessage,
+    /// `null` unless asked for.
+    pub logprobs: Option<ChatLogProbs>,
+    /// Why it ends.
+    pub finish_reason: FinishReason,
+}
+
+/// What the model said.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AssistantMessage {
+    /// `assistant`.
+    pub role: String,
+    /// The text.
+    pub content: String,
+    /// Always `null`: this server refuses nothing on behalf of the model.
+    pub refusal: Option<String>,
+}
+
+/// One event of a streamed chat answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ChatCompletionChunk {
+    /// The same in all chunks of an answer.
+    pub id: String,
+    /// `chat.completion.chunk`.
+    pub object: String,
+    /// Seconds since 1970, the same in all chunks.
+    pub created: u64,
+    /// Name of the model.
+    pub model: String,
+    /// As in [`ChatCompletionResponse`].
+    pub system_fingerprint: String,
+    /// Empty in the chunk that carries the usage.
+    pub choices: Vec<ChatChunkChoice>,
+    /// Only in the last chunk, if asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
+}
+
+/// News of one answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ChatChunkChoice {
+    /// Which of the `n`.
+    pub index: u32,
+    /// What is new.
+    pub delta: Delta,
+    /// Of the tokens in `delta`.
+    pub logprobs: Option<ChatLogProbs>,
+    /// Set in the last chunk of this answer.
+    pub finish_reason: Option<FinishReason>,
+}
+
+/// What a chunk adds to the message.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delta {
+    /// Only in the first chunk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
+    /// More text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn fields_that_are_not_understood_are_kept_apart() {
+        let request: ChatCompletionRequest = serde_json::from_value(json!({
+            "model": "m", "messages": [{"role": "user", "content": "hi"}], "temperature": 1, "tools": [], "my_field": 3,
+        }))
+        .unwrap();
+        assert_eq!(request.sampling.temperature, Some(1.0));
+        assert_eq!(request.other.keys().collect::<Vec<_>>(), ["tools", "my_field"]);
+    }
+
+    #[test]
+    fn content_is_a_text_or_parts_or_null() {
+        let message = |value: Value| serde_json::from_value::<ChatMessage>(value).unwrap().content;
+        assert_eq!(message(json!({"role": "user", "content": "a"})), Some(MessageContent::Text("a".into())));
+        assert_eq!(message(json!({"role": "assistant", "content": null})), None);
+        let part = ContentPart { kind: "text".into(), text: Some("b".into()) };
+        assert_eq!(
+            message(json!({"role": "user", "content": [{"type": "text", "text": "b"}]})),
+            Some(MessageContent::Parts(vec![part]))
+        );
+    }
+
+    #[test]
+    fn a_chunk_without_usage_does_not_name_it() {
+        let chunk = ChatCompletionChunk {
+            id: "i".into(),
+            object: "chat.completion.chunk".into(),
+            created: 1,
+            model: "m".into(),
+            system_fingerprint: "f".into(),
+            choices: vec![ChatChunkChoice {
+                index: 0,
+                delta: Delta::default(),
+                logprobs: None,
+                finish_reason: Some(FinishReason::Stop),
+            }],
+            usage: None,
+        };
+        assert_eq!(
+            serde_json::to_value(chunk).unwrap(),
+            json!({"id": "i", "object": "chat.completion.chunk", "created": 1, "model": "m", "system_fingerprint": "f",
+                   "choices": [{"index": 0, "delta": {}, "logprobs": null, "finish_reason": "stop"}]})
+        );
+    }
+}

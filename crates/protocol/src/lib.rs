@@ -1,0 +1,29 @@
+//! What OpenAI clients send and receive, and nothing else.
+//!
+//! What is here: the bodies of the HTTP API as serde types, in the shapes that OpenAI's clients (and, for `/tokenize` and the
+//! sampling extras, vLLM's) already speak. Request fields are all optional here, so that a missing or malformed one can be
+//! reported by name; what is required and which ranges are allowed is decided by the server, once.
+//! What is deliberately not here: HTTP, validation, and any other crate of ours.
+
+#![forbid(unsafe_code)]
+
+mod chat;
+mod common;
+mod completion;
+mod error;
+mod logprobs;
+mod models;
+mod tokenize;
+mod usage;
+
+pub use chat::{
+    AssistantMessage, ChatChoice, ChatChunkChoice, ChatCompletionChunk, ChatCompletionRequest, ChatCompletionResponse,
+    ChatMessage, ContentPart, Delta, MessageContent,
+};
+pub use common::{FinishReason, KvSharingOptions, SamplingFields, SharingMode, Stop, StreamOptions};
+pub use completion::{CompletionChoice, CompletionRequest, CompletionResponse, Prompt};
+pub use error::{ErrorBody, ErrorResponse};
+pub use logprobs::{ChatLogProb, ChatLogProbs, CompletionLogProbs, TopLogProb};
+pub use models::{ModelCard, ModelList};
+pub use tokenize::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};
+pub use usage::{CompletionTokensDetails, KvSharingUsage, PromptTokensDetails, Usage};

@@ -1,0 +1,58 @@
+//! `/tokenize` and `/detokenize`, in vLLM's shapes.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ChatMessage;
+
+/// A text, or a conversation, to be tokenized.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TokenizeRequest {
+    /// Name of the model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// A text. Either this or `messages`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<String>,
+    /// A conversation, rendered by the chat template. Either this or `prompt`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub messages: Option<Vec<ChatMessage>>,
+    /// Whether the model's special tokens are added to a text; true when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub add_special_tokens: Option<bool>,
+    /// Whether to return the tokens' texts too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub return_token_strs: Option<bool>,
+}
+
+/// Tokens of a text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenizeResponse {
+    /// How many.
+    pub count: usize,
+    /// Tokens of prompt and answer together.
+    pub max_model_len: u32,
+    /// The ids.
+    pub tokens: Vec<u32>,
+    /// The texts, if asked for.
+    pub token_strs: Option<Vec<String>>,
+}
+
+/// Tokens to be turned back into text.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DetokenizeRequest {
+    /// Name of the model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// The ids. Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<Vec<u32>>,
+}
+
+/// Text of tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DetokenizeResponse {
+    /// The text, special tokens included.
+    pub prompt: String,
+}

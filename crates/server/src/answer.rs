@@ -1,0 +1,16 @@
+//! Runs a valid request and turns what the engine says into an answer, whole or streamed.
+//!
+//! A request with `n` answers, or several prompts, is as many engine requests, merged by `index`. Dropping the future or the
+//! stream in any state takes all of them back.
+
+mod choice;
+mod events;
+mod start;
+mod usage;
+mod whole;
+mod writer;
+
+pub(crate) use events::event_stream;
+pub(crate) use start::{Generation, start};
+pub(crate) use whole::{whole_chat, whole_completion};
+pub(crate) use writer::{AnswerHead, Writer};

@@ -1,0 +1,258 @@
+//! One answer: tokens of the engine in, text that may be shown out.
+//!
+//! Text is held back while it may be part of a character or of a stop string, and a token's score waits for its text.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use engine::{EngineEvent, FinishReason, LogProb, TokenLogProbs};
+use tokenizer::{DetokenizeStream, StopMatcher, Tokenizer};
+use tokens::TokenId;
+
+use super::usage::ChoiceUsage;
+use crate::engine_thread::{StreamError, TokenStream};
+use crate::error::ApiError;
+
+/// One answer on its way.
+pub(crate) struct Choice {
+    index: u32,
+    /// `None` when the engine has no more to say.
+    events: Option<TokenStream>,
+    text: TextStream,
+    stop_token_ids: Arc<[TokenId]>,
+    /// The prompt, until it has been sent.
+    echo: Option<Echo>,
+    wants_logprobs: bool,
+    usage: ChoiceUsage,
+    ready: VecDeque<ChoiceDelta>,
+}
+
+/// What an answer starts with when its prompt is to be part of it.
+pub(super) struct Echo {
+    pub(super) text: String,
+    pub(super) token_ids: Arc<[TokenId]>,
+}
+
+/// What is new of an answer. The last one has a finish reason and nothing else.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct ChoiceDelta {
+    pub(super) text: String,
+    /// Of the tokens whose text is complete with `text`; empty unless asked for.
+    pub(super) scores: Vec<ScoredToken>,
+    pub(super) finish_reason: Option<protocol::FinishReason>,
+}
+
+/// A token and how likely it was.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct ScoredToken {
+    pub(super) token: TokenId,
+    /// `None` for the first token of a prompt.
+    pub(super) logprob: Option<f32>,
+    pub(super) top: Vec<LogProb>,
+    /// Where its text starts in the answer, in characters.
+    pub(super) text_offset: u32,
+}
+
+/// What all answers of a request have in common.
+#[derive(Clone)]
+pub(super) struct ChoiceOptions {
+    pub(super) tokenizer: Arc<Tokenizer>,
+    pub(super) stop: Vec<String>,
+    pub(super) stop_token_ids: Arc<[TokenId]>,
+    pub(super) wants_logprobs: bool,
+}
+
+impl Choice {
+    pub(super) fn new(index: u32, events: TokenStream, echo: Option<Echo>, options: &ChoiceOptions) -> Self {
+        let mut choice = Self {
+            index,
+            events: Some(events),
+            text: TextStream::new(Arc::clone(&options.tokenizer), options.stop.clone()),
+            stop_token_ids: Arc::clone(&options.stop_token_ids),
+            echo,
+            wants_logprobs: options.wants_logprobs,
+            usage: ChoiceUsage::default(),
+            ready: VecDeque::new(),
+        };
+        if !choice.wants_logprobs {
+            choice.send_echo(vec![]);
+        }
+        choice
+    }
+
+    pub(super) fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// What it consumed so far; all of it after the last delta.
+    pub(super) fn usage(&self) -> ChoiceUsage {
+        self.usage
+    }
+
+    /// Waits for more of the answer. Not to be called after a delta with a finish reason.
+    pub(super) async fn next(&mut self) -> Result<ChoiceDelta, ApiError> {
+        loop {
+            if let Some(delta) = self.ready.pop_front() {
+                return Ok(delta);
+            }
+            let events = self.events.as_mut().expect("an answer without events has its last delta ready");
+            match events.next().await.map_err(stream_error)? {
+                EngineEvent::Admitted { usage, .. } => self.usage.kv = usage,
+                EngineEvent::PromptLogProbs { logprobs, .. } => self.send_echo(logprobs),
+                EngineEvent::Token { token, logprobs, .. } => self.accept(token, logprobs),
+                EngineEvent::Finished { reason, usage, .. } => {
+                    self.usage.kv = usage;
+                    self.finish(reason)?;
+                }
+            }
+        }
+    }
+
+    /// Sends the prompt, if it is still to be sent. `logprobs` are of its tokens but the first.
+    fn send_echo(&mut self, logprobs: Vec<TokenLogProbs>) {
+        let Some(Echo { text, token_ids }) = self.echo.take() else { return };
+        let scores = if self.wants_logprobs { self.text.score_prompt(&token_ids, logprobs) } else { vec![] };
+        self.text.skip(&text);
+        self.ready.push_back(ChoiceDelta { text, scores, finish_reason: None });
+    }
+
+    fn accept(&mut self, token: TokenId, logprobs: Option<TokenLogProbs>) {
+        // A prompt of one token has no scores to wait for.
+        self.send_echo(vec![]);
+        self.usage.num_generated += 1;
+        if self.stop_token_ids.contains(&token) {
+            // It ends the answer and is no part of it; `Finished` follows.
+            return;
+        }
+        let piece = self.text.push(token, logprobs.filter(|_| self.wants_logprobs));
+        self.send(piece.text, piece.scores);
+        if piece.is_stopped {
+            if let Some(events) = self.events.take() {
+                events.complete();
+            }
+            self.send_finish(protocol::FinishReason::Stop);
+        }
+    }
+
+    fn finish(&mut self, reason: FinishReason) -> Result<(), ApiError> {
+        self.send_echo(vec![]);
+        self.events = None;
+        let reason = match reason {
+            FinishReason::Stop(_) => protocol::FinishReason::Stop,
+            FinishReason::Length => protocol::FinishReason::Length,
+            // Only the reader takes requests back, and a reader that did reads no more.
+            FinishReason::Aborted => return Err(ApiError::Internal),
+        };
+        let piece = self.text.finish();
+        self.send(piece.text, piece.scores);
+        let reason = if piece.is_stopped { protocol::FinishReason::Stop } else { reason };
+        self.send_finish(reason);
+        Ok(())
+    }
+
+    fn send(&mut self, text: String, scores: Vec<ScoredToken>) {
+        if !text.is_empty() || !scores.is_empty() {
+            self.ready.push_back(ChoiceDelta { text, scores, finish_reason: None });
+        }
+    }
+
+    fn send_finish(&mut self, reason: protocol::FinishReason) {
+        self.ready.push_back(ChoiceDelta { finish_reason: Some(reason), ..ChoiceDelta::default() });
+    }
+}
+
+fn stream_error(error: StreamError) -> ApiError {
+    match error {
+        StreamError::TooSlow => ApiError::SlowReader,
+        StreamError::Stopped => ApiError::CutByShutdown,
+        StreamError::Failed => ApiError::EngineFailed,
+    }
+}
+
+/// Tokens in, text that may be shown out, with the scores of the tokens it is made of.
+struct TextStream {
+    tokenizer: Arc<Tokenizer>,
+    detokenizer: DetokenizeStream,
+    stops: StopMatcher,
+    /// Scores of tokens whose text is held back.
+    held_back: VecDeque<ScoredToken>,
+    /// Characters that went into the stop matcher, and those that came out.
+    num_chars_in: u32,
+    num_chars_out: u32,
+}
+
+/// What one more token released.
+#[derive(Default)]
+struct Piece {
+    text: String,
+    scores: Vec<ScoredToken>,
+    /// A stop string was found: nothing follows.
+    is_stopped: bool,
+}
+
+impl TextStream {
+    fn new(tokenizer: Arc<Tokenizer>, stop: Vec<String>) -> Self {
+        Self {
+            detokenizer: DetokenizeStream::after_prompt(Arc::clone(&tokenizer), true),
+            stops: StopMatcher::new(stop, false),
+            tokenizer,
+            held_back: VecDeque::new(),
+            num_chars_in: 0,
+            num_chars_out: 0,
+        }
+    }
+
+    fn push(&mut self, token: TokenId, logprobs: Option<TokenLogProbs>) -> Piece {
+        if let Some(TokenLogProbs { chosen, top }) = logprobs {
+            let text_offset = self.num_chars_in;
+            self.held_back.push_back(ScoredToken { token, logprob: Some(chosen.logprob), top, text_offset });
+        }
+        let text = self.detokenizer.push(token);
+        if text.is_empty() { Piece::default() } else { self.release(&text) }
+    }
+
+    /// What was held back only because more might have come.
+    fn finish(&mut self) -> Piece {
+        let rest = self.detokenizer.finish();
+        let mut piece = self.release(&rest);
+        if !piece.is_stopped {
+            piece.text.push_str(&self.stops.finish());
+            piece.scores.extend(self.held_back.drain(..));
+        }
+        piece
+    }
+
+    fn release(&mut self, text: &str) -> Piece {
+        self.num_chars_in += num_chars(text);
+        let output = self.stops.push(text);
+        self.num_chars_out += num_chars(&output.text);
+        // A token belongs to the text that its first character is in.
+        let num_released = self.held_back.partition_point(|score| score.text_offset < self.num_chars_out);
+        let scores = self.held_back.drain(..num_released).collect();
+        Piece { text: output.text, scores, is_stopped: output.stop.is_some() }
+    }
+
+    /// Scores of the prompt's tokens, whose text stands at the start of the answer.
+    fn score_prompt(&self, token_ids: &[TokenId], logprobs: Vec<TokenLogProbs>) -> Vec<ScoredToken> {
+        let mut detokenizer = DetokenizeStream::new(Arc::clone(&self.tokenizer), true);
+        let mut text_offset = 0;
+        let logprobs = std::iter::once(None).chain(logprobs.into_iter().map(Some));
+        let score = |(&token, logprobs): (&TokenId, Option<TokenLogProbs>)| {
+            let start = text_offset;
+            text_offset += num_chars(&detokenizer.push(token));
+            let (logprob, top) = logprobs.map_or((None, vec![]), |scored| (Some(scored.chosen.logprob), scored.top));
+            ScoredToken { token, logprob, top, text_offset: start }
+        };
+        token_ids.iter().zip(logprobs).map(score).collect()
+    }
+
+    /// Counts text that stands before everything that will be pushed.
+    fn skip(&mut self, text: &str) {
+        self.num_chars_in += num_chars(text);
+        self.num_chars_out += num_chars(text);
+    }
+}
+
+fn num_chars(text: &str) -> u32 {
+    u32::try_from(text.chars().count()).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,130 @@
+//! An answer as server-sent events: opening, deltas, finish, usage if asked for, `[DONE]`; or an error, and then nothing.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use axum::response::sse::Event;
+use futures::stream::{self, BoxStream, SelectAll, Stream, StreamExt};
+
+use super::choice::{Choice, ChoiceDelta};
+use super::start::Generation;
+use super::usage::{ChoiceUsage, UsageSum};
+use super::writer::Writer;
+use crate::error::ApiError;
+use crate::valid::StreamMode;
+
+/// News of one of the answers.
+struct News {
+    index: u32,
+    /// What was consumed, with the last delta.
+    result: Result<(ChoiceDelta, ChoiceUsage), ApiError>,
+}
+
+/// Where the stream is.
+enum Stage {
+    /// Opening chunks of the answers from this index on are still to be sent.
+    Opening(u32),
+    /// Deltas of all answers, as they come.
+    Deltas,
+    /// The end marker is still to be sent.
+    Done,
+    /// Nothing follows.
+    Over,
+}
+
+/// The events of one HTTP request. Dropping it takes its requests back.
+pub(crate) struct EventStream {
+    writer: Writer,
+    mode: StreamMode,
+    num_choices: u32,
+    choices: SelectAll<BoxStream<'static, News>>,
+    usage: UsageSum,
+    stage: Stage,
+}
+
+/// Streams what `generation` produces.
+pub(crate) fn event_stream(writer: Writer, mode: StreamMode, generation: Generation) -> EventStream {
+    EventStream {
+        writer,
+        mode,
+        num_choices: u32::try_from(generation.choices.len()).expect("the queue is shorter than that"),
+        usage: UsageSum::new(generation.sharing, generation.n, generation.prompt_tokens),
+        choices: stream::select_all(generation.choices.into_iter().map(news_of)),
+        stage: Stage::Opening(0),
+    }
+}
+
+/// The news of one answer, which end with its finish or with an error.
+fn news_of(choice: Choice) -> BoxStream<'static, News> {
+    stream::unfold(Some(choice), |choice| async move {
+        let mut choice = choice?;
+        let index = choice.index();
+        let (result, rest) = match choice.next().await {
+            Ok(delta) => {
+                let (usage, is_last) = (choice.usage(), delta.finish_reason.is_some());
+                (Ok((delta, usage)), (!is_last).then_some(choice))
+            }
+            Err(error) => (Err(error), None),
+        };
+        Some((News { index, result }, rest))
+    })
+    .boxed()
+}
+
+impl EventStream {
+    fn poll_text(&mut self, cx: &mut Context<'_>) -> Poll<Option<String>> {
+        loop {
+            match self.stage {
+                Stage::Opening(index) if index < self.num_choices => {
+                    self.stage = Stage::Opening(index + 1);
+                    if let Some(chunk) = self.writer.opening(index) {
+                        return Poll::Ready(Some(chunk));
+                    }
+                }
+                Stage::Opening(_) => self.stage = Stage::Deltas,
+                Stage::Deltas => match self.choices.poll_next_unpin(cx) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Some(news)) => return Poll::Ready(Some(self.write(news))),
+                    Poll::Ready(None) => {
+                        self.stage = Stage::Done;
+                        if self.mode.include_usage {
+                            return Poll::Ready(Some(self.writer.usage(self.usage.total())));
+                        }
+                    }
+                },
+                Stage::Done => {
+                    self.stage = Stage::Over;
+                    return Poll::Ready(Some("[DONE]".to_owned()));
+                }
+                Stage::Over => return Poll::Ready(None),
+            }
+        }
+    }
+
+    fn write(&mut self, news: News) -> String {
+        match news.result {
+            Ok((delta, usage)) => {
+                if delta.finish_reason.is_some() {
+                    self.usage.add(news.index, usage);
+                }
+                self.writer.delta(news.index, delta)
+            }
+            Err(error) => {
+                // One answer without the others would look complete: all of them end here, without an end marker.
+                tracing::warn!(%error, "stream cut");
+                self.choices.clear();
+                self.stage = Stage::Over;
+                serde_json::to_string(&error.body()).expect("errors have string keys only")
+            }
+        }
+    }
+}
+
+impl Stream for EventStream {
+    type Item = Result<Event, Infallible>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.poll_text(cx).map(|text| text.map(|text| Ok(Event::default().data(text))))
+    }
+}

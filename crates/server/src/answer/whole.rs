@@ -1,0 +1,86 @@
+//! Answers that are sent in one piece.
+
+use futures::future::try_join_all;
+use protocol::{
+    AssistantMessage, ChatChoice, ChatCompletionResponse, ChatLogProbs, CompletionChoice, CompletionLogProbs, CompletionResponse,
+    FinishReason, Usage,
+};
+use tokenizer::Tokenizer;
+
+use super::choice::{Choice, ScoredToken};
+use super::start::Generation;
+use super::usage::{ChoiceUsage, UsageSum};
+use super::writer::{AnswerHead, chat_logprobs, completion_logprobs, completion_response};
+use crate::error::ApiError;
+
+/// An answer, from its first token to its last.
+struct WholeChoice {
+    index: u32,
+    text: String,
+    scores: Vec<ScoredToken>,
+    finish_reason: FinishReason,
+    usage: ChoiceUsage,
+}
+
+/// Runs a chat request to its end.
+pub(crate) async fn whole_chat(
+    head: AnswerHead,
+    generation: Generation,
+    tokenizer: &Tokenizer,
+) -> Result<ChatCompletionResponse, ApiError> {
+    let wants_logprobs = generation.wants_logprobs;
+    let (choices, usage) = run_all(generation).await?;
+    let to_choice = |choice: WholeChoice| ChatChoice {
+        index: choice.index,
+        message: AssistantMessage { role: "assistant".to_owned(), content: choice.text, refusal: None },
+        logprobs: wants_logprobs.then(|| -> ChatLogProbs { chat_logprobs(tokenizer, &choice.scores) }),
+        finish_reason: choice.finish_reason,
+    };
+    Ok(ChatCompletionResponse {
+        id: head.id,
+        object: "chat.completion".to_owned(),
+        created: head.created,
+        model: head.model,
+        system_fingerprint: head.fingerprint,
+        choices: choices.into_iter().map(to_choice).collect(),
+        usage,
+    })
+}
+
+/// Runs a completion request to its end.
+pub(crate) async fn whole_completion(
+    head: AnswerHead,
+    generation: Generation,
+    tokenizer: &Tokenizer,
+) -> Result<CompletionResponse, ApiError> {
+    let wants_logprobs = generation.wants_logprobs;
+    let (choices, usage) = run_all(generation).await?;
+    let to_choice = |choice: WholeChoice| CompletionChoice {
+        index: choice.index,
+        text: choice.text,
+        logprobs: wants_logprobs.then(|| -> CompletionLogProbs { completion_logprobs(tokenizer, &choice.scores) }),
+        finish_reason: Some(choice.finish_reason),
+    };
+    Ok(completion_response(head, choices.into_iter().map(to_choice).collect(), Some(usage)))
+}
+
+async fn run_all(generation: Generation) -> Result<(Vec<WholeChoice>, Usage), ApiError> {
+    let mut sum = UsageSum::new(generation.sharing, generation.n, generation.prompt_tokens);
+    let choices = try_join_all(generation.choices.into_iter().map(run_one)).await?;
+    for choice in &choices {
+        sum.add(choice.index, choice.usage);
+    }
+    Ok((choices, sum.total()))
+}
+
+async fn run_one(mut choice: Choice) -> Result<WholeChoice, ApiError> {
+    let (mut text, mut scores) = (String::new(), Vec::new());
+    loop {
+        let delta = choice.next().await?;
+        text.push_str(&delta.text);
+        scores.extend(delta.scores);
+        if let Some(finish_reason) = delta.finish_reason {
+            return Ok(WholeChoice { index: choice.index(), text, scores, finish_reason, usage: choice.usage() });
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Limits of the HTTP side. What the engine may do is configured in the engine.
+
+use std::time::Duration;
+
+/// How much the server takes in, and how long it waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerConfig {
+    /// Open connections at most; further ones wait in the listener's backlog.
+    pub max_connections: usize,
+    /// Bytes of a request body at most.
+    pub body_limit: usize,
+    /// Time a client has to send its body.
+    pub body_read_timeout: Duration,
+    /// Time a client has to send its headers, counted from the last answer on a kept connection: also the idle timeout.
+    pub header_read_timeout: Duration,
+    /// Header fields of a request at most.
+    pub max_headers: usize,
+    /// Bytes of a request head at most.
+    pub max_header_bytes: usize,
+    /// Answers one request may ask for (`n`).
+    pub max_n: u32,
+    /// Time between comments on a silent event stream, so that proxies keep it open.
+    pub keep_alive: Duration,
+    /// Time that running requests have to finish after the first signal.
+    pub shutdown_timeout: Duration,
+    /// What KV a request may reuse when it does not say.
+    pub default_sharing: engine::KvSharingMode,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            max_connections: 4096,
+            body_limit: 2 << 20,
+            body_read_timeout: Duration::from_secs(30),
+            header_read_timeout: Duration::from_secs(30),
+            max_headers: 64,
+            max_header_bytes: 32 << 10,
+            max_n: 8,
+            keep_alive: Duration::from_secs(10),
+            shutdown_timeout: Duration::from_secs(30),
+            default_sharing: engine::KvSharingMode::Prefix,
+        }
+    }
+}
+
+/// Why a [`ServerConfig`] cannot be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ServerConfigError {
+    /// A limit of nothing would refuse everything.
+    #[error("`{field}` must not be zero")]
+    Zero {
+        /// Which.
+        field: &'static str,
+    },
+    /// The HTTP parser needs this much.
+    #[error("`max_header_bytes` must be at least 8192, is {bytes}")]
+    HeaderBufferTooSmall {
+        /// What was given.
+        bytes: usize,
+    },
+}
+
+impl ServerConfig {
+    /// Checks that every limit lets something through.
+    ///
+    /// # Errors
+    /// Names the first field that does not.
+    pub fn validate(&self) -> Result<(), ServerConfigError> {
+        let zero = |is_zero: bool, field| if is_zero { Err(ServerConfigError::Zero { field }) } else { Ok(()) };
+        zero(self.max_connections == 0, "max_connections")?;
+        zero(self.body_limit == 0, "body_limit")?;
+        zero(self.body_read_timeout.is_zero(), "body_read_timeout")?;
+        zero(self.header_read_timeout.is_zero(), "header_read_timeout")?;
+        zero(self.max_headers == 0, "max_headers")?;
+        zero(self.max_n == 0, "max_n")?;
+        zero(self.keep_alive.is_zero(), "keep_alive")?;
+        if self.max_header_bytes < 8192 {
+            return Err(ServerConfigError::HeaderBufferTooSmall { bytes: self.max_header_bytes });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_is_valid() {
+        assert_eq!(ServerConfig::default().validate(), Ok(()));
+    }
+
+    #[test]
+    fn a_limit_of_nothing_is_named() {
+        let config = ServerConfig { max_n: 0, ..ServerConfig::default() };
+        assert_eq!(config.validate(), Err(ServerConfigError::Zero { field: "max_n" }));
+    }
+
+    #[test]
+    fn the_parser_needs_a_head_buffer() {
+        let config = ServerConfig { max_header_bytes: 100, ..ServerConfig::default() };
+        assert_eq!(config.validate(), Err(ServerConfigError::HeaderBufferTooSmall { bytes: 100 }));
+    }
+}

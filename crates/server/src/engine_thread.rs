@@ -1,0 +1,105 @@
+//! The thread that owns the engine, and what the HTTP side holds of it.
+//!
+//! One OS thread named `engine` runs steps. Commands come in over one bounded channel; events go out over one bounded channel
+//! for each request. A request is taken back by dropping its [`TokenStream`]: the thread looks for closed channels before
+//! every step, so nothing can be lost on the way and nothing has to be sent from a destructor.
+//! No lock is held across a step, and a slow reader never blocks one: when its channel is full, its request is aborted.
+
+mod handle;
+mod report;
+mod route;
+mod stream;
+mod worker;
+
+use std::sync::Arc;
+
+use engine::{EngineCore, Executor, ExecutorError, Request};
+use tokio::sync::{Semaphore, mpsc, watch};
+
+pub(crate) use handle::SubmitError;
+pub use handle::{EngineHandle, Phase};
+pub(crate) use stream::{StreamError, TokenStream};
+
+use self::handle::Shared;
+use self::route::Submission;
+use self::worker::Worker;
+use crate::metrics::Metrics;
+
+/// The thread that runs the engine. It ends when it is told to, when all its handles are gone, or with [`Fatal`].
+pub struct EngineThread;
+
+/// Bounds between the HTTP side and the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EngineThreadConfig {
+    /// Requests that may wait for admission; further ones are refused.
+    pub max_queue: usize,
+    /// Events a reader may be behind before its request is aborted.
+    pub stream_buffer: usize,
+}
+
+impl Default for EngineThreadConfig {
+    fn default() -> Self {
+        Self { max_queue: 256, stream_buffer: 1024 }
+    }
+}
+
+/// Why the engine cannot go on. The process should end: the pool may be half updated.
+#[derive(Debug, thiserror::Error)]
+pub enum Fatal {
+    /// The device or the weights are at fault.
+    #[error("the engine stopped: {0}")]
+    Executor(#[from] ExecutorError),
+    /// A defect.
+    #[error("the engine thread panicked: {0}")]
+    Panic(String),
+}
+
+/// What the HTTP side tells the engine.
+enum EngineCommand {
+    /// Run these. One inner list for each prompt, one entry for each of its `n` answers.
+    Add(Vec<Vec<Submission>>),
+    /// Abort everything and end.
+    Stop,
+}
+
+impl EngineThread {
+    /// Starts the thread.
+    ///
+    /// `on_fatal` is called on the thread as the last thing it does after a fault, when every stream has been cut; a daemon
+    /// ends the process there.
+    ///
+    /// # Errors
+    /// When the operating system refuses a thread.
+    ///
+    /// # Panics
+    /// If a bound of `config` is zero.
+    pub fn spawn<E>(
+        engine: EngineCore<E>,
+        config: EngineThreadConfig,
+        metrics: Arc<Metrics>,
+        on_fatal: impl FnOnce(Fatal) + Send + 'static,
+    ) -> std::io::Result<EngineHandle>
+    where
+        E: Executor + Send + 'static,
+    {
+        assert!(config.max_queue > 0 && config.stream_buffer > 0, "a queue of nothing refuses everything: {config:?}");
+        // Each command holds at least one queue permit until it has been received, so this capacity is never exceeded.
+        let (commands, receiver) = mpsc::channel(config.max_queue + 1);
+        let shared = Arc::new(Shared {
+            phase: watch::Sender::new(Phase::Running),
+            stats: watch::Sender::new(engine.stats()),
+            scheduler: engine.config().clone(),
+            in_flight: watch::Sender::new(0),
+            queue: Arc::new(Semaphore::new(config.max_queue)),
+            config,
+            next_id: 0.into(),
+            started: std::time::Instant::now(),
+        });
+        let worker = Worker::new(engine, receiver, metrics, Arc::clone(&shared));
+        std::thread::Builder::new().name("engine".to_owned()).spawn(move || worker.run(on_fatal))?;
+        Ok(EngineHandle::new(commands, shared))
+    }
+}
+
+/// The answers of one prompt: equal but for their ids and seeds.
+pub(crate) type PromptGroup = Vec<Request>;

@@ -1,0 +1,167 @@
+//! What the HTTP side holds of the engine thread.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use engine::{EngineStats, Request, RequestError, SchedulerConfig};
+use tokens::{RequestId, Timestamp};
+use tokio::sync::{Semaphore, mpsc, watch};
+
+use super::route::{InFlight, Link, Submission};
+use super::{EngineCommand, EngineThreadConfig, PromptGroup, TokenStream};
+
+/// Submits requests to the engine thread and reads its figures. Cheap to clone; the thread ends when the last one is dropped.
+#[derive(Clone)]
+pub struct EngineHandle {
+    commands: mpsc::Sender<EngineCommand>,
+    shared: Arc<Shared>,
+}
+
+/// Where the daemon is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Takes requests.
+    Running,
+    /// Finishes what it has, takes nothing new.
+    Draining,
+    /// Has cut what was left.
+    Stopped,
+    /// The engine failed.
+    Failed,
+}
+
+/// Seen by the thread and by all handles.
+pub(super) struct Shared {
+    pub(super) phase: watch::Sender<Phase>,
+    pub(super) stats: watch::Sender<EngineStats>,
+    pub(super) in_flight: watch::Sender<usize>,
+    /// One permit for each request that waits for admission.
+    pub(super) queue: Arc<Semaphore>,
+    pub(super) config: EngineThreadConfig,
+    pub(super) scheduler: SchedulerConfig,
+    pub(super) next_id: AtomicU64,
+    pub(super) started: Instant,
+}
+
+/// Why a request was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SubmitError {
+    /// As many requests wait as may wait.
+    QueueFull,
+    /// Not running any more.
+    NotRunning(Phase),
+}
+
+impl Shared {
+    pub(super) fn now(&self) -> Timestamp {
+        Timestamp(self.started.elapsed())
+    }
+}
+
+impl EngineHandle {
+    pub(super) fn new(commands: mpsc::Sender<EngineCommand>, shared: Arc<Shared>) -> Self {
+        Self { commands, shared }
+    }
+
+    /// Time on the engine's clock.
+    pub(crate) fn now(&self) -> Timestamp {
+        self.shared.now()
+    }
+
+    /// A name for a new request.
+    pub(crate) fn next_request_id(&self) -> RequestId {
+        RequestId(self.shared.next_id.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Requests that may wait for admission.
+    pub(crate) fn max_queue(&self) -> usize {
+        self.shared.config.max_queue
+    }
+
+    /// Whether the engine can ever run `request`. To be asked before it is submitted.
+    pub(crate) fn fits(&self, request: &Request) -> Result<(), RequestError> {
+        self.shared.scheduler.fits(request)
+    }
+
+    /// Hands over all answers of all prompts of one HTTP request, or none of them. The streams are in the given order.
+    pub(crate) fn submit(&self, prompts: Vec<PromptGroup>) -> Result<Vec<TokenStream>, SubmitError> {
+        match self.phase() {
+            Phase::Running => {}
+            phase => return Err(SubmitError::NotRunning(phase)),
+        }
+        let num_requests = prompts.iter().map(Vec::len).sum::<usize>();
+        let num_permits = u32::try_from(num_requests).map_err(|_| SubmitError::QueueFull)?;
+        let mut permits =
+            Arc::clone(&self.shared.queue).try_acquire_many_owned(num_permits).map_err(|_| SubmitError::QueueFull)?;
+        let mut streams = Vec::with_capacity(num_requests);
+        let mut connect = |request| {
+            let (sender, events) = mpsc::channel(self.shared.config.stream_buffer);
+            let link = Arc::new(Link::default());
+            let in_flight = InFlight::enter(&self.shared);
+            streams.push(TokenStream::new(events, Arc::clone(&link), self.clone(), in_flight));
+            let permit = permits.split(1).expect("one permit was acquired for each request");
+            Submission { request, events: sender, link, permit }
+        };
+        let groups = prompts.into_iter().map(|group| group.into_iter().map(&mut connect).collect()).collect();
+        // The permits guarantee a place in the channel, so this fails only when the thread has ended.
+        self.commands.try_send(EngineCommand::Add(groups)).map_err(|_| SubmitError::NotRunning(self.phase()))?;
+        Ok(streams)
+    }
+
+    /// Where the daemon is in its life.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        *self.shared.phase.borrow()
+    }
+
+    /// The engine's figures after its last step.
+    #[must_use]
+    pub fn stats(&self) -> EngineStats {
+        self.shared.stats.borrow().clone()
+    }
+
+    /// Requests that were submitted and whose reader still listens.
+    #[must_use]
+    pub fn num_in_flight(&self) -> usize {
+        *self.shared.in_flight.borrow()
+    }
+
+    /// Takes nothing new from now on.
+    pub fn begin_drain(&self) {
+        self.shared.phase.send_if_modified(|phase| {
+            let was_running = *phase == Phase::Running;
+            if was_running {
+                *phase = Phase::Draining;
+            }
+            was_running
+        });
+    }
+
+    /// Returns when nobody waits for an answer any more.
+    pub async fn wait_idle(&self) {
+        let mut in_flight = self.shared.in_flight.subscribe();
+        // The sender is in `self`, so the channel cannot close.
+        let _ = in_flight.wait_for(|&num_requests| num_requests == 0).await;
+    }
+
+    /// Cuts what still runs and ends the thread after its current step.
+    pub async fn stop(&self) {
+        self.shared.phase.send_if_modified(|phase| {
+            let has_failed = *phase == Phase::Failed;
+            if !has_failed {
+                *phase = Phase::Stopped;
+            }
+            !has_failed
+        });
+        // It fails only when the thread has ended, which is what was wanted.
+        let _ = self.commands.send(EngineCommand::Stop).await;
+    }
+
+    /// Returns when `is_reached` holds for the engine's figures, or when the engine has ended.
+    pub async fn wait_for_stats(&self, is_reached: impl FnMut(&EngineStats) -> bool) {
+        let mut stats = self.shared.stats.subscribe();
+        // The sender is in `self`, so the channel cannot close.
+        let _ = stats.wait_for(is_reached).await;
+    }
+}

@@ -1,0 +1,169 @@
+//! One request, as the engine thread sees it: where its events go, and what has been measured of it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use engine::{EngineEvent, FinishReason, KvSharingMode, KvUsage, Request};
+use tokens::Timestamp;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+use super::handle::Shared;
+use crate::metrics::{CacheOutcome, Ending, RequestMetrics};
+
+/// A request on its way to the engine.
+pub(super) struct Submission {
+    pub(super) request: Request,
+    pub(super) events: mpsc::Sender<EngineEvent>,
+    pub(super) link: Arc<Link>,
+    pub(super) permit: OwnedSemaphorePermit,
+}
+
+/// What both ends of a request's channel may say beside it.
+#[derive(Default)]
+pub(super) struct Link {
+    /// The reader is content: a stop string was found.
+    pub(super) is_complete: AtomicBool,
+    /// The reader fell behind.
+    pub(super) is_too_slow: AtomicBool,
+}
+
+/// Counts a request as in flight until it is dropped.
+pub(super) struct InFlight(Arc<Shared>);
+
+impl InFlight {
+    pub(super) fn enter(shared: &Arc<Shared>) -> Self {
+        shared.in_flight.send_modify(|num_requests| *num_requests += 1);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.send_modify(|num_requests| *num_requests -= 1);
+    }
+}
+
+/// Shared by the answers of one prompt, for figures that are taken once for all of them.
+pub(super) struct Group {
+    num_running: AtomicU32,
+    max_generated: AtomicU32,
+}
+
+impl Group {
+    pub(super) fn new(num_answers: usize) -> Arc<Self> {
+        Arc::new(Self { num_running: AtomicU32::new(num_answers as u32), max_generated: AtomicU32::new(0) })
+    }
+}
+
+/// A request that the engine has.
+pub(super) struct Route {
+    events: mpsc::Sender<EngineEvent>,
+    link: Arc<Link>,
+    group: Arc<Group>,
+    /// Its place in the queue, given back at admission or with the route.
+    permit: Option<OwnedSemaphorePermit>,
+    mode: KvSharingMode,
+    arrival: Timestamp,
+    admitted: Option<(Timestamp, CacheOutcome)>,
+    first_token_at: Option<Timestamp>,
+    last_token_at: Timestamp,
+    num_generated: u32,
+}
+
+impl Route {
+    pub(super) fn new(
+        request: &Request,
+        events: mpsc::Sender<EngineEvent>,
+        link: Arc<Link>,
+        group: Arc<Group>,
+        permit: OwnedSemaphorePermit,
+    ) -> Self {
+        Self {
+            events,
+            link,
+            group,
+            permit: Some(permit),
+            mode: request.sharing,
+            arrival: request.arrival,
+            admitted: None,
+            first_token_at: None,
+            last_token_at: request.arrival,
+            num_generated: 0,
+        }
+    }
+
+    /// Whether its reader has gone.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.events.is_closed()
+    }
+
+    /// Hands `event` to the reader. `false` when the reader is too far behind, or gone.
+    pub(super) fn send(&self, event: EngineEvent) -> bool {
+        match self.events.try_send(event) {
+            Ok(()) => true,
+            Err(mpsc::error::TrySendError::Closed(_)) => false,
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                self.link.is_too_slow.store(true, Ordering::Release);
+                false
+            }
+        }
+    }
+
+    /// Counts the prompt and frees the place in the queue.
+    pub(super) fn admit(&mut self, usage: &KvUsage, at: Timestamp, metrics: &RequestMetrics) {
+        self.permit = None;
+        metrics.queue.record(at.since(self.arrival));
+        self.admitted = Some((at, metrics.count_prompt(self.mode, usage)));
+    }
+
+    /// Measures one more token.
+    pub(super) fn count_token(&mut self, now: Timestamp, metrics: &RequestMetrics) {
+        self.num_generated += 1;
+        metrics.generation_tokens.increment(1);
+        match (self.first_token_at, self.admitted) {
+            (None, Some((admitted_at, outcome))) => {
+                self.first_token_at = Some(now);
+                metrics.record_ttft(outcome, now.since(self.arrival));
+                metrics.prefill.record(now.since(admitted_at));
+            }
+            _ => metrics.inter_token.record(now.since(self.last_token_at)),
+        }
+        self.last_token_at = now;
+    }
+
+    /// Closes the account.
+    pub(super) fn end(self, reason: FinishReason, now: Timestamp, metrics: &RequestMetrics) {
+        let ending = match reason {
+            FinishReason::Stop(_) => Ending::Stop,
+            FinishReason::Length => Ending::Length,
+            FinishReason::Aborted if self.link.is_complete.load(Ordering::Acquire) => Ending::Stop,
+            FinishReason::Aborted => Ending::Abort,
+        };
+        self.close(ending, now, metrics);
+    }
+
+    /// Closes the account of a request that a fault of the engine ended.
+    pub(super) fn fail(self, now: Timestamp, metrics: &RequestMetrics) {
+        self.close(Ending::Error, now, metrics);
+    }
+
+    fn close(self, ending: Ending, now: Timestamp, metrics: &RequestMetrics) {
+        metrics.success(ending).increment(1);
+        metrics.e2e.record(now.since(self.arrival));
+        metrics.generation_len.record(self.num_generated);
+        if let Some((admitted_at, _)) = self.admitted {
+            metrics.inference.record(now.since(admitted_at));
+        }
+        if let Some(first_token_at) = self.first_token_at {
+            metrics.decode.record(now.since(first_token_at));
+            if self.num_generated > 1 {
+                let decoding = self.last_token_at.since(first_token_at);
+                metrics.per_output_token.record(decoding / (self.num_generated - 1));
+            }
+        }
+        let max_generated = self.group.max_generated.fetch_max(self.num_generated, Ordering::Relaxed).max(self.num_generated);
+        if self.group.num_running.fetch_sub(1, Ordering::Relaxed) == 1 {
+            metrics.max_generation_len.record(max_generated);
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! The reader's end of one request.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use engine::EngineEvent;
+use tokio::sync::mpsc;
+
+use super::route::{InFlight, Link};
+use super::{EngineHandle, Phase};
+
+/// Events of one request. Dropping it takes the request back: its blocks are free within a step.
+pub(crate) struct TokenStream {
+    events: mpsc::Receiver<EngineEvent>,
+    link: Arc<Link>,
+    engine: EngineHandle,
+    _in_flight: InFlight,
+}
+
+/// Why a stream ends before its request is finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StreamError {
+    /// The reader fell behind.
+    TooSlow,
+    /// The server ends.
+    Stopped,
+    /// The engine failed.
+    Failed,
+}
+
+impl TokenStream {
+    pub(super) fn new(events: mpsc::Receiver<EngineEvent>, link: Arc<Link>, engine: EngineHandle, in_flight: InFlight) -> Self {
+        Self { events, link, engine, _in_flight: in_flight }
+    }
+
+    /// Waits for the next event. The last one is [`EngineEvent::Finished`]; not to be called after it.
+    pub(crate) async fn next(&mut self) -> Result<EngineEvent, StreamError> {
+        match self.events.recv().await {
+            Some(event) => Ok(event),
+            None if self.link.is_too_slow.load(Ordering::Acquire) => Err(StreamError::TooSlow),
+            None if self.engine.phase() == Phase::Stopped => Err(StreamError::Stopped),
+            None => Err(StreamError::Failed),
+        }
+    }
+
+    /// Takes the request back because its answer is complete: a stop string was found.
+    pub(crate) fn complete(self) {
+        self.link.is_complete.store(true, Ordering::Release);
+    }
+}

@@ -1,0 +1,227 @@
+//! Everything that can go wrong with a request, and OpenAI's error object for it.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use protocol::{ErrorBody, ErrorResponse};
+
+/// Why a request is not answered, or not to its end.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ApiError {
+    /// The body is not what the endpoint takes.
+    #[error("{message}")]
+    Invalid {
+        /// The field at fault, where there is one.
+        param: Option<String>,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A field that this server knows but cannot honour.
+    #[error("`{param}` is not supported by this server")]
+    Unsupported {
+        /// The field.
+        param: String,
+    },
+    /// The prompt leaves no room for the answer.
+    #[error(
+        "This model's maximum context length is {max_model_len} tokens. However, you requested {} tokens \
+         ({prompt_tokens} in the prompt, {max_tokens} in the completion). Please reduce the length of either.",
+        prompt_tokens + max_tokens
+    )]
+    ContextLengthExceeded {
+        /// The field that holds the prompt.
+        param: &'static str,
+        /// Tokens of prompt and answer together.
+        max_model_len: usize,
+        /// Tokens of the prompt.
+        prompt_tokens: usize,
+        /// Tokens asked for.
+        max_tokens: usize,
+    },
+    /// Fits the model but not the KV pool.
+    #[error("a request of {prompt_tokens} prompt tokens and {max_tokens} completion tokens does not fit the KV pool: {reason}")]
+    PoolTooSmall {
+        /// Tokens of the prompt.
+        prompt_tokens: usize,
+        /// Tokens asked for.
+        max_tokens: usize,
+        /// What the engine says.
+        reason: String,
+    },
+    /// Another model is served.
+    #[error("The model `{model}` does not exist")]
+    ModelNotFound {
+        /// What was asked for.
+        model: String,
+    },
+    /// No such path.
+    #[error("Unknown request URL: {method} {path}")]
+    RouteNotFound {
+        /// Method.
+        method: String,
+        /// Path.
+        path: String,
+    },
+    /// The path exists, the method does not.
+    #[error("Not allowed to {method} on {path}")]
+    MethodNotAllowed {
+        /// Method.
+        method: String,
+        /// Path.
+        path: String,
+    },
+    /// The body is too long.
+    #[error("request body exceeds the limit of {limit} bytes")]
+    BodyTooLarge {
+        /// Bytes.
+        limit: usize,
+    },
+    /// The body did not arrive in time, or not at all.
+    #[error("reading the request body: {reason}")]
+    BodyRead {
+        /// What happened.
+        reason: String,
+    },
+    /// As many requests wait as may wait.
+    #[error("the queue is full, try again in {retry_after_s} s")]
+    QueueFull {
+        /// Seconds.
+        retry_after_s: u64,
+    },
+    /// The server is about to end and takes nothing new.
+    #[error("the server is shutting down")]
+    Draining,
+    /// The answer was cut because the server ends.
+    #[error("the server shut down before the answer was complete")]
+    CutByShutdown,
+    /// The answer was cut because its reader fell behind.
+    #[error("the answer was dropped because it was not read fast enough")]
+    SlowReader,
+    /// The engine has failed; the process is about to end.
+    #[error("the engine has failed")]
+    EngineFailed,
+    /// The engine has failed, as a health check sees it.
+    #[error("the engine does not run")]
+    Unavailable,
+    /// A defect of the server.
+    #[error("internal error")]
+    Internal,
+}
+
+impl ApiError {
+    /// A fault of the field `param`.
+    pub(crate) fn param(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Invalid { param: Some(param.into()), message: message.into() }
+    }
+
+    /// HTTP status, where nothing has been sent yet.
+    pub(crate) fn status(&self) -> StatusCode {
+        match self {
+            Self::Invalid { .. } | Self::Unsupported { .. } | Self::ContextLengthExceeded { .. } | Self::PoolTooSmall { .. } => {
+                StatusCode::BAD_REQUEST
+            }
+            Self::ModelNotFound { .. } | Self::RouteNotFound { .. } => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyRead { .. } => StatusCode::REQUEST_TIMEOUT,
+            Self::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::Draining | Self::CutByShutdown | Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::SlowReader | Self::EngineFailed | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// OpenAI's object for it.
+    pub(crate) fn body(&self) -> ErrorResponse {
+        let kind = match self.status() {
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            StatusCode::SERVICE_UNAVAILABLE => "service_unavailable_error",
+            StatusCode::INTERNAL_SERVER_ERROR => "server_error",
+            _ => "invalid_request_error",
+        };
+        let param = match self {
+            Self::Invalid { param, .. } => param.clone(),
+            Self::Unsupported { param } => Some(param.clone()),
+            Self::ContextLengthExceeded { param, .. } => Some((*param).to_owned()),
+            Self::ModelNotFound { .. } => Some("model".to_owned()),
+            _ => None,
+        };
+        let error = ErrorBody { message: self.to_string(), kind: kind.to_owned(), param, code: self.code().map(str::to_owned) };
+        ErrorResponse { error }
+    }
+
+    fn code(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Invalid { .. } => return None,
+            Self::Unsupported { .. } => "unsupported_parameter",
+            Self::ContextLengthExceeded { .. } => "context_length_exceeded",
+            Self::PoolTooSmall { .. } => "kv_pool_exceeded",
+            Self::ModelNotFound { .. } => "model_not_found",
+            Self::RouteNotFound { .. } => "unknown_url",
+            Self::MethodNotAllowed { .. } => "method_not_allowed",
+            Self::BodyTooLarge { .. } => "body_too_large",
+            Self::BodyRead { .. } => "body_not_received",
+            Self::QueueFull { .. } => "queue_full",
+            Self::Draining | Self::CutByShutdown => "shutting_down",
+            Self::SlowReader => "slow_reader",
+            Self::Unavailable | Self::EngineFailed | Self::Internal => "internal_error",
+        })
+    }
+
+    fn retry_after_s(&self) -> Option<u64> {
+        match self {
+            Self::QueueFull { retry_after_s } => Some(*retry_after_s),
+            // Another replica is the better address; until one is found, a second is enough.
+            Self::Draining => Some(1),
+            _ => None,
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status(), Json(self.body())).into_response();
+        if let Some(seconds) = self.retry_after_s() {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(error: &ApiError, status: u16, kind: &str, param: Option<&str>, code: Option<&str>) {
+        let body = error.body().error;
+        assert_eq!(
+            (error.status().as_u16(), body.kind.as_str(), body.param.as_deref(), body.code.as_deref()),
+            (status, kind, param, code)
+        );
+    }
+
+    #[test]
+    fn a_bad_field_is_named() {
+        check(&ApiError::param("n", "must be positive"), 400, "invalid_request_error", Some("n"), None);
+    }
+
+    #[test]
+    fn an_overlong_prompt_is_told_both_counts() {
+        let error = ApiError::ContextLengthExceeded { param: "messages", max_model_len: 100, prompt_tokens: 90, max_tokens: 20 };
+        check(&error, 400, "invalid_request_error", Some("messages"), Some("context_length_exceeded"));
+        let message = error.to_string();
+        assert!(
+            message.contains("100 tokens") && message.contains("110 tokens") && message.contains("90 in the prompt"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn overload_says_when_to_come_back() {
+        for error in [ApiError::QueueFull { retry_after_s: 7 }, ApiError::Draining] {
+            assert!(error.clone().into_response().headers().contains_key(header::RETRY_AFTER), "{error}");
+        }
+        check(&ApiError::QueueFull { retry_after_s: 7 }, 429, "rate_limit_error", None, Some("queue_full"));
+        check(&ApiError::Draining, 503, "service_unavailable_error", None, Some("shutting_down"));
+    }
+}

@@ -1,0 +1,295 @@
+//! The OpenAPI document. Written by hand: the types are few, and a test holds it against the router and the types.
+
+use serde_json::{Map, Value, json};
+
+/// The document, as served.
+pub(crate) fn document() -> Value {
+    json!({
+        "openapi": "3.1.0",
+        "info": {"title": "kvshare", "version": env!("CARGO_PKG_VERSION"), "license": {"name": "Apache-2.0"}},
+        "paths": {
+            "/v1/chat/completions": {"post": generates("Answers a conversation", "ChatCompletionRequest")},
+            "/v1/completions": {"post": generates("Continues a text", "CompletionRequest")},
+            "/v1/models": {"get": says("Lists the served models")},
+            "/v1/models/{id}": {"get": says_about_a_model("Describes one served model")},
+            "/tokenize": {"post": takes("Turns a text or a conversation into tokens", "TokenizeRequest")},
+            "/detokenize": {"post": takes("Turns tokens into text", "DetokenizeRequest")},
+            "/health": {"get": says("Whether requests are taken: 200 or 503")},
+            "/health/live": {"get": says("Whether the process works: 200 or 503")},
+            "/health/ready": {"get": says("Whether requests are taken: 200 or 503")},
+            "/metrics": {"get": {
+                "summary": "Metrics in Prometheus' text format",
+                "responses": {"200": {"description": "Metrics", "content": {"text/plain": {"schema": {"type": "string"}}}}},
+            }},
+            "/version": {"get": says("Version of the daemon")},
+            "/load": {"get": says("Requests in flight")},
+            "/openapi.json": {"get": says("This document")},
+        },
+        "components": {"schemas": {
+            "ChatCompletionRequest": object(&["model", "messages"], [&chat_fields()[..], &shared_fields()].concat()),
+            "CompletionRequest": object(&["model", "prompt"], [&completion_fields()[..], &shared_fields()].concat()),
+            "TokenizeRequest": object(&[], tokenize_fields()),
+            "DetokenizeRequest": object(&["tokens"], vec![("model", string("m")), ("tokens", ids())]),
+            "ErrorResponse": error_response(),
+        }},
+    })
+}
+
+type Field = (&'static str, Value);
+
+fn says(summary: &str) -> Value {
+    json!({"summary": summary, "responses": responses(json!({"application/json": {}}))})
+}
+
+fn says_about_a_model(summary: &str) -> Value {
+    let mut operation = says(summary);
+    operation["parameters"] = json!([{"name": "id", "in": "path", "required": true, "schema": {"type": "string"}}]);
+    operation
+}
+
+fn takes(summary: &str, schema: &str) -> Value {
+    let mut operation = says(summary);
+    let schema = json!({"$ref": format!("#/components/schemas/{schema}")});
+    operation["requestBody"] = json!({"required": true, "content": {"application/json": {"schema": schema}}});
+    operation
+}
+
+fn generates(summary: &str, schema: &str) -> Value {
+    let mut operation = takes(summary, schema);
+    operation["responses"] = responses(json!({"application/json": {}, "text/event-stream": {}}));
+    operation
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "a JSON literal at every call")]
+fn responses(content: Value) -> Value {
+    let error = json!({"application/json": {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}});
+    json!({
+        "200": {"description": "Success", "content": content},
+        "default": {"description": "Error", "content": error},
+    })
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the fields are made for this call")]
+fn object(required: &[&str], fields: Vec<Field>) -> Value {
+    let properties: Map<_, _> = fields.iter().map(|(name, schema)| ((*name).to_owned(), schema.clone())).collect();
+    json!({"type": "object", "required": required, "properties": properties, "additionalProperties": true})
+}
+
+fn number(minimum: f64, maximum: f64, example: f64) -> Value {
+    json!({"type": ["number", "null"], "minimum": minimum, "maximum": maximum, "examples": [example]})
+}
+
+fn integer(minimum: i64, example: i64) -> Value {
+    json!({"type": ["integer", "null"], "minimum": minimum, "examples": [example]})
+}
+
+fn boolean() -> Value {
+    json!({"type": ["boolean", "null"], "examples": [true]})
+}
+
+fn string(example: &str) -> Value {
+    json!({"type": ["string", "null"], "examples": [example]})
+}
+
+fn ids() -> Value {
+    json!({"type": ["array", "null"], "items": {"type": "integer", "minimum": 0}, "examples": [[1, 2]]})
+}
+
+fn messages() -> Value {
+    let part = json!({
+        "type": "object", "required": ["type", "text"],
+        "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+    });
+    let content = json!({"oneOf": [{"type": "string"}, {"type": "array", "items": part}, {"type": "null"}]});
+    let message = json!({
+        "type": "object", "required": ["role", "content"],
+        "properties": {
+            "role": {"enum": ["system", "developer", "user", "assistant"]}, "content": content, "name": {"type": "string"},
+        },
+    });
+    json!({"type": "array", "minItems": 1, "items": message, "examples": [[{"role": "user", "content": "hi"}]]})
+}
+
+fn chat_fields() -> Vec<Field> {
+    vec![
+        ("model", string("m")),
+        ("messages", messages()),
+        ("max_completion_tokens", integer(1, 5)),
+        ("logprobs", boolean()),
+        ("top_logprobs", integer(0, 2)),
+    ]
+}
+
+fn completion_fields() -> Vec<Field> {
+    let list = |items: Value| json!({"type": "array", "items": items});
+    let (text, id) = (json!({"type": "string"}), json!({"type": "integer", "minimum": 0}));
+    let prompt = [text.clone(), list(text), list(id.clone()), list(list(id))];
+    vec![
+        ("model", string("m")),
+        ("prompt", json!({"oneOf": prompt, "examples": ["hi"]})),
+        ("logprobs", integer(0, 2)),
+        ("echo", boolean()),
+        ("best_of", integer(1, 1)),
+    ]
+}
+
+fn shared_fields() -> Vec<Field> {
+    let stop = json!({
+        "oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}], "examples": [["x"]],
+    });
+    let stream_options = json!({
+        "type": ["object", "null"], "properties": {"include_usage": {"type": "boolean"}}, "examples": [{"include_usage": true}],
+    });
+    let logit_bias = json!({
+        "type": ["object", "null"], "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+        "examples": [{"7": 1.0}],
+    });
+    let kv_sharing = json!({
+        "type": ["object", "null"],
+        "properties": {"mode": {"enum": ["off", "prefix", "span"]}, "store": {"type": "boolean"}},
+        "examples": [{"mode": "span", "store": true}],
+    });
+    vec![
+        ("max_tokens", integer(0, 5)),
+        ("temperature", number(0.0, 2.0, 0.5)),
+        ("top_p", number(0.0, 1.0, 0.5)),
+        ("top_k", integer(-1, 5)),
+        ("min_p", number(0.0, 1.0, 0.5)),
+        ("n", integer(1, 1)),
+        ("stop", stop),
+        ("stop_token_ids", ids()),
+        ("seed", json!({"type": ["integer", "null"], "examples": [7]})),
+        ("frequency_penalty", number(-2.0, 2.0, 0.5)),
+        ("presence_penalty", number(-2.0, 2.0, 0.5)),
+        ("repetition_penalty", json!({"type": ["number", "null"], "exclusiveMinimum": 0, "examples": [1.5]})),
+        ("logit_bias", logit_bias),
+        ("ignore_eos", boolean()),
+        ("min_tokens", integer(0, 1)),
+        ("stream", boolean()),
+        ("stream_options", stream_options),
+        ("user", string("me")),
+        ("cache_salt", string("s")),
+        ("kv_sharing", kv_sharing),
+    ]
+}
+
+fn tokenize_fields() -> Vec<Field> {
+    vec![
+        ("model", string("m")),
+        ("prompt", string("hi")),
+        ("messages", messages()),
+        ("add_special_tokens", boolean()),
+        ("return_token_strs", boolean()),
+    ]
+}
+
+fn error_response() -> Value {
+    let nullable = json!({"type": ["string", "null"]});
+    let error = json!({
+        "type": "object", "required": ["message", "type", "param", "code"],
+        "properties": {"message": {"type": "string"}, "type": {"type": "string"}, "param": nullable, "code": nullable},
+    });
+    json!({"type": "object", "required": ["error"], "properties": {"error": error}})
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use protocol::{
+        ChatCompletionRequest, CompletionRequest, DetokenizeRequest, ErrorBody, ErrorResponse, KvSharingOptions, SamplingFields,
+        StreamOptions, TokenizeRequest,
+    };
+    use serde::Serialize;
+    use serde::de::DeserializeOwned;
+
+    use super::*;
+
+    /// The document's fields of `schema`, each with its example, must be all fields of `full`, a value that has every field.
+    #[track_caller]
+    fn check<T: Serialize + DeserializeOwned>(schema: &str, full: &T) {
+        let document = document();
+        let properties = document["components"]["schemas"][schema]["properties"].as_object().unwrap();
+        let documented: BTreeSet<_> = properties.keys().cloned().collect();
+        let full = serde_json::to_value(full).unwrap();
+        let typed: BTreeSet<_> = full.as_object().unwrap().keys().cloned().collect();
+        assert_eq!(documented, typed);
+        let examples: Map<_, _> = properties.iter().map(|(name, schema)| (name.clone(), schema["examples"][0].clone())).collect();
+        let parsed = serde_json::from_value::<T>(Value::Object(examples.clone())).unwrap();
+        let written = serde_json::to_value(parsed).unwrap();
+        assert_eq!(written.as_object().unwrap().keys().collect::<BTreeSet<_>>(), examples.keys().collect());
+    }
+
+    fn sampling() -> SamplingFields {
+        SamplingFields {
+            max_tokens: Some(1),
+            temperature: Some(1.0),
+            top_p: Some(1.0),
+            top_k: Some(1),
+            min_p: Some(1.0),
+            n: Some(1),
+            stop: Some(protocol::Stop::One("x".into())),
+            stop_token_ids: Some(vec![1]),
+            seed: Some(1),
+            frequency_penalty: Some(1.0),
+            presence_penalty: Some(1.0),
+            repetition_penalty: Some(1.0),
+            logit_bias: Some([("1".to_owned(), 1.0)].into()),
+            ignore_eos: Some(true),
+            min_tokens: Some(1),
+            stream: Some(true),
+            stream_options: Some(StreamOptions { include_usage: Some(true), continuous_usage_stats: None }),
+            user: Some("u".into()),
+            cache_salt: Some("s".into()),
+            kv_sharing: Some(KvSharingOptions { mode: None, store: Some(true) }),
+        }
+    }
+
+    #[test]
+    fn the_document_has_the_fields_of_the_types() {
+        let chat = ChatCompletionRequest {
+            model: Some("m".into()),
+            messages: Some(vec![]),
+            max_completion_tokens: Some(1),
+            logprobs: Some(true),
+            top_logprobs: Some(1),
+            sampling: sampling(),
+            other: Map::new(),
+        };
+        check("ChatCompletionRequest", &chat);
+        let completion = CompletionRequest {
+            model: Some("m".into()),
+            prompt: Some(protocol::Prompt::Text("x".into())),
+            logprobs: Some(1),
+            echo: Some(true),
+            best_of: Some(1),
+            sampling: sampling(),
+            other: Map::new(),
+        };
+        check("CompletionRequest", &completion);
+        let tokenize = TokenizeRequest {
+            model: Some("m".into()),
+            prompt: Some("x".into()),
+            messages: Some(vec![]),
+            add_special_tokens: Some(true),
+            return_token_strs: Some(true),
+        };
+        check("TokenizeRequest", &tokenize);
+        check("DetokenizeRequest", &DetokenizeRequest { model: Some("m".into()), tokens: Some(vec![1]) });
+    }
+
+    #[test]
+    fn the_document_has_the_error_object() {
+        let error = ErrorBody { message: String::new(), kind: String::new(), param: None, code: None };
+        let written = serde_json::to_value(ErrorResponse { error }).unwrap();
+        let documented = &document()["components"]["schemas"]["ErrorResponse"]["properties"]["error"]["properties"];
+        assert!(documented.as_object().unwrap().keys().eq(written["error"].as_object().unwrap().keys()));
+    }
+
+    #[test]
+    fn the_document_has_the_paths_of_the_router() {
+        let documented: BTreeSet<_> = document()["paths"].as_object().unwrap().keys().cloned().collect();
+        let routed: BTreeSet<_> = crate::routes::PATHS.iter().map(|path| path.replace("{*", "{")).collect();
+        assert_eq!(documented, routed);
+    }
+}

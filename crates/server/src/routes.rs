@@ -1,0 +1,90 @@
+//! The routes, and what surrounds all of them.
+
+mod completions;
+mod info;
+mod tokenize;
+
+use std::any::Any;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::http::{HeaderName, Method, Uri};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use tower::ServiceBuilder;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
+
+use crate::error::ApiError;
+use crate::state::AppState;
+
+/// All paths, as the router spells them.
+pub(crate) const PATHS: [&str; 13] = [
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/models",
+    "/v1/models/{*id}",
+    "/tokenize",
+    "/detokenize",
+    "/health",
+    "/health/live",
+    "/health/ready",
+    "/metrics",
+    "/version",
+    "/load",
+    "/openapi.json",
+];
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Everything the daemon answers.
+pub fn router(app: Arc<AppState>) -> Router {
+    let layers = ServiceBuilder::new()
+        .layer(SetRequestIdLayer::new(REQUEST_ID, MakeRequestUuid))
+        .layer(PropagateRequestIdLayer::new(REQUEST_ID))
+        .layer(from_fn_with_state(Arc::clone(&app), count_response))
+        .layer(CatchPanicLayer::custom(answer_panic))
+        .layer(DefaultBodyLimit::max(app.config.body_limit));
+    Router::new()
+        .route("/v1/chat/completions", post(completions::chat))
+        .route("/v1/completions", post(completions::completions))
+        .route("/v1/models", get(info::models))
+        .route("/v1/models/{*id}", get(info::model))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
+        .route("/health", get(info::ready))
+        .route("/health/live", get(info::live))
+        .route("/health/ready", get(info::ready))
+        .route("/metrics", get(info::metrics))
+        .route("/version", get(info::version))
+        .route("/load", get(info::load))
+        .route("/openapi.json", get(info::openapi))
+        .fallback(unknown_route)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(layers)
+        .with_state(app)
+}
+
+async fn unknown_route(method: Method, uri: Uri) -> ApiError {
+    ApiError::RouteNotFound { method: method.to_string(), path: uri.path().to_owned() }
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> ApiError {
+    ApiError::MethodNotAllowed { method: method.to_string(), path: uri.path().to_owned() }
+}
+
+async fn count_response(State(app): State<Arc<AppState>>, request: Request, next: Next) -> Response {
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let response = next.run(request).await;
+    app.metrics.http.count_response(route.as_ref().map(MatchedPath::as_str), response.status().as_u16());
+    response
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the signature that tower-http asks for")]
+fn answer_panic(panic: Box<dyn Any + Send + 'static>) -> Response {
+    let message = panic.downcast_ref::<&str>().map_or("no message", |text| text);
+    tracing::error!(message, "a request handler panicked");
+    ApiError::Internal.into_response()
+}

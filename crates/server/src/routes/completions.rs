@@ -1,0 +1,64 @@
+//! The two endpoints that generate.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderName, HeaderValue};
+use axum::response::sse::{KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use protocol::{ChatCompletionRequest, CompletionRequest};
+use tokens::Timestamp;
+
+use crate::answer::{AnswerHead, Generation, Writer, event_stream, start, whole_chat, whole_completion};
+use crate::body::Body;
+use crate::error::ApiError;
+use crate::state::AppState;
+use crate::valid::{StreamMode, ValidRequest};
+
+/// `POST /v1/chat/completions`.
+pub(super) async fn chat(State(app): State<Arc<AppState>>, body: Body) -> Result<Response, ApiError> {
+    let arrival = app.engine.now();
+    let request = ValidRequest::from_chat(body.parse::<ChatCompletionRequest>()?, app.limits())?;
+    let head = AnswerHead::new("chatcmpl", request.model.clone(), &app);
+    let (stream, generation) = begin(&app, request, &head, arrival).await?;
+    let tokenizer = Arc::clone(&app.model.tokenizer);
+    match stream {
+        Some(mode) => Ok(send_events(&app, Writer::chat(head, tokenizer), mode, generation)),
+        None => Ok(Json(whole_chat(head, generation, &tokenizer).await?).into_response()),
+    }
+}
+
+/// `POST /v1/completions`.
+pub(super) async fn completions(State(app): State<Arc<AppState>>, body: Body) -> Result<Response, ApiError> {
+    let arrival = app.engine.now();
+    let request = ValidRequest::from_completion(body.parse::<CompletionRequest>()?, app.limits())?;
+    let head = AnswerHead::new("cmpl", request.model.clone(), &app);
+    let (stream, generation) = begin(&app, request, &head, arrival).await?;
+    let tokenizer = Arc::clone(&app.model.tokenizer);
+    match stream {
+        Some(mode) => Ok(send_events(&app, Writer::completion(head, tokenizer), mode, generation)),
+        None => Ok(Json(whole_completion(head, generation, &tokenizer).await?).into_response()),
+    }
+}
+
+async fn begin(
+    app: &AppState,
+    request: ValidRequest,
+    head: &AnswerHead,
+    arrival: Timestamp,
+) -> Result<(Option<StreamMode>, Generation), ApiError> {
+    let stream = request.stream;
+    let (num_prompts, n) = (request.prompts.len(), request.n);
+    let generation = start(app, request, arrival).await?;
+    tracing::debug!(answer = head.id, num_prompts, n, is_stream = stream.is_some(), "started");
+    Ok((stream, generation))
+}
+
+fn send_events(app: &AppState, writer: Writer, mode: StreamMode, generation: Generation) -> Response {
+    let events = event_stream(writer, mode, generation);
+    let keep_alive = KeepAlive::new().interval(app.config.keep_alive);
+    // Proxies that buffer would hold tokens back.
+    let unbuffered = (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+    ([unbuffered], Sse::new(events).keep_alive(keep_alive)).into_response()
+}

@@ -1,0 +1,83 @@
+//! What the daemon says about itself.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use protocol::{ModelCard, ModelList};
+use serde_json::{Value, json};
+
+use crate::engine_thread::Phase;
+use crate::error::ApiError;
+use crate::model::ModelInfo;
+use crate::openapi;
+use crate::state::AppState;
+
+/// `GET /v1/models`.
+pub(super) async fn models(State(app): State<Arc<AppState>>) -> Json<ModelList> {
+    let info = &app.model.info;
+    Json(ModelList { object: "list".to_owned(), data: info.names().map(|name| card(name, info)).collect() })
+}
+
+/// `GET /v1/models/{id}`. Names may contain slashes.
+pub(super) async fn model(State(app): State<Arc<AppState>>, Path(name): Path<String>) -> Result<Json<ModelCard>, ApiError> {
+    let info = &app.model.info;
+    if info.is_called(&name) { Ok(Json(card(&name, info))) } else { Err(ApiError::ModelNotFound { model: name }) }
+}
+
+fn card(name: &str, info: &ModelInfo) -> ModelCard {
+    ModelCard {
+        id: name.to_owned(),
+        object: "model".to_owned(),
+        created: info.created,
+        owned_by: "kvshare".to_owned(),
+        root: info.id.clone(),
+        max_model_len: info.max_model_len,
+    }
+}
+
+/// `GET /health` and `GET /health/ready`: whether requests are taken.
+pub(super) async fn ready(State(app): State<Arc<AppState>>) -> Result<Json<Value>, ApiError> {
+    match app.engine.phase() {
+        Phase::Running => Ok(Json(json!({"status": "ok"}))),
+        Phase::Draining | Phase::Stopped => Err(ApiError::Draining),
+        Phase::Failed => Err(ApiError::Unavailable),
+    }
+}
+
+/// `GET /health/live`: whether restarting would help.
+pub(super) async fn live(State(app): State<Arc<AppState>>) -> Result<Json<Value>, ApiError> {
+    match app.engine.phase() {
+        Phase::Running | Phase::Draining | Phase::Stopped => Ok(Json(json!({"status": "ok"}))),
+        Phase::Failed => Err(ApiError::Unavailable),
+    }
+}
+
+/// `GET /metrics`.
+pub(super) async fn metrics(State(app): State<Arc<AppState>>) -> Response {
+    let is_ready = app.engine.phase() == Phase::Running;
+    let text = app.metrics.render(&app.engine.stats(), is_ready, app.engine.now());
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+}
+
+/// `GET /version`.
+pub(super) async fn version() -> Json<Value> {
+    Json(json!({"version": env!("CARGO_PKG_VERSION")}))
+}
+
+/// `GET /load`.
+pub(super) async fn load(State(app): State<Arc<AppState>>) -> Json<Value> {
+    let stats = app.engine.stats();
+    Json(json!({
+        "server_load": app.engine.num_in_flight(),
+        "num_requests_running": stats.num_running,
+        "num_requests_waiting": stats.num_waiting,
+    }))
+}
+
+/// `GET /openapi.json`.
+pub(super) async fn openapi() -> Json<Value> {
+    Json(openapi::document())
+}

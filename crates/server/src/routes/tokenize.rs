@@ -1,0 +1,54 @@
+//! Tokens of a text, and text of tokens.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use protocol::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};
+
+use crate::body::Body;
+use crate::encode::{encode_all, encode_text};
+use crate::error::ApiError;
+use crate::state::AppState;
+use crate::valid::{PromptSource, valid_messages, valid_model, valid_tokens};
+
+/// `POST /tokenize`.
+pub(super) async fn tokenize(State(app): State<Arc<AppState>>, body: Body) -> Result<Json<TokenizeResponse>, ApiError> {
+    let request: TokenizeRequest = body.parse()?;
+    check_model(&app, request.model)?;
+    let token_ids = match (request.prompt, request.messages) {
+        (Some(text), None) => encode_text(&app.model, text, request.add_special_tokens.unwrap_or(true)).await?,
+        (None, Some(messages)) => {
+            let prompt = PromptSource::Chat(valid_messages(Some(messages))?);
+            let encoded = encode_all(&app.model, vec![prompt], false).await?;
+            encoded.iter().flat_map(|prompt| prompt.token_ids.iter().copied()).collect()
+        }
+        _ => return Err(ApiError::param("prompt", "you must provide either `prompt` or `messages`")),
+    };
+    let tokenizer = &app.model.tokenizer;
+    let token_strs =
+        request.return_token_strs.unwrap_or(false).then(|| token_ids.iter().map(|&token| tokenizer.token_str(token)).collect());
+    Ok(Json(TokenizeResponse {
+        count: token_ids.len(),
+        max_model_len: app.model.info.max_model_len,
+        tokens: token_ids.iter().map(|token| token.0).collect(),
+        token_strs,
+    }))
+}
+
+/// `POST /detokenize`.
+pub(super) async fn detokenize(State(app): State<Arc<AppState>>, body: Body) -> Result<Json<DetokenizeResponse>, ApiError> {
+    let request: DetokenizeRequest = body.parse()?;
+    check_model(&app, request.model)?;
+    let ids = request.tokens.ok_or_else(|| ApiError::param("tokens", "you must provide tokens"))?;
+    let token_ids = valid_tokens("tokens", ids, &app.model.info)?;
+    Ok(Json(DetokenizeResponse { prompt: app.model.tokenizer.decode(&token_ids, false) }))
+}
+
+/// Unlike where text is generated, the model need not be named: there is only one.
+fn check_model(app: &AppState, name: Option<String>) -> Result<(), ApiError> {
+    match name {
+        Some(name) => valid_model(Some(name), &app.model.info).map(drop),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,41 @@
+//! What every request handler shares.
+
+use std::sync::Arc;
+
+use crate::config::{ServerConfig, ServerConfigError};
+use crate::engine_thread::EngineHandle;
+use crate::metrics::Metrics;
+use crate::model::ServedModel;
+use crate::scope::ScopeSecret;
+use crate::valid::Limits;
+
+/// The model, the engine, and the limits between them and the world.
+pub struct AppState {
+    pub(crate) model: ServedModel,
+    pub(crate) engine: EngineHandle,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) config: ServerConfig,
+    pub(crate) secret: ScopeSecret,
+    pub(crate) fingerprint: String,
+}
+
+impl AppState {
+    /// Puts together what has been started. `metrics` are those the engine thread was given.
+    ///
+    /// # Errors
+    /// When `config` would refuse everything.
+    pub fn new(
+        model: ServedModel,
+        engine: EngineHandle,
+        metrics: Arc<Metrics>,
+        config: ServerConfig,
+    ) -> Result<Arc<Self>, ServerConfigError> {
+        config.validate()?;
+        let fingerprint = model.info.fingerprint();
+        Ok(Arc::new(Self { model, engine, metrics, config, secret: ScopeSecret::random(), fingerprint }))
+    }
+
+    pub(crate) fn limits(&self) -> Limits<'_> {
+        Limits { model: &self.model.info, config: &self.config, max_choices: self.engine.max_queue() }
+    }
+}

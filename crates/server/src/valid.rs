@@ -1,0 +1,265 @@
+//! From what a client sent to what can be run: everything is checked here, once.
+//!
+//! What comes out needs no further check but the prompt's length, which only the tokenizer knows.
+
+mod messages;
+mod sampling;
+mod unsupported;
+
+use engine::{KvSharingMode, SamplingParams};
+use protocol::{ChatCompletionRequest, CompletionRequest, KvSharingOptions, Prompt, SamplingFields, SharingMode};
+use tokenizer::ChatMessage;
+use tokens::TokenId;
+
+pub(crate) use messages::valid_messages;
+
+use self::sampling::{ValidSampling, count, valid_sampling};
+use crate::config::ServerConfig;
+use crate::error::ApiError;
+use crate::model::ModelInfo;
+
+/// What requests are checked against.
+#[derive(Clone, Copy)]
+pub(crate) struct Limits<'a> {
+    pub(crate) model: &'a ModelInfo,
+    pub(crate) config: &'a ServerConfig,
+    /// Answers one request may ask for in all: more than this could never be queued.
+    pub(crate) max_choices: usize,
+}
+
+/// A request that can be run.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ValidRequest {
+    /// The model, by the name the client used.
+    pub(crate) model: String,
+    /// At least one.
+    pub(crate) prompts: Vec<PromptSource>,
+    /// Answers for each prompt, at least 1.
+    pub(crate) n: u32,
+    /// `None` fills the model's length.
+    pub(crate) max_tokens: MaxTokens,
+    /// All but `max_tokens`, and with the seed of the first answer.
+    pub(crate) sampling: SamplingParams,
+    /// Strings that end an answer.
+    pub(crate) stop: Vec<String>,
+    /// `None` for a whole answer.
+    pub(crate) stream: Option<StreamMode>,
+    pub(crate) sharing: KvSharingMode,
+    pub(crate) store: bool,
+    pub(crate) cache_salt: Option<String>,
+    /// Whether answers start with their prompt.
+    pub(crate) echo: bool,
+}
+
+/// What is to be continued, before it is tokenized.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum PromptSource {
+    Text(String),
+    Tokens(Vec<TokenId>),
+    Chat(Vec<ChatMessage>),
+}
+
+impl PromptSource {
+    /// The request's field it came from.
+    pub(crate) fn param(&self) -> &'static str {
+        match self {
+            Self::Text(_) | Self::Tokens(_) => "prompt",
+            Self::Chat(_) => "messages",
+        }
+    }
+}
+
+/// How many tokens to generate at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MaxTokens {
+    /// As many as asked for, or an error.
+    Exactly(u32),
+    /// As many as fit, but no more than this.
+    AtMost(u32),
+}
+
+impl MaxTokens {
+    /// Tokens to generate after a prompt of `prompt_tokens`, which came from the field `param`.
+    pub(crate) fn after(self, prompt_tokens: usize, max_model_len: u32, param: &'static str) -> Result<u32, ApiError> {
+        let max_model_len = max_model_len as usize;
+        let room = max_model_len.saturating_sub(prompt_tokens);
+        let (wanted, granted) = match self {
+            Self::Exactly(num_tokens) => (num_tokens as usize, num_tokens as usize),
+            Self::AtMost(num_tokens) => (1, room.min(num_tokens as usize)),
+        };
+        if prompt_tokens + wanted > max_model_len {
+            return Err(ApiError::ContextLengthExceeded { param, max_model_len, prompt_tokens, max_tokens: wanted });
+        }
+        Ok(u32::try_from(granted).expect("a length within max_model_len is a u32"))
+    }
+}
+
+/// How a streamed answer ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StreamMode {
+    pub(crate) include_usage: bool,
+}
+
+/// Tokens that a completion gets when it does not say: OpenAI's number.
+const DEFAULT_COMPLETION_TOKENS: u32 = 16;
+
+/// Likeliest tokens one may ask for at a position: OpenAI's number for chat.
+const MAX_TOP_LOGPROBS: u32 = 20;
+
+impl ValidRequest {
+    /// Checks a chat request.
+    pub(crate) fn from_chat(request: ChatCompletionRequest, limits: Limits<'_>) -> Result<Self, ApiError> {
+        let model = valid_model(request.model, limits.model)?;
+        unsupported::refuse_in_chat(&request.other)?;
+        let messages = valid_messages(request.messages)?;
+        let logprobs = chat_logprobs(request.logprobs, request.top_logprobs)?;
+        let (field, max_tokens) = match request.max_completion_tokens {
+            Some(max_tokens) => ("max_completion_tokens", Some(max_tokens)),
+            None => ("max_tokens", request.sampling.max_tokens),
+        };
+        let max_tokens = match max_tokens {
+            Some(max_tokens) => MaxTokens::Exactly(count(field, max_tokens, 1..=u32::MAX)?),
+            None => MaxTokens::AtMost(u32::MAX),
+        };
+        let wishes =
+            Wishes { prompts: vec![PromptSource::Chat(messages)], max_tokens, logprobs, prompt_logprobs: None, echo: false };
+        Self::build(model, wishes, request.sampling, limits)
+    }
+
+    /// Checks a completion request.
+    pub(crate) fn from_completion(request: CompletionRequest, limits: Limits<'_>) -> Result<Self, ApiError> {
+        let model = valid_model(request.model, limits.model)?;
+        unsupported::refuse_in_completion(&request.other)?;
+        let prompts = valid_prompts(request.prompt, limits.model)?;
+        if request.best_of.is_some_and(|best_of| best_of != request.sampling.n.unwrap_or(1)) {
+            return Err(ApiError::param("best_of", "`best_of` must equal `n`: answers are not ranked"));
+        }
+        let echo = request.echo.unwrap_or(false);
+        let logprobs = request.logprobs.map(|top| count("logprobs", top, 0..=MAX_TOP_LOGPROBS)).transpose()?;
+        let max_tokens = match request.sampling.max_tokens {
+            Some(max_tokens) => MaxTokens::Exactly(count("max_tokens", max_tokens, u32::from(!echo)..=u32::MAX)?),
+            None => MaxTokens::AtMost(DEFAULT_COMPLETION_TOKENS),
+        };
+        // Scoring a prompt is what the engine can do without generating, also when nobody reads the scores.
+        let only_echoes = max_tokens == MaxTokens::Exactly(0);
+        let prompt_logprobs = if echo && (logprobs.is_some() || only_echoes) { logprobs.or(Some(0)) } else { None };
+        Self::build(model, Wishes { prompts, max_tokens, logprobs, prompt_logprobs, echo }, request.sampling, limits)
+    }
+
+    fn build(model: String, wishes: Wishes, fields: SamplingFields, limits: Limits<'_>) -> Result<Self, ApiError> {
+        let Wishes { prompts, max_tokens, logprobs, prompt_logprobs, echo } = wishes;
+        let ValidSampling { n, sampling, stop } = valid_sampling(&fields, limits)?;
+        if let MaxTokens::Exactly(max_tokens) = max_tokens
+            && sampling.min_tokens > max_tokens
+        {
+            return Err(ApiError::param("min_tokens", format!("must be at most `max_tokens`, which is {max_tokens}")));
+        }
+        let num_choices = prompts.len() * n as usize;
+        if num_choices > limits.max_choices {
+            let message = format!("{num_choices} answers asked for, at most {} are possible", limits.max_choices);
+            return Err(ApiError::param(if n > 1 { "n" } else { "prompt" }, message));
+        }
+        Ok(Self {
+            model,
+            prompts,
+            n,
+            max_tokens,
+            sampling: SamplingParams { logprobs, prompt_logprobs, ..sampling },
+            stop,
+            stream: valid_stream(&fields)?,
+            sharing: sharing_mode(fields.kv_sharing.as_ref(), limits.config.default_sharing),
+            store: fields.kv_sharing.and_then(|options| options.store).unwrap_or(true),
+            cache_salt: valid_cache_salt(fields.cache_salt)?,
+            echo,
+        })
+    }
+}
+
+/// What the two endpoints say in their own ways.
+struct Wishes {
+    prompts: Vec<PromptSource>,
+    max_tokens: MaxTokens,
+    logprobs: Option<u32>,
+    prompt_logprobs: Option<u32>,
+    echo: bool,
+}
+
+/// Checks the name of the model.
+pub(crate) fn valid_model(name: Option<String>, model: &ModelInfo) -> Result<String, ApiError> {
+    match name {
+        Some(name) if model.is_called(&name) => Ok(name),
+        Some(name) => Err(ApiError::ModelNotFound { model: name }),
+        None => Err(ApiError::param("model", "you must provide a model parameter")),
+    }
+}
+
+fn valid_prompts(prompt: Option<Prompt>, model: &ModelInfo) -> Result<Vec<PromptSource>, ApiError> {
+    let tokens = |ids| valid_tokens("prompt", ids, model).map(PromptSource::Tokens);
+    let prompts = match prompt {
+        Some(Prompt::Text(text)) => vec![PromptSource::Text(text)],
+        Some(Prompt::Texts(texts)) => texts.into_iter().map(PromptSource::Text).collect(),
+        Some(Prompt::Tokens(ids)) => vec![tokens(ids)?],
+        Some(Prompt::TokenLists(lists)) => lists.into_iter().map(tokens).collect::<Result<_, _>>()?,
+        None => return Err(ApiError::param("prompt", "you must provide a prompt")),
+    };
+    let is_empty = |prompt: &PromptSource| match prompt {
+        PromptSource::Text(text) => text.is_empty(),
+        PromptSource::Tokens(ids) => ids.is_empty(),
+        PromptSource::Chat(messages) => messages.is_empty(),
+    };
+    if prompts.is_empty() || prompts.iter().any(is_empty) {
+        return Err(ApiError::param("prompt", "a prompt must not be empty"));
+    }
+    Ok(prompts)
+}
+
+/// Checks that all `ids` are of the vocabulary.
+pub(crate) fn valid_tokens(param: &str, ids: Vec<u32>, model: &ModelInfo) -> Result<Vec<TokenId>, ApiError> {
+    let check = |id: u32| {
+        let is_known = id < model.vocab_size;
+        is_known.then_some(TokenId(id)).ok_or_else(|| {
+            ApiError::param(param, format!("token id {id} is not in the vocabulary of {} tokens", model.vocab_size))
+        })
+    };
+    ids.into_iter().map(check).collect()
+}
+
+fn chat_logprobs(logprobs: Option<bool>, top_logprobs: Option<i64>) -> Result<Option<u32>, ApiError> {
+    let top = top_logprobs.map(|top| count("top_logprobs", top, 0..=MAX_TOP_LOGPROBS)).transpose()?;
+    match (logprobs.unwrap_or(false), top) {
+        (true, top) => Ok(Some(top.unwrap_or(0))),
+        (false, None | Some(0)) => Ok(None),
+        (false, Some(_)) => Err(ApiError::param("top_logprobs", "`logprobs` must be true when `top_logprobs` is used")),
+    }
+}
+
+fn valid_stream(fields: &SamplingFields) -> Result<Option<StreamMode>, ApiError> {
+    let options = fields.stream_options.unwrap_or_default();
+    if options.continuous_usage_stats == Some(true) {
+        return Err(ApiError::Unsupported { param: "stream_options.continuous_usage_stats".to_owned() });
+    }
+    match (fields.stream.unwrap_or(false), fields.stream_options) {
+        (true, _) => Ok(Some(StreamMode { include_usage: options.include_usage.unwrap_or(false) })),
+        (false, None) => Ok(None),
+        (false, Some(_)) => Err(ApiError::param("stream_options", "only allowed when `stream` is true")),
+    }
+}
+
+fn sharing_mode(options: Option<&KvSharingOptions>, default: KvSharingMode) -> KvSharingMode {
+    match options.and_then(|options| options.mode) {
+        Some(SharingMode::Off) => KvSharingMode::Off,
+        Some(SharingMode::Prefix) => KvSharingMode::Prefix,
+        Some(SharingMode::Span) => KvSharingMode::Span,
+        None => default,
+    }
+}
+
+fn valid_cache_salt(salt: Option<String>) -> Result<Option<String>, ApiError> {
+    match salt {
+        Some(salt) if salt.is_empty() => Err(ApiError::param("cache_salt", "must not be empty")),
+        salt => Ok(salt),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,59 @@
+//! Checks a conversation and brings it into the one form that chat templates read.
+
+use protocol::{ContentPart, MessageContent};
+use serde_json::{Map, Value};
+use tokenizer::ChatMessage;
+
+use crate::error::ApiError;
+
+/// Fields of a message that this server knows but cannot honour.
+const UNSUPPORTED: &[&str] = &["tool_calls", "tool_call_id", "function_call", "audio"];
+
+/// Checks that there are messages, that roles are known and that content is text. Parts are joined into one text, and
+/// `developer`, the newer name, becomes `system`, the one that templates know.
+pub(crate) fn valid_messages(messages: Option<Vec<protocol::ChatMessage>>) -> Result<Vec<ChatMessage>, ApiError> {
+    let messages = messages.ok_or_else(|| ApiError::param("messages", "you must provide messages"))?;
+    if messages.is_empty() {
+        return Err(ApiError::param("messages", "must not be empty"));
+    }
+    messages.into_iter().enumerate().map(|(idx, message)| valid_message(idx, message)).collect()
+}
+
+fn valid_message(idx: usize, message: protocol::ChatMessage) -> Result<ChatMessage, ApiError> {
+    for field in UNSUPPORTED {
+        if message.other.get(*field).is_some_and(|value| !is_nothing(value)) {
+            return Err(ApiError::Unsupported { param: format!("messages[{idx}].{field}") });
+        }
+    }
+    let role = match message.role.as_str() {
+        "developer" => "system".to_owned(),
+        "system" | "user" | "assistant" => message.role,
+        "tool" | "function" => return Err(ApiError::Unsupported { param: format!("messages[{idx}].role") }),
+        role => return Err(ApiError::param(format!("messages[{idx}].role"), format!("unknown role `{role}`"))),
+    };
+    let content = match message.content {
+        Some(MessageContent::Text(text)) => text,
+        Some(MessageContent::Parts(parts)) => join_parts(idx, parts)?,
+        None if role == "assistant" => String::new(),
+        None => return Err(ApiError::param(format!("messages[{idx}].content"), "must not be null")),
+    };
+    let extra = message.name.map(|name| ("name".to_owned(), Value::String(name)));
+    Ok(ChatMessage { role, content, extra: Map::from_iter(extra) })
+}
+
+fn is_nothing(value: &Value) -> bool {
+    value.is_null() || value.as_array().is_some_and(Vec::is_empty)
+}
+
+fn join_parts(idx: usize, parts: Vec<ContentPart>) -> Result<String, ApiError> {
+    let mut joined = String::new();
+    for (part_idx, part) in parts.into_iter().enumerate() {
+        let field = |name: &str| format!("messages[{idx}].content[{part_idx}].{name}");
+        match (part.kind.as_str(), part.text) {
+            ("text", Some(text)) => joined.push_str(&text),
+            ("text", None) => return Err(ApiError::param(field("text"), "missing")),
+            _ => return Err(ApiError::Unsupported { param: field("type") }),
+        }
+    }
+    Ok(joined)
+}

@@ -1,0 +1,124 @@
+//! Ranges of everything that decides how tokens are chosen.
+
+use std::ops::RangeInclusive;
+
+use engine::SamplingParams;
+use protocol::{SamplingFields, Stop};
+use tokens::TokenId;
+
+use super::Limits;
+use crate::error::ApiError;
+
+/// Sampling of the first answer. `max_tokens` and log probabilities are still to be filled in.
+pub(super) struct ValidSampling {
+    pub(super) n: u32,
+    pub(super) sampling: SamplingParams,
+    pub(super) stop: Vec<String>,
+}
+
+/// Stop strings of a request. Each one is searched for in every answer.
+const MAX_STOP_STRINGS: usize = 16;
+/// Bytes of a stop string. An answer is held back by up to this much.
+const MAX_STOP_BYTES: usize = 1024;
+/// Stop tokens, and entries of `logit_bias`, of a request. They are looked through for every token.
+const MAX_TOKEN_ENTRIES: usize = 1024;
+
+/// Checks all ranges.
+pub(super) fn valid_sampling(fields: &SamplingFields, limits: Limits<'_>) -> Result<ValidSampling, ApiError> {
+    let n = count("n", fields.n.unwrap_or(1), 1..=limits.config.max_n)?;
+    let top_p = number("top_p", fields.top_p, 1.0, 0.0..=1.0)?;
+    if top_p == 0.0 {
+        return Err(ApiError::param("top_p", "must be above 0"));
+    }
+    let repetition_penalty = number("repetition_penalty", fields.repetition_penalty, 1.0, 0.0..=f32::MAX)?;
+    if repetition_penalty == 0.0 {
+        return Err(ApiError::param("repetition_penalty", "must be above 0"));
+    }
+    let sampling = SamplingParams {
+        temperature: number("temperature", fields.temperature, 1.0, 0.0..=2.0)?,
+        top_p,
+        top_k: match fields.top_k {
+            None | Some(-1) => 0,
+            Some(top_k) => count("top_k", top_k, 0..=u32::MAX)?,
+        },
+        min_p: number("min_p", fields.min_p, 0.0, 0.0..=1.0)?,
+        // A negative seed is as good as any other.
+        seed: fields.seed.map_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0, i64::cast_unsigned),
+        frequency_penalty: number("frequency_penalty", fields.frequency_penalty, 0.0, -2.0..=2.0)?,
+        presence_penalty: number("presence_penalty", fields.presence_penalty, 0.0, -2.0..=2.0)?,
+        repetition_penalty,
+        logit_bias: logit_bias(fields, limits)?,
+        min_tokens: count("min_tokens", fields.min_tokens.unwrap_or(0), 0..=limits.model.max_model_len)?,
+        stop_token_ids: stop_token_ids(fields, limits)?,
+        ..SamplingParams::greedy(0)
+    };
+    Ok(ValidSampling { n, sampling, stop: stop_strings(fields.stop.as_ref())? })
+}
+
+/// A whole number within `range`.
+pub(super) fn count(param: &str, value: i64, range: RangeInclusive<u32>) -> Result<u32, ApiError> {
+    let in_range = u32::try_from(value).ok().filter(|value| range.contains(value));
+    in_range.ok_or_else(|| {
+        let wanted = match (range.start(), range.end()) {
+            (low, &u32::MAX) => format!("at least {low}"),
+            (low, high) => format!("between {low} and {high}"),
+        };
+        ApiError::param(param, format!("`{param}` must be {wanted}, is {value}"))
+    })
+}
+
+fn number(param: &str, value: Option<f32>, default: f32, range: RangeInclusive<f32>) -> Result<f32, ApiError> {
+    let value = value.unwrap_or(default);
+    // Also refuses NaN and what was too large for an f32.
+    if range.contains(&value) {
+        return Ok(value);
+    }
+    let wanted = match (range.start(), range.end()) {
+        (low, &f32::MAX) => format!("at least {low}"),
+        (low, high) => format!("between {low} and {high}"),
+    };
+    Err(ApiError::param(param, format!("`{param}` must be {wanted}, is {value}")))
+}
+
+fn logit_bias(fields: &SamplingFields, limits: Limits<'_>) -> Result<Vec<(TokenId, f32)>, ApiError> {
+    let entries = fields.logit_bias.iter().flatten();
+    if entries.clone().count() > MAX_TOKEN_ENTRIES {
+        return Err(ApiError::param("logit_bias", format!("at most {MAX_TOKEN_ENTRIES} entries")));
+    }
+    let check = |(id, &bias): (&String, &f32)| {
+        let token = id.parse().ok().filter(|&id: &u32| id < limits.model.vocab_size).map(TokenId);
+        let token = token.ok_or_else(|| ApiError::param("logit_bias", format!("`{id}` is not a token id of this model")))?;
+        if !(-100.0..=100.0).contains(&bias) {
+            return Err(ApiError::param("logit_bias", format!("a bias must be between -100 and 100, that of {id} is {bias}")));
+        }
+        Ok((token, bias))
+    };
+    entries.map(check).collect()
+}
+
+fn stop_token_ids(fields: &SamplingFields, limits: Limits<'_>) -> Result<Vec<TokenId>, ApiError> {
+    let asked = fields.stop_token_ids.clone().unwrap_or_default();
+    if asked.len() > MAX_TOKEN_ENTRIES {
+        return Err(ApiError::param("stop_token_ids", format!("at most {MAX_TOKEN_ENTRIES} entries")));
+    }
+    let mut ids = super::valid_tokens("stop_token_ids", asked, limits.model)?;
+    if !fields.ignore_eos.unwrap_or(false) {
+        ids.extend_from_slice(&limits.model.eos_token_ids);
+    }
+    Ok(ids)
+}
+
+fn stop_strings(stop: Option<&Stop>) -> Result<Vec<String>, ApiError> {
+    let strings = match stop {
+        None => vec![],
+        Some(Stop::One(string)) => vec![string.clone()],
+        Some(Stop::Many(strings)) => strings.clone(),
+    };
+    if strings.len() > MAX_STOP_STRINGS {
+        return Err(ApiError::param("stop", format!("at most {MAX_STOP_STRINGS} strings")));
+    }
+    if strings.iter().any(|string| string.is_empty() || string.len() > MAX_STOP_BYTES) {
+        return Err(ApiError::param("stop", format!("a stop string has between 1 and {MAX_STOP_BYTES} bytes")));
+    }
+    Ok(strings)
+}

@@ -1,0 +1,199 @@
+use serde_json::{Value, json};
+
+use super::*;
+
+fn model() -> ModelInfo {
+    ModelInfo {
+        id: "m".to_owned(),
+        aliases: vec!["alias".to_owned()],
+        max_model_len: 100,
+        vocab_size: 300,
+        eos_token_ids: vec![TokenId(2)],
+        created: 0,
+    }
+}
+
+fn with(base: Value, field: &str, value: Value) -> Value {
+    let mut request = base;
+    request[field] = value;
+    request
+}
+
+fn chat(field: &str, value: Value) -> Result<ValidRequest, ApiError> {
+    let request = with(json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]}), field, value);
+    let (model, config) = (model(), ServerConfig::default());
+    let limits = Limits { model: &model, config: &config, max_choices: 10 };
+    ValidRequest::from_chat(serde_json::from_value(request).unwrap(), limits)
+}
+
+fn completion(field: &str, value: Value) -> Result<ValidRequest, ApiError> {
+    let request = with(json!({"model": "m", "prompt": "hi"}), field, value);
+    let (model, config) = (model(), ServerConfig::default());
+    let limits = Limits { model: &model, config: &config, max_choices: 10 };
+    ValidRequest::from_completion(serde_json::from_value(request).unwrap(), limits)
+}
+
+/// The field that the error names.
+#[track_caller]
+fn param_of(result: Result<ValidRequest, ApiError>) -> Option<String> {
+    result.unwrap_err().body().error.param
+}
+
+#[track_caller]
+fn check_chat_refuses(field: &str, values: &[Value]) {
+    for value in values {
+        assert_eq!(param_of(chat(field, value.clone())).as_deref(), Some(field), "{value}");
+    }
+}
+
+#[test]
+fn defaults_are_openais() {
+    let request = chat("user", json!("me")).unwrap();
+    let sampling = &request.sampling;
+    assert_eq!((sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p), (1.0, 1.0, 0, 0.0));
+    assert_eq!((request.n, request.max_tokens, request.store), (1, MaxTokens::AtMost(u32::MAX), true));
+    assert_eq!(sampling.stop_token_ids, [TokenId(2)]);
+    assert_eq!(completion("user", json!("me")).unwrap().max_tokens, MaxTokens::AtMost(16));
+}
+
+#[test]
+fn numbers_out_of_range_are_refused_by_name() {
+    check_chat_refuses("temperature", &[json!(-0.1), json!(2.1)]);
+    check_chat_refuses("top_p", &[json!(0), json!(1.1)]);
+    check_chat_refuses("top_k", &[json!(-2)]);
+    check_chat_refuses("min_p", &[json!(-0.1), json!(1.5)]);
+    check_chat_refuses("n", &[json!(0), json!(9)]);
+    check_chat_refuses("max_tokens", &[json!(0), json!(-1)]);
+    check_chat_refuses("max_completion_tokens", &[json!(0)]);
+    check_chat_refuses("frequency_penalty", &[json!(3)]);
+    check_chat_refuses("presence_penalty", &[json!(-3)]);
+    check_chat_refuses("repetition_penalty", &[json!(0), json!(-1)]);
+    check_chat_refuses("min_tokens", &[json!(-1), json!(101)]);
+    check_chat_refuses("top_logprobs", &[json!(21), json!(1)]);
+    check_chat_refuses("stop", &[json!(""), json!(["a", ""])]);
+    check_chat_refuses("stop_token_ids", &[json!([300])]);
+    check_chat_refuses("logit_bias", &[json!({"300": 1}), json!({"x": 1}), json!({"1": 101})]);
+    check_chat_refuses("cache_salt", &[json!("")]);
+    check_chat_refuses("stream_options", &[json!({"include_usage": true})]);
+    check_chat_refuses("messages", &[json!([])]);
+}
+
+#[test]
+fn what_is_asked_for_arrives() {
+    let sampling = chat("logit_bias", json!({"7": -3})).unwrap().sampling;
+    assert_eq!(sampling.logit_bias, [(TokenId(7), -3.0)]);
+    assert_eq!(chat("ignore_eos", json!(true)).unwrap().sampling.stop_token_ids, []);
+    assert_eq!(chat("stop_token_ids", json!([5])).unwrap().sampling.stop_token_ids, [TokenId(5), TokenId(2)]);
+    assert_eq!(chat("stop", json!("x")).unwrap().stop, ["x"]);
+    assert_eq!(chat("stop", json!(["x", "y"])).unwrap().stop, ["x", "y"]);
+    assert_eq!(chat("seed", json!(7)).unwrap().sampling.seed, 7);
+    assert_eq!(chat("top_k", json!(-1)).unwrap().sampling.top_k, 0);
+    assert_eq!(chat("logprobs", json!(true)).unwrap().sampling.logprobs, Some(0));
+    assert_eq!(chat("max_completion_tokens", json!(4)).unwrap().max_tokens, MaxTokens::Exactly(4));
+    assert_eq!(completion("logprobs", json!(3)).unwrap().sampling.logprobs, Some(3));
+    let sharing = chat("kv_sharing", json!({"mode": "span", "store": false})).unwrap();
+    assert_eq!((sharing.sharing, sharing.store), (KvSharingMode::Span, false));
+}
+
+#[test]
+fn two_requests_without_a_seed_get_different_ones() {
+    assert_ne!(chat("n", json!(1)).unwrap().sampling.seed, chat("n", json!(1)).unwrap().sampling.seed);
+}
+
+#[test]
+fn fields_that_cannot_be_honoured_are_refused_by_name() {
+    let tool = json!([{"type": "function", "function": {"name": "f"}}]);
+    check_chat_refuses("tools", &[tool]);
+    check_chat_refuses("response_format", &[json!({"type": "json_object"})]);
+    check_chat_refuses("reasoning_effort", &[json!("low")]);
+    check_chat_refuses("guided_json", &[json!({})]);
+    check_chat_refuses("parallel_tool_calls", &[json!(false)]);
+    check_chat_refuses("chat_template_kwargs", &[json!({"a": 1})]);
+    assert_eq!(param_of(completion("suffix", json!("x"))).as_deref(), Some("suffix"));
+}
+
+#[test]
+fn fields_that_ask_for_nothing_and_unknown_fields_are_tolerated() {
+    for (field, value) in [
+        ("tools", json!(null)),
+        ("tools", json!([])),
+        ("tool_choice", json!("none")),
+        ("response_format", json!({"type": "text"})),
+        ("my_field", json!({"a": 1})),
+        ("metadata", json!({"a": "b"})),
+    ] {
+        assert!(chat(field, value.clone()).is_ok(), "{field} {value}");
+    }
+}
+
+#[test]
+fn an_unknown_model_is_not_found_and_an_alias_is() {
+    assert_eq!(chat("model", json!("alias")).unwrap().model, "alias");
+    assert_eq!(chat("model", json!("gpt")).unwrap_err(), ApiError::ModelNotFound { model: "gpt".into() });
+    assert_eq!(param_of(chat("model", json!(null))).as_deref(), Some("model"));
+}
+
+#[test]
+fn messages_are_brought_into_one_form() {
+    let parts = json!([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]);
+    let request = chat("messages", json!([{"role": "developer", "content": "s"}, {"role": "user", "content": parts}])).unwrap();
+    let [PromptSource::Chat(messages)] = &request.prompts[..] else { panic!("one chat prompt") };
+    assert_eq!(messages[0].role, "system");
+    assert_eq!(messages[1].content, "ab");
+}
+
+#[test]
+fn messages_that_cannot_be_rendered_are_refused_where_they_are() {
+    let check = |message: Value, param: &str| {
+        let messages = json!([{"role": "user", "content": "hi"}, message]);
+        assert_eq!(param_of(chat("messages", messages)).as_deref(), Some(param));
+    };
+    check(json!({"role": "robot", "content": "x"}), "messages[1].role");
+    check(json!({"role": "tool", "content": "x"}), "messages[1].role");
+    check(json!({"role": "user"}), "messages[1].content");
+    check(json!({"role": "user", "content": [{"type": "image_url"}]}), "messages[1].content[0].type");
+    check(json!({"role": "assistant", "tool_calls": [{"id": "x"}]}), "messages[1].tool_calls");
+}
+
+#[test]
+fn prompts_are_texts_or_known_tokens_and_never_empty() {
+    assert_eq!(completion("prompt", json!(["a", "b"])).unwrap().prompts.len(), 2);
+    assert_eq!(completion("prompt", json!([1, 2])).unwrap().prompts, [PromptSource::Tokens(vec![TokenId(1), TokenId(2)])]);
+    assert_eq!(completion("prompt", json!([[1], [2]])).unwrap().prompts.len(), 2);
+    for refused in [json!(""), json!([]), json!(["a", ""]), json!([[]]), json!([300]), json!(null)] {
+        assert_eq!(param_of(completion("prompt", refused.clone())).as_deref(), Some("prompt"), "{refused}");
+    }
+}
+
+#[test]
+fn best_of_must_equal_n() {
+    assert!(completion("best_of", json!(1)).is_ok());
+    assert_eq!(param_of(completion("best_of", json!(2))).as_deref(), Some("best_of"));
+}
+
+#[test]
+fn more_answers_than_the_queue_holds_are_refused_at_once() {
+    let prompts: Vec<_> = (0..11).map(|i| format!("p{i}")).collect();
+    assert_eq!(param_of(completion("prompt", json!(prompts))).as_deref(), Some("prompt"));
+}
+
+#[test]
+fn only_an_echo_may_generate_nothing() {
+    assert_eq!(param_of(completion("max_tokens", json!(0))).as_deref(), Some("max_tokens"));
+    let request = serde_json::from_value(json!({"model": "m", "prompt": "hi", "max_tokens": 0, "echo": true})).unwrap();
+    let (model, config) = (model(), ServerConfig::default());
+    let request = ValidRequest::from_completion(request, Limits { model: &model, config: &config, max_choices: 10 }).unwrap();
+    assert_eq!((request.max_tokens, request.sampling.prompt_logprobs), (MaxTokens::Exactly(0), Some(0)));
+}
+
+#[test]
+fn lengths_are_checked_against_the_model() {
+    assert_eq!(MaxTokens::Exactly(10).after(90, 100, "prompt"), Ok(10));
+    assert_eq!(MaxTokens::AtMost(16).after(90, 100, "prompt"), Ok(10));
+    assert_eq!(MaxTokens::AtMost(16).after(10, 100, "prompt"), Ok(16));
+    let too_long = |max_tokens, prompt_tokens| {
+        Err(ApiError::ContextLengthExceeded { param: "prompt", max_model_len: 100, prompt_tokens, max_tokens })
+    };
+    assert_eq!(MaxTokens::Exactly(11).after(90, 100, "prompt"), too_long(11, 90));
+    assert_eq!(MaxTokens::AtMost(16).after(100, 100, "prompt"), too_long(1, 100));
+}

@@ -1,0 +1,57 @@
+//! What a device must be able to do.
+
+pub mod cpu;
+
+use engine::{BlockCopy, SpanCopy};
+
+use crate::InputBatch;
+
+/// A fault of the device. After one, what the pool holds is unknown.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct BackendError(pub String);
+
+/// One model with its KV pool on one device.
+///
+/// Calls come from one thread, in the order of a step: copies, `forward`, `logits`.
+pub trait Backend: Send {
+    /// Tokens in the vocabulary: the length of a row of logits.
+    fn vocab_size(&self) -> usize;
+
+    /// Copies leading slots of blocks, in all layers.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), BackendError>;
+
+    /// Copies a span to its new positions in all layers, rotating its keys.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn move_span(&mut self, span: &SpanCopy) -> Result<(), BackendError>;
+
+    /// The layer-0 check of a moved span: the largest difference between its K or V and a fresh computation, relative to the
+    /// fresh one's length, over its tokens.
+    ///
+    /// K and V of layer 0 depend on token and position alone, so they prove ids, positions, rotation and weights, whatever the
+    /// donor's left context was.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn span_deviation(&mut self, span: &SpanCopy) -> Result<f32, BackendError>;
+
+    /// The largest [`Backend::span_deviation`] that storage in the pool's format explains.
+    fn max_span_deviation(&self) -> f32;
+
+    /// Runs all rows of `batch` through all layers, writing their K and V to the pool. Hidden states stay on the device.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn forward(&mut self, batch: &InputBatch) -> Result<(), BackendError>;
+
+    /// Logits of some rows of the last `forward`, `[rows.len(), vocab_size]`.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn logits(&mut self, rows: &[usize]) -> Result<&[f32], BackendError>;
+}

@@ -1,0 +1,124 @@
+//! The backend of machines without an accelerator: f32 activations, weights as stored, a paged pool in main memory.
+
+mod decoder;
+mod weights;
+
+use engine::{BlockCopy, SpanCopy};
+use kernels::cpu::{KvDtype, KvLayer, KvShape, RopeTable, SpanMove, Threads};
+use tokens::{BlockId, BlockSize};
+
+use self::decoder::Workspace;
+pub(crate) use self::weights::Weights;
+use super::{Backend, BackendError};
+use crate::{InputBatch, LoadError, ModelConfig};
+
+/// A model in main memory.
+pub struct CpuBackend {
+    config: ModelConfig,
+    weights: Weights,
+    rope: RopeTable,
+    kv: Vec<KvLayer>,
+    kv_dtype: KvDtype,
+    threads: Threads,
+    workspace: Workspace,
+}
+
+impl CpuBackend {
+    /// A pool of `num_blocks` blocks for `weights`, and tables for positions below `max_model_len`.
+    ///
+    /// # Errors
+    /// If the system gives no threads.
+    pub(crate) fn new(
+        config: ModelConfig,
+        weights: Weights,
+        kv_dtype: KvDtype,
+        num_blocks: usize,
+        max_model_len: usize,
+        num_threads: usize,
+    ) -> Result<Self, LoadError> {
+        let threads = Threads::new(num_threads).map_err(|error| LoadError::Threads(error.to_string()))?;
+        let shape = KvShape { num_blocks, num_kv_heads: config.num_kv_heads, head_dim: config.head_dim };
+        let kv = (0..config.num_layers).map(|_| KvLayer::new(kv_dtype, shape)).collect();
+        let rope = RopeTable::new(config.rope_layout, config.inv_freq(), max_model_len);
+        Ok(Self { config, weights, rope, kv, kv_dtype, threads, workspace: Workspace::default() })
+    }
+
+    /// Keys and values of one slot of a layer, for tests that look into the pool.
+    #[must_use]
+    pub fn read_slot(&self, layer: usize, slot: u32) -> (Vec<f32>, Vec<f32>) {
+        let width = self.config.num_kv_heads * self.config.head_dim;
+        let (mut k, mut v) = (vec![0.0; width], vec![0.0; width]);
+        self.kv[layer].read(slot, &mut k, &mut v);
+        (k, v)
+    }
+}
+
+impl Backend for CpuBackend {
+    fn vocab_size(&self) -> usize {
+        self.config.vocab_size
+    }
+
+    fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), BackendError> {
+        for layer in &mut self.kv {
+            for copy in copies {
+                layer.copy_block(copy.src.0, copy.dst.0, copy.num_tokens as usize);
+            }
+        }
+        Ok(())
+    }
+
+    fn move_span(&mut self, span: &SpanCopy) -> Result<(), BackendError> {
+        let ids = |blocks: &[BlockId]| blocks.iter().map(|block| block.0).collect::<Vec<u32>>();
+        let (src_blocks, dst_blocks) = (ids(&span.src_blocks), ids(&span.dst_blocks));
+        let span = SpanMove {
+            src_blocks: &src_blocks,
+            src_pos: span.src_pos as usize,
+            dst_blocks: &dst_blocks,
+            dst_pos: span.dst_pos as usize,
+            len: span.token_ids.len(),
+        };
+        let (threads, rope) = (&self.threads, &self.rope);
+        threads.for_each_mut(&mut self.kv, |layer| layer.move_span(threads.isa(), span, rope));
+        Ok(())
+    }
+
+    fn span_deviation(&mut self, span: &SpanCopy) -> Result<f32, BackendError> {
+        let block_size = BlockSize::DEFAULT.get();
+        let first_block = span.dst_pos / block_size;
+        let mut worst = 0f32;
+        let width = self.config.num_kv_heads * self.config.head_dim;
+        let positions: Vec<u32> = (0..span.token_ids.len() as u32).map(|i| span.dst_pos + i).collect();
+        let token_ids: Vec<u32> = span.token_ids.iter().map(|token| token.0).collect();
+        let fresh = self.layer0_kv(&token_ids, &positions);
+        for (row, position) in positions.iter().enumerate() {
+            let block = span.dst_blocks[(position / block_size - first_block) as usize].0;
+            let (k, v) = self.read_slot(0, block * block_size + position % block_size);
+            let (fresh_k, fresh_v) = fresh[row * 2 * width..][..2 * width].split_at(width);
+            worst = worst.max(relative_distance(&k, fresh_k)).max(relative_distance(&v, fresh_v));
+        }
+        Ok(worst)
+    }
+
+    /// A half keeps 11 bits of a number: 5e-4 relative when stored, as much again when moved. Twenty times that is no rounding.
+    fn max_span_deviation(&self) -> f32 {
+        match self.kv_dtype {
+            KvDtype::F16 => 2e-2,
+            KvDtype::F32 => 1e-4,
+        }
+    }
+
+    fn forward(&mut self, batch: &InputBatch) -> Result<(), BackendError> {
+        self.run_layers(batch);
+        Ok(())
+    }
+
+    fn logits(&mut self, rows: &[usize]) -> Result<&[f32], BackendError> {
+        Ok(self.run_head(rows))
+    }
+}
+
+/// `|a - b| / |b|`, Euclidean.
+fn relative_distance(a: &[f32], b: &[f32]) -> f32 {
+    let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
+    norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied()).max(f32::MIN_POSITIVE)
+}

@@ -1,0 +1,129 @@
+//! The decoder: embedding, layers, head.
+
+use kernels::cpu::{
+    AttentionShape, Heads, Init, Linear, QuerySequence, attention, matmul, rms_norm, rms_norm_heads, rope, swiglu,
+};
+
+use super::CpuBackend;
+use super::weights::Layer;
+use crate::InputBatch;
+
+/// Activations of one step, `[rows, width]` each. They keep their memory from step to step.
+#[derive(Default)]
+pub(super) struct Workspace {
+    /// Residual stream.
+    hidden: Vec<f32>,
+    normed: Vec<f32>,
+    qkv: Vec<f32>,
+    attended: Vec<f32>,
+    gate_up: Vec<f32>,
+    activated: Vec<f32>,
+    logits: Vec<f32>,
+}
+
+fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    buffer.resize(len, 0.0);
+    buffer
+}
+
+impl CpuBackend {
+    pub(super) fn run_layers(&mut self, batch: &InputBatch) {
+        let mut workspace = std::mem::take(&mut self.workspace);
+        embed(&self.weights.embedding, &batch.token_ids, self.config.hidden_size, &mut workspace.hidden);
+        for i in 0..self.config.num_layers {
+            self.attend(i, batch, &mut workspace);
+            self.feed_forward(&self.weights.layers[i], &mut workspace);
+        }
+        self.workspace = workspace;
+    }
+
+    /// `hidden += Wo attention(norm(hidden))`
+    fn attend(&mut self, i: usize, batch: &InputBatch, w: &mut Workspace) {
+        let (config, threads) = (&self.config, &self.threads);
+        let (rows, width) = (batch.num_rows(), config.qkv_width());
+        let layer = &self.weights.layers[i];
+        let normed = sized(&mut w.normed, w.hidden.len());
+        rms_norm(threads, &w.hidden, &layer.attention_norm, config.rms_norm_eps, normed);
+        let qkv = sized(&mut w.qkv, rows * width);
+        matmul(threads, normed, rows, &layer.qkv, layer.qkv_bias.as_deref().map_or(Init::Zero, Init::Bias), qkv);
+        let (heads, kv_heads, head_dim) = (config.num_heads, config.num_kv_heads, config.head_dim);
+        let k_column = heads * head_dim;
+        if let Some((q_norm, k_norm)) = &layer.qk_norm {
+            let q = Heads { stride: width, column: 0, count: heads, dim: head_dim };
+            let k = Heads { column: k_column, count: kv_heads, ..q };
+            rms_norm_heads(threads, qkv, q, q_norm, config.rms_norm_eps);
+            rms_norm_heads(threads, qkv, k, k_norm, config.rms_norm_eps);
+        }
+        // The heads of K follow those of Q, so one pass rotates both.
+        let q_and_k = Heads { stride: width, column: 0, count: heads + kv_heads, dim: head_dim };
+        rope(threads, qkv, q_and_k, &batch.positions, &self.rope);
+        let v_column = k_column + kv_heads * head_dim;
+        self.kv[i].write(threads, &batch.slot_mapping, &qkv[k_column..], &qkv[v_column..], width);
+        let sequences: Vec<QuerySequence<'_>> = batch
+            .sequences
+            .iter()
+            .map(|sequence| QuerySequence {
+                first_row: sequence.first_row,
+                positions: &batch.positions[sequence.first_row..][..sequence.num_rows],
+                block_table: &sequence.block_table,
+            })
+            .collect();
+        let shape = AttentionShape { num_heads: heads, scale: 1.0 / (head_dim as f32).sqrt(), q_stride: width };
+        let attended = sized(&mut w.attended, rows * k_column);
+        attention(threads, shape, qkv, &self.kv[i], &sequences, attended);
+        matmul(threads, attended, rows, &layer.output, Init::Accumulate, &mut w.hidden);
+    }
+
+    /// `hidden += Wdown (silu(Wgate norm(hidden)) * Wup norm(hidden))`
+    fn feed_forward(&self, layer: &Layer, w: &mut Workspace) {
+        let (config, threads) = (&self.config, &self.threads);
+        let rows = w.hidden.len() / config.hidden_size;
+        let normed = sized(&mut w.normed, w.hidden.len());
+        rms_norm(threads, &w.hidden, &layer.feed_forward_norm, config.rms_norm_eps, normed);
+        let gate_up = sized(&mut w.gate_up, rows * 2 * config.intermediate_size);
+        matmul(threads, normed, rows, &layer.gate_up, Init::Zero, gate_up);
+        let activated = sized(&mut w.activated, rows * config.intermediate_size);
+        swiglu(threads, gate_up, config.intermediate_size, activated);
+        matmul(threads, activated, rows, &layer.down, Init::Accumulate, &mut w.hidden);
+    }
+
+    /// Logits of some rows of the last step.
+    pub(super) fn run_head(&mut self, rows: &[usize]) -> &[f32] {
+        let (config, threads, w) = (&self.config, &self.threads, &mut self.workspace);
+        let hidden: Vec<f32> =
+            rows.iter().flat_map(|row| &w.hidden[row * config.hidden_size..][..config.hidden_size]).copied().collect();
+        let normed = sized(&mut w.normed, hidden.len());
+        rms_norm(threads, &hidden, &self.weights.output_norm, config.rms_norm_eps, normed);
+        let logits = sized(&mut w.logits, rows.len() * config.vocab_size);
+        let head = self.weights.head.as_ref().unwrap_or(&self.weights.embedding);
+        matmul(threads, normed, rows.len(), head, Init::Zero, logits);
+        logits
+    }
+
+    /// Keys, rotated to `positions`, and values of layer 0 for some tokens: `[rows, K then V]`.
+    pub(super) fn layer0_kv(&self, token_ids: &[u32], positions: &[u32]) -> Vec<f32> {
+        let (config, threads, layer) = (&self.config, &self.threads, &self.weights.layers[0]);
+        let mut hidden = Vec::new();
+        embed(&self.weights.embedding, token_ids, config.hidden_size, &mut hidden);
+        let mut normed = vec![0.0; hidden.len()];
+        rms_norm(threads, &hidden, &layer.attention_norm, config.rms_norm_eps, &mut normed);
+        let (kv_heads, head_dim) = (config.num_kv_heads, config.head_dim);
+        let width = 2 * kv_heads * head_dim;
+        let mut kv = vec![0.0; token_ids.len() * width];
+        let bias = layer.qkv_bias.as_deref().map(|bias| &bias[config.num_heads * head_dim..]);
+        matmul(threads, &normed, token_ids.len(), &self.weights.layer0_kv, bias.map_or(Init::Zero, Init::Bias), &mut kv);
+        let k = Heads { stride: width, column: 0, count: kv_heads, dim: head_dim };
+        if let Some((_, k_norm)) = &layer.qk_norm {
+            rms_norm_heads(threads, &mut kv, k, k_norm, config.rms_norm_eps);
+        }
+        rope(threads, &mut kv, k, positions, &self.rope);
+        kv
+    }
+}
+
+fn embed(table: &Linear, token_ids: &[u32], hidden_size: usize, out: &mut Vec<f32>) {
+    let out = sized(out, token_ids.len() * hidden_size);
+    for (token, row) in token_ids.iter().zip(out.chunks_exact_mut(hidden_size)) {
+        table.parts()[0].read_row(*token as usize, row);
+    }
+}

@@ -1,0 +1,58 @@
+//! One step as the arrays a device wants.
+
+use engine::{Row, SchedulerOutput};
+use tokens::BlockSize;
+
+/// All rows of a step side by side.
+#[derive(Clone, Debug, Default)]
+pub struct InputBatch {
+    /// Token of each row.
+    pub token_ids: Vec<u32>,
+    /// Position of each row in its sequence.
+    pub positions: Vec<u32>,
+    /// Slot of the pool each row's K and V go to: `block * block_size + offset`.
+    pub slot_mapping: Vec<u32>,
+    /// The sequences, in the order of their rows.
+    pub sequences: Vec<InputSequence>,
+}
+
+/// The rows of one sequence.
+#[derive(Clone, Debug, Default)]
+pub struct InputSequence {
+    /// Its first row in the batch.
+    pub first_row: usize,
+    /// How many.
+    pub num_rows: usize,
+    /// Block of positions `i * block_size ..`.
+    pub block_table: Vec<u32>,
+}
+
+impl InputBatch {
+    /// Lays out `step`.
+    #[must_use]
+    pub fn new(step: &SchedulerOutput, block_size: BlockSize) -> Self {
+        let mut batch = Self::default();
+        for sequence in &step.sequences {
+            let block_table: Vec<u32> = sequence.block_table.iter().map(|block| block.0).collect();
+            batch.push(&sequence.rows, block_table, block_size);
+        }
+        batch
+    }
+
+    fn push(&mut self, rows: &[Row], block_table: Vec<u32>, block_size: BlockSize) {
+        let first_row = self.token_ids.len();
+        for row in rows {
+            let (block, offset) = (row.position / block_size.get(), row.position % block_size.get());
+            self.token_ids.push(row.token.0);
+            self.positions.push(row.position);
+            self.slot_mapping.push(block_table[block as usize] * block_size.get() + offset);
+        }
+        self.sequences.push(InputSequence { first_row, num_rows: rows.len(), block_table });
+    }
+
+    /// Number of rows.
+    #[must_use]
+    pub fn num_rows(&self) -> usize {
+        self.token_ids.len()
+    }
+}

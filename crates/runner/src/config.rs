@@ -1,0 +1,281 @@
+//! The facts of one checkpoint that its computation depends on.
+//!
+//! Whatever a checkpoint asks for and this crate does not compute is refused by name here: a model is served rightly or not at all.
+
+use std::path::Path;
+
+use kernels::cpu::RopeLayout;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::LoadError;
+
+/// A decoder family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Architecture {
+    /// Llama, and Mistral without its window.
+    Llama,
+    /// Qwen2: biases on Q, K and V.
+    Qwen2,
+    /// Qwen3: norms on the heads of Q and K.
+    Qwen3,
+}
+
+/// How rotary frequencies were stretched for long contexts.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// Not at all.
+    None,
+    /// All divided by this factor.
+    Linear(f64),
+    /// Llama 3.1's rule: long wavelengths divided, short ones kept, a ramp between.
+    Llama3 {
+        /// Divisor of the long wavelengths.
+        factor: f64,
+        /// Wavelengths above `original_max_position / low_freq_factor` are long.
+        low_freq_factor: f64,
+        /// Wavelengths below `original_max_position / high_freq_factor` are short.
+        high_freq_factor: f64,
+        /// Context of the unstretched model.
+        original_max_position: f64,
+    },
+    /// A divisor for each frequency, as GGUF files store Llama 3.1's rule.
+    Factors(Vec<f64>),
+}
+
+/// Shape and constants of one model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    /// Family.
+    pub architecture: Architecture,
+    /// Decoder layers.
+    pub num_layers: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the feed-forward layer.
+    pub intermediate_size: usize,
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key and value heads.
+    pub num_kv_heads: usize,
+    /// Numbers in a head.
+    pub head_dim: usize,
+    /// Tokens in the vocabulary.
+    pub vocab_size: usize,
+    /// Positions the model was made for.
+    pub max_position: usize,
+    /// Epsilon of the norms.
+    pub rms_norm_eps: f32,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Which numbers rotate together.
+    pub rope_layout: RopeLayout,
+    /// Stretching of the frequencies.
+    pub rope_scaling: RopeScaling,
+    /// Whether the output head is the embedding table.
+    pub tied_head: bool,
+}
+
+impl ModelConfig {
+    /// Rotary frequencies in radians a position, `theta^(-2i/d)` and their scaling (RoFormer, Su et al. 2021, sec. 3.2.2).
+    #[must_use]
+    pub fn inv_freq(&self) -> Vec<f64> {
+        let base = (0..self.head_dim / 2).map(|i| self.rope_theta.powf(-2.0 * i as f64 / self.head_dim as f64));
+        match &self.rope_scaling {
+            RopeScaling::None => base.collect(),
+            RopeScaling::Linear(factor) => base.map(|f| f / factor).collect(),
+            RopeScaling::Factors(factors) => base.zip(factors).map(|(f, factor)| f / factor).collect(),
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position } => base
+                .map(|f| {
+                    let turns = original_max_position * f / std::f64::consts::TAU;
+                    let keep = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
+                    (1.0 - keep) * f / factor + keep * f
+                })
+                .collect(),
+        }
+    }
+
+    /// Columns of the fused Q, K, V projection.
+    #[must_use]
+    pub fn qkv_width(&self) -> usize {
+        (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+    }
+
+    /// Bytes of K and V of one token over all layers, at `bytes` a number.
+    #[must_use]
+    pub fn kv_bytes_per_token(&self, bytes: usize) -> u64 {
+        (2 * self.num_layers * self.num_kv_heads * self.head_dim * bytes) as u64
+    }
+
+    pub(crate) fn validated(self) -> Result<Self, LoadError> {
+        let positive =
+            [self.num_layers, self.hidden_size, self.intermediate_size, self.num_heads, self.num_kv_heads, self.head_dim];
+        if positive.contains(&0) || self.vocab_size == 0 || self.max_position == 0 {
+            return Err(LoadError::MissingKey { key: "positive sizes".into() });
+        }
+        if !self.num_heads.is_multiple_of(self.num_kv_heads) {
+            return Err(LoadError::unsupported(format!("{} query heads over {} key heads", self.num_heads, self.num_kv_heads)));
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            return Err(LoadError::unsupported(format!("an odd head of {}", self.head_dim)));
+        }
+        Ok(self)
+    }
+}
+
+/// `config.json` as Hugging Face writes it, the part that matters.
+#[derive(Deserialize)]
+struct HfConfig {
+    architectures: Option<Vec<String>>,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: Option<usize>,
+    head_dim: Option<usize>,
+    vocab_size: usize,
+    max_position_embeddings: usize,
+    rms_norm_eps: f64,
+    hidden_act: Option<String>,
+    rope_theta: Option<f64>,
+    rope_scaling: Option<Value>,
+    /// Newer files keep theta and scaling together here.
+    rope_parameters: Option<Value>,
+    partial_rotary_factor: Option<f64>,
+    tie_word_embeddings: Option<bool>,
+    sliding_window: Option<usize>,
+    use_sliding_window: Option<bool>,
+    mlp_bias: Option<bool>,
+    num_experts: Option<usize>,
+    num_local_experts: Option<usize>,
+    quantization_config: Option<Value>,
+}
+
+/// Reads `config.json`.
+pub(crate) fn from_hf(path: &Path, json: &str) -> Result<ModelConfig, LoadError> {
+    let config: HfConfig =
+        serde_json::from_str(json).map_err(|error| LoadError::Corrupt { path: path.to_owned(), reason: error.to_string() })?;
+    let name = config.architectures.as_ref().and_then(|names| names.first()).map_or("unnamed", String::as_str);
+    let architecture = match name {
+        "LlamaForCausalLM" | "MistralForCausalLM" => Architecture::Llama,
+        "Qwen2ForCausalLM" => Architecture::Qwen2,
+        "Qwen3ForCausalLM" => Architecture::Qwen3,
+        other => return Err(LoadError::unsupported(format!("architecture {other}"))),
+    };
+    refuse(&config, name)?;
+    let rope = config.rope_parameters.as_ref().or(config.rope_scaling.as_ref());
+    let theta = config.rope_theta.or_else(|| rope?.get("rope_theta")?.as_f64()).unwrap_or(10_000.0);
+    ModelConfig {
+        architecture,
+        num_layers: config.num_hidden_layers,
+        hidden_size: config.hidden_size,
+        intermediate_size: config.intermediate_size,
+        num_heads: config.num_attention_heads,
+        num_kv_heads: config.num_key_value_heads.unwrap_or(config.num_attention_heads),
+        head_dim: config.head_dim.unwrap_or(config.hidden_size / config.num_attention_heads.max(1)),
+        vocab_size: config.vocab_size,
+        max_position: config.max_position_embeddings,
+        rms_norm_eps: config.rms_norm_eps as f32,
+        rope_theta: theta,
+        rope_layout: RopeLayout::Half,
+        rope_scaling: rope.map_or(Ok(RopeScaling::None), hf_rope_scaling)?,
+        tied_head: config.tie_word_embeddings.unwrap_or(false),
+    }
+    .validated()
+}
+
+fn refuse(config: &HfConfig, name: &str) -> Result<(), LoadError> {
+    let act = config.hidden_act.as_deref().unwrap_or("silu");
+    if act != "silu" {
+        return Err(LoadError::unsupported(format!("activation {act}")));
+    }
+    if config.mlp_bias == Some(true) {
+        return Err(LoadError::unsupported("mlp_bias"));
+    }
+    if config.num_experts.or(config.num_local_experts).is_some_and(|n| n > 0) {
+        return Err(LoadError::unsupported("a mixture of experts"));
+    }
+    if config.quantization_config.is_some() {
+        return Err(LoadError::unsupported("quantization_config in safetensors"));
+    }
+    if config.partial_rotary_factor.is_some_and(|factor| factor != 1.0) {
+        return Err(LoadError::unsupported("partial_rotary_factor"));
+    }
+    // Qwen files name a window and switch it off; Mistral's is in use unless it is null or spans the whole context.
+    let switched_off =
+        config.use_sliding_window == Some(false) || (name.starts_with("Qwen") && config.use_sliding_window.is_none());
+    if let Some(window) = config.sliding_window.filter(|window| *window < config.max_position_embeddings && !switched_off) {
+        return Err(LoadError::unsupported(format!("a sliding window of {window}")));
+    }
+    Ok(())
+}
+
+fn hf_rope_scaling(scaling: &Value) -> Result<RopeScaling, LoadError> {
+    let kind = scaling.get("rope_type").or_else(|| scaling.get("type")).and_then(Value::as_str).unwrap_or("default");
+    let number = |key: &str| {
+        let missing = || LoadError::MissingKey { key: format!("rope_scaling.{key}") };
+        scaling.get(key).and_then(Value::as_f64).filter(|x| *x > 0.0).ok_or_else(missing)
+    };
+    match kind {
+        "default" => Ok(RopeScaling::None),
+        "linear" => Ok(RopeScaling::Linear(number("factor")?)),
+        "llama3" => Ok(RopeScaling::Llama3 {
+            factor: number("factor")?,
+            low_freq_factor: number("low_freq_factor")?,
+            high_freq_factor: number("high_freq_factor")?,
+            original_max_position: number("original_max_position_embeddings")?,
+        }),
+        other => Err(LoadError::unsupported(format!("rope scaling {other}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BASE: &str = r#"{"architectures":["LlamaForCausalLM"],"hidden_size":64,"intermediate_size":128,"num_hidden_layers":2,
+        "num_attention_heads":4,"num_key_value_heads":2,"vocab_size":256,"max_position_embeddings":4096,"rms_norm_eps":1e-5,"rope_theta":10000.0"#;
+
+    #[track_caller]
+    fn check_refused(extra: &str, name: &str) {
+        let error = from_hf(Path::new("config.json"), &format!("{BASE},{extra}}}")).expect_err(extra);
+        assert!(error.to_string().contains(name), "{error}");
+    }
+
+    #[test]
+    fn what_is_not_computed_is_refused_by_name() {
+        check_refused(r#""rope_scaling":{"rope_type":"yarn","factor":4.0}"#, "yarn");
+        check_refused(r#""rope_scaling":{"type":"dynamic","factor":4.0}"#, "dynamic");
+        check_refused(r#""sliding_window":1024"#, "sliding window of 1024");
+        check_refused(r#""num_local_experts":8"#, "experts");
+        check_refused(r#""hidden_act":"gelu""#, "gelu");
+        check_refused(r#""mlp_bias":true"#, "mlp_bias");
+        check_refused(r#""quantization_config":{"bits":4}"#, "quantization_config");
+    }
+
+    #[test]
+    fn another_architecture_is_refused_by_name() {
+        let json = format!("{BASE}}}").replace("LlamaForCausalLM", "GemmaForCausalLM");
+        assert!(from_hf(Path::new("config.json"), &json).unwrap_err().to_string().contains("GemmaForCausalLM"));
+    }
+
+    #[test]
+    fn a_window_that_is_switched_off_or_spans_everything_is_no_window() {
+        for extra in
+            [r#""sliding_window":1024,"use_sliding_window":false"#, r#""sliding_window":4096"#, r#""sliding_window":null"#]
+        {
+            assert!(from_hf(Path::new("config.json"), &format!("{BASE},{extra}}}")).is_ok(), "{extra}");
+        }
+    }
+
+    #[test]
+    fn llama3_keeps_short_and_divides_long_wavelengths() {
+        let extra = r#""rope_scaling":{"rope_type":"llama3","factor":8.0,"low_freq_factor":1.0,"high_freq_factor":4.0,"original_max_position_embeddings":512}"#;
+        let scaled = from_hf(Path::new("config.json"), &format!("{BASE},{extra}}}")).unwrap();
+        let plain = ModelConfig { rope_scaling: RopeScaling::None, ..scaled.clone() }.inv_freq();
+        let scaled = scaled.inv_freq();
+        assert_eq!(scaled[0], plain[0]);
+        assert_eq!(*scaled.last().unwrap(), plain.last().unwrap() / 8.0);
+        assert!(scaled.windows(2).all(|pair| pair[0] > pair[1]));
+    }
+}

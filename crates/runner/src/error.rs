@@ -1,0 +1,35 @@
+//! Why a model could not be loaded.
+
+use std::path::PathBuf;
+
+/// Each says in one line what is wrong and with what.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each message documents its variant and fields")]
+pub enum LoadError {
+    #[error("reading {path}: {source}")]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("{path} is not a usable model file: {reason}")]
+    Corrupt { path: PathBuf, reason: String },
+    #[error("{path} is truncated: tensor {tensor} ends at byte {end}, the file at {len}")]
+    Truncated { path: PathBuf, tensor: String, end: u64, len: u64 },
+    #[error("{what} is not supported")]
+    Unsupported { what: String },
+    #[error("the checkpoint has no tensor {name}")]
+    MissingTensor { name: String },
+    #[error("tensor {name} has shape {found:?}, the configuration says {expected:?}")]
+    Shape { name: String, found: Vec<usize>, expected: Vec<usize> },
+    #[error("the model's configuration has no usable {key}")]
+    MissingKey { key: String },
+    #[error(
+        "a KV cache of {budget} bytes holds {num_tokens} tokens of this model; at least {needed} bytes are needed for {min_tokens} tokens"
+    )]
+    CacheTooSmall { budget: u64, num_tokens: u64, needed: u64, min_tokens: u64 },
+    #[error("starting kernel threads: {0}")]
+    Threads(String),
+}
+
+impl LoadError {
+    pub(crate) fn unsupported(what: impl Into<String>) -> Self {
+        Self::Unsupported { what: what.into() }
+    }
+}

@@ -1,0 +1,28 @@
+//! Executes a `SchedulerOutput` on a device and owns all tensors.
+//!
+//! What is here: reading checkpoints ([`load`]), the decoder over a paged KV pool, span copies with their layer-0 check, sampling.
+//! What is deliberately not here: which tokens run when (`engine`), text (`tokenizer`), HTTP (`server`), and vector code (`kernels`).
+//!
+//! One seam separates what every device needs from what each does its own way: [`Backend`]. [`ModelRunner`] turns a step into an
+//! [`InputBatch`], drives a backend, and samples; `backend::cpu` is the backend of machines without an accelerator.
+
+#![forbid(unsafe_code)]
+
+pub mod backend;
+mod batch;
+mod checkpoint;
+mod config;
+mod error;
+mod load;
+mod model_runner;
+mod sampler;
+pub mod testing;
+
+pub use backend::{Backend, BackendError};
+pub use batch::{InputBatch, InputSequence};
+pub use checkpoint::{GgufVocabulary, SpecialTokens};
+pub use config::{Architecture, ModelConfig, RopeScaling};
+pub use error::LoadError;
+pub use kernels::cpu::{KvDtype, RopeLayout};
+pub use load::{LoadOptions, LoadedModel, WeightFiles, load};
+pub use model_runner::ModelRunner;

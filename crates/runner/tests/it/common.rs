@@ -1,0 +1,130 @@
+//! A tiny model whose pool is written and read position by position.
+
+use engine::{Row, ScheduledSequence, SchedulerOutput, SpanCopy};
+use runner::backend::cpu::CpuBackend;
+use runner::testing::{tiny_backend, tiny_config};
+use runner::{Architecture, Backend, InputBatch, KvDtype, ModelConfig, RopeLayout};
+use tokens::{BlockId, BlockSize, DonorId, RequestId, TokenId};
+
+const NUM_BLOCKS: usize = 256;
+const BLOCK: u32 = BlockSize::DEFAULT.get();
+
+/// SplitMix64.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn below(&mut self, n: u32) -> u32 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((x ^ (x >> 31)) >> 33) as u32 % n
+    }
+}
+
+/// One model of each family, with both formats of the pool.
+pub(crate) fn all_families() -> Vec<(ModelConfig, KvDtype)> {
+    let families = [
+        tiny_config(Architecture::Llama, RopeLayout::Interleaved),
+        tiny_config(Architecture::Qwen2, RopeLayout::Half),
+        ModelConfig { tied_head: false, ..tiny_config(Architecture::Qwen3, RopeLayout::Half) },
+    ];
+    families.into_iter().flat_map(|config| [(config.clone(), KvDtype::F32), (config, KvDtype::F16)]).collect()
+}
+
+pub(crate) struct World {
+    pub(crate) backend: CpuBackend,
+    next_block: u32,
+}
+
+impl World {
+    pub(crate) fn new(config: &ModelConfig, dtype: KvDtype) -> Self {
+        Self { backend: tiny_backend(config, 42, dtype, NUM_BLOCKS), next_block: 32 }
+    }
+
+    /// Fresh blocks for `len` positions.
+    pub(crate) fn table(&mut self, len: usize) -> Vec<BlockId> {
+        let blocks = BlockSize::DEFAULT.blocks_for(len) as u32;
+        let first = self.next_block;
+        self.next_block += blocks;
+        assert!(self.next_block as usize <= NUM_BLOCKS, "the test needs a larger pool");
+        (first..first + blocks).map(BlockId).collect()
+    }
+
+    /// Computes `rows` of `tokens` and returns their logits.
+    pub(crate) fn logits(&mut self, tokens: &[u32], table: &[BlockId], rows: &[usize]) -> Vec<Vec<f32>> {
+        self.logits_of_batch(&[(tokens, table, rows)]).pop().unwrap()
+    }
+
+    /// Computes all rows.
+    pub(crate) fn prefill(&mut self, tokens: &[u32], table: &[BlockId]) -> Vec<Vec<f32>> {
+        self.logits(tokens, table, &(0..tokens.len()).collect::<Vec<_>>())
+    }
+
+    pub(crate) fn logits_of_batch(&mut self, batch: &[(&[u32], &[BlockId], &[usize])]) -> Vec<Vec<Vec<f32>>> {
+        let sequences = batch
+            .iter()
+            .map(|(tokens, table, rows)| ScheduledSequence {
+                request_id: RequestId(0),
+                rows: rows.iter().map(|row| Row { token: TokenId(tokens[*row]), position: *row as u32 }).collect(),
+                block_table: table.to_vec(),
+                sample: false,
+            })
+            .collect();
+        let input = InputBatch::new(&SchedulerOutput { sequences, ..SchedulerOutput::default() }, BlockSize::DEFAULT);
+        self.backend.forward(&input).unwrap();
+        let vocab = self.backend.vocab_size();
+        let all: Vec<usize> = (0..input.num_rows()).collect();
+        let mut logits = self.backend.logits(&all).unwrap().chunks(vocab).map(<[f32]>::to_vec);
+        batch.iter().map(|(_, _, rows)| logits.by_ref().take(rows.len()).collect()).collect()
+    }
+
+    fn span(src: &[BlockId], src_pos: u32, dst: &[BlockId], dst_pos: u32, tokens: &[u32]) -> SpanCopy {
+        SpanCopy {
+            request_id: RequestId(0),
+            donor: DonorId(0),
+            src_blocks: src[(src_pos / BLOCK) as usize..].to_vec(),
+            src_pos,
+            dst_blocks: dst[(dst_pos / BLOCK) as usize..].to_vec(),
+            dst_pos,
+            token_ids: tokens.iter().map(|id| TokenId(*id)).collect(),
+        }
+    }
+
+    pub(crate) fn move_span(&mut self, src: &[BlockId], src_pos: u32, dst: &[BlockId], dst_pos: u32, tokens: &[u32]) {
+        let span = Self::span(src, src_pos, dst, dst_pos, tokens);
+        self.backend.move_span(&span).unwrap();
+    }
+
+    /// Computes `span` at `src_pos`, moves it to `dst_pos`, and checks it there as if it were `claimed`.
+    pub(crate) fn deviation_of_move(&mut self, span: &[u32], claimed: &[u32], src_pos: u32, dst_pos: u32) -> f32 {
+        let end = |pos: u32| pos as usize + span.len();
+        let (src, dst) = (self.table(end(src_pos)), self.table(end(dst_pos)));
+        let tokens = [vec![1; src_pos as usize], span.to_vec()].concat();
+        let rows: Vec<usize> = (src_pos as usize..tokens.len()).collect();
+        self.logits(&tokens, &src, &rows);
+        self.move_span(&src, src_pos, &dst, dst_pos, span);
+        self.backend.span_deviation(&Self::span(&src, src_pos, &dst, dst_pos, claimed)).unwrap()
+    }
+
+    /// What `checker` says of KV that this world computed at `pos`: the keys of a model with other rotation, in the same slots.
+    pub(crate) fn deviation_from_another(&mut self, checker: &mut World, span: &[u32], pos: u32) -> f32 {
+        let tokens = [vec![1; pos as usize], span.to_vec()].concat();
+        let table = self.table(tokens.len());
+        self.prefill(&tokens, &table);
+        // Swap the backends' roles: the checker computes layer 0 afresh, this world holds the pool.
+        let fresh_table = checker.table(tokens.len());
+        checker.prefill(&tokens, &fresh_table);
+        let norm = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>().sqrt();
+        let mut worst = 0f32;
+        for p in pos..tokens.len() as u32 {
+            let (k, fresh) = (self.read(0, &table, p).0, checker.read(0, &fresh_table, p).0);
+            let difference: Vec<f32> = k.iter().zip(&fresh).map(|(a, b)| a - b).collect();
+            worst = worst.max(norm(&difference) / norm(&fresh));
+        }
+        worst
+    }
+
+    pub(crate) fn read(&self, layer: usize, table: &[BlockId], pos: u32) -> (Vec<f32>, Vec<f32>) {
+        self.backend.read_slot(layer, table[(pos / BLOCK) as usize].0 * BLOCK + pos % BLOCK)
+    }
+}

@@ -1,0 +1,305 @@
+//! The whole engine on small random models: what a client sees when KV is reused.
+
+use std::sync::Arc;
+
+use crate::common::{Random, all_families};
+use ::engine::{
+    BlockCopy, EngineCore, EngineEvent, FinishReason, KvSharingMode, KvUsage, Request, SamplingParams, SchedulerConfig, SpanCopy,
+    SpanOutcome, TokenLogProbs,
+};
+use runner::backend::cpu::CpuBackend;
+use runner::testing::{tiny_backend, tiny_config};
+use runner::{Architecture, Backend, BackendError, InputBatch, KvDtype, ModelConfig, ModelRunner, RopeLayout};
+use tokens::{BlockSize, CacheSalt, RequestId, Timestamp, TokenId};
+
+const NUM_BLOCKS: usize = 64;
+
+struct Engine {
+    core: EngineCore<ModelRunner>,
+    next_id: u64,
+}
+
+/// What came of one request.
+#[derive(Debug, PartialEq)]
+struct Answer {
+    tokens: Vec<(TokenId, Option<TokenLogProbs>)>,
+    usage: KvUsage,
+}
+
+impl Engine {
+    fn new(config: &ModelConfig, dtype: KvDtype) -> Self {
+        Self::with_backend(Box::new(tiny_backend(config, 42, dtype, NUM_BLOCKS)))
+    }
+
+    fn with_backend(backend: Box<dyn Backend>) -> Self {
+        let runner = ModelRunner::new(backend, BlockSize::DEFAULT);
+        let config = SchedulerConfig { max_num_batched_tokens: 96, max_num_seqs: 8, ..SchedulerConfig::new(NUM_BLOCKS, 1024) };
+        Self { core: EngineCore::new(config, runner).unwrap(), next_id: 0 }
+    }
+
+    fn submit(&mut self, prompt: &[u32], mode: KvSharingMode, salt: u64) -> RequestId {
+        let request_id = RequestId(self.next_id);
+        self.next_id += 1;
+        let request = Request {
+            request_id,
+            prompt_token_ids: prompt.iter().map(|id| TokenId(*id)).collect(),
+            sampling: SamplingParams { logprobs: Some(5), ..SamplingParams::greedy(6) },
+            cache_salt: CacheSalt(salt),
+            sharing: mode,
+            store: true,
+            template: Vec::new(),
+            arrival: Timestamp::default(),
+        };
+        self.core.fits(&request).unwrap();
+        self.core.add_request(request, Timestamp::default());
+        request_id
+    }
+
+    /// Runs until nothing is left to do.
+    fn finish(&mut self) -> Vec<(RequestId, Answer)> {
+        let mut answers: Vec<(RequestId, Answer)> = Vec::new();
+        while self.core.has_work() {
+            for event in self.core.step(Timestamp::default()).unwrap() {
+                let mut answer = |id: RequestId| -> usize {
+                    answers.iter().position(|(known, _)| *known == id).unwrap_or_else(|| {
+                        answers.push((id, Answer { tokens: Vec::new(), usage: KvUsage::default() }));
+                        answers.len() - 1
+                    })
+                };
+                match event {
+                    EngineEvent::Token { request_id, token, logprobs } => {
+                        let i = answer(request_id);
+                        answers[i].1.tokens.push((token, logprobs));
+                    }
+                    EngineEvent::Finished { request_id, usage, reason } => {
+                        assert!(matches!(reason, FinishReason::Length | FinishReason::Aborted));
+                        let i = answer(request_id);
+                        answers[i].1.usage = usage;
+                    }
+                    EngineEvent::Admitted { .. } | EngineEvent::PromptLogProbs { .. } => {}
+                }
+            }
+        }
+        answers.sort_by_key(|(id, _)| *id);
+        answers
+    }
+
+    fn answer(&mut self, prompt: &[u32], mode: KvSharingMode, salt: u64) -> Answer {
+        self.submit(prompt, mode, salt);
+        self.finish().pop().unwrap().1
+    }
+
+    /// Blocks nobody holds.
+    fn idle_blocks(&self) -> usize {
+        let blocks = self.core.stats().blocks;
+        blocks.free + blocks.cached
+    }
+}
+
+fn text(len: usize, seed: u64) -> Vec<u32> {
+    let mut random = Random(seed);
+    (0..len).map(|_| random.below(97)).collect()
+}
+
+/// A document behind one question, and the same document behind another.
+fn donor_and_recipient() -> (Vec<u32>, Vec<u32>) {
+    let document = text(160, 1);
+    ([text(40, 2), document.clone(), text(20, 3)].concat(), [text(57, 4), document, text(30, 5)].concat())
+}
+
+#[test]
+fn i6_a_miss_gives_the_bits_of_sharing_switched_off() {
+    for (config, dtype) in all_families() {
+        for seed in 0..4 {
+            let prompt = text(100 + 40 * seed as usize, seed);
+            let off = Engine::new(&config, dtype).answer(&prompt, KvSharingMode::Off, 0);
+            let mut engine = Engine::new(&config, dtype);
+            engine.answer(&text(150, 100 + seed), KvSharingMode::Span, 0);
+            let span = engine.answer(&prompt, KvSharingMode::Span, 0);
+            assert_eq!(span, off);
+        }
+    }
+}
+
+#[test]
+fn a_prefix_hit_gives_the_bits_of_a_miss() {
+    for (config, dtype) in all_families() {
+        let mut engine = Engine::new(&config, dtype);
+        for len in [64, 65, 96, 110, 128] {
+            let prompt = text(len, 7);
+            let miss = engine.answer(&prompt, KvSharingMode::Prefix, len as u64);
+            let hit = engine.answer(&prompt, KvSharingMode::Prefix, len as u64);
+            assert_eq!(miss.usage.prefix_tokens, 0);
+            assert!(hit.usage.prefix_tokens as usize >= len / 32 * 32 - 1, "{len}: {:?}", hit.usage);
+            assert_eq!(hit.tokens, miss.tokens, "prompt of {len}");
+        }
+    }
+}
+
+#[test]
+fn a_batch_gives_the_bits_of_each_request_alone() {
+    for (config, dtype) in all_families() {
+        let prompts: Vec<Vec<u32>> = (0..5).map(|i| text(30 + 37 * i, i as u64)).collect();
+        let alone: Vec<_> =
+            prompts.iter().map(|prompt| Engine::new(&config, dtype).answer(prompt, KvSharingMode::Off, 0)).collect();
+        let mut engine = Engine::new(&config, dtype);
+        for prompt in &prompts {
+            engine.submit(prompt, KvSharingMode::Off, 0);
+        }
+        let batched: Vec<_> = engine.finish().into_iter().map(|(_, answer)| answer).collect();
+        assert_eq!(batched, alone);
+    }
+}
+
+#[test]
+fn a_document_behind_another_question_is_reused() {
+    for (config, dtype) in all_families() {
+        let (donor, recipient) = donor_and_recipient();
+        let mut engine = Engine::new(&config, dtype);
+        engine.answer(&donor, KvSharingMode::Prefix, 0);
+        let answer = engine.answer(&recipient, KvSharingMode::Span, 0);
+        assert!(answer.usage.span_tokens >= 120, "{:?}", answer.usage);
+        assert_eq!(answer.usage.donors, 1);
+        assert_eq!(answer.usage.prefix_tokens + answer.usage.span_tokens + answer.usage.computed_tokens, recipient.len() as u32);
+        assert_eq!(engine.core.stats().span_lookups.get(SpanOutcome::FailedCheck), 0, "{dtype:?}: the layer-0 check agrees");
+    }
+}
+
+#[test]
+fn what_a_recipient_leaves_behind_is_not_reused() {
+    let config = tiny_config(Architecture::Llama, RopeLayout::Half);
+    let (donor, recipient) = donor_and_recipient();
+    let mut engine = Engine::new(&config, KvDtype::F32);
+    engine.answer(&donor, KvSharingMode::Prefix, 0);
+    let first = engine.answer(&recipient, KvSharingMode::Span, 0);
+    assert!(first.usage.span_tokens > 0);
+    // Only the exact part in front of the document is in the prefix index.
+    let exact = engine.answer(&recipient, KvSharingMode::Prefix, 0);
+    assert!(exact.usage.prefix_tokens <= 57 + 16, "{:?}", exact.usage);
+    assert_eq!(exact.tokens, Engine::new(&config, KvDtype::F32).answer(&recipient, KvSharingMode::Off, 0).tokens);
+}
+
+#[test]
+fn another_scope_or_epoch_finds_nothing() {
+    // I8 and I15: tenant, salt, model, weights and tokenizer are all in the scope.
+    let config = tiny_config(Architecture::Qwen2, RopeLayout::Half);
+    let (donor, recipient) = donor_and_recipient();
+    let mut engine = Engine::new(&config, KvDtype::F16);
+    engine.answer(&donor, KvSharingMode::Prefix, 1);
+    for (salt, prompt) in [(2, &donor), (3, &recipient)] {
+        let usage = engine.answer(prompt, KvSharingMode::Span, salt).usage;
+        assert_eq!((usage.prefix_tokens, usage.span_tokens), (0, 0));
+    }
+}
+
+#[test]
+fn i10_an_abort_while_spans_are_copied_leaks_no_block() {
+    let config = tiny_config(Architecture::Llama, RopeLayout::Half);
+    let (donor, recipient) = donor_and_recipient();
+    for steps in 0..3 {
+        let mut engine = Engine::new(&config, KvDtype::F16);
+        engine.answer(&donor, KvSharingMode::Prefix, 0);
+        let request_id = engine.submit(&recipient, KvSharingMode::Span, 0);
+        for _ in 0..steps {
+            engine.core.step(Timestamp::default()).unwrap();
+        }
+        assert!(engine.core.abort(request_id));
+        engine.finish();
+        assert_eq!(engine.idle_blocks(), NUM_BLOCKS, "after {steps} steps");
+    }
+}
+
+#[test]
+fn i11_a_donor_whose_blocks_are_gone_means_dense() {
+    let config = tiny_config(Architecture::Llama, RopeLayout::Half);
+    let (donor, recipient) = donor_and_recipient();
+    let dense = Engine::new(&config, KvDtype::F16).answer(&recipient, KvSharingMode::Off, 0);
+    let mut engine = Engine::new(&config, KvDtype::F16);
+    engine.answer(&donor, KvSharingMode::Prefix, 0);
+    // Enough other prompts to evict every block of the donor.
+    for i in 0..12 {
+        engine.answer(&text(300, 1000 + i), KvSharingMode::Prefix, 9);
+    }
+    assert_eq!(engine.answer(&recipient, KvSharingMode::Span, 0), dense);
+}
+
+/// A device whose copies never pass the check.
+struct Distrusting(CpuBackend);
+
+impl Backend for Distrusting {
+    fn vocab_size(&self) -> usize {
+        self.0.vocab_size()
+    }
+    fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), BackendError> {
+        self.0.copy_blocks(copies)
+    }
+    fn move_span(&mut self, span: &SpanCopy) -> Result<(), BackendError> {
+        self.0.move_span(span)
+    }
+    fn span_deviation(&mut self, _span: &SpanCopy) -> Result<f32, BackendError> {
+        Ok(f32::NAN)
+    }
+    fn max_span_deviation(&self) -> f32 {
+        self.0.max_span_deviation()
+    }
+    fn forward(&mut self, batch: &InputBatch) -> Result<(), BackendError> {
+        self.0.forward(batch)
+    }
+    fn logits(&mut self, rows: &[usize]) -> Result<&[f32], BackendError> {
+        self.0.logits(rows)
+    }
+}
+
+#[test]
+fn i12_a_rejected_donor_means_dense() {
+    let config = tiny_config(Architecture::Llama, RopeLayout::Half);
+    let (donor, recipient) = donor_and_recipient();
+    let dense = Engine::new(&config, KvDtype::F16).answer(&recipient, KvSharingMode::Off, 0);
+    let mut engine = Engine::with_backend(Box::new(Distrusting(tiny_backend(&config, 42, KvDtype::F16, NUM_BLOCKS))));
+    engine.answer(&donor, KvSharingMode::Prefix, 0);
+    // Beside another request, which must not notice.
+    let other = text(50, 77);
+    let rejected = engine.submit(&recipient, KvSharingMode::Span, 0);
+    let beside = engine.submit(&other, KvSharingMode::Off, 0);
+    let answers = engine.finish();
+    let of = |id: RequestId| &answers.iter().find(|(known, _)| *known == id).unwrap().1;
+    assert_eq!(of(rejected).tokens, dense.tokens);
+    assert_eq!(of(rejected).usage.span_tokens, 0);
+    assert_eq!(of(beside), &Engine::new(&config, KvDtype::F16).answer(&other, KvSharingMode::Off, 0));
+    assert_eq!(engine.core.stats().span_lookups.get(SpanOutcome::FailedCheck), 1);
+}
+
+#[test]
+fn prompt_log_probabilities_do_not_depend_on_chunks() {
+    let config = tiny_config(Architecture::Qwen3, RopeLayout::Half);
+    let prompt = text(200, 5);
+    let score = |max_num_batched_tokens: usize| {
+        let runner = ModelRunner::new(Box::new(tiny_backend(&config, 42, KvDtype::F16, NUM_BLOCKS)), BlockSize::DEFAULT);
+        let scheduler = SchedulerConfig { max_num_batched_tokens, max_num_seqs: 4, ..SchedulerConfig::new(NUM_BLOCKS, 1024) };
+        let mut core = EngineCore::new(scheduler, runner).unwrap();
+        let request = Request {
+            request_id: RequestId(1),
+            prompt_token_ids: Arc::from(prompt.iter().map(|id| TokenId(*id)).collect::<Vec<_>>()),
+            sampling: SamplingParams { prompt_logprobs: Some(3), ..SamplingParams::greedy(1) },
+            cache_salt: CacheSalt(0),
+            sharing: KvSharingMode::Span,
+            store: true,
+            template: Vec::new(),
+            arrival: Timestamp::default(),
+        };
+        core.add_request(request, Timestamp::default());
+        let mut found = Vec::new();
+        while core.has_work() {
+            for event in core.step(Timestamp::default()).unwrap() {
+                if let EngineEvent::PromptLogProbs { logprobs, .. } = event {
+                    found = logprobs;
+                }
+            }
+        }
+        found
+    };
+    let whole = score(512);
+    assert_eq!(whole.len(), prompt.len() - 1);
+    assert!(whole.iter().zip(&prompt[1..]).all(|(p, id)| p.chosen.token == TokenId(*id) && p.top.len() == 3));
+    assert_eq!(score(64), whole);
+}

@@ -10,9 +10,9 @@ use std::cell::RefCell;
 
 use super::aligned::AlignedBuffer;
 use super::block::{BLOCK, Element, Elements, KvLayer, KvShape, with_elements};
-use super::isa::{SharedMut, Threads};
 use super::matmul::gemm_panel;
-use super::simd::{Simd, dispatch};
+use super::simd::{Simd, dispatch, prefetch};
+use super::threads::{SharedMut, Threads};
 
 /// Shape of the queries.
 #[derive(Clone, Copy, Debug)]
@@ -88,6 +88,9 @@ pub fn attention(
         });
     });
 }
+
+/// Up to this many rows, keys and values are used as they are stored: widening them first pays only if they are read often.
+const DIRECT_ROWS: usize = 12;
 
 struct Job {
     q: *const f32,
@@ -204,29 +207,23 @@ unsafe fn attend_tile<S: Simd, E: Element>(job: &Job, tile: &Tile<'_>, keys: *co
         let last = *tile.positions.last().expect("a tile has rows") as usize;
         for (i, block) in tile.block_table[..=last / BLOCK].iter().enumerate() {
             let base = *block as usize * job.pool.block_len() + tile.kv_head * BLOCK * head_dim;
-            for line in 0..head_dim {
-                E::widen::<S>(keys.add(base + line * BLOCK), b.keys.as_mut_ptr().add(line * BLOCK));
+            if let Some(next) = tile.block_table.get(i + 1) {
+                let next = *next as usize * job.pool.block_len() + tile.kv_head * BLOCK * head_dim;
+                fetch_ahead(keys.wrapping_add(next), values.wrapping_add(next), BLOCK * head_dim);
             }
-            for slot in 0..BLOCK {
-                for d in (0..head_dim).step_by(BLOCK) {
-                    E::widen::<S>(values.add(base + slot * head_dim + d), b.values.as_mut_ptr().add(slot * padded + d));
-                }
+            if rows > DIRECT_ROWS {
+                widen_block::<S, E>(keys.add(base), values.add(base), head_dim, b.keys, b.values);
             }
             // Rows whose position is before this block come first, since positions ascend: leave them out.
             let skip = tile.positions.partition_point(|p| (*p as usize) < i * BLOCK) * tile.group;
             let active = rows - skip;
             let scores = b.scores.as_mut_ptr().add(skip * BLOCK);
-            gemm_panel::<S>(
-                active,
-                head_dim,
-                b.q.as_ptr().add(skip * head_dim),
-                head_dim,
-                b.keys.as_ptr(),
-                BLOCK,
-                scores,
-                BLOCK,
-                false,
-            );
+            let q = b.q.as_ptr().add(skip * head_dim);
+            if rows > DIRECT_ROWS {
+                gemm_panel::<S, f32>(active, head_dim, q, head_dim, b.keys.as_ptr(), BLOCK, scores, BLOCK, false);
+            } else {
+                gemm_panel::<S, E>(active, head_dim, q, head_dim, keys.add(base), BLOCK, scores, BLOCK, false);
+            }
             for row in skip..rows {
                 let visible = (tile.positions[row / tile.group] as usize + 1 - i * BLOCK).min(BLOCK);
                 let scores = &mut b.scores[row * BLOCK..][..BLOCK];
@@ -235,10 +232,49 @@ unsafe fn attend_tile<S: Simd, E: Element>(job: &Job, tile: &Tile<'_>, keys: *co
             }
             for d in (0..padded).step_by(BLOCK) {
                 let sums = b.sums.as_mut_ptr().add(skip * padded + d);
-                gemm_panel::<S>(active, BLOCK, scores, BLOCK, b.values.as_ptr().add(d), padded, sums, padded, true);
+                if rows > DIRECT_ROWS {
+                    gemm_panel::<S, f32>(active, BLOCK, scores, BLOCK, b.values.as_ptr().add(d), padded, sums, padded, true);
+                } else {
+                    gemm_panel::<S, E>(active, BLOCK, scores, BLOCK, values.add(base + d), head_dim, sums, padded, true);
+                }
             }
         }
         store_rows(job, tile, b.sums, b.total);
+    }
+}
+
+/// Asks for a block that comes next. The prefetchers of a processor stop at the end of a page, which one head of a block fills.
+fn fetch_ahead<E: Element>(keys: *const E, values: *const E, len: usize) {
+    let elements_per_line = 64 / size_of::<E>();
+    for at in (0..len).step_by(elements_per_line) {
+        prefetch(keys.wrapping_add(at));
+        prefetch(values.wrapping_add(at));
+    }
+}
+
+/// Brings one head of a block to f32: keys as they lie, values with their rows padded to whole panels.
+///
+/// # Safety
+/// `keys` and `values` are valid for a block and [`BLOCK`] elements more; the buffers are those of [`Scratch`].
+#[inline(always)]
+unsafe fn widen_block<S: Simd, E: Element>(
+    keys: *const E,
+    values: *const E,
+    head_dim: usize,
+    wide_keys: &mut [f32],
+    wide_values: &mut [f32],
+) {
+    let padded = head_dim.next_multiple_of(BLOCK);
+    // SAFETY: the caller's promise.
+    unsafe {
+        for line in 0..head_dim {
+            E::widen::<S>(keys.add(line * BLOCK), wide_keys.as_mut_ptr().add(line * BLOCK));
+        }
+        for slot in 0..BLOCK {
+            for d in (0..head_dim).step_by(BLOCK) {
+                E::widen::<S>(values.add(slot * head_dim + d), wide_values.as_mut_ptr().add(slot * padded + d));
+            }
+        }
     }
 }
 

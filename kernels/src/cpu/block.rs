@@ -4,9 +4,10 @@
 //! values lie as they come, `[kv_head][32][head_dim]`. A slot is `block * 32 + offset`.
 
 use super::aligned::AlignedBuffer;
-use super::isa::{Isa, SharedMut, Threads};
+use super::isa::Isa;
 use super::rows::RopeTable;
 use super::simd::{Simd, dispatch};
+use super::threads::{SharedMut, Threads};
 
 /// Positions in a block. The same number as a matrix panel is wide, which the attention kernel relies on.
 pub(crate) const BLOCK: usize = 32;
@@ -39,6 +40,9 @@ pub(crate) enum Elements {
 /// A number as the pool stores it.
 pub(crate) trait Element: Copy + Send + Sync {
     /// # Safety
+    /// `from` is valid for `S::LANES` reads, and the machine has `S`.
+    unsafe fn load<S: Simd>(from: *const Self) -> S::V;
+    /// # Safety
     /// `from` is valid for `BLOCK` reads, `to` for `BLOCK` writes, and the machine has `S`.
     unsafe fn widen<S: Simd>(from: *const Self, to: *mut f32);
     /// # Safety
@@ -47,6 +51,11 @@ pub(crate) trait Element: Copy + Send + Sync {
 }
 
 impl Element for f32 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const f32) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { S::load(from) }
+    }
     #[inline(always)]
     unsafe fn widen<S: Simd>(from: *const f32, to: *mut f32) {
         // SAFETY: the caller's promise.
@@ -63,6 +72,11 @@ impl Element for f32 {
 const F16_MAX: f32 = 65504.0;
 
 impl Element for u16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const u16) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { S::load_f16(from) }
+    }
     #[inline(always)]
     unsafe fn widen<S: Simd>(from: *const u16, to: *mut f32) {
         for at in (0..BLOCK).step_by(S::LANES) {

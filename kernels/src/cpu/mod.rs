@@ -11,11 +11,13 @@ mod rows;
 mod simd;
 #[cfg(test)]
 mod testing;
+mod threads;
 
 pub use attention::{AttentionShape, QuerySequence, attention};
 pub use block::{KvDtype, KvLayer, KvShape, SpanMove};
 pub use ggml::{GgmlType, UnsupportedType};
-pub use isa::{Isa, Threads};
+pub use isa::Isa;
 pub use matmul::{Init, matmul};
 pub use matrix::{Linear, Matrix};
 pub use rows::{Heads, RopeLayout, RopeTable, rms_norm, rms_norm_heads, rope, swiglu};
+pub use threads::Threads;

@@ -1,7 +1,7 @@
 //! Kernels that treat each row by itself: normalisation, rotary positions, activation.
 
-use super::isa::{SharedMut, Threads};
 use super::simd::{Simd, dispatch};
+use super::threads::{SharedMut, Threads};
 
 /// How the two numbers that rotate together lie in a head. A fact of each checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,6 +18,18 @@ use std::arch::x86_64::{
 /// Widest vector any implementation has, in lanes.
 pub(crate) const MAX_LANES: usize = 16;
 
+/// Asks for the cache line at `p`, which need not be valid: a hint can do no harm.
+#[inline(always)]
+pub(crate) fn prefetch<T>(p: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch reads nothing the program can see and never faults.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
 /// One vector of `f32` and what can be done with it.
 ///
 /// # Safety of all methods

@@ -1,0 +1,44 @@
+//! The command line as typed.
+
+use clap::{Parser, Subcommand};
+
+use crate::bench::BenchCommand;
+use crate::chat::ChatArgs;
+use crate::config::ConfigArgs;
+use crate::pull::PullArgs;
+use crate::simulate::SimulateArgs;
+
+/// An OpenAI-compatible LLM serving daemon that shares KV cache between requests
+#[derive(Debug, Parser)]
+#[command(name = "kvshare", version, about, max_term_width = 120)]
+pub(crate) struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve a model over HTTP
+    Serve(Box<ConfigArgs>),
+    /// Fetch a model, so that it can be served offline
+    Pull(PullArgs),
+    /// Talk to a running server in the terminal
+    Chat(ChatArgs),
+    /// Measure the engine or a server
+    Bench {
+        /// What is measured.
+        #[command(subcommand)]
+        command: BenchCommand,
+    },
+    /// Replay a trace of requests on a virtual clock, without a model
+    Simulate(SimulateArgs),
+    /// Check the configuration and print the effective one, secrets starred out
+    CheckConfig(Box<ConfigArgs>),
+    /// Print a completion script
+    Completions {
+        /// For which shell.
+        shell: clap_complete::Shell,
+    },
+}

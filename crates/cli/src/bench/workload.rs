@@ -1,0 +1,92 @@
+//! A workload: requests in a file, one JSON object a line, some of which come after another one of their group.
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use serde::Deserialize;
+
+use crate::client::Message;
+
+/// One request of a workload. Fields that are not named here are ignored.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Record {
+    /// Name of the request; unique in its file.
+    pub(crate) id: String,
+    /// What kind of sharing it tries.
+    pub(crate) workload: String,
+    /// The request that must have finished before this one is sent.
+    #[serde(default)]
+    pub(crate) donor_id: Option<String>,
+    /// Whether sharing should happen: `seed`, `reuse`, `partial` or `no_reuse`.
+    #[serde(default)]
+    pub(crate) expect: String,
+    /// The conversation.
+    pub(crate) messages: Vec<Message>,
+    /// Tokens to answer at most.
+    pub(crate) max_tokens: u32,
+    /// Right answers, for those who score them. Not always texts.
+    #[serde(default)]
+    pub(crate) reference: Vec<serde_json::Value>,
+}
+
+/// Reads a workload, at most `limit` of its requests.
+///
+/// # Errors
+/// If the file cannot be read, a line is no request, or it holds none. Names the line.
+pub(crate) fn read(path: &Path, limit: Option<usize>) -> anyhow::Result<Vec<Record>> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    parse(&text, limit).with_context(|| path.display().to_string())
+}
+
+fn parse(text: &str, limit: Option<usize>) -> anyhow::Result<Vec<Record>> {
+    let mut records: Vec<Record> = Vec::new();
+    let mut ids = std::collections::BTreeSet::new();
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    for (index, line) in lines.take(limit.unwrap_or(usize::MAX)) {
+        let record: Record = serde_json::from_str(line).with_context(|| format!("line {} is no request", index + 1))?;
+        if !ids.insert(record.id.clone()) {
+            bail!("line {} repeats the id {}", index + 1, record.id);
+        }
+        records.push(record);
+    }
+    if records.is_empty() {
+        bail!("it holds no requests");
+    }
+    Ok(records)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(id: &str) -> String {
+        format!(
+            r#"{{"id":"{id}","workload":"w1","group":"0","donor_id":null,"expect":"seed","messages":[{{"role":"user","content":"x"}}],"max_tokens":4,"metric":"vs_full","reference":["a",{{"b":1}}]}}"#
+        )
+    }
+
+    /// Ids read, or a part of the refusal.
+    #[track_caller]
+    fn check(text: &str, limit: Option<usize>, expected: Result<&[&str], &str>) {
+        let ids = |records: Vec<Record>| records.into_iter().map(|record| record.id).collect::<Vec<_>>();
+        match (parse(text, limit).map(ids), expected) {
+            (Ok(found), Ok(expected)) => assert_eq!(found, expected),
+            (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error}"),
+            (found, _) => panic!("{found:?}"),
+        }
+    }
+
+    #[test]
+    fn records_are_read_in_order_up_to_the_limit() {
+        let text = [line("a"), String::new(), line("b"), line("c")].join("\n");
+        check(&text, None, Ok(&["a", "b", "c"]));
+        check(&text, Some(2), Ok(&["a", "b"]));
+    }
+
+    #[test]
+    fn bad_lines_are_named() {
+        check(&format!("{}\n{{}}", line("a")), None, Err("line 2 is no request"));
+        check(&format!("{}\n{}", line("a"), line("a")), None, Err("line 2 repeats the id a"));
+        check("\n", None, Err("no requests"));
+    }
+}

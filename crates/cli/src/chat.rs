@@ -1,0 +1,235 @@
+//! A conversation with a server, in the terminal.
+
+use std::io::{self, BufRead, IsTerminal};
+
+use anyhow::Context;
+
+use crate::client::{ChatEvent, ChatRequest, Client, Message, SharingChoice, Usage};
+use crate::config::KvSharing;
+use crate::stdout;
+
+/// What `kvshare chat` is told.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ChatArgs {
+    /// Server to talk to
+    #[arg(long, short, env = "KVSHARE_URL", default_value = "http://127.0.0.1:8000")]
+    url: String,
+    /// Send this one message, print the answer, and end
+    #[arg(long, short)]
+    message: Option<String>,
+    /// Model to ask [default: the server's first]
+    #[arg(long)]
+    model: Option<String>,
+    /// System message of the conversation
+    #[arg(long, short)]
+    system: Option<String>,
+    /// Tokens of an answer at most
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<u32>,
+    /// 0 is greedy [default: the server's]
+    #[arg(long)]
+    temperature: Option<f32>,
+    /// Which KV of earlier requests is reused [default: the server's]
+    #[arg(long, value_enum)]
+    kv_sharing: Option<KvSharing>,
+    /// Print after each answer what it consumed and reused
+    #[arg(long)]
+    usage: bool,
+}
+
+const HELP: &str =
+    "/reset forgets the conversation, /usage switches the accounting on or off, /quit ends (also Ctrl-D); Ctrl-C stops an answer";
+
+/// A conversation: who is asked, how, and what was said.
+struct Conversation {
+    client: Client,
+    model: String,
+    args: ChatArgs,
+    history: Vec<Message>,
+}
+
+/// What a line typed at the prompt asks for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Input<'a> {
+    Say(&'a str),
+    Reset,
+    Usage,
+    Help,
+    Quit,
+    Nothing,
+    Unknown(&'a str),
+}
+
+/// Talks until the user leaves, or once if the message was given.
+///
+/// # Errors
+/// If the server cannot be reached or, with a given message, refuses it.
+pub(crate) fn run(args: ChatArgs) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
+    let mut conversation = runtime.block_on(Conversation::start(args))?;
+    match conversation.args.message.clone() {
+        Some(message) => runtime.block_on(conversation.say(&message)),
+        None => converse(&mut conversation, &runtime),
+    }
+}
+
+fn converse(conversation: &mut Conversation, runtime: &tokio::runtime::Runtime) -> anyhow::Result<()> {
+    if io::stdin().is_terminal() {
+        eprintln!("talking to {}; {HELP}", conversation.model);
+    }
+    let mut line = String::new();
+    loop {
+        prompt();
+        line.clear();
+        if io::stdin().lock().read_line(&mut line).context("reading the terminal")? == 0 {
+            return Ok(());
+        }
+        match parse_input(&line) {
+            Input::Nothing => {}
+            Input::Quit => return Ok(()),
+            Input::Reset => conversation.reset(),
+            Input::Usage => conversation.args.usage = !conversation.args.usage,
+            Input::Help => eprintln!("{HELP}"),
+            Input::Unknown(command) => eprintln!("there is no {command}; {HELP}"),
+            Input::Say(text) => {
+                // The conversation goes on after a refusal: the next message may be shorter.
+                if let Err(error) = runtime.block_on(conversation.say(text)) {
+                    eprintln!("error: {error:#}");
+                }
+            }
+        }
+    }
+}
+
+fn prompt() {
+    if io::stdin().is_terminal() {
+        eprint!("> ");
+    }
+}
+
+fn parse_input(line: &str) -> Input<'_> {
+    match line.trim() {
+        "" => Input::Nothing,
+        "/quit" | "/exit" => Input::Quit,
+        "/reset" => Input::Reset,
+        "/usage" => Input::Usage,
+        "/help" => Input::Help,
+        text if text.starts_with('/') && !text.contains(' ') => Input::Unknown(text),
+        text => Input::Say(text),
+    }
+}
+
+impl Conversation {
+    async fn start(args: ChatArgs) -> anyhow::Result<Self> {
+        let client = Client::new(&args.url)?;
+        let model = match &args.model {
+            Some(model) => model.clone(),
+            None => client.first_model().await?,
+        };
+        let mut conversation = Self { client, model, args, history: Vec::new() };
+        conversation.reset();
+        Ok(conversation)
+    }
+
+    fn reset(&mut self) {
+        self.history.clear();
+        self.history.extend(self.args.system.as_deref().map(|text| message("system", text)));
+    }
+
+    /// Sends `text`, prints the answer as it comes, and remembers both. A refused message is forgotten.
+    async fn say(&mut self, text: &str) -> anyhow::Result<()> {
+        self.history.push(message("user", text));
+        match self.answer().await {
+            Ok((answer, usage)) => {
+                stdout::write("\n")?;
+                self.history.push(message("assistant", &answer));
+                if self.args.usage {
+                    eprintln!("{}", describe(&usage));
+                }
+                Ok(())
+            }
+            Err(error) => {
+                self.history.pop();
+                Err(error)
+            }
+        }
+    }
+
+    /// Prints an answer to the history. Ctrl-C ends it early; what was said so far counts.
+    async fn answer(&self) -> anyhow::Result<(String, Usage)> {
+        let request = ChatRequest {
+            model: &self.model,
+            messages: &self.history,
+            max_tokens: self.args.max_tokens,
+            temperature: self.args.temperature,
+            kv_sharing: self.args.kv_sharing.map(|mode| SharingChoice { mode }),
+            cache_salt: None,
+        };
+        let mut stream = self.client.stream_chat(&request).await?;
+        let (mut answer, mut usage) = (String::new(), Usage::default());
+        loop {
+            let event = tokio::select! {
+                event = stream.next() => event?,
+                _ = tokio::signal::ctrl_c() => None,
+            };
+            match event {
+                Some(ChatEvent::Text(text)) => {
+                    stdout::write(&text)?;
+                    answer.push_str(&text);
+                }
+                Some(ChatEvent::Usage(final_usage)) => usage = final_usage,
+                Some(ChatEvent::Finished(_)) => {}
+                None => return Ok((answer, usage)),
+            }
+        }
+    }
+}
+
+fn message(role: &str, content: &str) -> Message {
+    Message { role: role.to_owned(), content: content.to_owned() }
+}
+
+fn describe(usage: &Usage) -> String {
+    let sharing = &usage.kv_sharing;
+    format!(
+        "[prompt {} tokens: {} from a prefix, {} from spans of {} donors, {} recomputed; answer {} tokens]",
+        usage.prompt_tokens,
+        usage.prompt_tokens_details.cached_tokens,
+        sharing.span_tokens,
+        sharing.donors,
+        sharing.recomputed_tokens,
+        usage.completion_tokens
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(line: &str, expected: Input<'_>) {
+        assert_eq!(parse_input(line), expected);
+    }
+
+    #[test]
+    fn commands_start_with_a_slash_and_have_no_spaces() {
+        check("/reset\n", Input::Reset);
+        check("/quit\n", Input::Quit);
+        check("/usage", Input::Usage);
+        check("/resett\n", Input::Unknown("/resett"));
+        check("/etc/hosts is what?\n", Input::Say("/etc/hosts is what?"));
+        check("  hello \n", Input::Say("hello"));
+        check("\n", Input::Nothing);
+    }
+
+    #[test]
+    fn the_accounting_names_every_source() {
+        let mut usage = Usage { prompt_tokens: 100, completion_tokens: 7, ..Usage::default() };
+        usage.prompt_tokens_details.cached_tokens = 32;
+        usage.kv_sharing.span_tokens = 50;
+        usage.kv_sharing.donors = 2;
+        usage.kv_sharing.recomputed_tokens = 9;
+        let expected = "[prompt 100 tokens: 32 from a prefix, 50 from spans of 2 donors, 9 recomputed; answer 7 tokens]";
+        assert_eq!(describe(&usage), expected);
+    }
+}

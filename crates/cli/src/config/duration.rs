@@ -1,0 +1,103 @@
+//! A length of time as people write it: `30s`, `500ms`, `2m`, or a bare number of seconds.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// A duration of whole milliseconds. Prints in the largest unit that divides it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Millis(pub(crate) u64);
+
+/// Why a text is no duration.
+#[derive(Debug, thiserror::Error)]
+#[error("`{text}` is no duration: write a number and ms, s, m or h")]
+pub(crate) struct InvalidDuration {
+    text: String,
+}
+
+const UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+
+impl Millis {
+    /// `n` seconds.
+    pub(crate) const fn seconds(n: u64) -> Self {
+        Self(n * 1_000)
+    }
+
+    /// As the standard library's type.
+    pub(crate) const fn get(self) -> Duration {
+        Duration::from_millis(self.0)
+    }
+}
+
+impl FromStr for Millis {
+    type Err = InvalidDuration;
+
+    fn from_str(text: &str) -> Result<Self, InvalidDuration> {
+        let invalid = || InvalidDuration { text: text.to_owned() };
+        let trimmed = text.trim();
+        let digits = trimmed.find(|c: char| !c.is_ascii_digit()).unwrap_or(trimmed.len());
+        let (number, unit) = trimmed.split_at(digits);
+        let unit = if unit.is_empty() { "s" } else { unit.trim() };
+        let &(_, unit_ms) = UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(invalid)?;
+        number.parse::<u64>().ok().and_then(|n| n.checked_mul(unit_ms)).map(Self).ok_or_else(invalid)
+    }
+}
+
+impl fmt::Display for Millis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let &(unit, unit_ms) = UNITS.iter().find(|(_, ms)| self.0 > 0 && self.0.is_multiple_of(*ms)).unwrap_or(&("s", 1_000));
+        write!(f, "{}{unit}", self.0 / unit_ms)
+    }
+}
+
+impl Serialize for Millis {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Millis {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `None`: refused.
+    #[track_caller]
+    fn check(text: &str, expected_ms: Option<u64>) {
+        assert_eq!(text.parse::<Millis>().ok().map(|duration| duration.0), expected_ms, "{text}");
+    }
+
+    #[test]
+    fn a_bare_number_is_seconds() {
+        check("30", Some(30_000));
+        check("0", Some(0));
+    }
+
+    #[test]
+    fn units_scale() {
+        check("500ms", Some(500));
+        check("2 m", Some(120_000));
+        check("1h", Some(3_600_000));
+    }
+
+    #[test]
+    fn what_is_no_duration_is_refused() {
+        for text in ["", "s", "-1s", "1.5s", "3 days", "99999999999999999h"] {
+            check(text, None);
+        }
+    }
+
+    #[test]
+    fn printing_and_parsing_lose_nothing() {
+        for ms in [0, 1, 999, 1_000, 90_000, 7_200_000] {
+            check(&Millis(ms).to_string(), Some(ms));
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! How much memory and how many threads the engine has, and what it batches.
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use super::{Auto, ByteSize, Millis, set};
+
+/// `[engine]` of the configuration file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct EngineConfig {
+    /// Where the model runs.
+    pub(crate) device: Device,
+    /// Threads that compute; all cores by default.
+    pub(crate) threads: Auto<usize>,
+    /// Memory for the KV pool; by default a quarter of what is available, at most 4 GiB.
+    pub(crate) kv_cache_memory: Auto<ByteSize>,
+    /// Number format of cached keys and values.
+    pub(crate) kv_cache_dtype: KvCacheDtype,
+    /// Tokens computed in one step, prompts and answers together.
+    pub(crate) max_num_batched_tokens: usize,
+    /// Requests running at once.
+    pub(crate) max_num_seqs: usize,
+    /// Prompt and answer together; the model's own limit by default.
+    pub(crate) max_model_len: Auto<u32>,
+    /// Order of the waiting requests.
+    pub(crate) scheduling: Scheduling,
+    /// A request that has waited longer is overtaken by nobody.
+    pub(crate) max_overtake: Millis,
+}
+
+/// Where the model runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Device {
+    /// The best device there is.
+    Auto,
+    /// The processor.
+    Cpu,
+}
+
+/// Number format of cached keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum KvCacheDtype {
+    /// Half precision: half the memory.
+    F16,
+    /// Single precision.
+    F32,
+}
+
+/// Order of the waiting requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Scheduling {
+    /// First come, first served.
+    Fcfs,
+    /// Least remaining prefill work first, with ageing.
+    KvHitRate,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            device: Device::Auto,
+            threads: Auto::Auto,
+            kv_cache_memory: Auto::Auto,
+            kv_cache_dtype: KvCacheDtype::F16,
+            max_num_batched_tokens: 512,
+            max_num_seqs: 64,
+            max_model_len: Auto::Auto,
+            scheduling: Scheduling::KvHitRate,
+            max_overtake: Millis::seconds(2),
+        }
+    }
+}
+
+impl EngineConfig {
+    /// Threads that compute.
+    pub(crate) fn num_threads(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        self.threads.set().unwrap_or_else(cores)
+    }
+
+    pub(super) fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.threads == Auto::Set(0) {
+            problems.push("engine.threads is 0".to_owned());
+        }
+        if self.kv_cache_memory == Auto::Set(ByteSize(0)) {
+            problems.push("engine.kv_cache_memory is 0, so no request would fit".to_owned());
+        }
+        if self.max_num_seqs == 0 {
+            problems.push("engine.max_num_seqs is 0, so no request would run".to_owned());
+        }
+        if self.max_num_batched_tokens < self.max_num_seqs {
+            problems.push(format!(
+                "engine.max_num_batched_tokens {} is below engine.max_num_seqs {}, so a full batch could not take one token each",
+                self.max_num_batched_tokens, self.max_num_seqs
+            ));
+        }
+        if self.max_model_len.set().is_some_and(|len| len < 2) {
+            problems.push("engine.max_model_len is below 2, so no prompt could be continued".to_owned());
+        }
+        problems
+    }
+}
+
+impl From<KvCacheDtype> for runner::KvDtype {
+    fn from(dtype: KvCacheDtype) -> Self {
+        match dtype {
+            KvCacheDtype::F16 => Self::F16,
+            KvCacheDtype::F32 => Self::F32,
+        }
+    }
+}
+
+impl From<Scheduling> for engine::SchedulePolicy {
+    fn from(scheduling: Scheduling) -> Self {
+        match scheduling {
+            Scheduling::Fcfs => Self::Fcfs,
+            Scheduling::KvHitRate => Self::KvHitRate,
+        }
+    }
+}
+
+/// Flags of `[engine]`.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Engine")]
+pub(crate) struct EngineArgs {
+    /// Where the model runs [default: auto]
+    #[arg(long, env = "KVSHARE_DEVICE", value_enum)]
+    device: Option<Device>,
+    /// Threads that compute [default: all cores]
+    #[arg(long, short, env = "KVSHARE_THREADS", value_name = "N")]
+    threads: Option<Auto<usize>>,
+    /// Memory for the KV pool, e.g. 2GiB [default: a quarter of what is available, at most 4GiB]
+    #[arg(long, env = "KVSHARE_KV_CACHE_MEMORY", value_name = "SIZE")]
+    kv_cache_memory: Option<Auto<ByteSize>>,
+    /// Number format of cached keys and values [default: f16]
+    #[arg(long, env = "KVSHARE_KV_CACHE_DTYPE", value_enum)]
+    kv_cache_dtype: Option<KvCacheDtype>,
+    /// Tokens computed in one step [default: 512]
+    #[arg(long, env = "KVSHARE_MAX_NUM_BATCHED_TOKENS", value_name = "N")]
+    max_num_batched_tokens: Option<usize>,
+    /// Requests running at once [default: 64]
+    #[arg(long, env = "KVSHARE_MAX_NUM_SEQS", value_name = "N")]
+    max_num_seqs: Option<usize>,
+    /// Tokens of prompt and answer together [default: the model's limit]
+    #[arg(long, env = "KVSHARE_MAX_MODEL_LEN", value_name = "N")]
+    max_model_len: Option<Auto<u32>>,
+    /// Order of the waiting requests [default: kv-hit-rate]
+    #[arg(long, env = "KVSHARE_SCHEDULING", value_enum)]
+    scheduling: Option<Scheduling>,
+    /// A request that has waited longer is overtaken by nobody [default: 2s]
+    #[arg(long, env = "KVSHARE_MAX_OVERTAKE", value_name = "TIME")]
+    max_overtake: Option<Millis>,
+}
+
+impl EngineArgs {
+    pub(super) fn apply(self, config: &mut EngineConfig) {
+        set(&mut config.device, self.device);
+        set(&mut config.threads, self.threads);
+        set(&mut config.kv_cache_memory, self.kv_cache_memory);
+        set(&mut config.kv_cache_dtype, self.kv_cache_dtype);
+        set(&mut config.max_num_batched_tokens, self.max_num_batched_tokens);
+        set(&mut config.max_num_seqs, self.max_num_seqs);
+        set(&mut config.max_model_len, self.max_model_len);
+        set(&mut config.scheduling, self.scheduling);
+        set(&mut config.max_overtake, self.max_overtake);
+    }
+}

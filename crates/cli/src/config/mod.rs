@@ -1,0 +1,284 @@
+//! The configuration as meant: defaults, then the file, then the environment, then flags.
+//!
+//! Environment and flags arrive together as [`ConfigArgs`]: clap prefers the flag. Each section owns its part and says
+//! what is wrong with it; checks that span sections are in [`Config::validate`]. After start nothing changes it.
+
+mod auto;
+mod byte_size;
+mod duration;
+mod engine;
+mod log;
+mod model;
+mod server;
+mod sharing;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+pub(crate) use auto::Auto;
+pub(crate) use byte_size::ByteSize;
+pub(crate) use duration::Millis;
+pub(crate) use engine::{Device, EngineConfig, KvCacheDtype, Scheduling};
+pub(crate) use log::{LogConfig, LogFormat};
+pub(crate) use model::{ModelConfig, Secret, SourceArgs};
+pub(crate) use server::ServerConfig;
+pub(crate) use sharing::{KvSharing, SharingConfig};
+
+/// All settings of the daemon.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Config {
+    /// What is served.
+    pub(crate) model: ModelConfig,
+    /// To whom.
+    pub(crate) server: ServerConfig,
+    /// With which resources.
+    pub(crate) engine: EngineConfig,
+    /// Reusing what.
+    pub(crate) sharing: SharingConfig,
+    /// Saying what about it.
+    pub(crate) log: LogConfig,
+}
+
+/// The configuration as typed: a file, and what overrides it.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct ConfigArgs {
+    /// TOML file with settings; flags and environment override it
+    #[arg(long, short, env = "KVSHARE_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) model: model::ModelArgs,
+    #[command(flatten)]
+    server: server::ServerArgs,
+    #[command(flatten)]
+    engine: engine::EngineArgs,
+    #[command(flatten)]
+    sharing: sharing::SharingArgs,
+    #[command(flatten)]
+    log: log::LogArgs,
+}
+
+/// Why there is no configuration. One line each.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    /// The file cannot be read.
+    #[error("reading {}: {source}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is no TOML, has an unknown key, or a value of the wrong type.
+    #[error("{}:{line}: {message}", path.display())]
+    Parse {
+        /// Which.
+        path: PathBuf,
+        /// Line in it, from 1.
+        line: usize,
+        /// What is wrong there.
+        message: String,
+    },
+    /// Values that cannot be meant.
+    #[error("{}", problems.join("; "))]
+    Invalid {
+        /// All of them.
+        problems: Vec<String>,
+    },
+}
+
+impl Config {
+    /// Settles defaults, file, environment and flags, and checks the result.
+    ///
+    /// # Errors
+    /// If the file cannot be read or has an unknown key, or if the result makes no sense.
+    pub(crate) fn resolve(args: ConfigArgs) -> Result<Self, ConfigError> {
+        let mut config = match &args.config {
+            Some(path) => Self::read(path)?,
+            None => Self::default(),
+        };
+        args.model.apply(&mut config.model);
+        args.server.apply(&mut config.server);
+        args.engine.apply(&mut config.engine);
+        args.sharing.apply(&mut config.sharing);
+        args.log.apply(&mut config.log);
+        config.validate()?;
+        Ok(config)
+    }
+
+    fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text, path)
+    }
+
+    /// `path` is only named in errors.
+    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        toml::from_str(text).map_err(|error| {
+            let start = error.span().map_or(0, |span| span.start).min(text.len());
+            let line = 1 + text[..start].matches('\n').count();
+            ConfigError::Parse { path: path.to_owned(), line, message: error.message().replace('\n', " ") }
+        })
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        let mut problems = self.model.problems();
+        problems.extend(self.server.problems());
+        problems.extend(self.engine.problems());
+        problems.extend(self.sharing.problems());
+        problems.extend(self.log.problems());
+        if let Some(max_model_len) = self.engine.max_model_len.set()
+            && self.sharing.mode == KvSharing::Span
+            && max_model_len < self.sharing.min_prompt
+        {
+            problems.push(format!(
+                "sharing.mode is \"span\", but no prompt of engine.max_model_len {max_model_len} reaches sharing.min_prompt {}",
+                self.sharing.min_prompt
+            ));
+        }
+        if problems.is_empty() { Ok(()) } else { Err(ConfigError::Invalid { problems }) }
+    }
+
+    /// As a file that gives this configuration. Secrets are starred out.
+    pub(crate) fn to_toml(&self) -> String {
+        toml::to_string(self).expect("every setting has a TOML form: scalars in sections")
+    }
+}
+
+/// Overrides `slot` if the flag was given.
+fn set<T>(slot: &mut T, flag: Option<T>) {
+    if let Some(value) = flag {
+        *slot = value;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        config: ConfigArgs,
+    }
+
+    fn resolve(file: &str, flags: &[&str]) -> Result<Config, String> {
+        let mut on_disk = tempfile::NamedTempFile::new().unwrap();
+        on_disk.write_all(file.as_bytes()).unwrap();
+        let path = on_disk.path().to_str().unwrap();
+        let line = Line::try_parse_from(["kvshare", "--config", path].iter().chain(flags)).map_err(|e| e.to_string())?;
+        Config::resolve(line.config).map_err(|error| error.to_string().replace(path, "FILE"))
+    }
+
+    /// `file` is refused with a message of one line that contains all of `expected`.
+    #[track_caller]
+    fn check_refused(file: &str, flags: &[&str], expected: &[&str]) {
+        let message = resolve(file, flags).expect_err("must be refused");
+        assert_eq!(message.lines().count(), 1, "{message}");
+        for part in expected {
+            assert!(message.contains(part), "`{part}` is not in: {message}");
+        }
+    }
+
+    #[test]
+    fn flags_override_the_file_and_the_file_overrides_defaults() {
+        let file = "[server]\nport = 1111\nmax_queue = 7\n[sharing]\nmode = \"span\"";
+        let config = resolve(file, &["--port", "2222", "--kv-cache-memory", "2GiB", "--threads", "auto"]).unwrap();
+        assert_eq!(config.server.port, 2222);
+        assert_eq!(config.server.max_queue, 7);
+        assert_eq!(config.server.host, "127.0.0.1");
+        assert_eq!(config.sharing.mode, KvSharing::Span);
+        assert_eq!(config.engine.kv_cache_memory, Auto::Set(ByteSize::gib(2)));
+    }
+
+    #[test]
+    fn every_flag_reaches_its_setting() {
+        let flags = "--model m --revision r --served-model-name s --tokenizer t --cache-dir c --hub-offline --hub-token x --host h --port 1 \
+                     --max-queue 2 --max-connections 3 --body-limit 4KiB --header-read-timeout 5s --body-read-timeout 6s --max-n 7 --keep-alive 8s --shutdown-timeout 6 --device cpu \
+                     --threads 7 --kv-cache-memory 8MiB --kv-cache-dtype f32 --max-num-batched-tokens 90 --max-num-seqs 10 \
+                     --max-model-len 1100 --scheduling fcfs --max-overtake 12ms --kv-sharing off --min-span 130 --max-donors 14 \
+                     --log-format json --log-filter warn";
+        let config = resolve("", &flags.split_whitespace().collect::<Vec<_>>()).unwrap();
+        let changed = config.to_toml();
+        let defaults = Config::default().to_toml();
+        let same: Vec<_> = changed.lines().filter(|line| line.contains('=') && defaults.lines().any(|d| d == *line)).collect();
+        // These have no flag: they are measured properties of the method, not of a deployment.
+        assert_eq!(same, ["head_tokens = 16", "tail_tokens = 16", "min_prompt = 128"]);
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_by_name_and_line() {
+        check_refused("[server]\nprot = 1", &[], &["FILE:2:", "unknown field `prot`", "`port`"]);
+        check_refused("\n\n[sevrer]\nport = 1", &[], &["FILE:3:", "unknown field `sevrer`"]);
+    }
+
+    #[test]
+    fn values_of_the_wrong_type_are_refused_by_line() {
+        check_refused("[server]\nhost = \"x\"\nport = \"high\"", &[], &["FILE:3:", "high"]);
+        check_refused("[engine]\nkv_cache_memory = \"lots\"", &[], &["FILE:2:", "`lots` is no size"]);
+        check_refused("[engine]\nscheduling = \"lifo\"", &[], &["FILE:2:", "lifo", "kv-hit-rate"]);
+    }
+
+    #[test]
+    fn settings_that_contradict_each_other_are_refused_together() {
+        let file = "[engine]\nmax_num_seqs = 100\nmax_num_batched_tokens = 50\n[sharing]\nmin_span = 8";
+        check_refused(file, &[], &["max_num_batched_tokens 50", "max_num_seqs 100", "; ", "min_span_tokens is 8"]);
+        check_refused("", &["--kv-sharing", "span", "--max-model-len", "100"], &["max_model_len 100", "min_prompt 128"]);
+        check_refused("[log]\nfilter = \"engine=loud\"", &[], &["log.filter"]);
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let line = Line::try_parse_from(["kvshare", "--config", "no/such.toml"]).unwrap();
+        let message = Config::resolve(line.config).unwrap_err().to_string();
+        assert!(message.starts_with("reading no/such.toml: "), "{message}");
+    }
+
+    #[test]
+    fn what_is_printed_gives_the_same_configuration() {
+        let config = resolve("", &["--port", "9", "--max-model-len", "4096", "--shutdown-timeout", "1500ms"]).unwrap();
+        assert_eq!(Config::parse(&config.to_toml(), Path::new("printed")).unwrap(), config);
+    }
+
+    #[test]
+    fn secrets_are_not_printed() {
+        let config = resolve("[model]\nhub_token = \"hf_abc\"", &[]).unwrap();
+        assert!(!config.to_toml().contains("hf_abc") && !format!("{config:?}").contains("hf_abc"));
+        assert_eq!(config.model.hub_token.set().unwrap().reveal(), "hf_abc");
+    }
+
+    fn keys(text: &str) -> Vec<String> {
+        let table: toml::Table = toml::from_str(text).unwrap();
+        let mut keys = Vec::new();
+        for (section, settings) in table {
+            keys.extend(settings.as_table().unwrap().keys().map(|key| format!("{section}.{key}")));
+        }
+        keys.sort();
+        keys
+    }
+
+    #[test]
+    fn the_default_file_lists_every_key_with_its_default() {
+        let text = include_str!("../../../../configs/default.toml");
+        assert_eq!(Config::parse(text, Path::new("default.toml")).unwrap(), Config::default());
+        assert_eq!(keys(text), keys(&Config::default().to_toml()));
+    }
+
+    #[test]
+    fn every_file_in_configs_is_valid() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs");
+        let mut num_files = 0;
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "toml") {
+                Config::read(&path).and_then(|config| config.validate()).unwrap();
+                num_files += 1;
+            }
+        }
+        assert!(num_files >= 1);
+    }
+}

@@ -1,0 +1,157 @@
+//! Which model is served, under which name, and where it comes from.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::{Auto, set};
+
+/// The model that is served when nobody names one.
+pub(crate) const DEFAULT_MODEL: &str = "smollm2-135m-instruct";
+
+/// `[model]` of the configuration file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct ModelConfig {
+    /// A catalogue name, `owner/name` or `owner/name:file.gguf` on the hub, or a path.
+    pub(crate) name: String,
+    /// Branch, tag or commit on the hub.
+    pub(crate) revision: String,
+    /// Name in the API; the model's own by default.
+    pub(crate) served_model_name: Auto<String>,
+    /// A `tokenizer.json` to use instead of the model's own.
+    pub(crate) tokenizer: Auto<PathBuf>,
+    /// Where catalogue models are kept.
+    pub(crate) cache_dir: Auto<PathBuf>,
+    /// Never contact the hub; its cache is still read.
+    pub(crate) hub_offline: bool,
+    /// Access token for the hub; by default the one its own tools have stored.
+    pub(crate) hub_token: Auto<Secret>,
+}
+
+/// A text that is never printed.
+#[derive(Clone, PartialEq)]
+pub(crate) struct Secret(String);
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        Self {
+            name: DEFAULT_MODEL.to_owned(),
+            revision: "main".to_owned(),
+            served_model_name: Auto::Auto,
+            tokenizer: Auto::Auto,
+            cache_dir: Auto::Auto,
+            hub_offline: false,
+            hub_token: Auto::Auto,
+        }
+    }
+}
+
+impl ModelConfig {
+    /// Where catalogue models are kept when nobody says otherwise: the user's cache folder.
+    ///
+    /// `None` on a system without one.
+    pub(crate) fn cache_dir(&self) -> Option<PathBuf> {
+        let home = || Some(dirs::cache_dir()?.join("kvshare").join("models"));
+        self.cache_dir.as_ref().set().cloned().or_else(home)
+    }
+
+    pub(super) fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.name.is_empty() {
+            problems.push("model.name is empty".to_owned());
+        }
+        if self.revision.is_empty() {
+            problems.push("model.revision is empty".to_owned());
+        }
+        if self.served_model_name.as_ref().set().is_some_and(|name| name.trim().is_empty()) {
+            problems.push("model.served_model_name is empty".to_owned());
+        }
+        problems
+    }
+}
+
+impl Secret {
+    /// The text itself, for the one who sends it.
+    pub(crate) fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("***")
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(Self)
+    }
+}
+
+/// Flags of `[model]`.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Model")]
+pub(crate) struct ModelArgs {
+    /// Catalogue name, `owner/name[:file.gguf]` on the hub, or a path [default: smollm2-135m-instruct]
+    #[arg(long, short, env = "KVSHARE_MODEL")]
+    pub(crate) model: Option<String>,
+    #[command(flatten)]
+    pub(crate) source: SourceArgs,
+    /// Name of the model in the API [default: its own]
+    #[arg(long, env = "KVSHARE_SERVED_MODEL_NAME")]
+    served_model_name: Option<String>,
+    /// A tokenizer.json to use instead of the model's own
+    #[arg(long, env = "KVSHARE_TOKENIZER", value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+}
+
+/// Flags that say where a model comes from.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct SourceArgs {
+    /// Branch, tag or commit on the hub [default: main]
+    #[arg(long, env = "KVSHARE_REVISION")]
+    revision: Option<String>,
+    /// Folder for catalogue models [default: kvshare/models in the user's cache folder]
+    #[arg(long, env = "KVSHARE_CACHE", value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+    /// Never contact the hub; read its cache only
+    #[arg(long, env = "HF_HUB_OFFLINE", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL",
+          value_parser = clap::builder::FalseyValueParser::new())]
+    hub_offline: Option<bool>,
+    /// Access token for the hub
+    #[arg(long, env = "HF_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    hub_token: Option<Secret>,
+}
+
+impl ModelArgs {
+    pub(super) fn apply(self, config: &mut ModelConfig) {
+        set(&mut config.name, self.model);
+        set(&mut config.served_model_name, self.served_model_name.map(Auto::Set));
+        set(&mut config.tokenizer, self.tokenizer.map(Auto::Set));
+        self.source.apply(config);
+    }
+}
+
+impl SourceArgs {
+    pub(crate) fn apply(self, config: &mut ModelConfig) {
+        set(&mut config.revision, self.revision);
+        set(&mut config.cache_dir, self.cache_dir.map(Auto::Set));
+        set(&mut config.hub_offline, self.hub_offline);
+        set(&mut config.hub_token, self.hub_token.map(Auto::Set));
+    }
+}

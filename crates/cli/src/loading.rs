@@ -1,0 +1,189 @@
+//! From the configuration to a loaded model: its files, its KV pool, its tokenizer, and the engine's settings for it.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use runner::{GgufVocabulary, LoadOptions, LoadedModel, WeightFiles};
+use tokenizer::Tokenizer;
+use tokens::{BlockSize, TokenId};
+
+use crate::config::{Auto, ByteSize, Config, Device, EngineConfig};
+use crate::memory;
+use crate::models::{self, ModelFiles, Weights};
+use crate::progress::{Progress, Unit};
+
+/// A model in memory, with what its start is told about.
+pub(crate) struct Loaded {
+    /// Where it came from, and its name.
+    pub(crate) files: ModelFiles,
+    /// The model.
+    pub(crate) model: LoadedModel,
+    /// Memory given to the KV pool.
+    pub(crate) kv_cache_memory: ByteSize,
+    /// Time to read the weights.
+    pub(crate) load_seconds: f64,
+}
+
+/// Fetches the configured model if need be, and loads it.
+///
+/// # Errors
+/// If it cannot be had or read, or memory does not suffice.
+pub(crate) fn load(config: &Config) -> anyhow::Result<Loaded> {
+    let kv_cache_memory = kv_cache_memory(&config.engine, memory::available())?;
+    let files = models::resolve(&config.model)?;
+    // Now, because fetching may have taken minutes.
+    let started = Instant::now();
+    let model = load_weights(config, &files, kv_cache_memory)?;
+    Ok(Loaded { files, model, kv_cache_memory, load_seconds: started.elapsed().as_secs_f64() })
+}
+
+/// Where the model runs. This build knows the processor only.
+pub(crate) const fn device(config: &EngineConfig) -> Device {
+    match config.device {
+        Device::Auto | Device::Cpu => Device::Cpu,
+    }
+}
+
+fn load_weights(config: &Config, files: &ModelFiles, kv_cache_memory: ByteSize) -> anyhow::Result<LoadedModel> {
+    let (weights, path) = match &files.weights {
+        Weights::Gguf(path) => (WeightFiles::Gguf(path.clone()), path),
+        Weights::Safetensors(path) => (WeightFiles::Safetensors(path.clone()), path),
+    };
+    let options = LoadOptions {
+        weights,
+        threads: config.engine.num_threads(),
+        kv_dtype: config.engine.kv_cache_dtype.into(),
+        kv_bytes: kv_cache_memory.0,
+        max_model_len: config.engine.max_model_len.set().map(|len| len as usize),
+    };
+    let mut progress = Progress::new(format!("loading {} (%)", files.id), Unit::Count, 100);
+    let loaded = runner::load(&options, &mut |share| progress.set((share * 100.0) as u64));
+    progress.finish();
+    loaded.with_context(|| format!("loading {} with {kv_cache_memory} of memory for its KV cache", path.display()))
+}
+
+/// What is configured, or the default share of what is available.
+fn kv_cache_memory(config: &EngineConfig, available: Option<ByteSize>) -> anyhow::Result<ByteSize> {
+    match (config.kv_cache_memory, available) {
+        (Auto::Set(wanted), Some(available)) if wanted > available => {
+            bail!("kv_cache_memory {wanted} is more than the {} of memory that are available", whole_mib(available))
+        }
+        (Auto::Set(wanted), _) => Ok(wanted),
+        (Auto::Auto, available) => Ok(memory::default_pool(available)),
+    }
+}
+
+/// Rounded down, so that it reads well.
+fn whole_mib(size: ByteSize) -> ByteSize {
+    ByteSize(size.0 >> 20 << 20)
+}
+
+/// The engine's settings for a loaded model.
+///
+/// # Errors
+/// If the model is longer than positions are counted.
+pub(crate) fn scheduler_config(config: &Config, model: &LoadedModel) -> anyhow::Result<engine::SchedulerConfig> {
+    let max_model_len = u32::try_from(model.max_model_len).context("the model's length")?;
+    Ok(engine::SchedulerConfig {
+        block_size: BlockSize::DEFAULT,
+        max_num_batched_tokens: config.engine.max_num_batched_tokens,
+        max_num_seqs: config.engine.max_num_seqs,
+        policy: config.engine.scheduling.into(),
+        max_overtake: config.engine.max_overtake.get(),
+        spans: config.sharing.spans(),
+        max_donors: config.sharing.max_donors,
+        ..engine::SchedulerConfig::new(model.num_blocks, max_model_len)
+    })
+}
+
+/// The tokenizer: the one given, else the one beside the weights, else the one inside them.
+///
+/// # Errors
+/// If there is none, or it is of a kind that is not served.
+pub(crate) fn tokenizer(loaded: &mut Loaded) -> anyhow::Result<Tokenizer> {
+    let vocabulary = loaded.model.vocabulary.take();
+    let template = vocabulary.as_ref().and_then(|vocabulary| vocabulary.chat_template.clone());
+    let built = match (&loaded.files.tokenizer, vocabulary) {
+        (Some(path), _) => from_file(path)?,
+        (None, Some(vocabulary)) => Tokenizer::from_gguf(convert(vocabulary)).context("the model's tokenizer")?,
+        (None, None) => bail!("{} has no tokenizer: give one with --tokenizer", loaded.files.id),
+    };
+    let special = &loaded.model.special_tokens;
+    let (bos, eos) = (built.bos().or(special.bos.map(TokenId)), end_tokens(built.eos_ids(), &special.eos));
+    let built = built.with_special_ids(bos, eos);
+    match template {
+        Some(source) if built.chat_template().is_none() => built.with_chat_template(&source).context("the model's chat template"),
+        _ => Ok(built),
+    }
+}
+
+/// With the files beside it, which name special tokens and the chat template, if it has its usual name.
+fn from_file(path: &Path) -> anyhow::Result<Tokenizer> {
+    let folder = path.parent().filter(|_| path.file_name().is_some_and(|name| name == "tokenizer.json"));
+    let built = match folder {
+        Some(folder) => Tokenizer::from_folder(folder).map_err(anyhow::Error::from),
+        None => Tokenizer::from_file(path).map_err(anyhow::Error::from),
+    };
+    built.with_context(|| format!("reading the tokenizer {}", path.display()))
+}
+
+/// What either side knows to end an answer, each once, the tokenizer's first.
+fn end_tokens(of_tokenizer: &[TokenId], of_checkpoint: &[u32]) -> Vec<TokenId> {
+    let mut all = of_tokenizer.to_vec();
+    for id in of_checkpoint.iter().copied().map(TokenId) {
+        if !all.contains(&id) {
+            all.push(id);
+        }
+    }
+    all
+}
+
+/// The loader and the tokenizer do not know each other, so each has its own type for what is in the file.
+fn convert(vocabulary: GgufVocabulary) -> tokenizer::GgufVocabulary {
+    tokenizer::GgufVocabulary {
+        model: vocabulary.model,
+        pre: vocabulary.pre,
+        tokens: vocabulary.tokens,
+        scores: vocabulary.scores,
+        token_types: vocabulary.token_types,
+        merges: vocabulary.merges,
+        bos: vocabulary.bos,
+        eos: vocabulary.eos,
+        eot: vocabulary.eot,
+        unk: vocabulary.unk,
+        pad: vocabulary.pad,
+        add_bos: vocabulary.add_bos,
+        add_eos: vocabulary.add_eos,
+        add_space_prefix: vocabulary.add_space_prefix,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `None`: refused.
+    #[track_caller]
+    fn check(wanted: Auto<ByteSize>, available: Option<ByteSize>, expected: Option<ByteSize>) {
+        let config = EngineConfig { kv_cache_memory: wanted, ..EngineConfig::default() };
+        assert_eq!(kv_cache_memory(&config, available).ok(), expected);
+    }
+
+    #[test]
+    fn the_pool_is_what_was_asked_for_or_a_share_of_what_there_is() {
+        check(Auto::Set(ByteSize::gib(2)), Some(ByteSize::gib(8)), Some(ByteSize::gib(2)));
+        check(Auto::Set(ByteSize::gib(2)), None, Some(ByteSize::gib(2)));
+        check(Auto::Auto, Some(ByteSize::gib(8)), Some(ByteSize::gib(2)));
+    }
+
+    #[test]
+    fn more_than_there_is_is_refused() {
+        check(Auto::Set(ByteSize::gib(9)), Some(ByteSize::gib(8)), None);
+    }
+
+    #[test]
+    fn end_tokens_of_both_sides_count_once() {
+        assert_eq!(end_tokens(&[TokenId(2), TokenId(5)], &[5, 7]), [TokenId(2), TokenId(5), TokenId(7)]);
+    }
+}

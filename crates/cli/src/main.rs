@@ -1,0 +1,101 @@
+//! `kvshare`: reads flags and a file, builds everything, runs one command.
+//!
+//! What is here: the command line, the configuration, fetching models, the clients `chat` and `bench`, and the one place
+//! that knows all other crates (`serve`). What is deliberately not here: anything another program would want to import.
+
+#![forbid(unsafe_code)]
+
+mod args;
+mod bench;
+mod chat;
+mod client;
+mod config;
+mod json_args;
+mod loading;
+mod logging;
+mod memory;
+mod models;
+mod progress;
+mod pull;
+mod serve;
+mod simulate;
+mod stdout;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use args::{Args, Command};
+use config::{Config, ConfigArgs};
+
+fn main() -> ExitCode {
+    match run(Args::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", one_line(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Serve(args) => serve::run(&Config::resolve(*args)?),
+        Command::Pull(args) => pull::run(args),
+        Command::Chat(args) => chat::run(args),
+        Command::Bench { command } => bench::run(command),
+        Command::Simulate(args) => simulate::run(&args),
+        Command::CheckConfig(args) => check_config(*args),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Args::command(), "kvshare", &mut script);
+            stdout::write(script)
+        }
+    }
+}
+
+fn check_config(args: ConfigArgs) -> anyhow::Result<()> {
+    stdout::write(Config::resolve(args)?.to_toml())
+}
+
+/// What failed and why, in one line, so that a log or a supervisor shows it whole.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        // Some errors print their cause themselves.
+        if !text.ends_with(&cause) {
+            text = if text.is_empty() { cause } else { format!("{text}: {cause}") };
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn errors_are_one_line_without_repetition() {
+        let cause = std::io::Error::other("status 404");
+        let error = anyhow::Error::new(cause).context("request error:\n  status 404").context("fetching x");
+        assert_eq!(one_line(&error), "fetching x: request error: status 404");
+    }
+
+    #[test]
+    fn completions_name_every_command() {
+        for shell in [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish] {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Args::command(), "kvshare", &mut script);
+            let script = String::from_utf8(script).unwrap();
+            for command in ["serve", "pull", "chat", "bench", "simulate", "check-config", "completions"] {
+                assert!(script.contains(command), "{shell} lacks {command}");
+            }
+        }
+    }
+}

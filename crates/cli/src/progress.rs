@@ -1,0 +1,105 @@
+//! How far a long operation has come, on standard error: a bar for people, plain lines for log files.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+
+/// Reports the progress of one operation, in bytes or in things.
+pub(crate) struct Progress {
+    label: String,
+    unit: Unit,
+    bar: Option<ProgressBar>,
+    total: u64,
+    done: u64,
+    last_line: Instant,
+}
+
+/// Time between two plain lines: a log file shows life without filling up. Chosen.
+const LINE_INTERVAL: Duration = Duration::from_secs(2);
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unit {
+    /// Bytes of a file.
+    Bytes,
+    /// Requests, or other things.
+    Count,
+}
+
+impl Progress {
+    /// Starts at 0 of `total`. Draws a bar if standard error is a terminal.
+    pub(crate) fn new(label: impl Into<String>, unit: Unit, total: u64) -> Self {
+        let label = label.into();
+        let bar = std::io::stderr().is_terminal().then(|| new_bar(&label, unit, total));
+        Self { label, unit, bar, total, done: 0, last_line: Instant::now() }
+    }
+
+    /// So much more is done.
+    pub(crate) fn add(&mut self, amount: u64) {
+        self.set(self.done + amount);
+    }
+
+    /// So much is done in all.
+    pub(crate) fn set(&mut self, done: u64) {
+        self.done = done;
+        match &self.bar {
+            Some(bar) => bar.set_position(done),
+            None => self.print_line(),
+        }
+    }
+
+    /// Removes the bar, so that a result can be printed in its place.
+    pub(crate) fn finish(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn print_line(&mut self) {
+        if self.last_line.elapsed() < LINE_INTERVAL {
+            return;
+        }
+        self.last_line = Instant::now();
+        let percent = (self.done * 100).checked_div(self.total).unwrap_or(0);
+        eprintln!("{}: {} of {} ({percent} %)", self.label, self.amount(self.done), self.amount(self.total));
+    }
+
+    fn amount(&self, n: u64) -> String {
+        match self.unit {
+            Unit::Bytes => HumanBytes(n).to_string(),
+            Unit::Count => n.to_string(),
+        }
+    }
+}
+
+fn new_bar(label: &str, unit: Unit, total: u64) -> ProgressBar {
+    let counts = match unit {
+        Unit::Bytes => "{bytes}/{total_bytes} {bytes_per_sec}",
+        Unit::Count => "{pos}/{len} {per_sec}",
+    };
+    let template = format!("{{msg}} [{{wide_bar}}] {counts} ({{eta}})");
+    let style = ProgressStyle::with_template(&template).expect("the template is a constant and valid").progress_chars("=> ");
+    ProgressBar::new(total).with_style(style).with_message(label.to_owned())
+}
+
+/// The hub's client reports its downloads through this.
+impl hf_hub::api::Progress for Progress {
+    fn init(&mut self, size: usize, filename: &str) {
+        *self = Self::new(filename, Unit::Bytes, size as u64);
+    }
+
+    fn update(&mut self, size: usize) {
+        self.add(size as u64);
+    }
+
+    fn finish(&mut self) {
+        Self::finish(self);
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}

@@ -1,0 +1,173 @@
+//! The composition root: configuration, model, engine and server become a daemon.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, bail};
+use clap::ValueEnum;
+use engine::{EngineCore, SchedulerConfig};
+use runner::ModelRunner;
+use server::{AppState, Ended, EngineThread, EngineThreadConfig, Metrics, ModelInfo, ServedModel};
+use tokio::runtime::Builder;
+
+use crate::config::{Config, LogFormat, ServerConfig, SharingConfig};
+use crate::loading::{self, Loaded};
+use crate::logging;
+
+/// Threads that speak HTTP. The engine has its own, and computing those of its kernels. Chosen: tokenizing and streaming
+/// for 64 clients keep fewer than two busy.
+const HTTP_THREADS: usize = 2;
+
+/// What a start tells the operator.
+struct Started {
+    model: String,
+    facts: String,
+    address: String,
+}
+
+/// Serves until a signal ends it.
+///
+/// # Errors
+/// If the port is taken, the model cannot be had, memory does not suffice, or a second signal cut a drain short.
+pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
+    logging::init(&config.log);
+    // First, so that a taken port is told before a model is fetched. Clients wait in the backlog meanwhile.
+    let listener = bind(&config.server)?;
+    let mut loaded = loading::load(config)?;
+    let tokenizer = Arc::new(loading::tokenizer(&mut loaded)?);
+    let scheduler = loading::scheduler_config(config, &loaded.model)?;
+    let info = Arc::new(model_info(&loaded, &scheduler, tokenizer.eos_ids()));
+    let started = Started::new(config, &loaded, &scheduler, &listener)?;
+    let metrics = Arc::new(Metrics::new(&info, &scheduler));
+    let engine = EngineCore::new(scheduler, loaded.model.runner).context("starting the engine")?;
+    let app = start_engine(config, engine, ServedModel { info, tokenizer }, metrics)?;
+    started.announce(config.log.format);
+    serve_until_signalled(listener, app)
+}
+
+fn bind(config: &ServerConfig) -> anyhow::Result<TcpListener> {
+    let ServerConfig { host, port, .. } = config;
+    let listener = TcpListener::bind((host.as_str(), *port)).with_context(|| format!("listening on {host}:{port}"))?;
+    listener.set_nonblocking(true).context("preparing the listener")?;
+    Ok(listener)
+}
+
+fn model_info(loaded: &Loaded, scheduler: &SchedulerConfig, eos: &[tokens::TokenId]) -> ModelInfo {
+    // A clock before 1970 is no reason not to serve.
+    let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    ModelInfo {
+        id: loaded.files.id.clone(),
+        aliases: Vec::new(),
+        max_model_len: scheduler.max_model_len,
+        vocab_size: u32::try_from(loaded.model.config.vocab_size).expect("token ids are 32 bits wide"),
+        eos_token_ids: eos.to_vec(),
+        created,
+    }
+}
+
+fn start_engine(
+    config: &Config,
+    engine: EngineCore<ModelRunner>,
+    model: ServedModel,
+    metrics: Arc<Metrics>,
+) -> anyhow::Result<Arc<AppState>> {
+    let bounds = EngineThreadConfig { max_queue: config.server.max_queue, ..EngineThreadConfig::default() };
+    let on_fatal = |fatal| {
+        eprintln!("error: {fatal}");
+        // The pool may be half updated: nothing of this process can be trusted any more.
+        std::process::exit(1);
+    };
+    let handle = EngineThread::spawn(engine, bounds, Arc::clone(&metrics), on_fatal).context("starting the engine thread")?;
+    AppState::new(model, handle, metrics, http_config(&config.server, &config.sharing)).context("server configuration")
+}
+
+fn http_config(server: &ServerConfig, sharing: &SharingConfig) -> server::ServerConfig {
+    server::ServerConfig {
+        max_connections: server.max_connections,
+        body_limit: usize::try_from(server.body_limit.0).unwrap_or(usize::MAX),
+        body_read_timeout: server.body_read_timeout.get(),
+        header_read_timeout: server.header_read_timeout.get(),
+        max_n: server.max_n,
+        keep_alive: server.keep_alive.get(),
+        shutdown_timeout: server.shutdown_timeout.get(),
+        default_sharing: sharing.mode.into(),
+        ..server::ServerConfig::default()
+    }
+}
+
+fn serve_until_signalled(listener: TcpListener, app: Arc<AppState>) -> anyhow::Result<()> {
+    let runtime =
+        Builder::new_multi_thread().worker_threads(HTTP_THREADS).enable_all().build().context("starting the runtime")?;
+    let ended = runtime.block_on(async {
+        let listener = tokio::net::TcpListener::from_std(listener).context("preparing the listener")?;
+        let signals = server::termination_signals().context("listening to signals")?;
+        Ok::<_, anyhow::Error>(server::serve(listener, app, signals).await)
+    })?;
+    // Tasks that tokenize are not waited for: nobody wants their results any more.
+    runtime.shutdown_background();
+    match ended {
+        Ended::Drained | Ended::Cut => Ok(()),
+        Ended::Forced => bail!("a second signal ended the daemon before its requests were answered"),
+    }
+}
+
+impl Started {
+    fn new(config: &Config, loaded: &Loaded, scheduler: &SchedulerConfig, listener: &TcpListener) -> anyhow::Result<Self> {
+        let address = listener.local_addr().context("the listener's address")?;
+        let device = loading::device(&config.engine);
+        let device = device.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+        let model = format!(
+            "{} ({:.1}s to load, {} MiB of weights)",
+            loaded.files.id,
+            loaded.load_seconds,
+            loaded.model.weight_bytes >> 20
+        );
+        let facts = format!(
+            "{} KV blocks of {} tokens in {}, up to {} tokens a request, sharing: {}, {device} with {} threads",
+            scheduler.num_blocks,
+            scheduler.block_size.get(),
+            loaded.kv_cache_memory,
+            scheduler.max_model_len,
+            config.sharing.mode.as_str(),
+            config.engine.num_threads()
+        );
+        Ok(Self { model, facts, address: format!("http://{address}") })
+    }
+
+    /// Plain lines for people, an event for programs.
+    fn announce(&self, format: LogFormat) {
+        let Self { model, facts, address } = self;
+        match format {
+            LogFormat::Text => eprintln!("model    {model}\nengine   {facts}\nserving  {address}/v1"),
+            LogFormat::Json => tracing::info!(model, engine = facts, address, "serving"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_agree_with_those_of_the_parts() {
+        let config = Config::default();
+        assert_eq!(http_config(&config.server, &config.sharing), server::ServerConfig::default());
+        assert_eq!(config.server.max_queue, EngineThreadConfig::default().max_queue);
+        assert_eq!(config.sharing.spans(), semantic::SpanConfig::default());
+        let parts = SchedulerConfig::new(1, 2);
+        assert_eq!(config.engine.max_num_batched_tokens, parts.max_num_batched_tokens);
+        assert_eq!(config.engine.max_num_seqs, parts.max_num_seqs);
+        assert_eq!(engine::SchedulePolicy::from(config.engine.scheduling), parts.policy);
+        assert_eq!(config.engine.max_overtake.get(), parts.max_overtake);
+        assert_eq!(config.sharing.max_donors, parts.max_donors);
+    }
+
+    #[test]
+    fn a_taken_port_is_named() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let error = bind(&ServerConfig { port, ..ServerConfig::default() }).unwrap_err();
+        assert!(format!("{error:#}").starts_with(&format!("listening on 127.0.0.1:{port}: ")), "{error:#}");
+    }
+}

@@ -1,0 +1,103 @@
+//! Replays a trace of requests on a virtual clock, without a model.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use sim::{PoolSize, SimOptions, Trace};
+
+use crate::config::{KvSharing, Millis, Scheduling};
+use crate::json_args::JsonArgs;
+
+/// What `kvshare simulate` is told.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SimulateArgs {
+    /// JSON lines with arrival_s, input_length, output_length and, for prefix hits, hash_ids of blocks
+    trace: PathBuf,
+    /// Sizes of the KV pool in blocks of 512 tokens, or `unlimited` [default: 1000,5000,20000,unlimited]
+    #[arg(long, value_delimiter = ',', value_name = "N,..")]
+    blocks: Vec<PoolSize>,
+    /// Orders of the waiting requests [default: all]
+    #[arg(long, value_enum, value_delimiter = ',')]
+    policy: Vec<Scheduling>,
+    /// Which KV of earlier requests is reused
+    #[arg(long, value_enum, default_value = "prefix")]
+    kv_sharing: KvSharing,
+    /// Multiplies the times of arrival: below 1 is more load
+    #[arg(long, default_value_t = 1.0, value_name = "X")]
+    time_scale: f64,
+    /// Replay only the first N requests
+    #[arg(long, short = 'n', value_name = "N")]
+    requests: Option<usize>,
+    /// Tokens computed in one step [default: 8192]
+    #[arg(long, value_name = "N")]
+    max_num_batched_tokens: Option<usize>,
+    /// Requests running at once [default: 256]
+    #[arg(long, value_name = "N")]
+    max_num_seqs: Option<usize>,
+    /// A request that has waited longer is overtaken by nobody [default: 2s]
+    #[arg(long, value_name = "TIME")]
+    max_overtake: Option<Millis>,
+    #[command(flatten)]
+    json: JsonArgs,
+}
+
+/// Replays, and prints a table of hit rate, time to first token and evictions by pool and policy.
+///
+/// # Errors
+/// If the trace cannot be read, or the settings contradict each other.
+pub(crate) fn run(args: &SimulateArgs) -> anyhow::Result<()> {
+    let trace = Trace::open(&args.trace).with_context(|| format!("reading {}", args.trace.display()))?;
+    let report = sim::simulate(trace, &options(args)).context("simulating")?;
+    args.json.write(&report, &format!("{report}\n"))
+}
+
+fn options(args: &SimulateArgs) -> SimOptions {
+    let defaults = SimOptions::default();
+    let policies = args.policy.iter().copied().map(Into::into).collect();
+    SimOptions {
+        pools: if args.blocks.is_empty() { defaults.pools } else { args.blocks.clone() },
+        policies: if args.policy.is_empty() { defaults.policies } else { policies },
+        sharing: args.kv_sharing.into(),
+        time_scale: args.time_scale,
+        max_requests: args.requests,
+        max_num_batched_tokens: args.max_num_batched_tokens.unwrap_or(defaults.max_num_batched_tokens),
+        max_num_seqs: args.max_num_seqs.unwrap_or(defaults.max_num_seqs),
+        max_overtake: args.max_overtake.map_or(defaults.max_overtake, Millis::get),
+        cost: defaults.cost,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: SimulateArgs,
+    }
+
+    fn parse(line: &str) -> SimOptions {
+        options(&Line::try_parse_from(line.split(' ')).unwrap().args)
+    }
+
+    #[test]
+    fn without_flags_everything_is_the_simulators_default() {
+        assert_eq!(format!("{:?}", parse("simulate trace.jsonl")), format!("{:?}", SimOptions::default()));
+    }
+
+    #[test]
+    fn flags_reach_the_simulator() {
+        let options = parse(
+            "simulate t --blocks 10,unlimited --policy fcfs --kv-sharing off --time-scale 0.5 -n 7 --max-num-batched-tokens 64 \
+             --max-num-seqs 3 --max-overtake 250ms",
+        );
+        assert_eq!(options.pools, [PoolSize::Blocks(10), PoolSize::Unlimited]);
+        assert_eq!(options.policies, [engine::SchedulePolicy::Fcfs]);
+        assert_eq!((options.sharing, options.time_scale, options.max_requests), (engine::KvSharingMode::Off, 0.5, Some(7)));
+        assert_eq!((options.max_num_batched_tokens, options.max_num_seqs), (64, 3));
+        assert_eq!(options.max_overtake, std::time::Duration::from_millis(250));
+    }
+}

@@ -1,0 +1,152 @@
+//! A daemon of its own for a test: started on a free loopback port, ended when dropped.
+
+use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// The binary under test.
+pub(crate) const KVSHARE: &str = env!("CARGO_BIN_EXE_kvshare");
+/// What the daemon calls the model it serves when none is named.
+pub(crate) const MODEL: &str = "smollm2-135m-instruct";
+
+/// Unoptimised tests on a busy machine are slow; nothing here waits this long when all is well.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// A running `kvshare serve`.
+pub(crate) struct Daemon {
+    child: Child,
+    log: PathBuf,
+    /// Where it listens, without a path: `http://127.0.0.1:PORT`.
+    pub(crate) url: String,
+}
+
+impl Daemon {
+    /// Serves the default model with `args` and waits until it is ready.
+    pub(crate) async fn start(args: &[&str]) -> Self {
+        pull_default_model();
+        let port = free_port();
+        let log = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("daemon-{port}.log"));
+        let stderr = fs::File::create(&log).expect("the target folder can be written");
+        let child = serve(port).args(args).stdout(Stdio::null()).stderr(stderr).spawn().expect("kvshare starts");
+        let mut daemon = Self { child, log, url: format!("http://127.0.0.1:{port}") };
+        daemon.wait_until_ready().await;
+        daemon
+    }
+
+    async fn wait_until_ready(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.status("/health/ready").await != Some(200) {
+            if let Some(status) = self.child.try_wait().expect("the child is ours") {
+                panic!("kvshare serve ended with {status}:\n{}", self.log());
+            }
+            assert!(Instant::now() < deadline, "kvshare serve is not ready:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// What it has logged so far.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Status of `GET path`; `None` when nobody listens.
+    pub(crate) async fn status(&self, path: &str) -> Option<u16> {
+        reqwest::get(format!("{}{path}", self.url)).await.ok().map(|answer| answer.status().as_u16())
+    }
+
+    /// Body of `GET path`.
+    pub(crate) async fn get(&self, path: &str) -> String {
+        reqwest::get(format!("{}{path}", self.url)).await.unwrap().text().await.unwrap()
+    }
+
+    /// `POST path`: the answer, its body not yet read.
+    pub(crate) async fn send(&self, path: &str, body: &Value) -> reqwest::Response {
+        reqwest::Client::new().post(format!("{}{path}", self.url)).json(body).send().await.expect("the daemon answers")
+    }
+
+    /// `POST path`: status and body.
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        let answer = self.send(path, body).await;
+        (answer.status().as_u16(), answer.json().await.expect("every answer is JSON"))
+    }
+
+    /// `POST /v1/chat/completions`, which must succeed.
+    pub(crate) async fn chat(&self, body: &Value) -> Value {
+        let (status, answer) = self.post("/v1/chat/completions", body).await;
+        assert_eq!(status, 200, "{answer}");
+        answer
+    }
+
+    /// Sum of a metric over its labels; zero when it is absent.
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
+        let text = self.get("/metrics").await;
+        let values = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
+        values.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
+    /// Asks it to end, as an operator's `kill` does.
+    pub(crate) fn terminate(&self) {
+        let status = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().expect("kill is there");
+        assert!(status.success(), "the daemon has already ended:\n{}", self.log());
+    }
+
+    /// Waits for its end, at most `limit`.
+    pub(crate) async fn exit(&mut self, limit: Duration) -> ExitStatus {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("the child is ours") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "still running after {limit:?}:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Fails only if it has ended, which some tests want.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `kvshare serve` on `port`, small enough that several fit on one machine.
+pub(crate) fn serve(port: u16) -> Command {
+    let mut command = Command::new(KVSHARE);
+    command.args(["serve", "--host", "127.0.0.1", "--port", &port.to_string()]);
+    command.args(["--kv-cache-memory", "256MiB", "--threads", "2"]);
+    command
+}
+
+/// Runs `command` to its end, which must come soon.
+pub(crate) fn output(command: &mut Command) -> Output {
+    command.stdin(Stdio::null()).output().expect("kvshare starts")
+}
+
+/// A port that nobody listens on now.
+pub(crate) fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has a free port");
+    listener.local_addr().expect("a bound socket has an address").port()
+}
+
+/// The default model's file, fetched if it is not there yet.
+pub(crate) fn pull_default_model() -> &'static Path {
+    static FILE: OnceLock<PathBuf> = OnceLock::new();
+    FILE.get_or_init(|| pull(MODEL))
+}
+
+/// The file of a model of the catalogue, fetched if it is not there yet.
+pub(crate) fn pull(model: &str) -> PathBuf {
+    let output = output(Command::new(KVSHARE).args(["pull", model]));
+    assert!(output.status.success(), "kvshare pull {model}: {}", String::from_utf8_lossy(&output.stderr));
+    let stdout = String::from_utf8(output.stdout).expect("a path in UTF-8");
+    let file = PathBuf::from(stdout.lines().last().expect("kvshare pull prints where the model is"));
+    assert!(file.is_file(), "kvshare pull printed {}", file.display());
+    file
+}

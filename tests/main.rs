@@ -1,0 +1,12 @@
+//! Tests of the whole: the daemon as a process, and the rules that the repository keeps about itself.
+//!
+//! What needs a model gets the default one with `kvshare pull`, as a user would, and fails without it.
+
+#![forbid(unsafe_code)]
+
+mod daemon;
+mod openai_sdk;
+mod reference;
+mod server;
+mod tidy;
+mod vocabulary;

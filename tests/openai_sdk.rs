@@ -1,0 +1,37 @@
+//! The `openai` Python package against the daemon.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::daemon::{Daemon, MODEL};
+
+/// Runs `command` and returns what it printed; fails with that when it fails.
+#[track_caller]
+fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let printed = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    assert!(output.status.success(), "{command:?} ended with {}:\n{printed}", output.status);
+    printed
+}
+
+/// A Python with the pinned package, made once and kept in the target folder.
+fn python_with_openai(requirements: &Path) -> PathBuf {
+    let venv = Path::new(env!("CARGO_TARGET_TMPDIR")).join("openai-venv");
+    let python = venv.join("bin/python");
+    if !python.exists() {
+        run(Command::new("python3").args(["-m", "venv"]).arg(&venv));
+    }
+    run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--requirement"]).arg(requirements));
+    python
+}
+
+#[tokio::test]
+async fn the_openai_package_works_unchanged() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/openai_sdk");
+    let python = python_with_openai(&folder.join("requirements.txt"));
+    let daemon = Daemon::start(&[]).await;
+    let mut test = Command::new(python);
+    test.arg("-B").arg(folder.join("test_sdk.py")).args([&daemon.url, MODEL]);
+    let printed = tokio::task::spawn_blocking(move || run(&mut test)).await.expect("a failure shows what Python printed");
+    assert!(printed.contains("\nOK"), "{printed}");
+}

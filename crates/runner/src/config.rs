@@ -116,8 +116,12 @@ impl ModelConfig {
         if !self.num_heads.is_multiple_of(self.num_kv_heads) {
             return Err(LoadError::unsupported(format!("{} query heads over {} key heads", self.num_heads, self.num_kv_heads)));
         }
-        if !self.head_dim.is_multiple_of(2) {
-            return Err(LoadError::unsupported(format!("an odd head of {}", self.head_dim)));
+        for (name, size) in
+            [("head", self.head_dim), ("hidden size", self.hidden_size), ("intermediate size", self.intermediate_size)]
+        {
+            if size % 2 == 1 {
+                return Err(LoadError::unsupported(format!("an odd {name} of {size}")));
+            }
         }
         Ok(self)
     }

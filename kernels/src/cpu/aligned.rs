@@ -29,6 +29,8 @@ unsafe impl Plain for f32 {}
 unsafe impl Plain for u16 {}
 // SAFETY: as above.
 unsafe impl Plain for i8 {}
+// SAFETY: as above.
+unsafe impl Plain for u8 {}
 
 impl<T: Plain> AlignedBuffer<T> {
     /// All zero.

@@ -1,4 +1,4 @@
-//! Weight blocks of GGUF files, brought to one form: small integers with a scale and perhaps a minimum for each group of 16 or 32.
+//! Weight blocks of GGUF files, decoded to one form: small integers with a scale and perhaps a minimum for each group of 16 or 32.
 //!
 //! All ggml formats up to 8 bits are exactly `w = scale * code + min` with integer codes, so one matrix kernel serves them all and
 //! nothing is rounded but the product `d * sc` of the K formats, once, in f32.
@@ -96,6 +96,15 @@ impl GgmlType {
         match self {
             Self::Q2K | Self::Q3K | Self::Q6K => 16,
             _ => 32,
+        }
+    }
+
+    /// For the formats of 4 bits: what is added to a decoded code to make it unsigned.
+    pub(crate) fn nibble_offset(self) -> Option<i8> {
+        match self {
+            Self::Q4_0 => Some(8),
+            Self::Q4_1 | Self::Q4K => Some(0),
+            _ => None,
         }
     }
 

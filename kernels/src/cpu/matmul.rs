@@ -8,7 +8,7 @@ use std::cell::RefCell;
 
 use super::aligned::AlignedBuffer;
 use super::block::Element;
-use super::matrix::{Linear, Matrix, PANEL, PanelRef, Panels};
+use super::matrix::{Linear, Matrix, PANEL, PanelRef, Panels, Scales};
 use super::simd::{Simd, dispatch, prefetch};
 use super::threads::{SharedMut, Threads};
 
@@ -54,7 +54,7 @@ pub fn matmul(threads: &Threads, x: &[f32], m: usize, w: &Linear, init: Init<'_>
     let accumulate = !matches!(init, Init::Zero);
     let y = SharedMut::new(y);
     // Eight tasks a thread even out threads of different speed; neighbouring panels in one task keep reads sequential.
-    let panels_per_task = w.panels.len().div_ceil(threads.count() * 8).max(2);
+    let panels_per_task = w.panels.len().div_ceil(threads.count() * 8).next_multiple_of(2);
     threads.for_each(w.panels.len().div_ceil(panels_per_task), |task| {
         let first = task * panels_per_task;
         let panels = &w.panels[first..(first + panels_per_task).min(w.panels.len())];
@@ -103,7 +103,7 @@ struct Job {
 /// Decodes the weights of one panel.
 ///
 /// # Safety of the methods
-/// `k` and `group` must lie within the panel, `lane + S::LANES <= PANEL`, and the machine must have `S`.
+/// `k`, `k + 1` and `group` must lie within the panel, `lane + S::LANES <= PANEL`, and the machine must have `S`.
 trait Weights: Copy {
     /// Inputs that share a scale, given how many there are.
     fn group(self, k: usize) -> usize;
@@ -111,8 +111,8 @@ trait Weights: Copy {
     unsafe fn scales<S: Simd>(self, group: usize, lane: usize) -> (S::V, S::V);
     /// Asks for the weights of input `k`, which may lie beyond the panel.
     fn fetch(self, k: usize);
-    /// Weights of input `k`.
-    unsafe fn decode<S: Simd>(self, k: usize, lane: usize, scales: (S::V, S::V)) -> S::V;
+    /// Weights of inputs `k`, which is even, and `k + 1`.
+    unsafe fn decode<S: Simd>(self, k: usize, lane: usize, scales: (S::V, S::V)) -> [S::V; 2];
 }
 
 macro_rules! dense_weights {
@@ -135,9 +135,9 @@ macro_rules! dense_weights {
                 prefetch(self.0.wrapping_add(k * PANEL));
             }
             #[inline(always)]
-            unsafe fn decode<S: Simd>(self, k: usize, lane: usize, _scales: (S::V, S::V)) -> S::V {
+            unsafe fn decode<S: Simd>(self, k: usize, lane: usize, _scales: (S::V, S::V)) -> [S::V; 2] {
                 // SAFETY: within the panel by the caller's promise.
-                unsafe { S::$load(self.0.add(k * PANEL + lane)) }
+                unsafe { [S::$load(self.0.add(k * PANEL + lane)), S::$load(self.0.add((k + 1) * PANEL + lane))] }
             }
         }
     };
@@ -148,34 +148,90 @@ dense_weights!(F16Weights, u16, load_f16);
 dense_weights!(Bf16Weights, u16, load_bf16);
 
 #[derive(Clone, Copy)]
-struct CodeWeights<const AFFINE: bool> {
-    codes: *const i8,
+struct GroupScales<const AFFINE: bool> {
     scales: *const f32,
     mins: *const f32,
     group: usize,
 }
 
-impl<const AFFINE: bool> Weights for CodeWeights<AFFINE> {
-    #[inline(always)]
-    fn group(self, _k: usize) -> usize {
-        self.group
+impl<const AFFINE: bool> GroupScales<AFFINE> {
+    fn new(scales: &Scales, at: usize) -> Self {
+        let mins = if AFFINE { scales.mins[at..].as_ptr() } else { std::ptr::null() };
+        Self { scales: scales.scales[at..].as_ptr(), mins, group: scales.group }
     }
+
+    /// # Safety
+    /// As [`Weights`].
     #[inline(always)]
-    unsafe fn scales<S: Simd>(self, group: usize, lane: usize) -> (S::V, S::V) {
+    unsafe fn load<S: Simd>(self, group: usize, lane: usize) -> (S::V, S::V) {
         let at = group * PANEL + lane;
         // SAFETY: within the panel by the caller's promise.
         unsafe { (S::load(self.scales.add(at)), if AFFINE { S::load(self.mins.add(at)) } else { S::splat(0.0) }) }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct CodeWeights<const AFFINE: bool> {
+    codes: *const i8,
+    scales: GroupScales<AFFINE>,
+}
+
+impl<const AFFINE: bool> Weights for CodeWeights<AFFINE> {
+    #[inline(always)]
+    fn group(self, _k: usize) -> usize {
+        self.scales.group
+    }
+    #[inline(always)]
+    unsafe fn scales<S: Simd>(self, group: usize, lane: usize) -> (S::V, S::V) {
+        // SAFETY: the caller's promise.
+        unsafe { self.scales.load::<S>(group, lane) }
     }
     #[inline(always)]
     fn fetch(self, k: usize) {
         prefetch(self.codes.wrapping_add(k * PANEL));
     }
     #[inline(always)]
-    unsafe fn decode<S: Simd>(self, k: usize, lane: usize, (scale, min): (S::V, S::V)) -> S::V {
+    unsafe fn decode<S: Simd>(self, k: usize, lane: usize, (scale, min): (S::V, S::V)) -> [S::V; 2] {
         // SAFETY: within the panel by the caller's promise.
         unsafe {
-            let code = S::load_i8(self.codes.add(k * PANEL + lane));
-            if AFFINE { S::fma(code, scale, min) } else { S::mul(code, scale) }
+            let p = self.codes.add(k * PANEL + lane);
+            let (even, odd) = (S::load_i8(p), S::load_i8(p.add(PANEL)));
+            if AFFINE { [S::fma(even, scale, min), S::fma(odd, scale, min)] } else { [S::mul(even, scale), S::mul(odd, scale)] }
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct NibbleWeights<const AFFINE: bool> {
+    low: *const u8,
+    offset: i8,
+    scales: GroupScales<AFFINE>,
+}
+
+impl<const AFFINE: bool> Weights for NibbleWeights<AFFINE> {
+    #[inline(always)]
+    fn group(self, _k: usize) -> usize {
+        self.scales.group
+    }
+    #[inline(always)]
+    unsafe fn scales<S: Simd>(self, group: usize, lane: usize) -> (S::V, S::V) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (scale, min) = self.scales.load::<S>(group, lane);
+            // The offset becomes part of the minimum. It is a power of two, so this product and the sum after it round as one.
+            (scale, if AFFINE { min } else { S::mul(scale, S::splat(-f32::from(self.offset))) })
+        }
+    }
+    #[inline(always)]
+    fn fetch(self, k: usize) {
+        prefetch(self.low.wrapping_add(k / 2 * PANEL));
+    }
+    #[inline(always)]
+    unsafe fn decode<S: Simd>(self, k: usize, lane: usize, (scale, min): (S::V, S::V)) -> [S::V; 2] {
+        // SAFETY: within the panel by the caller's promise.
+        unsafe {
+            let [even, odd] = S::load_nibbles(self.low.add(k / 2 * PANEL + lane));
+            [S::fma(even, scale, min), S::fma(odd, scale, min)]
         }
     }
 }
@@ -198,20 +254,34 @@ macro_rules! with_weights {
                 let $w = |panel: usize| Bf16Weights(data[panel * panel_len..].as_ptr());
                 $body
             }
-            Panels::Codes { codes, scales, mins, group } => {
-                let at = |panel: usize| (panel * panel_len, panel * panel_len / group);
-                if mins.is_empty() {
-                    let $w = |panel: usize| {
-                        let (code, scale) = at(panel);
-                        let (codes, scales) = (codes[code..].as_ptr(), scales[scale..].as_ptr());
-                        CodeWeights::<false> { codes, scales, mins: scales, group: *group }
+            Panels::Codes { codes, scales } => {
+                let codes = |panel: usize| codes[panel * panel_len..].as_ptr();
+                let at = |panel: usize| panel * panel_len / scales.group;
+                if scales.mins.is_empty() {
+                    let $w =
+                        |panel: usize| CodeWeights { codes: codes(panel), scales: GroupScales::<false>::new(scales, at(panel)) };
+                    $body
+                } else {
+                    let $w =
+                        |panel: usize| CodeWeights { codes: codes(panel), scales: GroupScales::<true>::new(scales, at(panel)) };
+                    $body
+                }
+            }
+            Panels::Nibbles { low, offset, scales } => {
+                let low = |panel: usize| low[panel * panel_len / 2..].as_ptr();
+                let at = |panel: usize| panel * panel_len / scales.group;
+                if scales.mins.is_empty() {
+                    let $w = |panel: usize| NibbleWeights {
+                        low: low(panel),
+                        offset: *offset,
+                        scales: GroupScales::<false>::new(scales, at(panel)),
                     };
                     $body
                 } else {
-                    let $w = |panel: usize| {
-                        let (code, scale) = at(panel);
-                        let (codes, scales, mins) = (codes[code..].as_ptr(), scales[scale..].as_ptr(), mins[scale..].as_ptr());
-                        CodeWeights::<true> { codes, scales, mins, group: *group }
+                    let $w = |panel: usize| NibbleWeights {
+                        low: low(panel),
+                        offset: *offset,
+                        scales: GroupScales::<true>::new(scales, at(panel)),
                     };
                     $body
                 }
@@ -300,14 +370,16 @@ unsafe fn stream_rows<S: Simd, W: Weights, const MR: usize, const NP: usize, con
                     scales[p][v] = weights[p].scales::<S>(g, v * S::LANES);
                 }
             }
-            for k in g * group..(g + 1) * group {
+            for k in (g * group..(g + 1) * group).step_by(2) {
                 let ahead = if k + FETCH_AHEAD < job.k { k + FETCH_AHEAD } else { k + FETCH_AHEAD + (NP - 1) * job.k };
                 for p in 0..NP {
                     weights[p].fetch(ahead);
                     for v in 0..NV {
-                        let weight = weights[p].decode::<S>(k, v * S::LANES, scales[p][v]);
+                        let pair = weights[p].decode::<S>(k, v * S::LANES, scales[p][v]);
                         for r in 0..MR {
-                            acc[r][p][v] = S::fma(S::splat(*x.add(r * job.k + k)), weight, acc[r][p][v]);
+                            let x = x.add(r * job.k + k);
+                            acc[r][p][v] = S::fma(S::splat(*x), pair[0], acc[r][p][v]);
+                            acc[r][p][v] = S::fma(S::splat(*x.add(1)), pair[1], acc[r][p][v]);
                         }
                     }
                 }
@@ -401,8 +473,10 @@ unsafe fn decode_tile<S: Simd, W: Weights>(weights: W, k: usize, k0: usize, kc: 
             // SAFETY: inputs `k0 + at .. k0 + end` lie in the panel, and `at .. end` in the tile.
             unsafe {
                 let scales = weights.scales::<S>((k0 + at) / group, lane);
-                for i in at..end {
-                    S::store(tile.add(i * PANEL + lane), weights.decode::<S>(k0 + i, lane, scales));
+                for i in (at..end).step_by(2) {
+                    let [even, odd] = weights.decode::<S>(k0 + i, lane, scales);
+                    S::store(tile.add(i * PANEL + lane), even);
+                    S::store(tile.add((i + 1) * PANEL + lane), odd);
                 }
             }
         }

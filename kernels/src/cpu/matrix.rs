@@ -23,22 +23,51 @@ pub(crate) enum Panels {
     F32(AlignedBuffer<f32>),
     F16(AlignedBuffer<u16>),
     Bf16(AlignedBuffer<u16>),
-    /// `scales` and `mins`: `[panel][k / group][32]`; `mins` is empty where all are zero.
+    /// Codes of up to 8 bits, a byte each.
     Codes {
         codes: AlignedBuffer<i8>,
-        scales: AlignedBuffer<f32>,
-        mins: AlignedBuffer<f32>,
-        group: usize,
+        scales: Scales,
     },
+    /// Codes of 4 bits. A step of decoding reads every weight, so its speed is that of memory: these take half of it.
+    /// (With a plane of fifth bits beside them, formats of 5 bits decode slower than as bytes.)
+    Nibbles {
+        /// `[panel][k / 2][32]`: input `k` in the low, `k + 1` in the high half of a byte.
+        low: AlignedBuffer<u8>,
+        /// Subtracted from each code.
+        offset: i8,
+        scales: Scales,
+    },
+}
+
+/// What turns codes into weights: `w = scale * code + min`.
+pub(crate) struct Scales {
+    /// `[panel][k / group][32]`
+    pub(crate) scales: AlignedBuffer<f32>,
+    /// As `scales`; empty where all are zero.
+    pub(crate) mins: AlignedBuffer<f32>,
+    pub(crate) group: usize,
+}
+
+impl Scales {
+    fn bytes(&self) -> usize {
+        4 * (self.scales.len() + self.mins.len())
+    }
+
+    /// Weight of `code` at input `k` of a panel of `num_inputs`.
+    fn weight(&self, code: i8, panel: usize, num_inputs: usize, k: usize, lane: usize) -> f32 {
+        let at = (panel * (num_inputs / self.group) + k / self.group) * PANEL + lane;
+        f32::from(code).mul_add(self.scales[at], self.mins.get(at).copied().unwrap_or(0.0))
+    }
 }
 
 impl Matrix {
     /// Packs `bytes`, the `n` rows of a tensor of format `ty` with `k` weights each, little endian.
     ///
     /// # Panics
-    /// If `k` is no multiple of the format's block, or `bytes` has another length than the shape says.
+    /// If `k` is odd or no multiple of the format's block, or `bytes` has another length than the shape says.
     #[must_use]
     pub fn from_ggml(ty: GgmlType, n: usize, k: usize, bytes: &[u8]) -> Self {
+        assert_eq!(k % 2, 0, "kernels take inputs in pairs");
         assert_eq!(k % ty.block_len(), 0, "rows of {k} weights do not fill blocks of {}", ty.block_len());
         let row_bytes = k / ty.block_len() * ty.block_bytes();
         assert_eq!(bytes.len(), n * row_bytes, "a {n}x{k} tensor of {ty:?}");
@@ -55,10 +84,10 @@ impl Matrix {
     /// Packs `n` rows of `k` weights.
     ///
     /// # Panics
-    /// If `weights` has another length.
+    /// If `k` is odd or `weights` has another length.
     #[must_use]
     pub fn from_f32(n: usize, k: usize, weights: &[f32]) -> Self {
-        assert_eq!(weights.len(), n * k);
+        assert!(k % 2 == 0 && weights.len() == n * k, "an even number of inputs, {n}x{k} weights");
         let data = Panels::F32(pack(n, k, weights.chunks_exact(k).map(|row| row.iter().copied())));
         Self { n, k, data }
     }
@@ -81,7 +110,8 @@ impl Matrix {
         match &self.data {
             Panels::F32(w) => w.len() * 4,
             Panels::F16(w) | Panels::Bf16(w) => w.len() * 2,
-            Panels::Codes { codes, scales, mins, .. } => codes.len() + 4 * (scales.len() + mins.len()),
+            Panels::Codes { codes, scales } => codes.len() + scales.bytes(),
+            Panels::Nibbles { low, scales, .. } => low.len() + scales.bytes(),
         }
     }
 
@@ -97,11 +127,13 @@ impl Matrix {
             Panels::F32(w) => out.iter_mut().enumerate().for_each(|(k, out)| *out = w[at(k)]),
             Panels::F16(w) => out.iter_mut().enumerate().for_each(|(k, out)| *out = half::f16::from_bits(w[at(k)]).to_f32()),
             Panels::Bf16(w) => out.iter_mut().enumerate().for_each(|(k, out)| *out = f32::from_bits(u32::from(w[at(k)]) << 16)),
-            Panels::Codes { codes, scales, mins, group } => {
+            Panels::Codes { codes, scales } => {
+                out.iter_mut().enumerate().for_each(|(k, out)| *out = scales.weight(codes[at(k)], panel, self.k, k, lane));
+            }
+            Panels::Nibbles { low, offset, scales } => {
                 for (k, out) in out.iter_mut().enumerate() {
-                    let g = (panel * (self.k / group) + k / group) * PANEL + lane;
-                    let min = mins.get(g).copied().unwrap_or(0.0);
-                    *out = f32::from(codes[at(k)]).mul_add(scales[g], min);
+                    let nibble = low[(panel * self.k / 2 + k / 2) * PANEL + lane] >> (4 * (k % 2)) & 15;
+                    *out = scales.weight(nibble as i8 - offset, panel, self.k, k, lane);
                 }
             }
         }
@@ -129,15 +161,22 @@ fn pack<T: super::aligned::Plain, R: Iterator<Item = T>>(n: usize, k: usize, row
 
 fn pack_codes<'a>(ty: GgmlType, n: usize, k: usize, rows: impl Iterator<Item = &'a [u8]>) -> Panels {
     let (group, panels) = (ty.group(), n.div_ceil(PANEL));
-    let mut codes = AlignedBuffer::<i8>::zeroed(panels * PANEL * k);
-    let mut scales = AlignedBuffer::<f32>::zeroed(panels * PANEL * k / group);
+    let len = panels * PANEL * k;
+    let nibble_offset = ty.nibble_offset();
+    let mut codes = AlignedBuffer::<i8>::zeroed(if nibble_offset.is_none() { len } else { 0 });
+    let mut low = AlignedBuffer::<u8>::zeroed(if nibble_offset.is_some() { len / 2 } else { 0 });
+    let mut scales = AlignedBuffer::<f32>::zeroed(len / group);
     let mut mins = AlignedBuffer::<f32>::zeroed(if ty.is_affine() { scales.len() } else { 0 });
     let mut decoded = DecodedRow::new(k, group);
     for (row, bytes) in rows.enumerate() {
         decoded.decode(ty, bytes);
         let (panel, lane) = (row / PANEL, row % PANEL);
         for (i, code) in decoded.codes.iter().enumerate() {
-            codes[(panel * k + i) * PANEL + lane] = *code;
+            let Some(offset) = nibble_offset else {
+                codes[(panel * k + i) * PANEL + lane] = *code;
+                continue;
+            };
+            low[(panel * k / 2 + i / 2) * PANEL + lane] |= ((code + offset) as u8) << (4 * (i % 2));
         }
         for g in 0..k / group {
             let at = (panel * (k / group) + g) * PANEL + lane;
@@ -147,7 +186,11 @@ fn pack_codes<'a>(ty: GgmlType, n: usize, k: usize, rows: impl Iterator<Item = &
             }
         }
     }
-    Panels::Codes { codes, scales, mins, group }
+    let scales = Scales { scales, mins, group };
+    match nibble_offset {
+        None => Panels::Codes { codes, scales },
+        Some(offset) => Panels::Nibbles { low, offset, scales },
+    }
 }
 
 /// Matrices over the same input whose outputs stand side by side: Q, K and V, or gate and up.

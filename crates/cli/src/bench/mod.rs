@@ -1,8 +1,11 @@
-//! Measurements: of the engine in process, of a server from outside, and of two runs against each other.
+//! Measurements: of the engine in process and of what span reuse does to answers, of a server from outside, and of two runs against each other.
 
 mod compare;
 mod dispatch;
+mod divergence;
 mod engine;
+mod forced;
+mod quality;
 mod report;
 mod rouge;
 mod serve;
@@ -15,6 +18,8 @@ mod workload;
 pub(crate) enum BenchCommand {
     /// Measure prefill and decode in process, without a server
     Engine(engine::EngineBenchArgs),
+    /// Compare answers after span reuse with full computation, token by token, without a server
+    Quality(quality::QualityBenchArgs),
     /// Send a workload to a server and measure its answers
     Serve(serve::ServeBenchArgs),
     /// Compare the times and answers of two runs of `bench serve`
@@ -28,6 +33,7 @@ pub(crate) enum BenchCommand {
 pub(crate) fn run(command: BenchCommand) -> anyhow::Result<()> {
     match command {
         BenchCommand::Engine(args) => engine::run(args),
+        BenchCommand::Quality(args) => quality::run(args),
         BenchCommand::Serve(args) => serve::run(&args),
         BenchCommand::Compare(args) => compare::run(&args),
     }

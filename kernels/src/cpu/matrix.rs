@@ -87,7 +87,7 @@ impl Matrix {
     /// If `k` is odd or `weights` has another length.
     #[must_use]
     pub fn from_f32(n: usize, k: usize, weights: &[f32]) -> Self {
-        assert!(k % 2 == 0 && weights.len() == n * k, "an even number of inputs, {n}x{k} weights");
+        assert!(k.is_multiple_of(2) && weights.len() == n * k, "an even number of inputs, {n}x{k} weights");
         let data = Panels::F32(pack(n, k, weights.chunks_exact(k).map(|row| row.iter().copied())));
         Self { n, k, data }
     }

@@ -8,7 +8,7 @@ use std::any::Any;
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::{self, JoinHandle};
 use std::{hint, io};
 
@@ -120,7 +120,7 @@ impl Threads {
     /// # Panics
     /// If `f` does.
     pub(crate) fn for_each(&self, n: usize, f: impl Fn(usize) + Sync) {
-        let dispatch = if n <= 1 || self.workers.is_empty() { None } else { self.dispatch.try_lock().ok() };
+        let dispatch = if n <= 1 || self.workers.is_empty() { None } else { self.try_dispatch() };
         if dispatch.is_none() {
             return (0..n).for_each(f);
         }
@@ -134,6 +134,15 @@ impl Threads {
         let panic = self.shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(panic) = panic {
             resume_unwind(panic);
+        }
+    }
+
+    /// The right to open a job, unless another caller has it. A panic in an earlier job does no harm: it was closed all the same.
+    fn try_dispatch(&self) -> Option<MutexGuard<'_, ()>> {
+        match self.dispatch.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
         }
     }
 }
@@ -168,6 +177,7 @@ impl Shared {
     fn publish(&self, job: Job) {
         // SAFETY: the last job is closed and no worker is active, or `Closing` would still wait.
         unsafe { *self.job.get() = Some(job) };
+        *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.next.store(0, Ordering::Relaxed);
         self.open.store(true, Ordering::SeqCst);
         self.epoch.fetch_add(1, Ordering::SeqCst);
@@ -314,6 +324,7 @@ mod tests {
             let run = || threads.for_each(100, |i| assert_ne!(i, bad, "index {i}"));
             assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
             assert_eq!(squares(&threads, 50)[49], 49 * 49);
+            assert!(threads.try_dispatch().is_some(), "the next job is shared again");
         }
     }
 }

@@ -38,6 +38,26 @@ pub(crate) enum LayerRole {
     Down,
 }
 
+impl LayerRole {
+    /// Every role.
+    pub(crate) const ALL: [Self; 14] = [
+        Self::AttentionNorm,
+        Self::Query,
+        Self::Key,
+        Self::Value,
+        Self::QueryBias,
+        Self::KeyBias,
+        Self::ValueBias,
+        Self::QueryNorm,
+        Self::KeyNorm,
+        Self::Output,
+        Self::FeedForwardNorm,
+        Self::Gate,
+        Self::Up,
+        Self::Down,
+    ];
+}
+
 /// Ids of the tokens that mean something to the engine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SpecialTokens {

@@ -72,23 +72,6 @@ impl RandomCheckpoint {
 
     /// All tensors by name.
     fn tensors(&self) -> Vec<(String, Vec<usize>)> {
-        use LayerRole::*;
-        const ALL: [LayerRole; 14] = [
-            AttentionNorm,
-            Query,
-            Key,
-            Value,
-            QueryBias,
-            KeyBias,
-            ValueBias,
-            QueryNorm,
-            KeyNorm,
-            Output,
-            FeedForwardNorm,
-            Gate,
-            Up,
-            Down,
-        ];
         let c = &self.config;
         let mut tensors = vec![
             (self.name(Role::Embedding), vec![c.vocab_size, c.hidden_size]),
@@ -98,7 +81,9 @@ impl RandomCheckpoint {
             tensors.push((self.name(Role::Head), vec![c.vocab_size, c.hidden_size]));
         }
         for layer in 0..c.num_layers {
-            tensors.extend(ALL.into_iter().filter_map(|role| Some((self.name(Role::Layer(layer, role)), self.shape(role)?))));
+            tensors.extend(
+                LayerRole::ALL.into_iter().filter_map(|role| Some((self.name(Role::Layer(layer, role)), self.shape(role)?))),
+            );
         }
         tensors
     }

@@ -26,8 +26,8 @@ pub(crate) fn document() -> Value {
             "/openapi.json": {"get": says("This document")},
         },
         "components": {"schemas": {
-            "ChatCompletionRequest": object(&["model", "messages"], [&chat_fields()[..], &shared_fields()].concat()),
-            "CompletionRequest": object(&["model", "prompt"], [&completion_fields()[..], &shared_fields()].concat()),
+            "ChatCompletionRequest": object(&["messages"], [&chat_fields()[..], &shared_fields()].concat()),
+            "CompletionRequest": object(&["prompt"], [&completion_fields()[..], &shared_fields()].concat()),
             "TokenizeRequest": object(&[], tokenize_fields()),
             "DetokenizeRequest": object(&["tokens"], vec![("model", string("m")), ("tokens", ids())]),
             "ErrorResponse": error_response(),

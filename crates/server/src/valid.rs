@@ -184,12 +184,12 @@ struct Wishes {
     echo: bool,
 }
 
-/// Checks the name of the model.
+/// Checks the name of the model. Without one it is the one model there is, as vLLM and llama.cpp have it.
 pub(crate) fn valid_model(name: Option<String>, model: &ModelInfo) -> Result<String, ApiError> {
     match name {
         Some(name) if model.is_called(&name) => Ok(name),
         Some(name) => Err(ApiError::ModelNotFound { model: name }),
-        None => Err(ApiError::param("model", "you must provide a model parameter")),
+        None => Ok(model.id.clone()),
     }
 }
 

@@ -49,9 +49,9 @@ pub trait Backend: Send {
     /// If the device fails.
     fn forward(&mut self, batch: &InputBatch) -> Result<(), BackendError>;
 
-    /// Logits of some rows of the last `forward`, `[rows.len(), vocab_size]`.
+    /// Logits of some rows of the last `forward`, `[rows.len(), vocab_size]`, for the caller to adjust in place.
     ///
     /// # Errors
     /// If the device fails.
-    fn logits(&mut self, rows: &[usize]) -> Result<&[f32], BackendError>;
+    fn logits(&mut self, rows: &[usize]) -> Result<&mut [f32], BackendError>;
 }

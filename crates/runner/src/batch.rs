@@ -1,6 +1,6 @@
 //! One step as the arrays a device wants.
 
-use engine::{Row, SchedulerOutput};
+use engine::{Row, ScheduledSequence};
 use tokens::BlockSize;
 
 /// All rows of a step side by side.
@@ -28,11 +28,11 @@ pub struct InputSequence {
 }
 
 impl InputBatch {
-    /// Lays out `step`.
+    /// Lays out `sequences`.
     #[must_use]
-    pub fn new(step: &SchedulerOutput, block_size: BlockSize) -> Self {
+    pub fn new<'a>(sequences: impl IntoIterator<Item = &'a ScheduledSequence>, block_size: BlockSize) -> Self {
         let mut batch = Self::default();
-        for sequence in &step.sequences {
+        for sequence in sequences {
             let block_table: Vec<u32> = sequence.block_table.iter().map(|block| block.0).collect();
             batch.push(&sequence.rows, block_table, block_size);
         }

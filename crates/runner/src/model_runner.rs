@@ -43,22 +43,15 @@ impl ModelRunner {
         }
         self.backend.copy_blocks(&step.block_copies)?;
         let rejected_spans = self.move_spans(step)?;
-        let is_rejected = |sequence: &ScheduledSequence| rejected_spans.iter().any(|span| span.request_id == sequence.request_id);
-        let batch = if rejected_spans.is_empty() {
-            InputBatch::new(step, self.block_size)
-        } else {
-            let mut rest = step.clone();
-            rest.sequences.retain(|sequence| !is_rejected(sequence));
-            InputBatch::new(&rest, self.block_size)
-        };
+        let is_rejected =
+            |sequence: &&ScheduledSequence| rejected_spans.iter().any(|span| span.request_id == sequence.request_id);
+        let sequences: Vec<&ScheduledSequence> = step.sequences.iter().filter(|sequence| !is_rejected(sequence)).collect();
+        let batch = InputBatch::new(sequences.iter().copied(), self.block_size);
         let mut output = ModelRunnerOutput { rejected_spans, ..ModelRunnerOutput::default() };
         if batch.num_rows() == 0 {
             return Ok(output);
         }
         self.backend.forward(&batch)?;
-        let rejected: Vec<RequestId> = output.rejected_spans.iter().map(|span| span.request_id).collect();
-        let sequences: Vec<&ScheduledSequence> =
-            step.sequences.iter().filter(|sequence| !rejected.contains(&sequence.request_id)).collect();
         output.prompt_logprobs = self.score_prompts(&sequences, &batch)?;
         output.sampled = self.sample(&sequences, &batch)?;
         Ok(output)
@@ -91,7 +84,7 @@ impl ModelRunner {
         }
         let rows: Vec<usize> = last_rows.iter().map(|(row, _)| *row).collect();
         let vocab_size = self.backend.vocab_size();
-        let mut logits = self.backend.logits(&rows)?.to_vec();
+        let logits = self.backend.logits(&rows)?;
         let mut sampled = Vec::with_capacity(rows.len());
         for ((row, sequence), logits) in last_rows.iter().zip(logits.chunks_exact_mut(vocab_size)) {
             let request_id = sequence.request_id;

@@ -16,6 +16,8 @@ use tokens::TokenId;
 pub(crate) struct RequestState {
     pub(crate) params: Arc<SamplingParams>,
     pub(crate) prompt_token_ids: Arc<[TokenId]>,
+    /// Tokens of the prompt, ascending, each once; empty without a repetition penalty, which alone asks for them.
+    prompt_vocabulary: Vec<u32>,
     /// How often each token was generated.
     output_counts: HashMap<u32, u32>,
     num_output_tokens: u32,
@@ -23,7 +25,13 @@ pub(crate) struct RequestState {
 
 impl RequestState {
     pub(crate) fn new(params: Arc<SamplingParams>, prompt_token_ids: Arc<[TokenId]>) -> Self {
-        Self { params, prompt_token_ids, output_counts: HashMap::new(), num_output_tokens: 0 }
+        let mut prompt_vocabulary = Vec::new();
+        if params.repetition_penalty != 1.0 {
+            prompt_vocabulary.extend(prompt_token_ids.iter().map(|token| token.0));
+            prompt_vocabulary.sort_unstable();
+            prompt_vocabulary.dedup();
+        }
+        Self { params, prompt_token_ids, prompt_vocabulary, output_counts: HashMap::new(), num_output_tokens: 0 }
     }
 
     /// Chooses the token after `position` and remembers it. Changes `logits`.
@@ -61,12 +69,9 @@ impl RequestState {
 
     /// Keskar et al. 2019, sec. 4.1, as Hugging Face does it: each token seen is penalised once.
     fn penalise_repetition(&self, logits: &mut [f32], penalty: f32) {
-        let mut seen: Vec<u32> =
-            self.prompt_token_ids.iter().map(|token| token.0).chain(self.output_counts.keys().copied()).collect();
-        seen.sort_unstable();
-        seen.dedup();
-        for token in seen {
-            let logit = &mut logits[token as usize];
+        let generated = self.output_counts.keys().filter(|token| self.prompt_vocabulary.binary_search(token).is_err());
+        for token in self.prompt_vocabulary.iter().chain(generated) {
+            let logit = &mut logits[*token as usize];
             *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
         }
     }
@@ -260,6 +265,7 @@ mod tests {
         check_adjusted(|p| p.presence_penalty = 0.5, &[2, 2, 3], [2.0, -2.0, 0.5, 0.0]);
         check_adjusted(|p| p.frequency_penalty = 0.5, &[2, 2, 3], [2.0, -2.0, 0.0, 0.0]);
         check_adjusted(|p| p.repetition_penalty = 2.0, &[1], [1.0, -4.0, 1.0, 0.5]);
+        check_adjusted(|p| p.repetition_penalty = 2.0, &[0, 0], [1.0, -2.0, 1.0, 0.5]);
     }
 
     #[test]

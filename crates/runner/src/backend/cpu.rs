@@ -112,7 +112,7 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn logits(&mut self, rows: &[usize]) -> Result<&[f32], BackendError> {
+    fn logits(&mut self, rows: &[usize]) -> Result<&mut [f32], BackendError> {
         Ok(self.run_head(rows))
     }
 }

@@ -1,6 +1,6 @@
 //! A tiny model whose pool is written and read position by position.
 
-use engine::{Row, ScheduledSequence, SchedulerOutput, SpanCopy};
+use engine::{Row, ScheduledSequence, SpanCopy};
 use runner::backend::cpu::CpuBackend;
 use runner::testing::{tiny_backend, tiny_config};
 use runner::{Architecture, Backend, InputBatch, KvDtype, ModelConfig, RopeLayout};
@@ -61,7 +61,7 @@ impl World {
     }
 
     pub(crate) fn logits_of_batch(&mut self, batch: &[(&[u32], &[BlockId], &[usize])]) -> Vec<Vec<Vec<f32>>> {
-        let sequences = batch
+        let sequences: Vec<ScheduledSequence> = batch
             .iter()
             .map(|(tokens, table, rows)| ScheduledSequence {
                 request_id: RequestId(0),
@@ -70,7 +70,7 @@ impl World {
                 sample: false,
             })
             .collect();
-        let input = InputBatch::new(&SchedulerOutput { sequences, ..SchedulerOutput::default() }, BlockSize::DEFAULT);
+        let input = InputBatch::new(&sequences, BlockSize::DEFAULT);
         self.backend.forward(&input).unwrap();
         let vocab = self.backend.vocab_size();
         let all: Vec<usize> = (0..input.num_rows()).collect();
@@ -106,22 +106,14 @@ impl World {
         self.backend.span_deviation(&Self::span(&src, src_pos, &dst, dst_pos, claimed)).unwrap()
     }
 
-    /// What `checker` says of KV that this world computed at `pos`: the keys of a model with other rotation, in the same slots.
-    pub(crate) fn deviation_from_another(&mut self, checker: &mut World, span: &[u32], pos: u32) -> f32 {
+    /// Computes `span` at `pos`, and checks it where it lies as if it stood `blocks` blocks further on: its keys are rotated wrongly.
+    pub(crate) fn deviation_of_wrong_rotation(&mut self, span: &[u32], pos: u32, blocks: u32) -> f32 {
         let tokens = [vec![1; pos as usize], span.to_vec()].concat();
         let table = self.table(tokens.len());
         self.prefill(&tokens, &table);
-        // Swap the backends' roles: the checker computes layer 0 afresh, this world holds the pool.
-        let fresh_table = checker.table(tokens.len());
-        checker.prefill(&tokens, &fresh_table);
-        let norm = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>().sqrt();
-        let mut worst = 0f32;
-        for p in pos..tokens.len() as u32 {
-            let (k, fresh) = (self.read(0, &table, p).0, checker.read(0, &fresh_table, p).0);
-            let difference: Vec<f32> = k.iter().zip(&fresh).map(|(a, b)| a - b).collect();
-            worst = worst.max(norm(&difference) / norm(&fresh));
-        }
-        worst
+        let mut copy = Self::span(&table, pos, &table, pos, span);
+        copy.dst_pos += blocks * BLOCK;
+        self.backend.span_deviation(&copy).unwrap()
     }
 
     pub(crate) fn read(&self, layer: usize, table: &[BlockId], pos: u32) -> (Vec<f32>, Vec<f32>) {

@@ -245,7 +245,7 @@ impl Backend for Distrusting {
     fn forward(&mut self, batch: &InputBatch) -> Result<(), BackendError> {
         self.0.forward(batch)
     }
-    fn logits(&mut self, rows: &[usize]) -> Result<&[f32], BackendError> {
+    fn logits(&mut self, rows: &[usize]) -> Result<&mut [f32], BackendError> {
         self.0.logits(rows)
     }
 }

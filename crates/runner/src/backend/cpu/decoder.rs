@@ -88,7 +88,7 @@ impl CpuBackend {
     }
 
     /// Logits of some rows of the last step.
-    pub(super) fn run_head(&mut self, rows: &[usize]) -> &[f32] {
+    pub(super) fn run_head(&mut self, rows: &[usize]) -> &mut [f32] {
         let (config, threads, w) = (&self.config, &self.threads, &mut self.workspace);
         let hidden: Vec<f32> =
             rows.iter().flat_map(|row| &w.hidden[row * config.hidden_size..][..config.hidden_size]).copied().collect();

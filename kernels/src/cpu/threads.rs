@@ -170,6 +170,10 @@ impl Drop for Closing<'_> {
             spins += 1;
             if spins < SPINS { hint::spin_loop() } else { thread::yield_now() }
         }
+        // The caller's own panic goes on; a worker's beside it must not end a later job.
+        if thread::panicking() {
+            *self.0.panic.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
     }
 }
 
@@ -177,7 +181,6 @@ impl Shared {
     fn publish(&self, job: Job) {
         // SAFETY: the last job is closed and no worker is active, or `Closing` would still wait.
         unsafe { *self.job.get() = Some(job) };
-        *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.next.store(0, Ordering::Relaxed);
         self.open.store(true, Ordering::SeqCst);
         self.epoch.fetch_add(1, Ordering::SeqCst);

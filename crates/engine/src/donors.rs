@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use semantic::{ReusePlan, SpanConfig, SpanIndex, SpanIndexConfig, SpanMatch, plan_reuse};
+use semantic::{RepairPolicy, ReusePlan, SpanConfig, SpanIndex, SpanIndexConfig, SpanMatch, plan_reuse};
 use tokens::{BlockHash, BlockId, BlockSize, CacheSalt, DonorId, TokenId, TokenRange};
 
 use crate::SpanOutcome;
@@ -36,6 +36,7 @@ pub(crate) struct Target<'a> {
     pub(crate) template: &'a [TokenRange],
     /// End of its prefix hit.
     pub(crate) from: u32,
+    pub(crate) policy: RepairPolicy,
 }
 
 /// Spans to copy, with the blocks that hold them.
@@ -141,7 +142,7 @@ impl DonorRegistry {
     }
 
     fn plan(&self, target: Target<'_>, matches: &[SpanMatch]) -> ReusePlan {
-        plan_reuse(target.tokens.len() as u32, target.from, matches, target.template, &self.config)
+        plan_reuse(target.tokens.len() as u32, target.from, matches, target.template, &target.policy.spans(&self.config))
     }
 
     /// The blocks of each donor of `matches`. Donors of whom too little is left to copy are forgotten.

@@ -26,10 +26,10 @@ pub use event::{EngineEvent, FinishReason, KvUsage};
 pub use executor::{Executor, ExecutorError};
 pub use kv::PoolStats;
 pub use output::{
-    BlockCopy, LogProb, ModelRunnerOutput, NewRequest, RejectedSpan, Row, SampledToken, ScheduledSequence, SchedulerOutput,
-    SpanCopy, TokenLogProbs,
+    BlockCopy, LogProb, ModelRunnerOutput, NewRequest, ProbedSequence, ProbedSpans, RejectedSpan, Row, SampledToken,
+    ScheduledSequence, SchedulerOutput, SpanCopy, TokenLogProbs,
 };
 pub use request::{KvSharingMode, Request, SamplingParams};
 pub use scheduler::Scheduler;
-pub use semantic::{RejectReason, SpanConfig};
+pub use semantic::{Probe, Readers, RejectReason, Repair, RepairPolicy, SpanConfig, TokenDeviation};
 pub use stats::{EngineStats, SpanLookups, SpanOutcome};

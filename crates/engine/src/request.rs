@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use tokens::{CacheSalt, RequestId, Timestamp, TokenId, TokenRange};
+use semantic::Repair;
+use tokens::{CacheSalt, RequestId, TenantId, Timestamp, TokenId, TokenRange};
 
 /// One prompt to continue.
 #[derive(Clone, Debug)]
@@ -13,14 +14,21 @@ pub struct Request {
     pub prompt_token_ids: Arc<[TokenId]>,
     /// How to choose tokens, and when to stop.
     pub sampling: SamplingParams,
+    /// Whose it is.
+    pub tenant: TenantId,
     /// Scope of every cache lookup and of what this request leaves behind.
     pub cache_salt: CacheSalt,
     /// What may be reused.
     pub sharing: KvSharingMode,
+    /// Which tokens of reused spans are computed all the same.
+    pub repair: Repair,
     /// Whether the exact KV of this request may serve later ones.
     pub store: bool,
     /// Positions that are always computed although a donor has them: tokens of the chat template. Sorted, disjoint.
     pub template: Vec<TokenRange>,
+    /// Positions at which a piece of the prompt begins that does not depend on what stands before it: a message, a document, a
+    /// paragraph. Ascending.
+    pub segments: Vec<u32>,
     /// When the daemon received it.
     pub arrival: Timestamp,
 }

@@ -166,7 +166,10 @@ impl Scheduler {
             self.renew_predictions();
             self.admit_waiting(now, &mut step, &mut token_budget);
         }
-        debug_assert!(self.sequences.is_empty() || !step.sequences.is_empty(), "a waiting request can always run alone");
+        debug_assert!(
+            self.sequences.is_empty() || !step.sequences.is_empty() || !step.probes.is_empty(),
+            "a waiting request can always run alone"
+        );
         self.num_steps += 1;
         self.num_last_scheduled = step.num_scheduled_tokens();
         step
@@ -296,6 +299,7 @@ fn target_of(sequence: &Sequence, from: u32) -> Target<'_> {
         tokens: &sequence.request.prompt_token_ids,
         template: &sequence.request.template,
         from,
+        policy: sequence.request.repair.policy,
     }
 }
 

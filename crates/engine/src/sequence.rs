@@ -111,6 +111,19 @@ impl Sequence {
         self.reused.is_empty()
     }
 
+    /// Positions whose KV came from donors.
+    pub(crate) fn reused(&self) -> &[TokenRange] {
+        &self.reused
+    }
+
+    /// Computes `selected` after all; parts of what was reused. Returns how many tokens they are.
+    pub(crate) fn recompute(&mut self, selected: &[TokenRange]) -> u32 {
+        debug_assert_eq!(self.num_computed_tokens, self.prefix_end, "tokens are chosen before anything is computed");
+        let num_before: u32 = self.reused.iter().map(|range| range.len()).sum();
+        self.reused = self.reused.iter().flat_map(|&range| complement(range, selected)).collect();
+        num_before - self.reused.iter().map(|range| range.len()).sum::<u32>()
+    }
+
     /// Starts behind a prefix hit of `prefix_end` tokens, with `reused` ranges copied from donors.
     pub(crate) fn start(&mut self, lease: kv::BlockLease, prefix_end: u32, reused: Vec<TokenRange>) {
         debug_assert!(self.lease.is_empty() && prefix_end < self.num_tokens(), "the last token is always computed");

@@ -13,11 +13,13 @@ mod index;
 mod minimizer;
 mod plan;
 mod postings;
+mod selection;
 mod span;
 #[cfg(test)]
 mod testing;
 
 pub use config::{SpanConfig, SpanConfigError, SpanIndexConfig};
 pub use index::SpanIndex;
-pub use plan::{MatchClass, RejectReason, ReusePlan, ReuseSpan, Selection, plan_reuse};
+pub use plan::{MatchClass, RejectReason, ReusePlan, ReuseSpan, plan_reuse};
+pub use selection::{Probe, Readers, Repair, RepairPolicy, TokenDeviation, UnknownPolicy, select_rows};
 pub use span::SpanMatch;

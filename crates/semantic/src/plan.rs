@@ -24,8 +24,6 @@ pub struct ReusePlan {
     pub spans: Vec<ReuseSpan>,
     /// Tokens of the chosen runs that are recomputed on purpose.
     pub recomputed_tokens: u32,
-    /// How the rows to recompute were chosen.
-    pub selection: Selection,
     /// Why `spans` is empty; `None` if and only if it is not.
     pub rejected: Option<RejectReason>,
 }
@@ -62,14 +60,6 @@ pub enum MatchClass {
     SameLeftContext,
     /// Less: text put behind other text.
     Composition,
-}
-
-/// The rule that chose the rows to recompute.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub enum Selection {
-    /// By position alone: heads, template tokens, tail. All of it is known before anything is computed.
-    #[default]
-    Structural,
 }
 
 /// Why nothing is reused.

@@ -8,7 +8,7 @@ use super::{Scheduler, reused_ranges, target_of};
 use crate::donors::FoundSpans;
 use crate::queue::{Rank, Ticket};
 use crate::sequence::Sequence;
-use crate::{BlockCopy, EngineEvent, KvSharingMode, KvUsage, NewRequest, SchedulerOutput, SpanCopy, SpanOutcome};
+use crate::{BlockCopy, EngineEvent, KvSharingMode, KvUsage, NewRequest, ProbedSequence, SchedulerOutput, SpanCopy, SpanOutcome};
 
 /// Waiting requests looked at in one step. Chosen: far more than can be admitted, far fewer than may wait for one prefill.
 const MAX_EXAMINED_PER_STEP: usize = 128;
@@ -16,6 +16,9 @@ const MAX_EXAMINED_PER_STEP: usize = 128;
 /// A partly equal block is copied if at least this share of it is equal: one block in four. Chosen; a copy of few tokens saves
 /// nothing, and would count a common first token as a hit.
 const MIN_PARTIAL_SHARE: usize = 4;
+
+/// Tokens measured at the cost of one computed: two or three layers of two or three dozen. Chosen: it only bounds a step's work.
+const PROBED_PER_COMPUTED_TOKEN: usize = 8;
 
 enum Verdict {
     Admitted,
@@ -45,11 +48,19 @@ impl Scheduler {
                 continue;
             }
             match self.try_admit(ticket.request_id, now, step) {
-                Verdict::Admitted => *token_budget -= self.schedule_rows(ticket.request_id, *token_budget, step),
+                Verdict::Admitted => *token_budget -= self.schedule_first_rows(ticket.request_id, *token_budget, step),
                 Verdict::WaitsForPrefill => drop(passed_over.insert(ticket.key)),
                 // Whoever is next waits for room. Smaller ones do not slip past it, or it might wait for ever.
                 Verdict::NoRoom => return,
             }
+        }
+    }
+
+    /// Like [`Scheduler::schedule_rows`], but a request whose spans are being measured has no rows yet.
+    fn schedule_first_rows(&mut self, request_id: RequestId, max_rows: usize, step: &mut SchedulerOutput) -> usize {
+        match step.probes.last() {
+            Some(probe) if probe.request_id == request_id => max_rows.min(probe.token_ids.len() / PROBED_PER_COMPUTED_TOKEN),
+            _ => self.schedule_rows(request_id, max_rows, step),
         }
     }
 
@@ -196,6 +207,23 @@ impl Scheduler {
         self.queue.remove(sequence.arrival);
         self.running.push(request_id);
         self.pins.extend(pins);
+        if spans.is_some() {
+            self.probe(request_id, block_table, step);
+        }
+    }
+
+    /// Has measured what the choice of tokens to recompute depends on.
+    fn probe(&mut self, request_id: RequestId, block_table: Vec<tokens::BlockId>, step: &mut SchedulerOutput) {
+        let sequence = &self.sequences[&request_id];
+        let Some(probe) = sequence.request.repair.policy.probe() else { return };
+        step.probes.push(ProbedSequence {
+            request_id,
+            token_ids: sequence.request.prompt_token_ids[sequence.prefix_end() as usize..].to_vec(),
+            first_position: sequence.prefix_end(),
+            reused: sequence.reused().to_vec(),
+            block_table,
+            probe,
+        });
     }
 }
 

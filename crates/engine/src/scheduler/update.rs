@@ -24,6 +24,13 @@ impl Scheduler {
         }
         let void: BTreeSet<_> = output.rejected_spans.iter().map(|rejected| rejected.request_id).collect();
         output.rejected_spans.iter().for_each(|rejected| self.reject_span(rejected));
+        let mut probed = output.probed.into_iter();
+        for probe in step.probes.iter().filter(|probe| !void.contains(&probe.request_id)) {
+            let found = probed.next().expect("every probe is answered");
+            assert_eq!(found.request_id, probe.request_id, "probes are answered in their order");
+            self.repair(probe.request_id, &found.deviations);
+        }
+        assert!(probed.next().is_none(), "nobody asked for a probe");
         let mut sampled = output.sampled.into_iter();
         for scheduled in step.sequences.iter().filter(|scheduled| !void.contains(&scheduled.request_id)) {
             let token = scheduled.sample.then(|| sampled.next().expect("one token is sampled for each sequence that asks"));
@@ -43,11 +50,31 @@ impl Scheduler {
             return; // Another donor of the same request was rejected before.
         }
         self.span_lookups.count(SpanOutcome::FailedCheck);
-        sequence.drop_spans();
-        self.pool.exchange_approximate(&mut sequence.lease);
         let usage = sequence.usage.as_mut().expect("it was admitted");
         let computed_tokens = usage.computed_tokens + usage.span_tokens;
         *usage = KvUsage { computed_tokens, span_tokens: 0, recomputed_tokens: 0, donors: 0, ..*usage };
+        self.compute_in_full(request_id);
+    }
+
+    /// Chooses what to recompute of the moved spans of a request.
+    pub(super) fn repair(&mut self, request_id: RequestId, measured: &[semantic::TokenDeviation]) {
+        let sequence = self.sequences.get_mut(&request_id).expect("a probed sequence is known");
+        let selected = semantic::select_rows(sequence.request.repair, sequence.num_prompt_tokens(), sequence.reused(), measured);
+        let num_selected = sequence.recompute(&selected);
+        let usage = sequence.usage.as_mut().expect("it was admitted");
+        usage.span_tokens -= num_selected;
+        usage.computed_tokens += num_selected;
+        usage.recomputed_tokens += num_selected;
+        if sequence.is_exact() {
+            self.compute_in_full(request_id);
+        }
+    }
+
+    /// Nothing computed so far depends on a donor: everything behind the prefix hit will be exact.
+    fn compute_in_full(&mut self, request_id: RequestId) {
+        let sequence = self.sequences.get_mut(&request_id).expect("a running sequence is known");
+        sequence.drop_spans();
+        self.pool.exchange_approximate(&mut sequence.lease);
         if sequence.request.store {
             let first = self.config.block_size.full_blocks(sequence.prefix_end() as usize);
             self.in_flight.insert(request_id, &sequence.block_hashes()[first..]);

@@ -44,10 +44,13 @@ impl Engine {
             request_id,
             prompt_token_ids: prompt.iter().map(|id| TokenId(*id)).collect(),
             sampling: SamplingParams { logprobs: Some(5), ..SamplingParams::greedy(6) },
+            tenant: tokens::TenantId::default(),
             cache_salt: CacheSalt(salt),
             sharing: mode,
+            repair: engine::Repair::structural(),
             store: true,
             template: Vec::new(),
+            segments: Vec::new(),
             arrival: Timestamp::default(),
         };
         self.core.fits(&request).unwrap();
@@ -281,10 +284,13 @@ fn prompt_log_probabilities_do_not_depend_on_chunks() {
             request_id: RequestId(1),
             prompt_token_ids: Arc::from(prompt.iter().map(|id| TokenId(*id)).collect::<Vec<_>>()),
             sampling: SamplingParams { prompt_logprobs: Some(3), ..SamplingParams::greedy(1) },
+            tenant: tokens::TenantId::default(),
             cache_salt: CacheSalt(0),
             sharing: KvSharingMode::Span,
+            repair: engine::Repair::structural(),
             store: true,
             template: Vec::new(),
+            segments: Vec::new(),
             arrival: Timestamp::default(),
         };
         core.add_request(request, Timestamp::default());

@@ -21,5 +21,5 @@ mod testing;
 pub use config::{SpanConfig, SpanConfigError, SpanIndexConfig};
 pub use index::SpanIndex;
 pub use plan::{MatchClass, RejectReason, ReusePlan, ReuseSpan, plan_reuse};
-pub use selection::{Probe, Readers, Repair, RepairPolicy, TokenDeviation, UnknownPolicy, select_rows};
+pub use selection::{Probe, Readers, Repair, RepairPolicy, SelectedRows, TokenDeviation, UnknownPolicy, select_rows};
 pub use span::SpanMatch;

@@ -242,6 +242,8 @@ fn admission_usage(sequence: &Sequence, prefix_end: u32, plan: Option<&semantic:
         computed_tokens: sequence.num_prompt_tokens() - prefix_tokens - span_tokens,
         recomputed_tokens: plan.map_or(0, |plan| plan.recomputed_tokens),
         donors: spans.iter().map(|span| span.donor).collect::<BTreeSet<_>>().len() as u32,
+        class: spans.iter().map(|span| span.class).max(),
+        deviation: 0.0,
     }
 }
 

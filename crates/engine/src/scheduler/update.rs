@@ -6,8 +6,8 @@ use tokens::RequestId;
 
 use super::Scheduler;
 use crate::{
-    EngineEvent, FinishReason, KvSharingMode, KvUsage, ModelRunnerOutput, RejectedSpan, SampledToken, ScheduledSequence,
-    SchedulerOutput, SpanOutcome,
+    EngineEvent, FinishReason, KvSharingMode, KvUsage, ModelRunnerOutput, ProbedSequence, RejectedSpan, SampledToken,
+    ScheduledSequence, SchedulerOutput, SpanOutcome,
 };
 
 impl Scheduler {
@@ -28,7 +28,7 @@ impl Scheduler {
         for probe in step.probes.iter().filter(|probe| !void.contains(&probe.request_id)) {
             let found = probed.next().expect("every probe is answered");
             assert_eq!(found.request_id, probe.request_id, "probes are answered in their order");
-            self.repair(probe.request_id, &found.deviations);
+            self.repair(probe, &found.deviations);
         }
         assert!(probed.next().is_none(), "nobody asked for a probe");
         let mut sampled = output.sampled.into_iter();
@@ -52,21 +52,28 @@ impl Scheduler {
         self.span_lookups.count(SpanOutcome::FailedCheck);
         let usage = sequence.usage.as_mut().expect("it was admitted");
         let computed_tokens = usage.computed_tokens + usage.span_tokens;
-        *usage = KvUsage { computed_tokens, span_tokens: 0, recomputed_tokens: 0, donors: 0, ..*usage };
+        *usage = KvUsage { prefix_tokens: usage.prefix_tokens, computed_tokens, ..KvUsage::default() };
         self.compute_in_full(request_id);
     }
 
     /// Chooses what to recompute of the moved spans of a request.
-    pub(super) fn repair(&mut self, request_id: RequestId, measured: &[semantic::TokenDeviation]) {
+    fn repair(&mut self, probe: &ProbedSequence, measured: &[semantic::TokenDeviation]) {
+        let request_id = probe.request_id;
         let sequence = self.sequences.get_mut(&request_id).expect("a probed sequence is known");
         let selected = semantic::select_rows(sequence.request.repair, sequence.num_prompt_tokens(), sequence.reused(), measured);
-        let num_selected = sequence.recompute(&selected);
+        let num_selected = sequence.recompute(&selected.ranges);
         let usage = sequence.usage.as_mut().expect("it was admitted");
         usage.span_tokens -= num_selected;
         usage.computed_tokens += num_selected;
         usage.recomputed_tokens += num_selected;
+        usage.deviation = selected.deviation;
         if sequence.is_exact() {
             self.compute_in_full(request_id);
+        }
+        // Readers left of all spans have been computed by being asked, and saw nothing that will change.
+        let first_span = probe.reused.first().map_or(0, |range| range.start);
+        if probe.probe.readers == semantic::Readers::FreshRowsAllLayers && first_span > probe.first_position {
+            self.advance(request_id, first_span - 1);
         }
     }
 

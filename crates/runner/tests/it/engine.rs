@@ -234,7 +234,7 @@ fn i2_repairing_everything_is_dense_and_leaves_a_donor() {
         let dense = Engine::new(&config, dtype).answer(&recipient, KvSharingMode::Off, 0);
         let mut engine = Engine::new(&config, dtype);
         engine.answer(&donor, KvSharingMode::Prefix, 0);
-        engine.repair = Repair { policy: RepairPolicy::Full, ratio: 1.0 };
+        engine.repair = Repair { policy: RepairPolicy::Full, ..Repair::structural() };
         let repaired = engine.answer(&recipient, KvSharingMode::Span, 0);
         assert_eq!(repaired.tokens, dense.tokens, "{:?} {dtype:?}", config.architecture);
         assert_eq!((repaired.usage.span_tokens, repaired.usage.computed_tokens), (0, recipient.len() as u32));
@@ -255,7 +255,7 @@ fn every_policy_recomputes_its_share_and_never_donates() {
     let structural = engine_with_donor().answer(&recipient, KvSharingMode::Span, 0).usage;
     for policy in RepairPolicy::ALL.into_iter().filter(|policy| policy.probe().is_some() && *policy != RepairPolicy::Full) {
         let mut engine = engine_with_donor();
-        engine.repair = Repair { policy, ratio: 0.2 };
+        engine.repair = Repair { policy, ratio: 0.2, max_deviation: 0.0 };
         let usage = engine.answer(&recipient, KvSharingMode::Span, 0).usage;
         let budget = recipient.len() as u32 / 5;
         let extra = usage.recomputed_tokens - structural.recomputed_tokens;

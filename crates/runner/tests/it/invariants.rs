@@ -112,9 +112,9 @@ fn a_probe_sees_where_the_left_context_matters() {
             found[range.clone()].iter().map(|token| token.value_l2 / token.value_norm).sum::<f32>() / range.len() as f32
         };
         assert!(mean(0..10) > 1.2 * mean(70..80), "the first tokens of a span differ most: {} {}", mean(0..10), mean(70..80));
-        // Every row pays 1 for each head; what these positions do not receive, others do.
+        // Each reader pays 1 in all; what these positions do not receive, others do.
         let received: f32 = found.iter().map(|token| token.attention).sum();
-        assert!(received > 20.0 && received < 110.0, "{received}");
+        assert!(received > 0.1 && received < 0.95, "{received}");
         assert!(found[0].attention > found[79].attention, "early positions have more readers");
     }
 }

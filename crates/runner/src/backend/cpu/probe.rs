@@ -14,7 +14,7 @@ const CHUNK_ROWS: usize = 512;
 /// Attention received by position from 0 on.
 struct Received {
     sums: Vec<f32>,
-    /// Heads and layers the sums are over.
+    /// Rows, each once for every head and layer it was asked in.
     num_terms: usize,
 }
 
@@ -49,7 +49,6 @@ impl CpuBackend {
                 self.feed_forward(i, w);
             }
         }
-        received.num_terms = self.config.num_layers * self.config.num_heads;
     }
 
     /// Runs all rows up to the check layer, and compares what they put there with what was moved there.
@@ -78,9 +77,8 @@ impl CpuBackend {
                         (0..batch.num_rows()).filter(|row| fresh.iter().any(|range| range.contains(batch.positions[*row])));
                     self.ask_rows(check_layer, sequence, &batch, &w.qkv, &rows.collect::<Vec<_>>(), received);
                 }
-                Readers::None | Readers::FreshRowsAllLayers => continue,
+                Readers::None | Readers::FreshRowsAllLayers => {}
             }
-            received.num_terms = self.config.num_heads;
         }
         deviations
     }
@@ -113,6 +111,7 @@ impl CpuBackend {
         let [sequence] = &batch.sequences[..] else { unreachable!("a probe is of one sequence") };
         let rows = QuerySequence { first_row: 0, positions: &batch.positions, block_table: &sequence.block_table };
         add_attention_received(&self.threads, self.attention_shape(), qkv, &self.kv[layer], &rows, &mut received.sums);
+        received.num_terms += batch.num_rows() * self.config.num_heads;
     }
 
     /// The same of some rows.

@@ -43,6 +43,19 @@ pub enum EngineEvent {
     },
 }
 
+impl EngineEvent {
+    /// Whose news it is.
+    #[must_use]
+    pub fn request_id(&self) -> RequestId {
+        match self {
+            Self::Admitted { request_id, .. }
+            | Self::PromptLogProbs { request_id, .. }
+            | Self::Token { request_id, .. }
+            | Self::Finished { request_id, .. } => *request_id,
+        }
+    }
+}
+
 /// Why a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FinishReason {

@@ -108,7 +108,11 @@ impl ModelRunner {
             let state = &self.requests[&sequence.request_id];
             let Some(top) = state.params.prompt_logprobs else { continue };
             let prompt = &state.prompt_token_ids;
-            let next = |row: usize| prompt.get(batch.positions[row] as usize + 1).copied();
+            let from = state.params.prompt_logprobs_from;
+            let next = |row: usize| {
+                let position = batch.positions[row] + 1;
+                prompt.get(position as usize).copied().filter(|_| position >= from)
+            };
             let rows: Vec<(usize, TokenId)> =
                 (input.first_row..input.first_row + input.num_rows).filter_map(|row| Some((row, next(row)?))).collect();
             let mut found = Vec::with_capacity(rows.len());

@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use tokens::RequestId;
 
 use super::Scheduler;
+use crate::sequence::Sequence;
+use crate::verifier::Case;
 use crate::{
     EngineEvent, FinishReason, KvSharingMode, KvUsage, ModelRunnerOutput, ProbedSequence, RejectedSpan, SampledToken,
     ScheduledSequence, SchedulerOutput, SpanOutcome,
@@ -37,6 +39,7 @@ impl Scheduler {
             self.update_sequence(scheduled, token);
         }
         assert!(sampled.next().is_none(), "a token was sampled for nobody");
+        self.verifier.absorb(&mut self.events);
         std::mem::take(&mut self.events)
     }
 
@@ -99,6 +102,7 @@ impl Scheduler {
         if let Some(SampledToken { request_id: sampled_for, token, logprobs }) = sampled {
             assert_eq!(sampled_for, request_id, "tokens are sampled in the order of the sequences");
             sequence.append(token, self.config.block_size);
+            let logprobs = sequence.note(logprobs);
             self.events.push(EngineEvent::Token { request_id, token, logprobs });
         }
         if sequence.num_computed_tokens() < sequence.num_prompt_tokens() {
@@ -146,6 +150,11 @@ impl Scheduler {
         let mut sequence = self.sequences.remove(&request_id).expect("only known requests end");
         self.running.retain(|&running| running != request_id);
         self.in_flight.remove(request_id, sequence.block_hashes());
+        if reason != FinishReason::Aborted
+            && let Some(case) = verification(&mut sequence)
+        {
+            self.verifier.submit(case);
+        }
         self.pool.free(sequence.reset());
         if sequence.known_to_runner {
             self.finished.push(request_id);
@@ -155,4 +164,12 @@ impl Scheduler {
         tracing::debug!(%request_id, ?reason, num_output_tokens = sequence.num_output_tokens(), "finished");
         self.events.push(EngineEvent::Finished { request_id, reason, usage });
     }
+}
+
+/// What is to be verified of a sequence that has ended, if its answer was recorded.
+fn verification(sequence: &mut Sequence) -> Option<Case> {
+    let said = sequence.said.take().filter(|said| !said.is_empty())?;
+    let class = sequence.usage?.class?;
+    let request = crate::Request { prompt_token_ids: sequence.token_ids().into(), ..sequence.request.clone() };
+    Some(Case { class, request, said })
 }

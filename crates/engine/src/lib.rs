@@ -9,6 +9,7 @@
 
 mod config;
 mod core;
+mod divergence;
 mod donors;
 mod event;
 mod executor;
@@ -19,9 +20,11 @@ mod request;
 mod scheduler;
 mod sequence;
 mod stats;
+mod verifier;
 
 pub use self::core::EngineCore;
 pub use config::{ConfigError, RequestError, SchedulePolicy, SchedulerConfig};
+pub use divergence::kl_divergence;
 pub use event::{EngineEvent, FinishReason, KvUsage};
 pub use executor::{Executor, ExecutorError};
 pub use kv::PoolStats;
@@ -31,5 +34,7 @@ pub use output::{
 };
 pub use request::{KvSharingMode, Request, SamplingParams};
 pub use scheduler::Scheduler;
-pub use semantic::{Probe, Readers, RejectReason, Repair, RepairPolicy, SpanConfig, TokenDeviation};
+pub use semantic::{
+    ClassQuality, GuardConfig, MatchClass, Probe, Readers, RejectReason, Repair, RepairPolicy, SpanConfig, TokenDeviation,
+};
 pub use stats::{EngineStats, SpanLookups, SpanOutcome};

@@ -13,6 +13,7 @@ use crate::donors::{DonorRegistry, Target};
 use crate::in_flight::InFlight;
 use crate::queue::{ArrivalKey, RequestQueue};
 use crate::sequence::Sequence;
+use crate::verifier::Verifier;
 use crate::{
     ConfigError, EngineEvent, EngineStats, KvSharingMode, Request, RequestError, SchedulePolicy, ScheduledSequence,
     SchedulerConfig, SchedulerOutput, SpanLookups,
@@ -36,6 +37,7 @@ pub struct Scheduler {
     running: Vec<RequestId>,
     donors: DonorRegistry,
     in_flight: InFlight,
+    verifier: Verifier,
     /// Blocks that the open step copies from.
     pins: Vec<kv::BlockLease>,
     /// Requests the runner may forget, not yet told.
@@ -67,6 +69,7 @@ impl Scheduler {
             running: Vec::new(),
             donors: DonorRegistry::new(config.spans.clone(), config.max_donors, config.block_size),
             in_flight: InFlight::default(),
+            verifier: Verifier::new(config.verify_share, semantic::QualityGuard::new(config.guard)),
             pins: Vec::new(),
             finished: Vec::new(),
             events: Vec::new(),
@@ -103,6 +106,11 @@ impl Scheduler {
         if let Err(error) = self.fits(&request) {
             panic!("{} was added although it can never run: {error}", request.request_id);
         }
+        self.put_off_verification();
+        self.enqueue(request, now);
+    }
+
+    fn enqueue(&mut self, request: Request, now: Timestamp) {
         let request_id = request.request_id;
         let key = ArrivalKey { arrival: request.arrival.min(now), ordinal: self.num_added };
         self.num_added += 1;
@@ -128,7 +136,16 @@ impl Scheduler {
     /// Whether a step would do anything.
     #[must_use]
     pub fn has_work(&self) -> bool {
-        !self.sequences.is_empty() || !self.finished.is_empty() || !self.events.is_empty()
+        let is_busy = !self.sequences.is_empty() || !self.finished.is_empty() || !self.events.is_empty();
+        is_busy || self.verifier.has_pending()
+    }
+
+    /// Somebody waits now: what is compared for its own sake gives way.
+    fn put_off_verification(&mut self) {
+        if let Some(comparison) = self.verifier.put_off() {
+            self.abort(comparison);
+            self.events.retain(|event| event.request_id() != comparison);
+        }
     }
 
     /// Forgets all KV that no running request holds, and all donors.
@@ -149,6 +166,7 @@ impl Scheduler {
             num_donors: self.donors.len(),
             last_scheduled_tokens: self.num_last_scheduled,
             span_lookups: self.span_lookups,
+            quality: self.verifier.guard().iter().collect(),
         }
     }
 
@@ -158,6 +176,11 @@ impl Scheduler {
     /// If the result of the step before was not folded in.
     pub fn schedule(&mut self, now: Timestamp) -> SchedulerOutput {
         assert!(!std::mem::replace(&mut self.is_step_open, true), "the last step is still open");
+        if self.sequences.is_empty()
+            && let Some(request) = self.verifier.start_next()
+        {
+            self.enqueue(request, now);
+        }
         let finished = std::mem::take(&mut self.finished);
         let mut step = SchedulerOutput { step: self.num_steps, finished, ..SchedulerOutput::default() };
         let mut token_budget = self.config.max_num_batched_tokens;

@@ -38,12 +38,17 @@ pub(crate) struct Sequence {
     /// Whether its prompt's end was reached before, perhaps before a preemption.
     prompt_was_computed: bool,
     prompt_logprobs: Vec<Option<TokenLogProbs>>,
+    /// What it says, while that is to be verified.
+    pub(crate) said: Option<Vec<TokenLogProbs>>,
 }
 
 impl Sequence {
     pub(crate) fn new(request: Request, arrival: ArrivalKey, block_size: BlockSize) -> Self {
         let token_ids = request.prompt_token_ids.to_vec();
-        let wants_logprobs = request.sampling.prompt_logprobs.is_some();
+        let num_scored = match request.sampling.prompt_logprobs {
+            Some(_) => token_ids.len() - request.sampling.prompt_logprobs_from.max(1) as usize,
+            None => 0,
+        };
         Self {
             request_id: request.request_id,
             sampling: Arc::new(request.sampling.clone()),
@@ -57,7 +62,8 @@ impl Sequence {
             predicted_span_hit: 0,
             known_to_runner: false,
             prompt_was_computed: false,
-            prompt_logprobs: if wants_logprobs { vec![None; token_ids.len() - 1] } else { Vec::new() },
+            prompt_logprobs: vec![None; num_scored],
+            said: None,
             token_ids,
             request,
         }
@@ -98,11 +104,22 @@ impl Sequence {
         (hashed, &mut self.lease)
     }
 
-    /// What it may reuse. Log probabilities of the prompt need every row, so nothing then.
+    /// What it may reuse. Scored tokens of the prompt need their rows, exactly.
     pub(crate) fn sharing(&self) -> KvSharingMode {
+        match self.request.sharing {
+            KvSharingMode::Off => KvSharingMode::Off,
+            _ if self.max_prefix_tokens() == 0 => KvSharingMode::Off,
+            _ if self.sampling.prompt_logprobs.is_some() => KvSharingMode::Prefix,
+            sharing => sharing,
+        }
+    }
+
+    /// Leading tokens that need not be computed: at least the last token has to be, since there are no cached logits, and with it
+    /// every row that a log probability comes from.
+    pub(crate) fn max_prefix_tokens(&self) -> u32 {
         match self.sampling.prompt_logprobs {
-            Some(_) => KvSharingMode::Off,
-            None => self.request.sharing,
+            Some(_) => self.sampling.prompt_logprobs_from.max(1) - 1,
+            None => self.num_tokens() - 1,
         }
     }
 
@@ -137,6 +154,7 @@ impl Sequence {
     pub(crate) fn reset(&mut self) -> kv::BlockLease {
         self.num_computed_tokens = 0;
         self.reused.clear();
+        self.said = None;
         std::mem::take(&mut self.lease)
     }
 
@@ -176,6 +194,23 @@ impl Sequence {
         }
     }
 
+    /// Prompt and output.
+    pub(crate) fn token_ids(&self) -> &[TokenId] {
+        &self.token_ids
+    }
+
+    /// Records what was said of the newest token if that is to be verified; returns what the caller asked for of it.
+    pub(crate) fn note(&mut self, logprobs: Option<TokenLogProbs>) -> Option<TokenLogProbs> {
+        let Some(said) = &mut self.said else { return logprobs };
+        let asked = self.request.sampling.logprobs.zip(logprobs.as_ref());
+        let reported = asked.map(|(num_top, all)| {
+            let top = all.top.iter().take(num_top as usize).copied().collect();
+            TokenLogProbs { chosen: all.chosen, top }
+        });
+        said.extend(logprobs);
+        reported
+    }
+
     /// Why it ends with its newest token, if it does.
     pub(crate) fn finish_reason(&self, max_model_len: u32) -> Option<FinishReason> {
         let newest = *self.token_ids.last().expect("a prompt is never empty");
@@ -192,7 +227,8 @@ impl Sequence {
     /// Keeps log probabilities of prompt tokens, each with its position.
     pub(crate) fn keep_prompt_logprobs(&mut self, logprobs: Vec<(u32, TokenLogProbs)>) {
         for (position, logprobs) in logprobs {
-            let kept = (position as usize).checked_sub(1).and_then(|idx| self.prompt_logprobs.get_mut(idx));
+            let first = self.sampling.prompt_logprobs_from.max(1);
+            let kept = position.checked_sub(first).and_then(|idx| self.prompt_logprobs.get_mut(idx as usize));
             if let Some(kept) = kept {
                 *kept = Some(logprobs);
             }

@@ -39,7 +39,8 @@ impl InputBatch {
         batch
     }
 
-    fn push(&mut self, rows: &[Row], block_table: Vec<u32>, block_size: BlockSize) {
+    /// Adds a sequence of some rows, by ascending position.
+    pub(crate) fn push(&mut self, rows: &[Row], block_table: Vec<u32>, block_size: BlockSize) {
         let first_row = self.token_ids.len();
         for row in rows {
             let (block, offset) = (row.position / block_size.get(), row.position % block_size.get());

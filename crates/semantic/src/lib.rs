@@ -9,6 +9,7 @@
 mod config;
 mod cover;
 mod donors;
+mod guard;
 mod index;
 mod minimizer;
 mod plan;
@@ -19,7 +20,8 @@ mod span;
 mod testing;
 
 pub use config::{SpanConfig, SpanConfigError, SpanIndexConfig};
+pub use guard::{ClassQuality, GuardConfig, QualityGuard, Verdict};
 pub use index::SpanIndex;
 pub use plan::{MatchClass, RejectReason, ReusePlan, ReuseSpan, plan_reuse};
-pub use selection::{Probe, Readers, Repair, RepairPolicy, TokenDeviation, UnknownPolicy, select_rows};
+pub use selection::{Probe, Readers, Repair, RepairPolicy, SelectedRows, TokenDeviation, UnknownPolicy, select_rows};
 pub use span::SpanMatch;

@@ -19,6 +19,19 @@ pub struct Repair {
     pub policy: RepairPolicy,
     /// Tokens chosen at most, as a share of the prompt. Rows that are computed in any case do not count.
     pub ratio: f32,
+    /// No more are chosen once the deviation of the others is at most this; 0 spends the whole budget.
+    pub max_deviation: f32,
+}
+
+/// What is recomputed, and what that leaves.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SelectedRows {
+    /// Sorted, disjoint.
+    pub ranges: Vec<TokenRange>,
+    /// How far, at the check layer, what readers see is from full computation: of the tokens that stay as they are, the sum of
+    /// attention times `‖ΔV‖₂`, relative to the mean `‖V‖₂`. The first-order bound of algorithms in this family; 0 where
+    /// nothing was measured.
+    pub deviation: f32,
 }
 
 /// The rules, by the names of their sources.
@@ -71,7 +84,7 @@ pub enum Readers {
 /// What was measured of one reused token. Norms are over all heads of the check layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct TokenDeviation {
-    /// Attention received: summed over readers, averaged over heads and layers.
+    /// Attention received, averaged over readers, heads and layers: what a reader pays to all positions together is 1.
     pub attention: f32,
     /// `‖K_fresh − K_moved‖₂`
     pub key_l2: f32,
@@ -92,7 +105,7 @@ impl Repair {
     /// Nothing but what is known before anything is computed: heads of spans, template tokens, the prompt's tail.
     #[must_use]
     pub const fn structural() -> Self {
-        Self { policy: RepairPolicy::Epic, ratio: 0.0 }
+        Self { policy: RepairPolicy::Epic, ratio: 0.0, max_deviation: 0.0 }
     }
 }
 
@@ -198,32 +211,41 @@ pub struct UnknownPolicy(pub String);
 /// # Panics
 /// If `measured` is not as long as `reused`.
 #[must_use]
-pub fn select_rows(repair: Repair, prompt_len: u32, reused: &[TokenRange], measured: &[TokenDeviation]) -> Vec<TokenRange> {
+pub fn select_rows(repair: Repair, prompt_len: u32, reused: &[TokenRange], measured: &[TokenDeviation]) -> SelectedRows {
     let num_reused: u32 = reused.iter().map(|range| range.len()).sum();
     assert_eq!(measured.len(), num_reused as usize, "every reused token is measured");
-    match repair.policy {
-        RepairPolicy::None | RepairPolicy::Epic => return Vec::new(),
-        RepairPolicy::Full => return reused.to_vec(),
-        _ => {}
+    if repair.policy == RepairPolicy::Full {
+        return SelectedRows { ranges: reused.to_vec(), deviation: 0.0 };
+    }
+    let unit = measured.len() as f32 / measured.iter().map(|found| found.value_norm).sum::<f32>().max(f32::MIN_POSITIVE);
+    let mut deviation: f32 = measured.iter().map(|found| found.attention * found.value_l2 * unit).sum();
+    if repair.policy.probe().is_none() {
+        return SelectedRows { ranges: Vec::new(), deviation };
     }
     let mut budget = (f64::from(repair.ratio) * f64::from(prompt_len)).round() as u32;
     let mut runs = scored_runs(repair.policy, reused, measured);
     runs.sort_by_key(|run| (Reverse(run.score), run.range));
     let mut chosen = Vec::new();
     for run in runs {
+        if deviation <= repair.max_deviation && repair.max_deviation > 0.0 {
+            break;
+        }
         if run.range.len() <= budget {
             budget -= run.range.len();
+            deviation -= run.deviation * unit;
             chosen.push(run.range);
         }
     }
     chosen.sort_unstable();
-    merge_touching(chosen)
+    SelectedRows { ranges: merge_touching(chosen), deviation: deviation.max(0.0) }
 }
 
 struct Run {
     range: TokenRange,
     /// Mean over its tokens.
     score: Score,
+    /// Attention times `‖ΔV‖₂`, summed over its tokens.
+    deviation: f32,
 }
 
 /// A score with an order; what is not a number comes last.
@@ -254,7 +276,9 @@ fn scored_runs(policy: RepairPolicy, reused: &[TokenRange], measured: &[TokenDev
             rest = behind;
             let sum: f32 = run.positions().zip(of_run).map(|(position, found)| policy.score(position, found)).sum();
             let mean = sum / run.len() as f32;
-            runs.push(Run { range: run, score: Score(if mean.is_nan() { f32::NEG_INFINITY } else { mean }) });
+            let score = Score(if mean.is_nan() { f32::NEG_INFINITY } else { mean });
+            let deviation = of_run.iter().map(|found| found.attention * found.value_l2).sum();
+            runs.push(Run { range: run, score, deviation });
         }
     }
     runs
@@ -296,9 +320,34 @@ mod tests {
                 TokenDeviation { attention, value_l1: value, value_l2: value, ..TokenDeviation::default() }
             })
             .collect();
-        let selected = select_rows(Repair { policy, ratio }, 100, &reused, &measured);
+        let selected = select_rows(Repair { policy, ratio, max_deviation: 0.0 }, 100, &reused, &measured);
         let expected: Vec<_> = expected.iter().map(|&(start, end)| TokenRange::new(start, end)).collect();
-        assert_eq!(selected, expected);
+        assert_eq!(selected.ranges, expected);
+    }
+
+    #[test]
+    fn the_budget_is_not_spent_on_what_does_not_matter() {
+        let reused = [TokenRange::new(0, 64)];
+        let measured: Vec<_> = (0..64)
+            .map(|position| TokenDeviation {
+                attention: 0.01,
+                value_l2: if position < 20 { 1.0 } else { 0.1 },
+                value_norm: 2.0,
+                ..TokenDeviation::default()
+            })
+            .collect();
+        let select = |max_deviation| {
+            select_rows(Repair { policy: RepairPolicy::Impact, ratio: 0.5, max_deviation }, 128, &reused, &measured)
+        };
+        let near = |found: f32, expected: f32| assert!((found - expected).abs() < 1e-6, "{found} is not {expected}");
+        assert_eq!(select(0.0).ranges, [TokenRange::new(0, 64)]);
+        near(select(0.0).deviation, 0.0);
+        // 20 tokens of 0.005 and 44 of 0.0005 are 0.122; the first run takes 0.08 away, the second 0.026.
+        assert_eq!(select(0.05).ranges, [TokenRange::new(0, 16)]);
+        near(select(0.05).deviation, 0.042);
+        assert_eq!(select(0.02).ranges, [TokenRange::new(0, 32)]);
+        assert_eq!(select(0.2).ranges, []);
+        near(select(0.2).deviation, 0.122);
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! The backend of machines without an accelerator: f32 activations, weights as stored, a paged pool in main memory.
 
 mod decoder;
+mod probe;
 mod weights;
 
-use engine::{BlockCopy, SpanCopy};
+use engine::{BlockCopy, ProbedSequence, SpanCopy, TokenDeviation};
 use kernels::cpu::{KvDtype, KvLayer, KvShape, RopeTable, SpanMove, Threads};
 use tokens::{BlockId, BlockSize};
 
@@ -105,6 +106,10 @@ impl Backend for CpuBackend {
             KvDtype::F16 => 2e-2,
             KvDtype::F32 => 1e-4,
         }
+    }
+
+    fn probe(&mut self, sequence: &ProbedSequence) -> Result<Vec<TokenDeviation>, BackendError> {
+        Ok(self.run_probe(sequence))
     }
 
     fn forward(&mut self, batch: &InputBatch) -> Result<(), BackendError> {

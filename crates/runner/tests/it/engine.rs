@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use crate::common::{Random, all_families};
 use ::engine::{
-    BlockCopy, EngineCore, EngineEvent, FinishReason, KvSharingMode, KvUsage, Request, SamplingParams, SchedulerConfig, SpanCopy,
-    SpanOutcome, TokenLogProbs,
+    BlockCopy, EngineCore, EngineEvent, FinishReason, KvSharingMode, KvUsage, ProbedSequence, Repair, RepairPolicy, Request,
+    SamplingParams, SchedulerConfig, SpanCopy, SpanOutcome, TokenDeviation, TokenLogProbs,
 };
 use runner::backend::cpu::CpuBackend;
 use runner::testing::{tiny_backend, tiny_config};
@@ -16,6 +16,7 @@ const NUM_BLOCKS: usize = 64;
 
 struct Engine {
     core: EngineCore<ModelRunner>,
+    repair: Repair,
     next_id: u64,
 }
 
@@ -34,7 +35,7 @@ impl Engine {
     fn with_backend(backend: Box<dyn Backend>) -> Self {
         let runner = ModelRunner::new(backend, BlockSize::DEFAULT);
         let config = SchedulerConfig { max_num_batched_tokens: 96, max_num_seqs: 8, ..SchedulerConfig::new(NUM_BLOCKS, 1024) };
-        Self { core: EngineCore::new(config, runner).unwrap(), next_id: 0 }
+        Self { core: EngineCore::new(config, runner).unwrap(), repair: Repair::structural(), next_id: 0 }
     }
 
     fn submit(&mut self, prompt: &[u32], mode: KvSharingMode, salt: u64) -> RequestId {
@@ -47,7 +48,7 @@ impl Engine {
             tenant: tokens::TenantId::default(),
             cache_salt: CacheSalt(salt),
             sharing: mode,
-            repair: engine::Repair::structural(),
+            repair: self.repair,
             store: true,
             template: Vec::new(),
             segments: Vec::new(),
@@ -226,6 +227,45 @@ fn i11_a_donor_whose_blocks_are_gone_means_dense() {
     assert_eq!(engine.answer(&recipient, KvSharingMode::Span, 0), dense);
 }
 
+#[test]
+fn i2_repairing_everything_is_dense_and_leaves_a_donor() {
+    for (config, dtype) in all_families() {
+        let (donor, recipient) = donor_and_recipient();
+        let dense = Engine::new(&config, dtype).answer(&recipient, KvSharingMode::Off, 0);
+        let mut engine = Engine::new(&config, dtype);
+        engine.answer(&donor, KvSharingMode::Prefix, 0);
+        engine.repair = Repair { policy: RepairPolicy::Full, ..Repair::structural() };
+        let repaired = engine.answer(&recipient, KvSharingMode::Span, 0);
+        assert_eq!(repaired.tokens, dense.tokens, "{:?} {dtype:?}", config.architecture);
+        assert_eq!((repaired.usage.span_tokens, repaired.usage.computed_tokens), (0, recipient.len() as u32));
+        let again = engine.answer(&recipient, KvSharingMode::Prefix, 0);
+        assert_eq!((again.tokens, again.usage.prefix_tokens > 200), (dense.tokens, true), "what was computed in full is exact");
+    }
+}
+
+#[test]
+fn every_policy_recomputes_its_share_and_never_donates() {
+    let config = tiny_config(Architecture::Qwen2, RopeLayout::Half);
+    let (donor, recipient) = donor_and_recipient();
+    let engine_with_donor = || {
+        let mut engine = Engine::new(&config, KvDtype::F16);
+        engine.answer(&donor, KvSharingMode::Prefix, 0);
+        engine
+    };
+    let structural = engine_with_donor().answer(&recipient, KvSharingMode::Span, 0).usage;
+    for policy in RepairPolicy::ALL.into_iter().filter(|policy| policy.probe().is_some() && *policy != RepairPolicy::Full) {
+        let mut engine = engine_with_donor();
+        engine.repair = Repair { policy, ratio: 0.2, max_deviation: 0.0 };
+        let usage = engine.answer(&recipient, KvSharingMode::Span, 0).usage;
+        let budget = recipient.len() as u32 / 5;
+        let extra = usage.recomputed_tokens - structural.recomputed_tokens;
+        assert!((budget - 15..=budget).contains(&extra), "{policy:?}: {extra} of {budget}");
+        assert_eq!(usage.span_tokens + extra, structural.span_tokens);
+        assert_eq!(engine.core.stats().num_donors, 1, "{policy:?}: what was repaired is approximate");
+        assert_eq!(engine.idle_blocks(), NUM_BLOCKS);
+    }
+}
+
 /// A device whose copies never pass the check.
 struct Distrusting(CpuBackend);
 
@@ -244,6 +284,9 @@ impl Backend for Distrusting {
     }
     fn max_span_deviation(&self) -> f32 {
         self.0.max_span_deviation()
+    }
+    fn probe(&mut self, sequence: &ProbedSequence) -> Result<Vec<TokenDeviation>, BackendError> {
+        self.0.probe(sequence)
     }
     fn forward(&mut self, batch: &InputBatch) -> Result<(), BackendError> {
         self.0.forward(batch)

@@ -10,6 +10,7 @@
 //! Invariant: the parent of an indexed block is indexed. Removing a block therefore removes everything below it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use tokens::{BlockHash, BlockId, BlockSize, CacheSalt, TokenId};
 
@@ -38,7 +39,7 @@ pub struct ReadableScope {
     /// Which.
     pub salt: CacheSalt,
     /// As of `tokens::hash_full_blocks` for this scope and the sequence's tokens.
-    pub hashes: Box<[BlockHash]>,
+    pub hashes: Arc<[BlockHash]>,
 }
 
 /// What the index holds of the beginning of a sequence.

@@ -101,7 +101,7 @@ impl Memory {
 
     fn copy_span(&mut self, copy: &SpanCopy) {
         let known = &self.known[&copy.request_id];
-        assert_eq!(known.sharing, KvSharingMode::Span, "{} did not ask for spans", copy.request_id);
+        assert!(known.sharing.copies_spans(), "{} did not ask for spans", copy.request_id);
         let offset = |position: u32, i: usize| position as usize % self.block_size + i;
         let mut copied = Vec::new();
         for (i, &token) in copy.token_ids.iter().enumerate() {
@@ -121,7 +121,7 @@ impl Memory {
     fn compute(&self, sequence: &ScheduledSequence) -> Vec<(usize, Slot)> {
         let ScheduledSequence { request_id, ref rows, ref block_table, sample } = *sequence;
         let known = &self.known[&request_id];
-        let is_exact = known.sharing != KvSharingMode::Span;
+        let is_exact = !known.sharing.copies_spans();
         let last = rows.last().expect("a scheduled sequence has rows").position;
         assert_eq!(sample, last as usize + 1 == known.tokens.len() && known.samples(), "{request_id} samples at {last}");
         assert_eq!(block_table.len(), (last as usize + 1).div_ceil(self.block_size), "block table of {request_id}");

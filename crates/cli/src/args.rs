@@ -5,6 +5,7 @@ use clap::{Parser, Subcommand};
 use crate::bench::BenchCommand;
 use crate::chat::ChatArgs;
 use crate::config::ConfigArgs;
+use crate::keys::KeysCommand;
 use crate::pull::PullArgs;
 use crate::simulate::SimulateArgs;
 
@@ -34,6 +35,12 @@ pub(crate) enum Command {
     },
     /// Replay a trace of requests on a virtual clock, without a model
     Simulate(SimulateArgs),
+    /// Make API keys
+    Keys {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: KeysCommand,
+    },
     /// Check the configuration and print the effective one, secrets starred out
     CheckConfig(Box<ConfigArgs>),
     /// Print a completion script

@@ -306,7 +306,9 @@ impl<E: Executor> Bench<E> {
             prompt_token_ids: prompt.token_ids.as_slice().into(),
             sampling,
             tenant: tokens::TenantId::default(),
+            session: None,
             cache_salt: reuse.cache_salt,
+            readable: Vec::new(),
             sharing: reuse.sharing,
             repair: engine::Repair::structural(),
             store: reuse.store,
@@ -423,7 +425,7 @@ mod tests {
     use super::*;
 
     fn prompt(tokens: impl Iterator<Item = u32>) -> EncodedPrompt {
-        EncodedPrompt { token_ids: tokens.map(TokenId).collect(), template: Vec::new() }
+        EncodedPrompt { token_ids: tokens.map(TokenId).collect(), template: Vec::new(), contents: Vec::new() }
     }
 
     fn bench() -> Bench<EchoExecutor> {

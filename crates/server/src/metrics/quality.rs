@@ -1,0 +1,54 @@
+//! What verification found out about answers over reused spans, by class of match.
+
+use engine::{ClassQuality, MatchClass};
+use metrics::{Counter, Gauge};
+
+use super::registrar::Registrar;
+
+/// Series of every class, best class first.
+pub(super) struct QualityMetrics([ClassMetrics; 3]);
+
+struct ClassMetrics {
+    verified: Counter,
+    mean_kl: Gauge,
+    top1: Gauge,
+    is_off: Gauge,
+}
+
+/// Names of the classes, best first.
+pub(super) const CLASSES: [&str; 3] = ["same_past", "same_left_context", "composition"];
+
+/// Place of a class in a table of series.
+pub(super) const fn class_index(class: MatchClass) -> usize {
+    match class {
+        MatchClass::SamePast => 0,
+        MatchClass::SameLeftContext => 1,
+        MatchClass::Composition => 2,
+    }
+}
+
+impl QualityMetrics {
+    pub(super) fn new(registrar: &Registrar) -> Self {
+        let gauge = |name, help, class| registrar.gauge(name, help, &[("class", class)]);
+        Self(CLASSES.map(|class| ClassMetrics {
+            verified: registrar.counter(
+                "kvshare_verified_answers_total",
+                "Answers over reused spans that were compared with full computation.",
+                &[("class", class)],
+            ),
+            mean_kl: gauge("kvshare_verified_kl_nats", "Mean KL divergence of the last verified answers.", class),
+            top1: gauge("kvshare_verified_top1_ratio", "Share of positions with the same likeliest token, 0 to 1.", class),
+            is_off: gauge("kvshare_class_switched_off", "1 while spans of this class are not reused.", class),
+        }))
+    }
+
+    pub(super) fn observe(&self, quality: &[(MatchClass, ClassQuality)]) {
+        for (class, found) in quality {
+            let series = &self.0[class_index(*class)];
+            series.verified.absolute(found.num_verified);
+            series.mean_kl.set(found.mean_kl);
+            series.top1.set(found.top1);
+            series.is_off.set(f64::from(u8::from(found.is_off)));
+        }
+    }
+}

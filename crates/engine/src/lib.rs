@@ -40,6 +40,7 @@ pub use output::{
 pub use request::{KvSharingMode, Request, SamplingParams};
 pub use scheduler::Scheduler;
 pub use semantic::{
-    ClassQuality, GuardConfig, MatchClass, Probe, Readers, RejectReason, Repair, RepairPolicy, SpanConfig, TokenDeviation,
+    ClassQuality, GuardConfig, MatchClass, Probe, Readers, RejectReason, Repair, RepairPolicy, ReusePlan, ReuseSpan, SpanConfig,
+    SpanMatch, TokenDeviation,
 };
 pub use stats::{EngineStats, SpanLookups, SpanOutcome};

@@ -52,6 +52,8 @@ impl Engine {
             store: true,
             template: Vec::new(),
             segments: Vec::new(),
+            session: None,
+            readable: Vec::new(),
             arrival: Timestamp::default(),
         };
         self.core.fits(&request).unwrap();
@@ -334,6 +336,8 @@ fn prompt_log_probabilities_do_not_depend_on_chunks() {
             store: true,
             template: Vec::new(),
             segments: Vec::new(),
+            session: None,
+            readable: Vec::new(),
             arrival: Timestamp::default(),
         };
         core.add_request(request, Timestamp::default());

@@ -30,11 +30,12 @@ pub use executor::{Executor, ExecutorError};
 pub use kv::PoolStats;
 pub use output::{
     BlockCopy, LogProb, ModelRunnerOutput, NewRequest, ProbedSequence, ProbedSpans, RejectedSpan, Row, SampledToken,
-    ScheduledSequence, SchedulerOutput, SpanCopy, TokenLogProbs,
+    ScheduledSequence, SchedulerOutput, SpanCopy, TokenLogProbs, WatchedSpans,
 };
 pub use request::{KvSharingMode, Request, SamplingParams};
 pub use scheduler::Scheduler;
 pub use semantic::{
-    ClassQuality, GuardConfig, MatchClass, Probe, Readers, RejectReason, Repair, RepairPolicy, SpanConfig, TokenDeviation,
+    ClassQuality, DecodeRepair, GuardConfig, MatchClass, Probe, Readers, RejectReason, Repair, RepairPolicy, SpanConfig,
+    TokenDeviation,
 };
 pub use stats::{EngineStats, SpanLookups, SpanOutcome};

@@ -23,5 +23,7 @@ pub use config::{SpanConfig, SpanConfigError, SpanIndexConfig};
 pub use guard::{ClassQuality, GuardConfig, QualityGuard, Verdict};
 pub use index::SpanIndex;
 pub use plan::{MatchClass, RejectReason, ReusePlan, ReuseSpan, plan_reuse};
-pub use selection::{Probe, Readers, Repair, RepairPolicy, SelectedRows, TokenDeviation, UnknownPolicy, select_rows};
+pub use selection::{
+    DecodeRepair, Probe, Readers, Repair, RepairPolicy, SelectedRows, TokenDeviation, UnknownPolicy, select_rows,
+};
 pub use span::SpanMatch;

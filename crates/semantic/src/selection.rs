@@ -21,6 +21,21 @@ pub struct Repair {
     pub ratio: f32,
     /// No more are chosen once the deviation of the others is at most this; 0 spends the whole budget.
     pub max_deviation: f32,
+    /// What goes on after the first token; `None` leaves the rest as it is.
+    pub decode: Option<DecodeRepair>,
+}
+
+/// Repair while tokens are generated: the query has moved on since the prompt, and other tokens matter now.
+///
+/// KVShare (arXiv 2503.16525) recomputes 3 tokens in every step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DecodeRepair {
+    /// Tokens recomputed at once.
+    pub tokens: u32,
+    /// Steps from one time to the next, at least 1.
+    pub every: u32,
+    /// Rows of all sequences in a step up to which it may take place, and then only while nobody waits; 0 never looks.
+    pub max_batch_rows: u32,
 }
 
 /// What is recomputed, and what that leaves.
@@ -105,7 +120,7 @@ impl Repair {
     /// Nothing but what is known before anything is computed: heads of spans, template tokens, the prompt's tail.
     #[must_use]
     pub const fn structural() -> Self {
-        Self { policy: RepairPolicy::Epic, ratio: 0.0, max_deviation: 0.0 }
+        Self { policy: RepairPolicy::Epic, ratio: 0.0, max_deviation: 0.0, decode: None }
     }
 }
 
@@ -320,7 +335,7 @@ mod tests {
                 TokenDeviation { attention, value_l1: value, value_l2: value, ..TokenDeviation::default() }
             })
             .collect();
-        let selected = select_rows(Repair { policy, ratio, max_deviation: 0.0 }, 100, &reused, &measured);
+        let selected = select_rows(Repair { policy, ratio, ..Repair::structural() }, 100, &reused, &measured);
         let expected: Vec<_> = expected.iter().map(|&(start, end)| TokenRange::new(start, end)).collect();
         assert_eq!(selected.ranges, expected);
     }
@@ -337,7 +352,7 @@ mod tests {
             })
             .collect();
         let select = |max_deviation| {
-            select_rows(Repair { policy: RepairPolicy::Impact, ratio: 0.5, max_deviation }, 128, &reused, &measured)
+            select_rows(Repair { policy: RepairPolicy::Impact, ratio: 0.5, max_deviation, decode: None }, 128, &reused, &measured)
         };
         let near = |found: f32, expected: f32| assert!((found - expected).abs() < 1e-6, "{found} is not {expected}");
         assert_eq!(select(0.0).ranges, [TokenRange::new(0, 64)]);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use semantic::{Probe, TokenDeviation};
+use semantic::{Drift, Probe, TokenDeviation};
 use tokens::{BlockId, DonorId, RequestId, TokenId, TokenRange};
 
 use crate::SamplingParams;
@@ -67,6 +67,8 @@ pub struct ScheduledSequence {
     pub sample: bool,
     /// Positions whose attention from the last row is to be reported. Sorted, disjoint; mostly none.
     pub watch: Vec<TokenRange>,
+    /// Moved tokens that follow rows of this step, in each layer before anything is read from it.
+    pub drift: Vec<Drift>,
 }
 
 /// One token to compute.

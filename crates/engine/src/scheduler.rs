@@ -278,6 +278,7 @@ impl Scheduler {
             rows,
             block_table: sequence.lease.block_ids().take(num_blocks).collect(),
             sample: sequence.samples_at(last_position),
+            drift: sequence.drift(last_position),
             watch: if sequence.samples_at(last_position) { sequence.watched().to_vec() } else { Vec::new() },
         });
         num_rows

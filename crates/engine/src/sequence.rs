@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use semantic::{DecodeRepair, TokenDeviation};
+use semantic::{DecodeRepair, Drift, TokenDeviation, follow_drift};
 use tokens::{BlockHash, BlockSize, RequestId, TokenId, TokenRange, complement, hash_full_blocks, hash_next_block};
 
 use crate::queue::ArrivalKey;
@@ -31,6 +31,8 @@ pub(crate) struct Sequence {
     residual: Vec<f32>,
     /// Reused tokens to be recomputed with the next row. Ascending.
     due: Vec<u32>,
+    /// Spans as they were moved, until the prompt is computed; empty unless tokens follow recomputed ones.
+    moved: Vec<TokenRange>,
     /// Where the prefix hit of the current admission ends.
     prefix_end: u32,
     pub(crate) lease: kv::BlockLease,
@@ -62,6 +64,7 @@ impl Sequence {
             num_computed_tokens: 0,
             reused: Vec::new(),
             residual: Vec::new(),
+            moved: Vec::new(),
             due: Vec::new(),
             prefix_end: 0,
             lease: kv::BlockLease::default(),
@@ -140,6 +143,14 @@ impl Sequence {
         &self.reused
     }
 
+    /// How moved tokens behind the frontier follow the next rows, which end with `last_position`.
+    pub(crate) fn drift(&self, last_position: u32) -> Vec<Drift> {
+        let step = TokenRange::new(self.num_computed_tokens, last_position + 1);
+        let recomputed = complement(step, &self.reused);
+        let spans = self.moved.iter().map(|span| span.intersect(step)).filter(|span| !span.is_empty());
+        spans.flat_map(|span| follow_drift(span, &recomputed)).collect()
+    }
+
     /// Positions of which the row that samples the next token should say how much they matter to it.
     pub(crate) fn watched(&self) -> &[TokenRange] {
         let is_time = |decode: DecodeRepair| self.num_output_tokens().is_multiple_of(decode.every.max(1));
@@ -199,6 +210,7 @@ impl Sequence {
         self.lease = lease;
         self.prefix_end = prefix_end;
         self.num_computed_tokens = prefix_end;
+        self.moved = if self.request.repair.drift { reused.clone() } else { Vec::new() };
         self.reused = reused;
     }
 
@@ -220,6 +232,7 @@ impl Sequence {
         self.reused.clear();
         self.residual.clear();
         self.due.clear();
+        self.moved.clear();
     }
 
     /// The next rows to compute, at most `max_rows`.

@@ -119,7 +119,7 @@ impl Memory {
 
     /// What the rows of `sequence` write, after checking all that they read.
     fn compute(&self, sequence: &ScheduledSequence) -> Vec<(usize, Slot)> {
-        let ScheduledSequence { request_id, ref rows, ref block_table, sample, watch: _ } = *sequence;
+        let ScheduledSequence { request_id, ref rows, ref block_table, sample, watch: _, drift: _ } = *sequence;
         let known = &self.known[&request_id];
         let is_exact = known.sharing != KvSharingMode::Span;
         let last = rows.last().expect("a scheduled sequence has rows").position;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use engine::{
     Executor, ExecutorError, ModelRunnerOutput, ProbedSpans, RejectedSpan, SampledToken, ScheduledSequence, SchedulerOutput,
-    TokenLogProbs,
+    TokenLogProbs, WatchedSpans,
 };
 use tokens::{BlockSize, RequestId, TokenId};
 use tracing::warn;
@@ -58,6 +58,7 @@ impl ModelRunner {
         }
         self.backend.forward(&batch)?;
         output.prompt_logprobs = self.score_prompts(&sequences, &batch)?;
+        output.watched = self.watched(&sequences);
         output.sampled = self.sample(&sequences, &batch)?;
         Ok(output)
     }
@@ -74,6 +75,18 @@ impl ModelRunner {
             }
         }
         Ok(rejected)
+    }
+
+    /// What the last rows of watched sequences paid to the positions they asked about.
+    fn watched(&self, sequences: &[&ScheduledSequence]) -> Vec<WatchedSpans> {
+        let watched = sequences.iter().enumerate().filter(|(_, sequence)| !sequence.watch.is_empty());
+        watched
+            .map(|(idx, sequence)| {
+                let paid = self.backend.attention_paid(idx);
+                let attention = sequence.watch.iter().flat_map(|range| &paid[range.as_usize()]).copied().collect();
+                WatchedSpans { request_id: sequence.request_id, attention }
+            })
+            .collect()
     }
 
     fn sample(&mut self, sequences: &[&ScheduledSequence], batch: &InputBatch) -> Result<Vec<SampledToken>, BackendError> {

@@ -33,6 +33,10 @@ impl Scheduler {
             self.repair(probe, &found.deviations);
         }
         assert!(probed.next().is_none(), "nobody asked for a probe");
+        for watched in output.watched.iter().filter(|watched| !void.contains(&watched.request_id)) {
+            let sequence = self.sequences.get_mut(&watched.request_id).expect("a watched sequence is known");
+            sequence.choose_due(&watched.attention);
+        }
         let mut sampled = output.sampled.into_iter();
         for scheduled in step.sequences.iter().filter(|scheduled| !void.contains(&scheduled.request_id)) {
             let token = scheduled.sample.then(|| sampled.next().expect("one token is sampled for each sequence that asks"));
@@ -65,10 +69,9 @@ impl Scheduler {
         let sequence = self.sequences.get_mut(&request_id).expect("a probed sequence is known");
         let selected = semantic::select_rows(sequence.request.repair, sequence.num_prompt_tokens(), sequence.reused(), measured);
         let num_selected = sequence.recompute(&selected.ranges);
+        sequence.keep_residual(&probe.reused, measured);
         let usage = sequence.usage.as_mut().expect("it was admitted");
-        usage.span_tokens -= num_selected;
-        usage.computed_tokens += num_selected;
-        usage.recomputed_tokens += num_selected;
+        usage.recompute(num_selected);
         usage.deviation = selected.deviation;
         if sequence.is_exact() {
             self.compute_in_full(request_id);

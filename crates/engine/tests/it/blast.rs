@@ -60,7 +60,7 @@ fn random_request(id: u64, random: &mut Random, now: Timestamp) -> Request {
     Request { arrival: now, repair: random_repair(random), ..request.build() }
 }
 
-fn random_repair(random: &mut Random) -> Repair {
+pub(crate) fn random_repair(random: &mut Random) -> Repair {
     let policies = RepairPolicy::ALL;
     let decode = DecodeRepair {
         tokens: 1 + random.below(4) as u32,

@@ -7,7 +7,7 @@ use engine::{Erase, ErasedCounts, KvSharingMode, KvUsage, Request, RequestError,
 use testkit::{RequestBuilder, passage};
 use tokens::{CacheSalt, DonorId, SessionId, TenantId, Timestamp};
 
-use crate::blast::{Expected, MAX_MODEL_LEN, check_event, expect, random_prompt};
+use crate::blast::{Expected, MAX_MODEL_LEN, check_event, expect, random_prompt, random_repair};
 use crate::random::Random;
 use crate::sharing::last_usage;
 use crate::world::{World, config};
@@ -301,7 +301,7 @@ fn random_request(id: u64, random: &mut Random, now: Timestamp) -> Request {
         .readable(&readable)
         .store(!random.one_in(6));
     let request = if random.one_in(2) { request.session(random.below(2)) } else { request };
-    Request { arrival: now, ..request.build() }
+    Request { arrival: now, repair: random_repair(random), ..request.build() }
 }
 
 fn random_erasure(random: &mut Random, world: &World) -> Erase {

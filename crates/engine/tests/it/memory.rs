@@ -317,6 +317,9 @@ impl Memory {
             assert!(self.announced.insert(new.request_id), "{} is announced twice", new.request_id);
             self.known.get_mut(&new.request_id).expect("a request is added before it runs").era = Some(self.num_erasures);
         }
+        for retracted in &step.retracted {
+            self.known.get_mut(retracted).expect("only what was said is retracted").tokens.pop();
+        }
         for finished in &step.finished {
             assert!(self.announced.remove(finished), "{finished} ends without having been announced");
         }
@@ -366,7 +369,8 @@ impl Executor for Memory {
             if sequence.sample {
                 let token = next_token(known.salt, &known.tokens);
                 known.tokens.push(token);
-                output.sampled.push(SampledToken { request_id, token, logprobs: None });
+                let margin = self.random.below(30) as f32 / 10.0;
+                output.sampled.push(SampledToken { request_id, token, margin, logprobs: None });
             }
             if known.prompt_logprobs {
                 let following = sequence.rows.iter().map(|row| row.position + 1);

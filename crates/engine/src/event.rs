@@ -43,6 +43,15 @@ pub enum EngineEvent {
     },
 }
 
+impl KvUsage {
+    /// `num_tokens` that a donor gave were computed after all.
+    pub(crate) fn recompute(&mut self, num_tokens: u32) {
+        self.span_tokens -= num_tokens;
+        self.computed_tokens += num_tokens;
+        self.recomputed_tokens += num_tokens;
+    }
+}
+
 impl EngineEvent {
     /// Whose news it is.
     #[must_use]

@@ -35,12 +35,12 @@ pub use explain::Explanation;
 pub use kv::PoolStats;
 pub use output::{
     BlockCopy, LogProb, ModelRunnerOutput, NewRequest, ProbedSequence, ProbedSpans, RejectedSpan, Row, SampledToken,
-    ScheduledSequence, SchedulerOutput, SpanCopy, TokenLogProbs,
+    ScheduledSequence, SchedulerOutput, SpanCopy, TokenLogProbs, WatchedSpans,
 };
 pub use request::{KvSharingMode, Request, SamplingParams};
 pub use scheduler::Scheduler;
 pub use semantic::{
-    ClassQuality, GuardConfig, MatchClass, Probe, Readers, RejectReason, Repair, RepairPolicy, ReuseSpan, SpanConfig,
-    SpanMatch, TokenDeviation,
+    ClassQuality, DecodeRepair, Drift, GuardConfig, MatchClass, Probe, Readers, RejectReason, Repair, RepairPolicy, ReusePlan,
+    ReuseSpan, SpanConfig, SpanMatch, TokenDeviation,
 };
 pub use stats::{EngineStats, SpanLookups, SpanOutcome};

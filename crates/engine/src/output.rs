@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use semantic::{Probe, TokenDeviation};
+use semantic::{Drift, Probe, TokenDeviation};
 use tokens::{BlockId, DonorId, RequestId, TokenId, TokenRange};
 
 use crate::SamplingParams;
@@ -24,6 +24,8 @@ pub struct SchedulerOutput {
     pub span_copies: Vec<SpanCopy>,
     /// Sequences whose moved spans are to be measured then. They are in `sequences` only after tokens to recompute were chosen.
     pub probes: Vec<ProbedSequence>,
+    /// Requests whose last sample is void: they will say something else in its place.
+    pub retracted: Vec<RequestId>,
     /// Sequences to compute, in the order of their batch. Each request occurs at most once.
     pub sequences: Vec<ScheduledSequence>,
 }
@@ -67,6 +69,10 @@ pub struct ScheduledSequence {
     pub block_table: Vec<BlockId>,
     /// Whether the last row reaches the end of the known tokens, so that a token is to be sampled from it.
     pub sample: bool,
+    /// Positions whose attention from the last row is to be reported. Sorted, disjoint; mostly none.
+    pub watch: Vec<TokenRange>,
+    /// Moved tokens that follow rows of this step, in each layer before anything is read from it.
+    pub drift: Vec<Drift>,
 }
 
 /// One token to compute.
@@ -137,6 +143,8 @@ pub struct ModelRunnerOutput {
     pub rejected_spans: Vec<RejectedSpan>,
     /// One for each of `probes`, in their order; none for a request named in `rejected_spans`.
     pub probed: Vec<ProbedSpans>,
+    /// One for each sequence with `watch`, in their order.
+    pub watched: Vec<WatchedSpans>,
     /// Log probabilities of prompt tokens at the rows computed in this step, for requests that asked.
     ///
     /// The entry for the token at position `p` (`p >= 1`) comes from the row at `p - 1`.
@@ -152,6 +160,15 @@ pub struct ProbedSpans {
     pub deviations: Vec<TokenDeviation>,
 }
 
+/// How much attention the last row of a sequence paid to positions it asked about.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WatchedSpans {
+    /// Whose.
+    pub request_id: RequestId,
+    /// Averaged over heads and layers, one for each watched position in their order.
+    pub attention: Vec<f32>,
+}
+
 /// A token chosen for a sequence.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SampledToken {
@@ -159,6 +176,8 @@ pub struct SampledToken {
     pub request_id: RequestId,
     /// The choice.
     pub token: TokenId,
+    /// By how much the largest logit exceeds the second largest, before temperature and truncation.
+    pub margin: f32,
     /// If the request asked.
     pub logprobs: Option<TokenLogProbs>,
 }

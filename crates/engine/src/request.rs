@@ -56,8 +56,7 @@ pub enum KvSharingMode {
 
 impl Request {
     /// Who is charged for its blocks, and with whom they are erased.
-    #[must_use]
-    pub fn owner(&self) -> kv::BlockOwner {
+    pub(crate) fn owner(&self) -> kv::BlockOwner {
         kv::BlockOwner { tenant: self.tenant, session: self.session, request: self.request_id }
     }
 }

@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 
+use semantic::DecodeRepair;
 use tokens::{RequestId, Timestamp, TokenRange};
 
 use crate::donors::{DonorRegistry, Target};
@@ -43,6 +44,8 @@ pub struct Scheduler {
     pins: Vec<kv::BlockLease>,
     /// Requests the runner may forget, not yet told.
     finished: Vec<RequestId>,
+    /// Requests whose last sample the runner is to forget, not yet told.
+    retracted: Vec<RequestId>,
     /// Not yet reported.
     events: Vec<EngineEvent>,
     /// Whether a step was scheduled and its result is outstanding.
@@ -76,6 +79,7 @@ impl Scheduler {
             verifier: Verifier::new(config.verify_share, semantic::QualityGuard::new(config.guard)),
             pins: Vec::new(),
             finished: Vec::new(),
+            retracted: Vec::new(),
             events: Vec::new(),
             is_step_open: false,
             num_steps: 0,
@@ -189,7 +193,8 @@ impl Scheduler {
             self.enqueue(request, now);
         }
         let finished = std::mem::take(&mut self.finished);
-        let mut step = SchedulerOutput { step: self.num_steps, finished, ..SchedulerOutput::default() };
+        let retracted = std::mem::take(&mut self.retracted);
+        let mut step = SchedulerOutput { step: self.num_steps, finished, retracted, ..SchedulerOutput::default() };
         let mut token_budget = self.config.max_num_batched_tokens;
         let was_preempted = self.continue_running(&mut step, &mut token_budget);
         if !was_preempted {
@@ -267,8 +272,19 @@ impl Scheduler {
 
     /// Adds the next rows of a running sequence, at most `max_rows`, to `step`; how many they are.
     fn schedule_rows(&mut self, request_id: RequestId, max_rows: usize, step: &mut SchedulerOutput) -> usize {
-        let sequence = &self.sequences[&request_id];
-        let rows = sequence.next_rows(max_rows);
+        let may_repair = |repair: DecodeRepair| {
+            let has_slack = step.num_scheduled_tokens() < repair.max_batch_rows as usize && self.queue.len() == 0;
+            repair.max_batch_rows == 0 || has_slack
+        };
+        let sequence = self.sequences.get_mut(&request_id).expect("a running sequence is known");
+        let mut rows = match sequence.request.repair.decode.is_some_and(may_repair) {
+            true => sequence.take_due(max_rows - 1),
+            false => Vec::new(),
+        };
+        if let Some(usage) = sequence.usage.as_mut() {
+            usage.recompute(rows.len() as u32);
+        }
+        rows.extend(sequence.next_rows(max_rows - rows.len()));
         let last_position = rows.last().expect("a running sequence has at least one row to compute").position;
         let num_blocks = self.config.block_size.blocks_for(last_position as usize + 1);
         let num_rows = rows.len();
@@ -277,6 +293,8 @@ impl Scheduler {
             rows,
             block_table: sequence.lease.block_ids().take(num_blocks).collect(),
             sample: sequence.samples_at(last_position),
+            drift: sequence.drift(last_position),
+            watch: if sequence.samples_at(last_position) { sequence.watched().to_vec() } else { Vec::new() },
         });
         num_rows
     }

@@ -42,6 +42,10 @@ pub enum SpanOutcome {
     SwitchedOff,
     /// Spans would have been copied, but the request is in shadow mode.
     Shadowed,
+    /// What was measured was beyond repair. Counted besides `Reused`.
+    BailedOut,
+    /// The likeliest first tokens were too near to each other, and more was recomputed. Counted besides `Reused`.
+    LowMargin,
     /// The runner found that a donor's KV disagrees. Counted besides `Reused`.
     FailedCheck,
 }
@@ -54,7 +58,7 @@ pub struct SpanLookups {
 
 impl SpanOutcome {
     /// All of them.
-    pub const ALL: [SpanOutcome; 10] = [
+    pub const ALL: [SpanOutcome; 12] = [
         Self::Reused,
         Self::Rejected(semantic::RejectReason::ALL[0]),
         Self::Rejected(semantic::RejectReason::ALL[1]),
@@ -64,6 +68,8 @@ impl SpanOutcome {
         Self::NoRoom,
         Self::SwitchedOff,
         Self::Shadowed,
+        Self::BailedOut,
+        Self::LowMargin,
         Self::FailedCheck,
     ];
 
@@ -77,6 +83,8 @@ impl SpanOutcome {
             Self::NoRoom => "no_room",
             Self::SwitchedOff => "switched_off",
             Self::Shadowed => "shadowed",
+            Self::BailedOut => "bailed_out",
+            Self::LowMargin => "low_margin",
             Self::FailedCheck => "failed_check",
         }
     }
@@ -113,7 +121,7 @@ mod tests {
         for (i, outcome) in SpanOutcome::ALL.into_iter().enumerate() {
             (0..=i).for_each(|_| lookups.count(outcome));
         }
-        assert_eq!(lookups.iter().map(|(_, count)| count).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+        assert_eq!(lookups.iter().map(|(_, count)| count).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
         let labels: std::collections::BTreeSet<_> = SpanOutcome::ALL.map(SpanOutcome::label).into();
         assert_eq!(labels.len(), SpanOutcome::ALL.len());
         let reasons = semantic::RejectReason::ALL.map(SpanOutcome::Rejected);

@@ -169,43 +169,22 @@ impl PrefixIndex {
     }
 
     /// What is here of the first `max_tokens` tokens of `sequence`, which must be all or fewer than its tokens.
+    ///
+    /// A part is only of the sequence's own scope: it becomes part of a block of that scope, whose label has to cover it.
     #[must_use]
     pub fn match_prefix(&self, sequence: HashedTokens<'_>, max_tokens: usize) -> PrefixMatch {
-        let blocks = self.match_full_blocks(HashedTokens { tokens: &sequence.tokens[..max_tokens], ..sequence });
-        let num_tokens = blocks.len() * self.block_size.as_usize();
-        let mut best: Option<PartialMatch> = None;
-        for (salt, hashes) in self.scopes_behind(&blocks, sequence) {
-            let partial = self.match_next_block(&blocks, HashedTokens { salt, hashes, ..sequence }, max_tokens);
-            if partial.map_or(0, |partial| partial.num_tokens) > best.map_or(0, |best| best.num_tokens) {
-                best = partial;
-            }
-        }
-        PrefixMatch { blocks, num_tokens, partial: best }
-    }
-
-    /// Scopes in which `path` may go on, with the hashes of `sequence` there: its own, and others while the path is still in them.
-    fn scopes_behind<'a>(
-        &self,
-        path: &[BlockId],
-        sequence: HashedTokens<'a>,
-    ) -> impl Iterator<Item = (CacheSalt, &'a [BlockHash])> + use<'a> {
-        let last = path.last().map(|&block| self.entry(block).salt);
-        let readable = sequence.readable.iter().filter(move |scope| last.is_none_or(|last| last == scope.salt));
-        std::iter::once((sequence.salt, sequence.hashes)).chain(readable.map(|scope| (scope.salt, &*scope.hashes)))
-    }
-
-    /// The block of one scope that goes on best behind `path`, which is as long as whole blocks of this scope allow.
-    fn match_next_block(&self, path: &[BlockId], sequence: HashedTokens<'_>, max_tokens: usize) -> Option<PartialMatch> {
         let block_size = self.block_size.as_usize();
-        let start = path.len() * block_size;
-        let parent = path.last().copied();
-        let rest = &sequence.tokens[start..max_tokens];
+        let blocks = self.match_full_blocks(HashedTokens { tokens: &sequence.tokens[..max_tokens], ..sequence });
+        let num_tokens = blocks.len() * block_size;
+        let rest = &sequence.tokens[num_tokens..max_tokens];
+        let parent = blocks.last().copied();
         let whole = || {
-            let tokens = sequence.tokens.get(start..start + block_size)?;
-            let block = self.find(sequence.salt, parent, *sequence.hashes.get(path.len())?, tokens)?;
+            let tokens = sequence.tokens.get(num_tokens..num_tokens + block_size)?;
+            let block = self.find(sequence.salt, parent, *sequence.hashes.get(blocks.len())?, tokens)?;
             (!rest.is_empty()).then_some(PartialMatch { block, num_tokens: rest.len() })
         };
-        whole().or_else(|| self.match_partial(sequence.salt, parent, rest))
+        let partial = whole().or_else(|| self.match_partial(sequence.salt, parent, rest));
+        PrefixMatch { blocks, num_tokens, partial }
     }
 
     /// The block of one scope below `parent` that shares most leading tokens with `tokens`, the newest of equals.
@@ -470,8 +449,15 @@ mod tests {
         let index = index_of("9:abcdef 1<9:abcdxy 2<9:abcdxz");
         check_readable(&index, &[1, 9], "abcdxyz", 7, "0 1 3");
         check_readable(&index, &[1, 9], "abcdx", 5, "0 1 3+1");
-        check_readable(&index, &[1, 9], "abcde", 5, "0 1 2+1");
-        check_readable(&index, &[1, 9], "ax", 2, "0+1");
+        check_readable(&index, &[9], "abcdx", 5, "0 1");
+    }
+
+    #[test]
+    fn a_block_of_another_scope_does_not_match_partly() {
+        let index = index_of("9:abcdef");
+        check_readable(&index, &[1, 9], "abcde", 5, "0 1");
+        check_readable(&index, &[1, 9], "abcdef", 5, "0 1");
+        check_readable(&index, &[1, 9], "ax", 2, "");
     }
 
     #[test]

@@ -58,6 +58,12 @@ pub trait Backend: Send {
     /// If the device fails.
     fn forward(&mut self, batch: &InputBatch) -> Result<(), BackendError>;
 
+    /// Attention that the last row of a watched sequence of the last `forward` paid to positions `0..`, averaged over heads and layers.
+    ///
+    /// # Panics
+    /// If the sequence was not watched.
+    fn attention_paid(&self, sequence: usize) -> &[f32];
+
     /// Logits of some rows of the last `forward`, `[rows.len(), vocab_size]`, for the caller to adjust in place.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use engine::{
     Executor, ExecutorError, ModelRunnerOutput, ProbedSpans, RejectedSpan, SampledToken, ScheduledSequence, SchedulerOutput,
-    TokenLogProbs,
+    TokenLogProbs, WatchedSpans,
 };
 use tokens::{BlockSize, RequestId, TokenId};
 use tracing::warn;
@@ -39,6 +39,12 @@ impl ModelRunner {
         for request_id in &step.finished {
             self.requests.remove(request_id);
         }
+        for request_id in &step.retracted {
+            // A request that was aborted since is known no more.
+            if let Some(state) = self.requests.get_mut(request_id) {
+                state.retract();
+            }
+        }
         for new in &step.new_requests {
             self.requests.insert(new.request_id, RequestState::new(new.sampling.clone(), new.prompt_token_ids.clone()));
         }
@@ -58,6 +64,7 @@ impl ModelRunner {
         }
         self.backend.forward(&batch)?;
         output.prompt_logprobs = self.score_prompts(&sequences, &batch)?;
+        output.watched = self.watched(&sequences);
         output.sampled = self.sample(&sequences, &batch)?;
         Ok(output)
     }
@@ -74,6 +81,18 @@ impl ModelRunner {
             }
         }
         Ok(rejected)
+    }
+
+    /// What the last rows of watched sequences paid to the positions they asked about.
+    fn watched(&self, sequences: &[&ScheduledSequence]) -> Vec<WatchedSpans> {
+        let watched = sequences.iter().enumerate().filter(|(_, sequence)| !sequence.watch.is_empty());
+        watched
+            .map(|(idx, sequence)| {
+                let paid = self.backend.attention_paid(idx);
+                let attention = sequence.watch.iter().flat_map(|range| &paid[range.as_usize()]).copied().collect();
+                WatchedSpans { request_id: sequence.request_id, attention }
+            })
+            .collect()
     }
 
     fn sample(&mut self, sequences: &[&ScheduledSequence], batch: &InputBatch) -> Result<Vec<SampledToken>, BackendError> {
@@ -94,8 +113,8 @@ impl ModelRunner {
         for ((row, sequence), logits) in last_rows.iter().zip(logits.chunks_exact_mut(vocab_size)) {
             let request_id = sequence.request_id;
             let state = self.requests.get_mut(&request_id).expect("a scheduled request was announced and has not finished");
-            let (token, logprobs) = state.sample(logits, batch.positions[*row]);
-            sampled.push(SampledToken { request_id, token, logprobs });
+            let (token, margin, logprobs) = state.sample(logits, batch.positions[*row]);
+            sampled.push(SampledToken { request_id, token, margin, logprobs });
         }
         Ok(sampled)
     }

@@ -4,7 +4,6 @@ use engine::{Explanation, MatchClass, ReuseSpan, SpanMatch};
 use protocol::ExplainedSpan;
 
 use crate::encode::Encoded;
-use crate::repair::repair_name;
 use crate::valid::ValidRequest;
 
 /// The answer to `request` with its one `prompt`.
@@ -17,7 +16,7 @@ pub(crate) fn explanation(request: ValidRequest, prompt: &Encoded, found: Explan
         object: "kv.explanation".to_owned(),
         model: request.model,
         mode: request.sharing.mode,
-        policy: repair_name(request.sharing.repair),
+        policy: request.sharing.repair.to_string(),
         max_deviation: request.sharing.max_deviation,
         prompt_tokens,
         prefix_tokens,

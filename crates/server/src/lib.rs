@@ -36,7 +36,7 @@ pub use error::ApiError;
 pub use metrics::Metrics;
 pub use model::{ModelInfo, ServedModel};
 pub use protocol::SharingMode;
-pub use repair::{InvalidRepair, deviation_preset, parse_repair, repair_name};
+pub use repair::{InvalidRepair, deviation_preset, parse_repair};
 pub use routes::router;
 pub use scope::{ScopeSecret, ShortSecret};
 #[cfg(unix)]

@@ -185,14 +185,14 @@ impl Replay<'_> {
             prompt_token_ids: padded_prompt(traced),
             sampling: SamplingParams::greedy(traced.output_tokens),
             tenant: tokens::TenantId::default(),
-            session: None,
             cache_salt: CacheSalt::default(),
-            readable: Vec::new(),
             sharing: self.config.sharing,
             repair: engine::Repair::structural(),
             store: true,
             template: Vec::new(),
             segments: Vec::new(),
+            session: None,
+            readable: Vec::new(),
             arrival: traced.arrival,
         }
     }

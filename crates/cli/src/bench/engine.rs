@@ -168,14 +168,14 @@ impl Bench {
             prompt_token_ids: prompt(self.num_requests, length, self.vocab_size).into(),
             sampling: SamplingParams::greedy(decode_tokens + 1),
             tenant: tokens::TenantId::default(),
-            session: None,
             cache_salt: CacheSalt::default(),
-            readable: Vec::new(),
             sharing: KvSharingMode::Off,
             repair: engine::Repair::structural(),
             store: false,
             template: Vec::new(),
             segments: Vec::new(),
+            session: None,
+            readable: Vec::new(),
             arrival: self.now(),
         }
     }

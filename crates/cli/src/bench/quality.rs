@@ -306,14 +306,14 @@ impl<E: Executor> Bench<E> {
             prompt_token_ids: prompt.token_ids.as_slice().into(),
             sampling,
             tenant: tokens::TenantId::default(),
-            session: None,
             cache_salt: reuse.cache_salt,
-            readable: Vec::new(),
             sharing: reuse.sharing,
             repair: engine::Repair::structural(),
             store: reuse.store,
             template: prompt.template.clone(),
             segments: Vec::new(),
+            session: None,
+            readable: Vec::new(),
             arrival: self.now(),
         }
     }

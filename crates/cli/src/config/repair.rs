@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use engine::Repair;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use server::{InvalidRepair, deviation_preset, parse_repair, repair_name};
+use server::{InvalidRepair, deviation_preset, parse_repair};
 
 /// A policy as requests name it: `impact@0.15`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,7 +37,7 @@ impl FromStr for RepairSetting {
 
 impl fmt::Display for RepairSetting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&repair_name(self.0))
+        self.0.fmt(f)
     }
 }
 
@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn settings_round_trip() {
         check("repair = \"impact@0.15\"\nmax_deviation = 0.25", 0.25);
-        check("repair = \"epic@0\"\nmax_deviation = \"balanced\"", deviation_preset("balanced").unwrap());
+        check("repair = \"epic\"\nmax_deviation = \"balanced\"", deviation_preset("balanced").unwrap());
         assert_eq!("0".parse::<Deviation>().unwrap().bound(), 0.0);
     }
 

@@ -147,7 +147,7 @@ pub(crate) struct SharingArgs {
     /// Which KV of earlier requests is reused [default: prefix]
     #[arg(long, env = "KVSHARE_KV_SHARING", value_enum)]
     kv_sharing: Option<KvSharing>,
-    /// Policy that chooses which reused tokens are computed all the same, as name@ratio [default: epic@0]
+    /// Policy that chooses which reused tokens are computed all the same, as name@ratio [default: epic]
     #[arg(long, env = "KVSHARE_REPAIR", value_name = "POLICY")]
     repair: Option<RepairSetting>,
     /// Deviation at which no more tokens are computed: a number, strict, balanced or fast [default: the whole ratio is spent]

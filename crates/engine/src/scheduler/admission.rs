@@ -134,15 +134,12 @@ impl Scheduler {
         let is_due = sequence.sharing().searches_spans() && from < sequence.num_prompt_tokens();
         is_due.then(|| {
             let found = self.donors.find_resident(&self.pool, target_of(sequence, from))?;
-            let is_allowed = found.plan.class().is_none_or(|class| self.verifier.allows(class));
-            if !is_allowed {
-                return Err(SpanOutcome::SwitchedOff);
-            }
             if sequence.sharing() == KvSharingMode::Shadow {
                 self.num_shadowed_tokens += found.plan.spans.iter().map(|span| u64::from(span.num_tokens)).sum::<u64>();
                 return Err(SpanOutcome::Shadowed);
             }
-            Ok(found)
+            let is_allowed = found.plan.class().is_none_or(|class| self.verifier.allows(class));
+            if is_allowed { Ok(found) } else { Err(SpanOutcome::SwitchedOff) }
         })
     }
 

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use engine::{EngineEvent, FinishReason, KvUsage, Request, SamplingParams, SchedulePolicy, SchedulerConfig, SpanOutcome};
+use engine::{
+    DecodeRepair, EngineEvent, FinishReason, KvUsage, Repair, RepairPolicy, Request, SamplingParams, SchedulePolicy,
+    SchedulerConfig, SpanOutcome,
+};
 use testkit::{RequestBuilder, passage};
 use tokens::{Timestamp, TokenId};
 
@@ -11,21 +14,21 @@ use crate::random::Random;
 use crate::world::{MODES, World, config};
 
 const NUM_BLOCKS: usize = 56;
-const MAX_MODEL_LEN: u32 = 150;
+pub(crate) const MAX_MODEL_LEN: u32 = 150;
 
 /// What a request must come to.
-struct Expected {
+pub(crate) struct Expected {
     tokens: Vec<TokenId>,
     reason: FinishReason,
     was_aborted: bool,
     seen: Vec<TokenId>,
-    admitted: Option<KvUsage>,
+    pub(crate) admitted: Option<KvUsage>,
     scored: bool,
     request: Request,
 }
 
 /// Passages of a few texts, so that prefixes and moved spans are common.
-fn random_prompt(random: &mut Random) -> Vec<TokenId> {
+pub(crate) fn random_prompt(random: &mut Random) -> Vec<TokenId> {
     let mut prompt = Vec::new();
     for _ in 0..1 + random.below(4) {
         let text = random.below(5).to_string();
@@ -54,11 +57,29 @@ fn random_request(id: u64, random: &mut Random, now: Timestamp) -> Request {
         .salt(random.below(2))
         .store(!random.one_in(4))
         .sampling(sampling);
-    Request { arrival: now, ..request.build() }
+    Request { arrival: now, repair: random_repair(random), ..request.build() }
+}
+
+pub(crate) fn random_repair(random: &mut Random) -> Repair {
+    let policies = RepairPolicy::ALL;
+    let decode = DecodeRepair {
+        tokens: 1 + random.below(4) as u32,
+        every: 1 + random.below(3) as u32,
+        max_batch_rows: random.below(3) as u32 * 8,
+    };
+    Repair {
+        policy: policies[random.below(policies.len() as u64) as usize],
+        ratio: random.below(4) as f32 / 4.0,
+        max_deviation: random.below(3) as f32 / 50.0,
+        bail_out: random.below(3) as f32 / 5.0,
+        min_margin: random.below(3) as f32,
+        drift: random.one_in(2),
+        decode: random.one_in(2).then_some(decode),
+    }
 }
 
 /// What a model without any cache would say.
-fn expect(request: Request) -> Expected {
+pub(crate) fn expect(request: Request) -> Expected {
     let mut tokens = request.prompt_token_ids.to_vec();
     let num_prompt_tokens = tokens.len();
     let sampling = &request.sampling;
@@ -76,7 +97,7 @@ fn expect(request: Request) -> Expected {
 }
 
 /// Compares one event with what must come; true if it was the last one.
-fn check_event(expected: &mut Expected, event: &EngineEvent) -> bool {
+pub(crate) fn check_event(expected: &mut Expected, event: &EngineEvent) -> bool {
     let num_prompt_tokens = expected.request.prompt_token_ids.len() as u32;
     let adds_up = |usage: &KvUsage| usage.prefix_tokens + usage.span_tokens + usage.computed_tokens == num_prompt_tokens;
     match event {
@@ -177,7 +198,7 @@ fn blast(seed: u64, policy: SchedulePolicy, num_steps: u64, tally: &mut Tally) {
     tally.rejected += stats.span_lookups.get(SpanOutcome::FailedCheck);
 }
 
-fn request_id_of(event: &EngineEvent) -> u64 {
+pub(crate) fn request_id_of(event: &EngineEvent) -> u64 {
     match event {
         EngineEvent::Admitted { request_id, .. }
         | EngineEvent::PromptLogProbs { request_id, .. }

@@ -665,7 +665,8 @@ impl Walk {
         if let Some(partial) = found.partial {
             let (scopes, tokens) = self.reference.path_of(partial.block.0).expect("a partly matched block is found");
             assert!(tokens.starts_with(&text.tokens[..found.num_tokens + partial.num_tokens]), "it holds something else");
-            assert!(scopes.iter().all(|scope| [text.salt, PUBLIC].contains(scope)), "it is of another scope");
+            assert_eq!(scopes.last(), Some(&text.salt), "it is of another scope");
+            assert!(scopes.iter().all(|scope| [text.salt, PUBLIC].contains(scope)), "it is behind another scope");
         }
     }
 

@@ -117,6 +117,10 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn attention_paid(&self, sequence: usize) -> &[f32] {
+        self.workspace.attention_paid(sequence)
+    }
+
     fn logits(&mut self, rows: &[usize]) -> Result<&mut [f32], BackendError> {
         Ok(self.run_head(rows))
     }

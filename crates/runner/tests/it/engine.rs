@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use crate::common::{Random, all_families};
 use ::engine::{
-    BlockCopy, EngineCore, EngineEvent, FinishReason, KvSharingMode, KvUsage, ProbedSequence, Repair, RepairPolicy, Request,
-    SamplingParams, SchedulerConfig, SpanCopy, SpanOutcome, TokenDeviation, TokenLogProbs,
+    BlockCopy, DecodeRepair, EngineCore, EngineEvent, FinishReason, KvSharingMode, KvUsage, ProbedSequence, Repair, RepairPolicy,
+    Request, SamplingParams, SchedulerConfig, SpanCopy, SpanOutcome, TokenDeviation, TokenLogProbs,
 };
 use runner::backend::cpu::CpuBackend;
 use runner::testing::{tiny_backend, tiny_config};
@@ -52,6 +52,8 @@ impl Engine {
             store: true,
             template: Vec::new(),
             segments: Vec::new(),
+            session: None,
+            readable: Vec::new(),
             arrival: Timestamp::default(),
         };
         self.core.fits(&request).unwrap();
@@ -255,7 +257,7 @@ fn every_policy_recomputes_its_share_and_never_donates() {
     let structural = engine_with_donor().answer(&recipient, KvSharingMode::Span, 0).usage;
     for policy in RepairPolicy::ALL.into_iter().filter(|policy| policy.probe().is_some() && *policy != RepairPolicy::Full) {
         let mut engine = engine_with_donor();
-        engine.repair = Repair { policy, ratio: 0.2, max_deviation: 0.0 };
+        engine.repair = Repair { policy, ratio: 0.2, ..Repair::structural() };
         let usage = engine.answer(&recipient, KvSharingMode::Span, 0).usage;
         let budget = recipient.len() as u32 / 5;
         let extra = usage.recomputed_tokens - structural.recomputed_tokens;
@@ -264,6 +266,33 @@ fn every_policy_recomputes_its_share_and_never_donates() {
         assert_eq!(engine.core.stats().num_donors, 1, "{policy:?}: what was repaired is approximate");
         assert_eq!(engine.idle_blocks(), NUM_BLOCKS);
     }
+}
+
+#[test]
+fn i14_repair_in_decode_leaves_every_other_sequence_alone() {
+    let config = tiny_config(Architecture::Qwen2, RopeLayout::Half);
+    let (donor, recipient) = donor_and_recipient();
+    let (unrelated, impact) = (text(90, 77), Repair { policy: RepairPolicy::Impact, ratio: 0.1, ..Repair::structural() });
+    let decode = Some(DecodeRepair { tokens: 3, every: 1, max_batch_rows: 0 });
+    let run = |decode| {
+        let mut engine = Engine::new(&config, KvDtype::F16);
+        engine.answer(&donor, KvSharingMode::Prefix, 0);
+        engine.repair = impact;
+        let alone = engine.submit(&recipient, KvSharingMode::Span, 0);
+        let other = engine.submit(&unrelated, KvSharingMode::Prefix, 0);
+        engine.repair = Repair { decode, ..impact };
+        let repaired = engine.submit(&recipient, KvSharingMode::Span, 0);
+        let mut answers = engine.finish().into_iter().collect::<std::collections::BTreeMap<_, _>>();
+        let donor_again = engine.answer(&donor, KvSharingMode::Prefix, 0);
+        assert_eq!(engine.idle_blocks(), NUM_BLOCKS);
+        (answers.remove(&repaired).unwrap(), [answers.remove(&alone), answers.remove(&other), Some(donor_again)])
+    };
+    let ((without, others), (with, others_beside)) = (run(None), run(decode));
+    assert_eq!(others_beside, others, "the donor, its blocks and sequences beside it keep their bits");
+    assert_eq!(with.tokens[0], without.tokens[0], "the first token comes before any repair in decode");
+    assert_ne!(with.tokens[1..], without.tokens[1..], "but repair does change something");
+    // Five steps follow the first token; each recomputes three tokens.
+    assert_eq!(without.usage.span_tokens - with.usage.span_tokens, 15);
 }
 
 /// A device whose copies never pass the check.
@@ -290,6 +319,9 @@ impl Backend for Distrusting {
     }
     fn forward(&mut self, batch: &InputBatch) -> Result<(), BackendError> {
         self.0.forward(batch)
+    }
+    fn attention_paid(&self, sequence: usize) -> &[f32] {
+        self.0.attention_paid(sequence)
     }
     fn logits(&mut self, rows: &[usize]) -> Result<&mut [f32], BackendError> {
         self.0.logits(rows)
@@ -334,6 +366,8 @@ fn prompt_log_probabilities_do_not_depend_on_chunks() {
             store: true,
             template: Vec::new(),
             segments: Vec::new(),
+            session: None,
+            readable: Vec::new(),
             arrival: Timestamp::default(),
         };
         core.add_request(request, Timestamp::default());

@@ -175,7 +175,7 @@ mod tests {
         );
         let expected = ValidSharing {
             mode: SharingMode::Prefix,
-            repair: Repair { policy: RepairPolicy::Dhd, ratio: 0.5, max_deviation: 0.0 },
+            repair: Repair { policy: RepairPolicy::Dhd, ratio: 0.5, ..Repair::structural() },
             max_deviation: Some(0.25),
             store: false,
             segments: SegmentRule::Named { messages: vec![1], separators: vec!["--".to_owned()] },

@@ -1,11 +1,17 @@
 //! The decoder: embedding, layers, head.
 
 use kernels::cpu::{
-    AttentionShape, Heads, Init, Linear, QuerySequence, attention, matmul, rms_norm, rms_norm_heads, rope, swiglu,
+    AttentionShape, DriftSample, Heads, Init, Linear, QuerySequence, add_attention_received, attention, matmul, rms_norm,
+    rms_norm_heads, rope, swiglu,
 };
 
+use tokens::BlockSize;
+
 use super::CpuBackend;
-use crate::InputBatch;
+use crate::{InputBatch, InputSequence};
+
+/// Slots of a block.
+const BLOCK: usize = BlockSize::DEFAULT.as_usize();
 
 /// Activations of one step, `[rows, width]` each. They keep their memory from step to step.
 #[derive(Default)]
@@ -18,6 +24,15 @@ pub(super) struct Workspace {
     gate_up: Vec<f32>,
     activated: Vec<f32>,
     logits: Vec<f32>,
+    /// Attention that the last rows of watched sequences pay, with their place in the batch.
+    watched: Vec<(usize, Vec<f32>)>,
+}
+
+impl Workspace {
+    pub(super) fn attention_paid(&self, sequence: usize) -> &[f32] {
+        let (_, paid) = self.watched.iter().find(|(idx, _)| *idx == sequence).expect("the sequence was watched");
+        paid
+    }
 }
 
 fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
@@ -29,13 +44,30 @@ impl CpuBackend {
     pub(super) fn run_layers(&mut self, batch: &InputBatch) {
         let mut workspace = std::mem::take(&mut self.workspace);
         embed(&self.weights.embedding, &batch.token_ids, self.config.hidden_size, &mut workspace.hidden);
+        workspace.watched = watched_sequences(batch);
         for i in 0..self.config.num_layers {
             self.project(i, &batch.positions, &mut workspace);
+            self.follow_drift(i, batch, &workspace);
             self.write_kv(i, &batch.slot_mapping, &workspace);
+            self.watch(i, batch, &mut workspace);
             self.attend(i, batch, &mut workspace);
             self.feed_forward(i, &mut workspace);
         }
         self.workspace = workspace;
+    }
+
+    /// Adds what the last rows of watched sequences pay in one layer.
+    fn watch(&self, i: usize, batch: &InputBatch, w: &mut Workspace) {
+        let share = 1.0 / (self.config.num_layers * self.config.num_heads) as f32;
+        for (idx, paid) in &mut w.watched {
+            let sequence = &batch.sequences[*idx];
+            let row = sequence.first_row + sequence.num_rows - 1;
+            let query =
+                QuerySequence { first_row: row, positions: &batch.positions[row..=row], block_table: &sequence.block_table };
+            let mut received = vec![0.0; paid.len()];
+            add_attention_received(&self.threads, self.attention_shape(), &w.qkv, &self.kv[i], &query, &mut received);
+            paid.iter_mut().zip(received).for_each(|(paid, received)| *paid += received * share);
+        }
     }
 
     /// `qkv = rope(Wqkv norm(hidden))`
@@ -64,6 +96,28 @@ impl CpuBackend {
     pub(super) fn write_kv(&mut self, i: usize, slot_mapping: &[u32], w: &Workspace) {
         let (k_column, v_column) = self.kv_columns();
         self.kv[i].write(&self.threads, slot_mapping, &w.qkv[k_column..], &w.qkv[v_column..], self.config.qkv_width());
+    }
+
+    /// Moves what follows the rows of this step, before they take their own slots.
+    fn follow_drift(&mut self, i: usize, batch: &InputBatch, w: &Workspace) {
+        let (k_column, v_column) = self.kv_columns();
+        let width = self.config.qkv_width();
+        let slot = |table: &[u32], position: u32| table[position as usize / BLOCK] * BLOCK as u32 + position % BLOCK as u32;
+        for sequence in &batch.sequences {
+            let rows = &batch.positions[sequence.first_row..][..sequence.num_rows];
+            let located = |position: &u32| (*position, slot(&sequence.block_table, *position));
+            for drift in &sequence.drift {
+                let row =
+                    |position: &u32| sequence.first_row + rows.binary_search(position).expect("samples are rows of this step");
+                let samples = drift.samples.iter().map(|position| {
+                    let fresh = &w.qkv[row(position) * width..][..width];
+                    let (position, slot) = located(position);
+                    DriftSample { position, slot, k: &fresh[k_column..v_column], v: &fresh[v_column..] }
+                });
+                let targets: Vec<(u32, u32)> = drift.targets.iter().map(located).collect();
+                self.kv[i].follow_drift(&self.threads, &self.rope, &samples.collect::<Vec<_>>(), &targets, &drift.weights);
+            }
+        }
     }
 
     /// Where keys and values begin in a row of `qkv`.
@@ -141,6 +195,13 @@ impl CpuBackend {
         rope(threads, &mut kv, k, positions, &self.rope);
         kv
     }
+}
+
+/// An empty sum for each watched sequence, as long as its last row looks back.
+fn watched_sequences(batch: &InputBatch) -> Vec<(usize, Vec<f32>)> {
+    let watched = batch.sequences.iter().enumerate().filter(|(_, sequence)| sequence.watch);
+    let last_position = |sequence: &InputSequence| batch.positions[sequence.first_row + sequence.num_rows - 1] as usize;
+    watched.map(|(idx, sequence)| (idx, vec![0.0; last_position(sequence) + 1])).collect()
 }
 
 pub(super) fn embed(table: &Linear, token_ids: &[u32], hidden_size: usize, out: &mut Vec<f32>) {

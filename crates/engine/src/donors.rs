@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use semantic::{ReusePlan, SpanConfig, SpanIndex, SpanIndexConfig, SpanMatch, plan_reuse};
+use semantic::{PlanTarget, PromptView, ReusePlan, Segments, SpanConfig, SpanIndex, SpanIndexConfig, SpanMatch, plan_reuse};
 use tokens::{BlockHash, BlockId, BlockSize, CacheSalt, DonorId, TokenId, TokenRange};
 
 use crate::SpanOutcome;
@@ -25,6 +25,7 @@ pub(crate) struct DonorRegistry {
 struct Donor {
     salt: CacheSalt,
     tokens: std::sync::Arc<[TokenId]>,
+    segments: Segments,
     hashes: Box<[BlockHash]>,
 }
 
@@ -58,7 +59,7 @@ impl DonorRegistry {
     }
 
     /// Keeps the full blocks of a prompt that was computed exactly. A shorter donor that it continues is superseded.
-    pub(crate) fn keep(&mut self, prompt: kv::HashedTokens<'_>) {
+    pub(crate) fn keep(&mut self, prompt: kv::HashedTokens<'_>, template: &[TokenRange]) {
         let num_blocks = self.block_size.full_blocks(prompt.tokens.len());
         let tokens = &prompt.tokens[..num_blocks * self.block_size.as_usize()];
         if self.index_config.max_donors == 0 || tokens.len() < self.config.min_span_tokens as usize {
@@ -71,13 +72,14 @@ impl DonorRegistry {
         }
         let superseded: Vec<_> = hashes.iter().filter_map(|hash| self.by_last_block.get(hash).copied()).collect();
         superseded.into_iter().for_each(|donor| self.remove(donor));
-        self.insert(Donor { salt: prompt.salt, tokens: tokens.into(), hashes: hashes.into() }, last);
+        let segments = segments_of(template);
+        self.insert(Donor { salt: prompt.salt, tokens: tokens.into(), segments, hashes: hashes.into() }, last);
     }
 
     fn insert(&mut self, donor: Donor, last: BlockHash) {
         let id = DonorId(self.next_id);
         self.next_id += 1;
-        let evicted = self.index.insert(donor.salt, id, donor.tokens.clone());
+        let evicted = self.index.insert_segmented(donor.salt, id, donor.tokens.clone(), donor.segments.clone());
         self.by_last_block.insert(last, id);
         self.donors.insert(id, donor);
         evicted.into_iter().for_each(|evicted| self.forget(evicted));
@@ -141,7 +143,9 @@ impl DonorRegistry {
     }
 
     fn plan(&self, target: Target<'_>, matches: &[SpanMatch]) -> ReusePlan {
-        plan_reuse(target.tokens.len() as u32, target.from, matches, target.template, &self.config)
+        let prompt = PromptView { tokens: target.tokens, segments: &segments_of(target.template) };
+        let Target { from, template, .. } = target;
+        plan_reuse(&PlanTarget { prompt, from, template }, matches, &self.index, &self.config)
     }
 
     /// The blocks of each donor of `matches`. Donors of whom too little is left to copy are forgotten.
@@ -149,7 +153,7 @@ impl DonorRegistry {
         let mut resident = BTreeMap::new();
         for found in matches {
             resident.entry(found.donor).or_insert_with(|| {
-                let Donor { salt, tokens, hashes } = &self.donors[&found.donor];
+                let Donor { salt, tokens, hashes, .. } = &self.donors[&found.donor];
                 pool.index().match_full_blocks(kv::HashedTokens { salt: *salt, tokens, hashes })
             });
         }
@@ -158,4 +162,9 @@ impl DonorRegistry {
         gone.into_iter().for_each(|donor| self.remove(donor));
         resident
     }
+}
+
+/// Messages, parted by the tokens of the chat template.
+fn segments_of(template: &[TokenRange]) -> Segments {
+    Segments::default().parted_by(template)
 }

@@ -9,15 +9,21 @@
 mod config;
 mod cover;
 mod donors;
+mod edits;
 mod index;
 mod minimizer;
 mod plan;
 mod postings;
+mod prompt;
+mod segments;
 mod span;
 #[cfg(test)]
 mod testing;
 
 pub use config::{SpanConfig, SpanConfigError, SpanIndexConfig};
+pub use edits::EditPolicy;
 pub use index::SpanIndex;
 pub use plan::{MatchClass, RejectReason, ReusePlan, ReuseSpan, Selection, plan_reuse};
+pub use prompt::{DonorPrompts, PlanTarget, PromptView};
+pub use segments::Segments;
 pub use span::SpanMatch;

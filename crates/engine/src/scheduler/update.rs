@@ -103,7 +103,7 @@ impl Scheduler {
         }
         if sequence.request.store && sequence.is_exact() {
             let tokens = &sequence.request.prompt_token_ids[..];
-            self.donors.keep(kv::HashedTokens { tokens, ..sequence.hashed() });
+            self.donors.keep(kv::HashedTokens { tokens, ..sequence.hashed() }, &sequence.request.template);
         }
     }
 

@@ -14,6 +14,7 @@ use tokens::{CacheSalt, DonorId, TokenId};
 use crate::donors::Donors;
 use crate::minimizer::{Sample, sample};
 use crate::postings::{KeyHasher, Posting, Postings};
+use crate::runs::{common_prefix, common_suffix};
 use crate::{DonorPrompts, PromptView, Segments, SpanIndexConfig, SpanMatch};
 
 /// Earlier prompts, and where their shingles are.
@@ -210,23 +211,6 @@ impl DonorPrompts for SpanIndex {
     fn prompt_of(&self, donor: DonorId) -> Option<PromptView<'_>> {
         self.donors.get(donor).map(|donor| PromptView { tokens: &donor.tokens, segments: &donor.segments })
     }
-}
-
-/// Compared at once while all are equal: a cache line of tokens.
-const STRIDE: usize = 16;
-
-fn common_prefix(a: &[TokenId], b: &[TokenId]) -> u32 {
-    let strides = a.as_chunks::<STRIDE>().0.iter().zip(b.as_chunks::<STRIDE>().0);
-    let equal = STRIDE * strides.take_while(|(a, b)| a == b).count();
-    let rest = a[equal..].iter().zip(&b[equal..]).take_while(|(a, b)| a == b);
-    (equal + rest.count()) as u32
-}
-
-fn common_suffix(a: &[TokenId], b: &[TokenId]) -> u32 {
-    let strides = a.as_rchunks::<STRIDE>().1.iter().rev().zip(b.as_rchunks::<STRIDE>().1.iter().rev());
-    let equal = STRIDE * strides.take_while(|(a, b)| a == b).count();
-    let rest = a[..a.len() - equal].iter().rev().zip(b[..b.len() - equal].iter().rev()).take_while(|(a, b)| a == b);
-    (equal + rest.count()) as u32
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod align;
 mod config;
 mod cover;
 mod donors;
@@ -15,11 +16,13 @@ mod minimizer;
 mod plan;
 mod postings;
 mod prompt;
+mod runs;
 mod segments;
 mod span;
 #[cfg(test)]
 mod testing;
 
+pub use align::{EditKind, EditOp, EditScript, align};
 pub use config::{SpanConfig, SpanConfigError, SpanIndexConfig};
 pub use edits::EditPolicy;
 pub use index::SpanIndex;

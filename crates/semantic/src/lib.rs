@@ -8,6 +8,7 @@
 
 mod align;
 mod config;
+mod cost;
 mod cover;
 mod donors;
 mod edits;
@@ -24,6 +25,7 @@ mod testing;
 
 pub use align::{EditKind, EditOp, EditScript, align};
 pub use config::{SpanConfig, SpanConfigError, SpanIndexConfig};
+pub use cost::{Coefficients, CostConfig, CostModel, Estimate, Repair, Work};
 pub use edits::EditPolicy;
 pub use index::SpanIndex;
 pub use plan::{MatchClass, RejectReason, ReusePlan, ReuseSpan, Selection, plan_reuse};

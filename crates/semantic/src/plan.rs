@@ -14,13 +14,13 @@ use tokens::{DonorId, TokenRange, complement};
 
 use crate::cover::{Candidate, Choice, Rows, choose_matches};
 use crate::edits::EditedRuns;
-use crate::{DonorPrompts, EditPolicy, PlanTarget, SpanConfig, SpanMatch};
+use crate::{DonorPrompts, EditPolicy, Estimate, PlanTarget, SpanConfig, SpanMatch};
 
 /// Equal tokens directly to the left from which on a span counts as [`MatchClass::SameLeftContext`]. Chosen.
 const LEFT_CONTEXT_TOKENS: u32 = 256;
 
 /// What to copy for one prompt. Everything else right of the prefix hit is computed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ReusePlan {
     /// By ascending `target_pos`, disjoint, right of the prefix hit.
     pub spans: Vec<ReuseSpan>,
@@ -31,6 +31,8 @@ pub struct ReusePlan {
     pub edited: Vec<TokenRange>,
     /// How the rows to recompute were chosen.
     pub selection: Selection,
+    /// What it costs, once a [`CostModel`](crate::CostModel) was asked.
+    pub estimate: Option<Estimate>,
     /// Why `spans` is empty; `None` if and only if it is not.
     pub rejected: Option<RejectReason>,
 }
@@ -108,11 +110,14 @@ pub enum RejectReason {
     TooShort,
     /// All that is in common stands behind edits in the same segments.
     Edited,
+    /// Copying would not save enough time.
+    NotWorthIt,
 }
 
 impl RejectReason {
     /// All of them.
-    pub const ALL: [RejectReason; 5] = [Self::PromptTooShort, Self::PrefixCovers, Self::NoDonor, Self::TooShort, Self::Edited];
+    pub const ALL: [RejectReason; 6] =
+        [Self::PromptTooShort, Self::PrefixCovers, Self::NoDonor, Self::TooShort, Self::Edited, Self::NotWorthIt];
 
     /// Its name as a metric label.
     #[must_use]
@@ -123,6 +128,7 @@ impl RejectReason {
             Self::NoDonor => "no_donor",
             Self::TooShort => "too_short",
             Self::Edited => "edited",
+            Self::NotWorthIt => "not_worth_it",
         }
     }
 }

@@ -14,7 +14,7 @@ use tokens::{TokenId, TokenRange};
 use crate::runs::{Run, maximal_runs};
 
 /// Runs that are chained: the longest. The chain is found in the square of their number.
-const MAX_RUNS: usize = 2048;
+const MAX_RUNS: usize = 512;
 /// Long runs come first, shorter ones are looked for in the gaps they leave.
 const LEVELS: [Level; 3] = [
     Level { min_tokens: 16, max_area: usize::MAX },

@@ -14,6 +14,8 @@ mod donors;
 mod edits;
 mod embedding;
 mod index;
+#[cfg(any(test, feature = "invariants"))]
+pub mod invariants;
 mod minimizer;
 mod plan;
 mod postings;

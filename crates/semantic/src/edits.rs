@@ -9,7 +9,8 @@
 //!   small gap between two chained runs. 64, because a longer gap could hold a span of its own, and ids replaced in records are
 //!   some 30 tokens long. Four, because punctuation and markup repeat in threes; an equal four by chance costs some recomputation only;
 //! - or both segments begin at most 16 tokens left of it: the gap lies at the segment's beginning, where nothing can be equal before it
-//!   (a name that opens a paragraph, a first sentence that was left out; the run may then begin with the target's segment);
+//!   (a name that opens a paragraph, a first sentence that was left out; the run may then begin with the target's segment). One token
+//!   that only the donor has there is no edit: blank lines become other tokens where a passage opens its message;
 //! - or it follows such a run in the same segment, in the donor's order too: it was computed under the same old text.
 //!
 //! It stays so up to the end of the target's segment, however far: distance makes repair worse (ibid.). The segments after it are
@@ -113,7 +114,8 @@ fn edit_before(target: PromptView<'_>, donor: PromptView<'_>, run: RunKey) -> Op
     let donor_lead = TokenRange::new(donor_segment.start, donor_start);
     let (donor_gap, target_gap) =
         gap(&donor.tokens[donor_lead.as_usize()], &target.tokens[target_lead.as_usize()]).or_else(|| {
-            let is_opening = target_lead.len().max(donor_lead.len()) <= MAX_OPENING_TOKENS;
+            let is_border = target_lead.is_empty() && donor_lead.len() == 1;
+            let is_opening = target_lead.len().max(donor_lead.len()) <= MAX_OPENING_TOKENS && !is_border;
             is_opening.then_some((donor_lead.len(), target_lead.len()))
         })?;
     Some(Edit {
@@ -197,6 +199,11 @@ mod tests {
     fn a_changed_opening_is_an_edit() {
         check("| n b*100", "c*300 | m b*100", "301..401!401");
         check("c*9 | n*16 b*100", "d*9 | b*100", "9..109!109");
+    }
+
+    #[test]
+    fn another_blank_line_token_before_a_segment_is_no_edit() {
+        check("c*9 | n b*100", "d*9 m | b*100", "10..110");
     }
 
     #[test]

@@ -224,7 +224,8 @@ fn is_edited(run: &SpanMatch, target: &PlanTarget<'_>, donors: &SpanIndex) -> bo
     let (in_donor, in_target) = (donor.segment_at(donor_start(run)), target.prompt.segment_at(run.run_start()));
     let donor_lead = &donor.tokens[in_donor.start as usize..donor_start(run) as usize];
     let target_lead = &target.prompt.tokens[in_target.start as usize..run.run_start() as usize];
-    let is_opening = !donor_lead.is_empty() && donor_lead.len() <= 16 && target_lead.len() <= 16;
+    let is_border = donor_lead.len() == 1 && target_lead.is_empty();
+    let is_opening = !donor_lead.is_empty() && donor_lead.len() <= 16 && target_lead.len() <= 16 && !is_border;
     let is_anchored = (0..=64).any(|target_gap| {
         let anchor = target_lead[..target_lead.len().saturating_sub(target_gap)].last_chunk::<4>();
         anchor.is_some_and(|anchor| {

@@ -39,7 +39,7 @@ pub struct Work {
 
 /// How the rows of reused tokens are repaired, as far as it is known before.
 #[derive(Clone, Copy, Debug, PartialEq, Default)]
-pub struct Repair {
+pub struct RepairWork {
     /// Reused tokens that are recomputed besides the mandatory rows.
     pub num_selected: u32,
     /// Share of layers in which all rows are computed, to measure deviations.
@@ -116,7 +116,7 @@ impl Work {
     ///
     /// Selected rows are taken to stand all over the spans.
     #[must_use]
-    pub fn of_plan(plan: &ReusePlan, from: u32, prompt_len: u32, repair: Repair) -> Self {
+    pub fn of_plan(plan: &ReusePlan, from: u32, prompt_len: u32, repair: RepairWork) -> Self {
         let spans = plan.spans.iter().map(|span| Self::rows(span.target_range()));
         let in_spans = spans.fold(Self::default(), Self::add);
         let selected =
@@ -243,13 +243,13 @@ impl CostModel {
 
     /// Milliseconds to compute the same prompt by `plan`.
     #[must_use]
-    pub fn estimate_reuse(&self, plan: &ReusePlan, prompt_len: u32, prefix: u32, repair: Repair) -> f64 {
+    pub fn estimate_reuse(&self, plan: &ReusePlan, prompt_len: u32, prefix: u32, repair: RepairWork) -> f64 {
         self.predict(Work::of_plan(plan, prefix, prompt_len, repair))
     }
 
     /// `plan` with its estimate, without its spans if they would not save enough.
     #[must_use]
-    pub fn gate(&self, mut plan: ReusePlan, prompt_len: u32, prefix: u32, repair: Repair) -> ReusePlan {
+    pub fn gate(&self, mut plan: ReusePlan, prompt_len: u32, prefix: u32, repair: RepairWork) -> ReusePlan {
         if plan.rejected.is_some() {
             return plan;
         }
@@ -395,16 +395,16 @@ mod tests {
         let rows: Vec<u32> = (50..100).chain(300..400).chain(900..1000).collect();
         let attended: u32 = rows.iter().map(|pos| pos + 1).sum();
         let expected = Work { computed_tokens: 250.0, attended_pairs: f64::from(attended), copied_tokens: 700.0 };
-        assert_eq!(work(Repair::default()), expected);
-        assert_eq!(work(Repair { num_selected: 140, dense_layer_ratio: 0.0 }).computed_tokens, 250.0 + 140.0);
-        assert_eq!(work(Repair { num_selected: 0, dense_layer_ratio: 0.25 }).computed_tokens, 250.0 + 175.0);
-        let all = work(Repair { num_selected: 700, dense_layer_ratio: 0.1 });
+        assert_eq!(work(RepairWork::default()), expected);
+        assert_eq!(work(RepairWork { num_selected: 140, dense_layer_ratio: 0.0 }).computed_tokens, 250.0 + 140.0);
+        assert_eq!(work(RepairWork { num_selected: 0, dense_layer_ratio: 0.25 }).computed_tokens, 250.0 + 175.0);
+        let all = work(RepairWork { num_selected: 700, dense_layer_ratio: 0.1 });
         assert_eq!(Work { copied_tokens: 0.0, ..all }, Work::rows(TokenRange::new(50, 1000)));
     }
 
     /// A plan for 1000 tokens on a machine of 0.1 ms a token.
     #[track_caller]
-    fn check_gate(spans: &[(u32, u32)], repair: Repair, expected: Option<RejectReason>) {
+    fn check_gate(spans: &[(u32, u32)], repair: RepairWork, expected: Option<RejectReason>) {
         let prior = Coefficients { fixed_ms: 2.0, ms_per_1k_computed: 100.0, ms_per_1m_attended: 0.0, ms_per_1k_copied: 1.0 };
         let model = CostModel::new(CostConfig { prior, ..CostConfig::default() });
         let plan = model.gate(plan(spans), 1000, 0, repair);
@@ -414,16 +414,16 @@ mod tests {
 
     #[test]
     fn what_saves_too_little_is_not_reused() {
-        check_gate(&[(100, 300)], Repair::default(), None);
-        check_gate(&[(100, 250)], Repair::default(), Some(RejectReason::NotWorthIt));
-        check_gate(&[(100, 300)], Repair { num_selected: 100, dense_layer_ratio: 0.0 }, Some(RejectReason::NotWorthIt));
+        check_gate(&[(100, 300)], RepairWork::default(), None);
+        check_gate(&[(100, 250)], RepairWork::default(), Some(RejectReason::NotWorthIt));
+        check_gate(&[(100, 300)], RepairWork { num_selected: 100, dense_layer_ratio: 0.0 }, Some(RejectReason::NotWorthIt));
     }
 
     #[test]
     fn what_saves_less_than_the_clock_can_show_is_not_reused() {
         let prior = Coefficients { ms_per_1k_computed: 5.0, ms_per_1m_attended: 0.0, ..Coefficients::default() };
         let model = CostModel::new(CostConfig { prior, ..CostConfig::default() });
-        let plan = model.gate(plan(&[(0, 900)]), 1000, 0, Repair::default());
+        let plan = model.gate(plan(&[(0, 900)]), 1000, 0, RepairWork::default());
         assert_eq!(plan.rejected, Some(RejectReason::NotWorthIt));
     }
 
@@ -431,6 +431,6 @@ mod tests {
     fn a_plan_that_was_rejected_keeps_its_reason() {
         let rejected = ReusePlan { rejected: Some(RejectReason::Edited), ..ReusePlan::default() };
         let model = CostModel::new(CostConfig::default());
-        assert_eq!(model.gate(rejected.clone(), 1000, 0, Repair::default()), rejected);
+        assert_eq!(model.gate(rejected.clone(), 1000, 0, RepairWork::default()), rejected);
     }
 }

@@ -5,7 +5,7 @@
 use tokens::{CacheSalt, DonorId, TokenId, TokenRange};
 
 use crate::{
-    CostConfig, CostModel, DonorPrompts, EditKind, EditPolicy, MatchClass, PlanTarget, PromptView, RejectReason, Repair,
+    CostConfig, CostModel, DonorPrompts, EditKind, EditPolicy, MatchClass, PlanTarget, PromptView, RejectReason, RepairWork,
     ReusePlan, ReuseSpan, Segments, SpanConfig, SpanIndex, SpanIndexConfig, SpanMatch, align, plan_reuse,
 };
 
@@ -238,7 +238,7 @@ fn is_edited(run: &SpanMatch, target: &PlanTarget<'_>, donors: &SpanIndex) -> bo
 /// The gate takes all or nothing, and says so.
 fn check_gate(plan: &ReusePlan, target: &PlanTarget<'_>) {
     let prompt_len = target.prompt.num_tokens();
-    let gated = CostModel::new(CostConfig::default()).gate(plan.clone(), prompt_len, target.from, Repair::default());
+    let gated = CostModel::new(CostConfig::default()).gate(plan.clone(), prompt_len, target.from, RepairWork::default());
     match gated.rejected {
         Some(RejectReason::NotWorthIt) => assert!(gated.spans.is_empty() && plan.rejected.is_none()),
         rejected => assert_eq!((rejected, &gated.spans), (plan.rejected, &plan.spans)),

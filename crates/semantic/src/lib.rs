@@ -30,7 +30,7 @@ mod testing;
 
 pub use align::{EditKind, EditOp, EditScript, align};
 pub use config::{SpanConfig, SpanConfigError, SpanIndexConfig};
-pub use cost::{Coefficients, CostConfig, CostModel, Estimate, Repair, Work};
+pub use cost::{Coefficients, CostConfig, CostModel, Estimate, RepairWork, Work};
 pub use edits::EditPolicy;
 pub use embedding::{EmbeddingIndex, EmbeddingIndexConfig, Similar};
 pub use index::SpanIndex;

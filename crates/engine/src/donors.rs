@@ -5,7 +5,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use semantic::{PlanTarget, PromptView, ReusePlan, Segments, SpanConfig, SpanIndex, SpanIndexConfig, SpanMatch, plan_reuse};
+use semantic::{
+    PlanTarget, PromptView, RepairPolicy, ReusePlan, Segments, SpanConfig, SpanIndex, SpanIndexConfig, SpanMatch, plan_reuse,
+};
 use tokens::{BlockHash, BlockId, BlockSize, CacheSalt, DonorId, TokenId, TokenRange};
 
 use crate::SpanOutcome;
@@ -35,8 +37,11 @@ pub(crate) struct Target<'a> {
     pub(crate) salt: CacheSalt,
     pub(crate) tokens: &'a [TokenId],
     pub(crate) template: &'a [TokenRange],
+    /// Where its segments begin.
+    pub(crate) segments: &'a [u32],
     /// End of its prefix hit.
     pub(crate) from: u32,
+    pub(crate) policy: RepairPolicy,
 }
 
 /// Spans to copy, with the blocks that hold them.
@@ -59,7 +64,7 @@ impl DonorRegistry {
     }
 
     /// Keeps the full blocks of a prompt that was computed exactly. A shorter donor that it continues is superseded.
-    pub(crate) fn keep(&mut self, prompt: kv::HashedTokens<'_>, template: &[TokenRange]) {
+    pub(crate) fn keep(&mut self, prompt: kv::HashedTokens<'_>, segments: Segments) {
         let num_blocks = self.block_size.full_blocks(prompt.tokens.len());
         let tokens = &prompt.tokens[..num_blocks * self.block_size.as_usize()];
         if self.index_config.max_donors == 0 || tokens.len() < self.config.min_span_tokens as usize {
@@ -72,7 +77,6 @@ impl DonorRegistry {
         }
         let superseded: Vec<_> = hashes.iter().filter_map(|hash| self.by_last_block.get(hash).copied()).collect();
         superseded.into_iter().for_each(|donor| self.remove(donor));
-        let segments = segments_of(template);
         self.insert(Donor { salt: prompt.salt, tokens: tokens.into(), segments, hashes: hashes.into() }, last);
     }
 
@@ -143,9 +147,9 @@ impl DonorRegistry {
     }
 
     fn plan(&self, target: Target<'_>, matches: &[SpanMatch]) -> ReusePlan {
-        let prompt = PromptView { tokens: target.tokens, segments: &segments_of(target.template) };
+        let prompt = PromptView { tokens: target.tokens, segments: &segments_of(target.segments, target.template) };
         let Target { from, template, .. } = target;
-        plan_reuse(&PlanTarget { prompt, from, template }, matches, &self.index, &self.config)
+        plan_reuse(&PlanTarget { prompt, from, template }, matches, &self.index, &target.policy.spans(&self.config))
     }
 
     /// The blocks of each donor of `matches`. Donors of whom too little is left to copy are forgotten.
@@ -164,7 +168,7 @@ impl DonorRegistry {
     }
 }
 
-/// Messages, parted by the tokens of the chat template.
-fn segments_of(template: &[TokenRange]) -> Segments {
-    Segments::default().parted_by(template)
+/// Segments that begin at `starts`, and messages, which the tokens of the chat template part.
+pub(crate) fn segments_of(starts: &[u32], template: &[TokenRange]) -> Segments {
+    Segments::from_starts(starts.iter().copied()).parted_by(template)
 }

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use tokens::{BlockId, DonorId, RequestId, TokenId};
+use semantic::{Probe, TokenDeviation};
+use tokens::{BlockId, DonorId, RequestId, TokenId, TokenRange};
 
 use crate::SamplingParams;
 
@@ -19,6 +20,8 @@ pub struct SchedulerOutput {
     pub block_copies: Vec<BlockCopy>,
     /// Spans to copy and re-rotate next, each checked at layer 0 before anything is computed from it.
     pub span_copies: Vec<SpanCopy>,
+    /// Sequences whose moved spans are to be measured then. They are in `sequences` only after tokens to recompute were chosen.
+    pub probes: Vec<ProbedSequence>,
     /// Sequences to compute, in the order of their batch. Each request occurs at most once.
     pub sequences: Vec<ScheduledSequence>,
 }
@@ -33,7 +36,7 @@ impl SchedulerOutput {
     /// Whether there is nothing to execute.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.sequences.is_empty() && self.finished.is_empty()
+        self.sequences.is_empty() && self.probes.is_empty() && self.finished.is_empty()
     }
 }
 
@@ -62,6 +65,8 @@ pub struct ScheduledSequence {
     pub block_table: Vec<BlockId>,
     /// Whether the last row reaches the end of the known tokens, so that a token is to be sampled from it.
     pub sample: bool,
+    /// Positions whose attention from the last row is to be reported. Sorted, disjoint; mostly none.
+    pub watch: Vec<TokenRange>,
 }
 
 /// One token to compute.
@@ -103,6 +108,26 @@ pub struct SpanCopy {
     pub token_ids: Vec<TokenId>,
 }
 
+/// A sequence whose moved spans are compared with a fresh computation of the first layers, and whose readers are asked.
+///
+/// The runner may write fresh K and V over what was moved, in the layers that it computes, and of fresh rows in all layers: all of
+/// them will be computed again before anything is read from them, or are exact for their layer.
+#[derive(Clone, Debug)]
+pub struct ProbedSequence {
+    /// Its request.
+    pub request_id: RequestId,
+    /// Its prompt from the end of the prefix hit on; the first one stands at `first_position`.
+    pub token_ids: Vec<TokenId>,
+    /// Where the prefix hit ends.
+    pub first_position: u32,
+    /// Positions whose KV was moved there: what is measured. Sorted, disjoint.
+    pub reused: Vec<TokenRange>,
+    /// Physical block of positions `i * block_size ..`, covering the prompt.
+    pub block_table: Vec<BlockId>,
+    /// What to measure.
+    pub probe: Probe,
+}
+
 /// What came back from one step.
 #[derive(Clone, Debug, Default)]
 pub struct ModelRunnerOutput {
@@ -110,10 +135,32 @@ pub struct ModelRunnerOutput {
     pub sampled: Vec<SampledToken>,
     /// Donors that failed the layer-0 check. What was computed for these requests in this step is void.
     pub rejected_spans: Vec<RejectedSpan>,
+    /// One for each of `probes`, in their order; none for a request named in `rejected_spans`.
+    pub probed: Vec<ProbedSpans>,
+    /// One for each sequence with `watch`, in their order.
+    pub watched: Vec<WatchedSpans>,
     /// Log probabilities of prompt tokens at the rows computed in this step, for requests that asked.
     ///
     /// The entry for the token at position `p` (`p >= 1`) comes from the row at `p - 1`.
     pub prompt_logprobs: Vec<(RequestId, Vec<(u32, TokenLogProbs)>)>,
+}
+
+/// What a probe found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ProbedSpans {
+    /// Whose.
+    pub request_id: RequestId,
+    /// One for each reused token, in the order of positions.
+    pub deviations: Vec<TokenDeviation>,
+}
+
+/// How much attention the last row of a sequence paid to positions it asked about.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WatchedSpans {
+    /// Whose.
+    pub request_id: RequestId,
+    /// Averaged over heads and layers, one for each watched position in their order.
+    pub attention: Vec<f32>,
 }
 
 /// A token chosen for a sequence.

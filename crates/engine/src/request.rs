@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use tokens::{CacheSalt, RequestId, Timestamp, TokenId, TokenRange};
+use semantic::Repair;
+use tokens::{CacheSalt, RequestId, TenantId, Timestamp, TokenId, TokenRange};
 
 /// One prompt to continue.
 #[derive(Clone, Debug)]
@@ -13,14 +14,21 @@ pub struct Request {
     pub prompt_token_ids: Arc<[TokenId]>,
     /// How to choose tokens, and when to stop.
     pub sampling: SamplingParams,
+    /// Whose it is.
+    pub tenant: TenantId,
     /// Scope of every cache lookup and of what this request leaves behind.
     pub cache_salt: CacheSalt,
     /// What may be reused.
     pub sharing: KvSharingMode,
+    /// Which tokens of reused spans are computed all the same.
+    pub repair: Repair,
     /// Whether the exact KV of this request may serve later ones.
     pub store: bool,
     /// Positions that are always computed although a donor has them: tokens of the chat template. Sorted, disjoint.
     pub template: Vec<TokenRange>,
+    /// Positions at which a piece of the prompt begins that does not depend on what stands before it: a message, a document, a
+    /// paragraph. Ascending.
+    pub segments: Vec<u32>,
     /// When the daemon received it.
     pub arrival: Timestamp,
 }
@@ -60,8 +68,10 @@ pub struct SamplingParams {
     pub logit_bias: Vec<(TokenId, f32)>,
     /// Report log probabilities of the chosen token and of this many likeliest ones.
     pub logprobs: Option<u32>,
-    /// Report log probabilities of the prompt's tokens too (`echo`). Forces computing the whole prompt.
+    /// Report log probabilities of the prompt's tokens too (`echo`). Forces computing the prompt from `prompt_logprobs_from` on.
     pub prompt_logprobs: Option<u32>,
+    /// First position whose log probabilities are reported; at least 1, since nothing stands before position 0.
+    pub prompt_logprobs_from: u32,
     /// Tokens to generate at most; at least 1 (or 0 with `prompt_logprobs`, which only scores the prompt).
     pub max_tokens: u32,
     /// Tokens to generate before a stop token may be chosen.
@@ -86,6 +96,7 @@ impl SamplingParams {
             logit_bias: Vec::new(),
             logprobs: None,
             prompt_logprobs: None,
+            prompt_logprobs_from: 1,
             max_tokens,
             min_tokens: 0,
             stop_token_ids: Vec::new(),

@@ -13,6 +13,7 @@ mod cover;
 mod donors;
 mod edits;
 mod embedding;
+mod guard;
 mod index;
 #[cfg(any(test, feature = "invariants"))]
 pub mod invariants;
@@ -22,6 +23,7 @@ mod postings;
 mod prompt;
 mod runs;
 mod segments;
+mod selection;
 mod similarity;
 mod source;
 mod span;
@@ -33,10 +35,14 @@ pub use config::{SpanConfig, SpanConfigError, SpanIndexConfig};
 pub use cost::{Coefficients, CostConfig, CostModel, Estimate, RepairWork, Work};
 pub use edits::EditPolicy;
 pub use embedding::{EmbeddingIndex, EmbeddingIndexConfig, Similar};
+pub use guard::{ClassQuality, GuardConfig, QualityGuard, Verdict};
 pub use index::SpanIndex;
-pub use plan::{MatchClass, RejectReason, ReusePlan, ReuseSpan, Selection, plan_reuse};
+pub use plan::{MatchClass, RejectReason, ReusePlan, ReuseSpan, plan_reuse};
 pub use prompt::{DonorPrompts, PlanTarget, PromptView};
 pub use segments::Segments;
+pub use selection::{
+    DecodeRepair, Probe, Readers, Repair, RepairPolicy, SelectedRows, TokenDeviation, UnknownPolicy, select_rows,
+};
 pub use similarity::left_context_similarity;
 pub use source::{DonorQuery, DonorSource, Proposal, matches_with};
 pub use span::SpanMatch;

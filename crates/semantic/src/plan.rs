@@ -29,8 +29,6 @@ pub struct ReusePlan {
     /// Positions that only donors could have served that have an edit in the same segment. Sorted, disjoint; none under
     /// [`EditPolicy::Reuse`].
     pub edited: Vec<TokenRange>,
-    /// How the rows to recompute were chosen.
-    pub selection: Selection,
     /// What it costs, once a [`CostModel`](crate::CostModel) was asked.
     pub estimate: Option<Estimate>,
     /// Why `spans` is empty; `None` if and only if it is not.
@@ -87,14 +85,6 @@ impl MatchClass {
             Self::DownstreamOfEdit => "downstream_of_edit",
         }
     }
-}
-
-/// The rule that chose the rows to recompute.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub enum Selection {
-    /// By position alone: heads, template tokens, tail. All of it is known before anything is computed.
-    #[default]
-    Structural,
 }
 
 /// Why nothing is reused.

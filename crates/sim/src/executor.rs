@@ -3,7 +3,10 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use engine::{Executor, ExecutorError, ModelRunnerOutput, SampledToken, ScheduledSequence, SchedulerOutput};
+use engine::{
+    Executor, ExecutorError, ModelRunnerOutput, ProbedSequence, ProbedSpans, SampledToken, ScheduledSequence, SchedulerOutput,
+    TokenDeviation,
+};
 use tokens::RequestId;
 
 use crate::prompt::generated_token;
@@ -83,8 +86,15 @@ impl Executor for SimExecutor {
             self.prompts.remove(request_id);
         }
         let sampled = step.sequences.iter().filter(|sequence| sequence.sample).map(sample).collect();
-        Ok(ModelRunnerOutput { sampled, ..ModelRunnerOutput::default() })
+        let probed = step.probes.iter().map(unremarkable).collect();
+        Ok(ModelRunnerOutput { sampled, probed, ..ModelRunnerOutput::default() })
     }
+}
+
+/// A measurement by which no token differs from another.
+fn unremarkable(probe: &ProbedSequence) -> ProbedSpans {
+    let num_reused = probe.reused.iter().map(|range| range.len() as usize).sum();
+    ProbedSpans { request_id: probe.request_id, deviations: vec![TokenDeviation::default(); num_reused] }
 }
 
 fn sample(sequence: &ScheduledSequence) -> SampledToken {
@@ -106,7 +116,7 @@ mod tests {
         let mut executor = SimExecutor::new(CostModel::default());
         executor.announce(RequestId(1), 600, 1024);
         let rows = positions.map(|position| Row { token: TokenId(0), position }).collect();
-        let sequence = ScheduledSequence { request_id: RequestId(1), rows, block_table: Vec::new(), sample };
+        let sequence = ScheduledSequence { request_id: RequestId(1), rows, block_table: Vec::new(), sample, watch: Vec::new() };
         let step = SchedulerOutput { sequences: vec![sequence], ..SchedulerOutput::default() };
         assert_eq!(executor.work_of_step(&step), expected);
         assert_eq!(executor.execute_model(&step).unwrap().sampled.len(), usize::from(sample));

@@ -184,10 +184,13 @@ impl Replay<'_> {
             request_id,
             prompt_token_ids: padded_prompt(traced),
             sampling: SamplingParams::greedy(traced.output_tokens),
+            tenant: tokens::TenantId::default(),
             cache_salt: CacheSalt::default(),
             sharing: self.config.sharing,
+            repair: engine::Repair::structural(),
             store: true,
             template: Vec::new(),
+            segments: Vec::new(),
             arrival: traced.arrival,
         }
     }

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use engine::{
-    Executor, ExecutorError, LogProb, ModelRunnerOutput, NewRequest, SampledToken, ScheduledSequence, SchedulerOutput,
-    TokenLogProbs,
+    Executor, ExecutorError, LogProb, ModelRunnerOutput, NewRequest, ProbedSequence, ProbedSpans, SampledToken,
+    ScheduledSequence, SchedulerOutput, TokenDeviation, TokenLogProbs, WatchedSpans,
 };
 use tokens::{RequestId, TokenId};
 
@@ -91,6 +91,18 @@ impl EchoExecutor {
     }
 }
 
+/// A measurement by which no token differs from another.
+fn unremarkable(probe: &ProbedSequence) -> ProbedSpans {
+    let num_reused = probe.reused.iter().map(|range| range.len() as usize).sum();
+    ProbedSpans { request_id: probe.request_id, deviations: vec![TokenDeviation::default(); num_reused] }
+}
+
+/// The attention of a row that finds all positions alike.
+fn inattentive(sequence: &ScheduledSequence) -> WatchedSpans {
+    let num_watched = sequence.watch.iter().map(|range| range.len() as usize).sum();
+    WatchedSpans { request_id: sequence.request_id, attention: vec![0.0; num_watched] }
+}
+
 /// The choice of a model that has no doubt.
 fn certain(token: TokenId, num_top: u32) -> TokenLogProbs {
     let chosen = LogProb { token, logprob: 0.0, rank: 1 };
@@ -111,7 +123,9 @@ impl Executor for EchoExecutor {
             self.requests.remove(finished).expect("a finished request was announced");
         }
         self.steps.push(step.clone());
-        Ok(ModelRunnerOutput { sampled, prompt_logprobs, rejected_spans: Vec::new() })
+        let probed = step.probes.iter().map(unremarkable).collect();
+        let watched = step.sequences.iter().filter(|sequence| !sequence.watch.is_empty()).map(inattentive).collect();
+        Ok(ModelRunnerOutput { sampled, prompt_logprobs, probed, watched, rejected_spans: Vec::new() })
     }
 }
 

@@ -15,10 +15,13 @@ impl RequestBuilder {
             request_id: RequestId(id),
             prompt_token_ids: prompt.into(),
             sampling: SamplingParams::greedy(4),
+            tenant: tokens::TenantId::default(),
             cache_salt: CacheSalt(0),
             sharing: KvSharingMode::Prefix,
+            repair: engine::Repair::structural(),
             store: true,
             template: Vec::new(),
+            segments: Vec::new(),
             arrival: Timestamp::default(),
         })
     }

@@ -40,6 +40,10 @@ impl fmt::Display for DonorId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct CacheSalt(pub u64);
 
+/// Who pays for a request and owns what it leaves behind: derived from its key, never taken from its body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct TenantId(pub u32);
+
 /// Tokens held by one block of the KV pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockSize(NonZeroU32);

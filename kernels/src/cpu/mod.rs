@@ -7,6 +7,7 @@ mod ggml;
 mod isa;
 mod matmul;
 mod matrix;
+mod received;
 mod rows;
 mod simd;
 #[cfg(test)]
@@ -19,5 +20,6 @@ pub use ggml::{GgmlType, UnsupportedType};
 pub use isa::Isa;
 pub use matmul::{Init, matmul};
 pub use matrix::{Linear, Matrix};
+pub use received::add_attention_received;
 pub use rows::{Heads, RopeLayout, RopeTable, rms_norm, rms_norm_heads, rope, swiglu};
 pub use threads::Threads;

@@ -167,10 +167,13 @@ impl Bench {
             request_id: RequestId(self.num_requests),
             prompt_token_ids: prompt(self.num_requests, length, self.vocab_size).into(),
             sampling: SamplingParams::greedy(decode_tokens + 1),
+            tenant: tokens::TenantId::default(),
             cache_salt: CacheSalt::default(),
             sharing: KvSharingMode::Off,
+            repair: engine::Repair::structural(),
             store: false,
             template: Vec::new(),
+            segments: Vec::new(),
             arrival: self.now(),
         }
     }

@@ -305,10 +305,13 @@ impl<E: Executor> Bench<E> {
             request_id: RequestId(self.num_requests),
             prompt_token_ids: prompt.token_ids.as_slice().into(),
             sampling,
+            tenant: tokens::TenantId::default(),
             cache_salt: reuse.cache_salt,
             sharing: reuse.sharing,
+            repair: engine::Repair::structural(),
             store: reuse.store,
             template: prompt.template.clone(),
+            segments: Vec::new(),
             arrival: self.now(),
         }
     }

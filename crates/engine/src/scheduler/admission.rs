@@ -1,6 +1,7 @@
 //! Lets waiting requests in.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use tokens::{RequestId, Timestamp};
 
@@ -8,7 +9,11 @@ use super::{Scheduler, reused_ranges, target_of};
 use crate::donors::FoundSpans;
 use crate::queue::{Rank, Ticket};
 use crate::sequence::Sequence;
-use crate::{BlockCopy, EngineEvent, KvSharingMode, KvUsage, NewRequest, SchedulerOutput, SpanCopy, SpanOutcome};
+use crate::verifier::REUSE_TOP;
+use crate::{
+    BlockCopy, EngineEvent, KvSharingMode, KvUsage, NewRequest, ProbedSequence, SamplingParams, SchedulerOutput, SpanCopy,
+    SpanOutcome,
+};
 
 /// Waiting requests looked at in one step. Chosen: far more than can be admitted, far fewer than may wait for one prefill.
 const MAX_EXAMINED_PER_STEP: usize = 128;
@@ -16,6 +21,9 @@ const MAX_EXAMINED_PER_STEP: usize = 128;
 /// A partly equal block is copied if at least this share of it is equal: one block in four. Chosen; a copy of few tokens saves
 /// nothing, and would count a common first token as a hit.
 const MIN_PARTIAL_SHARE: usize = 4;
+
+/// Tokens measured at the cost of one computed: two or three layers of two or three dozen. Chosen: it only bounds a step's work.
+const PROBED_PER_COMPUTED_TOKEN: usize = 8;
 
 enum Verdict {
     Admitted,
@@ -45,11 +53,19 @@ impl Scheduler {
                 continue;
             }
             match self.try_admit(ticket.request_id, now, step) {
-                Verdict::Admitted => *token_budget -= self.schedule_rows(ticket.request_id, *token_budget, step),
+                Verdict::Admitted => *token_budget -= self.schedule_first_rows(ticket.request_id, *token_budget, step),
                 Verdict::WaitsForPrefill => drop(passed_over.insert(ticket.key)),
                 // Whoever is next waits for room. Smaller ones do not slip past it, or it might wait for ever.
                 Verdict::NoRoom => return,
             }
+        }
+    }
+
+    /// Like [`Scheduler::schedule_rows`], but a request whose spans are being measured has no rows yet.
+    fn schedule_first_rows(&mut self, request_id: RequestId, max_rows: usize, step: &mut SchedulerOutput) -> usize {
+        match step.probes.last() {
+            Some(probe) if probe.request_id == request_id => max_rows.min(probe.token_ids.len() / PROBED_PER_COMPUTED_TOKEN),
+            _ => self.schedule_rows(request_id, max_rows, step),
         }
     }
 
@@ -85,7 +101,7 @@ impl Scheduler {
             return kv::PrefixMatch::default();
         }
         let min_partial = self.config.block_size.as_usize().div_ceil(MIN_PARTIAL_SHARE);
-        let mut prefix = self.pool.match_prefix(sequence.hashed(), sequence.num_tokens() as usize - 1);
+        let mut prefix = self.pool.match_prefix(sequence.hashed(), sequence.max_prefix_tokens() as usize);
         prefix.partial = prefix.partial.filter(|partial| partial.num_tokens >= min_partial);
         prefix
     }
@@ -101,7 +117,11 @@ impl Scheduler {
         let sequence = &self.sequences[&request_id];
         let from = prefix_end(prefix);
         let is_due = sequence.sharing() == KvSharingMode::Span && from < sequence.num_prompt_tokens();
-        is_due.then(|| self.donors.find_resident(&self.pool, target_of(sequence, from)))
+        is_due.then(|| {
+            let found = self.donors.find_resident(&self.pool, target_of(sequence, from))?;
+            let is_allowed = found.plan.class().is_none_or(|class| self.verifier.allows(class));
+            if is_allowed { Ok(found) } else { Err(SpanOutcome::SwitchedOff) }
+        })
     }
 
     /// Takes blocks; if room is short without spans, and then without copying a part of a block: both hold blocks of others too.
@@ -185,6 +205,14 @@ impl Scheduler {
         if sequence.usage.replace(usage).is_none() {
             self.events.push(EngineEvent::Admitted { request_id, usage, at: now });
         }
+        if let Some(class) = usage.class
+            && !sequence.known_to_runner
+            && self.verifier.samples(request_id, class, &sequence.sampling)
+        {
+            let logprobs = sequence.sampling.logprobs.max(Some(REUSE_TOP));
+            sequence.sampling = Arc::new(SamplingParams { logprobs, ..SamplingParams::clone(&sequence.sampling) });
+            sequence.said = Some(Vec::new());
+        }
         if !std::mem::replace(&mut sequence.known_to_runner, true) {
             step.new_requests.push(NewRequest {
                 request_id,
@@ -196,6 +224,23 @@ impl Scheduler {
         self.queue.remove(sequence.arrival);
         self.running.push(request_id);
         self.pins.extend(pins);
+        if spans.is_some() {
+            self.probe(request_id, block_table, step);
+        }
+    }
+
+    /// Has measured what the choice of tokens to recompute depends on.
+    fn probe(&mut self, request_id: RequestId, block_table: Vec<tokens::BlockId>, step: &mut SchedulerOutput) {
+        let sequence = &self.sequences[&request_id];
+        let Some(probe) = sequence.request.repair.policy.probe() else { return };
+        step.probes.push(ProbedSequence {
+            request_id,
+            token_ids: sequence.request.prompt_token_ids[sequence.prefix_end() as usize..].to_vec(),
+            first_position: sequence.prefix_end(),
+            reused: sequence.reused().to_vec(),
+            block_table,
+            probe,
+        });
     }
 }
 
@@ -214,6 +259,8 @@ fn admission_usage(sequence: &Sequence, prefix_end: u32, plan: Option<&semantic:
         computed_tokens: sequence.num_prompt_tokens() - prefix_tokens - span_tokens,
         recomputed_tokens: plan.map_or(0, |plan| plan.recomputed_tokens),
         donors: spans.iter().map(|span| span.donor).collect::<BTreeSet<_>>().len() as u32,
+        class: plan.and_then(semantic::ReusePlan::class),
+        deviation: 0.0,
     }
 }
 

@@ -78,10 +78,13 @@ fn group_of(app: &AppState, request: &ValidRequest, prompt: &Encoded, arrival: T
             seed: request.sampling.seed.wrapping_add(u64::from(i)),
             ..request.sampling.clone()
         },
+        tenant: tokens::TenantId::default(),
         cache_salt: salt,
         sharing: request.sharing,
+        repair: engine::Repair::structural(),
         store: request.store,
         template: prompt.template.clone(),
+        segments: Vec::new(),
         arrival,
     };
     Ok((0..request.n).map(answer).collect())

@@ -1,0 +1,423 @@
+//! Which reused tokens are recomputed.
+//!
+//! KV of a moved span was computed under another left context. Recomputing a few of its tokens, with everything before them in view,
+//! repairs most of the error, if they are the right ones. Every rule here is a score for each reused token and a way to spend a
+//! budget of tokens on the highest ones. Two kinds of measurement feed the scores: how far a token's K and V at an early layer are
+//! from a fresh computation, and how much attention it receives. [`RepairPolicy::probe`] says what a rule needs.
+
+use std::cmp::Reverse;
+use std::str::FromStr;
+
+use tokens::TokenRange;
+
+use crate::SpanConfig;
+
+/// A rule and its budget.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Repair {
+    /// Who is chosen.
+    pub policy: RepairPolicy,
+    /// Tokens chosen at most, as a share of the prompt. Rows that are computed in any case do not count.
+    pub ratio: f32,
+    /// No more are chosen once the deviation of the others is at most this; 0 spends the whole budget.
+    pub max_deviation: f32,
+    /// What goes on after the first token; `None` leaves the rest as it is.
+    pub decode: Option<DecodeRepair>,
+}
+
+/// Repair while tokens are generated: the query has moved on since the prompt, and other tokens matter now.
+///
+/// KVShare (arXiv 2503.16525) recomputes 3 tokens in every step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DecodeRepair {
+    /// Tokens recomputed at once.
+    pub tokens: u32,
+    /// Steps from one time to the next, at least 1.
+    pub every: u32,
+    /// Rows of all sequences in a step up to which it may take place, and then only while nobody waits; 0 never looks.
+    pub max_batch_rows: u32,
+}
+
+/// What is recomputed, and what that leaves.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SelectedRows {
+    /// Sorted, disjoint.
+    pub ranges: Vec<TokenRange>,
+    /// How far, at the check layer, what readers see is from full computation: of the tokens that stay as they are, the sum of
+    /// attention times `‖ΔV‖₂`, relative to the mean `‖V‖₂`. The first-order bound of algorithms in this family; 0 where
+    /// nothing was measured.
+    pub deviation: f32,
+}
+
+/// The rules, by the names of their sources.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RepairPolicy {
+    /// Nothing but the prompt's last token: the whole span is used as the donor had it.
+    None,
+    /// Every token: full computation by the machinery of repair.
+    Full,
+    /// Any, by a hash of the position. The baseline every rule has to beat.
+    Random,
+    /// The first tokens of each span (EPIC, arXiv 2410.15332, LegoLink), and no others.
+    Epic,
+    /// `‖ΔV‖₂²` at layer 1, single tokens (CacheBlend, arXiv 2405.16444, in its released form).
+    CacheBlend,
+    /// `α ‖ΔV‖₁` at layer 1, single tokens; α is the attention a token receives there from all rows (KVShare, arXiv 2503.16525).
+    Dhd,
+    /// Attention received from fresh rows at layer 3, single tokens (SparseX, arXiv 2606.01751, without its dense layers).
+    QueryLayer,
+    /// The same gathered over all layers in a first pass of the fresh rows (ProphetKV, arXiv 2602.02579).
+    Query,
+    /// Attention from fresh rows × `(‖ΔV‖₂ + ‖ΔK‖₂ ‖V‖₂ / √d)` at layer 3, in runs.
+    ImpactLayer,
+    /// Attention gathered over all layers × `‖ΔV‖₂` at layer 1, in runs.
+    Impact,
+}
+
+/// What has to be measured before tokens can be chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// All rows are computed up to the keys and values of this layer, counted from 0, to compare them with the moved ones.
+    pub check_layer: u32,
+    /// Whose attention counts.
+    pub readers: Readers,
+}
+
+/// Rows whose attention to reused tokens is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readers {
+    /// Nobody's.
+    None,
+    /// All rows', at the check layer.
+    AllRows,
+    /// Those of rows that no donor has, at the check layer.
+    FreshRows,
+    /// Those of rows that no donor has, at every layer: they run once over the moved spans as they are.
+    FreshRowsAllLayers,
+}
+
+/// What was measured of one reused token. Norms are over all heads of the check layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct TokenDeviation {
+    /// Attention received, averaged over readers, heads and layers: what a reader pays to all positions together is 1.
+    pub attention: f32,
+    /// `‖K_fresh − K_moved‖₂`
+    pub key_l2: f32,
+    /// `‖V_fresh − V_moved‖₂`
+    pub value_l2: f32,
+    /// `‖V_fresh − V_moved‖₁`
+    pub value_l1: f32,
+    /// `‖V_fresh‖₂`
+    pub value_norm: f32,
+    /// `√d`, the root of the width of a head.
+    pub root_head_dim: f32,
+}
+
+/// Tokens of a run: runs cost nothing in quality and are cheaper to execute than single tokens.
+const RUN_TOKENS: u32 = 16;
+
+impl Repair {
+    /// Nothing but what is known before anything is computed: heads of spans, template tokens, the prompt's tail.
+    #[must_use]
+    pub const fn structural() -> Self {
+        Self { policy: RepairPolicy::Epic, ratio: 0.0, max_deviation: 0.0, decode: None }
+    }
+}
+
+impl RepairPolicy {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::None,
+        Self::Full,
+        Self::Random,
+        Self::Epic,
+        Self::CacheBlend,
+        Self::Dhd,
+        Self::QueryLayer,
+        Self::Query,
+        Self::ImpactLayer,
+        Self::Impact,
+    ];
+
+    /// Its name in the API, in reports and in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Full => "full",
+            Self::Random => "random",
+            Self::Epic => "epic",
+            Self::CacheBlend => "cacheblend",
+            Self::Dhd => "dhd",
+            Self::QueryLayer => "query-layer",
+            Self::Query => "query",
+            Self::ImpactLayer => "impact-layer",
+            Self::Impact => "impact",
+        }
+    }
+
+    /// What it needs to know before it chooses; `None` if it never chooses anything.
+    #[must_use]
+    pub const fn probe(self) -> Option<Probe> {
+        let (check_layer, readers) = match self {
+            Self::None | Self::Epic => return None,
+            Self::Full | Self::Random => (0, Readers::None),
+            Self::CacheBlend => (1, Readers::None),
+            Self::Dhd => (1, Readers::AllRows),
+            Self::QueryLayer | Self::ImpactLayer => (3, Readers::FreshRows),
+            Self::Query | Self::Impact => (1, Readers::FreshRowsAllLayers),
+        };
+        Some(Probe { check_layer, readers })
+    }
+
+    /// The settings of a plan under this rule: only [`RepairPolicy::None`] does without heads, and computes but the last token.
+    #[must_use]
+    pub fn spans(self, config: &SpanConfig) -> SpanConfig {
+        match self {
+            Self::None => SpanConfig { head_tokens: 0, tail_tokens: 1, ..config.clone() },
+            _ => config.clone(),
+        }
+    }
+
+    /// Whether it chooses among runs rather than among tokens.
+    const fn run_tokens(self) -> u32 {
+        match self {
+            Self::ImpactLayer | Self::Impact => RUN_TOKENS,
+            _ => 1,
+        }
+    }
+
+    /// How much is gained by recomputing a token; only the order counts.
+    fn score(self, position: u32, found: &TokenDeviation) -> f32 {
+        match self {
+            Self::None | Self::Full | Self::Epic => 0.0,
+            Self::Random => random_score(position),
+            Self::CacheBlend => found.value_l2 * found.value_l2,
+            Self::Dhd => found.attention * found.value_l1,
+            Self::QueryLayer | Self::Query => found.attention,
+            Self::ImpactLayer => {
+                found.attention * (found.value_l2 + found.key_l2 * found.value_norm / found.root_head_dim.max(f32::MIN_POSITIVE))
+            }
+            Self::Impact => found.attention * found.value_l2,
+        }
+    }
+}
+
+impl FromStr for RepairPolicy {
+    type Err = UnknownPolicy;
+
+    fn from_str(name: &str) -> Result<Self, UnknownPolicy> {
+        Self::ALL.into_iter().find(|policy| policy.as_str() == name).ok_or_else(|| UnknownPolicy(name.to_owned()))
+    }
+}
+
+/// No policy has this name.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "there is no repair policy {0:?}; there are none, full, random, epic, cacheblend, dhd, query-layer, query, impact-layer and impact"
+)]
+pub struct UnknownPolicy(pub String);
+
+/// Chooses what to recompute of `reused`, which is sorted and disjoint, in a prompt of `prompt_len` tokens.
+///
+/// `measured` has one entry for each reused token, in their order. The result is sorted, disjoint, inside `reused`, and holds at
+/// most `ratio * prompt_len` tokens, except for [`RepairPolicy::Full`], which takes all.
+///
+/// # Panics
+/// If `measured` is not as long as `reused`.
+#[must_use]
+pub fn select_rows(repair: Repair, prompt_len: u32, reused: &[TokenRange], measured: &[TokenDeviation]) -> SelectedRows {
+    let num_reused: u32 = reused.iter().map(|range| range.len()).sum();
+    assert_eq!(measured.len(), num_reused as usize, "every reused token is measured");
+    if repair.policy == RepairPolicy::Full {
+        return SelectedRows { ranges: reused.to_vec(), deviation: 0.0 };
+    }
+    let unit = measured.len() as f32 / measured.iter().map(|found| found.value_norm).sum::<f32>().max(f32::MIN_POSITIVE);
+    let mut deviation: f32 = measured.iter().map(|found| found.attention * found.value_l2 * unit).sum();
+    if repair.policy.probe().is_none() {
+        return SelectedRows { ranges: Vec::new(), deviation };
+    }
+    let mut budget = (f64::from(repair.ratio) * f64::from(prompt_len)).round() as u32;
+    let mut runs = scored_runs(repair.policy, reused, measured);
+    runs.sort_by_key(|run| (Reverse(run.score), run.range));
+    let mut chosen = Vec::new();
+    for run in runs {
+        if deviation <= repair.max_deviation && repair.max_deviation > 0.0 {
+            break;
+        }
+        if run.range.len() <= budget {
+            budget -= run.range.len();
+            deviation -= run.deviation * unit;
+            chosen.push(run.range);
+        }
+    }
+    chosen.sort_unstable();
+    SelectedRows { ranges: merge_touching(chosen), deviation: deviation.max(0.0) }
+}
+
+struct Run {
+    range: TokenRange,
+    /// Mean over its tokens.
+    score: Score,
+    /// Attention times `‖ΔV‖₂`, summed over its tokens.
+    deviation: f32,
+}
+
+/// A score with an order; what is not a number comes last.
+#[derive(Clone, Copy, PartialEq)]
+struct Score(f32);
+
+impl Eq for Score {}
+
+impl PartialOrd for Score {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Score {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.total_cmp(&other.0)
+    }
+}
+
+fn scored_runs(policy: RepairPolicy, reused: &[TokenRange], measured: &[TokenDeviation]) -> Vec<Run> {
+    let mut runs = Vec::new();
+    let mut rest = measured;
+    for &range in reused {
+        for start in range.positions().step_by(policy.run_tokens() as usize) {
+            let run = TokenRange::new(start, (start + policy.run_tokens()).min(range.end));
+            let (of_run, behind) = rest.split_at(run.len() as usize);
+            rest = behind;
+            let sum: f32 = run.positions().zip(of_run).map(|(position, found)| policy.score(position, found)).sum();
+            let mean = sum / run.len() as f32;
+            let score = Score(if mean.is_nan() { f32::NEG_INFINITY } else { mean });
+            let deviation = of_run.iter().map(|found| found.attention * found.value_l2).sum();
+            runs.push(Run { range: run, score, deviation });
+        }
+    }
+    runs
+}
+
+/// A number in 0..1 that depends on the position alone (splitmix64, Steele et al. 2014).
+fn random_score(position: u32) -> f32 {
+    let mut z = (u64::from(position) + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 24) as f32
+}
+
+fn merge_touching(sorted: Vec<TokenRange>) -> Vec<TokenRange> {
+    let mut merged: Vec<TokenRange> = Vec::new();
+    for range in sorted {
+        match merged.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => merged.push(range),
+        }
+    }
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A prompt of 100 tokens with 10..50 and 60..80 reused; `values` names positions whose V deviates and whose attention counts.
+    #[track_caller]
+    fn check(policy: RepairPolicy, ratio: f32, values: &[(u32, f32, f32)], expected: &[(u32, u32)]) {
+        let reused = [TokenRange::new(10, 50), TokenRange::new(60, 80)];
+        let measured: Vec<_> = reused
+            .iter()
+            .flat_map(|range| range.positions())
+            .map(|position| {
+                let named = values.iter().find(|(named, ..)| *named == position);
+                let &(_, value, attention) = named.unwrap_or(&(position, 0.01, 0.01));
+                TokenDeviation { attention, value_l1: value, value_l2: value, ..TokenDeviation::default() }
+            })
+            .collect();
+        let selected = select_rows(Repair { policy, ratio, ..Repair::structural() }, 100, &reused, &measured);
+        let expected: Vec<_> = expected.iter().map(|&(start, end)| TokenRange::new(start, end)).collect();
+        assert_eq!(selected.ranges, expected);
+    }
+
+    #[test]
+    fn the_budget_is_not_spent_on_what_does_not_matter() {
+        let reused = [TokenRange::new(0, 64)];
+        let measured: Vec<_> = (0..64)
+            .map(|position| TokenDeviation {
+                attention: 0.01,
+                value_l2: if position < 20 { 1.0 } else { 0.1 },
+                value_norm: 2.0,
+                ..TokenDeviation::default()
+            })
+            .collect();
+        let select = |max_deviation| {
+            select_rows(Repair { policy: RepairPolicy::Impact, ratio: 0.5, max_deviation, decode: None }, 128, &reused, &measured)
+        };
+        let near = |found: f32, expected: f32| assert!((found - expected).abs() < 1e-6, "{found} is not {expected}");
+        assert_eq!(select(0.0).ranges, [TokenRange::new(0, 64)]);
+        near(select(0.0).deviation, 0.0);
+        // 20 tokens of 0.005 and 44 of 0.0005 are 0.122; the first run takes 0.08 away, the second 0.026.
+        assert_eq!(select(0.05).ranges, [TokenRange::new(0, 16)]);
+        near(select(0.05).deviation, 0.042);
+        assert_eq!(select(0.02).ranges, [TokenRange::new(0, 32)]);
+        assert_eq!(select(0.2).ranges, []);
+        near(select(0.2).deviation, 0.122);
+    }
+
+    #[test]
+    fn rules_without_a_budget_take_all_or_nothing() {
+        check(RepairPolicy::None, 0.5, &[(20, 9.0, 9.0)], &[]);
+        check(RepairPolicy::Epic, 0.5, &[(20, 9.0, 9.0)], &[]);
+        check(RepairPolicy::Full, 0.0, &[], &[(10, 50), (60, 80)]);
+    }
+
+    #[test]
+    fn cacheblend_goes_by_deviation_alone() {
+        check(RepairPolicy::CacheBlend, 0.02, &[(20, 9.0, 0.0), (21, 8.0, 0.0), (70, 7.0, 99.0)], &[(20, 22)]);
+    }
+
+    #[test]
+    fn query_goes_by_attention_alone() {
+        check(RepairPolicy::Query, 0.02, &[(20, 9.0, 0.0), (49, 0.0, 5.0), (60, 0.0, 6.0)], &[(49, 50), (60, 61)]);
+    }
+
+    #[test]
+    fn dhd_needs_both() {
+        check(RepairPolicy::Dhd, 0.01, &[(20, 9.0, 0.0), (49, 0.0, 9.0), (60, 2.0, 2.0)], &[(60, 61)]);
+    }
+
+    #[test]
+    fn impact_takes_whole_runs_within_its_budget() {
+        check(RepairPolicy::Impact, 0.16, &[(63, 5.0, 5.0), (12, 4.0, 4.0)], &[(60, 76)]);
+        check(RepairPolicy::Impact, 0.20, &[(63, 5.0, 5.0), (12, 4.0, 4.0)], &[(60, 80)]);
+        check(RepairPolicy::Impact, 0.32, &[(63, 5.0, 5.0), (12, 4.0, 4.0)], &[(10, 26), (60, 76)]);
+    }
+
+    #[test]
+    fn a_budget_of_nothing_chooses_nothing() {
+        check(RepairPolicy::Impact, 0.0, &[(63, 5.0, 5.0)], &[]);
+        check(RepairPolicy::Random, 0.0, &[], &[]);
+    }
+
+    #[test]
+    fn a_budget_for_all_chooses_all() {
+        for policy in RepairPolicy::ALL.into_iter().filter(|policy| !matches!(policy, RepairPolicy::None | RepairPolicy::Epic)) {
+            check(policy, 1.0, &[(63, 5.0, 5.0)], &[(10, 50), (60, 80)]);
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_number_comes_last() {
+        check(RepairPolicy::CacheBlend, 0.01, &[(20, f32::NAN, 0.0), (30, 1.0, 0.0)], &[(30, 31)]);
+    }
+
+    #[test]
+    fn names_are_distinct_and_read_back() {
+        for policy in RepairPolicy::ALL {
+            assert_eq!(policy.as_str().parse(), Ok(policy));
+            assert!(UnknownPolicy(String::new()).to_string().contains(policy.as_str()));
+        }
+        assert_eq!("best".parse::<RepairPolicy>(), Err(UnknownPolicy("best".to_owned())));
+    }
+}

@@ -6,26 +6,45 @@
 
 #![forbid(unsafe_code)]
 
+mod align;
 mod config;
+mod cost;
 mod cover;
 mod donors;
 mod drift;
+mod edits;
+mod embedding;
 mod guard;
 mod index;
+#[cfg(any(test, feature = "invariants"))]
+pub mod invariants;
 mod minimizer;
 mod plan;
 mod postings;
+mod prompt;
+mod runs;
+mod segments;
 mod selection;
+mod similarity;
+mod source;
 mod span;
 #[cfg(test)]
 mod testing;
 
+pub use align::{EditKind, EditOp, EditScript, align};
 pub use config::{SpanConfig, SpanConfigError, SpanIndexConfig};
+pub use cost::{Coefficients, CostConfig, CostModel, Estimate, RepairWork, Work};
 pub use drift::{Drift, follow_drift};
+pub use edits::EditPolicy;
+pub use embedding::{EmbeddingIndex, EmbeddingIndexConfig, Similar};
 pub use guard::{ClassQuality, GuardConfig, QualityGuard, Verdict};
 pub use index::SpanIndex;
 pub use plan::{MatchClass, RejectReason, ReusePlan, ReuseSpan, plan_reuse};
+pub use prompt::{DonorPrompts, PlanTarget, PromptView};
+pub use segments::Segments;
 pub use selection::{
     DecodeRepair, Probe, Readers, Repair, RepairError, RepairPolicy, SelectedRows, TokenDeviation, UnknownPolicy, select_rows,
 };
+pub use similarity::left_context_similarity;
+pub use source::{DonorQuery, DonorSource, Proposal, matches_with};
 pub use span::SpanMatch;

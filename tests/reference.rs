@@ -51,6 +51,7 @@ fn score(runner: &mut ModelRunner, request: u64, ids: &[u32], num_top: u32) -> V
             block_table: block_table.clone(),
             sample: is_last,
             watch: Vec::new(),
+            drift: Vec::new(),
         };
         let output = SchedulerOutput {
             step: request * 100 + step as u64,

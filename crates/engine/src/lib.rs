@@ -35,7 +35,7 @@ pub use output::{
 pub use request::{KvSharingMode, Request, SamplingParams};
 pub use scheduler::Scheduler;
 pub use semantic::{
-    ClassQuality, DecodeRepair, GuardConfig, MatchClass, Probe, Readers, RejectReason, Repair, RepairPolicy, SpanConfig,
+    ClassQuality, DecodeRepair, Drift, GuardConfig, MatchClass, Probe, Readers, RejectReason, Repair, RepairPolicy, SpanConfig,
     TokenDeviation,
 };
 pub use stats::{EngineStats, SpanLookups, SpanOutcome};

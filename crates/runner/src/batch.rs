@@ -1,6 +1,6 @@
 //! One step as the arrays a device wants.
 
-use engine::{Row, ScheduledSequence};
+use engine::{Drift, Row, ScheduledSequence};
 use tokens::BlockSize;
 
 /// All rows of a step side by side.
@@ -27,6 +27,8 @@ pub struct InputSequence {
     pub block_table: Vec<u32>,
     /// Whether the attention of its last row is to be kept.
     pub watch: bool,
+    /// Moved tokens that follow its rows.
+    pub drift: Vec<Drift>,
 }
 
 impl InputBatch {
@@ -37,7 +39,9 @@ impl InputBatch {
         for sequence in sequences {
             let block_table: Vec<u32> = sequence.block_table.iter().map(|block| block.0).collect();
             batch.push(&sequence.rows, block_table, block_size);
-            batch.sequences.last_mut().expect("it was just added").watch = !sequence.watch.is_empty();
+            let added = batch.sequences.last_mut().expect("it was just added");
+            added.watch = !sequence.watch.is_empty();
+            added.drift = sequence.drift.clone();
         }
         batch
     }
@@ -51,7 +55,7 @@ impl InputBatch {
             self.positions.push(row.position);
             self.slot_mapping.push(block_table[block as usize] * block_size.get() + offset);
         }
-        self.sequences.push(InputSequence { first_row, num_rows: rows.len(), block_table, watch: false });
+        self.sequences.push(InputSequence { first_row, num_rows: rows.len(), block_table, watch: false, drift: Vec::new() });
     }
 
     /// Number of rows.

@@ -13,6 +13,7 @@ mod config;
 mod cost;
 mod cover;
 mod donors;
+mod drift;
 mod edits;
 mod embedding;
 mod guard;
@@ -35,6 +36,7 @@ mod testing;
 pub use align::{EditKind, EditOp, EditScript, align};
 pub use config::{SpanConfig, SpanConfigError, SpanIndexConfig};
 pub use cost::{Coefficients, CostConfig, CostModel, Estimate, RepairWork, Work};
+pub use drift::{Drift, follow_drift};
 pub use edits::EditPolicy;
 pub use embedding::{EmbeddingIndex, EmbeddingIndexConfig, Similar};
 pub use guard::{ClassQuality, GuardConfig, QualityGuard, Verdict};
@@ -43,7 +45,7 @@ pub use plan::{MatchClass, RejectReason, ReusePlan, ReuseSpan, plan_reuse};
 pub use prompt::{DonorPrompts, PlanTarget, PromptView};
 pub use segments::Segments;
 pub use selection::{
-    DecodeRepair, Probe, Readers, Repair, RepairPolicy, SelectedRows, TokenDeviation, UnknownPolicy, select_rows,
+    DecodeRepair, Probe, Readers, Repair, RepairError, RepairPolicy, SelectedRows, TokenDeviation, UnknownPolicy, select_rows,
 };
 pub use similarity::left_context_similarity;
 pub use source::{DonorQuery, DonorSource, Proposal, matches_with};

@@ -6,6 +6,7 @@
 //! from a fresh computation, and how much attention it receives. [`RepairPolicy::probe`] says what a rule needs.
 
 use std::cmp::Reverse;
+use std::fmt;
 use std::str::FromStr;
 
 use tokens::TokenRange;
@@ -21,6 +22,13 @@ pub struct Repair {
     pub ratio: f32,
     /// No more are chosen once the deviation of the others is at most this; 0 spends the whole budget.
     pub max_deviation: f32,
+    /// Everything is computed if the deviation is above this at the end of the budget; 0 never gives up.
+    pub bail_out: f32,
+    /// If the two likeliest first tokens are nearer than this in their logits, and the deviation is not negligible, the budget is
+    /// doubled once before anything is said; 0 never looks.
+    pub min_margin: f32,
+    /// Whether tokens that are not recomputed follow those that are; see [`crate::follow_drift`].
+    pub drift: bool,
     /// What goes on after the first token; `None` leaves the rest as it is.
     pub decode: Option<DecodeRepair>,
 }
@@ -120,7 +128,15 @@ impl Repair {
     /// Nothing but what is known before anything is computed: heads of spans, template tokens, the prompt's tail.
     #[must_use]
     pub const fn structural() -> Self {
-        Self { policy: RepairPolicy::Epic, ratio: 0.0, max_deviation: 0.0, decode: None }
+        Self {
+            policy: RepairPolicy::Epic,
+            ratio: 0.0,
+            max_deviation: 0.0,
+            bail_out: 0.0,
+            min_margin: 0.0,
+            drift: false,
+            decode: None,
+        }
     }
 }
 
@@ -209,6 +225,68 @@ impl FromStr for RepairPolicy {
     fn from_str(name: &str) -> Result<Self, UnknownPolicy> {
         Self::ALL.into_iter().find(|policy| policy.as_str() == name).ok_or_else(|| UnknownPolicy(name.to_owned()))
     }
+}
+
+/// `policy[@ratio][+drift][+decode=tokens/every]`, as in `impact@0.15+drift`.
+impl FromStr for Repair {
+    type Err = RepairError;
+
+    fn from_str(text: &str) -> Result<Self, RepairError> {
+        let mut parts = text.split('+');
+        let rule = parts.next().unwrap_or_default();
+        let (policy, ratio) = rule.split_once('@').map_or((rule, None), |(policy, ratio)| (policy, Some(ratio)));
+        let mut repair = Self { policy: policy.parse()?, ..Self::structural() };
+        if let Some(ratio) = ratio {
+            let in_range = |ratio: &f32| (0.0..=1.0).contains(ratio);
+            repair.ratio = ratio.parse().ok().filter(in_range).ok_or_else(|| RepairError::Ratio(ratio.to_owned()))?;
+        }
+        for part in parts {
+            match part.split_once('=') {
+                None if part == "drift" => repair.drift = true,
+                Some(("decode", decode)) => repair.decode = Some(decode_repair(decode)?),
+                _ => return Err(RepairError::Part(part.to_owned())),
+            }
+        }
+        Ok(repair)
+    }
+}
+
+impl fmt::Display for Repair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.policy.as_str())?;
+        if self.policy.probe().is_some() && self.policy != RepairPolicy::Full {
+            write!(f, "@{}", self.ratio)?;
+        }
+        f.write_str(if self.drift { "+drift" } else { "" })?;
+        match self.decode {
+            Some(DecodeRepair { tokens, every, .. }) => write!(f, "+decode={tokens}/{every}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// In every step, whatever else runs: what slack allows is a setting of the server.
+fn decode_repair(text: &str) -> Result<DecodeRepair, RepairError> {
+    let parse = || {
+        let (tokens, every) = text.split_once('/')?;
+        let (tokens, every) = (tokens.parse().ok()?, every.parse().ok().filter(|every| *every > 0)?);
+        Some(DecodeRepair { tokens, every, max_batch_rows: 0 })
+    };
+    parse().ok_or_else(|| RepairError::Part(format!("decode={text}")))
+}
+
+/// What is wrong with a description of a [`Repair`].
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RepairError {
+    /// Of the rule.
+    #[error(transparent)]
+    Policy(#[from] UnknownPolicy),
+    /// Of its budget.
+    #[error("the ratio {0:?} of a repair policy is not a number from 0 to 1")]
+    Ratio(String),
+    /// Of what follows.
+    #[error("{0:?} of a repair policy is neither \"drift\" nor \"decode=tokens/every\"")]
+    Part(String),
 }
 
 /// No policy has this name.
@@ -352,7 +430,12 @@ mod tests {
             })
             .collect();
         let select = |max_deviation| {
-            select_rows(Repair { policy: RepairPolicy::Impact, ratio: 0.5, max_deviation, decode: None }, 128, &reused, &measured)
+            select_rows(
+                Repair { policy: RepairPolicy::Impact, ratio: 0.5, max_deviation, ..Repair::structural() },
+                128,
+                &reused,
+                &measured,
+            )
         };
         let near = |found: f32, expected: f32| assert!((found - expected).abs() < 1e-6, "{found} is not {expected}");
         assert_eq!(select(0.0).ranges, [TokenRange::new(0, 64)]);
@@ -410,6 +493,31 @@ mod tests {
     #[test]
     fn what_is_not_a_number_comes_last() {
         check(RepairPolicy::CacheBlend, 0.01, &[(20, f32::NAN, 0.0), (30, 1.0, 0.0)], &[(30, 31)]);
+    }
+
+    #[test]
+    fn a_repair_is_read_back_as_it_is_written() {
+        for text in
+            ["none", "epic", "full", "random@0.15", "impact@0.3+drift", "dhd@0.3+decode=3/1", "query@1+drift+decode=48/16"]
+        {
+            assert_eq!(text.parse::<Repair>().map(|repair| repair.to_string()), Ok(text.to_owned()));
+        }
+    }
+
+    #[test]
+    fn a_bad_repair_is_refused_with_its_bad_part() {
+        for (text, part) in [
+            ("best@0.1", "\"best\""),
+            ("dhd@1.5", "\"1.5\""),
+            ("dhd@NaN", "\"NaN\""),
+            ("dhd@", "\"\""),
+            ("dhd+decode=3", "decode=3"),
+            ("dhd+decode=3/0", "decode=3/0"),
+            ("dhd+drif", "\"drif\""),
+        ] {
+            let error = text.parse::<Repair>().unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod aligned;
 mod attention;
 mod block;
+mod drift;
 mod ggml;
 mod isa;
 mod matmul;
@@ -16,6 +17,7 @@ mod threads;
 
 pub use attention::{AttentionShape, QuerySequence, attention};
 pub use block::{KvDtype, KvLayer, KvShape, SpanMove};
+pub use drift::DriftSample;
 pub use ggml::{GgmlType, UnsupportedType};
 pub use isa::Isa;
 pub use matmul::{Init, matmul};

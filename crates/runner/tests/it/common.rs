@@ -69,6 +69,7 @@ impl World {
                 block_table: table.to_vec(),
                 sample: false,
                 watch: Vec::new(),
+                drift: Vec::new(),
             })
             .collect();
         let input = InputBatch::new(&sequences, BlockSize::DEFAULT);

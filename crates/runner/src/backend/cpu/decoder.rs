@@ -1,12 +1,17 @@
 //! The decoder: embedding, layers, head.
 
 use kernels::cpu::{
-    AttentionShape, Heads, Init, Linear, QuerySequence, add_attention_received, attention, matmul, rms_norm, rms_norm_heads,
-    rope, swiglu,
+    AttentionShape, DriftSample, Heads, Init, Linear, QuerySequence, add_attention_received, attention, matmul, rms_norm,
+    rms_norm_heads, rope, swiglu,
 };
+
+use tokens::BlockSize;
 
 use super::CpuBackend;
 use crate::{InputBatch, InputSequence};
+
+/// Slots of a block.
+const BLOCK: usize = BlockSize::DEFAULT.as_usize();
 
 /// Activations of one step, `[rows, width]` each. They keep their memory from step to step.
 #[derive(Default)]
@@ -42,6 +47,7 @@ impl CpuBackend {
         workspace.watched = watched_sequences(batch);
         for i in 0..self.config.num_layers {
             self.project(i, &batch.positions, &mut workspace);
+            self.follow_drift(i, batch, &workspace);
             self.write_kv(i, &batch.slot_mapping, &workspace);
             self.watch(i, batch, &mut workspace);
             self.attend(i, batch, &mut workspace);
@@ -90,6 +96,28 @@ impl CpuBackend {
     pub(super) fn write_kv(&mut self, i: usize, slot_mapping: &[u32], w: &Workspace) {
         let (k_column, v_column) = self.kv_columns();
         self.kv[i].write(&self.threads, slot_mapping, &w.qkv[k_column..], &w.qkv[v_column..], self.config.qkv_width());
+    }
+
+    /// Moves what follows the rows of this step, before they take their own slots.
+    fn follow_drift(&mut self, i: usize, batch: &InputBatch, w: &Workspace) {
+        let (k_column, v_column) = self.kv_columns();
+        let width = self.config.qkv_width();
+        let slot = |table: &[u32], position: u32| table[position as usize / BLOCK] * BLOCK as u32 + position % BLOCK as u32;
+        for sequence in &batch.sequences {
+            let rows = &batch.positions[sequence.first_row..][..sequence.num_rows];
+            let located = |position: &u32| (*position, slot(&sequence.block_table, *position));
+            for drift in &sequence.drift {
+                let row =
+                    |position: &u32| sequence.first_row + rows.binary_search(position).expect("samples are rows of this step");
+                let samples = drift.samples.iter().map(|position| {
+                    let fresh = &w.qkv[row(position) * width..][..width];
+                    let (position, slot) = located(position);
+                    DriftSample { position, slot, k: &fresh[k_column..v_column], v: &fresh[v_column..] }
+                });
+                let targets: Vec<(u32, u32)> = drift.targets.iter().map(located).collect();
+                self.kv[i].follow_drift(&self.threads, &self.rope, &samples.collect::<Vec<_>>(), &targets, &drift.weights);
+            }
+        }
     }
 
     /// Where keys and values begin in a row of `qkv`.

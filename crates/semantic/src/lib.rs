@@ -1,6 +1,8 @@
 //! Given a prompt, finds earlier prompts that share text with it, and says position by position what to copy and what to recompute.
 //!
-//! What is here: an index of exact token spans ([`SpanIndex`]), and the choice among its matches ([`plan_reuse`]).
+//! What is here: an index of exact token spans ([`SpanIndex`]) and one of embeddings ([`EmbeddingIndex`]), which only proposes donors;
+//! the choice among matches ([`plan_reuse`]), which leaves out what stands behind an edit in its own segment ([`EditPolicy`]); whether
+//! the plan saves time ([`CostModel`]); scripts of edits for explanations ([`align`]); who repairs what, and whether it was good enough.
 //! Ids are compared, never texts and never hashes alone: tokens that differ are different content.
 //! What is deliberately not here: KV blocks and whether they are still resident (`kv`, `engine`), and the copying itself.
 

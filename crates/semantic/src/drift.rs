@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn a_slow_drift_is_interpolated() {
-        let found = followed((0, 128), &[(0, 16), (112, 128)], |position| f64::from(position));
+        let found = followed((0, 128), &[(0, 16), (112, 128)], f64::from);
         assert!(found.windows(2).all(|pair| pair[0].1 < pair[1].1), "{found:?}");
     }
 

@@ -77,7 +77,9 @@ pub enum RepairPolicy {
     Query,
     /// Attention from fresh rows × `(‖ΔV‖₂ + ‖ΔK‖₂ ‖V‖₂ / √d)` at layer 3, in runs.
     ImpactLayer,
-    /// Attention gathered over all layers × `‖ΔV‖₂` at layer 1, in runs.
+    /// Attention gathered over all layers × `‖ΔV‖₂` at layer 1, in runs: fresh rows run twice.
+    TwoPass,
+    /// `‖ΔV‖₂²` at layer 1, in runs: with a bound on the deviation that is left, and neighbours that follow, the best found.
     Impact,
 }
 
@@ -141,7 +143,7 @@ impl Repair {
 
 impl RepairPolicy {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::None,
         Self::Full,
         Self::Random,
@@ -151,6 +153,7 @@ impl RepairPolicy {
         Self::QueryLayer,
         Self::Query,
         Self::ImpactLayer,
+        Self::TwoPass,
         Self::Impact,
     ];
 
@@ -167,6 +170,7 @@ impl RepairPolicy {
             Self::QueryLayer => "query-layer",
             Self::Query => "query",
             Self::ImpactLayer => "impact-layer",
+            Self::TwoPass => "two-pass",
             Self::Impact => "impact",
         }
     }
@@ -177,10 +181,10 @@ impl RepairPolicy {
         let (check_layer, readers) = match self {
             Self::None | Self::Epic => return None,
             Self::Full | Self::Random => (0, Readers::None),
-            Self::CacheBlend => (1, Readers::None),
+            Self::CacheBlend | Self::Impact => (1, Readers::None),
             Self::Dhd => (1, Readers::AllRows),
             Self::QueryLayer | Self::ImpactLayer => (3, Readers::FreshRows),
-            Self::Query | Self::Impact => (1, Readers::FreshRowsAllLayers),
+            Self::Query | Self::TwoPass => (1, Readers::FreshRowsAllLayers),
         };
         Some(Probe { check_layer, readers })
     }
@@ -197,7 +201,7 @@ impl RepairPolicy {
     /// Whether it chooses among runs rather than among tokens.
     const fn run_tokens(self) -> u32 {
         match self {
-            Self::ImpactLayer | Self::Impact => RUN_TOKENS,
+            Self::ImpactLayer | Self::TwoPass | Self::Impact => RUN_TOKENS,
             _ => 1,
         }
     }
@@ -207,13 +211,13 @@ impl RepairPolicy {
         match self {
             Self::None | Self::Full | Self::Epic => 0.0,
             Self::Random => random_score(position),
-            Self::CacheBlend => found.value_l2 * found.value_l2,
+            Self::CacheBlend | Self::Impact => found.value_l2 * found.value_l2,
             Self::Dhd => found.attention * found.value_l1,
             Self::QueryLayer | Self::Query => found.attention,
             Self::ImpactLayer => {
                 found.attention * (found.value_l2 + found.key_l2 * found.value_norm / found.root_head_dim.max(f32::MIN_POSITIVE))
             }
-            Self::Impact => found.attention * found.value_l2,
+            Self::TwoPass => found.attention * found.value_l2,
         }
     }
 }
@@ -226,7 +230,7 @@ impl FromStr for RepairPolicy {
     }
 }
 
-/// `policy[@ratio][+drift][+decode=tokens/every]`, as in `impact@0.15+drift`.
+/// `policy[@ratio][+drift][+deviation=d][+bail_out=d][+margin=m][+decode=tokens/every]`, as in `impact@0.6+drift+deviation=0.12`.
 impl FromStr for Repair {
     type Err = RepairError;
 
@@ -242,6 +246,9 @@ impl FromStr for Repair {
         for part in parts {
             match part.split_once('=') {
                 None if part == "drift" => repair.drift = true,
+                Some(("deviation", bound)) => repair.max_deviation = parse_bound(part, bound)?,
+                Some(("bail_out", bound)) => repair.bail_out = parse_bound(part, bound)?,
+                Some(("margin", bound)) => repair.min_margin = parse_bound(part, bound)?,
                 Some(("decode", decode)) => repair.decode = Some(decode_repair(decode)?),
                 _ => return Err(RepairError::Part(part.to_owned())),
             }
@@ -257,11 +264,21 @@ impl fmt::Display for Repair {
             write!(f, "@{}", self.ratio)?;
         }
         f.write_str(if self.drift { "+drift" } else { "" })?;
+        let bounds = [("deviation", self.max_deviation), ("bail_out", self.bail_out), ("margin", self.min_margin)];
+        for (name, bound) in bounds.into_iter().filter(|(_, bound)| *bound > 0.0) {
+            write!(f, "+{name}={bound}")?;
+        }
         match self.decode {
             Some(DecodeRepair { tokens, every, .. }) => write!(f, "+decode={tokens}/{every}"),
             None => Ok(()),
         }
     }
+}
+
+/// A number above 0.
+fn parse_bound(part: &str, text: &str) -> Result<f32, RepairError> {
+    let bound = text.parse().ok().filter(|bound: &f32| *bound > 0.0 && bound.is_finite());
+    bound.ok_or_else(|| RepairError::Part(part.to_owned()))
 }
 
 /// In every step, whatever else runs: what slack allows is a setting of the server.
@@ -284,14 +301,16 @@ pub enum RepairError {
     #[error("the ratio {0:?} of a repair policy is not a number from 0 to 1")]
     Ratio(String),
     /// Of what follows.
-    #[error("{0:?} of a repair policy is neither \"drift\" nor \"decode=tokens/every\"")]
+    #[error(
+        "{0:?} of a repair policy is not \"drift\", \"decode=tokens/every\", or a number above 0 for \"deviation\", \"bail_out\" or \"margin\""
+    )]
     Part(String),
 }
 
 /// No policy has this name.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "there is no repair policy {0:?}; there are none, full, random, epic, cacheblend, dhd, query-layer, query, impact-layer and impact"
+    "there is no repair policy {0:?}; there are none, full, random, epic, cacheblend, dhd, query-layer, query, impact-layer, two-pass and impact"
 )]
 pub struct UnknownPolicy(pub String);
 
@@ -494,9 +513,16 @@ mod tests {
 
     #[test]
     fn a_repair_is_read_back_as_it_is_written() {
-        for text in
-            ["none", "epic", "full", "random@0.15", "impact@0.3+drift", "dhd@0.3+decode=3/1", "query@1+drift+decode=48/16"]
-        {
+        for text in [
+            "none",
+            "epic",
+            "full",
+            "random@0.15",
+            "impact@0.3+drift",
+            "dhd@0.3+decode=3/1",
+            "query@1+drift+decode=48/16",
+            "impact@0.6+drift+deviation=0.12+bail_out=2+margin=1.5",
+        ] {
             assert_eq!(text.parse::<Repair>().map(|repair| repair.to_string()), Ok(text.to_owned()));
         }
     }
@@ -511,6 +537,8 @@ mod tests {
             ("dhd+decode=3", "decode=3"),
             ("dhd+decode=3/0", "decode=3/0"),
             ("dhd+drif", "\"drif\""),
+            ("dhd+deviation=-1", "deviation=-1"),
+            ("dhd+margin=inf", "margin=inf"),
         ] {
             let error = text.parse::<Repair>().unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");

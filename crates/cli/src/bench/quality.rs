@@ -312,6 +312,8 @@ impl<E: Executor> Bench<E> {
             store: reuse.store,
             template: prompt.template.clone(),
             segments: Vec::new(),
+            session: None,
+            readable: Vec::new(),
             arrival: self.now(),
         }
     }

@@ -9,7 +9,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::time::Duration;
 
-use semantic::{RepairPolicy, ReusePlan, SpanConfig, SpanIndex, SpanIndexConfig, SpanMatch, plan_reuse};
+use semantic::{
+    PlanTarget, PromptView, RepairPolicy, ReusePlan, Segments, SpanConfig, SpanIndex, SpanIndexConfig, SpanMatch, plan_reuse,
+};
 use tokens::{BlockHash, BlockId, BlockSize, CacheSalt, DonorId, SessionId, TenantId, Timestamp, TokenId, TokenRange};
 
 use crate::{SchedulerConfig, SpanOutcome};
@@ -32,6 +34,7 @@ pub(crate) struct DonorRegistry {
 struct Donor {
     salt: CacheSalt,
     tokens: std::sync::Arc<[TokenId]>,
+    segments: Segments,
     hashes: Box<[BlockHash]>,
     /// What its own request could read: it may have found its beginning there.
     readable: Box<[kv::ReadableScope]>,
@@ -72,6 +75,8 @@ pub(crate) struct Target<'a> {
     pub(crate) readable: &'a [CacheSalt],
     pub(crate) tokens: &'a [TokenId],
     pub(crate) template: &'a [TokenRange],
+    /// Where its segments begin.
+    pub(crate) segments: &'a [u32],
     /// End of its prefix hit.
     pub(crate) from: u32,
     pub(crate) policy: RepairPolicy,
@@ -143,7 +148,7 @@ impl DonorRegistry {
     }
 
     /// Keeps the full blocks of a prompt that was computed exactly. A shorter donor that it continues is superseded.
-    pub(crate) fn keep(&mut self, prompt: kv::HashedTokens<'_>, owner: kv::BlockOwner) {
+    pub(crate) fn keep(&mut self, prompt: kv::HashedTokens<'_>, segments: Segments, owner: kv::BlockOwner) {
         let num_blocks = self.block_size.full_blocks(prompt.tokens.len());
         let tokens = &prompt.tokens[..num_blocks * self.block_size.as_usize()];
         if self.index_config.max_donors == 0 || tokens.len() < self.config.min_span_tokens as usize {
@@ -158,13 +163,14 @@ impl DonorRegistry {
         superseded.into_iter().for_each(|donor| self.remove(donor));
         let (created, last_used) = (self.now, self.now);
         let (tokens, hashes, readable) = (tokens.into(), hashes.into(), prompt.readable.into());
-        self.insert(Donor { salt: prompt.salt, tokens, hashes, readable, owner, hits: 0, created, last_used }, last);
+        let donor = Donor { salt: prompt.salt, tokens, segments, hashes, readable, owner, hits: 0, created, last_used };
+        self.insert(donor, last);
     }
 
     fn insert(&mut self, donor: Donor, last: BlockHash) {
         let id = DonorId(self.next_id);
         self.next_id += 1;
-        let evicted = self.index.insert(donor.salt, id, donor.tokens.clone());
+        let evicted = self.index.insert_segmented(donor.salt, id, donor.tokens.clone(), donor.segments.clone());
         self.by_last_block.insert(last, id);
         self.by_last_use.insert((donor.last_used, id));
         self.donors.insert(id, donor);
@@ -296,7 +302,9 @@ impl DonorRegistry {
     }
 
     fn plan(&self, target: Target<'_>, matches: &[SpanMatch]) -> ReusePlan {
-        plan_reuse(target.tokens.len() as u32, target.from, matches, target.template, &target.policy.spans(&self.config))
+        let prompt = PromptView { tokens: target.tokens, segments: &segments_of(target.segments, target.template) };
+        let Target { from, template, .. } = target;
+        plan_reuse(&PlanTarget { prompt, from, template }, matches, &self.index, &target.policy.spans(&self.config))
     }
 
     /// Leading blocks of `donor` that are in the pool and in scopes that `target` may read.
@@ -316,4 +324,9 @@ impl Donor {
     fn hashed<'a>(&'a self, readable: &'a [kv::ReadableScope]) -> kv::HashedTokens<'a> {
         kv::HashedTokens { salt: self.salt, tokens: &self.tokens, hashes: &self.hashes, readable }
     }
+}
+
+/// Segments that begin at `starts`, and messages, which the tokens of the chat template part.
+pub(crate) fn segments_of(starts: &[u32], template: &[TokenRange]) -> Segments {
+    Segments::from_starts(starts.iter().copied()).parted_by(template)
 }

@@ -1,7 +1,7 @@
 //! What sharing could give a request, without running it.
 
 /// What of a prompt is there.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Explanation {
     /// Leading tokens whose exact KV is cached.
     pub prefix_tokens: u32,

@@ -351,6 +351,7 @@ fn target_of(sequence: &Sequence, from: u32) -> Target<'_> {
         readable: &sequence.request.readable,
         tokens: &sequence.request.prompt_token_ids,
         template: &sequence.request.template,
+        segments: &sequence.request.segments,
         from,
         policy: sequence.request.repair.policy,
     }

@@ -58,12 +58,14 @@ pub struct SpanLookups {
 
 impl SpanOutcome {
     /// All of them.
-    pub const ALL: [SpanOutcome; 12] = [
+    pub const ALL: [SpanOutcome; 14] = [
         Self::Reused,
         Self::Rejected(semantic::RejectReason::ALL[0]),
         Self::Rejected(semantic::RejectReason::ALL[1]),
         Self::Rejected(semantic::RejectReason::ALL[2]),
         Self::Rejected(semantic::RejectReason::ALL[3]),
+        Self::Rejected(semantic::RejectReason::ALL[4]),
+        Self::Rejected(semantic::RejectReason::ALL[5]),
         Self::NotResident,
         Self::NoRoom,
         Self::SwitchedOff,
@@ -121,7 +123,7 @@ mod tests {
         for (i, outcome) in SpanOutcome::ALL.into_iter().enumerate() {
             (0..=i).for_each(|_| lookups.count(outcome));
         }
-        assert_eq!(lookups.iter().map(|(_, count)| count).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
+        assert_eq!(lookups.iter().map(|(_, count)| count).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]);
         let labels: std::collections::BTreeSet<_> = SpanOutcome::ALL.map(SpanOutcome::label).into();
         assert_eq!(labels.len(), SpanOutcome::ALL.len());
         let reasons = semantic::RejectReason::ALL.map(SpanOutcome::Rejected);

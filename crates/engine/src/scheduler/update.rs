@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use tokens::RequestId;
 
 use super::Scheduler;
+use crate::donors::segments_of;
 use crate::sequence::Sequence;
 use crate::verifier::Case;
 use crate::{
@@ -158,7 +159,8 @@ impl Scheduler {
         }
         if sequence.request.store && sequence.is_exact() {
             let tokens = &sequence.request.prompt_token_ids[..];
-            self.donors.keep(kv::HashedTokens { tokens, ..sequence.hashed() }, sequence.request.owner());
+            let segments = segments_of(&sequence.request.segments, &sequence.request.template);
+            self.donors.keep(kv::HashedTokens { tokens, ..sequence.hashed() }, segments, sequence.request.owner());
         }
     }
 

@@ -13,10 +13,8 @@ pub struct Explanation {
     pub model: String,
     /// What would be allowed.
     pub mode: SharingMode,
-    /// Which tokens of spans would be computed all the same: `name@ratio`.
+    /// Which tokens of spans would be computed all the same: `name@ratio`, and `+deviation=` where a bound was set.
     pub policy: String,
-    /// Deviation at which no more tokens would be recomputed; `null` spends the whole ratio.
-    pub max_deviation: Option<f32>,
     /// Length of the prompt.
     pub prompt_tokens: u32,
     /// Tokens that would be reused as a prefix. Exact.
@@ -33,8 +31,21 @@ pub struct Explanation {
     pub spans: Vec<ExplainedSpan>,
     /// Everything that was found, the declined among it, by ascending `target_pos`. Entries may overlap.
     pub matches: Vec<ExplainedSpan>,
+    /// Positions, as `[start, end]`, that are computed because their donors have a change in the same segment.
+    pub edited: Vec<[u32; 2]>,
+    /// What the prompt is predicted to cost; `null` while nothing is known of costs.
+    pub estimate: Option<CostEstimate>,
     /// Why `spans` is empty; `null` if it is not.
     pub rejected: Option<String>,
+}
+
+/// What one prompt costs, in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CostEstimate {
+    /// With everything behind the prefix computed.
+    pub full_ms: f64,
+    /// With the spans copied.
+    pub reuse_ms: f64,
 }
 
 /// Equal tokens in a donor and the prompt.

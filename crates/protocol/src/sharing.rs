@@ -9,7 +9,8 @@ pub struct KvSharingOptions {
     /// What may be reused; the server's default when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<SharingMode>,
-    /// Which tokens of reused spans are computed all the same: `name`, or `name@ratio` with a share of the prompt in `0..=1`. The
+    /// Which tokens of reused spans are computed all the same: `name`, or `name@ratio` with a share of the prompt in `0..=1`, and what
+    /// the policy has further (`+drift`, `+decode=tokens/every`). The
     /// server's default when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<String>,

@@ -50,8 +50,8 @@ pub struct KvSharingUsage {
     pub donors: u32,
     /// How far the worst span agrees with its donor on what stands left of it; `null` when no span was reused.
     pub class: Option<MatchClass>,
-    /// Estimate of how far what was reused, after repair, is from full computation, relative to it: a first-order bound at one early
-    /// layer; 0 where the policy measures nothing. `null` when no span was reused.
+    /// How much of what was reused is left as it was, after repair: measured at one early layer, in tokens' worth of change; 0 where
+    /// the policy measures nothing. `null` when no span was reused.
     pub deviation: Option<f32>,
 }
 
@@ -65,4 +65,6 @@ pub enum MatchClass {
     SameLeftContext,
     /// Less: text put behind other text.
     Composition,
+    /// Text behind a change inside its own segment.
+    DownstreamOfEdit,
 }

@@ -37,7 +37,7 @@ pub struct SharingDefaults {
     /// Which tokens of reused spans are computed all the same.
     pub repair: engine::Repair,
     /// Deviation at which no more tokens are recomputed, in the unit of [`engine::Repair::max_deviation`]. 0 asks for exact sharing;
-    /// `None` has the policy spend its whole ratio.
+    /// `None` leaves it to the policy.
     pub max_deviation: Option<f32>,
 }
 

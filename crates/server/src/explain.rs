@@ -1,7 +1,7 @@
 //! What the engine says about a request, in the words of the API.
 
 use engine::{Explanation, MatchClass, ReuseSpan, SpanMatch};
-use protocol::ExplainedSpan;
+use protocol::{CostEstimate, ExplainedSpan};
 
 use crate::encode::Encoded;
 use crate::valid::ValidRequest;
@@ -16,8 +16,7 @@ pub(crate) fn explanation(request: ValidRequest, prompt: &Encoded, found: Explan
         object: "kv.explanation".to_owned(),
         model: request.model,
         mode: request.sharing.mode,
-        policy: request.sharing.repair.to_string(),
-        max_deviation: request.sharing.max_deviation,
+        policy: request.sharing.bounded_repair().to_string(),
         prompt_tokens,
         prefix_tokens,
         span_tokens,
@@ -26,6 +25,8 @@ pub(crate) fn explanation(request: ValidRequest, prompt: &Encoded, found: Explan
         segments: prompt.segments.clone(),
         spans: plan.spans.iter().map(planned).collect(),
         matches: matches.iter().map(found_only).collect(),
+        edited: plan.edited.iter().map(|range| [range.start, range.end]).collect(),
+        estimate: plan.estimate.map(|found| CostEstimate { full_ms: found.full_ms, reuse_ms: found.reuse_ms }),
         rejected: plan.rejected.map(|reason| reason.label().to_owned()),
     }
 }
@@ -36,6 +37,7 @@ pub(crate) const fn class_of(class: MatchClass) -> protocol::MatchClass {
         MatchClass::SamePast => protocol::MatchClass::SamePast,
         MatchClass::SameLeftContext => protocol::MatchClass::SameLeftContext,
         MatchClass::Composition => protocol::MatchClass::Composition,
+        MatchClass::DownstreamOfEdit => protocol::MatchClass::DownstreamOfEdit,
     }
 }
 

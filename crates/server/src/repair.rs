@@ -11,9 +11,9 @@ pub type InvalidRepair = <Repair as FromStr>::Err;
 const DEFAULT_RATIO: f32 = 0.15;
 
 /// Named bounds of the deviation, in the unit of [`Repair::max_deviation`]. Chosen.
-const PRESETS: [(&str, f32); 3] = [("strict", 0.02), ("balanced", 0.05), ("fast", 0.15)];
+const PRESETS: [(&str, f32); 3] = [("strict", 0.05), ("balanced", 0.12), ("fast", 0.5)];
 
-/// The policy that `text` names: `name[@ratio]`, and what [`Repair`] reads behind that. It has no bound of the deviation.
+/// The policy that `text` names: `name[@ratio]`, and what [`Repair`] reads behind that.
 ///
 /// # Errors
 /// If there is no such policy, or the ratio is no share.

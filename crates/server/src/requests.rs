@@ -37,7 +37,7 @@ pub(crate) fn engine_request(
         session: sharing.session.as_ref().map(|session| session_of(&app.access.secret, &caller.name, session)),
         readable: readable_scopes(app, caller),
         sharing: engine_mode(sharing.mode),
-        repair: Repair { max_deviation: sharing.max_deviation.unwrap_or(0.0), ..sharing.repair },
+        repair: sharing.bounded_repair(),
         store: sharing.store,
         template: prompt.template.clone(),
         segments: prompt.segments.clone(),

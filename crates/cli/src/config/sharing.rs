@@ -150,7 +150,7 @@ pub(crate) struct SharingArgs {
     /// Policy that chooses which reused tokens are computed all the same, as name@ratio [default: epic]
     #[arg(long, env = "KVSHARE_REPAIR", value_name = "POLICY")]
     repair: Option<RepairSetting>,
-    /// Deviation at which no more tokens are computed: a number, strict, balanced or fast [default: the whole ratio is spent]
+    /// Deviation at which no more tokens are computed: a number, strict, balanced or fast [default: the policy's own]
     #[arg(long, env = "KVSHARE_MAX_DEVIATION", value_name = "BOUND")]
     max_deviation: Option<Deviation>,
     /// Shortest run of equal tokens reused away from its place [default: 64]

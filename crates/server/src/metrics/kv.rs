@@ -1,15 +1,15 @@
 //! What was reused, explained and erased. Never by tenant or donor: a series must not tell one tenant about another.
 
-use engine::{Erase, ErasedCounts, Explanation, KvSharingMode, KvUsage};
+use engine::{Erase, ErasedCounts, Explanation, KvSharingMode, KvUsage, MatchClass};
 use metrics::{Counter, Gauge, Histogram};
 
-use super::quality::{CLASSES, class_index};
 use super::registrar::Registrar;
 
 /// Recorded where KV is shared and managed.
 pub(crate) struct KvMetrics {
     modes: [Counter; 5],
-    classes: [Counter; 3],
+    /// In the order of the classes.
+    classes: [Counter; MatchClass::ALL.len()],
     deviation: Histogram,
     explanations: [Counter; 3],
     erasures: [Counter; 4],
@@ -28,14 +28,14 @@ impl KvMetrics {
             |name, help, label| move |value: &'static str| -> Counter { registrar.counter(name, help, &[(label, value)]) };
         Self {
             modes: MODES.map(counters("kvshare_requests_total", "Admitted requests by what they allowed to be reused.", "mode")),
-            classes: CLASSES.map(counters(
+            classes: MatchClass::ALL.map(MatchClass::label).map(counters(
                 "kvshare_span_requests_total",
                 "Ended requests that reused spans, by how far the worst one's left context was equal.",
                 "class",
             )),
             deviation: registrar.histogram(
                 "kvshare_kv_deviation",
-                "Estimated deviation of reused spans after repair, relative to full computation.",
+                "Deviation of reused spans after repair, in tokens worth of change.",
                 &[],
             ),
             explanations: EXPLAINED.map(counters(
@@ -65,7 +65,7 @@ impl KvMetrics {
     /// Counts what a request reused, when it has ended.
     pub(crate) fn count_reuse(&self, usage: &KvUsage) {
         let Some(class) = usage.class else { return };
-        self.classes[class_index(class)].increment(1);
+        self.classes[class as usize].increment(1);
         self.deviation.record(f64::from(usage.deviation));
     }
 

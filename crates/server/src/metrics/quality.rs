@@ -5,8 +5,8 @@ use metrics::{Counter, Gauge};
 
 use super::registrar::Registrar;
 
-/// Series of every class, best class first.
-pub(super) struct QualityMetrics([ClassMetrics; 3]);
+/// Series of every class, in the order of [`MatchClass::ALL`], which is that of the classes themselves.
+pub(super) struct QualityMetrics([ClassMetrics; MatchClass::ALL.len()]);
 
 struct ClassMetrics {
     verified: Counter,
@@ -15,22 +15,10 @@ struct ClassMetrics {
     is_off: Gauge,
 }
 
-/// Names of the classes, best first.
-pub(super) const CLASSES: [&str; 3] = ["same_past", "same_left_context", "composition"];
-
-/// Place of a class in a table of series.
-pub(super) const fn class_index(class: MatchClass) -> usize {
-    match class {
-        MatchClass::SamePast => 0,
-        MatchClass::SameLeftContext => 1,
-        MatchClass::Composition => 2,
-    }
-}
-
 impl QualityMetrics {
     pub(super) fn new(registrar: &Registrar) -> Self {
         let gauge = |name, help, class| registrar.gauge(name, help, &[("class", class)]);
-        Self(CLASSES.map(|class| ClassMetrics {
+        Self(MatchClass::ALL.map(MatchClass::label).map(|class| ClassMetrics {
             verified: registrar.counter(
                 "kvshare_verified_answers_total",
                 "Answers over reused spans that were compared with full computation.",
@@ -44,7 +32,7 @@ impl QualityMetrics {
 
     pub(super) fn observe(&self, quality: &[(MatchClass, ClassQuality)]) {
         for (class, found) in quality {
-            let series = &self.0[class_index(*class)];
+            let series = &self.0[*class as usize];
             series.verified.absolute(found.num_verified);
             series.mean_kl.set(found.mean_kl);
             series.top1.set(found.top1);

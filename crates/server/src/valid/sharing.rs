@@ -13,13 +13,20 @@ use crate::repair::{deviation_preset, parse_repair};
 pub(crate) struct ValidSharing {
     /// What may be reused, as far as the rest of the request allows.
     pub(crate) mode: SharingMode,
-    /// Without the bound.
+    /// As named.
     pub(crate) repair: Repair,
     /// As [`SharingDefaults::max_deviation`].
     pub(crate) max_deviation: Option<f32>,
     pub(crate) store: bool,
     pub(crate) segments: SegmentRule,
     pub(crate) session: Option<String>,
+}
+
+impl ValidSharing {
+    /// The policy with the bound, which goes before the one that the policy's name may have.
+    pub(crate) fn bounded_repair(&self) -> Repair {
+        self.max_deviation.map_or(self.repair, |max_deviation| Repair { max_deviation, ..self.repair })
+    }
 }
 
 /// What else of a request decides how it may share.
@@ -182,6 +189,14 @@ mod tests {
             session: Some("s".to_owned()),
         };
         assert_eq!(sharing, Ok(expected));
+    }
+
+    #[test]
+    fn a_bound_goes_before_that_of_the_policy() {
+        let bounded = |options| parse(options, CHAT).unwrap().bounded_repair().max_deviation;
+        assert_eq!(bounded(json!({"policy": "dhd@0.5+deviation=0.5"})), 0.5);
+        assert_eq!(bounded(json!({"policy": "dhd@0.5+deviation=0.5", "max_deviation": 0.25})), 0.25);
+        assert_eq!(bounded(json!({"policy": "dhd@0.5"})), 0.0);
     }
 
     #[test]

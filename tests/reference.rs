@@ -45,7 +45,14 @@ fn score(runner: &mut ModelRunner, request: u64, ids: &[u32], num_top: u32) -> V
     let mut scores = Vec::new();
     for (step, chunk) in rows.chunks(CHUNK).enumerate() {
         let is_last = (step + 1) * CHUNK >= rows.len();
-        let sequence = ScheduledSequence { request_id, rows: chunk.to_vec(), block_table: block_table.clone(), sample: is_last };
+        let sequence = ScheduledSequence {
+            request_id,
+            rows: chunk.to_vec(),
+            block_table: block_table.clone(),
+            sample: is_last,
+            watch: Vec::new(),
+            drift: Vec::new(),
+        };
         let output = SchedulerOutput {
             step: request * 100 + step as u64,
             new_requests: if step == 0 { vec![new.clone()] } else { Vec::new() },

@@ -29,6 +29,10 @@ pub struct SchedulerConfig {
     pub spans: semantic::SpanConfig,
     /// Earlier prompts kept as donors of spans; 0 keeps none.
     pub max_donors: usize,
+    /// Share of the answers over reused KV that are compared with full computation in idle time; 0 compares none.
+    pub verify_share: f64,
+    /// What such answers have to keep.
+    pub guard: semantic::GuardConfig,
 }
 
 /// Order of the waiting requests.
@@ -110,6 +114,8 @@ impl SchedulerConfig {
             max_estimates_per_step: 32,
             spans: semantic::SpanConfig::default(),
             max_donors: semantic::SpanIndexConfig::default().max_donors,
+            verify_share: 0.0,
+            guard: semantic::GuardConfig::default(),
         }
     }
 

@@ -43,6 +43,28 @@ pub enum EngineEvent {
     },
 }
 
+impl KvUsage {
+    /// `num_tokens` that a donor gave were computed after all.
+    pub(crate) fn recompute(&mut self, num_tokens: u32) {
+        self.span_tokens -= num_tokens;
+        self.computed_tokens += num_tokens;
+        self.recomputed_tokens += num_tokens;
+    }
+}
+
+impl EngineEvent {
+    /// Whose news it is.
+    #[must_use]
+    pub fn request_id(&self) -> RequestId {
+        match self {
+            Self::Admitted { request_id, .. }
+            | Self::PromptLogProbs { request_id, .. }
+            | Self::Token { request_id, .. }
+            | Self::Finished { request_id, .. } => *request_id,
+        }
+    }
+}
+
 /// Why a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FinishReason {
@@ -55,7 +77,7 @@ pub enum FinishReason {
 }
 
 /// Where the KV of a prompt came from. The three add up to the prompt's length.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Default)]
 pub struct KvUsage {
     /// Tokens found in the prefix index. Exact.
     pub prefix_tokens: u32,
@@ -67,4 +89,8 @@ pub struct KvUsage {
     pub recomputed_tokens: u32,
     /// Donors that gave spans.
     pub donors: u32,
+    /// The least equal of the spans.
+    pub class: Option<semantic::MatchClass>,
+    /// What the tokens that stay as donors had them are estimated to change; see [`semantic::SelectedRows::deviation`].
+    pub deviation: f32,
 }

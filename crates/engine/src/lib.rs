@@ -9,6 +9,7 @@
 
 mod config;
 mod core;
+mod divergence;
 mod donors;
 mod event;
 mod executor;
@@ -19,17 +20,22 @@ mod request;
 mod scheduler;
 mod sequence;
 mod stats;
+mod verifier;
 
 pub use self::core::EngineCore;
 pub use config::{ConfigError, RequestError, SchedulePolicy, SchedulerConfig};
+pub use divergence::kl_divergence;
 pub use event::{EngineEvent, FinishReason, KvUsage};
 pub use executor::{Executor, ExecutorError};
 pub use kv::PoolStats;
 pub use output::{
     BlockCopy, LogProb, ModelRunnerOutput, NewRequest, ProbedSequence, ProbedSpans, RejectedSpan, Row, SampledToken,
-    ScheduledSequence, SchedulerOutput, SpanCopy, TokenLogProbs,
+    ScheduledSequence, SchedulerOutput, SpanCopy, TokenLogProbs, WatchedSpans,
 };
 pub use request::{KvSharingMode, Request, SamplingParams};
 pub use scheduler::Scheduler;
-pub use semantic::{Probe, Readers, RejectReason, Repair, RepairPolicy, SpanConfig, TokenDeviation};
+pub use semantic::{
+    ClassQuality, DecodeRepair, Drift, GuardConfig, MatchClass, Probe, Readers, RejectReason, Repair, RepairPolicy, SpanConfig,
+    TokenDeviation,
+};
 pub use stats::{EngineStats, SpanLookups, SpanOutcome};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use semantic::{Probe, TokenDeviation};
+use semantic::{Drift, Probe, TokenDeviation};
 use tokens::{BlockId, DonorId, RequestId, TokenId, TokenRange};
 
 use crate::SamplingParams;
@@ -65,6 +65,10 @@ pub struct ScheduledSequence {
     pub block_table: Vec<BlockId>,
     /// Whether the last row reaches the end of the known tokens, so that a token is to be sampled from it.
     pub sample: bool,
+    /// Positions whose attention from the last row is to be reported. Sorted, disjoint; mostly none.
+    pub watch: Vec<TokenRange>,
+    /// Moved tokens that follow rows of this step, in each layer before anything is read from it.
+    pub drift: Vec<Drift>,
 }
 
 /// One token to compute.
@@ -135,6 +139,8 @@ pub struct ModelRunnerOutput {
     pub rejected_spans: Vec<RejectedSpan>,
     /// One for each of `probes`, in their order; none for a request named in `rejected_spans`.
     pub probed: Vec<ProbedSpans>,
+    /// One for each sequence with `watch`, in their order.
+    pub watched: Vec<WatchedSpans>,
     /// Log probabilities of prompt tokens at the rows computed in this step, for requests that asked.
     ///
     /// The entry for the token at position `p` (`p >= 1`) comes from the row at `p - 1`.
@@ -148,6 +154,15 @@ pub struct ProbedSpans {
     pub request_id: RequestId,
     /// One for each reused token, in the order of positions.
     pub deviations: Vec<TokenDeviation>,
+}
+
+/// How much attention the last row of a sequence paid to positions it asked about.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WatchedSpans {
+    /// Whose.
+    pub request_id: RequestId,
+    /// Averaged over heads and layers, one for each watched position in their order.
+    pub attention: Vec<f32>,
 }
 
 /// A token chosen for a sequence.

@@ -68,8 +68,10 @@ pub struct SamplingParams {
     pub logit_bias: Vec<(TokenId, f32)>,
     /// Report log probabilities of the chosen token and of this many likeliest ones.
     pub logprobs: Option<u32>,
-    /// Report log probabilities of the prompt's tokens too (`echo`). Forces computing the whole prompt.
+    /// Report log probabilities of the prompt's tokens too (`echo`). Forces computing the prompt from `prompt_logprobs_from` on.
     pub prompt_logprobs: Option<u32>,
+    /// First position whose log probabilities are reported; at least 1, since nothing stands before position 0.
+    pub prompt_logprobs_from: u32,
     /// Tokens to generate at most; at least 1 (or 0 with `prompt_logprobs`, which only scores the prompt).
     pub max_tokens: u32,
     /// Tokens to generate before a stop token may be chosen.
@@ -94,6 +96,7 @@ impl SamplingParams {
             logit_bias: Vec::new(),
             logprobs: None,
             prompt_logprobs: None,
+            prompt_logprobs_from: 1,
             max_tokens,
             min_tokens: 0,
             stop_token_ids: Vec::new(),

@@ -7,12 +7,14 @@
 
 use std::collections::HashMap;
 
+use semantic::DecodeRepair;
 use tokens::{RequestId, Timestamp, TokenRange};
 
 use crate::donors::{DonorRegistry, Target};
 use crate::in_flight::InFlight;
 use crate::queue::{ArrivalKey, RequestQueue};
 use crate::sequence::Sequence;
+use crate::verifier::Verifier;
 use crate::{
     ConfigError, EngineEvent, EngineStats, KvSharingMode, Request, RequestError, SchedulePolicy, ScheduledSequence,
     SchedulerConfig, SchedulerOutput, SpanLookups,
@@ -36,6 +38,7 @@ pub struct Scheduler {
     running: Vec<RequestId>,
     donors: DonorRegistry,
     in_flight: InFlight,
+    verifier: Verifier,
     /// Blocks that the open step copies from.
     pins: Vec<kv::BlockLease>,
     /// Requests the runner may forget, not yet told.
@@ -67,6 +70,7 @@ impl Scheduler {
             running: Vec::new(),
             donors: DonorRegistry::new(config.spans.clone(), config.max_donors, config.block_size),
             in_flight: InFlight::default(),
+            verifier: Verifier::new(config.verify_share, semantic::QualityGuard::new(config.guard)),
             pins: Vec::new(),
             finished: Vec::new(),
             events: Vec::new(),
@@ -103,6 +107,11 @@ impl Scheduler {
         if let Err(error) = self.fits(&request) {
             panic!("{} was added although it can never run: {error}", request.request_id);
         }
+        self.put_off_verification();
+        self.enqueue(request, now);
+    }
+
+    fn enqueue(&mut self, request: Request, now: Timestamp) {
         let request_id = request.request_id;
         let key = ArrivalKey { arrival: request.arrival.min(now), ordinal: self.num_added };
         self.num_added += 1;
@@ -128,7 +137,16 @@ impl Scheduler {
     /// Whether a step would do anything.
     #[must_use]
     pub fn has_work(&self) -> bool {
-        !self.sequences.is_empty() || !self.finished.is_empty() || !self.events.is_empty()
+        let is_busy = !self.sequences.is_empty() || !self.finished.is_empty() || !self.events.is_empty();
+        is_busy || self.verifier.has_pending()
+    }
+
+    /// Somebody waits now: what is compared for its own sake gives way.
+    fn put_off_verification(&mut self) {
+        if let Some(comparison) = self.verifier.put_off() {
+            self.abort(comparison);
+            self.events.retain(|event| event.request_id() != comparison);
+        }
     }
 
     /// Forgets all KV that no running request holds, and all donors.
@@ -149,6 +167,7 @@ impl Scheduler {
             num_donors: self.donors.len(),
             last_scheduled_tokens: self.num_last_scheduled,
             span_lookups: self.span_lookups,
+            quality: self.verifier.guard().iter().collect(),
         }
     }
 
@@ -158,6 +177,11 @@ impl Scheduler {
     /// If the result of the step before was not folded in.
     pub fn schedule(&mut self, now: Timestamp) -> SchedulerOutput {
         assert!(!std::mem::replace(&mut self.is_step_open, true), "the last step is still open");
+        if self.sequences.is_empty()
+            && let Some(request) = self.verifier.start_next()
+        {
+            self.enqueue(request, now);
+        }
         let finished = std::mem::take(&mut self.finished);
         let mut step = SchedulerOutput { step: self.num_steps, finished, ..SchedulerOutput::default() };
         let mut token_budget = self.config.max_num_batched_tokens;
@@ -233,8 +257,19 @@ impl Scheduler {
 
     /// Adds the next rows of a running sequence, at most `max_rows`, to `step`; how many they are.
     fn schedule_rows(&mut self, request_id: RequestId, max_rows: usize, step: &mut SchedulerOutput) -> usize {
-        let sequence = &self.sequences[&request_id];
-        let rows = sequence.next_rows(max_rows);
+        let may_repair = |repair: DecodeRepair| {
+            let has_slack = step.num_scheduled_tokens() < repair.max_batch_rows as usize && self.queue.len() == 0;
+            repair.max_batch_rows == 0 || has_slack
+        };
+        let sequence = self.sequences.get_mut(&request_id).expect("a running sequence is known");
+        let mut rows = match sequence.request.repair.decode.is_some_and(may_repair) {
+            true => sequence.take_due(max_rows - 1),
+            false => Vec::new(),
+        };
+        if let Some(usage) = sequence.usage.as_mut() {
+            usage.recompute(rows.len() as u32);
+        }
+        rows.extend(sequence.next_rows(max_rows - rows.len()));
         let last_position = rows.last().expect("a running sequence has at least one row to compute").position;
         let num_blocks = self.config.block_size.blocks_for(last_position as usize + 1);
         let num_rows = rows.len();
@@ -243,6 +278,8 @@ impl Scheduler {
             rows,
             block_table: sequence.lease.block_ids().take(num_blocks).collect(),
             sample: sequence.samples_at(last_position),
+            drift: sequence.drift(last_position),
+            watch: if sequence.samples_at(last_position) { sequence.watched().to_vec() } else { Vec::new() },
         });
         num_rows
     }

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use semantic::{DecodeRepair, Drift, TokenDeviation, follow_drift};
 use tokens::{BlockHash, BlockSize, RequestId, TokenId, TokenRange, complement, hash_full_blocks, hash_next_block};
 
 use crate::queue::ArrivalKey;
@@ -26,6 +27,12 @@ pub(crate) struct Sequence {
     num_computed_tokens: u32,
     /// Copied from donors, beyond or behind the frontier. Sorted, disjoint.
     reused: Vec<TokenRange>,
+    /// How far each reused token's V was found to be from a fresh one, in their order; empty unless repair goes on in decode.
+    residual: Vec<f32>,
+    /// Reused tokens to be recomputed with the next row. Ascending.
+    due: Vec<u32>,
+    /// Spans as they were moved, until the prompt is computed; empty unless tokens follow recomputed ones.
+    moved: Vec<TokenRange>,
     /// Where the prefix hit of the current admission ends.
     prefix_end: u32,
     pub(crate) lease: kv::BlockLease,
@@ -38,12 +45,17 @@ pub(crate) struct Sequence {
     /// Whether its prompt's end was reached before, perhaps before a preemption.
     prompt_was_computed: bool,
     prompt_logprobs: Vec<Option<TokenLogProbs>>,
+    /// What it says, while that is to be verified.
+    pub(crate) said: Option<Vec<TokenLogProbs>>,
 }
 
 impl Sequence {
     pub(crate) fn new(request: Request, arrival: ArrivalKey, block_size: BlockSize) -> Self {
         let token_ids = request.prompt_token_ids.to_vec();
-        let wants_logprobs = request.sampling.prompt_logprobs.is_some();
+        let num_scored = match request.sampling.prompt_logprobs {
+            Some(_) => token_ids.len() - request.sampling.prompt_logprobs_from.max(1) as usize,
+            None => 0,
+        };
         Self {
             request_id: request.request_id,
             sampling: Arc::new(request.sampling.clone()),
@@ -51,13 +63,17 @@ impl Sequence {
             block_hashes: hash_full_blocks(request.cache_salt, &token_ids, block_size),
             num_computed_tokens: 0,
             reused: Vec::new(),
+            residual: Vec::new(),
+            moved: Vec::new(),
+            due: Vec::new(),
             prefix_end: 0,
             lease: kv::BlockLease::default(),
             usage: None,
             predicted_span_hit: 0,
             known_to_runner: false,
             prompt_was_computed: false,
-            prompt_logprobs: if wants_logprobs { vec![None; token_ids.len() - 1] } else { Vec::new() },
+            prompt_logprobs: vec![None; num_scored],
+            said: None,
             token_ids,
             request,
         }
@@ -98,11 +114,22 @@ impl Sequence {
         (hashed, &mut self.lease)
     }
 
-    /// What it may reuse. Log probabilities of the prompt need every row, so nothing then.
+    /// What it may reuse. Scored tokens of the prompt need their rows, exactly.
     pub(crate) fn sharing(&self) -> KvSharingMode {
+        match self.request.sharing {
+            KvSharingMode::Off => KvSharingMode::Off,
+            _ if self.max_prefix_tokens() == 0 => KvSharingMode::Off,
+            _ if self.sampling.prompt_logprobs.is_some() => KvSharingMode::Prefix,
+            sharing => sharing,
+        }
+    }
+
+    /// Leading tokens that need not be computed: at least the last token has to be, since there are no cached logits, and with it
+    /// every row that a log probability comes from.
+    pub(crate) fn max_prefix_tokens(&self) -> u32 {
         match self.sampling.prompt_logprobs {
-            Some(_) => KvSharingMode::Off,
-            None => self.request.sharing,
+            Some(_) => self.sampling.prompt_logprobs_from.max(1) - 1,
+            None => self.num_tokens() - 1,
         }
     }
 
@@ -114,6 +141,59 @@ impl Sequence {
     /// Positions whose KV came from donors.
     pub(crate) fn reused(&self) -> &[TokenRange] {
         &self.reused
+    }
+
+    /// How moved tokens behind the frontier follow the next rows, which end with `last_position`.
+    pub(crate) fn drift(&self, last_position: u32) -> Vec<Drift> {
+        let step = TokenRange::new(self.num_computed_tokens, last_position + 1);
+        let recomputed = complement(step, &self.reused);
+        let spans = self.moved.iter().map(|span| span.intersect(step)).filter(|span| !span.is_empty());
+        spans.flat_map(|span| follow_drift(span, &recomputed)).collect()
+    }
+
+    /// Positions of which the row that samples the next token should say how much they matter to it.
+    pub(crate) fn watched(&self) -> &[TokenRange] {
+        let is_time = |decode: DecodeRepair| self.num_output_tokens().is_multiple_of(decode.every.max(1));
+        match self.request.repair.decode.is_some_and(is_time) && !self.residual.is_empty() {
+            true => &self.reused,
+            false => &[],
+        }
+    }
+
+    /// Keeps what was measured of reused tokens that were not selected, for repair in decode.
+    pub(crate) fn keep_residual(&mut self, before: &[TokenRange], measured: &[TokenDeviation]) {
+        if self.request.repair.decode.is_some() {
+            let positions = before.iter().flat_map(|range| range.positions());
+            let stays = |position: u32| self.reused.iter().any(|range| range.contains(position));
+            self.residual =
+                positions.zip(measured).filter(|(position, _)| stays(*position)).map(|(_, found)| found.value_l2).collect();
+        }
+    }
+
+    /// Chooses what to recompute with the next row by the attention that the newest one paid: DHD's decode stage.
+    pub(crate) fn choose_due(&mut self, attention: &[f32]) {
+        let Some(decode) = self.request.repair.decode else { return };
+        debug_assert_eq!(attention.len(), self.residual.len(), "what is watched has a residual");
+        let positions = self.reused.iter().flat_map(|range| range.positions());
+        let mut scored: Vec<(f32, u32)> =
+            positions.zip(attention.iter().zip(&self.residual)).map(|(position, (a, v))| (a * v, position)).collect();
+        scored.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        self.due = scored.iter().take(decode.tokens as usize).map(|(_, position)| *position).collect();
+        self.due.sort_unstable();
+    }
+
+    /// Rows that are due, at most `max_rows`: their tokens are reused no longer.
+    pub(crate) fn take_due(&mut self, max_rows: usize) -> Vec<Row> {
+        let mut due = std::mem::take(&mut self.due);
+        due.truncate(max_rows);
+        if due.is_empty() {
+            return Vec::new();
+        }
+        let mut positions = self.reused.iter().flat_map(|range| range.positions());
+        self.residual.retain(|_| !positions.next().is_some_and(|position| due.binary_search(&position).is_ok()));
+        let taken: Vec<_> = due.iter().map(|&position| TokenRange::new(position, position + 1)).collect();
+        self.reused = self.reused.iter().flat_map(|&range| complement(range, &taken)).collect();
+        due.into_iter().map(|position| Row { token: self.token_ids[position as usize], position }).collect()
     }
 
     /// Computes `selected` after all; parts of what was reused. Returns how many tokens they are.
@@ -130,20 +210,29 @@ impl Sequence {
         self.lease = lease;
         self.prefix_end = prefix_end;
         self.num_computed_tokens = prefix_end;
+        self.moved = if self.request.repair.drift { reused.clone() } else { Vec::new() };
         self.reused = reused;
     }
 
     /// Forgets all KV: what was computed is lost. Returns the blocks.
     pub(crate) fn reset(&mut self) -> kv::BlockLease {
         self.num_computed_tokens = 0;
-        self.reused.clear();
+        self.forget_reused();
+        self.said = None;
         std::mem::take(&mut self.lease)
     }
 
     /// Forgets what donors gave: everything behind the prefix hit is to be computed.
     pub(crate) fn drop_spans(&mut self) {
         debug_assert_eq!(self.num_computed_tokens, self.prefix_end, "spans are checked in the step that copies them");
+        self.forget_reused();
+    }
+
+    fn forget_reused(&mut self) {
         self.reused.clear();
+        self.residual.clear();
+        self.due.clear();
+        self.moved.clear();
     }
 
     /// The next rows to compute, at most `max_rows`.
@@ -176,6 +265,23 @@ impl Sequence {
         }
     }
 
+    /// Prompt and output.
+    pub(crate) fn token_ids(&self) -> &[TokenId] {
+        &self.token_ids
+    }
+
+    /// Records what was said of the newest token if that is to be verified; returns what the caller asked for of it.
+    pub(crate) fn note(&mut self, logprobs: Option<TokenLogProbs>) -> Option<TokenLogProbs> {
+        let Some(said) = &mut self.said else { return logprobs };
+        let asked = self.request.sampling.logprobs.zip(logprobs.as_ref());
+        let reported = asked.map(|(num_top, all)| {
+            let top = all.top.iter().take(num_top as usize).copied().collect();
+            TokenLogProbs { chosen: all.chosen, top }
+        });
+        said.extend(logprobs);
+        reported
+    }
+
     /// Why it ends with its newest token, if it does.
     pub(crate) fn finish_reason(&self, max_model_len: u32) -> Option<FinishReason> {
         let newest = *self.token_ids.last().expect("a prompt is never empty");
@@ -192,7 +298,8 @@ impl Sequence {
     /// Keeps log probabilities of prompt tokens, each with its position.
     pub(crate) fn keep_prompt_logprobs(&mut self, logprobs: Vec<(u32, TokenLogProbs)>) {
         for (position, logprobs) in logprobs {
-            let kept = (position as usize).checked_sub(1).and_then(|idx| self.prompt_logprobs.get_mut(idx));
+            let first = self.sampling.prompt_logprobs_from.max(1);
+            let kept = position.checked_sub(first).and_then(|idx| self.prompt_logprobs.get_mut(idx as usize));
             if let Some(kept) = kept {
                 *kept = Some(logprobs);
             }

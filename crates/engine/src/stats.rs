@@ -21,6 +21,8 @@ pub struct EngineStats {
     pub last_scheduled_tokens: usize,
     /// Admissions in span mode so far, by outcome.
     pub span_lookups: SpanLookups,
+    /// Verified answers over reused KV, by class.
+    pub quality: Vec<(semantic::MatchClass, semantic::ClassQuality)>,
 }
 
 /// How a search for spans ended.
@@ -34,6 +36,8 @@ pub enum SpanOutcome {
     NotResident,
     /// There was no room to hold the donors' blocks beside the request's own.
     NoRoom,
+    /// Answers of the class were too far from full computation lately.
+    SwitchedOff,
     /// The runner found that a donor's KV disagrees. Counted besides `Reused`.
     FailedCheck,
 }
@@ -46,7 +50,7 @@ pub struct SpanLookups {
 
 impl SpanOutcome {
     /// All of them.
-    pub const ALL: [SpanOutcome; 8] = [
+    pub const ALL: [SpanOutcome; 9] = [
         Self::Reused,
         Self::Rejected(semantic::RejectReason::ALL[0]),
         Self::Rejected(semantic::RejectReason::ALL[1]),
@@ -54,6 +58,7 @@ impl SpanOutcome {
         Self::Rejected(semantic::RejectReason::ALL[3]),
         Self::NotResident,
         Self::NoRoom,
+        Self::SwitchedOff,
         Self::FailedCheck,
     ];
 
@@ -65,6 +70,7 @@ impl SpanOutcome {
             Self::Rejected(reason) => reason.label(),
             Self::NotResident => "not_resident",
             Self::NoRoom => "no_room",
+            Self::SwitchedOff => "switched_off",
             Self::FailedCheck => "failed_check",
         }
     }
@@ -101,7 +107,7 @@ mod tests {
         for (i, outcome) in SpanOutcome::ALL.into_iter().enumerate() {
             (0..=i).for_each(|_| lookups.count(outcome));
         }
-        assert_eq!(lookups.iter().map(|(_, count)| count).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(lookups.iter().map(|(_, count)| count).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 7, 8, 9]);
         let labels: std::collections::BTreeSet<_> = SpanOutcome::ALL.map(SpanOutcome::label).into();
         assert_eq!(labels.len(), SpanOutcome::ALL.len());
         let reasons = semantic::RejectReason::ALL.map(SpanOutcome::Rejected);

@@ -2,7 +2,7 @@
 
 pub mod cpu;
 
-use engine::{BlockCopy, SpanCopy};
+use engine::{BlockCopy, ProbedSequence, SpanCopy, TokenDeviation};
 
 use crate::InputBatch;
 
@@ -13,7 +13,7 @@ pub struct BackendError(pub String);
 
 /// One model with its KV pool on one device.
 ///
-/// Calls come from one thread, in the order of a step: copies, `forward`, `logits`.
+/// Calls come from one thread, in the order of a step: copies, probes, `forward`, `logits`.
 pub trait Backend: Send {
     /// Tokens in the vocabulary: the length of a row of logits.
     fn vocab_size(&self) -> usize;
@@ -43,11 +43,26 @@ pub trait Backend: Send {
     /// The largest [`Backend::span_deviation`] that storage in the pool's format explains.
     fn max_span_deviation(&self) -> f32;
 
+    /// Measures the moved spans of a sequence: one entry for each reused token, in the order of positions.
+    ///
+    /// Computes all rows up to the keys and values of the check layer and leaves them in the pool; with
+    /// [`engine::Readers::FreshRowsAllLayers`], computes before that the fresh rows through all layers.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn probe(&mut self, sequence: &ProbedSequence) -> Result<Vec<TokenDeviation>, BackendError>;
+
     /// Runs all rows of `batch` through all layers, writing their K and V to the pool. Hidden states stay on the device.
     ///
     /// # Errors
     /// If the device fails.
     fn forward(&mut self, batch: &InputBatch) -> Result<(), BackendError>;
+
+    /// Attention that the last row of a watched sequence of the last `forward` paid to positions `0..`, averaged over heads and layers.
+    ///
+    /// # Panics
+    /// If the sequence was not watched.
+    fn attention_paid(&self, sequence: usize) -> &[f32];
 
     /// Logits of some rows of the last `forward`, `[rows.len(), vocab_size]`, for the caller to adjust in place.
     ///

@@ -1,6 +1,6 @@
 //! One step as the arrays a device wants.
 
-use engine::{Row, ScheduledSequence};
+use engine::{Drift, Row, ScheduledSequence};
 use tokens::BlockSize;
 
 /// All rows of a step side by side.
@@ -25,6 +25,10 @@ pub struct InputSequence {
     pub num_rows: usize,
     /// Block of positions `i * block_size ..`.
     pub block_table: Vec<u32>,
+    /// Whether the attention of its last row is to be kept.
+    pub watch: bool,
+    /// Moved tokens that follow its rows.
+    pub drift: Vec<Drift>,
 }
 
 impl InputBatch {
@@ -35,11 +39,15 @@ impl InputBatch {
         for sequence in sequences {
             let block_table: Vec<u32> = sequence.block_table.iter().map(|block| block.0).collect();
             batch.push(&sequence.rows, block_table, block_size);
+            let added = batch.sequences.last_mut().expect("it was just added");
+            added.watch = !sequence.watch.is_empty();
+            added.drift = sequence.drift.clone();
         }
         batch
     }
 
-    fn push(&mut self, rows: &[Row], block_table: Vec<u32>, block_size: BlockSize) {
+    /// Adds a sequence of some rows, by ascending position.
+    pub(crate) fn push(&mut self, rows: &[Row], block_table: Vec<u32>, block_size: BlockSize) {
         let first_row = self.token_ids.len();
         for row in rows {
             let (block, offset) = (row.position / block_size.get(), row.position % block_size.get());
@@ -47,7 +55,7 @@ impl InputBatch {
             self.positions.push(row.position);
             self.slot_mapping.push(block_table[block as usize] * block_size.get() + offset);
         }
-        self.sequences.push(InputSequence { first_row, num_rows: rows.len(), block_table });
+        self.sequences.push(InputSequence { first_row, num_rows: rows.len(), block_table, watch: false, drift: Vec::new() });
     }
 
     /// Number of rows.

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use engine::{
-    Executor, ExecutorError, ModelRunnerOutput, RejectedSpan, SampledToken, ScheduledSequence, SchedulerOutput, TokenLogProbs,
+    Executor, ExecutorError, ModelRunnerOutput, ProbedSpans, RejectedSpan, SampledToken, ScheduledSequence, SchedulerOutput,
+    TokenLogProbs, WatchedSpans,
 };
 use tokens::{BlockSize, RequestId, TokenId};
 use tracing::warn;
@@ -43,16 +44,21 @@ impl ModelRunner {
         }
         self.backend.copy_blocks(&step.block_copies)?;
         let rejected_spans = self.move_spans(step)?;
-        let is_rejected =
-            |sequence: &&ScheduledSequence| rejected_spans.iter().any(|span| span.request_id == sequence.request_id);
-        let sequences: Vec<&ScheduledSequence> = step.sequences.iter().filter(|sequence| !is_rejected(sequence)).collect();
+        let is_rejected = |request_id: RequestId| rejected_spans.iter().any(|span| span.request_id == request_id);
+        let sequences: Vec<&ScheduledSequence> =
+            step.sequences.iter().filter(|sequence| !is_rejected(sequence.request_id)).collect();
+        let mut probed = Vec::new();
+        for probe in step.probes.iter().filter(|probe| !is_rejected(probe.request_id)) {
+            probed.push(ProbedSpans { request_id: probe.request_id, deviations: self.backend.probe(probe)? });
+        }
         let batch = InputBatch::new(sequences.iter().copied(), self.block_size);
-        let mut output = ModelRunnerOutput { rejected_spans, ..ModelRunnerOutput::default() };
+        let mut output = ModelRunnerOutput { rejected_spans, probed, ..ModelRunnerOutput::default() };
         if batch.num_rows() == 0 {
             return Ok(output);
         }
         self.backend.forward(&batch)?;
         output.prompt_logprobs = self.score_prompts(&sequences, &batch)?;
+        output.watched = self.watched(&sequences);
         output.sampled = self.sample(&sequences, &batch)?;
         Ok(output)
     }
@@ -69,6 +75,18 @@ impl ModelRunner {
             }
         }
         Ok(rejected)
+    }
+
+    /// What the last rows of watched sequences paid to the positions they asked about.
+    fn watched(&self, sequences: &[&ScheduledSequence]) -> Vec<WatchedSpans> {
+        let watched = sequences.iter().enumerate().filter(|(_, sequence)| !sequence.watch.is_empty());
+        watched
+            .map(|(idx, sequence)| {
+                let paid = self.backend.attention_paid(idx);
+                let attention = sequence.watch.iter().flat_map(|range| &paid[range.as_usize()]).copied().collect();
+                WatchedSpans { request_id: sequence.request_id, attention }
+            })
+            .collect()
     }
 
     fn sample(&mut self, sequences: &[&ScheduledSequence], batch: &InputBatch) -> Result<Vec<SampledToken>, BackendError> {
@@ -103,7 +121,11 @@ impl ModelRunner {
             let state = &self.requests[&sequence.request_id];
             let Some(top) = state.params.prompt_logprobs else { continue };
             let prompt = &state.prompt_token_ids;
-            let next = |row: usize| prompt.get(batch.positions[row] as usize + 1).copied();
+            let from = state.params.prompt_logprobs_from;
+            let next = |row: usize| {
+                let position = batch.positions[row] + 1;
+                prompt.get(position as usize).copied().filter(|_| position >= from)
+            };
             let rows: Vec<(usize, TokenId)> =
                 (input.first_row..input.first_row + input.num_rows).filter_map(|row| Some((row, next(row)?))).collect();
             let mut found = Vec::with_capacity(rows.len());

@@ -9,6 +9,8 @@
 mod config;
 mod cover;
 mod donors;
+mod drift;
+mod guard;
 mod index;
 mod minimizer;
 mod plan;
@@ -19,7 +21,11 @@ mod span;
 mod testing;
 
 pub use config::{SpanConfig, SpanConfigError, SpanIndexConfig};
+pub use drift::{Drift, follow_drift};
+pub use guard::{ClassQuality, GuardConfig, QualityGuard, Verdict};
 pub use index::SpanIndex;
 pub use plan::{MatchClass, RejectReason, ReusePlan, ReuseSpan, plan_reuse};
-pub use selection::{Probe, Readers, Repair, RepairPolicy, TokenDeviation, UnknownPolicy, select_rows};
+pub use selection::{
+    DecodeRepair, Probe, Readers, Repair, RepairError, RepairPolicy, SelectedRows, TokenDeviation, UnknownPolicy, select_rows,
+};
 pub use span::SpanMatch;

@@ -28,6 +28,14 @@ pub struct ReusePlan {
     pub rejected: Option<RejectReason>,
 }
 
+impl ReusePlan {
+    /// The least equal class of its spans.
+    #[must_use]
+    pub fn class(&self) -> Option<MatchClass> {
+        self.spans.iter().map(|span| span.class).max()
+    }
+}
+
 /// Tokens whose KV is copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReuseSpan {

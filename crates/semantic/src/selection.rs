@@ -6,6 +6,7 @@
 //! from a fresh computation, and how much attention it receives. [`RepairPolicy::probe`] says what a rule needs.
 
 use std::cmp::Reverse;
+use std::fmt;
 use std::str::FromStr;
 
 use tokens::TokenRange;
@@ -19,6 +20,36 @@ pub struct Repair {
     pub policy: RepairPolicy,
     /// Tokens chosen at most, as a share of the prompt. Rows that are computed in any case do not count.
     pub ratio: f32,
+    /// No more are chosen once the deviation of the others is at most this; 0 spends the whole budget.
+    pub max_deviation: f32,
+    /// Whether tokens that are not recomputed follow those that are; see [`crate::follow_drift`].
+    pub drift: bool,
+    /// What goes on after the first token; `None` leaves the rest as it is.
+    pub decode: Option<DecodeRepair>,
+}
+
+/// Repair while tokens are generated: the query has moved on since the prompt, and other tokens matter now.
+///
+/// KVShare (arXiv 2503.16525) recomputes 3 tokens in every step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DecodeRepair {
+    /// Tokens recomputed at once.
+    pub tokens: u32,
+    /// Steps from one time to the next, at least 1.
+    pub every: u32,
+    /// Rows of all sequences in a step up to which it may take place, and then only while nobody waits; 0 never looks.
+    pub max_batch_rows: u32,
+}
+
+/// What is recomputed, and what that leaves.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SelectedRows {
+    /// Sorted, disjoint.
+    pub ranges: Vec<TokenRange>,
+    /// How far, at the check layer, what readers see is from full computation: of the tokens that stay as they are, the sum of
+    /// attention times `‖ΔV‖₂`, relative to the mean `‖V‖₂`. The first-order bound of algorithms in this family; 0 where
+    /// nothing was measured.
+    pub deviation: f32,
 }
 
 /// The rules, by the names of their sources.
@@ -71,7 +102,7 @@ pub enum Readers {
 /// What was measured of one reused token. Norms are over all heads of the check layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct TokenDeviation {
-    /// Attention received: summed over readers, averaged over heads and layers.
+    /// Attention received, averaged over readers, heads and layers: what a reader pays to all positions together is 1.
     pub attention: f32,
     /// `‖K_fresh − K_moved‖₂`
     pub key_l2: f32,
@@ -92,7 +123,7 @@ impl Repair {
     /// Nothing but what is known before anything is computed: heads of spans, template tokens, the prompt's tail.
     #[must_use]
     pub const fn structural() -> Self {
-        Self { policy: RepairPolicy::Epic, ratio: 0.0 }
+        Self { policy: RepairPolicy::Epic, ratio: 0.0, max_deviation: 0.0, drift: false, decode: None }
     }
 }
 
@@ -183,6 +214,68 @@ impl FromStr for RepairPolicy {
     }
 }
 
+/// `policy[@ratio][+drift][+decode=tokens/every]`, as in `impact@0.15+drift`.
+impl FromStr for Repair {
+    type Err = RepairError;
+
+    fn from_str(text: &str) -> Result<Self, RepairError> {
+        let mut parts = text.split('+');
+        let rule = parts.next().unwrap_or_default();
+        let (policy, ratio) = rule.split_once('@').map_or((rule, None), |(policy, ratio)| (policy, Some(ratio)));
+        let mut repair = Self { policy: policy.parse()?, ..Self::structural() };
+        if let Some(ratio) = ratio {
+            let in_range = |ratio: &f32| (0.0..=1.0).contains(ratio);
+            repair.ratio = ratio.parse().ok().filter(in_range).ok_or_else(|| RepairError::Ratio(ratio.to_owned()))?;
+        }
+        for part in parts {
+            match part.split_once('=') {
+                None if part == "drift" => repair.drift = true,
+                Some(("decode", decode)) => repair.decode = Some(decode_repair(decode)?),
+                _ => return Err(RepairError::Part(part.to_owned())),
+            }
+        }
+        Ok(repair)
+    }
+}
+
+impl fmt::Display for Repair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.policy.as_str())?;
+        if self.policy.probe().is_some() && self.policy != RepairPolicy::Full {
+            write!(f, "@{}", self.ratio)?;
+        }
+        f.write_str(if self.drift { "+drift" } else { "" })?;
+        match self.decode {
+            Some(DecodeRepair { tokens, every, .. }) => write!(f, "+decode={tokens}/{every}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// In every step, whatever else runs: what slack allows is a setting of the server.
+fn decode_repair(text: &str) -> Result<DecodeRepair, RepairError> {
+    let parse = || {
+        let (tokens, every) = text.split_once('/')?;
+        let (tokens, every) = (tokens.parse().ok()?, every.parse().ok().filter(|every| *every > 0)?);
+        Some(DecodeRepair { tokens, every, max_batch_rows: 0 })
+    };
+    parse().ok_or_else(|| RepairError::Part(format!("decode={text}")))
+}
+
+/// What is wrong with a description of a [`Repair`].
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RepairError {
+    /// Of the rule.
+    #[error(transparent)]
+    Policy(#[from] UnknownPolicy),
+    /// Of its budget.
+    #[error("the ratio {0:?} of a repair policy is not a number from 0 to 1")]
+    Ratio(String),
+    /// Of what follows.
+    #[error("{0:?} of a repair policy is neither \"drift\" nor \"decode=tokens/every\"")]
+    Part(String),
+}
+
 /// No policy has this name.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -198,32 +291,41 @@ pub struct UnknownPolicy(pub String);
 /// # Panics
 /// If `measured` is not as long as `reused`.
 #[must_use]
-pub fn select_rows(repair: Repair, prompt_len: u32, reused: &[TokenRange], measured: &[TokenDeviation]) -> Vec<TokenRange> {
+pub fn select_rows(repair: Repair, prompt_len: u32, reused: &[TokenRange], measured: &[TokenDeviation]) -> SelectedRows {
     let num_reused: u32 = reused.iter().map(|range| range.len()).sum();
     assert_eq!(measured.len(), num_reused as usize, "every reused token is measured");
-    match repair.policy {
-        RepairPolicy::None | RepairPolicy::Epic => return Vec::new(),
-        RepairPolicy::Full => return reused.to_vec(),
-        _ => {}
+    if repair.policy == RepairPolicy::Full {
+        return SelectedRows { ranges: reused.to_vec(), deviation: 0.0 };
+    }
+    let unit = measured.len() as f32 / measured.iter().map(|found| found.value_norm).sum::<f32>().max(f32::MIN_POSITIVE);
+    let mut deviation: f32 = measured.iter().map(|found| found.attention * found.value_l2 * unit).sum();
+    if repair.policy.probe().is_none() {
+        return SelectedRows { ranges: Vec::new(), deviation };
     }
     let mut budget = (f64::from(repair.ratio) * f64::from(prompt_len)).round() as u32;
     let mut runs = scored_runs(repair.policy, reused, measured);
     runs.sort_by_key(|run| (Reverse(run.score), run.range));
     let mut chosen = Vec::new();
     for run in runs {
+        if deviation <= repair.max_deviation && repair.max_deviation > 0.0 {
+            break;
+        }
         if run.range.len() <= budget {
             budget -= run.range.len();
+            deviation -= run.deviation * unit;
             chosen.push(run.range);
         }
     }
     chosen.sort_unstable();
-    merge_touching(chosen)
+    SelectedRows { ranges: merge_touching(chosen), deviation: deviation.max(0.0) }
 }
 
 struct Run {
     range: TokenRange,
     /// Mean over its tokens.
     score: Score,
+    /// Attention times `‖ΔV‖₂`, summed over its tokens.
+    deviation: f32,
 }
 
 /// A score with an order; what is not a number comes last.
@@ -254,7 +356,9 @@ fn scored_runs(policy: RepairPolicy, reused: &[TokenRange], measured: &[TokenDev
             rest = behind;
             let sum: f32 = run.positions().zip(of_run).map(|(position, found)| policy.score(position, found)).sum();
             let mean = sum / run.len() as f32;
-            runs.push(Run { range: run, score: Score(if mean.is_nan() { f32::NEG_INFINITY } else { mean }) });
+            let score = Score(if mean.is_nan() { f32::NEG_INFINITY } else { mean });
+            let deviation = of_run.iter().map(|found| found.attention * found.value_l2).sum();
+            runs.push(Run { range: run, score, deviation });
         }
     }
     runs
@@ -296,9 +400,39 @@ mod tests {
                 TokenDeviation { attention, value_l1: value, value_l2: value, ..TokenDeviation::default() }
             })
             .collect();
-        let selected = select_rows(Repair { policy, ratio }, 100, &reused, &measured);
+        let selected = select_rows(Repair { policy, ratio, ..Repair::structural() }, 100, &reused, &measured);
         let expected: Vec<_> = expected.iter().map(|&(start, end)| TokenRange::new(start, end)).collect();
-        assert_eq!(selected, expected);
+        assert_eq!(selected.ranges, expected);
+    }
+
+    #[test]
+    fn the_budget_is_not_spent_on_what_does_not_matter() {
+        let reused = [TokenRange::new(0, 64)];
+        let measured: Vec<_> = (0..64)
+            .map(|position| TokenDeviation {
+                attention: 0.01,
+                value_l2: if position < 20 { 1.0 } else { 0.1 },
+                value_norm: 2.0,
+                ..TokenDeviation::default()
+            })
+            .collect();
+        let select = |max_deviation| {
+            select_rows(
+                Repair { policy: RepairPolicy::Impact, ratio: 0.5, max_deviation, ..Repair::structural() },
+                128,
+                &reused,
+                &measured,
+            )
+        };
+        let near = |found: f32, expected: f32| assert!((found - expected).abs() < 1e-6, "{found} is not {expected}");
+        assert_eq!(select(0.0).ranges, [TokenRange::new(0, 64)]);
+        near(select(0.0).deviation, 0.0);
+        // 20 tokens of 0.005 and 44 of 0.0005 are 0.122; the first run takes 0.08 away, the second 0.026.
+        assert_eq!(select(0.05).ranges, [TokenRange::new(0, 16)]);
+        near(select(0.05).deviation, 0.042);
+        assert_eq!(select(0.02).ranges, [TokenRange::new(0, 32)]);
+        assert_eq!(select(0.2).ranges, []);
+        near(select(0.2).deviation, 0.122);
     }
 
     #[test]
@@ -346,6 +480,31 @@ mod tests {
     #[test]
     fn what_is_not_a_number_comes_last() {
         check(RepairPolicy::CacheBlend, 0.01, &[(20, f32::NAN, 0.0), (30, 1.0, 0.0)], &[(30, 31)]);
+    }
+
+    #[test]
+    fn a_repair_is_read_back_as_it_is_written() {
+        for text in
+            ["none", "epic", "full", "random@0.15", "impact@0.3+drift", "dhd@0.3+decode=3/1", "query@1+drift+decode=48/16"]
+        {
+            assert_eq!(text.parse::<Repair>().map(|repair| repair.to_string()), Ok(text.to_owned()));
+        }
+    }
+
+    #[test]
+    fn a_bad_repair_is_refused_with_its_bad_part() {
+        for (text, part) in [
+            ("best@0.1", "\"best\""),
+            ("dhd@1.5", "\"1.5\""),
+            ("dhd@NaN", "\"NaN\""),
+            ("dhd@", "\"\""),
+            ("dhd+decode=3", "decode=3"),
+            ("dhd+decode=3/0", "decode=3/0"),
+            ("dhd+drif", "\"drif\""),
+        ] {
+            let error = text.parse::<Repair>().unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
     }
 
     #[test]

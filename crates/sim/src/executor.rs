@@ -116,7 +116,14 @@ mod tests {
         let mut executor = SimExecutor::new(CostModel::default());
         executor.announce(RequestId(1), 600, 1024);
         let rows = positions.map(|position| Row { token: TokenId(0), position }).collect();
-        let sequence = ScheduledSequence { request_id: RequestId(1), rows, block_table: Vec::new(), sample };
+        let sequence = ScheduledSequence {
+            request_id: RequestId(1),
+            rows,
+            block_table: Vec::new(),
+            sample,
+            watch: Vec::new(),
+            drift: Vec::new(),
+        };
         let step = SchedulerOutput { sequences: vec![sequence], ..SchedulerOutput::default() };
         assert_eq!(executor.work_of_step(&step), expected);
         assert_eq!(executor.execute_model(&step).unwrap().sampled.len(), usize::from(sample));

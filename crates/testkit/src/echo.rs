@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use engine::{
     Executor, ExecutorError, LogProb, ModelRunnerOutput, NewRequest, ProbedSequence, ProbedSpans, SampledToken,
-    ScheduledSequence, SchedulerOutput, TokenDeviation, TokenLogProbs,
+    ScheduledSequence, SchedulerOutput, TokenDeviation, TokenLogProbs, WatchedSpans,
 };
 use tokens::{RequestId, TokenId};
 
@@ -97,6 +97,12 @@ fn unremarkable(probe: &ProbedSequence) -> ProbedSpans {
     ProbedSpans { request_id: probe.request_id, deviations: vec![TokenDeviation::default(); num_reused] }
 }
 
+/// The attention of a row that finds all positions alike.
+fn inattentive(sequence: &ScheduledSequence) -> WatchedSpans {
+    let num_watched = sequence.watch.iter().map(|range| range.len() as usize).sum();
+    WatchedSpans { request_id: sequence.request_id, attention: vec![0.0; num_watched] }
+}
+
 /// The choice of a model that has no doubt.
 fn certain(token: TokenId, num_top: u32) -> TokenLogProbs {
     let chosen = LogProb { token, logprob: 0.0, rank: 1 };
@@ -118,7 +124,8 @@ impl Executor for EchoExecutor {
         }
         self.steps.push(step.clone());
         let probed = step.probes.iter().map(unremarkable).collect();
-        Ok(ModelRunnerOutput { sampled, prompt_logprobs, probed, rejected_spans: Vec::new() })
+        let watched = step.sequences.iter().filter(|sequence| !sequence.watch.is_empty()).map(inattentive).collect();
+        Ok(ModelRunnerOutput { sampled, prompt_logprobs, probed, watched, rejected_spans: Vec::new() })
     }
 }
 

@@ -37,7 +37,7 @@ pub struct QuerySequence<'a> {
 }
 
 /// Query rows (token times head of its group) that share one pass over the keys. Chosen: their scores and sums stay in L1.
-const TILE_ROWS: usize = 96;
+pub(super) const TILE_ROWS: usize = 96;
 
 /// `out[row] = softmax(scale * q Kᵀ) V` for all rows; `out` is `[rows, num_heads * head_dim]`.
 ///
@@ -80,7 +80,7 @@ pub fn attention(
     threads.for_each(tasks.len(), |i| {
         let job = Job { q: q.as_ptr(), out, shape, pool };
         with_elements!(kv, |keys, values| {
-            SCRATCH.with_borrow_mut(|scratch| {
+            Scratch::with(|scratch| {
                 let (keys, values) = (keys.as_ptr(), values.as_ptr());
                 // SAFETY: rows and blocks were checked above; each (row, head) belongs to one task, and the scratch to this thread.
                 unsafe { attend(threads.isa(), &job, &tasks[i], keys, values, scratch) }
@@ -92,23 +92,23 @@ pub fn attention(
 /// Up to this many rows, keys and values are used as they are stored: widening them first pays only if they are read often.
 const DIRECT_ROWS: usize = 12;
 
-struct Job {
-    q: *const f32,
-    out: SharedMut<f32>,
-    shape: AttentionShape,
-    pool: KvShape,
+pub(super) struct Job {
+    pub(super) q: *const f32,
+    pub(super) out: SharedMut<f32>,
+    pub(super) shape: AttentionShape,
+    pub(super) pool: KvShape,
 }
 
-struct Tile<'a> {
-    first_row: usize,
-    positions: &'a [u32],
-    block_table: &'a [u32],
-    kv_head: usize,
-    group: usize,
+pub(super) struct Tile<'a> {
+    pub(super) first_row: usize,
+    pub(super) positions: &'a [u32],
+    pub(super) block_table: &'a [u32],
+    pub(super) kv_head: usize,
+    pub(super) group: usize,
 }
 
 impl Tile<'_> {
-    fn rows(&self) -> usize {
+    pub(super) fn rows(&self) -> usize {
         self.positions.len() * self.group
     }
 }
@@ -119,7 +119,7 @@ thread_local! {
 
 /// Working memory of one tile; grows to the largest head and group seen.
 #[derive(Default)]
-struct Scratch {
+pub(super) struct Scratch {
     sizes: (usize, usize),
     /// `[rows, head_dim]`, scaled.
     q: Option<AlignedBuffer<f32>>,
@@ -135,18 +135,23 @@ struct Scratch {
     total: Vec<f32>,
 }
 
-struct Buffers<'a> {
-    q: &'a mut [f32],
-    keys: &'a mut [f32],
+pub(super) struct Buffers<'a> {
+    pub(super) q: &'a mut [f32],
+    pub(super) keys: &'a mut [f32],
     values: &'a mut [f32],
-    scores: &'a mut [f32],
+    pub(super) scores: &'a mut [f32],
     sums: &'a mut [f32],
-    max: &'a mut [f32],
-    total: &'a mut [f32],
+    pub(super) max: &'a mut [f32],
+    pub(super) total: &'a mut [f32],
 }
 
 impl Scratch {
-    fn buffers(&mut self, rows: usize, head_dim: usize) -> Buffers<'_> {
+    /// Lends this thread's.
+    pub(super) fn with(f: impl FnOnce(&mut Self)) {
+        SCRATCH.with_borrow_mut(f);
+    }
+
+    pub(super) fn buffers(&mut self, rows: usize, head_dim: usize) -> Buffers<'_> {
         let padded = head_dim.next_multiple_of(BLOCK);
         if self.sizes.0 < rows || self.sizes.1 != head_dim {
             let rows = rows.max(TILE_ROWS);
@@ -281,7 +286,7 @@ unsafe fn widen_block<S: Simd, E: Element>(
 /// # Safety
 /// As [`attend`].
 #[inline(always)]
-unsafe fn load_queries<S: Simd>(job: &Job, tile: &Tile<'_>, q: &mut [f32]) {
+pub(super) unsafe fn load_queries<S: Simd>(job: &Job, tile: &Tile<'_>, q: &mut [f32]) {
     let head_dim = job.pool.head_dim;
     for row in 0..tile.rows() {
         let (token, head) = (row / tile.group, tile.kv_head * tile.group + row % tile.group);
@@ -300,7 +305,7 @@ unsafe fn load_queries<S: Simd>(job: &Job, tile: &Tile<'_>, q: &mut [f32]) {
 /// # Safety
 /// The machine has `S`.
 #[inline(always)]
-unsafe fn soften<S: Simd>(scores: &mut [f32], visible: usize, max: &mut f32, total: &mut f32, sums: &mut [f32]) {
+pub(super) unsafe fn soften<S: Simd>(scores: &mut [f32], visible: usize, max: &mut f32, total: &mut f32, sums: &mut [f32]) {
     scores[visible..].fill(f32::NEG_INFINITY);
     let p = scores.as_mut_ptr();
     // SAFETY: a row of scores holds 32 numbers, the sums whole vectors.

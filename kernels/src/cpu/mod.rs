@@ -3,10 +3,12 @@
 mod aligned;
 mod attention;
 mod block;
+mod drift;
 mod ggml;
 mod isa;
 mod matmul;
 mod matrix;
+mod received;
 mod rows;
 mod simd;
 #[cfg(test)]
@@ -15,9 +17,11 @@ mod threads;
 
 pub use attention::{AttentionShape, QuerySequence, attention};
 pub use block::{KvDtype, KvLayer, KvShape, SpanMove};
+pub use drift::DriftSample;
 pub use ggml::{GgmlType, UnsupportedType};
 pub use isa::Isa;
 pub use matmul::{Init, matmul};
 pub use matrix::{Linear, Matrix};
+pub use received::add_attention_received;
 pub use rows::{Heads, RopeLayout, RopeTable, rms_norm, rms_norm_heads, rope, swiglu};
 pub use threads::Threads;

@@ -68,6 +68,20 @@ impl RopeTable {
         self.cos.len() / self.inv_freq.len()
     }
 
+    /// Rotates one head to `position`, or with `direction` -1 back from it.
+    pub(crate) fn rotate(&self, head: &mut [f32], position: u32, direction: f32) {
+        let half = self.inv_freq.len();
+        let at = position as usize * half;
+        for (i, (cos, sin)) in self.cos[at..at + half].iter().zip(&self.sin[at..at + half]).enumerate() {
+            let (first, second) = match self.layout {
+                RopeLayout::Half => (i, i + half),
+                RopeLayout::Interleaved => (2 * i, 2 * i + 1),
+            };
+            let (a, b, sin) = (head[first], head[second], sin * direction);
+            (head[first], head[second]) = (a * cos - b * sin, a * sin + b * cos);
+        }
+    }
+
     /// The rotation from one position to another `delta` further on.
     pub(crate) fn rotation(&self, delta: i64) -> Rotation {
         let cos_sin = self.inv_freq.iter().map(|f| (delta as f64 * f).sin_cos()).map(|(sin, cos)| (cos as f32, sin as f32));

@@ -1,6 +1,7 @@
 //! Lets waiting requests in.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use tokens::{RequestId, Timestamp};
 
@@ -8,7 +9,11 @@ use super::{Scheduler, reused_ranges, target_of};
 use crate::donors::FoundSpans;
 use crate::queue::{Rank, Ticket};
 use crate::sequence::Sequence;
-use crate::{BlockCopy, EngineEvent, KvSharingMode, KvUsage, NewRequest, ProbedSequence, SchedulerOutput, SpanCopy, SpanOutcome};
+use crate::verifier::REUSE_TOP;
+use crate::{
+    BlockCopy, EngineEvent, KvSharingMode, KvUsage, NewRequest, ProbedSequence, SamplingParams, SchedulerOutput, SpanCopy,
+    SpanOutcome,
+};
 
 /// Waiting requests looked at in one step. Chosen: far more than can be admitted, far fewer than may wait for one prefill.
 const MAX_EXAMINED_PER_STEP: usize = 128;
@@ -96,7 +101,7 @@ impl Scheduler {
             return kv::PrefixMatch::default();
         }
         let min_partial = self.config.block_size.as_usize().div_ceil(MIN_PARTIAL_SHARE);
-        let mut prefix = self.pool.match_prefix(sequence.hashed(), sequence.num_tokens() as usize - 1);
+        let mut prefix = self.pool.match_prefix(sequence.hashed(), sequence.max_prefix_tokens() as usize);
         prefix.partial = prefix.partial.filter(|partial| partial.num_tokens >= min_partial);
         prefix
     }
@@ -112,7 +117,11 @@ impl Scheduler {
         let sequence = &self.sequences[&request_id];
         let from = prefix_end(prefix);
         let is_due = sequence.sharing() == KvSharingMode::Span && from < sequence.num_prompt_tokens();
-        is_due.then(|| self.donors.find_resident(&self.pool, target_of(sequence, from)))
+        is_due.then(|| {
+            let found = self.donors.find_resident(&self.pool, target_of(sequence, from))?;
+            let is_allowed = found.plan.class().is_none_or(|class| self.verifier.allows(class));
+            if is_allowed { Ok(found) } else { Err(SpanOutcome::SwitchedOff) }
+        })
     }
 
     /// Takes blocks; if room is short without spans, and then without copying a part of a block: both hold blocks of others too.
@@ -196,6 +205,14 @@ impl Scheduler {
         if sequence.usage.replace(usage).is_none() {
             self.events.push(EngineEvent::Admitted { request_id, usage, at: now });
         }
+        if let Some(class) = usage.class
+            && !sequence.known_to_runner
+            && self.verifier.samples(request_id, class, &sequence.sampling)
+        {
+            let logprobs = sequence.sampling.logprobs.max(Some(REUSE_TOP));
+            sequence.sampling = Arc::new(SamplingParams { logprobs, ..SamplingParams::clone(&sequence.sampling) });
+            sequence.said = Some(Vec::new());
+        }
         if !std::mem::replace(&mut sequence.known_to_runner, true) {
             step.new_requests.push(NewRequest {
                 request_id,
@@ -242,6 +259,8 @@ fn admission_usage(sequence: &Sequence, prefix_end: u32, plan: Option<&semantic:
         computed_tokens: sequence.num_prompt_tokens() - prefix_tokens - span_tokens,
         recomputed_tokens: plan.map_or(0, |plan| plan.recomputed_tokens),
         donors: spans.iter().map(|span| span.donor).collect::<BTreeSet<_>>().len() as u32,
+        class: plan.and_then(semantic::ReusePlan::class),
+        deviation: 0.0,
     }
 }
 

@@ -5,9 +5,11 @@ use std::collections::BTreeSet;
 use tokens::RequestId;
 
 use super::Scheduler;
+use crate::sequence::Sequence;
+use crate::verifier::Case;
 use crate::{
-    EngineEvent, FinishReason, KvSharingMode, KvUsage, ModelRunnerOutput, RejectedSpan, SampledToken, ScheduledSequence,
-    SchedulerOutput, SpanOutcome,
+    EngineEvent, FinishReason, KvSharingMode, KvUsage, ModelRunnerOutput, ProbedSequence, RejectedSpan, SampledToken,
+    ScheduledSequence, SchedulerOutput, SpanOutcome,
 };
 
 impl Scheduler {
@@ -28,15 +30,20 @@ impl Scheduler {
         for probe in step.probes.iter().filter(|probe| !void.contains(&probe.request_id)) {
             let found = probed.next().expect("every probe is answered");
             assert_eq!(found.request_id, probe.request_id, "probes are answered in their order");
-            self.repair(probe.request_id, &found.deviations);
+            self.repair(probe, &found.deviations);
         }
         assert!(probed.next().is_none(), "nobody asked for a probe");
+        for watched in output.watched.iter().filter(|watched| !void.contains(&watched.request_id)) {
+            let sequence = self.sequences.get_mut(&watched.request_id).expect("a watched sequence is known");
+            sequence.choose_due(&watched.attention);
+        }
         let mut sampled = output.sampled.into_iter();
         for scheduled in step.sequences.iter().filter(|scheduled| !void.contains(&scheduled.request_id)) {
             let token = scheduled.sample.then(|| sampled.next().expect("one token is sampled for each sequence that asks"));
             self.update_sequence(scheduled, token);
         }
         assert!(sampled.next().is_none(), "a token was sampled for nobody");
+        self.verifier.absorb(&mut self.events);
         std::mem::take(&mut self.events)
     }
 
@@ -52,21 +59,27 @@ impl Scheduler {
         self.span_lookups.count(SpanOutcome::FailedCheck);
         let usage = sequence.usage.as_mut().expect("it was admitted");
         let computed_tokens = usage.computed_tokens + usage.span_tokens;
-        *usage = KvUsage { computed_tokens, span_tokens: 0, recomputed_tokens: 0, donors: 0, ..*usage };
+        *usage = KvUsage { prefix_tokens: usage.prefix_tokens, computed_tokens, ..KvUsage::default() };
         self.compute_in_full(request_id);
     }
 
     /// Chooses what to recompute of the moved spans of a request.
-    pub(super) fn repair(&mut self, request_id: RequestId, measured: &[semantic::TokenDeviation]) {
+    fn repair(&mut self, probe: &ProbedSequence, measured: &[semantic::TokenDeviation]) {
+        let request_id = probe.request_id;
         let sequence = self.sequences.get_mut(&request_id).expect("a probed sequence is known");
         let selected = semantic::select_rows(sequence.request.repair, sequence.num_prompt_tokens(), sequence.reused(), measured);
-        let num_selected = sequence.recompute(&selected);
+        let num_selected = sequence.recompute(&selected.ranges);
+        sequence.keep_residual(&probe.reused, measured);
         let usage = sequence.usage.as_mut().expect("it was admitted");
-        usage.span_tokens -= num_selected;
-        usage.computed_tokens += num_selected;
-        usage.recomputed_tokens += num_selected;
+        usage.recompute(num_selected);
+        usage.deviation = selected.deviation;
         if sequence.is_exact() {
             self.compute_in_full(request_id);
+        }
+        // Readers left of all spans have been computed by being asked, and saw nothing that will change.
+        let first_span = probe.reused.first().map_or(0, |range| range.start);
+        if probe.probe.readers == semantic::Readers::FreshRowsAllLayers && first_span > probe.first_position {
+            self.advance(request_id, first_span - 1);
         }
     }
 
@@ -92,6 +105,7 @@ impl Scheduler {
         if let Some(SampledToken { request_id: sampled_for, token, logprobs }) = sampled {
             assert_eq!(sampled_for, request_id, "tokens are sampled in the order of the sequences");
             sequence.append(token, self.config.block_size);
+            let logprobs = sequence.note(logprobs);
             self.events.push(EngineEvent::Token { request_id, token, logprobs });
         }
         if sequence.num_computed_tokens() < sequence.num_prompt_tokens() {
@@ -139,6 +153,11 @@ impl Scheduler {
         let mut sequence = self.sequences.remove(&request_id).expect("only known requests end");
         self.running.retain(|&running| running != request_id);
         self.in_flight.remove(request_id, sequence.block_hashes());
+        if reason != FinishReason::Aborted
+            && let Some(case) = verification(&mut sequence)
+        {
+            self.verifier.submit(case);
+        }
         self.pool.free(sequence.reset());
         if sequence.known_to_runner {
             self.finished.push(request_id);
@@ -148,4 +167,12 @@ impl Scheduler {
         tracing::debug!(%request_id, ?reason, num_output_tokens = sequence.num_output_tokens(), "finished");
         self.events.push(EngineEvent::Finished { request_id, reason, usage });
     }
+}
+
+/// What is to be verified of a sequence that has ended, if its answer was recorded.
+fn verification(sequence: &mut Sequence) -> Option<Case> {
+    let said = sequence.said.take().filter(|said| !said.is_empty())?;
+    let class = sequence.usage?.class?;
+    let request = crate::Request { prompt_token_ids: sequence.token_ids().into(), ..sequence.request.clone() };
+    Some(Case { class, request, said })
 }

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use engine::{EngineEvent, FinishReason, KvUsage, Request, SamplingParams, SchedulePolicy, SchedulerConfig, SpanOutcome};
+use engine::{
+    DecodeRepair, EngineEvent, FinishReason, KvUsage, Repair, RepairPolicy, Request, SamplingParams, SchedulePolicy,
+    SchedulerConfig, SpanOutcome,
+};
 use testkit::{RequestBuilder, passage};
 use tokens::{Timestamp, TokenId};
 
@@ -54,7 +57,23 @@ fn random_request(id: u64, random: &mut Random, now: Timestamp) -> Request {
         .salt(random.below(2))
         .store(!random.one_in(4))
         .sampling(sampling);
-    Request { arrival: now, ..request.build() }
+    Request { arrival: now, repair: random_repair(random), ..request.build() }
+}
+
+fn random_repair(random: &mut Random) -> Repair {
+    let policies = RepairPolicy::ALL;
+    let decode = DecodeRepair {
+        tokens: 1 + random.below(4) as u32,
+        every: 1 + random.below(3) as u32,
+        max_batch_rows: random.below(3) as u32 * 8,
+    };
+    Repair {
+        policy: policies[random.below(policies.len() as u64) as usize],
+        ratio: random.below(4) as f32 / 4.0,
+        max_deviation: random.below(3) as f32 / 50.0,
+        drift: random.one_in(2),
+        decode: random.one_in(2).then_some(decode),
+    }
 }
 
 /// What a model without any cache would say.

@@ -7,4 +7,5 @@ mod memory;
 mod random;
 mod scenarios;
 mod sharing;
+mod verification;
 mod world;

@@ -6,8 +6,8 @@
 use std::collections::{HashMap, HashSet};
 
 use engine::{
-    Executor, ExecutorError, KvSharingMode, LogProb, ModelRunnerOutput, RejectedSpan, Request, SampledToken, ScheduledSequence,
-    SchedulerOutput, SpanCopy, TokenLogProbs,
+    Executor, ExecutorError, KvSharingMode, LogProb, ModelRunnerOutput, ProbedSequence, ProbedSpans, Readers, RejectedSpan,
+    Request, SampledToken, ScheduledSequence, SchedulerOutput, SpanCopy, TokenDeviation, TokenLogProbs, WatchedSpans,
 };
 use tokens::{BlockId, RequestId, TokenId};
 
@@ -119,7 +119,7 @@ impl Memory {
 
     /// What the rows of `sequence` write, after checking all that they read.
     fn compute(&self, sequence: &ScheduledSequence) -> Vec<(usize, Slot)> {
-        let ScheduledSequence { request_id, ref rows, ref block_table, sample } = *sequence;
+        let ScheduledSequence { request_id, ref rows, ref block_table, sample, watch: _, drift: _ } = *sequence;
         let known = &self.known[&request_id];
         let is_exact = known.sharing != KvSharingMode::Span;
         let last = rows.last().expect("a scheduled sequence has rows").position;
@@ -150,6 +150,49 @@ impl Memory {
         }
         assert!(rows.next().is_none(), "rows of {request_id} ascend");
         written
+    }
+
+    /// What a probe writes: fresh rows, in all layers, if they are asked. Checks what it was told of the sequence.
+    fn probe(&self, probe: &ProbedSequence) -> Vec<(usize, Slot)> {
+        let request_id = probe.request_id;
+        let known = &self.known[&request_id];
+        let prompt = &known.tokens[..probe.first_position as usize + probe.token_ids.len()];
+        assert!(prompt.ends_with(&probe.token_ids), "{request_id} is probed with its prompt");
+        assert!(!probe.reused.is_empty(), "{request_id} has something to probe");
+        let mut written = Vec::new();
+        let mut past = mix(known.salt);
+        let mut all_exact = true;
+        for (position, &token) in (0..).zip(prompt) {
+            let at = self.slot(&probe.block_table, position as usize);
+            past = mix(past ^ u64::from(token.0));
+            let is_moved = probe.reused.iter().any(|range| range.contains(position));
+            if position >= probe.first_position && !is_moved {
+                let past = all_exact.then_some(past);
+                written.push((at, Slot { token, position, salt: known.salt, past, writer: request_id }));
+                continue;
+            }
+            let slot =
+                self.slots[at].unwrap_or_else(|| panic!("the probe of {request_id} reads position {position}, never written"));
+            assert_eq!((slot.token, slot.position, slot.salt), (token, position, known.salt), "{request_id} at {position}");
+            assert_eq!(slot.past.is_none(), is_moved, "{request_id} reuses what it says at {position}");
+            all_exact &= !is_moved;
+        }
+        if probe.probe.readers == Readers::FreshRowsAllLayers { written } else { Vec::new() }
+    }
+
+    fn measure(&mut self, probe: &ProbedSequence) -> ProbedSpans {
+        let num_reused = probe.reused.iter().map(|range| range.len()).sum::<u32>();
+        let mut number = || self.random.below(1000) as f32 / 1000.0;
+        let deviations = (0..num_reused)
+            .map(|_| TokenDeviation { attention: number(), value_l2: number(), value_norm: 1.0, ..TokenDeviation::default() })
+            .collect();
+        ProbedSpans { request_id: probe.request_id, deviations }
+    }
+
+    fn watch(&mut self, sequence: &ScheduledSequence) -> WatchedSpans {
+        let positions = sequence.watch.iter().flat_map(|range| range.positions());
+        let attention = positions.map(|_| self.random.below(1000) as f32).collect();
+        WatchedSpans { request_id: sequence.request_id, attention }
     }
 
     /// No block that is copied from is written: copies may happen in any order.
@@ -189,8 +232,9 @@ impl Memory {
         for finished in &step.finished {
             assert!(self.announced.remove(finished), "{finished} ends without having been announced");
         }
-        let scheduled: HashSet<_> = step.sequences.iter().map(|sequence| sequence.request_id).collect();
-        assert_eq!(scheduled.len(), step.sequences.len(), "a request is scheduled twice");
+        let probed = step.probes.iter().map(|probe| probe.request_id);
+        let scheduled: HashSet<_> = step.sequences.iter().map(|sequence| sequence.request_id).chain(probed).collect();
+        assert_eq!(scheduled.len(), step.sequences.len() + step.probes.len(), "a request is scheduled twice");
         assert!(scheduled.is_subset(&self.announced), "a request is scheduled that was not announced");
     }
 }
@@ -207,7 +251,9 @@ impl Executor for Memory {
         self.take_over(step);
         self.copy_blocks(step);
         let rejected_spans = self.copy_spans(step);
-        let writes: Vec<_> = step.sequences.iter().map(|sequence| (sequence.request_id, self.compute(sequence))).collect();
+        let computed = step.sequences.iter().map(|sequence| (sequence.request_id, self.compute(sequence)));
+        let probed = step.probes.iter().map(|probe| (probe.request_id, self.probe(probe)));
+        let writes: Vec<_> = computed.chain(probed).collect();
         self.check_disjoint(step, &writes);
         self.check_sources(step, &writes);
         let void: HashSet<_> = rejected_spans.iter().map(|rejected| rejected.request_id).collect();
@@ -216,7 +262,12 @@ impl Executor for Memory {
                 self.slots[at] = (!void.contains(&request_id)).then_some(slot);
             }
         }
-        let mut output = ModelRunnerOutput { rejected_spans, ..ModelRunnerOutput::default() };
+        let probed = step.probes.iter().filter(|probe| !void.contains(&probe.request_id));
+        let probed = probed.map(|probe| self.measure(probe)).collect();
+        let watching =
+            step.sequences.iter().filter(|sequence| !sequence.watch.is_empty() && !void.contains(&sequence.request_id));
+        let watched = watching.map(|sequence| self.watch(sequence)).collect();
+        let mut output = ModelRunnerOutput { rejected_spans, probed, watched, ..ModelRunnerOutput::default() };
         for sequence in step.sequences.iter().filter(|sequence| !void.contains(&sequence.request_id)) {
             let request_id = sequence.request_id;
             let known = self.known.get_mut(&request_id).expect("checked before");

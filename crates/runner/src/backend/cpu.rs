@@ -1,9 +1,10 @@
 //! The backend of machines without an accelerator: f32 activations, weights as stored, a paged pool in main memory.
 
 mod decoder;
+mod probe;
 mod weights;
 
-use engine::{BlockCopy, SpanCopy};
+use engine::{BlockCopy, ProbedSequence, SpanCopy, TokenDeviation};
 use kernels::cpu::{KvDtype, KvLayer, KvShape, RopeTable, SpanMove, Threads};
 use tokens::{BlockId, BlockSize};
 
@@ -107,9 +108,17 @@ impl Backend for CpuBackend {
         }
     }
 
+    fn probe(&mut self, sequence: &ProbedSequence) -> Result<Vec<TokenDeviation>, BackendError> {
+        Ok(self.run_probe(sequence))
+    }
+
     fn forward(&mut self, batch: &InputBatch) -> Result<(), BackendError> {
         self.run_layers(batch);
         Ok(())
+    }
+
+    fn attention_paid(&self, sequence: usize) -> &[f32] {
+        self.workspace.attention_paid(sequence)
     }
 
     fn logits(&mut self, rows: &[usize]) -> Result<&mut [f32], BackendError> {

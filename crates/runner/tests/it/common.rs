@@ -68,6 +68,8 @@ impl World {
                 rows: rows.iter().map(|row| Row { token: TokenId(tokens[*row]), position: *row as u32 }).collect(),
                 block_table: table.to_vec(),
                 sample: false,
+                watch: Vec::new(),
+                drift: Vec::new(),
             })
             .collect();
         let input = InputBatch::new(&sequences, BlockSize::DEFAULT);

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use crate::common::{Random, all_families};
 use ::engine::{
-    BlockCopy, EngineCore, EngineEvent, FinishReason, KvSharingMode, KvUsage, Request, SamplingParams, SchedulerConfig, SpanCopy,
-    SpanOutcome, TokenLogProbs,
+    BlockCopy, DecodeRepair, EngineCore, EngineEvent, FinishReason, KvSharingMode, KvUsage, ProbedSequence, Repair, RepairPolicy,
+    Request, SamplingParams, SchedulerConfig, SpanCopy, SpanOutcome, TokenDeviation, TokenLogProbs,
 };
 use runner::backend::cpu::CpuBackend;
 use runner::testing::{tiny_backend, tiny_config};
@@ -16,6 +16,7 @@ const NUM_BLOCKS: usize = 64;
 
 struct Engine {
     core: EngineCore<ModelRunner>,
+    repair: Repair,
     next_id: u64,
 }
 
@@ -34,7 +35,7 @@ impl Engine {
     fn with_backend(backend: Box<dyn Backend>) -> Self {
         let runner = ModelRunner::new(backend, BlockSize::DEFAULT);
         let config = SchedulerConfig { max_num_batched_tokens: 96, max_num_seqs: 8, ..SchedulerConfig::new(NUM_BLOCKS, 1024) };
-        Self { core: EngineCore::new(config, runner).unwrap(), next_id: 0 }
+        Self { core: EngineCore::new(config, runner).unwrap(), repair: Repair::structural(), next_id: 0 }
     }
 
     fn submit(&mut self, prompt: &[u32], mode: KvSharingMode, salt: u64) -> RequestId {
@@ -47,7 +48,7 @@ impl Engine {
             tenant: tokens::TenantId::default(),
             cache_salt: CacheSalt(salt),
             sharing: mode,
-            repair: engine::Repair::structural(),
+            repair: self.repair,
             store: true,
             template: Vec::new(),
             segments: Vec::new(),
@@ -226,6 +227,72 @@ fn i11_a_donor_whose_blocks_are_gone_means_dense() {
     assert_eq!(engine.answer(&recipient, KvSharingMode::Span, 0), dense);
 }
 
+#[test]
+fn i2_repairing_everything_is_dense_and_leaves_a_donor() {
+    for (config, dtype) in all_families() {
+        let (donor, recipient) = donor_and_recipient();
+        let dense = Engine::new(&config, dtype).answer(&recipient, KvSharingMode::Off, 0);
+        let mut engine = Engine::new(&config, dtype);
+        engine.answer(&donor, KvSharingMode::Prefix, 0);
+        engine.repair = Repair { policy: RepairPolicy::Full, ..Repair::structural() };
+        let repaired = engine.answer(&recipient, KvSharingMode::Span, 0);
+        assert_eq!(repaired.tokens, dense.tokens, "{:?} {dtype:?}", config.architecture);
+        assert_eq!((repaired.usage.span_tokens, repaired.usage.computed_tokens), (0, recipient.len() as u32));
+        let again = engine.answer(&recipient, KvSharingMode::Prefix, 0);
+        assert_eq!((again.tokens, again.usage.prefix_tokens > 200), (dense.tokens, true), "what was computed in full is exact");
+    }
+}
+
+#[test]
+fn every_policy_recomputes_its_share_and_never_donates() {
+    let config = tiny_config(Architecture::Qwen2, RopeLayout::Half);
+    let (donor, recipient) = donor_and_recipient();
+    let engine_with_donor = || {
+        let mut engine = Engine::new(&config, KvDtype::F16);
+        engine.answer(&donor, KvSharingMode::Prefix, 0);
+        engine
+    };
+    let structural = engine_with_donor().answer(&recipient, KvSharingMode::Span, 0).usage;
+    for policy in RepairPolicy::ALL.into_iter().filter(|policy| policy.probe().is_some() && *policy != RepairPolicy::Full) {
+        let mut engine = engine_with_donor();
+        engine.repair = Repair { policy, ratio: 0.2, ..Repair::structural() };
+        let usage = engine.answer(&recipient, KvSharingMode::Span, 0).usage;
+        let budget = recipient.len() as u32 / 5;
+        let extra = usage.recomputed_tokens - structural.recomputed_tokens;
+        assert!((budget - 15..=budget).contains(&extra), "{policy:?}: {extra} of {budget}");
+        assert_eq!(usage.span_tokens + extra, structural.span_tokens);
+        assert_eq!(engine.core.stats().num_donors, 1, "{policy:?}: what was repaired is approximate");
+        assert_eq!(engine.idle_blocks(), NUM_BLOCKS);
+    }
+}
+
+#[test]
+fn i14_repair_in_decode_leaves_every_other_sequence_alone() {
+    let config = tiny_config(Architecture::Qwen2, RopeLayout::Half);
+    let (donor, recipient) = donor_and_recipient();
+    let (unrelated, impact) = (text(90, 77), Repair { policy: RepairPolicy::Impact, ratio: 0.1, ..Repair::structural() });
+    let decode = Some(DecodeRepair { tokens: 3, every: 1, max_batch_rows: 0 });
+    let run = |decode| {
+        let mut engine = Engine::new(&config, KvDtype::F16);
+        engine.answer(&donor, KvSharingMode::Prefix, 0);
+        engine.repair = impact;
+        let alone = engine.submit(&recipient, KvSharingMode::Span, 0);
+        let other = engine.submit(&unrelated, KvSharingMode::Prefix, 0);
+        engine.repair = Repair { decode, ..impact };
+        let repaired = engine.submit(&recipient, KvSharingMode::Span, 0);
+        let mut answers = engine.finish().into_iter().collect::<std::collections::BTreeMap<_, _>>();
+        let donor_again = engine.answer(&donor, KvSharingMode::Prefix, 0);
+        assert_eq!(engine.idle_blocks(), NUM_BLOCKS);
+        (answers.remove(&repaired).unwrap(), [answers.remove(&alone), answers.remove(&other), Some(donor_again)])
+    };
+    let ((without, others), (with, others_beside)) = (run(None), run(decode));
+    assert_eq!(others_beside, others, "the donor, its blocks and sequences beside it keep their bits");
+    assert_eq!(with.tokens[0], without.tokens[0], "the first token comes before any repair in decode");
+    assert_ne!(with.tokens[1..], without.tokens[1..], "but repair does change something");
+    // Five steps follow the first token; each recomputes three tokens.
+    assert_eq!(without.usage.span_tokens - with.usage.span_tokens, 15);
+}
+
 /// A device whose copies never pass the check.
 struct Distrusting(CpuBackend);
 
@@ -245,8 +312,14 @@ impl Backend for Distrusting {
     fn max_span_deviation(&self) -> f32 {
         self.0.max_span_deviation()
     }
+    fn probe(&mut self, sequence: &ProbedSequence) -> Result<Vec<TokenDeviation>, BackendError> {
+        self.0.probe(sequence)
+    }
     fn forward(&mut self, batch: &InputBatch) -> Result<(), BackendError> {
         self.0.forward(batch)
+    }
+    fn attention_paid(&self, sequence: usize) -> &[f32] {
+        self.0.attention_paid(sequence)
     }
     fn logits(&mut self, rows: &[usize]) -> Result<&mut [f32], BackendError> {
         self.0.logits(rows)

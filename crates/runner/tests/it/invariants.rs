@@ -1,10 +1,10 @@
 //! What must hold exactly whenever KV is reused, on small random models. The numbers are those of the project's list of invariants.
 
 use crate::common::{Random, World, all_families};
-use engine::{BlockCopy, SpanCopy};
+use engine::{BlockCopy, Probe, ProbedSequence, Readers, SpanCopy};
 use runner::testing::tiny_config;
 use runner::{Architecture, Backend, KvDtype, ModelConfig, RopeLayout, RopeScaling};
-use tokens::{BlockId, DonorId, RequestId, TokenId};
+use tokens::{BlockId, DonorId, RequestId, TokenId, TokenRange};
 
 const BLOCK: u32 = 32;
 
@@ -63,6 +63,59 @@ fn i3_reusing_everything_in_an_equal_context_is_a_prefix_hit() {
         world.move_span(&donor_table, 0, &table, 0, &target[..130]);
         let last = world.logits(&target, &table, &(130..140).collect::<Vec<_>>());
         assert_eq!(last.last(), dense.last());
+    }
+}
+
+fn probe_of(tokens: &[u32], table: &[BlockId], reused: std::ops::Range<u32>, readers: Readers) -> ProbedSequence {
+    ProbedSequence {
+        request_id: RequestId(0),
+        token_ids: tokens[BLOCK as usize..].iter().map(|id| TokenId(*id)).collect(),
+        first_position: BLOCK,
+        reused: vec![TokenRange::new(reused.start, reused.end)],
+        block_table: table.to_vec(),
+        probe: Probe { check_layer: 1, readers },
+    }
+}
+
+#[test]
+fn i1_a_probe_of_exact_kv_finds_no_deviation_and_changes_no_bit() {
+    for (config, dtype) in all_families() {
+        for readers in [Readers::None, Readers::AllRows, Readers::FreshRows, Readers::FreshRowsAllLayers] {
+            let mut world = World::new(&config, dtype);
+            let (tokens, table) = (prompt(150, 1), world.table(150));
+            let dense = world.prefill(&tokens, &table);
+            let found = world.backend.probe(&probe_of(&tokens, &table, 40..120, readers)).unwrap();
+            let rounding = if dtype == KvDtype::F32 { 1e-6 } else { 2e-3 };
+            assert_eq!(found.len(), 80);
+            for token in &found {
+                assert!(token.value_l2 <= rounding * token.value_norm && token.value_norm > 0.0, "{readers:?}: {token:?}");
+                assert_eq!(token.attention > 0.0, readers != Readers::None);
+            }
+            let rest: Vec<usize> = (120..150).collect();
+            assert_eq!(world.logits(&tokens, &table, &rest), dense[120..], "{readers:?} {dtype:?}");
+        }
+    }
+}
+
+#[test]
+fn a_probe_sees_where_the_left_context_matters() {
+    for (config, dtype) in all_families() {
+        let mut world = World::new(&config, dtype);
+        let span = prompt(80, 2);
+        let (donor, target) = ([prompt(70, 1), span.clone()].concat(), [prompt(40, 3), span, prompt(30, 4)].concat());
+        let (donor_table, table) = (world.table(150), world.table(150));
+        world.prefill(&donor, &donor_table);
+        world.prefill(&target[..BLOCK as usize], &table);
+        world.move_span(&donor_table, 70, &table, 40, &target[40..120]);
+        let found = world.backend.probe(&probe_of(&target, &table, 40..120, Readers::AllRows)).unwrap();
+        let mean = |range: std::ops::Range<usize>| {
+            found[range.clone()].iter().map(|token| token.value_l2 / token.value_norm).sum::<f32>() / range.len() as f32
+        };
+        assert!(mean(0..10) > 1.2 * mean(70..80), "the first tokens of a span differ most: {} {}", mean(0..10), mean(70..80));
+        // Each reader pays 1 in all; what these positions do not receive, others do.
+        let received: f32 = found.iter().map(|token| token.attention).sum();
+        assert!(received > 0.1 && received < 0.95, "{received}");
+        assert!(found[0].attention > found[79].attention, "early positions have more readers");
     }
 }
 

@@ -4,7 +4,7 @@ use engine::{KvSharingMode, KvUsage};
 use protocol::{CompletionTokensDetails, KvSharingUsage, PromptTokensDetails, SharingMode, Usage};
 
 /// What one answer consumed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct ChoiceUsage {
     /// Stop tokens included.
     pub(super) num_generated: u32,

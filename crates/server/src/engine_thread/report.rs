@@ -42,7 +42,14 @@ mod tests {
     #[test]
     fn a_step_is_told_by_ids_and_lengths() {
         let rows = (7..9).map(|position| Row { token: TokenId(987_654), position }).collect();
-        let sequence = ScheduledSequence { request_id: RequestId(3), rows, block_table: vec![BlockId(1)], sample: true };
+        let sequence = ScheduledSequence {
+            request_id: RequestId(3),
+            rows,
+            block_table: vec![BlockId(1)],
+            sample: true,
+            watch: Vec::new(),
+            drift: Vec::new(),
+        };
         let step =
             SchedulerOutput { step: 5, finished: vec![RequestId(2)], sequences: vec![sequence], ..SchedulerOutput::default() };
         assert_eq!(describe_step(&step), "step 5: 2 tokens; run r3 rows=2 in 7..9 blocks=1 sample=true; finished r2");

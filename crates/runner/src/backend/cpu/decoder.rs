@@ -1,24 +1,38 @@
 //! The decoder: embedding, layers, head.
 
 use kernels::cpu::{
-    AttentionShape, Heads, Init, Linear, QuerySequence, attention, matmul, rms_norm, rms_norm_heads, rope, swiglu,
+    AttentionShape, DriftSample, Heads, Init, Linear, QuerySequence, add_attention_received, attention, matmul, rms_norm,
+    rms_norm_heads, rope, swiglu,
 };
 
+use tokens::BlockSize;
+
 use super::CpuBackend;
-use super::weights::Layer;
-use crate::InputBatch;
+use crate::{InputBatch, InputSequence};
+
+/// Slots of a block.
+const BLOCK: usize = BlockSize::DEFAULT.as_usize();
 
 /// Activations of one step, `[rows, width]` each. They keep their memory from step to step.
 #[derive(Default)]
 pub(super) struct Workspace {
     /// Residual stream.
-    hidden: Vec<f32>,
+    pub(super) hidden: Vec<f32>,
     normed: Vec<f32>,
-    qkv: Vec<f32>,
+    pub(super) qkv: Vec<f32>,
     attended: Vec<f32>,
     gate_up: Vec<f32>,
     activated: Vec<f32>,
     logits: Vec<f32>,
+    /// Attention that the last rows of watched sequences pay, with their place in the batch.
+    watched: Vec<(usize, Vec<f32>)>,
+}
+
+impl Workspace {
+    pub(super) fn attention_paid(&self, sequence: usize) -> &[f32] {
+        let (_, paid) = self.watched.iter().find(|(idx, _)| *idx == sequence).expect("the sequence was watched");
+        paid
+    }
 }
 
 fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
@@ -30,17 +44,36 @@ impl CpuBackend {
     pub(super) fn run_layers(&mut self, batch: &InputBatch) {
         let mut workspace = std::mem::take(&mut self.workspace);
         embed(&self.weights.embedding, &batch.token_ids, self.config.hidden_size, &mut workspace.hidden);
+        workspace.watched = watched_sequences(batch);
         for i in 0..self.config.num_layers {
+            self.project(i, &batch.positions, &mut workspace);
+            self.follow_drift(i, batch, &workspace);
+            self.write_kv(i, &batch.slot_mapping, &workspace);
+            self.watch(i, batch, &mut workspace);
             self.attend(i, batch, &mut workspace);
-            self.feed_forward(&self.weights.layers[i], &mut workspace);
+            self.feed_forward(i, &mut workspace);
         }
         self.workspace = workspace;
     }
 
-    /// `hidden += Wo attention(norm(hidden))`
-    fn attend(&mut self, i: usize, batch: &InputBatch, w: &mut Workspace) {
+    /// Adds what the last rows of watched sequences pay in one layer.
+    fn watch(&self, i: usize, batch: &InputBatch, w: &mut Workspace) {
+        let share = 1.0 / (self.config.num_layers * self.config.num_heads) as f32;
+        for (idx, paid) in &mut w.watched {
+            let sequence = &batch.sequences[*idx];
+            let row = sequence.first_row + sequence.num_rows - 1;
+            let query =
+                QuerySequence { first_row: row, positions: &batch.positions[row..=row], block_table: &sequence.block_table };
+            let mut received = vec![0.0; paid.len()];
+            add_attention_received(&self.threads, self.attention_shape(), &w.qkv, &self.kv[i], &query, &mut received);
+            paid.iter_mut().zip(received).for_each(|(paid, received)| *paid += received * share);
+        }
+    }
+
+    /// `qkv = rope(Wqkv norm(hidden))`
+    pub(super) fn project(&self, i: usize, positions: &[u32], w: &mut Workspace) {
         let (config, threads) = (&self.config, &self.threads);
-        let (rows, width) = (batch.num_rows(), config.qkv_width());
+        let (rows, width) = (positions.len(), config.qkv_width());
         let layer = &self.weights.layers[i];
         let normed = sized(&mut w.normed, w.hidden.len());
         rms_norm(threads, &w.hidden, &layer.attention_norm, config.rms_norm_eps, normed);
@@ -56,9 +89,53 @@ impl CpuBackend {
         }
         // The heads of K follow those of Q, so one pass rotates both.
         let q_and_k = Heads { stride: width, column: 0, count: heads + kv_heads, dim: head_dim };
-        rope(threads, qkv, q_and_k, &batch.positions, &self.rope);
-        let v_column = k_column + kv_heads * head_dim;
-        self.kv[i].write(threads, &batch.slot_mapping, &qkv[k_column..], &qkv[v_column..], width);
+        rope(threads, qkv, q_and_k, positions, &self.rope);
+    }
+
+    /// Puts K and V of the rows into their slots.
+    pub(super) fn write_kv(&mut self, i: usize, slot_mapping: &[u32], w: &Workspace) {
+        let (k_column, v_column) = self.kv_columns();
+        self.kv[i].write(&self.threads, slot_mapping, &w.qkv[k_column..], &w.qkv[v_column..], self.config.qkv_width());
+    }
+
+    /// Moves what follows the rows of this step, before they take their own slots.
+    fn follow_drift(&mut self, i: usize, batch: &InputBatch, w: &Workspace) {
+        let (k_column, v_column) = self.kv_columns();
+        let width = self.config.qkv_width();
+        let slot = |table: &[u32], position: u32| table[position as usize / BLOCK] * BLOCK as u32 + position % BLOCK as u32;
+        for sequence in &batch.sequences {
+            let rows = &batch.positions[sequence.first_row..][..sequence.num_rows];
+            let located = |position: &u32| (*position, slot(&sequence.block_table, *position));
+            for drift in &sequence.drift {
+                let row =
+                    |position: &u32| sequence.first_row + rows.binary_search(position).expect("samples are rows of this step");
+                let samples = drift.samples.iter().map(|position| {
+                    let fresh = &w.qkv[row(position) * width..][..width];
+                    let (position, slot) = located(position);
+                    DriftSample { position, slot, k: &fresh[k_column..v_column], v: &fresh[v_column..] }
+                });
+                let targets: Vec<(u32, u32)> = drift.targets.iter().map(located).collect();
+                self.kv[i].follow_drift(&self.threads, &self.rope, &samples.collect::<Vec<_>>(), &targets, &drift.weights);
+            }
+        }
+    }
+
+    /// Where keys and values begin in a row of `qkv`.
+    pub(super) fn kv_columns(&self) -> (usize, usize) {
+        let k_column = self.config.num_heads * self.config.head_dim;
+        (k_column, k_column + self.config.num_kv_heads * self.config.head_dim)
+    }
+
+    pub(super) fn attention_shape(&self) -> AttentionShape {
+        let config = &self.config;
+        let scale = 1.0 / (config.head_dim as f32).sqrt();
+        AttentionShape { num_heads: config.num_heads, scale, q_stride: config.qkv_width() }
+    }
+
+    /// `hidden += Wo attention(qkv)`
+    pub(super) fn attend(&mut self, i: usize, batch: &InputBatch, w: &mut Workspace) {
+        let (config, threads, layer) = (&self.config, &self.threads, &self.weights.layers[i]);
+        let rows = batch.num_rows();
         let sequences: Vec<QuerySequence<'_>> = batch
             .sequences
             .iter()
@@ -68,15 +145,14 @@ impl CpuBackend {
                 block_table: &sequence.block_table,
             })
             .collect();
-        let shape = AttentionShape { num_heads: heads, scale: 1.0 / (head_dim as f32).sqrt(), q_stride: width };
-        let attended = sized(&mut w.attended, rows * k_column);
-        attention(threads, shape, qkv, &self.kv[i], &sequences, attended);
+        let attended = sized(&mut w.attended, rows * config.num_heads * config.head_dim);
+        attention(threads, self.attention_shape(), &w.qkv, &self.kv[i], &sequences, attended);
         matmul(threads, attended, rows, &layer.output, Init::Accumulate, &mut w.hidden);
     }
 
     /// `hidden += Wdown (silu(Wgate norm(hidden)) * Wup norm(hidden))`
-    fn feed_forward(&self, layer: &Layer, w: &mut Workspace) {
-        let (config, threads) = (&self.config, &self.threads);
+    pub(super) fn feed_forward(&self, i: usize, w: &mut Workspace) {
+        let (config, threads, layer) = (&self.config, &self.threads, &self.weights.layers[i]);
         let rows = w.hidden.len() / config.hidden_size;
         let normed = sized(&mut w.normed, w.hidden.len());
         rms_norm(threads, &w.hidden, &layer.feed_forward_norm, config.rms_norm_eps, normed);
@@ -121,7 +197,14 @@ impl CpuBackend {
     }
 }
 
-fn embed(table: &Linear, token_ids: &[u32], hidden_size: usize, out: &mut Vec<f32>) {
+/// An empty sum for each watched sequence, as long as its last row looks back.
+fn watched_sequences(batch: &InputBatch) -> Vec<(usize, Vec<f32>)> {
+    let watched = batch.sequences.iter().enumerate().filter(|(_, sequence)| sequence.watch);
+    let last_position = |sequence: &InputSequence| batch.positions[sequence.first_row + sequence.num_rows - 1] as usize;
+    watched.map(|(idx, sequence)| (idx, vec![0.0; last_position(sequence) + 1])).collect()
+}
+
+pub(super) fn embed(table: &Linear, token_ids: &[u32], hidden_size: usize, out: &mut Vec<f32>) {
     let out = sized(out, token_ids.len() * hidden_size);
     for (token, row) in token_ids.iter().zip(out.chunks_exact_mut(hidden_size)) {
         table.parts()[0].read_row(*token as usize, row);

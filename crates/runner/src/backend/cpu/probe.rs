@@ -1,0 +1,151 @@
+//! Measures moved spans: what a fresh computation of the first layers says of them, and who reads them.
+
+use engine::{ProbedSequence, Readers, Row, TokenDeviation};
+use kernels::cpu::{QuerySequence, add_attention_received};
+use tokens::{BlockSize, TokenRange, complement};
+
+use super::CpuBackend;
+use super::decoder::{Workspace, embed};
+use crate::InputBatch;
+
+/// Rows computed at once. Chosen: activations of a long prompt stay within some MB, and a chunk fills all threads.
+const CHUNK_ROWS: usize = 512;
+
+/// Attention received by position from 0 on.
+struct Received {
+    sums: Vec<f32>,
+    /// Rows, each once for every head and layer it was asked in.
+    num_terms: usize,
+}
+
+impl CpuBackend {
+    pub(super) fn run_probe(&mut self, sequence: &ProbedSequence) -> Vec<TokenDeviation> {
+        let num_tokens = sequence.first_position as usize + sequence.token_ids.len();
+        let mut received = Received { sums: vec![0.0; num_tokens], num_terms: 0 };
+        let mut workspace = std::mem::take(&mut self.workspace);
+        if sequence.probe.readers == Readers::FreshRowsAllLayers {
+            self.read_as_moved(sequence, &mut received, &mut workspace);
+        }
+        let mut deviations = self.compare(sequence, &mut received, &mut workspace);
+        self.workspace = workspace;
+        let reused = sequence.reused.iter().flat_map(|range| range.positions());
+        for (position, found) in reused.zip(&mut deviations) {
+            found.attention = received.sums[position as usize] / received.num_terms.max(1) as f32;
+        }
+        deviations
+    }
+
+    /// Runs the fresh rows over the moved spans as they are, through all layers.
+    fn read_as_moved(&mut self, sequence: &ProbedSequence, received: &mut Received, w: &mut Workspace) {
+        let fresh: Vec<u32> = fresh_ranges(sequence).into_iter().flat_map(TokenRange::positions).collect();
+        for positions in fresh.chunks(CHUNK_ROWS) {
+            let batch = batch_of(sequence, positions);
+            embed(&self.weights.embedding, &batch.token_ids, self.config.hidden_size, &mut w.hidden);
+            for i in 0..self.config.num_layers {
+                self.project(i, &batch.positions, w);
+                self.write_kv(i, &batch.slot_mapping, w);
+                self.ask(i, &batch, &w.qkv, received);
+                self.attend(i, &batch, w);
+                self.feed_forward(i, w);
+            }
+        }
+    }
+
+    /// Runs all rows up to the check layer, and compares what they put there with what was moved there.
+    fn compare(&mut self, sequence: &ProbedSequence, received: &mut Received, w: &mut Workspace) -> Vec<TokenDeviation> {
+        let check_layer = (sequence.probe.check_layer as usize).min(self.config.num_layers - 1);
+        let end = sequence.first_position + sequence.token_ids.len() as u32;
+        let all: Vec<u32> = (sequence.first_position..end).collect();
+        let fresh = fresh_ranges(sequence);
+        let mut deviations = Vec::new();
+        for positions in all.chunks(CHUNK_ROWS) {
+            let batch = batch_of(sequence, positions);
+            embed(&self.weights.embedding, &batch.token_ids, self.config.hidden_size, &mut w.hidden);
+            for i in 0..check_layer {
+                self.project(i, &batch.positions, w);
+                self.write_kv(i, &batch.slot_mapping, w);
+                self.attend(i, &batch, w);
+                self.feed_forward(i, w);
+            }
+            self.project(check_layer, &batch.positions, w);
+            deviations.extend(self.deviations(check_layer, sequence, &batch, w));
+            self.write_kv(check_layer, &batch.slot_mapping, w);
+            match sequence.probe.readers {
+                Readers::AllRows => self.ask(check_layer, &batch, &w.qkv, received),
+                Readers::FreshRows => {
+                    let rows =
+                        (0..batch.num_rows()).filter(|row| fresh.iter().any(|range| range.contains(batch.positions[*row])));
+                    self.ask_rows(check_layer, sequence, &batch, &w.qkv, &rows.collect::<Vec<_>>(), received);
+                }
+                Readers::None | Readers::FreshRowsAllLayers => {}
+            }
+        }
+        deviations
+    }
+
+    /// K and V of the reused rows of `batch` beside what the pool holds for them.
+    fn deviations(&self, layer: usize, sequence: &ProbedSequence, batch: &InputBatch, w: &Workspace) -> Vec<TokenDeviation> {
+        let (k_column, v_column) = self.kv_columns();
+        let (qkv_width, kv_width) = (self.config.qkv_width(), v_column - k_column);
+        let is_reused = |position: u32| sequence.reused.iter().any(|range| range.contains(position));
+        let (mut k, mut v) = (vec![0.0; kv_width], vec![0.0; kv_width]);
+        let mut found = Vec::new();
+        for row in (0..batch.num_rows()).filter(|row| is_reused(batch.positions[*row])) {
+            self.kv[layer].read(batch.slot_mapping[row], &mut k, &mut v);
+            let fresh = &w.qkv[row * qkv_width..][..qkv_width];
+            let (fresh_k, fresh_v) = (&fresh[k_column..v_column], &fresh[v_column..]);
+            found.push(TokenDeviation {
+                attention: 0.0,
+                key_l2: l2(fresh_k.iter().zip(&k).map(|(a, b)| a - b)),
+                value_l2: l2(fresh_v.iter().zip(&v).map(|(a, b)| a - b)),
+                value_l1: fresh_v.iter().zip(&v).map(|(a, b)| (a - b).abs()).sum(),
+                value_norm: l2(fresh_v.iter().copied()),
+                root_head_dim: (self.config.head_dim as f32).sqrt(),
+            });
+        }
+        found
+    }
+
+    /// Adds the attention that all rows of the one sequence in `batch` pay in a layer whose keys are in the pool.
+    fn ask(&self, layer: usize, batch: &InputBatch, qkv: &[f32], received: &mut Received) {
+        let [sequence] = &batch.sequences[..] else { unreachable!("a probe is of one sequence") };
+        let rows = QuerySequence { first_row: 0, positions: &batch.positions, block_table: &sequence.block_table };
+        add_attention_received(&self.threads, self.attention_shape(), qkv, &self.kv[layer], &rows, &mut received.sums);
+        received.num_terms += batch.num_rows() * self.config.num_heads;
+    }
+
+    /// The same of some rows.
+    fn ask_rows(
+        &self,
+        layer: usize,
+        sequence: &ProbedSequence,
+        batch: &InputBatch,
+        qkv: &[f32],
+        rows: &[usize],
+        received: &mut Received,
+    ) {
+        let width = self.config.qkv_width();
+        let positions: Vec<u32> = rows.iter().map(|row| batch.positions[*row]).collect();
+        let qkv: Vec<f32> = rows.iter().flat_map(|row| &qkv[row * width..][..width]).copied().collect();
+        self.ask(layer, &batch_of(sequence, &positions), &qkv, received);
+    }
+}
+
+/// Positions behind the prefix hit that were not moved there.
+fn fresh_ranges(sequence: &ProbedSequence) -> Vec<TokenRange> {
+    let end = sequence.first_position + sequence.token_ids.len() as u32;
+    complement(TokenRange::new(sequence.first_position, end), &sequence.reused)
+}
+
+fn batch_of(sequence: &ProbedSequence, positions: &[u32]) -> InputBatch {
+    let token = |position: u32| sequence.token_ids[(position - sequence.first_position) as usize];
+    let rows: Vec<Row> = positions.iter().map(|&position| Row { token: token(position), position }).collect();
+    let mut batch = InputBatch::default();
+    batch.push(&rows, sequence.block_table.iter().map(|block| block.0).collect(), BlockSize::DEFAULT);
+    batch
+}
+
+/// Euclidean length.
+fn l2(numbers: impl Iterator<Item = f32>) -> f32 {
+    numbers.map(|x| x * x).sum::<f32>().sqrt()
+}

@@ -7,7 +7,7 @@ use engine::{EngineCore, EngineEvent, Executor, KvSharingMode, KvUsage, LogProb,
 use tokenizer::EncodedPrompt;
 use tokens::{CacheSalt, RequestId, TenantId, Timestamp, TokenId};
 
-use super::forced::{Forced, Script};
+use super::forced::{Choice, Forced};
 
 /// The engine, and what has been asked of it.
 pub(crate) struct Alone<E> {
@@ -83,7 +83,7 @@ impl<E: Executor> Alone<E> {
         self.run(request)
     }
 
-    /// Leads a request along `answer`.
+    /// Leads a request along `answer`; also what it would have said at each position.
     ///
     /// # Errors
     /// As [`Alone::say`].
@@ -93,15 +93,15 @@ impl<E: Executor> Alone<E> {
         answer: &[TokenId],
         num_top: u32,
         reuse: Reuse,
-    ) -> anyhow::Result<(Said, Script)> {
+    ) -> anyhow::Result<(Said, Vec<Choice>)> {
         let num_tokens = u32::try_from(answer.len()).context("an answer's length")?;
         let sampling = SamplingParams { logprobs: Some(num_top), ..SamplingParams::greedy(num_tokens) };
         let request = self.request(prompt, sampling, reuse);
         let request_id = request.request_id;
         self.engine.executor_mut().force(request_id, answer.to_vec());
         let said = self.run(request)?;
-        let script = self.engine.executor_mut().take(request_id).expect("the request was forced above");
-        Ok((said, script))
+        let choices = self.engine.executor_mut().take(request_id).expect("the request was forced above");
+        Ok((said, choices))
     }
 
     fn request(&mut self, prompt: &EncodedPrompt, sampling: SamplingParams, reuse: Reuse) -> Request {
@@ -212,8 +212,8 @@ mod tests {
         let mut alone = alone();
         let scope = alone.new_scope();
         let off = reuse(scope, KvSharingMode::Off, false);
-        let (said, script) = alone.follow(&prompt(0..40), &[TokenId(70), TokenId(71)], 2, off).unwrap();
-        let would: Vec<_> = script.choices.iter().map(|choice| choice.token.0).collect();
+        let (said, choices) = alone.follow(&prompt(0..40), &[TokenId(70), TokenId(71)], 2, off).unwrap();
+        let would: Vec<_> = choices.iter().map(|choice| choice.token.0).collect();
         assert_eq!((said.tokens, would), (vec![TokenId(70), TokenId(71)], vec![40, 71]));
         assert!(said.ttft > Duration::ZERO);
     }

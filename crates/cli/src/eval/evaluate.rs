@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use engine::{Executor, KvSharingMode, Repair, RepairPolicy, SamplingParams};
+use semantic::MatchClass;
 use tokenizer::EncodedPrompt;
 use tokens::TokenId;
 
@@ -14,7 +15,6 @@ use super::alone::{Alone, Reuse, Said, Scope};
 use super::bleu::bleu;
 use super::cover::covered_share;
 use super::divergence::kl_divergence;
-use super::forced::Script;
 use super::measured::{AnswerScores, Measured, mean, share};
 use super::plan::{Group, Prompted, Recipient};
 use super::policy::Policy;
@@ -74,7 +74,6 @@ struct Case<'a> {
 /// A recipient under one policy.
 struct Run {
     said: Said,
-    script: Script,
     kl: Vec<f64>,
     agrees: Vec<bool>,
     reuse: Reuse,
@@ -167,13 +166,13 @@ impl<E: Executor> Evaluator<'_, E> {
     /// Leads the recipient along the first tokens of the answer of full computation.
     fn lead(&mut self, recipient: &Recipient, full: &Said, reuse: Reuse) -> anyhow::Result<Run> {
         let num_led = full.tokens.len().min(self.settings.max_tokens as usize);
-        let (said, script) = self.alone.follow(&recipient.request.prompt, &full.tokens[..num_led], COMPARED_TOP, reuse)?;
-        let agrees = full.tokens.iter().zip(&script.choices).map(|(token, choice)| choice.token == *token).collect();
-        let kl = full.top.iter().zip(&script.choices).map(|(top, choice)| {
+        let (said, choices) = self.alone.follow(&recipient.request.prompt, &full.tokens[..num_led], COMPARED_TOP, reuse)?;
+        let agrees = full.tokens.iter().zip(&choices).map(|(token, choice)| choice.token == *token).collect();
+        let kl = full.top.iter().zip(&choices).map(|(top, choice)| {
             let top = &top[..top.len().min(FULL_TOP)];
             kl_divergence(top, &choice.top)
         });
-        Ok(Run { kl: kl.collect(), agrees, said, script, reuse })
+        Ok(Run { kl: kl.collect(), agrees, said, reuse })
     }
 
     /// The answer that the recipient gives by itself.
@@ -201,19 +200,20 @@ impl<E: Executor> Evaluator<'_, E> {
             id: case.recipient.request.record.id.clone(),
             file: case.recipient.file.clone(),
             workload: case.recipient.workload.clone(),
-            policy: policy.name().to_owned(),
+            policy: policy.name(),
             r: policy.ratio(),
             is_hit: is_hit(policy, said),
             bailed_out: bailed_out(policy, said),
             prompt_tokens: num_prompt_tokens(&said.usage),
             prefix_tokens: said.usage.prefix_tokens,
+            class: said.announced.class.map(|class| class_name(class).to_owned()),
             matched_tokens: said.announced.span_tokens,
             span_tokens: said.usage.span_tokens,
             recomputed_tokens: said.usage.recomputed_tokens,
             donors: said.usage.donors,
             cover: case.cover,
             work: computed_share(&said.announced, &said.usage, probe, self.settings.num_layers),
-            deviation: run.script.deviation,
+            deviation: Some(f64::from(said.usage.deviation)).filter(|deviation| *deviation > 0.0),
             kl: run.kl.clone(),
             agrees: run.agrees.clone(),
             floor_kl: mean(&floor.kl),
@@ -241,6 +241,15 @@ fn bailed_out(policy: Policy, said: &Said) -> bool {
         Policy::Off | Policy::Prefix => false,
         Policy::Span(Repair { policy: RepairPolicy::Full, .. }) => false,
         Policy::Span(_) => said.announced.span_tokens > 0 && said.usage.span_tokens == 0,
+    }
+}
+
+/// Its name in reports.
+const fn class_name(class: MatchClass) -> &'static str {
+    match class {
+        MatchClass::SamePast => "same_past",
+        MatchClass::SameLeftContext => "same_left_context",
+        MatchClass::Composition => "composition",
     }
 }
 
@@ -332,12 +341,16 @@ mod tests {
 
     #[test]
     fn exact_runs_agree_and_reuse_without_repair_does_not() {
-        let all = measure(&["off", "prefix", "none", "epic"], None);
+        let all = measure(&["off", "prefix", "none", "impact@0.2", "full"], None);
         let kl: Vec<_> = all.iter().map(Measured::mean_kl).collect();
-        assert!(kl[0].abs() < 1e-6 && kl[1].abs() < 1e-6, "{kl:?}");
+        assert!([kl[0], kl[1], kl[4]].iter().all(|kl| kl.abs() < 1e-6), "{kl:?}");
         assert!(kl[2] > 1e-3 && kl[3] > 1e-6, "{kl:?}");
         let hits: Vec<_> = all.iter().map(|measured| measured.is_hit).collect();
-        assert_eq!(hits, [true, false, true, true]);
+        assert_eq!(hits, [true, false, true, true, true]);
+        assert_eq!(all[4].span_tokens, 0, "full recomputes what it found, which is no bail-out");
+        assert!(all.iter().all(|measured| !measured.bailed_out));
+        assert!(all[3].deviation > Some(0.0) && all[2].deviation.is_none() && all[3].work > all[2].work && all[4].work > 1.0);
+        assert_eq!((all[2].class.as_deref(), all[0].class.as_deref()), (Some("composition"), None));
         for measured in &all {
             assert_eq!((measured.kl.len(), measured.agrees.len(), measured.prompt_tokens), (8, 8, 247));
             assert!(measured.floor_kl.abs() < 1e-6 && measured.floor_top1 == 1.0);

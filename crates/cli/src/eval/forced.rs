@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use engine::{Executor, ExecutorError, LogProb, ModelRunnerOutput, ProbedSpans, SampledToken, SchedulerOutput, TokenDeviation};
+use engine::{Executor, ExecutorError, LogProb, ModelRunnerOutput, SampledToken, SchedulerOutput};
 use tokens::{RequestId, TokenId};
 
 /// Runs `inner`, and replaces what it samples for requests with a given answer (teacher forcing).
@@ -22,14 +22,10 @@ pub(crate) struct Choice {
     pub(crate) top: Vec<LogProb>,
 }
 
-/// A request's answer, and what was seen of it so far.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Script {
+/// A request's answer, and its choices so far.
+struct Script {
     answer: Vec<TokenId>,
-    /// What it would have said at each position of its answer.
-    pub(crate) choices: Vec<Choice>,
-    /// Mean over its moved tokens of `‖ΔV‖₂ / ‖V‖₂`, before any was recomputed; `None` if nothing was measured.
-    pub(crate) deviation: Option<f64>,
+    choices: Vec<Choice>,
 }
 
 impl<E> Forced<E> {
@@ -40,18 +36,12 @@ impl<E> Forced<E> {
 
     /// The request will say `answer`. To be called before its first step.
     pub(crate) fn force(&mut self, request_id: RequestId, answer: Vec<TokenId>) {
-        self.requests.insert(request_id, Script { answer, ..Script::default() });
+        self.requests.insert(request_id, Script { answer, choices: Vec::new() });
     }
 
-    /// What was seen of the request, which is forgotten. `None` if it was not forced.
-    pub(crate) fn take(&mut self, request_id: RequestId) -> Option<Script> {
-        self.requests.remove(&request_id)
-    }
-
-    fn note(&mut self, probed: &ProbedSpans) {
-        if let Some(script) = self.requests.get_mut(&probed.request_id) {
-            script.deviation = mean_deviation(&probed.deviations);
-        }
+    /// What the request would have said at each position of its answer; the request is forgotten. `None` if it was not forced.
+    pub(crate) fn take(&mut self, request_id: RequestId) -> Option<Vec<Choice>> {
+        self.requests.remove(&request_id).map(|script| script.choices)
     }
 
     fn replace(&mut self, sampled: &mut SampledToken) {
@@ -64,16 +54,9 @@ impl<E> Forced<E> {
     }
 }
 
-fn mean_deviation(measured: &[TokenDeviation]) -> Option<f64> {
-    let relative = |token: &TokenDeviation| f64::from(token.value_l2) / f64::from(token.value_norm.max(f32::MIN_POSITIVE));
-    let sum: f64 = measured.iter().map(relative).sum();
-    (!measured.is_empty()).then(|| sum / measured.len() as f64)
-}
-
 impl<E: Executor> Executor for Forced<E> {
     fn execute_model(&mut self, step: &SchedulerOutput) -> Result<ModelRunnerOutput, ExecutorError> {
         let mut output = self.inner.execute_model(step)?;
-        output.probed.iter().for_each(|probed| self.note(probed));
         output.sampled.iter_mut().for_each(|sampled| self.replace(sampled));
         Ok(output)
     }
@@ -111,7 +94,7 @@ mod tests {
                 }
             }
         }
-        let choices = engine.executor_mut().take(RequestId(1)).map(|script| script.choices);
+        let choices = engine.executor_mut().take(RequestId(1));
         let chosen = choices.as_ref().map(|choices| choices.iter().map(|choice| choice.token).collect::<Vec<_>>());
         assert_eq!((said, chosen), (ids(expected.0), expected.1.map(ids)));
         for choice in choices.unwrap_or_default() {
@@ -133,13 +116,5 @@ mod tests {
     #[test]
     fn an_answer_that_ends_early_leaves_the_rest_to_the_model() {
         check(Some(&[20]), 3, (&[20, 21, 22], Some(&[8])));
-    }
-
-    #[test]
-    fn deviation_is_relative_to_the_values_length() {
-        let token = |value_l2, value_norm| TokenDeviation { value_l2, value_norm, ..TokenDeviation::default() };
-        assert_eq!(mean_deviation(&[token(1.0, 2.0), token(0.0, 4.0)]), Some(0.25));
-        assert_eq!(mean_deviation(&[token(0.0, 0.0)]), Some(0.0));
-        assert_eq!(mean_deviation(&[]), None);
     }
 }

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::policy::label;
+
 /// What was measured. Divergences are in nats, times in milliseconds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Measured {
@@ -25,6 +27,8 @@ pub(crate) struct Measured {
     pub(crate) prompt_tokens: u32,
     /// Tokens found as an exact prefix.
     pub(crate) prefix_tokens: u32,
+    /// The least equal class of its spans.
+    pub(crate) class: Option<String>,
     /// Tokens found in spans, before any was chosen to be recomputed.
     pub(crate) matched_tokens: u32,
     /// Tokens used as the donor had them.
@@ -37,7 +41,7 @@ pub(crate) struct Measured {
     pub(crate) cover: f64,
     /// Share of (token, layer) pairs computed.
     pub(crate) work: f64,
-    /// Mean relative deviation of values over moved tokens, if the policy measured it.
+    /// The deviation that the policy estimated to be left after repair, if it measured any; see `engine::KvUsage::deviation`.
     pub(crate) deviation: Option<f64>,
     /// KL(full ‖ reuse) at each position of full computation's answer.
     pub(crate) kl: Vec<f64>,
@@ -106,11 +110,6 @@ impl Measured {
     pub(crate) fn policy_label(&self) -> String {
         label(&self.policy, self.r)
     }
-}
-
-/// `name@share` of a policy.
-pub(crate) fn label(policy: &str, r: Option<f32>) -> String {
-    r.map_or_else(|| policy.to_owned(), |r| format!("{policy}@{r}"))
 }
 
 /// Arithmetic mean; 0 of nothing.

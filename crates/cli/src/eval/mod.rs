@@ -26,7 +26,7 @@ mod work;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use engine::EngineCore;
+use engine::{EngineCore, SchedulerConfig};
 use tokenizer::{ChatMessage, ChatOptions, EncodedPrompt, Tokenizer};
 use tokens::TokenId;
 
@@ -122,7 +122,8 @@ fn measure(args: &EvalArgs) -> anyhow::Result<EvalReport> {
     }
     let settings = settings(args, &loaded, &tokenizer);
     let report = empty_report(args, &config, &loaded, &settings, plan.num_too_long);
-    let scheduler = loading::scheduler_config(&config, &loaded.model)?;
+    // Nothing but what is asked for may run, and no class of spans may be switched off on the way.
+    let scheduler = SchedulerConfig { verify_share: 0.0, ..loading::scheduler_config(&config, &loaded.model)? };
     let engine = EngineCore::new(scheduler, Forced::new(loaded.model.runner)).context("starting the engine")?;
     let decode = |tokens: &[TokenId]| tokenizer.decode(tokens, true);
     let mut evaluator = Evaluator { alone: Alone::new(engine), settings, decode: &decode };
@@ -196,5 +197,64 @@ fn empty_report(args: &EvalArgs, config: &Config, loaded: &Loaded, settings: &Se
         baseline: args.baseline.map(|policy| policy.to_string()),
         results: Vec::new(),
         requests: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::process::Command;
+
+    use super::*;
+
+    /// Files of the form that `benches/quality/suites.py` reads, with lines enough for each suite.
+    fn write_data(folder: &Path) {
+        let write = |name: &str, lines: &mut dyn Iterator<Item = serde_json::Value>| {
+            let mut file = std::fs::File::create(folder.join(name)).unwrap();
+            lines.for_each(|line| writeln!(file, "{line}").unwrap());
+        };
+        let text = |i: usize| format!("Line {i} of a speech. It goes on for a while.\n").repeat(600);
+        write("longcontext_presidential.jsonl", &mut (0..3).map(|i| serde_json::json!({"id": i.to_string(), "text": text(i)})));
+        let needle = |i: usize| {
+            let (needle, answer) = (format!("The archive door code for the Town{i} office is 3000{i}."), format!("3000{i}"));
+            serde_json::json!({"id": i.to_string(), "needle": needle, "question": "Which code?", "answer": answer})
+        };
+        write("longcontext_needles.jsonl", &mut (0..3).map(needle));
+        let problem = |i: usize| serde_json::json!({"id": i.to_string(), "question": format!("{i}?"), "answer": "1 + 1 = <<1+1=2>>2\n#### 2", "final": "2"});
+        write("gsm8k.jsonl", &mut (0..60).map(problem));
+    }
+
+    #[test]
+    fn the_suites_are_workloads_with_known_measures() {
+        let data = tempfile::tempdir().unwrap();
+        write_data(data.path());
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../benches/quality/suites.py");
+        let output = Command::new("python3").arg(script).arg(data.path()).args(["all", "2"]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let path = data.path().join("suites.jsonl");
+        std::fs::write(&path, output.stdout).unwrap();
+        let files = vec![read(&path).unwrap()];
+        let bytes = |record: &Record| {
+            let text: String = record.messages.iter().map(|message| message.content.as_str()).collect();
+            Ok(EncodedPrompt { token_ids: text.bytes().map(|byte| TokenId(byte.into())).collect(), template: Vec::new() })
+        };
+        let limits = Limits { per_workload: None, max_prompt_tokens: usize::MAX };
+        let plan = Plan::new(files, limits, &bytes).unwrap();
+        // Of each document: two questions at each of three distances, six instructions, one canary; and one problem.
+        assert_eq!((plan.groups.len(), plan.num_recipients()), (2 * (3 + 6 + 1 + 1), 2 * (6 + 6 + 1 + 1)));
+        for group in &plan.groups {
+            let recipients: Vec<_> = group.recipients.iter().map(|recipient| &recipient.request.record).collect();
+            let differs = recipients.iter().all(|record| record.messages != group.donor.record.messages);
+            assert!(differs, "{} has a recipient that asks the same", group.donor.record.id);
+            let is_canary = group.donor.record.workload == "canary";
+            assert_eq!(recipients.iter().any(|record| record.tenant != group.donor.record.tenant), is_canary);
+        }
+    }
+
+    #[test]
+    fn an_unknown_measure_is_refused_before_anything_runs() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        writeln!(file, r#"{{"id":"a","workload":"w","messages":[],"max_tokens":1,"metric":"taste"}}"#).unwrap();
+        assert!(read(file.path()).unwrap_err().to_string().contains("unknown metric \"taste\""));
     }
 }

@@ -11,7 +11,7 @@ use super::summary::{Level, ResultRow};
 const KL: Axis = Axis { label: "mean KL(full || reuse), nat", scale: Scale::Log };
 const WORK: Axis = Axis { label: "share of (token, layer) pairs computed", scale: Scale::Linear };
 const SPEED: Axis = Axis { label: "times sooner to the first token than without cache", scale: Scale::Linear };
-const FORETOLD: Axis = Axis { label: "mean relative deviation of values, before repair", scale: Scale::Log };
+const FORETOLD: Axis = Axis { label: "deviation left after repair, as estimated", scale: Scale::Log };
 
 /// Writes `kl_by_work.svg` and `kl_by_ttft.svg`, the same for each file, and `kl_by_deviation.svg` if a policy measured any.
 ///

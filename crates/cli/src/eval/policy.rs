@@ -1,9 +1,15 @@
-//! What is compared with full computation: itself, exact prefixes, or spans under a rule of repair. Written `name` or `name@share`.
+//! What is compared with full computation: itself, exact prefixes, or spans under a rule of repair.
+//!
+//! Written as [`Repair`] is: `name[@share][+drift][+decode=tokens/every]`, and `+deviation=d` for a budget that stops early.
 
 use std::fmt;
 use std::str::FromStr;
 
 use engine::{Repair, RepairPolicy};
+use semantic::RepairError;
+
+/// Marks the deviation at which a budget stops early; always last.
+const EARLY_STOP: &str = "+deviation=";
 
 /// One way to fill a prompt's KV.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -19,12 +25,12 @@ pub(crate) enum Policy {
 /// Why a text names no policy.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub(crate) enum PolicyError {
-    /// No rule is called so.
+    /// No rule is written so.
     #[error("{0}; and there are off and prefix")]
     Unknown(String),
-    /// The share is no number from 0 to 1.
-    #[error("{0:?} is no share from 0 to 1")]
-    BadShare(String),
+    /// What it may leave is no positive number.
+    #[error("{0:?} is no deviation above 0")]
+    BadDeviation(String),
     /// It has nothing to spend a share on.
     #[error("{0} takes no share")]
     NeedlessShare(String),
@@ -35,11 +41,15 @@ pub(crate) enum PolicyError {
 
 impl Policy {
     /// Its name without a share.
-    pub(crate) const fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> String {
         match self {
-            Self::Off => "off",
-            Self::Prefix => "prefix",
-            Self::Span(repair) => repair.policy.as_str(),
+            Self::Off => "off".to_owned(),
+            Self::Prefix => "prefix".to_owned(),
+            Self::Span(repair) => {
+                let text = repair.to_string();
+                let (rule, extras) = text.split_at(text.find('+').unwrap_or(text.len()));
+                format!("{}{extras}{}", rule.split('@').next().unwrap_or(rule), early_stop(repair))
+            }
         }
     }
 
@@ -57,41 +67,49 @@ fn has_budget(policy: RepairPolicy) -> bool {
     policy.probe().is_some() && policy != RepairPolicy::Full
 }
 
+/// `+deviation=d`, if the budget may stop early.
+fn early_stop(repair: Repair) -> String {
+    if repair.max_deviation > 0.0 { format!("{EARLY_STOP}{}", repair.max_deviation) } else { String::new() }
+}
+
+/// `name@share` of a policy from its two parts.
+pub(crate) fn label(name: &str, ratio: Option<f32>) -> String {
+    let (rule, extras) = name.split_at(name.find('+').unwrap_or(name.len()));
+    ratio.map_or_else(|| name.to_owned(), |ratio| format!("{rule}@{ratio}{extras}"))
+}
+
 impl FromStr for Policy {
     type Err = PolicyError;
 
     fn from_str(text: &str) -> Result<Self, PolicyError> {
-        let (name, share) = text.split_once('@').map_or((text, None), |(name, share)| (name, Some(share)));
-        let rule = match name {
-            "off" | "prefix" => None,
-            _ => Some(name.parse::<RepairPolicy>().map_err(|error| PolicyError::Unknown(error.to_string()))?),
+        match text {
+            "off" => return Ok(Self::Off),
+            "prefix" => return Ok(Self::Prefix),
+            _ => {}
+        }
+        let (text, max_deviation) = match text.split_once(EARLY_STOP) {
+            Some((text, deviation)) => (text, parse_deviation(deviation)?),
+            None => (text, 0.0),
         };
-        let spends = rule.is_some_and(has_budget);
-        let ratio = match share {
-            Some(_) if !spends => return Err(PolicyError::NeedlessShare(name.to_owned())),
-            None if spends => return Err(PolicyError::NoShare(name.to_owned())),
-            Some(share) => parse_share(share)?,
-            None => 0.0,
-        };
-        Ok(match rule {
-            Some(policy) => Self::Span(Repair { policy, ratio }),
-            None if name == "off" => Self::Off,
-            None => Self::Prefix,
-        })
+        let repair: Repair = text.parse().map_err(|error: RepairError| PolicyError::Unknown(error.to_string()))?;
+        let has_share = text.split('+').next().is_some_and(|rule| rule.contains('@'));
+        let name = repair.policy.as_str();
+        match (has_budget(repair.policy), has_share) {
+            (true, false) => Err(PolicyError::NoShare(name.to_owned())),
+            (false, true) => Err(PolicyError::NeedlessShare(name.to_owned())),
+            _ => Ok(Self::Span(Repair { max_deviation, ..repair })),
+        }
     }
 }
 
-fn parse_share(text: &str) -> Result<f32, PolicyError> {
-    let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
-    share.ok_or_else(|| PolicyError::BadShare(text.to_owned()))
+fn parse_deviation(text: &str) -> Result<f32, PolicyError> {
+    let deviation = text.parse().ok().filter(|deviation: &f32| *deviation > 0.0 && deviation.is_finite());
+    deviation.ok_or_else(|| PolicyError::BadDeviation(text.to_owned()))
 }
 
 impl fmt::Display for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.ratio() {
-            Some(ratio) => write!(f, "{}@{ratio}", self.name()),
-            None => f.write_str(self.name()),
-        }
+        f.write_str(&label(&self.name(), self.ratio()))
     }
 }
 
@@ -117,22 +135,39 @@ mod tests {
         check("cacheblend@.15", Ok("cacheblend@0.15"));
         check("impact@0.3", Ok("impact@0.3"));
         check("random@0", Ok("random@0"));
+        check("impact@0.3+drift+decode=3/1+deviation=0.05", Ok("impact@0.3+drift+decode=3/1+deviation=0.05"));
         check("dhd", Err("dhd@0.15"));
     }
 
     #[test]
     fn rules_without_a_budget_have_none() {
-        for name in ["off", "prefix", "none", "full", "epic"] {
+        for name in ["none", "full", "epic"] {
             check(name, Ok(name));
             check(&format!("{name}@.1"), Err("takes no share"));
         }
+        check("off", Ok("off"));
+        check("prefix", Ok("prefix"));
+        check("off@.1", Err("\"off\""));
     }
 
     #[test]
     fn what_is_no_policy_is_refused() {
         check("best@.1", Err("\"best\""));
         for share in ["", "x", "1.5", "-0.1", "nan"] {
-            check(&format!("dhd@{share}"), Err("is no share"));
+            check(&format!("dhd@{share}"), Err("not a number from 0 to 1"));
         }
+        for deviation in ["", "0", "-1", "inf", "0.1+drift"] {
+            check(&format!("dhd@.1+deviation={deviation}"), Err("is no deviation"));
+        }
+        check("dhd@.1+haste", Err("haste"));
+    }
+
+    #[test]
+    fn a_name_and_a_share_make_the_whole_again() {
+        for text in ["prefix", "epic", "none+drift", "dhd@0.3", "impact@0.15+drift+deviation=0.1"] {
+            let policy: Policy = text.parse().unwrap();
+            assert_eq!(label(&policy.name(), policy.ratio()), text);
+        }
+        assert_eq!("impact@0.15+drift".parse::<Policy>().unwrap().name(), "impact+drift");
     }
 }

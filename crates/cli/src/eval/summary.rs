@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::bootstrap::mean_interval;
-use super::measured::{AnswerScores, Measured, label, mean};
+use super::measured::{AnswerScores, Measured, mean};
+use super::policy::label;
 use super::rank::spearman;
 use crate::bench::stats::{median, percentile};
 
@@ -93,9 +94,9 @@ pub(crate) struct ResultRow {
     pub(crate) ttft_ratio_cold: Option<f64>,
     /// Ratios of medians in place of medians of ratios.
     pub(crate) ttft_of_medians: Option<TtftOfMedians>,
-    /// Requests and tokens by where KV came from, of all requests.
+    /// By where KV came from, of all requests: `prefix`, and the classes of spans. One request may count under both.
     pub(crate) by_class: BTreeMap<String, ClassCount>,
-    /// Spearman's rank correlation of what the policy measured before repair with `kl_mean`, over hits.
+    /// Spearman's rank correlation of the deviation that the policy foretold with `kl_mean`, over hits.
     pub(crate) deviation_rho: Option<f64>,
     /// Intervals of 95 %.
     pub(crate) ci95: Intervals,
@@ -127,6 +128,8 @@ pub(crate) struct ClassCount {
     pub(crate) tokens: u64,
     /// Of all.
     pub(crate) token_rate: f64,
+    /// `kl_mean` of those among them that are hits.
+    pub(crate) kl_mean: Option<f64>,
 }
 
 /// Percentile intervals of 95 % of means over hits.
@@ -220,9 +223,10 @@ fn by_policy(level: Level, name: &str, members: &[&Measured], baseline: Option<&
 }
 
 fn difference(baseline: &str, members: &[&Measured], others: &[&Measured]) -> Option<Difference> {
-    let known: BTreeMap<_, _> = others.iter().filter(|other| other.is_hit).map(|other| (other.index, other.mean_kl())).collect();
+    let name = |request: &Measured| (request.file.clone(), request.id.clone());
+    let known: BTreeMap<_, _> = others.iter().filter(|other| other.is_hit).map(|other| (name(other), other.mean_kl())).collect();
     let hits = members.iter().filter(|request| request.is_hit);
-    let values: Vec<_> = hits.filter_map(|request| Some(request.mean_kl() - known.get(&request.index)?)).collect();
+    let values: Vec<_> = hits.filter_map(|request| Some(request.mean_kl() - known.get(&name(request))?)).collect();
     let (n, kl_mean) = (values.len(), mean(&values));
     (n > 0).then(|| Difference { policy: baseline.to_owned(), n, kl_mean, ci95: mean_interval(&values) })
 }
@@ -336,21 +340,28 @@ impl Misses {
 }
 
 fn by_class(members: &[&Measured]) -> BTreeMap<String, ClassCount> {
+    let mut classes: BTreeMap<String, Vec<(&Measured, u32)>> = BTreeMap::new();
+    for request in members {
+        if request.prefix_tokens > 0 {
+            classes.entry("prefix".to_owned()).or_default().push((request, request.prefix_tokens));
+        }
+        if let Some(class) = &request.class {
+            classes.entry(class.clone()).or_default().push((request, request.matched_tokens));
+        }
+    }
     let all_tokens: u64 = members.iter().map(|request| u64::from(request.prompt_tokens)).sum();
-    let count = |tokens_of: fn(&Measured) -> u32| {
-        let requests = members.iter().filter(|request| tokens_of(request) > 0).count();
-        let tokens = members.iter().map(|request| u64::from(tokens_of(request))).sum();
+    let count = |requests: &[(&Measured, u32)]| {
+        let tokens = requests.iter().map(|(_, tokens)| u64::from(*tokens)).sum();
+        let hits = requests.iter().filter(|(request, _)| request.is_hit);
         ClassCount {
-            requests,
-            request_rate: requests as f64 / members.len() as f64,
+            requests: requests.len(),
+            request_rate: requests.len() as f64 / members.len() as f64,
             tokens,
             token_rate: tokens as f64 / all_tokens.max(1) as f64,
+            kl_mean: mean_of(hits.map(|(request, _)| request.mean_kl())),
         }
     };
-    BTreeMap::from([
-        ("prefix".to_owned(), count(|request| request.prefix_tokens)),
-        ("span".to_owned(), count(|request| request.matched_tokens)),
-    ])
+    classes.iter().map(|(class, requests)| (class.clone(), count(requests))).collect()
 }
 
 fn yes(is: bool) -> f64 {
@@ -382,11 +393,13 @@ mod tests {
     fn hit(index: usize, policy: &str, kl: &[f64]) -> Measured {
         Measured {
             index,
+            id: index.to_string(),
             file: "f".to_owned(),
             workload: format!("w/{}", index % 2),
             policy: policy.to_owned(),
             is_hit: true,
             prompt_tokens: 100,
+            class: Some("composition".to_owned()),
             matched_tokens: 90,
             recomputed_tokens: 5,
             cover: 0.95,
@@ -437,12 +450,13 @@ mod tests {
 
     #[test]
     fn misses_stand_apart() {
-        let miss = Measured { is_hit: false, matched_tokens: 0, kl: vec![0.25], agrees: vec![true], ..hit(0, "a", &[]) };
+        let miss = Measured { is_hit: false, class: None, kl: vec![0.25], agrees: vec![true], ..hit(0, "a", &[]) };
         let row = ResultRow::of(Level::All, "all", &[&miss, &hit(0, "a", &[0.5])]);
         assert_eq!((row.n, row.hits, row.kl_mean), (2, 1, Some(0.5)));
         assert_eq!(row.misses, Some(Misses { n: 1, kl_max: 0.25, top1: 1.0, ttft_ratio_prefix: 3.0 }));
-        let span = row.by_class["span"];
-        assert_eq!((span.requests, span.request_rate, span.tokens, span.token_rate), (1, 0.5, 90, 0.45));
+        let found = row.by_class["composition"];
+        let expected = ClassCount { requests: 1, request_rate: 0.5, tokens: 90, token_rate: 0.45, kl_mean: Some(0.5) };
+        assert_eq!((found, row.by_class.len()), (expected, 1));
         let row = ResultRow::of(Level::All, "all", &[&miss]);
         assert_eq!((row.hits, row.kl_mean, row.work, row.ttft_ratio, row.ci95.kl_mean), (0, None, None, None, None));
     }

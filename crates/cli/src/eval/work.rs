@@ -6,7 +6,7 @@ use engine::{KvUsage, Probe, Readers};
 ///
 /// Rows that are computed count in all layers. A probe counts all rows behind the prefix hit in the layers up to the one whose
 /// keys and values it compares, that one included although only its projections are computed; with readers at all layers, the
-/// rows that were not moved count in all layers instead. `announced` is the usage at admission, before the probe; `last` the
+/// rows that were not moved count in all layers once more. `announced` is the usage at admission, before the probe; `last` the
 /// final one. Copies, and the check of layer 0 on a few tokens of a span, do not count.
 pub(crate) fn computed_share(announced: &KvUsage, last: &KvUsage, probe: Option<Probe>, num_layers: u32) -> f64 {
     let layers = f64::from(num_layers);
@@ -20,11 +20,12 @@ pub(crate) fn computed_share(announced: &KvUsage, last: &KvUsage, probe: Option<
 
 fn probed_pairs(announced: &KvUsage, probe: Probe, layers: f64) -> f64 {
     let checked = f64::from(probe.check_layer + 1).min(layers);
-    let of_fresh_rows = match probe.readers {
+    let reading = match probe.readers {
         Readers::FreshRowsAllLayers => layers,
-        Readers::None | Readers::AllRows | Readers::FreshRows => checked,
+        Readers::None | Readers::AllRows | Readers::FreshRows => 0.0,
     };
-    f64::from(announced.span_tokens) * checked + f64::from(announced.computed_tokens) * of_fresh_rows
+    let fresh = f64::from(announced.computed_tokens);
+    (f64::from(announced.span_tokens) + fresh) * checked + fresh * reading
 }
 
 /// The parts of a usage add up to the prompt.
@@ -63,7 +64,7 @@ mod tests {
 
     #[test]
     fn readers_at_all_layers_count_fresh_rows_twice() {
-        check(20, Some((1, Readers::FreshRowsAllLayers)), 0.5 + 0.3 + 0.6 * 0.2);
+        check(20, Some((1, Readers::FreshRowsAllLayers)), 0.5 + 0.3 + 0.9 * 0.2);
     }
 
     #[test]

@@ -5,7 +5,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use semantic::{RepairPolicy, ReusePlan, SpanConfig, SpanIndex, SpanIndexConfig, SpanMatch, plan_reuse};
+use semantic::{
+    PlanTarget, PromptView, RepairPolicy, ReusePlan, Segments, SpanConfig, SpanIndex, SpanIndexConfig, SpanMatch, plan_reuse,
+};
 use tokens::{BlockHash, BlockId, BlockSize, CacheSalt, DonorId, TokenId, TokenRange};
 
 use crate::SpanOutcome;
@@ -25,6 +27,7 @@ pub(crate) struct DonorRegistry {
 struct Donor {
     salt: CacheSalt,
     tokens: std::sync::Arc<[TokenId]>,
+    segments: Segments,
     hashes: Box<[BlockHash]>,
 }
 
@@ -34,6 +37,8 @@ pub(crate) struct Target<'a> {
     pub(crate) salt: CacheSalt,
     pub(crate) tokens: &'a [TokenId],
     pub(crate) template: &'a [TokenRange],
+    /// Where its segments begin.
+    pub(crate) segments: &'a [u32],
     /// End of its prefix hit.
     pub(crate) from: u32,
     pub(crate) policy: RepairPolicy,
@@ -59,7 +64,7 @@ impl DonorRegistry {
     }
 
     /// Keeps the full blocks of a prompt that was computed exactly. A shorter donor that it continues is superseded.
-    pub(crate) fn keep(&mut self, prompt: kv::HashedTokens<'_>) {
+    pub(crate) fn keep(&mut self, prompt: kv::HashedTokens<'_>, segments: Segments) {
         let num_blocks = self.block_size.full_blocks(prompt.tokens.len());
         let tokens = &prompt.tokens[..num_blocks * self.block_size.as_usize()];
         if self.index_config.max_donors == 0 || tokens.len() < self.config.min_span_tokens as usize {
@@ -72,13 +77,13 @@ impl DonorRegistry {
         }
         let superseded: Vec<_> = hashes.iter().filter_map(|hash| self.by_last_block.get(hash).copied()).collect();
         superseded.into_iter().for_each(|donor| self.remove(donor));
-        self.insert(Donor { salt: prompt.salt, tokens: tokens.into(), hashes: hashes.into() }, last);
+        self.insert(Donor { salt: prompt.salt, tokens: tokens.into(), segments, hashes: hashes.into() }, last);
     }
 
     fn insert(&mut self, donor: Donor, last: BlockHash) {
         let id = DonorId(self.next_id);
         self.next_id += 1;
-        let evicted = self.index.insert(donor.salt, id, donor.tokens.clone());
+        let evicted = self.index.insert_segmented(donor.salt, id, donor.tokens.clone(), donor.segments.clone());
         self.by_last_block.insert(last, id);
         self.donors.insert(id, donor);
         evicted.into_iter().for_each(|evicted| self.forget(evicted));
@@ -142,7 +147,9 @@ impl DonorRegistry {
     }
 
     fn plan(&self, target: Target<'_>, matches: &[SpanMatch]) -> ReusePlan {
-        plan_reuse(target.tokens.len() as u32, target.from, matches, target.template, &target.policy.spans(&self.config))
+        let prompt = PromptView { tokens: target.tokens, segments: &segments_of(target.segments, target.template) };
+        let Target { from, template, .. } = target;
+        plan_reuse(&PlanTarget { prompt, from, template }, matches, &self.index, &target.policy.spans(&self.config))
     }
 
     /// The blocks of each donor of `matches`. Donors of whom too little is left to copy are forgotten.
@@ -150,7 +157,7 @@ impl DonorRegistry {
         let mut resident = BTreeMap::new();
         for found in matches {
             resident.entry(found.donor).or_insert_with(|| {
-                let Donor { salt, tokens, hashes } = &self.donors[&found.donor];
+                let Donor { salt, tokens, hashes, .. } = &self.donors[&found.donor];
                 pool.index().match_full_blocks(kv::HashedTokens { salt: *salt, tokens, hashes })
             });
         }
@@ -159,4 +166,9 @@ impl DonorRegistry {
         gone.into_iter().for_each(|donor| self.remove(donor));
         resident
     }
+}
+
+/// Segments that begin at `starts`, and messages, which the tokens of the chat template part.
+pub(crate) fn segments_of(starts: &[u32], template: &[TokenRange]) -> Segments {
+    Segments::from_starts(starts.iter().copied()).parted_by(template)
 }

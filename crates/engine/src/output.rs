@@ -22,6 +22,8 @@ pub struct SchedulerOutput {
     pub span_copies: Vec<SpanCopy>,
     /// Sequences whose moved spans are to be measured then. They are in `sequences` only after tokens to recompute were chosen.
     pub probes: Vec<ProbedSequence>,
+    /// Requests whose last sample is void: they will say something else in its place.
+    pub retracted: Vec<RequestId>,
     /// Sequences to compute, in the order of their batch. Each request occurs at most once.
     pub sequences: Vec<ScheduledSequence>,
 }
@@ -172,6 +174,8 @@ pub struct SampledToken {
     pub request_id: RequestId,
     /// The choice.
     pub token: TokenId,
+    /// By how much the largest logit exceeds the second largest, before temperature and truncation.
+    pub margin: f32,
     /// If the request asked.
     pub logprobs: Option<TokenLogProbs>,
 }

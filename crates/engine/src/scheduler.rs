@@ -43,6 +43,8 @@ pub struct Scheduler {
     pins: Vec<kv::BlockLease>,
     /// Requests the runner may forget, not yet told.
     finished: Vec<RequestId>,
+    /// Requests whose last sample the runner is to forget, not yet told.
+    retracted: Vec<RequestId>,
     /// Not yet reported.
     events: Vec<EngineEvent>,
     /// Whether a step was scheduled and its result is outstanding.
@@ -73,6 +75,7 @@ impl Scheduler {
             verifier: Verifier::new(config.verify_share, semantic::QualityGuard::new(config.guard)),
             pins: Vec::new(),
             finished: Vec::new(),
+            retracted: Vec::new(),
             events: Vec::new(),
             is_step_open: false,
             num_steps: 0,
@@ -183,7 +186,8 @@ impl Scheduler {
             self.enqueue(request, now);
         }
         let finished = std::mem::take(&mut self.finished);
-        let mut step = SchedulerOutput { step: self.num_steps, finished, ..SchedulerOutput::default() };
+        let retracted = std::mem::take(&mut self.retracted);
+        let mut step = SchedulerOutput { step: self.num_steps, finished, retracted, ..SchedulerOutput::default() };
         let mut token_budget = self.config.max_num_batched_tokens;
         let was_preempted = self.continue_running(&mut step, &mut token_budget);
         if !was_preempted {
@@ -335,6 +339,7 @@ fn target_of(sequence: &Sequence, from: u32) -> Target<'_> {
         salt: sequence.request.cache_salt,
         tokens: &sequence.request.prompt_token_ids,
         template: &sequence.request.template,
+        segments: &sequence.request.segments,
         from,
         policy: sequence.request.repair.policy,
     }

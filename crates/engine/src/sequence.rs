@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use semantic::{DecodeRepair, Drift, TokenDeviation, follow_drift};
+use semantic::{DecodeRepair, Drift, Repair, TokenDeviation, follow_drift, select_rows};
 use tokens::{BlockHash, BlockSize, RequestId, TokenId, TokenRange, complement, hash_full_blocks, hash_next_block};
 
 use crate::queue::ArrivalKey;
@@ -27,11 +27,13 @@ pub(crate) struct Sequence {
     num_computed_tokens: u32,
     /// Copied from donors, beyond or behind the frontier. Sorted, disjoint.
     reused: Vec<TokenRange>,
+    /// What was measured of the spans, until the first token is said; empty if nobody will ask for more.
+    measured: Vec<TokenDeviation>,
     /// How far each reused token's V was found to be from a fresh one, in their order; empty unless repair goes on in decode.
     residual: Vec<f32>,
     /// Reused tokens to be recomputed with the next row. Ascending.
     due: Vec<u32>,
-    /// Spans as they were moved, until the prompt is computed; empty unless tokens follow recomputed ones.
+    /// Spans as they were moved.
     moved: Vec<TokenRange>,
     /// Where the prefix hit of the current admission ends.
     prefix_end: u32,
@@ -63,6 +65,7 @@ impl Sequence {
             block_hashes: hash_full_blocks(request.cache_salt, &token_ids, block_size),
             num_computed_tokens: 0,
             reused: Vec::new(),
+            measured: Vec::new(),
             residual: Vec::new(),
             moved: Vec::new(),
             due: Vec::new(),
@@ -145,6 +148,9 @@ impl Sequence {
 
     /// How moved tokens behind the frontier follow the next rows, which end with `last_position`.
     pub(crate) fn drift(&self, last_position: u32) -> Vec<Drift> {
+        if !self.request.repair.drift {
+            return Vec::new();
+        }
         let step = TokenRange::new(self.num_computed_tokens, last_position + 1);
         let recomputed = complement(step, &self.reused);
         let spans = self.moved.iter().map(|span| span.intersect(step)).filter(|span| !span.is_empty());
@@ -189,17 +195,41 @@ impl Sequence {
         if due.is_empty() {
             return Vec::new();
         }
-        let mut positions = self.reused.iter().flat_map(|range| range.positions());
-        self.residual.retain(|_| !positions.next().is_some_and(|position| due.binary_search(&position).is_ok()));
         let taken: Vec<_> = due.iter().map(|&position| TokenRange::new(position, position + 1)).collect();
-        self.reused = self.reused.iter().flat_map(|&range| complement(range, &taken)).collect();
+        self.recompute(&taken);
         due.into_iter().map(|position| Row { token: self.token_ids[position as usize], position }).collect()
+    }
+
+    /// Keeps what was measured in case the first token turns out to be a close call.
+    pub(crate) fn keep_measured(&mut self, measured: &[TokenDeviation]) {
+        if self.request.repair.min_margin > 0.0 && !self.is_exact() {
+            self.measured = measured.to_vec();
+        }
+    }
+
+    /// Chooses anew with twice the budget if the first token was a close call. Once; `None` if that changes nothing.
+    pub(crate) fn reconsider(&mut self, margin: f32) -> Option<Vec<TokenRange>> {
+        let measured = std::mem::take(&mut self.measured);
+        let repair = self.request.repair;
+        let is_close = margin < repair.min_margin && !measured.is_empty();
+        if !is_close || self.usage.is_none_or(|usage| usage.deviation <= repair.max_deviation / 2.0) {
+            return None;
+        }
+        let twice = Repair { ratio: 2.0 * repair.ratio, max_deviation: repair.max_deviation / 2.0, ..repair };
+        let selected = select_rows(twice, self.num_prompt_tokens(), &self.moved, &measured);
+        let is_reused = |range: TokenRange| self.reused.iter().any(|reused| !reused.intersect(range).is_empty());
+        let first = selected.ranges.iter().find(|range| is_reused(**range))?;
+        self.num_computed_tokens = self.num_computed_tokens.min(first.start).max(self.prefix_end);
+        Some(selected.ranges)
     }
 
     /// Computes `selected` after all; parts of what was reused. Returns how many tokens they are.
     pub(crate) fn recompute(&mut self, selected: &[TokenRange]) -> u32 {
-        debug_assert_eq!(self.num_computed_tokens, self.prefix_end, "tokens are chosen before anything is computed");
         let num_before: u32 = self.reused.iter().map(|range| range.len()).sum();
+        let mut positions = self.reused.iter().flat_map(|range| range.positions());
+        let is_selected = |position: u32| selected.iter().any(|range| range.contains(position));
+        self.residual.retain(|_| !positions.next().is_some_and(is_selected));
+        self.due.clear();
         self.reused = self.reused.iter().flat_map(|&range| complement(range, selected)).collect();
         num_before - self.reused.iter().map(|range| range.len()).sum::<u32>()
     }
@@ -210,7 +240,7 @@ impl Sequence {
         self.lease = lease;
         self.prefix_end = prefix_end;
         self.num_computed_tokens = prefix_end;
-        self.moved = if self.request.repair.drift { reused.clone() } else { Vec::new() };
+        self.moved.clone_from(&reused);
         self.reused = reused;
     }
 
@@ -230,6 +260,7 @@ impl Sequence {
 
     fn forget_reused(&mut self) {
         self.reused.clear();
+        self.measured.clear();
         self.residual.clear();
         self.due.clear();
         self.moved.clear();

@@ -38,6 +38,10 @@ pub enum SpanOutcome {
     NoRoom,
     /// Answers of the class were too far from full computation lately.
     SwitchedOff,
+    /// What was measured was beyond repair. Counted besides `Reused`.
+    BailedOut,
+    /// The likeliest first tokens were too near to each other, and more was recomputed. Counted besides `Reused`.
+    LowMargin,
     /// The runner found that a donor's KV disagrees. Counted besides `Reused`.
     FailedCheck,
 }
@@ -50,15 +54,19 @@ pub struct SpanLookups {
 
 impl SpanOutcome {
     /// All of them.
-    pub const ALL: [SpanOutcome; 9] = [
+    pub const ALL: [SpanOutcome; 13] = [
         Self::Reused,
         Self::Rejected(semantic::RejectReason::ALL[0]),
         Self::Rejected(semantic::RejectReason::ALL[1]),
         Self::Rejected(semantic::RejectReason::ALL[2]),
         Self::Rejected(semantic::RejectReason::ALL[3]),
+        Self::Rejected(semantic::RejectReason::ALL[4]),
+        Self::Rejected(semantic::RejectReason::ALL[5]),
         Self::NotResident,
         Self::NoRoom,
         Self::SwitchedOff,
+        Self::BailedOut,
+        Self::LowMargin,
         Self::FailedCheck,
     ];
 
@@ -71,6 +79,8 @@ impl SpanOutcome {
             Self::NotResident => "not_resident",
             Self::NoRoom => "no_room",
             Self::SwitchedOff => "switched_off",
+            Self::BailedOut => "bailed_out",
+            Self::LowMargin => "low_margin",
             Self::FailedCheck => "failed_check",
         }
     }
@@ -107,7 +117,7 @@ mod tests {
         for (i, outcome) in SpanOutcome::ALL.into_iter().enumerate() {
             (0..=i).for_each(|_| lookups.count(outcome));
         }
-        assert_eq!(lookups.iter().map(|(_, count)| count).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        assert_eq!(lookups.iter().map(|(_, count)| count).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]);
         let labels: std::collections::BTreeSet<_> = SpanOutcome::ALL.map(SpanOutcome::label).into();
         assert_eq!(labels.len(), SpanOutcome::ALL.len());
         let reasons = semantic::RejectReason::ALL.map(SpanOutcome::Rejected);

@@ -39,6 +39,12 @@ impl ModelRunner {
         for request_id in &step.finished {
             self.requests.remove(request_id);
         }
+        for request_id in &step.retracted {
+            // A request that was aborted since is known no more.
+            if let Some(state) = self.requests.get_mut(request_id) {
+                state.retract();
+            }
+        }
         for new in &step.new_requests {
             self.requests.insert(new.request_id, RequestState::new(new.sampling.clone(), new.prompt_token_ids.clone()));
         }
@@ -107,8 +113,8 @@ impl ModelRunner {
         for ((row, sequence), logits) in last_rows.iter().zip(logits.chunks_exact_mut(vocab_size)) {
             let request_id = sequence.request_id;
             let state = self.requests.get_mut(&request_id).expect("a scheduled request was announced and has not finished");
-            let (token, logprobs) = state.sample(logits, batch.positions[*row]);
-            sampled.push(SampledToken { request_id, token, logprobs });
+            let (token, margin, logprobs) = state.sample(logits, batch.positions[*row]);
+            sampled.push(SampledToken { request_id, token, margin, logprobs });
         }
         Ok(sampled)
     }

@@ -21,6 +21,7 @@ pub(crate) struct RequestState {
     /// How often each token was generated.
     output_counts: HashMap<u32, u32>,
     num_output_tokens: u32,
+    last_token: Option<u32>,
 }
 
 impl RequestState {
@@ -31,18 +32,36 @@ impl RequestState {
             prompt_vocabulary.sort_unstable();
             prompt_vocabulary.dedup();
         }
-        Self { params, prompt_token_ids, prompt_vocabulary, output_counts: HashMap::new(), num_output_tokens: 0 }
+        Self {
+            params,
+            prompt_token_ids,
+            prompt_vocabulary,
+            output_counts: HashMap::new(),
+            num_output_tokens: 0,
+            last_token: None,
+        }
     }
 
-    /// Chooses the token after `position` and remembers it. Changes `logits`.
-    pub(crate) fn sample(&mut self, logits: &mut [f32], position: u32) -> (TokenId, Option<TokenLogProbs>) {
+    /// Chooses the token after `position` and remembers it; with the distance of the two largest logits. Changes `logits`.
+    pub(crate) fn sample(&mut self, logits: &mut [f32], position: u32) -> (TokenId, f32, Option<TokenLogProbs>) {
         self.adjust(logits);
         let params = &self.params;
         let token = if params.temperature <= 0.0 { argmax(logits) } else { draw(logits, params, uniform(params.seed, position)) };
         let logprobs = params.logprobs.map(|k| log_probs(logits, TokenId(token), k));
         *self.output_counts.entry(token).or_default() += 1;
         self.num_output_tokens += 1;
-        (TokenId(token), logprobs)
+        self.last_token = Some(token);
+        (TokenId(token), margin(logits), logprobs)
+    }
+
+    /// Forgets the last token.
+    pub(crate) fn retract(&mut self) {
+        let Some(token) = self.last_token.take() else { return };
+        self.num_output_tokens -= 1;
+        if let Some(count) = self.output_counts.get_mut(&token) {
+            *count -= 1;
+        }
+        self.output_counts.retain(|_, count| *count > 0);
     }
 
     fn adjust(&self, logits: &mut [f32]) {
@@ -75,6 +94,14 @@ impl RequestState {
             *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
         }
     }
+}
+
+/// The largest minus the second largest.
+fn margin(logits: &[f32]) -> f32 {
+    let (first, second) = logits.iter().fold((f32::NEG_INFINITY, f32::NEG_INFINITY), |(first, second), x| {
+        if *x > first { (*x, first) } else { (first, second.max(*x)) }
+    });
+    first - second
 }
 
 /// The likeliest token, the smallest id among equals.
@@ -243,7 +270,8 @@ mod tests {
 
     #[test]
     fn greedy_takes_the_first_of_equals() {
-        let (token, _) = state(|p| p.temperature = 0.0).sample(&mut [1.0, 5.0, 5.0], 0);
+        let (token, margin, _) = state(|p| p.temperature = 0.0).sample(&mut [1.0, 5.0, 5.0], 0);
+        assert_eq!(margin, 0.0);
         assert_eq!(token, TokenId(1));
     }
 
@@ -280,5 +308,19 @@ mod tests {
         let found = log_probs(&[0.2f32.ln(), 0.5f32.ln(), 0.3f32.ln()], TokenId(0), 2);
         assert!((found.chosen.logprob - 0.2f32.ln()).abs() < 1e-6 && found.chosen.rank == 3);
         assert_eq!(found.top.iter().map(|p| (p.token.0, p.rank)).collect::<Vec<_>>(), [(1, 1), (2, 2)]);
+    }
+
+    #[test]
+    fn what_is_retracted_counts_no_more() {
+        let penalised = |retract: bool| {
+            let mut state = state(|p| (p.temperature, p.presence_penalty) = (0.0, 3.0));
+            let (first, margin, _) = state.sample(&mut [1.0, 5.0, 3.5], 0);
+            assert_eq!((first, margin), (TokenId(1), 1.5));
+            if retract {
+                state.retract();
+            }
+            state.sample(&mut [1.0, 5.0, 3.5], 0).0
+        };
+        assert_eq!((penalised(false), penalised(true)), (TokenId(2), TokenId(1)));
     }
 }

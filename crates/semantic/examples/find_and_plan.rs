@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use semantic::{SpanConfig, SpanIndex, SpanIndexConfig, plan_reuse};
+use semantic::{PlanTarget, PromptView, Segments, SpanConfig, SpanIndex, SpanIndexConfig, plan_reuse};
 use tokens::{CacheSalt, DonorId, TokenId};
 
 const NUM_DONORS: u64 = 10_000;
@@ -62,12 +62,14 @@ fn main() {
 fn report(name: &str, index: &SpanIndex, scope: CacheSalt, config: &SpanConfig, num_documents: u64) {
     let mut times = Vec::new();
     let (mut num_matches, mut num_spans, mut reused) = (0, 0, 0);
+    let segments = Segments::default();
     for repetition in 0..REPETITIONS {
         // Another target each time: one that was just searched for has its postings in the caches.
         let target = prompt(50_000 + repetition as u64, num_documents, 8192);
         let start = Instant::now();
         let matches = index.find(scope, &target, 32);
-        let plan = plan_reuse(8192, 32, &matches, &[], config);
+        let prompt = PromptView { tokens: &target, segments: &segments };
+        let plan = plan_reuse(&PlanTarget { prompt, from: 32, template: &[] }, &matches, index, config);
         times.push(start.elapsed());
         num_matches += matches.len();
         num_spans += plan.spans.len();

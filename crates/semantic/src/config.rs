@@ -1,5 +1,7 @@
 //! The settings of span reuse, and what makes them consistent.
 
+use crate::EditPolicy;
+
 /// Tokens of a shingle: shorter ones occur by chance, longer ones miss short spans. Chosen.
 const SHINGLE_TOKENS: u32 = 16;
 /// Shingles of a sampling window. With 16-token shingles, every 63 consecutive tokens hold a sampled one.
@@ -18,11 +20,20 @@ pub struct SpanConfig {
     pub min_prompt_tokens: u32,
     /// What is left of a span after all mandatory rows is copied only if it has this many tokens in one piece.
     pub min_piece_tokens: u32,
+    /// Equal tokens behind a changed place of their own segment.
+    pub edits: EditPolicy,
 }
 
 impl Default for SpanConfig {
     fn default() -> Self {
-        Self { min_span_tokens: 64, head_tokens: 16, tail_tokens: 16, min_prompt_tokens: 128, min_piece_tokens: 16 }
+        Self {
+            min_span_tokens: 64,
+            head_tokens: 16,
+            tail_tokens: 16,
+            min_prompt_tokens: 128,
+            min_piece_tokens: 16,
+            edits: EditPolicy::default(),
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use tokens::{DonorId, TokenRange};
 
 use crate::SpanMatch;
+use crate::edits::EditedRuns;
 
 /// Matches looked at: the longest. The table grows with its square, and a text that repeats itself has one match per repetition.
 const MAX_CANDIDATES: usize = 256;
@@ -68,6 +69,26 @@ impl Rows {
     }
 }
 
+/// A match that may be chosen.
+#[derive(Clone, Copy)]
+pub(crate) struct Candidate {
+    pub(crate) found: SpanMatch,
+    /// Decides between candidates of equal worth: more is better.
+    pub(crate) preference: f32,
+}
+
+impl Candidate {
+    /// The part at target positions `range`; `None` if that is empty.
+    pub(crate) fn within_target(&self, range: TokenRange) -> Option<Self> {
+        self.found.within_target(range).map(|found| Self { found, ..*self })
+    }
+
+    /// The part left of `end` that is not downstream of an edit.
+    pub(crate) fn behind(&self, edited: &EditedRuns, end: u32) -> Option<Self> {
+        self.within_target(TokenRange::new(edited.end_in(&self.found), end))
+    }
+}
+
 /// A match that ends the best cover up to some section.
 #[derive(Clone, Copy)]
 struct Cell {
@@ -87,7 +108,7 @@ pub(crate) struct Choice {
 /// Parts of `candidates`, by ascending target position and disjoint, with the most rows to copy.
 ///
 /// Each part brings at least `min_gain` rows more than doing without it.
-pub(crate) fn choose_matches(candidates: &[SpanMatch], rows: &Rows, min_gain: u32) -> Vec<Choice> {
+pub(crate) fn choose_matches(candidates: &[Candidate], rows: &Rows, min_gain: u32) -> Vec<Choice> {
     let candidates = in_order_of_preference(candidates);
     let mut table = Table::new(&candidates, rows, min_gain);
     for section in sections(&candidates) {
@@ -96,15 +117,20 @@ pub(crate) fn choose_matches(candidates: &[SpanMatch], rows: &Rows, min_gain: u3
     table.best_cover()
 }
 
-/// The longest candidates, youngest donor first: among equals, the table keeps the first.
-fn in_order_of_preference(candidates: &[SpanMatch]) -> Vec<SpanMatch> {
+/// The longest candidates, the preferred and then the youngest donor first: among equals, the table keeps the first.
+fn in_order_of_preference(candidates: &[Candidate]) -> Vec<SpanMatch> {
     let mut candidates = candidates.to_vec();
     if candidates.len() > MAX_CANDIDATES {
-        candidates.sort_by_key(|found| (Reverse(found.num_tokens), Reverse(found.donor), found.target_pos, found.donor_pos));
+        candidates.sort_by_key(|Candidate { found, .. }| {
+            (Reverse(found.num_tokens), Reverse(found.donor), found.target_pos, found.donor_pos)
+        });
         candidates.truncate(MAX_CANDIDATES);
     }
-    candidates.sort_by_key(|found| (Reverse(found.donor), found.target_pos, found.donor_pos));
-    candidates
+    candidates.sort_by(|a, b| {
+        let key = |found: &SpanMatch| (Reverse(found.donor), found.target_pos, found.donor_pos);
+        b.preference.total_cmp(&a.preference).then_with(|| key(&a.found).cmp(&key(&b.found)))
+    });
+    candidates.into_iter().map(|candidate| candidate.found).collect()
 }
 
 fn sections(candidates: &[SpanMatch]) -> Vec<TokenRange> {

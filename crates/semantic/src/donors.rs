@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use tokens::{CacheSalt, DonorId, TokenId};
 
+use crate::Segments;
+
 /// A kept prompt.
 pub(crate) struct Donor {
     pub(crate) id: DonorId,
     pub(crate) scope: CacheSalt,
     pub(crate) tokens: Arc<[TokenId]>,
+    pub(crate) segments: Segments,
     last_use: u64,
 }
 
@@ -55,14 +58,14 @@ impl Donors {
     }
 
     /// Keeps a donor, whose id must be new, and returns its slot.
-    pub(crate) fn insert(&mut self, id: DonorId, scope: CacheSalt, tokens: Arc<[TokenId]>) -> u32 {
+    pub(crate) fn insert(&mut self, id: DonorId, scope: CacheSalt, tokens: Arc<[TokenId]>, segments: Segments) -> u32 {
         let slot = self.unused.pop().unwrap_or_else(|| {
             self.slots.push(None);
             u32::try_from(self.slots.len() - 1).expect("fewer than 2^32 donors fit into memory")
         });
         self.num_tokens += tokens.len();
         self.num_uses += 1;
-        self.slots[slot as usize] = Some(Donor { id, scope, tokens, last_use: self.num_uses });
+        self.slots[slot as usize] = Some(Donor { id, scope, tokens, segments, last_use: self.num_uses });
         self.slot_of.insert(id, slot);
         self.by_last_use.insert(self.num_uses, slot);
         slot

@@ -14,7 +14,8 @@ use tokens::{CacheSalt, DonorId, TokenId};
 use crate::donors::Donors;
 use crate::minimizer::{Sample, sample};
 use crate::postings::{KeyHasher, Posting, Postings};
-use crate::{SpanIndexConfig, SpanMatch};
+use crate::runs::{common_prefix, common_suffix};
+use crate::{DonorPrompts, PromptView, Segments, SpanIndexConfig, SpanMatch};
 
 /// Earlier prompts, and where their shingles are.
 pub struct SpanIndex {
@@ -80,10 +81,21 @@ impl SpanIndex {
         self.donors.get(donor).map(|donor| &donor.tokens)
     }
 
+    /// [`insert_segmented`](Self::insert_segmented) for a prompt of whose segments nothing is known.
+    pub fn insert(&mut self, scope: CacheSalt, donor: DonorId, tokens: Arc<[TokenId]>) -> Vec<DonorId> {
+        self.insert_segmented(scope, donor, tokens, Segments::default())
+    }
+
     /// Keeps `tokens` as `donor`, in place of what it was before, and returns the donors that had to go, least recently used first.
     ///
     /// `donor` itself is returned if it cannot be kept: too short to hold a span, or too long for the whole index.
-    pub fn insert(&mut self, scope: CacheSalt, donor: DonorId, tokens: Arc<[TokenId]>) -> Vec<DonorId> {
+    pub fn insert_segmented(
+        &mut self,
+        scope: CacheSalt,
+        donor: DonorId,
+        tokens: Arc<[TokenId]>,
+        segments: Segments,
+    ) -> Vec<DonorId> {
         self.remove(donor);
         let fits = tokens.len() <= self.config.max_tokens && self.config.max_donors > 0;
         if tokens.len() < self.config.min_span_tokens as usize || !fits {
@@ -91,7 +103,7 @@ impl SpanIndex {
         }
         let evicted = self.make_room(tokens.len());
         let samples = self.samples(scope, &tokens);
-        let slot = self.donors.insert(donor, scope, tokens);
+        let slot = self.donors.insert(donor, scope, tokens, segments);
         for Sample { key, pos } in samples {
             self.postings.insert(key, Posting { slot, pos });
         }
@@ -195,21 +207,10 @@ impl SpanIndex {
     }
 }
 
-/// Compared at once while all are equal: a cache line of tokens.
-const STRIDE: usize = 16;
-
-fn common_prefix(a: &[TokenId], b: &[TokenId]) -> u32 {
-    let strides = a.as_chunks::<STRIDE>().0.iter().zip(b.as_chunks::<STRIDE>().0);
-    let equal = STRIDE * strides.take_while(|(a, b)| a == b).count();
-    let rest = a[equal..].iter().zip(&b[equal..]).take_while(|(a, b)| a == b);
-    (equal + rest.count()) as u32
-}
-
-fn common_suffix(a: &[TokenId], b: &[TokenId]) -> u32 {
-    let strides = a.as_rchunks::<STRIDE>().1.iter().rev().zip(b.as_rchunks::<STRIDE>().1.iter().rev());
-    let equal = STRIDE * strides.take_while(|(a, b)| a == b).count();
-    let rest = a[..a.len() - equal].iter().rev().zip(b[..b.len() - equal].iter().rev()).take_while(|(a, b)| a == b);
-    (equal + rest.count()) as u32
+impl DonorPrompts for SpanIndex {
+    fn prompt_of(&self, donor: DonorId) -> Option<PromptView<'_>> {
+        self.donors.get(donor).map(|donor| PromptView { tokens: &donor.tokens, segments: &donor.segments })
+    }
 }
 
 #[cfg(test)]

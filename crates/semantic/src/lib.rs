@@ -1,31 +1,52 @@
 //! Given a prompt, finds earlier prompts that share text with it, and says position by position what to copy and what to recompute.
 //!
-//! What is here: an index of exact token spans ([`SpanIndex`]), and the choice among its matches ([`plan_reuse`]).
+//! What is here: an index of exact token spans ([`SpanIndex`]) and one of embeddings ([`EmbeddingIndex`]), which only proposes donors;
+//! the choice among matches ([`plan_reuse`]), which leaves out what stands behind an edit in its own segment ([`EditPolicy`]); whether
+//! the plan saves time ([`CostModel`]); scripts of edits for explanations ([`align`]); who repairs what, and whether it was good enough.
 //! Ids are compared, never texts and never hashes alone: tokens that differ are different content.
 //! What is deliberately not here: KV blocks and whether they are still resident (`kv`, `engine`), and the copying itself.
 
 #![forbid(unsafe_code)]
 
+mod align;
 mod config;
+mod cost;
 mod cover;
 mod donors;
 mod drift;
+mod edits;
+mod embedding;
 mod guard;
 mod index;
+#[cfg(any(test, feature = "invariants"))]
+pub mod invariants;
 mod minimizer;
 mod plan;
 mod postings;
+mod prompt;
+mod runs;
+mod segments;
 mod selection;
+mod similarity;
+mod source;
 mod span;
 #[cfg(test)]
 mod testing;
 
+pub use align::{EditKind, EditOp, EditScript, align};
 pub use config::{SpanConfig, SpanConfigError, SpanIndexConfig};
+pub use cost::{Coefficients, CostConfig, CostModel, Estimate, RepairWork, Work};
 pub use drift::{Drift, follow_drift};
+pub use edits::EditPolicy;
+pub use embedding::{EmbeddingIndex, EmbeddingIndexConfig, Similar};
 pub use guard::{ClassQuality, GuardConfig, QualityGuard, Verdict};
 pub use index::SpanIndex;
 pub use plan::{MatchClass, RejectReason, ReusePlan, ReuseSpan, plan_reuse};
+pub use prompt::{DonorPrompts, PlanTarget, PromptView};
+pub use segments::Segments;
 pub use selection::{
     DecodeRepair, Probe, Readers, Repair, RepairError, RepairPolicy, SelectedRows, TokenDeviation, UnknownPolicy, select_rows,
 };
+pub use similarity::left_context_similarity;
+pub use source::{DonorQuery, DonorSource, Proposal, matches_with};
 pub use span::SpanMatch;

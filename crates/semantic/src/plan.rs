@@ -7,33 +7,32 @@
 //!   A run with the whole past in common has no head: nothing left of it differs. A run that begins at the start of its donor but
 //!   not of the target is covered too: the donor's first tokens, which drew attention as a sequence start does, are its head.
 //! - tokens of the chat template: cheap, highly attended, and summing up what stands left of them.
+//! - what stands behind an edit in its own segment (`edits.rs` says when that is so), to the end of the segment.
 //! - the *tail* of the prompt: the last token has to be computed to get logits, and those before it are the question's.
 
 use tokens::{DonorId, TokenRange, complement};
 
-use crate::cover::{Choice, Rows, choose_matches};
-use crate::{SpanConfig, SpanMatch};
+use crate::cover::{Candidate, Choice, Rows, choose_matches};
+use crate::edits::EditedRuns;
+use crate::{DonorPrompts, EditPolicy, Estimate, PlanTarget, SpanConfig, SpanMatch};
 
 /// Equal tokens directly to the left from which on a span counts as [`MatchClass::SameLeftContext`]. Chosen.
 const LEFT_CONTEXT_TOKENS: u32 = 256;
 
 /// What to copy for one prompt. Everything else right of the prefix hit is computed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ReusePlan {
     /// By ascending `target_pos`, disjoint, right of the prefix hit.
     pub spans: Vec<ReuseSpan>,
     /// Tokens of the chosen runs that are recomputed on purpose.
     pub recomputed_tokens: u32,
+    /// Positions that only donors could have served that have an edit in the same segment. Sorted, disjoint; none under
+    /// [`EditPolicy::Reuse`].
+    pub edited: Vec<TokenRange>,
+    /// What it costs, once a [`CostModel`](crate::CostModel) was asked.
+    pub estimate: Option<Estimate>,
     /// Why `spans` is empty; `None` if and only if it is not.
     pub rejected: Option<RejectReason>,
-}
-
-impl ReusePlan {
-    /// The least equal class of its spans.
-    #[must_use]
-    pub fn class(&self) -> Option<MatchClass> {
-        self.spans.iter().map(|span| span.class).max()
-    }
 }
 
 /// Tokens whose KV is copied.
@@ -68,6 +67,24 @@ pub enum MatchClass {
     SameLeftContext,
     /// Less: text put behind other text.
     Composition,
+    /// Text left of it in its own segment was changed, so that its KV may hold what is no longer true.
+    DownstreamOfEdit,
+}
+
+impl MatchClass {
+    /// All of them, best first.
+    pub const ALL: [MatchClass; 4] = [Self::SamePast, Self::SameLeftContext, Self::Composition, Self::DownstreamOfEdit];
+
+    /// Its name in answers and as a metric label.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::SamePast => "same_past",
+            Self::SameLeftContext => "same_left_context",
+            Self::Composition => "composition",
+            Self::DownstreamOfEdit => "downstream_of_edit",
+        }
+    }
 }
 
 /// Why nothing is reused.
@@ -81,11 +98,16 @@ pub enum RejectReason {
     NoDonor,
     /// What is in common is shorter than `min_span_tokens`, or has to be recomputed anyway.
     TooShort,
+    /// All that is in common stands behind edits in the same segments.
+    Edited,
+    /// Copying would not save enough time.
+    NotWorthIt,
 }
 
 impl RejectReason {
     /// All of them.
-    pub const ALL: [RejectReason; 4] = [Self::PromptTooShort, Self::PrefixCovers, Self::NoDonor, Self::TooShort];
+    pub const ALL: [RejectReason; 6] =
+        [Self::PromptTooShort, Self::PrefixCovers, Self::NoDonor, Self::TooShort, Self::Edited, Self::NotWorthIt];
 
     /// Its name as a metric label.
     #[must_use]
@@ -95,36 +117,104 @@ impl RejectReason {
             Self::PrefixCovers => "prefix_covers",
             Self::NoDonor => "no_donor",
             Self::TooShort => "too_short",
+            Self::Edited => "edited",
+            Self::NotWorthIt => "not_worth_it",
         }
     }
 }
 
-/// Chooses what to copy into a prompt of `prompt_len` tokens whose first `from` tokens are in the pool already.
-///
-/// `matches` may overlap each other and come in any order; `template` is sorted and disjoint.
-/// Maximises the tokens copied, then prefers few and long spans, then few donors, then young donors.
-#[must_use]
-pub fn plan_reuse(prompt_len: u32, from: u32, matches: &[SpanMatch], template: &[TokenRange], config: &SpanConfig) -> ReusePlan {
-    let gap = TokenRange::new(from, prompt_len);
-    if let Some(reason) = rejection_before_search(prompt_len, gap, matches, config) {
-        return ReusePlan { rejected: Some(reason), ..ReusePlan::default() };
+impl ReusePlan {
+    /// The least exact class among its spans; `None` if it has none.
+    #[must_use]
+    pub fn class(&self) -> Option<MatchClass> {
+        self.spans.iter().map(|span| span.class).max()
     }
-    let candidates: Vec<_> = matches
-        .iter()
-        .filter_map(|found| found.within_target(gap))
-        .filter(|found| found.num_tokens >= config.min_span_tokens)
-        .collect();
-    let rows = Rows::new(reusable_rows(gap, template, config), config.head_tokens);
-    let chosen = choose_matches(&candidates, &rows, config.min_piece_tokens);
-    assemble(&chosen, &rows, config.min_piece_tokens)
+
+    /// Tokens that are copied.
+    #[must_use]
+    pub fn num_reused_tokens(&self) -> u32 {
+        self.spans.iter().map(|span| span.num_tokens).sum()
+    }
+
+    /// The positions of a prompt of `prompt_len` tokens with a prefix hit up to `from` that are computed before anything is known of
+    /// their deviation. Sorted, disjoint.
+    #[must_use]
+    pub fn mandatory_rows(&self, from: u32, prompt_len: u32) -> Vec<TokenRange> {
+        let copied: Vec<_> = self.spans.iter().map(ReuseSpan::target_range).collect();
+        complement(TokenRange::new(from, prompt_len), &copied)
+    }
 }
 
-fn rejection_before_search(prompt_len: u32, gap: TokenRange, matches: &[SpanMatch], config: &SpanConfig) -> Option<RejectReason> {
-    if prompt_len < config.min_prompt_tokens {
+/// Chooses what to copy into `target`.
+///
+/// `matches` may overlap each other and come in any order; those whose donor `donors` does not know are left out.
+/// Maximises the tokens copied, then prefers few and long spans, then few donors, then donors by
+/// [`preference`](DonorPrompts::preference), then young donors.
+#[must_use]
+pub fn plan_reuse(target: &PlanTarget<'_>, matches: &[SpanMatch], donors: &impl DonorPrompts, config: &SpanConfig) -> ReusePlan {
+    let known: Vec<_> = matches.iter().filter(|found| donors.prompt_of(found.donor).is_some()).copied().collect();
+    let edited = EditedRuns::of(target.prompt, &known, |donor| donors.prompt_of(donor));
+    let found: Vec<_> =
+        known.into_iter().map(|found| Candidate { found, preference: donors.preference(target, &found) }).collect();
+    let gap = TokenRange::new(target.from, target.prompt.num_tokens());
+    plan_around_edits(gap, &found, &edited, target.template, config)
+}
+
+/// The plan for positions `gap`, the last of which is the last of the prompt.
+fn plan_around_edits(
+    gap: TokenRange,
+    found: &[Candidate],
+    edited: &EditedRuns,
+    template: &[TokenRange],
+    config: &SpanConfig,
+) -> ReusePlan {
+    if let Some(reason) = rejection_before_search(gap, found, config) {
+        return ReusePlan { rejected: Some(reason), ..ReusePlan::default() };
+    }
+    let in_gap: Vec<_> = found.iter().filter_map(|candidate| candidate.within_target(gap)).collect();
+    let behind_edits = match config.edits {
+        EditPolicy::RecomputeSegmentTail => tails(&in_gap, edited),
+        EditPolicy::Reuse => Vec::new(),
+    };
+    let rows = Rows::new(reusable_rows(gap, template, config), config.head_tokens);
+    let mut candidates = match config.edits {
+        EditPolicy::RecomputeSegmentTail => in_gap.iter().filter_map(|candidate| candidate.behind(edited, gap.end)).collect(),
+        EditPolicy::Reuse => in_gap,
+    };
+    candidates.retain(|candidate| candidate.found.num_tokens >= config.min_span_tokens);
+    let chosen = choose_matches(&candidates, &rows, config.min_piece_tokens);
+    let plan = assemble(&chosen, &rows, edited, config.min_piece_tokens);
+    with_edited(plan, &behind_edits)
+}
+
+/// Target positions of `candidates` downstream of an edit. Sorted; they may overlap.
+fn tails(candidates: &[Candidate], edited: &EditedRuns) -> Vec<TokenRange> {
+    let tails = candidates.iter().map(|Candidate { found, .. }| TokenRange::new(found.target_pos, edited.end_in(found)));
+    let mut tails: Vec<_> = tails.filter(|tail| !tail.is_empty()).collect();
+    tails.sort_unstable();
+    tails
+}
+
+/// Notes what of `tails` no other donor serves.
+fn with_edited(mut plan: ReusePlan, tails: &[TokenRange]) -> ReusePlan {
+    let Some(end) = tails.iter().map(|tail| tail.end).max() else { return plan };
+    let all = TokenRange::new(0, end);
+    let mut served = complement(all, tails);
+    served.extend(plan.spans.iter().map(ReuseSpan::target_range));
+    served.sort_unstable();
+    plan.edited = complement(all, &served);
+    if plan.spans.is_empty() {
+        plan.rejected = Some(RejectReason::Edited);
+    }
+    plan
+}
+
+fn rejection_before_search(gap: TokenRange, found: &[Candidate], config: &SpanConfig) -> Option<RejectReason> {
+    if gap.end < config.min_prompt_tokens {
         Some(RejectReason::PromptTooShort)
     } else if gap.len() < config.min_span_tokens {
         Some(RejectReason::PrefixCovers)
-    } else if matches.is_empty() {
+    } else if found.is_empty() {
         Some(RejectReason::NoDonor)
     } else {
         None
@@ -139,13 +229,15 @@ fn reusable_rows(gap: TokenRange, template: &[TokenRange], config: &SpanConfig) 
     pieces
 }
 
-fn assemble(chosen: &[Choice], rows: &Rows, min_piece_tokens: u32) -> ReusePlan {
+fn assemble(chosen: &[Choice], rows: &Rows, edited: &EditedRuns, min_piece_tokens: u32) -> ReusePlan {
     let mut plan = ReusePlan::default();
     let mut runs = Vec::new();
     for Choice { whole, part } in chosen {
-        let pieces = rows.pieces(part).filter(|piece| piece.len() >= min_piece_tokens);
         let num_spans = plan.spans.len();
-        plan.spans.extend(pieces.map(|piece| reuse_span(part.within_target(piece).expect("a piece lies inside its match"))));
+        for piece in rows.pieces(part).filter(|piece| piece.len() >= min_piece_tokens) {
+            let piece = part.within_target(piece).expect("a piece lies inside its match");
+            plan.spans.extend(reuse_spans(piece, edited.end_in(&piece)));
+        }
         if plan.spans.len() > num_spans {
             runs.push(whole.target_range());
         }
@@ -153,8 +245,16 @@ fn assemble(chosen: &[Choice], rows: &Rows, min_piece_tokens: u32) -> ReusePlan 
     if plan.spans.is_empty() {
         plan.rejected = Some(RejectReason::TooShort);
     }
-    plan.recomputed_tokens = size_of_union(runs) - plan.spans.iter().map(|span| span.num_tokens).sum::<u32>();
+    plan.recomputed_tokens = size_of_union(runs) - plan.num_reused_tokens();
     plan
+}
+
+/// `piece` in one or two spans: what is downstream of an edit, up to `edited_end`, is of another class than the rest.
+fn reuse_spans(piece: SpanMatch, edited_end: u32) -> impl Iterator<Item = ReuseSpan> {
+    let stale = piece.within_target(TokenRange::new(piece.target_pos, edited_end));
+    let rest = piece.within_target(TokenRange::new(edited_end, piece.target_range().end));
+    let stale = stale.map(|stale| ReuseSpan { class: MatchClass::DownstreamOfEdit, ..reuse_span(stale) });
+    stale.into_iter().chain(rest.map(reuse_span))
 }
 
 fn size_of_union(mut ranges: Vec<TokenRange>) -> u32 {
@@ -182,8 +282,11 @@ fn reuse_span(found: SpanMatch) -> ReuseSpan {
 
 #[cfg(test)]
 mod tests {
+    use tokens::TokenId;
+
     use super::*;
     use crate::testing::Random;
+    use crate::{PromptView, Segments, SpanIndex, SpanIndexConfig};
 
     const TAIL: u32 = 16;
 
@@ -191,11 +294,18 @@ mod tests {
         SpanMatch { donor: DonorId(donor), donor_pos, target_pos, num_tokens, left_context: 0 }
     }
 
+    /// Plans a prompt without edits.
+    fn plan_unedited(prompt_len: u32, from: u32, matches: &[SpanMatch], template: &[TokenRange]) -> ReusePlan {
+        let found: Vec<_> = matches.iter().map(|&found| Candidate { found, preference: 0.0 }).collect();
+        let gap = TokenRange::new(from, prompt_len);
+        plan_around_edits(gap, &found, &EditedRuns::default(), template, &SpanConfig::default())
+    }
+
     /// Plans a prompt of 1000 tokens. Spans print as `donor@donor_pos -> start..end`.
     #[track_caller]
     fn check(from: u32, matches: &[SpanMatch], template: &[(u32, u32)], expected: &str) -> ReusePlan {
         let template: Vec<_> = template.iter().map(|&(start, end)| TokenRange::new(start, end)).collect();
-        let plan = plan_reuse(1000, from, matches, &template, &SpanConfig::default());
+        let plan = plan_unedited(1000, from, matches, &template);
         let print = |span: &ReuseSpan| format!("{}@{} -> {:?}", span.donor, span.donor_pos, span.target_range());
         let spans: Vec<_> = plan.spans.iter().map(print).collect();
         assert_eq!(spans.join(", "), expected);
@@ -204,7 +314,7 @@ mod tests {
 
     #[track_caller]
     fn check_rejected(prompt_len: u32, from: u32, matches: &[SpanMatch], expected: RejectReason) {
-        let plan = plan_reuse(prompt_len, from, matches, &[], &SpanConfig::default());
+        let plan = plan_unedited(prompt_len, from, matches, &[]);
         assert_eq!(plan, ReusePlan { rejected: Some(expected), ..ReusePlan::default() });
     }
 
@@ -304,12 +414,99 @@ mod tests {
     fn labels_are_distinct() {
         let labels: std::collections::BTreeSet<_> = RejectReason::ALL.iter().map(|reason| reason.label()).collect();
         assert_eq!(labels.len(), RejectReason::ALL.len());
+        let labels: std::collections::BTreeSet<_> = MatchClass::ALL.iter().map(|class| class.label()).collect();
+        assert_eq!(labels.len(), MatchClass::ALL.len());
+    }
+
+    /// Plans a target that is donor 1, 300 tokens in three segments, with token 120 changed and `tail` after it. Donor 2 is the
+    /// third segment, if `with_other`.
+    #[track_caller]
+    fn check_edit(edits: EditPolicy, with_other: bool, expected: &str) -> ReusePlan {
+        let config = SpanConfig { edits, ..SpanConfig::default() };
+        let donor: Vec<_> = (0..400).map(TokenId).collect();
+        let mut target = donor.clone();
+        target[120] = TokenId(999);
+        target.extend((500..520).map(TokenId));
+        let segments = Segments::from_starts([100, 250]);
+        let mut index = SpanIndex::new(SpanIndexConfig::for_spans(&config));
+        let scope = tokens::CacheSalt(0);
+        index.insert_segmented(scope, DonorId(1), donor.as_slice().into(), segments.clone());
+        if with_other {
+            index.insert(scope, DonorId(2), target[60..240].into());
+        }
+        let prompt = PromptView { tokens: &target, segments: &segments };
+        let matches = index.find(scope, &target, 0);
+        let plan = plan_reuse(&PlanTarget { prompt, from: 0, template: &[] }, &matches, &index, &config);
+        let print = |span: &ReuseSpan| format!("{} {:?} {}", span.donor, span.target_range(), span.class.label());
+        assert_eq!(plan.spans.iter().map(print).collect::<Vec<_>>().join(", "), expected);
+        plan
+    }
+
+    #[test]
+    fn the_tail_of_an_edited_segment_is_recomputed() {
+        let expected = "d1 0..120 same_past, d1 250..400 composition";
+        let plan = check_edit(EditPolicy::RecomputeSegmentTail, false, expected);
+        assert_eq!(plan.edited, [TokenRange::new(121, 250)]);
+    }
+
+    #[test]
+    fn a_donor_without_the_edit_serves_the_tail() {
+        let expected = "d1 0..120 same_past, d2 120..240 composition, d1 250..400 composition";
+        let plan = check_edit(EditPolicy::RecomputeSegmentTail, true, expected);
+        assert_eq!(plan.edited, [TokenRange::new(240, 250)]);
+    }
+
+    #[test]
+    fn reuse_behind_an_edit_is_classed() {
+        let expected = "d1 0..120 same_past, d1 137..250 downstream_of_edit, d1 250..400 composition";
+        let plan = check_edit(EditPolicy::Reuse, false, expected);
+        assert_eq!((plan.edited.len(), plan.class()), (0, Some(MatchClass::DownstreamOfEdit)));
+    }
+
+    #[test]
+    fn a_prompt_that_is_edited_throughout_is_rejected() {
+        let donor: Vec<_> = (0..400).map(TokenId).collect();
+        let mut target = donor.clone();
+        target[10] = TokenId(999);
+        let mut index = SpanIndex::new(SpanIndexConfig::default());
+        index.insert(tokens::CacheSalt(0), DonorId(1), donor.into());
+        let matches = index.find(tokens::CacheSalt(0), &target, 0);
+        let prompt = PromptView { tokens: &target, segments: &Segments::default() };
+        let plan = plan_reuse(&PlanTarget { prompt, from: 0, template: &[] }, &matches, &index, &SpanConfig::default());
+        assert_eq!((plan.rejected, plan.edited), (Some(RejectReason::Edited), vec![TokenRange::new(11, 400)]));
+    }
+
+    /// Donors that are kept under any id and liked by it.
+    struct Liked(SpanIndex);
+
+    impl DonorPrompts for Liked {
+        fn prompt_of(&self, donor: DonorId) -> Option<PromptView<'_>> {
+            self.0.prompt_of(donor)
+        }
+
+        fn preference(&self, _target: &PlanTarget<'_>, found: &SpanMatch) -> f32 {
+            if found.donor == DonorId(2) { 0.9 } else { 0.1 }
+        }
+    }
+
+    #[test]
+    fn of_equal_spans_the_preferred_one_is_taken() {
+        let text = Random(3).tokens(200, 50_000);
+        let mut donors = Liked(SpanIndex::new(SpanIndexConfig::default()));
+        for id in 1..4 {
+            donors.0.insert(tokens::CacheSalt(0), DonorId(id), text.as_slice().into());
+        }
+        let target = [vec![TokenId(7)], text].concat();
+        let matches = donors.0.find(tokens::CacheSalt(0), &target, 0);
+        let prompt = PromptView { tokens: &target, segments: &Segments::default() };
+        let plan = plan_reuse(&PlanTarget { prompt, from: 0, template: &[] }, &matches, &donors, &SpanConfig::default());
+        assert_eq!(plan.spans.iter().map(|span| span.donor.0).collect::<Vec<_>>(), [2]);
     }
 
     /// A target made of pieces of donors and noise, found by the index, planned with random template ranges.
     struct World {
-        donors: Vec<Vec<tokens::TokenId>>,
-        target: Vec<tokens::TokenId>,
+        index: SpanIndex,
+        target: Vec<TokenId>,
         template: Vec<TokenRange>,
         from: u32,
         matches: Vec<SpanMatch>,
@@ -318,7 +515,7 @@ mod tests {
     fn world(seed: u64) -> World {
         let mut random = Random(seed);
         let alphabet = [3, 50_000][random.below(2)];
-        let mut index = crate::SpanIndex::new(crate::SpanIndexConfig::default());
+        let mut index = SpanIndex::new(SpanIndexConfig::default());
         let scope = tokens::CacheSalt(0);
         let mut donors: Vec<Vec<_>> = vec![random.tokens(400, alphabet)];
         for _ in 0..4 {
@@ -342,7 +539,7 @@ mod tests {
         target.extend(random.tokens(20, alphabet));
         let from = random.below(target.len() / 2) as u32;
         let matches = index.find(scope, &target, from);
-        World { donors, target, template, from, matches }
+        World { index, target, template, from, matches }
     }
 
     #[test]
@@ -350,10 +547,12 @@ mod tests {
         let config = SpanConfig::default();
         let mut num_spans = 0;
         for seed in 0..400 {
-            let World { donors, target, mut template, from, matches } = world(seed);
+            let World { index, target, mut template, from, matches } = world(seed);
             template.dedup_by(|later, earlier| later.start < earlier.end);
             let prompt_len = target.len() as u32;
-            let plan = plan_reuse(prompt_len, from, &matches, &template, &config);
+            let segments = Segments::default().parted_by(&template);
+            let prompt = PromptView { tokens: &target, segments: &segments };
+            let plan = plan_reuse(&PlanTarget { prompt, from, template: &template }, &matches, &index, &config);
             assert_eq!(plan.spans.is_empty(), plan.rejected.is_some());
             let mut free_from = from;
             for span in &plan.spans {
@@ -362,20 +561,19 @@ mod tests {
                 assert!(range.len() >= config.min_piece_tokens);
                 free_from = range.end;
                 assert!(template.iter().all(|hole| hole.intersect(range).is_empty()));
-                let donor = &donors[span.donor.0 as usize];
+                let donor = index.tokens_of(span.donor).unwrap();
                 let donor_range = span.donor_pos as usize..(span.donor_pos + span.num_tokens) as usize;
                 assert_eq!(donor[donor_range], target[range.as_usize()]);
                 check_left_context(span, donor, &target, config.head_tokens);
                 num_spans += 1;
             }
-            let reused: u32 = plan.spans.iter().map(|span| span.num_tokens).sum();
-            assert!(reused + plan.recomputed_tokens <= prompt_len - from);
+            assert!(plan.num_reused_tokens() + plan.recomputed_tokens <= prompt_len - from);
         }
         assert!(num_spans > 400, "{num_spans} spans are too few to mean much");
     }
 
     /// Left of a reused token stand `head_tokens` equal ones, or its whole past is equal.
-    fn check_left_context(span: &ReuseSpan, donor: &[tokens::TokenId], target: &[tokens::TokenId], head_tokens: u32) {
+    fn check_left_context(span: &ReuseSpan, donor: &[TokenId], target: &[TokenId], head_tokens: u32) {
         let (donor, target) = (&donor[..span.donor_pos as usize], &target[..span.target_pos as usize]);
         let equal = donor.iter().rev().zip(target.iter().rev()).take_while(|(a, b)| a == b).count();
         assert!(equal >= head_tokens as usize || (equal == donor.len() && equal == target.len()));
@@ -384,7 +582,7 @@ mod tests {
     #[test]
     fn a_repetitive_prompt_is_planned_too() {
         let matches: Vec<_> = (0..1000).map(|i| span(i % 3, i as u32, 20 + i as u32 % 700, 200)).collect();
-        let plan = plan_reuse(1000, 0, &matches, &[], &SpanConfig::default());
+        let plan = plan_unedited(1000, 0, &matches, &[]);
         let reused: u32 = plan.spans.iter().map(|span| span.num_tokens).sum();
         assert!(reused > 600, "{reused}");
     }

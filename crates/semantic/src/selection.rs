@@ -22,6 +22,11 @@ pub struct Repair {
     pub ratio: f32,
     /// No more are chosen once the deviation of the others is at most this; 0 spends the whole budget.
     pub max_deviation: f32,
+    /// Everything is computed if the deviation is above this at the end of the budget; 0 never gives up.
+    pub bail_out: f32,
+    /// If the two likeliest first tokens are nearer than this in their logits, and the deviation is not negligible, the budget is
+    /// doubled once before anything is said; 0 never looks.
+    pub min_margin: f32,
     /// Whether tokens that are not recomputed follow those that are; see [`crate::follow_drift`].
     pub drift: bool,
     /// What goes on after the first token; `None` leaves the rest as it is.
@@ -123,7 +128,15 @@ impl Repair {
     /// Nothing but what is known before anything is computed: heads of spans, template tokens, the prompt's tail.
     #[must_use]
     pub const fn structural() -> Self {
-        Self { policy: RepairPolicy::Epic, ratio: 0.0, max_deviation: 0.0, drift: false, decode: None }
+        Self {
+            policy: RepairPolicy::Epic,
+            ratio: 0.0,
+            max_deviation: 0.0,
+            bail_out: 0.0,
+            min_margin: 0.0,
+            drift: false,
+            decode: None,
+        }
     }
 }
 

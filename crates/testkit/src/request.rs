@@ -61,6 +61,13 @@ impl RequestBuilder {
         self
     }
 
+    /// Where its segments begin.
+    #[must_use]
+    pub fn segments(mut self, segments: Vec<u32>) -> Self {
+        self.0.segments = segments;
+        self
+    }
+
     /// When it arrived.
     #[must_use]
     pub fn arrival_micros(mut self, micros: u64) -> Self {

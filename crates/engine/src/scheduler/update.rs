@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use tokens::RequestId;
 
 use super::Scheduler;
+use crate::donors::segments_of;
 use crate::sequence::Sequence;
 use crate::verifier::Case;
 use crate::{
@@ -67,8 +68,15 @@ impl Scheduler {
     fn repair(&mut self, probe: &ProbedSequence, measured: &[semantic::TokenDeviation]) {
         let request_id = probe.request_id;
         let sequence = self.sequences.get_mut(&request_id).expect("a probed sequence is known");
-        let selected = semantic::select_rows(sequence.request.repair, sequence.num_prompt_tokens(), sequence.reused(), measured);
+        let repair = sequence.request.repair;
+        let mut selected = semantic::select_rows(repair, sequence.num_prompt_tokens(), sequence.reused(), measured);
+        let gives_up = repair.bail_out > 0.0 && selected.deviation > repair.bail_out;
+        if gives_up {
+            selected = semantic::SelectedRows { ranges: probe.reused.clone(), deviation: 0.0 };
+            self.span_lookups.count(SpanOutcome::BailedOut);
+        }
         let num_selected = sequence.recompute(&selected.ranges);
+        sequence.keep_measured(measured);
         sequence.keep_residual(&probe.reused, measured);
         let usage = sequence.usage.as_mut().expect("it was admitted");
         usage.recompute(num_selected);
@@ -102,8 +110,15 @@ impl Scheduler {
             self.report_prompt(request_id);
         }
         let sequence = self.sequences.get_mut(&request_id).expect("a scheduled sequence is known");
-        if let Some(SampledToken { request_id: sampled_for, token, logprobs }) = sampled {
+        if let Some(SampledToken { request_id: sampled_for, token, margin, logprobs }) = sampled {
             assert_eq!(sampled_for, request_id, "tokens are sampled in the order of the sequences");
+            if let Some(selected) = sequence.reconsider(margin) {
+                let num_selected = sequence.recompute(&selected);
+                sequence.usage.as_mut().expect("it was admitted").recompute(num_selected);
+                self.span_lookups.count(SpanOutcome::LowMargin);
+                self.retracted.push(request_id);
+                return;
+            }
             sequence.append(token, self.config.block_size);
             let logprobs = sequence.note(logprobs);
             self.events.push(EngineEvent::Token { request_id, token, logprobs });
@@ -144,7 +159,8 @@ impl Scheduler {
         }
         if sequence.request.store && sequence.is_exact() {
             let tokens = &sequence.request.prompt_token_ids[..];
-            self.donors.keep(kv::HashedTokens { tokens, ..sequence.hashed() });
+            let segments = segments_of(&sequence.request.segments, &sequence.request.template);
+            self.donors.keep(kv::HashedTokens { tokens, ..sequence.hashed() }, segments);
         }
     }
 

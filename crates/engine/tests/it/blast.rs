@@ -71,6 +71,8 @@ fn random_repair(random: &mut Random) -> Repair {
         policy: policies[random.below(policies.len() as u64) as usize],
         ratio: random.below(4) as f32 / 4.0,
         max_deviation: random.below(3) as f32 / 50.0,
+        bail_out: random.below(3) as f32 / 5.0,
+        min_margin: random.below(3) as f32,
         drift: random.one_in(2),
         decode: random.one_in(2).then_some(decode),
     }

@@ -229,6 +229,9 @@ impl Memory {
         for new in &step.new_requests {
             assert!(self.announced.insert(new.request_id), "{} is announced twice", new.request_id);
         }
+        for retracted in &step.retracted {
+            self.known.get_mut(retracted).expect("only what was said is retracted").tokens.pop();
+        }
         for finished in &step.finished {
             assert!(self.announced.remove(finished), "{finished} ends without having been announced");
         }
@@ -274,7 +277,8 @@ impl Executor for Memory {
             if sequence.sample {
                 let token = next_token(known.salt, &known.tokens);
                 known.tokens.push(token);
-                output.sampled.push(SampledToken { request_id, token, logprobs: None });
+                let margin = self.random.below(30) as f32 / 10.0;
+                output.sampled.push(SampledToken { request_id, token, margin, logprobs: None });
             }
             if known.prompt_logprobs {
                 let following = sequence.rows.iter().map(|row| row.position + 1);

@@ -1,6 +1,6 @@
 //! What may be shared with whom.
 
-use engine::{EngineEvent, FinishReason, KvSharingMode, KvUsage, SpanOutcome};
+use engine::{EngineEvent, FinishReason, KvSharingMode, KvUsage, RejectReason, SpanOutcome};
 use testkit::{RequestBuilder, passage};
 use tokens::{RequestId, TokenRange};
 
@@ -96,6 +96,19 @@ fn a_donor_gives_way_to_one_that_continues_it() {
 #[test]
 fn template_tokens_inside_a_span_are_computed() {
     check([first("doc", 32), asking(2, "q").template(vec![TokenRange::new(20, 25)])], 0, 25);
+}
+
+/// Eight tokens, a fact of two and two passages of 32 tokens, the second of which begins a segment if `starts` says so.
+fn stating(id: u64, fact: &str, starts: &[u32]) -> RequestBuilder {
+    let prompt = [passage("a", 8), passage(fact, 2), passage("doc", 32), passage("rest", 32), passage(fact, 6)].concat();
+    RequestBuilder::new(id, &prompt).segments(starts.to_vec()).sharing(KvSharingMode::Span)
+}
+
+#[test]
+fn behind_a_changed_fact_its_segment_is_computed() {
+    check([stating(1, "old", &[42]), stating(2, "new", &[42])], 8, 32);
+    let world = check([stating(1, "old", &[]), stating(2, "new", &[])], 8, 0);
+    assert_eq!(world.scheduler.stats().span_lookups.get(SpanOutcome::Rejected(RejectReason::Edited)), 1);
 }
 
 #[test]

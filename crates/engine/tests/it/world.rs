@@ -13,7 +13,14 @@ pub(crate) fn config(num_blocks: usize) -> SchedulerConfig {
         block_size: BlockSize::new(4).unwrap(),
         max_num_batched_tokens: 16,
         max_num_seqs: 4,
-        spans: SpanConfig { min_span_tokens: 16, head_tokens: 2, tail_tokens: 2, min_prompt_tokens: 20, min_piece_tokens: 2 },
+        spans: SpanConfig {
+            min_span_tokens: 16,
+            head_tokens: 2,
+            tail_tokens: 2,
+            min_prompt_tokens: 20,
+            min_piece_tokens: 2,
+            ..SpanConfig::default()
+        },
         ..SchedulerConfig::new(num_blocks, 512)
     }
 }

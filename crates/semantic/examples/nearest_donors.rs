@@ -1,0 +1,63 @@
+//! Times the search for similar prompts among 10,000 donors, on one core.
+//!
+//! `cargo run --release -p semantic --example nearest_donors`
+//!
+//! One vector a donor, of as many dimensions as small sentence embedders and small language models have. Each query is timed five
+//! times and its median counts: what is asked for is the work of the slowest queries, not what else the machine did meanwhile. Nothing
+//! of an index of this size stays in a core's own caches from one time to the next.
+
+use std::time::Instant;
+
+use semantic::{DonorQuery, DonorSource, EmbeddingIndex, EmbeddingIndexConfig};
+use tokens::{CacheSalt, DonorId};
+
+const NUM_DONORS: u64 = 10_000;
+const NUM_TOPICS: u64 = 500;
+const REPETITIONS: u64 = 2_000;
+const SEED: u64 = 1;
+
+/// Number `i` of stream `stream`, in -1..1 (finaliser of SplitMix64).
+fn random(stream: u64, i: u64) -> f32 {
+    let x = (SEED ^ stream.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_add(i.wrapping_mul(0xd1b5_4a32_d192_ed03));
+    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((x ^ (x >> 31)) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+}
+
+/// A vector near that of a topic.
+fn vector(stream: u64, num_dimensions: usize) -> Vec<f32> {
+    let topic = 1_000_000 + stream % NUM_TOPICS;
+    (0..num_dimensions as u64).map(|i| random(topic, i) + 0.4 * random(stream, i)).collect()
+}
+
+fn main() {
+    println!("{NUM_DONORS} donors, {NUM_TOPICS} topics, seed {SEED}, {REPETITIONS} repetitions");
+    for num_dimensions in [384, 576, 896] {
+        let mut index = EmbeddingIndex::new(EmbeddingIndexConfig::new(num_dimensions));
+        for id in 0..NUM_DONORS {
+            index.insert(CacheSalt(1), DonorId(id), &[&vector(id, num_dimensions)]);
+        }
+        let mut times = Vec::new();
+        let mut num_proposals = 0;
+        for repetition in 0..REPETITIONS {
+            let embedding = vector(5_000_000 + repetition, num_dimensions);
+            let query = DonorQuery { scope: CacheSalt(1), tokens: &[], from: 0, embedding: Some(&embedding) };
+            let mut tries = [(); 5].map(|()| {
+                let start = Instant::now();
+                num_proposals += index.propose(&query, 8).len();
+                start.elapsed()
+            });
+            tries.sort();
+            times.push(tries[2]);
+        }
+        times.sort();
+        let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e3;
+        let proposals = num_proposals as f64 / 5.0 / REPETITIONS as f64;
+        println!(
+            "{num_dimensions} dimensions: p50 {:.3} ms, p99 {:.3} ms, max {:.3} ms, {proposals:.1} proposals",
+            at(0.5),
+            at(0.99),
+            at(1.0)
+        );
+    }
+}

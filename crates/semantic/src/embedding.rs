@@ -1,0 +1,385 @@
+//! Which donors mean something similar: int8 vectors, all of them looked at.
+//!
+//! Vectors are scaled to length one and rounded to 8 bits with a scale of their own, so that the scan reads a byte a dimension and adds
+//! integers. Looking at all of them is exact but for the rounding, needs no building, and forgets a donor at once.
+//! Of most vectors only the first half is read: with `q = (q1, q2)` and `v = (v1, v2)`, `q v <= q1 v1 + |q2| |v2|` (Cauchy and Schwarz),
+//! and where that is below the floor, the rest cannot lift it.
+//! The answer ranks donors. It is no authority on what may be reused: that is decided by comparing ids.
+
+use std::collections::BTreeMap;
+
+use tokens::{CacheSalt, DonorId};
+
+/// Largest code: symmetric, so that a code and its negative are equally far from 0.
+const MAX_CODE: f32 = 127.0;
+
+/// Settings of an index of embeddings.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EmbeddingIndexConfig {
+    /// Numbers in a vector. At least 1.
+    pub num_dimensions: usize,
+    /// Vectors of all scopes together. A donor has one for its prompt and as many as it likes for segments.
+    pub max_vectors: usize,
+    /// Vectors less similar than this are not returned.
+    pub min_cosine: f32,
+}
+
+impl EmbeddingIndexConfig {
+    /// 50,000 vectors of `num_dimensions`, of which those of cosine .8 and more are similar.
+    #[must_use]
+    pub fn new(num_dimensions: usize) -> Self {
+        Self { num_dimensions, max_vectors: 50_000, min_cosine: 0.8 }
+    }
+}
+
+/// A vector near a query.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Similar {
+    /// Whose.
+    pub donor: DonorId,
+    /// Which of its vectors, in the order in which they were inserted.
+    pub part: u32,
+    /// Cosine of the angle between both, right to about .01.
+    pub cosine: f32,
+}
+
+/// Vectors of donors, by scope.
+pub struct EmbeddingIndex {
+    config: EmbeddingIndexConfig,
+    shelves: BTreeMap<CacheSalt, Shelf>,
+    donors: BTreeMap<DonorId, Entry>,
+    /// Donor by last use. Uses are counted, not timed.
+    by_last_use: BTreeMap<u64, DonorId>,
+    num_uses: u64,
+    num_vectors: usize,
+}
+
+/// The vectors of one scope, in rows without gaps.
+#[derive(Default)]
+struct Shelf {
+    /// First halves, `[num_rows, num_dimensions.div_ceil(2)]`.
+    heads: Vec<i8>,
+    /// Second halves, `[num_rows, num_dimensions / 2]`.
+    tails: Vec<i8>,
+    /// What a code of each row is multiplied by.
+    scales: Vec<f32>,
+    /// Length of each row's second half.
+    tail_lengths: Vec<f32>,
+    /// Donor and part of each row.
+    owners: Vec<(DonorId, u32)>,
+}
+
+/// What is kept of a donor.
+struct Entry {
+    scope: CacheSalt,
+    /// Its rows, by part.
+    rows: Vec<u32>,
+    last_use: u64,
+}
+
+/// A vector in 8 bits, kept in 16: the scan need not widen the query again for each row.
+struct Quantised {
+    head: Vec<i16>,
+    tail: Vec<i16>,
+    scale: f32,
+    tail_length: f32,
+}
+
+/// Added to a bound before it is compared, as both sides were rounded.
+const ROUNDING: f32 = 1e-4;
+
+impl EmbeddingIndex {
+    /// An empty index.
+    ///
+    /// # Panics
+    /// If `config` has no dimensions.
+    #[must_use]
+    pub fn new(config: EmbeddingIndexConfig) -> Self {
+        assert!(config.num_dimensions > 0, "a vector has at least one dimension");
+        let (shelves, donors, by_last_use) = Default::default();
+        Self { config, shelves, donors, by_last_use, num_uses: 0, num_vectors: 0 }
+    }
+
+    /// Vectors kept.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.num_vectors
+    }
+
+    /// Whether no vector is kept.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.num_vectors == 0
+    }
+
+    /// Keeps `vectors`, of any length greater than 0, as those of `donor`, in place of what it had, and returns the donors that had to
+    /// go, least recently used first.
+    ///
+    /// `donor` itself is returned if it cannot be kept: no vectors, too many, or one without a direction (zero, not finite).
+    ///
+    /// # Panics
+    /// If a vector has another number of dimensions than the index.
+    pub fn insert(&mut self, scope: CacheSalt, donor: DonorId, vectors: &[&[f32]]) -> Vec<DonorId> {
+        self.remove(donor);
+        let quantised: Option<Vec<_>> = vectors.iter().map(|vector| self.quantised(vector)).collect();
+        let Some(vectors) = quantised.filter(|vectors| (1..=self.config.max_vectors).contains(&vectors.len())) else {
+            return vec![donor];
+        };
+        let mut evicted = Vec::new();
+        while self.num_vectors + vectors.len() > self.config.max_vectors {
+            let (_, &oldest) = self.by_last_use.first_key_value().expect("an empty index has room");
+            self.remove(oldest);
+            evicted.push(oldest);
+        }
+        let shelf = self.shelves.entry(scope).or_default();
+        let rows: Vec<_> = (0..).zip(&vectors).map(|(part, vector)| shelf.push((donor, part), vector)).collect();
+        self.num_vectors += rows.len();
+        self.num_uses += 1;
+        self.by_last_use.insert(self.num_uses, donor);
+        self.donors.insert(donor, Entry { scope, rows, last_use: self.num_uses });
+        evicted
+    }
+
+    /// Forgets `donor`; whether it was there.
+    pub fn remove(&mut self, donor: DonorId) -> bool {
+        let Some(Entry { scope, mut rows, last_use }) = self.donors.remove(&donor) else { return false };
+        self.by_last_use.remove(&last_use);
+        self.num_vectors -= rows.len();
+        let shelf = self.shelves.get_mut(&scope).expect("a donor's scope has a shelf");
+        // From the last row on, so that no row that is still to go changes places.
+        rows.sort_unstable();
+        for row in rows.into_iter().rev() {
+            if let Some((owner, part)) = shelf.swap_remove(row) {
+                let owner = self.donors.get_mut(&owner).expect("a row of a removed donor is removed with it");
+                owner.rows[part as usize] = row;
+            }
+        }
+        if shelf.owners.is_empty() {
+            self.shelves.remove(&scope);
+        }
+        true
+    }
+
+    /// Forgets all donors of `scope` and returns how many they were.
+    pub fn remove_scope(&mut self, scope: CacheSalt) -> usize {
+        let gone: Vec<_> = self.donors.iter().filter(|(_, entry)| entry.scope == scope).map(|(&donor, _)| donor).collect();
+        gone.iter().filter(|&&donor| self.remove(donor)).count()
+    }
+
+    /// Notes a use of `donor`, so that others go before it. Nothing happens if it is not kept.
+    pub fn touch(&mut self, donor: DonorId) {
+        let Some(entry) = self.donors.get_mut(&donor) else { return };
+        self.num_uses += 1;
+        self.by_last_use.remove(&entry.last_use);
+        entry.last_use = self.num_uses;
+        self.by_last_use.insert(self.num_uses, donor);
+    }
+
+    /// The `max` vectors of `scope` nearest to `query`, of any length greater than 0, and not below the least cosine; the nearest first,
+    /// among equals the youngest donor's. None for a query without a direction.
+    ///
+    /// # Panics
+    /// If `query` has another number of dimensions than the index.
+    #[must_use]
+    pub fn nearest(&self, scope: CacheSalt, query: &[f32], max: usize) -> Vec<Similar> {
+        let (Some(shelf), Some(query)) = (self.shelves.get(&scope), self.quantised(query)) else { return Vec::new() };
+        let mut floor = self.config.min_cosine;
+        let mut best: Vec<Similar> = Vec::with_capacity(max.min(shelf.owners.len()) + 1);
+        let heads = shelf.heads.chunks_exact(query.head.len()).zip(&shelf.scales).zip(&shelf.tail_lengths);
+        for (row, ((head, scale), tail_length)) in heads.enumerate() {
+            let scale = scale * query.scale;
+            let in_head = dot(&query.head, head);
+            if in_head as f32 * scale + query.tail_length * tail_length + ROUNDING < floor {
+                continue;
+            }
+            let tail = &shelf.tails[row * query.tail.len()..][..query.tail.len()];
+            let cosine = (in_head + dot(&query.tail, tail)) as f32 * scale;
+            if cosine >= floor {
+                let (donor, part) = shelf.owners[row];
+                insert_sorted(&mut best, Similar { donor, part, cosine }, max);
+            }
+            if best.len() == max {
+                floor = best.last().map_or(floor, |last| last.cosine.max(floor));
+            }
+        }
+        best
+    }
+
+    /// `vector` at length one; `None` if it has no direction.
+    fn quantised(&self, vector: &[f32]) -> Option<Quantised> {
+        assert_eq!(vector.len(), self.config.num_dimensions, "vectors of one embedder have one number of dimensions");
+        let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
+        let largest = vector.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+        if !length.is_normal() || !largest.is_normal() {
+            return None;
+        }
+        let mut head: Vec<_> = vector.iter().map(|x| (x / largest * MAX_CODE).round() as i16).collect();
+        let tail = head.split_off(head.len().div_ceil(2));
+        let scale = largest / MAX_CODE / length;
+        let tail_length = tail.iter().map(|&code| i32::from(code) * i32::from(code)).sum::<i32>() as f32;
+        Some(Quantised { head, tail, scale, tail_length: tail_length.sqrt() * scale })
+    }
+}
+
+impl Shelf {
+    fn push(&mut self, owner: (DonorId, u32), vector: &Quantised) -> u32 {
+        self.heads.extend(vector.head.iter().map(|&code| code as i8));
+        self.tails.extend(vector.tail.iter().map(|&code| code as i8));
+        self.scales.push(vector.scale);
+        self.tail_lengths.push(vector.tail_length);
+        self.owners.push(owner);
+        u32::try_from(self.owners.len() - 1).expect("fewer than 2^32 vectors fit into memory")
+    }
+
+    /// Removes `row` and puts the last one in its place; whose that was, unless it was `row` itself.
+    fn swap_remove(&mut self, row: u32) -> Option<(DonorId, u32)> {
+        let row = row as usize;
+        let num_rows = self.owners.len();
+        for codes in [&mut self.heads, &mut self.tails] {
+            let num_codes = codes.len() / num_rows;
+            let last = codes.len() - num_codes;
+            codes.copy_within(last.., row * num_codes);
+            codes.truncate(last);
+        }
+        self.scales.swap_remove(row);
+        self.tail_lengths.swap_remove(row);
+        self.owners.swap_remove(row);
+        self.owners.get(row).copied()
+    }
+}
+
+fn dot(query: &[i16], codes: &[i8]) -> i32 {
+    query.iter().zip(codes).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum()
+}
+
+/// Keeps `best` sorted and no longer than `max`.
+fn insert_sorted(best: &mut Vec<Similar>, similar: Similar, max: usize) {
+    let is_before = |other: &Similar| {
+        let by_cosine = other.cosine.total_cmp(&similar.cosine);
+        by_cosine.then(other.donor.cmp(&similar.donor)).then(similar.part.cmp(&other.part)).is_gt()
+    };
+    let at = best.partition_point(is_before);
+    if at < max {
+        best.insert(at, similar);
+        best.truncate(max);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Random;
+
+    const A: CacheSalt = CacheSalt(1);
+    const B: CacheSalt = CacheSalt(2);
+
+    fn vector(random: &mut Random, num_dimensions: usize) -> Vec<f32> {
+        (0..num_dimensions).map(|_| random.below(2001) as f32 / 1000.0 - 1.0).collect()
+    }
+
+    fn cosine(a: &[f32], b: &[f32]) -> f32 {
+        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+        (dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()) as f32
+    }
+
+    #[test]
+    fn the_nearest_are_those_of_the_exact_cosines() {
+        let mut random = Random(1);
+        let mut index = EmbeddingIndex::new(EmbeddingIndexConfig { min_cosine: 0.1, ..EmbeddingIndexConfig::new(50) });
+        let vectors: Vec<_> = (0..500).map(|_| vector(&mut random, 50)).collect();
+        for (id, vector) in vectors.iter().enumerate() {
+            index.insert(A, DonorId(id as u64), &[vector]);
+        }
+        for _ in 0..50 {
+            let query = vector(&mut random, 50);
+            let found = index.nearest(A, &query, 10);
+            let mut exact: Vec<_> = vectors.iter().map(|vector| cosine(vector, &query)).collect();
+            exact.sort_by(|a, b| b.total_cmp(a));
+            for (similar, expected) in found.iter().zip(exact.iter().filter(|cosine| **cosine > 0.11)) {
+                assert!((similar.cosine - expected).abs() < 0.01);
+                assert!((similar.cosine - cosine(&vectors[similar.donor.0 as usize], &query)).abs() < 0.01);
+            }
+            assert!(found.len() >= exact.iter().filter(|cosine| **cosine > 0.11).count().min(10));
+            assert!(found.iter().all(|similar| similar.cosine >= 0.1));
+        }
+    }
+
+    #[test]
+    fn nothing_is_found_in_another_scope() {
+        let mut index = EmbeddingIndex::new(EmbeddingIndexConfig::new(3));
+        index.insert(A, DonorId(1), &[&[1.0, 2.0, 3.0]]);
+        assert_eq!(index.nearest(B, &[1.0, 2.0, 3.0], 5), []);
+        assert_eq!(index.nearest(A, &[1.0, 2.0, 3.0], 5).len(), 1);
+    }
+
+    #[test]
+    fn parts_keep_their_names_and_equals_come_youngest_first() {
+        let mut index = EmbeddingIndex::new(EmbeddingIndexConfig::new(2));
+        index.insert(A, DonorId(1), &[&[0.0, 1.0], &[2.0, 0.0]]);
+        index.insert(A, DonorId(2), &[&[1.0, 0.0], &[1.0, 0.0]]);
+        let names = |max| index.nearest(A, &[5.0, 0.0], max).iter().map(|s| (s.donor.0, s.part)).collect::<Vec<_>>();
+        assert_eq!(names(9), [(2, 0), (2, 1), (1, 1)]);
+        assert_eq!(names(2), [(2, 0), (2, 1)]);
+        assert_eq!(names(0), []);
+    }
+
+    #[test]
+    fn what_has_no_direction_is_not_kept() {
+        let mut index = EmbeddingIndex::new(EmbeddingIndexConfig { max_vectors: 2, ..EmbeddingIndexConfig::new(2) });
+        let some: &[f32] = &[1.0, 0.0];
+        let (zero, nan, infinite): (&[f32], &[f32], &[f32]) = (&[0.0, 0.0], &[f32::NAN, 1.0], &[f32::INFINITY, 0.0]);
+        for vectors in [&[][..], &[zero], &[some, nan], &[infinite], &[some, some, some]] {
+            assert_eq!(index.insert(A, DonorId(1), vectors), [DonorId(1)]);
+        }
+        assert!(index.is_empty());
+        assert_eq!(index.nearest(A, &[0.0, 0.0], 1), []);
+    }
+
+    #[test]
+    fn the_least_recently_used_donors_go_first() {
+        let mut index = EmbeddingIndex::new(EmbeddingIndexConfig { max_vectors: 4, ..EmbeddingIndexConfig::new(1) });
+        for id in 1..=4 {
+            assert_eq!(index.insert(A, DonorId(id), &[&[1.0]]), []);
+        }
+        index.touch(DonorId(1));
+        assert_eq!(index.insert(B, DonorId(5), &[&[1.0], &[-1.0]]), [DonorId(2), DonorId(3)]);
+        assert_eq!(index.len(), 4);
+    }
+
+    /// After any walk, the index finds what an index of only the kept donors finds.
+    #[test]
+    fn what_left_leaves_no_trace() {
+        let mut random = Random(3);
+        let config = EmbeddingIndexConfig { max_vectors: 12, min_cosine: -1.0, ..EmbeddingIndexConfig::new(4) };
+        let mut index = EmbeddingIndex::new(config);
+        let mut kept: BTreeMap<DonorId, (CacheSalt, Vec<Vec<f32>>)> = BTreeMap::new();
+        for _ in 0..2000 {
+            let donor = DonorId(random.below(9) as u64);
+            match random.below(8) {
+                0 => assert_eq!(index.remove(donor), kept.remove(&donor).is_some()),
+                1 => index.touch(donor),
+                2 if random.below(8) == 0 => {
+                    assert_eq!(index.remove_scope(A), kept.values().filter(|(scope, _)| *scope == A).count());
+                    kept.retain(|_, (scope, _)| *scope != A);
+                }
+                _ => {
+                    let vectors: Vec<_> = (0..=random.below(4)).map(|_| vector(&mut random, 4)).collect();
+                    let scope = [A, B][random.below(2)];
+                    let evicted = index.insert(scope, donor, &vectors.iter().map(Vec::as_slice).collect::<Vec<_>>());
+                    evicted.iter().for_each(|gone| assert!(kept.remove(gone).is_some()));
+                    kept.insert(donor, (scope, vectors));
+                }
+            }
+            let mut fresh = EmbeddingIndex::new(config);
+            for (&donor, (scope, vectors)) in &kept {
+                fresh.insert(*scope, donor, &vectors.iter().map(Vec::as_slice).collect::<Vec<_>>());
+            }
+            let query = vector(&mut random, 4);
+            assert_eq!(index.len(), fresh.len());
+            assert_eq!(
+                [A, B].map(|scope| index.nearest(scope, &query, 20)),
+                [A, B].map(|scope| fresh.nearest(scope, &query, 20))
+            );
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! How alike two left contexts are.
+
+use std::collections::BTreeMap;
+
+use tokens::TokenId;
+
+/// Tokens over which the weight of a token falls to 1/e. Chosen, after how attention falls with distance.
+const DECAY_TOKENS: f32 = 512.0;
+/// Tokens looked at: further left, weights are below 2 %.
+const WINDOW_TOKENS: usize = 2048;
+
+/// Shared weight of the tokens left of a span in target and donor, 0 for none and 1 for the same tokens at the same distances.
+///
+/// Each token weighs exp(-distance / 512); of a token that both have, the smaller of its two weights is shared, and the sum is divided
+/// by the larger of both sides' weights. Order counts through distance only, so that text that was moved a little still counts. Two
+/// empty contexts are the same.
+#[must_use]
+pub fn left_context_similarity(target_left: &[TokenId], donor_left: &[TokenId]) -> f32 {
+    let (target, donor) = (weights(target_left), weights(donor_left));
+    let sum = |weights: &BTreeMap<TokenId, f32>| weights.values().sum::<f32>();
+    let largest = sum(&target).max(sum(&donor));
+    if largest <= 0.0 {
+        return 1.0;
+    }
+    let shared: f32 = target.iter().filter_map(|(token, weight)| donor.get(token).map(|other| weight.min(*other))).sum();
+    shared / largest
+}
+
+fn weights(left: &[TokenId]) -> BTreeMap<TokenId, f32> {
+    let mut weights = BTreeMap::new();
+    for (distance, &token) in left.iter().rev().take(WINDOW_TOKENS).enumerate() {
+        *weights.entry(token).or_default() += (-(distance as f32) / DECAY_TOKENS).exp();
+    }
+    weights
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Random;
+
+    #[track_caller]
+    fn check(target: &[TokenId], donor: &[TokenId], expected: std::ops::RangeInclusive<f32>) {
+        let similarity = left_context_similarity(target, donor);
+        assert!(expected.contains(&similarity), "{similarity}");
+        assert!((left_context_similarity(donor, target) - similarity).abs() < 1e-5);
+    }
+
+    #[test]
+    fn equal_contexts_are_alike_and_foreign_ones_are_not() {
+        let mut random = Random(1);
+        let (a, b) = (random.tokens(3000, 1 << 20), random.tokens(3000, 1 << 20));
+        check(&a, &a, 0.9999..=1.0001);
+        check(&a, &b, 0.0..=0.02);
+        check(&[], &[], 1.0..=1.0);
+        check(&a, &[], 0.0..=0.0);
+    }
+
+    #[test]
+    fn what_stands_near_counts_more() {
+        let mut random = Random(2);
+        let [a, b, shared] = [0, 1, 2].map(|_| random.tokens(500, 1 << 20));
+        let near = left_context_similarity(&[a.clone(), shared.clone()].concat(), &[b.clone(), shared.clone()].concat());
+        let far = left_context_similarity(&[shared.clone(), a].concat(), &[shared, b].concat());
+        assert!(near > far + 0.2, "{near} {far}");
+    }
+
+    #[test]
+    fn a_little_insertion_does_not_make_contexts_foreign() {
+        let mut random = Random(3);
+        let text = random.tokens(1000, 1 << 20);
+        let longer = [&text[..900], &random.tokens(10, 1 << 20), &text[900..]].concat();
+        check(&longer, &text, 0.95..=1.0);
+    }
+}

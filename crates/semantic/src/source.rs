@@ -1,0 +1,154 @@
+//! Where donors are looked for.
+//!
+//! A source proposes donors and says how promising each is. It decides nothing: what is taken from a proposed donor is found by
+//! comparing ids, with [`SpanIndex::find`](crate::SpanIndex::find) or [`matches_with`].
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use tokens::{CacheSalt, DonorId, TokenId, TokenRange};
+
+use crate::runs::maximal_runs;
+use crate::{EmbeddingIndex, SpanIndex, SpanMatch};
+
+/// A prompt for which donors are wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct DonorQuery<'a> {
+    /// Nothing outside it is proposed.
+    pub scope: CacheSalt,
+    /// All of the prompt.
+    pub tokens: &'a [TokenId],
+    /// End of its prefix hit.
+    pub from: u32,
+    /// What it means, if that is known by now.
+    pub embedding: Option<&'a [f32]>,
+}
+
+/// A donor that may be worth comparing.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Proposal {
+    /// Who.
+    pub donor: DonorId,
+    /// How promising, at most 1. Scores of different sources mean different things.
+    pub score: f32,
+}
+
+/// Something that knows donors.
+pub trait DonorSource {
+    /// At most `max` donors for `query`, the most promising first, among equals the youngest.
+    fn propose(&self, query: &DonorQuery<'_>, max: usize) -> Vec<Proposal>;
+}
+
+/// By the share of the tokens right of the prefix hit that a donor has in equal spans.
+impl DonorSource for SpanIndex {
+    fn propose(&self, query: &DonorQuery<'_>, max: usize) -> Vec<Proposal> {
+        let mut covered: BTreeMap<DonorId, (u32, u32)> = BTreeMap::new();
+        for found in self.find(query.scope, query.tokens, query.from) {
+            let (num_tokens, end) = covered.entry(found.donor).or_default();
+            let range = found.target_range();
+            *num_tokens += TokenRange::new(range.start.max(*end), range.end).len();
+            *end = range.end.max(*end);
+        }
+        let num_wanted = (query.tokens.len() as f32 - query.from as f32).max(1.0);
+        let share = |(donor, (num_tokens, _))| Proposal { donor, score: num_tokens as f32 / num_wanted };
+        best_of(covered.into_iter().map(share).collect(), max)
+    }
+}
+
+/// By the cosine of the nearest vector of a donor. Nothing for a query without an embedding.
+impl DonorSource for EmbeddingIndex {
+    fn propose(&self, query: &DonorQuery<'_>, max: usize) -> Vec<Proposal> {
+        let Some(embedding) = query.embedding else { return Vec::new() };
+        let mut nearest: BTreeMap<DonorId, f32> = BTreeMap::new();
+        for similar in self.nearest(query.scope, embedding, max) {
+            let score = nearest.entry(similar.donor).or_insert(similar.cosine);
+            *score = score.max(similar.cosine);
+        }
+        best_of(nearest.into_iter().map(|(donor, score)| Proposal { donor, score }).collect(), max)
+    }
+}
+
+fn best_of(mut proposals: Vec<Proposal>, max: usize) -> Vec<Proposal> {
+    proposals.sort_by(|a, b| b.score.total_cmp(&a.score).then(Reverse(a.donor).cmp(&Reverse(b.donor))));
+    proposals.truncate(max);
+    proposals
+}
+
+/// The maximal equal runs of `target` and one donor, cut at `from`, of at least `min_span_tokens` tokens, by ascending target position.
+///
+/// For donors that were proposed for another reason than their spans.
+#[must_use]
+pub fn matches_with(
+    donor: DonorId,
+    donor_tokens: &[TokenId],
+    target: &[TokenId],
+    from: u32,
+    min_span_tokens: u32,
+) -> Vec<SpanMatch> {
+    let gap = TokenRange::new(from, target.len() as u32);
+    let runs = maximal_runs(target, donor_tokens, min_span_tokens.max(1) as usize);
+    let matches = runs.into_iter().map(|run| SpanMatch {
+        donor,
+        donor_pos: run.donor_pos,
+        target_pos: run.target_pos,
+        num_tokens: run.num_tokens,
+        left_context: 0,
+    });
+    let in_gap = matches.filter_map(|found| found.within_target(gap));
+    in_gap.filter(|found| found.num_tokens >= min_span_tokens).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Random;
+    use crate::{EmbeddingIndexConfig, SpanIndexConfig};
+
+    const SCOPE: CacheSalt = CacheSalt(1);
+
+    #[track_caller]
+    fn check(source: &impl DonorSource, query: DonorQuery<'_>, max: usize, expected: &[(u64, f32)]) {
+        let proposals = source.propose(&query, max);
+        let found: Vec<_> =
+            proposals.iter().map(|proposal| (proposal.donor.0, (proposal.score * 100.0).round() / 100.0)).collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn spans_propose_whoever_covers_most() {
+        let mut random = Random(1);
+        let mut index = SpanIndex::new(SpanIndexConfig::default());
+        let texts = [0, 1, 2].map(|_| random.tokens(200, 50_000));
+        index.insert(SCOPE, DonorId(1), texts[0].as_slice().into());
+        index.insert(SCOPE, DonorId(2), [texts[2].clone(), texts[1].clone()].concat().into());
+        index.insert(CacheSalt(2), DonorId(3), texts.concat().into());
+        let target = [texts[0].clone(), texts[1].clone(), texts[2][..100].to_vec()].concat();
+        let query = DonorQuery { scope: SCOPE, tokens: &target, from: 0, embedding: None };
+        check(&index, query, 9, &[(2, 0.6), (1, 0.4)]);
+        check(&index, DonorQuery { from: 100, ..query }, 1, &[(2, 0.75)]);
+    }
+
+    #[test]
+    fn embeddings_propose_whoever_is_nearest() {
+        let mut index = EmbeddingIndex::new(EmbeddingIndexConfig { min_cosine: 0.5, ..EmbeddingIndexConfig::new(2) });
+        index.insert(SCOPE, DonorId(1), &[&[1.0, 0.0], &[0.0, 1.0]]);
+        index.insert(SCOPE, DonorId(2), &[&[1.0, 1.0]]);
+        let query = DonorQuery { scope: SCOPE, tokens: &[], from: 0, embedding: Some(&[3.0, 0.0]) };
+        check(&index, query, 9, &[(1, 1.0), (2, 0.71)]);
+        check(&index, DonorQuery { embedding: None, ..query }, 9, &[]);
+        check(&index, DonorQuery { scope: CacheSalt(2), ..query }, 9, &[]);
+    }
+
+    #[test]
+    fn a_proposed_donor_has_the_matches_the_index_finds() {
+        let mut random = Random(2);
+        for _ in 0..50 {
+            let text = random.tokens(900, 50);
+            let donor = [&text[300..600], &random.tokens(50, 50), &text[..200]].concat();
+            let from = random.below(150) as u32;
+            let mut index = SpanIndex::new(SpanIndexConfig::default());
+            index.insert(SCOPE, DonorId(7), donor.as_slice().into());
+            assert_eq!(matches_with(DonorId(7), &donor, &text, from, 64), index.find(SCOPE, &text, from));
+        }
+    }
+}

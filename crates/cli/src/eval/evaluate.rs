@@ -250,6 +250,7 @@ const fn class_name(class: MatchClass) -> &'static str {
         MatchClass::SamePast => "same_past",
         MatchClass::SameLeftContext => "same_left_context",
         MatchClass::Composition => "composition",
+        MatchClass::DownstreamOfEdit => "downstream_of_edit",
     }
 }
 
@@ -359,6 +360,15 @@ mod tests {
         assert!((all[2].work - f64::from(247 - all[2].span_tokens) / 247.0).abs() < 1e-9);
         // A donor gives what fills whole blocks: 192 of its 220 tokens, the document from the 40th on.
         assert_eq!((all[2].matched_tokens, (all[2].cover * 247.0).round()), (152, 160.0));
+    }
+
+    #[test]
+    fn a_first_token_that_is_taken_back_counts_once() {
+        // Every margin is close, and twice the share is everything: the second first token is exact, and all that follow.
+        let all = measure(&["impact@0.5", "impact@0.5+margin=1000"], None);
+        assert!(all[0].mean_kl() > 1e-6, "{:?}", all[0].kl);
+        assert!(all[1].kl.len() == 8 && all[1].kl.iter().all(|kl| kl.abs() < 1e-6), "{:?}", all[1].kl);
+        assert_eq!((all[0].bailed_out, all[1].bailed_out, all[1].span_tokens), (false, true, 0));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What is compared with full computation: itself, exact prefixes, or spans under a rule of repair.
 //!
-//! Written as [`Repair`] is: `name[@share][+drift][+decode=tokens/every]`, and `+deviation=d` for a budget that stops early.
+//! Written as [`Repair`] is, `name[@share][+drift][+decode=tokens/every]`, with its bounds behind it: `+deviation=d` stops early,
+//! `+bail_out=d` gives up, `+margin=m` thinks twice about a close first token.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,8 +9,8 @@ use std::str::FromStr;
 use engine::{Repair, RepairPolicy};
 use semantic::RepairError;
 
-/// Marks the deviation at which a budget stops early; always last.
-const EARLY_STOP: &str = "+deviation=";
+/// Names of bounds, in the order of [`bounds`].
+const BOUNDS: [&str; 3] = ["deviation", "bail_out", "margin"];
 
 /// One way to fill a prompt's KV.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,9 +29,9 @@ pub(crate) enum PolicyError {
     /// No rule is written so.
     #[error("{0}; and there are off and prefix")]
     Unknown(String),
-    /// What it may leave is no positive number.
-    #[error("{0:?} is no deviation above 0")]
-    BadDeviation(String),
+    /// A bound is no positive number.
+    #[error("{0:?} is no bound above 0")]
+    BadBound(String),
     /// It has nothing to spend a share on.
     #[error("{0} takes no share")]
     NeedlessShare(String),
@@ -48,7 +49,12 @@ impl Policy {
             Self::Span(repair) => {
                 let text = repair.to_string();
                 let (rule, extras) = text.split_at(text.find('+').unwrap_or(text.len()));
-                format!("{}{extras}{}", rule.split('@').next().unwrap_or(rule), early_stop(repair))
+                let mut name = format!("{}{extras}", rule.split('@').next().unwrap_or(rule));
+                let mut repair = repair;
+                for (key, bound) in BOUNDS.iter().zip(bounds(&mut repair)).filter(|(_, bound)| **bound > 0.0) {
+                    name += &format!("+{key}={bound}");
+                }
+                name
             }
         }
     }
@@ -67,9 +73,9 @@ fn has_budget(policy: RepairPolicy) -> bool {
     policy.probe().is_some() && policy != RepairPolicy::Full
 }
 
-/// `+deviation=d`, if the budget may stop early.
-fn early_stop(repair: Repair) -> String {
-    if repair.max_deviation > 0.0 { format!("{EARLY_STOP}{}", repair.max_deviation) } else { String::new() }
+/// What bounds a repair; 0 is no bound.
+fn bounds(repair: &mut Repair) -> [&mut f32; 3] {
+    [&mut repair.max_deviation, &mut repair.bail_out, &mut repair.min_margin]
 }
 
 /// `name@share` of a policy from its two parts.
@@ -87,24 +93,30 @@ impl FromStr for Policy {
             "prefix" => return Ok(Self::Prefix),
             _ => {}
         }
-        let (text, max_deviation) = match text.split_once(EARLY_STOP) {
-            Some((text, deviation)) => (text, parse_deviation(deviation)?),
-            None => (text, 0.0),
-        };
-        let repair: Repair = text.parse().map_err(|error: RepairError| PolicyError::Unknown(error.to_string()))?;
+        let (given, own): (Vec<_>, Vec<_>) = text.split('+').partition(|part| bound_of(part).is_some());
+        let mut repair: Repair = own.join("+").parse().map_err(|error: RepairError| PolicyError::Unknown(error.to_string()))?;
+        for (index, value) in given.into_iter().filter_map(bound_of) {
+            *bounds(&mut repair)[index] = parse_bound(value)?;
+        }
         let has_share = text.split('+').next().is_some_and(|rule| rule.contains('@'));
         let name = repair.policy.as_str();
         match (has_budget(repair.policy), has_share) {
             (true, false) => Err(PolicyError::NoShare(name.to_owned())),
             (false, true) => Err(PolicyError::NeedlessShare(name.to_owned())),
-            _ => Ok(Self::Span(Repair { max_deviation, ..repair })),
+            _ => Ok(Self::Span(repair)),
         }
     }
 }
 
-fn parse_deviation(text: &str) -> Result<f32, PolicyError> {
-    let deviation = text.parse().ok().filter(|deviation: &f32| *deviation > 0.0 && deviation.is_finite());
-    deviation.ok_or_else(|| PolicyError::BadDeviation(text.to_owned()))
+/// Which bound `key=value` sets, and to what.
+fn bound_of(part: &str) -> Option<(usize, &str)> {
+    let (key, value) = part.split_once('=')?;
+    Some((BOUNDS.iter().position(|name| *name == key)?, value))
+}
+
+fn parse_bound(text: &str) -> Result<f32, PolicyError> {
+    let bound = text.parse().ok().filter(|bound: &f32| *bound > 0.0 && bound.is_finite());
+    bound.ok_or_else(|| PolicyError::BadBound(text.to_owned()))
 }
 
 impl fmt::Display for Policy {
@@ -135,7 +147,9 @@ mod tests {
         check("cacheblend@.15", Ok("cacheblend@0.15"));
         check("impact@0.3", Ok("impact@0.3"));
         check("random@0", Ok("random@0"));
-        check("impact@0.3+drift+decode=3/1+deviation=0.05", Ok("impact@0.3+drift+decode=3/1+deviation=0.05"));
+        let all = "impact@0.3+drift+decode=3/1+deviation=0.05+bail_out=0.5+margin=1";
+        check(all, Ok(all));
+        check("impact@.3+margin=1+drift", Ok("impact@0.3+drift+margin=1"));
         check("dhd", Err("dhd@0.15"));
     }
 
@@ -156,8 +170,8 @@ mod tests {
         for share in ["", "x", "1.5", "-0.1", "nan"] {
             check(&format!("dhd@{share}"), Err("not a number from 0 to 1"));
         }
-        for deviation in ["", "0", "-1", "inf", "0.1+drift"] {
-            check(&format!("dhd@.1+deviation={deviation}"), Err("is no deviation"));
+        for bound in ["", "0", "-1", "inf"] {
+            check(&format!("dhd@.1+deviation={bound}"), Err("is no bound"));
         }
         check("dhd@.1+haste", Err("haste"));
     }

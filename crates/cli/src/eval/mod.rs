@@ -121,19 +121,21 @@ fn measure(args: &EvalArgs) -> anyhow::Result<EvalReport> {
         plan.keep(shard);
     }
     let settings = settings(args, &loaded, &tokenizer);
-    let report = empty_report(args, &config, &loaded, &settings, plan.num_too_long);
+    let mut report = empty_report(args, &config, &loaded, &settings, plan.num_too_long);
     // Nothing but what is asked for may run, and no class of spans may be switched off on the way.
     let scheduler = SchedulerConfig { verify_share: 0.0, ..loading::scheduler_config(&config, &loaded.model)? };
     let engine = EngineCore::new(scheduler, Forced::new(loaded.model.runner)).context("starting the engine")?;
     let decode = |tokens: &[TokenId]| tokenizer.decode(tokens, true);
     let mut evaluator = Evaluator { alone: Alone::new(engine), settings, decode: &decode };
     let mut progress = Progress::new("comparing", Unit::Count, plan.num_recipients() as u64);
-    let mut requests = Vec::new();
     for group in &plan.groups {
         let measured = evaluator.measure(group, &mut || progress.add(1));
-        requests.extend(measured.with_context(|| format!("recipients of {}", group.donor.record.id))?);
+        report.requests.extend(measured.with_context(|| format!("recipients of {}", group.donor.record.id))?);
+        // Without rows, which --merge makes of it if the run ends here.
+        args.json.save(&report)?;
     }
     progress.finish();
+    let requests = std::mem::take(&mut report.requests);
     Ok(report.with_requests(requests))
 }
 

@@ -7,8 +7,10 @@
 
 #![forbid(unsafe_code)]
 
+mod ageing;
 mod config;
 mod core;
+mod cost;
 mod donors;
 mod event;
 mod executor;

@@ -47,6 +47,13 @@ impl RequestBuilder {
         self
     }
 
+    /// Whose it is.
+    #[must_use]
+    pub fn tenant(mut self, tenant: u32) -> Self {
+        self.0.tenant = tokens::TenantId(tenant);
+        self
+    }
+
     /// Whether it leaves KV behind.
     #[must_use]
     pub fn store(mut self, store: bool) -> Self {

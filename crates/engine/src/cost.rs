@@ -138,11 +138,11 @@ impl StepTimes {
         }
         let weight = SHAPE_WEIGHT * self.square;
         for _ in 0..NUM_SWEEPS {
-            for i in 0..KINDS {
+            for (i, unit) in unit.into_iter().enumerate() {
                 let others = dot(&self.moments[i], &self.coefficients) - self.moments[i][i] * self.coefficients[i];
-                let pull = (self.products[i] - others) * unit[i] + weight;
-                let stiffness = self.moments[i][i] * unit[i] * unit[i] + weight;
-                self.coefficients[i] = unit[i] * (pull / stiffness).max(0.0);
+                let pull = (self.products[i] - others) * unit + weight;
+                let stiffness = self.moments[i][i] * unit * unit + weight;
+                self.coefficients[i] = unit * (pull / stiffness).max(0.0);
             }
         }
     }

@@ -1,7 +1,8 @@
 //! Chooses the work of each step: arithmetic on counters.
 //!
 //! A step has one budget of rows. Running sequences come first, in the order of their admission; each takes what is left until its
-//! frontier reaches its newest token, which is one row in decode and many in prefill. Then waiting requests are admitted.
+//! frontier reaches its newest token, which is one row in decode and many in prefill, or its share if far shorter ones wait. Then
+//! waiting requests are admitted.
 //! A request gets the blocks of its whole prompt when it is admitted, so only growth by generated tokens can find the pool full;
 //! then the last admitted sequence is preempted and computed anew later. The first admitted one always goes on, so all of them end.
 
@@ -123,13 +124,13 @@ impl Scheduler {
         let key = ArrivalKey { arrival: request.arrival.min(now), ordinal: self.num_added };
         self.num_added += 1;
         let mut sequence = Sequence::new(request, key, self.config.block_size);
-        self.enqueue(key, &mut sequence);
+        self.push_waiting(key, &mut sequence);
         let before = self.sequences.insert(request_id, sequence);
         assert!(before.is_none(), "{request_id} is in the engine already");
     }
 
     /// Forecasts what `sequence` will take and puts it into the queue.
-    fn enqueue(&mut self, key: ArrivalKey, sequence: &mut Sequence) {
+    fn push_waiting(&mut self, key: ArrivalKey, sequence: &mut Sequence) {
         let queue_micros = self.queue_micros();
         sequence.arrived_micros = self.ageing.advance(key.arrival);
         sequence.expected_spans = self.expect_spans(sequence);

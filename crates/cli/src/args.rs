@@ -6,6 +6,7 @@ use crate::bench::BenchCommand;
 use crate::chat::ChatArgs;
 use crate::config::ConfigArgs;
 use crate::eval::EvalArgs;
+use crate::keys::KeysCommand;
 use crate::pull::PullArgs;
 use crate::simulate::SimulateArgs;
 
@@ -37,6 +38,12 @@ pub(crate) enum Command {
     Eval(Box<EvalArgs>),
     /// Replay a trace of requests on a virtual clock, without a model
     Simulate(SimulateArgs),
+    /// Make API keys
+    Keys {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: KeysCommand,
+    },
     /// Check the configuration and print the effective one, secrets starred out
     CheckConfig(Box<ConfigArgs>),
     /// Print a completion script

@@ -5,7 +5,7 @@ use std::io::{self, BufRead, IsTerminal};
 use anyhow::Context;
 
 use crate::client::{ChatEvent, ChatRequest, Client, Message, SharingChoice, Usage};
-use crate::config::KvSharing;
+use crate::config::{KvSharing, Secret};
 use crate::stdout;
 
 /// What `kvshare chat` is told.
@@ -14,6 +14,9 @@ pub(crate) struct ChatArgs {
     /// Server to talk to
     #[arg(long, short, env = "KVSHARE_URL", default_value = "http://127.0.0.1:8000")]
     url: String,
+    /// API key, where the server asks for one
+    #[arg(long, env = "KVSHARE_API_KEY", hide_env_values = true, value_name = "KEY")]
+    api_key: Option<Secret>,
     /// Send this one message, print the answer, and end
     #[arg(long, short)]
     message: Option<String>,
@@ -121,7 +124,7 @@ fn parse_input(line: &str) -> Input<'_> {
 
 impl Conversation {
     async fn start(args: ChatArgs) -> anyhow::Result<Self> {
-        let client = Client::new(&args.url)?;
+        let client = Client::new(&args.url)?.with_key(args.api_key.clone());
         let model = match &args.model {
             Some(model) => model.clone(),
             None => client.first_model().await?,

@@ -8,7 +8,7 @@ use runner::{GgufVocabulary, LoadOptions, LoadedModel, WeightFiles};
 use tokenizer::Tokenizer;
 use tokens::{BlockSize, TokenId};
 
-use crate::config::{Auto, ByteSize, Config, Device, EngineConfig};
+use crate::config::{Auto, ByteSize, Config, Device, EngineConfig, Millis};
 use crate::memory;
 use crate::models::{self, ModelFiles, Weights};
 use crate::progress::{Progress, Unit};
@@ -93,6 +93,8 @@ pub(crate) fn scheduler_config(config: &Config, model: &LoadedModel) -> anyhow::
         max_overtake: config.engine.max_overtake.get(),
         spans: config.sharing.spans(),
         max_donors: config.sharing.max_donors,
+        verify_share: config.sharing.verify_share,
+        donor_ttl: config.sharing.donor_ttl.set().map(Millis::get),
         ..engine::SchedulerConfig::new(model.num_blocks, max_model_len)
     })
 }

@@ -13,6 +13,7 @@ mod client;
 mod config;
 mod eval;
 mod json_args;
+mod keys;
 mod loading;
 mod logging;
 mod memory;
@@ -48,6 +49,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Bench { command } => bench::run(command),
         Command::Eval(args) => eval::run(&args),
         Command::Simulate(args) => simulate::run(&args),
+        Command::Keys { command } => keys::run(command),
         Command::CheckConfig(args) => check_config(*args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -58,7 +60,10 @@ fn run(command: Command) -> anyhow::Result<()> {
 }
 
 fn check_config(args: ConfigArgs) -> anyhow::Result<()> {
-    stdout::write(Config::resolve(args)?.to_toml())
+    let config = Config::resolve(args)?;
+    // Keys are files of their own, but a daemon with bad ones does not start either.
+    config.tenants.access()?;
+    stdout::write(config.to_toml())
 }
 
 /// What failed and why, in one line, so that a log or a supervisor shows it whole.
@@ -96,7 +101,7 @@ mod tests {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Args::command(), "kvshare", &mut script);
             let script = String::from_utf8(script).unwrap();
-            for command in ["serve", "pull", "chat", "bench", "eval", "simulate", "check-config", "completions"] {
+            for command in ["serve", "pull", "chat", "bench", "eval", "simulate", "keys", "check-config", "completions"] {
                 assert!(script.contains(command), "{shell} lacks {command}");
             }
         }

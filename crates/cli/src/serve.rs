@@ -1,6 +1,6 @@
 //! The composition root: configuration, model, engine and server become a daemon.
 
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use clap::ValueEnum;
 use engine::{EngineCore, SchedulerConfig};
 use runner::ModelRunner;
-use server::{AppState, Ended, EngineThread, EngineThreadConfig, Metrics, ModelInfo, ServedModel};
+use server::{Access, AppState, Ended, EngineThread, EngineThreadConfig, Metrics, ModelInfo, ServedModel};
 use tokio::runtime::Builder;
 
 use crate::config::{Config, LogFormat, ServerConfig, SharingConfig};
@@ -34,14 +34,19 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
     logging::init(&config.log);
     // First, so that a taken port is told before a model is fetched. Clients wait in the backlog meanwhile.
     let listener = bind(&config.server)?;
+    let access = config.tenants.access()?;
+    warn_if_open(&access, &listener)?;
     let mut loaded = loading::load(config)?;
     let tokenizer = Arc::new(loading::tokenizer(&mut loaded)?);
-    let scheduler = loading::scheduler_config(config, &loaded.model)?;
+    let scheduler = SchedulerConfig {
+        quotas: access.tenants.quota_blocks(loaded.model.num_blocks),
+        ..loading::scheduler_config(config, &loaded.model)?
+    };
     let info = Arc::new(model_info(&loaded, &scheduler, tokenizer.eos_ids()));
     let started = Started::new(config, &loaded, &scheduler, &listener)?;
     let metrics = Arc::new(Metrics::new(&info, &scheduler));
     let engine = EngineCore::new(scheduler, loaded.model.runner).context("starting the engine")?;
-    let app = start_engine(config, engine, ServedModel { info, tokenizer }, metrics)?;
+    let app = start_engine(config, engine, ServedModel { info, tokenizer }, metrics, access)?;
     started.announce(config.log.format);
     serve_until_signalled(listener, app)
 }
@@ -51,6 +56,19 @@ fn bind(config: &ServerConfig) -> anyhow::Result<TcpListener> {
     let listener = TcpListener::bind((host.as_str(), *port)).with_context(|| format!("listening on {host}:{port}"))?;
     listener.set_nonblocking(true).context("preparing the listener")?;
     Ok(listener)
+}
+
+/// A daemon that others reach should know who they are.
+fn warn_if_open(access: &Access, listener: &TcpListener) -> anyhow::Result<()> {
+    let address = listener.local_addr().context("the listener's address")?;
+    if needs_warning(access.tenants.is_open(), address.ip()) {
+        tracing::warn!(%address, "no API keys: everybody who reaches this address may use, list and erase everything");
+    }
+    Ok(())
+}
+
+fn needs_warning(is_open: bool, address: IpAddr) -> bool {
+    is_open && !address.is_loopback()
 }
 
 fn model_info(loaded: &Loaded, scheduler: &SchedulerConfig, eos: &[tokens::TokenId]) -> ModelInfo {
@@ -71,6 +89,7 @@ fn start_engine(
     engine: EngineCore<ModelRunner>,
     model: ServedModel,
     metrics: Arc<Metrics>,
+    access: Access,
 ) -> anyhow::Result<Arc<AppState>> {
     let bounds = EngineThreadConfig { max_queue: config.server.max_queue, ..EngineThreadConfig::default() };
     let on_fatal = |fatal| {
@@ -79,7 +98,7 @@ fn start_engine(
         std::process::exit(1);
     };
     let handle = EngineThread::spawn(engine, bounds, Arc::clone(&metrics), on_fatal).context("starting the engine thread")?;
-    AppState::new(model, handle, metrics, http_config(&config.server, &config.sharing)).context("server configuration")
+    AppState::new(model, handle, metrics, http_config(&config.server, &config.sharing), access).context("server configuration")
 }
 
 fn http_config(server: &ServerConfig, sharing: &SharingConfig) -> server::ServerConfig {
@@ -91,7 +110,7 @@ fn http_config(server: &ServerConfig, sharing: &SharingConfig) -> server::Server
         max_n: server.max_n,
         keep_alive: server.keep_alive.get(),
         shutdown_timeout: server.shutdown_timeout.get(),
-        default_sharing: sharing.mode.into(),
+        sharing: sharing.defaults(),
         ..server::ServerConfig::default()
     }
 }
@@ -161,6 +180,13 @@ mod tests {
         assert_eq!(engine::SchedulePolicy::from(config.engine.scheduling), parts.policy);
         assert_eq!(config.engine.max_overtake.get(), parts.max_overtake);
         assert_eq!(config.sharing.max_donors, parts.max_donors);
+    }
+
+    #[test]
+    fn only_what_others_reach_without_keys_is_warned_about() {
+        let (here, everywhere) = (IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0]));
+        assert!(needs_warning(true, everywhere));
+        assert!(!needs_warning(true, here) && !needs_warning(false, everywhere));
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::{KvSharingOptions, SegmentMark};
+
 /// How to choose tokens and when to stop, as sent. Ranges are not checked here.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -68,6 +70,9 @@ pub struct SamplingFields {
     /// What KV this request may reuse and leave behind.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kv_sharing: Option<KvSharingOptions>,
+    /// Another name of `kv_sharing.segments`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_segments: Option<Vec<SegmentMark>>,
 }
 
 /// One stop string or several.
@@ -89,29 +94,6 @@ pub struct StreamOptions {
     /// Whether every chunk carries the usage so far. Known, not supported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub continuous_usage_stats: Option<bool>,
-}
-
-/// A request's wishes about sharing KV.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KvSharingOptions {
-    /// What may be reused; the server's default when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mode: Option<SharingMode>,
-    /// Whether later requests may reuse this one's KV; true when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub store: Option<bool>,
-}
-
-/// Which KV of earlier requests may be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SharingMode {
-    /// None. Exact.
-    Off,
-    /// Equal prefixes. Exact.
-    Prefix,
-    /// Also equal spans at other positions. Approximate.
-    Span,
 }
 
 /// Why an answer ends.

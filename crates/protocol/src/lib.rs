@@ -7,23 +7,29 @@
 
 #![forbid(unsafe_code)]
 
+mod admin;
 mod chat;
 mod common;
 mod completion;
 mod error;
+mod explain;
 mod logprobs;
 mod models;
+mod sharing;
 mod tokenize;
 mod usage;
 
+pub use admin::{Corpus, CorpusList, CorpusRequest, Donor, DonorList, Erased};
 pub use chat::{
     AssistantMessage, ChatChoice, ChatChunkChoice, ChatCompletionChunk, ChatCompletionRequest, ChatCompletionResponse,
     ChatMessage, ContentPart, Delta, MessageContent,
 };
-pub use common::{FinishReason, KvSharingOptions, SamplingFields, SharingMode, Stop, StreamOptions};
+pub use common::{FinishReason, SamplingFields, Stop, StreamOptions};
 pub use completion::{CompletionChoice, CompletionRequest, CompletionResponse, Prompt};
 pub use error::{ErrorBody, ErrorResponse};
+pub use explain::{ExplainedSpan, Explanation};
 pub use logprobs::{ChatLogProb, ChatLogProbs, CompletionLogProbs, TopLogProb};
 pub use models::{ModelCard, ModelList};
+pub use sharing::{DeviationBound, KvSharingOptions, SegmentMark, SharingMode};
 pub use tokenize::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};
-pub use usage::{CompletionTokensDetails, KvSharingUsage, PromptTokensDetails, Usage};
+pub use usage::{CompletionTokensDetails, KvSharingUsage, MatchClass, PromptTokensDetails, Usage};

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::SharingMode;
 
 /// Accounting of one request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Usage {
     /// Of all prompts; a prompt with several answers counts once.
     pub prompt_tokens: u32,
@@ -36,7 +36,7 @@ pub struct CompletionTokensDetails {
 }
 
 /// Where the prompts' KV came from. What is in neither of the first two was computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KvSharingUsage {
     /// What was allowed.
     pub mode: SharingMode,
@@ -48,4 +48,23 @@ pub struct KvSharingUsage {
     pub recomputed_tokens: u32,
     /// Donors that gave spans.
     pub donors: u32,
+    /// How far the worst span agrees with its donor on what stands left of it; `null` when no span was reused.
+    pub class: Option<MatchClass>,
+    /// How much of what was reused is left as it was, after repair: measured at one early layer, in tokens' worth of change; 0 where
+    /// the policy measures nothing. `null` when no span was reused.
+    pub deviation: Option<f32>,
+}
+
+/// How much of the left context of a reused span is equal in donor and target. Best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MatchClass {
+    /// All of it, at the same positions: the copy is exact.
+    SamePast,
+    /// At least the last 256 tokens.
+    SameLeftContext,
+    /// Less: text put behind other text.
+    Composition,
+    /// Text behind a change inside its own segment.
+    DownstreamOfEdit,
 }

@@ -3,6 +3,7 @@
 //! A request with `n` answers, or several prompts, is as many engine requests, merged by `index`. Dropping the future or the
 //! stream in any state takes all of them back.
 
+mod alone;
 mod choice;
 mod events;
 mod start;
@@ -10,7 +11,8 @@ mod usage;
 mod whole;
 mod writer;
 
+pub(crate) use alone::run_alone;
 pub(crate) use events::event_stream;
-pub(crate) use start::{Generation, start};
+pub(crate) use start::{Generation, fits, start, submit_error};
 pub(crate) use whole::{whole_chat, whole_completion};
 pub(crate) use writer::{AnswerHead, Writer};

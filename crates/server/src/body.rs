@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::body::Bytes;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{FromRequest, Request};
 use axum::http::StatusCode;
 use serde::de::DeserializeOwned;
@@ -35,7 +36,17 @@ impl FromRequest<Arc<AppState>> for Body {
     }
 }
 
+/// A query string that does not say what it should.
+pub(crate) fn bad_query(rejection: &QueryRejection) -> ApiError {
+    ApiError::Invalid { param: None, message: rejection.body_text() }
+}
+
 impl Body {
+    /// Whether it is an object with this field, whatever its value.
+    pub(crate) fn has_field(&self, name: &str) -> bool {
+        serde_json::from_slice::<Map<String, Value>>(&self.0).is_ok_and(|fields| fields.contains_key(name))
+    }
+
     /// The body as `T`.
     pub(crate) fn parse<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
         serde_json::from_slice(&self.0).map_err(|error| self.explain::<T>(&error))

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use protocol::SharingMode;
+
 /// How much the server takes in, and how long it waits.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ServerConfig {
     /// Open connections at most; further ones wait in the listener's backlog.
     pub max_connections: usize,
@@ -23,8 +25,20 @@ pub struct ServerConfig {
     pub keep_alive: Duration,
     /// Time that running requests have to finish after the first signal.
     pub shutdown_timeout: Duration,
-    /// What KV a request may reuse when it does not say.
-    pub default_sharing: engine::KvSharingMode,
+    /// What a request gets that does not say how to share KV.
+    pub sharing: SharingDefaults,
+}
+
+/// How KV is shared for requests that do not say.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SharingDefaults {
+    /// What may be reused.
+    pub mode: SharingMode,
+    /// Which tokens of reused spans are computed all the same.
+    pub repair: engine::Repair,
+    /// Deviation at which no more tokens are recomputed, in the unit of [`engine::Repair::max_deviation`]. 0 asks for exact sharing;
+    /// `None` leaves it to the policy.
+    pub max_deviation: Option<f32>,
 }
 
 impl Default for ServerConfig {
@@ -39,13 +53,19 @@ impl Default for ServerConfig {
             max_n: 8,
             keep_alive: Duration::from_secs(10),
             shutdown_timeout: Duration::from_secs(30),
-            default_sharing: engine::KvSharingMode::Prefix,
+            sharing: SharingDefaults::default(),
         }
     }
 }
 
+impl Default for SharingDefaults {
+    fn default() -> Self {
+        Self { mode: SharingMode::Prefix, repair: engine::Repair::structural(), max_deviation: None }
+    }
+}
+
 /// Why a [`ServerConfig`] cannot be served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
 pub enum ServerConfigError {
     /// A limit of nothing would refuse everything.
     #[error("`{field}` must not be zero")]
@@ -58,6 +78,12 @@ pub enum ServerConfigError {
     HeaderBufferTooSmall {
         /// What was given.
         bytes: usize,
+    },
+    /// No answer deviates by less than nothing.
+    #[error("`max_deviation` must be at least 0, is {bound}")]
+    Deviation {
+        /// What was given.
+        bound: f32,
     },
 }
 
@@ -78,7 +104,10 @@ impl ServerConfig {
         if self.max_header_bytes < 8192 {
             return Err(ServerConfigError::HeaderBufferTooSmall { bytes: self.max_header_bytes });
         }
-        Ok(())
+        match self.sharing.max_deviation {
+            Some(bound) if !(bound >= 0.0 && bound.is_finite()) => Err(ServerConfigError::Deviation { bound }),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -95,6 +124,13 @@ mod tests {
     fn a_limit_of_nothing_is_named() {
         let config = ServerConfig { max_n: 0, ..ServerConfig::default() };
         assert_eq!(config.validate(), Err(ServerConfigError::Zero { field: "max_n" }));
+    }
+
+    #[test]
+    fn a_negative_deviation_is_refused() {
+        let sharing = SharingDefaults { max_deviation: Some(-1.0), ..SharingDefaults::default() };
+        let config = ServerConfig { sharing, ..ServerConfig::default() };
+        assert_eq!(config.validate(), Err(ServerConfigError::Deviation { bound: -1.0 }));
     }
 
     #[test]

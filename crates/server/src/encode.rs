@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokenizer::{ChatError, ChatOptions, EncodedPrompt, Tokenizer, TokenizerError};
+use tokenizer::{ChatError, ChatOptions, EncodedPrompt, SegmentRule, Tokenizer, TokenizerError};
 use tokens::{TokenId, TokenRange};
 
 use crate::error::ApiError;
@@ -14,6 +14,8 @@ pub(crate) struct Encoded {
     pub(crate) token_ids: Arc<[TokenId]>,
     /// Positions of the chat template's own tokens.
     pub(crate) template: Vec<TokenRange>,
+    /// Positions at which its segments begin.
+    pub(crate) segments: Vec<u32>,
     /// Its text, if it is to be echoed.
     pub(crate) echo: Option<String>,
     /// The request's field it came from.
@@ -24,11 +26,24 @@ pub(crate) struct Encoded {
 /// less than the hand-over to another thread costs the request under load.
 const INLINE_BYTES: usize = 4 << 10;
 
+/// How prompts are tokenized.
+#[derive(Clone, Debug)]
+pub(crate) struct EncodeOptions {
+    /// Where segments begin.
+    pub(crate) segments: SegmentRule,
+    /// Whether the texts are needed too.
+    pub(crate) echo: bool,
+}
+
 /// Tokenizes `prompts`.
-pub(crate) async fn encode_all(model: &ServedModel, prompts: Vec<PromptSource>, echo: bool) -> Result<Vec<Encoded>, ApiError> {
+pub(crate) async fn encode_all(
+    model: &ServedModel,
+    prompts: Vec<PromptSource>,
+    options: EncodeOptions,
+) -> Result<Vec<Encoded>, ApiError> {
     let num_bytes: usize = prompts.iter().map(num_bytes).sum();
     let tokenizer = Arc::clone(&model.tokenizer);
-    let encode = move || prompts.into_iter().map(|prompt| encode_one(&tokenizer, prompt, echo)).collect();
+    let encode = move || prompts.into_iter().map(|prompt| encode_one(&tokenizer, prompt, &options)).collect();
     in_place_if(num_bytes <= INLINE_BYTES, encode).await
 }
 
@@ -65,21 +80,23 @@ fn num_bytes(prompt: &PromptSource) -> usize {
     }
 }
 
-fn encode_one(tokenizer: &Tokenizer, prompt: PromptSource, echo: bool) -> Result<Encoded, ApiError> {
+fn encode_one(tokenizer: &Tokenizer, prompt: PromptSource, options: &EncodeOptions) -> Result<Encoded, ApiError> {
     let param = prompt.param();
-    let (EncodedPrompt { token_ids, template }, text) = match prompt {
+    let (prompt, text) = match prompt {
         PromptSource::Text(text) => (tokenizer.encode(&text, true).map_err(|error| tokenizer_error(param, &error))?, Some(text)),
-        PromptSource::Tokens(token_ids) => (EncodedPrompt { token_ids, template: vec![] }, None),
+        PromptSource::Tokens(token_ids) => (EncodedPrompt { token_ids, ..EncodedPrompt::default() }, None),
         PromptSource::Chat(messages) => {
-            let options = ChatOptions { add_generation_prompt: true, ..ChatOptions::default() };
-            (tokenizer.encode_chat(&messages, &options).map_err(|error| chat_error(&error))?, None)
+            let chat = ChatOptions { add_generation_prompt: true, ..ChatOptions::default() };
+            (tokenizer.encode_chat(&messages, &chat).map_err(|error| chat_error(&error))?, None)
         }
     };
-    if token_ids.is_empty() {
+    if prompt.token_ids.is_empty() {
         return Err(ApiError::param(param, "a prompt must not be empty"));
     }
-    let echo = echo.then(|| text.unwrap_or_else(|| tokenizer.decode(&token_ids, true)));
-    Ok(Encoded { token_ids: token_ids.into(), template, echo, param })
+    let segments = tokenizer.segment_starts(&prompt, &options.segments);
+    let EncodedPrompt { token_ids, template, .. } = prompt;
+    let echo = options.echo.then(|| text.unwrap_or_else(|| tokenizer.decode(&token_ids, true)));
+    Ok(Encoded { token_ids: token_ids.into(), template, segments, echo, param })
 }
 
 fn tokenizer_error(param: &str, error: &TokenizerError) -> ApiError {

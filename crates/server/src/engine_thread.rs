@@ -6,6 +6,7 @@
 //! No lock is held across a step, and a slow reader never blocks one: when its channel is full, its request is aborted.
 
 mod handle;
+mod inspect;
 mod report;
 mod route;
 mod stream;
@@ -14,13 +15,14 @@ mod worker;
 use std::sync::Arc;
 
 use engine::{EngineCore, Executor, ExecutorError, Request};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 pub(crate) use handle::SubmitError;
 pub use handle::{EngineHandle, Phase};
 pub(crate) use stream::{StreamError, TokenStream};
 
 use self::handle::Shared;
+use self::inspect::Inspection;
 use self::route::Submission;
 use self::worker::Worker;
 use crate::metrics::Metrics;
@@ -43,6 +45,9 @@ impl Default for EngineThreadConfig {
     }
 }
 
+/// Questions on their way to the engine; one more waits before it is asked. Chosen: each takes the engine less than a step.
+const MAX_INSPECTIONS: usize = 8;
+
 /// Why the engine cannot go on. The process should end: the pool may be half updated.
 #[derive(Debug, thiserror::Error)]
 pub enum Fatal {
@@ -58,6 +63,8 @@ pub enum Fatal {
 enum EngineCommand {
     /// Run these. One inner list for each prompt, one entry for each of its `n` answers.
     Add(Vec<Vec<Submission>>),
+    /// Answer this between two steps.
+    Inspect(Inspection, OwnedSemaphorePermit),
     /// Abort everything and end.
     Stop,
 }
@@ -83,14 +90,15 @@ impl EngineThread {
         E: Executor + Send + 'static,
     {
         assert!(config.max_queue > 0 && config.stream_buffer > 0, "a queue of nothing refuses everything: {config:?}");
-        // Each command holds at least one queue permit until it has been received, so this capacity is never exceeded.
-        let (commands, receiver) = mpsc::channel(config.max_queue + 1);
+        // Each command but `Stop` holds a permit until it has been received, so this capacity is never exceeded.
+        let (commands, receiver) = mpsc::channel(config.max_queue + MAX_INSPECTIONS + 1);
         let shared = Arc::new(Shared {
             phase: watch::Sender::new(Phase::Running),
             stats: watch::Sender::new(engine.stats()),
             scheduler: engine.config().clone(),
             in_flight: watch::Sender::new(0),
             queue: Arc::new(Semaphore::new(config.max_queue)),
+            inspections: Arc::new(Semaphore::new(MAX_INSPECTIONS)),
             config,
             next_id: 0.into(),
             started: std::time::Instant::now(),

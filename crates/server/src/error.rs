@@ -48,6 +48,31 @@ pub enum ApiError {
         /// What the engine says.
         reason: String,
     },
+    /// A key is needed, and the one sent is not known; or none was sent.
+    #[error("{}", match is_missing {
+        true => "You didn't provide an API key. Send it as `Authorization: Bearer KEY`.",
+        false => "Incorrect API key provided.",
+    })]
+    Unauthorized {
+        /// Whether no key was sent.
+        is_missing: bool,
+    },
+    /// The key does not allow this.
+    #[error("this key may not {method} {path}: a key with `admin = true` may")]
+    Forbidden {
+        /// Method.
+        method: String,
+        /// Path.
+        path: String,
+    },
+    /// There is no such thing to look at or to erase.
+    #[error("there is no {what} `{name}`")]
+    NotFound {
+        /// What kind of thing.
+        what: &'static str,
+        /// Its name.
+        name: String,
+    },
     /// Another model is served.
     #[error("The model `{model}` does not exist")]
     ModelNotFound {
@@ -120,7 +145,9 @@ impl ApiError {
             Self::Invalid { .. } | Self::Unsupported { .. } | Self::ContextLengthExceeded { .. } | Self::PoolTooSmall { .. } => {
                 StatusCode::BAD_REQUEST
             }
-            Self::ModelNotFound { .. } | Self::RouteNotFound { .. } => StatusCode::NOT_FOUND,
+            Self::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
+            Self::Forbidden { .. } => StatusCode::FORBIDDEN,
+            Self::ModelNotFound { .. } | Self::RouteNotFound { .. } | Self::NotFound { .. } => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyRead { .. } => StatusCode::REQUEST_TIMEOUT,
@@ -136,6 +163,7 @@ impl ApiError {
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
             StatusCode::SERVICE_UNAVAILABLE => "service_unavailable_error",
             StatusCode::INTERNAL_SERVER_ERROR => "server_error",
+            StatusCode::FORBIDDEN => "permission_error",
             _ => "invalid_request_error",
         };
         let param = match self {
@@ -155,6 +183,9 @@ impl ApiError {
             Self::Unsupported { .. } => "unsupported_parameter",
             Self::ContextLengthExceeded { .. } => "context_length_exceeded",
             Self::PoolTooSmall { .. } => "kv_pool_exceeded",
+            Self::Unauthorized { .. } => "invalid_api_key",
+            Self::Forbidden { .. } => "insufficient_permissions",
+            Self::NotFound { .. } => "not_found",
             Self::ModelNotFound { .. } => "model_not_found",
             Self::RouteNotFound { .. } => "unknown_url",
             Self::MethodNotAllowed { .. } => "method_not_allowed",
@@ -182,6 +213,9 @@ impl IntoResponse for ApiError {
         let mut response = (self.status(), Json(self.body())).into_response();
         if let Some(seconds) = self.retry_after_s() {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if response.status() == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }
@@ -214,6 +248,18 @@ mod tests {
             message.contains("100 tokens") && message.contains("110 tokens") && message.contains("90 in the prompt"),
             "{message}"
         );
+    }
+
+    #[test]
+    fn a_refused_key_says_what_is_wrong_and_what_is_needed() {
+        for is_missing in [true, false] {
+            let error = ApiError::Unauthorized { is_missing };
+            check(&error, 401, "invalid_request_error", None, Some("invalid_api_key"));
+            assert_eq!(error.to_string().contains("didn't provide"), is_missing);
+            assert_eq!(error.into_response().headers()[header::WWW_AUTHENTICATE], "Bearer");
+        }
+        let error = ApiError::Forbidden { method: "GET".to_owned(), path: "/admin/donors".to_owned() };
+        check(&error, 403, "permission_error", None, Some("insufficient_permissions"));
     }
 
     #[test]

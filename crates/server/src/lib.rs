@@ -8,28 +8,39 @@
 
 #![forbid(unsafe_code)]
 
+mod access;
 mod answer;
 mod body;
 mod config;
+mod corpora;
 mod encode;
 mod engine_thread;
 mod error;
+mod explain;
 mod metrics;
 mod model;
 mod openapi;
+mod repair;
+mod requests;
 mod routes;
 mod scope;
 mod serve;
 mod state;
+mod tenants;
 mod valid;
 
-pub use config::{ServerConfig, ServerConfigError};
+pub use access::Access;
+pub use config::{ServerConfig, ServerConfigError, SharingDefaults};
 pub use engine_thread::{EngineHandle, EngineThread, EngineThreadConfig, Fatal, Phase};
 pub use error::ApiError;
 pub use metrics::Metrics;
 pub use model::{ModelInfo, ServedModel};
+pub use protocol::SharingMode;
+pub use repair::{InvalidRepair, deviation_preset, parse_repair};
 pub use routes::router;
+pub use scope::{ScopeSecret, ShortSecret};
 #[cfg(unix)]
 pub use serve::termination_signals;
 pub use serve::{Ended, serve};
 pub use state::AppState;
+pub use tenants::{ApiKey, Tenants, TenantsError};

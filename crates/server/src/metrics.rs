@@ -4,6 +4,8 @@
 //! Every series exists from the start. Everything about one request's prompt is counted once, when it is admitted.
 
 mod buckets;
+mod kv;
+mod quality;
 mod registrar;
 
 use std::time::Duration;
@@ -12,15 +14,19 @@ use metrics::{Counter, Gauge, Histogram};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokens::Timestamp;
 
+pub(crate) use self::kv::{KvMetrics, erased_kind};
+use self::quality::QualityMetrics;
 use self::registrar::Registrar;
 use crate::model::ModelInfo;
 use crate::routes;
+use crate::tenants::KeyError;
 
 /// All metrics of one server.
 pub struct Metrics {
     handle: PrometheusHandle,
     pub(crate) requests: RequestMetrics,
     pub(crate) http: HttpMetrics,
+    pub(crate) kv: KvMetrics,
     engine: EngineMetrics,
 }
 
@@ -62,6 +68,7 @@ pub(crate) struct RequestMetrics {
 pub(crate) struct HttpMetrics {
     responses: Vec<(&'static str, [Counter; 3])>,
     shed: [Counter; 4],
+    refused_keys: [Counter; 2],
 }
 
 /// Set from the engine's own counters whenever somebody looks.
@@ -76,6 +83,8 @@ struct EngineMetrics {
     evictions: Counter,
     donors: Gauge,
     span_lookups: Vec<Counter>,
+    shadowed_tokens: Counter,
+    quality: QualityMetrics,
     ready: Gauge,
 }
 
@@ -141,6 +150,7 @@ impl Metrics {
             handle: registrar.handle(),
             requests: RequestMetrics::new(&registrar),
             http: HttpMetrics::new(&registrar, &routes::PATHS),
+            kv: KvMetrics::new(&registrar),
             engine: EngineMetrics::new(&registrar),
         }
     }
@@ -166,6 +176,7 @@ fn bucket_table(max_model_len: u32) -> Vec<(&'static str, Vec<f64>)> {
         ("vllm:request_time_per_output_token_seconds", buckets::INTER_TOKEN.to_vec()),
         ("vllm:iteration_tokens_total", buckets::ITERATION.to_vec()),
         ("vllm:request_params_n", buckets::N.to_vec()),
+        ("kvshare_kv_deviation", buckets::DEVIATION.to_vec()),
     ];
     let times = [
         "vllm:e2e_request_latency_seconds",
@@ -301,6 +312,10 @@ impl HttpMetrics {
                 let help = "Requests refused to protect the server.";
                 registrar.counter("kvshare_requests_shed_total", help, &[("reason", reason)])
             }),
+            refused_keys: KeyError::LABELS.map(|reason| {
+                let help = "Requests without a key, or with one that is not known.";
+                registrar.counter("kvshare_refused_keys_total", help, &[("reason", reason)])
+            }),
         }
     }
 
@@ -315,6 +330,10 @@ impl HttpMetrics {
         if let Some((_, classes)) = found {
             classes[class].increment(1);
         }
+    }
+
+    pub(crate) fn count_refused_key(&self, error: KeyError) {
+        self.refused_keys[error as usize].increment(1);
     }
 
     pub(crate) fn count_shed(&self, reason: ShedReason) {
@@ -345,6 +364,12 @@ impl EngineMetrics {
                     registrar.counter("kvshare_span_lookups_total", help, &[("outcome", outcome.label())])
                 })
                 .collect(),
+            shadowed_tokens: registrar.counter(
+                "kvshare_shadowed_tokens_total",
+                "Tokens that requests in shadow mode would have copied.",
+                &[],
+            ),
+            quality: QualityMetrics::new(registrar),
             ready: gauge("kvshare_ready", "1 while requests are taken."),
         }
     }
@@ -366,6 +391,8 @@ impl EngineMetrics {
         for (counter, (_, count)) in self.span_lookups.iter().zip(stats.span_lookups.iter()) {
             counter.absolute(count);
         }
+        self.shadowed_tokens.absolute(stats.shadowed_tokens);
+        self.quality.observe(&stats.quality);
         self.ready.set(f64::from(u8::from(is_ready)));
     }
 }

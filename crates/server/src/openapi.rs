@@ -11,13 +11,32 @@ pub(crate) fn document() -> Value {
             "/v1/chat/completions": {"post": generates("Answers a conversation", "ChatCompletionRequest")},
             "/v1/completions": {"post": generates("Continues a text", "CompletionRequest")},
             "/v1/models": {"get": says("Lists the served models")},
-            "/v1/models/{id}": {"get": says_about_a_model("Describes one served model")},
+            "/v1/models/{id}": {"get": about("id", says("Describes one served model"))},
+            "/v1/kv/explain": {"post": explains()},
+            "/v1/kv/cache": {"delete": with_query(
+                erases("Erases what the caller's requests left behind"), &[("session", "Only what requests of this session left")],
+            )},
+            "/admin/donors": {"get": with_query(admin(says("Lists earlier prompts that can be reused")), &[
+                ("tenant", "Only this tenant's"), ("limit", "At most so many, 1 to 1000; 100 when absent"), ("after", "Only higher ids"),
+            ])},
+            "/admin/donors/{id}": {"delete": about("id", admin(erases("Erases one of them")))},
+            "/admin/tenants/{name}/cache": {"delete": about("name", admin(erases("Erases what a tenant's requests left behind")))},
+            "/admin/sessions/{id}/cache": {"delete": with_query(
+                about("id", admin(erases("Erases what requests of a session left behind"))),
+                &[("tenant", "Whose session it is; needed where there are several tenants")],
+            )},
+            "/admin/corpora": {
+                "get": admin(says("Lists public corpora")),
+                "post": admin(takes("Adds a text to a public corpus, computed with nothing before it", "CorpusRequest")),
+            },
+            "/admin/corpora/{name}": {"delete": about("name", admin(erases("Erases a public corpus")))},
             "/tokenize": {"post": takes("Turns a text or a conversation into tokens", "TokenizeRequest")},
             "/detokenize": {"post": takes("Turns tokens into text", "DetokenizeRequest")},
-            "/health": {"get": says("Whether requests are taken: 200 or 503")},
-            "/health/live": {"get": says("Whether the process works: 200 or 503")},
-            "/health/ready": {"get": says("Whether requests are taken: 200 or 503")},
+            "/health": {"get": open(says("Whether requests are taken: 200 or 503"))},
+            "/health/live": {"get": open(says("Whether the process works: 200 or 503"))},
+            "/health/ready": {"get": open(says("Whether requests are taken: 200 or 503"))},
             "/metrics": {"get": {
+                "security": [],
                 "summary": "Metrics in Prometheus' text format",
                 "responses": {"200": {"description": "Metrics", "content": {"text/plain": {"schema": {"type": "string"}}}}},
             }},
@@ -25,10 +44,16 @@ pub(crate) fn document() -> Value {
             "/load": {"get": says("Requests in flight")},
             "/openapi.json": {"get": says("This document")},
         },
-        "components": {"schemas": {
+        "security": [{"key": []}],
+        "components": {"securitySchemes": {"key": {
+            "type": "http", "scheme": "bearer",
+            "description": "A key of the daemon's key file. Without such a file no key is needed.",
+        }}, "schemas": {
             "ChatCompletionRequest": object(&["messages"], [&chat_fields()[..], &shared_fields()].concat()),
             "CompletionRequest": object(&["prompt"], [&completion_fields()[..], &shared_fields()].concat()),
             "TokenizeRequest": object(&[], tokenize_fields()),
+            "KvSharingOptions": kv_sharing_options(),
+            "CorpusRequest": object(&["name"], vec![("name", string("manuals")), ("text", string("hi")), ("messages", messages())]),
             "DetokenizeRequest": object(&["tokens"], vec![("model", string("m")), ("tokens", ids())]),
             "ErrorResponse": error_response(),
         }},
@@ -41,9 +66,44 @@ fn says(summary: &str) -> Value {
     json!({"summary": summary, "responses": responses(json!({"application/json": {}}))})
 }
 
-fn says_about_a_model(summary: &str) -> Value {
-    let mut operation = says(summary);
-    operation["parameters"] = json!([{"name": "id", "in": "path", "required": true, "schema": {"type": "string"}}]);
+/// An operation on what the parameter `name` of its path names.
+fn about(name: &str, mut operation: Value) -> Value {
+    operation["parameters"] = json!([{"name": name, "in": "path", "required": true, "schema": {"type": "string"}}]);
+    operation
+}
+
+/// An operation with optional parameters, each with what it does.
+fn with_query(mut operation: Value, names: &[(&str, &str)]) -> Value {
+    let mut parameters = operation["parameters"].as_array().cloned().unwrap_or_default();
+    parameters.extend(names.iter().map(|(name, description)| {
+        json!({"name": name, "in": "query", "required": false, "description": description, "schema": {"type": "string"}})
+    }));
+    operation["parameters"] = Value::Array(parameters);
+    operation
+}
+
+/// An operation that needs no key.
+fn open(mut operation: Value) -> Value {
+    operation["security"] = json!([]);
+    operation
+}
+
+/// An operation that needs a key with `admin = true`.
+fn admin(mut operation: Value) -> Value {
+    operation["description"] = json!("Needs an administrator's key.");
+    operation
+}
+
+fn erases(summary: &str) -> Value {
+    let counts = object(&["donors", "blocks"], vec![("donors", integer(0, 1)), ("blocks", integer(0, 1))]);
+    json!({"summary": summary, "responses": responses(json!({"application/json": {"schema": counts}}))})
+}
+
+fn explains() -> Value {
+    let mut operation = says("Says what would be reused for a request, without running it");
+    let bodies =
+        ["ChatCompletionRequest", "CompletionRequest"].map(|name| json!({"$ref": format!("#/components/schemas/{name}")}));
+    operation["requestBody"] = json!({"required": true, "content": {"application/json": {"schema": {"oneOf": bodies}}}});
     operation
 }
 
@@ -145,9 +205,8 @@ fn shared_fields() -> Vec<Field> {
         "examples": [{"7": 1.0}],
     });
     let kv_sharing = json!({
-        "type": ["object", "null"],
-        "properties": {"mode": {"enum": ["off", "prefix", "span"]}, "store": {"type": "boolean"}},
-        "examples": [{"mode": "span", "store": true}],
+        "oneOf": [{"$ref": "#/components/schemas/KvSharingOptions"}, {"type": "null"}],
+        "examples": [{"mode": "span", "policy": "impact@0.15", "store": true}],
     });
     vec![
         ("max_tokens", integer(0, 5)),
@@ -170,7 +229,50 @@ fn shared_fields() -> Vec<Field> {
         ("user", string("me")),
         ("cache_salt", string("s")),
         ("kv_sharing", kv_sharing),
+        ("cache_segments", segments()),
     ]
+}
+
+fn segments() -> Value {
+    json!({
+        "type": ["array", "null"], "items": {"oneOf": [{"type": "integer", "minimum": 0}, {"type": "string", "minLength": 1, "maxLength": 64}]},
+        "description": "Where pieces of the prompt begin that do not depend on what stands before them: at the text of a message, by its \
+            index from 0, and behind each occurrence of a text. When absent: at each message, after blank lines, and at headings.",
+        "examples": [[1, "---"]],
+    })
+}
+
+fn kv_sharing_options() -> Value {
+    let mode = json!({
+        "enum": ["off", "prefix", "span", "semantic", "shadow", null],
+        "description": "off and prefix are exact; span and semantic also move equal spans of other prompts; shadow only records what \
+            semantic would reuse. A prompt that is scored (echo with logprobs) shares nothing.",
+        "examples": ["span"],
+    });
+    let policy = json!({
+        "type": ["string", "null"], "examples": ["impact@0.15"],
+        "description": "Which tokens of reused spans are computed all the same: name, or name@ratio with a share of the prompt.",
+    });
+    let max_deviation = json!({
+        "oneOf": [{"type": "number", "minimum": 0}, {"enum": ["strict", "balanced", "fast"]}, {"type": "null"}], "examples": ["balanced"],
+        "description": "No more tokens are computed once what is left deviates by at most this from full computation. 0 shares exactly.",
+    });
+    let mut session = string("chat-7");
+    session["description"] = json!("A name under which what this request leaves behind can be erased. 1 to 64 bytes.");
+    let mut strict = boolean();
+    strict["description"] = json!("With a seed: share exactly, so that the answer does not depend on what the cache holds.");
+    let fields = vec![
+        ("mode", mode),
+        ("policy", policy),
+        ("max_deviation", max_deviation),
+        ("store", boolean()),
+        ("segments", segments()),
+        ("strict", strict),
+        ("session", session),
+    ];
+    let mut options = object(&[], fields);
+    options["additionalProperties"] = json!(false);
+    options
 }
 
 fn tokenize_fields() -> Vec<Field> {
@@ -197,8 +299,8 @@ mod tests {
     use std::collections::BTreeSet;
 
     use protocol::{
-        ChatCompletionRequest, CompletionRequest, DetokenizeRequest, ErrorBody, ErrorResponse, KvSharingOptions, SamplingFields,
-        StreamOptions, TokenizeRequest,
+        ChatCompletionRequest, CompletionRequest, CorpusRequest, DetokenizeRequest, ErrorBody, ErrorResponse, KvSharingOptions,
+        SamplingFields, StreamOptions, TokenizeRequest,
     };
     use serde::Serialize;
     use serde::de::DeserializeOwned;
@@ -218,6 +320,18 @@ mod tests {
         let parsed = serde_json::from_value::<T>(Value::Object(examples.clone())).unwrap();
         let written = serde_json::to_value(parsed).unwrap();
         assert_eq!(written.as_object().unwrap().keys().collect::<BTreeSet<_>>(), examples.keys().collect());
+    }
+
+    fn kv_sharing() -> KvSharingOptions {
+        KvSharingOptions {
+            mode: Some(protocol::SharingMode::Span),
+            policy: Some("dhd".into()),
+            max_deviation: Some(protocol::DeviationBound::Number(0.5)),
+            store: Some(true),
+            segments: Some(vec![]),
+            strict: Some(true),
+            session: Some("s".into()),
+        }
     }
 
     fn sampling() -> SamplingFields {
@@ -241,7 +355,8 @@ mod tests {
             stream_options: Some(StreamOptions { include_usage: Some(true), continuous_usage_stats: None }),
             user: Some("u".into()),
             cache_salt: Some("s".into()),
-            kv_sharing: Some(KvSharingOptions { mode: None, store: Some(true) }),
+            kv_sharing: Some(kv_sharing()),
+            cache_segments: Some(vec![]),
         }
     }
 
@@ -275,6 +390,9 @@ mod tests {
             return_token_strs: Some(true),
         };
         check("TokenizeRequest", &tokenize);
+        check("KvSharingOptions", &kv_sharing());
+        let corpus = CorpusRequest { name: Some("c".into()), text: Some("x".into()), messages: Some(vec![]) };
+        check("CorpusRequest", &corpus);
         check("DetokenizeRequest", &DetokenizeRequest { model: Some("m".into()), tokens: Some(vec![1]) });
     }
 

@@ -1,7 +1,9 @@
 //! The routes, and what surrounds all of them.
 
+mod admin;
 mod completions;
 mod info;
+mod kv;
 mod tokenize;
 
 use std::any::Any;
@@ -12,20 +14,29 @@ use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{HeaderName, Method, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
 
+use crate::access::check_key;
 use crate::error::ApiError;
 use crate::state::AppState;
 
 /// All paths, as the router spells them.
-pub(crate) const PATHS: [&str; 13] = [
+pub(crate) const PATHS: [&str; 21] = [
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/models",
     "/v1/models/{*id}",
+    "/v1/kv/explain",
+    "/v1/kv/cache",
+    "/admin/donors",
+    "/admin/donors/{id}",
+    "/admin/tenants/{name}/cache",
+    "/admin/sessions/{id}/cache",
+    "/admin/corpora",
+    "/admin/corpora/{name}",
     "/tokenize",
     "/detokenize",
     "/health",
@@ -46,12 +57,21 @@ pub fn router(app: Arc<AppState>) -> Router {
         .layer(PropagateRequestIdLayer::new(REQUEST_ID))
         .layer(from_fn_with_state(Arc::clone(&app), count_response))
         .layer(CatchPanicLayer::custom(answer_panic))
+        .layer(from_fn_with_state(Arc::clone(&app), check_key))
         .layer(DefaultBodyLimit::max(app.config.body_limit));
     Router::new()
         .route("/v1/chat/completions", post(completions::chat))
         .route("/v1/completions", post(completions::completions))
         .route("/v1/models", get(info::models))
         .route("/v1/models/{*id}", get(info::model))
+        .route("/v1/kv/explain", post(kv::explain))
+        .route("/v1/kv/cache", delete(kv::erase_own))
+        .route("/admin/donors", get(admin::donors))
+        .route("/admin/donors/{id}", delete(admin::erase_donor))
+        .route("/admin/tenants/{name}/cache", delete(admin::erase_tenant))
+        .route("/admin/sessions/{id}/cache", delete(admin::erase_session))
+        .route("/admin/corpora", get(admin::corpora).post(admin::add_corpus))
+        .route("/admin/corpora/{name}", delete(admin::erase_corpus))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .route("/health", get(info::ready))

@@ -1,45 +1,93 @@
-//! The scope inside which a request may share KV.
+//! The scope inside which a request may share KV, and the names under which it can be erased.
 
-use tokens::CacheSalt;
+use tokens::{CacheSalt, SessionId};
+
+/// Key that makes scopes unpredictable for clients.
+#[derive(Clone)]
+pub struct ScopeSecret([u8; 32]);
 
 /// What a scope depends on. Two requests share KV if and only if all of it is equal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ScopeInputs<'a> {
-    /// Who asks. One tenant as long as the daemon knows no keys.
-    pub(crate) tenant: &'a str,
-    /// Model whose KV it is.
-    pub(crate) model: &'a str,
+    /// Whose KV it is.
+    pub(crate) owner: Owner<'a>,
+    /// Model whose KV it is, and the version of the daemon that computes it.
+    pub(crate) epoch: &'a str,
     /// What the client put into `cache_salt`.
     pub(crate) cache_salt: Option<&'a str>,
 }
 
-/// Tenant of every request as long as the daemon knows no keys.
-pub(crate) const DEFAULT_TENANT: &str = "default";
+/// Whose KV a scope holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owner<'a> {
+    /// A tenant's, by its name.
+    Tenant(&'a str),
+    /// A public corpus, by its name.
+    Corpus(&'a str),
+}
 
-/// Key that makes scopes unpredictable for clients: random, and never the same in two processes.
-#[derive(Clone)]
-pub(crate) struct ScopeSecret([u8; 32]);
+/// Bytes that a secret has at least: those of the hash's key.
+const MIN_SECRET_BYTES: usize = 32;
+
+/// A secret that could be guessed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a secret has at least {MIN_SECRET_BYTES} bytes, this one has {len}")]
+pub struct ShortSecret {
+    /// Bytes that were given.
+    pub len: usize,
+}
 
 impl ScopeSecret {
-    /// From the operating system's randomness.
-    pub(crate) fn random() -> Self {
+    /// From the operating system's randomness: never the same in two processes.
+    #[must_use]
+    pub fn random() -> Self {
         let mut secret = [0; 32];
         secret[..16].copy_from_slice(uuid::Uuid::new_v4().as_bytes());
         secret[16..].copy_from_slice(uuid::Uuid::new_v4().as_bytes());
         Self(secret)
     }
+
+    /// From bytes that several processes know.
+    ///
+    /// # Errors
+    /// If they are too few.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, ShortSecret> {
+        match bytes.len() < MIN_SECRET_BYTES {
+            true => Err(ShortSecret { len: bytes.len() }),
+            false => Ok(Self(blake3::derive_key("kvshare 2026 scopes of shared KV", bytes))),
+        }
+    }
 }
 
-/// Scope of a request: a keyed hash of its inputs, each with its length before it so that no two inputs run together.
+/// Scope of a request: a keyed hash of its inputs.
 pub(crate) fn scope_of(secret: &ScopeSecret, inputs: ScopeInputs<'_>) -> CacheSalt {
+    let (kind, name) = match inputs.owner {
+        Owner::Tenant(name) => ("tenant", name),
+        Owner::Corpus(name) => ("corpus", name),
+    };
+    CacheSalt(keyed_hash(secret, &[Some(kind), Some(name), Some(inputs.epoch), inputs.cache_salt]))
+}
+
+/// Name of a tenant's session. Another tenant's session of the same name is another one.
+pub(crate) fn session_of(secret: &ScopeSecret, tenant: &str, session: &str) -> SessionId {
+    SessionId(keyed_hash(secret, &[Some("session"), Some(tenant), Some(session)]))
+}
+
+/// Name of a corpus as a session of the owner of all corpora.
+pub(crate) fn corpus_session(secret: &ScopeSecret, corpus: &str) -> SessionId {
+    SessionId(keyed_hash(secret, &[Some("corpus session"), Some(corpus)]))
+}
+
+/// Each part has its length before it, so that no two lists run together.
+fn keyed_hash(secret: &ScopeSecret, parts: &[Option<&str>]) -> u64 {
     let mut hasher = blake3::Hasher::new_keyed(&secret.0);
-    for part in [Some(inputs.tenant), Some(inputs.model), inputs.cache_salt] {
-        // An absent salt is not the empty one.
+    for part in parts {
+        // An absent part is not the empty one.
         hasher.update(&part.map_or(u64::MAX, |part| part.len() as u64).to_le_bytes());
         hasher.update(part.unwrap_or_default().as_bytes());
     }
     let bytes = hasher.finalize();
-    CacheSalt(u64::from_le_bytes(bytes.as_bytes()[..8].try_into().expect("a hash has 32 bytes")))
+    u64::from_le_bytes(bytes.as_bytes()[..8].try_into().expect("a hash has 32 bytes"))
 }
 
 #[cfg(test)]
@@ -50,8 +98,8 @@ mod tests {
         ScopeSecret([7; 32])
     }
 
-    fn inputs<'a>(tenant: &'a str, model: &'a str, cache_salt: Option<&'a str>) -> ScopeInputs<'a> {
-        ScopeInputs { tenant, model, cache_salt }
+    fn inputs<'a>(tenant: &'a str, epoch: &'a str, cache_salt: Option<&'a str>) -> ScopeInputs<'a> {
+        ScopeInputs { owner: Owner::Tenant(tenant), epoch, cache_salt }
     }
 
     #[test]
@@ -69,6 +117,7 @@ mod tests {
             inputs("", "tm", Some("s")),
             inputs("t", "ms", None),
             inputs("u", "m", None),
+            ScopeInputs { owner: Owner::Corpus("t"), ..inputs("t", "m", None) },
         ];
         for (i, a) in all.iter().enumerate() {
             for b in &all[..i] {
@@ -78,8 +127,24 @@ mod tests {
     }
 
     #[test]
-    fn another_process_has_other_scopes() {
-        let (a, b) = (ScopeSecret::random(), ScopeSecret::random());
-        assert_ne!(scope_of(&a, inputs("t", "m", None)), scope_of(&b, inputs("t", "m", None)));
+    fn another_process_has_other_scopes_unless_it_knows_the_secret() {
+        let scope = |secret: &ScopeSecret| scope_of(secret, inputs("t", "m", None));
+        assert_ne!(scope(&ScopeSecret::random()), scope(&ScopeSecret::random()));
+        let known = || ScopeSecret::from_bytes(&[3; 40]).unwrap();
+        assert_eq!(scope(&known()), scope(&known()));
+        assert_ne!(scope(&known()), scope(&ScopeSecret::from_bytes(&[3; 41]).unwrap()));
+    }
+
+    #[test]
+    fn a_short_secret_is_refused() {
+        assert_eq!(ScopeSecret::from_bytes(&[3; 31]).err(), Some(ShortSecret { len: 31 }));
+    }
+
+    #[test]
+    fn a_session_is_its_tenants() {
+        let session = |tenant: &str, name: &str| session_of(&secret(), tenant, name);
+        assert_eq!(session("a", "s"), session("a", "s"));
+        assert_ne!(session("a", "s"), session("b", "s"));
+        assert_ne!(session("a", "s"), session("a", "t"));
     }
 }

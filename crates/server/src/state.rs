@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use crate::access::Access;
 use crate::config::{ServerConfig, ServerConfigError};
+use crate::corpora::Corpora;
 use crate::engine_thread::EngineHandle;
 use crate::metrics::Metrics;
 use crate::model::ServedModel;
-use crate::scope::ScopeSecret;
 use crate::valid::Limits;
 
 /// The model, the engine, and the limits between them and the world.
@@ -15,7 +16,8 @@ pub struct AppState {
     pub(crate) engine: EngineHandle,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) config: ServerConfig,
-    pub(crate) secret: ScopeSecret,
+    pub(crate) access: Access,
+    pub(crate) corpora: Corpora,
     pub(crate) fingerprint: String,
 }
 
@@ -29,10 +31,11 @@ impl AppState {
         engine: EngineHandle,
         metrics: Arc<Metrics>,
         config: ServerConfig,
+        access: Access,
     ) -> Result<Arc<Self>, ServerConfigError> {
         config.validate()?;
         let fingerprint = model.info.fingerprint();
-        Ok(Arc::new(Self { model, engine, metrics, config, secret: ScopeSecret::random(), fingerprint }))
+        Ok(Arc::new(Self { model, engine, metrics, config, access, corpora: Corpora::default(), fingerprint }))
     }
 
     pub(crate) fn limits(&self) -> Limits<'_> {

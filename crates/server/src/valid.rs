@@ -4,16 +4,19 @@
 
 mod messages;
 mod sampling;
+mod sharing;
 mod unsupported;
 
-use engine::{KvSharingMode, SamplingParams};
-use protocol::{ChatCompletionRequest, CompletionRequest, KvSharingOptions, Prompt, SamplingFields, SharingMode};
+use engine::SamplingParams;
+use protocol::{ChatCompletionRequest, CompletionRequest, Prompt, SamplingFields};
 use tokenizer::ChatMessage;
 use tokens::TokenId;
 
 pub(crate) use messages::valid_messages;
+pub(crate) use sharing::{ValidSharing, valid_session};
 
 use self::sampling::{ValidSampling, count, valid_sampling};
+use self::sharing::{SharingContext, valid_sharing};
 use crate::config::ServerConfig;
 use crate::error::ApiError;
 use crate::model::ModelInfo;
@@ -44,8 +47,7 @@ pub(crate) struct ValidRequest {
     pub(crate) stop: Vec<String>,
     /// `None` for a whole answer.
     pub(crate) stream: Option<StreamMode>,
-    pub(crate) sharing: KvSharingMode,
-    pub(crate) store: bool,
+    pub(crate) sharing: ValidSharing,
     pub(crate) cache_salt: Option<String>,
     /// Whether answers start with their prompt.
     pub(crate) echo: bool,
@@ -154,11 +156,16 @@ impl ValidRequest {
         {
             return Err(ApiError::param("min_tokens", format!("must be at most `max_tokens`, which is {max_tokens}")));
         }
+        let num_messages = match &prompts[..] {
+            [PromptSource::Chat(messages)] => Some(messages.len()),
+            _ => None,
+        };
         let num_choices = prompts.len() * n as usize;
         if num_choices > limits.max_choices {
             let message = format!("{num_choices} answers asked for, at most {} are possible", limits.max_choices);
             return Err(ApiError::param(if n > 1 { "n" } else { "prompt" }, message));
         }
+        let context = SharingContext { num_messages, has_seed: fields.seed.is_some(), scores_prompt: prompt_logprobs.is_some() };
         Ok(Self {
             model,
             prompts,
@@ -167,8 +174,7 @@ impl ValidRequest {
             sampling: SamplingParams { logprobs, prompt_logprobs, ..sampling },
             stop,
             stream: valid_stream(&fields)?,
-            sharing: sharing_mode(fields.kv_sharing.as_ref(), limits.config.default_sharing),
-            store: fields.kv_sharing.and_then(|options| options.store).unwrap_or(true),
+            sharing: valid_sharing(fields.kv_sharing, fields.cache_segments, context, &limits.config.sharing)?,
             cache_salt: valid_cache_salt(fields.cache_salt)?,
             echo,
         })
@@ -242,15 +248,6 @@ fn valid_stream(fields: &SamplingFields) -> Result<Option<StreamMode>, ApiError>
         (true, _) => Ok(Some(StreamMode { include_usage: options.include_usage.unwrap_or(false) })),
         (false, None) => Ok(None),
         (false, Some(_)) => Err(ApiError::param("stream_options", "only allowed when `stream` is true")),
-    }
-}
-
-fn sharing_mode(options: Option<&KvSharingOptions>, default: KvSharingMode) -> KvSharingMode {
-    match options.and_then(|options| options.mode) {
-        Some(SharingMode::Off) => KvSharingMode::Off,
-        Some(SharingMode::Prefix) => KvSharingMode::Prefix,
-        Some(SharingMode::Span) => KvSharingMode::Span,
-        None => default,
     }
 }
 

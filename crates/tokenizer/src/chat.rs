@@ -1,7 +1,6 @@
 //! Chat templates: messages to the text the model was trained on.
 
 use std::fmt::Write;
-use std::ops::Range;
 
 use minijinja::value::{Kwargs, Serde, Value};
 use minijinja::{Environment, Error, ErrorKind, context};
@@ -10,7 +9,7 @@ use serde::Serialize;
 use serde_json::{Map, ser};
 
 use crate::ChatError;
-use crate::contents::{PLACEHOLDER, locate, locate_by_search};
+use crate::contents::{Located, PLACEHOLDER, locate, locate_by_search};
 
 /// One message of a conversation. Content given in parts is joined before.
 #[derive(Clone, Debug, PartialEq)]
@@ -82,7 +81,7 @@ impl ChatTemplate {
     }
 
     /// Where the contents of `messages` are in `rendered`, in bytes: sorted and disjoint. What is not found is left out.
-    pub(crate) fn locate_contents(&self, messages: &[ChatMessage], options: &ChatOptions, rendered: &str) -> Vec<Range<usize>> {
+    pub(crate) fn locate_contents(&self, messages: &[ChatMessage], options: &ChatOptions, rendered: &str) -> Vec<Located> {
         let contents: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
         let placeholder = |index: usize| match contents[index] {
             "" => String::new(),

@@ -9,22 +9,32 @@ pub(crate) const PLACEHOLDER: char = '\u{10fffd}';
 /// short a text is not reused anyway. Chosen.
 const MIN_SEARCHED_BYTES: usize = 64;
 
+/// Where a message's text is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Located {
+    /// Index of the message.
+    pub(crate) message: usize,
+    /// Bytes of the prompt.
+    pub(crate) bytes: Range<usize>,
+}
+
 /// Ranges of `contents` in `rendered`, or `None` when the template did more than write them, trimmed perhaps.
 ///
 /// `outline` is the same template rendered with placeholders for the contents, so what is between two placeholders is the
 /// template's own text. That tells a role name from a message that says the same.
-pub(crate) fn locate(outline: &str, contents: &[&str], rendered: &str) -> Option<Vec<Range<usize>>> {
+pub(crate) fn locate(outline: &str, contents: &[&str], rendered: &str) -> Option<Vec<Located>> {
     let mut parts = outline.split(PLACEHOLDER);
     let first = parts.next().expect("a split has one part at least");
     let mut at = rendered.starts_with(first).then_some(first.len())?;
     let mut ranges = Vec::new();
     while let Some(index) = parts.next() {
-        let content = contents.get(index.parse::<usize>().ok()?)?;
+        let message = index.parse::<usize>().ok()?;
+        let content = contents.get(message)?;
         let following = parts.next()?;
         let is_here = |written: &&str| rendered[at..].strip_prefix(written).is_some_and(|rest| rest.starts_with(following));
         let written = [content, content.trim(), content.trim_start(), content.trim_end()].into_iter().find(is_here)?;
         if !written.is_empty() {
-            ranges.push(at..at + written.len());
+            ranges.push(Located { message, bytes: at..at + written.len() });
         }
         at += written.len() + following.len();
     }
@@ -32,12 +42,13 @@ pub(crate) fn locate(outline: &str, contents: &[&str], rendered: &str) -> Option
 }
 
 /// Ranges of the longer ones of `contents` in `rendered`, searched in order. One that is not found is left out.
-pub(crate) fn locate_by_search(contents: &[&str], rendered: &str) -> Vec<Range<usize>> {
+pub(crate) fn locate_by_search(contents: &[&str], rendered: &str) -> Vec<Located> {
     let mut at = 0;
     let mut ranges = Vec::new();
-    for content in contents.iter().map(|content| content.trim()).filter(|content| content.len() >= MIN_SEARCHED_BYTES) {
+    let trimmed = contents.iter().map(|content| content.trim()).enumerate();
+    for (message, content) in trimmed.filter(|(_, content)| content.len() >= MIN_SEARCHED_BYTES) {
         if let Some(found) = rendered[at..].find(content) {
-            ranges.push(at + found..at + found + content.len());
+            ranges.push(Located { message, bytes: at + found..at + found + content.len() });
             at += found + content.len();
         }
     }
@@ -53,7 +64,7 @@ mod tests {
     fn check(outline: &str, contents: &[&str], rendered: &str, expected: Option<&[&str]>) {
         let outline = outline.replace('#', &PLACEHOLDER.to_string());
         let found = locate(&outline, contents, rendered);
-        let texts = found.map(|ranges| ranges.into_iter().map(|range| &rendered[range]).collect::<Vec<_>>());
+        let texts = found.map(|ranges| ranges.into_iter().map(|found| &rendered[found.bytes]).collect::<Vec<_>>());
         assert_eq!(texts.as_deref(), expected);
     }
 
@@ -67,7 +78,7 @@ mod tests {
         let rendered = "user: user user: ";
         let outline = format!("user: {PLACEHOLDER}0{PLACEHOLDER} user: ");
         let found = locate(&outline, &["user"], rendered).unwrap();
-        assert_eq!((found.len(), found[0].clone()), (1, 6..10));
+        assert_eq!(found, [Located { message: 0, bytes: 6..10 }]);
     }
 
     #[test]
@@ -93,6 +104,6 @@ mod tests {
         let long = "a long text ".repeat(8);
         let rendered = format!("system user: {long}; user: user");
         let found = locate_by_search(&["user", &long], &rendered);
-        assert_eq!((found.len(), found[0].clone()), (1, 13..13 + long.trim().len()));
+        assert_eq!(found, [Located { message: 1, bytes: 13..13 + long.trim().len() }]);
     }
 }

@@ -1,7 +1,7 @@
 //! Text to tokens and back: vocabularies, chat templates, incremental detokenization, stop strings.
 //!
 //! What is here: [`Tokenizer`] (from `tokenizer.json` or from the vocabulary of a GGUF file), [`ChatTemplate`],
-//! [`DetokenizeStream`] and [`StopMatcher`].
+//! [`DetokenizeStream`], [`StopMatcher`] and [`SegmentRule`].
 //! What is deliberately not here: reading GGUF files (the model loader fills [`GgufVocabulary`]), HTTP, and the engine.
 
 #![forbid(unsafe_code)]
@@ -15,6 +15,7 @@ mod error;
 mod folder;
 mod pre_tokenizer;
 mod prompt;
+mod segments;
 mod stop;
 mod token_bytes;
 mod tokenizer;
@@ -23,7 +24,8 @@ mod vocabulary;
 pub use chat::{ChatMessage, ChatOptions, ChatTemplate};
 pub use detokenize::DetokenizeStream;
 pub use error::{ChatError, TokenizerError};
-pub use prompt::EncodedPrompt;
+pub use prompt::{ContentStart, EncodedPrompt};
+pub use segments::SegmentRule;
 pub use stop::{StopMatcher, StopOutput};
 pub use tokenizer::Tokenizer;
 pub use vocabulary::GgufVocabulary;

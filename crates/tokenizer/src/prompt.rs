@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use tokens::{TokenId, TokenRange};
 
+use crate::contents::Located;
+
 /// An encoded prompt.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EncodedPrompt {
@@ -12,6 +14,18 @@ pub struct EncodedPrompt {
     /// Positions of tokens that do not come from the caller's own text: special tokens, roles, line breaks and default prompts
     /// of a chat template. Sorted and disjoint. KV of earlier prompts is never copied to them.
     pub template: Vec<TokenRange>,
+    /// Where the texts of messages begin, by position. Empty texts, and those that the template rewrote, are left out. A text that is
+    /// no conversation is message 0.
+    pub contents: Vec<ContentStart>,
+}
+
+/// Where the text of a message begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ContentStart {
+    /// Index of the message.
+    pub message: u32,
+    /// Position of the first token that is wholly of its text.
+    pub position: u32,
 }
 
 /// A token and the bytes of the prompt it covers.
@@ -43,6 +57,20 @@ pub(crate) fn template_ranges(
         }
     }
     ranges
+}
+
+/// Position of the first token that begins in each of `contents`, which are sorted and disjoint.
+pub(crate) fn content_starts(spans: &[TokenSpan], contents: &[Located]) -> Vec<ContentStart> {
+    let first_in = |content: &Located| {
+        let index = spans.partition_point(|span| span.bytes.start < content.bytes.start);
+        let is_inside = spans.get(index).is_some_and(|span| span.bytes.start < content.bytes.end);
+        is_inside.then(|| ContentStart { message: to_u32(content.message), position: to_u32(index) })
+    };
+    contents.iter().filter_map(first_in).collect()
+}
+
+fn to_u32(index: usize) -> u32 {
+    u32::try_from(index).expect("a prompt has less than 2^32 tokens and messages")
 }
 
 #[cfg(test)]

@@ -10,7 +10,8 @@ use tokens::{TokenId, TokenRange};
 use crate::added::{AddedToken, AddedTokens, Segment};
 use crate::byte_level::ByteLevelEncoder;
 use crate::pre_tokenizer::PreTokenizerKind;
-use crate::prompt::{TokenSpan, template_ranges};
+use crate::prompt::{ContentStart, TokenSpan, content_starts, template_ranges};
+use crate::segments::{SegmentRule, TokenText};
 use crate::token_bytes::{Speller, Spelling, TokenBytes};
 use crate::{ChatError, ChatMessage, ChatOptions, ChatTemplate, EncodedPrompt, GgufVocabulary, TokenizerError};
 
@@ -136,7 +137,11 @@ impl Tokenizer {
         let range = |start: usize, end: usize| TokenRange::new(to_pos(start), to_pos(end));
         let mut template = vec![range(0, prefix.len()), range(text_end, token_ids.len())];
         template.retain(|range| !range.is_empty());
-        Ok(EncodedPrompt { token_ids, template })
+        let contents = match text_end > prefix.len() {
+            true => vec![ContentStart { message: 0, position: to_pos(prefix.len()) }],
+            false => Vec::new(),
+        };
+        Ok(EncodedPrompt { token_ids, template, contents })
     }
 
     /// Encodes `text` with the names of special tokens taken as the characters they are.
@@ -162,10 +167,19 @@ impl Tokenizer {
     pub fn encode_chat(&self, messages: &[ChatMessage], options: &ChatOptions) -> Result<EncodedPrompt, ChatError> {
         let chat_template = self.chat_template.as_ref().ok_or(ChatError::NoTemplate)?;
         let rendered = chat_template.render(messages, options)?;
-        let contents = chat_template.locate_contents(messages, options, &rendered);
+        let located = chat_template.locate_contents(messages, options, &rendered);
         let spans = self.spans(&rendered)?;
-        let template = template_ranges(&spans, &contents, |id| self.is_special(id));
-        Ok(EncodedPrompt { token_ids: spans.into_iter().map(|span| span.id).collect(), template })
+        let contents = content_starts(&spans, &located);
+        let ranges: Vec<_> = located.into_iter().map(|content| content.bytes).collect();
+        let template = template_ranges(&spans, &ranges, |id| self.is_special(id));
+        Ok(EncodedPrompt { token_ids: spans.into_iter().map(|span| span.id).collect(), template, contents })
+    }
+
+    /// Positions at which segments of `prompt` begin by `rule`: ascending, each above 0.
+    #[must_use]
+    pub fn segment_starts(&self, prompt: &EncodedPrompt, rule: &SegmentRule) -> Vec<u32> {
+        let text = TokenText::new(prompt.token_ids.iter().map(|&id| self.token_bytes(id)));
+        rule.starts(&text, &prompt.contents)
     }
 
     /// Decodes `ids`; bytes that are no UTF-8 become U+FFFD. `skip_special` leaves special tokens out.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use sse::EventParser;
 
-use crate::config::KvSharing;
+use crate::config::{KvSharing, Secret};
 
 /// Time to open a connection. The answer itself may take as long as it takes. Chosen.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -21,6 +21,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct Client {
     http: reqwest::Client,
     base: String,
+    key: Option<Secret>,
 }
 
 /// One message of a conversation.
@@ -180,7 +181,20 @@ impl Client {
         let base = url.trim_end_matches('/').trim_end_matches("/v1").to_owned();
         // A proxy of the environment would make measurements of a server on this machine meaningless.
         let http = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).no_proxy().build();
-        Ok(Self { http: http.context("starting the HTTP client")?, base })
+        Ok(Self { http: http.context("starting the HTTP client")?, base, key: None })
+    }
+
+    /// The same client with a key.
+    pub(crate) fn with_key(self, key: Option<Secret>) -> Self {
+        Self { key, ..self }
+    }
+
+    /// Adds the key, if there is one.
+    fn authorized(&self, request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
+        match &self.key {
+            Some(key) => request.bearer_auth(key.reveal()),
+            None => request,
+        }
     }
 
     /// The first model the server offers.
@@ -189,7 +203,7 @@ impl Client {
     /// If the server does not answer, or has none.
     pub(crate) async fn first_model(&self) -> anyhow::Result<String> {
         let url = format!("{}/v1/models", self.base);
-        let response = self.http.get(&url).send().await.map_err(|error| self.unreachable(&error))?;
+        let response = self.authorized(self.http.get(&url)).send().await.map_err(|error| self.unreachable(&error))?;
         let list: ModelList = success(response).await?.json().await.with_context(|| format!("reading {url}"))?;
         list.data.into_iter().next().map(|model| model.id).context("the server offers no model")
     }
@@ -201,7 +215,7 @@ impl Client {
     pub(crate) async fn stream_chat(&self, request: &ChatRequest<'_>) -> anyhow::Result<ChatStream> {
         let body = StreamingBody { request, stream: true, stream_options: StreamOptions { include_usage: true } };
         let url = format!("{}/v1/chat/completions", self.base);
-        let response = self.http.post(url).json(&body).send().await.map_err(|error| self.unreachable(&error))?;
+        let response = self.authorized(self.http.post(url)).json(&body).send().await.map_err(|error| self.unreachable(&error))?;
         let response = success(response).await?;
         Ok(ChatStream { response, parser: EventParser::default(), pending: std::collections::VecDeque::new(), done: false })
     }
@@ -318,6 +332,14 @@ mod tests {
     fn addresses_lose_their_version_and_must_be_plain_http() {
         assert_eq!(Client::new("http://h:1/v1/").unwrap().base, "http://h:1");
         assert!(Client::new("https://h").is_err());
+    }
+
+    #[test]
+    fn a_key_is_sent_but_not_printed() {
+        let client = Client::new("http://h").unwrap().with_key(Some("k3y".to_owned().into()));
+        let request = client.authorized(client.http.get("http://h/")).build().unwrap();
+        assert_eq!(request.headers()["authorization"], "Bearer k3y");
+        assert!(request.headers()["authorization"].is_sensitive() && !format!("{client:?}").contains("k3y"));
     }
 
     #[test]

@@ -9,8 +9,10 @@ mod duration;
 mod engine;
 mod log;
 mod model;
+mod repair;
 mod server;
 mod sharing;
+mod tenants;
 
 use std::path::{Path, PathBuf};
 
@@ -22,8 +24,10 @@ pub(crate) use duration::Millis;
 pub(crate) use engine::{Device, EngineConfig, KvCacheDtype, Scheduling};
 pub(crate) use log::{LogConfig, LogFormat};
 pub(crate) use model::{ModelConfig, Secret, SourceArgs};
+pub(crate) use repair::{Deviation, RepairSetting};
 pub(crate) use server::ServerConfig;
 pub(crate) use sharing::{KvSharing, SharingConfig};
+pub(crate) use tenants::TenantsConfig;
 
 /// All settings of the daemon.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -33,6 +37,8 @@ pub(crate) struct Config {
     pub(crate) model: ModelConfig,
     /// To whom.
     pub(crate) server: ServerConfig,
+    /// Told apart by what.
+    pub(crate) tenants: TenantsConfig,
     /// With which resources.
     pub(crate) engine: EngineConfig,
     /// Reusing what.
@@ -51,6 +57,8 @@ pub(crate) struct ConfigArgs {
     pub(crate) model: model::ModelArgs,
     #[command(flatten)]
     server: server::ServerArgs,
+    #[command(flatten)]
+    tenants: tenants::TenantsArgs,
     #[command(flatten)]
     engine: engine::EngineArgs,
     #[command(flatten)]
@@ -100,6 +108,7 @@ impl Config {
         };
         args.model.apply(&mut config.model);
         args.server.apply(&mut config.server);
+        args.tenants.apply(&mut config.tenants);
         args.engine.apply(&mut config.engine);
         args.sharing.apply(&mut config.sharing);
         args.log.apply(&mut config.log);
@@ -114,11 +123,7 @@ impl Config {
 
     /// `path` is only named in errors.
     fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        toml::from_str(text).map_err(|error| {
-            let start = error.span().map_or(0, |span| span.start).min(text.len());
-            let line = 1 + text[..start].matches('\n').count();
-            ConfigError::Parse { path: path.to_owned(), line, message: error.message().replace('\n', " ") }
-        })
+        parse_toml(text, path)
     }
 
     fn validate(&self) -> Result<(), ConfigError> {
@@ -128,11 +133,12 @@ impl Config {
         problems.extend(self.sharing.problems());
         problems.extend(self.log.problems());
         if let Some(max_model_len) = self.engine.max_model_len.set()
-            && self.sharing.mode == KvSharing::Span
+            && matches!(self.sharing.mode, KvSharing::Span | KvSharing::Semantic)
             && max_model_len < self.sharing.min_prompt
         {
             problems.push(format!(
-                "sharing.mode is \"span\", but no prompt of engine.max_model_len {max_model_len} reaches sharing.min_prompt {}",
+                "sharing.mode is \"{}\", but no prompt of engine.max_model_len {max_model_len} reaches sharing.min_prompt {}",
+                self.sharing.mode.as_str(),
                 self.sharing.min_prompt
             ));
         }
@@ -143,6 +149,15 @@ impl Config {
     pub(crate) fn to_toml(&self) -> String {
         toml::to_string(self).expect("every setting has a TOML form: scalars in sections")
     }
+}
+
+/// The TOML `text` as `T`; `path` is only named in errors.
+fn parse_toml<T: serde::de::DeserializeOwned>(text: &str, path: &Path) -> Result<T, ConfigError> {
+    toml::from_str(text).map_err(|error| {
+        let start = error.span().map_or(0, |span| span.start).min(text.len());
+        let line = 1 + text[..start].matches('\n').count();
+        ConfigError::Parse { path: path.to_owned(), line, message: error.message().replace('\n', " ") }
+    })
 }
 
 /// Overrides `slot` if the flag was given.
@@ -200,7 +215,7 @@ mod tests {
         let flags = "--model m --revision r --served-model-name s --tokenizer t --cache-dir c --hub-offline --hub-token x --host h --port 1 \
                      --max-queue 2 --max-connections 3 --body-limit 4KiB --header-read-timeout 5s --body-read-timeout 6s --max-n 7 --keep-alive 8s --shutdown-timeout 6 --device cpu \
                      --threads 7 --kv-cache-memory 8MiB --kv-cache-dtype f32 --max-num-batched-tokens 90 --max-num-seqs 10 \
-                     --max-model-len 1100 --scheduling fcfs --max-overtake 12ms --kv-sharing off --min-span 130 --max-donors 14 \
+                     --max-model-len 1100 --scheduling fcfs --max-overtake 12ms --kv-sharing off --repair impact@0.3 --max-deviation strict --min-span 130 --max-donors 14 --donor-ttl 15m --verify-share 0.5 --api-keys k --secret-file s \
                      --log-format json --log-filter warn";
         let config = resolve("", &flags.split_whitespace().collect::<Vec<_>>()).unwrap();
         let changed = config.to_toml();

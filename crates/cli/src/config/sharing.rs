@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use super::set;
+use super::{Auto, Deviation, Millis, RepairSetting, set};
 
 /// `[sharing]` of the configuration file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -11,6 +11,10 @@ use super::set;
 pub(crate) struct SharingConfig {
     /// Mode of requests that name none.
     pub(crate) mode: KvSharing,
+    /// Policy of requests that name none, as `name@ratio`.
+    pub(crate) repair: RepairSetting,
+    /// Bound of requests that name none; none by default.
+    pub(crate) max_deviation: Auto<Deviation>,
     /// Shortest run of equal tokens that is reused away from its place, in tokens.
     pub(crate) min_span: u32,
     /// Tokens recomputed at the start of each moved span.
@@ -21,6 +25,10 @@ pub(crate) struct SharingConfig {
     pub(crate) min_prompt: u32,
     /// Earlier prompts remembered as donors.
     pub(crate) max_donors: usize,
+    /// Time after which what nobody used is forgotten; by default when its room is needed.
+    pub(crate) donor_ttl: Auto<Millis>,
+    /// Share of the answers over reused spans that is compared with full computation in idle time.
+    pub(crate) verify_share: f64,
 }
 
 /// Which KV of earlier requests a request may use.
@@ -33,15 +41,39 @@ pub(crate) enum KvSharing {
     Prefix,
     /// Also equal spans anywhere. Approximate.
     Span,
+    /// As span, with donors also found by what their text means. Approximate.
+    Semantic,
+    /// Finds what semantic would reuse and records it, but reuses equal beginnings only. Exact.
+    Shadow,
 }
 
 impl Default for SharingConfig {
     fn default() -> Self {
-        Self { mode: KvSharing::Prefix, min_span: 64, head_tokens: 16, tail_tokens: 16, min_prompt: 128, max_donors: 10_000 }
+        Self {
+            mode: KvSharing::Prefix,
+            repair: RepairSetting(engine::Repair::structural()),
+            max_deviation: Auto::Auto,
+            min_span: 64,
+            head_tokens: 16,
+            tail_tokens: 16,
+            min_prompt: 128,
+            max_donors: 10_000,
+            donor_ttl: Auto::Auto,
+            verify_share: 0.0,
+        }
     }
 }
 
 impl SharingConfig {
+    /// What requests get that do not say.
+    pub(crate) fn defaults(&self) -> server::SharingDefaults {
+        server::SharingDefaults {
+            mode: self.mode.into(),
+            repair: self.repair.0,
+            max_deviation: self.max_deviation.as_ref().set().map(Deviation::bound),
+        }
+    }
+
     /// As the planner of spans takes it; not yet checked.
     pub(crate) fn spans(&self) -> semantic::SpanConfig {
         semantic::SpanConfig {
@@ -58,6 +90,12 @@ impl SharingConfig {
         if let Err(error) = self.spans().validated() {
             problems.push(format!("sharing: {error}"));
         }
+        if !(0.0..=1.0).contains(&self.verify_share) {
+            problems.push(format!("sharing.verify_share must be between 0 and 1, is {}", self.verify_share));
+        }
+        if self.donor_ttl == Auto::Set(Millis(0)) {
+            problems.push("sharing.donor_ttl is 0: use sharing.mode = \"off\" to share nothing".to_owned());
+        }
         if self.max_donors == 0 {
             problems.push("sharing.max_donors is 0: use sharing.mode = \"prefix\" to share no spans".to_owned());
         }
@@ -72,6 +110,8 @@ impl KvSharing {
             Self::Off => "off",
             Self::Prefix => "prefix",
             Self::Span => "span",
+            Self::Semantic => "semantic",
+            Self::Shadow => "shadow",
         }
     }
 }
@@ -82,6 +122,20 @@ impl From<KvSharing> for engine::KvSharingMode {
             KvSharing::Off => Self::Off,
             KvSharing::Prefix => Self::Prefix,
             KvSharing::Span => Self::Span,
+            KvSharing::Semantic => Self::Semantic,
+            KvSharing::Shadow => Self::Shadow,
+        }
+    }
+}
+
+impl From<KvSharing> for server::SharingMode {
+    fn from(mode: KvSharing) -> Self {
+        match mode {
+            KvSharing::Off => Self::Off,
+            KvSharing::Prefix => Self::Prefix,
+            KvSharing::Span => Self::Span,
+            KvSharing::Semantic => Self::Semantic,
+            KvSharing::Shadow => Self::Shadow,
         }
     }
 }
@@ -93,12 +147,24 @@ pub(crate) struct SharingArgs {
     /// Which KV of earlier requests is reused [default: prefix]
     #[arg(long, env = "KVSHARE_KV_SHARING", value_enum)]
     kv_sharing: Option<KvSharing>,
+    /// Policy that chooses which reused tokens are computed all the same, as name@ratio [default: epic]
+    #[arg(long, env = "KVSHARE_REPAIR", value_name = "POLICY")]
+    repair: Option<RepairSetting>,
+    /// Deviation at which no more tokens are computed: a number, strict, balanced or fast [default: the policy's own]
+    #[arg(long, env = "KVSHARE_MAX_DEVIATION", value_name = "BOUND")]
+    max_deviation: Option<Deviation>,
     /// Shortest run of equal tokens reused away from its place [default: 64]
     #[arg(long, env = "KVSHARE_MIN_SPAN", value_name = "TOKENS")]
     min_span: Option<u32>,
     /// Earlier prompts remembered as donors [default: 10000]
     #[arg(long, env = "KVSHARE_MAX_DONORS", value_name = "N")]
     max_donors: Option<usize>,
+    /// Time after which KV that nobody used is forgotten [default: when its room is needed]
+    #[arg(long, env = "KVSHARE_DONOR_TTL", value_name = "TIME")]
+    donor_ttl: Option<Millis>,
+    /// Share of the answers over reused spans that is compared with full computation in idle time [default: 0]
+    #[arg(long, env = "KVSHARE_VERIFY_SHARE", value_name = "SHARE")]
+    verify_share: Option<f64>,
 }
 
 impl SharingArgs {
@@ -106,5 +172,9 @@ impl SharingArgs {
         set(&mut config.mode, self.kv_sharing);
         set(&mut config.min_span, self.min_span);
         set(&mut config.max_donors, self.max_donors);
+        set(&mut config.repair, self.repair);
+        set(&mut config.max_deviation, self.max_deviation.map(Auto::Set));
+        set(&mut config.verify_share, self.verify_share);
+        set(&mut config.donor_ttl, self.donor_ttl.map(Auto::Set));
     }
 }

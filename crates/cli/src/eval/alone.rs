@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use engine::{EngineCore, EngineEvent, Executor, KvSharingMode, KvUsage, LogProb, Repair, Request, SamplingParams};
-use tokenizer::EncodedPrompt;
 use tokens::{CacheSalt, RequestId, TenantId, Timestamp, TokenId};
 
 use super::forced::{Choice, Forced};
+use super::prompt::Prompt;
 
 /// The engine, and what has been asked of it.
 pub(crate) struct Alone<E> {
@@ -78,7 +78,7 @@ impl<E: Executor> Alone<E> {
     ///
     /// # Errors
     /// If it does not fit, or the model fails.
-    pub(crate) fn say(&mut self, prompt: &EncodedPrompt, sampling: SamplingParams, reuse: Reuse) -> anyhow::Result<Said> {
+    pub(crate) fn say(&mut self, prompt: &Prompt, sampling: SamplingParams, reuse: Reuse) -> anyhow::Result<Said> {
         let request = self.request(prompt, sampling, reuse);
         self.run(request)
     }
@@ -89,7 +89,7 @@ impl<E: Executor> Alone<E> {
     /// As [`Alone::say`].
     pub(crate) fn follow(
         &mut self,
-        prompt: &EncodedPrompt,
+        prompt: &Prompt,
         answer: &[TokenId],
         num_top: u32,
         reuse: Reuse,
@@ -104,7 +104,7 @@ impl<E: Executor> Alone<E> {
         Ok((said, choices))
     }
 
-    fn request(&mut self, prompt: &EncodedPrompt, sampling: SamplingParams, reuse: Reuse) -> Request {
+    fn request(&mut self, prompt: &Prompt, sampling: SamplingParams, reuse: Reuse) -> Request {
         self.num_requests += 1;
         Request {
             request_id: RequestId(self.num_requests),
@@ -118,7 +118,7 @@ impl<E: Executor> Alone<E> {
             template: prompt.template.clone(),
             session: None,
             readable: Vec::new(),
-            segments: Vec::new(),
+            segments: prompt.segments.clone(),
             arrival: self.now(),
         }
     }
@@ -170,8 +170,8 @@ mod tests {
 
     use super::*;
 
-    fn prompt(tokens: impl Iterator<Item = u32>) -> EncodedPrompt {
-        EncodedPrompt { token_ids: tokens.map(TokenId).collect(), template: Vec::new() }
+    fn prompt(tokens: impl Iterator<Item = u32>) -> Prompt {
+        Prompt::plain(tokens.map(TokenId).collect())
     }
 
     fn alone() -> Alone<EchoExecutor> {

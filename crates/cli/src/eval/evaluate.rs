@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use engine::{Executor, KvSharingMode, Repair, RepairPolicy, SamplingParams};
 use semantic::MatchClass;
-use tokenizer::EncodedPrompt;
 use tokens::TokenId;
 
 use super::alone::{Alone, Reuse, Said, Scope};
@@ -17,6 +16,7 @@ use super::cover::covered_share;
 use super::measured::{AnswerScores, Measured, mean, share};
 use super::plan::{Group, Prompted, Recipient};
 use super::policy::Policy;
+use super::prompt::Prompt;
 use super::task::{Metric, contains};
 use super::work::{computed_share, num_prompt_tokens};
 use crate::bench::rouge::rouge_l;
@@ -157,7 +157,7 @@ impl<E: Executor> Evaluator<'_, E> {
         let block_size = self.alone.block_size();
         let cut = prompt.token_ids.len() / CUT / block_size * block_size;
         if cut > 0 {
-            let part = EncodedPrompt { token_ids: prompt.token_ids[..cut].to_vec(), template: Vec::new() };
+            let part = Prompt::plain(prompt.token_ids[..cut].to_vec());
             self.alone.say(&part, SamplingParams::greedy(1), Reuse { store: true, ..reuse })?;
         }
         self.lead(case.recipient, &case.full, reuse)
@@ -318,7 +318,7 @@ mod tests {
     }
 
     fn prompted(record: Record, token_ids: Vec<TokenId>) -> Prompted {
-        Prompted { record: Arc::new(record), prompt: Arc::new(EncodedPrompt { token_ids, template: Vec::new() }) }
+        Prompted { record: Arc::new(record), prompt: Arc::new(Prompt::plain(token_ids)) }
     }
 
     /// A document behind one question, and the same document behind another.

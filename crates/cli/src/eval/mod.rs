@@ -16,6 +16,7 @@ mod measured;
 mod plan;
 mod plots;
 mod policy;
+mod prompt;
 mod rank;
 mod report;
 mod summary;
@@ -26,7 +27,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use engine::{EngineCore, SchedulerConfig};
-use tokenizer::{ChatMessage, ChatOptions, EncodedPrompt, Tokenizer};
+use tokenizer::{ChatMessage, ChatOptions, SegmentRule, Tokenizer};
 use tokens::TokenId;
 
 use self::alone::Alone;
@@ -34,6 +35,7 @@ use self::evaluate::{Evaluator, Settings};
 use self::forced::Forced;
 use self::plan::{Limits, Plan, Shard};
 use self::policy::Policy;
+use self::prompt::Prompt;
 use self::report::{EvalReport, Setup};
 use self::task::Metric;
 use crate::bench::workload::{self, Record};
@@ -151,11 +153,13 @@ fn read(path: &Path) -> anyhow::Result<(String, Vec<Record>)> {
 }
 
 /// The prompt as the server makes it of the same messages.
-fn encode(tokenizer: &Tokenizer, record: &Record) -> anyhow::Result<EncodedPrompt> {
+fn encode(tokenizer: &Tokenizer, record: &Record) -> anyhow::Result<Prompt> {
     let message = |message: &Message| ChatMessage::new(message.role.as_str(), message.content.as_str());
     let messages: Vec<_> = record.messages.iter().map(message).collect();
     let options = ChatOptions { add_generation_prompt: true, ..ChatOptions::default() };
-    Ok(tokenizer.encode_chat(&messages, &options)?)
+    let prompt = tokenizer.encode_chat(&messages, &options)?;
+    let segments = tokenizer.segment_starts(&prompt, &SegmentRule::Text);
+    Ok(Prompt { token_ids: prompt.token_ids, template: prompt.template, segments })
 }
 
 fn settings(args: &EvalArgs, loaded: &Loaded, tokenizer: &Tokenizer) -> Settings {
@@ -237,7 +241,7 @@ mod tests {
         let files = vec![read(&path).unwrap()];
         let bytes = |record: &Record| {
             let text: String = record.messages.iter().map(|message| message.content.as_str()).collect();
-            Ok(EncodedPrompt { token_ids: text.bytes().map(|byte| TokenId(byte.into())).collect(), template: Vec::new() })
+            Ok(Prompt::plain(text.bytes().map(|byte| TokenId(byte.into())).collect()))
         };
         let limits = Limits { per_workload: None, max_prompt_tokens: usize::MAX };
         let plan = Plan::new(files, limits, &bytes).unwrap();

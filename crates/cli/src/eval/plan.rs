@@ -5,8 +5,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use tokenizer::EncodedPrompt;
 
+use super::prompt::Prompt;
 use crate::bench::workload::Record;
 
 /// Recipients by donor, donors in the order of their first recipient.
@@ -35,7 +35,7 @@ pub(crate) struct Prompted {
     /// The request.
     pub(crate) record: Arc<Record>,
     /// Its prompt.
-    pub(crate) prompt: Arc<EncodedPrompt>,
+    pub(crate) prompt: Arc<Prompt>,
 }
 
 /// A request that is compared.
@@ -68,7 +68,7 @@ pub(crate) struct Shard {
 }
 
 /// Turns a request into tokens.
-type Encode<'a> = &'a dyn Fn(&Record) -> anyhow::Result<EncodedPrompt>;
+type Encode<'a> = &'a dyn Fn(&Record) -> anyhow::Result<Prompt>;
 
 impl Plan {
     /// The recipients of `files`, which are named.
@@ -148,7 +148,7 @@ struct Prompts<'a> {
     encode: Encode<'a>,
     records: Vec<Arc<Record>>,
     by_id: BTreeMap<String, Arc<Record>>,
-    encoded: BTreeMap<String, Arc<EncodedPrompt>>,
+    encoded: BTreeMap<String, Arc<Prompt>>,
 }
 
 impl<'a> Prompts<'a> {
@@ -221,7 +221,7 @@ mod tests {
     fn plan(text: &str, per_workload: Option<usize>, max_prompt_tokens: usize) -> anyhow::Result<Plan> {
         let encode = |record: &Record| {
             let token_ids = record.id.bytes().map(|byte| TokenId(byte.into())).collect();
-            Ok(EncodedPrompt { token_ids, template: Vec::new() })
+            Ok(Prompt::plain(token_ids))
         };
         Plan::new(vec![("f".to_owned(), records(text))], Limits { per_workload, max_prompt_tokens }, &encode)
     }

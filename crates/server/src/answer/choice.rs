@@ -161,7 +161,7 @@ impl Choice {
     }
 }
 
-fn stream_error(error: StreamError) -> ApiError {
+pub(super) fn stream_error(error: StreamError) -> ApiError {
     match error {
         StreamError::TooSlow => ApiError::SlowReader,
         StreamError::Stopped => ApiError::CutByShutdown,

@@ -2,16 +2,18 @@
 
 use std::sync::Arc;
 
-use engine::{KvSharingMode, Request, SamplingParams};
-use tokens::{CacheSalt, Timestamp};
+use engine::{Request, SamplingParams};
+use protocol::SharingMode;
+use tokens::Timestamp;
 
 use super::choice::{Choice, ChoiceOptions, Echo};
-use crate::encode::{Encoded, encode_all};
+use crate::encode::{EncodeOptions, Encoded, encode_all};
 use crate::engine_thread::{Phase, PromptGroup, SubmitError};
 use crate::error::ApiError;
 use crate::metrics::ShedReason;
-use crate::scope::{DEFAULT_TENANT, ScopeInputs, scope_of};
+use crate::requests::engine_request;
 use crate::state::AppState;
+use crate::tenants::Caller;
 use crate::valid::ValidRequest;
 
 /// Answers that the engine is working on. Dropping it takes them back.
@@ -21,18 +23,24 @@ pub(crate) struct Generation {
     pub(super) n: u32,
     /// Of all prompts, each counted once.
     pub(super) prompt_tokens: u32,
-    pub(super) sharing: KvSharingMode,
+    pub(super) sharing: SharingMode,
     pub(super) wants_logprobs: bool,
 }
 
-/// Starts all answers of `request`, which came at `arrival`, or none of them.
-pub(crate) async fn start(app: &AppState, mut request: ValidRequest, arrival: Timestamp) -> Result<Generation, ApiError> {
+/// Starts all answers of `request`, which `caller` sent and which came at `arrival`, or none of them.
+pub(crate) async fn start(
+    app: &AppState,
+    caller: &Caller,
+    mut request: ValidRequest,
+    arrival: Timestamp,
+) -> Result<Generation, ApiError> {
     refuse_early(app)?;
-    let prompts = encode_all(&app.model, std::mem::take(&mut request.prompts), request.echo).await?;
+    let options = EncodeOptions { segments: request.sharing.segments.clone(), echo: request.echo };
+    let prompts = encode_all(&app.model, std::mem::take(&mut request.prompts), options).await?;
     let prompt_tokens = prompts.iter().map(|prompt| prompt.token_ids.len()).sum::<usize>();
-    let groups = prompts.iter().map(|prompt| group_of(app, &request, prompt, arrival)).collect::<Result<Vec<_>, _>>()?;
+    let groups = prompts.iter().map(|prompt| group_of(app, caller, &request, prompt, arrival)).collect::<Result<Vec<_>, _>>()?;
     for group in &groups {
-        fits(app, group)?;
+        group.first().map_or(Ok(()), |request| fits(app, request))?;
     }
     let streams = app.engine.submit(groups).map_err(|error| submit_error(app, error))?;
     let options = ChoiceOptions {
@@ -51,7 +59,7 @@ pub(crate) async fn start(app: &AppState, mut request: ValidRequest, arrival: Ti
         choices: streams.into_iter().enumerate().map(to_choice).collect(),
         n: request.n,
         prompt_tokens: u32::try_from(prompt_tokens).unwrap_or(u32::MAX),
-        sharing: request.sharing,
+        sharing: request.sharing.mode,
         wants_logprobs: options.wants_logprobs,
     })
 }
@@ -64,42 +72,26 @@ fn refuse_early(app: &AppState) -> Result<(), ApiError> {
     }
 }
 
-/// The `n` answers of one prompt.
-fn group_of(app: &AppState, request: &ValidRequest, prompt: &Encoded, arrival: Timestamp) -> Result<PromptGroup, ApiError> {
-    let max_model_len = app.model.info.max_model_len;
-    let max_tokens = request.max_tokens.after(prompt.token_ids.len(), max_model_len, prompt.param)?;
-    let salt = scope(app, request);
-    let answer = |i: u32| Request {
+/// The `n` answers of one prompt, with successive seeds.
+fn group_of(
+    app: &AppState,
+    caller: &Caller,
+    request: &ValidRequest,
+    prompt: &Encoded,
+    arrival: Timestamp,
+) -> Result<PromptGroup, ApiError> {
+    let first = engine_request(app, caller, request, prompt, arrival)?;
+    let another = |i: u32| Request {
         request_id: app.engine.next_request_id(),
-        prompt_token_ids: Arc::clone(&prompt.token_ids),
-        sampling: SamplingParams {
-            max_tokens,
-            min_tokens: request.sampling.min_tokens.min(max_tokens),
-            seed: request.sampling.seed.wrapping_add(u64::from(i)),
-            ..request.sampling.clone()
-        },
-        tenant: tokens::TenantId::default(),
-        cache_salt: salt,
-        sharing: request.sharing,
-        repair: engine::Repair::structural(),
-        store: request.store,
-        template: prompt.template.clone(),
-        segments: Vec::new(),
-        session: None,
-        readable: Vec::new(),
-        arrival,
+        sampling: SamplingParams { seed: first.sampling.seed.wrapping_add(u64::from(i)), ..first.sampling.clone() },
+        ..first.clone()
     };
-    Ok((0..request.n).map(answer).collect())
-}
-
-fn scope(app: &AppState, request: &ValidRequest) -> CacheSalt {
-    let inputs = ScopeInputs { tenant: DEFAULT_TENANT, model: &app.model.info.id, cache_salt: request.cache_salt.as_deref() };
-    scope_of(&app.secret, inputs)
+    let others: Vec<_> = (1..request.n).map(another).collect();
+    Ok(std::iter::once(first).chain(others).collect())
 }
 
 /// Refuses what the pool could never hold. The answers of a group are equally long.
-fn fits(app: &AppState, group: &PromptGroup) -> Result<(), ApiError> {
-    let Some(request) = group.first() else { return Ok(()) };
+pub(crate) fn fits(app: &AppState, request: &Request) -> Result<(), ApiError> {
     app.engine.fits(request).map_err(|reason| ApiError::PoolTooSmall {
         prompt_tokens: request.prompt_token_ids.len(),
         max_tokens: request.sampling.max_tokens as usize,
@@ -107,7 +99,7 @@ fn fits(app: &AppState, group: &PromptGroup) -> Result<(), ApiError> {
     })
 }
 
-fn submit_error(app: &AppState, error: SubmitError) -> ApiError {
+pub(crate) fn submit_error(app: &AppState, error: SubmitError) -> ApiError {
     match error {
         SubmitError::QueueFull => {
             app.metrics.http.count_shed(ShedReason::QueueFull);

@@ -1,7 +1,9 @@
 //! Adds up what the answers of one HTTP request consumed.
 
-use engine::{KvSharingMode, KvUsage};
+use engine::KvUsage;
 use protocol::{CompletionTokensDetails, KvSharingUsage, PromptTokensDetails, SharingMode, Usage};
+
+use crate::explain::class_of;
 
 /// What one answer consumed.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -15,7 +17,7 @@ pub(super) struct ChoiceUsage {
 /// Sums over the prompts and answers of one HTTP request.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct UsageSum {
-    mode: KvSharingMode,
+    mode: SharingMode,
     n: u32,
     prompt_tokens: u32,
     completion_tokens: u32,
@@ -24,7 +26,7 @@ pub(super) struct UsageSum {
 
 impl UsageSum {
     /// `prompt_tokens` of all prompts, each with `n` answers.
-    pub(super) fn new(mode: KvSharingMode, n: u32, prompt_tokens: u32) -> Self {
+    pub(super) fn new(mode: SharingMode, n: u32, prompt_tokens: u32) -> Self {
         Self { mode, n, prompt_tokens, completion_tokens: 0, kv: KvUsage::default() }
     }
 
@@ -36,6 +38,9 @@ impl UsageSum {
             self.kv.span_tokens += usage.kv.span_tokens;
             self.kv.recomputed_tokens += usage.kv.recomputed_tokens;
             self.kv.donors += usage.kv.donors;
+            // The worst of all prompts.
+            self.kv.class = self.kv.class.max(usage.kv.class);
+            self.kv.deviation = self.kv.deviation.max(usage.kv.deviation);
         }
     }
 
@@ -48,15 +53,13 @@ impl UsageSum {
             prompt_tokens_details: PromptTokensDetails { cached_tokens: self.kv.prefix_tokens },
             completion_tokens_details: CompletionTokensDetails { reasoning_tokens: 0 },
             kv_sharing: KvSharingUsage {
-                mode: match self.mode {
-                    KvSharingMode::Off => SharingMode::Off,
-                    KvSharingMode::Prefix | KvSharingMode::Shadow => SharingMode::Prefix,
-                    KvSharingMode::Span | KvSharingMode::Semantic => SharingMode::Span,
-                },
+                mode: self.mode,
                 prefix_tokens: self.kv.prefix_tokens,
                 span_tokens: self.kv.span_tokens,
                 recomputed_tokens: self.kv.recomputed_tokens,
                 donors: self.kv.donors,
+                class: self.kv.class.map(class_of),
+                deviation: (self.kv.span_tokens > 0).then_some(self.kv.deviation),
             },
         }
     }
@@ -64,12 +67,14 @@ impl UsageSum {
 
 #[cfg(test)]
 mod tests {
+    use engine::MatchClass;
+
     use super::*;
 
     #[test]
     fn prompts_count_once_and_answers_each() {
         let kv = |prefix_tokens| KvUsage { prefix_tokens, span_tokens: 2, ..KvUsage::default() };
-        let mut sum = UsageSum::new(KvSharingMode::Span, 2, 100);
+        let mut sum = UsageSum::new(SharingMode::Span, 2, 100);
         for (index, prefix_tokens) in [(0, 10), (1, 40), (2, 20), (3, 40)] {
             sum.add(index, ChoiceUsage { num_generated: 5, kv: kv(prefix_tokens) });
         }
@@ -77,5 +82,23 @@ mod tests {
         assert_eq!((usage.prompt_tokens, usage.completion_tokens, usage.total_tokens), (100, 20, 120));
         assert_eq!(usage.prompt_tokens_details.cached_tokens, 30);
         assert_eq!((usage.kv_sharing.prefix_tokens, usage.kv_sharing.span_tokens), (30, 4));
+    }
+
+    #[track_caller]
+    fn check_worst(prompts: &[(u32, Option<MatchClass>, f32)], expected: (Option<protocol::MatchClass>, Option<f32>)) {
+        let mut sum = UsageSum::new(SharingMode::Span, 1, 100);
+        for (index, &(span_tokens, class, deviation)) in (0..).zip(prompts) {
+            sum.add(index, ChoiceUsage { num_generated: 1, kv: KvUsage { span_tokens, class, deviation, ..KvUsage::default() } });
+        }
+        let sharing = sum.total().kv_sharing;
+        assert_eq!((sharing.class, sharing.deviation), expected);
+    }
+
+    #[test]
+    fn the_worst_prompt_decides_class_and_deviation() {
+        let (same, other) = (MatchClass::SamePast, MatchClass::Composition);
+        check_worst(&[(5, Some(other), 0.5), (5, Some(same), 0.0)], (Some(protocol::MatchClass::Composition), Some(0.5)));
+        check_worst(&[(0, None, 0.0), (5, Some(same), 0.0)], (Some(protocol::MatchClass::SamePast), Some(0.0)));
+        check_worst(&[(0, None, 0.0)], (None, None));
     }
 }

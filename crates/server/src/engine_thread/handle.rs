@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use engine::{EngineStats, Request, RequestError, SchedulerConfig};
-use tokens::{RequestId, Timestamp};
-use tokio::sync::{Semaphore, mpsc, watch};
+use engine::{DonorInfo, EngineStats, Erase, ErasedCounts, Explanation, Request, RequestError, SchedulerConfig};
+use tokens::{DonorId, RequestId, Timestamp};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+use super::inspect::Inspection;
 use super::route::{InFlight, Link, Submission};
 use super::{EngineCommand, EngineThreadConfig, PromptGroup, TokenStream};
 
@@ -38,6 +39,8 @@ pub(super) struct Shared {
     pub(super) in_flight: watch::Sender<usize>,
     /// One permit for each request that waits for admission.
     pub(super) queue: Arc<Semaphore>,
+    /// One permit for each question on its way.
+    pub(super) inspections: Arc<Semaphore>,
     pub(super) config: EngineThreadConfig,
     pub(super) scheduler: SchedulerConfig,
     pub(super) next_id: AtomicU64,
@@ -107,6 +110,31 @@ impl EngineHandle {
         // The permits guarantee a place in the channel, so this fails only when the thread has ended.
         self.commands.try_send(EngineCommand::Add(groups)).map_err(|_| SubmitError::NotRunning(self.phase()))?;
         Ok(streams)
+    }
+
+    /// At most `limit` donors behind `after`, by id.
+    pub(crate) async fn donors(&self, after: Option<DonorId>, limit: usize) -> Result<Vec<DonorInfo>, SubmitError> {
+        self.inspect(|reply| Inspection::Donors { after, limit, reply }).await
+    }
+
+    /// Forgets KV; what it was is told.
+    pub(crate) async fn erase(&self, what: Erase) -> Result<ErasedCounts, SubmitError> {
+        self.inspect(|reply| Inspection::Erase { what, reply }).await
+    }
+
+    /// What would be reused for `request`, which fits.
+    pub(crate) async fn explain(&self, request: Request) -> Result<Explanation, SubmitError> {
+        let request = Box::new(request);
+        self.inspect(|reply| Inspection::Explain { request, reply }).await
+    }
+
+    /// Asks, and waits for the answer.
+    async fn inspect<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Inspection) -> Result<T, SubmitError> {
+        let not_running = || SubmitError::NotRunning(self.phase());
+        let permit = Arc::clone(&self.shared.inspections).acquire_owned().await.expect("the semaphore is never closed");
+        let (reply, answer) = oneshot::channel();
+        self.commands.try_send(EngineCommand::Inspect(question(reply), permit)).map_err(|_| not_running())?;
+        answer.await.map_err(|_| not_running())
     }
 
     /// Where the daemon is in its life.

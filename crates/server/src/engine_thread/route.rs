@@ -8,7 +8,7 @@ use tokens::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::handle::Shared;
-use crate::metrics::{CacheOutcome, Ending, RequestMetrics};
+use crate::metrics::{CacheOutcome, Ending, Metrics, RequestMetrics};
 
 /// A request on its way to the engine.
 pub(super) struct Submission {
@@ -110,10 +110,11 @@ impl Route {
     }
 
     /// Counts the prompt and frees the place in the queue.
-    pub(super) fn admit(&mut self, usage: &KvUsage, at: Timestamp, metrics: &RequestMetrics) {
+    pub(super) fn admit(&mut self, usage: &KvUsage, at: Timestamp, metrics: &Metrics) {
         self.permit = None;
-        metrics.queue.record(at.since(self.arrival));
-        self.admitted = Some((at, metrics.count_prompt(self.mode, usage)));
+        metrics.kv.count_mode(self.mode);
+        metrics.requests.queue.record(at.since(self.arrival));
+        self.admitted = Some((at, metrics.requests.count_prompt(self.mode, usage)));
     }
 
     /// Measures one more token.

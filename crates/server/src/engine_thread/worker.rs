@@ -76,18 +76,35 @@ impl<E: Executor> Worker<E> {
     /// Takes what has been sent; waits for something when there is nothing to do. `false` when it is time to end.
     fn take_commands(&mut self) -> bool {
         if !self.engine.has_work() {
-            match self.commands.blocking_recv() {
-                Some(EngineCommand::Add(groups)) => self.add(groups),
-                Some(EngineCommand::Stop) | None => return false,
+            let command = self.commands.blocking_recv();
+            if !command.is_some_and(|command| self.take(command)) {
+                return false;
             }
         }
         loop {
-            match self.commands.try_recv() {
-                Ok(EngineCommand::Add(groups)) => self.add(groups),
-                Ok(EngineCommand::Stop) | Err(mpsc::error::TryRecvError::Disconnected) => return false,
+            let goes_on = match self.commands.try_recv() {
+                Ok(command) => self.take(command),
+                Err(mpsc::error::TryRecvError::Disconnected) => false,
                 Err(mpsc::error::TryRecvError::Empty) => return true,
+            };
+            if !goes_on {
+                return false;
             }
         }
+    }
+
+    /// `false` when it is time to end.
+    fn take(&mut self, command: EngineCommand) -> bool {
+        match command {
+            EngineCommand::Add(groups) => self.add(groups),
+            EngineCommand::Inspect(inspection, permit) => {
+                // It has been received: another one may be sent.
+                drop(permit);
+                inspection.answer(&mut self.engine);
+            }
+            EngineCommand::Stop => return false,
+        }
+        true
     }
 
     fn add(&mut self, groups: Vec<Vec<Submission>>) {
@@ -137,13 +154,16 @@ impl<E: Executor> Worker<E> {
     /// Measures `event` and hands it to its reader. Events of requests that were taken back have no reader.
     fn deliver(&mut self, event: EngineEvent) {
         let now = self.shared.now();
-        let request_id = request_id_of(&event);
+        let request_id = event.request_id();
         let Some(route) = self.routes.get_mut(&request_id) else { return };
         let mut finished = None;
         match &event {
-            EngineEvent::Admitted { usage, at, .. } => route.admit(usage, *at, &self.metrics.requests),
+            EngineEvent::Admitted { usage, at, .. } => route.admit(usage, *at, &self.metrics),
             EngineEvent::Token { .. } => route.count_token(now, &self.metrics.requests),
-            EngineEvent::Finished { reason, .. } => finished = Some(*reason),
+            EngineEvent::Finished { reason, usage, .. } => {
+                self.metrics.kv.count_reuse(usage);
+                finished = Some(*reason);
+            }
             EngineEvent::PromptLogProbs { .. } => {}
         }
         let is_delivered = route.send(event);
@@ -159,15 +179,6 @@ impl<E: Executor> Worker<E> {
         if let Some(route) = self.routes.remove(&request_id) {
             route.end(reason, now, &self.metrics.requests);
         }
-    }
-}
-
-fn request_id_of(event: &EngineEvent) -> RequestId {
-    match event {
-        EngineEvent::Admitted { request_id, .. }
-        | EngineEvent::PromptLogProbs { request_id, .. }
-        | EngineEvent::Token { request_id, .. }
-        | EngineEvent::Finished { request_id, .. } => *request_id,
     }
 }
 

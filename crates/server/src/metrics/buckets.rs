@@ -18,6 +18,9 @@ pub(super) const REQUEST: &[f64] = &[
 /// Tokens of one step.
 pub(super) const ITERATION: &[f64] = &[1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0];
 
+/// Deviation of what was reused, in tokens' worth of change.
+pub(super) const DEVIATION: &[f64] = &[0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0];
+
 /// Answers asked for.
 pub(super) const N: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0];
 
@@ -43,7 +46,7 @@ mod tests {
 
     #[test]
     fn every_list_ascends() {
-        for list in [TTFT, INTER_TOKEN, REQUEST, ITERATION, N] {
+        for list in [TTFT, INTER_TOKEN, REQUEST, ITERATION, DEVIATION, N] {
             assert!(list.is_sorted());
         }
     }

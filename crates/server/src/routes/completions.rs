@@ -14,14 +14,15 @@ use crate::answer::{AnswerHead, Generation, Writer, event_stream, start, whole_c
 use crate::body::Body;
 use crate::error::ApiError;
 use crate::state::AppState;
+use crate::tenants::Caller;
 use crate::valid::{StreamMode, ValidRequest};
 
 /// `POST /v1/chat/completions`.
-pub(super) async fn chat(State(app): State<Arc<AppState>>, body: Body) -> Result<Response, ApiError> {
+pub(super) async fn chat(State(app): State<Arc<AppState>>, caller: Caller, body: Body) -> Result<Response, ApiError> {
     let arrival = app.engine.now();
     let request = ValidRequest::from_chat(body.parse::<ChatCompletionRequest>()?, app.limits())?;
     let head = AnswerHead::new("chatcmpl", request.model.clone(), &app);
-    let (stream, generation) = begin(&app, request, &head, arrival).await?;
+    let (stream, generation) = begin(&app, &caller, request, &head, arrival).await?;
     let tokenizer = Arc::clone(&app.model.tokenizer);
     match stream {
         Some(mode) => Ok(send_events(&app, Writer::chat(head, tokenizer), mode, generation)),
@@ -30,11 +31,11 @@ pub(super) async fn chat(State(app): State<Arc<AppState>>, body: Body) -> Result
 }
 
 /// `POST /v1/completions`.
-pub(super) async fn completions(State(app): State<Arc<AppState>>, body: Body) -> Result<Response, ApiError> {
+pub(super) async fn completions(State(app): State<Arc<AppState>>, caller: Caller, body: Body) -> Result<Response, ApiError> {
     let arrival = app.engine.now();
     let request = ValidRequest::from_completion(body.parse::<CompletionRequest>()?, app.limits())?;
     let head = AnswerHead::new("cmpl", request.model.clone(), &app);
-    let (stream, generation) = begin(&app, request, &head, arrival).await?;
+    let (stream, generation) = begin(&app, &caller, request, &head, arrival).await?;
     let tokenizer = Arc::clone(&app.model.tokenizer);
     match stream {
         Some(mode) => Ok(send_events(&app, Writer::completion(head, tokenizer), mode, generation)),
@@ -44,13 +45,14 @@ pub(super) async fn completions(State(app): State<Arc<AppState>>, body: Body) ->
 
 async fn begin(
     app: &AppState,
+    caller: &Caller,
     request: ValidRequest,
     head: &AnswerHead,
     arrival: Timestamp,
 ) -> Result<(Option<StreamMode>, Generation), ApiError> {
     let stream = request.stream;
     let (num_prompts, n) = (request.prompts.len(), request.n);
-    let generation = start(app, request, arrival).await?;
+    let generation = start(app, caller, request, arrival).await?;
     tracing::debug!(answer = head.id, num_prompts, n, is_stream = stream.is_some(), "started");
     Ok((stream, generation))
 }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use protocol::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};
+use tokenizer::SegmentRule;
 
 use crate::body::Body;
-use crate::encode::{encode_all, encode_text};
+use crate::encode::{EncodeOptions, encode_all, encode_text};
 use crate::error::ApiError;
 use crate::state::AppState;
 use crate::valid::{PromptSource, valid_messages, valid_model, valid_tokens};
@@ -20,7 +21,8 @@ pub(super) async fn tokenize(State(app): State<Arc<AppState>>, body: Body) -> Re
         (Some(text), None) => encode_text(&app.model, text, request.add_special_tokens.unwrap_or(true)).await?,
         (None, Some(messages)) => {
             let prompt = PromptSource::Chat(valid_messages(Some(messages))?);
-            let encoded = encode_all(&app.model, vec![prompt], false).await?;
+            let options = EncodeOptions { segments: SegmentRule::Text, echo: false };
+            let encoded = encode_all(&app.model, vec![prompt], options).await?;
             encoded.iter().flat_map(|prompt| prompt.token_ids.iter().copied()).collect()
         }
         _ => return Err(ApiError::param("prompt", "you must provide either `prompt` or `messages`")),

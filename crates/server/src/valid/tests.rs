@@ -1,3 +1,4 @@
+use protocol::SharingMode;
 use serde_json::{Value, json};
 
 use super::*;
@@ -51,7 +52,7 @@ fn defaults_are_openais() {
     let request = chat("user", json!("me")).unwrap();
     let sampling = &request.sampling;
     assert_eq!((sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p), (1.0, 1.0, 0, 0.0));
-    assert_eq!((request.n, request.max_tokens, request.store), (1, MaxTokens::AtMost(u32::MAX), true));
+    assert_eq!((request.n, request.max_tokens, request.sharing.store), (1, MaxTokens::AtMost(u32::MAX), true));
     assert_eq!(sampling.stop_token_ids, [TokenId(2)]);
     assert_eq!(completion("user", json!("me")).unwrap().max_tokens, MaxTokens::AtMost(16));
 }
@@ -92,7 +93,7 @@ fn what_is_asked_for_arrives() {
     assert_eq!(chat("max_completion_tokens", json!(4)).unwrap().max_tokens, MaxTokens::Exactly(4));
     assert_eq!(completion("logprobs", json!(3)).unwrap().sampling.logprobs, Some(3));
     let sharing = chat("kv_sharing", json!({"mode": "span", "store": false})).unwrap();
-    assert_eq!((sharing.sharing, sharing.store), (KvSharingMode::Span, false));
+    assert_eq!((sharing.sharing.mode, sharing.sharing.store), (SharingMode::Span, false));
 }
 
 #[test]

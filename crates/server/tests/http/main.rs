@@ -1,9 +1,13 @@
 //! The server as its clients see it, over an engine without a model.
 
+mod admin;
 mod errors;
+mod explain;
 mod faults;
 mod info;
 mod serving;
+mod sharing;
 mod streams;
+mod tenants;
 mod whole;
 mod world;

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::world::{CHAT, COMPLETIONS, EOS, MODEL, World, byte, chat, completion};
+use crate::world::{CHAT, COMPLETIONS, EOS, MODEL, World, byte, chat, completion, document};
 
 /// The text and finish reason of the completion of `prompt`.
 #[track_caller]
@@ -28,7 +28,8 @@ async fn a_chat_answer_has_openais_shape() {
             "prompt_tokens": prompt_tokens, "completion_tokens": 6, "total_tokens": prompt_tokens + 6,
             "prompt_tokens_details": {"cached_tokens": 0},
             "completion_tokens_details": {"reasoning_tokens": 0},
-            "kv_sharing": {"mode": "prefix", "prefix_tokens": 0, "span_tokens": 0, "recomputed_tokens": 0, "donors": 0},
+            "kv_sharing": {"mode": "prefix", "prefix_tokens": 0, "span_tokens": 0, "recomputed_tokens": 0, "donors": 0,
+                           "class": null, "deviation": null},
         })
     );
 }
@@ -198,11 +199,12 @@ async fn a_request_may_keep_to_itself() {
 #[tokio::test]
 async fn a_span_at_another_place_is_reused_when_asked_for() {
     let world = World::new();
-    let document = (0..200).map(|i| char::from(b'a' + (i * i % 23) as u8)).collect::<String>();
+    let document = document();
     world.post(COMPLETIONS, &completion(format!("first question: {document}"), json!({}))).await.ok();
     let request = completion(format!("another, longer question: {document} and a tail"), json!({"kv_sharing": {"mode": "span"}}));
     let usage = world.post(COMPLETIONS, &request).await.ok()["usage"].clone();
     assert_eq!((&usage["kv_sharing"]["mode"], &usage["kv_sharing"]["donors"]), (&json!("span"), &json!(1)));
     assert!(usage["kv_sharing"]["span_tokens"].as_u64().unwrap() > 0, "{usage}");
+    assert_eq!((&usage["kv_sharing"]["class"], &usage["kv_sharing"]["deviation"]), (&json!("composition"), &json!(0.0)));
     assert_eq!(usage["prompt_tokens_details"]["cached_tokens"], 0);
 }

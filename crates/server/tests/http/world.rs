@@ -10,7 +10,8 @@ use axum::http::{HeaderMap, Request, StatusCode};
 use engine::{EngineCore, EngineStats, Executor, ExecutorError, ModelRunnerOutput, SchedulerConfig, SchedulerOutput};
 use serde_json::{Value, json};
 use server::{
-    AppState, EngineHandle, EngineThread, EngineThreadConfig, Fatal, Metrics, ModelInfo, ServedModel, ServerConfig, router,
+    Access, ApiKey, AppState, EngineHandle, EngineThread, EngineThreadConfig, Fatal, Metrics, ModelInfo, ScopeSecret,
+    ServedModel, ServerConfig, Tenants, router,
 };
 use testkit::{EchoExecutor, Reply};
 use tokenizer::{GgufVocabulary, Tokenizer};
@@ -86,12 +87,13 @@ pub(crate) struct Options {
     pub(crate) server: ServerConfig,
     pub(crate) thread: EngineThreadConfig,
     pub(crate) scheduler: SchedulerConfig,
+    pub(crate) access: Access,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let scheduler = SchedulerConfig::new(64, 1000);
-        Self { server: ServerConfig::default(), thread: EngineThreadConfig::default(), scheduler }
+        Self { server: ServerConfig::default(), thread: EngineThreadConfig::default(), scheduler, access: Access::open() }
     }
 }
 
@@ -119,6 +121,36 @@ fn tokenizer() -> Tokenizer {
     Tokenizer::from_gguf(vocabulary).unwrap().with_chat_template(template).unwrap()
 }
 
+/// Key of tenant `a`, which may read the public corpus `manuals`.
+pub(crate) const KEY_A: &str = "key-of-a";
+/// Key of tenant `b`, which may read no corpus.
+pub(crate) const KEY_B: &str = "key-of-b";
+/// Key of an administrator, of tenant `ops`.
+pub(crate) const KEY_OPS: &str = "key-of-ops";
+
+/// Two tenants and an administrator.
+pub(crate) fn tenants() -> Tenants {
+    let key = |key: &str, tenant: &str| ApiKey {
+        sha256: ApiKey::digest(key),
+        tenant: tenant.to_owned(),
+        is_admin: false,
+        quota: None,
+        public: vec![],
+    };
+    let reader = ApiKey { public: vec!["manuals".to_owned()], ..key(KEY_A, "a") };
+    Tenants::try_new(vec![reader, key(KEY_B, "b"), ApiKey { is_admin: true, ..key(KEY_OPS, "ops") }]).unwrap()
+}
+
+/// 200 letters in no order, so that it occurs nowhere in itself.
+pub(crate) fn document() -> String {
+    let mut state = 1u32;
+    let mut letter = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        char::from(b'a' + (state >> 24) as u8 % 26)
+    };
+    (0..200).map(|_| letter()).collect()
+}
+
 /// Id of a byte.
 pub(crate) fn byte(byte: u8) -> u32 {
     u32::from(byte) + 3
@@ -129,7 +161,7 @@ impl World {
         Self::with(Options::default())
     }
 
-    pub(crate) fn with(Options { server, thread, scheduler }: Options) -> Self {
+    pub(crate) fn with(Options { server, thread, scheduler, access }: Options) -> Self {
         let tokenizer = Arc::new(tokenizer());
         let info = Arc::new(ModelInfo {
             id: MODEL.to_owned(),
@@ -147,12 +179,23 @@ impl World {
         let (on_fatal, fatal) = oneshot::channel();
         let on_fatal = |error: Fatal| drop(on_fatal.send(error.to_string()));
         let engine = EngineThread::spawn(core, thread, Arc::clone(&metrics), on_fatal).unwrap();
-        let app = AppState::new(ServedModel { info, tokenizer }, engine.clone(), metrics, server).unwrap();
+        let app = AppState::new(ServedModel { info, tokenizer }, engine.clone(), metrics, server, access).unwrap();
         Self { router: router(Arc::clone(&app)), app, engine, control, fatal }
     }
 
     pub(crate) async fn send(&self, method: &str, path: &str, body: impl Into<Body>) -> Answer {
-        let request = Request::builder().method(method).uri(path).body(body.into()).unwrap();
+        self.answer_to(Request::builder().method(method).uri(path).body(body.into()).unwrap()).await
+    }
+
+    /// Sends with a key. An empty body is none.
+    pub(crate) async fn send_as(&self, key: &str, method: &str, path: &str, body: &Value) -> Answer {
+        let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
+        let authorization = format!("Bearer {key}");
+        let request = Request::builder().method(method).uri(path).header("authorization", authorization).body(body).unwrap();
+        self.answer_to(request).await
+    }
+
+    async fn answer_to(&self, request: Request<Body>) -> Answer {
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let text = String::from_utf8(to_bytes(body, usize::MAX).await.unwrap().to_vec()).unwrap();
@@ -173,6 +216,16 @@ impl World {
         let response = self.router.clone().oneshot(request).await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);
         response.into_body()
+    }
+
+    /// A server that asks for keys.
+    pub(crate) fn with_tenants() -> Self {
+        Self::with(Options { access: Access { tenants: tenants(), secret: ScopeSecret::random() }, ..Options::default() })
+    }
+
+    /// What a completion used, asked for with a key.
+    pub(crate) async fn usage_as(&self, key: &str, prompt: &str, more: Value) -> Value {
+        self.send_as(key, "POST", COMPLETIONS, &completion(prompt, more)).await.ok()["usage"].clone()
     }
 
     /// Waits, for a while, until the engine's figures are as wanted.

@@ -1,0 +1,16 @@
+//! Runs a request for what it leaves behind.
+
+use engine::{EngineEvent, Request};
+
+use super::choice::stream_error;
+use super::start::submit_error;
+use crate::error::ApiError;
+use crate::state::AppState;
+
+/// Runs `request`, which fits, to its end. What it says is dropped.
+pub(crate) async fn run_alone(app: &AppState, request: Request) -> Result<(), ApiError> {
+    let mut streams = app.engine.submit(vec![vec![request]]).map_err(|error| submit_error(app, error))?;
+    let mut events = streams.pop().expect("one request has one stream");
+    while !matches!(events.next().await.map_err(stream_error)?, EngineEvent::Finished { .. }) {}
+    Ok(())
+}

@@ -1,0 +1,26 @@
+//! Questions about what the engine holds, answered between two steps.
+
+use engine::{DonorInfo, EngineCore, Erase, ErasedCounts, Executor, Explanation, Request};
+use tokens::DonorId;
+use tokio::sync::oneshot;
+
+/// A question, and where its answer goes. Nobody may be left to hear it.
+pub(super) enum Inspection {
+    /// A page of donors, by id.
+    Donors { after: Option<DonorId>, limit: usize, reply: oneshot::Sender<Vec<DonorInfo>> },
+    /// Forgets KV.
+    Erase { what: Erase, reply: oneshot::Sender<ErasedCounts> },
+    /// What would be reused for a request.
+    Explain { request: Box<Request>, reply: oneshot::Sender<Explanation> },
+}
+
+impl Inspection {
+    pub(super) fn answer<E: Executor>(self, engine: &mut EngineCore<E>) {
+        // Whoever asked may have gone: then the answer is of no use, but what was to be erased is.
+        match self {
+            Self::Donors { after, limit, reply } => drop(reply.send(engine.donors(after, limit))),
+            Self::Erase { what, reply } => drop(reply.send(engine.erase(what))),
+            Self::Explain { request, reply } => drop(reply.send(engine.explain(&request))),
+        }
+    }
+}

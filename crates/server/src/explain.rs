@@ -1,0 +1,60 @@
+//! What the engine says about a request, in the words of the API.
+
+use engine::{Explanation, MatchClass, ReuseSpan, SpanMatch};
+use protocol::ExplainedSpan;
+
+use crate::encode::Encoded;
+use crate::valid::ValidRequest;
+
+/// The answer to `request` with its one `prompt`.
+pub(crate) fn explanation(request: ValidRequest, prompt: &Encoded, found: Explanation) -> protocol::Explanation {
+    let Explanation { prefix_tokens, plan, mut matches } = found;
+    let prompt_tokens = u32::try_from(prompt.token_ids.len()).expect("a prompt within max_model_len");
+    let span_tokens = plan.spans.iter().map(|span| span.num_tokens).sum();
+    matches.sort_by_key(|found| (found.target_pos, found.donor, found.donor_pos));
+    protocol::Explanation {
+        object: "kv.explanation".to_owned(),
+        model: request.model,
+        mode: request.sharing.mode,
+        policy: request.sharing.bounded_repair().to_string(),
+        prompt_tokens,
+        prefix_tokens,
+        span_tokens,
+        recomputed_tokens: plan.recomputed_tokens,
+        computed_tokens: prompt_tokens - prefix_tokens - span_tokens,
+        segments: prompt.segments.clone(),
+        spans: plan.spans.iter().map(planned).collect(),
+        matches: matches.iter().map(found_only).collect(),
+        rejected: plan.rejected.map(|reason| reason.label().to_owned()),
+    }
+}
+
+/// A class in the words of the API.
+pub(crate) const fn class_of(class: MatchClass) -> protocol::MatchClass {
+    match class {
+        MatchClass::SamePast => protocol::MatchClass::SamePast,
+        MatchClass::SameLeftContext => protocol::MatchClass::SameLeftContext,
+        MatchClass::Composition => protocol::MatchClass::Composition,
+        MatchClass::DownstreamOfEdit => protocol::MatchClass::DownstreamOfEdit,
+    }
+}
+
+fn planned(span: &ReuseSpan) -> ExplainedSpan {
+    ExplainedSpan {
+        donor: span.donor.0,
+        donor_pos: span.donor_pos,
+        target_pos: span.target_pos,
+        num_tokens: span.num_tokens,
+        class: Some(class_of(span.class)),
+    }
+}
+
+fn found_only(found: &SpanMatch) -> ExplainedSpan {
+    ExplainedSpan {
+        donor: found.donor.0,
+        donor_pos: found.donor_pos,
+        target_pos: found.target_pos,
+        num_tokens: found.num_tokens,
+        class: None,
+    }
+}

@@ -1,0 +1,95 @@
+//! From a valid request and its tokens to what the engine is asked.
+
+use std::sync::Arc;
+
+use engine::{KvSharingMode, Repair, Request, SamplingParams};
+use protocol::SharingMode;
+use tokens::{CacheSalt, Timestamp};
+
+use crate::encode::Encoded;
+use crate::error::ApiError;
+use crate::scope::{Owner, ScopeInputs, corpus_session, scope_of, session_of};
+use crate::state::AppState;
+use crate::tenants::{Caller, PUBLIC};
+use crate::valid::ValidRequest;
+
+/// What `caller` asks with one of its prompts, for the first of its answers.
+pub(crate) fn engine_request(
+    app: &AppState,
+    caller: &Caller,
+    request: &ValidRequest,
+    prompt: &Encoded,
+    arrival: Timestamp,
+) -> Result<Request, ApiError> {
+    let max_model_len = app.model.info.max_model_len;
+    let max_tokens = request.max_tokens.after(prompt.token_ids.len(), max_model_len, prompt.param)?;
+    let sharing = &request.sharing;
+    Ok(Request {
+        request_id: app.engine.next_request_id(),
+        prompt_token_ids: Arc::clone(&prompt.token_ids),
+        sampling: SamplingParams {
+            max_tokens,
+            min_tokens: request.sampling.min_tokens.min(max_tokens),
+            ..request.sampling.clone()
+        },
+        tenant: caller.tenant,
+        cache_salt: scope(app, Owner::Tenant(&caller.name), request.cache_salt.as_deref()),
+        session: sharing.session.as_ref().map(|session| session_of(&app.access.secret, &caller.name, session)),
+        readable: readable_scopes(app, caller),
+        sharing: engine_mode(sharing.mode),
+        repair: sharing.bounded_repair(),
+        store: sharing.store,
+        template: prompt.template.clone(),
+        segments: prompt.segments.clone(),
+        arrival,
+    })
+}
+
+/// The clean-room computation of a public text: it reads nothing, and what it leaves behind is the corpus's.
+pub(crate) fn corpus_request(app: &AppState, corpus: &str, prompt: &Encoded, arrival: Timestamp) -> Result<Request, ApiError> {
+    let num_tokens = prompt.token_ids.len();
+    if num_tokens >= app.model.info.max_model_len as usize {
+        let max_model_len = app.model.info.max_model_len as usize;
+        return Err(ApiError::ContextLengthExceeded {
+            param: prompt.param,
+            max_model_len,
+            prompt_tokens: num_tokens,
+            max_tokens: 1,
+        });
+    }
+    Ok(Request {
+        request_id: app.engine.next_request_id(),
+        prompt_token_ids: Arc::clone(&prompt.token_ids),
+        sampling: SamplingParams::greedy(1),
+        tenant: PUBLIC,
+        cache_salt: scope(app, Owner::Corpus(corpus), None),
+        session: Some(corpus_session(&app.access.secret, corpus)),
+        readable: Vec::new(),
+        sharing: KvSharingMode::Off,
+        repair: Repair::structural(),
+        store: true,
+        template: prompt.template.clone(),
+        segments: prompt.segments.clone(),
+        arrival,
+    })
+}
+
+/// Scopes of the public corpora that `caller` may read.
+fn readable_scopes(app: &AppState, caller: &Caller) -> Vec<CacheSalt> {
+    let names = app.corpora.readable(&caller.reads);
+    names.iter().map(|name| scope(app, Owner::Corpus(name), None)).collect()
+}
+
+fn scope(app: &AppState, owner: Owner<'_>, cache_salt: Option<&str>) -> CacheSalt {
+    scope_of(&app.access.secret, ScopeInputs { owner, epoch: &app.fingerprint, cache_salt })
+}
+
+const fn engine_mode(mode: SharingMode) -> KvSharingMode {
+    match mode {
+        SharingMode::Off => KvSharingMode::Off,
+        SharingMode::Prefix => KvSharingMode::Prefix,
+        SharingMode::Span => KvSharingMode::Span,
+        SharingMode::Semantic => KvSharingMode::Semantic,
+        SharingMode::Shadow => KvSharingMode::Shadow,
+    }
+}

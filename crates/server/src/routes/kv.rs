@@ -1,0 +1,70 @@
+//! What a tenant may ask about its own KV.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Query, State};
+use engine::Erase;
+use protocol::{Erased, Explanation};
+use serde::Deserialize;
+
+use crate::answer::{fits, submit_error};
+use crate::body::{Body, bad_query};
+use crate::encode::{EncodeOptions, encode_all};
+use crate::error::ApiError;
+use crate::explain::explanation;
+use crate::requests::engine_request;
+use crate::scope::session_of;
+use crate::state::AppState;
+use crate::tenants::Caller;
+use crate::valid::{ValidRequest, valid_session};
+
+/// `POST /v1/kv/explain`: what would be reused for a chat or completion request, without running it.
+pub(super) async fn explain(State(app): State<Arc<AppState>>, caller: Caller, body: Body) -> Result<Json<Explanation>, ApiError> {
+    let arrival = app.engine.now();
+    let mut request = match body.has_field("messages") {
+        true => ValidRequest::from_chat(body.parse()?, app.limits())?,
+        false => ValidRequest::from_completion(body.parse()?, app.limits())?,
+    };
+    if request.prompts.len() > 1 {
+        return Err(ApiError::param("prompt", "only one prompt can be explained at a time"));
+    }
+    let options = EncodeOptions { segments: request.sharing.segments.clone(), echo: false };
+    let prompts = encode_all(&app.model, std::mem::take(&mut request.prompts), options).await?;
+    let prompt = prompts.first().expect("a valid request has a prompt");
+    let wanted = engine_request(&app, &caller, &request, prompt, arrival)?;
+    fits(&app, &wanted)?;
+    let found = app.engine.explain(wanted).await.map_err(|error| submit_error(&app, error))?;
+    app.metrics.kv.count_explanation(&found);
+    Ok(Json(explanation(request, prompt, found)))
+}
+
+/// What of the caller's cache is to be erased.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OwnCache {
+    /// Only what requests of this session left behind.
+    session: Option<String>,
+}
+
+/// `DELETE /v1/kv/cache`: forgets what the caller's requests left behind.
+pub(super) async fn erase_own(
+    State(app): State<Arc<AppState>>,
+    caller: Caller,
+    query: Result<Query<OwnCache>, axum::extract::rejection::QueryRejection>,
+) -> Result<Json<Erased>, ApiError> {
+    let Query(OwnCache { session }) = query.map_err(|rejection| bad_query(&rejection))?;
+    let what = match valid_session("session", session)? {
+        Some(session) => Erase::Session(caller.tenant, session_of(&app.access.secret, &caller.name, &session)),
+        None => Erase::Tenant(caller.tenant),
+    };
+    erase(&app, what).await
+}
+
+/// Has the engine forget `what`.
+pub(super) async fn erase(app: &AppState, what: Erase) -> Result<Json<Erased>, ApiError> {
+    let counts = app.engine.erase(what).await.map_err(|error| submit_error(app, error))?;
+    app.metrics.kv.count_erased(what, counts);
+    tracing::info!(kind = crate::metrics::erased_kind(what), num_donors = counts.donors, num_blocks = counts.blocks, "erased");
+    Ok(Json(Erased { donors: counts.donors, blocks: counts.blocks }))
+}

@@ -1,0 +1,74 @@
+//! What a request may say about sharing, and what becomes of it.
+
+use serde_json::{Value, json};
+
+use crate::world::{COMPLETIONS, World, completion, document};
+
+/// Usage of a request with these fields, after another one about the same document.
+async fn usage_after(fields: Value) -> Value {
+    let world = World::new();
+    world.post(COMPLETIONS, &completion(format!("first question: {}", document()), json!({}))).await.ok();
+    let request = completion(format!("another, longer question: {} and a tail", document()), fields);
+    world.post(COMPLETIONS, &request).await.ok()["usage"]["kv_sharing"].clone()
+}
+
+#[track_caller]
+fn check(usage: &Value, mode: &str, reuses: bool) {
+    assert_eq!((&usage["mode"], usage["span_tokens"].as_u64() > Some(0)), (&json!(mode), reuses), "{usage}");
+    assert_eq!((usage["class"].is_null(), usage["deviation"].is_null()), (!reuses, !reuses), "{usage}");
+}
+
+#[tokio::test]
+async fn each_mode_reuses_what_it_says() {
+    check(&usage_after(json!({"kv_sharing": {"mode": "off"}})).await, "off", false);
+    check(&usage_after(json!({"kv_sharing": {"mode": "prefix"}})).await, "prefix", false);
+    check(&usage_after(json!({"kv_sharing": {"mode": "span"}})).await, "span", true);
+    check(&usage_after(json!({"kv_sharing": {"mode": "semantic"}})).await, "semantic", true);
+    check(&usage_after(json!({"kv_sharing": {"mode": "shadow"}})).await, "shadow", false);
+}
+
+#[tokio::test]
+async fn exactness_is_kept_where_it_was_asked_for() {
+    let span = |more: Value| {
+        let mut sharing = json!({"mode": "span"});
+        sharing.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        sharing
+    };
+    check(&usage_after(json!({"seed": 1, "kv_sharing": span(json!({"strict": true}))})).await, "prefix", false);
+    check(&usage_after(json!({"seed": 1, "kv_sharing": span(json!({}))})).await, "span", true);
+    check(&usage_after(json!({"kv_sharing": span(json!({"max_deviation": 0}))})).await, "prefix", false);
+    check(&usage_after(json!({"echo": true, "logprobs": 1, "kv_sharing": span(json!({}))})).await, "off", false);
+}
+
+#[tokio::test]
+async fn policies_are_taken_by_name() {
+    for policy in ["none", "full@0.5", "cacheblend", "dhd@0.3", "impact@0.15"] {
+        let usage = usage_after(json!({"kv_sharing": {"mode": "span", "policy": policy, "max_deviation": "fast"}})).await;
+        assert_eq!(usage["mode"], "span", "{policy}");
+    }
+    let spends = |usage: &Value| usage["recomputed_tokens"].as_u64().unwrap();
+    let (none, some) = (
+        usage_after(json!({"kv_sharing": {"mode": "span", "policy": "none"}})).await,
+        usage_after(json!({"kv_sharing": {"mode": "span", "policy": "random@0.3"}})).await,
+    );
+    assert!(spends(&some) > spends(&none), "{some} {none}");
+}
+
+#[tokio::test]
+async fn a_bad_wish_is_refused_by_name() {
+    let world = World::new();
+    for (fields, param) in [
+        (json!({"kv_sharing": {"mode": "everything"}}), "kv_sharing"),
+        (json!({"kv_sharing": {"policy": "best"}}), "kv_sharing.policy"),
+        (json!({"kv_sharing": {"policy": "dhd@2"}}), "kv_sharing.policy"),
+        (json!({"kv_sharing": {"max_deviation": "loose"}}), "kv_sharing.max_deviation"),
+        (json!({"kv_sharing": {"max_deviation": -1}}), "kv_sharing.max_deviation"),
+        (json!({"kv_sharing": {"segments": [0]}}), "kv_sharing.segments"),
+        (json!({"kv_sharing": {"segments": [1.5]}}), "kv_sharing"),
+        (json!({"kv_sharing": {"sesion": "s"}}), "kv_sharing"),
+        (json!({"cache_segments": [""]}), "cache_segments"),
+    ] {
+        let answer = world.post(COMPLETIONS, &completion("x", fields)).await;
+        assert_eq!((answer.status.as_u16(), answer.json()["error"]["param"].as_str()), (400, Some(param)), "{}", answer.text);
+    }
+}

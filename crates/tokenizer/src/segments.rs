@@ -1,0 +1,162 @@
+//! Where pieces of a prompt begin that do not depend on what stands before them: messages, paragraphs, sections.
+//!
+//! KV of such a piece is the likeliest to be of use in another place. Only text is looked at, so prompts of token ids have segments
+//! too.
+
+use crate::ContentStart;
+
+/// What a segment begins with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SegmentRule {
+    /// A message, a paragraph after a blank line, or a heading: a line of 1 to 6 `#` and a space.
+    Text,
+    /// What the caller named, and nothing else.
+    Named {
+        /// Indices of messages.
+        messages: Vec<u32>,
+        /// Texts; a segment begins behind each occurrence of each of them. None is empty.
+        separators: Vec<String>,
+    },
+}
+
+/// The text of a prompt, and where each of its tokens begins in it.
+pub(crate) struct TokenText {
+    bytes: Vec<u8>,
+    starts: Vec<usize>,
+}
+
+/// Longest run of `#` that makes a heading (CommonMark 0.31, section 4.2).
+const MAX_HEADING_LEVEL: usize = 6;
+
+impl TokenText {
+    /// From the bytes of each token.
+    pub(crate) fn new<'a>(tokens: impl Iterator<Item = &'a [u8]>) -> Self {
+        let (mut bytes, mut starts) = (Vec::new(), Vec::new());
+        for token in tokens {
+            starts.push(bytes.len());
+            bytes.extend_from_slice(token);
+        }
+        Self { bytes, starts }
+    }
+
+    /// The first token that begins at byte `offset` or behind it: a token that reaches over a border belongs to what is before.
+    fn position_of(&self, offset: usize) -> Option<u32> {
+        let index = self.starts.partition_point(|&start| start < offset);
+        (index < self.starts.len()).then(|| u32::try_from(index).expect("a prompt has less than 2^32 tokens"))
+    }
+}
+
+impl SegmentRule {
+    /// Positions at which segments begin: ascending, each above 0.
+    pub(crate) fn starts(&self, text: &TokenText, contents: &[ContentStart]) -> Vec<u32> {
+        let is_named = |content: &&ContentStart| match self {
+            Self::Text => true,
+            Self::Named { messages, .. } => messages.contains(&content.message),
+        };
+        let offsets = match self {
+            Self::Text => paragraph_offsets(&text.bytes),
+            Self::Named { separators, .. } => {
+                separators.iter().flat_map(|separator| offsets_behind(&text.bytes, separator.as_bytes())).collect()
+            }
+        };
+        let mut starts: Vec<u32> = offsets.into_iter().filter_map(|offset| text.position_of(offset)).collect();
+        starts.extend(contents.iter().filter(is_named).map(|content| content.position));
+        starts.retain(|&position| position > 0);
+        starts.sort_unstable();
+        starts.dedup();
+        starts
+    }
+}
+
+/// Where lines begin that are not blank and that follow a blank one or are headings.
+fn paragraph_offsets(text: &[u8]) -> Vec<usize> {
+    let (mut offset, mut was_blank) = (0, false);
+    let mut offsets = Vec::new();
+    for line in text.split_inclusive(|&byte| byte == b'\n') {
+        let is_blank = line.iter().all(u8::is_ascii_whitespace);
+        if !is_blank && (was_blank || is_heading(line)) {
+            offsets.push(offset);
+        }
+        was_blank = is_blank;
+        offset += line.len();
+    }
+    offsets
+}
+
+fn is_heading(line: &[u8]) -> bool {
+    let level = line.iter().take_while(|&&byte| byte == b'#').count();
+    (1..=MAX_HEADING_LEVEL).contains(&level) && line.get(level) == Some(&b' ')
+}
+
+/// Where occurrences of `separator`, which do not overlap, end.
+fn offsets_behind(text: &[u8], separator: &[u8]) -> Vec<usize> {
+    let (mut offset, mut offsets) = (0, Vec::new());
+    while let Some(found) = text[offset..].windows(separator.len()).position(|window| window == separator) {
+        offset += found + separator.len();
+        offsets.push(offset);
+    }
+    offsets
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `tokens` are separated by `|`; `contents` are positions of the messages. The expected text has a `^` where segments begin.
+    #[track_caller]
+    fn check(rule: &SegmentRule, tokens: &str, contents: &[u32], expected: &str) {
+        let tokens: Vec<&str> = tokens.split('|').collect();
+        let text = TokenText::new(tokens.iter().map(|token| token.as_bytes()));
+        let contents: Vec<_> = (0..).zip(contents).map(|(message, &position)| ContentStart { message, position }).collect();
+        let starts = rule.starts(&text, &contents);
+        assert!(starts.is_sorted_by(|a, b| a < b));
+        let shown: String = (0..)
+            .zip(&tokens)
+            .map(|(pos, token)| if starts.contains(&pos) { format!("^{token}") } else { (*token).to_owned() })
+            .collect();
+        assert_eq!(shown, expected);
+    }
+
+    fn named(messages: &[u32], separators: &[&str]) -> SegmentRule {
+        SegmentRule::Named { messages: messages.into(), separators: separators.iter().map(|&text| text.to_owned()).collect() }
+    }
+
+    #[test]
+    fn a_paragraph_begins_after_a_blank_line() {
+        check(&SegmentRule::Text, "a|.\n\n|b|\n|c|\n| |\n|\n|d", &[], "a.\n\n^b\nc\n \n\n^d");
+        check(&SegmentRule::Text, "a|\n\n|", &[], "a\n\n");
+    }
+
+    #[test]
+    fn indentation_belongs_to_its_paragraph() {
+        check(&SegmentRule::Text, "a|\n\n|  |b", &[], "a\n\n^  b");
+    }
+
+    #[test]
+    fn a_heading_begins_a_section() {
+        check(&SegmentRule::Text, "a|\n|##| b|\n|#|include|\n|c", &[], "a\n^## b\n#include\nc");
+        check(&SegmentRule::Text, "a|\n|#######| b", &[], "a\n####### b");
+    }
+
+    #[test]
+    fn messages_begin_segments() {
+        check(&SegmentRule::Text, "<u>|a|</u>|<a>|b|\n\n|c", &[1, 4], "<u>^a</u><a>^b\n\n^c");
+    }
+
+    #[test]
+    fn the_start_of_the_prompt_is_none() {
+        check(&SegmentRule::Text, "# |a", &[0], "# a");
+    }
+
+    #[test]
+    fn a_token_over_a_border_is_left_of_it() {
+        check(&SegmentRule::Text, "a\n\nb|c|d", &[], "a\n\nb^cd");
+    }
+
+    #[test]
+    fn named_segments_replace_those_of_the_text() {
+        check(&named(&[1], &["--"]), "<u>|a|--|b|-|-|<a>|c|\n\n|d", &[1, 7], "<u>a--^b--^<a>^c\n\nd");
+        check(&named(&[], &["\n\n"]), "<u>|a|\n\n|\n|d", &[1], "<u>a\n\n^\nd");
+        check(&named(&[9], &[]), "<u>|a|\n\n|d", &[1], "<u>a\n\nd");
+    }
+}

@@ -1,8 +1,9 @@
 //! What a scheduler is built from, and which requests it can ever run.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tokens::BlockSize;
+use tokens::{BlockSize, TenantId};
 
 use crate::Request;
 
@@ -29,6 +30,11 @@ pub struct SchedulerConfig {
     pub spans: semantic::SpanConfig,
     /// Earlier prompts kept as donors of spans; 0 keeps none.
     pub max_donors: usize,
+    /// Donors and cached blocks that were not used for longer than this are forgotten; `None` keeps them while there is room.
+    pub donor_ttl: Option<Duration>,
+    /// Blocks that a tenant may have in use or cached. Above that it gives up cached blocks of its own, or waits; a tenant that is not
+    /// named may take the place of anybody's least recently used cached blocks.
+    pub quotas: BTreeMap<TenantId, usize>,
     /// Share of the answers over reused KV that are compared with full computation in idle time; 0 compares none.
     pub verify_share: f64,
     /// What such answers have to keep.
@@ -97,6 +103,16 @@ pub enum RequestError {
         /// Blocks there are.
         num_blocks: usize,
     },
+    /// Even alone it would exceed what its tenant may hold.
+    #[error("request of up to {num_tokens} tokens needs {needed} KV blocks, but its tenant's quota is {quota}")]
+    QuotaTooSmall {
+        /// Prompt and output at their longest.
+        num_tokens: usize,
+        /// Blocks for them.
+        needed: usize,
+        /// Blocks the tenant may hold.
+        quota: usize,
+    },
 }
 
 impl SchedulerConfig {
@@ -114,6 +130,8 @@ impl SchedulerConfig {
             max_estimates_per_step: 32,
             spans: semantic::SpanConfig::default(),
             max_donors: semantic::SpanIndexConfig::default().max_donors,
+            donor_ttl: None,
+            quotas: BTreeMap::new(),
             verify_share: 0.0,
             guard: semantic::GuardConfig::default(),
         }
@@ -158,9 +176,15 @@ impl SchedulerConfig {
         // The last token is never computed: nothing follows it.
         let num_tokens = (num_prompt_tokens + max_tokens as usize).min(max_model_len as usize);
         let needed = self.block_size.blocks_for(num_tokens - first_token);
-        match needed <= self.num_blocks {
-            true => Ok(()),
-            false => Err(RequestError::PoolTooSmall { num_tokens, needed, num_blocks: self.num_blocks }),
+        if needed > self.num_blocks {
+            return Err(RequestError::PoolTooSmall { num_tokens, needed, num_blocks: self.num_blocks });
         }
+        let quota = self.max_blocks(request.tenant);
+        if needed > quota { Err(RequestError::QuotaTooSmall { num_tokens, needed, quota }) } else { Ok(()) }
+    }
+
+    /// Blocks that requests of `tenant` can ever hold together.
+    pub(crate) fn max_blocks(&self, tenant: TenantId) -> usize {
+        self.quotas.get(&tenant).map_or(self.num_blocks, |&quota| quota.min(self.num_blocks))
     }
 }

@@ -1,10 +1,10 @@
 //! Scheduler and executor joined: one step after the other.
 
-use tokens::{RequestId, Timestamp};
+use tokens::{DonorId, RequestId, Timestamp};
 
 use crate::{
-    ConfigError, EngineEvent, EngineStats, Executor, ExecutorError, ModelRunnerOutput, Request, RequestError, Scheduler,
-    SchedulerConfig, SchedulerOutput,
+    ConfigError, DonorInfo, EngineEvent, EngineStats, Erase, ErasedCounts, Executor, ExecutorError, Explanation,
+    ModelRunnerOutput, Request, RequestError, Scheduler, SchedulerConfig, SchedulerOutput,
 };
 
 /// One engine: decides and has it computed. Owned by one thread.
@@ -94,6 +94,23 @@ impl<E: Executor> EngineCore<E> {
     /// Who computes, to be changed between two steps.
     pub fn executor_mut(&mut self) -> &mut E {
         &mut self.executor
+    }
+
+    /// The donors behind `after`, oldest first, at most `limit`.
+    #[must_use]
+    pub fn donors(&self, after: Option<DonorId>, limit: usize) -> Vec<DonorInfo> {
+        self.scheduler.donors(after, limit)
+    }
+
+    /// Erases what requests left behind; see [`Scheduler::erase`].
+    pub fn erase(&mut self, what: Erase) -> ErasedCounts {
+        self.scheduler.erase(what)
+    }
+
+    /// What sharing could give `request` now; see [`Scheduler::explain`].
+    #[must_use]
+    pub fn explain(&self, request: &Request) -> Explanation {
+        self.scheduler.explain(request)
     }
 
     /// Forgets all KV that no running request holds, and all donors.

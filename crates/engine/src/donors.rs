@@ -1,27 +1,34 @@
 //! Earlier prompts whose spans may be copied, and where their KV is now.
 //!
 //! `semantic` knows donors and positions, `kv` knows blocks; here the two meet. A donor holds no blocks: whatever of it was evicted is
-//! simply not offered any more.
+//! simply not offered any more. A donor is offered in its own scope and to those who may read that; its blocks are given only to those
+//! who may read the scopes of all of them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
+use std::time::Duration;
 
 use semantic::{
     PlanTarget, PromptView, RepairPolicy, ReusePlan, Segments, SpanConfig, SpanIndex, SpanIndexConfig, SpanMatch, plan_reuse,
 };
-use tokens::{BlockHash, BlockId, BlockSize, CacheSalt, DonorId, TokenId, TokenRange};
+use tokens::{BlockHash, BlockId, BlockSize, CacheSalt, DonorId, SessionId, TenantId, Timestamp, TokenId, TokenRange};
 
-use crate::SpanOutcome;
+use crate::{SchedulerConfig, SpanOutcome};
 
 /// All donors.
 pub(crate) struct DonorRegistry {
     config: SpanConfig,
     index_config: SpanIndexConfig,
     block_size: BlockSize,
+    ttl: Option<Duration>,
     index: SpanIndex,
-    donors: HashMap<DonorId, Donor>,
+    donors: BTreeMap<DonorId, Donor>,
     /// By the hash of the last block, so that one prompt is one donor however often it comes.
     by_last_block: HashMap<BlockHash, DonorId>,
+    by_last_use: BTreeSet<(Timestamp, DonorId)>,
     next_id: u64,
+    now: Timestamp,
 }
 
 struct Donor {
@@ -29,12 +36,43 @@ struct Donor {
     tokens: std::sync::Arc<[TokenId]>,
     segments: Segments,
     hashes: Box<[BlockHash]>,
+    /// What its own request could read: it may have found its beginning there.
+    readable: Box<[kv::ReadableScope]>,
+    owner: kv::BlockOwner,
+    hits: u64,
+    created: Timestamp,
+    last_used: Timestamp,
+}
+
+/// What is known of a donor, but for its text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DonorInfo {
+    /// Its name; a later donor has a larger one.
+    pub id: DonorId,
+    /// Whose request it was.
+    pub tenant: TenantId,
+    /// Where it is found.
+    pub scope: CacheSalt,
+    /// The conversation it belongs to, if that was named.
+    pub session: Option<SessionId>,
+    /// Its length, in whole blocks.
+    pub num_tokens: u32,
+    /// Leading tokens whose KV is still in the pool.
+    pub num_resident_tokens: u32,
+    /// Requests that copied spans of it.
+    pub hits: u64,
+    /// When it was computed.
+    pub created: Timestamp,
+    /// When it was computed again or copied from last.
+    pub last_used: Timestamp,
 }
 
 /// The prompt to be filled.
 #[derive(Clone, Copy)]
 pub(crate) struct Target<'a> {
     pub(crate) salt: CacheSalt,
+    /// Further scopes it may read.
+    pub(crate) readable: &'a [CacheSalt],
     pub(crate) tokens: &'a [TokenId],
     pub(crate) template: &'a [TokenRange],
     /// Where its segments begin.
@@ -51,12 +89,58 @@ pub(crate) struct FoundSpans {
     pub(crate) donor_blocks: BTreeMap<DonorId, Vec<BlockId>>,
 }
 
+/// Equal spans and what is left of their donors.
+struct Residency {
+    /// All that were found.
+    matches: Vec<SpanMatch>,
+    /// What the pool still holds of them, where it is long enough.
+    resident: Vec<SpanMatch>,
+    /// Of each donor found, the leading blocks that the target may read.
+    blocks: BTreeMap<DonorId, Vec<BlockId>>,
+}
+
+impl Target<'_> {
+    fn scopes(&self) -> impl Iterator<Item = CacheSalt> + '_ {
+        let others = self.readable.iter().copied().filter(|&salt| salt != self.salt);
+        std::iter::once(self.salt).chain(others)
+    }
+}
+
 impl DonorRegistry {
-    pub(crate) fn new(config: SpanConfig, max_donors: usize, block_size: BlockSize) -> Self {
-        let index_config = SpanIndexConfig { max_donors, ..SpanIndexConfig::for_spans(&config) };
-        let index = SpanIndex::new(index_config.clone());
-        let (donors, by_last_block) = Default::default();
-        Self { config, index_config, block_size, index, donors, by_last_block, next_id: 0 }
+    pub(crate) fn new(config: &SchedulerConfig) -> Self {
+        let SchedulerConfig { spans, max_donors, block_size, donor_ttl, .. } = config;
+        let index_config = SpanIndexConfig { max_donors: *max_donors, ..SpanIndexConfig::for_spans(spans) };
+        let (donors, by_last_block, by_last_use) = Default::default();
+        Self {
+            config: spans.clone(),
+            index: SpanIndex::new(index_config.clone()),
+            index_config,
+            block_size: *block_size,
+            ttl: *donor_ttl,
+            donors,
+            by_last_block,
+            by_last_use,
+            next_id: 0,
+            now: Timestamp::default(),
+        }
+    }
+
+    /// Lets time pass; it never goes back.
+    pub(crate) fn advance(&mut self, now: Timestamp) {
+        self.now = self.now.max(now);
+    }
+
+    /// Forgets at most `max_donors` that were not used for too long.
+    pub(crate) fn expire(&mut self, max_donors: usize) {
+        for _ in 0..max_donors {
+            let Some(&(_, oldest)) = self.by_last_use.first().filter(|&&(_, id)| self.is_expired(id)) else { return };
+            self.remove(oldest);
+        }
+    }
+
+    fn is_expired(&self, donor: DonorId) -> bool {
+        let unused_for = self.now.since(self.donors[&donor].last_used);
+        self.ttl.is_some_and(|ttl| unused_for > ttl)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -64,7 +148,7 @@ impl DonorRegistry {
     }
 
     /// Keeps the full blocks of a prompt that was computed exactly. A shorter donor that it continues is superseded.
-    pub(crate) fn keep(&mut self, prompt: kv::HashedTokens<'_>, segments: Segments) {
+    pub(crate) fn keep(&mut self, prompt: kv::HashedTokens<'_>, segments: Segments, owner: kv::BlockOwner) {
         let num_blocks = self.block_size.full_blocks(prompt.tokens.len());
         let tokens = &prompt.tokens[..num_blocks * self.block_size.as_usize()];
         if self.index_config.max_donors == 0 || tokens.len() < self.config.min_span_tokens as usize {
@@ -73,11 +157,14 @@ impl DonorRegistry {
         let hashes = &prompt.hashes[..num_blocks];
         let &last = hashes.last().expect("a span fills at least one block");
         if let Some(&known) = self.by_last_block.get(&last) {
-            return self.index.touch(known);
+            return self.touch(known);
         }
         let superseded: Vec<_> = hashes.iter().filter_map(|hash| self.by_last_block.get(hash).copied()).collect();
         superseded.into_iter().for_each(|donor| self.remove(donor));
-        self.insert(Donor { salt: prompt.salt, tokens: tokens.into(), segments, hashes: hashes.into() }, last);
+        let (created, last_used) = (self.now, self.now);
+        let (tokens, hashes, readable) = (tokens.into(), hashes.into(), prompt.readable.into());
+        let donor = Donor { salt: prompt.salt, tokens, segments, hashes, readable, owner, hits: 0, created, last_used };
+        self.insert(donor, last);
     }
 
     fn insert(&mut self, donor: Donor, last: BlockHash) {
@@ -85,6 +172,7 @@ impl DonorRegistry {
         self.next_id += 1;
         let evicted = self.index.insert_segmented(donor.salt, id, donor.tokens.clone(), donor.segments.clone());
         self.by_last_block.insert(last, id);
+        self.by_last_use.insert((donor.last_used, id));
         self.donors.insert(id, donor);
         evicted.into_iter().for_each(|evicted| self.forget(evicted));
     }
@@ -97,13 +185,58 @@ impl DonorRegistry {
     fn forget(&mut self, id: DonorId) {
         if let Some(donor) = self.donors.remove(&id) {
             self.by_last_block.remove(donor.hashes.last().expect("a donor has blocks"));
+            self.by_last_use.remove(&(donor.last_used, id));
         }
+    }
+
+    /// Forgets the donors left by an owner that `is_erased` names; how many they are.
+    pub(crate) fn erase(&mut self, is_erased: impl Fn(&kv::BlockOwner) -> bool) -> usize {
+        let erased: Vec<_> = self.donors.iter().filter(|(_, donor)| is_erased(&donor.owner)).map(|(&id, _)| id).collect();
+        erased.iter().for_each(|&id| self.remove(id));
+        erased.len()
+    }
+
+    /// Whose request it was.
+    pub(crate) fn owner(&self, donor: DonorId) -> Option<kv::BlockOwner> {
+        self.donors.get(&donor).map(|donor| donor.owner)
+    }
+
+    /// Those behind `after` that have not expired, oldest first, at most `limit`.
+    pub(crate) fn list(&self, pool: &kv::BlockPool, after: Option<DonorId>, limit: usize) -> Vec<DonorInfo> {
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let behind = self.donors.range((start, Bound::Unbounded)).filter(|&(&id, _)| !self.is_expired(id));
+        behind.take(limit).map(|(&id, donor)| self.info(pool, id, donor)).collect()
+    }
+
+    fn info(&self, pool: &kv::BlockPool, id: DonorId, donor: &Donor) -> DonorInfo {
+        let &Donor { salt, owner: kv::BlockOwner { tenant, session, .. }, hits, created, last_used, .. } = donor;
+        let num_resident = pool.match_full_blocks(donor.hashed(&donor.readable)).len() as u32 * self.block_size.get();
+        let num_tokens = donor.tokens.len() as u32;
+        DonorInfo { id, tenant, scope: salt, session, num_tokens, num_resident_tokens: num_resident, hits, created, last_used }
+    }
+
+    /// Notes that spans of `plan` are copied.
+    pub(crate) fn note_reuse(&mut self, plan: &ReusePlan) {
+        let used: BTreeSet<_> = plan.spans.iter().map(|span| span.donor).collect();
+        for id in used {
+            self.touch(id);
+            self.donors.get_mut(&id).expect("a planned donor is kept").hits += 1;
+        }
+    }
+
+    fn touch(&mut self, id: DonorId) {
+        let donor = self.donors.get_mut(&id).expect("a donor that is used is kept");
+        self.by_last_use.remove(&(donor.last_used, id));
+        donor.last_used = self.now;
+        self.by_last_use.insert((self.now, id));
+        self.index.touch(id);
     }
 
     pub(crate) fn clear(&mut self) {
         self.index = SpanIndex::new(self.index_config.clone());
         self.donors.clear();
         self.by_last_block.clear();
+        self.by_last_use.clear();
     }
 
     /// How many tokens of `target` donors have, resident or not: a prediction.
@@ -111,31 +244,47 @@ impl DonorRegistry {
         self.plan(target, &self.find(target)).spans.iter().map(|span| span.num_tokens).sum()
     }
 
-    /// What to copy into `target` of that which is still in `pool`, or why nothing.
+    /// What to copy into `target` of that which is still in `pool`, or why nothing. Donors of whom too little is left are forgotten.
     pub(crate) fn find_resident(&mut self, pool: &kv::BlockPool, target: Target<'_>) -> Result<FoundSpans, SpanOutcome> {
-        let mut matches = self.find(target);
-        let was_found = !matches.is_empty();
-        let mut resident = self.resident_blocks(pool, &matches);
-        let block_size = self.block_size.get();
-        matches.retain_mut(|found| {
-            let num_resident = resident[&found.donor].len() as u32 * block_size;
-            found.num_tokens = found.num_tokens.min(num_resident.saturating_sub(found.donor_pos));
-            found.num_tokens >= self.config.min_span_tokens
-        });
-        if was_found && matches.is_empty() {
+        let Residency { matches, resident, mut blocks } = self.residency(pool, target);
+        let is_gone = |&donor: &DonorId| {
+            self.is_too_short(&pool.match_full_blocks(self.donors[&donor].hashed(&self.donors[&donor].readable)))
+        };
+        let short = blocks.iter().filter(|(_, blocks)| self.is_too_short(blocks)).map(|(&donor, _)| donor);
+        let gone: Vec<_> = short.filter(is_gone).collect();
+        gone.into_iter().for_each(|donor| self.remove(donor));
+        if !matches.is_empty() && resident.is_empty() {
             return Err(SpanOutcome::NotResident);
         }
-        let plan = self.plan(target, &matches);
+        let plan = self.plan(target, &resident);
         if let Some(reason) = plan.rejected {
             return Err(SpanOutcome::Rejected(reason));
         }
-        resident.retain(|&donor, blocks| {
+        blocks.retain(|&donor, blocks| {
             let ends = plan.spans.iter().filter(|span| span.donor == donor).map(|span| span.donor_pos + span.num_tokens);
-            blocks.truncate(ends.max().unwrap_or(0).div_ceil(block_size) as usize);
+            blocks.truncate(ends.max().unwrap_or(0).div_ceil(self.block_size.get()) as usize);
             !blocks.is_empty()
         });
-        resident.keys().for_each(|&donor| self.index.touch(donor));
-        Ok(FoundSpans { plan, donor_blocks: resident })
+        Ok(FoundSpans { plan, donor_blocks: blocks })
+    }
+
+    /// What would be copied into `target`, and all spans found.
+    pub(crate) fn explain(&self, pool: &kv::BlockPool, target: Target<'_>) -> (ReusePlan, Vec<SpanMatch>) {
+        let Residency { matches, resident, .. } = self.residency(pool, target);
+        (self.plan(target, &resident), matches)
+    }
+
+    fn residency(&self, pool: &kv::BlockPool, target: Target<'_>) -> Residency {
+        let matches = self.find(target);
+        let found: BTreeSet<_> = matches.iter().map(|found| found.donor).collect();
+        let blocks: BTreeMap<_, _> = found.into_iter().map(|donor| (donor, self.resident_blocks(pool, donor, target))).collect();
+        let mut resident = matches.clone();
+        resident.retain_mut(|found| {
+            let num_resident = blocks[&found.donor].len() as u32 * self.block_size.get();
+            found.num_tokens = found.num_tokens.min(num_resident.saturating_sub(found.donor_pos));
+            found.num_tokens >= self.config.min_span_tokens
+        });
+        Residency { matches, resident, blocks }
     }
 
     /// Searches only where the plan could use an answer.
@@ -143,7 +292,13 @@ impl DonorRegistry {
         let num_tokens = target.tokens.len() as u32;
         let is_worthwhile =
             num_tokens >= self.config.min_prompt_tokens && num_tokens.saturating_sub(target.from) >= self.config.min_span_tokens;
-        if is_worthwhile { self.index.find(target.salt, target.tokens, target.from) } else { Vec::new() }
+        if !is_worthwhile {
+            return Vec::new();
+        }
+        let in_scope = |scope| self.index.find(scope, target.tokens, target.from);
+        let mut matches: Vec<_> = target.scopes().flat_map(in_scope).filter(|found| !self.is_expired(found.donor)).collect();
+        matches.sort_by_key(|found| (found.target_pos, Reverse(found.num_tokens), Reverse(found.donor), found.donor_pos));
+        matches
     }
 
     fn plan(&self, target: Target<'_>, matches: &[SpanMatch]) -> ReusePlan {
@@ -152,19 +307,22 @@ impl DonorRegistry {
         plan_reuse(&PlanTarget { prompt, from, template }, matches, &self.index, &target.policy.spans(&self.config))
     }
 
-    /// The blocks of each donor of `matches`. Donors of whom too little is left to copy are forgotten.
-    fn resident_blocks(&mut self, pool: &kv::BlockPool, matches: &[SpanMatch]) -> BTreeMap<DonorId, Vec<BlockId>> {
-        let mut resident = BTreeMap::new();
-        for found in matches {
-            resident.entry(found.donor).or_insert_with(|| {
-                let Donor { salt, tokens, hashes, .. } = &self.donors[&found.donor];
-                pool.index().match_full_blocks(kv::HashedTokens { salt: *salt, tokens, hashes })
-            });
-        }
-        let too_short = |blocks: &Vec<_>| blocks.len() * self.block_size.as_usize() < self.config.min_span_tokens as usize;
-        let gone: Vec<_> = resident.iter().filter(|(_, blocks)| too_short(blocks)).map(|(&donor, _)| donor).collect();
-        gone.into_iter().for_each(|donor| self.remove(donor));
-        resident
+    /// Leading blocks of `donor` that are in the pool and in scopes that `target` may read.
+    fn resident_blocks(&self, pool: &kv::BlockPool, donor: DonorId, target: Target<'_>) -> Vec<BlockId> {
+        let donor = &self.donors[&donor];
+        let readable = donor.readable.iter().filter(|scope| target.scopes().any(|salt| salt == scope.salt));
+        pool.match_full_blocks(donor.hashed(&readable.cloned().collect::<Vec<_>>()))
+    }
+
+    fn is_too_short(&self, blocks: &[BlockId]) -> bool {
+        blocks.len() * self.block_size.as_usize() < self.config.min_span_tokens as usize
+    }
+}
+
+impl Donor {
+    /// As the pool knows it, where it could read `readable`.
+    fn hashed<'a>(&'a self, readable: &'a [kv::ReadableScope]) -> kv::HashedTokens<'a> {
+        kv::HashedTokens { salt: self.salt, tokens: &self.tokens, hashes: &self.hashes, readable }
     }
 }
 

@@ -11,8 +11,10 @@ mod config;
 mod core;
 mod divergence;
 mod donors;
+mod erase;
 mod event;
 mod executor;
+mod explain;
 mod in_flight;
 mod output;
 mod queue;
@@ -25,8 +27,11 @@ mod verifier;
 pub use self::core::EngineCore;
 pub use config::{ConfigError, RequestError, SchedulePolicy, SchedulerConfig};
 pub use divergence::kl_divergence;
+pub use donors::DonorInfo;
+pub use erase::{Erase, ErasedCounts};
 pub use event::{EngineEvent, FinishReason, KvUsage};
 pub use executor::{Executor, ExecutorError};
+pub use explain::Explanation;
 pub use kv::PoolStats;
 pub use output::{
     BlockCopy, LogProb, ModelRunnerOutput, NewRequest, ProbedSequence, ProbedSpans, RejectedSpan, Row, SampledToken,
@@ -35,7 +40,7 @@ pub use output::{
 pub use request::{KvSharingMode, Request, SamplingParams};
 pub use scheduler::Scheduler;
 pub use semantic::{
-    ClassQuality, DecodeRepair, Drift, GuardConfig, MatchClass, Probe, Readers, RejectReason, Repair, RepairPolicy, SpanConfig,
-    TokenDeviation,
+    ClassQuality, DecodeRepair, Drift, GuardConfig, MatchClass, Probe, Readers, RejectReason, Repair, RepairPolicy, ReusePlan,
+    ReuseSpan, SpanConfig, SpanMatch, TokenDeviation,
 };
 pub use stats::{EngineStats, SpanLookups, SpanOutcome};

@@ -16,9 +16,11 @@ pub struct SchedulerOutput {
     pub new_requests: Vec<NewRequest>,
     /// Requests the runner may forget.
     pub finished: Vec<RequestId>,
-    /// Whole or partial blocks to copy first (copy on write).
+    /// Blocks to zero before anything else: what another tenant left in them must not reach those who hold them now.
+    pub block_zeroes: Vec<BlockId>,
+    /// Whole or partial blocks to copy next (copy on write).
     pub block_copies: Vec<BlockCopy>,
-    /// Spans to copy and re-rotate next, each checked at layer 0 before anything is computed from it.
+    /// Spans to copy and re-rotate then, each checked at layer 0 before anything is computed from it.
     pub span_copies: Vec<SpanCopy>,
     /// Sequences whose moved spans are to be measured then. They are in `sequences` only after tokens to recompute were chosen.
     pub probes: Vec<ProbedSequence>,
@@ -38,7 +40,7 @@ impl SchedulerOutput {
     /// Whether there is nothing to execute.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.sequences.is_empty() && self.probes.is_empty() && self.finished.is_empty()
+        self.sequences.is_empty() && self.probes.is_empty() && self.finished.is_empty() && self.block_zeroes.is_empty()
     }
 }
 

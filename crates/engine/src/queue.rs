@@ -12,7 +12,7 @@ use tokens::{RequestId, Timestamp};
 use crate::SchedulePolicy;
 
 /// Place of a request among all: by arrival, ties by submission.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(crate) struct ArrivalKey {
     pub(crate) arrival: Timestamp,
     pub(crate) ordinal: u64,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use semantic::Repair;
-use tokens::{CacheSalt, RequestId, TenantId, Timestamp, TokenId, TokenRange};
+use tokens::{CacheSalt, RequestId, SessionId, TenantId, Timestamp, TokenId, TokenRange};
 
 /// One prompt to continue.
 #[derive(Clone, Debug)]
@@ -16,8 +16,13 @@ pub struct Request {
     pub sampling: SamplingParams,
     /// Whose it is.
     pub tenant: TenantId,
+    /// The conversation it belongs to, if what that leaves behind may have to be erased.
+    pub session: Option<SessionId>,
     /// Scope of every cache lookup and of what this request leaves behind.
     pub cache_salt: CacheSalt,
+    /// Further scopes it may read, public texts say. What such a scope holds should have been left by requests that could read
+    /// nothing but it: what a request leaves behind text of another scope is only found by those who may read that scope too.
+    pub readable: Vec<CacheSalt>,
     /// What may be reused.
     pub sharing: KvSharingMode,
     /// Which tokens of reused spans are computed all the same.
@@ -43,6 +48,31 @@ pub enum KvSharingMode {
     Prefix,
     /// Also equal spans at any offset and in any order, moved to their new positions. Approximate.
     Span,
+    /// Like `Span`, with donors that say nearly the same preferred.
+    Semantic,
+    /// Blocks as with `Prefix`; spans are searched and counted, but not used. Exact.
+    Shadow,
+}
+
+impl Request {
+    /// Who is charged for its blocks, and with whom they are erased.
+    pub(crate) fn owner(&self) -> kv::BlockOwner {
+        kv::BlockOwner { tenant: self.tenant, session: self.session, request: self.request_id }
+    }
+}
+
+impl KvSharingMode {
+    /// Whether spans are searched.
+    #[must_use]
+    pub fn searches_spans(self) -> bool {
+        self.copies_spans() || self == Self::Shadow
+    }
+
+    /// Whether spans are copied.
+    #[must_use]
+    pub fn copies_spans(self) -> bool {
+        matches!(self, Self::Span | Self::Semantic)
+    }
 }
 
 /// How tokens are chosen, and when generation ends.

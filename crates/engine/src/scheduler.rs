@@ -20,6 +20,7 @@ use crate::{
     SchedulerConfig, SchedulerOutput, SpanLookups,
 };
 
+mod admin;
 mod admission;
 mod update;
 
@@ -54,6 +55,7 @@ pub struct Scheduler {
     num_preemptions: u64,
     num_last_scheduled: usize,
     span_lookups: SpanLookups,
+    num_shadowed_tokens: u64,
     /// Version of the prefix index when hits were last predicted.
     predicted_version: u64,
 }
@@ -66,11 +68,13 @@ impl Scheduler {
     pub fn try_new(config: SchedulerConfig) -> Result<Self, ConfigError> {
         let config = config.validated()?;
         Ok(Self {
-            pool: kv::BlockPool::try_new(config.num_blocks, config.block_size)?,
+            pool: kv::BlockPool::try_new(config.num_blocks, config.block_size)?
+                .with_quotas(&config.quotas)
+                .with_ttl(config.donor_ttl),
             sequences: HashMap::new(),
             queue: RequestQueue::new(config.policy, config.max_overtake),
             running: Vec::new(),
-            donors: DonorRegistry::new(config.spans.clone(), config.max_donors, config.block_size),
+            donors: DonorRegistry::new(&config),
             in_flight: InFlight::default(),
             verifier: Verifier::new(config.verify_share, semantic::QualityGuard::new(config.guard)),
             pins: Vec::new(),
@@ -83,6 +87,7 @@ impl Scheduler {
             num_preemptions: 0,
             num_last_scheduled: 0,
             span_lookups: SpanLookups::default(),
+            num_shadowed_tokens: 0,
             predicted_version: 0,
             config,
         })
@@ -170,6 +175,7 @@ impl Scheduler {
             num_donors: self.donors.len(),
             last_scheduled_tokens: self.num_last_scheduled,
             span_lookups: self.span_lookups,
+            shadowed_tokens: self.num_shadowed_tokens,
             quality: self.verifier.guard().iter().collect(),
         }
     }
@@ -180,6 +186,7 @@ impl Scheduler {
     /// If the result of the step before was not folded in.
     pub fn schedule(&mut self, now: Timestamp) -> SchedulerOutput {
         assert!(!std::mem::replace(&mut self.is_step_open, true), "the last step is still open");
+        self.forget_expired(now);
         if self.sequences.is_empty()
             && let Some(request) = self.verifier.start_next()
         {
@@ -198,6 +205,7 @@ impl Scheduler {
             self.sequences.is_empty() || !step.sequences.is_empty() || !step.probes.is_empty(),
             "a waiting request can always run alone"
         );
+        step.block_zeroes = self.pool.take_to_zero();
         self.num_steps += 1;
         self.num_last_scheduled = step.num_scheduled_tokens();
         step
@@ -220,7 +228,7 @@ impl Scheduler {
         while idx < self.running.len() {
             let request_id = self.running[idx];
             if !self.make_room(request_id) {
-                break;
+                continue; // Whoever came behind it has taken its place.
             }
             let reserved = self.running.len() - idx - 1;
             *token_budget -= self.schedule_rows(request_id, *token_budget - reserved, step);
@@ -229,29 +237,32 @@ impl Scheduler {
         self.running.len() < num_before
     }
 
-    /// Grows the lease of a running sequence to its newest token, preempting from the back; false if it was preempted itself.
+    /// Grows the lease of a running sequence to its newest token, preempting from the back; false if it was preempted itself. A full
+    /// quota preempts only sequences of its tenant.
     fn make_room(&mut self, request_id: RequestId) -> bool {
         loop {
             let sequence = self.sequences.get_mut(&request_id).expect("a running sequence is known");
             let needed = self.config.block_size.blocks_for(sequence.num_tokens() as usize);
             let missing = needed.saturating_sub(sequence.lease.len());
-            match self.pool.grow(&mut sequence.lease, missing) {
+            let tenant = sequence.request.tenant;
+            let (is_candidate, short_by): (&dyn Fn(&Sequence) -> bool, _) = match self.pool.grow(&mut sequence.lease, missing) {
                 kv::Allocation::Ready(()) => return true,
-                kv::Allocation::CapacityExhausted { short_by } => {
-                    let victim = *self.running.last().expect("this one is running");
-                    tracing::debug!(victim = %victim, for_request = %request_id, short_by, "preempted");
-                    self.preempt_last();
-                    if victim == request_id {
-                        return false;
-                    }
-                }
+                kv::Allocation::CapacityExhausted { short_by } => (&|_| true, short_by),
+                kv::Allocation::QuotaExhausted { short_by } => (&|sequence| sequence.request.tenant == tenant, short_by),
+            };
+            let last = self.running.iter().rposition(|id| is_candidate(&self.sequences[id])).expect("this one is running");
+            let victim = self.running[last];
+            tracing::debug!(victim = %victim, for_request = %request_id, short_by, "preempted");
+            self.preempt(last);
+            if victim == request_id {
+                return false;
             }
         }
     }
 
-    /// Puts the last admitted sequence back into the queue. Its KV is lost but for what others may find.
-    fn preempt_last(&mut self) {
-        let request_id = self.running.pop().expect("there is somebody to preempt");
+    /// Puts a running sequence back into the queue. Its KV is lost but for what others may find.
+    fn preempt(&mut self, idx: usize) {
+        let request_id = self.running.remove(idx);
         let sequence = self.sequences.get_mut(&request_id).expect("a running sequence is known");
         self.in_flight.remove(request_id, sequence.block_hashes());
         self.pool.free(sequence.reset());
@@ -297,13 +308,13 @@ impl Scheduler {
         if sequence.sharing() == KvSharingMode::Off {
             return 0;
         }
-        let num_blocks = self.pool.index().count_leading(sequence.block_hashes()) as u32;
+        let num_blocks = self.pool.index().count_leading(sequence.hashed()) as u32;
         (num_blocks * self.config.block_size.get()).min(sequence.num_tokens() - 1)
     }
 
     /// Work that prefix and spans together save; 0 when there are no spans.
     fn predict_span_hit(&self, sequence: &Sequence) -> u32 {
-        if self.config.policy == SchedulePolicy::Fcfs || sequence.sharing() != KvSharingMode::Span {
+        if self.config.policy == SchedulePolicy::Fcfs || !sequence.sharing().copies_spans() {
             return 0;
         }
         let prefix = self.predict_prefix_hit(sequence);
@@ -337,6 +348,7 @@ impl Drop for Scheduler {
 fn target_of(sequence: &Sequence, from: u32) -> Target<'_> {
     Target {
         salt: sequence.request.cache_salt,
+        readable: &sequence.request.readable,
         tokens: &sequence.request.prompt_token_ids,
         template: &sequence.request.template,
         segments: &sequence.request.segments,

@@ -23,6 +23,8 @@ pub(crate) struct Sequence {
     token_ids: Vec<TokenId>,
     /// Of the full blocks of `token_ids`.
     block_hashes: Vec<BlockHash>,
+    /// Of the full blocks of the prompt, in the further scopes it may read.
+    readable: Vec<kv::ReadableScope>,
     /// The frontier: KV of all positions before it is in the pool.
     num_computed_tokens: u32,
     /// Copied from donors, beyond or behind the frontier. Sorted, disjoint.
@@ -63,6 +65,7 @@ impl Sequence {
             sampling: Arc::new(request.sampling.clone()),
             arrival,
             block_hashes: hash_full_blocks(request.cache_salt, &token_ids, block_size),
+            readable: readable_scopes(&request, block_size),
             num_computed_tokens: 0,
             reused: Vec::new(),
             measured: Vec::new(),
@@ -108,13 +111,15 @@ impl Sequence {
 
     /// Tokens, hashes and scope, for the pool.
     pub(crate) fn hashed(&self) -> kv::HashedTokens<'_> {
-        kv::HashedTokens { salt: self.request.cache_salt, tokens: &self.token_ids, hashes: &self.block_hashes }
+        let Self { token_ids, block_hashes, readable, .. } = self;
+        kv::HashedTokens { salt: self.request.cache_salt, tokens: token_ids, hashes: block_hashes, readable }
     }
 
     /// The same together with the lease, which the pool changes.
     pub(crate) fn hashed_and_lease(&mut self) -> (kv::HashedTokens<'_>, &mut kv::BlockLease) {
-        let hashed = kv::HashedTokens { salt: self.request.cache_salt, tokens: &self.token_ids, hashes: &self.block_hashes };
-        (hashed, &mut self.lease)
+        let Self { token_ids, block_hashes, readable, lease, .. } = self;
+        let hashed = kv::HashedTokens { salt: self.request.cache_salt, tokens: token_ids, hashes: block_hashes, readable };
+        (hashed, lease)
     }
 
     /// What it may reuse. Scored tokens of the prompt need their rows, exactly.
@@ -346,4 +351,10 @@ impl Sequence {
         let all = std::mem::take(&mut self.prompt_logprobs);
         Some(all.into_iter().map(|kept| kept.expect("the executor reports every computed prompt row")).collect())
     }
+}
+
+fn readable_scopes(request: &Request, block_size: BlockSize) -> Vec<kv::ReadableScope> {
+    let others = request.readable.iter().filter(|&&salt| salt != request.cache_salt);
+    let hashed = |&salt| kv::ReadableScope { salt, hashes: hash_full_blocks(salt, &request.prompt_token_ids, block_size).into() };
+    others.map(hashed).collect()
 }

@@ -21,6 +21,8 @@ pub struct EngineStats {
     pub last_scheduled_tokens: usize,
     /// Admissions in span mode so far, by outcome.
     pub span_lookups: SpanLookups,
+    /// Tokens that requests in shadow mode would have copied so far.
+    pub shadowed_tokens: u64,
     /// Verified answers over reused KV, by class.
     pub quality: Vec<(semantic::MatchClass, semantic::ClassQuality)>,
 }
@@ -38,6 +40,8 @@ pub enum SpanOutcome {
     NoRoom,
     /// Answers of the class were too far from full computation lately.
     SwitchedOff,
+    /// Spans would have been copied, but the request is in shadow mode.
+    Shadowed,
     /// What was measured was beyond repair. Counted besides `Reused`.
     BailedOut,
     /// The likeliest first tokens were too near to each other, and more was recomputed. Counted besides `Reused`.
@@ -54,7 +58,7 @@ pub struct SpanLookups {
 
 impl SpanOutcome {
     /// All of them.
-    pub const ALL: [SpanOutcome; 13] = [
+    pub const ALL: [SpanOutcome; 14] = [
         Self::Reused,
         Self::Rejected(semantic::RejectReason::ALL[0]),
         Self::Rejected(semantic::RejectReason::ALL[1]),
@@ -65,6 +69,7 @@ impl SpanOutcome {
         Self::NotResident,
         Self::NoRoom,
         Self::SwitchedOff,
+        Self::Shadowed,
         Self::BailedOut,
         Self::LowMargin,
         Self::FailedCheck,
@@ -79,6 +84,7 @@ impl SpanOutcome {
             Self::NotResident => "not_resident",
             Self::NoRoom => "no_room",
             Self::SwitchedOff => "switched_off",
+            Self::Shadowed => "shadowed",
             Self::BailedOut => "bailed_out",
             Self::LowMargin => "low_margin",
             Self::FailedCheck => "failed_check",
@@ -117,7 +123,7 @@ mod tests {
         for (i, outcome) in SpanOutcome::ALL.into_iter().enumerate() {
             (0..=i).for_each(|_| lookups.count(outcome));
         }
-        assert_eq!(lookups.iter().map(|(_, count)| count).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]);
+        assert_eq!(lookups.iter().map(|(_, count)| count).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]);
         let labels: std::collections::BTreeSet<_> = SpanOutcome::ALL.map(SpanOutcome::label).into();
         assert_eq!(labels.len(), SpanOutcome::ALL.len());
         let reasons = semantic::RejectReason::ALL.map(SpanOutcome::Rejected);

@@ -77,6 +77,11 @@ impl Verifier {
         self.pending.push_back(case);
     }
 
+    /// Forgets the waiting answers to requests that `is_erased` names.
+    pub(crate) fn erase(&mut self, is_erased: impl Fn(&Request) -> bool) {
+        self.pending.retain(|case| !is_erased(&case.request));
+    }
+
     pub(crate) fn has_pending(&self) -> bool {
         !self.pending.is_empty()
     }

@@ -1,34 +1,30 @@
 //! The order in which free blocks are given out again.
 //!
-//! A cached block waits here while nobody holds it, and a prefix hit takes it out of the middle.
-//! Hence a ring threaded through one `Vec`: every operation is O(1), and nothing is allocated after `new`.
+//! Blocks that nobody can find come first, the one freed last before all. Behind them wait the cached ones, least recently freed
+//! first; a prefix hit takes one out of the middle.
 //!
-//! Not here: reference counts and the choice of the end at which a block is put back (`pool.rs`).
+//! Not here: reference counts, and which of the two a freed block becomes (`pool.rs`).
 
 use tokens::BlockId;
 
+use crate::rings::BlockRings;
+
+const EMPTY: u32 = 0;
+const CACHED: u32 = 1;
+
 /// Free blocks in the order of their next use, front first.
-///
-/// Entry `i` links block `i`; the extra last entry closes the ring. A block that is not queued links to itself.
 #[derive(Debug)]
 pub(crate) struct FreeBlockQueue {
-    links: Vec<Links>,
+    rings: BlockRings,
     num_free: usize,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Links {
-    prev: u32,
-    next: u32,
-}
-
 impl FreeBlockQueue {
-    /// Blocks `0..num_blocks`, all free, the lowest first.
+    /// Blocks `0..num_blocks`, all empty, the lowest first.
     pub(crate) fn new(num_blocks: u32) -> Self {
-        let links = (0..=num_blocks).map(|i| Links { prev: i, next: i }).collect();
-        let mut queue = Self { links, num_free: 0 };
-        (0..num_blocks).for_each(|i| queue.push_back(BlockId(i)));
-        queue
+        let mut rings = BlockRings::new(num_blocks, 2);
+        (0..num_blocks).for_each(|i| rings.push_back(EMPTY, BlockId(i)));
+        Self { rings, num_free: num_blocks as usize }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -36,61 +32,51 @@ impl FreeBlockQueue {
     }
 
     pub(crate) fn contains(&self, block: BlockId) -> bool {
-        self.links[block.0 as usize].next != block.0
+        self.rings.contains(block)
     }
 
-    /// Takes the block to be used next; `None` when every block is held.
-    pub(crate) fn pop_front(&mut self) -> Option<BlockId> {
-        let front = BlockId(self.links[self.end() as usize].next);
-        (front.0 != self.end()).then(|| {
-            self.remove(front);
-            front
-        })
+    /// The block to be used next; `None` when every block is held.
+    pub(crate) fn front(&self) -> Option<BlockId> {
+        self.rings.front(EMPTY).or_else(|| self.oldest_cached())
     }
 
-    /// Puts `block` where it stays longest.
-    pub(crate) fn push_back(&mut self, block: BlockId) {
-        let last = self.links[self.end() as usize].prev;
-        self.link(last, block.0, self.end());
+    /// The cached block to be given up next.
+    pub(crate) fn oldest_cached(&self) -> Option<BlockId> {
+        self.rings.front(CACHED)
     }
 
-    /// Puts `block` where it is used next.
-    pub(crate) fn push_front(&mut self, block: BlockId) {
-        let first = self.links[self.end() as usize].next;
-        self.link(self.end(), block.0, first);
+    /// Puts `block`, which can be found, where it stays longest.
+    pub(crate) fn push_cached(&mut self, block: BlockId) {
+        self.rings.push_back(CACHED, block);
+        self.num_free += 1;
     }
 
-    /// Takes `block` out of the middle.
+    /// Puts `block`, which nobody can find, where it is used next.
+    pub(crate) fn push_empty(&mut self, block: BlockId) {
+        self.rings.push_front(EMPTY, block);
+        self.num_free += 1;
+    }
+
+    /// Takes `block` out wherever it is.
     ///
     /// # Panics
-    /// If it is not free: a count has gone wrong, and going on would let two sequences write one block.
+    /// If it is not free.
     pub(crate) fn remove(&mut self, block: BlockId) {
-        assert!(self.contains(block), "{block:?} is held, so it cannot be in the free queue");
-        let Links { prev, next } = self.links[block.0 as usize];
-        self.links[prev as usize].next = next;
-        self.links[next as usize].prev = prev;
-        self.links[block.0 as usize] = Links { prev: block.0, next: block.0 };
+        self.rings.remove(block);
         self.num_free -= 1;
+    }
+
+    /// Makes the oldest cached block empty, to be used after all that are; `None` when none is cached.
+    pub(crate) fn empty_oldest(&mut self) -> Option<BlockId> {
+        let block = self.oldest_cached()?;
+        self.rings.remove(block);
+        self.rings.push_back(EMPTY, block);
+        Some(block)
     }
 
     /// All free blocks, front first.
     pub(crate) fn iter(&self) -> impl Iterator<Item = BlockId> + '_ {
-        let following = |&at: &u32| Some(self.links[at as usize].next);
-        std::iter::successors(Some(self.links[self.end() as usize].next), following)
-            .take_while(|&at| at != self.end())
-            .map(BlockId)
-    }
-
-    fn link(&mut self, prev: u32, block: u32, next: u32) {
-        assert!(!self.contains(BlockId(block)), "block {block} is in the free queue already");
-        self.links[prev as usize].next = block;
-        self.links[block as usize] = Links { prev, next };
-        self.links[next as usize].prev = block;
-        self.num_free += 1;
-    }
-
-    fn end(&self) -> u32 {
-        (self.links.len() - 1) as u32
+        self.rings.iter(EMPTY).chain(self.rings.iter(CACHED))
     }
 }
 
@@ -98,19 +84,20 @@ impl FreeBlockQueue {
 mod tests {
     use super::*;
 
-    /// A queue of 4 blocks, all held at first. `ops`, left to right: `+3` and `^3` put block 3 back and front, `-3` takes it
-    /// from the middle, `!` pops.
+    /// A queue of 4 blocks, all held at first. `ops`, left to right: `+3` frees block 3 cached and `^3` empty, `-3` takes it from
+    /// the middle, `!` takes the front, `*` empties all.
     #[track_caller]
     fn check(ops: &str, expected: &[u32]) {
         let mut queue = FreeBlockQueue::new(4);
-        while queue.pop_front().is_some() {}
+        (0..4).for_each(|i| queue.remove(BlockId(i)));
         for op in ops.split_whitespace() {
             let block = || BlockId(op[1..].parse().unwrap());
             match &op[..1] {
-                "+" => queue.push_back(block()),
-                "^" => queue.push_front(block()),
+                "+" => queue.push_cached(block()),
+                "^" => queue.push_empty(block()),
+                "*" => while queue.empty_oldest().is_some() {},
                 "-" => queue.remove(block()),
-                _ => drop(queue.pop_front()),
+                _ => queue.front().into_iter().for_each(|front| queue.remove(front)),
             }
         }
         let order: Vec<_> = queue.iter().map(|block| block.0).collect();
@@ -129,8 +116,13 @@ mod tests {
     }
 
     #[test]
-    fn a_block_put_in_front_leaves_first() {
-        check("+0 +1 ^3", &[3, 0, 1]);
+    fn an_empty_block_leaves_before_cached_ones_and_the_last_one_first() {
+        check("+0 ^2 +1 ^3", &[3, 2, 0, 1]);
+    }
+
+    #[test]
+    fn emptied_blocks_keep_their_order() {
+        check("+0 ^2 +1 * +3", &[2, 0, 1, 3]);
     }
 
     #[test]

@@ -5,6 +5,8 @@
 
 use tokens::BlockId;
 
+use crate::BlockOwner;
+
 /// One reference to a block whose KV is, or will be, computed from exactly the tokens before it.
 ///
 /// Only the pool makes one, and only such a block can enter the prefix index.
@@ -50,6 +52,8 @@ pub struct BlockLease {
     pub(crate) approximate: Vec<ApproximateBlock>,
     /// Leading exact blocks that are done with the prefix index: found there, or stored there.
     pub(crate) num_cached: usize,
+    /// Who fills further blocks; `None` for a lease that cannot grow.
+    pub(crate) owner: Option<BlockOwner>,
 }
 
 impl BlockLease {
@@ -90,6 +94,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "1 blocks were not given back")]
     fn a_dropped_lease_is_noticed() {
-        drop(BlockLease { exact: vec![ExactBlock::new(BlockId(0))], approximate: Vec::new(), num_cached: 0 });
+        let exact = vec![ExactBlock::new(BlockId(0))];
+        drop(BlockLease { exact, approximate: Vec::new(), num_cached: 0, owner: None });
     }
 }

@@ -2,12 +2,17 @@
 //!
 //! A freed block that can be found goes to the end of the free queue, the tail of a sequence before its beginning, so that the
 //! least recently used and least shareable KV is given up first. A freed block that nobody can find is used again first.
+//! A tenant whose quota is full gives up a cached block of its own for each new one, and nobody else's.
 
-use tokens::{BlockId, BlockSize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokens::{BlockId, BlockSize, TenantId, Timestamp};
 
 use crate::free_queue::FreeBlockQueue;
 use crate::prefix_index::Insertion;
-use crate::{ApproximateBlock, BlockLease, ExactBlock, HashedTokens, PrefixIndex, PrefixMatch};
+use crate::quotas::Quotas;
+use crate::{ApproximateBlock, BlockLease, BlockOwner, ExactBlock, HashedTokens, PrefixIndex, PrefixMatch};
 
 /// All blocks of one device.
 ///
@@ -22,6 +27,32 @@ pub struct BlockPool {
     /// Blocks of the free queue that can be found.
     num_cached: usize,
     num_evictions: u64,
+    /// Who filled each block last; `None` if nobody did.
+    owners: Vec<Option<BlockOwner>>,
+    quotas: Quotas,
+    /// When each block was last freed.
+    last_used: Vec<Timestamp>,
+    now: Timestamp,
+    ttl: Option<Duration>,
+    /// Blocks that went from one tenant to another and have not been reported.
+    to_zero: BTreeSet<BlockId>,
+}
+
+/// A wish for the blocks of a new sequence.
+#[derive(Clone, Copy, Debug)]
+pub struct SlotRequest<'a> {
+    /// Who fills the new ones.
+    pub owner: BlockOwner,
+    /// Leading blocks, just found by [`BlockPool::match_prefix`].
+    pub shared: &'a [BlockId],
+    /// New exact blocks behind them.
+    pub num_exact: usize,
+    /// New approximate blocks behind those.
+    pub num_approximate: usize,
+    /// Blocks to be left that can be allocated.
+    pub headroom: usize,
+    /// Blocks to be left of the owner's quota.
+    pub quota_headroom: usize,
 }
 
 /// Answer to a wish for blocks. A full pool is an answer, not an error.
@@ -33,6 +64,11 @@ pub enum Allocation<T = BlockLease> {
     /// Nothing was changed.
     CapacityExhausted {
         /// Blocks that would have to be given back first.
+        short_by: usize,
+    },
+    /// Nothing was changed: the owner's quota is full of blocks that are held.
+    QuotaExhausted {
+        /// Blocks of the owner that would have to be given back first.
         short_by: usize,
     },
 }
@@ -91,8 +127,31 @@ impl BlockPool {
                 index: PrefixIndex::new(count, block_size),
                 num_cached: 0,
                 num_evictions: 0,
+                owners: vec![None; num_blocks],
+                quotas: Quotas::new(count, &BTreeMap::new()),
+                last_used: vec![Timestamp::default(); num_blocks],
+                now: Timestamp::default(),
+                ttl: None,
+                to_zero: BTreeSet::new(),
             }),
         }
+    }
+
+    /// The pool, in which each tenant of `quotas` has at most so many blocks held or findable. To be called while it is unused.
+    #[must_use]
+    pub fn with_quotas(self, quotas: &BTreeMap<TenantId, usize>) -> Self {
+        Self { quotas: Quotas::new(self.ref_counts.len() as u32, quotas), ..self }
+    }
+
+    /// The pool, in which a block that nobody held for longer than `ttl` is found no more.
+    #[must_use]
+    pub fn with_ttl(self, ttl: Option<Duration>) -> Self {
+        Self { ttl, ..self }
+    }
+
+    /// Lets time pass; it never goes back.
+    pub fn advance(&mut self, now: Timestamp) {
+        self.now = self.now.max(now);
     }
 
     /// Tokens in a block.
@@ -110,7 +169,29 @@ impl BlockPool {
     /// What the pool holds of the first `max_tokens` tokens of `sequence`.
     #[must_use]
     pub fn match_prefix(&self, sequence: HashedTokens<'_>, max_tokens: usize) -> PrefixMatch {
-        self.index.match_prefix(sequence, max_tokens)
+        let mut found = self.index.match_prefix(sequence, max_tokens);
+        found.partial = found.partial.filter(|partial| !self.is_expired(partial.block));
+        let num_fresh = self.count_fresh(&found.blocks);
+        if num_fresh < found.blocks.len() {
+            found.blocks.truncate(num_fresh);
+            found.num_tokens = num_fresh * self.block_size.as_usize();
+            found.partial = None;
+        }
+        found
+    }
+
+    /// The leading full blocks of `sequence` that the pool holds.
+    #[must_use]
+    pub fn match_full_blocks(&self, sequence: HashedTokens<'_>) -> Vec<BlockId> {
+        let mut blocks = self.index.match_full_blocks(sequence);
+        blocks.truncate(self.count_fresh(&blocks));
+        blocks
+    }
+
+    /// Who filled `block` last.
+    #[must_use]
+    pub fn owner(&self, block: BlockId) -> Option<BlockOwner> {
+        self.owners[block.0 as usize]
     }
 
     /// States of all blocks.
@@ -126,38 +207,49 @@ impl BlockPool {
         }
     }
 
-    /// Whether [`BlockPool::allocate_slots`] would find room for `num_new` blocks behind `shared`.
-    #[must_use]
-    pub fn has_room(&self, shared: &[BlockId], num_new: usize, headroom: usize) -> bool {
-        self.short_by(self.num_idle(shared) + num_new + headroom).is_none()
-    }
-
-    /// Lends the blocks of a new sequence: `shared`, just found by [`BlockPool::match_prefix`], then `num_exact` and
-    /// `num_approximate` new ones. Leaves at least `headroom` blocks that can be allocated.
-    pub fn allocate_slots(
-        &mut self,
-        shared: &[BlockId],
-        num_exact: usize,
-        num_approximate: usize,
-        headroom: usize,
-    ) -> Allocation {
-        let needed = self.num_idle(shared) + num_exact + num_approximate + headroom;
+    /// Whether [`BlockPool::allocate_slots`] would find room.
+    pub fn check_room(&self, wish: &SlotRequest<'_>) -> Allocation<()> {
+        let num_new = wish.num_exact + wish.num_approximate;
+        let needed = self.num_idle(wish.shared, |_| true) + num_new + wish.headroom;
         if let Some(short_by) = self.short_by(needed) {
             return Allocation::CapacityExhausted { short_by };
         }
-        let mut lease = self.pin(shared);
-        lease.exact.extend((0..num_exact).map(|_| ExactBlock::new(self.take_new())));
-        lease.approximate.extend((0..num_approximate).map(|_| ApproximateBlock::new(self.take_new())));
+        let tenant = wish.owner.tenant;
+        let num_kept = self.num_idle(wish.shared, |owner| owner.tenant == tenant);
+        match self.quotas.short_by(tenant, num_kept, num_new + wish.quota_headroom) {
+            Some(short_by) => Allocation::QuotaExhausted { short_by },
+            None => Allocation::Ready(()),
+        }
+    }
+
+    /// Lends the blocks of a new sequence.
+    pub fn allocate_slots(&mut self, wish: &SlotRequest<'_>) -> Allocation {
+        match self.check_room(wish) {
+            Allocation::Ready(()) => {}
+            Allocation::CapacityExhausted { short_by } => return Allocation::CapacityExhausted { short_by },
+            Allocation::QuotaExhausted { short_by } => return Allocation::QuotaExhausted { short_by },
+        }
+        let mut lease = self.pin(wish.shared);
+        lease.owner = Some(wish.owner);
+        lease.exact.extend((0..wish.num_exact).map(|_| ExactBlock::new(self.take_new(wish.owner))));
+        lease.approximate.extend((0..wish.num_approximate).map(|_| ApproximateBlock::new(self.take_new(wish.owner))));
         Allocation::Ready(lease)
     }
 
     /// Adds `num_blocks` new blocks to the end of `lease`: approximate ones if it holds such, for they follow approximate KV.
+    ///
+    /// # Panics
+    /// If `lease` is not of [`BlockPool::allocate_slots`].
     pub fn grow(&mut self, lease: &mut BlockLease, num_blocks: usize) -> Allocation<()> {
+        let owner = lease.owner.expect("only the lease of a sequence grows");
         if let Some(short_by) = self.short_by(num_blocks) {
             return Allocation::CapacityExhausted { short_by };
         }
+        if let Some(short_by) = self.quotas.short_by(owner.tenant, 0, num_blocks) {
+            return Allocation::QuotaExhausted { short_by };
+        }
         for _ in 0..num_blocks {
-            let block = self.take_new();
+            let block = self.take_new(owner);
             match lease.approximate.is_empty() {
                 true => lease.exact.push(ExactBlock::new(block)),
                 false => lease.approximate.push(ApproximateBlock::new(block)),
@@ -173,15 +265,19 @@ impl BlockPool {
     pub fn pin(&mut self, blocks: &[BlockId]) -> BlockLease {
         blocks.iter().for_each(|&block| self.take_indexed(block));
         let exact = blocks.iter().copied().map(ExactBlock::new).collect();
-        BlockLease { exact, approximate: Vec::new(), num_cached: blocks.len() }
+        BlockLease { exact, approximate: Vec::new(), num_cached: blocks.len(), owner: None }
     }
 
     /// Replaces the approximate blocks of `lease` by as many exact ones, whose content is to be computed anew.
+    ///
+    /// # Panics
+    /// If `lease` is not of [`BlockPool::allocate_slots`].
     pub fn exchange_approximate(&mut self, lease: &mut BlockLease) {
+        let owner = lease.owner.expect("only the lease of a sequence has approximate blocks");
         let given_back = std::mem::take(&mut lease.approximate);
         let num_blocks = given_back.len();
         given_back.into_iter().rev().for_each(|block| self.release(block.id()));
-        lease.exact.extend((0..num_blocks).map(|_| ExactBlock::new(self.take_new())));
+        lease.exact.extend((0..num_blocks).map(|_| ExactBlock::new(self.take_new(owner))));
     }
 
     /// Makes the exact blocks of `lease` that the first `num_computed_tokens` of `sequence` fill findable.
@@ -220,6 +316,39 @@ impl BlockPool {
     pub fn reset_prefix_cache(&mut self) {
         self.index.clear();
         self.num_cached = 0;
+        while let Some(block) = self.free_queue.empty_oldest() {
+            let tenant = self.tenant_of(block);
+            self.quotas.remove_idle(tenant, block);
+            self.quotas.discharge(tenant);
+        }
+    }
+
+    /// Forgets the content of all blocks filled by an owner that `is_erased` names, and of what can only be found through them;
+    /// how many blocks they are. Holders keep theirs.
+    pub fn erase(&mut self, is_erased: impl Fn(&BlockOwner) -> bool) -> usize {
+        let mut num_erased = 0;
+        for block in (0..self.ref_counts.len() as u32).map(BlockId) {
+            if self.index.contains(block) && self.owners[block.0 as usize].as_ref().is_some_and(&is_erased) {
+                num_erased += self.forget(block).num_blocks;
+            }
+        }
+        num_erased
+    }
+
+    /// Forgets blocks that nobody held for too long, at most about `max_blocks`; how many they are.
+    pub fn expire(&mut self, max_blocks: usize) -> usize {
+        let mut num_expired = 0;
+        while num_expired < max_blocks
+            && let Some(block) = self.free_queue.oldest_cached().filter(|&block| self.is_expired(block))
+        {
+            num_expired += self.forget(block).num_blocks;
+        }
+        num_expired
+    }
+
+    /// Blocks lent since the last call that another tenant had filled before, ascending. They are to be zeroed before they are used.
+    pub fn take_to_zero(&mut self) -> Vec<BlockId> {
+        std::mem::take(&mut self.to_zero).into_iter().collect()
     }
 
     /// Panics with a sentence if the books do not balance. Takes time in proportion to the pool.
@@ -235,10 +364,40 @@ impl BlockPool {
         let stats = self.stats();
         assert_eq!(stats.free + stats.cached + stats.active, stats.total, "blocks were lost");
         self.index.check_invariants();
+        self.quotas.check_invariants(|tenant| self.count_of(tenant));
     }
 
-    fn num_idle(&self, blocks: &[BlockId]) -> usize {
-        blocks.iter().filter(|&&block| self.ref_counts[block.0 as usize] == 0).count()
+    /// Blocks that `tenant` filled and that are held or can be found, and those of them that nobody holds.
+    fn count_of(&self, tenant: TenantId) -> (usize, usize) {
+        let ids = (0..self.ref_counts.len() as u32).map(BlockId);
+        let own: Vec<_> = ids.filter(|&block| self.owner(block).is_some_and(|owner| owner.tenant == tenant)).collect();
+        let num_held = own.iter().filter(|block| self.ref_counts[block.0 as usize] > 0).count();
+        let num_idle = own.iter().filter(|&&block| self.is_idle(block) && self.index.contains(block)).count();
+        (num_held + num_idle, num_idle)
+    }
+
+    fn is_idle(&self, block: BlockId) -> bool {
+        self.ref_counts[block.0 as usize] == 0
+    }
+
+    /// Idle blocks among `blocks`, which were just found, whose owner satisfies `counts`.
+    fn num_idle(&self, blocks: &[BlockId], counts: impl Fn(BlockOwner) -> bool) -> usize {
+        blocks.iter().filter(|&&block| self.is_idle(block) && self.owner(block).is_some_and(&counts)).count()
+    }
+
+    /// Leading ones of `blocks` that have not expired.
+    fn count_fresh(&self, blocks: &[BlockId]) -> usize {
+        blocks.iter().take_while(|&&block| !self.is_expired(block)).count()
+    }
+
+    fn is_expired(&self, block: BlockId) -> bool {
+        let unused_for = self.now.since(self.last_used[block.0 as usize]);
+        self.is_idle(block) && self.ttl.is_some_and(|ttl| unused_for > ttl)
+    }
+
+    /// Who is charged for a block that is held or can be found.
+    fn tenant_of(&self, block: BlockId) -> TenantId {
+        self.owner(block).expect("what is held or found was filled by somebody").tenant
     }
 
     fn short_by(&self, needed: usize) -> Option<usize> {
@@ -248,36 +407,47 @@ impl BlockPool {
     /// One more holder for a block that can be found.
     fn take_indexed(&mut self, block: BlockId) {
         assert!(self.index.contains(block), "{block:?} is not indexed");
-        let ref_count = &mut self.ref_counts[block.0 as usize];
-        if *ref_count == 0 {
+        if self.is_idle(block) {
             self.free_queue.remove(block);
             self.num_cached -= 1;
+            self.quotas.remove_idle(self.tenant_of(block), block);
         }
-        *ref_count += 1;
+        self.ref_counts[block.0 as usize] += 1;
     }
 
-    /// First holder of the block at the front of the free queue, whose content is forgotten.
-    fn take_new(&mut self) -> BlockId {
-        let block = self.free_queue.pop_front().expect("the caller has counted free blocks");
-        self.ref_counts[block.0 as usize] = 1;
+    /// A block for `owner`, whose content is forgotten: one of its own if its quota is full, else the front of the free queue.
+    fn take_new(&mut self, owner: BlockOwner) -> BlockId {
+        let own = self.quotas.victim(owner.tenant);
+        let block = own.or_else(|| self.free_queue.front()).expect("the caller has counted free blocks");
         if self.index.contains(block) {
-            self.num_cached -= 1;
-            self.num_evictions += 1;
-            self.forget(block);
+            self.num_evictions += self.forget(block).num_idle as u64;
+        }
+        self.free_queue.remove(block);
+        self.ref_counts[block.0 as usize] = 1;
+        self.quotas.charge(owner.tenant);
+        let before = self.owners[block.0 as usize].replace(owner);
+        if before.is_some_and(|before| before.tenant != owner.tenant) {
+            self.to_zero.insert(block);
         }
         block
     }
 
-    /// Forgets the content of `block`, which was just taken, and of everything that can only be found through it.
-    fn forget(&mut self, block: BlockId) {
-        for orphan in self.index.remove_subtree(block).into_iter().skip(1) {
-            if self.ref_counts[orphan.0 as usize] == 0 {
-                self.free_queue.remove(orphan);
-                self.free_queue.push_front(orphan);
+    /// Forgets the content of `block` and of everything that can only be found through it.
+    fn forget(&mut self, block: BlockId) -> Forgotten {
+        let mut forgotten = Forgotten::default();
+        for block in self.index.remove_subtree(block) {
+            forgotten.num_blocks += 1;
+            if self.is_idle(block) {
+                forgotten.num_idle += 1;
                 self.num_cached -= 1;
-                self.num_evictions += 1;
+                self.free_queue.remove(block);
+                self.free_queue.push_empty(block);
+                let tenant = self.tenant_of(block);
+                self.quotas.remove_idle(tenant, block);
+                self.quotas.discharge(tenant);
             }
         }
+        forgotten
     }
 
     /// One holder less.
@@ -287,13 +457,25 @@ impl BlockPool {
         if *ref_count > 0 {
             return;
         }
+        self.last_used[block.0 as usize] = self.now;
+        let tenant = self.tenant_of(block);
         if self.index.contains(block) {
-            self.free_queue.push_back(block);
+            self.free_queue.push_cached(block);
             self.num_cached += 1;
+            self.quotas.insert_idle(tenant, block);
         } else {
-            self.free_queue.push_front(block);
+            self.free_queue.push_empty(block);
+            self.quotas.discharge(tenant);
         }
     }
+}
+
+/// Blocks whose content was forgotten.
+#[derive(Clone, Copy, Debug, Default)]
+struct Forgotten {
+    num_blocks: usize,
+    /// Those of them that nobody held.
+    num_idle: usize,
 }
 
 #[cfg(test)]

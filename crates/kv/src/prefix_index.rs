@@ -3,11 +3,14 @@
 //! Blocks form a forest, one tree per first block and scope. A block is found through the hash of its chain, which costs one probe,
 //! and then confirmed: the tokens must be equal and the parent must be the very block confirmed before it. By induction from the
 //! root a hit has an equal past, so a collision of hashes costs a miss and never a wrong answer.
-//! Siblings are linked, so that a block that is only partly equal can be found below the last equal one.
+//! Siblings of one scope are linked, so that a block that is only partly equal can be found below the last equal one.
+//!
+//! A path may begin in a scope that its reader may read and go on in the reader's own, never back and never into a third.
 //!
 //! Invariant: the parent of an indexed block is indexed. Removing a block therefore removes everything below it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use tokens::{BlockHash, BlockId, BlockSize, CacheSalt, TokenId};
 
@@ -26,6 +29,17 @@ pub struct HashedTokens<'a> {
     pub tokens: &'a [TokenId],
     /// As of `tokens::hash_full_blocks` for the same scope and tokens.
     pub hashes: &'a [BlockHash],
+    /// Scopes in which its beginning is searched too. Nothing is stored in them.
+    pub readable: &'a [ReadableScope],
+}
+
+/// A scope that a sequence may read besides its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadableScope {
+    /// Which.
+    pub salt: CacheSalt,
+    /// As of `tokens::hash_full_blocks` for this scope and the sequence's tokens.
+    pub hashes: Arc<[BlockHash]>,
 }
 
 /// What the index holds of the beginning of a sequence.
@@ -68,8 +82,8 @@ pub struct PrefixIndex {
     /// By block id.
     entries: Vec<Option<Entry>>,
     by_hash: HashMap<BlockHash, BlockId>,
-    /// Newest first block of each scope; the others are its siblings.
-    roots: HashMap<CacheSalt, BlockId>,
+    /// Newest block of each scope at the start of sequences or below a block of another scope; the others are its siblings.
+    branches: BTreeMap<(Option<BlockId>, CacheSalt), BlockId>,
     version: u64,
 }
 
@@ -79,6 +93,7 @@ struct Entry {
     salt: CacheSalt,
     tokens: Box<[TokenId]>,
     parent: Option<BlockId>,
+    /// Newest one of the same scope.
     first_child: Option<BlockId>,
     prev_sibling: Option<BlockId>,
     next_sibling: Option<BlockId>,
@@ -87,7 +102,7 @@ struct Entry {
 impl PrefixIndex {
     pub(crate) fn new(num_blocks: u32, block_size: BlockSize) -> Self {
         let entries = (0..num_blocks).map(|_| None).collect();
-        Self { block_size, entries, by_hash: HashMap::new(), roots: HashMap::new(), version: 0 }
+        Self { block_size, entries, by_hash: HashMap::new(), branches: BTreeMap::new(), version: 0 }
     }
 
     /// Whether `block` can be found.
@@ -114,26 +129,48 @@ impl PrefixIndex {
         self.version
     }
 
-    /// How many leading `hashes` are here. An estimate: nothing is confirmed.
+    /// How many leading blocks of `sequence` are here. An estimate: nothing is confirmed.
     #[must_use]
-    pub fn count_leading(&self, hashes: &[BlockHash]) -> usize {
-        hashes.iter().take_while(|hash| self.by_hash.contains_key(hash)).count()
+    pub fn count_leading(&self, sequence: HashedTokens<'_>) -> usize {
+        let count = |hashes: &[BlockHash]| hashes.iter().take_while(|hash| self.by_hash.contains_key(hash)).count();
+        let starts = sequence.readable.iter().map(|scope| count(&scope.hashes)).chain([0]);
+        starts.map(|start| start + count(&sequence.hashes[start..])).max().unwrap_or(0)
     }
 
-    /// The leading full blocks of `sequence` that are here, each confirmed.
+    /// The leading full blocks of `sequence` that are here, each confirmed: those of the longest path that begins in one of the
+    /// scopes it may read and goes on in its own.
     #[must_use]
     pub fn match_full_blocks(&self, sequence: HashedTokens<'_>) -> Vec<BlockId> {
-        let mut parent = None;
-        let blocks = sequence.tokens.chunks_exact(self.block_size.as_usize()).zip(sequence.hashes);
-        blocks
-            .map_while(|(tokens, &hash)| {
-                parent = self.find(sequence.salt, parent, hash, tokens);
-                parent
-            })
-            .collect()
+        let HashedTokens { salt, tokens, hashes, readable } = sequence;
+        let mut longest = Vec::new();
+        self.extend_path(&mut longest, salt, tokens, hashes);
+        for scope in readable {
+            let mut path = Vec::new();
+            self.extend_path(&mut path, scope.salt, tokens, &scope.hashes);
+            if !path.is_empty() {
+                self.extend_path(&mut path, salt, tokens, hashes);
+            }
+            if path.len() > longest.len() {
+                longest = path;
+            }
+        }
+        longest
+    }
+
+    /// Adds to `path` the blocks of one scope that go on behind it.
+    fn extend_path(&self, path: &mut Vec<BlockId>, salt: CacheSalt, tokens: &[TokenId], hashes: &[BlockHash]) {
+        let blocks = tokens.chunks_exact(self.block_size.as_usize()).zip(hashes).skip(path.len());
+        for (tokens, &hash) in blocks {
+            match self.find(salt, path.last().copied(), hash, tokens) {
+                Some(block) => path.push(block),
+                None => return,
+            }
+        }
     }
 
     /// What is here of the first `max_tokens` tokens of `sequence`, which must be all or fewer than its tokens.
+    ///
+    /// A part is only of the sequence's own scope: it becomes part of a block of that scope, whose label has to cover it.
     #[must_use]
     pub fn match_prefix(&self, sequence: HashedTokens<'_>, max_tokens: usize) -> PrefixMatch {
         let block_size = self.block_size.as_usize();
@@ -150,12 +187,9 @@ impl PrefixIndex {
         PrefixMatch { blocks, num_tokens, partial }
     }
 
-    /// The block below `parent` that shares most leading tokens with `tokens`, the newest of equals.
+    /// The block of one scope below `parent` that shares most leading tokens with `tokens`, the newest of equals.
     fn match_partial(&self, salt: CacheSalt, parent: Option<BlockId>, tokens: &[TokenId]) -> Option<PartialMatch> {
-        let first = match parent {
-            Some(parent) => self.entry(parent).first_child,
-            None => self.roots.get(&salt).copied(),
-        };
+        let first = self.first_child(parent, salt);
         let siblings = std::iter::successors(first, |&block| self.entry(block).next_sibling);
         let mut best: Option<PartialMatch> = None;
         for block in siblings.take(MAX_PARTIAL_CANDIDATES) {
@@ -165,6 +199,25 @@ impl PrefixIndex {
             }
         }
         best
+    }
+
+    /// Newest block of scope `salt` directly below `parent`.
+    fn first_child(&self, parent: Option<BlockId>, salt: CacheSalt) -> Option<BlockId> {
+        match parent.map(|parent| self.entry(parent)) {
+            Some(parent) if parent.salt == salt => parent.first_child,
+            _ => self.branches.get(&(parent, salt)).copied(),
+        }
+    }
+
+    /// Makes `child` the newest one; returns which was.
+    fn replace_first_child(&mut self, parent: Option<BlockId>, salt: CacheSalt, child: Option<BlockId>) -> Option<BlockId> {
+        match parent.map(|parent| self.entry_mut(parent)) {
+            Some(parent) if parent.salt == salt => std::mem::replace(&mut parent.first_child, child),
+            _ => match child {
+                Some(child) => self.branches.insert((parent, salt), child),
+                None => self.branches.remove(&(parent, salt)),
+            },
+        }
     }
 
     /// The indexed block that holds `tokens` below `parent`.
@@ -198,10 +251,7 @@ impl PrefixIndex {
 
     fn link(&mut self, block: BlockId, new: NewEntry<'_>) {
         let NewEntry { hash, salt, tokens, parent } = new;
-        let next_sibling = match parent {
-            Some(parent) => self.entry_mut(parent).first_child.replace(block),
-            None => self.roots.insert(salt, block),
-        };
+        let next_sibling = self.replace_first_child(parent, salt, Some(block));
         if let Some(next) = next_sibling {
             self.entry_mut(next).prev_sibling = Some(block);
         }
@@ -220,11 +270,20 @@ impl PrefixIndex {
         while let Some(&block) = removed.get(at) {
             let entry = self.entries[block.0 as usize].take().expect("a child of an indexed block is indexed");
             self.by_hash.remove(&entry.hash);
-            removed.extend(std::iter::successors(entry.first_child, |&child| self.entry(child).next_sibling));
+            for first in self.take_branches(block).into_iter().chain(entry.first_child) {
+                removed.extend(std::iter::successors(Some(first), |&child| self.entry(child).next_sibling));
+            }
             at += 1;
         }
         self.version += 1;
         removed
+    }
+
+    /// First blocks of other scopes below `block`, which are no longer known as such.
+    fn take_branches(&mut self, block: BlockId) -> Vec<BlockId> {
+        let below = (Some(block), CacheSalt(u64::MIN))..=(Some(block), CacheSalt(u64::MAX));
+        let keys: Vec<_> = self.branches.range(below).map(|(&key, _)| key).collect();
+        keys.iter().filter_map(|key| self.branches.remove(key)).collect()
     }
 
     /// Takes `block` out of the list of its siblings.
@@ -233,11 +292,11 @@ impl PrefixIndex {
         if let Some(next) = next_sibling {
             self.entry_mut(next).prev_sibling = prev_sibling;
         }
-        match (prev_sibling, parent, next_sibling) {
-            (Some(prev), _, _) => self.entry_mut(prev).next_sibling = next_sibling,
-            (None, Some(parent), _) => self.entry_mut(parent).first_child = next_sibling,
-            (None, None, Some(next)) => drop(self.roots.insert(salt, next)),
-            (None, None, None) => drop(self.roots.remove(&salt)),
+        match prev_sibling {
+            Some(prev) => self.entry_mut(prev).next_sibling = next_sibling,
+            None => {
+                self.replace_first_child(parent, salt, next_sibling);
+            }
         }
     }
 
@@ -245,7 +304,7 @@ impl PrefixIndex {
     pub(crate) fn clear(&mut self) {
         self.entries.iter_mut().for_each(|entry| *entry = None);
         self.by_hash.clear();
-        self.roots.clear();
+        self.branches.clear();
         self.version += 1;
     }
 
@@ -263,14 +322,15 @@ impl PrefixIndex {
                 assert_eq!((next.parent, next.salt), (entry.parent, entry.salt), "siblings of {block:?} are not siblings");
             }
             if entry.prev_sibling.is_none() {
-                let first = match entry.parent {
-                    Some(parent) => self.entry(parent).first_child,
-                    None => self.roots.get(&entry.salt).copied(),
-                };
+                let first = self.first_child(entry.parent, entry.salt);
                 assert_eq!(first, Some(block), "{block:?} is not the first child of its parent");
             }
         }
         assert_eq!(self.by_hash.len(), num_entries, "a hash leads nowhere");
+        for (&(parent, salt), &first) in &self.branches {
+            let entry = self.entry(first);
+            assert_eq!((entry.parent, entry.salt), (parent, salt), "a branch leads elsewhere");
+        }
     }
 
     fn entry(&self, block: BlockId) -> &Entry {
@@ -306,15 +366,18 @@ mod tests {
         text.bytes().map(|byte| TokenId(byte.into())).collect()
     }
 
-    /// An index in which every sequence of `stored`, `salt:text`, got its own new blocks for what was not there.
+    /// An index in which every sequence of `stored`, `salt:text`, got its own new blocks for what was not there; `1<2:text` is of
+    /// scope 1 and may read scope 2.
     fn index_of(stored: &str) -> PrefixIndex {
         let mut index = PrefixIndex::new(32, SIZE);
         let mut next = 0;
         for word in stored.split_whitespace() {
             let (salt, text) = word.split_once(':').unwrap();
+            let (salt, readable) =
+                salt.split_once('<').map_or((salt, Vec::new()), |(own, other)| (own, vec![other.parse().unwrap()]));
             let (salt, tokens) = (CacheSalt(salt.parse().unwrap()), ids(text));
-            let hashes = hash_full_blocks(salt, &tokens, SIZE);
-            let sequence = HashedTokens { salt, tokens: &tokens, hashes: &hashes };
+            let (hashes, readable) = (hash_full_blocks(salt, &tokens, SIZE), readable_of(&readable, &tokens));
+            let sequence = HashedTokens { salt, tokens: &tokens, hashes: &hashes, readable: &readable };
             let mut chain: Vec<_> = index.match_full_blocks(sequence).into_iter().map(ExactBlock::new).collect();
             for idx in chain.len()..hashes.len() {
                 let block = ExactBlock::new(BlockId(next));
@@ -327,12 +390,29 @@ mod tests {
         index
     }
 
-    /// `expected`: matched block ids, then the partly matched one as `block+tokens`.
+    fn readable_of(salts: &[u64], tokens: &[TokenId]) -> Vec<ReadableScope> {
+        let scope =
+            |&salt| ReadableScope { salt: CacheSalt(salt), hashes: hash_full_blocks(CacheSalt(salt), tokens, SIZE).into() };
+        salts.iter().map(scope).collect()
+    }
+
     #[track_caller]
     fn check(index: &PrefixIndex, salt: u64, text: &str, max_tokens: usize, expected: &str) {
-        let (salt, tokens) = (CacheSalt(salt), ids(text));
-        let hashes = hash_full_blocks(salt, &tokens, SIZE);
-        let found = index.match_prefix(HashedTokens { salt, tokens: &tokens, hashes: &hashes }, max_tokens);
+        check_readable(index, &[salt], text, max_tokens, expected);
+    }
+
+    /// `salts`: the own scope, then those that may be read. `expected`: matched block ids, then the partly matched one as
+    /// `block+tokens`.
+    #[track_caller]
+    fn check_readable(index: &PrefixIndex, salts: &[u64], text: &str, max_tokens: usize, expected: &str) {
+        let (salt, tokens) = (CacheSalt(salts[0]), ids(text));
+        let (hashes, readable) = (hash_full_blocks(salt, &tokens, SIZE), readable_of(&salts[1..], &tokens));
+        let sequence = HashedTokens { salt, tokens: &tokens, hashes: &hashes, readable: &readable };
+        let found = index.match_prefix(sequence, max_tokens);
+        assert_eq!(
+            index.count_leading(HashedTokens { tokens: &tokens[..max_tokens], ..sequence }).min(max_tokens / 2),
+            found.blocks.len()
+        );
         let blocks = found.blocks.iter().map(|block| block.0.to_string());
         let partial = found.partial.map(|partial| format!("{}+{}", partial.block.0, partial.num_tokens));
         assert_eq!(blocks.chain(partial).collect::<Vec<_>>().join(" "), expected);
@@ -365,13 +445,58 @@ mod tests {
     }
 
     #[test]
+    fn a_path_may_begin_in_a_readable_scope_and_go_on_in_its_own() {
+        let index = index_of("9:abcdef 1<9:abcdxy 2<9:abcdxz");
+        check_readable(&index, &[1, 9], "abcdxyz", 7, "0 1 3");
+        check_readable(&index, &[1, 9], "abcdx", 5, "0 1 3+1");
+        check_readable(&index, &[9], "abcdx", 5, "0 1");
+    }
+
+    #[test]
+    fn a_block_of_another_scope_does_not_match_partly() {
+        let index = index_of("9:abcdef");
+        check_readable(&index, &[1, 9], "abcde", 5, "0 1");
+        check_readable(&index, &[1, 9], "abcdef", 5, "0 1");
+        check_readable(&index, &[1, 9], "ax", 2, "");
+    }
+
+    #[test]
+    fn who_may_not_read_the_beginning_does_not_find_the_rest() {
+        let index = index_of("9:abcd 1<9:abcdxy");
+        check_readable(&index, &[1], "abcdxy", 6, "");
+        check_readable(&index, &[1, 8], "abcdxy", 6, "");
+        check_readable(&index, &[9], "abcdxy", 6, "0 1");
+        check_readable(&index, &[2, 9], "abcdxy", 6, "0 1");
+        check_readable(&index, &[2, 1], "abcdxy", 6, "");
+    }
+
+    #[test]
+    fn the_longest_of_several_paths_is_found_and_the_own_one_of_equals() {
+        let index = index_of("9:ab 8:abcd 1:ab 2:abcdef");
+        check_readable(&index, &[1, 9, 8], "abcd", 4, "1 2");
+        check_readable(&index, &[1, 9], "abxx", 4, "3");
+        check_readable(&index, &[2, 9, 8], "abcdef", 6, "4 5 6");
+    }
+
+    #[test]
+    fn a_removed_block_takes_other_scopes_below_it_along() {
+        let mut index = index_of("9:abcd 1<9:abcdxy 2<9:abcdxy 1<9:abzz");
+        assert_eq!(index.remove_subtree(BlockId(1)), [BlockId(1), BlockId(2), BlockId(3)]);
+        index.check_invariants();
+        check_readable(&index, &[1, 9], "abzz", 4, "0 4");
+        index.remove_subtree(BlockId(0));
+        index.check_invariants();
+        assert!(index.is_empty());
+    }
+
+    #[test]
     fn a_collision_is_a_miss() {
         let mut index = PrefixIndex::new(4, SIZE);
         let (a, b) = (ids("ab"), ids("xy"));
         let hashes = [BlockHash(7)];
         let (block, other) = (ExactBlock::new(BlockId(0)), ExactBlock::new(BlockId(1)));
-        let stored = HashedTokens { salt: CacheSalt(0), tokens: &a, hashes: &hashes };
-        let collides = HashedTokens { salt: CacheSalt(0), tokens: &b, hashes: &hashes };
+        let stored = HashedTokens { salt: CacheSalt(0), tokens: &a, hashes: &hashes, readable: &[] };
+        let collides = HashedTokens { salt: CacheSalt(0), tokens: &b, hashes: &hashes, readable: &[] };
         assert_eq!(index.insert(&block, None, stored, 0), Insertion::Stored);
         assert_eq!(index.match_full_blocks(collides), []);
         assert_eq!(index.insert(&other, None, collides, 0), Insertion::Refused);
@@ -382,7 +507,7 @@ mod tests {
     fn equal_hash_and_tokens_in_another_scope_are_a_miss() {
         let mut index = PrefixIndex::new(4, SIZE);
         let (tokens, hashes) = (ids("ab"), [BlockHash(7)]);
-        let stored = HashedTokens { salt: CacheSalt(0), tokens: &tokens, hashes: &hashes };
+        let stored = HashedTokens { salt: CacheSalt(0), tokens: &tokens, hashes: &hashes, readable: &[] };
         assert_eq!(index.insert(&ExactBlock::new(BlockId(0)), None, stored, 0), Insertion::Stored);
         assert_eq!(index.match_full_blocks(HashedTokens { salt: CacheSalt(1), ..stored }), []);
     }
@@ -394,8 +519,8 @@ mod tests {
         let chain = [BlockHash(1), BlockHash(7)];
         let other_chain = [BlockHash(2), BlockHash(7)];
         let blocks: Vec<_> = (0..3).map(|i| ExactBlock::new(BlockId(i))).collect();
-        let stored = HashedTokens { salt: CacheSalt(0), tokens: &first, hashes: &chain };
-        let collides = HashedTokens { salt: CacheSalt(0), tokens: &second, hashes: &other_chain };
+        let stored = HashedTokens { salt: CacheSalt(0), tokens: &first, hashes: &chain, readable: &[] };
+        let collides = HashedTokens { salt: CacheSalt(0), tokens: &second, hashes: &other_chain, readable: &[] };
         assert_eq!(index.insert(&blocks[0], None, stored, 0), Insertion::Stored);
         assert_eq!(index.insert(&blocks[1], Some(&blocks[0]), stored, 1), Insertion::Stored);
         assert_eq!(index.insert(&blocks[2], None, collides, 0), Insertion::Stored);

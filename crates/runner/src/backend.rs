@@ -4,6 +4,8 @@ pub mod cpu;
 
 use engine::{BlockCopy, ProbedSequence, SpanCopy, TokenDeviation};
 
+use tokens::BlockId;
+
 use crate::InputBatch;
 
 /// A fault of the device. After one, what the pool holds is unknown.
@@ -13,10 +15,16 @@ pub struct BackendError(pub String);
 
 /// One model with its KV pool on one device.
 ///
-/// Calls come from one thread, in the order of a step: copies, probes, `forward`, `logits`.
+/// Calls come from one thread, in the order of a step: zeros, copies, probes, `forward`, `logits`.
 pub trait Backend: Send {
     /// Tokens in the vocabulary: the length of a row of logits.
     fn vocab_size(&self) -> usize;
+
+    /// Fills blocks with zeros, in all layers: they held what their next owner must not see.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn zero_blocks(&mut self, blocks: &[BlockId]) -> Result<(), BackendError>;
 
     /// Copies leading slots of blocks, in all layers.
     ///

@@ -48,6 +48,7 @@ impl ModelRunner {
         for new in &step.new_requests {
             self.requests.insert(new.request_id, RequestState::new(new.sampling.clone(), new.prompt_token_ids.clone()));
         }
+        self.backend.zero_blocks(&step.block_zeroes)?;
         self.backend.copy_blocks(&step.block_copies)?;
         let rejected_spans = self.move_spans(step)?;
         let is_rejected = |request_id: RequestId| rejected_spans.iter().any(|span| span.request_id == request_id);

@@ -1,24 +1,22 @@
 //! What recomputed tokens say about their neighbours.
 //!
-//! The KV of a moved span was computed behind another left context, and much of the difference that makes is common to the span: it
+//! The KV of a moved span was computed behind another left context, and a part of the difference that makes is common to the span: it
 //! drifts slowly from token to token. The recomputed tokens of a span show it exactly, layer by layer, so the others can follow
-//! without being computed: their K and V are moved by an interpolation of the differences seen at the recomputed ones. Keys differ
+//! without being computed: their K and V are moved by a smoothed sum of the differences seen at the recomputed ones. Keys differ
 //! smoothly only before rotation, so that is where they are compared and moved.
 //!
-//! The interpolation is Gaussian process regression (Rasmussen and Williams 2006, eq. 2.23) with a kernel over the distance of
-//! positions, which is the same in all layers and heads: one matrix for each span.
+//! Half of the smoothed difference is applied. Tokens are recomputed because they differ most, so what they show is more than their
+//! neighbours' share: with the whole of it, or with a regression in its place, one of two models became worse.
 
 use tokens::TokenRange;
 
-/// Distance over which differences are alike, in tokens.
-const LENGTH: f64 = 32.0;
-/// Variance of what is common to the whole span, beside 1 for what varies along it.
-const COMMON: f64 = 0.3;
-/// Variance of what a token has of its own.
-const NOISE: f64 = 0.3;
-/// Share of the interpolated difference that is applied. Constants found by a search over composition workloads.
-const GAIN: f64 = 0.7;
-/// Longest piece of a span that is interpolated at once: far more than `LENGTH`, and little work.
+/// Distance over which differences are alike, in tokens. Anything from 8 to 128 gives much the same.
+const LENGTH: f32 = 16.0;
+/// Weight of no difference at all, so that a far sample does not speak for a token alone.
+const PRIOR: f32 = 0.1;
+/// Share of the smoothed difference that is applied. Constants found by a search over composition workloads.
+const GAIN: f32 = 0.5;
+/// Longest piece of a span that is taken at once: far more than `LENGTH`, and little work.
 const MAX_PIECE_TOKENS: u32 = 512;
 
 /// How the tokens of one piece of a span follow those of it that are recomputed.
@@ -46,47 +44,16 @@ impl Drift {
         let is_sample = |position: &u32| recomputed.iter().any(|range| range.contains(*position));
         let (samples, targets): (Vec<u32>, Vec<u32>) = piece.positions().partition(is_sample);
         let is_useful = !samples.is_empty() && !targets.is_empty();
-        is_useful.then(|| Self { weights: weights(&samples, &targets), samples, targets })
+        let weights = targets.iter().flat_map(|target| weights(*target, &samples)).collect();
+        is_useful.then_some(Self { samples, targets, weights })
     }
 }
 
-fn covariance(a: u32, b: u32) -> f64 {
-    (-f64::from(a.abs_diff(b)) / LENGTH).exp() + COMMON
-}
-
-/// `GAIN · K(targets, samples) (K(samples, samples) + NOISE)⁻¹`
-fn weights(samples: &[u32], targets: &[u32]) -> Vec<f32> {
-    let n = samples.len();
-    let factor = cholesky(samples);
-    let mut weights = Vec::with_capacity(targets.len() * n);
-    let mut x = vec![0.0; n];
-    for &target in targets {
-        for i in 0..n {
-            let known: f64 = (0..i).map(|j| factor[i * n + j] * x[j]).sum();
-            x[i] = (covariance(target, samples[i]) - known) / factor[i * n + i];
-        }
-        for i in (0..n).rev() {
-            let known: f64 = (i + 1..n).map(|j| factor[j * n + i] * x[j]).sum();
-            x[i] = (x[i] - known) / factor[i * n + i];
-        }
-        weights.extend(x.iter().map(|x| (GAIN * x) as f32));
-    }
-    weights
-}
-
-/// The lower triangle `L` with `L Lᵀ = K(samples, samples) + NOISE`, which is positive definite.
-fn cholesky(samples: &[u32]) -> Vec<f64> {
-    let n = samples.len();
-    let mut factor = vec![0.0; n * n];
-    for i in 0..n {
-        for j in 0..=i {
-            let known: f64 = (0..j).map(|k| factor[i * n + k] * factor[j * n + k]).sum();
-            let noise = if i == j { NOISE } else { 0.0 };
-            let rest = covariance(samples[i], samples[j]) + noise - known;
-            factor[i * n + j] = if i == j { rest.sqrt() } else { rest / factor[j * n + j] };
-        }
-    }
-    factor
+/// `GAIN e^(−distance / LENGTH)`, normalised over the samples and the prior.
+fn weights(target: u32, samples: &[u32]) -> impl Iterator<Item = f32> {
+    let nearness = move |sample: &u32| (-(target.abs_diff(*sample) as f32) / LENGTH).exp();
+    let total: f32 = PRIOR + samples.iter().map(nearness).sum::<f32>();
+    samples.iter().map(move |sample| GAIN * nearness(sample) / total)
 }
 
 #[cfg(test)]
@@ -110,21 +77,21 @@ mod tests {
         let found = followed((100, 200), &[(120, 136), (160, 176)], |_| 1.0);
         assert_eq!(found.len(), 68);
         for (position, value) in found {
-            assert!(value > 0.4 && value < GAIN, "{position}: {value}");
+            assert!(value > 0.4 && value < f64::from(GAIN), "{position}: {value}");
         }
     }
 
     #[test]
     fn a_slow_drift_is_interpolated() {
-        let found = followed((0, 128), &[(0, 16), (112, 128)], |position| f64::from(position));
+        let found = followed((0, 64), &[(0, 16), (48, 64)], f64::from);
         assert!(found.windows(2).all(|pair| pair[0].1 < pair[1].1), "{found:?}");
     }
 
     #[test]
-    fn one_token_alone_says_little_and_less_far_away() {
+    fn one_token_alone_says_little_far_away() {
         let found = followed((0, 200), &[(100, 101)], |_| 1.0);
         let at = |position: u32| found.iter().find(|(p, _)| *p == position).unwrap().1;
-        assert!(at(101) < 0.6 && at(150) < 0.5 * at(101) && at(0) > 0.1, "{} {} {}", at(101), at(150), at(0));
+        assert!(at(101) > 0.4 && at(150) < 0.2 && at(0) < 0.02, "{} {} {}", at(101), at(150), at(0));
     }
 
     #[test]
@@ -142,18 +109,5 @@ mod tests {
         assert_eq!(drifts.len(), 3);
         assert_eq!((targets.len(), samples.len()), (1310, 140));
         assert!(targets.is_sorted() && samples.is_sorted());
-    }
-
-    #[test]
-    fn weights_solve_the_regression() {
-        let (samples, target) = ([3, 5, 40], 9);
-        let found = weights(&samples, &[target]);
-        for (i, &a) in samples.iter().enumerate() {
-            let row = samples
-                .iter()
-                .enumerate()
-                .map(|(j, &b)| (covariance(a, b) + if i == j { NOISE } else { 0.0 }) * f64::from(found[j]) / GAIN);
-            assert!((row.sum::<f64>() - covariance(target, a)).abs() < 1e-6);
-        }
     }
 }

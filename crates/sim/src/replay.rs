@@ -191,6 +191,8 @@ impl Replay<'_> {
             store: true,
             template: Vec::new(),
             segments: Vec::new(),
+            session: None,
+            readable: Vec::new(),
             arrival: traced.arrival,
         }
     }

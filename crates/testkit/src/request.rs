@@ -1,7 +1,7 @@
 //! Requests with everything by default.
 
 use engine::{KvSharingMode, Request, SamplingParams};
-use tokens::{CacheSalt, RequestId, Timestamp, TokenId, TokenRange};
+use tokens::{CacheSalt, RequestId, SessionId, TenantId, Timestamp, TokenId, TokenRange};
 
 /// A request under construction: greedy, 4 tokens, prefix sharing, stored, in scope 0, arrived at time 0.
 #[derive(Clone, Debug)]
@@ -16,7 +16,9 @@ impl RequestBuilder {
             prompt_token_ids: prompt.into(),
             sampling: SamplingParams::greedy(4),
             tenant: tokens::TenantId::default(),
+            session: None,
             cache_salt: CacheSalt(0),
+            readable: Vec::new(),
             sharing: KvSharingMode::Prefix,
             repair: engine::Repair::structural(),
             store: true,
@@ -44,6 +46,27 @@ impl RequestBuilder {
     #[must_use]
     pub fn salt(mut self, salt: u64) -> Self {
         self.0.cache_salt = CacheSalt(salt);
+        self
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn tenant(mut self, tenant: u32) -> Self {
+        self.0.tenant = TenantId(tenant);
+        self
+    }
+
+    /// The conversation it belongs to.
+    #[must_use]
+    pub fn session(mut self, session: u64) -> Self {
+        self.0.session = Some(SessionId(session));
+        self
+    }
+
+    /// Further scopes it may read.
+    #[must_use]
+    pub fn readable(mut self, salts: &[u64]) -> Self {
+        self.0.readable = salts.iter().copied().map(CacheSalt).collect();
         self
     }
 

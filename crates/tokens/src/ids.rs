@@ -44,6 +44,10 @@ pub struct CacheSalt(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct TenantId(pub u32);
 
+/// One conversation of a tenant, so that what it left behind can be erased: derived from a name the caller chose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
 /// Tokens held by one block of the KV pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockSize(NonZeroU32);

@@ -240,6 +240,21 @@ impl KvLayer {
         }
     }
 
+    /// Fills a block with zeros.
+    ///
+    /// # Panics
+    /// If the block lies outside the pool.
+    pub fn zero_block(&mut self, block: u32) {
+        let (block, shape) = (block as usize, self.shape);
+        assert!(block < shape.num_blocks);
+        let range = block * shape.block_len()..(block + 1) * shape.block_len();
+        with_elements!(mut self, |keys, values| {
+            for elements in [keys, values] {
+                elements[range.clone()].fill(Default::default());
+            }
+        });
+    }
+
     /// Copies the first `len` slots of block `src` to block `dst`.
     ///
     /// # Panics
@@ -487,5 +502,22 @@ mod tests {
         kv.write(&threads, &[3], &[1e30; 32], &[-1e30; 32], 32);
         let (k, v) = read(&kv, &[3]);
         assert!(k.iter().all(|x| *x == F16_MAX) && v.iter().all(|x| *x == -F16_MAX));
+    }
+
+    #[test]
+    fn a_zeroed_block_holds_nothing_and_its_neighbours_everything() {
+        for dtype in [KvDtype::F16, KvDtype::F32] {
+            let threads = Threads::new(2).unwrap();
+            let mut kv = KvLayer::new(dtype, SHAPE);
+            let all: Vec<u32> = (0..(SHAPE.num_blocks * BLOCK) as u32).collect();
+            kv.write(&threads, &all, &noise(all.len() * SHAPE.width(), 1), &noise(all.len() * SHAPE.width(), 2), SHAPE.width());
+            let before: Vec<_> = all.iter().map(|slot| read(&kv, &[*slot])).collect();
+            kv.zero_block(3);
+            for (slot, before) in all.iter().zip(before) {
+                let (k, v) = read(&kv, &[*slot]);
+                let is_zero = k.iter().chain(&v).all(|x| *x == 0.0);
+                assert!(if *slot as usize / BLOCK == 3 { is_zero } else { (k, v) == before }, "{dtype:?} slot {slot}");
+            }
+        }
     }
 }

@@ -174,6 +174,8 @@ impl Bench {
             store: false,
             template: Vec::new(),
             segments: Vec::new(),
+            session: None,
+            readable: Vec::new(),
             arrival: self.now(),
         }
     }

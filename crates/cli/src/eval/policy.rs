@@ -1,16 +1,12 @@
 //! What is compared with full computation: itself, exact prefixes, or spans under a rule of repair.
 //!
-//! Written as [`Repair`] is, `name[@share][+drift][+decode=tokens/every]`, with its bounds behind it: `+deviation=d` stops early,
-//! `+bail_out=d` gives up, `+margin=m` thinks twice about a close first token.
+//! Written `off`, `prefix`, or as [`Repair`] is, with the share that its rule may spend.
 
 use std::fmt;
 use std::str::FromStr;
 
 use engine::{Repair, RepairPolicy};
 use semantic::RepairError;
-
-/// Names of bounds, in the order of [`bounds`].
-const BOUNDS: [&str; 3] = ["deviation", "bail_out", "margin"];
 
 /// One way to fill a prompt's KV.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -29,9 +25,6 @@ pub(crate) enum PolicyError {
     /// No rule is written so.
     #[error("{0}; and there are off and prefix")]
     Unknown(String),
-    /// A bound is no positive number.
-    #[error("{0:?} is no bound above 0")]
-    BadBound(String),
     /// It has nothing to spend a share on.
     #[error("{0} takes no share")]
     NeedlessShare(String),
@@ -49,12 +42,7 @@ impl Policy {
             Self::Span(repair) => {
                 let text = repair.to_string();
                 let (rule, extras) = text.split_at(text.find('+').unwrap_or(text.len()));
-                let mut name = format!("{}{extras}", rule.split('@').next().unwrap_or(rule));
-                let mut repair = repair;
-                for (key, bound) in BOUNDS.iter().zip(bounds(&mut repair)).filter(|(_, bound)| **bound > 0.0) {
-                    name += &format!("+{key}={bound}");
-                }
-                name
+                format!("{}{extras}", rule.split('@').next().unwrap_or(rule))
             }
         }
     }
@@ -73,11 +61,6 @@ fn has_budget(policy: RepairPolicy) -> bool {
     policy.probe().is_some() && policy != RepairPolicy::Full
 }
 
-/// What bounds a repair; 0 is no bound.
-fn bounds(repair: &mut Repair) -> [&mut f32; 3] {
-    [&mut repair.max_deviation, &mut repair.bail_out, &mut repair.min_margin]
-}
-
 /// `name@share` of a policy from its two parts.
 pub(crate) fn label(name: &str, ratio: Option<f32>) -> String {
     let (rule, extras) = name.split_at(name.find('+').unwrap_or(name.len()));
@@ -93,11 +76,7 @@ impl FromStr for Policy {
             "prefix" => return Ok(Self::Prefix),
             _ => {}
         }
-        let (given, own): (Vec<_>, Vec<_>) = text.split('+').partition(|part| bound_of(part).is_some());
-        let mut repair: Repair = own.join("+").parse().map_err(|error: RepairError| PolicyError::Unknown(error.to_string()))?;
-        for (index, value) in given.into_iter().filter_map(bound_of) {
-            *bounds(&mut repair)[index] = parse_bound(value)?;
-        }
+        let repair: Repair = text.parse().map_err(|error: RepairError| PolicyError::Unknown(error.to_string()))?;
         let has_share = text.split('+').next().is_some_and(|rule| rule.contains('@'));
         let name = repair.policy.as_str();
         match (has_budget(repair.policy), has_share) {
@@ -106,17 +85,6 @@ impl FromStr for Policy {
             _ => Ok(Self::Span(repair)),
         }
     }
-}
-
-/// Which bound `key=value` sets, and to what.
-fn bound_of(part: &str) -> Option<(usize, &str)> {
-    let (key, value) = part.split_once('=')?;
-    Some((BOUNDS.iter().position(|name| *name == key)?, value))
-}
-
-fn parse_bound(text: &str) -> Result<f32, PolicyError> {
-    let bound = text.parse().ok().filter(|bound: &f32| *bound > 0.0 && bound.is_finite());
-    bound.ok_or_else(|| PolicyError::BadBound(text.to_owned()))
 }
 
 impl fmt::Display for Policy {
@@ -147,7 +115,7 @@ mod tests {
         check("cacheblend@.15", Ok("cacheblend@0.15"));
         check("impact@0.3", Ok("impact@0.3"));
         check("random@0", Ok("random@0"));
-        let all = "impact@0.3+drift+decode=3/1+deviation=0.05+bail_out=0.5+margin=1";
+        let all = "impact@0.3+drift+deviation=0.05+bail_out=0.5+margin=1+decode=3/1";
         check(all, Ok(all));
         check("impact@.3+margin=1+drift", Ok("impact@0.3+drift+margin=1"));
         check("dhd", Err("dhd@0.15"));
@@ -169,9 +137,6 @@ mod tests {
         check("best@.1", Err("\"best\""));
         for share in ["", "x", "1.5", "-0.1", "nan"] {
             check(&format!("dhd@{share}"), Err("not a number from 0 to 1"));
-        }
-        for bound in ["", "0", "-1", "inf"] {
-            check(&format!("dhd@.1+deviation={bound}"), Err("is no bound"));
         }
         check("dhd@.1+haste", Err("haste"));
     }

@@ -30,6 +30,8 @@ enum Verdict {
     /// Its next block is being computed by somebody else.
     WaitsForPrefill,
     NoRoom,
+    /// Its tenant's quota is full of blocks in use.
+    OverQuota,
 }
 
 /// Where a request's KV will be, and what fills it.
@@ -44,11 +46,17 @@ impl Scheduler {
     /// Admits waiting requests while there are rows, seats and blocks.
     pub(super) fn admit_waiting(&mut self, now: Timestamp, step: &mut SchedulerOutput, token_budget: &mut usize) {
         let mut passed_over = BTreeSet::new();
+        let mut over_quota = BTreeSet::new();
         for _ in 0..MAX_EXAMINED_PER_STEP {
             if self.running.len() == self.config.max_num_seqs || *token_budget == 0 {
                 return;
             }
             let Some(ticket) = self.queue.peek(now, &passed_over) else { return };
+            let tenant = self.sequences[&ticket.request_id].request.tenant;
+            if over_quota.contains(&tenant) {
+                passed_over.insert(ticket.key);
+                continue;
+            }
             if self.is_overrated(ticket) {
                 continue;
             }
@@ -57,6 +65,11 @@ impl Scheduler {
                 Verdict::WaitsForPrefill => drop(passed_over.insert(ticket.key)),
                 // Whoever is next waits for room. Smaller ones do not slip past it, or it might wait for ever.
                 Verdict::NoRoom => return,
+                // Likewise among the requests of one tenant; those of others need not wait for it.
+                Verdict::OverQuota => {
+                    passed_over.insert(ticket.key);
+                    over_quota.insert(tenant);
+                }
             }
         }
     }
@@ -86,8 +99,10 @@ impl Scheduler {
             return Verdict::WaitsForPrefill;
         }
         let num_new = self.config.block_size.blocks_for(sequence.num_tokens() as usize) - prefix.blocks.len();
-        if !self.pool.has_room(&prefix.blocks, num_new, self.headroom()) {
-            return Verdict::NoRoom;
+        match self.pool.check_room(&self.slot_request(sequence, &prefix, num_new)) {
+            kv::Allocation::Ready(()) => {}
+            kv::Allocation::CapacityExhausted { .. } => return Verdict::NoRoom,
+            kv::Allocation::QuotaExhausted { .. } => return Verdict::OverQuota,
         }
         let found = self.find_spans(request_id, &prefix);
         let placement = self.place(request_id, prefix, found);
@@ -96,7 +111,7 @@ impl Scheduler {
     }
 
     /// What is there of a waiting sequence. At least its last token is left to compute: there are no cached logits.
-    fn match_prefix(&self, sequence: &Sequence) -> kv::PrefixMatch {
+    pub(super) fn match_prefix(&self, sequence: &Sequence) -> kv::PrefixMatch {
         if sequence.sharing() == KvSharingMode::Off {
             return kv::PrefixMatch::default();
         }
@@ -116,9 +131,13 @@ impl Scheduler {
     fn find_spans(&mut self, request_id: RequestId, prefix: &kv::PrefixMatch) -> Option<Result<FoundSpans, SpanOutcome>> {
         let sequence = &self.sequences[&request_id];
         let from = prefix_end(prefix);
-        let is_due = sequence.sharing() == KvSharingMode::Span && from < sequence.num_prompt_tokens();
+        let is_due = sequence.sharing().searches_spans() && from < sequence.num_prompt_tokens();
         is_due.then(|| {
             let found = self.donors.find_resident(&self.pool, target_of(sequence, from))?;
+            if sequence.sharing() == KvSharingMode::Shadow {
+                self.num_shadowed_tokens += found.plan.spans.iter().map(|span| u64::from(span.num_tokens)).sum::<u64>();
+                return Err(SpanOutcome::Shadowed);
+            }
             let is_allowed = found.plan.class().is_none_or(|class| self.verifier.allows(class));
             if is_allowed { Ok(found) } else { Err(SpanOutcome::SwitchedOff) }
         })
@@ -136,6 +155,7 @@ impl Scheduler {
                 Ok(spans) => match self.allocate(request_id, &prefix, Some(&spans)) {
                     Some((lease, pins)) => {
                         self.span_lookups.count(SpanOutcome::Reused);
+                        self.donors.note_reuse(&spans.plan);
                         return Placement { lease, pins, prefix, spans: Some(spans) };
                     }
                     None => SpanOutcome::NoRoom,
@@ -166,21 +186,31 @@ impl Scheduler {
         let partial = prefix.partial.map(|partial| vec![partial.block]);
         let donors = spans.into_iter().flat_map(|spans| spans.donor_blocks.values());
         let pins: Vec<_> = partial.iter().chain(donors).map(|blocks| self.pool.pin(blocks)).collect();
-        let num_shared = prefix.blocks.len();
-        let headroom = self.headroom();
-        match self.pool.allocate_slots(&prefix.blocks, num_exact - num_shared, num_blocks - num_exact, headroom) {
+        let num_new = num_blocks - prefix.blocks.len();
+        let num_approximate = num_blocks - num_exact;
+        let wish = self.slot_request(&self.sequences[&request_id], prefix, num_new);
+        let wish = kv::SlotRequest { num_exact: num_new - num_approximate, num_approximate, ..wish };
+        match self.pool.allocate_slots(&wish) {
             kv::Allocation::Ready(lease) => Some((lease, pins)),
-            kv::Allocation::CapacityExhausted { .. } => {
+            kv::Allocation::CapacityExhausted { .. } | kv::Allocation::QuotaExhausted { .. } => {
                 pins.into_iter().rev().for_each(|pin| self.pool.free(pin));
                 None
             }
         }
     }
 
-    /// Blocks left free at an admission: one for each running sequence, which may need it before long. Otherwise the new one would be
-    /// preempted as soon as it was admitted.
-    fn headroom(&self) -> usize {
-        self.running.len()
+    /// `num_new` exact blocks behind `prefix`. Left free is one block for each running sequence, which may need it before long;
+    /// otherwise the new one would be preempted as soon as it was admitted.
+    fn slot_request<'a>(&self, sequence: &Sequence, prefix: &'a kv::PrefixMatch, num_new: usize) -> kv::SlotRequest<'a> {
+        let tenant = sequence.request.tenant;
+        kv::SlotRequest {
+            owner: sequence.request.owner(),
+            shared: &prefix.blocks,
+            num_exact: num_new,
+            num_approximate: 0,
+            headroom: self.running.len(),
+            quota_headroom: self.running.iter().filter(|id| self.sequences[id].request.tenant == tenant).count(),
+        }
     }
 
     /// Makes the request run.
@@ -244,7 +274,7 @@ impl Scheduler {
     }
 }
 
-fn prefix_end(prefix: &kv::PrefixMatch) -> u32 {
+pub(super) fn prefix_end(prefix: &kv::PrefixMatch) -> u32 {
     (prefix.num_tokens + prefix.partial.map_or(0, |partial| partial.num_tokens)) as u32
 }
 

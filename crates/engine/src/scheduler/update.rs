@@ -143,7 +143,7 @@ impl Scheduler {
         if sequence.request.store {
             let on_duplicate = match sequence.sharing() {
                 KvSharingMode::Off => kv::OnDuplicate::Keep,
-                KvSharingMode::Prefix | KvSharingMode::Span => kv::OnDuplicate::Exchange,
+                _ => kv::OnDuplicate::Exchange,
             };
             let (hashed, lease) = sequence.hashed_and_lease();
             self.pool.cache_full_blocks(lease, hashed, num_computed as usize, on_duplicate);
@@ -160,7 +160,7 @@ impl Scheduler {
         if sequence.request.store && sequence.is_exact() {
             let tokens = &sequence.request.prompt_token_ids[..];
             let segments = segments_of(&sequence.request.segments, &sequence.request.template);
-            self.donors.keep(kv::HashedTokens { tokens, ..sequence.hashed() }, segments);
+            self.donors.keep(kv::HashedTokens { tokens, ..sequence.hashed() }, segments, sequence.request.owner());
         }
     }
 
@@ -171,6 +171,8 @@ impl Scheduler {
         self.in_flight.remove(request_id, sequence.block_hashes());
         if reason != FinishReason::Aborted
             && let Some(case) = verification(&mut sequence)
+            && self.config.block_size.blocks_for(case.request.prompt_token_ids.len())
+                <= self.config.max_blocks(sequence.request.tenant)
         {
             self.verifier.submit(case);
         }

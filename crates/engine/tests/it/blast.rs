@@ -14,21 +14,21 @@ use crate::random::Random;
 use crate::world::{MODES, World, config};
 
 const NUM_BLOCKS: usize = 56;
-const MAX_MODEL_LEN: u32 = 150;
+pub(crate) const MAX_MODEL_LEN: u32 = 150;
 
 /// What a request must come to.
-struct Expected {
+pub(crate) struct Expected {
     tokens: Vec<TokenId>,
     reason: FinishReason,
     was_aborted: bool,
     seen: Vec<TokenId>,
-    admitted: Option<KvUsage>,
+    pub(crate) admitted: Option<KvUsage>,
     scored: bool,
     request: Request,
 }
 
 /// Passages of a few texts, so that prefixes and moved spans are common.
-fn random_prompt(random: &mut Random) -> Vec<TokenId> {
+pub(crate) fn random_prompt(random: &mut Random) -> Vec<TokenId> {
     let mut prompt = Vec::new();
     for _ in 0..1 + random.below(4) {
         let text = random.below(5).to_string();
@@ -60,7 +60,7 @@ fn random_request(id: u64, random: &mut Random, now: Timestamp) -> Request {
     Request { arrival: now, repair: random_repair(random), ..request.build() }
 }
 
-fn random_repair(random: &mut Random) -> Repair {
+pub(crate) fn random_repair(random: &mut Random) -> Repair {
     let policies = RepairPolicy::ALL;
     let decode = DecodeRepair {
         tokens: 1 + random.below(4) as u32,
@@ -79,7 +79,7 @@ fn random_repair(random: &mut Random) -> Repair {
 }
 
 /// What a model without any cache would say.
-fn expect(request: Request) -> Expected {
+pub(crate) fn expect(request: Request) -> Expected {
     let mut tokens = request.prompt_token_ids.to_vec();
     let num_prompt_tokens = tokens.len();
     let sampling = &request.sampling;
@@ -97,7 +97,7 @@ fn expect(request: Request) -> Expected {
 }
 
 /// Compares one event with what must come; true if it was the last one.
-fn check_event(expected: &mut Expected, event: &EngineEvent) -> bool {
+pub(crate) fn check_event(expected: &mut Expected, event: &EngineEvent) -> bool {
     let num_prompt_tokens = expected.request.prompt_token_ids.len() as u32;
     let adds_up = |usage: &KvUsage| usage.prefix_tokens + usage.span_tokens + usage.computed_tokens == num_prompt_tokens;
     match event {
@@ -198,7 +198,7 @@ fn blast(seed: u64, policy: SchedulePolicy, num_steps: u64, tally: &mut Tally) {
     tally.rejected += stats.span_lookups.get(SpanOutcome::FailedCheck);
 }
 
-fn request_id_of(event: &EngineEvent) -> u64 {
+pub(crate) fn request_id_of(event: &EngineEvent) -> u64 {
     match event {
         EngineEvent::Admitted { request_id, .. }
         | EngineEvent::PromptLogProbs { request_id, .. }

@@ -7,5 +7,6 @@ mod memory;
 mod random;
 mod scenarios;
 mod sharing;
+mod tenants;
 mod verification;
 mod world;

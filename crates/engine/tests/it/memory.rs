@@ -1,7 +1,8 @@
 //! An executor whose memory remembers what was written where, and under which past.
 //!
-//! It refuses to read what was never written, what belongs to another sequence's text, position or scope, and, for sequences that
-//! are to be exact, what was computed on top of another past. So whatever the scheduler does wrong with blocks ends a test.
+//! It refuses to read what was never written, what belongs to another sequence's text or position, what has anything in its past that
+//! comes from a scope the reader may not read, and, for sequences that are to be exact, what was computed on top of another past.
+//! It refuses to write a block of another tenant before it was zeroed. So whatever the scheduler does wrong with blocks ends a test.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,7 +10,7 @@ use engine::{
     Executor, ExecutorError, KvSharingMode, LogProb, ModelRunnerOutput, ProbedSequence, ProbedSpans, Readers, RejectedSpan,
     Request, SampledToken, ScheduledSequence, SchedulerOutput, SpanCopy, TokenDeviation, TokenLogProbs, WatchedSpans,
 };
-use tokens::{BlockId, RequestId, TokenId};
+use tokens::{BlockId, CacheSalt, RequestId, SessionId, TenantId, TokenId};
 
 use crate::random::{Random, mix};
 
@@ -21,8 +22,9 @@ pub(crate) const VOCAB_SIZE: u64 = 4;
 struct Slot {
     token: TokenId,
     position: u32,
-    salt: u64,
-    /// Of scope and all tokens up to this one, if it was computed from exactly those.
+    /// Scopes of all that was ever read to compute it and of all that it was computed for, one bit each.
+    labels: u64,
+    /// Of all tokens up to this one, if it was computed from exactly those.
     past: Option<u64>,
     writer: RequestId,
 }
@@ -30,13 +32,34 @@ struct Slot {
 struct Known {
     tokens: Vec<TokenId>,
     salt: u64,
+    /// Scopes it may read, one bit each.
+    clearance: u64,
+    owner: Owner,
+    /// How many erasures had happened when it first ran.
+    era: Option<usize>,
     sharing: KvSharingMode,
     prompt_logprobs: bool,
+}
+
+/// Whose request it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Owner {
+    pub(crate) tenant: TenantId,
+    pub(crate) session: Option<SessionId>,
 }
 
 pub(crate) struct Memory {
     block_size: usize,
     slots: Vec<Option<Slot>>,
+    /// Who wrote each block since it was last zeroed.
+    tenants: Vec<Option<TenantId>>,
+    /// The erasure that took the traces of each request.
+    erased: HashMap<RequestId, usize>,
+    num_erasures: usize,
+    /// Blocks zeroed so far.
+    pub(crate) num_zeroed: u64,
+    /// Tokens so far that were found in another scope than the reader's own.
+    pub(crate) num_public_tokens: u64,
     known: HashMap<RequestId, Known>,
     announced: HashSet<RequestId>,
     /// Every so many span copies one is rejected, by chance; never if `None`.
@@ -57,8 +80,19 @@ pub(crate) fn next_token(salt: u64, tokens: &[TokenId]) -> TokenId {
 impl Memory {
     pub(crate) fn new(num_blocks: usize, block_size: usize) -> Self {
         let (known, announced) = Default::default();
-        let slots = vec![None; num_blocks * block_size];
-        Self { block_size, slots, known, announced, reject_one_in: None, random: Random(99) }
+        Self {
+            block_size,
+            slots: vec![None; num_blocks * block_size],
+            tenants: vec![None; num_blocks],
+            erased: HashMap::new(),
+            num_erasures: 0,
+            num_zeroed: 0,
+            num_public_tokens: 0,
+            known,
+            announced,
+            reject_one_in: None,
+            random: Random(99),
+        }
     }
 
     /// Tells it what only the scheduler is told.
@@ -66,6 +100,9 @@ impl Memory {
         let known = Known {
             tokens: request.prompt_token_ids.to_vec(),
             salt: request.cache_salt.0,
+            clearance: request.readable.iter().fold(bit(request.cache_salt), |all, &salt| all | bit(salt)),
+            owner: Owner { tenant: request.tenant, session: request.session },
+            era: None,
             sharing: if request.sampling.prompt_logprobs.is_some() { KvSharingMode::Off } else { request.sharing },
             prompt_logprobs: request.sampling.prompt_logprobs.is_some(),
         };
@@ -76,14 +113,56 @@ impl Memory {
         blocks[position / self.block_size].0 as usize * self.block_size + position % self.block_size
     }
 
+    /// Whatever a request that `is_erased` names has written or writes later is not to be read by others that first run later.
+    pub(crate) fn erase(&mut self, is_erased: impl Fn(RequestId, Owner) -> bool) {
+        self.num_erasures += 1;
+        let erased = self.known.iter().filter(|&(&id, known)| is_erased(id, known.owner)).map(|(&id, _)| id);
+        self.erased.extend(erased.map(|id| (id, self.num_erasures)));
+    }
+
+    fn zero_blocks(&mut self, step: &SchedulerOutput) {
+        for block in &step.block_zeroes {
+            let start = block.0 as usize * self.block_size;
+            self.slots[start..start + self.block_size].fill(None);
+            self.tenants[block.0 as usize] = None;
+            self.num_zeroed += 1;
+        }
+    }
+
+    fn write(&mut self, at: usize, slot: Option<Slot>, writer: RequestId) {
+        let block = at / self.block_size;
+        let tenant = self.known[&writer].owner.tenant;
+        let before = self.tenants[block].replace(tenant);
+        assert!(before.is_none_or(|before| before == tenant), "block {block} of {before:?} is written for {tenant:?}");
+        self.slots[at] = slot;
+    }
+
     fn copy_blocks(&mut self, step: &SchedulerOutput) {
+        let tables = step.sequences.iter().map(|sequence| (sequence.request_id, &sequence.block_table));
+        let probed = step.probes.iter().map(|probe| (probe.request_id, &probe.block_table));
+        let tables: Vec<_> = tables.chain(probed).collect();
         for copy in &step.block_copies {
+            let (receiver, _) = *tables.iter().find(|(_, table)| table.contains(&copy.dst)).expect("a copy has a receiver");
             for i in 0..copy.num_tokens as usize {
-                let src = self.slots[self.slot(&[copy.src], i)];
+                let src = self.slots[self.slot(&[copy.src], i)].expect("a copied slot was written");
+                self.check_may_read(receiver, &src);
                 let dst = self.slot(&[copy.dst], i);
-                self.slots[dst] = Some(src.expect("a copied slot was written"));
+                self.write(dst, Some(Slot { writer: receiver, ..src }), receiver);
             }
         }
+    }
+
+    /// No label of `slot` is outside the reader's clearance, and its writer's traces were not erased before the reader began.
+    fn check_may_read(&self, reader: RequestId, slot: &Slot) {
+        let known = &self.known[&reader];
+        assert_eq!(slot.labels & !known.clearance, 0, "{reader} reads what another scope has in its past");
+        let erased = self.erased.get(&slot.writer).copied();
+        let era = known.era.expect("a reader was announced");
+        assert!(
+            slot.writer == reader || erased.is_none_or(|erased| era < erased),
+            "{reader} reads what was erased with {}",
+            slot.writer
+        );
     }
 
     /// Copies spans, and rejects some.
@@ -101,33 +180,35 @@ impl Memory {
 
     fn copy_span(&mut self, copy: &SpanCopy) {
         let known = &self.known[&copy.request_id];
-        assert_eq!(known.sharing, KvSharingMode::Span, "{} did not ask for spans", copy.request_id);
+        assert!(known.sharing.copies_spans(), "{} did not ask for spans", copy.request_id);
         let offset = |position: u32, i: usize| position as usize % self.block_size + i;
         let mut copied = Vec::new();
         for (i, &token) in copy.token_ids.iter().enumerate() {
             let src = self.slots[self.slot(&copy.src_blocks, offset(copy.src_pos, i))].expect("a donor's slot was written");
             assert_eq!((src.token, src.position), (token, copy.src_pos + i as u32), "a donor's block holds something else");
-            assert_eq!(src.salt, known.salt, "a donor of another scope");
+            self.check_may_read(copy.request_id, &src);
             assert!(src.past.is_some(), "a donor is exact");
             let position = copy.dst_pos + i as u32;
             assert_eq!(known.tokens[position as usize], token, "a span differs from its target");
             let slot = self.slot(&copy.dst_blocks, offset(copy.dst_pos, i));
             copied.push((slot, Slot { position, past: None, writer: copy.request_id, ..src }));
         }
-        copied.into_iter().for_each(|(at, slot)| self.slots[at] = Some(slot));
+        copied.into_iter().for_each(|(at, slot)| self.write(at, Some(slot), copy.request_id));
     }
 
     /// What the rows of `sequence` write, after checking all that they read.
-    fn compute(&self, sequence: &ScheduledSequence) -> Vec<(usize, Slot)> {
+    fn compute(&mut self, sequence: &ScheduledSequence) -> Vec<(usize, Slot)> {
         let ScheduledSequence { request_id, ref rows, ref block_table, sample, watch: _, drift: _ } = *sequence;
         let known = &self.known[&request_id];
-        let is_exact = known.sharing != KvSharingMode::Span;
+        let is_exact = !known.sharing.copies_spans();
         let last = rows.last().expect("a scheduled sequence has rows").position;
         assert_eq!(sample, last as usize + 1 == known.tokens.len() && known.samples(), "{request_id} samples at {last}");
         assert_eq!(block_table.len(), (last as usize + 1).div_ceil(self.block_size), "block table of {request_id}");
         let mut rows = rows.iter().peekable();
         let mut written = Vec::new();
-        let mut past = mix(known.salt);
+        let mut past = 0;
+        let mut labels = 1 << known.salt;
+        let mut num_public_tokens = 0;
         let mut all_exact = true;
         for position in 0..=last {
             let token = known.tokens[position as usize];
@@ -136,12 +217,14 @@ impl Memory {
             if let Some(row) = rows.next_if(|row| row.position == position) {
                 assert_eq!(row.token, token, "row {position} of {request_id}");
                 let past = all_exact.then_some(past);
-                written.push((at, Slot { token, position, salt: known.salt, past, writer: request_id }));
+                written.push((at, Slot { token, position, labels, past, writer: request_id }));
                 continue;
             }
             let slot = self.slots[at].unwrap_or_else(|| panic!("{request_id} reads position {position}, never written"));
-            let expected = (token, position, known.salt);
-            assert_eq!((slot.token, slot.position, slot.salt), expected, "{request_id} reads something else at {position}");
+            assert_eq!((slot.token, slot.position), (token, position), "{request_id} reads something else at {position}");
+            self.check_may_read(request_id, &slot);
+            labels |= slot.labels;
+            num_public_tokens += u64::from(slot.labels != 1 << known.salt && slot.writer != request_id);
             assert!(slot.past.is_none_or(|written| written == past), "{request_id} reads another past at {position}");
             all_exact &= slot.past.is_some();
             assert!(all_exact || !is_exact, "{request_id} reads approximate KV at {position}");
@@ -149,6 +232,7 @@ impl Memory {
             assert!(is_own || known.sharing != KvSharingMode::Off, "{request_id} reads KV of {} at {position}", slot.writer);
         }
         assert!(rows.next().is_none(), "rows of {request_id} ascend");
+        self.num_public_tokens += num_public_tokens;
         written
     }
 
@@ -160,7 +244,8 @@ impl Memory {
         assert!(prompt.ends_with(&probe.token_ids), "{request_id} is probed with its prompt");
         assert!(!probe.reused.is_empty(), "{request_id} has something to probe");
         let mut written = Vec::new();
-        let mut past = mix(known.salt);
+        let mut past = 0;
+        let mut labels = 1 << known.salt;
         let mut all_exact = true;
         for (position, &token) in (0..).zip(prompt) {
             let at = self.slot(&probe.block_table, position as usize);
@@ -168,12 +253,14 @@ impl Memory {
             let is_moved = probe.reused.iter().any(|range| range.contains(position));
             if position >= probe.first_position && !is_moved {
                 let past = all_exact.then_some(past);
-                written.push((at, Slot { token, position, salt: known.salt, past, writer: request_id }));
+                written.push((at, Slot { token, position, labels, past, writer: request_id }));
                 continue;
             }
             let slot =
                 self.slots[at].unwrap_or_else(|| panic!("the probe of {request_id} reads position {position}, never written"));
-            assert_eq!((slot.token, slot.position, slot.salt), (token, position, known.salt), "{request_id} at {position}");
+            assert_eq!((slot.token, slot.position), (token, position), "{request_id} at {position}");
+            self.check_may_read(request_id, &slot);
+            labels |= slot.labels;
             assert_eq!(slot.past.is_none(), is_moved, "{request_id} reuses what it says at {position}");
             all_exact &= !is_moved;
         }
@@ -228,6 +315,7 @@ impl Memory {
     fn take_over(&mut self, step: &SchedulerOutput) {
         for new in &step.new_requests {
             assert!(self.announced.insert(new.request_id), "{} is announced twice", new.request_id);
+            self.known.get_mut(&new.request_id).expect("a request is added before it runs").era = Some(self.num_erasures);
         }
         for retracted in &step.retracted {
             self.known.get_mut(retracted).expect("only what was said is retracted").tokens.pop();
@@ -242,6 +330,10 @@ impl Memory {
     }
 }
 
+fn bit(salt: CacheSalt) -> u64 {
+    1 << salt.0
+}
+
 impl Known {
     /// Requests that only score their prompt are the only ones here that never sample.
     fn samples(&self) -> bool {
@@ -252,17 +344,17 @@ impl Known {
 impl Executor for Memory {
     fn execute_model(&mut self, step: &SchedulerOutput) -> Result<ModelRunnerOutput, ExecutorError> {
         self.take_over(step);
+        self.zero_blocks(step);
         self.copy_blocks(step);
         let rejected_spans = self.copy_spans(step);
-        let computed = step.sequences.iter().map(|sequence| (sequence.request_id, self.compute(sequence)));
-        let probed = step.probes.iter().map(|probe| (probe.request_id, self.probe(probe)));
-        let writes: Vec<_> = computed.chain(probed).collect();
+        let mut writes: Vec<_> = step.sequences.iter().map(|sequence| (sequence.request_id, self.compute(sequence))).collect();
+        writes.extend(step.probes.iter().map(|probe| (probe.request_id, self.probe(probe))));
         self.check_disjoint(step, &writes);
         self.check_sources(step, &writes);
         let void: HashSet<_> = rejected_spans.iter().map(|rejected| rejected.request_id).collect();
         for (request_id, written) in writes {
             for (at, slot) in written {
-                self.slots[at] = (!void.contains(&request_id)).then_some(slot);
+                self.write(at, (!void.contains(&request_id)).then_some(slot), request_id);
             }
         }
         let probed = step.probes.iter().filter(|probe| !void.contains(&probe.request_id));

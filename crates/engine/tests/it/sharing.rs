@@ -19,7 +19,7 @@ fn check(requests: impl IntoIterator<Item = RequestBuilder>, prefix_tokens: u32,
     world
 }
 
-fn last_usage(world: &World) -> KvUsage {
+pub(crate) fn last_usage(world: &World) -> KvUsage {
     match world.events.last() {
         Some(EngineEvent::Finished { usage, .. }) => *usage,
         other => panic!("{other:?} is not the end of a request"),

@@ -5,7 +5,7 @@ use engine::{
     SchedulerConfig, SchedulerOutput, SpanOutcome,
 };
 use testkit::{EchoExecutor, Reply, RequestBuilder};
-use tokens::{RequestId, Timestamp, TokenId};
+use tokens::{RequestId, TenantId, Timestamp, TokenId};
 
 /// A model that is certain of another token wherever it reads copied KV.
 struct Shaken {
@@ -41,8 +41,15 @@ fn tokens(range: std::ops::Range<u32>) -> Vec<TokenId> {
 
 impl World {
     fn new(verify_share: f64, is_shaken: bool) -> Self {
+        Self::with_quota(verify_share, is_shaken, usize::MAX)
+    }
+
+    /// The document is of tenant 0, all other requests of tenant 1, which has a quota.
+    fn with_quota(verify_share: f64, is_shaken: bool, quota: usize) -> Self {
+        let quotas = [(TenantId(1), quota)].into();
         let guard = GuardConfig { min_samples: 3, first_pause: 2, ..GuardConfig::default() };
-        let config = SchedulerConfig { verify_share, guard, max_num_batched_tokens: 96, ..SchedulerConfig::new(256, 4096) };
+        let config =
+            SchedulerConfig { verify_share, guard, quotas, max_num_batched_tokens: 96, ..SchedulerConfig::new(256, 4096) };
         let inner = EchoExecutor::new(Reply::Prompt, config.block_size.as_usize());
         let core = EngineCore::new(config, Shaken { inner, is_shaken, over_spans: Vec::new() }).unwrap();
         let mut world = Self { core, next_id: 0 };
@@ -54,7 +61,12 @@ impl World {
     fn answer(&mut self, prompt: &[TokenId], sharing: KvSharingMode, logprobs: Option<u32>) -> Vec<EngineEvent> {
         let id = self.next_id;
         self.next_id += 1;
-        let request = RequestBuilder::new(id, prompt).sharing(sharing).store(id == 0).sampling(|s| s.logprobs = logprobs).build();
+        let request = RequestBuilder::new(id, prompt)
+            .sharing(sharing)
+            .store(id == 0)
+            .tenant(u32::from(id > 0))
+            .sampling(|s| s.logprobs = logprobs)
+            .build();
         self.core.add_request(request, Timestamp::default());
         let mut events = Vec::new();
         while self.core.has_work() {
@@ -83,6 +95,33 @@ fn every_answer_is_verified_at_a_share_of_one_and_none_at_zero() {
         assert_eq!(world.num_verified(), expected);
         assert_eq!(world.core.stats().span_lookups.get(SpanOutcome::Reused), 5);
     }
+}
+
+#[test]
+fn an_answer_is_not_verified_where_scoring_it_would_exceed_the_quota() {
+    // Of a prompt of 317 tokens and an answer of 4, all but the last are computed, in 10 blocks of 32; scoring computes that too.
+    for (num_tokens, expected) in [(316, 1), (317, 0)] {
+        let mut world = World::with_quota(1.0, false, 10);
+        let prompt = [tokens(10_000..10_000 + num_tokens - 250), tokens(50..300)].concat();
+        world.answer(&prompt, KvSharingMode::Span, None);
+        let reused = world.core.stats().span_lookups.get(SpanOutcome::Reused);
+        assert_eq!((reused, world.num_verified()), (1, expected), "{num_tokens}");
+    }
+}
+
+#[test]
+fn an_erased_answer_is_not_verified() {
+    let mut world = World::new(1.0, false);
+    let request =
+        RequestBuilder::new(1, &[tokens(20_000..20_040), tokens(50..300)].concat()).sharing(KvSharingMode::Span).build();
+    world.core.add_request(request, Timestamp::default());
+    while !world.core.step(Timestamp::default()).unwrap().iter().any(|event| matches!(event, EngineEvent::Finished { .. })) {}
+    assert!(world.core.has_work(), "the answer waits to be compared");
+    world.core.erase(engine::Erase::Tenant(TenantId::default()));
+    while world.core.has_work() {
+        world.core.step(Timestamp::default()).unwrap();
+    }
+    assert_eq!(world.num_verified(), 0);
 }
 
 #[test]

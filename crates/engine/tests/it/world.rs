@@ -2,10 +2,13 @@
 
 use std::fmt::Write;
 
-use engine::{EngineEvent, Executor, KvSharingMode, Request, Row, Scheduler, SchedulerConfig, SchedulerOutput, SpanConfig};
+use engine::{
+    EngineEvent, Erase, ErasedCounts, Executor, KvSharingMode, Request, Row, Scheduler, SchedulerConfig, SchedulerOutput,
+    SpanConfig,
+};
 use tokens::{BlockSize, RequestId, Timestamp};
 
-use crate::memory::Memory;
+use crate::memory::{Memory, Owner};
 
 /// Blocks of 4 tokens, 16 rows a step, short spans.
 pub(crate) fn config(num_blocks: usize) -> SchedulerConfig {
@@ -48,6 +51,21 @@ impl World {
     pub(crate) fn abort(&mut self, id: u64) {
         let was_here = self.scheduler.abort(RequestId(id));
         writeln!(self.log, "abort r{id} {}", if was_here { "" } else { "(unknown)" }).unwrap();
+    }
+
+    pub(crate) fn erase(&mut self, what: Erase) -> ErasedCounts {
+        let donors = self.scheduler.donors(None, usize::MAX);
+        let erased = self.scheduler.erase(what);
+        self.scheduler.check_invariants();
+        let left = self.scheduler.donors(None, usize::MAX);
+        assert_eq!(donors.len() - left.len(), erased.donors, "{what:?}");
+        match what {
+            Erase::Donor(_) => {} // Which request it was is not told.
+            Erase::Session(tenant, session) => self.memory.erase(|_, owner| owner == Owner { tenant, session: Some(session) }),
+            Erase::Tenant(tenant) => self.memory.erase(|_, owner| owner.tenant == tenant),
+            Erase::All => self.memory.erase(|_, _| true),
+        }
+        erased
     }
 
     pub(crate) fn step(&mut self) -> SchedulerOutput {

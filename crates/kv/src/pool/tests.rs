@@ -1,22 +1,59 @@
 use std::collections::HashMap;
 
-use tokens::{BlockHash, CacheSalt, TokenId, hash_full_blocks};
+use tokens::{BlockHash, CacheSalt, RequestId, SessionId, TokenId, hash_full_blocks};
 
 use super::*;
+use crate::ReadableScope;
 
 const SIZE: BlockSize = BlockSize::new(2).unwrap();
 
 /// A sequence with all its blocks, as a scheduler would hold it.
 struct Holder {
+    text: Text,
+    lease: BlockLease,
+}
+
+/// What a sequence says, and where.
+struct Text {
     salt: CacheSalt,
     tokens: Vec<TokenId>,
     hashes: Vec<BlockHash>,
-    lease: BlockLease,
+    readable: Vec<ReadableScope>,
+}
+
+impl Text {
+    /// `tokens` in a scope that may read [`PUBLIC`], as every scope may.
+    fn new(salt: CacheSalt, tokens: Vec<TokenId>) -> Self {
+        let hashes_in = |salt| hash_full_blocks(salt, &tokens, SIZE);
+        let readable = vec![ReadableScope { salt: PUBLIC, hashes: hashes_in(PUBLIC).into() }];
+        Self { salt, hashes: hashes_in(salt), readable, tokens }
+    }
+
+    fn of(text: &str) -> Self {
+        Self::new(CacheSalt(0), text.bytes().map(|byte| TokenId(byte.into())).collect())
+    }
+
+    fn hashed(&self) -> HashedTokens<'_> {
+        HashedTokens { salt: self.salt, tokens: &self.tokens, hashes: &self.hashes, readable: &self.readable }
+    }
+}
+
+/// A scope that all read and one tenant writes.
+const PUBLIC: CacheSalt = CacheSalt(9);
+
+/// The tenant that a scope belongs to in these tests.
+fn owner_in(salt: CacheSalt) -> BlockOwner {
+    BlockOwner { tenant: TenantId(salt.0 as u32), session: None, request: RequestId(0) }
 }
 
 impl Holder {
     fn hashed(&self) -> HashedTokens<'_> {
-        HashedTokens { salt: self.salt, tokens: &self.tokens, hashes: &self.hashes }
+        self.text.hashed()
+    }
+
+    fn cache(&mut self, pool: &mut BlockPool, num_computed_tokens: usize) {
+        pool.cache_full_blocks(&mut self.lease, self.text.hashed(), num_computed_tokens, OnDuplicate::Exchange);
+        pool.check_invariants();
     }
 
     fn blocks(&self) -> Vec<u32> {
@@ -30,28 +67,37 @@ fn pool(num_blocks: usize) -> BlockPool {
 
 /// Finds what is there of `text`, allocates the rest, and computes and caches it.
 fn hold(pool: &mut BlockPool, text: &str) -> Option<Holder> {
-    let tokens: Vec<_> = text.bytes().map(|byte| TokenId(byte.into())).collect();
-    let num_tokens = tokens.len();
-    let mut holder = admit(pool, CacheSalt(0), tokens, 0)?;
-    pool.cache_full_blocks(
-        &mut holder.lease,
-        HashedTokens { salt: holder.salt, tokens: &holder.tokens, hashes: &holder.hashes },
-        num_tokens,
-        OnDuplicate::Exchange,
-    );
-    pool.check_invariants();
+    hold_in(pool, 0, text)
+}
+
+/// The same in scope `salt`.
+fn hold_in(pool: &mut BlockPool, salt: u64, text: &str) -> Option<Holder> {
+    let text = Text::new(CacheSalt(salt), Text::of(text).tokens);
+    let owner = owner_in(text.salt);
+    let mut holder = admit(pool, owner, text, 0)?;
+    let num_tokens = holder.text.tokens.len();
+    holder.cache(pool, num_tokens);
     Some(holder)
 }
 
-fn admit(pool: &mut BlockPool, salt: CacheSalt, tokens: Vec<TokenId>, num_approximate: usize) -> Option<Holder> {
-    let hashes = hash_full_blocks(salt, &tokens, SIZE);
-    let found = pool.match_prefix(HashedTokens { salt, tokens: &tokens, hashes: &hashes }, tokens.len());
-    let num_new = SIZE.blocks_for(tokens.len()) - found.blocks.len();
+fn admit(pool: &mut BlockPool, owner: BlockOwner, text: Text, num_approximate: usize) -> Option<Holder> {
+    let found = pool.match_prefix(text.hashed(), text.tokens.len());
+    let num_new = SIZE.blocks_for(text.tokens.len()) - found.blocks.len();
     let num_approximate = num_approximate.min(num_new);
-    match pool.allocate_slots(&found.blocks, num_new - num_approximate, num_approximate, 0) {
-        Allocation::Ready(lease) => Some(Holder { salt, tokens, hashes, lease }),
-        Allocation::CapacityExhausted { .. } => None,
+    let wish = SlotRequest { num_approximate, ..wish(owner, &found.blocks, num_new - num_approximate) };
+    match pool.allocate_slots(&wish) {
+        Allocation::Ready(lease) => Some(Holder { text, lease }),
+        Allocation::CapacityExhausted { .. } | Allocation::QuotaExhausted { .. } => None,
     }
+}
+
+fn wish(owner: BlockOwner, shared: &[BlockId], num_exact: usize) -> SlotRequest<'_> {
+    SlotRequest { owner, shared, num_exact, num_approximate: 0, headroom: 0, quota_headroom: 0 }
+}
+
+/// Leading blocks of `text` that are found in scope `salt`.
+fn found(pool: &BlockPool, salt: u64, text: &str) -> usize {
+    pool.match_full_blocks(Text::new(CacheSalt(salt), Text::of(text).tokens).hashed()).len()
 }
 
 #[test]
@@ -86,12 +132,7 @@ fn the_least_recently_freed_sequence_is_evicted_first() {
         let holder = hold(&mut pool, text).unwrap();
         pool.free(holder.lease);
     }
-    let found = |text: &str| {
-        let tokens: Vec<_> = text.bytes().map(|byte| TokenId(byte.into())).collect();
-        let hashes = hash_full_blocks(CacheSalt(0), &tokens, SIZE);
-        pool.index().count_leading(&hashes)
-    };
-    assert_eq!(["aa", "bb", "cc", "dd"].map(found), [1, 0, 1, 1]);
+    assert_eq!(["aa", "bb", "cc", "dd"].map(|text| found(&pool, 0, text)), [1, 0, 1, 1]);
 }
 
 #[test]
@@ -109,9 +150,10 @@ fn a_full_pool_says_how_much_is_missing_and_changes_nothing() {
     let mut pool = pool(4);
     let a = hold(&mut pool, "aabb").unwrap();
     let before = pool.stats();
-    match pool.allocate_slots(&[], 3, 1, 1) {
+    let owner = owner_in(CacheSalt(0));
+    match pool.allocate_slots(&SlotRequest { num_approximate: 1, headroom: 1, ..wish(owner, &[], 3) }) {
         Allocation::CapacityExhausted { short_by } => assert_eq!(short_by, 3),
-        Allocation::Ready(_) => panic!("4 blocks of 2, and one more to spare"),
+        other => panic!("4 blocks of 2, and one more to spare: {other:?}"),
     }
     assert_eq!(pool.stats(), before);
     pool.free(a.lease);
@@ -122,28 +164,19 @@ fn an_idle_hit_counts_as_taken_room() {
     let mut pool = pool(2);
     let a = hold(&mut pool, "aabb").unwrap();
     pool.free(a.lease);
-    let found = pool.index().match_full_blocks(HashedTokens {
-        salt: CacheSalt(0),
-        tokens: &[TokenId(97), TokenId(97)],
-        hashes: &hash_full_blocks(CacheSalt(0), &[TokenId(97), TokenId(97)], SIZE),
-    });
-    match pool.allocate_slots(&found, 2, 0, 0) {
+    let found = pool.match_full_blocks(Text::of("aa").hashed());
+    match pool.allocate_slots(&wish(owner_in(CacheSalt(0)), &found, 2)) {
         Allocation::CapacityExhausted { short_by } => assert_eq!(short_by, 1),
-        Allocation::Ready(_) => panic!("1 hit and 2 new blocks of 2"),
+        other => panic!("1 hit and 2 new blocks of 2: {other:?}"),
     }
 }
 
 #[test]
 fn content_computed_twice_is_held_once() {
     let mut pool = pool(4);
-    let mut both: Vec<_> = (0..2)
-        .map(|_| admit(&mut pool, CacheSalt(0), vec![TokenId(1), TokenId(2), TokenId(3), TokenId(4)], 0).unwrap())
-        .collect();
-    for holder in &mut both {
-        let sequence = HashedTokens { salt: holder.salt, tokens: &holder.tokens, hashes: &holder.hashes };
-        pool.cache_full_blocks(&mut holder.lease, sequence, 4, OnDuplicate::Exchange);
-        pool.check_invariants();
-    }
+    let admit = |pool: &mut BlockPool| admit(pool, owner_in(CacheSalt(0)), Text::of("abcd"), 0).unwrap();
+    let mut both = [admit(&mut pool), admit(&mut pool)];
+    both.iter_mut().for_each(|holder| holder.cache(&mut pool, 4));
     assert_eq!(both[0].blocks(), both[1].blocks());
     assert_eq!(pool.stats().active, 2);
     both.into_iter().for_each(|holder| pool.free(holder.lease));
@@ -153,7 +186,7 @@ fn content_computed_twice_is_held_once() {
 fn a_sequence_that_must_not_read_others_keeps_its_blocks() {
     let mut pool = pool(4);
     let a = hold(&mut pool, "aa").unwrap();
-    let Allocation::Ready(mut lease) = pool.allocate_slots(&[], 1, 0, 0) else { panic!("3 are free") };
+    let Allocation::Ready(mut lease) = pool.allocate_slots(&wish(owner_in(CacheSalt(0)), &[], 1)) else { panic!("3 are free") };
     let own: Vec<_> = lease.block_ids().collect();
     pool.cache_full_blocks(&mut lease, a.hashed(), 2, OnDuplicate::Keep);
     assert_eq!(lease.block_ids().collect::<Vec<_>>(), own);
@@ -164,10 +197,9 @@ fn a_sequence_that_must_not_read_others_keeps_its_blocks() {
 #[test]
 fn approximate_blocks_are_never_found() {
     let mut pool = pool(4);
-    let mut holder = admit(&mut pool, CacheSalt(0), (0..6).map(TokenId).collect(), 2).unwrap();
-    let sequence = HashedTokens { salt: holder.salt, tokens: &holder.tokens, hashes: &holder.hashes };
-    pool.cache_full_blocks(&mut holder.lease, sequence, 6, OnDuplicate::Exchange);
-    assert_eq!(pool.index().match_full_blocks(sequence).len(), 1);
+    let mut holder = admit(&mut pool, owner_in(CacheSalt(0)), Text::of("abcdef"), 2).unwrap();
+    holder.cache(&mut pool, 6);
+    assert_eq!(found(&pool, 0, "abcdef"), 1);
     let Allocation::Ready(()) = pool.grow(&mut holder.lease, 1) else { panic!("1 is free") };
     assert_eq!(holder.lease.num_exact(), 1);
     pool.free(holder.lease);
@@ -176,12 +208,10 @@ fn approximate_blocks_are_never_found() {
 #[test]
 fn exchanged_approximate_blocks_can_be_found_once_computed() {
     let mut pool = pool(3);
-    let mut holder = admit(&mut pool, CacheSalt(0), (0..6).map(TokenId).collect(), 2).unwrap();
+    let mut holder = admit(&mut pool, owner_in(CacheSalt(0)), Text::of("abcdef"), 2).unwrap();
     pool.exchange_approximate(&mut holder.lease);
-    let sequence = HashedTokens { salt: holder.salt, tokens: &holder.tokens, hashes: &holder.hashes };
-    pool.cache_full_blocks(&mut holder.lease, sequence, 6, OnDuplicate::Exchange);
-    assert_eq!(pool.index().match_full_blocks(sequence).len(), 3);
-    pool.check_invariants();
+    holder.cache(&mut pool, 6);
+    assert_eq!(found(&pool, 0, "abcdef"), 3);
     pool.free(holder.lease);
 }
 
@@ -191,11 +221,9 @@ fn after_a_reset_nothing_is_found_and_holders_go_on() {
     let mut holder = hold(&mut pool, "aabb").unwrap();
     pool.reset_prefix_cache();
     pool.check_invariants();
-    holder.tokens.extend([TokenId(1), TokenId(2)]);
-    holder.hashes = hash_full_blocks(holder.salt, &holder.tokens, SIZE);
+    holder.text = Text::of("aabbcc");
     let Allocation::Ready(()) = pool.grow(&mut holder.lease, 1) else { panic!("2 are free") };
-    let sequence = HashedTokens { salt: holder.salt, tokens: &holder.tokens, hashes: &holder.hashes };
-    pool.cache_full_blocks(&mut holder.lease, sequence, 6, OnDuplicate::Exchange);
+    holder.cache(&mut pool, 6);
     assert!(pool.index().is_empty());
     pool.free(holder.lease);
     assert_eq!(pool.stats().free, 4);
@@ -208,26 +236,148 @@ fn impossible_pools_are_refused() {
     assert_eq!(BlockPool::try_new(num_blocks, SIZE).unwrap_err(), PoolError::TooManyBlocks { num_blocks });
 }
 
-/// What the pool must do, the slow way: chains are compared token by token, the free queue is a `Vec`.
+#[test]
+fn what_follows_public_text_is_found_behind_it_in_its_own_scope_only() {
+    let mut pool = pool(8);
+    for (salt, text) in [(PUBLIC.0, "abcd"), (1, "abcdef"), (2, "abcdxx")] {
+        let holder = hold_in(&mut pool, salt, text).unwrap();
+        assert_eq!(holder.blocks()[..2], [0, 1]);
+        pool.free(holder.lease);
+    }
+    assert_eq!(
+        [(1, "abcdef"), (2, "abcdef"), (1, "abcdxx"), (9, "abcdef")].map(|(salt, text)| found(&pool, salt, text)),
+        [3, 2, 2, 2]
+    );
+}
+
+#[test]
+fn a_full_quota_evicts_own_blocks_and_no_others() {
+    let mut pool = pool(6).with_quotas(&[(TenantId(1), 3)].into());
+    for (salt, text) in [(0, "aabb"), (1, "ccdd"), (1, "ee"), (1, "ffgg")] {
+        let holder = hold_in(&mut pool, salt, text).unwrap();
+        pool.free(holder.lease);
+    }
+    assert_eq!(pool.stats().evictions, 2);
+    assert_eq!([(0, "aabb"), (1, "ccdd"), (1, "ee"), (1, "ffgg")].map(|(salt, text)| found(&pool, salt, text)), [2, 0, 1, 2]);
+}
+
+#[test]
+fn a_quota_full_of_held_blocks_is_an_answer_and_changes_nothing() {
+    let mut pool = pool(8).with_quotas(&[(TenantId(1), 3)].into());
+    let mut holder = hold_in(&mut pool, 1, "aabb").unwrap();
+    let before = pool.stats();
+    match pool.allocate_slots(&SlotRequest { quota_headroom: 1, ..wish(owner_in(CacheSalt(1)), &[], 2) }) {
+        Allocation::QuotaExhausted { short_by } => assert_eq!(short_by, 2),
+        other => panic!("1 of 3 is left: {other:?}"),
+    }
+    match pool.grow(&mut holder.lease, 2) {
+        Allocation::QuotaExhausted { short_by } => assert_eq!(short_by, 1),
+        other => panic!("1 of 3 is left: {other:?}"),
+    }
+    assert_eq!(pool.stats(), before);
+    pool.free(holder.lease);
+}
+
+#[test]
+fn an_erased_block_is_not_found_and_stays_with_its_holder() {
+    let mut pool = pool(8);
+    let kept = hold_in(&mut pool, 2, "aabb").unwrap();
+    let mut holder = hold_in(&mut pool, 1, "aabb").unwrap();
+    assert_eq!(pool.erase(|owner| owner.tenant == TenantId(1)), 2);
+    pool.check_invariants();
+    assert_eq!((found(&pool, 1, "aabb"), found(&pool, 2, "aabb"), pool.stats().active), (0, 2, 4));
+    holder.text = Text::new(CacheSalt(1), Text::of("aabbcc").tokens);
+    let Allocation::Ready(()) = pool.grow(&mut holder.lease, 1) else { panic!("4 are free") };
+    holder.cache(&mut pool, 6);
+    pool.free(holder.lease);
+    assert_eq!((found(&pool, 1, "aabbcc"), pool.stats().cached), (0, 0));
+    pool.free(kept.lease);
+}
+
+#[test]
+fn a_block_that_changes_its_tenant_is_zeroed() {
+    let mut pool = pool(2);
+    let mut check = |salt: u64, text: &str, expected: &[u32]| {
+        let holder = hold_in(&mut pool, salt, text).unwrap();
+        pool.free(holder.lease);
+        assert_eq!(pool.take_to_zero(), expected.iter().copied().map(BlockId).collect::<Vec<_>>(), "{text}");
+    };
+    check(1, "aabb", &[]);
+    check(1, "ccdd", &[]);
+    check(2, "ee", &[0]);
+    check(2, "ffgg", &[1]);
+}
+
+#[test]
+fn a_block_unused_for_too_long_is_not_found_and_its_place_is_empty_after_a_while() {
+    let mut pool = pool(8).with_ttl(Some(Duration::from_micros(10)));
+    let early = hold(&mut pool, "aabbcc").unwrap();
+    let held = hold(&mut pool, "dd").unwrap();
+    pool.free(early.lease);
+    pool.advance(Timestamp::from_micros(8));
+    let again = hold(&mut pool, "aa").unwrap();
+    pool.free(again.lease);
+    pool.advance(Timestamp::from_micros(11));
+    assert_eq!((found(&pool, 0, "aabbcc"), found(&pool, 0, "dd")), (1, 1));
+    assert_eq!((pool.expire(1), pool.expire(9), pool.expire(9)), (1, 1, 0));
+    pool.check_invariants();
+    assert_eq!((pool.stats().cached, pool.stats().evictions), (1, 0));
+    pool.free(held.lease);
+}
+
+/// What the pool must do, the slow way: paths are compared scope by scope and token by token, the free queue is a `Vec`.
 struct Reference {
     holders: Vec<u32>,
     free: Vec<u32>,
-    /// Content that can be found: the tokens from the start of the sequence to the end of the block.
-    content: HashMap<(CacheSalt, Vec<TokenId>), u32>,
+    owners: Vec<Option<BlockOwner>>,
+    last_used: Vec<u64>,
+    quotas: BTreeMap<TenantId, usize>,
+    now: u64,
+    ttl: u64,
+    /// Content that can be found.
+    content: HashMap<Path, u32>,
+}
+
+/// Scope of each block from the start of the sequence on, and the tokens to the end of the last.
+type Path = (Vec<CacheSalt>, Vec<TokenId>);
+
+fn follows((scopes, tokens): &Path, (other_scopes, other_tokens): &Path) -> bool {
+    scopes.starts_with(other_scopes) && tokens.starts_with(other_tokens)
 }
 
 impl Reference {
-    fn new(num_blocks: u32) -> Self {
-        Self { holders: vec![0; num_blocks as usize], free: (0..num_blocks).collect(), content: HashMap::new() }
+    fn new(num_blocks: u32, quotas: &BTreeMap<TenantId, usize>, ttl: u64) -> Self {
+        let n = num_blocks as usize;
+        let (holders, owners, last_used) = (vec![0; n], vec![None; n], vec![0; n]);
+        let (free, quotas) = ((0..num_blocks).collect(), quotas.clone());
+        Self { holders, free, owners, last_used, quotas, now: 0, ttl, content: HashMap::new() }
     }
 
-    fn find(&self, salt: CacheSalt, tokens: &[TokenId]) -> Vec<u32> {
-        let ends = (1..=tokens.len() / 2).map(|i| 2 * i);
-        ends.map_while(|end| self.content.get(&(salt, tokens[..end].to_vec())).copied()).collect()
+    fn is_expired(&self, block: u32) -> bool {
+        self.holders[block as usize] == 0 && self.now - self.last_used[block as usize] > self.ttl
     }
 
-    fn is_found(&self, block: u32) -> bool {
-        self.content.values().any(|&held| held == block)
+    /// Blocks of the longest path that begins with some blocks of the public scope, the fewest of equals, with its scopes.
+    fn find(&self, salt: CacheSalt, tokens: &[TokenId]) -> Vec<(u32, CacheSalt)> {
+        let own_only = self.follow(Vec::new(), salt, tokens);
+        let public = self.follow(Vec::new(), PUBLIC, tokens);
+        let mixed = if public.is_empty() { public } else { self.follow(public, salt, tokens) };
+        let mut longest = if mixed.len() > own_only.len() { mixed } else { own_only };
+        longest.truncate(longest.iter().take_while(|&&(block, _)| !self.is_expired(block)).count());
+        longest
+    }
+
+    fn follow(&self, mut path: Vec<(u32, CacheSalt)>, salt: CacheSalt, tokens: &[TokenId]) -> Vec<(u32, CacheSalt)> {
+        while 2 * (path.len() + 1) <= tokens.len() {
+            let scopes = path.iter().map(|&(_, scope)| scope).chain([salt]).collect();
+            let Some(&block) = self.content.get(&(scopes, tokens[..2 * (path.len() + 1)].to_vec())) else { break };
+            path.push((block, salt));
+        }
+        path
+    }
+
+    fn path_of(&self, block: u32) -> Option<Path> {
+        self.content.iter().find(|&(_, &held)| held == block).map(|(path, _)| path.clone())
     }
 
     fn take(&mut self, block: u32) {
@@ -235,38 +385,95 @@ impl Reference {
         self.holders[block as usize] += 1;
     }
 
-    fn take_new(&mut self) -> u32 {
-        let block = self.free.remove(0);
-        self.holders[block as usize] = 1;
-        let gone = self.content.iter().find(|&(_, &held)| held == block).map(|(key, _)| key.clone());
-        if let Some((salt, chain)) = gone {
-            self.content.remove(&(salt, chain.clone()));
-            let below = self.content.keys().any(|(other, tokens)| *other == salt && tokens.starts_with(&chain));
-            assert!(!below, "a block was evicted before one that follows it");
+    fn num_used(&self, tenant: TenantId) -> usize {
+        let is_used = |block: u32| self.holders[block as usize] > 0 || self.path_of(block).is_some();
+        (0..self.holders.len() as u32).filter(|&block| self.is_of(tenant, block) && is_used(block)).count()
+    }
+
+    fn is_of(&self, tenant: TenantId, block: u32) -> bool {
+        self.owners[block as usize].is_some_and(|owner| owner.tenant == tenant)
+    }
+
+    /// Whether `num_new` blocks of `tenant` are within its quota when `kept` and all held ones stay.
+    fn is_within_quota(&self, tenant: TenantId, kept: &[(u32, CacheSalt)], num_new: usize) -> bool {
+        let stays = |block: u32| self.holders[block as usize] > 0 || kept.iter().any(|&(kept, _)| kept == block);
+        let num_fixed = (0..self.holders.len() as u32).filter(|&block| self.is_of(tenant, block) && stays(block)).count();
+        self.quotas.get(&tenant).is_none_or(|&quota| num_fixed + num_new <= quota)
+    }
+
+    /// `owner` got `block`: its oldest own one if its quota is full, else an empty one if there is any, else the oldest of all.
+    fn take_new(&mut self, owner: BlockOwner, block: u32) {
+        let is_cached = |block: u32| self.path_of(block).is_some();
+        let is_full = self.quotas.get(&owner.tenant).is_some_and(|&quota| self.num_used(owner.tenant) >= quota);
+        if is_full || self.free.iter().all(|&block| is_cached(block)) {
+            let mut candidates = self.free.iter().copied().filter(|&block| is_cached(block));
+            let oldest = candidates.find(|&block| !is_full || self.is_of(owner.tenant, block));
+            assert_eq!(Some(block), oldest, "another block was to be given up");
+        } else {
+            assert!(!is_cached(block), "a cached block was given up though another is empty");
         }
-        block
+        let num_gone = self.forget(block);
+        assert!(num_gone <= 1 || !self.quotas.is_empty(), "a block was given up before one that follows it");
+        self.take(block);
+        self.owners[block as usize] = Some(owner);
+    }
+
+    /// What `block` holds is found no more, nor what follows it.
+    fn forget(&mut self, block: u32) -> usize {
+        let Some(path) = self.path_of(block) else { return 0 };
+        let num_before = self.content.len();
+        self.content.retain(|other, _| !follows(other, &path));
+        num_before - self.content.len()
     }
 
     fn release(&mut self, blocks: &[u32]) {
         for &block in blocks.iter().rev() {
             self.holders[block as usize] -= 1;
             if self.holders[block as usize] == 0 {
-                let at = if self.is_found(block) { self.free.len() } else { 0 };
-                self.free.insert(at, block);
+                self.last_used[block as usize] = self.now;
+                self.free.push(block);
             }
         }
     }
 
-    fn cache(&mut self, salt: CacheSalt, tokens: &[TokenId], blocks: &mut [u32]) {
-        for (i, block) in blocks.iter_mut().enumerate() {
-            let key = (salt, tokens[..2 * (i + 1)].to_vec());
-            let held = *self.content.entry(key).or_insert(*block);
-            if held != *block {
+    /// Makes `blocks` findable from the first one on that is not. A path of other scopes to the same tokens is a collision.
+    fn cache(&mut self, salt: CacheSalt, tokens: &[TokenId], blocks: &mut [u32], num_cached: &mut usize) {
+        for i in *num_cached..blocks.len() {
+            let end = 2 * (i + 1);
+            let parent = match i {
+                0 => Some((Vec::new(), Vec::new())),
+                i => self.path_of(blocks[i - 1]),
+            };
+            let Some((mut scopes, _)) = parent else { return };
+            scopes.push(salt);
+            let path = (scopes, tokens[..end].to_vec());
+            let collides = |other: &Path| *other != path && other.1 == path.1 && other.0.last() == Some(&salt);
+            if self.content.keys().any(collides) {
+                return;
+            }
+            let held = *self.content.entry(path).or_insert(blocks[i]);
+            if held != blocks[i] {
                 self.take(held);
-                let own = std::mem::replace(block, held);
+                let own = std::mem::replace(&mut blocks[i], held);
                 self.release(&[own]);
             }
+            *num_cached = i + 1;
         }
+    }
+
+    fn erase(&mut self, is_erased: impl Fn(&BlockOwner) -> bool) -> usize {
+        let all = 0..self.holders.len() as u32;
+        all.map(|block| if self.owners[block as usize].as_ref().is_some_and(&is_erased) { self.forget(block) } else { 0 }).sum()
+    }
+
+    fn expire(&mut self, max_blocks: usize) -> usize {
+        let mut num_expired = 0;
+        while num_expired < max_blocks {
+            let oldest = self.free.iter().copied().find(|&block| self.path_of(block).is_some());
+            let Some(block) = oldest.filter(|&block| self.is_expired(block)) else { break };
+            num_expired += self.forget(block);
+        }
+        num_expired
     }
 }
 
@@ -285,101 +492,216 @@ impl Rng {
 /// One sequence of the walk, in the pool and in the reference.
 struct Walker {
     holder: Holder,
+    owner: BlockOwner,
     blocks: Vec<u32>,
     num_exact: usize,
+    num_cached: usize,
+}
+
+/// The pool and the reference side by side.
+struct Walk {
+    pool: BlockPool,
+    reference: Reference,
+    rng: Rng,
+    walkers: Vec<Walker>,
+    /// Tenant that last filled each block, as far as a zeroing executor knows.
+    written_by: Vec<Option<TenantId>>,
+    num_refusals: usize,
+    num_quota_refusals: usize,
+    num_erased: usize,
+    num_expired: usize,
 }
 
 const NUM_BLOCKS: u32 = 12;
 
-/// Two tokens only, so that prefixes are shared all the time.
-fn random_tokens(rng: &mut Rng) -> Vec<TokenId> {
-    (0..1 + rng.below(9)).map(|_| TokenId(rng.below(2) as u32)).collect()
-}
+const SCOPES: [CacheSalt; 3] = [CacheSalt(0), CacheSalt(1), PUBLIC];
 
-fn walk_admit(pool: &mut BlockPool, reference: &mut Reference, rng: &mut Rng) -> Option<Walker> {
-    let (salt, tokens) = (CacheSalt(rng.below(2) as u64), random_tokens(rng));
-    let num_approximate = rng.below(4).saturating_sub(1);
-    let shared = reference.find(salt, &tokens);
-    let idle = shared.iter().filter(|&&block| reference.holders[block as usize] == 0).count();
-    let num_new = tokens.len().div_ceil(2) - shared.len();
-    let fits = idle + num_new <= reference.free.len();
-    let holder = admit(pool, salt, tokens, num_approximate);
-    assert_eq!(holder.is_some(), fits, "the pool and the reference disagree about room");
-    let holder = holder?;
-    shared.iter().for_each(|&block| reference.take(block));
-    let new = (0..num_new).map(|_| reference.take_new());
-    let blocks: Vec<u32> = shared.iter().copied().chain(new).collect();
-    let num_exact = blocks.len() - num_approximate.min(num_new);
-    Some(Walker { holder, blocks, num_exact })
-}
-
-fn walk_cache(pool: &mut BlockPool, reference: &mut Reference, walker: &mut Walker) {
-    let Holder { salt, tokens, hashes, lease } = &mut walker.holder;
-    let sequence = HashedTokens { salt: *salt, tokens, hashes };
-    pool.cache_full_blocks(lease, sequence, tokens.len(), OnDuplicate::Exchange);
-    let num_full = walker.num_exact.min(tokens.len() / 2);
-    reference.cache(*salt, tokens, &mut walker.blocks[..num_full]);
-}
-
-fn walk_grow(pool: &mut BlockPool, reference: &mut Reference, walker: &mut Walker) {
-    let grown = matches!(pool.grow(&mut walker.holder.lease, 1), Allocation::Ready(()));
-    assert_eq!(grown, !reference.free.is_empty(), "the pool and the reference disagree about room");
-    if grown {
-        walker.num_exact += usize::from(walker.num_exact == walker.blocks.len());
-        walker.blocks.push(reference.take_new());
+impl Walk {
+    fn new(quotas: &[(TenantId, usize)], ttl_micros: Option<u64>) -> Self {
+        let quotas = quotas.iter().copied().collect();
+        let ttl = ttl_micros.map(Duration::from_micros);
+        Self {
+            pool: pool(NUM_BLOCKS as usize).with_quotas(&quotas).with_ttl(ttl),
+            reference: Reference::new(NUM_BLOCKS, &quotas, ttl_micros.unwrap_or(u64::MAX)),
+            rng: Rng(1),
+            walkers: Vec::new(),
+            written_by: vec![None; NUM_BLOCKS as usize],
+            num_refusals: 0,
+            num_quota_refusals: 0,
+            num_erased: 0,
+            num_expired: 0,
+        }
     }
-}
 
-fn check_against(pool: &BlockPool, reference: &Reference, rng: &mut Rng) {
-    pool.check_invariants();
-    let order: Vec<_> = pool.free_queue.iter().map(|block| block.0).collect();
-    assert_eq!(order, reference.free, "free queue");
-    assert_eq!(pool.ref_counts, reference.holders, "holders");
-    assert_eq!(pool.index.len(), reference.content.len(), "indexed blocks");
-    let (salt, tokens) = (CacheSalt(rng.below(2) as u64), random_tokens(rng));
-    let hashes = hash_full_blocks(salt, &tokens, SIZE);
-    let found = pool.match_prefix(HashedTokens { salt, tokens: &tokens, hashes: &hashes }, tokens.len());
-    assert_eq!(found.blocks.iter().map(|block| block.0).collect::<Vec<_>>(), reference.find(salt, &tokens));
-    if let Some(partial) = found.partial {
-        let chain = &tokens[..found.num_tokens + partial.num_tokens];
-        let holds = |((other, content), &block): (&(CacheSalt, Vec<TokenId>), &u32)| {
-            *other == salt && block == partial.block.0 && content.starts_with(chain)
+    /// Two tokens only, so that prefixes are shared all the time.
+    fn random_text(&mut self) -> Text {
+        let salt = SCOPES[self.rng.below(3)];
+        let tokens = (0..1 + self.rng.below(9)).map(|_| TokenId(self.rng.below(2) as u32)).collect();
+        Text::new(salt, tokens)
+    }
+
+    fn admit(&mut self) {
+        let text = self.random_text();
+        let session = [None, Some(SessionId(1)), Some(SessionId(2))][self.rng.below(3)];
+        let owner = BlockOwner { session, request: RequestId(self.rng.below(4) as u64), ..owner_in(text.salt) };
+        let num_approximate = self.rng.below(4).saturating_sub(1);
+        let reference = &mut self.reference;
+        let shared = reference.find(text.salt, &text.tokens);
+        let idle = shared.iter().filter(|&&(block, _)| reference.holders[block as usize] == 0).count();
+        let num_new = text.tokens.len().div_ceil(2) - shared.len();
+        let has_room = idle + num_new <= reference.free.len();
+        let is_within_quota = reference.is_within_quota(owner.tenant, &shared, num_new);
+        let tokens = text.tokens.len();
+        let holder = admit(&mut self.pool, owner, text, num_approximate);
+        assert_eq!(holder.is_some(), has_room && is_within_quota, "the pool and the reference disagree about room for {tokens}");
+        self.num_refusals += usize::from(!has_room);
+        self.num_quota_refusals += usize::from(has_room && !is_within_quota);
+        let Some(holder) = holder else { return };
+        shared.iter().for_each(|&(block, _)| reference.take(block));
+        let blocks = holder.blocks();
+        blocks[shared.len()..].iter().for_each(|&block| reference.take_new(owner, block));
+        assert!(shared.iter().map(|(block, _)| block).eq(&blocks[..shared.len()]), "what was found is shared");
+        let num_exact = blocks.len() - num_approximate.min(num_new);
+        self.walkers.push(Walker { holder, owner, blocks, num_exact, num_cached: shared.len() });
+    }
+
+    fn cache(&mut self, pick: usize) {
+        let Walker { holder: Holder { text, lease }, blocks, num_exact, num_cached, .. } = &mut self.walkers[pick];
+        self.pool.cache_full_blocks(lease, text.hashed(), text.tokens.len(), OnDuplicate::Exchange);
+        let num_full = (*num_exact).min(text.tokens.len() / 2);
+        self.reference.cache(text.salt, &text.tokens, &mut blocks[..num_full], num_cached);
+    }
+
+    fn grow(&mut self, pick: usize) {
+        let walker = &mut self.walkers[pick];
+        let grown = matches!(self.pool.grow(&mut walker.holder.lease, 1), Allocation::Ready(()));
+        let fits = !self.reference.free.is_empty() && self.reference.is_within_quota(walker.owner.tenant, &[], 1);
+        assert_eq!(grown, fits, "the pool and the reference disagree about room to grow");
+        if grown {
+            walker.num_exact += usize::from(walker.num_exact == walker.blocks.len());
+            let block = *walker.holder.blocks().last().expect("it grew");
+            self.reference.take_new(walker.owner, block);
+            walker.blocks.push(block);
+        }
+    }
+
+    fn free(&mut self, pick: usize) {
+        let Walker { holder, blocks, .. } = self.walkers.swap_remove(pick);
+        self.pool.free(holder.lease);
+        self.reference.release(&blocks);
+    }
+
+    fn reset(&mut self) {
+        while !self.walkers.is_empty() {
+            self.free(0);
+        }
+        self.pool.reset_prefix_cache();
+        self.reference.content.clear();
+    }
+
+    fn erase(&mut self) {
+        let tenant = TenantId(SCOPES[self.rng.below(3)].0 as u32);
+        let session = Some(SessionId(1));
+        let request = RequestId(self.rng.below(4) as u64);
+        let kind = self.rng.below(3);
+        let is_erased = |owner: &BlockOwner| match kind {
+            0 => owner.tenant == tenant,
+            1 => owner.tenant == tenant && owner.session == session,
+            _ => owner.tenant == tenant && owner.request == request,
         };
-        assert!(reference.content.iter().any(holds), "the partly matched block holds something else");
+        let num_erased = self.pool.erase(is_erased);
+        assert_eq!(num_erased, self.reference.erase(is_erased), "erased blocks");
+        let remains = |&block: &u32| self.reference.owners[block as usize].as_ref().is_some_and(is_erased);
+        assert!(!self.reference.content.values().any(remains), "an erased block is found");
+        self.num_erased += num_erased;
+    }
+
+    fn pass_time(&mut self) {
+        self.reference.now += 1;
+        self.pool.advance(Timestamp::from_micros(self.reference.now));
+        let num_expired = self.pool.expire(2);
+        assert_eq!(num_expired, self.reference.expire(2), "expired blocks");
+        self.num_expired += num_expired;
+    }
+
+    /// What is zeroed is exactly what another tenant had filled.
+    fn check_zeroed(&mut self) {
+        let mut expected = Vec::new();
+        for (i, owner) in self.pool.owners.iter().enumerate() {
+            let Some(owner) = owner else { continue };
+            let before = self.written_by[i].replace(owner.tenant);
+            if before.is_some_and(|before| before != owner.tenant) {
+                expected.push(BlockId(i as u32));
+            }
+        }
+        let zeroed = self.pool.take_to_zero();
+        assert!(expected.iter().all(|block| zeroed.contains(block)), "{expected:?} are to be zeroed and not only {zeroed:?}");
+    }
+
+    fn check(&mut self) {
+        let (pool, reference) = (&self.pool, &self.reference);
+        pool.check_invariants();
+        let sorted = |mut blocks: Vec<u32>| {
+            blocks.sort_unstable();
+            blocks
+        };
+        let is_cached = |block: &u32| reference.path_of(*block).is_some();
+        let (cached, empty): (Vec<u32>, Vec<u32>) = pool.free_queue.iter().map(|block| block.0).partition(is_cached);
+        let (expected_cached, expected_empty): (Vec<u32>, Vec<u32>) = reference.free.iter().partition(|block| is_cached(block));
+        assert_eq!(cached, expected_cached, "order of the cached blocks");
+        assert_eq!(sorted(empty), sorted(expected_empty), "empty blocks");
+        assert_eq!(pool.ref_counts, reference.holders, "holders");
+        assert_eq!(pool.owners, reference.owners, "owners");
+        assert_eq!(pool.index.len(), reference.content.len(), "indexed blocks");
+        self.check_match();
+        self.check_zeroed();
+    }
+
+    fn check_match(&mut self) {
+        let text = self.random_text();
+        let found = self.pool.match_prefix(text.hashed(), text.tokens.len());
+        let expected: Vec<_> = self.reference.find(text.salt, &text.tokens).iter().map(|&(block, _)| block).collect();
+        assert_eq!(found.blocks.iter().map(|block| block.0).collect::<Vec<_>>(), expected);
+        if let Some(partial) = found.partial {
+            let (scopes, tokens) = self.reference.path_of(partial.block.0).expect("a partly matched block is found");
+            assert!(tokens.starts_with(&text.tokens[..found.num_tokens + partial.num_tokens]), "it holds something else");
+            assert_eq!(scopes.last(), Some(&text.salt), "it is of another scope");
+            assert!(scopes.iter().all(|scope| [text.salt, PUBLIC].contains(scope)), "it is behind another scope");
+        }
+    }
+
+    fn run(&mut self, num_steps: usize) {
+        for _ in 0..num_steps {
+            let pick = self.rng.below(self.walkers.len().max(1));
+            match (self.rng.below(100), self.walkers.is_empty()) {
+                (99, _) if self.rng.below(50) == 0 => self.reset(),
+                (97..99, _) => self.erase(),
+                (80..97, _) => self.pass_time(),
+                (0..40, _) | (_, true) => self.admit(),
+                (40..60, _) => self.cache(pick),
+                (60..68, _) => self.grow(pick),
+                _ => self.free(pick),
+            }
+            self.check();
+        }
+        self.walkers.drain(..).for_each(|walker| self.pool.free(walker.holder.lease));
     }
 }
 
 #[test]
 fn a_long_random_walk_agrees_with_the_naive_reference() {
-    let (mut pool, mut reference, mut rng) = (pool(NUM_BLOCKS as usize), Reference::new(NUM_BLOCKS), Rng(1));
-    let mut walkers: Vec<Walker> = Vec::new();
-    let mut num_refusals = 0;
-    for _ in 0..100_000 {
-        let pick = rng.below(walkers.len().max(1));
-        match (rng.below(100), walkers.is_empty()) {
-            (99, _) if rng.below(50) == 0 => {
-                for Walker { holder, blocks, .. } in walkers.drain(..) {
-                    pool.free(holder.lease);
-                    reference.release(&blocks);
-                }
-                pool.reset_prefix_cache();
-                reference.content.clear();
-            }
-            (0..40, _) | (_, true) => match walk_admit(&mut pool, &mut reference, &mut rng) {
-                Some(walker) => walkers.push(walker),
-                None => num_refusals += 1,
-            },
-            (40..60, _) => walk_cache(&mut pool, &mut reference, &mut walkers[pick]),
-            (60..70, _) => walk_grow(&mut pool, &mut reference, &mut walkers[pick]),
-            _ => {
-                let Walker { holder, blocks, .. } = walkers.swap_remove(pick);
-                pool.free(holder.lease);
-                reference.release(&blocks);
-            }
-        }
-        check_against(&pool, &reference, &mut rng);
-    }
-    assert!(num_refusals > 1_000, "the pool was full only {num_refusals} times");
-    assert!(pool.stats().evictions > 10_000, "only {} evictions", pool.stats().evictions);
-    walkers.into_iter().for_each(|walker| pool.free(walker.holder.lease));
+    let mut walk = Walk::new(&[], None);
+    walk.run(60_000);
+    assert!(walk.num_refusals > 1_000, "the pool was full only {} times", walk.num_refusals);
+    assert!(walk.pool.stats().evictions > 2_000, "only {} evictions", walk.pool.stats().evictions);
+    assert!(walk.num_erased > 500, "only {} blocks were erased", walk.num_erased);
+}
+
+#[test]
+fn quotas_and_expiry_agree_with_the_naive_reference() {
+    let mut walk = Walk::new(&[(TenantId(0), 5), (TenantId(9), 4)], Some(2));
+    walk.run(60_000);
+    assert!(walk.num_quota_refusals > 1_000, "a quota was full only {} times", walk.num_quota_refusals);
+    assert!(walk.num_expired > 1_000, "only {} blocks expired", walk.num_expired);
+    assert!(walk.pool.stats().evictions > 1_000, "only {} evictions", walk.pool.stats().evictions);
 }

@@ -59,6 +59,13 @@ impl Backend for CpuBackend {
         self.config.vocab_size
     }
 
+    fn zero_blocks(&mut self, blocks: &[BlockId]) -> Result<(), BackendError> {
+        for layer in &mut self.kv {
+            blocks.iter().for_each(|block| layer.zero_block(block.0));
+        }
+        Ok(())
+    }
+
     fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), BackendError> {
         for layer in &mut self.kv {
             for copy in copies {

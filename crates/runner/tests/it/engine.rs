@@ -10,7 +10,7 @@ use ::engine::{
 use runner::backend::cpu::CpuBackend;
 use runner::testing::{tiny_backend, tiny_config};
 use runner::{Architecture, Backend, BackendError, InputBatch, KvDtype, ModelConfig, ModelRunner, RopeLayout};
-use tokens::{BlockSize, CacheSalt, RequestId, Timestamp, TokenId};
+use tokens::{BlockId, BlockSize, CacheSalt, RequestId, Timestamp, TokenId};
 
 const NUM_BLOCKS: usize = 64;
 
@@ -52,6 +52,8 @@ impl Engine {
             store: true,
             template: Vec::new(),
             segments: Vec::new(),
+            session: None,
+            readable: Vec::new(),
             arrival: Timestamp::default(),
         };
         self.core.fits(&request).unwrap();
@@ -300,6 +302,9 @@ impl Backend for Distrusting {
     fn vocab_size(&self) -> usize {
         self.0.vocab_size()
     }
+    fn zero_blocks(&mut self, blocks: &[BlockId]) -> Result<(), BackendError> {
+        self.0.zero_blocks(blocks)
+    }
     fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), BackendError> {
         self.0.copy_blocks(copies)
     }
@@ -364,6 +369,8 @@ fn prompt_log_probabilities_do_not_depend_on_chunks() {
             store: true,
             template: Vec::new(),
             segments: Vec::new(),
+            session: None,
+            readable: Vec::new(),
             arrival: Timestamp::default(),
         };
         core.add_request(request, Timestamp::default());

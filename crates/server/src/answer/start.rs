@@ -85,6 +85,8 @@ fn group_of(app: &AppState, request: &ValidRequest, prompt: &Encoded, arrival: T
         store: request.store,
         template: prompt.template.clone(),
         segments: Vec::new(),
+        session: None,
+        readable: Vec::new(),
         arrival,
     };
     Ok((0..request.n).map(answer).collect())

@@ -50,8 +50,8 @@ impl UsageSum {
             kv_sharing: KvSharingUsage {
                 mode: match self.mode {
                     KvSharingMode::Off => SharingMode::Off,
-                    KvSharingMode::Prefix => SharingMode::Prefix,
-                    KvSharingMode::Span => SharingMode::Span,
+                    KvSharingMode::Prefix | KvSharingMode::Shadow => SharingMode::Prefix,
+                    KvSharingMode::Span | KvSharingMode::Semantic => SharingMode::Span,
                 },
                 prefix_tokens: self.kv.prefix_tokens,
                 span_tokens: self.kv.span_tokens,

@@ -1,0 +1,12 @@
+//! What sharing could give a request, without running it.
+
+/// What of a prompt is there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Explanation {
+    /// Leading tokens whose exact KV is cached.
+    pub prefix_tokens: u32,
+    /// Which spans would be copied behind them, of what is still in the pool.
+    pub plan: semantic::ReusePlan,
+    /// All equal spans that were found, in the pool or not.
+    pub matches: Vec<semantic::SpanMatch>,
+}

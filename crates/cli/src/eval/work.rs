@@ -6,8 +6,9 @@ use engine::{KvUsage, Probe, Readers};
 ///
 /// Rows that are computed count in all layers. A probe counts all rows behind the prefix hit in the layers up to the one whose
 /// keys and values it compares, that one included although only its projections are computed; with readers at all layers, the
-/// rows that were not moved count in all layers once more. `announced` is the usage at admission, before the probe; `last` the
-/// final one. Copies, and the check of layer 0 on a few tokens of a span, do not count.
+/// rows that were not moved count in all layers once more. That is an upper bound: those left of all spans are in truth
+/// computed once, but the usage does not say how many they are. Copies, and the check of layer 0 on a few tokens of a span, do
+/// not count. `announced` is the usage at admission, before the probe; `last` the final one.
 pub(crate) fn computed_share(announced: &KvUsage, last: &KvUsage, probe: Option<Probe>, num_layers: u32) -> f64 {
     let layers = f64::from(num_layers);
     let computed = f64::from(last.computed_tokens) * layers;

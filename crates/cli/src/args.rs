@@ -5,6 +5,7 @@ use clap::{Parser, Subcommand};
 use crate::bench::BenchCommand;
 use crate::chat::ChatArgs;
 use crate::config::ConfigArgs;
+use crate::eval::EvalArgs;
 use crate::keys::KeysCommand;
 use crate::pull::PullArgs;
 use crate::simulate::SimulateArgs;
@@ -33,6 +34,8 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: BenchCommand,
     },
+    /// Compare answers after reuse of KV with full computation, without a server
+    Eval(Box<EvalArgs>),
     /// Replay a trace of requests on a virtual clock, without a model
     Simulate(SimulateArgs),
     /// Make API keys

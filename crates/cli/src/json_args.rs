@@ -32,4 +32,36 @@ impl JsonArgs {
         }
         Ok(())
     }
+
+    /// Writes what is known so far to the file, if there is one, so that a run that is cut short was not for nothing.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub(crate) fn save(&self, result: &impl Serialize) -> anyhow::Result<()> {
+        let Some(path) = self.json.as_deref().filter(|path| *path != Path::new("-")) else { return Ok(()) };
+        let json = serde_json::to_string(result).context("writing JSON")?;
+        // Renamed into place, so that the file is whole at any moment.
+        let part = path.with_extension("part");
+        let written = std::fs::write(&part, json).and_then(|()| std::fs::rename(&part, path));
+        written.with_context(|| format!("writing {}", path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_saved_is_in_the_file_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out.json");
+        let to_file = JsonArgs { json: Some(path.clone()) };
+        to_file.save(&[1, 2]).unwrap();
+        to_file.save(&[3]).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "[3]");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        JsonArgs::default().save(&[4]).unwrap();
+        JsonArgs { json: Some("-".into()) }.save(&[4]).unwrap();
+        assert!(JsonArgs { json: Some(folder.path().join("no/out.json")) }.save(&[5]).is_err());
+    }
 }

@@ -1,7 +1,8 @@
 //! `kvshare`: reads flags and a file, builds everything, runs one command.
 //!
-//! What is here: the command line, the configuration, fetching models, the clients `chat` and `bench`, and the one place
-//! that knows all other crates (`serve`). What is deliberately not here: anything another program would want to import.
+//! What is here: the command line, the configuration, fetching models, the clients `chat` and `bench`, the measure of what reuse
+//! costs in quality (`eval`), and the one place that knows all other crates (`serve`). What is deliberately not here: anything
+//! another program would want to import.
 
 #![forbid(unsafe_code)]
 
@@ -10,6 +11,7 @@ mod bench;
 mod chat;
 mod client;
 mod config;
+mod eval;
 mod json_args;
 mod keys;
 mod loading;
@@ -45,6 +47,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Pull(args) => pull::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Bench { command } => bench::run(command),
+        Command::Eval(args) => eval::run(&args),
         Command::Simulate(args) => simulate::run(&args),
         Command::Keys { command } => keys::run(command),
         Command::CheckConfig(args) => check_config(*args),
@@ -98,7 +101,7 @@ mod tests {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Args::command(), "kvshare", &mut script);
             let script = String::from_utf8(script).unwrap();
-            for command in ["serve", "pull", "chat", "bench", "simulate", "keys", "check-config", "completions"] {
+            for command in ["serve", "pull", "chat", "bench", "eval", "simulate", "keys", "check-config", "completions"] {
                 assert!(script.contains(command), "{shell} lacks {command}");
             }
         }

@@ -34,9 +34,21 @@ pub(crate) struct SimulateArgs {
     /// Requests running at once [default: 256]
     #[arg(long, value_name = "N")]
     max_num_seqs: Option<usize>,
-    /// A request that has waited longer is overtaken by nobody [default: 2s]
+    /// A request that has waited longer goes first [default: 2s]
     #[arg(long, value_name = "TIME")]
     max_overtake: Option<Millis>,
+    /// The same in a long queue, as a multiple of the time it takes [default: 4]
+    #[arg(long, value_name = "X")]
+    max_overtake_ratio: Option<f64>,
+    /// Share of the time waited that counts against predicted work at most [default: 0.5]
+    #[arg(long, value_name = "X")]
+    ageing: Option<f64>,
+    /// Share of the longest delay that a request with much work waits longer than by arrival; 0: as `--ageing` has it
+    #[arg(long, value_name = "X")]
+    overtake_share: Option<f64>,
+    /// Share of a step's rows for a long prompt while shorter ones wait
+    #[arg(long, value_name = "X")]
+    long_prompt_share: Option<f64>,
     #[command(flatten)]
     json: JsonArgs,
 }
@@ -63,6 +75,10 @@ fn options(args: &SimulateArgs) -> SimOptions {
         max_num_batched_tokens: args.max_num_batched_tokens.unwrap_or(defaults.max_num_batched_tokens),
         max_num_seqs: args.max_num_seqs.unwrap_or(defaults.max_num_seqs),
         max_overtake: args.max_overtake.map_or(defaults.max_overtake, Millis::get),
+        max_overtake_ratio: args.max_overtake_ratio.unwrap_or(defaults.max_overtake_ratio),
+        ageing: args.ageing.unwrap_or(defaults.ageing),
+        overtake_share: args.overtake_share.unwrap_or(defaults.overtake_share),
+        long_prompt_share: args.long_prompt_share.unwrap_or(defaults.long_prompt_share),
         cost: defaults.cost,
     }
 }
@@ -92,12 +108,14 @@ mod tests {
     fn flags_reach_the_simulator() {
         let options = parse(
             "simulate t --blocks 10,unlimited --policy fcfs --kv-sharing off --time-scale 0.5 -n 7 --max-num-batched-tokens 64 \
-             --max-num-seqs 3 --max-overtake 250ms",
+             --max-num-seqs 3 --max-overtake 250ms --max-overtake-ratio 3 --ageing 0.25 --overtake-share 0.7 --long-prompt-share 1",
         );
         assert_eq!(options.pools, [PoolSize::Blocks(10), PoolSize::Unlimited]);
         assert_eq!(options.policies, [engine::SchedulePolicy::Fcfs]);
         assert_eq!((options.sharing, options.time_scale, options.max_requests), (engine::KvSharingMode::Off, 0.5, Some(7)));
         assert_eq!((options.max_num_batched_tokens, options.max_num_seqs), (64, 3));
         assert_eq!(options.max_overtake, std::time::Duration::from_millis(250));
+        let factors = [options.max_overtake_ratio, options.ageing, options.overtake_share, options.long_prompt_share];
+        assert_eq!(factors, [3.0, 0.25, 0.7, 1.0]);
     }
 }

@@ -22,8 +22,23 @@ pub struct SchedulerConfig {
     pub max_model_len: u32,
     /// Who is admitted next.
     pub policy: SchedulePolicy,
-    /// A request that has waited longer than this is admitted before all that arrived later.
+    /// How much of the time a request has waited counts against its predicted work at most, by [`SchedulePolicy::RemainingWork`]. At
+    /// 1, nobody is overtaken by a request that arrives later by more than its own work; at 0, nothing counts but work. Finite and not
+    /// negative.
+    pub ageing: f64,
+    /// Share of the longest delay of late that a request with much work waits longer than by arrival: the time waited counts for less
+    /// where that is enough. Finite and not negative; 0 leaves `ageing` alone.
+    pub overtake_share: f64,
+    /// A request that has waited longer than this is the next of its tenant, unless it came into a long queue.
     pub max_overtake: Duration,
+    /// A request that found a long queue is the next of its tenant when it has waited this many times as long as that queue takes.
+    /// Finite and not negative; 0 leaves `max_overtake` alone.
+    pub max_overtake_ratio: f64,
+    /// A request whose spans somebody else is computing waits for them no longer than this, and no longer than a fifth of what its
+    /// prompt takes.
+    pub max_span_wait: Duration,
+    /// Share of a step's rows for a prompt while others with far less work wait, by [`SchedulePolicy::RemainingWork`]. In `0..=1`.
+    pub long_prompt_share: f64,
     /// Waiting requests whose hits are estimated anew in one step.
     pub max_estimates_per_step: usize,
     /// Which spans of earlier prompts are worth copying.
@@ -46,9 +61,11 @@ pub struct SchedulerConfig {
 pub enum SchedulePolicy {
     /// By arrival.
     Fcfs,
-    /// By predicted work until the first token, the least first; ties by arrival.
-    #[default]
+    /// By the share of the prompt whose KV is found, the highest first; ties by arrival (KVShare, arXiv 2503.16525).
     KvHitRate,
+    /// By predicted time until the first token less a share of the time waited, the least first; ties by arrival.
+    #[default]
+    RemainingWork,
 }
 
 /// Settings that contradict each other.
@@ -64,6 +81,16 @@ pub enum ConfigError {
         max_num_batched_tokens: usize,
         /// As given.
         max_num_seqs: usize,
+    },
+    /// A factor outside its range.
+    #[error("{name} is {value}, but must be {range}")]
+    Factor {
+        /// Which.
+        name: &'static str,
+        /// As given.
+        value: f64,
+        /// What it may be.
+        range: &'static str,
     },
     /// No prompt could be continued.
     #[error("max_model_len is {0}, but one prompt token and one generated one need 2")]
@@ -126,7 +153,12 @@ impl SchedulerConfig {
             max_num_seqs: 64,
             max_model_len,
             policy: SchedulePolicy::default(),
+            ageing: 0.5,
+            overtake_share: 0.35,
             max_overtake: Duration::from_secs(2),
+            max_overtake_ratio: 4.0,
+            max_span_wait: Duration::from_millis(10),
+            long_prompt_share: 0.1,
             max_estimates_per_step: 32,
             spans: semantic::SpanConfig::default(),
             max_donors: semantic::SpanIndexConfig::default().max_donors,
@@ -152,6 +184,17 @@ impl SchedulerConfig {
         if max_model_len < 2 {
             return Err(ConfigError::ModelTooShort(max_model_len));
         }
+        let factor = |name, value: f64, range, is_in_range| match is_in_range {
+            true => Ok(()),
+            false => Err(ConfigError::Factor { name, value, range }),
+        };
+        let is_factor = |value: f64| value.is_finite() && value >= 0.0;
+        factor("ageing", self.ageing, "finite and at least 0", is_factor(self.ageing))?;
+        factor("overtake_share", self.overtake_share, "finite and at least 0", is_factor(self.overtake_share))?;
+        let ratio = self.max_overtake_ratio;
+        factor("max_overtake_ratio", ratio, "finite and at least 0", is_factor(ratio))?;
+        let share = self.long_prompt_share;
+        factor("long_prompt_share", share, "between 0 and 1", (0.0..=1.0).contains(&share))?;
         let spans = self.spans.validated()?;
         Ok(Self { spans, ..self })
     }

@@ -1,20 +1,28 @@
-//! Blocks that running sequences are about to make findable.
+//! Blocks and spans that running sequences are about to make findable.
 //!
 //! Requests with a common prompt often arrive together. Without this, each of them would compute it.
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
 
-use tokens::{BlockHash, RequestId};
+use tokens::{BlockHash, CacheSalt, DonorId, RequestId, TokenId};
 
-/// Full blocks being computed, and by whom.
+use crate::Request;
+
+/// Full blocks and prompts being computed, and by whom.
 ///
-/// A hash alone is enough: a collision makes somebody wait for a prefill that ends, and nothing else.
-#[derive(Debug, Default)]
+/// Of blocks, a hash alone is enough: a collision makes somebody wait for a prefill that ends, and nothing else.
 pub(crate) struct InFlight {
     computing: HashMap<BlockHash, RequestId>,
+    /// Prompts that will be donors, by the request's own number.
+    prompts: semantic::SpanIndex,
 }
 
 impl InFlight {
+    pub(crate) fn new(prompts: semantic::SpanIndexConfig) -> Self {
+        Self { computing: HashMap::new(), prompts: semantic::SpanIndex::new(prompts) }
+    }
+
     /// `request_id` will compute these; those that somebody else computes already stay theirs.
     pub(crate) fn insert(&mut self, request_id: RequestId, hashes: &[BlockHash]) {
         for &hash in hashes {
@@ -34,4 +42,34 @@ impl InFlight {
     pub(crate) fn contains(&self, hash: BlockHash) -> bool {
         self.computing.contains_key(&hash)
     }
+
+    /// This prompt will be computed exactly, so that it may give spans.
+    pub(crate) fn insert_prompt(&mut self, request: &Request) {
+        let evicted = self.prompts.insert(request.cache_salt, as_donor(request.request_id), request.prompt_token_ids.clone());
+        drop(evicted); // They are computed twice, and nothing else.
+    }
+
+    /// The prompt of `request_id` was computed, or never will be.
+    pub(crate) fn remove_prompt(&mut self, request_id: RequestId) {
+        self.prompts.remove(as_donor(request_id));
+    }
+
+    /// Whether the prompt of `request_id` is still being computed.
+    pub(crate) fn contains_prompt(&self, request_id: RequestId) -> bool {
+        self.prompts.tokens_of(as_donor(request_id)).is_some()
+    }
+
+    /// Who is computing most of `tokens` behind `from` in the same scope, at any offset, and how many of them.
+    pub(crate) fn find_spans(&self, scope: CacheSalt, tokens: &[TokenId], from: u32) -> Option<(RequestId, u32)> {
+        let mut found: BTreeMap<DonorId, u32> = BTreeMap::new();
+        for span in self.prompts.find(scope, tokens, from) {
+            *found.entry(span.donor).or_default() += span.num_tokens;
+        }
+        let most = found.into_iter().max_by_key(|&(donor, num_tokens)| (num_tokens, Reverse(donor)))?;
+        Some((RequestId(most.0.0), most.1.min(tokens.len() as u32 - from)))
+    }
+}
+
+fn as_donor(request_id: RequestId) -> DonorId {
+    DonorId(request_id.0)
 }

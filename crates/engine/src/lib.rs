@@ -7,8 +7,10 @@
 
 #![forbid(unsafe_code)]
 
+mod ageing;
 mod config;
 mod core;
+mod cost;
 mod divergence;
 mod donors;
 mod erase;

@@ -1,7 +1,8 @@
 //! Chooses the work of each step: arithmetic on counters.
 //!
 //! A step has one budget of rows. Running sequences come first, in the order of their admission; each takes what is left until its
-//! frontier reaches its newest token, which is one row in decode and many in prefill. Then waiting requests are admitted.
+//! frontier reaches its newest token, which is one row in decode and many in prefill, or its share if far shorter ones wait. Then
+//! waiting requests are admitted.
 //! A request gets the blocks of its whole prompt when it is admitted, so only growth by generated tokens can find the pool full;
 //! then the last admitted sequence is preempted and computed anew later. The first admitted one always goes on, so all of them end.
 
@@ -10,22 +11,26 @@ use std::collections::HashMap;
 use semantic::DecodeRepair;
 use tokens::{RequestId, Timestamp, TokenRange};
 
+use self::forecast::Pace;
+use self::share::Shares;
+use crate::ageing::Ageing;
+use crate::cost::StepTimes;
 use crate::donors::{DonorRegistry, Target};
 use crate::in_flight::InFlight;
-use crate::queue::{ArrivalKey, RequestQueue};
+use crate::queue::{ArrivalKey, RequestQueue, Waiting};
 use crate::sequence::Sequence;
 use crate::verifier::Verifier;
 use crate::{
-    ConfigError, EngineEvent, EngineStats, KvSharingMode, Request, RequestError, SchedulePolicy, ScheduledSequence,
-    SchedulerConfig, SchedulerOutput, SpanLookups,
+    ConfigError, EngineEvent, EngineStats, Request, RequestError, ScheduledSequence, SchedulerConfig, SchedulerOutput,
+    SpanLookups,
 };
 
 mod admin;
 mod admission;
+mod dedupe;
+mod forecast;
+mod share;
 mod update;
-
-/// A copied token costs about a tenth of a computed one. Chosen: only the order of waiting requests depends on it.
-const COPIES_PER_COMPUTED_TOKEN: u32 = 10;
 
 /// Decides; never computes.
 ///
@@ -58,6 +63,11 @@ pub struct Scheduler {
     num_shadowed_tokens: u64,
     /// Version of the prefix index when hits were last predicted.
     predicted_version: u64,
+    step_times: StepTimes,
+    pace: Pace,
+    ageing: Ageing,
+    /// When the last step began and what it does, if the next one follows at its end.
+    timed_step: Option<forecast::TimedStep>,
 }
 
 impl Scheduler {
@@ -72,10 +82,13 @@ impl Scheduler {
                 .with_quotas(&config.quotas)
                 .with_ttl(config.donor_ttl),
             sequences: HashMap::new(),
-            queue: RequestQueue::new(config.policy, config.max_overtake),
+            queue: RequestQueue::default(),
             running: Vec::new(),
             donors: DonorRegistry::new(&config),
-            in_flight: InFlight::default(),
+            in_flight: InFlight::new(semantic::SpanIndexConfig {
+                max_donors: config.max_donors,
+                ..semantic::SpanIndexConfig::for_spans(&config.spans)
+            }),
             verifier: Verifier::new(config.verify_share, semantic::QualityGuard::new(config.guard)),
             pins: Vec::new(),
             finished: Vec::new(),
@@ -89,6 +102,10 @@ impl Scheduler {
             span_lookups: SpanLookups::default(),
             num_shadowed_tokens: 0,
             predicted_version: 0,
+            step_times: StepTimes::default(),
+            pace: Pace::default(),
+            ageing: Ageing::new(config.ageing, config.overtake_share),
+            timed_step: None,
             config,
         })
     }
@@ -124,10 +141,31 @@ impl Scheduler {
         let key = ArrivalKey { arrival: request.arrival.min(now), ordinal: self.num_added };
         self.num_added += 1;
         let mut sequence = Sequence::new(request, key, self.config.block_size);
-        sequence.predicted_span_hit = self.predict_span_hit(&sequence);
-        self.queue.push(key, request_id, self.predict_work(&sequence));
+        self.push_waiting(key, &mut sequence);
         let before = self.sequences.insert(request_id, sequence);
         assert!(before.is_none(), "{request_id} is in the engine already");
+    }
+
+    /// Forecasts what `sequence` will take and puts it into the queue.
+    fn push_waiting(&mut self, key: ArrivalKey, sequence: &mut Sequence) {
+        let queue_micros = self.queue_micros();
+        sequence.arrived_micros = self.ageing.advance(key.arrival);
+        sequence.expected_spans = self.expect_spans(sequence);
+        sequence.deadline = self.deadline(key.arrival, queue_micros);
+        let forecast = self.forecast(sequence);
+        if self.step_times.is_fitted() {
+            self.ageing.observe(forecast.micros, queue_micros);
+        }
+        self.queue.push(
+            key,
+            Waiting {
+                request_id: sequence.request_id,
+                tenant: sequence.request.tenant,
+                forecast,
+                uncached_micros: self.uncached_micros(sequence),
+                deadline: sequence.deadline,
+            },
+        );
     }
 
     /// Takes a request back, wherever it is; its blocks are free at once. Whether it was here.
@@ -187,6 +225,7 @@ impl Scheduler {
     pub fn schedule(&mut self, now: Timestamp) -> SchedulerOutput {
         assert!(!std::mem::replace(&mut self.is_step_open, true), "the last step is still open");
         self.forget_expired(now);
+        self.observe_last_step(now);
         if self.sequences.is_empty()
             && let Some(request) = self.verifier.start_next()
         {
@@ -196,10 +235,11 @@ impl Scheduler {
         let retracted = std::mem::take(&mut self.retracted);
         let mut step = SchedulerOutput { step: self.num_steps, finished, retracted, ..SchedulerOutput::default() };
         let mut token_budget = self.config.max_num_batched_tokens;
-        let was_preempted = self.continue_running(&mut step, &mut token_budget);
+        let shares = self.shares(now);
+        let was_preempted = self.continue_running(&shares, &mut step, &mut token_budget);
         if !was_preempted {
-            self.renew_predictions();
-            self.admit_waiting(now, &mut step, &mut token_budget);
+            self.renew_forecasts();
+            self.admit_waiting(now, &shares, &mut step, &mut token_budget);
         }
         debug_assert!(
             self.sequences.is_empty() || !step.sequences.is_empty() || !step.probes.is_empty(),
@@ -208,6 +248,7 @@ impl Scheduler {
         step.block_zeroes = self.pool.take_to_zero();
         self.num_steps += 1;
         self.num_last_scheduled = step.num_scheduled_tokens();
+        self.timed_step = Some(self.timed(&step, now));
         step
     }
 
@@ -222,7 +263,7 @@ impl Scheduler {
     }
 
     /// Gives each running sequence its rows, at least one. Whether a sequence had to be preempted.
-    fn continue_running(&mut self, step: &mut SchedulerOutput, token_budget: &mut usize) -> bool {
+    fn continue_running(&mut self, shares: &Shares, step: &mut SchedulerOutput, token_budget: &mut usize) -> bool {
         let num_before = self.running.len();
         let mut idx = 0;
         while idx < self.running.len() {
@@ -231,7 +272,8 @@ impl Scheduler {
                 continue; // Whoever came behind it has taken its place.
             }
             let reserved = self.running.len() - idx - 1;
-            *token_budget -= self.schedule_rows(request_id, *token_budget - reserved, step);
+            let max_rows = shares.limit(request_id).min(*token_budget - reserved);
+            *token_budget -= self.schedule_rows(request_id, max_rows, step);
             idx += 1;
         }
         self.running.len() < num_before
@@ -265,6 +307,7 @@ impl Scheduler {
         let request_id = self.running.remove(idx);
         let sequence = self.sequences.get_mut(&request_id).expect("a running sequence is known");
         self.in_flight.remove(request_id, sequence.block_hashes());
+        self.in_flight.remove_prompt(request_id);
         self.pool.free(sequence.reset());
         self.queue.push_preempted(sequence.arrival, request_id);
         self.num_preemptions += 1;
@@ -297,44 +340,6 @@ impl Scheduler {
             watch: if sequence.samples_at(last_position) { sequence.watched().to_vec() } else { Vec::new() },
         });
         num_rows
-    }
-
-    /// Predicted work until the first token. Spans count as they did when the request was added: to search again is not cheap.
-    fn predict_work(&self, sequence: &Sequence) -> u32 {
-        sequence.num_tokens() - self.predict_prefix_hit(sequence).max(sequence.predicted_span_hit)
-    }
-
-    fn predict_prefix_hit(&self, sequence: &Sequence) -> u32 {
-        if sequence.sharing() == KvSharingMode::Off {
-            return 0;
-        }
-        let num_blocks = self.pool.index().count_leading(sequence.hashed()) as u32;
-        (num_blocks * self.config.block_size.get()).min(sequence.num_tokens() - 1)
-    }
-
-    /// Work that prefix and spans together save; 0 when there are no spans.
-    fn predict_span_hit(&self, sequence: &Sequence) -> u32 {
-        if self.config.policy == SchedulePolicy::Fcfs || !sequence.sharing().copies_spans() {
-            return 0;
-        }
-        let prefix = self.predict_prefix_hit(sequence);
-        match self.donors.predict(target_of(sequence, prefix)) {
-            0 => 0,
-            span => prefix + span - span.div_ceil(COPIES_PER_COMPUTED_TOKEN),
-        }
-    }
-
-    /// Renews the predictions of some waiting requests, if the pool's content has changed.
-    fn renew_predictions(&mut self) {
-        let version = self.pool.index().version();
-        if self.config.policy == SchedulePolicy::Fcfs || version == self.predicted_version {
-            return;
-        }
-        self.predicted_version = version;
-        for (key, request_id) in self.queue.next_to_renew(self.config.max_estimates_per_step) {
-            let work = self.predict_work(&self.sequences[&request_id]);
-            self.queue.set_work(key, work);
-        }
     }
 }
 

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use semantic::{DecodeRepair, Drift, Repair, TokenDeviation, follow_drift, select_rows};
-use tokens::{BlockHash, BlockSize, RequestId, TokenId, TokenRange, complement, hash_full_blocks, hash_next_block};
+use tokens::{BlockHash, BlockSize, RequestId, Timestamp, TokenId, TokenRange, complement, hash_full_blocks, hash_next_block};
 
 use crate::queue::ArrivalKey;
 use crate::{FinishReason, KvSharingMode, KvUsage, Request, Row, SamplingParams, TokenLogProbs};
@@ -42,8 +42,13 @@ pub(crate) struct Sequence {
     pub(crate) lease: kv::BlockLease,
     /// As announced, once admitted.
     pub(crate) usage: Option<KvUsage>,
-    /// Tokens of work that prefix and spans together were expected to save when it was added; 0 without spans.
-    pub(crate) predicted_span_hit: u32,
+    /// Spans that it was expected to receive when it was added.
+    pub(crate) expected_spans: Option<ExpectedSpans>,
+    /// From then on it goes first.
+    pub(crate) deadline: Timestamp,
+    pub(crate) span_wait: SpanWait,
+    /// Its arrival on the clock of [`crate::ageing`].
+    pub(crate) arrived_micros: u64,
     /// Whether the runner keeps state for it.
     pub(crate) known_to_runner: bool,
     /// Whether its prompt's end was reached before, perhaps before a preemption.
@@ -51,6 +56,32 @@ pub(crate) struct Sequence {
     prompt_logprobs: Vec<Option<TokenLogProbs>>,
     /// What it says, while that is to be verified.
     pub(crate) said: Option<Vec<TokenLogProbs>>,
+}
+
+/// A request waits at most once for spans that somebody else is computing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum SpanWait {
+    /// Nobody looked yet.
+    #[default]
+    Possible,
+    /// For the prompt of `owner`, at the longest until then.
+    For {
+        /// Who computes them.
+        owner: RequestId,
+        /// End of the wait.
+        until: Timestamp,
+    },
+    /// There was nothing to wait for, or it has waited.
+    Over,
+}
+
+/// A prediction of what donors give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ExpectedSpans {
+    /// End of the prefix hit before them.
+    pub(crate) prefix_end: u32,
+    /// Tokens copied.
+    pub(crate) num_tokens: u32,
 }
 
 impl Sequence {
@@ -75,7 +106,10 @@ impl Sequence {
             prefix_end: 0,
             lease: kv::BlockLease::default(),
             usage: None,
-            predicted_span_hit: 0,
+            expected_spans: None,
+            deadline: Timestamp::default(),
+            span_wait: SpanWait::default(),
+            arrived_micros: 0,
             known_to_runner: false,
             prompt_was_computed: false,
             prompt_logprobs: vec![None; num_scored],
@@ -276,6 +310,12 @@ impl Sequence {
         let rest = complement(TokenRange::new(self.num_computed_tokens, self.num_tokens()), &self.reused);
         let positions = rest.into_iter().flat_map(TokenRange::positions).take(max_rows);
         positions.map(|position| Row { token: self.token_ids[position as usize], position }).collect()
+    }
+
+    /// How many rows are left to compute until its newest token.
+    pub(crate) fn num_rows_left(&self) -> u32 {
+        let rest = complement(TokenRange::new(self.num_computed_tokens, self.num_tokens()), &self.reused);
+        rest.into_iter().map(TokenRange::len).sum()
     }
 
     /// Whether a token is to be sampled behind a row at `position`.

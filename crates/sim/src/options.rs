@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use engine::{KvSharingMode, SchedulePolicy};
+use engine::{KvSharingMode, SchedulePolicy, SchedulerConfig};
 
 use crate::CostModel;
 
@@ -27,23 +27,36 @@ pub struct SimOptions {
     pub max_num_batched_tokens: usize,
     /// Sequences of one step.
     pub max_num_seqs: usize,
-    /// Longest time for which later requests may go first.
+    /// Longest time for which later requests may go first in a short queue.
     pub max_overtake: Duration,
+    /// The same in a long queue, as a multiple of the time it takes.
+    pub max_overtake_ratio: f64,
+    /// Share of the longest delay of late that a request with much work waits longer than by arrival.
+    pub overtake_share: f64,
+    /// Share of the time waited that counts against predicted work at most.
+    pub ageing: f64,
+    /// Share of a step's rows for a long prompt while shorter ones wait.
+    pub long_prompt_share: f64,
 }
 
 impl Default for SimOptions {
     /// Pools of 1,000, 4,000 and 16,000 blocks (64, 256 and 1,024 GiB of an 8B model's KV), and one that holds everything.
     fn default() -> Self {
+        let engine = SchedulerConfig::new(1, 2);
         Self {
             pools: vec![PoolSize::Blocks(1_000), PoolSize::Blocks(4_000), PoolSize::Blocks(16_000), PoolSize::Unlimited],
-            policies: vec![SchedulePolicy::Fcfs, SchedulePolicy::KvHitRate],
+            policies: vec![SchedulePolicy::Fcfs, SchedulePolicy::KvHitRate, SchedulePolicy::RemainingWork],
             sharing: KvSharingMode::Prefix,
             time_scale: 1.0,
             max_requests: None,
             cost: CostModel::default(),
             max_num_batched_tokens: 8192,
             max_num_seqs: 256,
-            max_overtake: Duration::from_secs(2),
+            max_overtake: engine.max_overtake,
+            max_overtake_ratio: engine.max_overtake_ratio,
+            ageing: engine.ageing,
+            overtake_share: engine.overtake_share,
+            long_prompt_share: engine.long_prompt_share,
         }
     }
 }

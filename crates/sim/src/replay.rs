@@ -33,8 +33,16 @@ pub struct ReplayConfig {
     pub max_num_batched_tokens: usize,
     /// Sequences of one step.
     pub max_num_seqs: usize,
-    /// Longest time for which later requests may go first.
+    /// Longest time for which later requests may go first in a short queue.
     pub max_overtake: Duration,
+    /// The same in a long queue, as a multiple of the time it takes.
+    pub max_overtake_ratio: f64,
+    /// Share of the longest delay of late that a request with much work waits longer than by arrival.
+    pub overtake_share: f64,
+    /// Share of the time waited that counts against predicted work at most.
+    pub ageing: f64,
+    /// Share of a step's rows for a long prompt while shorter ones wait.
+    pub long_prompt_share: f64,
 }
 
 impl ReplayConfig {
@@ -42,7 +50,20 @@ impl ReplayConfig {
     #[must_use]
     pub fn new(options: &SimOptions, pool: PoolSize, policy: SchedulePolicy) -> Self {
         let &SimOptions { sharing, cost, max_num_batched_tokens, max_num_seqs, max_overtake, .. } = options;
-        Self { pool, sharing, cost, policy, max_num_batched_tokens, max_num_seqs, max_overtake }
+        let &SimOptions { max_overtake_ratio, ageing, overtake_share, long_prompt_share, .. } = options;
+        Self {
+            pool,
+            sharing,
+            cost,
+            policy,
+            max_num_batched_tokens,
+            max_num_seqs,
+            max_overtake,
+            max_overtake_ratio,
+            ageing,
+            overtake_share,
+            long_prompt_share,
+        }
     }
 
     fn scheduler_config(&self, trace: &Trace) -> SchedulerConfig {
@@ -61,6 +82,10 @@ impl ReplayConfig {
             max_num_batched_tokens: self.max_num_batched_tokens,
             max_num_seqs: self.max_num_seqs,
             max_overtake: self.max_overtake,
+            max_overtake_ratio: self.max_overtake_ratio,
+            ageing: self.ageing,
+            overtake_share: self.overtake_share,
+            long_prompt_share: self.long_prompt_share,
             ..defaults
         }
     }
@@ -270,6 +295,7 @@ fn policy_name(policy: SchedulePolicy) -> &'static str {
     match policy {
         SchedulePolicy::Fcfs => "fcfs",
         SchedulePolicy::KvHitRate => "kv-hit-rate",
+        SchedulePolicy::RemainingWork => "remaining-work",
     }
 }
 

@@ -42,7 +42,7 @@ pub struct TraceReport {
 pub struct RunReport {
     /// Blocks of the pool, or `unlimited`.
     pub pool: String,
-    /// `fcfs` or `kv-hit-rate`.
+    /// `fcfs`, `kv-hit-rate` or `remaining-work`.
     pub policy: String,
     /// Requests that ran to their end.
     pub num_finished: u64,

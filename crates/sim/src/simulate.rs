@@ -31,8 +31,11 @@ mod tests {
     fn every_pool_meets_every_policy() {
         let options = SimOptions { pools: vec![PoolSize::Blocks(8), PoolSize::Unlimited], ..SimOptions::default() };
         let report = simulate(trace(&[(0, &[1, 2], 3), (9, &[1, 2, 3], 3)]), &options).unwrap();
+        let policies = ["fcfs", "kv-hit-rate", "remaining-work"];
+        let expected: Vec<_> =
+            ["8", "unlimited"].iter().flat_map(|pool| policies.map(|policy| format!("{pool} {policy}"))).collect();
         let runs: Vec<_> = report.runs.iter().map(|run| format!("{} {}", run.pool, run.policy)).collect();
-        assert_eq!(runs, ["8 fcfs", "8 kv-hit-rate", "unlimited fcfs", "unlimited kv-hit-rate"]);
+        assert_eq!(runs, expected);
     }
 
     #[test]

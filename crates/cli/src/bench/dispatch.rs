@@ -53,15 +53,7 @@ mod tests {
     fn check(records: &str, concurrency: usize, expected: &str) {
         let record = |text: &str| {
             let (id, donor_id) = text.split_once('<').map_or((text, None), |(id, donor)| (id, Some(donor.to_owned())));
-            Record {
-                id: id.to_owned(),
-                workload: String::new(),
-                donor_id,
-                expect: String::new(),
-                messages: Vec::new(),
-                max_tokens: 1,
-                reference: Vec::new(),
-            }
+            Record { id: id.to_owned(), donor_id, max_tokens: 1, ..Record::default() }
         };
         let records: Vec<_> = records.split(' ').map(record).collect();
         let mut dispatch = Dispatch::new(&records);

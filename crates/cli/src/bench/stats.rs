@@ -32,7 +32,7 @@ impl Summary {
 }
 
 /// The `percent`-th percentile of ascending values, linear between neighbours (method 7 of Hyndman and Fan 1996).
-fn percentile(sorted: &[f64], percent: f64) -> f64 {
+pub(crate) fn percentile(sorted: &[f64], percent: f64) -> f64 {
     let rank = percent / 100.0 * (sorted.len() - 1) as f64;
     let below = rank.floor() as usize;
     let above = rank.ceil() as usize;

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::client::Message;
 
 /// One request of a workload. Fields that are not named here are ignored.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 pub(crate) struct Record {
     /// Name of the request; unique in its file.
     pub(crate) id: String,
@@ -24,9 +24,18 @@ pub(crate) struct Record {
     pub(crate) messages: Vec<Message>,
     /// Tokens to answer at most.
     pub(crate) max_tokens: u32,
+    /// How an answer is scored.
+    #[serde(default)]
+    pub(crate) metric: String,
     /// Right answers, for those who score them. Not always texts.
     #[serde(default)]
     pub(crate) reference: Vec<serde_json::Value>,
+    /// What only the donor's prompt says: an answer that holds it has taken it from there.
+    #[serde(default)]
+    pub(crate) stale_reference: Vec<String>,
+    /// Who asks; nothing may be shared between two tenants.
+    #[serde(default)]
+    pub(crate) tenant: Option<String>,
 }
 
 /// Reads a workload, at most `limit` of its requests.

@@ -25,7 +25,7 @@ pub(crate) struct EngineConfig {
     pub(crate) max_model_len: Auto<u32>,
     /// Order of the waiting requests.
     pub(crate) scheduling: Scheduling,
-    /// A request that has waited longer is overtaken by nobody.
+    /// A request that has waited longer goes first, unless the queue was longer when it came.
     pub(crate) max_overtake: Millis,
 }
 
@@ -55,8 +55,10 @@ pub(crate) enum KvCacheDtype {
 pub(crate) enum Scheduling {
     /// First come, first served.
     Fcfs,
-    /// Least remaining prefill work first, with ageing.
+    /// Highest share of the prompt in the cache first.
     KvHitRate,
+    /// Least predicted time to the first token first, with ageing.
+    RemainingWork,
 }
 
 impl Default for EngineConfig {
@@ -69,7 +71,7 @@ impl Default for EngineConfig {
             max_num_batched_tokens: 512,
             max_num_seqs: 64,
             max_model_len: Auto::Auto,
-            scheduling: Scheduling::KvHitRate,
+            scheduling: Scheduling::RemainingWork,
             max_overtake: Millis::seconds(2),
         }
     }
@@ -120,6 +122,7 @@ impl From<Scheduling> for engine::SchedulePolicy {
         match scheduling {
             Scheduling::Fcfs => Self::Fcfs,
             Scheduling::KvHitRate => Self::KvHitRate,
+            Scheduling::RemainingWork => Self::RemainingWork,
         }
     }
 }
@@ -149,10 +152,10 @@ pub(crate) struct EngineArgs {
     /// Tokens of prompt and answer together [default: the model's limit]
     #[arg(long, env = "KVSHARE_MAX_MODEL_LEN", value_name = "N")]
     max_model_len: Option<Auto<u32>>,
-    /// Order of the waiting requests [default: kv-hit-rate]
+    /// Order of the waiting requests [default: remaining-work]
     #[arg(long, env = "KVSHARE_SCHEDULING", value_enum)]
     scheduling: Option<Scheduling>,
-    /// A request that has waited longer is overtaken by nobody [default: 2s]
+    /// A request that has waited longer goes first, unless the queue was longer when it came [default: 2s]
     #[arg(long, env = "KVSHARE_MAX_OVERTAKE", value_name = "TIME")]
     max_overtake: Option<Millis>,
 }

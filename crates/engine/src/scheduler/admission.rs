@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use tokens::{RequestId, Timestamp};
 
+use super::share::Shares;
 use super::{Scheduler, reused_ranges, target_of};
 use crate::donors::FoundSpans;
-use crate::queue::{Rank, Ticket};
+use crate::queue::Ticket;
 use crate::sequence::Sequence;
 use crate::verifier::REUSE_TOP;
 use crate::{
@@ -25,9 +26,12 @@ const MIN_PARTIAL_SHARE: usize = 4;
 /// Tokens measured at the cost of one computed: two or three layers of two or three dozen. Chosen: it only bounds a step's work.
 const PROBED_PER_COMPUTED_TOKEN: usize = 8;
 
+/// A forecast may be too low by one in so many before it counts as wrong. Chosen: coefficients move a little with every step.
+const TOLERATED_ERROR: u64 = 8;
+
 enum Verdict {
     Admitted,
-    /// Its next block is being computed by somebody else.
+    /// What it needs is being computed by somebody else.
     WaitsForPrefill,
     NoRoom,
     /// Its tenant's quota is full of blocks in use.
@@ -44,14 +48,20 @@ struct Placement {
 
 impl Scheduler {
     /// Admits waiting requests while there are rows, seats and blocks.
-    pub(super) fn admit_waiting(&mut self, now: Timestamp, step: &mut SchedulerOutput, token_budget: &mut usize) {
+    pub(super) fn admit_waiting(
+        &mut self,
+        now: Timestamp,
+        shares: &Shares,
+        step: &mut SchedulerOutput,
+        token_budget: &mut usize,
+    ) {
         let mut passed_over = BTreeSet::new();
         let mut over_quota = BTreeSet::new();
         for _ in 0..MAX_EXAMINED_PER_STEP {
             if self.running.len() == self.config.max_num_seqs || *token_budget == 0 {
                 return;
             }
-            let Some(ticket) = self.queue.peek(now, &passed_over) else { return };
+            let Some(ticket) = self.queue.next(now, &passed_over) else { return };
             let tenant = self.sequences[&ticket.request_id].request.tenant;
             if over_quota.contains(&tenant) {
                 passed_over.insert(ticket.key);
@@ -59,6 +69,9 @@ impl Scheduler {
             }
             if self.is_overrated(ticket) {
                 continue;
+            }
+            if self.queue.get(ticket.key).is_some_and(|waiting| !shares.admits(waiting)) {
+                return;
             }
             match self.try_admit(ticket.request_id, now, step) {
                 Verdict::Admitted => *token_budget -= self.schedule_first_rows(ticket.request_id, *token_budget, step),
@@ -84,20 +97,22 @@ impl Scheduler {
 
     /// Whether the request came first by a prediction that no longer holds; it is corrected.
     fn is_overrated(&mut self, ticket: Ticket) -> bool {
-        let Rank::Work(predicted) = ticket.rank else { return false };
-        let work = self.predict_work(&self.sequences[&ticket.request_id]);
-        if work > predicted {
-            self.queue.set_work(ticket.key, work);
+        let Some(before) = ticket.forecast else { return false };
+        let forecast = self.forecast(&self.sequences[&ticket.request_id]);
+        let is_overrated = forecast.rank > before.rank && forecast.micros > before.micros + before.micros / TOLERATED_ERROR;
+        if is_overrated {
+            self.queue.set_forecast(ticket.key, forecast);
         }
-        work > predicted
+        is_overrated
     }
 
     fn try_admit(&mut self, request_id: RequestId, now: Timestamp, step: &mut SchedulerOutput) -> Verdict {
         let sequence = &self.sequences[&request_id];
         let prefix = self.match_prefix(sequence);
-        if self.waits_for_prefill(sequence, &prefix) {
+        if self.waits_for_prefill(sequence, &prefix) || self.waits_for_spans(request_id, prefix_end(&prefix), now, step) {
             return Verdict::WaitsForPrefill;
         }
+        let sequence = &self.sequences[&request_id];
         let num_new = self.config.block_size.blocks_for(sequence.num_tokens() as usize) - prefix.blocks.len();
         match self.pool.check_room(&self.slot_request(sequence, &prefix, num_new)) {
             kv::Allocation::Ready(()) => {}
@@ -231,6 +246,9 @@ impl Scheduler {
         sequence.start(lease, prefix_end(&prefix), plan.map(reused_ranges).unwrap_or_default());
         if sequence.request.store {
             self.in_flight.insert(request_id, &sequence.block_hashes()[prefix.blocks.len()..num_exact]);
+            if spans.is_none() {
+                self.in_flight.insert_prompt(&sequence.request);
+            }
         }
         if sequence.usage.replace(usage).is_none() {
             self.events.push(EngineEvent::Admitted { request_id, usage, at: now });
@@ -251,7 +269,7 @@ impl Scheduler {
             });
         }
         tracing::debug!(request_id = %request_id, ?usage, "admitted");
-        self.queue.remove(sequence.arrival);
+        self.queue.admit(sequence.arrival);
         self.running.push(request_id);
         self.pins.extend(pins);
         if spans.is_some() {

@@ -45,6 +45,9 @@ impl Scheduler {
         }
         assert!(sampled.next().is_none(), "a token was sampled for nobody");
         self.verifier.absorb(&mut self.events);
+        if self.sequences.is_empty() {
+            self.timed_step = None; // What follows is a pause.
+        }
         std::mem::take(&mut self.events)
     }
 
@@ -99,6 +102,7 @@ impl Scheduler {
         if sequence.request.store {
             let first = self.config.block_size.full_blocks(sequence.prefix_end() as usize);
             self.in_flight.insert(request_id, &sequence.block_hashes()[first..]);
+            self.in_flight.insert_prompt(&sequence.request);
         }
     }
 
@@ -153,6 +157,7 @@ impl Scheduler {
 
     /// The prompt was computed: it may serve as donor, and its log probabilities are complete.
     fn report_prompt(&mut self, request_id: RequestId) {
+        self.in_flight.remove_prompt(request_id);
         let sequence = self.sequences.get_mut(&request_id).expect("a scheduled sequence is known");
         if let Some(logprobs) = sequence.take_prompt_logprobs() {
             self.events.push(EngineEvent::PromptLogProbs { request_id, logprobs });
@@ -169,6 +174,7 @@ impl Scheduler {
         let mut sequence = self.sequences.remove(&request_id).expect("only known requests end");
         self.running.retain(|&running| running != request_id);
         self.in_flight.remove(request_id, sequence.block_hashes());
+        self.in_flight.remove_prompt(request_id);
         if reason != FinishReason::Aborted
             && let Some(case) = verification(&mut sequence)
             && self.config.block_size.blocks_for(case.request.prompt_token_ids.len())

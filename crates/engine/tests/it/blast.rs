@@ -175,7 +175,7 @@ fn blast(seed: u64, policy: SchedulePolicy, num_steps: u64, tally: &mut Tally) {
         let step = world.step();
         assert!(step.num_scheduled_tokens() <= 24 && step.sequences.len() <= 6, "step {steps} is too large");
         tally.copies += step.block_copies.len() as u64;
-        world.now = Timestamp::from_micros(steps);
+        world.now.0 += std::time::Duration::from_micros(step.num_scheduled_tokens() as u64 / 8);
         for event in std::mem::take(&mut world.events) {
             let id = request_id_of(&event);
             let expected = open.get_mut(&id).expect("an event of a request that has ended");
@@ -211,7 +211,8 @@ pub(crate) fn request_id_of(event: &EngineEvent) -> u64 {
 fn every_request_ends_with_the_tokens_of_a_model_without_cache() {
     let mut tally = Tally::default();
     for seed in 0..6 {
-        let policy = if seed % 2 == 0 { SchedulePolicy::KvHitRate } else { SchedulePolicy::Fcfs };
+        let policies = [SchedulePolicy::KvHitRate, SchedulePolicy::Fcfs, SchedulePolicy::RemainingWork];
+        let policy = policies[seed as usize % policies.len()];
         blast(seed << 32, policy, 4_000, &mut tally);
     }
     let Tally { finished, hits, copies, rejected, reused, preemptions, evictions } = tally;

@@ -1,6 +1,6 @@
 //! Small situations, written down step by step. A star marks a sequence that samples.
 
-use engine::{KvSharingMode, SchedulerConfig};
+use engine::{KvSharingMode, SchedulePolicy, SchedulerConfig};
 use expect_test::{Expect, expect};
 use testkit::{RequestBuilder, passage};
 
@@ -328,6 +328,69 @@ fn nobody_is_admitted_only_to_be_preempted() {
             run r1 20..21*; r1 Length | rows 1 free 4+5 wait 1
             admit r2 prefix=0; run r2 0..16*; r2 Length | rows 16 free 0+9
             run | rows 0 free 0+9
+        "#]],
+    );
+}
+
+#[test]
+fn a_long_prompt_leaves_rows_to_far_shorter_ones() {
+    check(
+        SchedulerConfig { long_prompt_share: 0.25, ..config(60) },
+        |world| {
+            world.add(request(1, "a", 60).max_tokens(1).build());
+            world.step();
+            world.add(request(2, "b", 9).max_tokens(1).build());
+            world.add(request(3, "c", 40).max_tokens(1).build());
+        },
+        &expect![[r#"
+            admit r1 prefix=0; run r1 0..16 | rows 16 free 45+0
+            admit r2 prefix=0; run r1 16..20 r2 0..9*; r2 Length | rows 13 free 43+2 wait 1
+            run r1 20..36 | rows 16 free 43+2 wait 1
+            run r1 36..52 | rows 16 free 43+2 wait 1
+            admit r3 prefix=0; run r1 52..60* r3 0..8; r1 Length | rows 16 free 33+17
+            run r3 8..24 | rows 16 free 33+17
+            run r3 24..40*; r3 Length | rows 16 free 33+27
+            run | rows 0 free 33+27
+        "#]],
+    );
+}
+
+#[test]
+fn by_arrival_a_long_prompt_takes_every_row() {
+    check(
+        SchedulerConfig { policy: SchedulePolicy::Fcfs, ..config(60) },
+        |world| {
+            world.add(request(1, "a", 60).max_tokens(1).build());
+            world.step();
+            world.add(request(2, "b", 9).max_tokens(1).build());
+        },
+        &expect![[r#"
+            admit r1 prefix=0; run r1 0..16 | rows 16 free 45+0
+            run r1 16..32 | rows 16 free 45+0 wait 1
+            run r1 32..48 | rows 16 free 45+0 wait 1
+            admit r2 prefix=0; run r1 48..60* r2 0..4; r1 Length | rows 16 free 42+15
+            run r2 4..9*; r2 Length | rows 5 free 43+17
+            run | rows 0 free 43+17
+        "#]],
+    );
+}
+
+#[test]
+fn the_highest_hit_rate_is_admitted_first_by_that_policy() {
+    check(
+        SchedulerConfig { policy: SchedulePolicy::KvHitRate, max_num_seqs: 1, ..config(60) },
+        |world| {
+            world.add(request(1, "a", 40).max_tokens(1).build());
+            world.run();
+            world.log.clear();
+            world.add(request(2, "b", 4).max_tokens(1).build());
+            world.add(request(3, "a", 60).max_tokens(1).build());
+        },
+        &expect![[r#"
+            admit r3 prefix=40; run r3 40..56 | rows 16 free 45+0 wait 1
+            run r3 56..60*; r3 Length | rows 4 free 45+15 wait 1
+            admit r2 prefix=0; run r2 0..4*; r2 Length | rows 4 free 44+16
+            run | rows 0 free 44+16
         "#]],
     );
 }

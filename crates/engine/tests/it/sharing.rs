@@ -201,3 +201,51 @@ fn the_model_length_ends_an_answer() {
     let admitted = |event: &&EngineEvent| matches!(event, EngineEvent::Admitted { request_id: RequestId(1), .. });
     assert_eq!(world.events.iter().filter(admitted).count(), 1);
 }
+
+/// A document of 48 tokens is being computed when a request in `salt` comes with it behind `num_before` other tokens. Rows of a step
+/// take `row_micros`. The tokens of spans that the second one gets, and the steps until it is admitted.
+fn asks_during_prefill(salt: u64, num_before: usize, row_micros: u64) -> (u32, usize) {
+    let mut world = World::new(engine::SchedulerConfig { max_num_batched_tokens: 32, ..config(400) });
+    let tick = |world: &mut World| {
+        let step = world.step();
+        world.now.0 += std::time::Duration::from_micros(20 + step.num_scheduled_tokens() as u64 * row_micros);
+    };
+    world.add(RequestBuilder::new(0, &passage("warm", 90)).max_tokens(20).build());
+    while world.scheduler.has_work() {
+        tick(&mut world);
+    }
+    world.add(first("doc", 48).build());
+    tick(&mut world);
+    let prompt = [passage("before", num_before), passage("doc", 48), passage("end", 6)].concat();
+    world.add(RequestBuilder::new(2, &prompt).sharing(KvSharingMode::Span).salt(salt).max_tokens(1).build());
+    let admitted =
+        |world: &World| world.events.iter().any(|event| matches!(event, EngineEvent::Admitted { request_id: RequestId(2), .. }));
+    let mut num_steps = 0;
+    while !admitted(&world) {
+        tick(&mut world);
+        num_steps += 1;
+    }
+    world.run();
+    let spans = |event: &EngineEvent| match event {
+        EngineEvent::Finished { request_id: RequestId(2), usage, .. } => Some(usage.span_tokens + usage.recomputed_tokens),
+        _ => None,
+    };
+    (world.events.iter().find_map(spans).unwrap(), num_steps)
+}
+
+#[test]
+fn a_span_that_somebody_else_is_about_to_have_computed_is_waited_for() {
+    assert_eq!(asks_during_prefill(0, 200, 10), (48, 2));
+}
+
+#[test]
+fn a_span_is_not_waited_for_across_scopes() {
+    assert_eq!(asks_during_prefill(1, 200, 10), (0, 1));
+}
+
+#[test]
+fn a_span_that_comes_too_late_is_computed_twice() {
+    // A step takes more than a fifth of what the prompt takes; then more than the longest wait.
+    assert_eq!(asks_during_prefill(0, 5, 10), (0, 1));
+    assert_eq!(asks_during_prefill(0, 200, 2_000), (0, 1));
+}

@@ -56,6 +56,11 @@ impl<E> Forced<E> {
 
 impl<E: Executor> Executor for Forced<E> {
     fn execute_model(&mut self, step: &SchedulerOutput) -> Result<ModelRunnerOutput, ExecutorError> {
+        for request_id in &step.retracted {
+            if let Some(script) = self.requests.get_mut(request_id) {
+                script.choices.pop();
+            }
+        }
         let mut output = self.inner.execute_model(step)?;
         output.sampled.iter_mut().for_each(|sampled| self.replace(sampled));
         Ok(output)

@@ -1,0 +1,230 @@
+//! An engine with one request in it at a time.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use engine::{EngineCore, EngineEvent, Executor, KvSharingMode, KvUsage, LogProb, Repair, Request, SamplingParams};
+use tokens::{CacheSalt, RequestId, TenantId, Timestamp, TokenId};
+
+use super::forced::{Choice, Forced};
+use super::prompt::Prompt;
+
+/// The engine, and what has been asked of it.
+pub(crate) struct Alone<E> {
+    engine: EngineCore<Forced<E>>,
+    started: Instant,
+    num_requests: u64,
+    num_scopes: u64,
+}
+
+/// Where a prompt's KV comes from, and whether it stays.
+#[derive(Clone, Copy)]
+pub(crate) struct Reuse {
+    /// Scope of lookups.
+    pub(crate) scope: Scope,
+    /// What may be reused.
+    pub(crate) sharing: KvSharingMode,
+    /// What is recomputed of it.
+    pub(crate) repair: Repair,
+    /// Whether later requests of the scope find it.
+    pub(crate) store: bool,
+}
+
+/// Requests of one scope may share, and those of two cannot.
+#[derive(Clone, Copy)]
+pub(crate) struct Scope {
+    tenant: TenantId,
+    cache_salt: CacheSalt,
+}
+
+/// What a request said, and how its prompt was filled.
+pub(crate) struct Said {
+    /// Its answer, a stop token included.
+    pub(crate) tokens: Vec<TokenId>,
+    /// The likeliest tokens at each position, if asked for.
+    pub(crate) top: Vec<Vec<LogProb>>,
+    /// As planned at admission.
+    pub(crate) announced: KvUsage,
+    /// As it came to be.
+    pub(crate) usage: KvUsage,
+    /// From handing it over to its first token.
+    pub(crate) ttft: Duration,
+}
+
+impl<E: Executor> Alone<E> {
+    /// Nothing was asked yet.
+    pub(crate) fn new(engine: EngineCore<Forced<E>>) -> Self {
+        Self { engine, started: Instant::now(), num_requests: 0, num_scopes: 0 }
+    }
+
+    /// Tokens of a block of the pool.
+    pub(crate) fn block_size(&self) -> usize {
+        self.engine.config().block_size.as_usize()
+    }
+
+    /// Forgets all KV.
+    pub(crate) fn forget(&mut self) {
+        self.engine.reset_prefix_cache();
+    }
+
+    /// A scope in which nothing has been computed.
+    pub(crate) fn new_scope(&mut self) -> Scope {
+        self.num_scopes += 1;
+        let tenant = TenantId(u32::try_from(self.num_scopes).expect("a run has fewer than four billion scopes"));
+        Scope { tenant, cache_salt: CacheSalt(self.num_scopes) }
+    }
+
+    /// Runs a request to its end.
+    ///
+    /// # Errors
+    /// If it does not fit, or the model fails.
+    pub(crate) fn say(&mut self, prompt: &Prompt, sampling: SamplingParams, reuse: Reuse) -> anyhow::Result<Said> {
+        let request = self.request(prompt, sampling, reuse);
+        self.run(request)
+    }
+
+    /// Leads a request along `answer`; also what it would have said at each position.
+    ///
+    /// # Errors
+    /// As [`Alone::say`].
+    pub(crate) fn follow(
+        &mut self,
+        prompt: &Prompt,
+        answer: &[TokenId],
+        num_top: u32,
+        reuse: Reuse,
+    ) -> anyhow::Result<(Said, Vec<Choice>)> {
+        let num_tokens = u32::try_from(answer.len()).context("an answer's length")?;
+        let sampling = SamplingParams { logprobs: Some(num_top), ..SamplingParams::greedy(num_tokens) };
+        let request = self.request(prompt, sampling, reuse);
+        let request_id = request.request_id;
+        self.engine.executor_mut().force(request_id, answer.to_vec());
+        let said = self.run(request)?;
+        let choices = self.engine.executor_mut().take(request_id).expect("the request was forced above");
+        Ok((said, choices))
+    }
+
+    fn request(&mut self, prompt: &Prompt, sampling: SamplingParams, reuse: Reuse) -> Request {
+        self.num_requests += 1;
+        Request {
+            request_id: RequestId(self.num_requests),
+            prompt_token_ids: prompt.token_ids.as_slice().into(),
+            sampling,
+            tenant: reuse.scope.tenant,
+            session: None,
+            cache_salt: reuse.scope.cache_salt,
+            readable: Vec::new(),
+            sharing: reuse.sharing,
+            repair: reuse.repair,
+            store: reuse.store,
+            template: prompt.template.clone(),
+            segments: prompt.segments.clone(),
+            arrival: self.now(),
+        }
+    }
+
+    /// Steps until the engine has forgotten `request`.
+    fn run(&mut self, request: Request) -> anyhow::Result<Said> {
+        self.engine.fits(&request).context("the request does not fit")?;
+        let (tokens, top) = Default::default();
+        let (announced, usage) = Default::default();
+        let mut said = Said { tokens, top, announced, usage, ttft: Duration::ZERO };
+        let sent = Instant::now();
+        let now = self.now();
+        self.engine.add_request(request, now);
+        while self.engine.has_work() {
+            let now = self.now();
+            for event in self.engine.step(now).context("running the model")? {
+                said.note(event, sent);
+            }
+        }
+        Ok(said)
+    }
+
+    fn now(&self) -> Timestamp {
+        Timestamp(self.started.elapsed())
+    }
+}
+
+impl Said {
+    fn note(&mut self, event: EngineEvent, sent: Instant) {
+        match event {
+            EngineEvent::Admitted { usage, .. } => self.announced = usage,
+            EngineEvent::Token { token, logprobs, .. } => {
+                if self.tokens.is_empty() {
+                    self.ttft = sent.elapsed();
+                }
+                self.tokens.push(token);
+                self.top.extend(logprobs.map(|logprobs| logprobs.top));
+            }
+            EngineEvent::Finished { usage, .. } => self.usage = usage,
+            EngineEvent::PromptLogProbs { .. } => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use engine::SchedulerConfig;
+    use testkit::{EchoExecutor, Reply};
+
+    use super::*;
+
+    fn prompt(tokens: impl Iterator<Item = u32>) -> Prompt {
+        Prompt::plain(tokens.map(TokenId).collect())
+    }
+
+    fn alone() -> Alone<EchoExecutor> {
+        let config = SchedulerConfig::new(64, 1024);
+        let echo = EchoExecutor::new(Reply::Successor { vocab_size: 5000 }, config.block_size.as_usize());
+        Alone::new(EngineCore::new(config, Forced::new(echo)).unwrap())
+    }
+
+    fn reuse(scope: Scope, sharing: KvSharingMode, store: bool) -> Reuse {
+        Reuse { scope, sharing, repair: Repair::structural(), store }
+    }
+
+    /// Span tokens of a prompt after its donor, asked in another scope or after forgetting.
+    #[track_caller]
+    fn check(store: bool, in_scope: bool, forget: bool, is_hit: bool) {
+        let mut alone = alone();
+        let (donors, others) = (alone.new_scope(), alone.new_scope());
+        let donor = reuse(donors, KvSharingMode::Prefix, store);
+        alone.say(&prompt(0..320), SamplingParams::greedy(1), donor).unwrap();
+        if forget {
+            alone.forget();
+        }
+        let scope = if in_scope { donors } else { others };
+        let moved = prompt((2000..2040).chain(100..300).chain(3000..3040));
+        let said = alone.say(&moved, SamplingParams::greedy(1), reuse(scope, KvSharingMode::Span, false)).unwrap();
+        assert_eq!(said.usage.span_tokens > 100, is_hit, "{:?}", said.usage);
+        assert_eq!(said.announced, said.usage);
+    }
+
+    #[test]
+    fn a_moved_span_is_found_where_it_was_stored_and_only_there() {
+        check(true, true, false, true);
+        check(true, false, false, false);
+        check(false, true, false, false);
+        check(true, true, true, false);
+    }
+
+    #[test]
+    fn a_led_request_shows_what_it_would_have_said() {
+        let mut alone = alone();
+        let scope = alone.new_scope();
+        let off = reuse(scope, KvSharingMode::Off, false);
+        let (said, choices) = alone.follow(&prompt(0..40), &[TokenId(70), TokenId(71)], 2, off).unwrap();
+        let would: Vec<_> = choices.iter().map(|choice| choice.token.0).collect();
+        assert_eq!((said.tokens, would), (vec![TokenId(70), TokenId(71)], vec![40, 71]));
+        assert!(said.ttft > Duration::ZERO);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let mut alone = alone();
+        let scope = alone.new_scope();
+        let said = alone.say(&prompt(0..2000), SamplingParams::greedy(1), reuse(scope, KvSharingMode::Off, false));
+        assert!(said.err().unwrap().to_string().contains("does not fit"));
+    }
+}

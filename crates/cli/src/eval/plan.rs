@@ -1,0 +1,286 @@
+//! Which requests are compared: those with a donor, of a length that fits, at most so many of a kind, and one share of them.
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+
+use super::prompt::Prompt;
+use crate::bench::workload::Record;
+
+/// Recipients by donor, donors in the order of their first recipient.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    /// Each donor with those that come after it.
+    pub(crate) groups: Vec<Group>,
+    /// Requests left out because they or their donors are too long.
+    pub(crate) num_too_long: usize,
+}
+
+/// A donor with its recipients.
+#[derive(Debug)]
+pub(crate) struct Group {
+    /// Computed before them.
+    pub(crate) donor: Prompted,
+    /// Those of this share of the plan.
+    pub(crate) recipients: Vec<Recipient>,
+    /// Those of the whole plan.
+    pub(crate) num_recipients: usize,
+}
+
+/// A request with its prompt as tokens.
+#[derive(Clone, Debug)]
+pub(crate) struct Prompted {
+    /// The request.
+    pub(crate) record: Arc<Record>,
+    /// Its prompt.
+    pub(crate) prompt: Arc<Prompt>,
+}
+
+/// A request that is compared.
+#[derive(Debug)]
+pub(crate) struct Recipient {
+    /// Its place among all recipients of the plan.
+    pub(crate) index: usize,
+    /// Name of its file.
+    pub(crate) file: String,
+    /// Its kind.
+    pub(crate) workload: String,
+    /// The request.
+    pub(crate) request: Prompted,
+}
+
+/// What keeps a request out of the plan.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Recipients of one kind.
+    pub(crate) per_workload: Option<usize>,
+    /// Tokens of a prompt and of its donor's.
+    pub(crate) max_prompt_tokens: usize,
+}
+
+/// One of several equal shares of the work, for as many processes. Written `i/n`, from `1/n` to `n/n`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shard {
+    index: usize,
+    count: usize,
+}
+
+/// Turns a request into tokens.
+type Encode<'a> = &'a dyn Fn(&Record) -> anyhow::Result<Prompt>;
+
+impl Plan {
+    /// The recipients of `files`, which are named.
+    ///
+    /// # Errors
+    /// If a donor is not in its recipient's file, a prompt cannot be encoded, or nothing is left to compare.
+    pub(crate) fn new(files: Vec<(String, Vec<Record>)>, limits: Limits, encode: Encode<'_>) -> anyhow::Result<Self> {
+        let mut plan = Self::default();
+        let mut counts = BTreeMap::new();
+        for (file, records) in files {
+            let mut prompts = Prompts::new(records, encode);
+            for recipient in prompts.recipients() {
+                plan.add(&file, &recipient, &mut prompts, limits, &mut counts)?;
+            }
+        }
+        if plan.groups.is_empty() {
+            bail!("no workload has a request with a donor_id and a prompt that fits");
+        }
+        Ok(plan)
+    }
+
+    fn add(
+        &mut self,
+        file: &str,
+        record: &Arc<Record>,
+        prompts: &mut Prompts<'_>,
+        limits: Limits,
+        counts: &mut BTreeMap<String, usize>,
+    ) -> anyhow::Result<()> {
+        let workload = workload_of(record);
+        let count = counts.entry(workload.clone()).or_default();
+        if limits.per_workload.is_some_and(|limit| *count >= limit) {
+            return Ok(());
+        }
+        let donor = prompts.donor_of(record)?;
+        let request = prompts.of(record)?;
+        if [&donor, &request].iter().any(|prompted| prompted.prompt.token_ids.len() > limits.max_prompt_tokens) {
+            self.num_too_long += 1;
+            return Ok(());
+        }
+        *count += 1;
+        let index = self.num_recipients();
+        let recipient = Recipient { index, file: file.to_owned(), workload, request };
+        match self.groups.iter_mut().find(|group| Arc::ptr_eq(&group.donor.record, &donor.record)) {
+            Some(group) => {
+                group.num_recipients += 1;
+                group.recipients.push(recipient);
+            }
+            None => self.groups.push(Group { donor, recipients: vec![recipient], num_recipients: 1 }),
+        }
+        Ok(())
+    }
+
+    /// Recipients of this share.
+    pub(crate) fn num_recipients(&self) -> usize {
+        self.groups.iter().map(|group| group.recipients.len()).sum()
+    }
+
+    /// Leaves one share: neighbours stay together, so that few donors are computed in two shares.
+    pub(crate) fn keep(&mut self, shard: Shard) {
+        let tokens = |recipient: &Recipient| recipient.request.prompt.token_ids.len();
+        let total: usize = self.groups.iter().flat_map(|group| &group.recipients).map(tokens).sum();
+        let mut before = 0;
+        for group in &mut self.groups {
+            group.recipients.retain(|recipient| {
+                let share = before * shard.count / total.max(1);
+                before += tokens(recipient);
+                share == shard.index
+            });
+        }
+        self.groups.retain(|group| !group.recipients.is_empty());
+    }
+}
+
+/// The requests of a file, encoded when needed and once.
+struct Prompts<'a> {
+    encode: Encode<'a>,
+    records: Vec<Arc<Record>>,
+    by_id: BTreeMap<String, Arc<Record>>,
+    encoded: BTreeMap<String, Arc<Prompt>>,
+}
+
+impl<'a> Prompts<'a> {
+    fn new(records: Vec<Record>, encode: Encode<'a>) -> Self {
+        let records: Vec<_> = records.into_iter().map(Arc::new).collect();
+        let by_id = records.iter().map(|record| (record.id.clone(), Arc::clone(record))).collect();
+        Self { encode, records, by_id, encoded: BTreeMap::new() }
+    }
+
+    fn recipients(&self) -> Vec<Arc<Record>> {
+        self.records.iter().filter(|record| record.donor_id.is_some()).cloned().collect()
+    }
+
+    fn donor_of(&mut self, record: &Record) -> anyhow::Result<Prompted> {
+        let id = record.donor_id.as_deref().unwrap_or_default();
+        let donor = self.by_id.get(id).with_context(|| format!("{} has the donor {id}, which is not there", record.id))?;
+        let donor = Arc::clone(donor);
+        self.of(&donor)
+    }
+
+    fn of(&mut self, record: &Arc<Record>) -> anyhow::Result<Prompted> {
+        let prompt = match self.encoded.get(&record.id) {
+            Some(prompt) => Arc::clone(prompt),
+            None => {
+                let prompt = Arc::new((self.encode)(record).with_context(|| record.id.clone())?);
+                self.encoded.insert(record.id.clone(), Arc::clone(&prompt));
+                prompt
+            }
+        };
+        Ok(Prompted { record: Arc::clone(record), prompt })
+    }
+}
+
+/// The workload with the last part of the request's id: `w1_rag_reorder/swap3`. A letter and a number only count: `w3/t012` is `w3/t`.
+fn workload_of(record: &Record) -> String {
+    let part = record.id.rsplit('/').next().unwrap_or_default();
+    let stem = part.trim_end_matches(|c: char| c.is_ascii_digit());
+    let kind = if stem.chars().count() == 1 { stem } else { part };
+    format!("{}/{kind}", record.workload)
+}
+
+impl FromStr for Shard {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split_once('/').and_then(|(index, count)| Some((index.parse().ok()?, count.parse().ok()?)));
+        match parts {
+            Some((index, count)) if (1..=count).contains(&index) => Ok(Self { index: index - 1, count }),
+            _ => Err(format!("{text:?} is no share like 1/4")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokens::TokenId;
+
+    use super::*;
+
+    /// Records `id` or `id<donor`, of the workload before the first `/`, with one token for each letter of the id.
+    fn records(text: &str) -> Vec<Record> {
+        let record = |text: &str| {
+            let (id, donor) = text.split_once('<').map_or((text, None), |(id, donor)| (id, Some(donor.to_owned())));
+            let workload = id.split('/').next().unwrap().to_owned();
+            Record { id: id.to_owned(), workload, donor_id: donor, ..Record::default() }
+        };
+        text.split(' ').map(record).collect()
+    }
+
+    fn plan(text: &str, per_workload: Option<usize>, max_prompt_tokens: usize) -> anyhow::Result<Plan> {
+        let encode = |record: &Record| {
+            let token_ids = record.id.bytes().map(|byte| TokenId(byte.into())).collect();
+            Ok(Prompt::plain(token_ids))
+        };
+        Plan::new(vec![("f".to_owned(), records(text))], Limits { per_workload, max_prompt_tokens }, &encode)
+    }
+
+    fn print(plan: &Plan) -> String {
+        let group = |group: &Group| {
+            let ids: Vec<_> = group.recipients.iter().map(|recipient| recipient.request.record.id.as_str()).collect();
+            format!("{}>{}", group.donor.record.id, ids.join("+"))
+        };
+        plan.groups.iter().map(group).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn recipients_stand_with_their_donor_up_to_the_limit_of_their_kind() {
+        let plan = plan("w/a w/q1<w/a w/x<w/a w/b w/q2<w/b w/q3<w/a", Some(2), 99).unwrap();
+        assert_eq!(print(&plan), "w/a>w/q1+w/x w/b>w/q2");
+        let kinds: Vec<_> = plan.groups[0].recipients.iter().map(|recipient| recipient.workload.as_str()).collect();
+        assert_eq!(kinds, ["w/q", "w/x"]);
+        assert_eq!(plan.groups[1].recipients[0].index, 2);
+    }
+
+    #[test]
+    fn long_prompts_are_left_out_before_the_limit_counts() {
+        let plan = plan("w/a w/bbbb w/qqqq<w/a w/q2<w/bbbb w/q3<w/a", Some(1), 5).unwrap();
+        assert_eq!((print(&plan).as_str(), plan.num_too_long), ("w/a>w/q3", 2));
+    }
+
+    #[test]
+    fn kinds_are_named_by_the_end_of_the_id() {
+        let kind = |workload: &str, id: &str| {
+            workload_of(&Record { id: id.to_owned(), workload: workload.to_owned(), ..Record::default() })
+        };
+        assert_eq!(kind("w1", "w1/0/reorder1"), "w1/reorder1");
+        assert_eq!(kind("w3", "w3/airline/t012"), "w3/t");
+        assert_eq!(kind("w", "x"), "w/x");
+    }
+
+    #[test]
+    fn shares_are_disjoint_and_make_up_the_whole() {
+        let text = "w/a w/q1<w/a w/q2<w/a w/q3<w/a w/b w/q4<w/b w/q5<w/b w/q6<w/b";
+        let share = |shard: &str| {
+            let mut plan = plan(text, None, 99).unwrap();
+            plan.keep(shard.parse().unwrap());
+            print(&plan)
+        };
+        assert_eq!(share("1/1"), print(&plan(text, None, 99).unwrap()));
+        assert_eq!([share("1/3"), share("2/3"), share("3/3")], ["w/a>w/q1+w/q2", "w/a>w/q3 w/b>w/q4", "w/b>w/q5+w/q6"]);
+        let mut half = plan(text, None, 99).unwrap();
+        half.keep("2/3".parse().unwrap());
+        assert_eq!(half.groups[0].num_recipients, 3, "a donor's cost is shared by all of its recipients");
+        for bad in ["0/2", "3/2", "1", "a/b", "1/0"] {
+            assert!(bad.parse::<Shard>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_workload_without_recipients_is_refused() {
+        let refusal = |text: &str| plan(text, None, 99).err().unwrap().to_string();
+        assert!(refusal("w/a").starts_with("no workload has a request"));
+        assert_eq!(refusal("w/a<w/gone"), "w/a has the donor w/gone, which is not there");
+    }
+}

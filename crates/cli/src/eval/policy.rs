@@ -1,0 +1,152 @@
+//! What is compared with full computation: itself, exact prefixes, or spans under a rule of repair.
+//!
+//! Written `off`, `prefix`, or as [`Repair`] is, with the share that its rule may spend.
+
+use std::fmt;
+use std::str::FromStr;
+
+use engine::{Repair, RepairPolicy};
+use semantic::RepairError;
+
+/// One way to fill a prompt's KV.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Policy {
+    /// Full computation once more, in other chunks: what two exact runs differ by.
+    Off,
+    /// Blocks with equal left context. Exact.
+    Prefix,
+    /// Spans at any place, repaired by this rule.
+    Span(Repair),
+}
+
+/// Why a text names no policy.
+#[derive(Debug, PartialEq, thiserror::Error)]
+pub(crate) enum PolicyError {
+    /// No rule is written so.
+    #[error("{0}; and there are off and prefix")]
+    Unknown(String),
+    /// It has nothing to spend a share on.
+    #[error("{0} takes no share")]
+    NeedlessShare(String),
+    /// It recomputes as much as it is told to, and was told nothing.
+    #[error("{0} needs the share of the prompt that it may recompute, as in {0}@0.15")]
+    NoShare(String),
+}
+
+impl Policy {
+    /// Its name without a share.
+    pub(crate) fn name(self) -> String {
+        match self {
+            Self::Off => "off".to_owned(),
+            Self::Prefix => "prefix".to_owned(),
+            Self::Span(repair) => {
+                let text = repair.to_string();
+                let (rule, extras) = text.split_at(text.find('+').unwrap_or(text.len()));
+                format!("{}{extras}", rule.split('@').next().unwrap_or(rule))
+            }
+        }
+    }
+
+    /// The share of the prompt it may recompute beyond what is computed in any case; `None` if that is no setting of it.
+    pub(crate) fn ratio(self) -> Option<f32> {
+        match self {
+            Self::Span(repair) if has_budget(repair.policy) => Some(repair.ratio),
+            _ => None,
+        }
+    }
+}
+
+/// Whether the rule spends a share of the prompt, rather than all or nothing.
+fn has_budget(policy: RepairPolicy) -> bool {
+    policy.probe().is_some() && policy != RepairPolicy::Full
+}
+
+/// `name@share` of a policy from its two parts.
+pub(crate) fn label(name: &str, ratio: Option<f32>) -> String {
+    let (rule, extras) = name.split_at(name.find('+').unwrap_or(name.len()));
+    ratio.map_or_else(|| name.to_owned(), |ratio| format!("{rule}@{ratio}{extras}"))
+}
+
+impl FromStr for Policy {
+    type Err = PolicyError;
+
+    fn from_str(text: &str) -> Result<Self, PolicyError> {
+        match text {
+            "off" => return Ok(Self::Off),
+            "prefix" => return Ok(Self::Prefix),
+            _ => {}
+        }
+        let repair: Repair = text.parse().map_err(|error: RepairError| PolicyError::Unknown(error.to_string()))?;
+        let has_share = text.split('+').next().is_some_and(|rule| rule.contains('@'));
+        let name = repair.policy.as_str();
+        match (has_budget(repair.policy), has_share) {
+            (true, false) => Err(PolicyError::NoShare(name.to_owned())),
+            (false, true) => Err(PolicyError::NeedlessShare(name.to_owned())),
+            _ => Ok(Self::Span(repair)),
+        }
+    }
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&label(&self.name(), self.ratio()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The policy as it prints itself, or a part of the refusal.
+    #[track_caller]
+    fn check(text: &str, expected: Result<&str, &str>) {
+        match (text.parse::<Policy>(), expected) {
+            (Ok(policy), Ok(expected)) => {
+                assert_eq!(policy.to_string(), expected);
+                assert_eq!(policy.to_string().parse(), Ok(policy));
+            }
+            (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error}"),
+            (found, _) => panic!("{text}: {found:?}"),
+        }
+    }
+
+    #[test]
+    fn rules_with_a_budget_have_a_share() {
+        check("cacheblend@.15", Ok("cacheblend@0.15"));
+        check("impact@0.3", Ok("impact@0.3"));
+        check("random@0", Ok("random@0"));
+        let all = "impact@0.3+drift+deviation=0.05+bail_out=0.5+margin=1+decode=3/1";
+        check(all, Ok(all));
+        check("impact@.3+margin=1+drift", Ok("impact@0.3+drift+margin=1"));
+        check("dhd", Err("dhd@0.15"));
+    }
+
+    #[test]
+    fn rules_without_a_budget_have_none() {
+        for name in ["none", "full", "epic"] {
+            check(name, Ok(name));
+            check(&format!("{name}@.1"), Err("takes no share"));
+        }
+        check("off", Ok("off"));
+        check("prefix", Ok("prefix"));
+        check("off@.1", Err("\"off\""));
+    }
+
+    #[test]
+    fn what_is_no_policy_is_refused() {
+        check("best@.1", Err("\"best\""));
+        for share in ["", "x", "1.5", "-0.1", "nan"] {
+            check(&format!("dhd@{share}"), Err("not a number from 0 to 1"));
+        }
+        check("dhd@.1+haste", Err("haste"));
+    }
+
+    #[test]
+    fn a_name_and_a_share_make_the_whole_again() {
+        for text in ["prefix", "epic", "none+drift", "dhd@0.3", "impact@0.15+drift+deviation=0.1"] {
+            let policy: Policy = text.parse().unwrap();
+            assert_eq!(label(&policy.name(), policy.ratio()), text);
+        }
+        assert_eq!("impact@0.15+drift".parse::<Policy>().unwrap().name(), "impact+drift");
+    }
+}

@@ -1,0 +1,226 @@
+//! How long work takes on this machine, learnt from the steps before.
+//!
+//! A step's time is taken to be a sum: `t = c · x` with `x = (1, rows, attention pairs, copied tokens, probed tokens)`. The
+//! coefficients are fitted by least squares that forgets, starting from the shape of a transformer, of which only the scale is unknown:
+//! one step is enough to say how fast the machine is, and a hundred to say where it differs from the shape.
+
+/// Work of a step or of a part of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Work {
+    /// Tokens computed.
+    pub(crate) rows: u64,
+    /// Positions these attend to, together.
+    pub(crate) attention_pairs: u64,
+    /// Tokens whose KV is moved from donors or between blocks.
+    pub(crate) copied_tokens: u64,
+    /// Tokens of which the first layers are computed to measure moved spans.
+    pub(crate) probed_tokens: u64,
+}
+
+/// Kinds of work, the step itself first.
+const KINDS: usize = 5;
+
+/// Time of one unit of each kind, in rows. Chosen: the arithmetic of models of 0.5 to 8 billion parameters (5e-5 for a pair: 0.5 MFLOP
+/// of 16 GFLOP a row at 8B, 86 kFLOP of 1 GFLOP at 0.5B), a probe of two or three of two dozen layers, a step whose overhead is that of
+/// some dozen rows.
+const SHAPE: [f64; KINDS] = [20.0, 1.0, 5e-5, 0.02, 0.125];
+
+/// A row's time before the first step was timed. Any number would do: it scales all predictions alike.
+const ROW_MICROS_AT_FIRST: f64 = 100.0;
+
+/// Weight of a step in the next step's fit. Chosen: some 200 steps are remembered.
+const MEMORY: f64 = 0.995;
+
+/// Weight of the shape against the steps. Chosen: so little that what steps tell apart is theirs even where the shape is wrong by a
+/// factor of 50, and what they do not is the shape's.
+const SHAPE_WEIGHT: f64 = 1e-5;
+
+/// A step that took this many times what was predicted was interrupted, and counts as that long only. Chosen.
+const MAX_SURPRISE: f64 = 4.0;
+
+/// Steps before a surprise is one.
+const NUM_UNSURPRISED: u64 = 16;
+
+/// Sweeps of coordinate descent for each step. They start from the last answer, so few are enough.
+const NUM_SWEEPS: usize = 8;
+
+/// What steps took so far, and what work will take.
+#[derive(Clone, Debug)]
+pub(crate) struct StepTimes {
+    /// Microseconds of one unit of each kind. Never negative.
+    coefficients: [f64; KINDS],
+    /// `Σ x xᵀ`, newer steps weighing more.
+    moments: [[f64; KINDS]; KINDS],
+    /// `Σ t x`
+    products: [f64; KINDS],
+    /// `Σ t²`
+    square: f64,
+    num_steps: u64,
+}
+
+impl Default for StepTimes {
+    fn default() -> Self {
+        Self {
+            coefficients: SHAPE.map(|rows| rows * ROW_MICROS_AT_FIRST),
+            moments: Default::default(),
+            products: Default::default(),
+            square: 0.0,
+            num_steps: 0,
+        }
+    }
+}
+
+impl Work {
+    /// Computing `rows` tokens that together with what is before them end at position `end`, most of them near the end.
+    pub(crate) fn of_rows(rows: u32, end: u32) -> Self {
+        let (rows, end) = (u64::from(rows), u64::from(end));
+        Self { rows, attention_pairs: rows * (2 * end + 1 - rows.min(end)) / 2, ..Self::default() }
+    }
+
+    fn kinds(self) -> [f64; KINDS] {
+        [1.0, self.rows as f64, self.attention_pairs as f64, self.copied_tokens as f64, self.probed_tokens as f64]
+    }
+}
+
+impl std::ops::AddAssign for Work {
+    fn add_assign(&mut self, other: Self) {
+        self.rows += other.rows;
+        self.attention_pairs += other.attention_pairs;
+        self.copied_tokens += other.copied_tokens;
+        self.probed_tokens += other.probed_tokens;
+    }
+}
+
+impl StepTimes {
+    /// Microseconds that `work` adds to the steps it is part of.
+    pub(crate) fn micros(&self, work: Work) -> u64 {
+        let kinds = work.kinds();
+        (1..KINDS).map(|kind| self.coefficients[kind] * kinds[kind]).sum::<f64>() as u64
+    }
+
+    /// Microseconds of a step of `work` alone.
+    pub(crate) fn step_micros(&self, work: Work) -> u64 {
+        self.coefficients[0] as u64 + self.micros(work)
+    }
+
+    /// Whether enough steps were seen to trust the unit of predictions.
+    pub(crate) fn is_fitted(&self) -> bool {
+        self.num_steps >= NUM_UNSURPRISED
+    }
+
+    /// Learns from a step of `work` that took `micros`.
+    pub(crate) fn observe(&mut self, work: Work, micros: f64) {
+        let x = work.kinds();
+        let expected = dot(&self.coefficients, &x);
+        let micros = if self.is_fitted() { micros.min(MAX_SURPRISE * expected) } else { micros };
+        self.num_steps += 1;
+        for (i, row) in self.moments.iter_mut().enumerate() {
+            for (j, moment) in row.iter_mut().enumerate() {
+                *moment = MEMORY * *moment + x[i] * x[j];
+            }
+            self.products[i] = MEMORY * self.products[i] + micros * x[i];
+        }
+        self.square = MEMORY * self.square + micros * micros;
+        self.fit();
+    }
+
+    /// `min Σ (t - u·z)² + w Σ t² |u - 1|²` over `u >= 0`, with `z` the work of each kind in microseconds of the scaled shape. Cyclic
+    /// coordinate descent: each step is the exact minimum in one coordinate (Friedman, Hastie, Tibshirani 2010, sec. 2).
+    fn fit(&mut self) {
+        let in_shape: f64 = (0..KINDS).map(|i| SHAPE[i] * dot(&self.moments[i], &SHAPE)).sum();
+        let scale = dot(&self.products, &SHAPE) / in_shape;
+        if scale <= 0.0 {
+            return; // No step took any time.
+        }
+        let unit = SHAPE.map(|rows| rows * scale);
+        if self.num_steps == 1 {
+            self.coefficients = unit;
+        }
+        let weight = SHAPE_WEIGHT * self.square;
+        for _ in 0..NUM_SWEEPS {
+            for (i, unit) in unit.into_iter().enumerate() {
+                let others = dot(&self.moments[i], &self.coefficients) - self.moments[i][i] * self.coefficients[i];
+                let pull = (self.products[i] - others) * unit + weight;
+                let stiffness = self.moments[i][i] * unit * unit + weight;
+                self.coefficients[i] = unit * (pull / stiffness).max(0.0);
+            }
+        }
+    }
+}
+
+fn dot(a: &[f64; KINDS], b: &[f64; KINDS]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Steps of prefill, decode and both, `count` of them, timed by `true_micros`; then the prediction for 1000 rows behind 3000 others,
+    /// relative to the truth.
+    fn learn(count: u64, true_micros: impl Fn(Work) -> f64) -> f64 {
+        let mut times = StepTimes::default();
+        for i in 0..count {
+            let (rows, end) = ([512, 3, 40][(i % 3) as usize], 600 + (i * 977 % 5000) as u32);
+            let work = Work { copied_tokens: i * 31 % 700, ..Work::of_rows(rows, end) };
+            times.observe(work, 5000.0 + true_micros(work));
+        }
+        let asked = Work::of_rows(1000, 4000);
+        times.micros(asked) as f64 / true_micros(asked)
+    }
+
+    #[track_caller]
+    fn check(count: u64, true_micros: impl Fn(Work) -> f64, tolerance: f64) {
+        let ratio = learn(count, true_micros);
+        assert!((ratio - 1.0).abs() < tolerance, "{ratio}");
+    }
+
+    #[test]
+    fn one_step_tells_the_scale() {
+        check(1, |work| 900.0 * work.rows as f64 + 0.05 * work.attention_pairs as f64, 0.1);
+    }
+
+    #[test]
+    fn many_steps_tell_where_the_machine_differs_from_the_shape() {
+        check(300, |work| 10.0 * work.rows as f64 + 0.02 * work.attention_pairs as f64, 0.1);
+        check(300, |work| 10.0 * work.rows as f64 + 0.00033 * work.attention_pairs as f64, 0.1);
+        check(300, |work| 40.0 * work.rows as f64 + 5.0 * work.copied_tokens as f64, 0.1);
+    }
+
+    #[test]
+    fn a_machine_that_changes_is_followed() {
+        let mut times = StepTimes::default();
+        let asked = Work::of_rows(100, 100);
+        for row_micros in [10.0, 30.0] {
+            for i in 0..2000 {
+                let work = Work::of_rows([100, 2][i % 2], 100);
+                times.observe(work, 100.0 + row_micros * work.rows as f64);
+            }
+            assert!((times.micros(asked) as f64 / (100.0 * row_micros) - 1.0).abs() < 0.1);
+        }
+    }
+
+    #[test]
+    fn an_interrupted_step_teaches_little() {
+        let mut times = StepTimes::default();
+        let work = |i: u64| Work::of_rows([100, 2][i as usize % 2], 100);
+        (0..200).for_each(|i| times.observe(work(i), 100.0 + 10.0 * work(i).rows as f64));
+        let before = times.micros(work(0));
+        times.observe(work(1), 60e6);
+        assert!(times.micros(work(0)) < before * 11 / 10);
+    }
+
+    #[test]
+    fn steps_without_time_teach_nothing() {
+        let mut times = StepTimes::default();
+        times.observe(Work::of_rows(10, 10), 0.0);
+        assert_eq!(times.micros(Work::of_rows(10, 10)), 10 * ROW_MICROS_AT_FIRST as u64);
+    }
+
+    #[test]
+    fn pairs_are_counted_as_a_causal_mask_has_them() {
+        assert_eq!(Work::of_rows(3, 3).attention_pairs, 1 + 2 + 3);
+        assert_eq!(Work::of_rows(2, 10).attention_pairs, 9 + 10);
+        assert_eq!(Work::of_rows(0, 10), Work::default());
+    }
+}

@@ -1,0 +1,51 @@
+//! Waits for spans that somebody else is about to have computed.
+
+use std::time::Duration;
+
+use tokens::{RequestId, Timestamp};
+
+use super::Scheduler;
+use super::forecast::expected_reuse;
+use crate::sequence::SpanWait;
+use crate::{KvSharingMode, SchedulerOutput};
+
+/// A wait is worth at most this part of computing the whole prompt. Chosen: the spans save several times as much.
+const MAX_WAIT_PART: u64 = 5;
+
+impl Scheduler {
+    /// Whether a request whose prefix hit ends at `from` waits for spans rather than join `step`. Each request looks once and waits once.
+    pub(super) fn waits_for_spans(&mut self, request_id: RequestId, from: u32, now: Timestamp, step: &SchedulerOutput) -> bool {
+        let mut wait = self.sequences[&request_id].span_wait;
+        if wait == SpanWait::Possible {
+            wait = self.spans_to_wait_for(request_id, from, now, step);
+        }
+        if let SpanWait::For { owner, until } = wait
+            && (now >= until || !self.in_flight.contains_prompt(owner))
+        {
+            wait = SpanWait::Over;
+        }
+        self.sequences.get_mut(&request_id).expect("a waiting sequence is known").span_wait = wait;
+        wait != SpanWait::Over
+    }
+
+    /// Spans are worth waiting for if donors have none as good and they come in time: the step that is being made ends before.
+    fn spans_to_wait_for(&self, request_id: RequestId, from: u32, now: Timestamp, step: &SchedulerOutput) -> SpanWait {
+        let sequence = &self.sequences[&request_id];
+        if sequence.sharing() != KvSharingMode::Span || from + 1 >= sequence.num_prompt_tokens() {
+            return SpanWait::Over;
+        }
+        let request = &sequence.request;
+        let Some((owner, num_tokens)) = self.in_flight.find_spans(request.cache_salt, &request.prompt_token_ids, from) else {
+            return SpanWait::Over;
+        };
+        let num_gained = num_tokens.saturating_sub(expected_reuse(sequence, from));
+        let bound = self.config.max_span_wait.min(Duration::from_micros(self.uncached_micros(sequence) / MAX_WAIT_PART));
+        let step_micros = self.step_times.step_micros(self.work_of(step).0);
+        let owner_micros = self.micros_left(&self.sequences[&owner]) as f64 * self.pace.ratio().max(1.0);
+        let needed = Duration::from_micros(step_micros.max(owner_micros as u64));
+        match num_gained >= self.config.spans.min_span_tokens && needed <= bound {
+            true => SpanWait::For { owner, until: Timestamp(now.0 + bound) },
+            false => SpanWait::Over,
+        }
+    }
+}

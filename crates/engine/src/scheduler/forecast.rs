@@ -1,0 +1,182 @@
+//! What waiting requests will cost, and how long they should wait at most.
+
+use std::time::Duration;
+
+use tokens::Timestamp;
+
+use super::{Scheduler, target_of};
+use crate::cost::Work;
+use crate::queue::Forecast;
+use crate::sequence::{ExpectedSpans, Sequence};
+use crate::{KvSharingMode, SchedulePolicy, SchedulerOutput};
+
+/// A step whose end is still to come.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TimedStep {
+    began: Timestamp,
+    work: Work,
+    /// Predicted time of its prompt rows, in microseconds.
+    prefill_micros: u64,
+}
+
+/// How much time passes for a microsecond of predicted prefill, while there is a queue: answers take their share of each step.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Pace {
+    passed: f64,
+    prefill: f64,
+}
+
+/// Weight of a step for the pace after the next one. Chosen: some 1000 steps are remembered, as many as a long queue takes.
+const PACE_MEMORY: f64 = 0.999;
+
+/// A rank is a hit rate in parts of this.
+const WHOLE: u64 = 1_000_000;
+
+impl Pace {
+    fn observe(&mut self, passed: f64, prefill: f64) {
+        self.passed = PACE_MEMORY * self.passed + passed;
+        self.prefill = PACE_MEMORY * self.prefill + prefill;
+    }
+
+    pub(super) fn ratio(self) -> f64 {
+        if self.prefill > 0.0 { self.passed / self.prefill } else { 1.0 }
+    }
+}
+
+impl Scheduler {
+    /// Learns from the last step, if this one follows at its end.
+    pub(super) fn observe_last_step(&mut self, now: Timestamp) {
+        let Some(TimedStep { began, work, prefill_micros }) = self.timed_step.take() else { return };
+        let passed = now.since(began).as_secs_f64() * 1e6;
+        if passed == 0.0 || work == Work::default() {
+            return;
+        }
+        self.step_times.observe(work, passed);
+        if self.queue.len() > 0 {
+            self.pace.observe(passed, prefill_micros as f64);
+        }
+    }
+
+    /// What is to be learnt from `step`, once it has ended.
+    pub(super) fn timed(&self, step: &SchedulerOutput, began: Timestamp) -> TimedStep {
+        let (work, prefill) = self.work_of(step);
+        TimedStep { began, work, prefill_micros: self.step_times.micros(prefill) }
+    }
+
+    /// Work of `step`, and the part of it that prompts cause.
+    pub(super) fn work_of(&self, step: &SchedulerOutput) -> (Work, Work) {
+        let moved = step.span_copies.iter().map(|copy| copy.token_ids.len() as u64);
+        let copied = step.block_copies.iter().map(|copy| u64::from(copy.num_tokens));
+        let probed = step.probes.iter().map(|probe| probe.token_ids.len() as u64);
+        let mut work = Work { copied_tokens: moved.chain(copied).sum(), probed_tokens: probed.sum(), ..Work::default() };
+        let mut prefill = work;
+        for scheduled in &step.sequences {
+            let num_prompt_tokens = self.sequences[&scheduled.request_id].num_prompt_tokens();
+            for row in &scheduled.rows {
+                let one = Work::of_rows(1, row.position + 1);
+                work += one;
+                if row.position < num_prompt_tokens {
+                    prefill += one;
+                }
+            }
+        }
+        (work, prefill)
+    }
+
+    /// Place among the waiting requests of its tenant, by policy.
+    pub(super) fn forecast(&self, sequence: &Sequence) -> Forecast {
+        if self.config.policy == SchedulePolicy::Fcfs {
+            return Forecast { rank: 0, micros: self.uncached_micros(sequence) };
+        }
+        let prefix_end = self.predict_prefix_hit(sequence);
+        let micros = self.step_times.micros(expected_work(sequence, prefix_end));
+        let rank = match self.config.policy {
+            SchedulePolicy::Fcfs | SchedulePolicy::KvHitRate => WHOLE - hit_rate(sequence, prefix_end),
+            SchedulePolicy::RemainingWork => micros + sequence.arrived_micros,
+        };
+        Forecast { rank, micros }
+    }
+
+    /// What its prompt costs if nothing of it is cached.
+    pub(super) fn uncached_micros(&self, sequence: &Sequence) -> u64 {
+        self.step_times.micros(Work::of_rows(sequence.num_tokens(), sequence.num_tokens()))
+    }
+
+    /// Predicted time until all that is here has its first token, in microseconds.
+    pub(super) fn queue_micros(&self) -> u64 {
+        let running: u64 = self.running.iter().map(|id| self.micros_left(&self.sequences[id])).sum();
+        ((self.queue.total_micros() + running) as f64 * self.pace.ratio()) as u64
+    }
+
+    /// From when on a request that found a queue of `queue_micros` at its arrival goes first in its tenant.
+    pub(super) fn deadline(&self, arrival: Timestamp, queue_micros: u64) -> Timestamp {
+        if self.config.policy == SchedulePolicy::Fcfs {
+            return Timestamp(Duration::MAX);
+        }
+        let relative = Duration::from_micros((self.config.max_overtake_ratio * queue_micros as f64) as u64);
+        Timestamp(arrival.0.saturating_add(self.config.max_overtake.max(relative)))
+    }
+
+    /// Predicted time until a running sequence has computed all it knows.
+    pub(super) fn micros_left(&self, sequence: &Sequence) -> u64 {
+        self.step_times.micros(Work::of_rows(sequence.num_rows_left(), sequence.num_tokens()))
+    }
+
+    fn predict_prefix_hit(&self, sequence: &Sequence) -> u32 {
+        if sequence.sharing() == KvSharingMode::Off {
+            return 0;
+        }
+        let num_blocks = self.pool.index().count_leading(sequence.hashed()) as u32;
+        (num_blocks * self.config.block_size.get()).min(sequence.num_tokens() - 1)
+    }
+
+    /// Spans for a request that is added. They count like this until it is admitted: to search again is not cheap.
+    pub(super) fn expect_spans(&self, sequence: &Sequence) -> Option<ExpectedSpans> {
+        if self.config.policy == SchedulePolicy::Fcfs || !sequence.sharing().copies_spans() {
+            return None;
+        }
+        let prefix_end = self.predict_prefix_hit(sequence);
+        let num_tokens = self.donors.predict(target_of(sequence, prefix_end));
+        (num_tokens > 0).then_some(ExpectedSpans { prefix_end, num_tokens })
+    }
+
+    /// Renews the forecasts of some waiting requests, if the pool's content has changed.
+    pub(super) fn renew_forecasts(&mut self) {
+        let version = self.pool.index().version();
+        if self.config.policy == SchedulePolicy::Fcfs || version == self.predicted_version {
+            return;
+        }
+        self.predicted_version = version;
+        for (key, request_id) in self.queue.next_to_renew(self.config.max_estimates_per_step) {
+            let forecast = self.forecast(&self.sequences[&request_id]);
+            self.queue.set_forecast(key, forecast);
+        }
+    }
+}
+
+/// Work until the first token behind a prefix hit. Spans are copied, perhaps measured, and recomputed in part.
+fn expected_work(sequence: &Sequence, prefix_end: u32) -> Work {
+    let num_tokens = sequence.num_tokens();
+    let num_reused = expected_reuse(sequence, prefix_end);
+    let repair = sequence.request.repair;
+    let num_repaired = num_reused.min((num_tokens as f32 * repair.ratio) as u32);
+    let probes = num_reused > 0 && repair.policy.probe().is_some();
+    Work {
+        copied_tokens: num_reused.into(),
+        probed_tokens: if probes { (num_tokens - prefix_end).into() } else { 0 },
+        ..Work::of_rows(num_tokens - prefix_end - num_reused + num_repaired, num_tokens)
+    }
+}
+
+/// Tokens of spans behind a prefix hit of `prefix_end`. If the hit has grown since they were found, it is taken to cover them first.
+pub(super) fn expected_reuse(sequence: &Sequence, prefix_end: u32) -> u32 {
+    let Some(spans) = sequence.expected_spans else { return 0 };
+    let grown = prefix_end.saturating_sub(spans.prefix_end);
+    spans.num_tokens.saturating_sub(grown).min(sequence.num_tokens() - 1 - prefix_end)
+}
+
+/// Share of the known tokens whose KV is found, in parts of [`WHOLE`].
+fn hit_rate(sequence: &Sequence, prefix_end: u32) -> u64 {
+    let hits = prefix_end + expected_reuse(sequence, prefix_end);
+    u64::from(hits) * WHOLE / u64::from(sequence.num_tokens())
+}

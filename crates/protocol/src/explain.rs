@@ -31,8 +31,21 @@ pub struct Explanation {
     pub spans: Vec<ExplainedSpan>,
     /// Everything that was found, the declined among it, by ascending `target_pos`. Entries may overlap.
     pub matches: Vec<ExplainedSpan>,
+    /// Positions, as `[start, end]`, that are computed because their donors have a change in the same segment.
+    pub edited: Vec<[u32; 2]>,
+    /// What the prompt is predicted to cost; `null` while nothing is known of costs.
+    pub estimate: Option<CostEstimate>,
     /// Why `spans` is empty; `null` if it is not.
     pub rejected: Option<String>,
+}
+
+/// What one prompt costs, in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CostEstimate {
+    /// With everything behind the prefix computed.
+    pub full_ms: f64,
+    /// With the spans copied.
+    pub reuse_ms: f64,
 }
 
 /// Equal tokens in a donor and the prompt.

@@ -1,7 +1,7 @@
 //! What the engine says about a request, in the words of the API.
 
 use engine::{Explanation, MatchClass, ReuseSpan, SpanMatch};
-use protocol::ExplainedSpan;
+use protocol::{CostEstimate, ExplainedSpan};
 
 use crate::encode::Encoded;
 use crate::valid::ValidRequest;
@@ -25,6 +25,8 @@ pub(crate) fn explanation(request: ValidRequest, prompt: &Encoded, found: Explan
         segments: prompt.segments.clone(),
         spans: plan.spans.iter().map(planned).collect(),
         matches: matches.iter().map(found_only).collect(),
+        edited: plan.edited.iter().map(|range| [range.start, range.end]).collect(),
+        estimate: plan.estimate.map(|found| CostEstimate { full_ms: found.full_ms, reuse_ms: found.reuse_ms }),
         rejected: plan.rejected.map(|reason| reason.label().to_owned()),
     }
 }

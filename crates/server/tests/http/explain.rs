@@ -13,13 +13,13 @@ async fn explain(world: &World, key: &str, request: &Value) -> Value {
 /// A server where `a` has asked about the document.
 async fn asked() -> World {
     let world = World::with_tenants();
-    world.usage_as(KEY_A, &format!("first question: {}", document()), json!({})).await;
+    world.usage_as(KEY_A, &format!("first question:\n\n{}", document()), json!({})).await;
     world.wait_until_free().await;
     world
 }
 
 fn another(more: Value) -> Value {
-    completion(format!("another, longer question: {} and a tail", document()), more)
+    completion(format!("another, longer question:\n\n{}\n\nand a tail", document()), more)
 }
 
 #[tokio::test]
@@ -30,8 +30,9 @@ async fn spans_are_told_as_they_are_then_used() {
     assert_eq!((&told["object"], &told["mode"], &told["policy"]), (&json!("kv.explanation"), &json!("span"), &json!("epic")));
     let [planned] = &told["spans"].as_array().unwrap()[..] else { panic!("{told}") };
     assert_eq!(planned["class"], "composition");
-    // The document stands at 26 here and at 16 there.
-    assert_eq!(planned["target_pos"].as_u64().unwrap() - planned["donor_pos"].as_u64().unwrap(), 26 - 16);
+    // The document stands at 27 here and at 17 there.
+    assert_eq!(planned["target_pos"].as_u64().unwrap() - planned["donor_pos"].as_u64().unwrap(), 27 - 17);
+    assert_eq!(told["segments"], json!([27, 229]));
     assert!(told["rejected"].is_null() && !told["matches"].as_array().unwrap().is_empty(), "{told}");
     let usage = world.send_as(KEY_A, "POST", COMPLETIONS, &another(span)).await.ok()["usage"].clone();
     for field in ["prefix_tokens", "span_tokens", "recomputed_tokens"] {
@@ -61,6 +62,18 @@ async fn another_tenants_donors_are_not_told() {
     let told = explain(&world, KEY_B, &another(json!({"kv_sharing": {"mode": "span"}}))).await;
     assert_eq!((&told["spans"], &told["matches"], &told["rejected"]), (&json!([]), &json!([]), &json!("no_donor")));
     assert_eq!(told["prefix_tokens"], 0);
+}
+
+#[tokio::test]
+async fn a_change_inside_a_segment_is_told_and_not_reused() {
+    let world = World::with_tenants();
+    world.usage_as(KEY_A, &format!("first question: {}", document()), json!({})).await;
+    world.wait_until_free().await;
+    let changed =
+        completion(format!("another, longer question: {} and a tail", document()), json!({"kv_sharing": {"mode": "span"}}));
+    let told = explain(&world, KEY_A, &changed).await;
+    assert_eq!((&told["spans"], &told["rejected"]), (&json!([]), &json!("edited")), "{told}");
+    assert!(!told["edited"].as_array().unwrap().is_empty() && !told["matches"].as_array().unwrap().is_empty(), "{told}");
 }
 
 #[tokio::test]

@@ -7,8 +7,8 @@ use crate::world::{COMPLETIONS, World, completion, document};
 /// Usage of a request with these fields, after another one about the same document.
 async fn usage_after(fields: Value) -> Value {
     let world = World::new();
-    world.post(COMPLETIONS, &completion(format!("first question: {}", document()), json!({}))).await.ok();
-    let request = completion(format!("another, longer question: {} and a tail", document()), fields);
+    world.post(COMPLETIONS, &completion(format!("first question:\n\n{}", document()), json!({}))).await.ok();
+    let request = completion(format!("another, longer question:\n\n{}\n\nand a tail", document()), fields);
     world.post(COMPLETIONS, &request).await.ok()["usage"]["kv_sharing"].clone()
 }
 

@@ -64,7 +64,7 @@ async fn only_an_administrator_administers() {
 /// Tokens that `second` reuses, as a prefix and as spans, of what `first` left behind. Both ask about the same document.
 async fn reused(first: &str, second: &str) -> (u64, u64) {
     let world = World::with_tenants();
-    let question = |text: &str| format!("{text}: {}", document());
+    let question = |text: &str| format!("{text}:\n\n{}", document());
     world.usage_as(first, &question("the first question"), json!({})).await;
     let sharing = |usage: Value, field: &str| usage["kv_sharing"][field].as_u64().unwrap();
     let span = json!({"kv_sharing": {"mode": "span", "store": false}});
@@ -105,7 +105,7 @@ async fn a_public_corpus_is_reused_by_those_who_may_read_it() {
     let corpus = world.send_as(KEY_OPS, "POST", "/admin/corpora", &json!({"name": "manuals", "text": text})).await.ok();
     assert_eq!(corpus, json!({"name": "manuals", "object": "kv.corpus", "texts": 1, "tokens": 200}));
     let behind = format!("{text} and a question");
-    let elsewhere = format!("a question about this: {text} and more");
+    let elsewhere = format!("a question about this:\n\n{text}\n\nand more");
     let span = json!({"kv_sharing": {"mode": "span", "store": false}});
     let prefix_only = json!({"kv_sharing": {"store": false}});
     for (key, may_read) in [(KEY_A, true), (KEY_B, false)] {
@@ -126,8 +126,8 @@ async fn private_text_in_front_keeps_a_public_one_private() {
     let text = document();
     let corpus = json!({"name": "manuals", "text": "a short public text, not the document"});
     world.send_as(KEY_OPS, "POST", "/admin/corpora", &corpus).await.ok();
-    world.usage_as(KEY_B, &format!("a private question of b: {text}"), json!({})).await;
+    world.usage_as(KEY_B, &format!("a private question of b:\n\n{text}"), json!({})).await;
     let span = json!({"kv_sharing": {"mode": "span"}});
-    let usage = world.usage_as(KEY_A, &format!("what a asks: {text}"), span).await;
+    let usage = world.usage_as(KEY_A, &format!("what a asks:\n\n{text}"), span).await;
     assert_eq!(usage["kv_sharing"]["span_tokens"], 0, "{usage}");
 }

@@ -200,8 +200,9 @@ async fn a_request_may_keep_to_itself() {
 async fn a_span_at_another_place_is_reused_when_asked_for() {
     let world = World::new();
     let document = document();
-    world.post(COMPLETIONS, &completion(format!("first question: {document}"), json!({}))).await.ok();
-    let request = completion(format!("another, longer question: {document} and a tail"), json!({"kv_sharing": {"mode": "span"}}));
+    world.post(COMPLETIONS, &completion(format!("first question:\n\n{document}"), json!({}))).await.ok();
+    let request =
+        completion(format!("another, longer question:\n\n{document}\n\nand a tail"), json!({"kv_sharing": {"mode": "span"}}));
     let usage = world.post(COMPLETIONS, &request).await.ok()["usage"].clone();
     assert_eq!((&usage["kv_sharing"]["mode"], &usage["kv_sharing"]["donors"]), (&json!("span"), &json!(1)));
     assert!(usage["kv_sharing"]["span_tokens"].as_u64().unwrap() > 0, "{usage}");

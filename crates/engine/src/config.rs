@@ -39,6 +39,8 @@ pub struct SchedulerConfig {
     pub max_span_wait: Duration,
     /// Share of a step's rows for a prompt while others with far less work wait, by [`SchedulePolicy::RemainingWork`]. In `0..=1`.
     pub long_prompt_share: f64,
+    /// What reuse of spans has to save.
+    pub gate: semantic::Gate,
     /// Waiting requests whose hits are estimated anew in one step.
     pub max_estimates_per_step: usize,
     /// Which spans of earlier prompts are worth copying.
@@ -159,6 +161,7 @@ impl SchedulerConfig {
             max_overtake_ratio: 4.0,
             max_span_wait: Duration::from_millis(10),
             long_prompt_share: 0.1,
+            gate: semantic::Gate::default(),
             max_estimates_per_step: 32,
             spans: semantic::SpanConfig::default(),
             max_donors: semantic::SpanIndexConfig::default().max_donors,

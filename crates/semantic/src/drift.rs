@@ -16,6 +16,8 @@ const LENGTH: f32 = 16.0;
 const PRIOR: f32 = 0.1;
 /// Share of the smoothed difference that is applied. Constants found by a search over composition workloads.
 const GAIN: f32 = 0.5;
+/// Smaller weights are left out, and with them the work for them. Chosen: all of them together are some percent.
+const MIN_WEIGHT: f32 = 1e-3;
 /// Longest piece of a span that is taken at once: far more than `LENGTH`, and little work.
 const MAX_PIECE_TOKENS: u32 = 512;
 
@@ -26,7 +28,8 @@ pub struct Drift {
     pub samples: Vec<u32>,
     /// Positions that follow, ascending.
     pub targets: Vec<u32>,
-    /// `[targets, samples]`: what is added to a target is the sum of the samples' differences with these weights.
+    /// `[targets, samples]`: what is added to a target is the sum of the samples' differences with these weights. Those of far
+    /// samples are 0.
     pub weights: Vec<f32>,
 }
 
@@ -53,7 +56,8 @@ impl Drift {
 fn weights(target: u32, samples: &[u32]) -> impl Iterator<Item = f32> {
     let nearness = move |sample: &u32| (-(target.abs_diff(*sample) as f32) / LENGTH).exp();
     let total: f32 = PRIOR + samples.iter().map(nearness).sum::<f32>();
-    samples.iter().map(move |sample| GAIN * nearness(sample) / total)
+    let weight = move |sample| GAIN * nearness(sample) / total;
+    samples.iter().map(weight).map(|weight| if weight < MIN_WEIGHT { 0.0 } else { weight })
 }
 
 #[cfg(test)]

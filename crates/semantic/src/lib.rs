@@ -2,7 +2,7 @@
 //!
 //! What is here: an index of exact token spans ([`SpanIndex`]) and one of embeddings ([`EmbeddingIndex`]), which only proposes donors;
 //! the choice among matches ([`plan_reuse`]), which leaves out what stands behind an edit in its own segment ([`EditPolicy`]); whether
-//! the plan saves time ([`CostModel`]); scripts of edits for explanations ([`align`]); who repairs what, and whether it was good enough.
+//! the plan saves enough time ([`Gate`]); scripts of edits for explanations ([`align`]); who repairs what, and whether it was good enough.
 //! Ids are compared, never texts and never hashes alone: tokens that differ are different content.
 //! What is deliberately not here: KV blocks and whether they are still resident (`kv`, `engine`), and the copying itself.
 
@@ -10,12 +10,12 @@
 
 mod align;
 mod config;
-mod cost;
 mod cover;
 mod donors;
 mod drift;
 mod edits;
 mod embedding;
+mod gate;
 mod guard;
 mod index;
 #[cfg(any(test, feature = "invariants"))]
@@ -35,10 +35,10 @@ mod testing;
 
 pub use align::{EditKind, EditOp, EditScript, align};
 pub use config::{SpanConfig, SpanConfigError, SpanIndexConfig};
-pub use cost::{Coefficients, CostConfig, CostModel, Estimate, RepairWork, Work};
 pub use drift::{Drift, follow_drift};
 pub use edits::EditPolicy;
 pub use embedding::{EmbeddingIndex, EmbeddingIndexConfig, Similar};
+pub use gate::{Estimate, Gate};
 pub use guard::{ClassQuality, GuardConfig, QualityGuard, Verdict};
 pub use index::SpanIndex;
 pub use plan::{MatchClass, RejectReason, ReusePlan, ReuseSpan, plan_reuse};

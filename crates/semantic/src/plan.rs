@@ -29,7 +29,7 @@ pub struct ReusePlan {
     /// Positions that only donors could have served that have an edit in the same segment. Sorted, disjoint; none under
     /// [`EditPolicy::Reuse`].
     pub edited: Vec<TokenRange>,
-    /// What it costs, once a [`CostModel`](crate::CostModel) was asked.
+    /// What it costs, once that was asked; see [`crate::Gate`].
     pub estimate: Option<Estimate>,
     /// Why `spans` is empty; `None` if and only if it is not.
     pub rejected: Option<RejectReason>,

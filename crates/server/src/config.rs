@@ -60,7 +60,7 @@ impl Default for ServerConfig {
 
 impl Default for SharingDefaults {
     fn default() -> Self {
-        Self { mode: SharingMode::Prefix, repair: engine::Repair::structural(), max_deviation: None }
+        Self { mode: SharingMode::Prefix, repair: engine::Repair::recommended(), max_deviation: None }
     }
 }
 

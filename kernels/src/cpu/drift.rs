@@ -44,6 +44,9 @@ impl KvLayer {
                 // SAFETY: each row of `moved` belongs to one target, and each target to one chunk.
                 let row = unsafe { std::slice::from_raw_parts_mut(out.at(t * 2 * width), 2 * width) };
                 for (weight, difference) in weights[t * samples.len()..].iter().zip(differences.chunks_exact(2 * width)) {
+                    if *weight == 0.0 {
+                        continue; // Most are: only near samples count.
+                    }
                     row.iter_mut().zip(difference).for_each(|(row, difference)| *row += weight * difference);
                 }
                 let (position, slot) = targets[t];

@@ -23,12 +23,24 @@ pub(crate) struct SharingConfig {
     pub(crate) tail_tokens: u32,
     /// Shorter prompts neither give nor take spans.
     pub(crate) min_prompt: u32,
+    /// What becomes of equal text behind a change inside its own paragraph.
+    pub(crate) edits: Edits,
     /// Earlier prompts remembered as donors.
     pub(crate) max_donors: usize,
     /// Time after which what nobody used is forgotten; by default when its room is needed.
     pub(crate) donor_ttl: Auto<Millis>,
     /// Share of the answers over reused spans that is compared with full computation in idle time.
     pub(crate) verify_share: f64,
+}
+
+/// What becomes of equal text behind a change inside its own segment: a paragraph, a section, a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Edits {
+    /// It is computed to the end of the segment: what it says may depend on the change.
+    Recompute,
+    /// It is reused and repaired as any other.
+    Reuse,
 }
 
 /// Which KV of earlier requests a request may use.
@@ -51,12 +63,13 @@ impl Default for SharingConfig {
     fn default() -> Self {
         Self {
             mode: KvSharing::Prefix,
-            repair: RepairSetting(engine::Repair::structural()),
+            repair: RepairSetting(engine::Repair::recommended()),
             max_deviation: Auto::Auto,
             min_span: 64,
             head_tokens: 16,
             tail_tokens: 16,
             min_prompt: 128,
+            edits: Edits::Recompute,
             max_donors: 10_000,
             donor_ttl: Auto::Auto,
             verify_share: 0.0,
@@ -81,6 +94,10 @@ impl SharingConfig {
             head_tokens: self.head_tokens,
             tail_tokens: self.tail_tokens,
             min_prompt_tokens: self.min_prompt,
+            edits: match self.edits {
+                Edits::Recompute => semantic::EditPolicy::RecomputeSegmentTail,
+                Edits::Reuse => semantic::EditPolicy::Reuse,
+            },
             ..semantic::SpanConfig::default()
         }
     }
@@ -147,7 +164,7 @@ pub(crate) struct SharingArgs {
     /// Which KV of earlier requests is reused [default: prefix]
     #[arg(long, env = "KVSHARE_KV_SHARING", value_enum)]
     kv_sharing: Option<KvSharing>,
-    /// Policy that chooses which reused tokens are computed all the same, as name@ratio [default: epic]
+    /// Policy that chooses which reused tokens are computed all the same, as name@ratio [default: impact@0.15+drift]
     #[arg(long, env = "KVSHARE_REPAIR", value_name = "POLICY")]
     repair: Option<RepairSetting>,
     /// Deviation at which no more tokens are computed: a number, strict, balanced or fast [default: the policy's own]
@@ -156,6 +173,9 @@ pub(crate) struct SharingArgs {
     /// Shortest run of equal tokens reused away from its place [default: 64]
     #[arg(long, env = "KVSHARE_MIN_SPAN", value_name = "TOKENS")]
     min_span: Option<u32>,
+    /// What becomes of equal text behind a change inside its own paragraph [default: recompute]
+    #[arg(long, env = "KVSHARE_EDITS", value_enum)]
+    edits: Option<Edits>,
     /// Earlier prompts remembered as donors [default: 10000]
     #[arg(long, env = "KVSHARE_MAX_DONORS", value_name = "N")]
     max_donors: Option<usize>,
@@ -171,6 +191,7 @@ impl SharingArgs {
     pub(super) fn apply(self, config: &mut SharingConfig) {
         set(&mut config.mode, self.kv_sharing);
         set(&mut config.min_span, self.min_span);
+        set(&mut config.edits, self.edits);
         set(&mut config.max_donors, self.max_donors);
         set(&mut config.repair, self.repair);
         set(&mut config.max_deviation, self.max_deviation.map(Auto::Set));

@@ -3,6 +3,7 @@
 use tokens::{DonorId, Timestamp};
 
 use super::admission::prefix_end;
+use super::forecast::gated;
 use super::{Scheduler, target_of};
 use crate::queue::ArrivalKey;
 use crate::sequence::Sequence;
@@ -59,6 +60,7 @@ impl Scheduler {
         let sequence = Sequence::new(request, ArrivalKey::default(), self.config.block_size);
         let from = if sequence.num_tokens() == 0 { 0 } else { prefix_end(&self.match_prefix(&sequence)) };
         let (plan, matches) = self.donors.explain(&self.pool, target_of(&sequence, from));
+        let plan = gated(plan, &sequence, from, &self.step_times, self.config.gate);
         Explanation { prefix_tokens: from, plan, matches }
     }
 

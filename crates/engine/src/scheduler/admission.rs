@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokens::{RequestId, Timestamp};
 
+use super::forecast::gated;
 use super::share::Shares;
 use super::{Scheduler, reused_ranges, target_of};
 use crate::donors::FoundSpans;
@@ -148,7 +149,11 @@ impl Scheduler {
         let from = prefix_end(prefix);
         let is_due = sequence.sharing().searches_spans() && from < sequence.num_prompt_tokens();
         is_due.then(|| {
-            let found = self.donors.find_resident(&self.pool, target_of(sequence, from))?;
+            let mut found = self.donors.find_resident(&self.pool, target_of(sequence, from))?;
+            found.plan = gated(found.plan, sequence, from, &self.step_times, self.config.gate);
+            if let Some(reason) = found.plan.rejected {
+                return Err(SpanOutcome::Rejected(reason));
+            }
             if sequence.sharing() == KvSharingMode::Shadow {
                 self.num_shadowed_tokens += found.plan.spans.iter().map(|span| u64::from(span.num_tokens)).sum::<u64>();
                 return Err(SpanOutcome::Shadowed);

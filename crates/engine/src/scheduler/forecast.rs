@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokens::Timestamp;
 
 use super::{Scheduler, target_of};
-use crate::cost::Work;
+use crate::cost::{StepTimes, Work};
 use crate::queue::Forecast;
 use crate::sequence::{ExpectedSpans, Sequence};
 use crate::{KvSharingMode, SchedulePolicy, SchedulerOutput};
@@ -154,10 +154,31 @@ impl Scheduler {
     }
 }
 
+/// `plan` for a prompt behind a prefix hit of `prefix_end` if it pays, as far as steps have shown what work costs.
+pub(super) fn gated(
+    plan: semantic::ReusePlan,
+    sequence: &Sequence,
+    prefix_end: u32,
+    step_times: &StepTimes,
+    gate: semantic::Gate,
+) -> semantic::ReusePlan {
+    if !step_times.is_fitted() {
+        return plan;
+    }
+    let num_reused = plan.spans.iter().map(|span| span.num_tokens).sum();
+    let millis = |num_reused| step_times.micros(work_with(sequence, prefix_end, num_reused)) as f64 / 1e3;
+    let estimate = semantic::Estimate { full_ms: millis(0), reuse_ms: millis(num_reused) };
+    gate.apply(plan, estimate)
+}
+
 /// Work until the first token behind a prefix hit. Spans are copied, perhaps measured, and recomputed in part.
 fn expected_work(sequence: &Sequence, prefix_end: u32) -> Work {
+    work_with(sequence, prefix_end, expected_reuse(sequence, prefix_end))
+}
+
+/// The same with `num_reused` tokens of spans.
+fn work_with(sequence: &Sequence, prefix_end: u32, num_reused: u32) -> Work {
     let num_tokens = sequence.num_tokens();
-    let num_reused = expected_reuse(sequence, prefix_end);
     let repair = sequence.request.repair;
     let num_repaired = num_reused.min((num_tokens as f32 * repair.ratio) as u32);
     let probes = num_reused > 0 && repair.policy.probe().is_some();

@@ -3,6 +3,7 @@
 mod blast;
 mod core;
 mod fairness;
+mod gate;
 mod memory;
 mod random;
 mod scenarios;

@@ -16,6 +16,8 @@ pub(crate) fn config(num_blocks: usize) -> SchedulerConfig {
         block_size: BlockSize::new(4).unwrap(),
         max_num_batched_tokens: 16,
         max_num_seqs: 4,
+        // Time is mostly made up here; the gate has tests of its own.
+        gate: semantic::Gate::open(),
         spans: SpanConfig {
             min_span_tokens: 16,
             head_tokens: 2,

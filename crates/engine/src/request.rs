@@ -48,7 +48,7 @@ pub enum KvSharingMode {
     Prefix,
     /// Also equal spans at any offset and in any order, moved to their new positions. Approximate.
     Span,
-    /// Like `Span`, with donors that say nearly the same preferred.
+    /// Like `Span`: an embedding adds no donor that equal tokens do not, and ranks them no better.
     Semantic,
     /// Blocks as with `Prefix`; spans are searched and counted, but not used. Exact.
     Shadow,

@@ -43,7 +43,7 @@ pub enum SharingMode {
     Prefix,
     /// Also equal spans at other positions. Approximate.
     Span,
-    /// As `Span`, with donors also found by what their text means. Approximate.
+    /// As `Span`: what a text means adds no donor that its tokens do not. Approximate.
     Semantic,
     /// Finds what `Semantic` would reuse and records it, but reuses as `Prefix` does. Exact.
     Shadow,

@@ -53,7 +53,7 @@ pub(crate) enum KvSharing {
     Prefix,
     /// Also equal spans anywhere. Approximate.
     Span,
-    /// As span, with donors also found by what their text means. Approximate.
+    /// As span: what a text means adds no donor that its tokens do not. Approximate.
     Semantic,
     /// Finds what semantic would reuse and records it, but reuses equal beginnings only. Exact.
     Shadow,

@@ -293,7 +293,9 @@ mod tests {
 
     fn evaluator(policies: &[&str]) -> Evaluator<'static, ModelRunner> {
         let model = tiny_config(Architecture::Qwen2, RopeLayout::Half);
-        let config = SchedulerConfig { max_num_batched_tokens: 96, ..SchedulerConfig::new(NUM_BLOCKS, 1024) };
+        // A tiny model computes faster than any gate asks for.
+        let gate = semantic::Gate::open();
+        let config = SchedulerConfig { max_num_batched_tokens: 96, gate, ..SchedulerConfig::new(NUM_BLOCKS, 1024) };
         let engine = EngineCore::new(config, Forced::new(tiny_runner(&model, 42, KvDtype::F32, NUM_BLOCKS))).unwrap();
         let settings = Settings {
             policies: policies.iter().map(|policy| policy.parse().unwrap()).collect(),

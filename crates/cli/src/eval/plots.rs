@@ -82,27 +82,7 @@ fn by_deviation(report: &EvalReport) -> Option<Chart> {
 #[cfg(test)]
 mod tests {
     use super::super::measured::Measured;
-    use super::super::report::Setup;
     use super::*;
-    use crate::config::KvCacheDtype;
-
-    fn report(requests: Vec<Measured>) -> EvalReport {
-        let setup = Setup {
-            model: "m".to_owned(),
-            kv_cache_dtype: KvCacheDtype::F32,
-            max_tokens: 48,
-            max_answer_tokens: None,
-            max_prompt_tokens: 7000,
-            limit: None,
-            max_num_batched_tokens: 512,
-            min_span: 64,
-            head_tokens: 16,
-            tail_tokens: 16,
-            ignores_tenants: false,
-        };
-        let empty = EvalReport { setup, threads: 2, num_too_long: 0, baseline: None, results: Vec::new(), requests: Vec::new() };
-        empty.with_requests(requests)
-    }
 
     fn request(policy: &str, r: Option<f32>, work: f64, deviation: Option<f64>) -> Measured {
         Measured {
@@ -123,7 +103,7 @@ mod tests {
     fn shares_of_one_rule_are_one_line() {
         let requests =
             vec![request("dhd", Some(0.3), 0.5, None), request("epic", None, 0.2, None), request("dhd", Some(0.1), 0.3, None)];
-        let charts = charts(&report(requests));
+        let charts = charts(&EvalReport::of_requests(requests));
         let names: Vec<_> = charts.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["kl_by_work.svg", "kl_by_ttft.svg", "kl_by_work.w1.svg", "kl_by_ttft.w1.svg"]);
         let series: Vec<_> = charts[0].1.series.iter().map(|series| (series.name.as_str(), series.points.len())).collect();
@@ -135,7 +115,7 @@ mod tests {
     fn what_was_foretold_is_drawn_if_it_was() {
         let requests = vec![request("dhd", Some(0.3), 0.5, Some(0.2)), request("epic", None, 0.2, None)];
         let folder = tempfile::tempdir().unwrap();
-        write(&report(requests), folder.path()).unwrap();
+        write(&EvalReport::of_requests(requests), folder.path()).unwrap();
         let svg = std::fs::read_to_string(folder.path().join("kl_by_deviation.svg")).unwrap();
         assert!(svg.contains(">dhd@0.3<") && !svg.contains(">epic<"));
     }

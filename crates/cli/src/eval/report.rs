@@ -185,10 +185,9 @@ fn interval(value: Option<[f64; 2]>) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn report(requests: Vec<Measured>) -> EvalReport {
+impl EvalReport {
+    /// A report of `requests` under settings that do not matter.
+    pub(super) fn of_requests(requests: Vec<Measured>) -> Self {
         let setup = Setup {
             model: "m".to_owned(),
             kv_cache_dtype: KvCacheDtype::F32,
@@ -202,9 +201,14 @@ mod tests {
             tail_tokens: 16,
             ignores_tenants: false,
         };
-        let empty = EvalReport { setup, threads: 2, num_too_long: 0, baseline: None, results: Vec::new(), requests: Vec::new() };
+        let empty = Self { setup, threads: 2, num_too_long: 0, baseline: None, results: Vec::new(), requests: Vec::new() };
         empty.with_requests(requests)
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
 
     fn request(index: usize, policy: &str) -> Measured {
         Measured {
@@ -226,10 +230,16 @@ mod tests {
 
     #[test]
     fn shares_make_up_the_whole() {
-        let whole =
-            report(vec![request(0, "a"), request(0, "b"), request(1, "a"), request(1, "b"), request(2, "a"), request(2, "b")]);
-        let first = report(vec![request(2, "a"), request(2, "b")]);
-        let second = report(vec![request(0, "a"), request(0, "b"), request(1, "a"), request(1, "b")]);
+        let whole = EvalReport::of_requests(vec![
+            request(0, "a"),
+            request(0, "b"),
+            request(1, "a"),
+            request(1, "b"),
+            request(2, "a"),
+            request(2, "b"),
+        ]);
+        let first = EvalReport::of_requests(vec![request(2, "a"), request(2, "b")]);
+        let second = EvalReport::of_requests(vec![request(0, "a"), request(0, "b"), request(1, "a"), request(1, "b")]);
         assert_eq!(EvalReport::merge(vec![first.clone(), second.clone()], None).unwrap(), whole);
         assert_eq!(whole.policies(), ["a", "b"]);
         let twice = EvalReport::merge(vec![first.clone(), second.clone(), first.clone()], None).unwrap_err();
@@ -240,7 +250,7 @@ mod tests {
 
     #[test]
     fn a_report_survives_being_written() {
-        let report = report(vec![request(0, "a"), request(1, "a")]);
+        let report = EvalReport::of_requests(vec![request(0, "a"), request(1, "a")]);
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), serde_json::to_string_pretty(&report).unwrap()).unwrap();
         assert_eq!(EvalReport::read(file.path()).unwrap(), report);
@@ -250,7 +260,7 @@ mod tests {
 
     #[test]
     fn a_row_has_every_field_also_without_hits() {
-        let json = serde_json::to_value(report(vec![request(0, "a")])).unwrap();
+        let json = serde_json::to_value(EvalReport::of_requests(vec![request(0, "a")])).unwrap();
         let row = json["results"][0].as_object().unwrap();
         let fields = "workload policy r n hits matched work kl_mean kl_first kl_p95 top1 rouge_l bleu length_ratio task task_full \
                       negative_samples stale ttft_ratio ttft_ratio_prefix ttft_ratio_cold recomputed bail_outs by_class ci95";
@@ -262,7 +272,7 @@ mod tests {
 
     #[test]
     fn the_table_shows_what_is_not_there_as_a_dash() {
-        let table = report(vec![request(0, "a"), request(1, "b")]).to_table();
+        let table = EvalReport::of_requests(vec![request(0, "a"), request(1, "b")]).to_table();
         assert!(table.contains("| file w.jsonl | a      |   1 |    0 |       - |"), "{table}");
         assert!(table.contains("0.2667"), "{table}");
         assert!(table.contains("1.50 (1.50)"), "{table}");

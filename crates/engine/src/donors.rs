@@ -10,7 +10,8 @@ use std::ops::Bound;
 use std::time::Duration;
 
 use semantic::{
-    PlanTarget, PromptView, RepairPolicy, ReusePlan, Segments, SpanConfig, SpanIndex, SpanIndexConfig, SpanMatch, plan_reuse,
+    ByLeftContext, PlanTarget, PromptView, RepairPolicy, ReusePlan, Segments, SpanConfig, SpanIndex, SpanIndexConfig, SpanMatch,
+    plan_reuse,
 };
 use tokens::{BlockHash, BlockId, BlockSize, CacheSalt, DonorId, SessionId, TenantId, Timestamp, TokenId, TokenRange};
 
@@ -80,6 +81,8 @@ pub(crate) struct Target<'a> {
     /// End of its prefix hit.
     pub(crate) from: u32,
     pub(crate) policy: RepairPolicy,
+    /// Whether donors of the same text are ranked by their left contexts.
+    pub(crate) ranks_donors: bool,
 }
 
 /// Spans to copy, with the blocks that hold them.
@@ -304,7 +307,11 @@ impl DonorRegistry {
     fn plan(&self, target: Target<'_>, matches: &[SpanMatch]) -> ReusePlan {
         let prompt = PromptView { tokens: target.tokens, segments: &segments_of(target.segments, target.template) };
         let Target { from, template, .. } = target;
-        plan_reuse(&PlanTarget { prompt, from, template }, matches, &self.index, &target.policy.spans(&self.config))
+        let (planned, config) = (PlanTarget { prompt, from, template }, target.policy.spans(&self.config));
+        match target.ranks_donors {
+            true => plan_reuse(&planned, matches, &ByLeftContext(&self.index), &config),
+            false => plan_reuse(&planned, matches, &self.index, &config),
+        }
     }
 
     /// Leading blocks of `donor` that are in the pool and in scopes that `target` may read.

@@ -48,7 +48,7 @@ pub enum KvSharingMode {
     Prefix,
     /// Also equal spans at any offset and in any order, moved to their new positions. Approximate.
     Span,
-    /// Like `Span`: an embedding adds no donor that equal tokens do not, and ranks them no better.
+    /// Like `Span`, and of donors of the same text the one whose left context has most in common with the request's.
     Semantic,
     /// Blocks as with `Prefix`; spans are searched and counted, but not used. Exact.
     Shadow,

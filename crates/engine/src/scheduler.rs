@@ -359,6 +359,7 @@ fn target_of(sequence: &Sequence, from: u32) -> Target<'_> {
         segments: &sequence.request.segments,
         from,
         policy: sequence.request.repair.policy,
+        ranks_donors: sequence.request.sharing == crate::KvSharingMode::Semantic,
     }
 }
 

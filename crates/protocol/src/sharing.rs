@@ -43,7 +43,7 @@ pub enum SharingMode {
     Prefix,
     /// Also equal spans at other positions. Approximate.
     Span,
-    /// As `Span`: what a text means adds no donor that its tokens do not. Approximate.
+    /// As `Span`, and of donors of the same text the one behind the most similar text. Approximate.
     Semantic,
     /// Finds what `Semantic` would reuse and records it, but reuses as `Prefix` does. Exact.
     Shadow,

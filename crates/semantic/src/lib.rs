@@ -47,6 +47,6 @@ pub use segments::Segments;
 pub use selection::{
     DecodeRepair, Probe, Readers, Repair, RepairError, RepairPolicy, SelectedRows, TokenDeviation, UnknownPolicy, select_rows,
 };
-pub use similarity::left_context_similarity;
+pub use similarity::{ByLeftContext, left_context_similarity};
 pub use source::{DonorQuery, DonorSource, Proposal, matches_with};
 pub use span::SpanMatch;

@@ -53,7 +53,7 @@ pub(crate) enum KvSharing {
     Prefix,
     /// Also equal spans anywhere. Approximate.
     Span,
-    /// As span: what a text means adds no donor that its tokens do not. Approximate.
+    /// As span, and of donors of the same text the one behind the most similar text. Approximate.
     Semantic,
     /// Finds what semantic would reuse and records it, but reuses equal beginnings only. Exact.
     Shadow,
@@ -72,7 +72,7 @@ impl Default for SharingConfig {
             edits: Edits::Recompute,
             max_donors: 10_000,
             donor_ttl: Auto::Auto,
-            verify_share: 0.0,
+            verify_share: 0.01,
         }
     }
 }
@@ -182,7 +182,7 @@ pub(crate) struct SharingArgs {
     /// Time after which KV that nobody used is forgotten [default: when its room is needed]
     #[arg(long, env = "KVSHARE_DONOR_TTL", value_name = "TIME")]
     donor_ttl: Option<Millis>,
-    /// Share of the answers over reused spans that is compared with full computation in idle time [default: 0]
+    /// Share of the answers over reused spans that is compared with full computation in idle time [default: 0.01]
     #[arg(long, env = "KVSHARE_VERIFY_SHARE", value_name = "SHARE")]
     verify_share: Option<f64>,
 }

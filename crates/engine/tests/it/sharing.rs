@@ -249,3 +249,30 @@ fn a_span_that_comes_too_late_is_computed_twice() {
     assert_eq!(asks_during_prefill(0, 5, 10), (0, 1));
     assert_eq!(asks_during_prefill(0, 200, 2_000), (0, 1));
 }
+
+/// Two donors of one document behind other texts, then the document behind the first text backwards. Hits of the donors, older first.
+#[track_caller]
+fn check_choice(mode: KvSharingMode, expected: [u64; 2]) {
+    let mut world = World::new(config(400));
+    let backwards: Vec<_> = passage("a", 40).into_iter().rev().collect();
+    let prompts = [
+        [passage("a", 40), passage("doc", 64), passage("end", 4)].concat(),
+        [passage("b", 40), passage("doc", 64), passage("end", 4)].concat(),
+        [passage("q", 4), backwards, passage("doc", 64), passage("r", 8)].concat(),
+    ];
+    for (id, prompt) in (1..).zip(&prompts) {
+        // What reuses spans becomes no donor.
+        let mode = if id == 3 { mode } else { KvSharingMode::Prefix };
+        world.add(RequestBuilder::new(id, prompt).sharing(mode).max_tokens(1).segments(vec![4, 40, 44, 108]).build());
+        world.run();
+    }
+    let hits: Vec<_> = world.scheduler.donors(None, 10).iter().map(|donor| donor.hits).take(2).collect();
+    assert!(last_usage(&world).span_tokens > 40, "the document is reused");
+    assert_eq!(hits, expected);
+}
+
+#[test]
+fn the_donor_behind_the_most_similar_text_is_taken_if_that_is_asked_for() {
+    check_choice(KvSharingMode::Span, [0, 1]);
+    check_choice(KvSharingMode::Semantic, [1, 0]);
+}

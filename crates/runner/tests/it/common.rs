@@ -1,6 +1,6 @@
 //! A tiny model whose pool is written and read position by position.
 
-use engine::{Row, ScheduledSequence, SpanCopy};
+use engine::{Drift, Row, ScheduledSequence, SpanCopy};
 use runner::backend::cpu::CpuBackend;
 use runner::testing::{tiny_backend, tiny_config};
 use runner::{Architecture, Backend, InputBatch, KvDtype, ModelConfig, RopeLayout};
@@ -55,29 +55,37 @@ impl World {
         self.logits_of_batch(&[(tokens, table, rows)]).pop().unwrap()
     }
 
+    /// The same, with moved tokens that follow.
+    pub(crate) fn logits_following(
+        &mut self,
+        tokens: &[u32],
+        table: &[BlockId],
+        rows: &[usize],
+        drift: Vec<Drift>,
+    ) -> Vec<Vec<f32>> {
+        let mut sequence = scheduled(tokens, table, rows);
+        sequence.drift = drift;
+        self.run(&[sequence])
+    }
+
     /// Computes all rows.
     pub(crate) fn prefill(&mut self, tokens: &[u32], table: &[BlockId]) -> Vec<Vec<f32>> {
         self.logits(tokens, table, &(0..tokens.len()).collect::<Vec<_>>())
     }
 
     pub(crate) fn logits_of_batch(&mut self, batch: &[(&[u32], &[BlockId], &[usize])]) -> Vec<Vec<Vec<f32>>> {
-        let sequences: Vec<ScheduledSequence> = batch
-            .iter()
-            .map(|(tokens, table, rows)| ScheduledSequence {
-                request_id: RequestId(0),
-                rows: rows.iter().map(|row| Row { token: TokenId(tokens[*row]), position: *row as u32 }).collect(),
-                block_table: table.to_vec(),
-                sample: false,
-                watch: Vec::new(),
-                drift: Vec::new(),
-            })
-            .collect();
-        let input = InputBatch::new(&sequences, BlockSize::DEFAULT);
+        let sequences: Vec<_> = batch.iter().map(|(tokens, table, rows)| scheduled(tokens, table, rows)).collect();
+        let mut logits = self.run(&sequences).into_iter();
+        batch.iter().map(|(_, _, rows)| logits.by_ref().take(rows.len()).collect()).collect()
+    }
+
+    /// Logits of all rows of `sequences`.
+    fn run(&mut self, sequences: &[ScheduledSequence]) -> Vec<Vec<f32>> {
+        let input = InputBatch::new(sequences, BlockSize::DEFAULT);
         self.backend.forward(&input).unwrap();
         let vocab = self.backend.vocab_size();
         let all: Vec<usize> = (0..input.num_rows()).collect();
-        let mut logits = self.backend.logits(&all).unwrap().chunks(vocab).map(<[f32]>::to_vec);
-        batch.iter().map(|(_, _, rows)| logits.by_ref().take(rows.len()).collect()).collect()
+        self.backend.logits(&all).unwrap().chunks(vocab).map(<[f32]>::to_vec).collect()
     }
 
     fn span(src: &[BlockId], src_pos: u32, dst: &[BlockId], dst_pos: u32, tokens: &[u32]) -> SpanCopy {
@@ -120,5 +128,17 @@ impl World {
 
     pub(crate) fn read(&self, layer: usize, table: &[BlockId], pos: u32) -> (Vec<f32>, Vec<f32>) {
         self.backend.read_slot(layer, table[(pos / BLOCK) as usize].0 * BLOCK + pos % BLOCK)
+    }
+}
+
+/// Some rows of `tokens`.
+fn scheduled(tokens: &[u32], table: &[BlockId], rows: &[usize]) -> ScheduledSequence {
+    ScheduledSequence {
+        request_id: RequestId(0),
+        rows: rows.iter().map(|row| Row { token: TokenId(tokens[*row]), position: *row as u32 }).collect(),
+        block_table: table.to_vec(),
+        sample: false,
+        watch: Vec::new(),
+        drift: Vec::new(),
     }
 }

@@ -1,7 +1,7 @@
 //! What must hold exactly whenever KV is reused, on small random models. The numbers are those of the project's list of invariants.
 
 use crate::common::{Random, World, all_families};
-use engine::{BlockCopy, Probe, ProbedSequence, Readers, SpanCopy};
+use engine::{BlockCopy, Drift, Probe, ProbedSequence, Readers, SpanCopy};
 use runner::testing::tiny_config;
 use runner::{Architecture, Backend, KvDtype, ModelConfig, RopeLayout, RopeScaling};
 use tokens::{BlockId, DonorId, RequestId, TokenId, TokenRange};
@@ -95,6 +95,45 @@ fn i1_a_probe_of_exact_kv_finds_no_deviation_and_changes_no_bit() {
             assert_eq!(world.logits(&tokens, &table, &rest), dense[120..], "{readers:?} {dtype:?}");
         }
     }
+}
+
+#[test]
+fn i1_following_exact_kv_changes_no_bit() {
+    for (config, dtype) in all_families().into_iter().filter(|(_, dtype)| *dtype == KvDtype::F32) {
+        let mut world = World::new(&config, dtype);
+        let (tokens, table) = (prompt(150, 1), world.table(150));
+        let dense = world.prefill(&tokens, &table);
+        let (samples, targets): (Vec<u32>, Vec<u32>) = (40..120).partition(|position| position % 5 == 0);
+        let drift = Drift { weights: vec![0.5 / samples.len() as f32; samples.len() * targets.len()], samples, targets };
+        let rows: Vec<usize> = (40..150).filter(|row| *row >= 120 || row % 5 == 0).collect();
+        let again = world.logits_following(&tokens, &table, &rows, vec![drift]);
+        for (row, logits) in rows.iter().zip(again) {
+            assert_eq!(logits, dense[*row], "{:?}: row {row}", config.architecture);
+        }
+    }
+}
+
+#[test]
+fn moved_tokens_follow_what_recomputed_ones_show() {
+    let config = tiny_config(Architecture::Qwen2, RopeLayout::Half);
+    let mut world = World::new(&config, KvDtype::F32);
+    let span = prompt(80, 2);
+    let (donor, target) = ([prompt(70, 1), span.clone()].concat(), [prompt(40, 3), span, prompt(30, 4)].concat());
+    let (donor_table, table) = (world.table(150), world.table(150));
+    world.prefill(&donor, &donor_table);
+    world.prefill(&target[..40], &table);
+    world.move_span(&donor_table, 70, &table, 40, &target[40..120]);
+    let moved = world.read(1, &table, 90);
+    let drift = Drift { samples: vec![80], targets: vec![90], weights: vec![0.5] };
+    let sample_before = world.read(1, &table, 80);
+    world.logits_following(&target, &table, &[80], vec![drift]);
+    let sample_after = world.read(1, &table, 80);
+    let followed = world.read(1, &table, 90);
+    for i in 0..moved.1.len() {
+        let expected = moved.1[i] + 0.5 * (sample_after.1[i] - sample_before.1[i]);
+        assert!((followed.1[i] - expected).abs() < 1e-5, "value {i}: {} is not {expected}", followed.1[i]);
+    }
+    assert_ne!(followed.0, moved.0, "keys follow too");
 }
 
 #[test]

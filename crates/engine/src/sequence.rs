@@ -187,7 +187,8 @@ impl Sequence {
 
     /// How moved tokens behind the frontier follow the next rows, which end with `last_position`.
     pub(crate) fn drift(&self, last_position: u32) -> Vec<Drift> {
-        if !self.request.repair.drift {
+        let is_prefill = self.num_computed_tokens < self.num_prompt_tokens();
+        if !self.request.repair.drift || !is_prefill {
             return Vec::new();
         }
         let step = TokenRange::new(self.num_computed_tokens, last_position + 1);

@@ -24,7 +24,7 @@ pub struct GuardConfig {
 }
 
 /// One answer beside full computation.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Verdict {
     /// KL(full‖reuse), mean over the answer's positions, in nats.
     pub mean_kl: f64,
@@ -60,6 +60,8 @@ pub struct QualityGuard {
 struct Record {
     num_verified: u64,
     recent: VecDeque<Verdict>,
+    /// Means over them: asked for after every step, changed by a verdict only.
+    means: Verdict,
     /// Requests still to be computed in full.
     pause: u64,
     num_failures: u32,
@@ -113,6 +115,7 @@ impl QualityGuard {
         if record.recent.len() > config.window {
             record.recent.pop_front();
         }
+        record.means = record.mean_verdict();
         if record.pause > 0 || record.recent.len() < config.min_samples || !record.fails(&config) {
             return false;
         }
@@ -143,15 +146,18 @@ impl Record {
         (mean, (squares / (n - 1.0).max(1.0) / n.max(1.0)).sqrt())
     }
 
-    fn quality(&self) -> ClassQuality {
+    fn mean_verdict(&self) -> Verdict {
         let mean = |value: fn(&Verdict) -> f64| self.mean_and_error(value).0;
-        ClassQuality {
-            num_verified: self.num_verified,
+        Verdict {
             mean_kl: mean(|verdict| verdict.mean_kl),
             first_kl: mean(|verdict| verdict.first_kl),
             top1: mean(|verdict| verdict.top1),
-            is_off: self.pause > 0,
         }
+    }
+
+    fn quality(&self) -> ClassQuality {
+        let Verdict { mean_kl, first_kl, top1 } = self.means;
+        ClassQuality { num_verified: self.num_verified, mean_kl, first_kl, top1, is_off: self.pause > 0 }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What may be shared with whom.
 
-use engine::{EngineEvent, FinishReason, KvSharingMode, KvUsage, RejectReason, SpanOutcome};
+use engine::{DecodeRepair, EngineEvent, FinishReason, KvSharingMode, KvUsage, RejectReason, Repair, RepairPolicy, SpanOutcome};
 use testkit::{RequestBuilder, passage};
 use tokens::{RequestId, TokenRange};
 
@@ -275,4 +275,57 @@ fn check_choice(mode: KvSharingMode, expected: [u64; 2]) {
 fn the_donor_behind_the_most_similar_text_is_taken_if_that_is_asked_for() {
     check_choice(KvSharingMode::Span, [0, 1]);
     check_choice(KvSharingMode::Semantic, [1, 0]);
+}
+
+/// A document, then a question about it under `repair`; with `others` decoding beside it. Its usage, and how often `outcome` was met.
+fn repaired(repair: Repair, outcome: SpanOutcome, others: u64) -> (KvUsage, u64) {
+    let mut world = World::new(config(400));
+    world.add(first("doc", 64).build());
+    world.run();
+    for other in 0..others {
+        world.add(RequestBuilder::new(10 + other, &passage(&format!("other{other}"), 8)).max_tokens(60).build());
+    }
+    if others > 0 {
+        (0..8).for_each(|_| drop(world.step()));
+    }
+    let question = [passage("q", 8), passage("doc", 64), passage("r", 8)].concat();
+    let request = RequestBuilder::new(2, &question).sharing(KvSharingMode::Span).max_tokens(12).build();
+    world.add(engine::Request { repair, ..request });
+    world.run();
+    let finished = world.events.iter().find_map(|event| match event {
+        EngineEvent::Finished { request_id: RequestId(2), usage, .. } => Some(*usage),
+        _ => None,
+    });
+    (finished.unwrap(), world.scheduler.stats().span_lookups.get(outcome))
+}
+
+const REPAIR: Repair = Repair { policy: RepairPolicy::Impact, ratio: 0.2, ..Repair::structural() };
+
+#[test]
+fn what_is_beyond_repair_is_computed() {
+    let (kept, gave_up) = repaired(REPAIR, SpanOutcome::BailedOut, 0);
+    assert_eq!((kept.span_tokens > 0, gave_up), (true, 0));
+    let (computed, gave_up) = repaired(Repair { bail_out: 1e-6, ..REPAIR }, SpanOutcome::BailedOut, 0);
+    assert_eq!((computed.span_tokens, computed.deviation, gave_up), (0, 0.0, 1));
+}
+
+#[test]
+fn a_close_first_token_doubles_the_budget_once() {
+    let (before, taken_back) = repaired(REPAIR, SpanOutcome::LowMargin, 0);
+    assert_eq!(taken_back, 0);
+    let (after, taken_back) = repaired(Repair { min_margin: f32::MAX, ..REPAIR }, SpanOutcome::LowMargin, 0);
+    assert_eq!(taken_back, 1);
+    assert!(after.recomputed_tokens >= before.recomputed_tokens + 8, "{before:?} {after:?}");
+}
+
+#[test]
+fn repair_in_decode_takes_only_the_rows_it_may() {
+    let decode = |max_batch_rows| Repair { decode: Some(DecodeRepair { tokens: 2, every: 1, max_batch_rows }), ..REPAIR };
+    let span_tokens = |repair, others| repaired(repair, SpanOutcome::Reused, others).0.span_tokens;
+    let without = span_tokens(REPAIR, 0);
+    // Eleven steps follow the first token.
+    assert_eq!(span_tokens(decode(0), 0), without - 22);
+    assert_eq!(span_tokens(decode(1), 0), without - 22, "alone, there is slack");
+    assert_eq!(span_tokens(decode(1), 1), without, "beside another sequence there is none");
+    assert_eq!(span_tokens(decode(0), 1), without - 22);
 }

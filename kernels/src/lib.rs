@@ -10,3 +10,5 @@
 #![expect(clippy::needless_range_loop, reason = "tiles of registers are indexed by row and vector, as in the formulas")]
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;

@@ -12,7 +12,7 @@ mod received;
 mod rows;
 mod simd;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod threads;
 
 pub use attention::{AttentionShape, QuerySequence, attention};

@@ -1,0 +1,38 @@
+// Embedding rows, RMSNorm, and the residual stream, which stays in f32.
+#include "common.cuh"
+
+// hidden[row] = table[token_ids[row]]; one block of threads a row.
+extern "C" __global__ void embed(const bf16 *table, const uint32_t *token_ids, float *hidden, int width) {
+    const bf16 *from = table + (size_t)token_ids[blockIdx.x] * width;
+    float *to = hidden + (size_t)blockIdx.x * width;
+    for (int i = threadIdx.x; i < width; i += blockDim.x) to[i] = __bfloat162float(from[i]);
+}
+
+// hidden[row] += delta[row] (unless there is none), normed[row] = weight * hidden[row] / rms(hidden[row]); one block of threads a row.
+// `rows`, if there, names the row of hidden that normed[i] is made of. `width` is a multiple of 4.
+extern "C" __global__ void add_rms_norm(float *hidden, const bf16 *delta, const float *weight, const uint32_t *rows, bf16 *normed,
+                                        int width, float epsilon) {
+    __shared__ float scratch[32];
+    extern __shared__ float4 row_values[];
+    size_t row = rows ? rows[blockIdx.x] : blockIdx.x;
+    float4 *h = (float4 *)(hidden + row * width);
+    const bf16x2 *d = delta ? (const bf16x2 *)(delta + row * width) : nullptr;
+    float squares = 0.f;
+    for (int i = threadIdx.x; i < width / 4; i += blockDim.x) {
+        float4 x = h[i];
+        if (d) {
+            float2 low = __bfloat1622float2(d[2 * i]), high = __bfloat1622float2(d[2 * i + 1]);
+            x.x += low.x, x.y += low.y, x.z += high.x, x.w += high.y;
+            h[i] = x;
+        }
+        squares += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
+        row_values[i] = x;
+    }
+    float scale = rsqrtf(block_sum(squares, scratch) / width + epsilon);
+    bf16x2 *out = (bf16x2 *)(normed + (size_t)blockIdx.x * width);
+    for (int i = threadIdx.x; i < width / 4; i += blockDim.x) {
+        float4 x = row_values[i], w = ((const float4 *)weight)[i];
+        out[2 * i] = __floats2bfloat162_rn(x.x * scale * w.x, x.y * scale * w.y);
+        out[2 * i + 1] = __floats2bfloat162_rn(x.z * scale * w.z, x.w * scale * w.w);
+    }
+}

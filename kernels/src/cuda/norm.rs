@@ -1,0 +1,111 @@
+//! Embedding, RMSNorm and the residual stream.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaFunction, CudaSlice, PushKernelArg};
+use half::bf16;
+
+use super::device::{Device, DeviceError, launch};
+
+/// Threads a row. Chosen: a row of some thousand numbers keeps each of them busy with a few vectors.
+const THREADS: usize = 256;
+
+/// Embedding rows and [`super::super::cpu::rms_norm`] with the addition before it.
+pub struct Norm {
+    device: Arc<Device>,
+    embed: CudaFunction,
+    add_rms_norm: CudaFunction,
+}
+
+impl Norm {
+    /// Loads the functions.
+    ///
+    /// # Errors
+    /// If the device cannot run them.
+    pub fn new(device: &Arc<Device>) -> Result<Self, DeviceError> {
+        let function = |name| device.function("norm", name, 0);
+        Ok(Self { device: Arc::clone(device), embed: function("embed")?, add_rms_norm: function("add_rms_norm")? })
+    }
+
+    /// `hidden[row] = table[token_ids[row]]` for `num_rows` rows of `width` numbers.
+    ///
+    /// # Errors
+    /// If the launch fails.
+    pub fn embed(
+        &self,
+        table: &CudaSlice<bf16>,
+        token_ids: &CudaSlice<u32>,
+        hidden: &mut CudaSlice<f32>,
+        num_rows: usize,
+        width: usize,
+    ) -> Result<(), DeviceError> {
+        assert!(token_ids.len() >= num_rows && hidden.len() >= num_rows * width, "rows lie in their buffers");
+        let width = width as i32;
+        let mut call = self.device.stream().launch_builder(&self.embed);
+        call.arg(table).arg(token_ids).arg(hidden).arg(&width);
+        // SAFETY: rows lie in the buffers; token ids below the table's length are the caller's promise, checked where text enters.
+        unsafe { call.launch(launch((num_rows, 1, 1), THREADS, 0)) }?;
+        Ok(())
+    }
+
+    /// `hidden += delta`, then `normed = weight * hidden / rms(hidden)`, for `num_rows` rows of `weight.len()` numbers.
+    ///
+    /// # Errors
+    /// If the launch fails.
+    pub fn add_rms_norm(
+        &self,
+        hidden: &mut CudaSlice<f32>,
+        delta: Option<&CudaSlice<bf16>>,
+        weight: &CudaSlice<f32>,
+        epsilon: f32,
+        normed: &mut CudaSlice<bf16>,
+        num_rows: usize,
+    ) -> Result<(), DeviceError> {
+        let width = weight.len();
+        assert!(hidden.len() >= num_rows * width && normed.len() >= num_rows * width, "rows lie in their buffers");
+        assert!(delta.is_none_or(|delta| delta.len() >= num_rows * width) && width.is_multiple_of(4));
+        let (columns, no_rows, no_delta) = (width as i32, 0u64, 0u64);
+        let mut call = self.device.stream().launch_builder(&self.add_rms_norm);
+        call.arg(hidden);
+        match delta {
+            Some(delta) => call.arg(delta),
+            None => call.arg(&no_delta),
+        };
+        call.arg(weight).arg(&no_rows).arg(normed).arg(&columns).arg(&epsilon);
+        // SAFETY: all rows lie in their buffers, as asserted; the row is kept in `width` floats of shared memory.
+        unsafe { call.launch(launch((num_rows, 1, 1), THREADS, 4 * width)) }?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::{self, Threads, testing::noise};
+    use crate::cuda::testing::{assert_close, device};
+
+    #[track_caller]
+    fn check(num_rows: usize, width: usize) {
+        let device = device();
+        let (hidden, delta, weight) = (noise(num_rows * width, 1), noise(num_rows * width, 2), noise(width, 3));
+        let delta: Vec<bf16> = delta.into_iter().map(bf16::from_f32).collect();
+        let sum: Vec<f32> = hidden.iter().zip(&delta).map(|(a, b)| a + b.to_f32()).collect();
+        let mut expected = vec![0.0; sum.len()];
+        cpu::rms_norm(&Threads::new(1).unwrap(), &sum, &weight, 1e-6, &mut expected);
+        let mut on_device = device.upload(&hidden).unwrap();
+        let mut normed = device.upload(&vec![bf16::NAN; hidden.len()]).unwrap();
+        let (delta, weight) = (device.upload(&delta).unwrap(), device.upload(&weight).unwrap());
+        let norm = Norm::new(&device).unwrap();
+        norm.add_rms_norm(&mut on_device, Some(&delta), &weight, 1e-6, &mut normed, num_rows).unwrap();
+        assert_close(&device.download(&normed).unwrap(), &expected, 4e-3);
+        assert_eq!(device.download(&on_device).unwrap(), sum);
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn cuda_rms_norm_is_the_cpus() {
+        check(1, 64);
+        check(3, 576);
+        check(257, 3584);
+    }
+}

@@ -9,7 +9,7 @@ extern "C" __global__ void embed(const bf16 *table, const uint32_t *token_ids, f
 }
 
 // hidden[row] += delta[row] (unless there is none), normed[row] = weight * hidden[row] / rms(hidden[row]); one block of threads a row.
-// `rows`, if there, names the row of hidden that normed[i] is made of. `width` is a multiple of 4.
+// `rows`, if there, names the row of hidden that normed[i] is made of; hidden stays as it is then. `width` is a multiple of 4.
 extern "C" __global__ void add_rms_norm(float *hidden, const bf16 *delta, const float *weight, const uint32_t *rows, bf16 *normed,
                                         int width, float epsilon) {
     __shared__ float scratch[32];
@@ -23,7 +23,7 @@ extern "C" __global__ void add_rms_norm(float *hidden, const bf16 *delta, const 
         if (d) {
             float2 low = __bfloat1622float2(d[2 * i]), high = __bfloat1622float2(d[2 * i + 1]);
             x.x += low.x, x.y += low.y, x.z += high.x, x.w += high.y;
-            h[i] = x;
+            if (!rows) h[i] = x;
         }
         squares += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
         row_values[i] = x;

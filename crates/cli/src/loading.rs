@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use runner::{GgufVocabulary, LoadOptions, LoadedModel, WeightFiles};
+use runner::{DeviceOptions, GgufVocabulary, GpuOptions, LoadOptions, LoadedModel, WeightFiles};
 use tokenizer::Tokenizer;
 use tokens::{BlockSize, TokenId};
 
@@ -19,8 +19,8 @@ pub(crate) struct Loaded {
     pub(crate) files: ModelFiles,
     /// The model.
     pub(crate) model: LoadedModel,
-    /// Memory given to the KV pool.
-    pub(crate) kv_cache_memory: ByteSize,
+    /// Where it runs; never [`Device::Auto`].
+    pub(crate) device: Device,
     /// Time to read the weights.
     pub(crate) load_seconds: f64,
 }
@@ -30,37 +30,56 @@ pub(crate) struct Loaded {
 /// # Errors
 /// If it cannot be had or read, or memory does not suffice.
 pub(crate) fn load(config: &Config) -> anyhow::Result<Loaded> {
-    let kv_cache_memory = kv_cache_memory(&config.engine, memory::available())?;
+    let device = device(&config.engine);
+    let options = device_options(&config.engine, device)?;
     let files = models::resolve(&config.model)?;
     // Now, because fetching may have taken minutes.
     let started = Instant::now();
-    let model = load_weights(config, &files, kv_cache_memory)?;
-    Ok(Loaded { files, model, kv_cache_memory, load_seconds: started.elapsed().as_secs_f64() })
+    let model = load_weights(config, &files, device, options)?;
+    Ok(Loaded { files, model, device, load_seconds: started.elapsed().as_secs_f64() })
 }
 
-/// Where the model runs. This build knows the processor only.
-pub(crate) const fn device(config: &EngineConfig) -> Device {
+/// Where the model runs.
+fn device(config: &EngineConfig) -> Device {
     match config.device {
-        Device::Auto | Device::Cpu => Device::Cpu,
+        Device::Auto if runner::has_cuda_device() => Device::Cuda(0),
+        Device::Auto => Device::Cpu,
+        chosen => chosen,
     }
 }
 
-fn load_weights(config: &Config, files: &ModelFiles, kv_cache_memory: ByteSize) -> anyhow::Result<LoadedModel> {
+fn device_options(config: &EngineConfig, device: Device) -> anyhow::Result<DeviceOptions> {
+    Ok(match device {
+        Device::Cuda(ordinal) => DeviceOptions::Cuda(GpuOptions {
+            ordinal,
+            memory_utilization: config.gpu_memory_utilization,
+            kv_bytes: config.kv_cache_memory.set().map(|size| size.0),
+        }),
+        Device::Auto | Device::Cpu => DeviceOptions::Cpu {
+            threads: config.num_threads(),
+            kv_dtype: config.kv_cache_dtype.into(),
+            kv_bytes: kv_cache_memory(config, memory::available())?.0,
+        },
+    })
+}
+
+fn load_weights(config: &Config, files: &ModelFiles, device: Device, options: DeviceOptions) -> anyhow::Result<LoadedModel> {
     let (weights, path) = match &files.weights {
         Weights::Gguf(path) => (WeightFiles::Gguf(path.clone()), path),
         Weights::Safetensors(path) => (WeightFiles::Safetensors(path.clone()), path),
     };
+    let (max_num_batched_tokens, max_num_seqs) = config.engine.batch_limits(device);
     let options = LoadOptions {
         weights,
-        threads: config.engine.num_threads(),
-        kv_dtype: config.engine.kv_cache_dtype.into(),
-        kv_bytes: kv_cache_memory.0,
+        device: options,
         max_model_len: config.engine.max_model_len.set().map(|len| len as usize),
+        max_num_batched_tokens,
+        max_num_seqs,
     };
     let mut progress = Progress::new(format!("loading {} (%)", files.id), Unit::Count, 100);
     let loaded = runner::load(&options, &mut |share| progress.set((share * 100.0) as u64));
     progress.finish();
-    loaded.with_context(|| format!("loading {} with {kv_cache_memory} of memory for its KV cache", path.display()))
+    loaded.with_context(|| format!("loading {} on {device}", path.display()))
 }
 
 /// What is configured, or the default share of what is available.
@@ -87,8 +106,8 @@ pub(crate) fn scheduler_config(config: &Config, model: &LoadedModel) -> anyhow::
     let max_model_len = u32::try_from(model.max_model_len).context("the model's length")?;
     Ok(engine::SchedulerConfig {
         block_size: BlockSize::DEFAULT,
-        max_num_batched_tokens: config.engine.max_num_batched_tokens,
-        max_num_seqs: config.engine.max_num_seqs,
+        max_num_batched_tokens: model.max_num_batched_tokens,
+        max_num_seqs: model.max_num_seqs,
         policy: config.engine.scheduling.into(),
         max_overtake: config.engine.max_overtake.get(),
         spans: config.sharing.spans(),

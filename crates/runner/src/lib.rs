@@ -24,5 +24,5 @@ pub use checkpoint::{GgufVocabulary, SpecialTokens};
 pub use config::{Architecture, ModelConfig, RopeScaling};
 pub use error::LoadError;
 pub use kernels::cpu::{KvDtype, RopeLayout};
-pub use load::{LoadOptions, LoadedModel, WeightFiles, load};
+pub use load::{DeviceOptions, GpuOptions, LoadOptions, LoadedModel, WeightFiles, has_cuda_device, load};
 pub use model_runner::ModelRunner;

@@ -5,6 +5,7 @@
 //! synchronisation.
 
 mod device;
+mod matmul;
 mod norm;
 #[cfg(test)]
 mod testing;
@@ -12,4 +13,5 @@ mod testing;
 pub use cudarc::driver::{CudaSlice, CudaView, CudaViewMut};
 pub use device::{Device, DeviceError};
 pub use half::bf16;
+pub use matmul::{Matmul, Output};
 pub use norm::Norm;

@@ -52,6 +52,9 @@ impl Norm {
     ///
     /// # Errors
     /// If the launch fails.
+    ///
+    /// # Panics
+    /// If a buffer is too short.
     pub fn add_rms_norm(
         &self,
         hidden: &mut CudaSlice<f32>,
@@ -61,18 +64,61 @@ impl Norm {
         normed: &mut CudaSlice<bf16>,
         num_rows: usize,
     ) -> Result<(), DeviceError> {
+        assert!(hidden.len() >= num_rows * weight.len(), "rows lie in the residual stream");
+        self.launch_rms_norm(hidden, delta, weight, epsilon, None, normed, num_rows)
+    }
+
+    /// `normed[i] = weight * x / rms(x)` of `x = hidden[rows[i]] + delta[rows[i]]`, for the first `num_rows` of `rows`.
+    ///
+    /// # Errors
+    /// If the launch fails.
+    ///
+    /// # Panics
+    /// If a buffer is too short.
+    #[expect(clippy::too_many_arguments, reason = "one launch")]
+    pub fn rms_norm_of_rows(
+        &self,
+        hidden: &mut CudaSlice<f32>,
+        delta: Option<&CudaSlice<bf16>>,
+        weight: &CudaSlice<f32>,
+        epsilon: f32,
+        rows: &CudaSlice<u32>,
+        normed: &mut CudaSlice<bf16>,
+        num_rows: usize,
+    ) -> Result<(), DeviceError> {
+        assert!(rows.len() >= num_rows, "a row is named for each result");
+        self.launch_rms_norm(hidden, delta, weight, epsilon, Some(rows), normed, num_rows)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one launch")]
+    fn launch_rms_norm(
+        &self,
+        hidden: &mut CudaSlice<f32>,
+        delta: Option<&CudaSlice<bf16>>,
+        weight: &CudaSlice<f32>,
+        epsilon: f32,
+        rows: Option<&CudaSlice<u32>>,
+        normed: &mut CudaSlice<bf16>,
+        num_rows: usize,
+    ) -> Result<(), DeviceError> {
         let width = weight.len();
-        assert!(hidden.len() >= num_rows * width && normed.len() >= num_rows * width, "rows lie in their buffers");
-        assert!(delta.is_none_or(|delta| delta.len() >= num_rows * width) && width.is_multiple_of(4));
-        let (columns, no_rows, no_delta) = (width as i32, 0u64, 0u64);
+        assert!(normed.len() >= num_rows * width && width.is_multiple_of(4), "results lie in their buffer");
+        assert!(delta.is_none_or(|delta| delta.len() >= hidden.len().min(num_rows * width)), "there is something to add");
+        let (columns, none) = (width as i32, 0u64);
         let mut call = self.device.stream().launch_builder(&self.add_rms_norm);
         call.arg(hidden);
         match delta {
             Some(delta) => call.arg(delta),
-            None => call.arg(&no_delta),
+            None => call.arg(&none),
         };
-        call.arg(weight).arg(&no_rows).arg(normed).arg(&columns).arg(&epsilon);
-        // SAFETY: all rows lie in their buffers, as asserted; the row is kept in `width` floats of shared memory.
+        call.arg(weight);
+        match rows {
+            Some(rows) => call.arg(rows),
+            None => call.arg(&none),
+        };
+        call.arg(normed).arg(&columns).arg(&epsilon);
+        // SAFETY: rows lie in their buffers, as asserted; rows that are named are those of a step, which the buffers hold; the row
+        // in work is kept in `width` floats of shared memory.
         unsafe { call.launch(launch((num_rows, 1, 1), THREADS, 4 * width)) }?;
         Ok(())
     }
@@ -99,6 +145,12 @@ mod tests {
         norm.add_rms_norm(&mut on_device, Some(&delta), &weight, 1e-6, &mut normed, num_rows).unwrap();
         assert_close(&device.download(&normed).unwrap(), &expected, 4e-3);
         assert_eq!(device.download(&on_device).unwrap(), sum);
+        let rows: Vec<u32> = (0..num_rows as u32).rev().step_by(2).collect();
+        let mut of_rows = device.upload(&vec![bf16::NAN; rows.len() * width]).unwrap();
+        let on_rows = device.upload(&rows).unwrap();
+        norm.rms_norm_of_rows(&mut on_device, None, &weight, 1e-6, &on_rows, &mut of_rows, rows.len()).unwrap();
+        let expected: Vec<f32> = rows.iter().flat_map(|row| &expected[*row as usize * width..][..width]).copied().collect();
+        assert_close(&device.download(&of_rows).unwrap(), &expected, 4e-3);
     }
 
     #[test]

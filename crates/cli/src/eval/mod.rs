@@ -190,7 +190,7 @@ fn empty_report(args: &EvalArgs, config: &Config, loaded: &Loaded, settings: &Se
         max_answer_tokens: settings.generates.then_some(settings.max_answer_tokens),
         max_prompt_tokens: args.max_prompt_tokens,
         limit: args.limit,
-        max_num_batched_tokens: config.engine.max_num_batched_tokens,
+        max_num_batched_tokens: loaded.model.max_num_batched_tokens,
         min_span: config.sharing.min_span,
         head_tokens: config.sharing.head_tokens,
         tail_tokens: config.sharing.tail_tokens,

@@ -9,9 +9,11 @@ mod matmul;
 mod norm;
 #[cfg(test)]
 mod testing;
+mod upload;
 
 pub use cudarc::driver::{CudaSlice, CudaView, CudaViewMut};
 pub use device::{Device, DeviceError};
 pub use half::bf16;
 pub use matmul::{Matmul, Output};
 pub use norm::Norm;
+pub use upload::Upload;

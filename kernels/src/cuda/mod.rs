@@ -5,6 +5,7 @@
 //! synchronisation.
 
 mod device;
+mod graph;
 mod matmul;
 mod norm;
 #[cfg(test)]
@@ -13,7 +14,8 @@ mod upload;
 
 pub use cudarc::driver::{CudaSlice, CudaView, CudaViewMut};
 pub use device::{Device, DeviceError};
+pub use graph::Graph;
 pub use half::bf16;
 pub use matmul::{Matmul, Output};
 pub use norm::Norm;
-pub use upload::Upload;
+pub use upload::{Upload, Words};

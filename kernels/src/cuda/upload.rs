@@ -10,6 +10,35 @@ use super::device::{Device, DeviceError};
 /// Words between the beginnings of two arrays are a multiple of this, so that vectors may be loaded.
 const ALIGNMENT: usize = 4;
 
+/// What some words can be read as.
+///
+/// # Safety
+/// Any `COUNT` words are a value, of the same layout on host and device.
+pub unsafe trait Words: Copy {
+    /// Words of a value.
+    const COUNT: usize;
+}
+
+// SAFETY: one word.
+unsafe impl Words for i32 {
+    const COUNT: usize = 1;
+}
+
+// SAFETY: one word.
+unsafe impl Words for f32 {
+    const COUNT: usize = 1;
+}
+
+// SAFETY: as many words.
+unsafe impl<const N: usize> Words for [u32; N] {
+    const COUNT: usize = N;
+}
+
+// SAFETY: as many words.
+unsafe impl<const N: usize> Words for [f32; N] {
+    const COUNT: usize = N;
+}
+
 /// A buffer of words on the host that the device can read, and its copy on the device.
 ///
 /// The device's addresses stay the same, so a captured graph finds the arrays of the next step where those of the last one were.
@@ -85,6 +114,18 @@ impl Upload {
     #[must_use]
     pub fn words(&self, range: Range<usize>) -> CudaView<'_, u32> {
         self.copy.slice(range)
+    }
+
+    /// Words on the device, read as `T`.
+    ///
+    /// # Panics
+    /// If the range is no whole number of them.
+    #[must_use]
+    pub fn view<T: Words>(&self, range: Range<usize>) -> CudaView<'_, T> {
+        assert!(range.len().is_multiple_of(T::COUNT), "{} words are whole values of {}", range.len(), T::COUNT);
+        let len = range.len() / T::COUNT;
+        // SAFETY: any words are a value, laid out as on the host, as `Words` promises.
+        unsafe { self.copy.slice(range).transmute(len) }.expect("the lengths agree")
     }
 
     /// Room, in words.

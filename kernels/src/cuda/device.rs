@@ -45,7 +45,7 @@ macro_rules! modules {
     };
 }
 
-modules!("norm");
+modules!("attention_hopper", "norm");
 
 impl Device {
     /// Opens GPU `ordinal`.

@@ -4,18 +4,22 @@
 //! KV pool, f32 in sums and in the residual stream. A launch returns at once; faults of the device surface at the next
 //! synchronisation.
 
+mod attention_hopper;
 mod device;
 mod graph;
 mod matmul;
 mod norm;
 #[cfg(test)]
 mod testing;
+mod tiles;
 mod upload;
 
+pub use attention_hopper::{AttentionHopper, PrefillAttention};
 pub use cudarc::driver::{CudaSlice, CudaView, CudaViewMut};
 pub use device::{Device, DeviceError};
 pub use graph::Graph;
 pub use half::bf16;
 pub use matmul::{Matmul, Output};
 pub use norm::Norm;
+pub use tiles::{Tile, TileSequence, tiles};
 pub use upload::{Upload, Words};

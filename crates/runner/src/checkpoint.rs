@@ -1,12 +1,14 @@
 //! Reading tensors by their role, from whichever file format holds them.
 
 mod gguf;
+mod random;
 mod safetensors;
 
 use kernels::cpu::{GgmlType, Matrix};
 
 pub(crate) use self::gguf::GgufCheckpoint;
 pub use self::gguf::GgufVocabulary;
+pub(crate) use self::random::{RandomCheckpoint, RandomDtype};
 pub(crate) use self::safetensors::SafetensorsCheckpoint;
 use crate::{LoadError, ModelConfig};
 

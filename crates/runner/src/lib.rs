@@ -17,6 +17,7 @@ mod load;
 mod model_runner;
 mod sampler;
 pub mod testing;
+mod timings;
 
 pub use backend::{Backend, BackendError};
 pub use batch::{InputBatch, InputSequence};
@@ -26,3 +27,4 @@ pub use error::LoadError;
 pub use kernels::cpu::{KvDtype, RopeLayout};
 pub use load::{DeviceOptions, GpuOptions, LoadOptions, LoadedModel, WeightFiles, has_cuda_device, load};
 pub use model_runner::ModelRunner;
+pub use timings::StepTimings;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use tokens::BlockSize;
 
 use crate::backend::cpu::{CpuBackend, Weights};
-use crate::checkpoint::{Checkpoint, GgufCheckpoint, GgufVocabulary, SafetensorsCheckpoint, SpecialTokens};
+use crate::checkpoint::{Checkpoint, GgufCheckpoint, GgufVocabulary, RandomCheckpoint, SafetensorsCheckpoint, SpecialTokens};
 use crate::{Backend, KvDtype, LoadError, ModelConfig, ModelRunner};
 
 /// Where the weights are.
@@ -15,6 +15,13 @@ pub enum WeightFiles {
     Gguf(PathBuf),
     /// A folder with `config.json` and safetensors.
     Safetensors(PathBuf),
+    /// None: random weights in bf16, in the shape of a configuration. They have no tokenizer, and say nothing that means anything.
+    Random {
+        /// A Hugging Face `config.json`, or the folder that holds it.
+        config: PathBuf,
+        /// The same seed gives the same weights.
+        seed: u64,
+    },
 }
 
 /// How to load a model.
@@ -97,6 +104,7 @@ pub fn load(options: &LoadOptions, progress: &mut dyn FnMut(f32)) -> Result<Load
             build(options, &checkpoint, Some(vocabulary), progress)
         }
         WeightFiles::Safetensors(folder) => build(options, &SafetensorsCheckpoint::open(folder)?, None, progress),
+        WeightFiles::Random { config, seed } => build(options, &RandomCheckpoint::open(config, *seed)?, None, progress),
     }
 }
 

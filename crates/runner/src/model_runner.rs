@@ -10,13 +10,15 @@ use tokens::{BlockSize, RequestId, TokenId};
 use tracing::warn;
 
 use crate::sampler::{RequestState, log_probs};
-use crate::{Backend, BackendError, InputBatch};
+use crate::timings::Stopwatch;
+use crate::{Backend, BackendError, InputBatch, StepTimings};
 
 /// Executes steps on one backend, and keeps the sampling state of the requests in flight.
 pub struct ModelRunner {
     backend: Box<dyn Backend>,
     block_size: BlockSize,
     requests: HashMap<RequestId, RequestState>,
+    timings: StepTimings,
 }
 
 /// Rows whose logits are computed at once when a prompt is scored. Chosen: a few MB for the largest vocabularies.
@@ -26,13 +28,19 @@ impl ModelRunner {
     /// A runner of `backend`, whose pool has blocks of `block_size`.
     #[must_use]
     pub fn new(backend: Box<dyn Backend>, block_size: BlockSize) -> Self {
-        Self { backend, block_size, requests: HashMap::new() }
+        Self { backend, block_size, requests: HashMap::new(), timings: StepTimings::default() }
     }
 
     /// The backend, for tests that look into the pool.
     #[must_use]
     pub fn backend(&self) -> &dyn Backend {
         self.backend.as_ref()
+    }
+
+    /// Where the time of the last step went.
+    #[must_use]
+    pub fn timings(&self) -> StepTimings {
+        self.timings
     }
 
     fn run(&mut self, step: &SchedulerOutput) -> Result<ModelRunnerOutput, BackendError> {
@@ -48,9 +56,13 @@ impl ModelRunner {
         for new in &step.new_requests {
             self.requests.insert(new.request_id, RequestState::new(new.sampling.clone(), new.prompt_token_ids.clone()));
         }
+        self.timings = StepTimings::default();
+        let mut watch = Stopwatch::start();
         self.backend.zero_blocks(&step.block_zeroes)?;
         self.backend.copy_blocks(&step.block_copies)?;
+        self.timings.copies = watch.lap();
         let rejected_spans = self.move_spans(step)?;
+        watch.lap();
         let is_rejected = |request_id: RequestId| rejected_spans.iter().any(|span| span.request_id == request_id);
         let sequences: Vec<&ScheduledSequence> =
             step.sequences.iter().filter(|sequence| !is_rejected(sequence.request_id)).collect();
@@ -58,24 +70,30 @@ impl ModelRunner {
         for probe in step.probes.iter().filter(|probe| !is_rejected(probe.request_id)) {
             probed.push(ProbedSpans { request_id: probe.request_id, deviations: self.backend.probe(probe)? });
         }
+        self.timings.probe = watch.lap();
         let batch = InputBatch::new(sequences.iter().copied(), self.block_size);
         let mut output = ModelRunnerOutput { rejected_spans, probed, ..ModelRunnerOutput::default() };
         if batch.num_rows() == 0 {
             return Ok(output);
         }
         self.backend.forward(&batch)?;
+        self.timings.forward = watch.lap();
         output.prompt_logprobs = self.score_prompts(&sequences, &batch)?;
         output.watched = self.watched(&sequences);
         output.sampled = self.sample(&sequences, &batch)?;
+        self.timings.sample = watch.lap();
         Ok(output)
     }
 
     /// Moves all spans, then checks each against a fresh computation of layer 0.
     fn move_spans(&mut self, step: &SchedulerOutput) -> Result<Vec<RejectedSpan>, BackendError> {
         let mut rejected = Vec::new();
+        let mut watch = Stopwatch::start();
         for span in &step.span_copies {
             self.backend.move_span(span)?;
+            self.timings.moves += watch.lap();
             let deviation = self.backend.span_deviation(span)?;
+            self.timings.check += watch.lap();
             if deviation.is_nan() || deviation > self.backend.max_span_deviation() {
                 warn!(request_id = %span.request_id, donor = %span.donor, deviation, "a donor's KV disagrees with layer 0");
                 rejected.push(RejectedSpan { request_id: span.request_id, donor: span.donor, max_relative_error: deviation });

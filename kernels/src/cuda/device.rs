@@ -45,7 +45,7 @@ macro_rules! modules {
     };
 }
 
-modules!("norm");
+modules!("deviation", "drift", "norm", "qkv", "rows", "spans", "swiglu");
 
 impl Device {
     /// Opens GPU `ordinal`.

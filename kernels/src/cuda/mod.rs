@@ -4,12 +4,28 @@
 //! KV pool, f32 in sums and in the residual stream. A launch returns at once; faults of the device surface at the next
 //! synchronisation.
 
+mod deviation;
 mod device;
+mod drift;
 mod norm;
+mod pool;
+mod qkv;
+mod rope;
+mod rows;
+mod spans;
+mod swiglu;
 #[cfg(test)]
 mod testing;
 
 pub use cudarc::driver::{CudaSlice, CudaView, CudaViewMut};
+pub use deviation::{Deviation, FreshRows};
 pub use device::{Device, DeviceError};
+pub use drift::{Drift, DriftTargets, DriftTile, drift_tiles};
 pub use half::bf16;
 pub use norm::Norm;
+pub use pool::{NO_ROW, Pool, PoolShape};
+pub use qkv::{Differences, Qkv, QkvShape, QkvWeights, Scatter};
+pub use rope::RopeTable;
+pub use rows::Rows;
+pub use spans::{MovedTokens, Spans};
+pub use swiglu::Swiglu;

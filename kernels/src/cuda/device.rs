@@ -46,6 +46,7 @@ macro_rules! modules {
 }
 
 modules!("attention_hopper", "norm");
+modules!("deviation", "drift", "norm", "qkv", "rows", "spans", "swiglu");
 
 impl Device {
     /// Opens GPU `ordinal`.

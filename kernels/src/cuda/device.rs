@@ -45,7 +45,7 @@ macro_rules! modules {
     };
 }
 
-modules!("norm");
+modules!("attention", "combine_attention", "decode_attention", "norm", "received");
 
 impl Device {
     /// Opens GPU `ordinal`.

@@ -4,12 +4,24 @@
 //! KV pool, f32 in sums and in the residual stream. A launch returns at once; faults of the device surface at the next
 //! synchronisation.
 
+mod attention;
+mod decode_attention;
 mod device;
 mod norm;
+mod paged;
+mod received;
+mod splits;
 #[cfg(test)]
 mod testing;
+mod tiles;
 
+pub use attention::{Attention, TileList};
 pub use cudarc::driver::{CudaSlice, CudaView, CudaViewMut};
+pub use decode_attention::DecodeAttention;
 pub use device::{Device, DeviceError};
 pub use half::bf16;
 pub use norm::Norm;
+pub use paged::PagedQueries;
+pub use received::{AttentionReceived, GivingRows};
+pub use splits::{Partials, Splits};
+pub use tiles::{TileSequence, Tile, tiles};

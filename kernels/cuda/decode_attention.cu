@@ -5,7 +5,8 @@
 // out^T = V^T weights^T, so that keys fill the 16 rows of a product and a group of up to 8 heads its 8 columns.
 //
 // Grid: (splits, num_kv_heads * ceil(group / heads a block), rows), 128 threads. A row's keys are divided among its splits by blocks of 32;
-// a row uses only so many splits that each has min_blocks of them. Position 0xffffffff is a row without a sequence: its output is zero.
+// a row uses only so many splits that each has min_blocks of them, and the last of these to end adds them up. Position 0xffffffff is a row
+// without a sequence: its output is zero.
 #include "mma.cuh"
 #include "paged.cuh"
 
@@ -13,6 +14,8 @@ constexpr int WARPS = 4;
 constexpr int STAGE_KEYS = 16;
 // Stages of a warp's ring: 24 KB a warp, 96 KB a block, so that two blocks fit a multiprocessor of sm_90 and one an sm_89's.
 template <int HEAD_DIM> constexpr int STAGES = 3 * 128 / HEAD_DIM;
+constexpr int SHARED_BYTES = WARPS * 24 * 1024;
+constexpr int MAX_SPLITS = 128;
 constexpr uint32_t NO_SEQUENCE = 0xffffffff;
 
 // 16 keys and values in shared memory, for a warp and 8 * N heads. Scores beyond `visible` keys are masked.
@@ -68,43 +71,154 @@ __device__ __forceinline__ void attend(float (&sums)[N][HEAD_DIM / 16][4], float
     }
 }
 
-// `out` [rows][num_heads * HEAD_DIM]; with splits instead `partial_sums` [rows][num_heads][splits][HEAD_DIM] and
-// `partial_stats` [rows][num_heads][splits] (maximum, total), a total of zero where a split has no keys.
+// The part of a row that a block of threads computes.
+struct Part {
+    // Of the row's first head here, in units of heads.
+    size_t first_head;
+    int heads, split, used_splits, num_splits;
+};
+
+// Adds up what the parts of a row gave, in the order of the parts; run by whichever of their blocks is last.
+template <int HEAD_DIM, int N>
+__device__ __forceinline__ void combine(const Part &part, const float *partial_sums, const float2 *partial_stats, bf16 *out, float *shared) {
+    constexpr int VECTORS = HEAD_DIM / 4, ITEMS = 8 * N * VECTORS / (WARPS * 32);
+    int lane = threadIdx.x % 32, used = part.used_splits;
+    float *weights = shared, *stage = shared + 8 * N * MAX_SPLITS;
+    for (int head = threadIdx.x / 32; head < part.heads; head += WARPS) {
+        const float2 *stats = partial_stats + (part.first_head + head) * part.num_splits;
+        float max = -INFINITY, total = 0.f;
+        for (int split = lane; split < used; split += 32) max = fmaxf(max, __ldcg(stats + split).x);
+        max = warp_max(max);
+        for (int split = lane; split < used; split += 32) {
+            float2 of_split = __ldcg(stats + split);
+            weights[head * MAX_SPLITS + split] = power_of_two(of_split.x - max);
+            total += of_split.y * power_of_two(of_split.x - max);
+        }
+        total = warp_sum(total);
+        for (int split = lane; split < used; split += 32) weights[head * MAX_SPLITS + split] /= total;
+    }
+    float4 sums[ITEMS] = {};
+    int at_once = min(used, (int)(SHARED_BYTES - 8 * N * MAX_SPLITS * sizeof(float)) / (part.heads * HEAD_DIM * (int)sizeof(float)));
+    for (int first = 0; first < used; first += at_once) {
+        int count = min(at_once, used - first);
+        __syncthreads();
+        for (int i = threadIdx.x; i < part.heads * count * VECTORS; i += WARPS * 32) {
+            int head = i / (count * VECTORS), split = i / VECTORS % count + first;
+            const float *from = partial_sums + ((part.first_head + head) * part.num_splits + split) * HEAD_DIM + i % VECTORS * 4;
+            copy_async(shared_address(stage + i * 4), from, true);
+        }
+        commit_copies();
+        wait_copies<0>();
+        __syncthreads();
+#pragma unroll
+        for (int j = 0; j < ITEMS; j++) {
+            int i = threadIdx.x + j * WARPS * 32, head = i / VECTORS;
+            if (head >= part.heads) continue;
+            for (int split = 0; split < count; split++) {
+                float weight = weights[head * MAX_SPLITS + first + split];
+                float4 x = *(float4 *)(stage + ((head * count + split) * VECTORS + i % VECTORS) * 4);
+                sums[j].x += weight * x.x, sums[j].y += weight * x.y, sums[j].z += weight * x.z, sums[j].w += weight * x.w;
+            }
+        }
+    }
+#pragma unroll
+    for (int j = 0; j < ITEMS; j++) {
+        int i = threadIdx.x + j * WARPS * 32;
+        if (i >= part.heads * VECTORS) continue;
+        uint2 x = make_uint2(pack(sums[j].x, sums[j].y), pack(sums[j].z, sums[j].w));
+        *(uint2 *)(out + part.first_head * HEAD_DIM + i * 4) = x;
+    }
+}
+
+// Brings the warps' sums together and writes them to `out` if the row has no other part, else to `partial_sums` and `partial_stats`.
+template <int HEAD_DIM, int N>
+__device__ __forceinline__ void store(const Part &part, float (&sums)[N][HEAD_DIM / 16][4], float (&max)[N][2], float (&total)[N][2], bf16 *out,
+                                      float *partial_sums, float2 *partial_stats, float *shared) {
+    __shared__ float2 stats[WARPS][8 * N];
+    // [WARPS][8 N][PITCH]; four numbers more than a head keep a warp's stores in different banks.
+    constexpr int PITCH = HEAD_DIM + 4;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    __syncthreads();
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            int head = n * 8 + lane % 4 * 2 + i;
+            total[n][i] += __shfl_xor_sync(~0u, total[n][i], 4);
+            total[n][i] += __shfl_xor_sync(~0u, total[n][i], 8);
+            total[n][i] += __shfl_xor_sync(~0u, total[n][i], 16);
+            if (lane < 4) stats[warp][head] = make_float2(max[n][i], total[n][i]);
+            float *to = shared + (warp * 8 * N + head) * PITCH + lane / 4;
+#pragma unroll
+            for (int m = 0; m < HEAD_DIM / 16; m++) {
+                to[m * 16] = sums[n][m][i];
+                to[m * 16 + 8] = sums[n][m][i + 2];
+            }
+        }
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < part.heads * HEAD_DIM / 2; i += blockDim.x) {
+        int head = i / (HEAD_DIM / 2), d = i % (HEAD_DIM / 2) * 2;
+        float largest = -INFINITY, sum = 0.f;
+        float2 both = {};
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) largest = fmaxf(largest, stats[w][head].x);
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) {
+            // Zero for a warp that had no stage.
+            float weight = power_of_two(stats[w][head].x - largest);
+            float2 of_warp = *(float2 *)(shared + (w * 8 * N + head) * PITCH + d);
+            sum += weight * stats[w][head].y;
+            both.x += weight * of_warp.x;
+            both.y += weight * of_warp.y;
+        }
+        size_t at = part.first_head + head;
+        if (part.used_splits == 1) {
+            *(uint32_t *)(out + at * HEAD_DIM + d) = pack(both.x / sum, both.y / sum);
+        } else {
+            at = at * part.num_splits + part.split;
+            *(float2 *)(partial_sums + at * HEAD_DIM + d) = both;
+            if (d == 0) partial_stats[at] = make_float2(largest, sum);
+        }
+    }
+}
+
+// `out` [rows][num_heads * HEAD_DIM]. Only for rows of more than one part: `partial_sums` [rows][num_heads][splits][HEAD_DIM],
+// `partial_stats` [rows][num_heads][splits] (maximum, total), and `arrived` [rows][gridDim.y], zero before and after.
 template <int HEAD_DIM, int N>
 __device__ __forceinline__ void decode(const bf16 *q, const uint32_t *positions, const uint32_t *block_tables, const bf16 *keys,
                                        const bf16 *values, Sizes sizes, int min_blocks, bf16 *out, float *partial_sums,
-                                       float2 *partial_stats) {
+                                       float2 *partial_stats, uint32_t *arrived) {
     extern __shared__ __align__(128) bf16 ring[];
-    __shared__ float2 stats[WARPS][8 * N];
+    __shared__ bool is_last;
     constexpr int CHUNKS = HEAD_DIM / 8;
     constexpr uint32_t STAGE = STAGE_KEYS * HEAD_DIM * sizeof(bf16);
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = blockIdx.z, split = blockIdx.x, num_splits = gridDim.x;
-    int num_heads = sizes.num_heads, num_kv_heads = sizes.num_kv_heads, group = num_heads / num_kv_heads;
-    int parts = gridDim.y / num_kv_heads, kv_head = blockIdx.y / parts;
-    int first_of_group = blockIdx.y % parts * 8 * N, heads = min(group - first_of_group, 8 * N);
-    int first_head = kv_head * group + first_of_group;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = blockIdx.z, num_splits = gridDim.x;
+    int num_kv_heads = sizes.num_kv_heads, group = sizes.num_heads / num_kv_heads;
+    int parts = gridDim.y / num_kv_heads, kv_head = blockIdx.y / parts, first_of_group = blockIdx.y % parts * 8 * N;
+    Part part = {(size_t)row * sizes.num_heads + kv_head * group + first_of_group, min(group - first_of_group, 8 * N), (int)blockIdx.x, 1, num_splits};
     uint32_t position = positions[row];
-
-    // The share of this split, in blocks of 32 keys; none of it without a sequence.
-    uint32_t kv_len = position == NO_SEQUENCE ? 0 : position + 1;
-    int blocks = (kv_len + BLOCK - 1) / BLOCK, used_splits = max(1, min((blocks + min_blocks - 1) / min_blocks, num_splits));
-    int share = (blocks + used_splits - 1) / used_splits;
-    // In stages: the last of them may have fewer keys.
-    int first = min(split * share, blocks) * (BLOCK / STAGE_KEYS);
-    int last = min(min((split + 1) * share, blocks) * (BLOCK / STAGE_KEYS), (int)((kv_len + STAGE_KEYS - 1) / STAGE_KEYS));
-    if (first >= last) {
-        for (int i = threadIdx.x; i < heads; i += blockDim.x)
-            if (num_splits > 1) partial_stats[((size_t)row * num_heads + first_head + i) * num_splits + split] = make_float2(-INFINITY, 0.f);
-        for (int i = threadIdx.x; i < heads * HEAD_DIM; i += blockDim.x)
-            if (num_splits == 1) out[((size_t)row * num_heads + first_head) * HEAD_DIM + i] = __float2bfloat16(0.f);
+    if (position == NO_SEQUENCE) {
+        for (int i = threadIdx.x; part.split == 0 && i < part.heads * HEAD_DIM; i += blockDim.x)
+            out[part.first_head * HEAD_DIM + i] = __float2bfloat16(0.f);
         return;
     }
+
+    // The share of this split, in blocks of 32 keys; every used split has some.
+    uint32_t kv_len = position + 1;
+    int blocks = (kv_len + BLOCK - 1) / BLOCK, most = min((blocks + min_blocks - 1) / min_blocks, num_splits);
+    int share = (blocks + most - 1) / most;
+    part.used_splits = (blocks + share - 1) / share;
+    if (part.split >= part.used_splits) return;
+    // In stages: the last of them may have fewer keys.
+    int first = part.split * share * (BLOCK / STAGE_KEYS);
+    int last = min((part.split + 1) * share * (BLOCK / STAGE_KEYS), (int)((kv_len + STAGE_KEYS - 1) / STAGE_KEYS));
 
     uint32_t fragments[N][HEAD_DIM / 16][2];
 #pragma unroll
     for (int n = 0; n < N; n++) {
-        bool there = n * 8 + lane / 4 < heads;
-        const bf16 *head = q + (size_t)row * sizes.q_stride + (first_head + n * 8 + lane / 4) * HEAD_DIM + lane % 4 * 2;
+        bool there = n * 8 + lane / 4 < part.heads;
+        const bf16 *head = q + (size_t)row * sizes.q_stride + (kv_head * group + first_of_group + n * 8 + lane / 4) * HEAD_DIM + lane % 4 * 2;
 #pragma unroll
         for (int k = 0; k < HEAD_DIM / 16; k++) {
             fragments[n][k][0] = there ? *(const uint32_t *)(head + k * 16) : 0;
@@ -160,58 +274,25 @@ __device__ __forceinline__ void decode(const bf16 *q, const uint32_t *positions,
         attend<HEAD_DIM, N>(sums, max_score, total, fragments, stage, stage + STAGE, visible, scale);
     }
 
-    // The warps' sums go where the ring was, [WARPS][8 N][HEAD_DIM + 4]; the four more keep a warp's stores in different banks.
-    constexpr int PITCH = HEAD_DIM + 4;
-    float *of_warps = (float *)ring;
+    store<HEAD_DIM, N>(part, sums, max_score, total, out, partial_sums, partial_stats, (float *)ring);
+    if (part.used_splits == 1) return;
     __syncthreads();
-#pragma unroll
-    for (int n = 0; n < N; n++) {
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            int head = n * 8 + lane % 4 * 2 + i;
-            total[n][i] += __shfl_xor_sync(~0u, total[n][i], 4);
-            total[n][i] += __shfl_xor_sync(~0u, total[n][i], 8);
-            total[n][i] += __shfl_xor_sync(~0u, total[n][i], 16);
-            if (lane < 4) stats[warp][head] = make_float2(max_score[n][i], total[n][i]);
-            float *to = of_warps + (warp * 8 * N + head) * PITCH + lane / 4;
-#pragma unroll
-            for (int m = 0; m < HEAD_DIM / 16; m++) {
-                to[m * 16] = sums[n][m][i];
-                to[m * 16 + 8] = sums[n][m][i + 2];
-            }
-        }
+    if (threadIdx.x == 0) {
+        uint32_t *count = arrived + row * gridDim.y + blockIdx.y;
+        __threadfence();
+        is_last = atomicAdd(count, 1) == part.used_splits - 1;
+        __threadfence();
+        if (is_last) *count = 0;
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < heads * HEAD_DIM / 2; i += blockDim.x) {
-        int head = i / (HEAD_DIM / 2), d = i % (HEAD_DIM / 2) * 2;
-        float largest = -INFINITY, sum = 0.f;
-        float2 both = {};
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) largest = fmaxf(largest, stats[w][head].x);
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) {
-            // Zero for a warp that had no stage.
-            float weight = power_of_two(stats[w][head].x - largest);
-            float2 of_warp = *(float2 *)(of_warps + (w * 8 * N + head) * PITCH + d);
-            sum += weight * stats[w][head].y;
-            both.x += weight * of_warp.x;
-            both.y += weight * of_warp.y;
-        }
-        size_t at = (size_t)row * num_heads + first_head + head;
-        if (num_splits == 1) {
-            *(uint32_t *)(out + at * HEAD_DIM + d) = pack(both.x / sum, both.y / sum);
-        } else {
-            *(float2 *)(partial_sums + (at * num_splits + split) * HEAD_DIM + d) = both;
-            if (d == 0) partial_stats[at * num_splits + split] = make_float2(largest, sum);
-        }
-    }
+    if (is_last) combine<HEAD_DIM, N>(part, partial_sums, partial_stats, out, (float *)ring);
 }
 
 #define DECODE(HEAD_DIM, HEADS)                                                                                                              \
     extern "C" __global__ void __launch_bounds__(WARPS * 32) decode_##HEAD_DIM##_##HEADS(                                                    \
         const bf16 *q, const uint32_t *positions, const uint32_t *block_tables, const bf16 *keys, const bf16 *values, Sizes sizes,           \
-        int min_blocks, bf16 *out, float *partial_sums, float2 *partial_stats) {                                                             \
-        decode<HEAD_DIM, HEADS / 8>(q, positions, block_tables, keys, values, sizes, min_blocks, out, partial_sums, partial_stats);          \
+        int min_blocks, bf16 *out, float *partial_sums, float2 *partial_stats, uint32_t *arrived) {                                          \
+        decode<HEAD_DIM, HEADS / 8>(q, positions, block_tables, keys, values, sizes, min_blocks, out, partial_sums, partial_stats, arrived); \
     }
 DECODE(64, 8)
 DECODE(64, 16)

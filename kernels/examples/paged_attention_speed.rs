@@ -184,7 +184,10 @@ impl Bench {
         let ms = self.time(|_| received.add(paged, giving, &mut scratch, &mut sums))?;
         let rate = 2.0 * seen * (NUM_HEADS * HEAD_DIM) as f64 / ms / 1e9;
         let chosen = Splits::for_tiles(list.len(), NUM_KV_HEADS, self.device.num_multiprocessors()?, context).count;
-        println!("{context:>6} {num_rows:>6} | by splits (chosen {chosen}):{line} | received {:.1} us {rate:.0} TFLOP/s", 1e3 * ms);
+        println!(
+            "{context:>6} {num_rows:>6} | by splits (chosen {chosen}):{line} | received {:.1} us {rate:.0} TFLOP/s",
+            1e3 * ms
+        );
         Ok(())
     }
 }

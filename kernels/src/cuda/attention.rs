@@ -106,7 +106,7 @@ impl Attention {
         partials.check(slots * paged.num_heads * num_splits, paged.head_dim);
         self.launch(&paged, list, num_splits, Output::Parts(partials))?;
         let tiles = TileSlots { tiles: list.tiles, tile_tokens };
-        self.combine.run(partials, (slots, num_splits), Some(tiles), (paged.num_heads, paged.head_dim), out, lse)
+        self.combine.run(partials, (slots, num_splits), Some(&tiles), (paged.num_heads, paged.head_dim), out, lse)
     }
 
     fn launch(

@@ -7,7 +7,7 @@ use half::bf16;
 
 use super::device::{Device, DeviceError, launch};
 use super::paged::PagedQueries;
-use super::splits::{Combine, Partials, Splits};
+use super::splits::{Partials, Splits};
 
 /// `WARPS` of `decode_attention.cu`.
 const THREADS: usize = 128;
@@ -19,7 +19,6 @@ pub struct DecodeAttention {
     device: Arc<Device>,
     /// By head dimension (64, 128) and heads a block of threads computes together (8, 16).
     functions: [[CudaFunction; 2]; 2],
-    combine: Combine,
 }
 
 impl DecodeAttention {
@@ -38,7 +37,6 @@ impl DecodeAttention {
                 [function("decode_64_8")?, function("decode_64_16")?],
                 [function("decode_128_8")?, function("decode_128_16")?],
             ],
-            combine: Combine::new(device)?,
         })
     }
 
@@ -49,7 +47,7 @@ impl DecodeAttention {
     /// `num_rows * num_heads * splits.count` parts, unless there is one split.
     ///
     /// # Errors
-    /// If a launch fails.
+    /// If the launch fails.
     pub fn run(
         &self,
         paged: PagedQueries<'_>,
@@ -61,7 +59,7 @@ impl DecodeAttention {
         paged.check(num_rows);
         assert!(num_rows > 0 && num_rows * paged.max_blocks <= paged.block_tables.len(), "each row has a table");
         assert!(num_rows * paged.num_heads * paged.head_dim <= out.len(), "rows lie in the output");
-        assert!(splits.count > 0 && splits.min_blocks > 0, "each row has a part");
+        assert!((1..=Splits::MAX).contains(&splits.count) && splits.min_blocks > 0, "each row has a part");
         let group = paged.group();
         let heads = if group <= 8 { 8 } else { 16 };
         let (sizes, min_blocks, none) = (paged.sizes(), splits.min_blocks as i32, 0u64);
@@ -69,18 +67,15 @@ impl DecodeAttention {
         call.arg(paged.queries).arg(paged.positions).arg(paged.block_tables).arg(paged.keys).arg(paged.values);
         call.arg(&sizes).arg(&min_blocks);
         if splits.count == 1 {
-            call.arg(&mut *out).arg(&none).arg(&none);
+            call.arg(out).arg(&none).arg(&none).arg(&none);
         } else {
             partials.check(num_rows * paged.num_heads * splits.count, paged.head_dim);
-            call.arg(&none).arg(&mut partials.sums).arg(&mut partials.stats);
+            call.arg(out).arg(&mut partials.sums).arg(&mut partials.stats).arg(&mut partials.arrived);
         }
         let grid = (splits.count, paged.num_kv_heads * group.div_ceil(heads), num_rows);
         // SAFETY: layer, rows, tables and outputs lie in their buffers, as asserted; that tables cover their positions with blocks of
         // the pool is the caller's promise, kept where tables are made.
         unsafe { call.launch(launch(grid, THREADS, SHARED_BYTES)) }?;
-        if splits.count > 1 {
-            self.combine.run(partials, (num_rows, splits.count), None, (paged.num_heads, paged.head_dim), out, None)?;
-        }
         Ok(())
     }
 }

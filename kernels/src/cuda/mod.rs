@@ -24,4 +24,4 @@ pub use norm::Norm;
 pub use paged::PagedQueries;
 pub use received::{AttentionReceived, GivingRows};
 pub use splits::{Partials, Splits};
-pub use tiles::{TileSequence, Tile, tiles};
+pub use tiles::{Tile, TileSequence, tiles};

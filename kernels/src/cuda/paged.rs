@@ -83,7 +83,10 @@ impl PagedQueries<'_> {
         assert!(matches!(self.head_dim, 64 | 128), "heads of 64 or 128 numbers");
         let pool = (self.layer + 1) * self.num_blocks * self.num_kv_heads * BLOCK * self.head_dim;
         assert!(pool <= self.keys.len() && pool <= self.values.len(), "the layer lies in the pool");
-        assert!(self.row_stride >= self.num_heads * self.head_dim && self.row_stride.is_multiple_of(8), "rows hold their queries");
+        assert!(
+            self.row_stride >= self.num_heads * self.head_dim && self.row_stride.is_multiple_of(8),
+            "rows hold their queries"
+        );
         assert!(num_rows * self.row_stride <= self.queries.len() && num_rows <= self.positions.len(), "rows lie in the batch");
         assert!(self.scale > 0.0 && self.scale.is_finite(), "a larger product is a larger weight");
     }

@@ -25,7 +25,7 @@ impl Splits {
     /// Every row whole.
     pub const NONE: Self = Self { count: 1, min_blocks: 1 };
 
-    /// Most parts worth their combination. Chosen: at 128, two blocks of threads a multiprocessor share one head at batch 1.
+    /// Most parts of a row, `MAX_SPLITS` of `decode_attention.cu`.
     pub const MAX: usize = 128;
 
     /// Parts for a decode step of `num_rows` rows of up to `max_context` positions, on `num_multiprocessors`.
@@ -69,6 +69,8 @@ pub struct Partials {
     pub(super) sums: CudaSlice<f32>,
     /// Maximum and total of each part.
     pub(super) stats: CudaSlice<f32>,
+    /// Parts of a row and head of keys that are done; zero between launches.
+    pub(super) arrived: CudaSlice<u32>,
 }
 
 impl Partials {
@@ -77,7 +79,7 @@ impl Partials {
     /// # Errors
     /// If memory does not suffice.
     pub fn new(device: &Device, num_parts: usize, head_dim: usize) -> Result<Self, DeviceError> {
-        Ok(Self { sums: device.zeros(num_parts * head_dim)?, stats: device.zeros(2 * num_parts)? })
+        Ok(Self { sums: device.zeros(num_parts * head_dim)?, stats: device.zeros(2 * num_parts)?, arrived: device.zeros(num_parts)? })
     }
 
     /// Asserts that so many parts fit.
@@ -110,17 +112,17 @@ impl Combine {
         &self,
         partials: &Partials,
         (slots, num_splits): (usize, usize),
-        tiles: Option<TileSlots<'_>>,
+        tiles: Option<&TileSlots<'_>>,
         (num_heads, head_dim): (usize, usize),
         out: &mut CudaSlice<bf16>,
         lse: Option<&mut CudaSlice<f32>>,
     ) -> Result<(), DeviceError> {
         let function = if head_dim == 64 { &self.combine_64 } else { &self.combine_128 };
         let (num_splits, none) = (num_splits as i32, 0u64);
-        let tile_tokens = tiles.as_ref().map_or(1, |tiles| tiles.tile_tokens as i32);
+        let tile_tokens = tiles.map_or(1, |tiles| tiles.tile_tokens as i32);
         let mut call = self.device.stream().launch_builder(function);
         call.arg(&partials.sums).arg(&partials.stats).arg(&num_splits);
-        match &tiles {
+        match tiles {
             Some(tiles) => call.arg(tiles.tiles),
             None => call.arg(&none),
         };

@@ -98,7 +98,8 @@ impl PagedWorld {
         let num_blocks = self.num_blocks();
         let step = (num_blocks / 2..num_blocks * 2).find(|step| gcd(*step, num_blocks) == 1).unwrap_or(1);
         let mut shuffled = (0..num_blocks).map(|i| (i * step + 3) % num_blocks);
-        let blocks = |rows: &Vec<u32>| shuffled.by_ref().take(Self::len(rows).div_ceil(BLOCK)).map(|block| block as u32).collect();
+        let blocks =
+            |rows: &Vec<u32>| shuffled.by_ref().take(Self::len(rows).div_ceil(BLOCK)).map(|block| block as u32).collect();
         self.sequences.iter().map(blocks).collect()
     }
 

@@ -45,8 +45,20 @@ macro_rules! modules {
     };
 }
 
-modules!("attention_hopper", "norm");
-modules!("deviation", "drift", "norm", "qkv", "rows", "spans", "swiglu");
+modules!(
+    "attention",
+    "attention_hopper",
+    "combine_attention",
+    "decode_attention",
+    "deviation",
+    "drift",
+    "norm",
+    "qkv",
+    "received",
+    "rows",
+    "spans",
+    "swiglu",
+);
 
 impl Device {
     /// Opens GPU `ordinal`.

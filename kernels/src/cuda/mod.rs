@@ -4,38 +4,48 @@
 //! KV pool, f32 in sums and in the residual stream. A launch returns at once; faults of the device surface at the next
 //! synchronisation.
 
+mod attention;
 mod attention_hopper;
+mod decode_attention;
+mod deviation;
 mod device;
+mod drift;
 mod graph;
 mod matmul;
-mod deviation;
-mod drift;
 mod norm;
+mod paged;
 mod pool;
 mod qkv;
+mod received;
 mod rope;
 mod rows;
 mod spans;
+mod splits;
 mod swiglu;
 #[cfg(test)]
 mod testing;
 mod tiles;
 mod upload;
 
+pub use attention::{Attention, TileList};
 pub use attention_hopper::{AttentionHopper, PrefillAttention};
 pub use cudarc::driver::{CudaSlice, CudaView, CudaViewMut};
+pub use decode_attention::DecodeAttention;
 pub use deviation::{Deviation, FreshRows};
 pub use device::{Device, DeviceError};
-pub use graph::Graph;
 pub use drift::{Drift, DriftTargets, DriftTile, drift_tiles};
+pub use graph::Graph;
 pub use half::bf16;
 pub use matmul::{Matmul, Output};
 pub use norm::Norm;
-pub use tiles::{Tile, TileSequence, tiles};
-pub use upload::{Upload, Words};
+pub use paged::PagedQueries;
 pub use pool::{NO_ROW, Pool, PoolShape};
 pub use qkv::{Differences, Qkv, QkvShape, QkvWeights, Scatter};
+pub use received::{AttentionReceived, GivingRows};
 pub use rope::RopeTable;
 pub use rows::Rows;
 pub use spans::{MovedTokens, Spans};
+pub use splits::{Partials, Splits};
 pub use swiglu::Swiglu;
+pub use tiles::{Tile, TileSequence, tiles};
+pub use upload::{Upload, Words};

@@ -23,6 +23,7 @@ pub use batch::{InputBatch, InputSequence};
 pub use checkpoint::{GgufVocabulary, SpecialTokens};
 pub use config::{Architecture, ModelConfig, RopeScaling};
 pub use error::LoadError;
-pub use kernels::cpu::{KvDtype, RopeLayout};
+pub use kernels::cpu::{Adjustment, Distribution, KvDtype, RopeLayout};
 pub use load::{LoadOptions, LoadedModel, WeightFiles, load};
 pub use model_runner::ModelRunner;
+pub use sampler::{SampleRow, Sampled};

@@ -6,7 +6,7 @@ use engine::{BlockCopy, ProbedSequence, SpanCopy, TokenDeviation};
 
 use tokens::BlockId;
 
-use crate::InputBatch;
+use crate::{InputBatch, SampleRow, Sampled};
 
 /// A fault of the device. After one, what the pool holds is unknown.
 #[derive(Debug, thiserror::Error)]
@@ -15,7 +15,7 @@ pub struct BackendError(pub String);
 
 /// One model with its KV pool on one device.
 ///
-/// Calls come from one thread, in the order of a step: zeros, copies, probes, `forward`, `logits`.
+/// Calls come from one thread, in the order of a step: zeros, copies, probes, `forward`, `logits` and `sample`.
 pub trait Backend: Send {
     /// Tokens in the vocabulary: the length of a row of logits.
     fn vocab_size(&self) -> usize;
@@ -77,4 +77,17 @@ pub trait Backend: Send {
     /// # Errors
     /// If the device fails.
     fn logits(&mut self, rows: &[usize]) -> Result<&mut [f32], BackendError>;
+
+    /// Chooses a token from each of some rows of the last `forward`, in their order.
+    ///
+    /// A device whose logits should not cross to the host every step does this its own way, to the same result but for rounding.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn sample(&mut self, rows: &[SampleRow]) -> Result<Vec<Sampled>, BackendError> {
+        let indices: Vec<usize> = rows.iter().map(|row| row.row).collect();
+        let vocab_size = self.vocab_size();
+        let logits = self.logits(&indices)?;
+        Ok(rows.iter().zip(logits.chunks_exact_mut(vocab_size)).map(|(row, logits)| row.choose(logits)).collect())
+    }
 }

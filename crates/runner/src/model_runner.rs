@@ -9,7 +9,7 @@ use engine::{
 use tokens::{BlockSize, RequestId, TokenId};
 use tracing::warn;
 
-use crate::sampler::{RequestState, log_probs};
+use crate::sampler::{RequestState, SampleRow, Sampled, log_probs};
 use crate::timings::Stopwatch;
 use crate::{Backend, BackendError, InputBatch, StepTimings};
 
@@ -125,14 +125,14 @@ impl ModelRunner {
         if last_rows.is_empty() {
             return Ok(Vec::new());
         }
-        let rows: Vec<usize> = last_rows.iter().map(|(row, _)| *row).collect();
-        let vocab_size = self.backend.vocab_size();
-        let logits = self.backend.logits(&rows)?;
-        let mut sampled = Vec::with_capacity(rows.len());
-        for ((row, sequence), logits) in last_rows.iter().zip(logits.chunks_exact_mut(vocab_size)) {
+        let state = |request_id| self.requests.get(request_id).expect("a scheduled request was announced and has not finished");
+        let rows: Vec<SampleRow> =
+            last_rows.iter().map(|(row, sequence)| state(&sequence.request_id).sample_row(*row, batch.positions[*row])).collect();
+        let found = self.backend.sample(&rows)?;
+        let mut sampled = Vec::with_capacity(found.len());
+        for ((_, sequence), Sampled { token, margin, logprobs }) in last_rows.iter().zip(found) {
             let request_id = sequence.request_id;
-            let state = self.requests.get_mut(&request_id).expect("a scheduled request was announced and has not finished");
-            let (token, margin, logprobs) = state.sample(logits, batch.positions[*row]);
+            self.requests.get_mut(&request_id).expect("its row was made from its state").record(token);
             sampled.push(SampledToken { request_id, token, margin, logprobs });
         }
         Ok(sampled)

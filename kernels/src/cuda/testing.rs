@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use half::bf16;
 
-use super::{Device, PagedQueries, Pool, PoolShape, TileSequence};
+use super::{CudaSlice, Device, PagedQueries, Pool, PoolShape, TileSequence};
 use crate::cpu::{self, AttentionShape, KvDtype, KvLayer, KvShape, QuerySequence, Threads, testing::noise};
 
 /// The device of the tests; each of them is ignored where there is none.
@@ -130,7 +130,7 @@ pub(crate) struct PagedOnDevice {
 }
 
 /// Noise as bf16 holds it, with the spread of real keys.
-fn rounded(len: usize, seed: u32) -> Vec<f32> {
+fn rounded_noise(len: usize, seed: u32) -> Vec<f32> {
     noise(len, seed).into_iter().map(|x| bf16::from_f32(4.0 * x).to_f32()).collect()
 }
 
@@ -167,13 +167,13 @@ impl PagedWorld {
     }
 
     fn queries(&self) -> Vec<f32> {
-        rounded(self.num_rows() * self.row_stride(), 1)
+        rounded_noise(self.num_rows() * self.row_stride(), 1)
     }
 
     /// Keys (or values) of a sequence, `[len][num_kv_heads][head_dim]`.
     fn numbers(&self, sequence: usize, seed: u32) -> Vec<f32> {
         let len = Self::len(&self.sequences[sequence]);
-        rounded(len * self.num_kv_heads * self.head_dim, seed + 10 * sequence as u32)
+        rounded_noise(len * self.num_kv_heads * self.head_dim, seed + 10 * sequence as u32)
     }
 
     pub(crate) fn sequence_rows(&self) -> Vec<TileSequence<'_>> {

@@ -50,13 +50,14 @@ fn measure(device: &Device, attention: &AttentionHopper, heads: Heads, positions
         tiles(&[TileSequence { first_row: 0, positions, table: 0 }], AttentionHopper::tile_tokens(num_heads / num_kv_heads));
     let q_stride = (num_heads + 2 * num_kv_heads) * head_dim;
     let pool_len = num_blocks * num_kv_heads * BLOCK * head_dim;
+    let on_device = (device.upload(positions)?, device.upload(&tiles)?, device.upload(&table)?);
     let from = PrefillAttention {
         q: &random(device, positions.len() * q_stride, 1)?,
         q_stride,
-        positions: &device.upload(positions)?,
+        positions: on_device.0.as_view(),
         num_tiles: tiles.len(),
-        tiles: &device.upload(&tiles)?,
-        block_tables: &device.upload(&table)?,
+        tiles: on_device.1.as_view(),
+        block_tables: on_device.2.as_view(),
         max_blocks: num_blocks,
         keys: &random(device, pool_len, 2)?,
         values: &random(device, pool_len, 3)?,

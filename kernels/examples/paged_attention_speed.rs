@@ -115,7 +115,7 @@ impl Bench {
                     self.time(|call| {
                         let paged = self.paged(&queries, &positions, &block_tables);
                         let paged = PagedQueries { max_blocks: context / BLOCK, layer: call % num_layers, ..paged };
-                        attention.run(paged, batch, splits, &mut partials, &mut out)
+                        attention.run(&paged, batch, splits, &mut partials, &mut out)
                     })
                 };
                 let (ms, bytes) = (measure(chosen)?, 4.0 * (batch * context * WIDTH) as f64);
@@ -141,10 +141,10 @@ impl Bench {
         PagedQueries {
             queries,
             row_stride: STRIDE,
-            positions,
+            positions: positions.as_view(),
             num_heads: NUM_HEADS,
             scale: 1.0 / (HEAD_DIM as f32).sqrt(),
-            block_tables,
+            block_tables: block_tables.as_view(),
             max_blocks: block_tables.len(),
             keys: &self.keys,
             values: &self.values,
@@ -167,21 +167,21 @@ impl Bench {
         let block_tables = self.device.upload(&self.noise.shuffled(context / BLOCK))?;
         let paged = self.paged(&queries, &positions, &block_tables);
         let on_device = self.device.upload(&list)?;
-        let tiles = TileList { tiles: &on_device, num_tiles: list.len(), num_rows };
+        let tiles = TileList { tiles: on_device.as_view(), num_tiles: list.len(), num_rows };
         let mut out = self.device.zeros(num_rows * NUM_HEADS * HEAD_DIM)?;
         let mut lse = self.device.zeros(num_rows * NUM_HEADS)?;
         let mut line = String::new();
         for &count in counts {
             let parts = list.len() * Attention::tile_tokens(7) * NUM_HEADS * count;
             let mut partials = Partials::new(&self.device, parts, HEAD_DIM)?;
-            let ms = self.time(|_| attention.run_split(paged, tiles, (count, &mut partials), &mut out, Some(&mut lse)))?;
+            let ms = self.time(|_| attention.run_split(&paged, &tiles, (count, &mut partials), &mut out, Some(&mut lse)))?;
             let rate = 4.0 * seen * (NUM_HEADS * HEAD_DIM) as f64 / ms / 1e9;
             line += &format!(" {count}: {:.1} us {rate:.0} TFLOP/s;", 1e3 * ms);
         }
-        let giving = GivingRows { rows: &all, num_rows, lse: &lse, table: 0, len: context };
+        let giving = GivingRows { rows: &all.as_view(), num_rows, lse: &lse, table: 0, len: context };
         let mut scratch = self.device.zeros(NUM_KV_HEADS * context)?;
         let mut sums = self.device.zeros(context)?;
-        let ms = self.time(|_| received.add(paged, giving, &mut scratch, &mut sums))?;
+        let ms = self.time(|_| received.add(&paged, giving, &mut scratch, &mut sums))?;
         let rate = 2.0 * seen * (NUM_HEADS * HEAD_DIM) as f64 / ms / 1e9;
         let chosen = Splits::for_tiles(list.len(), NUM_KV_HEADS, self.device.num_multiprocessors()?, context).count;
         println!(

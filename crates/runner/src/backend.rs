@@ -1,6 +1,8 @@
 //! What a device must be able to do.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 
 use engine::{BlockCopy, ProbedSequence, SpanCopy, TokenDeviation};
 
@@ -89,5 +91,13 @@ pub trait Backend: Send {
         let vocab_size = self.vocab_size();
         let logits = self.logits(&indices)?;
         Ok(rows.iter().zip(logits.chunks_exact_mut(vocab_size)).map(|(row, logits)| row.choose(logits)).collect())
+    }
+
+    /// Waits until all that was asked for is done. Only what returns numbers waits by itself.
+    ///
+    /// # Errors
+    /// If the device fails, or anything since the last call did.
+    fn synchronize(&mut self) -> Result<(), BackendError> {
+        Ok(())
     }
 }

@@ -158,7 +158,15 @@ pub fn has_cuda_device() -> bool {
 }
 
 #[cfg(feature = "cuda")]
-use crate::backend::cuda::place as place_on_gpu;
+fn place_on_gpu(
+    options: &LoadOptions,
+    gpu: GpuOptions,
+    config: &ModelConfig,
+    checkpoint: &dyn Checkpoint,
+    progress: &mut dyn FnMut(f32),
+) -> Result<Placed, LoadError> {
+    crate::backend::cuda::place(options, gpu, config, checkpoint, progress)
+}
 
 #[cfg(not(feature = "cuda"))]
 fn place_on_gpu(

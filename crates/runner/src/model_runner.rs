@@ -81,6 +81,8 @@ impl ModelRunner {
         output.prompt_logprobs = self.score_prompts(&sequences, &batch)?;
         output.watched = self.watched(&sequences);
         output.sampled = self.sample(&sequences, &batch)?;
+        // A step that samples nothing ends when it is computed, too: the scheduler learns from its time.
+        self.backend.synchronize()?;
         self.timings.sample = watch.lap();
         Ok(output)
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaFunction, CudaSlice, PushKernelArg};
+use cudarc::driver::{CudaFunction, CudaSlice, CudaView, PushKernelArg};
 use half::bf16;
 
 use super::device::{Device, DeviceError, launch};
@@ -26,10 +26,9 @@ pub struct Attention {
 }
 
 /// Tiles of one launch, made by [`super::tiles()`] with [`Attention::tile_tokens`].
-#[derive(Clone, Copy)]
 pub struct TileList<'a> {
     /// The tiles.
-    pub tiles: &'a CudaSlice<Tile>,
+    pub tiles: CudaView<'a, Tile>,
     /// How many of them.
     pub num_tiles: usize,
     /// Rows of the batch: tiles lie in `0..num_rows`.
@@ -76,13 +75,13 @@ impl Attention {
     /// If the launch fails.
     pub fn run(
         &self,
-        paged: PagedQueries<'_>,
-        list: TileList<'_>,
+        paged: &PagedQueries<'_>,
+        list: &TileList<'_>,
         out: &mut CudaSlice<bf16>,
         lse: Option<&mut CudaSlice<f32>>,
     ) -> Result<(), DeviceError> {
-        Self::check(&paged, list, out, lse.as_deref());
-        self.launch(&paged, list, 1, Output::Rows(out, lse))
+        Self::check(paged, list, out, lse.as_deref());
+        self.launch(paged, list, 1, Output::Rows(out, lse))
     }
 
     /// As [`Self::run`], with the keys of each tile divided into `num_splits` parts: for few tiles over many keys.
@@ -91,8 +90,8 @@ impl Attention {
     /// If a launch fails.
     pub fn run_split(
         &self,
-        paged: PagedQueries<'_>,
-        list: TileList<'_>,
+        paged: &PagedQueries<'_>,
+        list: &TileList<'_>,
         (num_splits, partials): (usize, &mut Partials),
         out: &mut CudaSlice<bf16>,
         lse: Option<&mut CudaSlice<f32>>,
@@ -100,26 +99,26 @@ impl Attention {
         if num_splits == 1 {
             return self.run(paged, list, out, lse);
         }
-        Self::check(&paged, list, out, lse.as_deref());
+        Self::check(paged, list, out, lse.as_deref());
         let tile_tokens = Self::tile_tokens(paged.group());
         let slots = list.num_tiles * tile_tokens;
         partials.check(slots * paged.num_heads * num_splits, paged.head_dim);
-        self.launch(&paged, list, num_splits, Output::Parts(partials))?;
-        let tiles = TileSlots { tiles: list.tiles, tile_tokens };
+        self.launch(paged, list, num_splits, Output::Parts(partials))?;
+        let tiles = TileSlots { tiles: list.tiles.slice(..), tile_tokens };
         self.combine.run(partials, (slots, num_splits), Some(&tiles), (paged.num_heads, paged.head_dim), out, lse)
     }
 
     fn launch(
         &self,
         paged: &PagedQueries<'_>,
-        list: TileList<'_>,
+        list: &TileList<'_>,
         num_splits: usize,
         output: Output<'_>,
     ) -> Result<(), DeviceError> {
         let function = if paged.head_dim == 64 { &self.attention_64 } else { &self.attention_128 };
         let (sizes, none) = (paged.sizes(), 0u64);
         let mut call = self.device.stream().launch_builder(function);
-        call.arg(paged.queries).arg(paged.positions).arg(list.tiles).arg(paged.block_tables);
+        call.arg(paged.queries).arg(&paged.positions).arg(&list.tiles).arg(&paged.block_tables);
         call.arg(paged.keys).arg(paged.values).arg(&sizes);
         match output {
             Output::Rows(out, Some(lse)) => call.arg(out).arg(lse).arg(&none).arg(&none),
@@ -133,7 +132,7 @@ impl Attention {
         Ok(())
     }
 
-    fn check(paged: &PagedQueries<'_>, list: TileList<'_>, out: &CudaSlice<bf16>, lse: Option<&CudaSlice<f32>>) {
+    fn check(paged: &PagedQueries<'_>, list: &TileList<'_>, out: &CudaSlice<bf16>, lse: Option<&CudaSlice<f32>>) {
         paged.check(list.num_rows);
         assert!(list.num_tiles > 0 && list.num_tiles <= list.tiles.len(), "tiles lie in their buffer");
         assert!(list.num_rows * paged.num_heads * paged.head_dim <= out.len(), "rows lie in the output");
@@ -160,7 +159,7 @@ mod tests {
         let group = world.num_heads / world.num_kv_heads;
         let list = tiles(&world.sequence_rows(), Attention::tile_tokens(group));
         let on_device_list = device.upload(&list).unwrap();
-        let list = TileList { tiles: &on_device_list, num_tiles: list.len(), num_rows: world.num_rows() };
+        let list = TileList { tiles: on_device_list.as_view(), num_tiles: list.len(), num_rows: world.num_rows() };
         let (expected, expected_lse) = world.expected();
         for num_splits in [1, 3, 8] {
             let parts = list.num_tiles * Attention::tile_tokens(group) * world.num_heads * num_splits;
@@ -168,11 +167,11 @@ mod tests {
             let mut out = device.upload(&vec![bf16::NAN; expected.len()]).unwrap();
             let mut lse = device.upload(&vec![f32::NAN; expected_lse.len()]).unwrap();
             let splits = (num_splits, &mut partials);
-            attention.run_split(on_device.paged(world), list, splits, &mut out, Some(&mut lse)).unwrap();
+            attention.run_split(&on_device.paged(world), &list, splits, &mut out, Some(&mut lse)).unwrap();
             world.assert_rows(&device.download(&out).unwrap(), &expected, &format!("{num_splits} splits"));
             world.assert_lse(&device.download(&lse).unwrap(), &expected_lse, &format!("{num_splits} splits"));
             let mut again = device.upload(&vec![bf16::NAN; expected.len()]).unwrap();
-            attention.run_split(on_device.paged(world), list, (num_splits, &mut partials), &mut again, None).unwrap();
+            attention.run_split(&on_device.paged(world), &list, (num_splits, &mut partials), &mut again, None).unwrap();
             let bits = |out: &CudaSlice<bf16>| device.download(out).unwrap().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             assert!(bits(&out) == bits(&again), "the same bits every time");
         }

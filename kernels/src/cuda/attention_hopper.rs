@@ -9,7 +9,7 @@ use cudarc::driver::sys::{
     CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B,
     cuTensorMapEncodeTiled,
 };
-use cudarc::driver::{CudaFunction, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, PushKernelArg};
+use cudarc::driver::{CudaFunction, CudaSlice, CudaStream, CudaView, DevicePtr, DevicePtrMut, DeviceRepr, PushKernelArg};
 use half::bf16;
 
 use super::device::{Device, DeviceError, launch};
@@ -31,13 +31,13 @@ pub struct PrefillAttention<'a> {
     /// Numbers from one row to the next, a multiple of 8.
     pub q_stride: usize,
     /// Position of each row.
-    pub positions: &'a CudaSlice<u32>,
+    pub positions: CudaView<'a, u32>,
     /// Of [`super::tiles`], made for [`AttentionHopper::tile_tokens`].
-    pub tiles: &'a CudaSlice<Tile>,
+    pub tiles: CudaView<'a, Tile>,
     /// How many of them to compute.
     pub num_tiles: usize,
     /// `[sequences, max_blocks]`; a sequence's entries cover its largest position.
-    pub block_tables: &'a CudaSlice<u32>,
+    pub block_tables: CudaView<'a, u32>,
     /// Entries from one table to the next.
     pub max_blocks: usize,
     /// `[num_layers, num_blocks, num_kv_heads, 32, head_dim]`, every number finite.
@@ -117,9 +117,9 @@ impl AttentionHopper {
         let stream = self.device.stream();
         let num_items = from.num_tiles * from.num_kv_heads;
         let arguments = Arguments {
-            positions: address(from.positions, stream),
-            tiles: address(from.tiles, stream),
-            block_tables: address(from.block_tables, stream),
+            positions: address(&from.positions, stream),
+            tiles: address(&from.tiles, stream),
+            block_tables: address(&from.block_tables, stream),
             out: out.device_ptr_mut(stream).0,
             lse: lse.map_or(0, |lse| lse.device_ptr_mut(stream).0),
             num_items: num_items as i32,
@@ -237,7 +237,7 @@ impl TensorMap {
     }
 }
 
-fn address<T>(slice: &CudaSlice<T>, stream: &Arc<CudaStream>) -> u64 {
+fn address<T>(slice: &impl DevicePtr<T>, stream: &Arc<CudaStream>) -> u64 {
     slice.device_ptr(stream).0
 }
 
@@ -367,13 +367,15 @@ mod tests {
         let tiles = tiles(&sequences, AttentionHopper::tile_tokens(world.num_heads / world.num_kv_heads));
         let mut out = device.upload(&vec![bf16::NAN; expected.len()]).unwrap();
         let mut lse = device.upload(&vec![f32::NAN; world.num_rows() * world.num_heads]).unwrap();
+        let positions = device.upload(&world.sequences.concat()).unwrap();
+        let (on_device, tables) = (device.upload(&tiles).unwrap(), device.upload(&world.tables()).unwrap());
         let from = PrefillAttention {
             q: &device.upload(&q).unwrap(),
             q_stride: stride,
-            positions: &device.upload(&world.sequences.concat()).unwrap(),
+            positions: positions.as_view(),
             num_tiles: tiles.len(),
-            tiles: &device.upload(&tiles).unwrap(),
-            block_tables: &device.upload(&world.tables()).unwrap(),
+            tiles: on_device.as_view(),
+            block_tables: tables.as_view(),
             max_blocks: world.max_blocks(),
             keys: &device.upload(&keys).unwrap(),
             values: &device.upload(&values).unwrap(),

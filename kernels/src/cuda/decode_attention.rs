@@ -50,7 +50,7 @@ impl DecodeAttention {
     /// If the launch fails.
     pub fn run(
         &self,
-        paged: PagedQueries<'_>,
+        paged: &PagedQueries<'_>,
         num_rows: usize,
         splits: Splits,
         partials: &mut Partials,
@@ -64,7 +64,7 @@ impl DecodeAttention {
         let heads = if group <= 8 { 8 } else { 16 };
         let (sizes, min_blocks, none) = (paged.sizes(), splits.min_blocks as i32, 0u64);
         let mut call = self.device.stream().launch_builder(&self.functions[usize::from(paged.head_dim == 128)][heads / 8 - 1]);
-        call.arg(paged.queries).arg(paged.positions).arg(paged.block_tables).arg(paged.keys).arg(paged.values);
+        call.arg(paged.queries).arg(&paged.positions).arg(&paged.block_tables).arg(paged.keys).arg(paged.values);
         call.arg(&sizes).arg(&min_blocks);
         if splits.count == 1 {
             call.arg(out).arg(&none).arg(&none).arg(&none);
@@ -101,7 +101,7 @@ mod tests {
             let mut partials = Partials::new(&device, num_rows * num_heads * count, head_dim).unwrap();
             let mut out = device.upload(&vec![bf16::NAN; num_rows * width]).unwrap();
             let splits = Splits { count, min_blocks };
-            attention.run(on_device.paged(&world), num_rows, splits, &mut partials, &mut out).unwrap();
+            attention.run(&on_device.paged(&world), num_rows, splits, &mut partials, &mut out).unwrap();
             let out = device.download(&out).unwrap();
             world.assert_rows(&out, &expected, &format!("{splits:?}"));
             assert!(out[positions.len() * width..].iter().all(|x| x.to_f32() == 0.0), "{splits:?}: a row without a sequence");

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaFunction, CudaSlice, PushKernelArg};
+use cudarc::driver::{CudaFunction, CudaSlice, CudaView, PushKernelArg};
 use half::bf16;
 
 use super::device::{Device, DeviceError, launch};
@@ -34,7 +34,7 @@ impl Norm {
     pub fn embed(
         &self,
         table: &CudaSlice<bf16>,
-        token_ids: &CudaSlice<u32>,
+        token_ids: &CudaView<'_, u32>,
         hidden: &mut CudaSlice<f32>,
         num_rows: usize,
         width: usize,
@@ -82,7 +82,7 @@ impl Norm {
         delta: Option<&CudaSlice<bf16>>,
         weight: &CudaSlice<f32>,
         epsilon: f32,
-        rows: &CudaSlice<u32>,
+        rows: &CudaView<'_, u32>,
         normed: &mut CudaSlice<bf16>,
         num_rows: usize,
     ) -> Result<(), DeviceError> {
@@ -97,7 +97,7 @@ impl Norm {
         delta: Option<&CudaSlice<bf16>>,
         weight: &CudaSlice<f32>,
         epsilon: f32,
-        rows: Option<&CudaSlice<u32>>,
+        rows: Option<&CudaView<'_, u32>>,
         normed: &mut CudaSlice<bf16>,
         num_rows: usize,
     ) -> Result<(), DeviceError> {
@@ -148,7 +148,7 @@ mod tests {
         let rows: Vec<u32> = (0..num_rows as u32).rev().step_by(2).collect();
         let mut of_rows = device.upload(&vec![bf16::NAN; rows.len() * width]).unwrap();
         let on_rows = device.upload(&rows).unwrap();
-        norm.rms_norm_of_rows(&mut on_device, None, &weight, 1e-6, &on_rows, &mut of_rows, rows.len()).unwrap();
+        norm.rms_norm_of_rows(&mut on_device, None, &weight, 1e-6, &on_rows.as_view(), &mut of_rows, rows.len()).unwrap();
         let expected: Vec<f32> = rows.iter().flat_map(|row| &expected[*row as usize * width..][..width]).copied().collect();
         assert_close(&device.download(&of_rows).unwrap(), &expected, 4e-3);
     }

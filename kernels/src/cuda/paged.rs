@@ -1,26 +1,25 @@
 //! What attention kernels read: query rows of a batch, block tables, and one layer of the KV pool.
 
-use cudarc::driver::{CudaSlice, DeviceRepr};
+use cudarc::driver::{CudaSlice, CudaView, DeviceRepr};
 use half::bf16;
 
 /// Positions in a block of the pool; `BLOCK` of `common.cuh`.
 pub(super) const BLOCK: usize = 32;
 
 /// Query rows, and the keys and values they may look at.
-#[derive(Clone, Copy)]
 pub struct PagedQueries<'a> {
     /// Rows of `row_stride` numbers, each beginning with `num_heads * head_dim` of rotated queries.
     pub queries: &'a CudaSlice<bf16>,
     /// Numbers from one row to the next; a multiple of 8.
     pub row_stride: usize,
     /// Position of each row.
-    pub positions: &'a CudaSlice<u32>,
+    pub positions: CudaView<'a, u32>,
     /// Query heads; a multiple of `num_kv_heads`.
     pub num_heads: usize,
     /// Factor of the scores, positive; `1 / sqrt(head_dim)` as a rule.
     pub scale: f32,
     /// `[tables][max_blocks]`: block of positions `32 i ..`.
-    pub block_tables: &'a CudaSlice<u32>,
+    pub block_tables: CudaView<'a, u32>,
     /// Blocks a table has room for.
     pub max_blocks: usize,
     /// Rotated keys of the pool, `[num_layers][num_blocks][num_kv_heads][32][head_dim]`.

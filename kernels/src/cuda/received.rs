@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaFunction, CudaSlice, PushKernelArg};
+use cudarc::driver::{CudaFunction, CudaSlice, CudaView, PushKernelArg};
 
 use super::device::{Device, DeviceError, launch};
 use super::paged::PagedQueries;
@@ -24,7 +24,7 @@ pub struct AttentionReceived {
 #[derive(Clone, Copy)]
 pub struct GivingRows<'a> {
     /// Rows of the batch, by position.
-    pub rows: &'a CudaSlice<u32>,
+    pub rows: &'a CudaView<'a, u32>,
     /// How many of them.
     pub num_rows: usize,
     /// `[rows of the batch][num_heads]`, as attention gives it.
@@ -58,7 +58,7 @@ impl AttentionReceived {
     /// If a launch fails.
     pub fn add(
         &self,
-        paged: PagedQueries<'_>,
+        paged: &PagedQueries<'_>,
         giving: GivingRows<'_>,
         scratch: &mut CudaSlice<f32>,
         received: &mut CudaSlice<f32>,
@@ -71,7 +71,7 @@ impl AttentionReceived {
         let (num_rows, len, num_kv_heads) = (giving.num_rows as i32, giving.len as i32, paged.num_kv_heads as i32);
         let table = paged.block_tables.slice(giving.table * paged.max_blocks..);
         let mut call = stream.launch_builder(if paged.head_dim == 64 { &self.receive_64 } else { &self.receive_128 });
-        call.arg(paged.queries).arg(giving.rows).arg(&num_rows).arg(paged.positions).arg(giving.lse);
+        call.arg(paged.queries).arg(giving.rows).arg(&num_rows).arg(&paged.positions).arg(giving.lse);
         call.arg(&table).arg(paged.keys).arg(&sizes).arg(&mut *scratch).arg(&len);
         // SAFETY: the layer lies in the pool, sums in their buffers, as asserted; that the list names rows of the batch and the table
         // covers them with blocks of the pool is the caller's promise.
@@ -100,10 +100,10 @@ mod tests {
         let len = positions[*chosen.last().unwrap()] as usize + 1;
         let rows: Vec<u32> = chosen.iter().map(|i| *i as u32 + 2).collect();
         let rows = device.upload(&rows).unwrap();
-        let giving = GivingRows { rows: &rows, num_rows: chosen.len(), lse: &lse, table: 1, len };
+        let giving = GivingRows { rows: &rows.as_view(), num_rows: chosen.len(), lse: &lse, table: 1, len };
         let mut scratch = device.upload(&vec![f32::NAN; num_kv_heads * len]).unwrap();
         let mut sums = device.upload(&vec![1f32; len + 5]).unwrap();
-        received.add(on_device.paged(&world), giving, &mut scratch, &mut sums).unwrap();
+        received.add(&on_device.paged(&world), giving, &mut scratch, &mut sums).unwrap();
         let sums = device.download(&sums).unwrap();
         let expected = world.received(1, &chosen, len);
         let less_one: Vec<f32> = sums[..len].iter().map(|sum| sum - 1.0).collect();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaFunction, CudaSlice, PushKernelArg};
+use cudarc::driver::{CudaFunction, CudaSlice, CudaView, PushKernelArg};
 use half::bf16;
 
 use super::device::{Device, DeviceError, launch};
@@ -94,7 +94,7 @@ impl Partials {
 
 /// Tiles that the parts belong to, if not one row each.
 pub(super) struct TileSlots<'a> {
-    pub(super) tiles: &'a CudaSlice<Tile>,
+    pub(super) tiles: CudaView<'a, Tile>,
     pub(super) tile_tokens: usize,
 }
 
@@ -127,7 +127,7 @@ impl Combine {
         let mut call = self.device.stream().launch_builder(function);
         call.arg(&partials.sums).arg(&partials.stats).arg(&num_splits);
         match tiles {
-            Some(tiles) => call.arg(tiles.tiles),
+            Some(tiles) => call.arg(&tiles.tiles),
             None => call.arg(&none),
         };
         call.arg(&tile_tokens).arg(out);

@@ -303,10 +303,10 @@ impl PagedOnDevice {
         PagedQueries {
             queries: &self.queries,
             row_stride: world.row_stride(),
-            positions: &self.positions,
+            positions: self.positions.as_view(),
             num_heads: world.num_heads,
             scale: world.cpu_shape().scale,
-            block_tables: &self.block_tables,
+            block_tables: self.block_tables.as_view(),
             max_blocks: world.max_blocks(),
             keys: &self.keys,
             values: &self.values,

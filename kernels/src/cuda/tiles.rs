@@ -4,6 +4,8 @@ use std::cmp::Reverse;
 
 use cudarc::driver::DeviceRepr;
 
+use super::upload::Words;
+
 /// Some query tokens of one sequence, as a kernel reads them.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +18,19 @@ pub struct Tile {
     pub table: u32,
     /// Keys that the last token sees: its position and one.
     pub kv_len: u32,
+}
+
+impl Tile {
+    /// As it lies in memory.
+    #[must_use]
+    pub const fn words(self) -> [u32; 4] {
+        [self.first_row, self.num_rows, self.table, self.kv_len]
+    }
+}
+
+// SAFETY: four words, any of which may be anything.
+unsafe impl Words for Tile {
+    const COUNT: usize = 4;
 }
 
 // SAFETY: four words, no padding.

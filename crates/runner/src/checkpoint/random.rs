@@ -56,6 +56,12 @@ impl RandomCheckpoint {
         }
     }
 
+    /// Standard deviation of a matrix whose rows are `inputs` long: that of numbers spread evenly.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn deviation(inputs: usize) -> f32 {
+        Self::spread(Role::Embedding, inputs).width / 12f32.sqrt()
+    }
+
     /// The shape of a tensor, `None` where the architecture has none.
     fn shape(&self, role: Role) -> Option<Vec<usize>> {
         use LayerRole::*;
@@ -135,6 +141,12 @@ impl Checkpoint for RandomCheckpoint {
         let spread = Self::spread(role, shape[shape.len() - 1]);
         let bytes = self.bytes(name, shape.iter().product(), spread);
         Ok(RawTensor { ty, shape, bytes })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn random_seed(&self) -> Option<u64> {
+        // Tests of exactness compare devices: to them the numbers matter.
+        (self.dtype == RandomDtype::Bf16).then_some(self.seed)
     }
 }
 

@@ -1,0 +1,212 @@
+//! The backend of NVIDIA GPUs: bf16 weights and activations, f32 sums and residual stream, a paged pool in GPU memory.
+
+mod activations;
+mod decode;
+mod decoder;
+mod place;
+mod prefill;
+mod probe;
+mod spans;
+mod step;
+mod watch;
+mod weights;
+
+use std::sync::Arc;
+
+use engine::{BlockCopy, ProbedSequence, SpanCopy, TokenDeviation};
+use kernels::cuda::{CudaSlice, Device, DeviceError, Pool, Upload};
+use tokens::BlockId;
+
+use self::activations::MAX_LOGIT_ROWS;
+use self::decode::DecodeGraphs;
+use self::decoder::{Decoder, StepRows};
+use self::step::Step;
+use self::watch::Watched;
+use super::{Backend, BackendError};
+use crate::InputBatch;
+
+pub(crate) use self::place::{has_device, place};
+
+/// A model in GPU memory.
+pub struct CudaBackend {
+    device: Arc<Device>,
+    decoder: Decoder,
+    pool: Pool,
+    /// Arrays of a step; their place is fixed, so that graphs find them again.
+    upload: Upload,
+    /// Arrays of what is rare: spans, drift, lists of rows.
+    extra: Upload,
+    graphs: DecodeGraphs,
+    /// New minus old of the rows that others follow.
+    differences: CudaSlice<f32>,
+    /// The last step, for those who ask for its rows.
+    step: Step,
+    watched: Vec<Watched>,
+    logits: Vec<f32>,
+}
+
+impl From<DeviceError> for BackendError {
+    fn from(error: DeviceError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl CudaBackend {
+    /// Runs any step, launch by launch.
+    fn run_step(&mut self, step: &Step, batch: &InputBatch) -> Result<(), DeviceError> {
+        let layers = self.decoder.config.num_layers;
+        let followers = self.upload_followers(step, batch)?;
+        let rows = self.upload_step(step)?;
+        let mut watched = self.watch(step, batch)?;
+        let Self { decoder, pool, upload, extra, differences, .. } = self;
+        let rows = rows.on(upload);
+        decoder.embed(&rows)?;
+        for i in 0..layers {
+            let mut following = followers.as_ref().map(|followers| followers.on(extra, differences));
+            decoder.layer(i, &rows, pool, following.as_mut(), !watched.is_empty())?;
+            for watched in &mut watched {
+                watched.add(i, decoder, &rows, pool)?;
+            }
+        }
+        self.download_watched(&mut watched)?;
+        self.watched = watched;
+        Ok(())
+    }
+
+    /// `f32` logits of rows of the last step in the device's order, a few at a time.
+    fn download_logits(&mut self, rows: &[u32]) -> Result<(), DeviceError> {
+        let vocab = self.decoder.config.vocab_size;
+        self.logits.resize(rows.len() * vocab, 0.0);
+        for (rows, out) in rows.chunks(MAX_LOGIT_ROWS).zip(self.logits.chunks_mut(MAX_LOGIT_ROWS * vocab)) {
+            let [range] = self.extra.put([rows.len()], |[list]| list.copy_from_slice(rows))?;
+            self.decoder.head(&self.extra.words(range))?;
+            self.device
+                .stream()
+                .memcpy_dtoh(&self.decoder.activations.logits.slice(..out.len()), out)
+                .map_err(DeviceError::from)?;
+            self.device.synchronize()?;
+        }
+        Ok(())
+    }
+}
+
+impl Backend for CudaBackend {
+    fn vocab_size(&self) -> usize {
+        self.decoder.config.vocab_size
+    }
+
+    fn zero_blocks(&mut self, blocks: &[BlockId]) -> Result<(), BackendError> {
+        if blocks.is_empty() {
+            return Ok(());
+        }
+        let [range] =
+            self.extra.put([blocks.len()], |[list]| list.iter_mut().zip(blocks).for_each(|(to, block)| *to = block.0))?;
+        self.decoder.kernels.spans.zero_blocks(&mut self.pool, &self.extra.words(range))?;
+        Ok(())
+    }
+
+    fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), BackendError> {
+        if copies.is_empty() {
+            return Ok(());
+        }
+        let triples = || copies.iter().map(|copy| [copy.src.0, copy.dst.0, copy.num_tokens]);
+        let [range] = self.extra.put([3 * copies.len()], |[list]| {
+            list.chunks_exact_mut(3).zip(triples()).for_each(|(to, triple)| to.copy_from_slice(&triple));
+        })?;
+        self.decoder.kernels.spans.copy_blocks(&mut self.pool, &self.extra.view(range))?;
+        Ok(())
+    }
+
+    fn move_span(&mut self, span: &SpanCopy) -> Result<(), BackendError> {
+        Ok(self.move_one_span(span)?)
+    }
+
+    fn span_deviation(&mut self, span: &SpanCopy) -> Result<f32, BackendError> {
+        Ok(self.layer0_deviation(span)?)
+    }
+
+    /// bf16 keeps 8 bits of a number: 4e-3 relative when stored, as much again when moved, and the fresh computation is rounded too.
+    /// Another token, position or rotation is off by tenths.
+    fn max_span_deviation(&self) -> f32 {
+        5e-2
+    }
+
+    fn probe(&mut self, sequence: &ProbedSequence) -> Result<Vec<TokenDeviation>, BackendError> {
+        Ok(self.run_probe(sequence)?)
+    }
+
+    fn forward(&mut self, batch: &InputBatch) -> Result<(), BackendError> {
+        let is_plain = batch.sequences.iter().all(|sequence| !sequence.watch && sequence.drift.is_empty());
+        let is_watched = batch.sequences.iter().any(|sequence| sequence.watch);
+        let step = if is_watched { Step::of_runs(batch) } else { Step::new(batch) };
+        match is_plain && self.graphs.fits(&step) {
+            true => self.run_decode(&step)?,
+            false => self.run_step(&step, batch)?,
+        }
+        self.step = step;
+        Ok(())
+    }
+
+    fn attention_paid(&self, sequence: usize) -> &[f32] {
+        let watched = self.watched.iter().find(|watched| watched.sequence == sequence).expect("the sequence was watched");
+        watched.paid()
+    }
+
+    fn logits(&mut self, rows: &[usize]) -> Result<&mut [f32], BackendError> {
+        let rows: Vec<u32> = rows.iter().map(|row| self.step.places[*row]).collect();
+        self.download_logits(&rows)?;
+        Ok(&mut self.logits)
+    }
+
+    fn synchronize(&mut self) -> Result<(), BackendError> {
+        self.device.synchronize()?;
+        self.upload.arrived();
+        self.extra.arrived();
+        Ok(())
+    }
+}
+
+/// Where the arrays of a step lie.
+struct UploadedStep {
+    num_rows: usize,
+    max_blocks: usize,
+    num_single: usize,
+    ranges: [std::ops::Range<usize>; 5],
+}
+
+impl UploadedStep {
+    fn on<'a>(&self, upload: &'a Upload) -> StepRows<'a> {
+        let [token_ids, positions, slots, tables, tiles] = self.ranges.clone();
+        let tiles = upload.view(tiles);
+        StepRows {
+            num_rows: self.num_rows,
+            token_ids: upload.words(token_ids),
+            positions: upload.words(positions),
+            slots: upload.words(slots),
+            tables: upload.words(tables),
+            max_blocks: self.max_blocks,
+            num_single: self.num_single,
+            num_tiles: tiles.len(),
+            tiles,
+        }
+    }
+}
+
+impl CudaBackend {
+    fn upload_step(&mut self, step: &Step) -> Result<UploadedStep, DeviceError> {
+        let config = &self.decoder.config;
+        let tiles = step.tiles(self.decoder.kernels.prefill.tile_tokens(config.num_heads / config.num_kv_heads));
+        let num_rows = step.num_rows();
+        let ranges = self.upload.put(
+            [num_rows, num_rows, num_rows, step.tables.len(), 4 * tiles.len()],
+            |[ids, at, slots, tables, of]| {
+                ids.copy_from_slice(&step.token_ids);
+                at.copy_from_slice(&step.positions);
+                slots.copy_from_slice(&step.slots);
+                tables.copy_from_slice(&step.tables);
+                of.chunks_exact_mut(4).zip(&tiles).for_each(|(to, tile)| to.copy_from_slice(&tile.words()));
+            },
+        )?;
+        Ok(UploadedStep { num_rows, max_blocks: step.max_blocks, num_single: step.num_single, ranges })
+    }
+}

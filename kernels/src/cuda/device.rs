@@ -45,7 +45,7 @@ macro_rules! modules {
     };
 }
 
-modules!("norm");
+modules!("norm", "sample");
 
 impl Device {
     /// Opens GPU `ordinal`.

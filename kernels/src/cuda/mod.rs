@@ -6,6 +6,7 @@
 
 mod device;
 mod norm;
+mod sample;
 #[cfg(test)]
 mod testing;
 
@@ -13,3 +14,4 @@ pub use cudarc::driver::{CudaSlice, CudaView, CudaViewMut};
 pub use device::{Device, DeviceError};
 pub use half::bf16;
 pub use norm::Norm;
+pub use sample::{Choice, MAX_TOP, SampleChain, SampleSpec, Sampler};

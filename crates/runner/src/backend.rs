@@ -87,10 +87,7 @@ pub trait Backend: Send {
     /// # Errors
     /// If the device fails.
     fn sample(&mut self, rows: &[SampleRow]) -> Result<Vec<Sampled>, BackendError> {
-        let indices: Vec<usize> = rows.iter().map(|row| row.row).collect();
-        let vocab_size = self.vocab_size();
-        let logits = self.logits(&indices)?;
-        Ok(rows.iter().zip(logits.chunks_exact_mut(vocab_size)).map(|(row, logits)| row.choose(logits)).collect())
+        sample_on_host(self, rows)
     }
 
     /// Waits until all that was asked for is done. Only what returns numbers waits by itself.
@@ -100,4 +97,12 @@ pub trait Backend: Send {
     fn synchronize(&mut self) -> Result<(), BackendError> {
         Ok(())
     }
+}
+
+/// Chooses from logits that are brought to the host.
+pub(crate) fn sample_on_host(backend: &mut (impl Backend + ?Sized), rows: &[SampleRow]) -> Result<Vec<Sampled>, BackendError> {
+    let indices: Vec<usize> = rows.iter().map(|row| row.row).collect();
+    let vocab_size = backend.vocab_size();
+    let logits = backend.logits(&indices)?;
+    Ok(rows.iter().zip(logits.chunks_exact_mut(vocab_size)).map(|(row, logits)| row.choose(logits)).collect())
 }

@@ -54,9 +54,14 @@ impl SampleRow {
 
 /// Log probability of `chosen` and of the `top` likeliest tokens.
 pub(crate) fn log_probs(logits: &[f32], chosen: TokenId, top: u32) -> TokenLogProbs {
-    let named = |found: RankedLogProb| LogProb { token: TokenId(found.token), logprob: found.logprob, rank: found.rank };
     let (chosen, top) = kernels::cpu::log_probs(logits, chosen.0, top);
-    TokenLogProbs { chosen: named(chosen), top: top.into_iter().map(named).collect() }
+    named(chosen, top)
+}
+
+/// As the engine calls it.
+pub(crate) fn named(chosen: RankedLogProb, top: Vec<RankedLogProb>) -> TokenLogProbs {
+    let one = |found: RankedLogProb| LogProb { token: TokenId(found.token), logprob: found.logprob, rank: found.rank };
+    TokenLogProbs { chosen: one(chosen), top: top.into_iter().map(one).collect() }
 }
 
 /// Sampling state of one request.

@@ -56,6 +56,7 @@ modules!(
     "qkv",
     "received",
     "rows",
+    "sample",
     "spans",
     "swiglu",
 );

@@ -6,6 +6,7 @@ mod decoder;
 mod place;
 mod prefill;
 mod probe;
+mod sampling;
 mod spans;
 mod step;
 mod watch;
@@ -14,7 +15,7 @@ mod weights;
 use std::sync::Arc;
 
 use engine::{BlockCopy, ProbedSequence, SpanCopy, TokenDeviation};
-use kernels::cuda::{CudaSlice, Device, DeviceError, Pool, Upload};
+use kernels::cuda::{CudaSlice, Device, DeviceError, Pool, Sampler, Upload};
 use tokens::BlockId;
 
 use self::activations::MAX_LOGIT_ROWS;
@@ -22,8 +23,8 @@ use self::decode::DecodeGraphs;
 use self::decoder::{Decoder, StepRows};
 use self::step::Step;
 use self::watch::Watched;
-use super::{Backend, BackendError};
-use crate::InputBatch;
+use super::{Backend, BackendError, sample_on_host};
+use crate::{InputBatch, SampleRow, Sampled};
 
 pub(crate) use self::place::{has_device, place};
 
@@ -39,6 +40,7 @@ pub struct CudaBackend {
     graphs: DecodeGraphs,
     /// New minus old of the rows that others follow.
     differences: CudaSlice<f32>,
+    sampler: Sampler,
     /// The last step, for those who ask for its rows.
     step: Step,
     watched: Vec<Watched>,
@@ -156,6 +158,13 @@ impl Backend for CudaBackend {
         let rows: Vec<u32> = rows.iter().map(|row| self.step.places[*row]).collect();
         self.download_logits(&rows)?;
         Ok(&mut self.logits)
+    }
+
+    fn sample(&mut self, rows: &[SampleRow]) -> Result<Vec<Sampled>, BackendError> {
+        match self.can_sample(rows) {
+            true => Ok(self.sample_on_device(rows)?),
+            false => sample_on_host(self, rows),
+        }
     }
 
     fn synchronize(&mut self) -> Result<(), BackendError> {

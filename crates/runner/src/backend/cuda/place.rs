@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use kernels::cuda::{CudaSlice, Device, DeviceError, Matmul, Partials, Pool, PoolShape, RopeTable, Splits, Upload, bf16};
+use kernels::cuda::{
+    CudaSlice, Device, DeviceError, Matmul, Partials, Pool, PoolShape, RopeTable, Sampler, Splits, Upload, bf16,
+};
 use tokens::BlockSize;
 
 use super::CudaBackend;
@@ -37,6 +39,7 @@ pub(crate) fn place(
     let mut decoder = decoder(&device, config, weights, max_rows, longest)?;
     tune(&mut decoder, max_rows)?;
     let upload = Upload::new(&device, upload_words(max_rows, options.max_num_seqs, longest))?;
+    let sampler = Sampler::new(&device, MAX_LOGIT_ROWS)?;
     let differences = device.zeros(max_rows * 2 * config.num_kv_heads * config.head_dim)?;
     let kv_bytes = match gpu.kv_bytes {
         Some(bytes) => bytes,
@@ -53,6 +56,7 @@ pub(crate) fn place(
         step: Step::default(),
         watched: Vec::new(),
         logits: Vec::new(),
+        sampler,
         differences,
         upload,
         decoder,

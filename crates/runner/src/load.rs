@@ -1,11 +1,13 @@
 //! From files to a runner that is ready to execute.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use tokens::BlockSize;
 
 use crate::backend::cpu::{CpuBackend, Weights};
 use crate::checkpoint::{Checkpoint, GgufCheckpoint, GgufVocabulary, SafetensorsCheckpoint, SpecialTokens};
+use crate::embedding_table::EmbeddingTable;
 use crate::{KvDtype, LoadError, ModelConfig, ModelRunner};
 
 /// Where the weights are.
@@ -44,6 +46,8 @@ pub struct LoadedModel {
     pub num_blocks: usize,
     /// Bytes of the packed weights.
     pub weight_bytes: usize,
+    /// Input embeddings. They share the runner's memory.
+    pub embedding: EmbeddingTable,
     /// Begin and end tokens.
     pub special_tokens: SpecialTokens,
     /// The tokenizer, for a GGUF file.
@@ -75,10 +79,11 @@ fn build(
     let (num_blocks, max_model_len) = size_pool(&config, options)?;
     let weights = Weights::read(&config, checkpoint, progress)?;
     let weight_bytes = weights.bytes();
+    let embedding = EmbeddingTable::new(Arc::clone(&weights.embedding.parts()[0]));
     let backend = CpuBackend::new(config.clone(), weights, options.kv_dtype, num_blocks, max_model_len, options.threads)?;
     let runner = ModelRunner::new(Box::new(backend), BlockSize::DEFAULT);
     let special_tokens = checkpoint.special_tokens();
-    Ok(LoadedModel { runner, config, max_model_len, num_blocks, weight_bytes, special_tokens, vocabulary })
+    Ok(LoadedModel { runner, config, max_model_len, num_blocks, weight_bytes, embedding, special_tokens, vocabulary })
 }
 
 /// Shortest context worth serving when the caller names none.

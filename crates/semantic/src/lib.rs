@@ -49,6 +49,6 @@ pub use selection::{
     DecodeRepair, Probe, Readers, Repair, RepairError, RepairPolicy, SelectedRows, TokenDeviation, UnknownPolicy, select_rows,
 };
 pub use similarity::{ByLeftContext, left_context_similarity};
-pub use source::{DonorQuery, DonorSource, Proposal, matches_with};
+pub use source::{DonorQuery, DonorSource, Proposal};
 pub use span::SpanMatch;
 pub use token_embedding::{TokenEmbedder, TokenVectors, unit};

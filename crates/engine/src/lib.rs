@@ -42,7 +42,7 @@ pub use output::{
 pub use request::{KvSharingMode, Request, SamplingParams};
 pub use scheduler::Scheduler;
 pub use semantic::{
-    ClassQuality, DecodeRepair, Drift, EmbeddingIndexConfig, GuardConfig, MatchClass, Probe, Readers, RejectReason, Repair,
+    ClassQuality, DecodeRepair, Drift, EmbeddingIndexConfig, Gate, GuardConfig, MatchClass, Probe, Readers, RejectReason, Repair,
     RepairPolicy, ReusePlan, ReuseSpan, SpanConfig, SpanMatch, TokenDeviation,
 };
 pub use stats::{EngineStats, FoundDonors, SpanLookups, SpanOutcome};

@@ -47,9 +47,12 @@ pub(crate) async fn encode_all(
     options: EncodeOptions,
 ) -> Result<Vec<Encoded>, ApiError> {
     let num_bytes: usize = prompts.iter().map(num_bytes).sum();
+    let embeds = options.embeds && model.embedder.as_ref().is_some_and(|embedder| embedder.is_quick());
     let model = model.clone();
     let encode = move || prompts.into_iter().map(|prompt| encode_one(&model, prompt, &options)).collect();
-    in_place_if(num_bytes <= INLINE_BYTES, encode).await
+    // An embedder takes a millisecond for what is tokenized in half of one.
+    let max_inline_bytes = if embeds { INLINE_BYTES / 4 } else { INLINE_BYTES };
+    in_place_if(num_bytes <= max_inline_bytes, encode).await
 }
 
 /// Tokenizes a text, with or without the tokens that the model expects around it. It may be empty.

@@ -8,7 +8,7 @@ use runner::{DeviceOptions, GgufVocabulary, GpuOptions, LoadOptions, LoadedModel
 use tokenizer::Tokenizer;
 use tokens::{BlockSize, TokenId};
 
-use crate::config::{Auto, ByteSize, Config, Device, EngineConfig, Millis};
+use crate::config::{Auto, ByteSize, Config, Device, EmbedderKind, EngineConfig, Millis};
 use crate::memory;
 use crate::models::{self, ModelFiles, Weights};
 use crate::progress::{Progress, Unit};
@@ -75,6 +75,7 @@ fn load_weights(config: &Config, files: &ModelFiles, device: Device, options: De
         max_model_len: config.engine.max_model_len.set().map(|len| len as usize),
         max_num_batched_tokens,
         max_num_seqs,
+        keeps_embedding: config.sharing.embedder == EmbedderKind::Token,
     };
     let mut progress = Progress::new(format!("loading {} (%)", files.id), Unit::Count, 100);
     let loaded = runner::load(&options, &mut |share| progress.set((share * 100.0) as u64));

@@ -174,6 +174,7 @@ impl Bench {
             store: false,
             template: Vec::new(),
             segments: Vec::new(),
+            embedding: None,
             session: None,
             readable: Vec::new(),
             arrival: self.now(),

@@ -2,6 +2,7 @@
 
 mod compare;
 mod dispatch;
+mod donors;
 mod engine;
 mod report;
 pub(crate) mod rouge;
@@ -15,6 +16,8 @@ pub(crate) mod workload;
 pub(crate) enum BenchCommand {
     /// Measure prefill and decode in process, without a server
     Engine(engine::EngineBenchArgs),
+    /// Count which donors the requests of a workload would find, without computing anything
+    Donors(donors::DonorBenchArgs),
     /// Send a workload to a server and measure its answers
     Serve(serve::ServeBenchArgs),
     /// Compare the times and answers of two runs of `bench serve`
@@ -28,6 +31,7 @@ pub(crate) enum BenchCommand {
 pub(crate) fn run(command: BenchCommand) -> anyhow::Result<()> {
     match command {
         BenchCommand::Engine(args) => engine::run(args),
+        BenchCommand::Donors(args) => donors::run(args),
         BenchCommand::Serve(args) => serve::run(&args),
         BenchCommand::Compare(args) => compare::run(&args),
     }

@@ -30,9 +30,17 @@ pub(crate) struct Loaded {
 /// # Errors
 /// If it cannot be had or read, or memory does not suffice.
 pub(crate) fn load(config: &Config) -> anyhow::Result<Loaded> {
+    // Before anything is fetched, because that may take minutes.
+    kv_cache_memory(&config.engine, memory::available())?;
+    load_files(config, models::resolve(&config.model)?)
+}
+
+/// Loads the model in `files`, whatever model is configured.
+///
+/// # Errors
+/// If it cannot be read, or memory does not suffice.
+pub(crate) fn load_files(config: &Config, files: ModelFiles) -> anyhow::Result<Loaded> {
     let kv_cache_memory = kv_cache_memory(&config.engine, memory::available())?;
-    let files = models::resolve(&config.model)?;
-    // Now, because fetching may have taken minutes.
     let started = Instant::now();
     let model = load_weights(config, &files, kv_cache_memory)?;
     Ok(Loaded { files, model, kv_cache_memory, load_seconds: started.elapsed().as_secs_f64() })
@@ -49,6 +57,7 @@ fn load_weights(config: &Config, files: &ModelFiles, kv_cache_memory: ByteSize) 
     let (weights, path) = match &files.weights {
         Weights::Gguf(path) => (WeightFiles::Gguf(path.clone()), path),
         Weights::Safetensors(path) => (WeightFiles::Safetensors(path.clone()), path),
+        Weights::Random { config, seed } => (WeightFiles::Random { config: config.clone(), seed: *seed }, config),
     };
     let options = LoadOptions {
         weights,

@@ -15,7 +15,7 @@ mod format;
 mod measured;
 mod plan;
 mod plots;
-mod policy;
+pub(crate) mod policy;
 mod prompt;
 mod rank;
 mod report;

@@ -11,7 +11,7 @@ use tracing::warn;
 
 use crate::sampler::{RequestState, SampleRow, Sampled, log_probs};
 use crate::timings::Stopwatch;
-use crate::{Backend, BackendError, InputBatch, StepTimings};
+use crate::{Backend, BackendError, InputBatch, InputSequence, StepTimings};
 
 /// Executes steps on one backend, and keeps the sampling state of the requests in flight.
 pub struct ModelRunner {
@@ -71,7 +71,8 @@ impl ModelRunner {
             probed.push(ProbedSpans { request_id: probe.request_id, deviations: self.backend.probe(probe)? });
         }
         self.timings.probe = watch.lap();
-        let batch = InputBatch::new(sequences.iter().copied(), self.block_size);
+        let mut batch = InputBatch::new(sequences.iter().copied(), self.block_size);
+        batch.logit_rows = Some(self.logit_rows(&sequences, &batch));
         let mut output = ModelRunnerOutput { rejected_spans, probed, ..ModelRunnerOutput::default() };
         if batch.num_rows() == 0 {
             return Ok(output);
@@ -138,6 +139,16 @@ impl ModelRunner {
             sampled.push(SampledToken { request_id, token, margin, logprobs });
         }
         Ok(sampled)
+    }
+
+    /// Rows that a token is sampled from, and those of prompts that are scored.
+    fn logit_rows(&self, sequences: &[&ScheduledSequence], batch: &InputBatch) -> Vec<usize> {
+        let of_sequence = |(input, sequence): (&InputSequence, &&ScheduledSequence)| {
+            let end = input.first_row + input.num_rows;
+            let is_scored = self.requests[&sequence.request_id].params.prompt_logprobs.is_some();
+            if is_scored { input.first_row..end } else { end - usize::from(sequence.sample)..end }
+        };
+        batch.sequences.iter().zip(sequences).flat_map(of_sequence).collect()
     }
 
     /// Log probabilities of prompt tokens, for the sequences that asked.

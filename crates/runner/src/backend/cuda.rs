@@ -12,6 +12,7 @@ mod step;
 mod watch;
 mod weights;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use engine::{BlockCopy, ProbedSequence, SpanCopy, TokenDeviation};
@@ -61,10 +62,15 @@ impl CudaBackend {
         let rows = self.upload_step(step)?;
         let mut watched = self.watch(step, batch)?;
         let Self { decoder, pool, upload, extra, differences, .. } = self;
+        let last = step.wanted.is_some().then(|| (rows.last(upload), upload.words(rows.wanted.clone())));
         let rows = rows.on(upload);
         decoder.embed(&rows)?;
         for i in 0..layers {
             let mut following = followers.as_ref().map(|followers| followers.on(extra, differences));
+            if let Some((last, wanted)) = last.as_ref().filter(|_| i + 1 == layers) {
+                decoder.last_layer(i, last, wanted, pool, following.as_mut())?;
+                continue;
+            }
             decoder.layer(i, &rows, pool, following.as_mut(), !watched.is_empty())?;
             for watched in &mut watched {
                 watched.add(i, decoder, &rows, pool)?;
@@ -81,7 +87,7 @@ impl CudaBackend {
         self.logits.resize(rows.len() * vocab, 0.0);
         for (rows, out) in rows.chunks(MAX_LOGIT_ROWS).zip(self.logits.chunks_mut(MAX_LOGIT_ROWS * vocab)) {
             let [range] = self.extra.put([rows.len()], |[list]| list.copy_from_slice(rows))?;
-            self.decoder.head(&self.extra.words(range))?;
+            self.decoder.head(&self.extra.words(range), self.step.wanted.is_some())?;
             self.device
                 .stream()
                 .memcpy_dtoh(&self.decoder.activations.logits.slice(..out.len()), out)
@@ -140,10 +146,14 @@ impl Backend for CudaBackend {
     fn forward(&mut self, batch: &InputBatch) -> Result<(), BackendError> {
         let is_plain = batch.sequences.iter().all(|sequence| !sequence.watch && sequence.drift.is_empty());
         let is_watched = batch.sequences.iter().any(|sequence| sequence.watch);
-        let step = if is_watched { Step::of_runs(batch) } else { Step::new(batch) };
-        match is_plain && self.graphs.fits(&step) {
-            true => self.run_decode(&step)?,
-            false => self.run_step(&step, batch)?,
+        let mut step = if is_watched { Step::of_runs(batch) } else { Step::new(batch) };
+        if is_plain && self.graphs.fits(&step) {
+            self.run_decode(&step)?;
+        } else {
+            if let Some(rows) = batch.logit_rows.as_deref().filter(|_| !is_watched) {
+                step.want(rows);
+            }
+            self.run_step(&step, batch)?;
         }
         self.step = step;
         Ok(())
@@ -155,7 +165,7 @@ impl Backend for CudaBackend {
     }
 
     fn logits(&mut self, rows: &[usize]) -> Result<&mut [f32], BackendError> {
-        let rows: Vec<u32> = rows.iter().map(|row| self.step.places[*row]).collect();
+        let rows: Vec<u32> = rows.iter().map(|row| self.step.place(*row)).collect();
         self.download_logits(&rows)?;
         Ok(&mut self.logits)
     }
@@ -180,10 +190,19 @@ struct UploadedStep {
     num_rows: usize,
     max_blocks: usize,
     num_single: usize,
-    ranges: [std::ops::Range<usize>; 5],
+    ranges: [Range<usize>; 5],
+    /// Tiles of wanted rows, and their list; empty where all are.
+    last_tiles: Range<usize>,
+    wanted: Range<usize>,
 }
 
 impl UploadedStep {
+    /// The same rows with tiles for the wanted ones alone.
+    fn last<'a>(&self, upload: &'a Upload) -> StepRows<'a> {
+        let tiles = upload.view(self.last_tiles.clone());
+        StepRows { num_tiles: tiles.len(), tiles, ..self.on(upload) }
+    }
+
     fn on<'a>(&self, upload: &'a Upload) -> StepRows<'a> {
         let [token_ids, positions, slots, tables, tiles] = self.ranges.clone();
         let tiles = upload.view(tiles);
@@ -206,16 +225,19 @@ impl CudaBackend {
         let config = &self.decoder.config;
         let tiles = step.tiles(self.decoder.kernels.prefill.tile_tokens(config.num_heads / config.num_kv_heads));
         let num_rows = step.num_rows();
-        let ranges = self.upload.put(
-            [num_rows, num_rows, num_rows, step.tables.len(), 4 * tiles.len()],
-            |[ids, at, slots, tables, of]| {
-                ids.copy_from_slice(&step.token_ids);
-                at.copy_from_slice(&step.positions);
-                slots.copy_from_slice(&step.slots);
-                tables.copy_from_slice(&step.tables);
-                of.chunks_exact_mut(4).zip(&tiles).for_each(|(to, tile)| to.copy_from_slice(&tile.words()));
-            },
-        )?;
-        Ok(UploadedStep { num_rows, max_blocks: step.max_blocks, num_single: step.num_single, ranges })
+        let (wanted, last) = (step.wanted.as_deref().unwrap_or_default(), step.wanted_tiles());
+        let lengths = [num_rows, num_rows, num_rows, step.tables.len(), 4 * tiles.len(), 4 * last.len(), wanted.len()];
+        let ranges = self.upload.put(lengths, |[ids, at, slots, tables, of, of_last, to_wanted]| {
+            ids.copy_from_slice(&step.token_ids);
+            at.copy_from_slice(&step.positions);
+            slots.copy_from_slice(&step.slots);
+            tables.copy_from_slice(&step.tables);
+            of.chunks_exact_mut(4).zip(&tiles).for_each(|(to, tile)| to.copy_from_slice(&tile.words()));
+            of_last.chunks_exact_mut(4).zip(&last).for_each(|(to, tile)| to.copy_from_slice(&tile.words()));
+            to_wanted.copy_from_slice(wanted);
+        })?;
+        let [token_ids, positions, slots, tables, tiles, last_tiles, wanted] = ranges;
+        let ranges = [token_ids, positions, slots, tables, tiles];
+        Ok(UploadedStep { num_rows, max_blocks: step.max_blocks, num_single: step.num_single, ranges, last_tiles, wanted })
     }
 }

@@ -18,6 +18,8 @@ pub(super) struct Activations {
     pub(super) delta: CudaSlice<bf16>,
     pub(super) gate_up: CudaSlice<bf16>,
     pub(super) activated: CudaSlice<bf16>,
+    /// Residual stream of the rows that go on behind the last layer's attention, `[MAX_LOGIT_ROWS, hidden]`.
+    pub(super) packed: CudaSlice<f32>,
     /// Log of the sum of the exponentials of each row's scores, by head.
     pub(super) lse: CudaSlice<f32>,
     /// `[MAX_LOGIT_ROWS, vocab]`
@@ -36,6 +38,7 @@ impl Activations {
             delta: device.zeros(num_rows * hidden)?,
             gate_up: device.zeros(num_rows * 2 * wide)?,
             activated: device.zeros(num_rows * wide)?,
+            packed: device.zeros(MAX_LOGIT_ROWS * hidden)?,
             lse: device.zeros(num_rows * config.num_heads)?,
             logits: device.zeros(MAX_LOGIT_ROWS * config.vocab_size)?,
             num_rows,

@@ -98,7 +98,7 @@ impl CudaBackend {
                 to[known..].fill(0);
             }
         })?;
-        Ok(UploadedStep { num_rows: rows, max_blocks: blocks, num_single: rows, ranges })
+        Ok(UploadedStep { num_rows: rows, max_blocks: blocks, num_single: rows, ranges, last_tiles: 0..0, wanted: 0..0 })
     }
 }
 

@@ -182,23 +182,53 @@ impl Decoder {
         Ok(())
     }
 
+    /// The last layer, of which only `wanted` rows go on behind attention: `tiles` hold those of them that are not single.
+    pub(super) fn last_layer(
+        &mut self,
+        i: usize,
+        rows: &StepRows<'_>,
+        wanted: &CudaView<'_, u32>,
+        pool: &mut Pool,
+        followers: Option<&mut Followers<'_>>,
+    ) -> Result<(), DeviceError> {
+        self.project(i, rows.num_rows)?;
+        self.rotate_and_scatter(i, rows, pool, followers)?;
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        self.attend(i, rows, pool, false)?;
+        let (config, layer, a) = (&self.config, &self.weights.layers[i], &mut self.activations);
+        let norm = &self.kernels.norm;
+        norm.gather_sum(&a.hidden, &a.delta, wanted, &mut a.packed, config.hidden_size)?;
+        let (weight, epsilon) = (&layer.feed_forward_norm, config.rms_norm_eps);
+        norm.add_rms_norm(&mut a.packed, None, weight, epsilon, &mut a.normed, wanted.len())?;
+        self.multiply_feed_forward(i, wanted.len())
+    }
+
     /// `hidden += delta`, `delta = Wdown (silu(Wgate norm(hidden)) * Wup norm(hidden))`
     pub(super) fn feed_forward(&mut self, i: usize, num_rows: usize) -> Result<(), DeviceError> {
         let (config, layer, a) = (&self.config, &self.weights.layers[i], &mut self.activations);
-        let (hidden, wide) = (config.hidden_size, config.intermediate_size);
         let norm = &self.kernels.norm;
         norm.add_rms_norm(&mut a.hidden, Some(&a.delta), &layer.feed_forward_norm, config.rms_norm_eps, &mut a.normed, num_rows)?;
+        self.multiply_feed_forward(i, num_rows)
+    }
+
+    /// `delta = Wdown (silu(Wgate normed) * Wup normed)`
+    fn multiply_feed_forward(&mut self, i: usize, num_rows: usize) -> Result<(), DeviceError> {
+        let (config, layer, a) = (&self.config, &self.weights.layers[i], &mut self.activations);
+        let (hidden, wide) = (config.hidden_size, config.intermediate_size);
         self.matmul.run(&a.normed, num_rows, &layer.gate_up, (2 * wide, hidden), &mut a.gate_up)?;
         self.kernels.swiglu.run(&a.gate_up, &mut a.activated, num_rows, wide)?;
         self.matmul.run(&a.activated, num_rows, &layer.down, (hidden, wide), &mut a.delta)
     }
 
-    /// Logits of rows of the last step, into the first rows of `logits`.
-    pub(super) fn head(&mut self, rows: &CudaView<'_, u32>) -> Result<(), DeviceError> {
+    /// Logits of rows of the last step, into the first rows of `logits`; `is_packed` if its last layer was [`Self::last_layer`].
+    pub(super) fn head(&mut self, rows: &CudaView<'_, u32>, is_packed: bool) -> Result<(), DeviceError> {
         let (config, a, num_rows) = (&self.config, &mut self.activations, rows.len());
         let norm = &self.kernels.norm;
         let weight = &self.weights.output_norm;
-        norm.rms_norm_of_rows(&mut a.hidden, Some(&a.delta), weight, config.rms_norm_eps, rows, &mut a.normed, num_rows)?;
+        let hidden = if is_packed { &mut a.packed } else { &mut a.hidden };
+        norm.rms_norm_of_rows(hidden, Some(&a.delta), weight, config.rms_norm_eps, rows, &mut a.normed, num_rows)?;
         let head = self.weights.head.as_ref().unwrap_or(&self.weights.embedding);
         self.matmul.run(&a.normed, num_rows, head, (config.vocab_size, config.hidden_size), &mut a.logits)
     }

@@ -20,11 +20,11 @@ impl CudaBackend {
         let mut sampled = Vec::with_capacity(rows.len());
         for rows in rows.chunks(MAX_LOGIT_ROWS) {
             let [range] = self.extra.put([rows.len()], |[list]| {
-                list.iter_mut().zip(rows).for_each(|(to, row)| *to = self.step.places[row.row]);
+                list.iter_mut().zip(rows).for_each(|(to, row)| *to = self.step.place(row.row));
             })?;
             let specs: Vec<SampleSpec<'_>> = rows.iter().map(spec).collect();
             let chain = self.sampler.upload(&specs)?;
-            self.decoder.head(&self.extra.words(range))?;
+            self.decoder.head(&self.extra.words(range), self.step.wanted.is_some())?;
             self.sampler.launch(&mut self.decoder.activations.logits, vocab, vocab, rows.len(), chain)?;
             for choice in self.sampler.results()? {
                 let logprobs = choice.logprobs.map(|(chosen, top)| named(chosen, top));

@@ -3,6 +3,7 @@
 use kernels::cuda::{Tile, TileSequence, tiles};
 use tokens::BlockSize;
 
+use super::activations::MAX_LOGIT_ROWS;
 use crate::{InputBatch, InputSequence};
 
 /// Slots of a block.
@@ -22,6 +23,8 @@ pub(super) struct Step {
     pub(super) num_single: usize,
     /// Where each row of the batch went.
     pub(super) places: Vec<u32>,
+    /// Rows whose logits can be asked for, if few: they alone go on behind the last layer's attention.
+    pub(super) wanted: Option<Vec<u32>>,
     /// Table of each sequence of the batch.
     pub(super) table_of: Vec<u32>,
     /// Sequences of several rows: first row, rows, table.
@@ -87,6 +90,37 @@ impl Step {
         self.table_of[idx] = table as u32;
     }
 
+    /// Names the rows whose logits can be asked for, if that saves work.
+    pub(super) fn want(&mut self, logit_rows: &[usize]) {
+        if logit_rows.len() <= MAX_LOGIT_ROWS && 2 * logit_rows.len() <= self.num_rows() {
+            let mut wanted: Vec<u32> = logit_rows.iter().map(|row| self.places[*row]).collect();
+            wanted.sort_unstable();
+            self.wanted = Some(wanted);
+        }
+    }
+
+    /// Where the last layer left a row of the batch.
+    ///
+    /// # Panics
+    /// If its logits were not to be asked for.
+    pub(super) fn place(&self, row: usize) -> u32 {
+        let place = self.places[row];
+        match &self.wanted {
+            Some(wanted) => wanted.binary_search(&place).expect("the row was named before the step") as u32,
+            None => place,
+        }
+    }
+
+    /// Tiles of the wanted rows that are not single.
+    pub(super) fn wanted_tiles(&self) -> Vec<Tile> {
+        let of_row = |&row: &u32| {
+            let run = self.runs.iter().find(|run| (run.first_row..run.first_row + run.num_rows).contains(&(row as usize)))?;
+            let kv_len = self.positions[row as usize] + 1;
+            Some(Tile { first_row: row, num_rows: 1, table: run.table as u32, kv_len })
+        };
+        self.wanted.iter().flatten().filter_map(of_row).collect()
+    }
+
     pub(super) fn num_rows(&self) -> usize {
         self.token_ids.len()
     }
@@ -138,6 +172,19 @@ mod tests {
         assert_eq!(step.runs, [Run { first_row: 2, num_rows: 3, table: 2 }, Run { first_row: 5, num_rows: 2, table: 3 }]);
         assert_eq!((step.slot(2, 33), step.slot(0, 64)), (6 * 32 + 1, 3 * 32));
         assert_eq!(step.tiles(2).iter().map(|tile| tile.num_rows).sum::<u32>(), 5);
+    }
+
+    #[test]
+    fn few_wanted_rows_are_packed_in_their_order() {
+        let mut step = Step::new(&batch(&[(&[31, 32, 40], &[5, 6]), (&[70], &[1, 2, 3]), (&[0, 1], &[9])]));
+        step.want(&[2, 3]);
+        assert_eq!(step.wanted, Some(vec![0, 3]));
+        assert_eq!((step.place(3), step.place(2)), (0, 1));
+        let tile = |tile: Tile| (tile.first_row, tile.num_rows, tile.table, tile.kv_len);
+        assert_eq!(step.wanted_tiles().into_iter().map(tile).collect::<Vec<_>>(), [(3, 1, 1, 41)]);
+        let mut all = Step::new(&batch(&[(&[31, 32, 40], &[5, 6])]));
+        all.want(&[0, 2]);
+        assert_eq!((all.wanted.is_none(), all.place(2)), (true, 2));
     }
 
     #[test]

@@ -28,6 +28,7 @@ fn load(weights: WeightFiles, kv_dtype: KvDtype) -> ModelRunner {
         max_model_len: None,
         max_num_batched_tokens: 512,
         max_num_seqs: 64,
+        keeps_embedding: false,
     };
     runner::load(&options, &mut |_| {}).expect("the model loads").runner
 }

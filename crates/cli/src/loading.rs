@@ -8,7 +8,7 @@ use runner::{DeviceOptions, GgufVocabulary, GpuOptions, LoadOptions, LoadedModel
 use tokenizer::Tokenizer;
 use tokens::{BlockSize, TokenId};
 
-use crate::config::{Auto, ByteSize, Config, Device, EngineConfig, Millis};
+use crate::config::{Auto, ByteSize, Config, Device, EmbedderKind, EngineConfig, Millis};
 use crate::memory;
 use crate::models::{self, ModelFiles, Weights};
 use crate::progress::{Progress, Unit};
@@ -30,17 +30,26 @@ pub(crate) struct Loaded {
 /// # Errors
 /// If it cannot be had or read, or memory does not suffice.
 pub(crate) fn load(config: &Config) -> anyhow::Result<Loaded> {
+    // Before anything is fetched, because that may take minutes.
+    let device = device(&config.engine);
+    device_options(&config.engine, device)?;
+    load_files(config, models::resolve(&config.model)?)
+}
+
+/// Loads the model in `files`, whatever model is configured.
+///
+/// # Errors
+/// If it cannot be read, or memory does not suffice.
+pub(crate) fn load_files(config: &Config, files: ModelFiles) -> anyhow::Result<Loaded> {
     let device = device(&config.engine);
     let options = device_options(&config.engine, device)?;
-    let files = models::resolve(&config.model)?;
-    // Now, because fetching may have taken minutes.
     let started = Instant::now();
     let model = load_weights(config, &files, device, options)?;
     Ok(Loaded { files, model, device, load_seconds: started.elapsed().as_secs_f64() })
 }
 
 /// Where the model runs.
-fn device(config: &EngineConfig) -> Device {
+pub(crate) fn device(config: &EngineConfig) -> Device {
     match config.device {
         Device::Auto if runner::has_cuda_device() => Device::Cuda(0),
         Device::Auto => Device::Cpu,
@@ -67,6 +76,7 @@ fn load_weights(config: &Config, files: &ModelFiles, device: Device, options: De
     let (weights, path) = match &files.weights {
         Weights::Gguf(path) => (WeightFiles::Gguf(path.clone()), path),
         Weights::Safetensors(path) => (WeightFiles::Safetensors(path.clone()), path),
+        Weights::Random { config, seed } => (WeightFiles::Random { config: config.clone(), seed: *seed }, config),
     };
     let (max_num_batched_tokens, max_num_seqs) = config.engine.batch_limits(device);
     let options = LoadOptions {
@@ -75,6 +85,7 @@ fn load_weights(config: &Config, files: &ModelFiles, device: Device, options: De
         max_model_len: config.engine.max_model_len.set().map(|len| len as usize),
         max_num_batched_tokens,
         max_num_seqs,
+        keeps_embedding: config.sharing.embedder == EmbedderKind::Token,
     };
     let mut progress = Progress::new(format!("loading {} (%)", files.id), Unit::Count, 100);
     let loaded = runner::load(&options, &mut |share| progress.set((share * 100.0) as u64));

@@ -11,6 +11,7 @@ use server::{Access, AppState, Ended, EngineThread, EngineThreadConfig, Metrics,
 use tokio::runtime::Builder;
 
 use crate::config::{ByteSize, Config, Device, LogFormat, ServerConfig, SharingConfig};
+use crate::embedders;
 use crate::loading::{self, Loaded};
 use crate::logging;
 
@@ -37,15 +38,18 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
     warn_if_open(&access, &listener)?;
     let mut loaded = loading::load(config)?;
     let tokenizer = Arc::new(loading::tokenizer(&mut loaded)?);
+    let chosen = embedders::build(&config.sharing, loaded.model.embedding.as_ref(), &tokenizer)?;
     let scheduler = SchedulerConfig {
         quotas: access.tenants.quota_blocks(loaded.model.num_blocks),
+        embeddings: chosen.as_ref().map(|chosen| chosen.index_config(config.sharing.max_donors)),
         ..loading::scheduler_config(config, &loaded.model)?
     };
     let info = Arc::new(model_info(&loaded, &scheduler, tokenizer.eos_ids()));
     let started = Started::new(config, &loaded, &scheduler, &listener)?;
     let metrics = Arc::new(Metrics::new(&info, &scheduler));
     let engine = EngineCore::new(scheduler, loaded.model.runner).context("starting the engine")?;
-    let app = start_engine(config, engine, ServedModel { info, tokenizer }, metrics, access)?;
+    let model = ServedModel { info, tokenizer, embedder: chosen.map(|chosen| chosen.embedder) };
+    let app = start_engine(config, engine, model, metrics, access)?;
     started.announce(config.log.format);
     serve_until_signalled(listener, app)
 }

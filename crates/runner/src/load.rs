@@ -1,11 +1,13 @@
 //! From files to a runner that is ready to execute.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use tokens::BlockSize;
 
 use crate::backend::cpu::{CpuBackend, Weights};
 use crate::checkpoint::{Checkpoint, GgufCheckpoint, GgufVocabulary, RandomCheckpoint, SafetensorsCheckpoint, SpecialTokens};
+use crate::embedding_table::EmbeddingTable;
 use crate::{Backend, KvDtype, LoadError, ModelConfig, ModelRunner};
 
 /// Where the weights are.
@@ -37,6 +39,8 @@ pub struct LoadOptions {
     pub max_num_batched_tokens: usize,
     /// Most sequences of a step.
     pub max_num_seqs: usize,
+    /// Whether the host keeps the input embeddings though the model runs elsewhere.
+    pub keeps_embedding: bool,
 }
 
 /// A device and its memory.
@@ -86,6 +90,8 @@ pub struct LoadedModel {
     pub max_num_batched_tokens: usize,
     /// Most sequences of a step.
     pub max_num_seqs: usize,
+    /// Input embeddings, where the host has them: on the processor they share the runner's memory.
+    pub embedding: Option<EmbeddingTable>,
     /// Begin and end tokens.
     pub special_tokens: SpecialTokens,
     /// The tokenizer, for a GGUF file.
@@ -120,12 +126,14 @@ fn build(
             let (num_blocks, max_model_len) = size_pool(&config, kv_dtype.bytes(), kv_bytes, options.max_model_len)?;
             let weights = Weights::read(&config, checkpoint, progress)?;
             let weight_bytes = weights.bytes();
+            let embedding = EmbeddingTable::new(Arc::clone(&weights.embedding.parts()[0]));
             let backend = CpuBackend::new(config.clone(), weights, kv_dtype, num_blocks, max_model_len, threads)?;
             Placed {
                 backend: Box::new(backend),
                 num_blocks,
                 max_model_len,
                 weight_bytes,
+                embedding: Some(embedding),
                 kv_dtype_bytes: kv_dtype.bytes(),
                 device: "cpu".to_owned(),
             }
@@ -138,6 +146,7 @@ fn build(
         max_model_len: placed.max_model_len,
         num_blocks: placed.num_blocks,
         weight_bytes: placed.weight_bytes,
+        embedding: placed.embedding,
         kv_bytes: placed.num_blocks as u64 * block_bytes,
         device: placed.device,
         max_num_batched_tokens: options.max_num_batched_tokens,
@@ -185,6 +194,7 @@ pub(crate) struct Placed {
     pub(crate) num_blocks: usize,
     pub(crate) max_model_len: usize,
     pub(crate) weight_bytes: usize,
+    pub(crate) embedding: Option<EmbeddingTable>,
     pub(crate) kv_dtype_bytes: usize,
     pub(crate) device: String,
 }

@@ -13,7 +13,8 @@ use super::decode::{self, Bucket, DecodeGraphs};
 use super::decoder::{Decoder, Kernels};
 use super::step::{BLOCK, Step};
 use super::weights::Weights;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{self, Checkpoint, Role};
+use crate::embedding_table::EmbeddingTable;
 use crate::load::{Placed, size_pool};
 use crate::{GpuOptions, LoadError, LoadOptions, ModelConfig};
 
@@ -67,9 +68,15 @@ pub(crate) fn place(
         num_blocks,
         max_model_len,
         weight_bytes,
+        embedding: if options.keeps_embedding { Some(embedding_table(config, from)?) } else { None },
         kv_dtype_bytes: size_of::<bf16>(),
         device: name,
     })
+}
+
+/// The input embeddings once more, for those who read them on the host.
+fn embedding_table(config: &ModelConfig, from: &dyn Checkpoint) -> Result<EmbeddingTable, LoadError> {
+    Ok(EmbeddingTable::new(Arc::new(checkpoint::matrix(from, Role::Embedding, config.vocab_size, config.hidden_size)?)))
 }
 
 /// Names what these kernels do not compute.

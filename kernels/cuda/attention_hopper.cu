@@ -310,11 +310,9 @@ struct Computer {
         wgmma_commit();
     }
 
-    // Scores of key tile `i` are there, once all but PENDING products are done: hides what rows do not see, and turns them into weights,
-    // not yet packed. Returns the factors for earlier sums.
-    template <bool MASKED, int PENDING>
+    // Hides what rows do not see of key tile `i`, and turns its scores into weights, not yet packed. Returns the factors for earlier sums.
+    template <bool MASKED>
     __device__ __forceinline__ float2 soften(int i) {
-        wgmma_wait<PENDING>();
         pin(scores);
         release(shared.k_empty(k_ring.stage));
         k_ring.advance();
@@ -345,8 +343,10 @@ struct Computer {
         issue_scores();
         barrier_wait(shared.v_full(v_ring.stage), v_ring.phase);
         issue_sums();
+        // The other's products queue up behind these sums: passing the turn before the scores are there was slower at 64 columns.
+        wgmma_wait<1>();
         turn_pass(warpgroup);
-        float2 factor = soften<MASKED, 1>(i);
+        float2 factor = soften<MASKED>(i);
         end_sums();
         pack_weights();
 #pragma unroll
@@ -358,7 +358,8 @@ struct Computer {
         q_phase ^= 1;
         barrier_wait(shared.k_full(k_ring.stage), k_ring.phase);
         issue_scores();
-        soften<true, 0>(item.begin);
+        wgmma_wait<0>();
+        soften<true>(item.begin);
         pack_weights();
         int i = item.begin + 1;
         for (; i < min(num_visible, item.end); i++) step<false>(i);

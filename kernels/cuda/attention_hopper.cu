@@ -1,148 +1,41 @@
-// Attention of prefill on Hopper: keys and values through the copy engine (TMA), products on warpgroups (wgmma).
+// Attention of prefill on Hopper: keys and values through the copy engine, products on warpgroups.
 //
-// A work item is a tile of tokens and one key head. Its rows are (token, head of the group), so that the heads that share a key head
-// share one pass over the keys: 128 rows, 18 tokens of 7 heads each for example. Warpgroup 0 loads, warpgroups 1 and 2 compute 64 rows
-// each, and take turns: while one multiplies, the other takes exponents (Shah et al. 2024, FlashAttention-3, sec. 3.1 and 3.2).
-// Masking goes by position alone. Keys are met in ascending order, so the bits of a row do not depend on the rows beside it.
-//
-// Keys that the mask hides are still multiplied, by weights of zero: every number of the pool has to be finite, which holds since
-// the pool starts as zeros and is only ever written with keys and values.
-#include "common.cuh"
+// A work item is a tile of tokens, one key head, and one split of the keys. Its rows are (token, head of the group), so that heads that
+// share a key head share one pass over the keys: 18 tokens of 7 heads each in 128 rows, for example. Warpgroup 0 loads; warpgroups 1 and
+// 2 compute 64 rows each and take turns: while one multiplies, the other takes exponents (Shah et al. 2024, FlashAttention-3, sec. 3.1).
+// Masking goes by position alone. Keys are met in ascending order, and those a row does not see change no bit of it.
+#include "hopper.cuh"
+#include "paged.cuh"
 
-constexpr int TILE_ROWS = 128;
-constexpr int TILE_KEYS = 128;
-constexpr int STAGES = 2;
 constexpr int THREADS = 384;
-// A tile in shared memory is halves of 64 columns: rows of 128 bytes, their 16-byte chunks swizzled by row % 8.
-constexpr uint32_t HALF_BYTES = 128 * 128;
-constexpr uint32_t BOX_BYTES = BLOCK * 128;
 
-struct alignas(64) TensorMap {
-    uint64_t words[16];
-};
-
-struct Tile {
-    uint32_t first_row, num_rows, table, kv_len;
-};
-
+// As cuda::attention_hopper::Arguments. Either `out` (and `lse` unless null), or the parts of `num_splits` splits.
 struct Arguments {
     const uint32_t *positions;
     const Tile *tiles;
     const uint32_t *block_tables;
     bf16 *out;
-    float *lse;
-    int num_items, max_blocks, layer, num_blocks, num_heads, num_kv_heads;
-    float scale;
+    float *lse, *partial_sums;
+    float2 *partial_stats;
+    Sizes sizes;
+    int num_tiles, num_splits;
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-__device__ __forceinline__ uint32_t shared_address(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
-
-__device__ __forceinline__ void barrier_init(uint32_t barrier, uint32_t arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-
-__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
-    asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
-__device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-
-__device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t phase) {
-    asm volatile(
-        "{\n"
-        ".reg .pred done;\n"
-        "again: mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 done, [%0], %1;\n"
-        "@!done bra again;\n"
-        "}" ::"r"(barrier), "r"(phase) : "memory");
-}
-
-__device__ __forceinline__ void load_box(uint32_t to, const TensorMap *map, uint32_t barrier, int column, int row) {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(to),
-                 "l"(map), "r"(barrier), "r"(column), "r"(row) : "memory");
-}
-
-__device__ __forceinline__ void load_box(uint32_t to, const TensorMap *map, uint32_t barrier, int column, int head, int row) {
-    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(to),
-                 "l"(map), "r"(barrier), "r"(column), "r"(head), "r"(row) : "memory");
-}
+constexpr int TILE_ROWS = 128;
+// More keys at once are fewer waits; 160 leave room for two buffers and all registers.
+constexpr int TILE_KEYS = 160;
+constexpr int STAGES = 2;
+// A tile in shared memory is halves of 64 columns, rows of 128 bytes.
+constexpr uint32_t Q_HALF_BYTES = TILE_ROWS * 128;
+constexpr uint32_t KV_HALF_BYTES = TILE_KEYS * 128;
+constexpr uint32_t BOX_BYTES = BLOCK * 128;
 
 // Turns of the two computing warpgroups.
 __device__ __forceinline__ void turn_wait(int warpgroup) { asm volatile("barrier.cta.sync.aligned %0, 256;" ::"r"(1 + warpgroup) : "memory"); }
 
 __device__ __forceinline__ void turn_pass(int warpgroup) { asm volatile("barrier.cta.arrive.aligned %0, 256;" ::"r"(2 - warpgroup) : "memory"); }
-
-// Matrix descriptor (PTX ISA, "Matrix descriptor format"): 128-byte swizzle. For a K-major operand the leading offset is not used and
-// the stride goes from 8 rows to the next 8; for an MN-major one the leading offset goes from 64 columns to the next 64.
-__device__ __forceinline__ uint64_t descriptor(uint32_t address) {
-    return (uint64_t)1 << 62 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)(HALF_BYTES >> 4) << 16 | (address & 0x3ffff) >> 4;
-}
-
-__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-
-__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-
-template <int PENDING>
-__device__ __forceinline__ void wgmma_wait() {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
-}
-
-// Keeps the compiler from moving uses of registers across this point.
-template <int N>
-__device__ __forceinline__ void pin(float (&x)[N]) {
-#pragma unroll
-    for (int i = 0; i < N; i++) asm volatile("" : "+f"(x[i])::"memory");
-}
-
-template <int N>
-__device__ __forceinline__ void pin(uint32_t (&x)[N]) {
-#pragma unroll
-    for (int i = 0; i < N; i++) asm volatile("" : "+r"(x[i])::"memory");
-}
-
-#define REGISTERS8(x, i) "+f"(x[i]), "+f"(x[i + 1]), "+f"(x[i + 2]), "+f"(x[i + 3]), "+f"(x[i + 4]), "+f"(x[i + 5]), "+f"(x[i + 6]), "+f"(x[i + 7])
-#define REGISTERS32(x, i) REGISTERS8(x, i), REGISTERS8(x, i + 8), REGISTERS8(x, i + 16), REGISTERS8(x, i + 24)
-#define NAMES32                                                                                                                      \
-    "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
-#define NAMES64                                                                                                                      \
-    NAMES32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
-
-// d (64 x 128) = or += a (64 x 16, shared) times b (128 x 16, shared) transposed.
-template <bool ADD>
-__device__ __forceinline__ void multiply_transposed(float (&d)[64], uint64_t a, uint64_t b) {
-    asm volatile(
-        "{\n.reg .pred add;\nsetp.ne.b32 add, %66, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" NAMES64 "}, %64, %65, add, 1, 1, 0, 0;\n}"
-        : REGISTERS32(d, 0), REGISTERS32(d, 32)
-        : "l"(a), "l"(b), "n"(ADD ? 1 : 0));
-}
-
-// d (64 x 128) += a (64 x 16, registers) times b (16 x 128, shared).
-__device__ __forceinline__ void multiply(float (&d)[64], const uint32_t *a, uint64_t b) {
-    asm volatile(
-        "{\n.reg .pred add;\nsetp.ne.b32 add, %69, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" NAMES64 "}, {%64,%65,%66,%67}, %68, add, 1, 1, 1;\n}"
-        : REGISTERS32(d, 0), REGISTERS32(d, 32)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(1));
-}
-
-// d (64 x 64) += a (64 x 16, registers) times b (16 x 64, shared).
-__device__ __forceinline__ void multiply(float (&d)[32], const uint32_t *a, uint64_t b) {
-    asm volatile(
-        "{\n.reg .pred add;\nsetp.ne.b32 add, %37, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" NAMES32 "}, {%32,%33,%34,%35}, %36, add, 1, 1, 1;\n}"
-        : REGISTERS32(d, 0)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(1));
-}
-
-__device__ __forceinline__ float exp2_approximate(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
 
 // Stages of a buffer in the order both sides go through them.
 struct Ring {
@@ -156,13 +49,14 @@ struct Ring {
 // Shared memory: Q, then the stages of K, then those of V, then barriers.
 template <int HD>
 struct Shared {
-    static constexpr uint32_t TILE_BYTES = HD / 64 * HALF_BYTES;
+    static constexpr uint32_t Q_BYTES = HD / 64 * Q_HALF_BYTES;
+    static constexpr uint32_t TILE_BYTES = HD / 64 * KV_HALF_BYTES;
     uint32_t base;
 
     __device__ uint32_t q() const { return base; }
-    __device__ uint32_t k(uint32_t stage) const { return base + (1 + stage) * TILE_BYTES; }
-    __device__ uint32_t v(uint32_t stage) const { return base + (1 + STAGES + stage) * TILE_BYTES; }
-    __device__ uint32_t barrier(uint32_t i) const { return base + (1 + 2 * STAGES) * TILE_BYTES + i * 8; }
+    __device__ uint32_t k(uint32_t stage) const { return base + Q_BYTES + stage * TILE_BYTES; }
+    __device__ uint32_t v(uint32_t stage) const { return base + Q_BYTES + (STAGES + stage) * TILE_BYTES; }
+    __device__ uint32_t barrier(uint32_t i) const { return base + Q_BYTES + 2 * STAGES * TILE_BYTES + i * 8; }
     __device__ uint32_t q_full() const { return barrier(0); }
     __device__ uint32_t q_empty() const { return barrier(1); }
     __device__ uint32_t k_full(uint32_t stage) const { return barrier(2 + stage); }
@@ -171,34 +65,50 @@ struct Shared {
     __device__ uint32_t v_empty(uint32_t stage) const { return barrier(2 + 3 * STAGES + stage); }
 };
 
-// Items of one block of threads. Items are sorted, largest first; every other round goes backwards, so that no block gets the largest
-// of every round.
-__device__ __forceinline__ int item_of_round(int round) {
-    return round * gridDim.x + (round & 1 ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
+// What a block of threads computes in one round: key tiles `begin .. end` of a tile and a key head.
+struct Item {
+    Tile tile;
+    int tile_index, kv_head, split, begin, end;
+};
+
+// False where there is no item. Tiles are sorted, largest first. Every other round goes backwards, so that no block gets the largest of
+// every round.
+__device__ __forceinline__ bool find_item(const Arguments &a, int round, Item &item) {
+    int index = round * gridDim.x + (round & 1 ? gridDim.x - 1 - blockIdx.x : blockIdx.x), num_kv_heads = a.sizes.num_kv_heads;
+    if (index >= a.num_tiles * num_kv_heads * a.num_splits) return false;
+    item.split = index % a.num_splits;
+    index /= a.num_splits;
+    item.kv_head = index % num_kv_heads;
+    item.tile_index = index / num_kv_heads;
+    item.tile = a.tiles[item.tile_index];
+    int num_key_tiles = (item.tile.kv_len + TILE_KEYS - 1) / TILE_KEYS;
+    int share = (num_key_tiles + a.num_splits - 1) / a.num_splits;
+    item.begin = item.split * share;
+    item.end = min(item.begin + share, num_key_tiles);
+    return true;
 }
 
 template <int HD>
-__device__ __forceinline__ void load_tiles(const Arguments &a, const TensorMap *q_map, const TensorMap *k_map, const TensorMap *v_map,
+__device__ __forceinline__ void load_items(const Arguments &a, const TensorMap *q_map, const TensorMap *k_map, const TensorMap *v_map,
                                            const Shared<HD> &shared) {
     constexpr int HALVES = HD / 64, BLOCKS = TILE_KEYS / BLOCK;
-    int lane = threadIdx.x % 32, group = a.num_heads / a.num_kv_heads;
-    // Each lane copies one box: block `lane % 4` of the tile, columns from `64 (lane / 4)`.
+    const Sizes &sizes = a.sizes;
+    int lane = threadIdx.x % 32, group = sizes.num_heads / sizes.num_kv_heads;
+    // Each lane copies one box: block `lane % BLOCKS` of the tile, one half of the columns.
     bool copies = lane < HALVES * BLOCKS;
-    uint32_t offset = lane / BLOCKS * HALF_BYTES + lane % BLOCKS * BOX_BYTES;
+    uint32_t offset = lane / BLOCKS * KV_HALF_BYTES + lane % BLOCKS * BOX_BYTES;
     int column = lane / BLOCKS * 64;
     uint32_t q_bytes = HALVES * (TILE_ROWS / group * group) * 128, q_phase = 0;
     Ring k_ring, v_ring;
-    for (int round = 0;; round++) {
-        int item = item_of_round(round);
-        if (item >= a.num_items) break;
-        Tile tile = a.tiles[item / a.num_kv_heads];
-        int kv_head = item % a.num_kv_heads;
-        const uint32_t *table = a.block_tables + (size_t)tile.table * a.max_blocks;
-        uint32_t last_block = (tile.kv_len - 1) / BLOCK;
+    Item item;
+    for (int round = 0; find_item(a, round, item); round++) {
+        if (item.begin >= item.end) continue;
+        const uint32_t *table = a.block_tables + (size_t)item.tile.table * sizes.max_blocks;
+        uint32_t last_block = (item.tile.kv_len - 1) / BLOCK;
         // Past the last block the last one is read again; the mask hides it.
         auto pool_row = [&](int i) {
             uint32_t block = table[min((uint32_t)(i * BLOCKS + lane % BLOCKS), last_block)];
-            return (int)((((uint32_t)a.layer * a.num_blocks + block) * a.num_kv_heads + kv_head) * BLOCK);
+            return (int)((((uint32_t)sizes.layer * sizes.num_blocks + block) * sizes.num_kv_heads + item.kv_head) * BLOCK);
         };
         auto copy = [&](uint32_t to, const TensorMap *map, uint32_t full, uint32_t empty, uint32_t phase, int row) {
             barrier_wait(empty, phase ^ 1);
@@ -214,17 +124,17 @@ __device__ __forceinline__ void load_tiles(const Arguments &a, const TensorMap *
             copy(shared.v(v_ring.stage), v_map, shared.v_full(v_ring.stage), shared.v_empty(v_ring.stage), v_ring.phase, row);
             v_ring.advance();
         };
-        int row = pool_row(0), num_key_tiles = (tile.kv_len + TILE_KEYS - 1) / TILE_KEYS;
+        int row = pool_row(item.begin);
         barrier_wait(shared.q_empty(), q_phase ^ 1);
         if (lane == 0) {
             barrier_expect(shared.q_full(), q_bytes);
             for (int half = 0; half < HALVES; half++)
-                load_box(shared.q() + half * HALF_BYTES, q_map, shared.q_full(), half * 64, kv_head * group, tile.first_row);
+                load_box(shared.q() + half * Q_HALF_BYTES, q_map, shared.q_full(), half * 64, item.kv_head * group, item.tile.first_row);
         }
         __syncwarp();
         q_phase ^= 1;
         copy_k(row);
-        for (int i = 1; i < num_key_tiles; i++) {
+        for (int i = item.begin + 1; i < item.end; i++) {
             int next = pool_row(i);
             copy_k(next);
             copy_v(row);
@@ -234,13 +144,6 @@ __device__ __forceinline__ void load_tiles(const Arguments &a, const TensorMap *
     }
 }
 
-struct False {
-    static constexpr bool value = false;
-};
-struct True {
-    static constexpr bool value = true;
-};
-
 // The running softmax of the two rows a thread has numbers of (row and row + 8 of its warp's 16).
 struct Softmax {
     float max[2] = {-INFINITY, -INFINITY};
@@ -248,22 +151,24 @@ struct Softmax {
     float sum[2] = {0.f, 0.f};
 
     // Turns scores into weights exp2(scale_log2 (s - max)) and returns the factors for what was summed before.
-    __device__ __forceinline__ float2 update(float (&s)[64], float scale_log2) {
-        float factor[2], largest[4] = {max[0], max[1], max[0], max[1]}, sums[4] = {};
+    __device__ __forceinline__ float2 update(float (&s)[TILE_KEYS / 2], float scale_log2) {
+        float factor[2], shift[2], largest[4] = {max[0], max[1], max[0], max[1]}, sums[4] = {};
 #pragma unroll
-        for (int i = 0; i < 64; i++) largest[i / 2 % 4] = fmaxf(largest[i / 2 % 4], s[i]);
+        for (int i = 0; i < TILE_KEYS / 2; i++) largest[i / 2 % 4] = fmaxf(largest[i / 2 % 4], s[i]);
 #pragma unroll
         for (int row = 0; row < 2; row++) {
             float top = fmaxf(largest[row], largest[row + 2]);
             top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
             top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-            factor[row] = exp2_approximate((max[row] - top) * scale_log2);
+            // A row that has seen no key yet has no maximum to be measured from.
+            float origin = top == -INFINITY ? 0.f : top;
+            factor[row] = power_of_two((max[row] - origin) * scale_log2);
             max[row] = top;
+            shift[row] = -origin * scale_log2;
         }
-        float shift[2] = {-max[0] * scale_log2, -max[1] * scale_log2};
 #pragma unroll
-        for (int i = 0; i < 64; i++) {
-            s[i] = exp2_approximate(fmaf(s[i], scale_log2, shift[i / 2 % 2]));
+        for (int i = 0; i < TILE_KEYS / 2; i++) {
+            s[i] = power_of_two(fmaf(s[i], scale_log2, shift[i / 2 % 2]));
             sums[i / 2 % 4] += s[i];
         }
         sum[0] = sum[0] * factor[0] + (sums[0] + sums[2]);
@@ -278,9 +183,9 @@ struct Softmax {
 };
 
 // Hides keys behind a row's position. `limit[row]`: the position less the first key of the tile and this thread's first column.
-__device__ __forceinline__ void hide(float (&s)[64], const int (&limit)[2]) {
+__device__ __forceinline__ void hide(float (&s)[TILE_KEYS / 2], const int (&limit)[2]) {
 #pragma unroll
-    for (int i = 0; i < 64; i++)
+    for (int i = 0; i < TILE_KEYS / 2; i++)
         if (i / 4 * 8 + i % 2 > limit[i / 2 % 2]) s[i] = -INFINITY;
 }
 
@@ -299,47 +204,41 @@ __device__ __forceinline__ void transpose_quad(uint32_t (&v)[4]) {
     }
 }
 
-__device__ __forceinline__ uint32_t pack(float low, float high) {
-    bf16x2 pair = __floats2bfloat162_rn(low, high);
-    return *(uint32_t *)&pair;
+// Zeros in values behind the last key of a tile: weights there are zero, but whatever else a block held may be infinite or no number.
+template <int HD>
+__device__ __forceinline__ void clear_values(uint32_t v, int num_keys, int warpgroup) {
+    int chunks = (TILE_KEYS - num_keys) * 8;
+    if (chunks <= 0) return;
+    for (int half = 0; half < HD / 64; half++)
+        for (int i = threadIdx.x % 128; i < chunks; i += 128)
+            asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(v + half * KV_HALF_BYTES + num_keys * 128 + i * 16), "r"(0)
+                         : "memory");
+    fence_stores();
+    asm volatile("barrier.cta.sync.aligned %0, 128;" ::"r"(3 + warpgroup) : "memory");
 }
 
-// Issues scores = Q Kᵀ.
+// Writes two rows of a thread, or their parts.
 template <int HD>
-__device__ __forceinline__ void issue_scores(float (&s)[64], uint64_t q, uint64_t k) {
-    wgmma_fence();
-    multiply_transposed<false>(s, q, k);
-#pragma unroll
-    for (int i = 1; i < HD / 16; i++) {
-        // 16 columns are 32 bytes of a row; the next 64 columns are in the next half.
-        uint64_t step = (i / 4 * HALF_BYTES + i % 4 * 32) >> 4;
-        multiply_transposed<true>(s, q + step, k + step);
-    }
-    wgmma_commit();
-}
-
-// Issues sums += weights V.
-template <int HD>
-__device__ __forceinline__ void issue_sums(float (&o)[HD / 2], uint32_t (&weights)[32], uint64_t v) {
-    pin(o);
-    pin(weights);
-    wgmma_fence();
-#pragma unroll
-    for (int i = 0; i < TILE_KEYS / 16; i++) multiply(o, weights + 4 * i, v + (i * 16 * 128 >> 4));
-    wgmma_commit();
-}
-
-template <int HD>
-__device__ __forceinline__ void store_rows(const Arguments &a, const Tile &tile, int kv_head, int first, const Softmax &softmax,
+__device__ __forceinline__ void store_rows(const Arguments &a, const Item &item, int first, const Softmax &softmax,
                                            const float (&o)[HD / 2]) {
-    int lane = threadIdx.x % 32, group = a.num_heads / a.num_kv_heads;
+    const Sizes &sizes = a.sizes;
+    int lane = threadIdx.x % 32, group = sizes.num_heads / sizes.num_kv_heads;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        int row = first + 8 * half, token = row / group, head = kv_head * group + row % group;
+        int row = first + 8 * half, token = row / group, head = item.kv_head * group + row % group;
         float total = softmax.total(half), inverse = 1.f / total;
-        bool writes = token < tile.num_rows;
-        size_t at = (size_t)(tile.first_row + token) * a.num_heads + head;
-        if (writes && a.lse && lane % 4 == 0) a.lse[at] = softmax.max[half] * a.scale + logf(total);
+        bool writes = token < item.tile.num_rows;
+        if (a.num_splits > 1) {
+            size_t at = (((size_t)item.tile_index * (TILE_ROWS / group) + token) * sizes.num_heads + head) * a.num_splits + item.split;
+            if (writes && lane % 4 == 0) a.partial_stats[at] = make_float2(softmax.max[half] * sizes.scale * LOG2_E, total);
+            if (!writes || total == 0.f) continue;
+#pragma unroll
+            for (int i = 0; i < HD / 8; i++)
+                *(float2 *)(a.partial_sums + at * HD + i * 8 + lane % 4 * 2) = make_float2(o[4 * i + 2 * half], o[4 * i + 2 * half + 1]);
+            continue;
+        }
+        size_t at = (size_t)(item.tile.first_row + token) * sizes.num_heads + head;
+        if (writes && a.lse && lane % 4 == 0) a.lse[at] = softmax.max[half] * sizes.scale + logf(total);
 #pragma unroll
         for (int i = 0; i < HD / 32; i++) {
             uint32_t v[4];
@@ -354,90 +253,135 @@ __device__ __forceinline__ void store_rows(const Arguments &a, const Tile &tile,
     }
 }
 
+// What one thread of a computing warpgroup keeps.
 template <int HD>
-__device__ __forceinline__ void compute_tiles(const Arguments &a, const Shared<HD> &shared) {
-    int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0) - 1, lane = threadIdx.x % 32, group = a.num_heads / a.num_kv_heads;
-    // This thread's first row of the tile, and of its 16 columns the first.
-    int first = warpgroup * 64 + threadIdx.x % 128 / 32 * 16 + lane / 4, first_column = lane % 4 * 2;
-    float scale_log2 = a.scale * 1.4426950408889634f;
-    uint64_t q = descriptor(shared.q() + warpgroup * 64 * 128);
+struct Computer {
+    const Arguments &a;
+    const Shared<HD> shared;
+    const int warpgroup, lane;
+    // Row of the tile; the thread's other one is 8 further.
+    const int first;
     Ring k_ring, v_ring;
-    uint32_t q_phase = 0;
-    if (warpgroup == 1) turn_pass(1);
-    for (int round = 0;; round++) {
-        int item = item_of_round(round);
-        if (item >= a.num_items) break;
-        Tile tile = a.tiles[item / a.num_kv_heads];
-        const uint32_t *positions = a.positions + tile.first_row;
-        int last_token = tile.num_rows - 1;
-        int position[2] = {(int)positions[min(first / group, last_token)], (int)positions[min((first + 8) / group, last_token)]};
-        // Key tiles before this one are visible to all rows of the warpgroup.
-        int num_visible = (positions[min(warpgroup * 64 / group, last_token)] + 1) / TILE_KEYS;
-        int num_key_tiles = (tile.kv_len + TILE_KEYS - 1) / TILE_KEYS;
-        float s[64], o[HD / 2];
-        uint32_t weights[32];
-        Softmax softmax;
-        auto hide_future = [&](int i) {
-            int shift = i * TILE_KEYS + first_column, limit[2] = {position[0] - shift, position[1] - shift};
-            hide(s, limit);
-        };
-        auto pack_weights = [&] {
-#pragma unroll
-            for (int i = 0; i < 32; i++) weights[i] = pack(s[2 * i], s[2 * i + 1]);
-        };
-        auto release = [&](uint32_t empty) {
-            if (lane == 0) barrier_arrive(empty);
-        };
+    uint32_t q_phase;
+    // Largest key that each row sees.
+    int position[2];
+    // Key tiles before this one are visible to all rows of the warpgroup.
+    int num_visible;
+    Softmax softmax;
+    float scores[TILE_KEYS / 2], sums[HD / 2];
+    uint32_t weights[TILE_KEYS / 4];
 
+    __device__ __forceinline__ Computer(const Arguments &a, const Shared<HD> &shared, int warpgroup, int lane)
+        : a(a), shared(shared), warpgroup(warpgroup), lane(lane), first(warpgroup * 64 + threadIdx.x % 128 / 32 * 16 + lane / 4), q_phase(0) {}
+
+    __device__ __forceinline__ void begin_item(const Tile &tile) {
+        const uint32_t *positions = a.positions + tile.first_row;
+        int group = a.sizes.num_heads / a.sizes.num_kv_heads, last_token = tile.num_rows - 1;
+        position[0] = positions[min(first / group, last_token)];
+        position[1] = positions[min((first + 8) / group, last_token)];
+        num_visible = (positions[min(warpgroup * 64 / group, last_token)] + 1) / TILE_KEYS;
+        softmax = Softmax();
+#pragma unroll
+        for (int i = 0; i < HD / 2; i++) sums[i] = 0.f;
+    }
+
+    __device__ __forceinline__ void release(uint32_t empty) const {
+        if (lane == 0) barrier_arrive(empty);
+    }
+
+    __device__ __forceinline__ void issue_scores() {
+        // 16 columns are 32 bytes of a row; the next 64 columns are in the next half.
+        uint64_t q = matrix_descriptor(shared.q() + warpgroup * 64 * 128, 0), k = matrix_descriptor(shared.k(k_ring.stage), 0);
+        wgmma_fence();
+        multiply_transposed<false>(scores, q, k);
+#pragma unroll
+        for (int i = 1; i < HD / 16; i++)
+            multiply_transposed<true>(scores, q + ((i / 4 * Q_HALF_BYTES + i % 4 * 32) >> 4), k + ((i / 4 * KV_HALF_BYTES + i % 4 * 32) >> 4));
+        wgmma_commit();
+    }
+
+    __device__ __forceinline__ void issue_sums() {
+        uint64_t v = matrix_descriptor(shared.v(v_ring.stage), KV_HALF_BYTES);
+        pin(sums);
+        pin(weights);
+        wgmma_fence();
+#pragma unroll
+        for (int i = 0; i < TILE_KEYS / 16; i++) multiply(sums, weights + 4 * i, v + (i * 16 * 128 >> 4));
+        wgmma_commit();
+    }
+
+    // Hides what rows do not see of key tile `i`, and turns its scores into weights, not yet packed. Returns the factors for earlier sums.
+    template <bool MASKED>
+    __device__ __forceinline__ float2 soften(int i) {
+        pin(scores);
+        release(shared.k_empty(k_ring.stage));
+        k_ring.advance();
+        if (MASKED) {
+            int shift = i * TILE_KEYS + lane % 4 * 2, limit[2] = {position[0] - shift, position[1] - shift};
+            hide(scores, limit);
+        }
+        return softmax.update(scores, a.sizes.scale * LOG2_E);
+    }
+
+    __device__ __forceinline__ void pack_weights() {
+#pragma unroll
+        for (int i = 0; i < TILE_KEYS / 4; i++) weights[i] = pack(scores[2 * i], scores[2 * i + 1]);
+    }
+
+    __device__ __forceinline__ void end_sums() {
+        wgmma_wait<0>();
+        pin(sums);
+        release(shared.v_empty(v_ring.stage));
+        v_ring.advance();
+    }
+
+    // While the scores of tile `i` become weights, the sums of tile `i - 1` are multiplied.
+    template <bool MASKED>
+    __device__ __forceinline__ void step(int i) {
+        barrier_wait(shared.k_full(k_ring.stage), k_ring.phase);
+        turn_wait(warpgroup);
+        issue_scores();
+        barrier_wait(shared.v_full(v_ring.stage), v_ring.phase);
+        issue_sums();
+        // The other's products queue up behind these sums: passing the turn before the scores are there was slower at 64 columns.
+        wgmma_wait<1>();
+        turn_pass(warpgroup);
+        float2 factor = soften<MASKED>(i);
+        end_sums();
+        pack_weights();
+#pragma unroll
+        for (int j = 0; j < HD / 2; j++) sums[j] *= j / 2 % 2 ? factor.y : factor.x;
+    }
+
+    __device__ __forceinline__ void compute(const Item &item) {
         barrier_wait(shared.q_full(), q_phase);
         q_phase ^= 1;
         barrier_wait(shared.k_full(k_ring.stage), k_ring.phase);
-        issue_scores<HD>(s, q, descriptor(shared.k(k_ring.stage)));
+        issue_scores();
         wgmma_wait<0>();
-        pin(s);
-        release(shared.k_empty(k_ring.stage));
-        k_ring.advance();
-        if (num_visible == 0) hide_future(0);
-        softmax.update(s, scale_log2);
+        soften<true>(item.begin);
         pack_weights();
-#pragma unroll
-        for (int i = 0; i < HD / 2; i++) o[i] = 0.f;
-
-        // While the scores of tile i become weights, the sums of tile i - 1 are multiplied.
-        auto step = [&](int i, auto masked) {
-            barrier_wait(shared.k_full(k_ring.stage), k_ring.phase);
-            turn_wait(warpgroup);
-            issue_scores<HD>(s, q, descriptor(shared.k(k_ring.stage)));
-            barrier_wait(shared.v_full(v_ring.stage), v_ring.phase);
-            issue_sums<HD>(o, weights, descriptor(shared.v(v_ring.stage)));
-            turn_pass(warpgroup);
-            wgmma_wait<1>();
-            pin(s);
-            release(shared.k_empty(k_ring.stage));
-            k_ring.advance();
-            if (decltype(masked)::value) hide_future(i);
-            float2 factor = softmax.update(s, scale_log2);
-            pin(s);
-            if (softmax.sum[0] + softmax.sum[1] < 0.f) __nanosleep(0);
-            wgmma_wait<0>();
-            pin(o);
-            release(shared.v_empty(v_ring.stage));
-            v_ring.advance();
-            pack_weights();
-#pragma unroll
-            for (int j = 0; j < HD / 2; j++) o[j] *= j / 2 % 2 ? factor.y : factor.x;
-        };
-        int i = 1;
-        for (; i < num_visible; i++) step(i, False());
-        for (; i < num_key_tiles; i++) step(i, True());
+        int i = item.begin + 1;
+        for (; i < min(num_visible, item.end); i++) step<false>(i);
+        for (; i < item.end; i++) step<true>(i);
         release(shared.q_empty());
         barrier_wait(shared.v_full(v_ring.stage), v_ring.phase);
-        issue_sums<HD>(o, weights, descriptor(shared.v(v_ring.stage)));
-        wgmma_wait<0>();
-        pin(o);
-        release(shared.v_empty(v_ring.stage));
-        v_ring.advance();
-        store_rows<HD>(a, tile, item % a.num_kv_heads, first, softmax, o);
+        clear_values<HD>(shared.v(v_ring.stage), item.tile.kv_len - (item.end - 1) * TILE_KEYS, warpgroup);
+        issue_sums();
+        end_sums();
+    }
+};
+
+template <int HD>
+__device__ __forceinline__ void compute_items(const Arguments &a, const Shared<HD> &shared) {
+    int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0) - 1;
+    Computer<HD> computer(a, shared, warpgroup, threadIdx.x % 32);
+    if (warpgroup == 1) turn_pass(1);
+    Item item;
+    for (int round = 0; find_item(a, round, item); round++) {
+        computer.begin_item(item.tile);
+        if (item.begin < item.end) computer.compute(item);
+        store_rows<HD>(a, item, computer.first, computer.softmax, computer.sums);
     }
     // Takes the turn that the other warpgroup passed last.
     if (warpgroup == 0) turn_wait(0);
@@ -458,15 +402,15 @@ __device__ __forceinline__ void attend(const Arguments &a, const TensorMap *q_ma
             barrier_init(shared.v_empty(i), COMPUTING_WARPS);
         }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+        fence_stores();
     }
     __syncthreads();
     if (threadIdx.x < 128) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-        if (threadIdx.x < 32) load_tiles<HD>(a, q_map, k_map, v_map, shared);
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+        if (threadIdx.x < 32) load_items<HD>(a, q_map, k_map, v_map, shared);
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-        compute_tiles<HD>(a, shared);
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+        compute_items<HD>(a, shared);
     }
 }
 

@@ -9,61 +9,38 @@ use cudarc::driver::sys::{
     CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B,
     cuTensorMapEncodeTiled,
 };
-use cudarc::driver::{CudaFunction, CudaSlice, CudaStream, CudaView, DevicePtr, DevicePtrMut, DeviceRepr, PushKernelArg};
+use cudarc::driver::{CudaFunction, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, PushKernelArg};
 use half::bf16;
 
+use super::attention::TileList;
 use super::device::{Device, DeviceError, launch};
-use super::tiles::Tile;
+use super::paged::{BLOCK, PagedQueries, Sizes};
+use super::splits::{Combine, Partials, TileSlots};
 
-/// Slots of a block, as in `common.cuh`.
-const BLOCK: usize = 32;
-/// Rows (token and head of its group) of a tile, keys of a tile, buffers for keys and values, threads: as in the source.
+/// Query rows (token times head of its group) of a tile, keys met at once, buffers for keys and values, threads: as in
+/// `attention_hopper.cu`.
 const TILE_ROWS: usize = 128;
+const TILE_KEYS: usize = 160;
 const STAGES: usize = 2;
 const THREADS: usize = 384;
-/// Numbers of 128 bytes, the widest row the copy engine swizzles.
+/// Heads of a group: a tile has two tokens at least.
+const MAX_GROUP: usize = 64;
+/// Numbers of 128 bytes, the longest row the copy engine swizzles.
 const COLUMNS: usize = 64;
 
-/// What prefill attention reads.
-pub struct PrefillAttention<'a> {
-    /// `[rows, q_stride]`; a row starts with its `num_heads` queries of `head_dim` numbers.
-    pub q: &'a CudaSlice<bf16>,
-    /// Numbers from one row to the next, a multiple of 8.
-    pub q_stride: usize,
-    /// Position of each row.
-    pub positions: CudaView<'a, u32>,
-    /// Of [`super::tiles`], made for [`AttentionHopper::tile_tokens`].
-    pub tiles: CudaView<'a, Tile>,
-    /// How many of them to compute.
-    pub num_tiles: usize,
-    /// `[sequences, max_blocks]`; a sequence's entries cover its largest position.
-    pub block_tables: CudaView<'a, u32>,
-    /// Entries from one table to the next.
-    pub max_blocks: usize,
-    /// `[num_layers, num_blocks, num_kv_heads, 32, head_dim]`, every number finite.
-    pub keys: &'a CudaSlice<bf16>,
-    /// As `keys`.
-    pub values: &'a CudaSlice<bf16>,
-    /// Layer of the pool.
-    pub layer: usize,
-    /// Blocks of a layer.
-    pub num_blocks: usize,
-    /// Query heads, a multiple of `num_kv_heads`.
-    pub num_heads: usize,
-    /// Heads of the pool.
-    pub num_kv_heads: usize,
-    /// 64 or 128.
-    pub head_dim: usize,
-    /// Factor of the scores.
-    pub scale: f32,
-}
-
-/// [`super::super::cpu::attention`] through the copy engine and warpgroup products of compute capability 9.0.
+/// [`super::Attention`] through the copy engine and the warpgroup products of compute capability 9.0.
 pub struct AttentionHopper {
     device: Arc<Device>,
     num_multiprocessors: usize,
-    head_64: CudaFunction,
-    head_128: CudaFunction,
+    attention_64: CudaFunction,
+    attention_128: CudaFunction,
+    combine: Combine,
+}
+
+/// Where a launch writes.
+enum Output<'a> {
+    Rows(&'a mut CudaSlice<bf16>, Option<&'a mut CudaSlice<f32>>),
+    Parts(&'a mut Partials),
 }
 
 impl AttentionHopper {
@@ -73,109 +50,148 @@ impl AttentionHopper {
     /// If the device cannot run them.
     ///
     /// # Panics
-    /// If the device is not of compute capability 9.0.
+    /// If [`Self::runs_on`] denies the device.
     pub fn new(device: &Arc<Device>) -> Result<Self, DeviceError> {
-        assert_eq!(device.capability()?, 90, "only compute capability 9.0 has these instructions");
+        assert!(Self::runs_on(device)?, "only compute capability 9.0 has these instructions");
+        let function = |name, head_dim| device.function("attention_hopper", name, shared_bytes(head_dim));
         Ok(Self {
             device: Arc::clone(device),
             num_multiprocessors: device.num_multiprocessors()?,
-            head_64: device.function("attention_hopper", "attention_hopper_64", shared_bytes(64))?,
-            head_128: device.function("attention_hopper", "attention_hopper_128", shared_bytes(128))?,
+            attention_64: function("attention_hopper_64", 64)?,
+            attention_128: function("attention_hopper_128", 128)?,
+            combine: Combine::new(device)?,
         })
     }
 
-    /// Tokens of a tile where `group` query heads share a key head.
+    /// Whether the device has the instructions: later chips do not.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn runs_on(device: &Device) -> Result<bool, DeviceError> {
+        Ok(device.capability()? == 90)
+    }
+
+    /// Tokens of a tile when `group` query heads share a head of keys.
     ///
     /// # Panics
-    /// If `group` is 0 or over 64.
+    /// If there are more than 64.
     #[must_use]
     pub fn tile_tokens(group: usize) -> usize {
-        assert!((1..=64).contains(&group), "groups of 1 to 64 heads");
+        assert!((1..=MAX_GROUP).contains(&group), "a group of up to {MAX_GROUP} heads");
         TILE_ROWS / group
     }
 
-    /// `out[row] = softmax(scale * q Kᵀ) V` for all rows of the tiles, keys up to the row's position; `out` is
-    /// `[rows, num_heads * head_dim]`. `lse`, `[rows, num_heads]`, gets the natural logarithm of each softmax's denominator.
+    /// Into how many parts to divide the keys of `num_tiles` tiles over up to `max_context` positions, so that a launch fills the GPU.
+    #[must_use]
+    pub fn num_splits(&self, num_tiles: usize, num_kv_heads: usize, max_context: usize) -> usize {
+        num_splits(self.num_multiprocessors, num_tiles * num_kv_heads, max_context)
+    }
+
+    /// Room for the parts of any launch divided into [`Self::num_splits`].
+    ///
+    /// # Errors
+    /// If memory does not suffice.
+    pub fn partials(&self, head_dim: usize) -> Result<Partials, DeviceError> {
+        Partials::new(&self.device, self.num_multiprocessors * TILE_ROWS, head_dim)
+    }
+
+    /// `out[row] = softmax(scale * q Kᵀ) V` for the rows of all tiles; key `j` is seen by a row at position `j` or later.
+    ///
+    /// `out` is `[rows][num_heads * head_dim]`, `lse` (natural logarithm of the sum of exponentials) `[rows][num_heads]`; rows outside
+    /// the tiles are left alone. Whatever a block holds beyond the last position of a tile does not matter. The bits of a row do not
+    /// depend on the rows beside it.
     ///
     /// # Errors
     /// If the launch fails.
-    ///
-    /// # Panics
-    /// If lengths do not fit.
-    pub fn attend(
+    pub fn run(
         &self,
-        from: &PrefillAttention<'_>,
+        paged: &PagedQueries<'_>,
+        list: &TileList<'_>,
         out: &mut CudaSlice<bf16>,
         lse: Option<&mut CudaSlice<f32>>,
     ) -> Result<(), DeviceError> {
-        if from.num_tiles == 0 {
-            return Ok(());
+        check(paged, list, out, lse.as_deref());
+        self.launch(paged, list, 1, Output::Rows(out, lse))
+    }
+
+    /// As [`Self::run`], with the keys of each tile divided into `num_splits` parts: for few tiles over many keys. `partials` has room
+    /// for tiles × tokens of a tile × query heads × splits.
+    ///
+    /// # Errors
+    /// If a launch fails.
+    pub fn run_split(
+        &self,
+        paged: &PagedQueries<'_>,
+        list: &TileList<'_>,
+        (num_splits, partials): (usize, &mut Partials),
+        out: &mut CudaSlice<bf16>,
+        lse: Option<&mut CudaSlice<f32>>,
+    ) -> Result<(), DeviceError> {
+        if num_splits == 1 {
+            return self.run(paged, list, out, lse);
         }
-        let num_rows = from.check();
-        assert!(out.len() >= num_rows * from.num_heads * from.head_dim, "rows lie in the output");
-        assert!(lse.as_ref().is_none_or(|lse| lse.len() >= num_rows * from.num_heads), "rows lie in the output");
-        let stream = self.device.stream();
-        let num_items = from.num_tiles * from.num_kv_heads;
-        let arguments = Arguments {
-            positions: address(&from.positions, stream),
-            tiles: address(&from.tiles, stream),
-            block_tables: address(&from.block_tables, stream),
-            out: out.device_ptr_mut(stream).0,
-            lse: lse.map_or(0, |lse| lse.device_ptr_mut(stream).0),
-            num_items: num_items as i32,
-            max_blocks: from.max_blocks as i32,
-            layer: from.layer as i32,
-            num_blocks: from.num_blocks as i32,
-            num_heads: from.num_heads as i32,
-            num_kv_heads: from.num_kv_heads as i32,
-            scale: from.scale,
+        check(paged, list, out, lse.as_deref());
+        let tile_tokens = Self::tile_tokens(paged.group());
+        let slots = list.num_tiles * tile_tokens;
+        partials.check(slots * paged.num_heads * num_splits, paged.head_dim);
+        self.launch(paged, list, num_splits, Output::Parts(partials))?;
+        let tiles = TileSlots { tiles: list.tiles.slice(..), tile_tokens };
+        self.combine.run(partials, (slots, num_splits), Some(&tiles), (paged.num_heads, paged.head_dim), out, lse)
+    }
+
+    fn launch(
+        &self,
+        paged: &PagedQueries<'_>,
+        list: &TileList<'_>,
+        num_splits: usize,
+        output: Output<'_>,
+    ) -> Result<(), DeviceError> {
+        let (stream, group) = (self.device.stream(), paged.group());
+        // Queries: the heads of a group, some tokens at once. Pool: one head of a block. Rows of 64 columns, both.
+        let queries = TensorMap::new(
+            address(paged.queries, stream),
+            [paged.head_dim, paged.num_heads, list.num_rows],
+            [paged.head_dim, paged.row_stride],
+            [COLUMNS, group, Self::tile_tokens(group)],
+        )?;
+        let pool = |pool: &CudaSlice<bf16>| {
+            let num_slots = pool.len() / paged.head_dim;
+            assert!(num_slots <= i32::MAX as usize, "the copy engine counts rows in 31 bits");
+            TensorMap::new(address(pool, stream), [paged.head_dim, num_slots], [paged.head_dim], [COLUMNS, BLOCK])
         };
-        let maps = [from.q_map(stream)?, from.pool_map(from.keys, stream)?, from.pool_map(from.values, stream)?];
-        let function = if from.head_dim == 64 { &self.head_64 } else { &self.head_128 };
+        let (keys, values) = (pool(paged.keys)?, pool(paged.values)?);
+        let arguments = Arguments::new(paged, list, num_splits, output, stream);
+        let function = if paged.head_dim == 64 { &self.attention_64 } else { &self.attention_128 };
+        let num_items = list.num_tiles * paged.num_kv_heads * num_splits;
         let grid = (num_items.min(self.num_multiprocessors), 1, 1);
         let mut call = stream.launch_builder(function);
-        call.arg(&maps[0]).arg(&maps[1]).arg(&maps[2]).arg(&arguments);
-        // SAFETY: buffers hold what was asserted; that tiles, tables and positions agree with them is the caller's promise.
-        unsafe { call.launch(launch(grid, THREADS, shared_bytes(from.head_dim))) }?;
+        call.arg(&queries).arg(&keys).arg(&values).arg(&arguments);
+        // SAFETY: layer, rows and outputs lie in their buffers, as asserted; that tiles name rows below `num_rows` and tables whose
+        // blocks lie in the pool is the caller's promise, kept where tables are made.
+        unsafe { call.launch(launch(grid, THREADS, shared_bytes(paged.head_dim))) }?;
         Ok(())
     }
 }
 
-impl PrefillAttention<'_> {
-    /// Checks lengths; rows that the query buffer holds.
-    fn check(&self) -> usize {
-        let (group, width) = (self.num_heads / self.num_kv_heads, self.num_heads * self.head_dim);
-        assert_eq!(group * self.num_kv_heads, self.num_heads, "query heads share key heads evenly");
-        assert!((1..=64).contains(&group) && matches!(self.head_dim, 64 | 128), "groups of 1 to 64 heads of 64 or 128 numbers");
-        assert!(self.q_stride >= width && self.q_stride.is_multiple_of(8), "a row holds its queries, aligned to 16 bytes");
-        let layer_len = self.num_blocks * self.num_kv_heads * BLOCK * self.head_dim;
-        assert!(
-            self.keys.len() == self.values.len() && self.keys.len() >= (self.layer + 1) * layer_len,
-            "the layer lies in the pool"
-        );
-        assert!(self.keys.len() / self.head_dim <= i32::MAX as usize, "the copy engine counts rows in 31 bits");
-        assert!(self.num_tiles <= self.tiles.len() && self.num_tiles * self.num_kv_heads <= i32::MAX as usize / 2);
-        self.q.len() / self.q_stride
-    }
+/// Most splits of a tile. Measured with 16 rows at 32k: more are slower to combine than they save.
+const MAX_SPLITS: usize = 32;
+/// Tiles of keys that pay for a split. Measured with 16 rows at 8k.
+const MIN_KEY_TILES: usize = 2;
 
-    /// Queries of a group, some tokens at once: rows (token, head) of 64 columns.
-    fn q_map(&self, stream: &Arc<CudaStream>) -> Result<TensorMap, DeviceError> {
-        let group = self.num_heads / self.num_kv_heads;
-        TensorMap::new(
-            address(self.q, stream),
-            [self.head_dim, self.num_heads, self.q.len() / self.q_stride],
-            [self.head_dim, self.q_stride],
-            [COLUMNS, group, TILE_ROWS / group],
-        )
-    }
-
-    /// One head of a block: rows (slot) of 64 columns.
-    fn pool_map(&self, pool: &CudaSlice<bf16>, stream: &Arc<CudaStream>) -> Result<TensorMap, DeviceError> {
-        TensorMap::new(address(pool, stream), [self.head_dim, pool.len() / self.head_dim], [self.head_dim], [COLUMNS, BLOCK])
-    }
+/// Only what leaves multiprocessors idle is divided: measured, the combination costs more than an uneven last round.
+fn num_splits(num_multiprocessors: usize, num_items: usize, max_context: usize) -> usize {
+    let most = max_context.div_ceil(MIN_KEY_TILES * TILE_KEYS).clamp(1, MAX_SPLITS);
+    (num_multiprocessors / num_items.max(1)).clamp(1, most)
 }
 
-/// As in the source.
+fn check(paged: &PagedQueries<'_>, list: &TileList<'_>, out: &CudaSlice<bf16>, lse: Option<&CudaSlice<f32>>) {
+    paged.check(list.num_rows);
+    assert!(list.num_tiles > 0 && list.num_tiles <= list.tiles.len(), "tiles lie in their buffer");
+    assert!(list.num_rows * paged.num_heads * paged.head_dim <= out.len(), "rows lie in the output");
+    assert!(lse.is_none_or(|lse| list.num_rows * paged.num_heads <= lse.len()), "rows lie in the output");
+}
+
+/// As in `attention_hopper.cu`; addresses may be 0 where there is nothing to write.
 #[repr(C)]
 struct Arguments {
     positions: u64,
@@ -183,17 +199,42 @@ struct Arguments {
     block_tables: u64,
     out: u64,
     lse: u64,
-    num_items: i32,
-    max_blocks: i32,
-    layer: i32,
-    num_blocks: i32,
-    num_heads: i32,
-    num_kv_heads: i32,
-    scale: f32,
+    partial_sums: u64,
+    partial_stats: u64,
+    sizes: Sizes,
+    num_tiles: i32,
+    num_splits: i32,
 }
 
 // SAFETY: the struct of the same name in the source.
 unsafe impl DeviceRepr for Arguments {}
+
+impl Arguments {
+    fn new(
+        paged: &PagedQueries<'_>,
+        list: &TileList<'_>,
+        num_splits: usize,
+        output: Output<'_>,
+        stream: &Arc<CudaStream>,
+    ) -> Self {
+        let [out, lse, partial_sums, partial_stats] = match output {
+            Output::Rows(out, lse) => [out.device_ptr_mut(stream).0, lse.map_or(0, |lse| lse.device_ptr_mut(stream).0), 0, 0],
+            Output::Parts(parts) => [0, 0, parts.sums.device_ptr_mut(stream).0, parts.stats.device_ptr_mut(stream).0],
+        };
+        Self {
+            positions: address(&paged.positions, stream),
+            tiles: address(&list.tiles, stream),
+            block_tables: address(&paged.block_tables, stream),
+            out,
+            lse,
+            partial_sums,
+            partial_stats,
+            sizes: paged.sizes(),
+            num_tiles: list.num_tiles as i32,
+            num_splits: num_splits as i32,
+        }
+    }
+}
 
 /// How the copy engine reads a tensor of bf16.
 #[repr(transparent)]
@@ -213,7 +254,7 @@ impl TensorMap {
     ) -> Result<Self, DeviceError> {
         const { assert!(OUTER + 1 == RANK, "one stride less than dimensions") };
         let mut map = Self(CUtensorMap { opaque: [0; 16] });
-        let (lens, bytes) = (lens.map(|len| len as u64), strides.map(|stride| 2 * stride as u64));
+        let (lens, bytes) = (lens.map(|len| len as u64), strides.map(|stride| (stride * size_of::<bf16>()) as u64));
         let (copied, steps) = (copied.map(|len| len as u32), [1u32; RANK]);
         // SAFETY: all pointers are valid for `RANK` numbers, the map for a write; the address is not read here.
         unsafe {
@@ -241,227 +282,119 @@ fn address<T>(slice: &impl DevicePtr<T>, stream: &Arc<CudaStream>) -> u64 {
     slice.device_ptr(stream).0
 }
 
-/// A tile of queries, the stages of keys and values, barriers, and room to begin at a multiple of 1024.
+/// A tile of queries, the buffers of keys and values, their barriers, and room to begin at a multiple of 1024.
 const fn shared_bytes(head_dim: usize) -> usize {
-    (1 + 2 * STAGES) * TILE_ROWS * head_dim * 2 + (2 + 4 * STAGES) * 8 + 1024
+    (TILE_ROWS + 2 * STAGES * TILE_KEYS) * head_dim * size_of::<bf16>() + (2 + 4 * STAGES) * size_of::<u64>() + 1024
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::{self, AttentionShape, KvDtype, KvLayer, KvShape, QuerySequence, Threads, testing::noise};
-    use crate::cuda::testing::{assert_close, device};
-    use crate::cuda::tiles::{TileSequence, tiles};
+    use crate::cuda::testing::{PagedWorld, device};
+    use crate::cuda::tiles;
 
-    const SCALE: f32 = 0.3;
-
-    /// Query rows of some sequences, each at the positions given.
-    struct World {
-        head_dim: usize,
-        num_heads: usize,
-        num_kv_heads: usize,
-        sequences: Vec<Vec<u32>>,
-    }
-
-    /// Numbers as bf16, and the same widened.
-    fn rounded(len: usize, seed: u32, factor: f32) -> (Vec<bf16>, Vec<f32>) {
-        let narrow: Vec<bf16> = noise(len, seed).into_iter().map(|x| bf16::from_f32(factor * x)).collect();
-        let wide = narrow.iter().map(|x| x.to_f32()).collect();
-        (narrow, wide)
-    }
-
-    impl World {
-        fn num_blocks(&self) -> usize {
-            self.sequences.len() * self.max_blocks() + 3
-        }
-
-        fn max_blocks(&self) -> usize {
-            self.sequences.iter().map(|positions| *positions.last().unwrap() as usize / BLOCK + 1).max().unwrap()
-        }
-
-        fn num_rows(&self) -> usize {
-            self.sequences.iter().map(Vec::len).sum()
-        }
-
-        /// Every block of the pool at most once, in an order that jumps about.
-        fn tables(&self) -> Vec<u32> {
-            let num_blocks = self.num_blocks() as u32;
-            let step =
-                (num_blocks / 2..).find(|step| (2..=*step).all(|d| step % d != 0 || !num_blocks.is_multiple_of(d))).unwrap();
-            (0..(self.sequences.len() * self.max_blocks()) as u32).map(|i| (i * step + 2) % num_blocks).collect()
-        }
-
-        /// Natural logarithms of the denominators, and outputs.
-        fn on_cpu(&self, q: &[f32], pool: [&[f32]; 2]) -> Vec<f32> {
-            let threads = Threads::new(2).unwrap();
-            let shape = KvShape { num_blocks: self.num_blocks(), num_kv_heads: self.num_kv_heads, head_dim: self.head_dim };
-            let mut kv = KvLayer::new(KvDtype::F32, shape);
-            let slots: Vec<u32> = (0..(self.num_blocks() * BLOCK) as u32).collect();
-            let [keys, values] = pool.map(|numbers| self.by_slot(numbers));
-            kv.write(&threads, &slots, &keys, &values, shape.width());
-            let (tables, max_blocks) = (self.tables(), self.max_blocks());
-            let mut first_row = 0;
-            let mut sequences = Vec::new();
-            for (i, positions) in self.sequences.iter().enumerate() {
-                sequences.push(QuerySequence { first_row, positions, block_table: &tables[i * max_blocks..][..max_blocks] });
-                first_row += positions.len();
-            }
-            let stride = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim;
-            let shape = AttentionShape { num_heads: self.num_heads, scale: SCALE, q_stride: stride };
-            let mut out = vec![0.0; self.num_rows() * self.num_heads * self.head_dim];
-            cpu::attention(&threads, shape, q, &kv, &sequences, &mut out);
-            out
-        }
-
-        /// From `[blocks, heads, 32, head_dim]` to `[slots, heads, head_dim]`.
-        fn by_slot(&self, numbers: &[f32]) -> Vec<f32> {
-            let (heads, head_dim) = (self.num_kv_heads, self.head_dim);
-            let mut out = Vec::with_capacity(numbers.len());
-            for slot in 0..self.num_blocks() * BLOCK {
-                for head in 0..heads {
-                    let from = ((slot / BLOCK * heads + head) * BLOCK + slot % BLOCK) * head_dim;
-                    out.extend_from_slice(&numbers[from..from + head_dim]);
-                }
-            }
-            out
-        }
-
-        /// Logarithm of the softmax's denominator of every row and head.
-        fn lse(&self, q: &[f32], keys: &[f32]) -> Vec<f32> {
-            let (tables, max_blocks, head_dim) = (self.tables(), self.max_blocks(), self.head_dim);
-            let (group, stride) = (self.num_heads / self.num_kv_heads, (self.num_heads + 2 * self.num_kv_heads) * head_dim);
-            let rows =
-                self.sequences.iter().enumerate().flat_map(|(i, positions)| positions.iter().map(move |p| (i, *p as usize)));
-            let mut out = Vec::new();
-            for (row, (sequence, position)) in rows.enumerate() {
-                for head in 0..self.num_heads {
-                    let q = &q[row * stride + head * head_dim..][..head_dim];
-                    let weights = (0..=position).map(|p| {
-                        let block = tables[sequence * max_blocks + p / BLOCK] as usize;
-                        let at = ((block * self.num_kv_heads + head / group) * BLOCK + p % BLOCK) * head_dim;
-                        let dot: f32 = q.iter().zip(&keys[at..]).map(|(q, k)| q * k).sum();
-                        f64::from(SCALE * dot).exp()
-                    });
-                    out.push(weights.sum::<f64>().ln() as f32);
-                }
-            }
-            out
-        }
-    }
-
+    /// Compares rows and their lse with the CPU's, whole and in parts.
     #[track_caller]
-    fn check(world: &World) {
+    fn check(head_dim: usize, (num_heads, num_kv_heads): (usize, usize), sequences: &[Vec<u32>]) {
+        let world = PagedWorld { head_dim, num_heads, num_kv_heads, sequences: sequences.to_vec() };
         let device = device();
-        let stride = (world.num_heads + 2 * world.num_kv_heads) * world.head_dim;
-        let layer_len = world.num_blocks() * world.num_kv_heads * BLOCK * world.head_dim;
-        let (q, wide_q) = rounded(world.num_rows() * stride, 1, 4.0);
-        let ((keys, wide_keys), (values, wide_values)) = (rounded(2 * layer_len, 2, 2.0), rounded(2 * layer_len, 3, 2.0));
-        let expected = world.on_cpu(&wide_q, [&wide_keys[layer_len..], &wide_values[layer_len..]]);
-
-        let mut first_row = 0;
-        let mut sequences = Vec::new();
-        for (table, positions) in world.sequences.iter().enumerate() {
-            sequences.push(TileSequence { first_row, positions, table });
-            first_row += positions.len();
+        let (attention, on_device) = (AttentionHopper::new(&device).unwrap(), world.upload(&device));
+        let tile_tokens = AttentionHopper::tile_tokens(num_heads / num_kv_heads);
+        let list = tiles(&world.sequence_rows(), tile_tokens);
+        let on_device_list = device.upload(&list).unwrap();
+        let list = TileList { tiles: on_device_list.as_view(), num_tiles: list.len(), num_rows: world.num_rows() };
+        let (expected, expected_lse) = world.expected();
+        for num_splits in [1, 3, 8] {
+            let case = format!("{num_heads}/{num_kv_heads} heads of {head_dim}, {num_splits} splits");
+            let parts = list.num_tiles * tile_tokens * num_heads * num_splits;
+            let mut partials = Partials::new(&device, parts, head_dim).unwrap();
+            let mut run = |lse: Option<&mut CudaSlice<f32>>| {
+                let mut out = device.upload(&vec![bf16::NAN; expected.len()]).unwrap();
+                attention.run_split(&on_device.paged(&world), &list, (num_splits, &mut partials), &mut out, lse).unwrap();
+                device.download(&out).unwrap()
+            };
+            let mut lse = device.upload(&vec![f32::NAN; expected_lse.len()]).unwrap();
+            let out = run(Some(&mut lse));
+            world.assert_rows(&out, &expected, &case);
+            world.assert_lse(&device.download(&lse).unwrap(), &expected_lse, &case);
+            let bits = |out: &[bf16]| out.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert!(bits(&out) == bits(&run(None)), "{case}: the same bits every time");
         }
-        let tiles = tiles(&sequences, AttentionHopper::tile_tokens(world.num_heads / world.num_kv_heads));
-        let mut out = device.upload(&vec![bf16::NAN; expected.len()]).unwrap();
-        let mut lse = device.upload(&vec![f32::NAN; world.num_rows() * world.num_heads]).unwrap();
-        let positions = device.upload(&world.sequences.concat()).unwrap();
-        let (on_device, tables) = (device.upload(&tiles).unwrap(), device.upload(&world.tables()).unwrap());
-        let from = PrefillAttention {
-            q: &device.upload(&q).unwrap(),
-            q_stride: stride,
-            positions: positions.as_view(),
-            num_tiles: tiles.len(),
-            tiles: on_device.as_view(),
-            block_tables: tables.as_view(),
-            max_blocks: world.max_blocks(),
-            keys: &device.upload(&keys).unwrap(),
-            values: &device.upload(&values).unwrap(),
-            layer: 1,
-            num_blocks: world.num_blocks(),
-            num_heads: world.num_heads,
-            num_kv_heads: world.num_kv_heads,
-            head_dim: world.head_dim,
-            scale: SCALE,
-        };
-        let attention = AttentionHopper::new(&device).unwrap();
-        attention.attend(&from, &mut out, Some(&mut lse)).unwrap();
-        assert_close(&device.download(&out).unwrap(), &expected, 1e-2);
-        assert_close(&device.download(&lse).unwrap(), &world.lse(&wide_q, &wide_keys[layer_len..]), 1e-4);
-        // Without sums the outputs are the same bits.
-        let mut alone = device.upload(&vec![bf16::NAN; expected.len()]).unwrap();
-        attention.attend(&from, &mut alone, None).unwrap();
-        assert_eq!(device.download(&alone).unwrap(), device.download(&out).unwrap());
     }
 
-    fn one(head_dim: usize, num_heads: usize, num_kv_heads: usize, positions: impl IntoIterator<Item = u32>) -> World {
-        World { head_dim, num_heads, num_kv_heads, sequences: vec![positions.into_iter().collect()] }
+    fn whole(len: u32) -> Vec<u32> {
+        (0..len).collect()
+    }
+
+    #[test]
+    fn only_what_leaves_multiprocessors_idle_is_divided() {
+        assert_eq!(num_splits(132, 4, 32768), 32);
+        assert_eq!(num_splits(132, 4, 8192), 26);
+        assert_eq!(num_splits(132, 4, 100), 1);
+        assert_eq!(num_splits(132, 60, 8192), 2);
+        assert_eq!(num_splits(132, 184, 8192), 1);
     }
 
     #[test]
     #[ignore = "needs a CUDA device"]
-    fn cuda_hopper_one_token() {
-        check(&one(128, 7, 1, 0..1));
-        check(&one(64, 1, 1, 0..1));
+    fn cuda_hopper_a_whole_prompt_is_the_cpus() {
+        for len in [1, 31, 100, 160, 257] {
+            check(128, (7, 1), &[whole(len)]);
+            check(64, (9, 3), &[whole(len)]);
+        }
+        check(128, (28, 4), &[whole(1000)]);
+        check(64, (14, 2), &[whole(1000)]);
     }
 
     #[test]
     #[ignore = "needs a CUDA device"]
-    fn cuda_hopper_prompts_of_one_tile_of_keys() {
-        check(&one(128, 1, 1, 0..100));
-        check(&one(128, 14, 2, 0..31));
-        check(&one(64, 9, 3, 0..100));
+    fn cuda_hopper_a_chunk_goes_on_at_an_offset() {
+        check(128, (14, 2), &[(333..600).collect()]);
+        check(64, (6, 2), &[(127..260).collect()]);
     }
 
     #[test]
     #[ignore = "needs a CUDA device"]
-    fn cuda_hopper_prompts_of_several_tiles() {
-        check(&one(128, 28, 4, 0..257));
-        check(&one(64, 14, 2, 0..257));
-        check(&one(64, 4, 2, 0..1000));
+    fn cuda_hopper_scattered_rows_see_their_past_only() {
+        let rows = vec![0, 5, 31, 32, 33, 63, 64, 90, 159, 160, 200, 201, 319, 700];
+        for heads in [(14, 2), (2, 2), (4, 2), (3, 1), (64, 1), (20, 1)] {
+            check(64, heads, std::slice::from_ref(&rows));
+            check(128, heads, std::slice::from_ref(&rows));
+        }
     }
 
     #[test]
     #[ignore = "needs a CUDA device"]
-    fn cuda_hopper_a_long_prompt() {
-        check(&one(128, 7, 1, 0..1000));
-    }
-
-    #[test]
-    #[ignore = "needs a CUDA device"]
-    fn cuda_hopper_a_chunk_that_goes_on_at_an_offset() {
-        check(&one(128, 14, 2, 333..600));
-        check(&one(64, 6, 2, 127..260));
-    }
-
-    #[test]
-    #[ignore = "needs a CUDA device"]
-    fn cuda_hopper_scattered_rows() {
-        check(&one(128, 14, 2, [0, 5, 31, 32, 33, 90, 200, 201, 319]));
-        check(&one(64, 3, 1, (0..150).map(|i| i * i % 7 + i * 9)));
-    }
-
-    #[test]
-    #[ignore = "needs a CUDA device"]
-    fn cuda_hopper_several_sequences_in_one_launch() {
-        let sequences = vec![(0..130).collect(), vec![700], (64..90).collect(), vec![3, 128, 129, 500]];
-        check(&World { head_dim: 128, num_heads: 28, num_kv_heads: 4, sequences: sequences.clone() });
-        check(&World { head_dim: 64, num_heads: 4, num_kv_heads: 4, sequences });
+    fn cuda_hopper_sequences_of_one_launch_are_apart() {
+        let sequences = [whole(130), vec![700], (64..90).collect(), vec![3, 128, 129, 500], whole(1)];
+        check(128, (28, 4), &sequences);
+        check(64, (4, 4), &sequences);
     }
 
     #[test]
     #[ignore = "needs a CUDA device"]
     fn cuda_hopper_more_items_than_multiprocessors() {
-        let sequences = (0..90).map(|i| (i..2 * i + 1).collect()).collect();
-        check(&World { head_dim: 128, num_heads: 12, num_kv_heads: 6, sequences });
+        let sequences: Vec<Vec<u32>> = (0..60).map(|i| (i..2 * i + 1).collect()).collect();
+        check(128, (12, 6), &sequences);
     }
 
     #[test]
     #[ignore = "needs a CUDA device"]
-    fn cuda_hopper_large_groups() {
-        check(&one(64, 64, 1, 40..50));
-        check(&one(128, 48, 1, 300..305));
+    fn cuda_hopper_bits_of_a_row_do_not_depend_on_the_rows_beside_it() {
+        let device = device();
+        let attention = AttentionHopper::new(&device).unwrap();
+        let world = PagedWorld { head_dim: 128, num_heads: 14, num_kv_heads: 2, sequences: vec![(100..500).collect()] };
+        let on_device = world.upload(&device);
+        let width = world.num_heads * world.head_dim;
+        let mut rows = Vec::new();
+        // Whole tiles, and tiles of one token each.
+        for tile_tokens in [AttentionHopper::tile_tokens(7), 1] {
+            let list = device.upload(&tiles(&world.sequence_rows(), tile_tokens)).unwrap();
+            let list = TileList { tiles: list.as_view(), num_tiles: list.len(), num_rows: world.num_rows() };
+            let mut out = device.upload(&vec![bf16::NAN; world.num_rows() * width]).unwrap();
+            attention.run(&on_device.paged(&world), &list, &mut out, None).unwrap();
+            rows.push(device.download(&out).unwrap());
+        }
+        assert!(rows[0] == rows[1] && rows[0].iter().all(|x| x.is_finite()), "batch variant");
     }
 }

@@ -29,7 +29,7 @@ mod tiles;
 mod upload;
 
 pub use attention::{Attention, TileList};
-pub use attention_hopper::{AttentionHopper, PrefillAttention};
+pub use attention_hopper::AttentionHopper;
 pub use cudarc::driver::{CudaSlice, CudaView, CudaViewMut};
 pub use decode_attention::DecodeAttention;
 pub use deviation::{Deviation, FreshRows};

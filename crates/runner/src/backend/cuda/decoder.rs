@@ -47,7 +47,7 @@ impl Kernels {
             qkv: Qkv::new(device, shape)?,
             kv: Qkv::new(device, QkvShape { num_heads: 0, ..shape })?,
             swiglu: Swiglu::new(device)?,
-            prefill: Prefill::new(device)?,
+            prefill: Prefill::new(device, config.head_dim)?,
             decode: DecodeAttention::new(device)?,
             received: AttentionReceived::new(device)?,
             spans: Spans::new(device, config.head_dim)?,

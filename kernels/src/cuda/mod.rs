@@ -6,6 +6,7 @@
 
 mod attention;
 mod decode_attention;
+mod decode_parts;
 mod device;
 mod norm;
 mod paged;
@@ -17,11 +18,12 @@ mod tiles;
 
 pub use attention::{Attention, TileList};
 pub use cudarc::driver::{CudaSlice, CudaView, CudaViewMut};
-pub use decode_attention::DecodeAttention;
+pub use decode_attention::{DecodeAttention, PartList};
+pub use decode_parts::{DecodePart, NO_SEQUENCE, decode_parts};
 pub use device::{Device, DeviceError};
 pub use half::bf16;
 pub use norm::Norm;
 pub use paged::PagedQueries;
 pub use received::{AttentionReceived, GivingRows};
-pub use splits::{Partials, Splits};
+pub use splits::{Partials, num_splits};
 pub use tiles::{Tile, TileSequence, tiles};

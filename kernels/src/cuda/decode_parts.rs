@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn one_long_row_fills_the_gpu() {
-        check(&[32768], &[(0, 33)]);
+        check(&[32768], &[(0, 32)]);
         check(&[100], &[(0, 2)]);
         check(&[1], &[(0, 1)]);
     }

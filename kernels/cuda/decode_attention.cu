@@ -85,47 +85,66 @@ struct Share {
     __device__ __forceinline__ size_t partial(int part, int head) const { return (size_t)(first_part + part) * num_heads + first_head + head; }
 };
 
+// Where parts of a row are added up, in shared memory.
+template <int HEAD_DIM, int N> struct Combined {
+    float2 stats[8 * N][MAX_PARTS];
+    float weights[8 * N][MAX_PARTS];
+    // [parts at once][heads][HEAD_DIM]
+    float sums[(SHARED_BYTES - 8 * N * MAX_PARTS * (int)sizeof(float3)) / sizeof(float)];
+};
+
+// Starts the copy of `count` parts from `first` on.
+template <int HEAD_DIM>
+__device__ __forceinline__ void fetch_parts(const Share &share, int first, int count, const float *partial_sums, float *to) {
+    int vectors = share.heads * HEAD_DIM / 4;
+    for (int part = threadIdx.x / 32; part < count; part += WARPS) {
+        const float *from = partial_sums + share.partial(first + part, 0) * HEAD_DIM;
+        for (int i = threadIdx.x % 32; i < vectors; i += 32) copy_async(shared_address(to + (part * vectors + i) * 4), from + i * 4, true);
+    }
+    commit_copies();
+}
+
 // Adds up what the parts of a row gave, in their order; run by whichever of their blocks of threads is last.
 template <int HEAD_DIM, int N>
-__device__ __forceinline__ void combine(const Share &share, const float *partial_sums, const float2 *partial_stats, bf16 *out, float *shared) {
+__device__ __forceinline__ void combine(const Share &share, const float *partial_sums, const float2 *partial_stats, bf16 *out,
+                                        Combined<HEAD_DIM, N> &shared) {
     constexpr int VECTORS = HEAD_DIM / 4, ITEMS = 8 * N * VECTORS / (WARPS * 32);
-    int lane = threadIdx.x % 32;
-    float *weights = shared, *stage = shared + 8 * N * MAX_PARTS;
-    for (int head = threadIdx.x / 32; head < share.heads; head += WARPS) {
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, room = sizeof(shared.sums) / (share.heads * HEAD_DIM * sizeof(float));
+    fetch_parts<HEAD_DIM>(share, 0, min(room, share.count), partial_sums, shared.sums);
+    for (int part = threadIdx.x / 8; part < share.count; part += WARPS * 4) {
+        for (int head = threadIdx.x % 8; head < share.heads; head += 8)
+            shared.stats[head][part] = __ldcg(partial_stats + share.partial(part, head));
+    }
+    __syncthreads();
+    for (int head = warp; head < share.heads; head += WARPS) {
         float max = -INFINITY, total = 0.f;
-        for (int part = lane; part < share.count; part += 32) max = fmaxf(max, __ldcg(partial_stats + share.partial(part, head)).x);
+        for (int part = lane; part < share.count; part += 32) max = fmaxf(max, shared.stats[head][part].x);
         max = warp_max(max);
-        for (int part = lane; part < share.count; part += 32) {
-            float2 stats = __ldcg(partial_stats + share.partial(part, head));
-            float weight = power_of_two(stats.x - max);
-            weights[head * MAX_PARTS + part] = weight;
-            total += stats.y * weight;
-        }
-        total = warp_sum(total);
-        for (int part = lane; part < share.count; part += 32) weights[head * MAX_PARTS + part] /= total;
+        for (int part = lane; part < share.count; part += 32) total += shared.stats[head][part].y * power_of_two(shared.stats[head][part].x - max);
+        float inverse = 1.f / warp_sum(total);
+        for (int part = lane; part < share.count; part += 32)
+            shared.weights[head][part] = power_of_two(shared.stats[head][part].x - max) * inverse;
     }
     float4 sums[ITEMS] = {};
-    int room = (SHARED_BYTES - 8 * N * MAX_PARTS * (int)sizeof(float)) / (share.heads * HEAD_DIM * (int)sizeof(float));
     for (int first = 0; first < share.count; first += room) {
         int count = min(room, share.count - first);
-        __syncthreads();
-        for (int i = threadIdx.x; i < count * share.heads * VECTORS; i += WARPS * 32) {
-            int part = first + i / (share.heads * VECTORS), at = i % (share.heads * VECTORS) * 4;
-            copy_async(shared_address(stage + i * 4), partial_sums + share.partial(part, 0) * HEAD_DIM + at, true);
-        }
-        commit_copies();
+        if (first > 0) fetch_parts<HEAD_DIM>(share, first, count, partial_sums, shared.sums);
         wait_copies<0>();
         __syncthreads();
 #pragma unroll
         for (int j = 0; j < ITEMS; j++) {
             int i = threadIdx.x + j * WARPS * 32, head = i / VECTORS;
             if (head >= share.heads) continue;
+            const float *weights = shared.weights[head] + first;
+            const float4 *from = (const float4 *)shared.sums + i;
+#pragma unroll 8
             for (int part = 0; part < count; part++) {
-                float weight = weights[head * MAX_PARTS + first + part];
-                float4 x = *(float4 *)(stage + (part * share.heads * VECTORS + i) * 4);
+                float weight = weights[part];
+                float4 x = from[part * share.heads * VECTORS];
                 sums[j].x += weight * x.x, sums[j].y += weight * x.y, sums[j].z += weight * x.z, sums[j].w += weight * x.w;
             }
         }
+        __syncthreads();
     }
 #pragma unroll
     for (int j = 0; j < ITEMS; j++) {
@@ -134,6 +153,13 @@ __device__ __forceinline__ void combine(const Share &share, const float *partial
         uint2 x = make_uint2(pack(sums[j].x, sums[j].y), pack(sums[j].z, sums[j].w));
         *(uint2 *)(out + share.output(0) * HEAD_DIM + i * 4) = x;
     }
+}
+
+// Counts one more part of a row as done; what others wrote before they were counted is seen after it.
+__device__ __forceinline__ uint32_t arrive(uint32_t *arrived) {
+    uint32_t before;
+    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;" : "=r"(before) : "l"(arrived) : "memory");
+    return before;
 }
 
 // Brings the warps' sums together and writes them to `out` if the row has no other part, else to `partial_sums` and `partial_stats`.
@@ -287,13 +313,11 @@ __device__ __forceinline__ void decode(const bf16 *q, const uint32_t *positions,
     __syncthreads();
     if (threadIdx.x == 0) {
         uint32_t *done = arrived + (size_t)share.first_part * gridDim.y + blockIdx.y;
-        __threadfence();
-        is_last = atomicAdd(done, 1) == share.count - 1;
-        __threadfence();
+        is_last = arrive(done) == share.count - 1;
         if (is_last) *done = 0;
     }
     __syncthreads();
-    if (is_last) combine<HEAD_DIM, N>(share, partial_sums, partial_stats, out, (float *)ring);
+    if (is_last) combine<HEAD_DIM, N>(share, partial_sums, partial_stats, out, *(Combined<HEAD_DIM, N> *)ring);
 }
 
 #define DECODE(HEAD_DIM, HEADS)                                                                                                              \

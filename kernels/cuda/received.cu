@@ -121,7 +121,7 @@ __device__ __forceinline__ void receive(const bf16 *q, const uint32_t *rows, int
 }
 
 #define RECEIVE(HEAD_DIM)                                                                                                                    \
-    extern "C" __global__ void __launch_bounds__(WARPS * 32) receive_##HEAD_DIM(                                                             \
+    extern "C" __global__ void __launch_bounds__(WARPS * 32, 3) receive_##HEAD_DIM(                                                          \
         const bf16 *q, const uint32_t *rows, int num_rows, const uint32_t *positions, const float *lse, const uint32_t *table,               \
         const bf16 *keys, Sizes sizes, float *partial, int len) {                                                                            \
         receive<HEAD_DIM>(q, rows, num_rows, positions, lse, table, keys, sizes, partial, len);                                              \

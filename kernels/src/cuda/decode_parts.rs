@@ -26,6 +26,8 @@ pub const NO_SEQUENCE: u32 = u32::MAX;
 
 /// Most parts of a row, `MAX_PARTS` of `decode_attention.cu`.
 const MAX_PARTS: usize = 128;
+/// Times the mean length that a part may have: the rest of the batch should not wait for one long row. Chosen.
+const LONG_ROW: usize = 2;
 /// Blocks of 32 keys that pay for a part. Measured by the example `paged_attention_speed`: at batch 1 and 1024 positions.
 const MIN_BLOCKS: usize = 2;
 
@@ -36,11 +38,11 @@ impl DecodePart {
     /// Most parts that [`decode_parts`] makes: so long is the list of a captured graph.
     #[must_use]
     pub fn most(num_rows: usize, num_kv_heads: usize, num_multiprocessors: usize) -> usize {
-        num_rows + num_multiprocessors.div_ceil(num_kv_heads)
+        num_rows + num_multiprocessors.div_ceil(num_kv_heads).max(num_rows.div_ceil(LONG_ROW))
     }
 }
 
-/// Divides rows so that their parts are about equal and, if the rows are few, every multiprocessor has one.
+/// Divides rows so that every multiprocessor has a part if the rows are few, and no part is much longer than a row of the mean length.
 ///
 /// Longer rows come first. The list is right for all later positions of the same rows too, only less even.
 /// A row without a sequence has one part.
@@ -48,7 +50,8 @@ impl DecodePart {
 pub fn decode_parts(positions: &[u32], num_kv_heads: usize, num_multiprocessors: usize) -> Vec<DecodePart> {
     let blocks = |row: usize| if positions[row] == NO_SEQUENCE { 0 } else { positions[row] as usize / BLOCK + 1 };
     let total: usize = (0..positions.len()).map(blocks).sum();
-    let share = total.div_ceil(num_multiprocessors.div_ceil(num_kv_heads)).max(MIN_BLOCKS);
+    let filling = total.div_ceil(num_multiprocessors.div_ceil(num_kv_heads));
+    let share = filling.min((LONG_ROW * total).div_ceil(positions.len().max(1))).max(MIN_BLOCKS);
     let mut rows: Vec<usize> = (0..positions.len()).collect();
     rows.sort_by_key(|row| Reverse(blocks(*row)));
     let mut parts = Vec::new();
@@ -88,7 +91,8 @@ mod tests {
     }
 
     #[test]
-    fn many_equal_rows_stay_whole() {
+    fn many_rows_stay_whole_but_for_a_long_one() {
+        check(&[&[1024; 255][..], &[8192]].concat(), &[&[(255, 4)], &*(0..255).map(|row| (row, 1)).collect::<Vec<_>>()].concat());
         check(&[1024; 64], &(0..64).map(|row| (row, 1)).collect::<Vec<_>>());
     }
 

@@ -4,9 +4,9 @@
 // at a time through its own ring of asynchronous copies and waits for no other. Products are transposed, scores^T = K q^T and
 // out^T = V^T weights^T, so that keys fill the 16 rows of a product and a group of up to 8 heads its 8 columns.
 //
-// Grid: (splits, num_kv_heads * ceil(group / heads a block), rows), 128 threads. A row's keys are divided among its splits by blocks of 32;
-// a row uses only so many splits that each has min_blocks of them, and the last of these to end adds them up. Position 0xffffffff is a row
-// without a sequence: its output is zero.
+// Grid: (parts, num_kv_heads * ceil(group / heads a block)), 128 threads. A row has one or more parts, which follow each other; its blocks
+// of 32 keys are divided among them evenly, and the last of them to end adds them up. Position 0xffffffff is a row without a sequence: its
+// output is zero.
 #include "mma.cuh"
 #include "paged.cuh"
 
@@ -15,7 +15,7 @@ constexpr int STAGE_KEYS = 16;
 // Stages of a warp's ring: 24 KB a warp, 96 KB a block, so that two blocks fit a multiprocessor of sm_90 and one an sm_89's.
 template <int HEAD_DIM> constexpr int STAGES = 3 * 128 / HEAD_DIM;
 constexpr int SHARED_BYTES = WARPS * 24 * 1024;
-constexpr int MAX_SPLITS = 128;
+constexpr int MAX_PARTS = 128;
 constexpr uint32_t NO_SEQUENCE = 0xffffffff;
 
 // 16 keys and values in shared memory, for a warp and 8 * N heads. Scores beyond `visible` keys are masked.
@@ -71,68 +71,100 @@ __device__ __forceinline__ void attend(float (&sums)[N][HEAD_DIM / 16][4], float
     }
 }
 
-// The part of a row that a block of threads computes.
-struct Part {
-    // Of the row's first head here, in units of heads.
-    size_t first_head;
-    int heads, split, used_splits, num_splits;
+// As cuda::DecodePart.
+struct DecodePart {
+    uint32_t row, first_part, num_parts;
 };
 
-// Adds up what the parts of a row gave, in the order of the parts; run by whichever of their blocks is last.
+// What a block of threads computes: part `index` of `count`, for `heads` heads from `first_head` of the row on.
+struct Share {
+    int row, first_part, index, count, num_heads, first_head, heads;
+
+    // Of a head of the row's outputs, and of what a part gave for it.
+    __device__ __forceinline__ size_t output(int head) const { return (size_t)row * num_heads + first_head + head; }
+    __device__ __forceinline__ size_t partial(int part, int head) const { return (size_t)(first_part + part) * num_heads + first_head + head; }
+};
+
+// Where parts of a row are added up, in shared memory.
+template <int HEAD_DIM, int N> struct Combined {
+    float2 stats[8 * N][MAX_PARTS];
+    float weights[8 * N][MAX_PARTS];
+    // [parts at once][heads][HEAD_DIM]
+    float sums[(SHARED_BYTES - 8 * N * MAX_PARTS * (int)sizeof(float3)) / sizeof(float)];
+};
+
+// Starts the copy of `count` parts from `first` on.
+template <int HEAD_DIM>
+__device__ __forceinline__ void fetch_parts(const Share &share, int first, int count, const float *partial_sums, float *to) {
+    int vectors = share.heads * HEAD_DIM / 4;
+    for (int part = threadIdx.x / 32; part < count; part += WARPS) {
+        const float *from = partial_sums + share.partial(first + part, 0) * HEAD_DIM;
+        for (int i = threadIdx.x % 32; i < vectors; i += 32) copy_async(shared_address(to + (part * vectors + i) * 4), from + i * 4, true);
+    }
+    commit_copies();
+}
+
+// Adds up what the parts of a row gave, in their order; run by whichever of their blocks of threads is last.
 template <int HEAD_DIM, int N>
-__device__ __forceinline__ void combine(const Part &part, const float *partial_sums, const float2 *partial_stats, bf16 *out, float *shared) {
+__device__ __forceinline__ void combine(const Share &share, const float *partial_sums, const float2 *partial_stats, bf16 *out,
+                                        Combined<HEAD_DIM, N> &shared) {
     constexpr int VECTORS = HEAD_DIM / 4, ITEMS = 8 * N * VECTORS / (WARPS * 32);
-    int lane = threadIdx.x % 32, used = part.used_splits;
-    float *weights = shared, *stage = shared + 8 * N * MAX_SPLITS;
-    for (int head = threadIdx.x / 32; head < part.heads; head += WARPS) {
-        const float2 *stats = partial_stats + (part.first_head + head) * part.num_splits;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, room = sizeof(shared.sums) / (share.heads * HEAD_DIM * sizeof(float));
+    fetch_parts<HEAD_DIM>(share, 0, min(room, share.count), partial_sums, shared.sums);
+    for (int part = threadIdx.x / 8; part < share.count; part += WARPS * 4) {
+        for (int head = threadIdx.x % 8; head < share.heads; head += 8)
+            shared.stats[head][part] = __ldcg(partial_stats + share.partial(part, head));
+    }
+    __syncthreads();
+    for (int head = warp; head < share.heads; head += WARPS) {
         float max = -INFINITY, total = 0.f;
-        for (int split = lane; split < used; split += 32) max = fmaxf(max, __ldcg(stats + split).x);
+        for (int part = lane; part < share.count; part += 32) max = fmaxf(max, shared.stats[head][part].x);
         max = warp_max(max);
-        for (int split = lane; split < used; split += 32) {
-            float2 of_split = __ldcg(stats + split);
-            weights[head * MAX_SPLITS + split] = power_of_two(of_split.x - max);
-            total += of_split.y * power_of_two(of_split.x - max);
-        }
-        total = warp_sum(total);
-        for (int split = lane; split < used; split += 32) weights[head * MAX_SPLITS + split] /= total;
+        for (int part = lane; part < share.count; part += 32) total += shared.stats[head][part].y * power_of_two(shared.stats[head][part].x - max);
+        float inverse = 1.f / warp_sum(total);
+        for (int part = lane; part < share.count; part += 32)
+            shared.weights[head][part] = power_of_two(shared.stats[head][part].x - max) * inverse;
     }
     float4 sums[ITEMS] = {};
-    int at_once = min(used, (int)(SHARED_BYTES - 8 * N * MAX_SPLITS * sizeof(float)) / (part.heads * HEAD_DIM * (int)sizeof(float)));
-    for (int first = 0; first < used; first += at_once) {
-        int count = min(at_once, used - first);
-        __syncthreads();
-        for (int i = threadIdx.x; i < part.heads * count * VECTORS; i += WARPS * 32) {
-            int head = i / (count * VECTORS), split = i / VECTORS % count + first;
-            const float *from = partial_sums + ((part.first_head + head) * part.num_splits + split) * HEAD_DIM + i % VECTORS * 4;
-            copy_async(shared_address(stage + i * 4), from, true);
-        }
-        commit_copies();
+    for (int first = 0; first < share.count; first += room) {
+        int count = min(room, share.count - first);
+        if (first > 0) fetch_parts<HEAD_DIM>(share, first, count, partial_sums, shared.sums);
         wait_copies<0>();
         __syncthreads();
 #pragma unroll
         for (int j = 0; j < ITEMS; j++) {
             int i = threadIdx.x + j * WARPS * 32, head = i / VECTORS;
-            if (head >= part.heads) continue;
-            for (int split = 0; split < count; split++) {
-                float weight = weights[head * MAX_SPLITS + first + split];
-                float4 x = *(float4 *)(stage + ((head * count + split) * VECTORS + i % VECTORS) * 4);
+            if (head >= share.heads) continue;
+            const float *weights = shared.weights[head] + first;
+            const float4 *from = (const float4 *)shared.sums + i;
+#pragma unroll 8
+            for (int part = 0; part < count; part++) {
+                float weight = weights[part];
+                float4 x = from[part * share.heads * VECTORS];
                 sums[j].x += weight * x.x, sums[j].y += weight * x.y, sums[j].z += weight * x.z, sums[j].w += weight * x.w;
             }
         }
+        __syncthreads();
     }
 #pragma unroll
     for (int j = 0; j < ITEMS; j++) {
         int i = threadIdx.x + j * WARPS * 32;
-        if (i >= part.heads * VECTORS) continue;
+        if (i >= share.heads * VECTORS) continue;
         uint2 x = make_uint2(pack(sums[j].x, sums[j].y), pack(sums[j].z, sums[j].w));
-        *(uint2 *)(out + part.first_head * HEAD_DIM + i * 4) = x;
+        *(uint2 *)(out + share.output(0) * HEAD_DIM + i * 4) = x;
     }
+}
+
+// Counts one more part of a row as done; what others wrote before they were counted is seen after it.
+__device__ __forceinline__ uint32_t arrive(uint32_t *arrived) {
+    uint32_t before;
+    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;" : "=r"(before) : "l"(arrived) : "memory");
+    return before;
 }
 
 // Brings the warps' sums together and writes them to `out` if the row has no other part, else to `partial_sums` and `partial_stats`.
 template <int HEAD_DIM, int N>
-__device__ __forceinline__ void store(const Part &part, float (&sums)[N][HEAD_DIM / 16][4], float (&max)[N][2], float (&total)[N][2], bf16 *out,
+__device__ __forceinline__ void store(const Share &share, float (&sums)[N][HEAD_DIM / 16][4], float (&max)[N][2], float (&total)[N][2], bf16 *out,
                                       float *partial_sums, float2 *partial_stats, float *shared) {
     __shared__ float2 stats[WARPS][8 * N];
     // [WARPS][8 N][PITCH]; four numbers more than a head keep a warp's stores in different banks.
@@ -157,7 +189,7 @@ __device__ __forceinline__ void store(const Part &part, float (&sums)[N][HEAD_DI
         }
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < part.heads * HEAD_DIM / 2; i += blockDim.x) {
+    for (int i = threadIdx.x; i < share.heads * HEAD_DIM / 2; i += blockDim.x) {
         int head = i / (HEAD_DIM / 2), d = i % (HEAD_DIM / 2) * 2;
         float largest = -INFINITY, sum = 0.f;
         float2 both = {};
@@ -172,53 +204,55 @@ __device__ __forceinline__ void store(const Part &part, float (&sums)[N][HEAD_DI
             both.x += weight * of_warp.x;
             both.y += weight * of_warp.y;
         }
-        size_t at = part.first_head + head;
-        if (part.used_splits == 1) {
-            *(uint32_t *)(out + at * HEAD_DIM + d) = pack(both.x / sum, both.y / sum);
+        if (share.count == 1) {
+            *(uint32_t *)(out + share.output(head) * HEAD_DIM + d) = pack(both.x / sum, both.y / sum);
         } else {
-            at = at * part.num_splits + part.split;
+            size_t at = share.partial(share.index, head);
             *(float2 *)(partial_sums + at * HEAD_DIM + d) = both;
             if (d == 0) partial_stats[at] = make_float2(largest, sum);
         }
     }
 }
 
-// `out` [rows][num_heads * HEAD_DIM]. Only for rows of more than one part: `partial_sums` [rows][num_heads][splits][HEAD_DIM],
-// `partial_stats` [rows][num_heads][splits] (maximum, total), and `arrived` [rows][gridDim.y], zero before and after.
+// `out` [rows][num_heads * HEAD_DIM]. Only for rows of more than one part: `partial_sums` [parts][num_heads][HEAD_DIM], `partial_stats`
+// [parts][num_heads] (maximum, total), and `arrived` [parts][gridDim.y], zero before and after.
 template <int HEAD_DIM, int N>
-__device__ __forceinline__ void decode(const bf16 *q, const uint32_t *positions, const uint32_t *block_tables, const bf16 *keys,
-                                       const bf16 *values, Sizes sizes, int min_blocks, bf16 *out, float *partial_sums,
+__device__ __forceinline__ void decode(const bf16 *q, const uint32_t *positions, const DecodePart *parts, const uint32_t *block_tables,
+                                       const bf16 *keys, const bf16 *values, Sizes sizes, bf16 *out, float *partial_sums,
                                        float2 *partial_stats, uint32_t *arrived) {
     extern __shared__ __align__(128) bf16 ring[];
     __shared__ bool is_last;
     constexpr int CHUNKS = HEAD_DIM / 8;
     constexpr uint32_t STAGE = STAGE_KEYS * HEAD_DIM * sizeof(bf16);
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = blockIdx.z, num_splits = gridDim.x;
-    int num_kv_heads = sizes.num_kv_heads, group = sizes.num_heads / num_kv_heads;
-    int parts = gridDim.y / num_kv_heads, kv_head = blockIdx.y / parts, first_of_group = blockIdx.y % parts * 8 * N;
-    Part part = {(size_t)row * sizes.num_heads + kv_head * group + first_of_group, min(group - first_of_group, 8 * N), (int)blockIdx.x, 1, num_splits};
-    uint32_t position = positions[row];
-    if (position == NO_SEQUENCE) {
-        for (int i = threadIdx.x; part.split == 0 && i < part.heads * HEAD_DIM; i += blockDim.x)
-            out[part.first_head * HEAD_DIM + i] = __float2bfloat16(0.f);
+    DecodePart part = parts[blockIdx.x];
+    if (part.row == NO_SEQUENCE) return;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = part.row;
+    int num_kv_heads = sizes.num_kv_heads, group = sizes.num_heads / num_kv_heads, cuts = gridDim.y / num_kv_heads;
+    int kv_head = blockIdx.y / cuts, first_of_group = blockIdx.y % cuts * 8 * N;
+    uint32_t position = positions[row], kv_len = position == NO_SEQUENCE ? 0 : position + 1;
+    int blocks = (kv_len + BLOCK - 1) / BLOCK;
+    // A row with fewer blocks than parts leaves the last of them empty.
+    Share share = {row,
+                   (int)part.first_part,
+                   (int)(blockIdx.x - part.first_part),
+                   min((int)part.num_parts, blocks),
+                   sizes.num_heads,
+                   kv_head * group + first_of_group,
+                   min(group - first_of_group, 8 * N)};
+    if (share.index >= share.count) {
+        for (int i = threadIdx.x; blocks == 0 && share.index == 0 && i < share.heads * HEAD_DIM; i += blockDim.x)
+            out[share.output(0) * HEAD_DIM + i] = __float2bfloat16(0.f);
         return;
     }
-
-    // The share of this split, in blocks of 32 keys; every used split has some.
-    uint32_t kv_len = position + 1;
-    int blocks = (kv_len + BLOCK - 1) / BLOCK, most = min((blocks + min_blocks - 1) / min_blocks, num_splits);
-    int share = (blocks + most - 1) / most;
-    part.used_splits = (blocks + share - 1) / share;
-    if (part.split >= part.used_splits) return;
     // In stages: the last of them may have fewer keys.
-    int first = part.split * share * (BLOCK / STAGE_KEYS);
-    int last = min((part.split + 1) * share * (BLOCK / STAGE_KEYS), (int)((kv_len + STAGE_KEYS - 1) / STAGE_KEYS));
+    int first = share.index * blocks / share.count * (BLOCK / STAGE_KEYS);
+    int last = min((share.index + 1) * blocks / share.count * (BLOCK / STAGE_KEYS), (int)((kv_len + STAGE_KEYS - 1) / STAGE_KEYS));
 
     uint32_t fragments[N][HEAD_DIM / 16][2];
 #pragma unroll
     for (int n = 0; n < N; n++) {
-        bool there = n * 8 + lane / 4 < part.heads;
-        const bf16 *head = q + (size_t)row * sizes.q_stride + (kv_head * group + first_of_group + n * 8 + lane / 4) * HEAD_DIM + lane % 4 * 2;
+        bool there = n * 8 + lane / 4 < share.heads;
+        const bf16 *head = q + (size_t)row * sizes.q_stride + (share.first_head + n * 8 + lane / 4) * HEAD_DIM + lane % 4 * 2;
 #pragma unroll
         for (int k = 0; k < HEAD_DIM / 16; k++) {
             fragments[n][k][0] = there ? *(const uint32_t *)(head + k * 16) : 0;
@@ -274,25 +308,23 @@ __device__ __forceinline__ void decode(const bf16 *q, const uint32_t *positions,
         attend<HEAD_DIM, N>(sums, max_score, total, fragments, stage, stage + STAGE, visible, scale);
     }
 
-    store<HEAD_DIM, N>(part, sums, max_score, total, out, partial_sums, partial_stats, (float *)ring);
-    if (part.used_splits == 1) return;
+    store<HEAD_DIM, N>(share, sums, max_score, total, out, partial_sums, partial_stats, (float *)ring);
+    if (share.count == 1) return;
     __syncthreads();
     if (threadIdx.x == 0) {
-        uint32_t *count = arrived + row * gridDim.y + blockIdx.y;
-        __threadfence();
-        is_last = atomicAdd(count, 1) == part.used_splits - 1;
-        __threadfence();
-        if (is_last) *count = 0;
+        uint32_t *done = arrived + (size_t)share.first_part * gridDim.y + blockIdx.y;
+        is_last = arrive(done) == share.count - 1;
+        if (is_last) *done = 0;
     }
     __syncthreads();
-    if (is_last) combine<HEAD_DIM, N>(part, partial_sums, partial_stats, out, (float *)ring);
+    if (is_last) combine<HEAD_DIM, N>(share, partial_sums, partial_stats, out, *(Combined<HEAD_DIM, N> *)ring);
 }
 
 #define DECODE(HEAD_DIM, HEADS)                                                                                                              \
     extern "C" __global__ void __launch_bounds__(WARPS * 32) decode_##HEAD_DIM##_##HEADS(                                                    \
-        const bf16 *q, const uint32_t *positions, const uint32_t *block_tables, const bf16 *keys, const bf16 *values, Sizes sizes,           \
-        int min_blocks, bf16 *out, float *partial_sums, float2 *partial_stats, uint32_t *arrived) {                                          \
-        decode<HEAD_DIM, HEADS / 8>(q, positions, block_tables, keys, values, sizes, min_blocks, out, partial_sums, partial_stats, arrived); \
+        const bf16 *q, const uint32_t *positions, const DecodePart *parts, const uint32_t *block_tables, const bf16 *keys,                   \
+        const bf16 *values, Sizes sizes, bf16 *out, float *partial_sums, float2 *partial_stats, uint32_t *arrived) {                         \
+        decode<HEAD_DIM, HEADS / 8>(q, positions, parts, block_tables, keys, values, sizes, out, partial_sums, partial_stats, arrived);      \
     }
 DECODE(64, 8)
 DECODE(64, 16)

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use cudarc::driver::sys::{CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode};
 use kernels::cuda::{
-    Attention, AttentionReceived, CudaSlice, DecodeAttention, Device, DeviceError, GivingRows, PagedQueries, Partials, Splits,
-    TileList, TileSequence, bf16, tiles,
+    Attention, AttentionReceived, CudaSlice, DecodeAttention, Device, DeviceError, GivingRows, PagedQueries, PartList, Partials,
+    TileList, TileSequence, bf16, decode_parts, num_splits, tiles,
 };
 
 const NUM_HEADS: usize = 28;
@@ -96,39 +96,44 @@ impl Bench {
 
     fn decode(&mut self) -> Result<()> {
         let attention = DecodeAttention::new(&self.device)?;
-        let num_multiprocessors = self.device.num_multiprocessors()?;
-        println!("decode: batch context | splits us GB/s floor | by splits: us");
+        println!("decode: batch context | parts us GB/s floor");
         for batch in [1, 8, 32, 128, 256] {
             for context in [512, 1024, 4096, 32768] {
-                if batch * context > POOL_POSITIONS {
-                    continue;
+                if batch * context <= POOL_POSITIONS {
+                    self.decode_rows(&attention, &format!("{batch:>4} {context:>6}"), &vec![context; batch])?;
                 }
-                let num_blocks = batch * context / BLOCK;
-                let num_layers = (POOL_POSITIONS / (num_blocks * BLOCK)).min(64);
-                let queries = self.device.upload(&self.noise.numbers(batch * STRIDE))?;
-                let positions = self.device.upload(&vec![context as u32 - 1; batch])?;
-                let block_tables = self.device.upload(&self.noise.shuffled(num_blocks))?;
-                let mut out = self.device.zeros(batch * NUM_HEADS * HEAD_DIM)?;
-                let chosen = Splits::for_decode(batch, NUM_KV_HEADS, num_multiprocessors, context);
-                let mut measure = |splits: Splits| -> Result<f64> {
-                    let mut partials = Partials::new(&self.device, batch * NUM_HEADS * splits.count, HEAD_DIM)?;
-                    self.time(|call| {
-                        let paged = self.paged(&queries, &positions, &block_tables);
-                        let paged = PagedQueries { max_blocks: context / BLOCK, layer: call % num_layers, ..paged };
-                        attention.run(&paged, batch, splits, &mut partials, &mut out)
-                    })
-                };
-                let (ms, bytes) = (measure(chosen)?, 4.0 * (batch * context * WIDTH) as f64);
-                let mut others = String::new();
-                for count in [1, 2, 3, 4, 8, 16, 32, 64, 128] {
-                    if batch * NUM_KV_HEADS * count <= 2048 && count * 2 <= context / BLOCK && count * batch >= 8 {
-                        others += &format!(" {count}: {:.1}", 1e3 * measure(Splits { count, min_blocks: 1 })?);
-                    }
-                }
-                let (rate, floor) = (bytes / ms / 1e6, 1e6 * bytes / BANDWIDTH);
-                println!("{batch:>4} {context:>6} | {:>3} {:>8.1} {rate:>6.0} {floor:>8.1} |{others}", chosen.count, 1e3 * ms);
             }
         }
+        let mut mixed = vec![1000; 255];
+        mixed.push(32768);
+        self.decode_rows(&attention, "255 of 1000, one of 32768", &mixed)?;
+        self.decode_rows(&attention, "64 of 100 to 6400", &(1..=64).map(|i| 100 * i).collect::<Vec<_>>())
+    }
+
+    fn decode_rows(&mut self, attention: &DecodeAttention, name: &str, lens: &[usize]) -> Result<()> {
+        let blocks: Vec<usize> = lens.iter().map(|len| len.div_ceil(BLOCK)).collect();
+        let (num_blocks, num_rows) = (blocks.iter().sum::<usize>(), lens.len());
+        let max_blocks = blocks.iter().copied().max().ok_or("a batch has rows")?;
+        let num_layers = (POOL_POSITIONS / (num_blocks * BLOCK)).min(64);
+        let mut shuffled = self.noise.shuffled(num_blocks).into_iter();
+        let mut tables = vec![0; num_rows * max_blocks];
+        for (table, blocks) in tables.chunks_mut(max_blocks).zip(&blocks) {
+            table[..*blocks].iter_mut().zip(&mut shuffled).for_each(|(to, block)| *to = block);
+        }
+        let positions: Vec<u32> = lens.iter().map(|len| *len as u32 - 1).collect();
+        let list = decode_parts(&positions, NUM_KV_HEADS, self.device.num_multiprocessors()?);
+        let queries = self.device.upload(&self.noise.numbers(num_rows * STRIDE))?;
+        let (positions, block_tables) = (self.device.upload(&positions)?, self.device.upload(&tables)?);
+        let (parts, num_parts) = (self.device.upload(&list)?, list.len());
+        let mut out = self.device.zeros(num_rows * NUM_HEADS * HEAD_DIM)?;
+        let mut partials = Partials::new(&self.device, num_parts * NUM_HEADS, HEAD_DIM)?;
+        let ms = self.time(|call| {
+            let paged = self.paged(&queries, &positions, &block_tables);
+            let paged = PagedQueries { max_blocks, num_blocks, layer: call % num_layers, ..paged };
+            attention.run(&paged, &PartList { parts: parts.as_view(), num_parts, num_rows }, &mut partials, &mut out)
+        })?;
+        let bytes = 4.0 * (lens.iter().sum::<usize>() * WIDTH) as f64;
+        println!("{name} | {num_parts:>4} {:>8.1} {:>6.0} {:>8.1}", 1e3 * ms, bytes / ms / 1e6, 1e6 * bytes / BANDWIDTH);
         Ok(())
     }
 
@@ -179,11 +184,11 @@ impl Bench {
             line += &format!(" {count}: {:.1} us {rate:.0} TFLOP/s;", 1e3 * ms);
         }
         let giving = GivingRows { rows: &all.as_view(), num_rows, lse: &lse, table: 0, len: context };
-        let mut scratch = self.device.zeros(NUM_KV_HEADS * context)?;
+        let mut scratch = self.device.zeros(AttentionReceived::scratch_len(NUM_KV_HEADS, context))?;
         let mut sums = self.device.zeros(context)?;
         let ms = self.time(|_| received.add(&paged, giving, &mut scratch, &mut sums))?;
         let rate = 2.0 * seen * (NUM_HEADS * HEAD_DIM) as f64 / ms / 1e9;
-        let chosen = Splits::for_tiles(list.len(), NUM_KV_HEADS, self.device.num_multiprocessors()?, context).count;
+        let chosen = num_splits(list.len(), NUM_KV_HEADS, self.device.num_multiprocessors()?, context);
         println!(
             "{context:>6} {num_rows:>6} | by splits (chosen {chosen}):{line} | received {:.1} us {rate:.0} TFLOP/s",
             1e3 * ms

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaFunction, CudaSlice, PushKernelArg};
+use cudarc::driver::{CudaFunction, CudaSlice, CudaView, PushKernelArg};
 use half::bf16;
 
+use super::decode_parts::DecodePart;
 use super::device::{Device, DeviceError, launch};
 use super::paged::PagedQueries;
-use super::splits::{Partials, Splits};
+use super::splits::Partials;
 
 /// `WARPS` of `decode_attention.cu`.
 const THREADS: usize = 128;
@@ -21,10 +22,17 @@ pub struct DecodeAttention {
     functions: [[CudaFunction; 2]; 2],
 }
 
-impl DecodeAttention {
-    /// Position of a row without a sequence, as rows beyond the batch in a captured graph.
-    pub const NO_SEQUENCE: u32 = u32::MAX;
+/// Parts of one launch, made by [`super::decode_parts()`].
+pub struct PartList<'a> {
+    /// The parts.
+    pub parts: CudaView<'a, DecodePart>,
+    /// How many of them.
+    pub num_parts: usize,
+    /// Rows of the batch.
+    pub num_rows: usize,
+}
 
+impl DecodeAttention {
     /// Loads the functions.
     ///
     /// # Errors
@@ -42,39 +50,32 @@ impl DecodeAttention {
 
     /// `out[row] = softmax(scale * q Kᵀ) V` over the positions up to `positions[row]` of the sequence of table `row`.
     ///
-    /// `out` is `[rows][num_heads * head_dim]`; a row at [`Self::NO_SEQUENCE`] becomes zero and reads nothing. Launches nothing that
-    /// depends on what the device's memory holds, so that it can be captured in a graph. `partials` has room for
-    /// `num_rows * num_heads * splits.count` parts, unless there is one split.
+    /// `out` is `[rows][num_heads * head_dim]`; a row at [`super::NO_SEQUENCE`] becomes zero and reads nothing. What is launched depends
+    /// on the length of the list alone, so that a graph captured once serves every list that [`DecodePart::NONE`] fills up to it.
     ///
     /// # Errors
     /// If the launch fails.
     pub fn run(
         &self,
         paged: &PagedQueries<'_>,
-        num_rows: usize,
-        splits: Splits,
+        list: &PartList<'_>,
         partials: &mut Partials,
         out: &mut CudaSlice<bf16>,
     ) -> Result<(), DeviceError> {
-        paged.check(num_rows);
-        assert!(num_rows > 0 && num_rows * paged.max_blocks <= paged.block_tables.len(), "each row has a table");
-        assert!(num_rows * paged.num_heads * paged.head_dim <= out.len(), "rows lie in the output");
-        assert!((1..=Splits::MAX).contains(&splits.count) && splits.min_blocks > 0, "each row has a part");
+        paged.check(list.num_rows);
+        assert!(list.num_parts > 0 && list.num_parts <= list.parts.len(), "parts lie in their buffer");
+        assert!(list.num_rows * paged.max_blocks <= paged.block_tables.len(), "each row has a table");
+        assert!(list.num_rows * paged.num_heads * paged.head_dim <= out.len(), "rows lie in the output");
+        partials.check(list.num_parts * paged.num_heads, paged.head_dim);
         let group = paged.group();
         let heads = if group <= 8 { 8 } else { 16 };
-        let (sizes, min_blocks, none) = (paged.sizes(), splits.min_blocks as i32, 0u64);
+        let sizes = paged.sizes();
         let mut call = self.device.stream().launch_builder(&self.functions[usize::from(paged.head_dim == 128)][heads / 8 - 1]);
-        call.arg(paged.queries).arg(&paged.positions).arg(&paged.block_tables).arg(paged.keys).arg(paged.values);
-        call.arg(&sizes).arg(&min_blocks);
-        if splits.count == 1 {
-            call.arg(out).arg(&none).arg(&none).arg(&none);
-        } else {
-            partials.check(num_rows * paged.num_heads * splits.count, paged.head_dim);
-            call.arg(out).arg(&mut partials.sums).arg(&mut partials.stats).arg(&mut partials.arrived);
-        }
-        let grid = (splits.count, paged.num_kv_heads * group.div_ceil(heads), num_rows);
-        // SAFETY: layer, rows, tables and outputs lie in their buffers, as asserted; that tables cover their positions with blocks of
-        // the pool is the caller's promise, kept where tables are made.
+        call.arg(paged.queries).arg(&paged.positions).arg(&list.parts).arg(&paged.block_tables).arg(paged.keys).arg(paged.values);
+        call.arg(&sizes).arg(out).arg(&mut partials.sums).arg(&mut partials.stats).arg(&mut partials.arrived);
+        let grid = (list.num_parts, paged.num_kv_heads * group.div_ceil(heads), 1);
+        // SAFETY: layer, rows, tables, parts and outputs lie in their buffers, as asserted; that parts name rows below `num_rows` and
+        // tables cover positions with blocks of the pool is the caller's promise, kept where lists and tables are made.
         unsafe { call.launch(launch(grid, THREADS, SHARED_BYTES)) }?;
         Ok(())
     }
@@ -84,6 +85,7 @@ impl DecodeAttention {
 mod tests {
     use super::*;
     use crate::cuda::testing::{PagedWorld, device};
+    use crate::cuda::{NO_SEQUENCE, decode_parts};
 
     /// Compares one row for each of `positions` with the CPU's; rows without a sequence follow.
     #[track_caller]
@@ -93,18 +95,27 @@ mod tests {
         let device = device();
         let (attention, mut on_device) = (DecodeAttention::new(&device).unwrap(), world.upload(&device));
         let (num_padding, width) = (2, num_heads * head_dim);
-        on_device.pad(&device, num_padding, DecodeAttention::NO_SEQUENCE);
+        on_device.pad(&device, num_padding, NO_SEQUENCE);
         let num_rows = positions.len() + num_padding;
         let (mut expected, _) = world.expected();
         expected.resize(num_rows * width, 0.0);
-        for (count, min_blocks) in [(1, 1), (2, 1), (5, 1), (16, 3), (70, 1)] {
-            let mut partials = Partials::new(&device, num_rows * num_heads * count, head_dim).unwrap();
-            let mut out = device.upload(&vec![bf16::NAN; num_rows * width]).unwrap();
-            let splits = Splits { count, min_blocks };
-            attention.run(&on_device.paged(&world), num_rows, splits, &mut partials, &mut out).unwrap();
-            let out = device.download(&out).unwrap();
-            world.assert_rows(&out, &expected, &format!("{splits:?}"));
-            assert!(out[positions.len() * width..].iter().all(|x| x.to_f32() == 0.0), "{splits:?}: a row without a sequence");
+        let all: Vec<u32> = positions.iter().copied().chain([NO_SEQUENCE; 2]).collect();
+        // From rows mostly whole to a part for every two blocks, and parts that were made for other positions.
+        let mut lists: Vec<_> = [1, 8, 132, 1000].map(|processors| decode_parts(&all, num_kv_heads, processors)).into();
+        lists.push(decode_parts(&vec![2000; num_rows], num_kv_heads, 132));
+        for mut list in lists {
+            list.extend([DecodePart::NONE; 3]);
+            let parts = device.upload(&list).unwrap();
+            let list = PartList { parts: parts.as_view(), num_parts: list.len(), num_rows };
+            let mut partials = Partials::new(&device, list.num_parts * num_heads, head_dim).unwrap();
+            // Twice: parts that arrived are counted from zero again.
+            for case in ["first", "second"] {
+                let mut out = device.upload(&vec![bf16::NAN; num_rows * width]).unwrap();
+                attention.run(&on_device.paged(&world), &list, &mut partials, &mut out).unwrap();
+                let (out, case) = (device.download(&out).unwrap(), format!("{} parts, {case} run", list.num_parts));
+                world.assert_rows(&out, &expected, &case);
+                assert!(out[positions.len() * width..].iter().all(|x| x.to_f32() == 0.0), "{case}: a row without a sequence");
+            }
         }
     }
 

@@ -12,56 +12,16 @@ use super::tiles::Tile;
 /// Threads a block, `WARPS` of `combine_attention.cu`.
 const THREADS: usize = 128;
 
-/// Into how many parts the keys of a row are divided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Splits {
-    /// Most parts a row has; fixed in a captured graph.
-    pub count: usize,
-    /// A row has only so many parts that each holds this many blocks of 32 keys, its last excepted.
-    pub min_blocks: usize,
-}
+/// Most splits of a launch over tiles. Chosen: beyond it the combination costs more than the keys.
+const MAX_SPLITS: usize = 64;
+/// Blocks of 32 keys that pay for a split. Chosen.
+const MIN_BLOCKS: usize = 8;
 
-impl Splits {
-    /// Every row whole.
-    pub const NONE: Self = Self { count: 1, min_blocks: 1 };
-
-    /// Most parts of a row, `MAX_SPLITS` of `decode_attention.cu`.
-    pub const MAX: usize = 128;
-
-    /// Parts for a decode step of `num_rows` rows of up to `max_context` positions, on `num_multiprocessors`.
-    #[must_use]
-    pub fn for_decode(num_rows: usize, num_kv_heads: usize, num_multiprocessors: usize, max_context: usize) -> Self {
-        let (units, places) = ((num_rows * num_kv_heads).max(1), 2 * num_multiprocessors);
-        let min_blocks = match places / units {
-            0 | 1 => 32,
-            2..=7 => 8,
-            _ => 4,
-        };
-        Self { count: cheapest_count(units, places, max_context.div_ceil(BLOCK), min_blocks), min_blocks }
-    }
-
-    /// Parts for a launch of `num_tiles` tiles over up to `max_context` positions; one when the tiles fill the GPU.
-    #[must_use]
-    pub fn for_tiles(num_tiles: usize, num_kv_heads: usize, num_multiprocessors: usize, max_context: usize) -> Self {
-        let (units, places) = ((num_tiles * num_kv_heads).max(1), 2 * num_multiprocessors);
-        Self { count: (places / units).min(max_context.div_ceil(8 * BLOCK)).clamp(1, Self::MAX), min_blocks: 1 }
-    }
-}
-
-/// Time of a block of threads before its first key and behind its last, in blocks of 32 keys. Measured by the example
-/// `paged_attention_speed`.
-const START_BLOCKS: usize = 2;
-
-/// The count with the least time when `units` equal rows of `blocks` blocks are computed by `places` blocks of threads at a time.
-fn cheapest_count(units: usize, places: usize, blocks: usize, min_blocks: usize) -> usize {
-    let time = |count: usize| {
-        let combine = if count > 1 { START_BLOCKS } else { 0 };
-        (units * count).div_ceil(places) * (blocks.div_ceil(count) + START_BLOCKS) + combine
-    };
-    let most = blocks.div_ceil(min_blocks).clamp(1, Splits::MAX);
-    let least = (1..=most).map(time).min().unwrap_or(0);
-    // Fewer parts that take hardly longer save memory and empty parts of shorter rows.
-    (1..=most).find(|count| time(*count) * 32 <= least * 33).unwrap_or(1)
+/// Into how many parts the keys of `num_tiles` tiles over up to `max_context` positions are divided; 1 when the tiles fill the GPU.
+#[must_use]
+pub fn num_splits(num_tiles: usize, num_kv_heads: usize, num_multiprocessors: usize, max_context: usize) -> usize {
+    let (units, places) = ((num_tiles * num_kv_heads).max(1), 2 * num_multiprocessors);
+    (places / units).min(max_context.div_ceil(MIN_BLOCKS * BLOCK)).clamp(1, MAX_SPLITS)
 }
 
 /// Room for what parts of rows give before they are combined.
@@ -74,7 +34,8 @@ pub struct Partials {
 }
 
 impl Partials {
-    /// Room for `num_parts` rows × query heads × splits of `head_dim` numbers.
+    /// Room for `num_parts` parts of one query head each, of `head_dim` numbers: rows (or [`super::DecodePart::most`]) times heads (times
+    /// splits).
     ///
     /// # Errors
     /// If memory does not suffice.
@@ -145,30 +106,10 @@ impl Combine {
 mod tests {
     use super::*;
 
-    #[track_caller]
-    fn check(num_rows: usize, max_context: usize, expected: std::ops::RangeInclusive<usize>) {
-        let splits = Splits::for_decode(num_rows, 4, 132, max_context);
-        assert!(expected.contains(&splits.count), "{num_rows} rows of {max_context}: {splits:?}");
-    }
-
-    #[test]
-    fn few_rows_are_divided_until_the_gpu_is_full() {
-        check(1, 32768, 60..=66);
-        check(1, 1024, 8..=8);
-        check(8, 4096, 7..=8);
-    }
-
-    #[test]
-    fn many_rows_stay_nearly_whole() {
-        check(256, 1024, 1..=1);
-        check(128, 1024, 1..=1);
-        check(256, 32, 1..=1);
-    }
-
     #[test]
     fn tiles_that_fill_the_gpu_are_not_divided() {
-        assert_eq!(Splits::for_tiles(100, 4, 132, 32768).count, 1);
-        assert_eq!(Splits::for_tiles(4, 4, 132, 32768).count, 16);
-        assert_eq!(Splits::for_tiles(4, 4, 132, 200).count, 1);
+        assert_eq!(num_splits(100, 4, 132, 32768), 1);
+        assert_eq!(num_splits(4, 4, 132, 32768), 16);
+        assert_eq!(num_splits(4, 4, 132, 200), 1);
     }
 }

@@ -16,7 +16,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use engine::{BlockCopy, ProbedSequence, SpanCopy, TokenDeviation};
-use kernels::cuda::{CudaSlice, Device, DeviceError, Pool, Sampler, Upload};
+use kernels::cuda::{CudaSlice, Device, DeviceError, Pool, Sampler, Upload, decode_parts};
 use tokens::BlockId;
 
 use self::activations::MAX_LOGIT_ROWS;
@@ -191,6 +191,7 @@ struct UploadedStep {
     max_blocks: usize,
     num_single: usize,
     ranges: [Range<usize>; 5],
+    parts: Range<usize>,
     /// Tiles of wanted rows, and their list; empty where all are.
     last_tiles: Range<usize>,
     wanted: Range<usize>,
@@ -214,6 +215,7 @@ impl UploadedStep {
             tables: upload.words(tables),
             max_blocks: self.max_blocks,
             num_single: self.num_single,
+            parts: upload.view(self.parts.clone()),
             num_tiles: tiles.len(),
             tiles,
         }
@@ -226,8 +228,11 @@ impl CudaBackend {
         let tiles = step.tiles(self.decoder.kernels.prefill.tile_tokens(config.num_heads / config.num_kv_heads));
         let num_rows = step.num_rows();
         let (wanted, last) = (step.wanted.as_deref().unwrap_or_default(), step.wanted_tiles());
-        let lengths = [num_rows, num_rows, num_rows, step.tables.len(), 4 * tiles.len(), 4 * last.len(), wanted.len()];
-        let ranges = self.upload.put(lengths, |[ids, at, slots, tables, of, of_last, to_wanted]| {
+        let parts = decode_parts(&step.positions[..step.num_single], config.num_kv_heads, self.decoder.num_multiprocessors);
+        let lengths =
+            [num_rows, num_rows, num_rows, step.tables.len(), 4 * tiles.len(), 3 * parts.len(), 4 * last.len(), wanted.len()];
+        let ranges = self.upload.put(lengths, |[ids, at, slots, tables, of, to_parts, of_last, to_wanted]| {
+            to_parts.chunks_exact_mut(3).zip(&parts).for_each(|(to, part)| to.copy_from_slice(&part.words()));
             ids.copy_from_slice(&step.token_ids);
             at.copy_from_slice(&step.positions);
             slots.copy_from_slice(&step.slots);
@@ -236,8 +241,8 @@ impl CudaBackend {
             of_last.chunks_exact_mut(4).zip(&last).for_each(|(to, tile)| to.copy_from_slice(&tile.words()));
             to_wanted.copy_from_slice(wanted);
         })?;
-        let [token_ids, positions, slots, tables, tiles, last_tiles, wanted] = ranges;
+        let [token_ids, positions, slots, tables, tiles, parts, last_tiles, wanted] = ranges;
         let ranges = [token_ids, positions, slots, tables, tiles];
-        Ok(UploadedStep { num_rows, max_blocks: step.max_blocks, num_single: step.num_single, ranges, last_tiles, wanted })
+        Ok(UploadedStep { num_rows, max_blocks: step.max_blocks, num_single: step.num_single, ranges, parts, last_tiles, wanted })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use kernels::cuda::{DecodeAttention, DeviceError, Graph};
+use kernels::cuda::{DecodePart, DeviceError, Graph, NO_SEQUENCE, decode_parts};
 
 use super::decoder::StepRows;
 use super::step::{BLOCK, Step};
@@ -81,16 +81,23 @@ impl CudaBackend {
 
     /// The step's arrays, filled up with rows of no sequence.
     fn upload_decode(&mut self, step: &Step, bucket: Bucket) -> Result<UploadedStep, DeviceError> {
-        const NOWHERE: u32 = DecodeAttention::NO_SEQUENCE;
+        const NOWHERE: u32 = NO_SEQUENCE;
         let Bucket { rows, blocks } = bucket;
         let num_rows = step.num_rows();
-        let ranges = self.upload.put([rows, rows, rows, rows * blocks, 0], |[ids, positions, slots, tables, _]| {
+        let mut at = step.positions.clone();
+        at.resize(rows, NOWHERE);
+        let (kv_heads, multiprocessors) = (self.decoder.config.num_kv_heads, self.decoder.num_multiprocessors);
+        let mut parts = decode_parts(&at, kv_heads, multiprocessors);
+        parts.resize(DecodePart::most(rows, kv_heads, multiprocessors), DecodePart::NONE);
+        let lengths = [rows, rows, rows, rows * blocks, 0, 3 * parts.len()];
+        let ranges = self.upload.put(lengths, |[ids, positions, slots, tables, _, to_parts]| {
+            to_parts.chunks_exact_mut(3).zip(&parts).for_each(|(to, part)| to.copy_from_slice(&part.words()));
             let fill = |to: &mut [u32], from: &[u32], rest: u32| {
                 to[..num_rows].copy_from_slice(from);
                 to[num_rows..].fill(rest);
             };
             fill(ids, &step.token_ids, 0);
-            fill(positions, &step.positions, NOWHERE);
+            positions.copy_from_slice(&at);
             fill(slots, &step.slots, NOWHERE);
             for (to, from) in tables.chunks_exact_mut(blocks).zip(step.tables.chunks_exact(step.max_blocks)) {
                 let known = from.len().min(blocks);
@@ -98,7 +105,9 @@ impl CudaBackend {
                 to[known..].fill(0);
             }
         })?;
-        Ok(UploadedStep { num_rows: rows, max_blocks: blocks, num_single: rows, ranges, last_tiles: 0..0, wanted: 0..0 })
+        let [token_ids, positions, slots, tables, tiles, parts] = ranges;
+        let ranges = [token_ids, positions, slots, tables, tiles];
+        Ok(UploadedStep { num_rows: rows, max_blocks: blocks, num_single: rows, ranges, parts, last_tiles: 0..0, wanted: 0..0 })
     }
 }
 

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use kernels::cuda::{
-    AttentionReceived, CudaSlice, CudaView, DecodeAttention, Deviation, Device, DeviceError, Differences, Drift, DriftTargets,
-    Matmul, Norm, PagedQueries, Partials, Pool, Qkv, QkvShape, QkvWeights, RopeTable, Scatter, Spans, Splits, Swiglu, Tile, bf16,
+    AttentionReceived, CudaSlice, CudaView, DecodeAttention, DecodePart, Deviation, Device, DeviceError, Differences, Drift,
+    DriftTargets, Matmul, Norm, PagedQueries, PartList, Partials, Pool, Qkv, QkvShape, QkvWeights, RopeTable, Scatter, Spans,
+    Swiglu, Tile, bf16,
 };
 
 use super::activations::Activations;
@@ -72,6 +73,8 @@ pub(super) struct StepRows<'a> {
     pub(super) max_blocks: usize,
     /// Rows `0..num_single` are sequences of their own.
     pub(super) num_single: usize,
+    /// Of their keys.
+    pub(super) parts: CudaView<'a, DecodePart>,
     /// Of all other rows.
     pub(super) tiles: CudaView<'a, Tile>,
     pub(super) num_tiles: usize,
@@ -174,10 +177,8 @@ impl Decoder {
             self.kernels.prefill.run(&paged, rows, &mut a.attended, lse)?;
         }
         if rows.num_single > 0 {
-            let kv_heads = self.config.num_kv_heads;
-            let splits =
-                Splits::for_decode(rows.num_single, kv_heads, self.num_multiprocessors, rows.max_blocks * super::step::BLOCK);
-            self.kernels.decode.run(&paged, rows.num_single, splits, &mut self.partials, &mut a.attended)?;
+            let list = PartList { parts: rows.parts.slice(..), num_parts: rows.parts.len(), num_rows: rows.num_single };
+            self.kernels.decode.run(&paged, &list, &mut self.partials, &mut a.attended)?;
         }
         Ok(())
     }

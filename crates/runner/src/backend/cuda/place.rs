@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kernels::cuda::{
-    CudaSlice, Device, DeviceError, Matmul, Partials, Pool, PoolShape, RopeTable, Sampler, Splits, Upload, bf16,
+    CudaSlice, DecodePart, Device, DeviceError, Matmul, Partials, Pool, PoolShape, RopeTable, Sampler, Upload, bf16,
 };
 use tokens::BlockSize;
 
@@ -37,7 +37,7 @@ pub(crate) fn place(
     let weight_bytes = weights.bytes();
     let max_rows = options.max_num_batched_tokens.max(options.max_num_seqs);
     let longest = options.max_model_len.unwrap_or(config.max_position).min(config.max_position);
-    let mut decoder = decoder(&device, config, weights, max_rows, longest)?;
+    let mut decoder = decoder(&device, config, weights, (max_rows, options.max_num_seqs), longest)?;
     tune(&mut decoder, max_rows)?;
     let upload = Upload::new(&device, upload_words(max_rows, options.max_num_seqs, longest))?;
     let sampler = Sampler::new(&device, MAX_LOGIT_ROWS)?;
@@ -99,23 +99,17 @@ fn decoder(
     device: &Arc<Device>,
     config: &ModelConfig,
     weights: Weights,
-    max_rows: usize,
+    (max_rows, max_seqs): (usize, usize),
     longest: usize,
 ) -> Result<Decoder, DeviceError> {
     let num_multiprocessors = device.num_multiprocessors()?;
-    let blocks = BlockSize::DEFAULT.blocks_for(longest);
-    // Every number of blocks is rounded up to a power of two before rows are divided.
-    let contexts = || (0..=blocks.next_power_of_two().ilog2()).map(|exponent| (1 << exponent) * BLOCK);
-    let parts =
-        |rows: usize, context: usize| rows * Splits::for_decode(rows, config.num_kv_heads, num_multiprocessors, context).count;
-    let most = (1..=max_rows.min(2 * decode::MAX_ROWS)).flat_map(|rows| contexts().map(move |context| (rows, context)));
-    let most = most.map(|(rows, context)| parts(rows, context)).max().unwrap_or(1);
+    let most_parts = DecodePart::most(max_seqs.max(decode::MAX_ROWS), config.num_kv_heads, num_multiprocessors);
     Ok(Decoder {
         rope: RopeTable::new(device, config.rope_layout, config.inv_freq(), longest + BLOCK)?,
         activations: Activations::new(device, config, max_rows.next_multiple_of(8))?,
         matmul: Matmul::new(device)?,
         kernels: Kernels::new(device, config)?,
-        partials: Partials::new(device, most * config.num_heads, config.head_dim)?,
+        partials: Partials::new(device, most_parts * config.num_heads, config.head_dim)?,
         config: config.clone(),
         num_multiprocessors,
         weights,
@@ -126,7 +120,7 @@ fn decoder(
 fn upload_words(max_rows: usize, max_seqs: usize, longest: usize) -> usize {
     let blocks = BlockSize::DEFAULT.blocks_for(longest).next_power_of_two() + 1;
     let rows = max_rows.next_multiple_of(8);
-    8 * rows + max_seqs.next_multiple_of(8) * blocks + 64
+    16 * rows + max_seqs.next_multiple_of(8) * blocks + 64
 }
 
 /// Rows of prompts that products are tuned for. Chosen: what is between runs nearly as well on cuBLASLt's own choice.

@@ -47,8 +47,15 @@ impl CudaBackend {
                     slots[row] = slot_of(&span.dst_blocks, span.dst_pos, *i);
                 }
             })?;
-            let uploaded =
-                UploadedStep { num_rows: len, max_blocks: 0, num_single: 0, ranges: rows, last_tiles: 0..0, wanted: 0..0 };
+            let uploaded = UploadedStep {
+                num_rows: len,
+                max_blocks: 0,
+                num_single: 0,
+                ranges: rows,
+                parts: 0..0,
+                last_tiles: 0..0,
+                wanted: 0..0,
+            };
             let [list] = self.extra.put([len], |[list]| list.iter_mut().zip(0..).for_each(|(to, row)| *to = row))?;
             let Self { decoder, upload, extra, pool, device, .. } = self;
             let rows = uploaded.on(upload);

@@ -1,6 +1,6 @@
 //! Attention that the last rows of watched sequences pay.
 
-use kernels::cuda::{CudaSlice, CudaView, DeviceError, GivingRows, Pool, Upload};
+use kernels::cuda::{AttentionReceived, CudaSlice, CudaView, DeviceError, GivingRows, Pool, Upload};
 
 use super::CudaBackend;
 use super::decoder::{Decoder, StepRows, paged_queries};
@@ -17,7 +17,10 @@ pub(super) struct Received {
 impl Received {
     pub(super) fn new(backend: &CudaBackend, num_positions: usize) -> Result<Self, DeviceError> {
         let kv_heads = backend.decoder.config.num_kv_heads;
-        Ok(Self { sums: backend.device.zeros(num_positions)?, scratch: backend.device.zeros(kv_heads * num_positions)? })
+        Ok(Self {
+            sums: backend.device.zeros(num_positions)?,
+            scratch: backend.device.zeros(AttentionReceived::scratch_len(kv_heads, num_positions))?,
+        })
     }
 
     /// Adds what `rows` (of the batch, by position, the last at `len - 1`) pay in a layer whose keys are in the pool and whose

@@ -23,8 +23,8 @@ __device__ __forceinline__ void qkv_head(bf16 *qkv, int num_rows, int num_heads,
     bool is_q = head < num_heads, is_v = head >= num_heads + num_kv_heads;
     bf16 *from = qkv + ((size_t)row * all_heads + head) * HEAD_DIM;
     Part part = Part::load(from, lane);
-    Angles angles;
-    if (!is_v) angles = Angles::load<HEAD_DIM>(cos_sin + (size_t)positions[row] * (HEAD_DIM / 2), lane, interleaved);
+    Angles<8> angles;
+    if (!is_v) angles = Angles<8>::load<HEAD_DIM>(cos_sin + (size_t)positions[row] * (HEAD_DIM / 2), lane, interleaved);
 
     if (mode & ROTATE) {
         if (bias) {

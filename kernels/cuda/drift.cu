@@ -5,7 +5,7 @@
 #include "heads.cuh"
 
 // Of a tile; and numbers of half a head that a thread sums for each of them.
-constexpr int TARGETS = 8, NUMBERS = 4;
+constexpr int TARGETS = 8, NUMBERS = 4, TOGETHER = 4;
 
 // A tile is [first target, targets, first sample, samples, first weight]; weights are [targets][samples]. The grid is (tiles, groups of
 // heads), the heads those of K, then those of V.
@@ -53,25 +53,42 @@ __device__ __forceinline__ void follow(bf16 *keys, bf16 *values, int layer, int 
         }
     }
     if (!has_head) return;
+    bf16 *pool = is_v ? values : keys;
+    int kv_head = is_v ? head - num_kv_heads : head;
+    auto stored = [&](uint32_t slot) { return (Short<NUMBERS> *)(pool + pool_offset(layer, num_blocks, num_kv_heads, HEAD_DIM, slot, kv_head)); };
+    // What is added to is loaded before any of it is written, so that targets wait for memory together: half of them at a time, which
+    // leaves registers for more warps.
 #pragma unroll
-    for (int t = 0; t < TARGETS; t++) {
-        if (t >= num_targets) return;
-        uint32_t position = positions[first_target + t], slot = slots[first_target + t];
-        size_t at = pool_offset(layer, num_blocks, num_kv_heads, HEAD_DIM, slot, is_v ? head - num_kv_heads : head);
-        bf16 *stored = (is_v ? values : keys) + at;
-        Part part = Part::load(stored, lane);
-        if (!is_v) {
-            const float2 *row = cos_sin + (size_t)position * (HEAD_DIM / 2);
-            sums[t].rotate(Angles<NUMBERS>::load<HEAD_DIM>(row, lane, interleaved), interleaved, 1.f);
+    for (int first = 0; first < TARGETS; first += TOGETHER) {
+        uint32_t slot[TOGETHER], target[TOGETHER];
+        Short<NUMBERS> low[TOGETHER], high[TOGETHER];
+#pragma unroll
+        for (int t = 0; t < TOGETHER; t++) {
+            target[t] = first_target + min(first + t, (int)num_targets - 1);
+            slot[t] = slots[target[t]];
+            low[t] = stored(slot[t])[lane], high[t] = stored(slot[t])[Part::LANES + lane];
         }
 #pragma unroll
-        for (int i = 0; i < NUMBERS; i++) part.low[i] += sums[t].low[i], part.high[i] += sums[t].high[i];
-        part.store(stored, lane);
+        for (int t = 0; t < TOGETHER; t++) {
+            Part &sum = sums[first + t], part;
+            if (!is_v) {
+                const float2 *row = cos_sin + (size_t)positions[target[t]] * (HEAD_DIM / 2);
+                sum.rotate(Angles<NUMBERS>::load<HEAD_DIM>(row, lane, interleaved), interleaved, 1.f);
+            }
+            low[t].widen(part.low);
+            high[t].widen(part.high);
+#pragma unroll
+            for (int i = 0; i < NUMBERS; i++) sum.low[i] += part.low[i], sum.high[i] += part.high[i];
+        }
+#pragma unroll
+        for (int t = 0; t < TOGETHER; t++) {
+            if (first + t < num_targets) sums[first + t].store((bf16 *)stored(slot[t]), lane);
+        }
     }
 }
 
 #define FOLLOW(HEAD_DIM)                                                                                                               \
-    extern "C" __global__ __launch_bounds__(128) void follow_##HEAD_DIM(                                                               \
+    extern "C" __global__ __launch_bounds__(128, 4) void follow_##HEAD_DIM(                                                               \
         bf16 *keys, bf16 *values, int layer, int num_blocks, int num_kv_heads, const float2 *cos_sin, int interleaved,                 \
         const uint32_t *tiles, const uint32_t *positions, const uint32_t *slots, const float *weights, const float *differences) {     \
         follow<HEAD_DIM>(keys, values, layer, num_blocks, num_kv_heads, cos_sin, interleaved, tiles, positions, slots, weights,        \

@@ -14,17 +14,17 @@ __device__ __forceinline__ void move_token(bf16 *keys, bf16 *values, int num_blo
     if (token >= num_tokens) return;
     size_t from = pool_offset(blockIdx.z, num_blocks, gridDim.y, HEAD_DIM, src_slots[token], blockIdx.y);
     size_t to = pool_offset(blockIdx.z, num_blocks, gridDim.y, HEAD_DIM, dst_slots[token], blockIdx.y);
-    const bf16x8 *k = (const bf16x8 *)(keys + from) + lane, *v = (const bf16x8 *)(values + from) + lane;
-    bf16x8 k_low = k[0], k_high = k[Part::LANES], v_low = v[0], v_high = v[Part::LANES];
-    Angles angles = Angles::load<HEAD_DIM>(rotations + spans[token] * (HEAD_DIM / 2), lane, interleaved);
-    bf16x8 *k_to = (bf16x8 *)(keys + to) + lane, *v_to = (bf16x8 *)(values + to) + lane;
+    const Short<8> *k = (const Short<8> *)(keys + from) + lane, *v = (const Short<8> *)(values + from) + lane;
+    Short<8> k_low = k[0], k_high = k[Part::LANES], v_low = v[0], v_high = v[Part::LANES];
+    Angles<8> angles = Angles<8>::load<HEAD_DIM>(rotations + spans[token] * (HEAD_DIM / 2), lane, interleaved);
+    Short<8> *k_to = (Short<8> *)(keys + to) + lane, *v_to = (Short<8> *)(values + to) + lane;
     v_to[0] = v_low, v_to[Part::LANES] = v_high;
     if (!angles.are_zero()) {
         Part part;
-        widen(k_low, part.low);
-        widen(k_high, part.high);
+        k_low.widen(part.low);
+        k_high.widen(part.high);
         part.rotate(angles, interleaved, 1.f);
-        k_low = narrow(part.low), k_high = narrow(part.high);
+        k_low = Short<8>::narrowed(part.low), k_high = Short<8>::narrowed(part.high);
     }
     k_to[0] = k_low, k_to[Part::LANES] = k_high;
 }

@@ -9,11 +9,13 @@ use super::pool::Pool;
 use super::rope::RopeTable;
 
 /// Targets of a tile, as in `drift.cu`.
-const TARGETS: usize = 4;
-/// As in `drift.cu`: more threads would leave each of them too few registers.
-const THREADS: usize = 64;
+const TARGETS: usize = 8;
+/// Numbers of a thread, as in `drift.cu`.
+const NUMBERS: usize = 8;
+/// Chosen: a tile of Qwen2.5-7B is one block of threads.
+const THREADS: usize = 128;
 
-/// Up to four targets of one piece: first target, how many, first sample, how many, first weight.
+/// Up to eight targets of one piece: first target, how many, first sample, how many, first weight.
 pub type DriftTile = [u32; 5];
 
 /// Tiles of pieces `(targets, samples)`, whose targets, samples and weights lie one behind the other.
@@ -93,7 +95,7 @@ impl Drift {
         }
         let [layer, num_blocks, kv_heads] = [layer, shape.num_blocks, shape.num_kv_heads].map(|x| x as i32);
         let (cos_sin, interleaved) = rope.parts(shape.head_dim);
-        let num_groups = (2 * shape.width() / 16).div_ceil(THREADS);
+        let num_groups = (2 * shape.width() / NUMBERS).div_ceil(THREADS);
         let mut call = self.device.stream().launch_builder(&self.function);
         call.arg(pool.keys()).arg(pool.values()).arg(&layer).arg(&num_blocks).arg(&kv_heads).arg(cos_sin).arg(&interleaved);
         call.arg(&targets.tiles).arg(&targets.positions).arg(&targets.slots).arg(&targets.weights).arg(differences);
@@ -157,7 +159,7 @@ mod tests {
     fn cuda_targets_follow_as_on_the_cpu() {
         for layout in [RopeLayout::Half, RopeLayout::Interleaved] {
             check(4, 128, layout, &[(1, 1)]);
-            check(4, 128, layout, &[(5, 3), (70, 33), (1, 65), (8, 32)]);
+            check(4, 128, layout, &[(5, 3), (71, 33), (1, 65), (8, 32)]);
             check(3, 64, layout, &[(2, 2), (61, 40), (4, 1)]);
         }
         check(9, 64, RopeLayout::Half, &[(7, 31)]);
@@ -165,7 +167,7 @@ mod tests {
 
     #[test]
     fn tiles_cover_each_target_once_and_stay_in_their_piece() {
-        let tiles = drift_tiles([(5, 3), (4, 2), (1, 7)]);
-        assert_eq!(tiles, [[0, 4, 0, 3, 0], [4, 1, 0, 3, 12], [5, 4, 3, 2, 15], [9, 1, 5, 7, 23]]);
+        let tiles = drift_tiles([(9, 3), (8, 2), (1, 7)]);
+        assert_eq!(tiles, [[0, 8, 0, 3, 0], [8, 1, 0, 3, 24], [9, 8, 3, 2, 27], [17, 1, 5, 7, 43]]);
     }
 }

@@ -12,6 +12,9 @@ use super::rope::RopeTable;
 /// Chosen: a row of one sequence is spread over several multiprocessors.
 const THREADS: usize = 128;
 
+/// Numbers of a thread, as in `qkv.cu`.
+const NUMBERS: usize = 8;
+
 // What a launch does, as in `qkv.cu`.
 const ROTATE: i32 = 1;
 const SCATTER: i32 = 2;
@@ -173,7 +176,7 @@ impl Qkv {
         let (shape, num_rows) = (self.shape, rows.num_rows);
         assert!(rows.qkv.len() >= num_rows * shape.width() && rows.positions.len() >= num_rows, "rows lie in their buffers");
         let heads_here = 2 * shape.num_kv_heads + if mode & ROTATE == 0 { 0 } else { shape.num_heads };
-        let num_threads = num_rows * heads_here * shape.head_dim / 16;
+        let num_threads = num_rows * heads_here * shape.head_dim / NUMBERS;
         assert!(num_threads < 1 << 31, "threads are counted in 31 bits");
         if num_threads == 0 {
             return Ok(());

@@ -650,7 +650,7 @@ __device__ uint32_t num_larger_in(const FlatRow &row, float logit) {
 }
 
 // Grid (rows), CHOOSE_THREADS threads. `likely` is [rows][MAX_TOP].
-extern "C" __global__ void __launch_bounds__(CHOOSE_THREADS)
+extern "C" __global__ void __launch_bounds__(CHOOSE_THREADS, 1)
     sample_choose(const float *all_logits, size_t stride, int vocab, const Request *requests, const Progress *all_progress,
                   const uint64_t *candidates, uint32_t *num_gathered, uint32_t *num_larger, Choice *choices, Likely *likely) {
     __shared__ uint64_t list[MAX_CANDIDATES];

@@ -6,6 +6,8 @@
 //   sample_decide  a block a row: chooses where no token is dropped; else the bucket from which on candidates are needed
 //   sample_gather  as sample_scan: lists the candidates, counts what is larger than the choice
 //   sample_choose  a block a row: sorts the candidates and draws from what top-k, top-p and min-p leave
+// Where the candidates are more than a list holds, sample_gather weighs the buckets instead, and sample_choose looks for each boundary
+// (top-k, top-p, the draw) in its bucket alone.
 // Masses of dropped and drawn tokens are integers, 2^40 for the likeliest, so that no order of additions changes a bit; what is
 // 2^40 times less likely than the likeliest weighs nothing. Tokens are equal to the twin's but for rounding at a boundary.
 #include "common.cuh"
@@ -64,7 +66,8 @@ struct Progress {
     uint32_t num_candidates, unused;
 };
 static_assert(sizeof(Progress) == 40, "as in sample.rs");
-constexpr uint32_t DRAW_LISTED = 1, DRAW_SLOWLY = 2, TOP_LISTED = 4, TOP_SLOWLY = 8, RANK = 16, LISTED = DRAW_LISTED | TOP_LISTED;
+constexpr uint32_t DRAW_LISTED = 1, DRAW_SLOWLY = 2, TOP_LISTED = 4, TOP_SLOWLY = 8, RANK = 16;
+constexpr uint32_t LISTED = DRAW_LISTED | TOP_LISTED, SLOWLY = DRAW_SLOWLY | TOP_SLOWLY;
 
 struct Choice {
     uint32_t token;
@@ -424,19 +427,47 @@ extern "C" __global__ void __launch_bounds__(DECIDE_THREADS) sample_decide(const
     choices[blockIdx.x] = {progress.token, top.first - top.second, progress.chosen_logit - top.first - progress.log_total, 1};
 }
 
-// Grid (chunks, rows), SCAN_THREADS threads. `candidates` is [rows][MAX_CANDIDATES]; the counters are zero before.
+// Counts and masses of each bucket of a chunk, added to those of its row.
+__device__ void weigh_buckets(const float *logits, int vocab, float largest, float scale, uint32_t *histogram,
+                              unsigned long long *row_masses) {
+    __shared__ uint32_t counts[BUCKETS];
+    __shared__ unsigned long long masses[BUCKETS];
+    for (int i = threadIdx.x; i < BUCKETS; i += SCAN_THREADS) counts[i] = 0, masses[i] = 0;
+    __syncthreads();
+#pragma unroll
+    for (int j = 0; j < SCAN_NUMBERS; j++) {
+        if (chunk_token(j) >= vocab) continue;
+        int bucket = bucket_of(logits[j]);
+        unsigned long long one = mass(logits[j], largest, scale);
+        atomicAdd(&counts[bucket], 1);
+        if (one) atomicAdd(&masses[bucket], one);
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < BUCKETS; i += SCAN_THREADS) {
+        if (counts[i]) atomicAdd(&histogram[i], counts[i]);
+        if (masses[i]) atomicAdd(&row_masses[i], masses[i]);
+    }
+}
+
+// Grid (chunks, rows), SCAN_THREADS threads. `candidates` is [rows][MAX_CANDIDATES], `histogram` and `bucket_masses` are
+// [rows][BUCKETS]; they and the counters are zero before, but for the candidates.
 extern "C" __global__ void __launch_bounds__(SCAN_THREADS)
     sample_gather(const float *all_logits, size_t stride, int vocab, const Request *requests, const Part *parts,
-                  const Progress *all_progress, uint64_t *candidates, uint32_t *num_gathered, uint32_t *num_larger) {
+                  const Progress *all_progress, uint64_t *candidates, uint32_t *num_gathered, uint32_t *num_larger,
+                  uint32_t *histogram, unsigned long long *bucket_masses) {
     if (!(requests[blockIdx.y].flags & ACTIVE)) return;
     Progress progress = all_progress[blockIdx.y];
     float first = parts[blockIdx.y * gridDim.x + blockIdx.x].first;
     bool lists = (progress.needed & LISTED) && bucket_of(first) >= progress.bucket;
     bool ranks = (progress.needed & RANK) && first > progress.chosen_logit;
-    if (!lists && !ranks) return;
+    if (!lists && !ranks && !(progress.needed & SLOWLY)) return;
     __shared__ uint32_t scratch[33], start;
     float logits[SCAN_NUMBERS];
     load_chunk(all_logits + blockIdx.y * stride, vocab, logits);
+    if (progress.needed & SLOWLY) {
+        size_t row = (size_t)blockIdx.y * BUCKETS;
+        weigh_buckets(logits, vocab, progress.largest, LOG2E / requests[blockIdx.y].temperature, histogram + row, bucket_masses + row);
+    }
     uint32_t num_listed = 0, larger = 0;
     auto is_listed = [&](int j) { return lists && chunk_token(j) < vocab && bucket_of(logits[j]) >= progress.bucket; };
 #pragma unroll
@@ -530,63 +561,159 @@ __device__ uint32_t draw_from_list(const Request &r, const uint64_t *list, int n
     return found;
 }
 
-// A row too flat for a list of candidates: its tokens in descending order are found by counting, again and again, what lies above
-// seven pivots.
+// A row too flat for a list of candidates, with counts and masses of its buckets, and room for a list.
 struct FlatRow {
     const float *logits;
     int vocab;
     float largest, scale;
+    uint32_t *counts;
+    unsigned long long *masses;
+    uint64_t *list;
 };
 
-// Counts or masses of the tokens whose keys are at least `pivots`, 7 of each.
-__device__ void sum_from(const FlatRow &row, bool by_mass, const uint32_t *pivots, uint64_t *sums) {
-    __shared__ uint64_t scratch[CHOOSE_THREADS / 32][7];
-    for (int i = 0; i < 7; i++) sums[i] = 0;
+// Counts or masses of the tokens whose keys are at least each of the ascending `pivots`.
+template <int NUM> __device__ void sum_from(const FlatRow &row, bool by_mass, const uint32_t *pivots, uint64_t *sums) {
+    __shared__ uint64_t scratch[CHOOSE_THREADS / 32][NUM];
+#pragma unroll
+    for (int i = 0; i < NUM; i++) sums[i] = 0;
     for (int token = threadIdx.x; token < row.vocab; token += blockDim.x) {
         float logit = row.logits[token];
         uint32_t key = key_of(logit);
         if (key < pivots[0]) continue;
         uint64_t measure = by_mass ? mass(logit, row.largest, row.scale) : 1;
 #pragma unroll
-        for (int i = 0; i < 7; i++) sums[i] += key >= pivots[i] ? measure : 0;
+        for (int i = 0; i < NUM; i++) sums[i] += key >= pivots[i] ? measure : 0;
     }
     __syncthreads();
 #pragma unroll
-    for (int i = 0; i < 7; i++) {
+    for (int i = 0; i < NUM; i++) {
         for (int offset = 16; offset; offset /= 2) sums[i] += __shfl_xor_sync(~0u, sums[i], offset);
         if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32][i] = sums[i];
     }
     __syncthreads();
 #pragma unroll
-    for (int i = 0; i < 7; i++) {
+    for (int i = 0; i < NUM; i++) {
         sums[i] = 0;
         for (int warp = 0; warp < CHOOSE_THREADS / 32; warp++) sums[i] += scratch[warp][i];
     }
 }
 
-// One pivot, as seven.
 __device__ __forceinline__ uint64_t sum_from(const FlatRow &row, bool by_mass, uint32_t pivot) {
-    uint32_t pivots[7];
-    uint64_t sums[7];
-    for (int i = 0; i < 7; i++) pivots[i] = pivot;
-    sum_from(row, by_mass, pivots, sums);
-    return sums[0];
+    uint64_t sum;
+    sum_from<1>(row, by_mass, &pivot, &sum);
+    return sum;
 }
 
-// A token in descending order: its key, and what `place` it has among those of equal key, from 1 on.
+// A token in descending order, and the mass of all tokens up to it.
 struct Place {
-    uint32_t key, place;
+    uint32_t key, token;
+    uint64_t mass;
 };
 
-// The first token in descending order at which the count, or the mass, reaches `target`, which is at least 1 and at most that of all.
-__device__ Place find_place(const FlatRow &row, bool by_mass, uint64_t target) {
-    uint32_t low = 0, high = highest_key_of(row.largest);
+// A bucket, and what lies above it.
+struct Level {
+    int bucket;
+    uint32_t count_above;
+    uint64_t mass_above;
+};
+
+// The bucket where the count, or the mass, in descending order reaches `target`.
+__device__ Level find_level(const FlatRow &row, bool by_mass, uint64_t target) {
+    constexpr int A_THREAD = BUCKETS / CHOOSE_THREADS;
+    __shared__ uint32_t count_scratch[33];
+    __shared__ uint64_t mass_scratch[33];
+    __shared__ Level level;
+    int first = BUCKETS - 1 - threadIdx.x * A_THREAD;
+    uint32_t count = 0;
+    if (threadIdx.x == 0) level = {0, 0, 0};
+    uint64_t sum = 0;
+    for (int i = 0; i < A_THREAD; i++) count += row.counts[first - i], sum += row.masses[first - i];
+    Level here = {first, running_sum(count, count_scratch).before, running_sum(sum, mass_scratch).before};
+    for (int i = 0; i < A_THREAD; i++, here.bucket--) {
+        uint32_t next_count = here.count_above + row.counts[here.bucket];
+        uint64_t next_mass = here.mass_above + row.masses[here.bucket];
+        bool is_here = by_mass ? here.mass_above < target && next_mass >= target : here.count_above < target && next_count >= target;
+        if (is_here) level = here;
+        here.count_above = next_count, here.mass_above = next_mass;
+    }
+    __syncthreads();
+    return level;
+}
+
+// The bucket's tokens in descending order, gone through from what lies above it.
+__device__ Place find_in_list(const FlatRow &row, bool by_mass, uint64_t target, Level level, int num) {
+    __shared__ uint64_t scratch[33];
+    __shared__ int num_listed;
+    __shared__ Place found;
+    if (threadIdx.x == 0) num_listed = 0;
+    __syncthreads();
+    for (int token = threadIdx.x; token < row.vocab; token += blockDim.x) {
+        float logit = row.logits[token];
+        if (bucket_of(logit) == level.bucket) row.list[atomicAdd(&num_listed, 1)] = (uint64_t)key_of(logit) << 32 | ~(uint32_t)token;
+    }
+    int padded = 2;
+    while (padded < num) padded *= 2;
+    for (int i = num + threadIdx.x; i < padded; i += CHOOSE_THREADS) row.list[i] = 0;
+    __syncthreads();
+    sort(row.list, padded);
+    uint64_t masses[CANDIDATES_A_THREAD], sum = 0;
+    int a_thread = (num + CHOOSE_THREADS - 1) / CHOOSE_THREADS, first = threadIdx.x * a_thread;
+#pragma unroll
+    for (int i = 0; i < CANDIDATES_A_THREAD; i++) {
+        masses[i] = i < a_thread && first + i < num ? mass(logit_of(row.list[first + i] >> 32), row.largest, row.scale) : 0;
+        sum += masses[i];
+    }
+    uint64_t reached = level.mass_above + running_sum(sum, scratch).before;
+#pragma unroll
+    for (int i = 0; i < CANDIDATES_A_THREAD; i++) {
+        uint64_t next = reached + masses[i];
+        bool is_here = by_mass ? reached < target && next >= target : level.count_above + first + i + 1 == target;
+        if (i < a_thread && first + i < num && is_here) {
+            found = {(uint32_t)(row.list[first + i] >> 32), ~(uint32_t)row.list[first + i], next};
+        }
+        reached = next;
+    }
+    __syncthreads();
+    return found;
+}
+
+// The least key that lies in `bucket` or above.
+__device__ uint32_t first_key(int bucket) {
+    uint32_t low = key_of(-INF), high = key_of(INF);
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+        if (bucket_of(logit_of(middle)) >= bucket) high = middle;
+        else low = middle + 1;
+    }
+    return low;
+}
+
+// The token that is number `place`, from 1 on, among those of equal key.
+__device__ uint32_t token_at(const FlatRow &row, uint32_t key, uint64_t place) {
+    __shared__ uint32_t scratch[33], found;
+    uint32_t num = 0;
+    if (threadIdx.x == 0) found = 0;
+    for (int start = 0; num < place && start < row.vocab; start += blockDim.x) {
+        int token = start + threadIdx.x;
+        uint32_t is_equal = token < row.vocab && key_of(row.logits[token]) == key;
+        Running<uint32_t> running = running_sum(is_equal, scratch);
+        if (is_equal && num + running.upto == place) found = token;
+        num += running.all;
+    }
+    __syncthreads();
+    return found;
+}
+
+// In a bucket of too many tokens for a list, found by summing, again and again, what lies above seven pivots.
+__device__ Place find_by_pivots(const FlatRow &row, bool by_mass, uint64_t target, int bucket) {
+    uint32_t low = first_key(bucket), high = highest_key_of(row.largest);
+    if (bucket < BUCKETS - 1) high = min(high, first_key(bucket + 1) - 1);
     while (low < high) {
         uint32_t pivots[7];
         uint64_t sums[7], width = high - low;
 #pragma unroll
         for (int i = 0; i < 7; i++) pivots[i] = low + (uint32_t)((width * (i + 1) + 7) / 8);
-        sum_from(row, by_mass, pivots, sums);
+        sum_from<7>(row, by_mass, pivots, sums);
         uint32_t next_low = low, next_high = pivots[0] - 1;
 #pragma unroll
         for (int i = 0; i < 7; i++) {
@@ -595,35 +722,25 @@ __device__ Place find_place(const FlatRow &row, bool by_mass, uint64_t target) {
         // In a narrow range some pivots are equal; the last of them decides.
         low = next_low, high = next_high;
     }
-    uint64_t above = target - sum_from(row, by_mass, low + 1);
-    uint64_t measure = by_mass ? mass(logit_of(low), row.largest, row.scale) : 1;
-    return {low, (uint32_t)((above + measure - 1) / measure)};
+    uint64_t one = mass(logit_of(low), row.largest, row.scale), measure = by_mass ? one : 1;
+    uint64_t place = (target - sum_from(row, by_mass, low + 1) + measure - 1) / measure;
+    return {low, token_at(row, low, place), sum_from(row, true, low + 1) + place * one};
 }
 
-// The mass of all tokens up to `place`.
-__device__ uint64_t mass_up_to(const FlatRow &row, Place place) {
-    return sum_from(row, true, place.key + 1) + place.place * mass(logit_of(place.key), row.largest, row.scale);
+// The first token in descending order at which the count, or the mass, reaches `target`, which is at least 1 and at most that of all.
+__device__ Place find_place(const FlatRow &row, bool by_mass, uint64_t target) {
+    Level level = find_level(row, by_mass, target);
+    int num = row.counts[level.bucket];
+    return num <= MAX_CANDIDATES ? find_in_list(row, by_mass, target, level, num) : find_by_pivots(row, by_mass, target, level.bucket);
 }
 
-__device__ uint32_t token_at(const FlatRow &row, Place place) {
-    __shared__ uint32_t scratch[33], found;
-    uint32_t num = 0;
-    if (threadIdx.x == 0) found = 0;
-    for (int start = 0; num < place.place && start < row.vocab; start += blockDim.x) {
-        int token = start + threadIdx.x;
-        uint32_t is_equal = token < row.vocab && key_of(row.logits[token]) == place.key;
-        Running<uint32_t> running = running_sum(is_equal, scratch);
-        if (is_equal && num + running.upto == place.place) found = token;
-        num += running.all;
-    }
-    __syncthreads();
-    return found;
-}
-
-__device__ uint32_t draw_slowly(const Request &r, const FlatRow &row, int vocab) {
-    uint64_t kept = sum_from(row, true, 0);
-    if (r.top_k) kept = mass_up_to(row, find_place(row, false, min(r.top_k, vocab)));
-    if (r.top_p < 1.f) kept = min(kept, mass_up_to(row, find_place(row, true, top_p_target(r, kept))));
+__device__ uint32_t draw_slowly(const Request &r, const FlatRow &row) {
+    __shared__ uint64_t scratch[33];
+    uint64_t sum = 0;
+    for (int i = threadIdx.x; i < BUCKETS; i += CHOOSE_THREADS) sum += row.masses[i];
+    uint64_t kept = running_sum(sum, scratch).all;
+    if (r.top_k) kept = find_place(row, false, min(r.top_k, row.vocab)).mass;
+    if (r.top_p < 1.f) kept = min(kept, find_place(row, true, min(kept, top_p_target(r, kept))).mass);
     if (r.min_p > 0.f) {
         // The least key whose mass suffices: masses ascend with keys.
         uint64_t least = __float2ull_ru(r.min_p * ONE_MASS);
@@ -635,7 +752,7 @@ __device__ uint32_t draw_slowly(const Request &r, const FlatRow &row, int vocab)
         }
         kept = min(kept, sum_from(row, true, low));
     }
-    return token_at(row, find_place(row, true, draw_target(r, kept)));
+    return find_place(row, true, draw_target(r, kept)).token;
 }
 
 __device__ uint32_t num_larger_in(const uint64_t *list, int num, float logit) {
@@ -649,16 +766,34 @@ __device__ uint32_t num_larger_in(const FlatRow &row, float logit) {
     return sum_from(row, false, highest_key_of(logit) + 1);
 }
 
-// Grid (rows), CHOOSE_THREADS threads. `likely` is [rows][MAX_TOP].
-extern "C" __global__ void __launch_bounds__(CHOOSE_THREADS)
+// The likeliest tokens, from the sorted list if they are in it.
+__device__ void name_likeliest(const Request &r, const FlatRow &row, const Progress &progress, Likely *likely) {
+    for (int i = 0; i < r.num_top; i++) {
+        Likely one = {NONE, 0.f};
+        if (i < row.vocab && (progress.needed & TOP_LISTED)) {
+            one = {~(uint32_t)row.list[i], logit_of(row.list[i] >> 32)};
+        } else if (i < row.vocab) {
+            Place place = find_place(row, false, i + 1);
+            one = {place.token, logit_of(place.key)};
+        }
+        one.logprob = one.logprob - progress.largest - progress.log_total;
+        if (threadIdx.x == 0) likely[i] = one;
+    }
+}
+
+// Grid (rows), CHOOSE_THREADS threads. `likely` is [rows][MAX_TOP]. Leaves counters and buckets zero.
+extern "C" __global__ void __launch_bounds__(CHOOSE_THREADS, 1)
     sample_choose(const float *all_logits, size_t stride, int vocab, const Request *requests, const Progress *all_progress,
-                  const uint64_t *candidates, uint32_t *num_gathered, uint32_t *num_larger, Choice *choices, Likely *likely) {
+                  const uint64_t *candidates, uint32_t *num_gathered, uint32_t *num_larger, Choice *choices, Likely *likely,
+                  uint32_t *histogram, unsigned long long *bucket_masses) {
     __shared__ uint64_t list[MAX_CANDIDATES];
     Request r = requests[blockIdx.x];
     if (!(r.flags & ACTIVE)) return;
     Progress progress = all_progress[blockIdx.x];
     if (!progress.needed) return;
-    FlatRow row = {all_logits + blockIdx.x * stride, vocab, progress.largest, LOG2E / r.temperature};
+    size_t first_bucket = (size_t)blockIdx.x * BUCKETS;
+    FlatRow row = {all_logits + blockIdx.x * stride, vocab, progress.largest, LOG2E / r.temperature,
+                   histogram + first_bucket, bucket_masses + first_bucket, list};
     int num = progress.num_candidates, padded = 2;
     if (progress.needed & LISTED) {
         while (padded < num) padded *= 2;
@@ -667,28 +802,25 @@ extern "C" __global__ void __launch_bounds__(CHOOSE_THREADS)
         __syncthreads();
         sort(list, padded);
     }
-    uint32_t token = progress.token;
-    if (progress.needed & DRAW_LISTED) token = draw_from_list(r, list, num, progress.total, progress.largest);
-    if (progress.needed & DRAW_SLOWLY) token = draw_slowly(r, row, vocab);
-    float logit = row.logits[token];
-    uint32_t rank = 1 + num_larger[blockIdx.x];
-    if ((r.flags & LOGPROBS) && progress.token == NONE) {
-        rank = 1 + (progress.needed & DRAW_LISTED ? num_larger_in(list, num, logit) : num_larger_in(row, logit));
+    uint32_t token = progress.token, rank = 1 + num_larger[blockIdx.x];
+    if (progress.needed & DRAW_LISTED) {
+        token = draw_from_list(r, list, num, progress.total, progress.largest);
+        if (r.flags & LOGPROBS) rank = 1 + num_larger_in(list, num, row.logits[token]);
     }
-    for (int i = 0; i < r.num_top && (progress.needed & (TOP_LISTED | TOP_SLOWLY)); i++) {
-        Likely one = {NONE, 0.f};
-        if (i < vocab && (progress.needed & TOP_LISTED)) {
-            one = {~(uint32_t)list[i], logit_of(list[i] >> 32) - progress.largest - progress.log_total};
-        } else if (i < vocab) {
-            Place place = find_place(row, false, i + 1);
-            one = {token_at(row, place), logit_of(place.key) - progress.largest - progress.log_total};
-        }
-        if (threadIdx.x == 0) likely[blockIdx.x * MAX_TOP + i] = one;
+    if (progress.needed & (TOP_LISTED | TOP_SLOWLY)) name_likeliest(r, row, progress, likely + blockIdx.x * MAX_TOP);
+    __syncthreads();
+    // Last, because its lists take the place of the candidates.
+    if (progress.needed & DRAW_SLOWLY) {
+        token = draw_slowly(r, row);
+        if (r.flags & LOGPROBS) rank = 1 + num_larger_in(row, row.logits[token]);
     }
     __syncthreads();
+    if (progress.needed & SLOWLY) {
+        for (int i = threadIdx.x; i < BUCKETS; i += CHOOSE_THREADS) row.counts[i] = 0, row.masses[i] = 0;
+    }
     if (threadIdx.x) return;
     choices[blockIdx.x].token = token;
-    choices[blockIdx.x].logprob = logit - progress.largest - progress.log_total;
+    choices[blockIdx.x].logprob = row.logits[token] - progress.largest - progress.log_total;
     choices[blockIdx.x].rank = rank;
     num_gathered[blockIdx.x] = num_larger[blockIdx.x] = 0;
 }

@@ -75,7 +75,7 @@ fn main() -> Result<(), DeviceError> {
     let sampler = Sampler::new(&device, MAX_ROWS)?;
     let logits = device.zeros(1)?;
     let mut bench = Bench { device, sampler, logits };
-    for (shape, spread) in [("peaked", 4.0), ("flat", 1.0)] {
+    for (shape, spread) in [("peaked", 8.0), ("wide", 4.0), ("flat", 1.0)] {
         bench.logits = bench.device.upload(&bells(MAX_ROWS * VOCAB_SIZE, spread))?;
         println!("{shape}: standard deviation {spread}");
         bench.row("greedy", GREEDY, None)?;

@@ -143,7 +143,9 @@ pub struct Sampler {
     progress: CudaSlice<RawProgress>,
     /// `[max_rows, MAX_CANDIDATES]`.
     candidates: CudaSlice<u64>,
-    /// `[max_rows]`, zero between launches, as the next.
+    /// `[max_rows, BUCKETS]`, zero between launches, as all that follows but the results.
+    bucket_masses: CudaSlice<u64>,
+    /// `[max_rows]`.
     num_gathered: CudaSlice<u32>,
     num_larger: CudaSlice<u32>,
     choices: CudaSlice<RawChoice>,
@@ -159,7 +161,7 @@ struct Functions {
 }
 
 impl Sampler {
-    /// Loads the functions and allocates what `max_rows` rows need: about 48 KB each.
+    /// Loads the functions and allocates what `max_rows` rows need: about 64 KB each.
     ///
     /// # Errors
     /// If the device cannot run them, or memory does not suffice.
@@ -181,6 +183,7 @@ impl Sampler {
             histogram: device.zeros(max_rows * BUCKETS)?,
             progress: device.zeros(max_rows)?,
             candidates: device.zeros(max_rows * MAX_CANDIDATES)?,
+            bucket_masses: device.zeros(max_rows * BUCKETS)?,
             num_gathered: device.zeros(max_rows)?,
             num_larger: device.zeros(max_rows)?,
             choices: device.zeros(max_rows)?,
@@ -259,11 +262,13 @@ impl Sampler {
         let mut call = stream.launch_builder(&functions.gather);
         call.arg(&*logits).arg(&stride).arg(&vocab).arg(&self.requests).arg(&self.parts).arg(&self.progress);
         call.arg(&mut self.candidates).arg(&mut self.num_gathered).arg(&mut self.num_larger);
+        call.arg(&mut self.histogram).arg(&mut self.bucket_masses);
         // SAFETY: as above; a row has MAX_CANDIDATES candidates at most, else it is said to have none.
         unsafe { call.launch(by_chunk) }?;
         let mut call = stream.launch_builder(&functions.choose);
         call.arg(&*logits).arg(&stride).arg(&vocab).arg(&self.requests).arg(&self.progress).arg(&self.candidates);
         call.arg(&mut self.num_gathered).arg(&mut self.num_larger).arg(&mut self.choices).arg(&mut self.likely);
+        call.arg(&mut self.histogram).arg(&mut self.bucket_masses);
         // SAFETY: as above.
         unsafe { call.launch(launch((num_rows, 1, 1), CHOOSE_THREADS, 0)) }?;
         Ok(())

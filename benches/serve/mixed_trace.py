@@ -77,6 +77,8 @@ def parse_arguments():
     args = parser.parse_args()
     if len(args.modes) > 1 and args.modes[0] != "prefix":
         parser.error("the first of several modes has to be prefix: the others are compared with it")
+    if args.requests < 2:
+        parser.error("a rate takes two requests at least")
     return args
 
 

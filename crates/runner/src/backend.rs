@@ -50,6 +50,14 @@ pub trait Backend: Send {
     /// If the device fails.
     fn span_deviation(&mut self, span: &SpanCopy) -> Result<f32, BackendError>;
 
+    /// [`Backend::span_deviation`] of each of several spans, which a device may compute together.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn span_deviations(&mut self, spans: &[SpanCopy]) -> Result<Vec<f32>, BackendError> {
+        spans.iter().map(|span| self.span_deviation(span)).collect()
+    }
+
     /// The largest [`Backend::span_deviation`] that storage in the pool's format explains.
     fn max_span_deviation(&self) -> f32;
 

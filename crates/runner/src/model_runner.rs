@@ -94,9 +94,11 @@ impl ModelRunner {
         let mut watch = Stopwatch::start();
         for span in &step.span_copies {
             self.backend.move_span(span)?;
-            self.timings.moves += watch.lap();
-            let deviation = self.backend.span_deviation(span)?;
-            self.timings.check += watch.lap();
+        }
+        self.timings.moves = watch.lap();
+        let deviations = self.backend.span_deviations(&step.span_copies)?;
+        self.timings.check = watch.lap();
+        for (span, deviation) in step.span_copies.iter().zip(deviations) {
             if deviation.is_nan() || deviation > self.backend.max_span_deviation() {
                 warn!(request_id = %span.request_id, donor = %span.donor, deviation, "a donor's KV disagrees with layer 0");
                 rejected.push(RejectedSpan { request_id: span.request_id, donor: span.donor, max_relative_error: deviation });

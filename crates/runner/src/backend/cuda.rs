@@ -130,7 +130,11 @@ impl Backend for CudaBackend {
     }
 
     fn span_deviation(&mut self, span: &SpanCopy) -> Result<f32, BackendError> {
-        Ok(self.layer0_deviation(span)?)
+        Ok(self.layer0_deviations(std::slice::from_ref(span))?[0])
+    }
+
+    fn span_deviations(&mut self, spans: &[SpanCopy]) -> Result<Vec<f32>, BackendError> {
+        Ok(self.layer0_deviations(spans)?)
     }
 
     /// bf16 keeps 8 bits of a number: 4e-3 relative when stored, as much again when moved, and the fresh computation is rounded too.
@@ -186,6 +190,7 @@ impl Backend for CudaBackend {
 }
 
 /// Where the arrays of a step lie.
+#[derive(Default)]
 struct UploadedStep {
     num_rows: usize,
     max_blocks: usize,

@@ -123,8 +123,8 @@ fn upload_words(max_rows: usize, max_seqs: usize, longest: usize) -> usize {
     16 * rows + max_seqs.next_multiple_of(8) * blocks + 64
 }
 
-/// Rows of prompts that products are tuned for. Chosen: what is between runs nearly as well on cuBLASLt's own choice.
-const PREFILL_ROWS: [usize; 5] = [512, 1024, 2048, 4096, 8192];
+/// Rows of prompts that products are tuned for; what is between takes the algorithm of the next.
+const PREFILL_ROWS: [usize; 11] = [320, 384, 512, 640, 768, 1024, 1536, 2048, 3072, 4096, 8192];
 
 /// Finds the best algorithm of each product, for each size of a decode step and some of prefill.
 fn tune(decoder: &mut Decoder, max_rows: usize) -> Result<(), DeviceError> {

@@ -34,50 +34,44 @@ impl CudaBackend {
         self.decoder.kernels.spans.move_tokens(&mut self.pool, &tokens, self.decoder.config.rope_layout)
     }
 
-    /// Largest distance of a moved K or V from a fresh one in layer 0, relative to the fresh one.
-    pub(super) fn layer0_deviation(&mut self, span: &SpanCopy) -> Result<f32, DeviceError> {
-        let mut worst = 0f32;
-        let all: Vec<usize> = (0..span.token_ids.len()).collect();
-        for chunk in all.chunks(self.decoder.activations.num_rows) {
-            let (len, first) = (chunk.len(), chunk[0]);
-            let rows = self.upload.put([len, len, len, 0, 0], |[ids, positions, slots, ..]| {
-                for (row, i) in chunk.iter().enumerate() {
-                    ids[row] = span.token_ids[*i].0;
-                    positions[row] = span.dst_pos + *i as u32;
-                    slots[row] = slot_of(&span.dst_blocks, span.dst_pos, *i);
-                }
-            })?;
-            let uploaded = UploadedStep {
-                num_rows: len,
-                max_blocks: 0,
-                num_single: 0,
-                ranges: rows,
-                parts: 0..0,
-                last_tiles: 0..0,
-                wanted: 0..0,
-            };
-            let [list] = self.extra.put([len], |[list]| list.iter_mut().zip(0..).for_each(|(to, row)| *to = row))?;
-            let Self { decoder, upload, extra, pool, device, .. } = self;
-            let rows = uploaded.on(upload);
-            decoder.layer0_kv(&rows)?;
-            let mut measured: CudaSlice<f32> = device.zeros(len * MEASURES)?;
-            let shape = kernels::cuda::QkvShape { num_heads: 0, ..qkv_shape(&decoder.config) };
-            let fresh =
-                FreshRows { buffer: &decoder.activations.qkv, shape, rows: extra.words(list), slots: rows.slots.slice(..) };
-            decoder.kernels.deviation.measure(&fresh, pool, 0, &mut measured.slice_mut(..))?;
-            let measured = device.download(&measured)?;
-            debug_assert!(first + len <= span.token_ids.len());
-            for of_row in measured.chunks_exact(MEASURES) {
+    /// Largest distance of a moved K or V of each span from a fresh one in layer 0, relative to the fresh one.
+    pub(super) fn layer0_deviations(&mut self, spans: &[SpanCopy]) -> Result<Vec<f32>, DeviceError> {
+        let tokens = spans.iter().enumerate().flat_map(|(span, copy)| (0..copy.token_ids.len()).map(move |i| (span, i)));
+        let tokens: Vec<(usize, usize)> = tokens.collect();
+        let mut worst = vec![0f32; spans.len()];
+        for tokens in tokens.chunks(self.decoder.activations.num_rows) {
+            let measured = self.measure_layer0(spans, tokens)?;
+            for ((span, _), of_row) in tokens.iter().zip(measured.chunks_exact(MEASURES)) {
                 let [key, value, _, value_norm, key_norm, _] = of_row else { unreachable!("the chunk's length") };
                 let relative = (key / key_norm.max(f32::MIN_POSITIVE)).max(value / value_norm.max(f32::MIN_POSITIVE));
-                // NaN is worse than anything.
-                worst = if relative.is_nan() { f32::NAN } else { worst.max(relative) };
-                if worst.is_nan() {
-                    return Ok(worst);
-                }
+                // NaN is worse than anything, and stays.
+                worst[*span] = if relative.is_nan() || worst[*span].is_nan() { f32::NAN } else { worst[*span].max(relative) };
             }
         }
         Ok(worst)
+    }
+
+    /// `[tokens, MEASURES]` of tokens, each named by its span and its place there.
+    fn measure_layer0(&mut self, spans: &[SpanCopy], tokens: &[(usize, usize)]) -> Result<Vec<f32>, DeviceError> {
+        let len = tokens.len();
+        let ranges = self.upload.put([len, len, len, 0, 0], |[ids, positions, slots, ..]| {
+            for (row, (span, i)) in tokens.iter().enumerate() {
+                let span = &spans[*span];
+                ids[row] = span.token_ids[*i].0;
+                positions[row] = span.dst_pos + *i as u32;
+                slots[row] = slot_of(&span.dst_blocks, span.dst_pos, *i);
+            }
+        })?;
+        let uploaded = UploadedStep { num_rows: len, ranges, ..UploadedStep::default() };
+        let [list] = self.extra.put([len], |[list]| list.iter_mut().zip(0..).for_each(|(to, row)| *to = row))?;
+        let Self { decoder, upload, extra, pool, device, .. } = self;
+        let rows = uploaded.on(upload);
+        decoder.layer0_kv(&rows)?;
+        let mut measured: CudaSlice<f32> = device.zeros(len * MEASURES)?;
+        let shape = kernels::cuda::QkvShape { num_heads: 0, ..qkv_shape(&decoder.config) };
+        let fresh = FreshRows { buffer: &decoder.activations.qkv, shape, rows: extra.words(list), slots: rows.slots.slice(..) };
+        decoder.kernels.deviation.measure(&fresh, pool, 0, &mut measured.slice_mut(..))?;
+        device.download(&measured)
     }
 
     /// Arrays of all that follows rows of `batch`; `None` if nothing does.

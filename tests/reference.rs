@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use engine::{Executor, LogProb, NewRequest, Row, SamplingParams, ScheduledSequence, SchedulerOutput};
-use runner::{DeviceOptions, KvDtype, LoadOptions, ModelRunner, WeightFiles};
+use runner::{DeviceOptions, GpuOptions, KvDtype, LoadOptions, ModelRunner, WeightFiles};
 use tokens::{BlockId, BlockSize, RequestId, TokenId};
 
 use crate::daemon::pull;
@@ -21,10 +21,26 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures")
 }
 
-fn load(weights: WeightFiles, kv_dtype: KvDtype) -> ModelRunner {
+fn load_on_cpu(weights: WeightFiles, kv_dtype: KvDtype) -> ModelRunner {
+    load(weights, DeviceOptions::Cpu { threads: 2, kv_dtype, kv_bytes: 64 << 20 })
+}
+
+/// On the GPU if `KVSHARE_DEVICE` names one, as the daemons of the other tests are then.
+fn load_on_chosen_device(weights: WeightFiles) -> ModelRunner {
+    let device = std::env::var("KVSHARE_DEVICE").ok();
+    match device.as_deref().and_then(|device| device.strip_prefix("cuda:")).map(str::parse) {
+        Some(ordinal) => {
+            let ordinal = ordinal.expect("the number of a GPU");
+            load(weights, DeviceOptions::Cuda(GpuOptions { ordinal, memory_utilization: 0.9, kv_bytes: Some(64 << 20) }))
+        }
+        None => load_on_cpu(weights, KvDtype::F16),
+    }
+}
+
+fn load(weights: WeightFiles, device: DeviceOptions) -> ModelRunner {
     let options = LoadOptions {
         weights,
-        device: DeviceOptions::Cpu { threads: 2, kv_dtype, kv_bytes: 64 << 20 },
+        device,
         max_model_len: None,
         max_num_batched_tokens: 512,
         max_num_seqs: 64,
@@ -66,7 +82,7 @@ fn score(runner: &mut ModelRunner, request: u64, ids: &[u32], num_top: u32) -> V
             sequences: vec![sequence],
             ..SchedulerOutput::default()
         };
-        let output = runner.execute_model(&output).expect("the CPU does not fail");
+        let output = runner.execute_model(&output).expect("the device does not fail");
         scores.extend(output.prompt_logprobs.into_iter().flat_map(|(_, entries)| entries));
     }
     runner.execute_model(&SchedulerOutput { finished: vec![request_id], ..SchedulerOutput::default() }).expect("nothing to do");
@@ -191,7 +207,7 @@ fn check_real_model(model: &str) {
     let file = pull(model);
     let stem = file.file_stem().and_then(|stem| stem.to_str()).expect("a model's name is UTF-8");
     let reference = read_reference(&fixtures().join(format!("reference/{stem}.reference")));
-    let mut runner = load(WeightFiles::Gguf(file.clone()), KvDtype::F16);
+    let mut runner = load_on_chosen_device(WeightFiles::Gguf(file.clone()));
     let mut positions = Vec::new();
     for (request, (ids, expected)) in (0..).zip(reference) {
         positions.extend(expected.into_iter().zip(score(&mut runner, request, &ids, NUM_TOP)));
@@ -200,7 +216,7 @@ fn check_real_model(model: &str) {
     println!("{model}: {agreement}");
     assert!(agreement.num_positions >= 2048, "{agreement}");
     assert!(agreement.mean_divergence <= 1e-3, "{agreement}");
-    assert!(agreement.same_top_ratio >= 0.99, "{agreement}");
+    assert!(agreement.same_top_ratio >= 0.98, "{agreement}");
 }
 
 #[test]
@@ -223,7 +239,7 @@ fn check_tiny_model(folder: &Path) {
     let (num_tokens, vocab_size) = (reader.u32(), reader.u32());
     let ids = reader.u32s(num_tokens);
     let expected: Vec<Vec<f32>> = ids.iter().map(|_| (0..vocab_size).map(|_| reader.f32()).collect()).collect();
-    let mut runner = load(WeightFiles::Safetensors(folder.to_owned()), KvDtype::F32);
+    let mut runner = load_on_cpu(WeightFiles::Safetensors(folder.to_owned()), KvDtype::F32);
     let scale = expected.iter().flatten().fold(0.0_f32, |largest, logit| largest.max(logit.abs()));
     for (logits, found) in expected.iter().zip(score(&mut runner, 0, &ids, vocab_size)) {
         let total = logits.iter().map(|logit| f64::from(*logit).exp()).sum::<f64>().ln();

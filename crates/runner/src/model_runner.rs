@@ -91,6 +91,9 @@ impl ModelRunner {
     /// Moves all spans, then checks each against a fresh computation of layer 0.
     fn move_spans(&mut self, step: &SchedulerOutput) -> Result<Vec<RejectedSpan>, BackendError> {
         let mut rejected = Vec::new();
+        if step.span_copies.is_empty() {
+            return Ok(rejected);
+        }
         let mut watch = Stopwatch::start();
         for span in &step.span_copies {
             self.backend.move_span(span)?;

@@ -22,7 +22,7 @@ fn fixtures() -> PathBuf {
 }
 
 fn load(weights: WeightFiles, kv_dtype: KvDtype) -> ModelRunner {
-    let options = LoadOptions { weights, threads: 2, kv_dtype, kv_bytes: 64 << 20, max_model_len: None };
+    let options = LoadOptions { weights, threads: 2, kv_dtype, kv_bytes: 64 << 20, host_kv_bytes: 0, max_model_len: None };
     runner::load(&options, &mut |_| {}).expect("the model loads").runner
 }
 

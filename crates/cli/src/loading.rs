@@ -55,6 +55,7 @@ fn load_weights(config: &Config, files: &ModelFiles, kv_cache_memory: ByteSize) 
         threads: config.engine.num_threads(),
         kv_dtype: config.engine.kv_cache_dtype.into(),
         kv_bytes: kv_cache_memory.0,
+        host_kv_bytes: config.engine.host_kv_memory.0,
         max_model_len: config.engine.max_model_len.set().map(|len| len as usize),
     };
     let mut progress = Progress::new(format!("loading {} (%)", files.id), Unit::Count, 100);
@@ -63,14 +64,20 @@ fn load_weights(config: &Config, files: &ModelFiles, kv_cache_memory: ByteSize) 
     loaded.with_context(|| format!("loading {} with {kv_cache_memory} of memory for its KV cache", path.display()))
 }
 
-/// What is configured, or the default share of what is available.
+/// What is configured, or the default share of what is available beside the host tier.
 fn kv_cache_memory(config: &EngineConfig, available: Option<ByteSize>) -> anyhow::Result<ByteSize> {
+    let host = config.host_kv_memory;
+    let left = available.map(|available| ByteSize(available.0.saturating_sub(host.0)));
     match (config.kv_cache_memory, available) {
-        (Auto::Set(wanted), Some(available)) if wanted > available => {
-            bail!("kv_cache_memory {wanted} is more than the {} of memory that are available", whole_mib(available))
+        (_, Some(available)) if host > available => {
+            bail!("host_kv_memory {host} is more than the {} of memory that are available", whole_mib(available))
+        }
+        (Auto::Set(wanted), Some(available)) if left.is_some_and(|left| wanted > left) => {
+            let beside = if host.0 > 0 { format!(" beside host_kv_memory {host}") } else { String::new() };
+            bail!("kv_cache_memory {wanted}{beside} is more than the {} of memory that are available", whole_mib(available))
         }
         (Auto::Set(wanted), _) => Ok(wanted),
-        (Auto::Auto, available) => Ok(memory::default_pool(available)),
+        (Auto::Auto, _) => Ok(memory::default_pool(left)),
     }
 }
 
@@ -87,6 +94,7 @@ pub(crate) fn scheduler_config(config: &Config, model: &LoadedModel) -> anyhow::
     let max_model_len = u32::try_from(model.max_model_len).context("the model's length")?;
     Ok(engine::SchedulerConfig {
         block_size: BlockSize::DEFAULT,
+        host: config.engine.host(model),
         max_num_batched_tokens: config.engine.max_num_batched_tokens,
         max_num_seqs: config.engine.max_num_seqs,
         policy: config.engine.scheduling.into(),
@@ -168,8 +176,22 @@ mod tests {
     /// `None`: refused.
     #[track_caller]
     fn check(wanted: Auto<ByteSize>, available: Option<ByteSize>, expected: Option<ByteSize>) {
-        let config = EngineConfig { kv_cache_memory: wanted, ..EngineConfig::default() };
+        check_beside(ByteSize(0), wanted, available, expected);
+    }
+
+    /// The same beside a host tier of `host`.
+    #[track_caller]
+    fn check_beside(host: ByteSize, wanted: Auto<ByteSize>, available: Option<ByteSize>, expected: Option<ByteSize>) {
+        let config = EngineConfig { kv_cache_memory: wanted, host_kv_memory: host, ..EngineConfig::default() };
         assert_eq!(kv_cache_memory(&config, available).ok(), expected);
+    }
+
+    #[test]
+    fn pool_and_host_tier_share_what_there_is() {
+        check_beside(ByteSize::gib(4), Auto::Set(ByteSize::gib(4)), Some(ByteSize::gib(8)), Some(ByteSize::gib(4)));
+        check_beside(ByteSize::gib(4), Auto::Set(ByteSize::gib(5)), Some(ByteSize::gib(8)), None);
+        check_beside(ByteSize::gib(4), Auto::Auto, Some(ByteSize::gib(8)), Some(ByteSize::gib(1)));
+        check_beside(ByteSize::gib(9), Auto::Auto, Some(ByteSize::gib(8)), None);
     }
 
     #[test]

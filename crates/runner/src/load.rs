@@ -28,6 +28,8 @@ pub struct LoadOptions {
     pub kv_dtype: KvDtype,
     /// Bytes the pool may take.
     pub kv_bytes: u64,
+    /// Bytes that the host tier may take besides; 0 for none.
+    pub host_kv_bytes: u64,
     /// Longest sequence; by default what the model was made for, as far as the pool holds it.
     pub max_model_len: Option<usize>,
 }
@@ -42,6 +44,10 @@ pub struct LoadedModel {
     pub max_model_len: usize,
     /// Blocks of the pool.
     pub num_blocks: usize,
+    /// Blocks of the host tier.
+    pub num_host_blocks: u32,
+    /// Bytes of a block, all layers.
+    pub block_bytes: u64,
     /// Bytes of the packed weights.
     pub weight_bytes: usize,
     /// Begin and end tokens.
@@ -75,11 +81,31 @@ fn build(
     let (num_blocks, max_model_len) = size_pool(&config, options)?;
     let weights = Weights::read(&config, checkpoint, progress)?;
     let weight_bytes = weights.bytes();
-    let backend = CpuBackend::new(config.clone(), weights, options.kv_dtype, num_blocks, max_model_len, options.threads)?;
+    let block_bytes = block_bytes(&config, options);
+    let num_host_blocks = u32::try_from(options.host_kv_bytes / block_bytes).unwrap_or(u32::MAX).min(MAX_HOST_BLOCKS);
+    let backend = CpuBackend::new(config.clone(), weights, options.kv_dtype, num_blocks, max_model_len, options.threads)?
+        .with_host_tier(num_host_blocks as usize);
     let runner = ModelRunner::new(Box::new(backend), BlockSize::DEFAULT);
     let special_tokens = checkpoint.special_tokens();
-    Ok(LoadedModel { runner, config, max_model_len, num_blocks, weight_bytes, special_tokens, vocabulary })
+    Ok(LoadedModel {
+        runner,
+        config,
+        max_model_len,
+        num_blocks,
+        num_host_blocks,
+        block_bytes,
+        weight_bytes,
+        special_tokens,
+        vocabulary,
+    })
 }
+
+fn block_bytes(config: &ModelConfig, options: &LoadOptions) -> u64 {
+    config.kv_bytes_per_token(options.kv_dtype.bytes()) * u64::from(BlockSize::DEFAULT.get())
+}
+
+/// So many that a slot of one is still a number of 32 bits.
+const MAX_HOST_BLOCKS: u32 = u32::MAX / BlockSize::DEFAULT.get();
 
 /// Shortest context worth serving when the caller names none.
 const MIN_MODEL_LEN: usize = 512;
@@ -87,7 +113,7 @@ const MIN_MODEL_LEN: usize = 512;
 /// Blocks that fit the budget, and the longest sequence they allow.
 fn size_pool(config: &ModelConfig, options: &LoadOptions) -> Result<(usize, usize), LoadError> {
     let block_size = BlockSize::DEFAULT.as_usize();
-    let block_bytes = config.kv_bytes_per_token(options.kv_dtype.bytes()) * block_size as u64;
+    let block_bytes = block_bytes(config, options);
     let num_blocks = usize::try_from(options.kv_bytes / block_bytes).unwrap_or(usize::MAX).min(u32::MAX as usize / block_size);
     let wanted = options.max_model_len.unwrap_or(MIN_MODEL_LEN.min(config.max_position));
     if wanted > config.max_position {

@@ -48,7 +48,9 @@ impl ModelRunner {
         for new in &step.new_requests {
             self.requests.insert(new.request_id, RequestState::new(new.sampling.clone(), new.prompt_token_ids.clone()));
         }
+        self.backend.offload_blocks(&step.offloads)?;
         self.backend.zero_blocks(&step.block_zeroes)?;
+        let transfer = self.backend.fetch_blocks(&step.fetches)?;
         self.backend.copy_blocks(&step.block_copies)?;
         let rejected_spans = self.move_spans(step)?;
         let is_rejected = |request_id: RequestId| rejected_spans.iter().any(|span| span.request_id == request_id);
@@ -59,7 +61,7 @@ impl ModelRunner {
             probed.push(ProbedSpans { request_id: probe.request_id, deviations: self.backend.probe(probe)? });
         }
         let batch = InputBatch::new(sequences.iter().copied(), self.block_size);
-        let mut output = ModelRunnerOutput { rejected_spans, probed, ..ModelRunnerOutput::default() };
+        let mut output = ModelRunnerOutput { rejected_spans, probed, transfer, ..ModelRunnerOutput::default() };
         if batch.num_rows() == 0 {
             return Ok(output);
         }

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use crate::common::{Random, all_families};
 use ::engine::{
-    BlockCopy, DecodeRepair, EngineCore, EngineEvent, FinishReason, KvSharingMode, KvUsage, ProbedSequence, Repair, RepairPolicy,
-    Request, SamplingParams, SchedulerConfig, SpanCopy, SpanOutcome, TokenDeviation, TokenLogProbs,
+    BlockCopy, BlockFetch, BlockOffload, DecodeRepair, EngineCore, EngineEvent, FinishReason, HostConfig, KvSharingMode, KvUsage,
+    ProbedSequence, Repair, RepairPolicy, Request, SamplingParams, SchedulerConfig, SpanCopy, SpanOutcome, TokenDeviation,
+    TokenLogProbs, Transfer,
 };
 use runner::backend::cpu::CpuBackend;
 use runner::testing::{tiny_backend, tiny_config};
@@ -33,8 +34,15 @@ impl Engine {
     }
 
     fn with_backend(backend: Box<dyn Backend>) -> Self {
+        Self::with_host_tier(backend, 0)
+    }
+
+    /// `backend` has that host tier.
+    fn with_host_tier(backend: Box<dyn Backend>, num_blocks: u32) -> Self {
         let runner = ModelRunner::new(backend, BlockSize::DEFAULT);
-        let config = SchedulerConfig { max_num_batched_tokens: 96, max_num_seqs: 8, ..SchedulerConfig::new(NUM_BLOCKS, 1024) };
+        let host = HostConfig { num_blocks, ..HostConfig::default() };
+        let config =
+            SchedulerConfig { max_num_batched_tokens: 96, max_num_seqs: 8, host, ..SchedulerConfig::new(NUM_BLOCKS, 1024) };
         Self { core: EngineCore::new(config, runner).unwrap(), repair: Repair::structural(), next_id: 0 }
     }
 
@@ -139,6 +147,50 @@ fn a_prefix_hit_gives_the_bits_of_a_miss() {
             assert!(hit.usage.prefix_tokens as usize >= len / 32 * 32 - 1, "{len}: {:?}", hit.usage);
             assert_eq!(hit.tokens, miss.tokens, "prompt of {len}");
         }
+    }
+}
+
+/// An engine whose pool was filled by others after `prompt` was computed: `prompt` is in the host.
+fn engine_with_offloaded(config: &ModelConfig, dtype: KvDtype, prompt: &[u32]) -> Engine {
+    let backend = tiny_backend(config, 42, dtype, NUM_BLOCKS).with_host_tier(200);
+    let mut engine = Engine::with_host_tier(Box::new(backend), 200);
+    engine.answer(prompt, KvSharingMode::Prefix, 0);
+    for i in 0..8 {
+        engine.answer(&text(400, 1000 + i), KvSharingMode::Prefix, 9);
+    }
+    let host = engine.core.stats().host;
+    assert!(host.offloads as usize >= prompt.len() / 32 && host.fetches == 0, "{host:?}");
+    engine
+}
+
+#[test]
+fn what_comes_back_from_the_host_gives_the_bits_of_a_miss() {
+    for (config, dtype) in all_families() {
+        for len in [96, 110, 250] {
+            let prompt = text(len, 7);
+            let miss = Engine::new(&config, dtype).answer(&prompt, KvSharingMode::Prefix, 0);
+            let mut engine = engine_with_offloaded(&config, dtype, &prompt);
+            let hit = engine.answer(&prompt, KvSharingMode::Prefix, 0);
+            assert!(hit.usage.prefix_tokens as usize >= len / 32 * 32 - 1, "{len}: {:?}", hit.usage);
+            assert_eq!(hit.tokens, miss.tokens, "{:?} {dtype:?}: prompt of {len}", config.architecture);
+            assert_eq!(engine.core.stats().host.fetches, len as u64 / 32);
+        }
+    }
+}
+
+#[test]
+fn a_donor_in_the_host_gives_the_bits_of_one_on_the_device() {
+    for (config, dtype) in all_families() {
+        let (donor, recipient) = donor_and_recipient();
+        let mut engine = Engine::new(&config, dtype);
+        engine.answer(&donor, KvSharingMode::Prefix, 0);
+        let expected = engine.answer(&recipient, KvSharingMode::Span, 0);
+        assert!(expected.usage.span_tokens >= 120);
+        let mut engine = engine_with_offloaded(&config, dtype, &donor);
+        assert_eq!(engine.answer(&recipient, KvSharingMode::Span, 0), expected, "{:?} {dtype:?}", config.architecture);
+        assert!(engine.core.stats().host.fetches > 0);
+        assert_eq!(engine.core.stats().span_lookups.get(SpanOutcome::FailedCheck), 0);
+        assert_eq!(engine.idle_blocks(), NUM_BLOCKS);
     }
 }
 
@@ -301,6 +353,12 @@ struct Distrusting(CpuBackend);
 impl Backend for Distrusting {
     fn vocab_size(&self) -> usize {
         self.0.vocab_size()
+    }
+    fn offload_blocks(&mut self, offloads: &[BlockOffload]) -> Result<(), BackendError> {
+        self.0.offload_blocks(offloads)
+    }
+    fn fetch_blocks(&mut self, fetches: &[BlockFetch]) -> Result<Option<Transfer>, BackendError> {
+        self.0.fetch_blocks(fetches)
     }
     fn zero_blocks(&mut self, blocks: &[BlockId]) -> Result<(), BackendError> {
         self.0.zero_blocks(blocks)

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use engine::{Executor, LogProb, NewRequest, Row, SamplingParams, ScheduledSequence, SchedulerOutput};
-use runner::{KvDtype, LoadOptions, ModelRunner, WeightFiles};
+use runner::{DeviceOptions, KvDtype, LoadOptions, ModelRunner, WeightFiles};
 use tokens::{BlockId, BlockSize, RequestId, TokenId};
 
 use crate::daemon::pull;
@@ -22,7 +22,15 @@ fn fixtures() -> PathBuf {
 }
 
 fn load(weights: WeightFiles, kv_dtype: KvDtype) -> ModelRunner {
-    let options = LoadOptions { weights, threads: 2, kv_dtype, kv_bytes: 64 << 20, host_kv_bytes: 0, max_model_len: None };
+    let options = LoadOptions {
+        weights,
+        device: DeviceOptions::Cpu { threads: 2, kv_dtype, kv_bytes: 64 << 20 },
+        max_model_len: None,
+        max_num_batched_tokens: 512,
+        max_num_seqs: 64,
+        keeps_embedding: false,
+        host_kv_bytes: 0,
+    };
     runner::load(&options, &mut |_| {}).expect("the model loads").runner
 }
 

@@ -103,9 +103,10 @@ def run_kvshare(args, _python, model):
     """One process of `kvshare bench engine`; it reports medians of its own, each of which counts as one sample."""
     lengths = ",".join(map(str, args.lengths))
     command = [args.kvshare, "bench", "engine", "--model", model, "--lengths", lengths, "--threads", str(args.threads)]
-    command += ["--decode-tokens", str(args.decode_tokens), "--json", "-"]
+    command += ["--decode-tokens", str(args.decode_tokens), "--donors", "0", "--json", "-"]
     report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-    return {kind: {n: [value] for n, value in report[f"{kind}_tokens_per_s"].items()} for kind in ("prefill", "decode")}
+    of_lengths = lambda key: {str(row["prompt_tokens"]): [row[key]] for row in report["lengths"]}
+    return {kind: of_lengths(f"{kind}_tokens_per_s") for kind in ("prefill", "decode")}
 
 
 def run_llama(args, python, model):

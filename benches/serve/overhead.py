@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
 """What the daemon costs beside the model: overhead of a request, memory, start-up time, and many streams at once.
 
-usage: overhead.py [--kvshare target/release/kvshare] [--model MODEL] [--json FILE] [--markdown FILE]
+usage: overhead.py [--kvshare target/release/kvshare] [--model MODEL] [--json FILE] [--markdown FILE] [--engine-args "--device cpu"]
 
 Overhead of a request is the client's time for a chat of --prompt-tokens tokens that are all in the pool and one generated token, less
 the time the engine reports for it (vllm:request_inference_time_seconds, from admission to the end). What remains is HTTP, JSON,
 the chat template, the tokenizer, the queue and the way back. The pool keeps the engine's share small, so that its noise does not hide the rest.
+
+Streams are compared with as many requests of the same lengths in the engine alone (kvshare bench engine --throughput), before the server
+starts: both from the first request to the end of the last. Clients are processes of their own, so that none of them slows another.
 """
 
 import argparse
@@ -16,6 +19,7 @@ import json
 import os
 import pathlib
 import random
+import shlex
 import signal
 import socket
 import statistics
@@ -30,13 +34,14 @@ WORDS = "river market seven copper letter winter garden engine yellow harbour mu
 def main():
     args = parse_arguments()
     port = free_port()
+    alone = {n: engine_alone(args, n) for n in args.streams}
     started = time.perf_counter()
     with server(args, port) as process:
         startup = wait_until_ready(process, port) - started
         model = request(port, "GET", "/v1/models")["data"][0]["id"]
         result = {"model": model, "startup_seconds": startup, "idle": memory(process)}
         result["overhead_ms"] = overhead(args, port, model)
-        result["streams"] = [streams(args, port, model, n) for n in (1, 8, 64)]
+        result["streams"] = [streams(args, port, model, n) | {"engine": alone[n]} for n in args.streams]
         result["loaded"] = memory(process)
     table = markdown(args, result)
     print(table, end="")
@@ -54,7 +59,11 @@ def parse_arguments():
     parser.add_argument("--kv-cache-memory", default="1GiB")
     parser.add_argument("--prompt-tokens", type=int, default=4096)
     parser.add_argument("--requests", type=int, default=50)
+    parser.add_argument("--streams", type=lambda text: [int(n) for n in text.split(",")], default=[1, 8, 32, 128])
+    parser.add_argument("--stream-prompt-tokens", type=int, default=128)
     parser.add_argument("--stream-tokens", type=int, default=32)
+    parser.add_argument("--stream-repeats", type=int, default=3)
+    parser.add_argument("--engine-args", type=shlex.split, default=[], help="more flags of both kvshare serve and kvshare bench engine")
     parser.add_argument("--json", type=pathlib.Path)
     parser.add_argument("--markdown", type=pathlib.Path)
     return parser.parse_args()
@@ -66,12 +75,25 @@ def free_port():
         return listener.getsockname()[1]
 
 
+def engine_flags(args):
+    """What the server and the engine alone are both told."""
+    flags = ["--threads", str(args.threads), "--kv-cache-memory", args.kv_cache_memory, "--max-num-seqs", str(max(64, *args.streams))]
+    return flags + (["--model", args.model] if args.model else []) + args.engine_args
+
+
+def engine_alone(args, num_streams):
+    """Output tokens a second of as many requests as streams, without HTTP and text."""
+    load = f"{num_streams}x{args.stream_prompt_tokens}+{args.stream_tokens}"
+    command = [args.kvshare, "bench", "engine", "--lengths", "16", "--decode-tokens", "1", "--donors", "0", "--throughput", load]
+    command += ["--repeats", str(args.stream_repeats), "--json", "-", *engine_flags(args)]
+    report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout)
+    return report["throughput"]["output_tokens_per_s"]
+
+
 @contextlib.contextmanager
 def server(args, port):
     """A daemon of its own, ended by SIGTERM."""
-    command = [args.kvshare, "serve", "--host", "127.0.0.1", "--port", str(port), "--threads", str(args.threads)]
-    command += ["--kv-cache-memory", args.kv_cache_memory, "--max-num-seqs", "64"]
-    command += ["--model", args.model] if args.model else []
+    command = [args.kvshare, "serve", "--host", "127.0.0.1", "--port", str(port), *engine_flags(args)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         yield process
@@ -109,9 +131,9 @@ def metric(port, name):
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.split("{")[0].split(" ")[0] == name)
 
 
-def prompt_of(port, model, num_tokens):
+def prompt_of(port, model, num_tokens, seed=0):
     """A text whose chat prompt has as nearly `num_tokens` tokens as whole words allow, and not more."""
-    words = random.Random(0).choices(WORDS, k=num_tokens)
+    words = random.Random(seed).choices(WORDS, k=num_tokens)
     low, high = 0, len(words)
     while low < high:
         middle = (low + high + 1) // 2
@@ -156,36 +178,53 @@ def percentiles(values):
 
 
 def streams(args, port, model, num_streams):
-    """`num_streams` streams at once, each with a short prompt of its own: tokens a second of all together, and each stream's times."""
-    def one(i):
-        content = f"Stream {num_streams}.{i}: tell a story about a {random.Random(i).choice(WORDS)}."
-        body = {"model": model, "messages": [{"role": "user", "content": content}], "max_tokens": args.stream_tokens}
-        body |= {"temperature": 0, "stream": True, "ignore_eos": True, "stream_options": {"include_usage": True}}
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
-        start = time.perf_counter()
-        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
-        answer, times, tokens = connection.getresponse(), [], 0
-        for line in answer:
-            if line.startswith(b"data: {"):
-                chunk = json.loads(line[6:])
-                tokens = (chunk.get("usage") or {}).get("completion_tokens", tokens)
-                if chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
-                    times.append(time.perf_counter() - start)
-        return times[0], (times[-1] - times[0]) / max(1, len(times) - 1), tokens
+    """`num_streams` streams at once, each with a prompt of its own: tokens a second of all together, and each stream's times; the run
+    with the median speed."""
+    runs = [streams_once(args, port, model, num_streams, round) for round in range(args.stream_repeats)]
+    return sorted(runs, key=lambda run: run["tokens_per_s"])[len(runs) // 2]
 
-    start = time.perf_counter()
-    with concurrent.futures.ThreadPoolExecutor(num_streams) as pool:
-        results = list(pool.map(one, range(num_streams)))
-    seconds = time.perf_counter() - start
-    if any(tokens != args.stream_tokens for _, _, tokens in results):
+
+def streams_once(args, port, model, num_streams, round):
+    seeds = [f"{num_streams}.{round}.{i}" for i in range(num_streams)]
+    bodies = []
+    for seed in seeds:
+        body = {"model": model, "messages": [{"role": "user", "content": prompt_of(port, model, args.stream_prompt_tokens, seed)}]}
+        body |= {"max_tokens": args.stream_tokens, "temperature": 0, "stream": True, "ignore_eos": True, "kv_sharing": {"mode": "off"}}
+        bodies.append(json.dumps(body | {"stream_options": {"include_usage": True}}))
+    num_clients = min(num_streams, os.cpu_count(), 8)
+    shares = [bodies[i::num_clients] for i in range(num_clients)]
+    start = time.time() + 0.5  # All clients are there by then.
+    with concurrent.futures.ProcessPoolExecutor(num_clients) as pool:
+        results = [result for results in pool.map(client, [port] * num_clients, shares, [start] * num_clients) for result in results]
+    if any(tokens != args.stream_tokens for *_, tokens in results):
         raise SystemExit(f"a stream of {num_streams} is incomplete")
     return {
         "streams": num_streams,
-        "tokens_per_s": num_streams * args.stream_tokens / seconds,
-        "ttft_ms_p50": 1e3 * statistics.median(first for first, _, _ in results),
-        "ttft_ms_max": 1e3 * max(first for first, _, _ in results),
-        "inter_token_ms_p50": 1e3 * statistics.median(gap for _, gap, _ in results),
+        "tokens_per_s": num_streams * args.stream_tokens / max(end for _, _, end, _ in results),
+        "ttft_ms_p50": 1e3 * statistics.median(first for first, *_ in results),
+        "ttft_ms_max": 1e3 * max(first for first, *_ in results),
+        "inter_token_ms_p50": 1e3 * statistics.median(gap for _, gap, _, _ in results),
     }
+
+
+def client(port, bodies, start):
+    """Streams of one process, all begun at the time `start`."""
+    with concurrent.futures.ThreadPoolExecutor(len(bodies)) as pool:
+        return list(pool.map(lambda body: one_stream(port, body, start), bodies))
+
+
+def one_stream(port, body, start):
+    """Seconds from `start` to the first token and between two tokens, seconds to the end, and tokens."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
+    connection.connect()
+    time.sleep(max(0.0, start - time.time()))
+    connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+    # Read now and understood later, so that the client is not what is measured.
+    lines = [(time.time() - start, line) for line in connection.getresponse() if line.startswith(b"data: {")]
+    chunks = [(at, json.loads(line[6:])) for at, line in lines]
+    times = [at for at, chunk in chunks if chunk["choices"] and chunk["choices"][0]["delta"].get("content")]
+    tokens = chunks[-1][1]["usage"]["completion_tokens"]
+    return times[0], (times[-1] - times[0]) / max(1, len(times) - 1), chunks[-1][0], tokens
 
 
 def memory(process):
@@ -213,10 +252,13 @@ def markdown(args, result):
     ]
     for name in ("client", "engine", "overhead"):
         lines.append(f"| {name} | " + " | ".join(f"{cost[name][p]:.2f}" for p in ("p50", "p90", "p99")) + " |")
-    lines += ["", "| streams at once | tokens/s together | TTFT p50 ms | TTFT max ms | between tokens p50 ms |", "|--:|--:|--:|--:|--:|"]
+    lines += ["", f"Streams of {args.stream_prompt_tokens} prompt tokens and {args.stream_tokens} generated, sharing off, median of {args.stream_repeats}:", ""]
+    lines += ["| streams at once | tokens/s together | engine alone | ratio | TTFT p50 ms | TTFT max ms | between tokens p50 ms |"]
+    lines += ["|--:|--:|--:|--:|--:|--:|--:|"]
     for row in result["streams"]:
-        figures = (row["tokens_per_s"], row["ttft_ms_p50"], row["ttft_ms_max"], row["inter_token_ms_p50"])
-        lines.append(f"| {row['streams']} | " + " | ".join(f"{figure:.1f}" for figure in figures) + " |")
+        times = [f"{row[key]:.1f}" for key in ("ttft_ms_p50", "ttft_ms_max", "inter_token_ms_p50")]
+        speeds = [f"{row['tokens_per_s']:.1f}", f"{row['engine']:.1f}", f"{row['tokens_per_s'] / row['engine']:.2f}"]
+        lines.append("| " + " | ".join([str(row["streams"]), *speeds, *times]) + " |")
     return "\n".join(lines) + "\n"
 
 

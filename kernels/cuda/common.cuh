@@ -9,6 +9,9 @@ typedef __nv_bfloat162 bf16x2;
 // Slots of a block of the KV pool, as `tokens::BlockSize::DEFAULT`.
 constexpr int BLOCK = 32;
 
+// A slot (or row) that is none: a row which only fills up a CUDA graph.
+constexpr uint32_t NO_ROW = 0xFFFFFFFF;
+
 // A pool of keys (or values) is [num_layers][num_blocks][num_kv_heads][BLOCK][head_dim] of bf16, keys rotated to their positions.
 // Offset, in numbers, of one head of slot `slot` in one layer.
 __device__ __forceinline__ size_t pool_offset(int layer, int num_blocks, int num_kv_heads, int head_dim, uint32_t slot, int head) {

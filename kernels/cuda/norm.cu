@@ -9,7 +9,7 @@ extern "C" __global__ void embed(const bf16 *table, const uint32_t *token_ids, f
 }
 
 // hidden[row] += delta[row] (unless there is none), normed[row] = weight * hidden[row] / rms(hidden[row]); one block of threads a row.
-// `rows`, if there, names the row of hidden that normed[i] is made of. `width` is a multiple of 4.
+// `rows`, if there, names the row of hidden that normed[i] is made of; hidden stays as it is then. `width` is a multiple of 4.
 extern "C" __global__ void add_rms_norm(float *hidden, const bf16 *delta, const float *weight, const uint32_t *rows, bf16 *normed,
                                         int width, float epsilon) {
     __shared__ float scratch[32];
@@ -23,7 +23,7 @@ extern "C" __global__ void add_rms_norm(float *hidden, const bf16 *delta, const 
         if (d) {
             float2 low = __bfloat1622float2(d[2 * i]), high = __bfloat1622float2(d[2 * i + 1]);
             x.x += low.x, x.y += low.y, x.z += high.x, x.w += high.y;
-            h[i] = x;
+            if (!rows) h[i] = x;
         }
         squares += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
         row_values[i] = x;
@@ -34,5 +34,18 @@ extern "C" __global__ void add_rms_norm(float *hidden, const bf16 *delta, const 
         float4 x = row_values[i], w = ((const float4 *)weight)[i];
         out[2 * i] = __floats2bfloat162_rn(x.x * scale * w.x, x.y * scale * w.y);
         out[2 * i + 1] = __floats2bfloat162_rn(x.z * scale * w.z, x.w * scale * w.w);
+    }
+}
+
+// packed[i] = hidden[rows[i]] + delta[rows[i]]; one block of threads a row. `width` is a multiple of 4.
+extern "C" __global__ void gather_sum(const float *hidden, const bf16 *delta, const uint32_t *rows, float *packed, int width) {
+    size_t row = rows[blockIdx.x];
+    const float4 *h = (const float4 *)(hidden + row * width);
+    const bf16x2 *d = (const bf16x2 *)(delta + row * width);
+    float4 *to = (float4 *)(packed + (size_t)blockIdx.x * width);
+    for (int i = threadIdx.x; i < width / 4; i += blockDim.x) {
+        float2 low = __bfloat1622float2(d[2 * i]), high = __bfloat1622float2(d[2 * i + 1]);
+        float4 x = h[i];
+        to[i] = make_float4(x.x + low.x, x.y + low.y, x.z + high.x, x.w + high.y);
     }
 }

@@ -4,11 +4,11 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use runner::{GgufVocabulary, LoadOptions, LoadedModel, WeightFiles};
+use runner::{DeviceOptions, GgufVocabulary, GpuOptions, LoadOptions, LoadedModel, WeightFiles};
 use tokenizer::Tokenizer;
 use tokens::{BlockSize, TokenId};
 
-use crate::config::{Auto, ByteSize, Config, Device, EngineConfig, Millis};
+use crate::config::{Auto, ByteSize, Config, Device, EmbedderKind, EngineConfig, Millis};
 use crate::memory;
 use crate::models::{self, ModelFiles, Weights};
 use crate::progress::{Progress, Unit};
@@ -19,8 +19,8 @@ pub(crate) struct Loaded {
     pub(crate) files: ModelFiles,
     /// The model.
     pub(crate) model: LoadedModel,
-    /// Memory given to the KV pool.
-    pub(crate) kv_cache_memory: ByteSize,
+    /// Where it runs; never [`Device::Auto`].
+    pub(crate) device: Device,
     /// Time to read the weights.
     pub(crate) load_seconds: f64,
 }
@@ -30,54 +30,94 @@ pub(crate) struct Loaded {
 /// # Errors
 /// If it cannot be had or read, or memory does not suffice.
 pub(crate) fn load(config: &Config) -> anyhow::Result<Loaded> {
-    let kv_cache_memory = kv_cache_memory(&config.engine, memory::available())?;
-    let files = models::resolve(&config.model)?;
-    // Now, because fetching may have taken minutes.
-    let started = Instant::now();
-    let model = load_weights(config, &files, kv_cache_memory)?;
-    Ok(Loaded { files, model, kv_cache_memory, load_seconds: started.elapsed().as_secs_f64() })
+    // Before anything is fetched, because that may take minutes.
+    let device = device(&config.engine);
+    device_options(&config.engine, device)?;
+    load_files(config, models::resolve(&config.model)?)
 }
 
-/// Where the model runs. This build knows the processor only.
-pub(crate) const fn device(config: &EngineConfig) -> Device {
+/// Loads the model in `files`, whatever model is configured.
+///
+/// # Errors
+/// If it cannot be read, or memory does not suffice.
+pub(crate) fn load_files(config: &Config, files: ModelFiles) -> anyhow::Result<Loaded> {
+    let device = device(&config.engine);
+    let options = device_options(&config.engine, device)?;
+    let started = Instant::now();
+    let model = load_weights(config, &files, device, options)?;
+    Ok(Loaded { files, model, device, load_seconds: started.elapsed().as_secs_f64() })
+}
+
+/// Where the model runs.
+pub(crate) fn device(config: &EngineConfig) -> Device {
     match config.device {
-        Device::Auto | Device::Cpu => Device::Cpu,
+        Device::Auto if runner::has_cuda_device() => Device::Cuda(0),
+        Device::Auto => Device::Cpu,
+        chosen => chosen,
     }
 }
 
-fn load_weights(config: &Config, files: &ModelFiles, kv_cache_memory: ByteSize) -> anyhow::Result<LoadedModel> {
+fn device_options(config: &EngineConfig, device: Device) -> anyhow::Result<DeviceOptions> {
+    let left = beside_host_tier(config, memory::available())?;
+    Ok(match device {
+        Device::Cuda(ordinal) => DeviceOptions::Cuda(GpuOptions {
+            ordinal,
+            memory_utilization: config.gpu_memory_utilization,
+            kv_bytes: config.kv_cache_memory.set().map(|size| size.0),
+        }),
+        Device::Auto | Device::Cpu => DeviceOptions::Cpu {
+            threads: config.num_threads(),
+            kv_dtype: config.kv_cache_dtype.into(),
+            kv_bytes: kv_cache_memory(config, left)?.0,
+        },
+    })
+}
+
+fn load_weights(config: &Config, files: &ModelFiles, device: Device, options: DeviceOptions) -> anyhow::Result<LoadedModel> {
     let (weights, path) = match &files.weights {
         Weights::Gguf(path) => (WeightFiles::Gguf(path.clone()), path),
         Weights::Safetensors(path) => (WeightFiles::Safetensors(path.clone()), path),
+        Weights::Random { config, seed } => (WeightFiles::Random { config: config.clone(), seed: *seed }, config),
     };
+    let (max_num_batched_tokens, max_num_seqs) = config.engine.batch_limits(device);
     let options = LoadOptions {
         weights,
-        threads: config.engine.num_threads(),
-        kv_dtype: config.engine.kv_cache_dtype.into(),
-        kv_bytes: kv_cache_memory.0,
+        device: options,
         host_kv_bytes: config.engine.host_kv_memory.0,
         max_model_len: config.engine.max_model_len.set().map(|len| len as usize),
+        max_num_batched_tokens,
+        max_num_seqs,
+        keeps_embedding: config.sharing.embedder == EmbedderKind::Token,
     };
     let mut progress = Progress::new(format!("loading {} (%)", files.id), Unit::Count, 100);
     let loaded = runner::load(&options, &mut |share| progress.set((share * 100.0) as u64));
     progress.finish();
-    loaded.with_context(|| format!("loading {} with {kv_cache_memory} of memory for its KV cache", path.display()))
+    loaded.with_context(|| format!("loading {} on {device}", path.display()))
 }
 
-/// What is configured, or the default share of what is available beside the host tier.
-fn kv_cache_memory(config: &EngineConfig, available: Option<ByteSize>) -> anyhow::Result<ByteSize> {
+/// Main memory that the host tier leaves of what is available.
+fn beside_host_tier(config: &EngineConfig, available: Option<ByteSize>) -> anyhow::Result<Option<ByteSize>> {
     let host = config.host_kv_memory;
-    let left = available.map(|available| ByteSize(available.0.saturating_sub(host.0)));
-    match (config.kv_cache_memory, available) {
-        (_, Some(available)) if host > available => {
+    match available {
+        Some(available) if host > available => {
             bail!("host_kv_memory {host} is more than the {} of memory that are available", whole_mib(available))
         }
-        (Auto::Set(wanted), Some(available)) if left.is_some_and(|left| wanted > left) => {
-            let beside = if host.0 > 0 { format!(" beside host_kv_memory {host}") } else { String::new() };
-            bail!("kv_cache_memory {wanted}{beside} is more than the {} of memory that are available", whole_mib(available))
+        _ => Ok(available.map(|available| ByteSize(available.0 - host.0))),
+    }
+}
+
+/// What is configured, or the default share of what is left beside the host tier.
+fn kv_cache_memory(config: &EngineConfig, left: Option<ByteSize>) -> anyhow::Result<ByteSize> {
+    match (config.kv_cache_memory, left) {
+        (Auto::Set(wanted), Some(left)) if wanted > left => {
+            let beside = match config.host_kv_memory {
+                ByteSize(0) => String::new(),
+                host => format!(" beside host_kv_memory {host}"),
+            };
+            bail!("kv_cache_memory {wanted} is more than the {} of memory that are available{beside}", whole_mib(left))
         }
         (Auto::Set(wanted), _) => Ok(wanted),
-        (Auto::Auto, _) => Ok(memory::default_pool(left)),
+        (Auto::Auto, left) => Ok(memory::default_pool(left)),
     }
 }
 
@@ -95,8 +135,8 @@ pub(crate) fn scheduler_config(config: &Config, model: &LoadedModel) -> anyhow::
     Ok(engine::SchedulerConfig {
         block_size: BlockSize::DEFAULT,
         host: config.engine.host(model),
-        max_num_batched_tokens: config.engine.max_num_batched_tokens,
-        max_num_seqs: config.engine.max_num_seqs,
+        max_num_batched_tokens: model.max_num_batched_tokens,
+        max_num_seqs: model.max_num_seqs,
         policy: config.engine.scheduling.into(),
         max_overtake: config.engine.max_overtake.get(),
         spans: config.sharing.spans(),
@@ -183,7 +223,8 @@ mod tests {
     #[track_caller]
     fn check_beside(host: ByteSize, wanted: Auto<ByteSize>, available: Option<ByteSize>, expected: Option<ByteSize>) {
         let config = EngineConfig { kv_cache_memory: wanted, host_kv_memory: host, ..EngineConfig::default() };
-        assert_eq!(kv_cache_memory(&config, available).ok(), expected);
+        let found = beside_host_tier(&config, available).and_then(|left| kv_cache_memory(&config, left));
+        assert_eq!(found.ok(), expected);
     }
 
     #[test]

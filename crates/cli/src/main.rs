@@ -11,6 +11,7 @@ mod bench;
 mod chat;
 mod client;
 mod config;
+mod embedders;
 mod eval;
 mod json_args;
 mod keys;

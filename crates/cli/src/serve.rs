@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use clap::ValueEnum;
 use engine::{EngineCore, SchedulerConfig};
 use runner::ModelRunner;
 use server::{Access, AppState, Ended, EngineThread, EngineThreadConfig, Metrics, ModelInfo, ServedModel};
 use tokio::runtime::Builder;
 
-use crate::config::{Config, LogFormat, ServerConfig, SharingConfig};
+use crate::config::{ByteSize, Config, Device, LogFormat, ServerConfig, SharingConfig};
+use crate::embedders;
 use crate::loading::{self, Loaded};
 use crate::logging;
 
@@ -38,15 +38,18 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
     warn_if_open(&access, &listener)?;
     let mut loaded = loading::load(config)?;
     let tokenizer = Arc::new(loading::tokenizer(&mut loaded)?);
+    let chosen = embedders::build(&config.sharing, loaded.model.embedding.as_ref(), &tokenizer)?;
     let scheduler = SchedulerConfig {
         quotas: access.tenants.quota_blocks(loaded.model.num_blocks),
+        embeddings: chosen.as_ref().map(|chosen| chosen.index_config(config.sharing.max_donors)),
         ..loading::scheduler_config(config, &loaded.model)?
     };
     let info = Arc::new(model_info(&loaded, &scheduler, tokenizer.eos_ids()));
     let started = Started::new(config, &loaded, &scheduler, &listener)?;
     let metrics = Arc::new(Metrics::new(&info, &scheduler));
     let engine = EngineCore::new(scheduler, loaded.model.runner).context("starting the engine")?;
-    let app = start_engine(config, engine, ServedModel { info, tokenizer }, metrics, access)?;
+    let model = ServedModel { info, tokenizer, embedder: chosen.map(|chosen| chosen.embedder) };
+    let app = start_engine(config, engine, model, metrics, access)?;
     started.announce(config.log.format);
     serve_until_signalled(listener, app)
 }
@@ -134,8 +137,10 @@ fn serve_until_signalled(listener: TcpListener, app: Arc<AppState>) -> anyhow::R
 impl Started {
     fn new(config: &Config, loaded: &Loaded, scheduler: &SchedulerConfig, listener: &TcpListener) -> anyhow::Result<Self> {
         let address = listener.local_addr().context("the listener's address")?;
-        let device = loading::device(&config.engine);
-        let device = device.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+        let device = match loaded.device {
+            Device::Cuda(_) => format!("{} ({})", loaded.device, loaded.model.device),
+            Device::Auto | Device::Cpu => format!("cpu with {} threads", config.engine.num_threads()),
+        };
         let model = format!(
             "{} ({:.1}s to load, {} MiB of weights)",
             loaded.files.id,
@@ -147,13 +152,12 @@ impl Started {
             num_blocks => format!(" and {num_blocks} in {} of main memory", config.engine.host_kv_memory),
         };
         let facts = format!(
-            "{} KV blocks of {} tokens in {}{host}, up to {} tokens a request, sharing: {}, {device} with {} threads",
+            "{} KV blocks of {} tokens in {}{host}, up to {} tokens a request, sharing: {}, {device}",
             scheduler.num_blocks,
             scheduler.block_size.get(),
-            loaded.kv_cache_memory,
+            ByteSize(loaded.model.kv_bytes >> 20 << 20),
             scheduler.max_model_len,
-            config.sharing.mode.as_str(),
-            config.engine.num_threads()
+            config.sharing.mode.as_str()
         );
         Ok(Self { model, facts, address: format!("http://{address}") })
     }
@@ -179,8 +183,7 @@ mod tests {
         assert_eq!(config.server.max_queue, EngineThreadConfig::default().max_queue);
         assert_eq!(config.sharing.spans(), semantic::SpanConfig::default());
         let parts = SchedulerConfig::new(1, 2);
-        assert_eq!(config.engine.max_num_batched_tokens, parts.max_num_batched_tokens);
-        assert_eq!(config.engine.max_num_seqs, parts.max_num_seqs);
+        assert_eq!(config.engine.batch_limits(Device::Cpu), (parts.max_num_batched_tokens, parts.max_num_seqs));
         assert_eq!(engine::SchedulePolicy::from(config.engine.scheduling), parts.policy);
         assert_eq!(config.engine.max_overtake.get(), parts.max_overtake);
         assert_eq!(config.sharing.max_donors, parts.max_donors);

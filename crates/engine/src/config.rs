@@ -49,6 +49,8 @@ pub struct SchedulerConfig {
     pub spans: semantic::SpanConfig,
     /// Earlier prompts kept as donors of spans; 0 keeps none.
     pub max_donors: usize,
+    /// Where donors are found that mean something similar; `None` looks for none.
+    pub embeddings: Option<semantic::EmbeddingIndexConfig>,
     /// Donors and cached blocks that were not used for longer than this are forgotten; `None` keeps them while there is room.
     pub donor_ttl: Option<Duration>,
     /// Blocks that a tenant may have in use or cached, and as large a part of the host tier. Above that it gives up cached blocks of its own, or waits; a tenant that is not
@@ -144,6 +146,14 @@ pub enum RequestError {
         /// Blocks the tenant may hold.
         quota: usize,
     },
+    /// It comes from another embedder than the donors' embeddings do.
+    #[error("the embedding has {found} dimensions, but the index has {expected}")]
+    EmbeddingDimensions {
+        /// Of the request.
+        found: usize,
+        /// Of the index.
+        expected: usize,
+    },
 }
 
 impl SchedulerConfig {
@@ -168,6 +178,7 @@ impl SchedulerConfig {
             max_estimates_per_step: 32,
             spans: semantic::SpanConfig::default(),
             max_donors: semantic::SpanIndexConfig::default().max_donors,
+            embeddings: None,
             donor_ttl: None,
             quotas: BTreeMap::new(),
             verify_share: 0.0,
@@ -231,7 +242,20 @@ impl SchedulerConfig {
             return Err(RequestError::PoolTooSmall { num_tokens, needed, num_blocks: self.num_blocks });
         }
         let quota = self.max_blocks(request.tenant);
-        if needed > quota { Err(RequestError::QuotaTooSmall { num_tokens, needed, quota }) } else { Ok(()) }
+        if needed > quota {
+            return Err(RequestError::QuotaTooSmall { num_tokens, needed, quota });
+        }
+        request.embedding.as_deref().map_or(Ok(()), |embedding| self.fits_index(embedding))
+    }
+
+    /// Whether `embedding` can be compared with those of donors.
+    pub(crate) fn fits_index(&self, embedding: &[f32]) -> Result<(), RequestError> {
+        match self.embeddings.map(|index| index.num_dimensions) {
+            Some(expected) if expected != embedding.len() => {
+                Err(RequestError::EmbeddingDimensions { found: embedding.len(), expected })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Blocks that requests of `tenant` can ever hold together.

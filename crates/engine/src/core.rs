@@ -113,6 +113,14 @@ impl<E: Executor> EngineCore<E> {
         self.scheduler.explain(request)
     }
 
+    /// Notes what the prompt of a request means; see [`Scheduler::attach_embedding`].
+    ///
+    /// # Panics
+    /// If `embedding` does not have the dimensions of the index.
+    pub fn attach_embedding(&mut self, request_id: RequestId, embedding: &std::sync::Arc<[f32]>) {
+        self.scheduler.attach_embedding(request_id, embedding);
+    }
+
     /// Forgets all KV that no running request holds, and all donors.
     pub fn reset_prefix_cache(&mut self) {
         self.scheduler.reset_prefix_cache();

@@ -10,13 +10,16 @@ use std::ops::{Bound, Range};
 use std::time::Duration;
 
 use semantic::{
-    ByLeftContext, PlanTarget, PromptView, RepairPolicy, ReusePlan, Segments, SpanConfig, SpanIndex, SpanIndexConfig, SpanMatch,
-    plan_reuse,
+    ByLeftContext, DonorQuery, DonorSource, EmbeddingIndex, PlanTarget, PromptView, RepairPolicy, ReusePlan, Segments,
+    SpanConfig, SpanIndex, SpanIndexConfig, SpanMatch, plan_reuse,
 };
-use tokens::{BlockHash, BlockSize, CacheSalt, DonorId, SessionId, TenantId, Timestamp, TokenId, TokenRange};
+use tokens::{BlockHash, BlockSize, CacheSalt, DonorId, RequestId, SessionId, TenantId, Timestamp, TokenId, TokenRange};
 
 use crate::host::FetchGate;
-use crate::{SchedulerConfig, SpanOutcome};
+use crate::{FoundDonors, SchedulerConfig, SpanOutcome};
+
+/// Donors looked at because they mean something similar. Chosen: beside those that share text, one of them is seldom of use.
+const MAX_SIMILAR: usize = 4;
 
 /// All donors.
 pub(crate) struct DonorRegistry {
@@ -25,6 +28,9 @@ pub(crate) struct DonorRegistry {
     block_size: BlockSize,
     ttl: Option<Duration>,
     index: SpanIndex,
+    /// For donors with an embedding, if anybody asks for those.
+    embeddings: Option<EmbeddingIndex>,
+    num_found: FoundDonors,
     donors: BTreeMap<DonorId, Donor>,
     /// By the hash of the last block, so that one prompt is one donor however often it comes.
     by_last_block: HashMap<BlockHash, DonorId>,
@@ -84,6 +90,8 @@ pub(crate) struct Target<'a> {
     pub(crate) policy: RepairPolicy,
     /// Whether donors of the same text are ranked by their left contexts.
     pub(crate) ranks_donors: bool,
+    /// Donors to be looked at besides those that the index of spans finds; see [`DonorRegistry::similar`].
+    pub(crate) similar: &'a [DonorId],
 }
 
 /// Spans to copy, with the blocks that hold them.
@@ -91,6 +99,8 @@ pub(crate) struct FoundSpans {
     pub(crate) plan: ReusePlan,
     /// What is to be held while they are copied.
     pub(crate) sources: Vec<SourceBlock>,
+    /// Those of the donors that only their embeddings found.
+    pub(crate) by_embedding: BTreeSet<DonorId>,
 }
 
 /// A block of a donor.
@@ -102,10 +112,18 @@ pub(crate) struct SourceBlock {
     pub(crate) place: kv::Place,
 }
 
+/// Equal spans, and who has them.
+pub(crate) struct Matches {
+    /// By ascending target position.
+    pub(crate) spans: Vec<SpanMatch>,
+    /// Donors that only their embeddings found.
+    pub(crate) by_embedding: BTreeSet<DonorId>,
+}
+
 /// Equal spans and what is left of their donors.
 struct Residency {
     /// All that were found.
-    matches: Vec<SpanMatch>,
+    found: Matches,
     /// What there still is of them and worth fetching, where it is long enough.
     resident: Vec<SpanMatch>,
     /// Of each donor found, the leading blocks that the target may read.
@@ -121,8 +139,7 @@ impl FoundSpans {
 
 impl Target<'_> {
     fn scopes(&self) -> impl Iterator<Item = CacheSalt> + '_ {
-        let others = self.readable.iter().copied().filter(|&salt| salt != self.salt);
-        std::iter::once(self.salt).chain(others)
+        scopes(self.salt, self.readable)
     }
 }
 
@@ -134,6 +151,8 @@ impl DonorRegistry {
         Self {
             config: spans.clone(),
             index: SpanIndex::new(index_config.clone()),
+            embeddings: config.embeddings.map(EmbeddingIndex::new),
+            num_found: FoundDonors::default(),
             index_config,
             block_size: *block_size,
             ttl: *donor_ttl,
@@ -167,8 +186,19 @@ impl DonorRegistry {
         self.donors.len()
     }
 
+    /// Donors that gave spans so far.
+    pub(crate) fn num_found(&self) -> FoundDonors {
+        self.num_found
+    }
+
     /// Keeps the full blocks of a prompt that was computed exactly. A shorter donor that it continues is superseded.
-    pub(crate) fn keep(&mut self, prompt: kv::HashedTokens<'_>, segments: Segments, owner: kv::BlockOwner) {
+    pub(crate) fn keep(
+        &mut self,
+        prompt: kv::HashedTokens<'_>,
+        segments: Segments,
+        owner: kv::BlockOwner,
+        embedding: Option<&[f32]>,
+    ) {
         let num_blocks = self.block_size.full_blocks(prompt.tokens.len());
         let tokens = &prompt.tokens[..num_blocks * self.block_size.as_usize()];
         if self.index_config.max_donors == 0 || tokens.len() < self.config.min_span_tokens as usize {
@@ -184,10 +214,40 @@ impl DonorRegistry {
         let (created, last_used) = (self.now, self.now);
         let (tokens, hashes, readable) = (tokens.into(), hashes.into(), prompt.readable.into());
         let donor = Donor { salt: prompt.salt, tokens, segments, hashes, readable, owner, hits: 0, created, last_used };
-        self.insert(donor, last);
+        let id = self.insert(donor, last);
+        if let Some(embedding) = embedding {
+            self.embed(id, embedding);
+        }
     }
 
-    fn insert(&mut self, donor: Donor, last: BlockHash) {
+    /// Keeps the embedding of the prompt of `request`, which came late, if that is a donor by now.
+    pub(crate) fn attach(&mut self, request: RequestId, embedding: &[f32]) {
+        // Donors come and go with their requests, so it is among the youngest.
+        let of_request = self.donors.iter().rev().find(|(_, donor)| donor.owner.request == request);
+        if let Some((&id, _)) = of_request {
+            self.embed(id, embedding);
+        }
+    }
+
+    /// Notes what a donor means. A vector without a direction, or one more than there is room for, costs no donor.
+    fn embed(&mut self, id: DonorId, embedding: &[f32]) {
+        let Some(donor) = self.donors.get(&id) else { return };
+        if let Some(embeddings) = &mut self.embeddings {
+            drop(embeddings.insert(donor.salt, id, &[embedding]));
+        }
+    }
+
+    /// The few donors that mean most nearly what `embedding` does, of the scopes that may be read; the nearest first.
+    pub(crate) fn similar(&self, scopes: impl Iterator<Item = CacheSalt>, embedding: &[f32]) -> Vec<DonorId> {
+        let Some(embeddings) = &self.embeddings else { return Vec::new() };
+        let in_scope =
+            |scope| embeddings.propose(&DonorQuery { scope, tokens: &[], from: 0, embedding: Some(embedding) }, MAX_SIMILAR);
+        let mut proposals: Vec<_> = scopes.flat_map(in_scope).filter(|proposal| !self.is_expired(proposal.donor)).collect();
+        proposals.sort_by(|a, b| b.score.total_cmp(&a.score).then(b.donor.cmp(&a.donor)));
+        proposals.into_iter().take(MAX_SIMILAR).map(|proposal| proposal.donor).collect()
+    }
+
+    fn insert(&mut self, donor: Donor, last: BlockHash) -> DonorId {
         let id = DonorId(self.next_id);
         self.next_id += 1;
         let evicted = self.index.insert_segmented(donor.salt, id, donor.tokens.clone(), donor.segments.clone());
@@ -195,6 +255,7 @@ impl DonorRegistry {
         self.by_last_use.insert((donor.last_used, id));
         self.donors.insert(id, donor);
         evicted.into_iter().for_each(|evicted| self.forget(evicted));
+        id
     }
 
     pub(crate) fn remove(&mut self, donor: DonorId) {
@@ -203,6 +264,9 @@ impl DonorRegistry {
     }
 
     fn forget(&mut self, id: DonorId) {
+        if let Some(embeddings) = &mut self.embeddings {
+            embeddings.remove(id);
+        }
         if let Some(donor) = self.donors.remove(&id) {
             self.by_last_block.remove(donor.hashes.last().expect("a donor has blocks"));
             self.by_last_use.remove(&(donor.last_used, id));
@@ -235,11 +299,12 @@ impl DonorRegistry {
         DonorInfo { id, tenant, scope: salt, session, num_tokens, num_resident_tokens: num_resident, hits, created, last_used }
     }
 
-    /// Notes that spans of `plan` are copied.
-    pub(crate) fn note_reuse(&mut self, plan: &ReusePlan) {
-        let used: BTreeSet<_> = plan.spans.iter().map(|span| span.donor).collect();
+    /// Notes that spans are copied.
+    pub(crate) fn note_reuse(&mut self, found: &FoundSpans) {
+        let used: BTreeSet<_> = found.plan.spans.iter().map(|span| span.donor).collect();
         for id in used {
             self.touch(id);
+            self.num_found.count(found.by_embedding.contains(&id));
             self.donors.get_mut(&id).expect("a planned donor is kept").hits += 1;
         }
     }
@@ -250,18 +315,20 @@ impl DonorRegistry {
         donor.last_used = self.now;
         self.by_last_use.insert((self.now, id));
         self.index.touch(id);
+        if let Some(embeddings) = &mut self.embeddings {
+            embeddings.touch(id);
+        }
     }
 
     pub(crate) fn clear(&mut self) {
+        let donors: Vec<_> = self.donors.keys().copied().collect();
+        donors.into_iter().for_each(|donor| self.forget(donor));
         self.index = SpanIndex::new(self.index_config.clone());
-        self.donors.clear();
-        self.by_last_block.clear();
-        self.by_last_use.clear();
     }
 
     /// How many tokens of `target` donors have, resident or not: a prediction.
     pub(crate) fn predict(&self, target: Target<'_>) -> u32 {
-        self.plan(target, &self.find(target)).spans.iter().map(|span| span.num_tokens).sum()
+        self.plan(target, &self.find(target).spans).spans.iter().map(|span| span.num_tokens).sum()
     }
 
     /// What to copy into `target` of that which is still in `pool`, or why nothing. Donors of whom too little is left are forgotten.
@@ -271,28 +338,28 @@ impl DonorRegistry {
         target: Target<'_>,
         gate: FetchGate<'_>,
     ) -> Result<FoundSpans, SpanOutcome> {
-        let Residency { matches, resident, blocks } = self.residency(pool, target, gate);
+        let Residency { found, resident, blocks } = self.residency(pool, target, gate);
         let is_gone = |&donor: &DonorId| {
             self.is_too_short(&pool.match_full_blocks(self.donors[&donor].hashed(&self.donors[&donor].readable)))
         };
         let short = blocks.iter().filter(|(_, blocks)| self.is_too_short(blocks)).map(|(&donor, _)| donor);
         let gone: Vec<_> = short.filter(is_gone).collect();
         gone.into_iter().for_each(|donor| self.remove(donor));
-        if !matches.is_empty() && resident.is_empty() {
+        if !found.spans.is_empty() && resident.is_empty() {
             return Err(SpanOutcome::NotResident);
         }
         let plan = self.plan(target, &resident);
         if let Some(reason) = plan.rejected {
             return Err(SpanOutcome::Rejected(reason));
         }
-        Ok(FoundSpans { sources: self.sources(&plan, &blocks), plan })
+        Ok(FoundSpans { sources: self.sources(&plan, &blocks), plan, by_embedding: found.by_embedding })
     }
 
     /// What would be copied into `target`, and all spans found.
     pub(crate) fn explain(&self, pool: &kv::BlockPool, target: Target<'_>, gate: FetchGate<'_>) -> (FoundSpans, Vec<SpanMatch>) {
-        let Residency { matches, resident, blocks } = self.residency(pool, target, gate);
+        let Residency { found: Matches { spans, by_embedding }, resident, blocks } = self.residency(pool, target, gate);
         let plan = self.plan(target, &resident);
-        (FoundSpans { sources: self.sources(&plan, &blocks), plan }, matches)
+        (FoundSpans { sources: self.sources(&plan, &blocks), plan, by_embedding }, spans)
     }
 
     /// Of the leading `blocks` of each donor, what `plan` needs. Those before its spans are held too, so that no block is given up after
@@ -314,15 +381,15 @@ impl DonorRegistry {
     }
 
     fn residency(&self, pool: &kv::BlockPool, target: Target<'_>, gate: FetchGate<'_>) -> Residency {
-        let matches = self.find(target);
-        let found: BTreeSet<_> = matches.iter().map(|found| found.donor).collect();
-        let blocks: BTreeMap<_, _> = found.into_iter().map(|donor| (donor, self.resident_blocks(pool, donor, target))).collect();
-        let mut resident = matches.clone();
+        let found = self.find(target);
+        let donors: BTreeSet<_> = found.spans.iter().map(|span| span.donor).collect();
+        let blocks: BTreeMap<_, _> = donors.into_iter().map(|donor| (donor, self.resident_blocks(pool, donor, target))).collect();
+        let mut resident = found.spans.clone();
         resident.retain_mut(|found| {
             found.num_tokens = self.num_worthy(found, &blocks[&found.donor], gate);
             found.num_tokens >= self.config.min_span_tokens
         });
-        Residency { matches, resident, blocks }
+        Residency { found, resident, blocks }
     }
 
     /// Tokens of `found` that lie in `blocks`, the leading ones of its donor: all if fetching them pays, else those in front of the first
@@ -338,18 +405,23 @@ impl DonorRegistry {
         }
     }
 
-    /// Searches only where the plan could use an answer.
-    fn find(&self, target: Target<'_>) -> Vec<SpanMatch> {
+    /// Searches only where the plan could use an answer. Of a similar donor all spans are compared: postings may have forgotten some.
+    fn find(&self, target: Target<'_>) -> Matches {
         let num_tokens = target.tokens.len() as u32;
         let is_worthwhile =
             num_tokens >= self.config.min_prompt_tokens && num_tokens.saturating_sub(target.from) >= self.config.min_span_tokens;
         if !is_worthwhile {
-            return Vec::new();
+            return Matches { spans: Vec::new(), by_embedding: BTreeSet::new() };
         }
         let in_scope = |scope| self.index.find(scope, target.tokens, target.from);
-        let mut matches: Vec<_> = target.scopes().flat_map(in_scope).filter(|found| !self.is_expired(found.donor)).collect();
-        matches.sort_by_key(|found| (found.target_pos, Reverse(found.num_tokens), Reverse(found.donor), found.donor_pos));
-        matches
+        let mut spans: Vec<_> = target.scopes().flat_map(in_scope).collect();
+        let posted: BTreeSet<_> = spans.iter().map(|span| span.donor).collect();
+        spans.retain(|span| !target.similar.contains(&span.donor));
+        spans.extend(target.similar.iter().flat_map(|&donor| self.index.find_in(donor, target.tokens, target.from)));
+        spans.retain(|span| !self.is_expired(span.donor));
+        let by_embedding = spans.iter().map(|span| span.donor).filter(|donor| !posted.contains(donor)).collect();
+        spans.sort_by_key(|found| (found.target_pos, Reverse(found.num_tokens), Reverse(found.donor), found.donor_pos));
+        Matches { spans, by_embedding }
     }
 
     fn plan(&self, target: Target<'_>, matches: &[SpanMatch]) -> ReusePlan {
@@ -384,6 +456,12 @@ impl Donor {
 /// Blocks that hold `num_tokens` tokens from position `start` on.
 pub(crate) fn covering(start: u32, num_tokens: u32, block_size: u32) -> Range<u32> {
     start / block_size..if num_tokens == 0 { start / block_size } else { (start + num_tokens).div_ceil(block_size) }
+}
+
+/// Where donors may be found: its own scope first, then the others that may be read.
+pub(crate) fn scopes(own: CacheSalt, readable: &[CacheSalt]) -> impl Iterator<Item = CacheSalt> + '_ {
+    let others = readable.iter().copied().filter(move |&salt| salt != own);
+    std::iter::once(own).chain(others)
 }
 
 /// Segments that begin at `starts`, and messages, which the tokens of the chat template part.

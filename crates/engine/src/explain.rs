@@ -9,4 +9,6 @@ pub struct Explanation {
     pub plan: semantic::ReusePlan,
     /// All equal spans that were found, still there or not.
     pub matches: Vec<semantic::SpanMatch>,
+    /// Donors among them that only their embeddings led to, by id.
+    pub by_embedding: Vec<tokens::DonorId>,
 }

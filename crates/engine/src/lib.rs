@@ -44,7 +44,7 @@ pub use output::{
 pub use request::{KvSharingMode, Request, SamplingParams};
 pub use scheduler::Scheduler;
 pub use semantic::{
-    ClassQuality, DecodeRepair, Drift, GuardConfig, MatchClass, Probe, Readers, RejectReason, Repair, RepairPolicy, ReusePlan,
-    ReuseSpan, SpanConfig, SpanMatch, TokenDeviation,
+    ClassQuality, DecodeRepair, Drift, EmbeddingIndexConfig, Gate, GuardConfig, MatchClass, Probe, Readers, RejectReason, Repair,
+    RepairPolicy, ReusePlan, ReuseSpan, SpanConfig, SpanMatch, TokenDeviation,
 };
-pub use stats::{EngineStats, SpanLookups, SpanOutcome};
+pub use stats::{EngineStats, FoundDonors, SpanLookups, SpanOutcome};

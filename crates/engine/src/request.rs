@@ -34,6 +34,9 @@ pub struct Request {
     /// Positions at which a piece of the prompt begins that does not depend on what stands before it: a message, a document, a
     /// paragraph. Ascending.
     pub segments: Vec<u32>,
+    /// What the prompt means, as far as an embedder knows by now: of any length greater than 0. Finds donors for
+    /// [`KvSharingMode::Semantic`], and this one for others.
+    pub embedding: Option<Arc<[f32]>>,
     /// When the daemon received it.
     pub arrival: Timestamp,
 }
@@ -48,7 +51,8 @@ pub enum KvSharingMode {
     Prefix,
     /// Also equal spans at any offset and in any order, moved to their new positions. Approximate.
     Span,
-    /// Like `Span`, and of donors of the same text the one whose left context has most in common with the request's.
+    /// Like `Span`, also from donors that mean something similar, and of donors of the same text the one whose left context has most
+    /// in common with the request's.
     Semantic,
     /// Blocks as with `Prefix`; spans are searched and counted, but not used. Exact.
     Shadow,

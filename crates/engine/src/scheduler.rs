@@ -15,7 +15,7 @@ use self::forecast::Pace;
 use self::share::Shares;
 use crate::ageing::Ageing;
 use crate::cost::StepTimes;
-use crate::donors::{DonorRegistry, Target};
+use crate::donors::{DonorRegistry, Target, scopes};
 use crate::host::HostLink;
 use crate::in_flight::InFlight;
 use crate::queue::{ArrivalKey, RequestQueue, Waiting};
@@ -151,10 +151,43 @@ impl Scheduler {
         assert!(before.is_none(), "{request_id} is in the engine already");
     }
 
+    /// Donors that mean what `request` does, if it may use them. Looked for while it waits; those that come later are found by their
+    /// spans, which are the newest.
+    fn similar(&self, request: &Request) -> Vec<tokens::DonorId> {
+        match &request.embedding {
+            Some(embedding) if request.sharing == crate::KvSharingMode::Semantic => {
+                self.donors.similar(scopes(request.cache_salt, &request.readable), embedding)
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Notes what the prompt of a request means, which became known only after it was added: for its own search while it waits, and
+    /// for those of others when its prompt is, or will be, a donor. Nothing happens if it left nothing.
+    ///
+    /// # Panics
+    /// If `embedding` does not have the dimensions of the index.
+    pub fn attach_embedding(&mut self, request_id: RequestId, embedding: &std::sync::Arc<[f32]>) {
+        if let Err(error) = self.config.fits_index(embedding) {
+            panic!("an embedding of {request_id} was attached although it is of another kind: {error}");
+        }
+        if let Some(sequence) = self.sequences.get_mut(&request_id) {
+            sequence.request.embedding = Some(std::sync::Arc::clone(embedding));
+        }
+        if !self.running.contains(&request_id)
+            && let Some(sequence) = self.sequences.get(&request_id)
+        {
+            let similar = self.similar(&sequence.request);
+            self.sequences.get_mut(&request_id).expect("it was found above").similar = similar;
+        }
+        self.donors.attach(request_id, embedding);
+    }
+
     /// Forecasts what `sequence` will take and puts it into the queue.
     fn push_waiting(&mut self, key: ArrivalKey, sequence: &mut Sequence) {
         let queue_micros = self.queue_micros();
         sequence.arrived_micros = self.ageing.advance(key.arrival);
+        sequence.similar = self.similar(&sequence.request);
         sequence.expected_spans = self.expect_spans(sequence);
         sequence.deadline = self.deadline(key.arrival, queue_micros);
         let forecast = self.forecast(sequence);
@@ -218,6 +251,7 @@ impl Scheduler {
             host_bandwidth: self.host_link.bandwidth(),
             preemptions: self.num_preemptions,
             num_donors: self.donors.len(),
+            found_donors: self.donors.num_found(),
             last_scheduled_tokens: self.num_last_scheduled,
             span_lookups: self.span_lookups,
             shadowed_tokens: self.num_shadowed_tokens,
@@ -370,6 +404,7 @@ fn target_of(sequence: &Sequence, from: u32) -> Target<'_> {
         from,
         policy: sequence.request.repair.policy,
         ranks_donors: sequence.request.sharing == crate::KvSharingMode::Semantic,
+        similar: &sequence.similar,
     }
 }
 

@@ -44,6 +44,8 @@ pub(crate) struct Sequence {
     pub(crate) usage: Option<KvUsage>,
     /// Spans that it was expected to receive when it was added.
     pub(crate) expected_spans: Option<ExpectedSpans>,
+    /// Donors that mean something similar, as found when it was added.
+    pub(crate) similar: Vec<tokens::DonorId>,
     /// From then on it goes first.
     pub(crate) deadline: Timestamp,
     pub(crate) span_wait: SpanWait,
@@ -107,6 +109,7 @@ impl Sequence {
             lease: kv::BlockLease::default(),
             usage: None,
             expected_spans: None,
+            similar: Vec::new(),
             deadline: Timestamp::default(),
             span_wait: SpanWait::default(),
             arrived_micros: 0,

@@ -23,12 +23,33 @@ pub struct EngineStats {
     pub num_donors: usize,
     /// Rows of the last step.
     pub last_scheduled_tokens: usize,
+    /// Donors that gave spans to admitted requests so far.
+    pub found_donors: FoundDonors,
     /// Admissions in span mode so far, by outcome.
     pub span_lookups: SpanLookups,
     /// Tokens that requests in shadow mode would have copied so far.
     pub shadowed_tokens: u64,
     /// Verified answers over reused KV, by class.
     pub quality: Vec<(semantic::MatchClass, semantic::ClassQuality)>,
+}
+
+/// Donors that gave spans, by what found them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct FoundDonors {
+    /// Their spans were found in the index.
+    pub by_span: u64,
+    /// Only their embeddings led to them.
+    pub by_embedding: u64,
+}
+
+impl FoundDonors {
+    pub(crate) fn count(&mut self, by_embedding: bool) {
+        if by_embedding {
+            self.by_embedding += 1;
+        } else {
+            self.by_span += 1;
+        }
+    }
 }
 
 /// How a search for spans ended.

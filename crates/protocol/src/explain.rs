@@ -48,6 +48,16 @@ pub struct CostEstimate {
     pub reuse_ms: f64,
 }
 
+/// What led to a donor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DonorSource {
+    /// Equal spans in the index.
+    Span,
+    /// Only what its prompt means.
+    Embedding,
+}
+
 /// Equal tokens in a donor and the prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ExplainedSpan {
@@ -61,4 +71,6 @@ pub struct ExplainedSpan {
     pub num_tokens: u32,
     /// How far donor and prompt agree on what stands left of them; `null` for what was only found.
     pub class: Option<MatchClass>,
+    /// What led to the donor.
+    pub source: DonorSource,
 }

@@ -27,7 +27,7 @@ pub use chat::{
 pub use common::{FinishReason, SamplingFields, Stop, StreamOptions};
 pub use completion::{CompletionChoice, CompletionRequest, CompletionResponse, Prompt};
 pub use error::{ErrorBody, ErrorResponse};
-pub use explain::{CostEstimate, ExplainedSpan, Explanation};
+pub use explain::{CostEstimate, DonorSource, ExplainedSpan, Explanation};
 pub use logprobs::{ChatLogProb, ChatLogProbs, CompletionLogProbs, TopLogProb};
 pub use models::{ModelCard, ModelList};
 pub use sharing::{DeviationBound, KvSharingOptions, SegmentMark, SharingMode};

@@ -1,12 +1,14 @@
 //! What a device must be able to do.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 
 use engine::{BlockCopy, BlockFetch, BlockOffload, ProbedSequence, SpanCopy, TokenDeviation, Transfer};
 
 use tokens::BlockId;
 
-use crate::InputBatch;
+use crate::{InputBatch, SampleRow, Sampled};
 
 /// A fault of the device. After one, what the pool holds is unknown.
 #[derive(Debug, thiserror::Error)]
@@ -15,7 +17,7 @@ pub struct BackendError(pub String);
 
 /// One model with its KV pool on one device.
 ///
-/// Calls come from one thread, in the order of a step: offloads, zeros, fetches, copies, probes, `forward`, `logits`.
+/// Calls come from one thread, in the order of a step: offloads, zeros, fetches, copies, probes, `forward`, `logits` and `sample`.
 pub trait Backend: Send {
     /// Tokens in the vocabulary: the length of a row of logits.
     fn vocab_size(&self) -> usize;
@@ -62,6 +64,14 @@ pub trait Backend: Send {
     /// If the device fails.
     fn span_deviation(&mut self, span: &SpanCopy) -> Result<f32, BackendError>;
 
+    /// [`Backend::span_deviation`] of each of several spans, which a device may compute together.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn span_deviations(&mut self, spans: &[SpanCopy]) -> Result<Vec<f32>, BackendError> {
+        spans.iter().map(|span| self.span_deviation(span)).collect()
+    }
+
     /// The largest [`Backend::span_deviation`] that storage in the pool's format explains.
     fn max_span_deviation(&self) -> f32;
 
@@ -91,4 +101,30 @@ pub trait Backend: Send {
     /// # Errors
     /// If the device fails.
     fn logits(&mut self, rows: &[usize]) -> Result<&mut [f32], BackendError>;
+
+    /// Chooses a token from each of some rows of the last `forward`, in their order.
+    ///
+    /// A device whose logits should not cross to the host every step does this its own way, to the same result but for rounding.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn sample(&mut self, rows: &[SampleRow]) -> Result<Vec<Sampled>, BackendError> {
+        sample_on_host(self, rows)
+    }
+
+    /// Waits until all that was asked for is done. Only what returns numbers waits by itself.
+    ///
+    /// # Errors
+    /// If the device fails, or anything since the last call did.
+    fn synchronize(&mut self) -> Result<(), BackendError> {
+        Ok(())
+    }
+}
+
+/// Chooses from logits that are brought to the host.
+pub(crate) fn sample_on_host(backend: &mut (impl Backend + ?Sized), rows: &[SampleRow]) -> Result<Vec<Sampled>, BackendError> {
+    let indices: Vec<usize> = rows.iter().map(|row| row.row).collect();
+    let vocab_size = backend.vocab_size();
+    let logits = backend.logits(&indices)?;
+    Ok(rows.iter().zip(logits.chunks_exact_mut(vocab_size)).map(|(row, logits)| row.choose(logits)).collect())
 }

@@ -14,6 +14,9 @@ pub struct InputBatch {
     pub slot_mapping: Vec<u32>,
     /// The sequences, in the order of their rows.
     pub sequences: Vec<InputSequence>,
+    /// Rows whose logits can be asked for, ascending; `None` means all of them. A device need not finish the others: of what the
+    /// last layer makes, their K and V alone matter.
+    pub logit_rows: Option<Vec<usize>>,
 }
 
 /// The rows of one sequence.

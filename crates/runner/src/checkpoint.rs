@@ -1,12 +1,14 @@
 //! Reading tensors by their role, from whichever file format holds them.
 
 mod gguf;
+mod random;
 mod safetensors;
 
 use kernels::cpu::{GgmlType, Matrix};
 
 pub(crate) use self::gguf::GgufCheckpoint;
 pub use self::gguf::GgufVocabulary;
+pub(crate) use self::random::{RandomCheckpoint, RandomDtype};
 pub(crate) use self::safetensors::SafetensorsCheckpoint;
 use crate::{LoadError, ModelConfig};
 
@@ -85,13 +87,26 @@ pub(crate) trait Checkpoint {
     /// All tensors, in any order.
     fn names(&self) -> Vec<String>;
     fn read(&self, name: &str) -> Result<RawTensor, LoadError>;
+
+    /// If its matrices are nobody's: a device may make others of the same spread, which differ by this number.
+    #[cfg(feature = "cuda")]
+    fn random_seed(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// The tensor of `role`, of the given shape.
+pub(crate) fn tensor(checkpoint: &dyn Checkpoint, role: Role, shape: &[usize]) -> Result<RawTensor, LoadError> {
+    let name = checkpoint.name(role);
+    let tensor = checkpoint.read(&name)?;
+    expect_shape(&name, &tensor.shape, shape)?;
+    Ok(tensor)
 }
 
 /// The `[n, k]` matrix of `role`, packed.
 pub(crate) fn matrix(checkpoint: &dyn Checkpoint, role: Role, n: usize, k: usize) -> Result<Matrix, LoadError> {
     let name = checkpoint.name(role);
-    let tensor = checkpoint.read(&name)?;
-    expect_shape(&name, &tensor.shape, &[n, k])?;
+    let tensor = tensor(checkpoint, role, &[n, k])?;
     if !k.is_multiple_of(tensor.ty.block_len()) {
         return Err(LoadError::unsupported(format!("tensor {name}: rows of {k} in {:?}", tensor.ty)));
     }

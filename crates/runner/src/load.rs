@@ -1,12 +1,14 @@
 //! From files to a runner that is ready to execute.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use tokens::BlockSize;
 
 use crate::backend::cpu::{CpuBackend, Weights};
-use crate::checkpoint::{Checkpoint, GgufCheckpoint, GgufVocabulary, SafetensorsCheckpoint, SpecialTokens};
-use crate::{KvDtype, LoadError, ModelConfig, ModelRunner};
+use crate::checkpoint::{Checkpoint, GgufCheckpoint, GgufVocabulary, RandomCheckpoint, SafetensorsCheckpoint, SpecialTokens};
+use crate::embedding_table::EmbeddingTable;
+use crate::{Backend, KvDtype, LoadError, ModelConfig, ModelRunner};
 
 /// Where the weights are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +17,13 @@ pub enum WeightFiles {
     Gguf(PathBuf),
     /// A folder with `config.json` and safetensors.
     Safetensors(PathBuf),
+    /// None: random weights in bf16, in the shape of a configuration. They have no tokenizer, and say nothing that means anything.
+    Random {
+        /// A Hugging Face `config.json`, or the folder that holds it.
+        config: PathBuf,
+        /// The same seed gives the same weights.
+        seed: u64,
+    },
 }
 
 /// How to load a model.
@@ -22,16 +31,45 @@ pub enum WeightFiles {
 pub struct LoadOptions {
     /// Which files.
     pub weights: WeightFiles,
-    /// Threads of the kernels; 0 takes one for each core.
-    pub threads: usize,
-    /// How the pool stores numbers.
-    pub kv_dtype: KvDtype,
-    /// Bytes the pool may take.
-    pub kv_bytes: u64,
-    /// Bytes that the host tier may take besides; 0 for none.
+    /// Where it runs.
+    pub device: DeviceOptions,
+    /// Bytes of main memory that the host tier may take besides; 0 for none.
     pub host_kv_bytes: u64,
     /// Longest sequence; by default what the model was made for, as far as the pool holds it.
     pub max_model_len: Option<usize>,
+    /// Most rows of a step.
+    pub max_num_batched_tokens: usize,
+    /// Most sequences of a step.
+    pub max_num_seqs: usize,
+    /// Whether the host keeps the input embeddings though the model runs elsewhere.
+    pub keeps_embedding: bool,
+}
+
+/// A device and its memory.
+#[derive(Clone, Debug)]
+pub enum DeviceOptions {
+    /// The processor.
+    Cpu {
+        /// Threads of the kernels; 0 takes one for each core.
+        threads: usize,
+        /// How the pool stores numbers.
+        kv_dtype: KvDtype,
+        /// Bytes the pool may take.
+        kv_bytes: u64,
+    },
+    /// An NVIDIA GPU.
+    Cuda(GpuOptions),
+}
+
+/// A GPU and its memory.
+#[derive(Clone, Copy, Debug)]
+pub struct GpuOptions {
+    /// Which, from 0.
+    pub ordinal: usize,
+    /// Share of its memory that weights, pool and activations may take together.
+    pub memory_utilization: f64,
+    /// Bytes the pool may take; by default what the share leaves.
+    pub kv_bytes: Option<u64>,
 }
 
 /// A model ready to execute, and what others need to know of it.
@@ -50,6 +88,16 @@ pub struct LoadedModel {
     pub block_bytes: u64,
     /// Bytes of the packed weights.
     pub weight_bytes: usize,
+    /// Bytes of the pool.
+    pub kv_bytes: u64,
+    /// The device's own name.
+    pub device: String,
+    /// Most rows of a step.
+    pub max_num_batched_tokens: usize,
+    /// Most sequences of a step.
+    pub max_num_seqs: usize,
+    /// Input embeddings, where the host has them: on the processor they share the runner's memory.
+    pub embedding: Option<EmbeddingTable>,
     /// Begin and end tokens.
     pub special_tokens: SpecialTokens,
     /// The tokenizer, for a GGUF file.
@@ -68,6 +116,7 @@ pub fn load(options: &LoadOptions, progress: &mut dyn FnMut(f32)) -> Result<Load
             build(options, &checkpoint, Some(vocabulary), progress)
         }
         WeightFiles::Safetensors(folder) => build(options, &SafetensorsCheckpoint::open(folder)?, None, progress),
+        WeightFiles::Random { config, seed } => build(options, &RandomCheckpoint::open(config, *seed)?, None, progress),
     }
 }
 
@@ -78,30 +127,99 @@ fn build(
     progress: &mut dyn FnMut(f32),
 ) -> Result<LoadedModel, LoadError> {
     let config = checkpoint.config()?;
-    let (num_blocks, max_model_len) = size_pool(&config, options)?;
-    let weights = Weights::read(&config, checkpoint, progress)?;
-    let weight_bytes = weights.bytes();
-    let block_bytes = block_bytes(&config, options);
-    let num_host_blocks = u32::try_from(options.host_kv_bytes / block_bytes).unwrap_or(u32::MAX).min(MAX_HOST_BLOCKS);
-    let backend = CpuBackend::new(config.clone(), weights, options.kv_dtype, num_blocks, max_model_len, options.threads)?
-        .with_host_tier(num_host_blocks as usize);
-    let runner = ModelRunner::new(Box::new(backend), BlockSize::DEFAULT);
-    let special_tokens = checkpoint.special_tokens();
+    let placed = match options.device {
+        DeviceOptions::Cpu { threads, kv_dtype, kv_bytes } => {
+            let (num_blocks, max_model_len) = size_pool(&config, kv_dtype.bytes(), kv_bytes, options.max_model_len)?;
+            let weights = Weights::read(&config, checkpoint, progress)?;
+            let weight_bytes = weights.bytes();
+            let embedding = EmbeddingTable::new(Arc::clone(&weights.embedding.parts()[0]));
+            let num_host_blocks = num_host_blocks(&config, kv_dtype.bytes(), options.host_kv_bytes);
+            let backend = CpuBackend::new(config.clone(), weights, kv_dtype, num_blocks, max_model_len, threads)?
+                .with_host_tier(num_host_blocks as usize);
+            Placed {
+                backend: Box::new(backend),
+                num_blocks,
+                num_host_blocks,
+                max_model_len,
+                weight_bytes,
+                embedding: Some(embedding),
+                kv_dtype_bytes: kv_dtype.bytes(),
+                device: "cpu".to_owned(),
+            }
+        }
+        DeviceOptions::Cuda(gpu) => place_on_gpu(options, gpu, &config, checkpoint, progress)?,
+    };
+    let block_bytes = block_bytes(&config, placed.kv_dtype_bytes);
     Ok(LoadedModel {
-        runner,
-        config,
-        max_model_len,
-        num_blocks,
-        num_host_blocks,
+        runner: ModelRunner::new(placed.backend, BlockSize::DEFAULT),
+        max_model_len: placed.max_model_len,
+        num_blocks: placed.num_blocks,
+        num_host_blocks: placed.num_host_blocks,
         block_bytes,
-        weight_bytes,
-        special_tokens,
+        weight_bytes: placed.weight_bytes,
+        embedding: placed.embedding,
+        kv_bytes: placed.num_blocks as u64 * block_bytes,
+        device: placed.device,
+        max_num_batched_tokens: options.max_num_batched_tokens,
+        max_num_seqs: options.max_num_seqs,
+        special_tokens: checkpoint.special_tokens(),
         vocabulary,
+        config,
     })
 }
 
-fn block_bytes(config: &ModelConfig, options: &LoadOptions) -> u64 {
-    config.kv_bytes_per_token(options.kv_dtype.bytes()) * u64::from(BlockSize::DEFAULT.get())
+/// Whether this build can use an NVIDIA GPU, and the machine has one.
+#[must_use]
+pub fn has_cuda_device() -> bool {
+    #[cfg(feature = "cuda")]
+    return crate::backend::cuda::has_device();
+    #[cfg(not(feature = "cuda"))]
+    false
+}
+
+#[cfg(feature = "cuda")]
+fn place_on_gpu(
+    options: &LoadOptions,
+    gpu: GpuOptions,
+    config: &ModelConfig,
+    checkpoint: &dyn Checkpoint,
+    progress: &mut dyn FnMut(f32),
+) -> Result<Placed, LoadError> {
+    crate::backend::cuda::place(options, gpu, config, checkpoint, progress)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn place_on_gpu(
+    _: &LoadOptions,
+    _: GpuOptions,
+    _: &ModelConfig,
+    _: &dyn Checkpoint,
+    _: &mut dyn FnMut(f32),
+) -> Result<Placed, LoadError> {
+    Err(LoadError::NoCuda)
+}
+
+/// A model on its device.
+pub(crate) struct Placed {
+    pub(crate) backend: Box<dyn Backend>,
+    pub(crate) num_blocks: usize,
+    pub(crate) num_host_blocks: u32,
+    pub(crate) max_model_len: usize,
+    pub(crate) weight_bytes: usize,
+    pub(crate) embedding: Option<EmbeddingTable>,
+    pub(crate) kv_dtype_bytes: usize,
+    pub(crate) device: String,
+}
+
+/// Bytes of a block, all layers.
+fn block_bytes(config: &ModelConfig, dtype_bytes: usize) -> u64 {
+    config.kv_bytes_per_token(dtype_bytes) * u64::from(BlockSize::DEFAULT.get())
+}
+
+/// Blocks that fit `host_kv_bytes`.
+pub(crate) fn num_host_blocks(config: &ModelConfig, dtype_bytes: usize, host_kv_bytes: u64) -> u32 {
+    let num_blocks = host_kv_bytes / block_bytes(config, dtype_bytes);
+    u32::try_from(num_blocks).unwrap_or(u32::MAX).min(MAX_HOST_BLOCKS)
 }
 
 /// So many that a slot of one is still a number of 32 bits.
@@ -110,12 +228,17 @@ const MAX_HOST_BLOCKS: u32 = u32::MAX / BlockSize::DEFAULT.get();
 /// Shortest context worth serving when the caller names none.
 const MIN_MODEL_LEN: usize = 512;
 
-/// Blocks that fit the budget, and the longest sequence they allow.
-fn size_pool(config: &ModelConfig, options: &LoadOptions) -> Result<(usize, usize), LoadError> {
+/// Blocks that fit `kv_bytes` at `dtype_bytes` a number, and the longest sequence they allow.
+pub(crate) fn size_pool(
+    config: &ModelConfig,
+    dtype_bytes: usize,
+    kv_bytes: u64,
+    max_model_len: Option<usize>,
+) -> Result<(usize, usize), LoadError> {
     let block_size = BlockSize::DEFAULT.as_usize();
-    let block_bytes = block_bytes(config, options);
-    let num_blocks = usize::try_from(options.kv_bytes / block_bytes).unwrap_or(usize::MAX).min(u32::MAX as usize / block_size);
-    let wanted = options.max_model_len.unwrap_or(MIN_MODEL_LEN.min(config.max_position));
+    let block_bytes = block_bytes(config, dtype_bytes);
+    let num_blocks = usize::try_from(kv_bytes / block_bytes).unwrap_or(usize::MAX).min(u32::MAX as usize / block_size);
+    let wanted = max_model_len.unwrap_or(MIN_MODEL_LEN.min(config.max_position));
     if wanted > config.max_position {
         return Err(LoadError::unsupported(format!("max_model_len {wanted} on a model made for {}", config.max_position)));
     }
@@ -123,12 +246,12 @@ fn size_pool(config: &ModelConfig, options: &LoadOptions) -> Result<(usize, usiz
     let needed = BlockSize::DEFAULT.blocks_for(wanted) + 1;
     if wanted == 0 || num_blocks < needed {
         return Err(LoadError::CacheTooSmall {
-            budget: options.kv_bytes,
+            budget: kv_bytes,
             num_tokens: (num_blocks * block_size) as u64,
             needed: needed as u64 * block_bytes,
             min_tokens: wanted as u64,
         });
     }
-    let max_model_len = options.max_model_len.unwrap_or_else(|| config.max_position.min((num_blocks - 1) * block_size));
+    let max_model_len = max_model_len.unwrap_or_else(|| config.max_position.min((num_blocks - 1) * block_size));
     Ok((num_blocks, max_model_len))
 }

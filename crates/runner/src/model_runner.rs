@@ -9,14 +9,16 @@ use engine::{
 use tokens::{BlockSize, RequestId, TokenId};
 use tracing::warn;
 
-use crate::sampler::{RequestState, log_probs};
-use crate::{Backend, BackendError, InputBatch};
+use crate::sampler::{RequestState, SampleRow, Sampled, log_probs};
+use crate::timings::Stopwatch;
+use crate::{Backend, BackendError, InputBatch, InputSequence, StepTimings};
 
 /// Executes steps on one backend, and keeps the sampling state of the requests in flight.
 pub struct ModelRunner {
     backend: Box<dyn Backend>,
     block_size: BlockSize,
     requests: HashMap<RequestId, RequestState>,
+    timings: StepTimings,
 }
 
 /// Rows whose logits are computed at once when a prompt is scored. Chosen: a few MB for the largest vocabularies.
@@ -26,13 +28,19 @@ impl ModelRunner {
     /// A runner of `backend`, whose pool has blocks of `block_size`.
     #[must_use]
     pub fn new(backend: Box<dyn Backend>, block_size: BlockSize) -> Self {
-        Self { backend, block_size, requests: HashMap::new() }
+        Self { backend, block_size, requests: HashMap::new(), timings: StepTimings::default() }
     }
 
     /// The backend, for tests that look into the pool.
     #[must_use]
     pub fn backend(&self) -> &dyn Backend {
         self.backend.as_ref()
+    }
+
+    /// Where the time of the last step went.
+    #[must_use]
+    pub fn timings(&self) -> StepTimings {
+        self.timings
     }
 
     fn run(&mut self, step: &SchedulerOutput) -> Result<ModelRunnerOutput, BackendError> {
@@ -48,11 +56,15 @@ impl ModelRunner {
         for new in &step.new_requests {
             self.requests.insert(new.request_id, RequestState::new(new.sampling.clone(), new.prompt_token_ids.clone()));
         }
+        self.timings = StepTimings::default();
+        let mut watch = Stopwatch::start();
         self.backend.offload_blocks(&step.offloads)?;
         self.backend.zero_blocks(&step.block_zeroes)?;
         let transfer = self.backend.fetch_blocks(&step.fetches)?;
         self.backend.copy_blocks(&step.block_copies)?;
+        self.timings.copies = watch.lap();
         let rejected_spans = self.move_spans(step)?;
+        watch.lap();
         let is_rejected = |request_id: RequestId| rejected_spans.iter().any(|span| span.request_id == request_id);
         let sequences: Vec<&ScheduledSequence> =
             step.sequences.iter().filter(|sequence| !is_rejected(sequence.request_id)).collect();
@@ -60,24 +72,38 @@ impl ModelRunner {
         for probe in step.probes.iter().filter(|probe| !is_rejected(probe.request_id)) {
             probed.push(ProbedSpans { request_id: probe.request_id, deviations: self.backend.probe(probe)? });
         }
-        let batch = InputBatch::new(sequences.iter().copied(), self.block_size);
+        self.timings.probe = watch.lap();
+        let mut batch = InputBatch::new(sequences.iter().copied(), self.block_size);
+        batch.logit_rows = Some(self.logit_rows(&sequences, &batch));
         let mut output = ModelRunnerOutput { rejected_spans, probed, transfer, ..ModelRunnerOutput::default() };
         if batch.num_rows() == 0 {
             return Ok(output);
         }
         self.backend.forward(&batch)?;
+        self.timings.forward = watch.lap();
         output.prompt_logprobs = self.score_prompts(&sequences, &batch)?;
         output.watched = self.watched(&sequences);
         output.sampled = self.sample(&sequences, &batch)?;
+        // A step that samples nothing ends when it is computed, too: the scheduler learns from its time.
+        self.backend.synchronize()?;
+        self.timings.sample = watch.lap();
         Ok(output)
     }
 
     /// Moves all spans, then checks each against a fresh computation of layer 0.
     fn move_spans(&mut self, step: &SchedulerOutput) -> Result<Vec<RejectedSpan>, BackendError> {
         let mut rejected = Vec::new();
+        if step.span_copies.is_empty() {
+            return Ok(rejected);
+        }
+        let mut watch = Stopwatch::start();
         for span in &step.span_copies {
             self.backend.move_span(span)?;
-            let deviation = self.backend.span_deviation(span)?;
+        }
+        self.timings.moves = watch.lap();
+        let deviations = self.backend.span_deviations(&step.span_copies)?;
+        self.timings.check = watch.lap();
+        for (span, deviation) in step.span_copies.iter().zip(deviations) {
             if deviation.is_nan() || deviation > self.backend.max_span_deviation() {
                 warn!(request_id = %span.request_id, donor = %span.donor, deviation, "a donor's KV disagrees with layer 0");
                 rejected.push(RejectedSpan { request_id: span.request_id, donor: span.donor, max_relative_error: deviation });
@@ -109,17 +135,27 @@ impl ModelRunner {
         if last_rows.is_empty() {
             return Ok(Vec::new());
         }
-        let rows: Vec<usize> = last_rows.iter().map(|(row, _)| *row).collect();
-        let vocab_size = self.backend.vocab_size();
-        let logits = self.backend.logits(&rows)?;
-        let mut sampled = Vec::with_capacity(rows.len());
-        for ((row, sequence), logits) in last_rows.iter().zip(logits.chunks_exact_mut(vocab_size)) {
+        let state = |request_id| self.requests.get(request_id).expect("a scheduled request was announced and has not finished");
+        let rows: Vec<SampleRow> =
+            last_rows.iter().map(|(row, sequence)| state(&sequence.request_id).sample_row(*row, batch.positions[*row])).collect();
+        let found = self.backend.sample(&rows)?;
+        let mut sampled = Vec::with_capacity(found.len());
+        for ((_, sequence), Sampled { token, margin, logprobs }) in last_rows.iter().zip(found) {
             let request_id = sequence.request_id;
-            let state = self.requests.get_mut(&request_id).expect("a scheduled request was announced and has not finished");
-            let (token, margin, logprobs) = state.sample(logits, batch.positions[*row]);
+            self.requests.get_mut(&request_id).expect("its row was made from its state").record(token);
             sampled.push(SampledToken { request_id, token, margin, logprobs });
         }
         Ok(sampled)
+    }
+
+    /// Rows that a token is sampled from, and those of prompts that are scored.
+    fn logit_rows(&self, sequences: &[&ScheduledSequence], batch: &InputBatch) -> Vec<usize> {
+        let of_sequence = |(input, sequence): (&InputSequence, &&ScheduledSequence)| {
+            let end = input.first_row + input.num_rows;
+            let is_scored = self.requests[&sequence.request_id].params.prompt_logprobs.is_some();
+            if is_scored { input.first_row..end } else { end - usize::from(sequence.sample)..end }
+        };
+        batch.sequences.iter().zip(sequences).flat_map(of_sequence).collect()
     }
 
     /// Log probabilities of prompt tokens, for the sequences that asked.

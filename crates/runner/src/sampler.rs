@@ -1,16 +1,68 @@
-//! From a row of logits to a token.
+//! What was sampled for a request so far, and what that means for its next token.
 //!
 //! Order of operations: `logit_bias`, repetition, presence and frequency penalties, stop tokens masked before `min_tokens`; log
 //! probabilities are reported from there; then temperature, top-k, top-p, min-p, and a draw.
 //!
 //! The draw is a function of seed and position alone, so a preempted or batched request continues as if it had run alone.
 
-use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use engine::{LogProb, SamplingParams, TokenLogProbs};
+use kernels::cpu::{Adjustment, Distribution, RankedLogProb};
 use tokens::TokenId;
+
+/// A token to choose from one row of logits.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampleRow {
+    /// Row of the last `forward`.
+    pub row: usize,
+    /// By ascending token, each at most once.
+    pub adjustments: Vec<Adjustment>,
+    /// What is drawn from.
+    pub distribution: Distribution,
+    /// Decides the draw; in 0..1.
+    pub uniform: f64,
+    /// Report log probabilities of the choice and of this many likeliest tokens.
+    pub logprobs: Option<u32>,
+}
+
+/// What was chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampled {
+    /// The choice.
+    pub token: TokenId,
+    /// By how much the largest logit exceeds the second largest, after adjustments, before temperature and truncation.
+    pub margin: f32,
+    /// If asked for: after adjustments, before temperature and truncation.
+    pub logprobs: Option<TokenLogProbs>,
+}
+
+impl SampleRow {
+    /// Chooses on the host, from the row's logits, which are adjusted in place.
+    pub fn choose(&self, logits: &mut [f32]) -> Sampled {
+        self.adjustments.iter().for_each(|adjustment| adjustment.apply(logits));
+        let token = if self.distribution.is_greedy() {
+            kernels::cpu::argmax(logits)
+        } else {
+            kernels::cpu::draw(logits, &self.distribution, self.uniform)
+        };
+        let logprobs = self.logprobs.map(|top| log_probs(logits, TokenId(token), top));
+        Sampled { token: TokenId(token), margin: kernels::cpu::margin(logits), logprobs }
+    }
+}
+
+/// Log probability of `chosen` and of the `top` likeliest tokens.
+pub(crate) fn log_probs(logits: &[f32], chosen: TokenId, top: u32) -> TokenLogProbs {
+    let (chosen, top) = kernels::cpu::log_probs(logits, chosen.0, top);
+    named(chosen, top)
+}
+
+/// As the engine calls it.
+pub(crate) fn named(chosen: RankedLogProb, top: Vec<RankedLogProb>) -> TokenLogProbs {
+    let one = |found: RankedLogProb| LogProb { token: TokenId(found.token), logprob: found.logprob, rank: found.rank };
+    TokenLogProbs { chosen: one(chosen), top: top.into_iter().map(one).collect() }
+}
 
 /// Sampling state of one request.
 pub(crate) struct RequestState {
@@ -18,10 +70,12 @@ pub(crate) struct RequestState {
     pub(crate) prompt_token_ids: Arc<[TokenId]>,
     /// Tokens of the prompt, ascending, each once; empty without a repetition penalty, which alone asks for them.
     prompt_vocabulary: Vec<u32>,
-    /// How often each token was generated.
+    /// How often each token was generated; empty without penalties.
     output_counts: HashMap<u32, u32>,
     num_output_tokens: u32,
     last_token: Option<u32>,
+    /// By ascending token; changed where a token is recorded, so that a long prompt under a penalty is not gone through each time.
+    adjustments: Vec<Adjustment>,
 }
 
 impl RequestState {
@@ -32,26 +86,45 @@ impl RequestState {
             prompt_vocabulary.sort_unstable();
             prompt_vocabulary.dedup();
         }
-        Self {
+        let mut adjusted: Vec<u32> =
+            params.logit_bias.iter().map(|(token, _)| token.0).chain(prompt_vocabulary.clone()).collect();
+        adjusted.sort_unstable();
+        adjusted.dedup();
+        let mut state = Self {
             params,
             prompt_token_ids,
             prompt_vocabulary,
             output_counts: HashMap::new(),
             num_output_tokens: 0,
             last_token: None,
-        }
+            adjustments: Vec::new(),
+        };
+        state.adjustments = adjusted.into_iter().map(|token| state.adjustment(token)).collect();
+        state
     }
 
-    /// Chooses the token after `position` and remembers it; with the distance of the two largest logits. Changes `logits`.
-    pub(crate) fn sample(&mut self, logits: &mut [f32], position: u32) -> (TokenId, f32, Option<TokenLogProbs>) {
-        self.adjust(logits);
+    /// How to choose the token after `position` from `row`.
+    pub(crate) fn sample_row(&self, row: usize, position: u32) -> SampleRow {
         let params = &self.params;
-        let token = if params.temperature <= 0.0 { argmax(logits) } else { draw(logits, params, uniform(params.seed, position)) };
-        let logprobs = params.logprobs.map(|k| log_probs(logits, TokenId(token), k));
-        *self.output_counts.entry(token).or_default() += 1;
+        let mut adjustments = self.adjustments.clone();
+        if self.num_output_tokens < params.min_tokens {
+            for stop in &params.stop_token_ids {
+                put(&mut adjustments, stop.0).subtract = f32::INFINITY;
+            }
+        }
+        let distribution =
+            Distribution { temperature: params.temperature, top_k: params.top_k, top_p: params.top_p, min_p: params.min_p };
+        SampleRow { row, adjustments, distribution, uniform: uniform(params.seed, position), logprobs: params.logprobs }
+    }
+
+    /// Remembers that `token` was chosen.
+    pub(crate) fn record(&mut self, token: TokenId) {
         self.num_output_tokens += 1;
-        self.last_token = Some(token);
-        (TokenId(token), margin(logits), logprobs)
+        self.last_token = Some(token.0);
+        if self.penalises_output() {
+            *self.output_counts.entry(token.0).or_default() += 1;
+            *put(&mut self.adjustments, token.0) = self.adjustment(token.0);
+        }
     }
 
     /// Forgets the last token.
@@ -60,120 +133,38 @@ impl RequestState {
         self.num_output_tokens -= 1;
         if let Some(count) = self.output_counts.get_mut(&token) {
             *count -= 1;
+            *put(&mut self.adjustments, token) = self.adjustment(token);
         }
-        self.output_counts.retain(|_, count| *count > 0);
     }
 
-    fn adjust(&self, logits: &mut [f32]) {
+    fn penalises_output(&self) -> bool {
         let params = &self.params;
-        for (token, bias) in &params.logit_bias {
-            if let Some(logit) = logits.get_mut(token.0 as usize) {
-                *logit += bias;
-            }
-        }
-        if params.repetition_penalty != 1.0 {
-            self.penalise_repetition(logits, params.repetition_penalty);
-        }
-        for (token, count) in &self.output_counts {
-            logits[*token as usize] -= params.presence_penalty + params.frequency_penalty * *count as f32;
-        }
-        if self.num_output_tokens < params.min_tokens {
-            for stop in &params.stop_token_ids {
-                if let Some(logit) = logits.get_mut(stop.0 as usize) {
-                    *logit = f32::NEG_INFINITY;
-                }
-            }
-        }
+        params.repetition_penalty != 1.0 || params.presence_penalty != 0.0 || params.frequency_penalty != 0.0
     }
 
-    /// Keskar et al. 2019, sec. 4.1, as Hugging Face does it: each token seen is penalised once.
-    fn penalise_repetition(&self, logits: &mut [f32], penalty: f32) {
-        let generated = self.output_counts.keys().filter(|token| self.prompt_vocabulary.binary_search(token).is_err());
-        for token in self.prompt_vocabulary.iter().chain(generated) {
-            let logit = &mut logits[*token as usize];
-            *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+    /// What is done to `token` by what was said so far.
+    fn adjustment(&self, token: u32) -> Adjustment {
+        let params = &self.params;
+        let mut adjustment = Adjustment::none(token);
+        adjustment.bias = params.logit_bias.iter().filter(|(biased, _)| biased.0 == token).map(|(_, bias)| bias).sum();
+        let count = self.output_counts.get(&token).copied().unwrap_or(0);
+        if count > 0 || self.prompt_vocabulary.binary_search(&token).is_ok() {
+            adjustment.repetition = params.repetition_penalty;
         }
+        if count > 0 {
+            adjustment.subtract = params.presence_penalty + params.frequency_penalty * count as f32;
+        }
+        adjustment
     }
 }
 
-/// The largest minus the second largest.
-fn margin(logits: &[f32]) -> f32 {
-    let (first, second) = logits.iter().fold((f32::NEG_INFINITY, f32::NEG_INFINITY), |(first, second), x| {
-        if *x > first { (*x, first) } else { (first, second.max(*x)) }
+/// The entry of `token`, made if there is none.
+fn put(adjustments: &mut Vec<Adjustment>, token: u32) -> &mut Adjustment {
+    let idx = adjustments.binary_search_by_key(&token, |adjustment| adjustment.token).unwrap_or_else(|idx| {
+        adjustments.insert(idx, Adjustment::none(token));
+        idx
     });
-    first - second
-}
-
-/// The likeliest token, the smallest id among equals.
-fn argmax(logits: &[f32]) -> u32 {
-    let best = logits.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (i, x)| if *x > best.1 { (i, *x) } else { best });
-    best.0 as u32
-}
-
-/// Candidates that top-k, top-p and min-p look at before all others: a truncated distribution rarely needs more.
-const FIRST_CANDIDATES: usize = 1024;
-
-/// Draws a token with `u` in 0..1.
-fn draw(logits: &[f32], params: &SamplingParams, u: f64) -> u32 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let weight = |logit: f32| f64::from((logit - max) / params.temperature).exp();
-    let total: f64 = logits.iter().map(|logit| weight(*logit)).sum();
-    if params.top_k == 0 && params.top_p >= 1.0 && params.min_p <= 0.0 {
-        return pick(logits.iter().enumerate().map(|(i, logit)| (i as u32, weight(*logit))), u * total);
-    }
-    let by_logit = |a: &u32, b: &u32| descending(logits[*a as usize], logits[*b as usize]).then(a.cmp(b));
-    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
-    let mut limit = FIRST_CANDIDATES.max(params.top_k as usize);
-    loop {
-        if limit < ids.len() {
-            ids.select_nth_unstable_by(limit, by_logit);
-        }
-        let candidates = &mut ids[..limit.min(logits.len())];
-        candidates.sort_unstable_by(by_logit);
-        let kept = truncate(candidates.iter().map(|id| weight(logits[*id as usize])), total, params);
-        if kept < candidates.len() || candidates.len() == logits.len() {
-            let kept = &candidates[..kept];
-            let sum: f64 = kept.iter().map(|id| weight(logits[*id as usize])).sum();
-            return pick(kept.iter().map(|id| (*id, weight(logits[*id as usize]))), u * sum);
-        }
-        limit = logits.len();
-    }
-}
-
-/// How many of the descending `weights` stay; at least one.
-fn truncate(weights: impl Iterator<Item = f64>, total: f64, params: &SamplingParams) -> usize {
-    let top_k = if params.top_k == 0 { usize::MAX } else { params.top_k as usize };
-    // Top-p is a share of what top-k left, as in vLLM; the likeliest weight is 1 by construction.
-    let weights: Vec<f64> = weights.take(top_k).collect();
-    let total = if top_k == usize::MAX { total } else { weights.iter().sum() };
-    let mut sum = 0.0;
-    let mut kept = 0;
-    for weight in weights {
-        if kept > 0 && (sum >= f64::from(params.top_p) * total || weight < f64::from(params.min_p)) {
-            break;
-        }
-        sum += weight;
-        kept += 1;
-    }
-    kept
-}
-
-/// The first token at which the running sum of weights exceeds `target`.
-fn pick(weights: impl Iterator<Item = (u32, f64)>, target: f64) -> u32 {
-    let mut sum = 0.0;
-    let mut last = 0;
-    for (id, weight) in weights.filter(|(_, weight)| *weight > 0.0) {
-        sum += weight;
-        last = id;
-        if sum > target {
-            break;
-        }
-    }
-    last
-}
-
-fn descending(a: f32, b: f32) -> Ordering {
-    b.total_cmp(&a)
+    &mut adjustments[idx]
 }
 
 /// A number in 0..1 that depends on seed and position alone (SplitMix64's finaliser over both).
@@ -188,26 +179,6 @@ fn uniform(seed: u64, position: u32) -> f64 {
     (bits >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// Log probability of `chosen` and of the `top` likeliest tokens.
-pub(crate) fn log_probs(logits: &[f32], chosen: TokenId, top: u32) -> TokenLogProbs {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let log_total = logits.iter().map(|logit| f64::from(logit - max).exp()).sum::<f64>().ln();
-    let logprob = |id: u32| (f64::from(logits[id as usize] - max) - log_total) as f32;
-    let by_logit = |a: &u32, b: &u32| descending(logits[*a as usize], logits[*b as usize]).then(a.cmp(b));
-    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
-    let top = (top as usize).min(ids.len());
-    if top > 0 && top < ids.len() {
-        ids.select_nth_unstable_by(top - 1, by_logit);
-    }
-    ids.truncate(top);
-    ids.sort_unstable_by(by_logit);
-    let rank = 1 + logits.iter().filter(|logit| **logit > logits[chosen.0 as usize]).count() as u32;
-    TokenLogProbs {
-        chosen: LogProb { token: chosen, logprob: logprob(chosen.0), rank },
-        top: (1..).zip(ids).map(|(rank, id)| LogProb { token: TokenId(id), logprob: logprob(id), rank }).collect(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -218,47 +189,17 @@ mod tests {
         RequestState::new(Arc::new(params), [TokenId(0)].into())
     }
 
-    /// Tokens drawn at 2,000 positions of the distribution `e^logits`.
-    fn histogram(logits: &[f32], edit: impl FnOnce(&mut SamplingParams)) -> Vec<usize> {
-        let state = state(edit);
-        let mut counts = vec![0; logits.len()];
+    #[test]
+    fn draws_at_many_positions_follow_the_distribution() {
+        let state = state(|_| {});
+        let mut counts = [0; 3];
         for position in 0..2000 {
-            counts[draw(logits, &state.params, uniform(state.params.seed, position)) as usize] += 1;
+            let mut logits = [0.5f32.ln(), 0.3f32.ln(), 0.2f32.ln()];
+            counts[state.sample_row(0, position).choose(&mut logits).token.0 as usize] += 1;
         }
-        counts
-    }
-
-    #[test]
-    fn draws_follow_the_distribution() {
-        let counts = histogram(&[0.5f32.ln(), 0.3f32.ln(), 0.2f32.ln()], |_| {});
         for (count, expected) in counts.iter().zip([1000.0, 600.0, 400.0]) {
-            assert!((*count as f64 - expected).abs() < 90.0, "{counts:?}");
+            assert!((f64::from(*count) - expected).abs() < 90.0, "{counts:?}");
         }
-    }
-
-    #[test]
-    fn top_k_keeps_the_likeliest() {
-        let counts = histogram(&[0.0, 3.0, 1.0, 2.0], |p| p.top_k = 2);
-        assert!(counts[0] == 0 && counts[2] == 0 && counts[1] > 0 && counts[3] > 0, "{counts:?}");
-    }
-
-    #[test]
-    fn top_p_keeps_the_smallest_set_that_reaches_it() {
-        let counts = histogram(&[0.5f32.ln(), 0.3f32.ln(), 0.2f32.ln()], |p| p.top_p = 0.6);
-        assert!(counts[0] > 0 && counts[1] > 0 && counts[2] == 0, "{counts:?}");
-    }
-
-    #[test]
-    fn min_p_drops_what_is_unlikely_beside_the_likeliest() {
-        let counts = histogram(&[0.0, -1.0, -3.0], |p| p.min_p = 0.2);
-        assert!(counts[0] > 0 && counts[1] > 0 && counts[2] == 0, "{counts:?}");
-    }
-
-    #[test]
-    fn a_flat_distribution_wider_than_the_first_candidates_is_kept_whole() {
-        let logits = vec![0.0; 3 * FIRST_CANDIDATES];
-        let counts = histogram(&logits, |p| p.top_p = 0.99);
-        assert!(counts.iter().skip(2 * FIRST_CANDIDATES).any(|count| *count > 0));
     }
 
     #[test]
@@ -270,20 +211,18 @@ mod tests {
 
     #[test]
     fn greedy_takes_the_first_of_equals() {
-        let (token, margin, _) = state(|p| p.temperature = 0.0).sample(&mut [1.0, 5.0, 5.0], 0);
-        assert_eq!(margin, 0.0);
-        assert_eq!(token, TokenId(1));
+        let sampled = state(|p| p.temperature = 0.0).sample_row(0, 0).choose(&mut [1.0, 5.0, 5.0]);
+        assert_eq!(sampled, Sampled { token: TokenId(1), margin: 0.0, logprobs: None });
     }
 
     #[track_caller]
     fn check_adjusted(edit: impl FnOnce(&mut SamplingParams), generated: &[u32], expected: [f32; 4]) {
         let mut state = state(edit);
-        for token in generated {
-            *state.output_counts.entry(*token).or_default() += 1;
-            state.num_output_tokens += 1;
-        }
+        generated.iter().for_each(|token| state.record(TokenId(*token)));
         let mut logits = [2.0, -2.0, 1.0, 0.5];
-        state.adjust(&mut logits);
+        let row = state.sample_row(0, 0);
+        assert!(row.adjustments.is_sorted_by(|a, b| a.token < b.token), "{:?}", row.adjustments);
+        row.adjustments.iter().for_each(|adjustment| adjustment.apply(&mut logits));
         assert_eq!(logits, expected);
     }
 
@@ -304,22 +243,19 @@ mod tests {
     }
 
     #[test]
-    fn log_probs_are_normalised_and_ranked() {
-        let found = log_probs(&[0.2f32.ln(), 0.5f32.ln(), 0.3f32.ln()], TokenId(0), 2);
-        assert!((found.chosen.logprob - 0.2f32.ln()).abs() < 1e-6 && found.chosen.rank == 3);
-        assert_eq!(found.top.iter().map(|p| (p.token.0, p.rank)).collect::<Vec<_>>(), [(1, 1), (2, 2)]);
-    }
-
-    #[test]
     fn what_is_retracted_counts_no_more() {
         let penalised = |retract: bool| {
             let mut state = state(|p| (p.temperature, p.presence_penalty) = (0.0, 3.0));
-            let (first, margin, _) = state.sample(&mut [1.0, 5.0, 3.5], 0);
-            assert_eq!((first, margin), (TokenId(1), 1.5));
+            let next = |state: &mut RequestState| {
+                let sampled = state.sample_row(0, 0).choose(&mut [1.0, 5.0, 3.5]);
+                state.record(sampled.token);
+                sampled
+            };
+            assert_eq!(next(&mut state), Sampled { token: TokenId(1), margin: 1.5, logprobs: None });
             if retract {
                 state.retract();
             }
-            state.sample(&mut [1.0, 5.0, 3.5], 0).0
+            next(&mut state).token
         };
         assert_eq!((penalised(false), penalised(true)), (TokenId(2), TokenId(1)));
     }

@@ -4,11 +4,17 @@
 //!
 //! Each donor is a prompt of 2,048 tokens, three documents of 512 tokens out of 4,000 and a question of its own; the target is made of
 //! fifteen documents, so that nearly all of it has donors, in pieces, out of order and at other offsets. A target of new text comes last.
+//!
+//! "with similar" adds what mode semantic does: the scan of an embedding of 576 dimensions for each donor, and the comparison with the
+//! four donors it proposes.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use semantic::{PlanTarget, PromptView, Segments, SpanConfig, SpanIndex, SpanIndexConfig, plan_reuse};
+use semantic::{
+    DonorQuery, DonorSource, EmbeddingIndex, EmbeddingIndexConfig, PlanTarget, PromptView, Segments, SpanConfig, SpanIndex,
+    SpanIndexConfig, SpanMatch, plan_reuse,
+};
 use tokens::{CacheSalt, DonorId, TokenId};
 
 const NUM_DONORS: u64 = 10_000;
@@ -16,6 +22,8 @@ const NUM_DOCUMENTS: u64 = 4_000;
 const DOCUMENT_TOKENS: u64 = 512;
 const SEED: u64 = 1;
 const REPETITIONS: usize = 200;
+const NUM_DIMENSIONS: u64 = 576;
+const MAX_SIMILAR: usize = 4;
 
 /// Finaliser of SplitMix64: token `i` of stream `stream`.
 fn random(stream: u64, i: u64) -> u64 {
@@ -46,7 +54,9 @@ fn main() {
     let mut index = SpanIndex::new(SpanIndexConfig { max_tokens: 1 << 26, ..SpanIndexConfig::for_spans(&config) });
     let scope = CacheSalt(1);
     let start = Instant::now();
+    let mut embeddings = EmbeddingIndex::new(EmbeddingIndexConfig::new(NUM_DIMENSIONS as usize));
     for id in 0..NUM_DONORS {
+        embeddings.insert(scope, DonorId(id), &[&embedding(id % 500, id)]);
         let tokens: Arc<[_]> = prompt(10_000 + id, 3, 2048).into();
         let evicted = index.insert(scope, DonorId(id), tokens);
         assert!(evicted.is_empty(), "the example is sized to keep all donors");
@@ -55,19 +65,40 @@ fn main() {
     println!("{:<28} {:>8} {:>6} {:>8} {:>9} {:>9}", "target", "matches", "spans", "reused", "p50", "p99");
     for (name, num_documents) in [("8192 tokens, 15 documents", 15), ("8192 tokens, 7 documents", 7), ("8192 tokens, all new", 0)]
     {
-        report(name, &index, scope, &config, num_documents);
+        report(name, &index, None, &config, num_documents);
+        report("  with similar", &index, Some(&embeddings), &config, num_documents);
     }
 }
 
-fn report(name: &str, index: &SpanIndex, scope: CacheSalt, config: &SpanConfig, num_documents: u64) {
+/// A vector near that of `topic`.
+fn embedding(topic: u64, stream: u64) -> Vec<f32> {
+    let number = |stream, i| (random(stream, i) >> 40) as f32 / (1 << 23) as f32 - 1.0;
+    (0..NUM_DIMENSIONS).map(|i| number(20_000_000 + topic, i) + 0.4 * number(30_000_000 + stream, i)).collect()
+}
+
+/// What the index finds, and what the donors proposed by `embeddings` have.
+fn find(index: &SpanIndex, embeddings: Option<&EmbeddingIndex>, target: &[TokenId], embedding: &[f32]) -> Vec<SpanMatch> {
+    let scope = CacheSalt(1);
+    let mut matches = index.find(scope, target, 32);
+    if let Some(embeddings) = embeddings {
+        let query = DonorQuery { scope, tokens: target, from: 32, embedding: Some(embedding) };
+        let similar = embeddings.propose(&query, MAX_SIMILAR);
+        assert_eq!(similar.len(), MAX_SIMILAR, "every topic has donors");
+        matches.extend(similar.iter().flat_map(|proposal| index.find_in(proposal.donor, target, 32)));
+    }
+    matches
+}
+
+fn report(name: &str, index: &SpanIndex, embeddings: Option<&EmbeddingIndex>, config: &SpanConfig, num_documents: u64) {
     let mut times = Vec::new();
     let (mut num_matches, mut num_spans, mut reused) = (0, 0, 0);
     let segments = Segments::default();
     for repetition in 0..REPETITIONS {
         // Another target each time: one that was just searched for has its postings in the caches.
         let target = prompt(50_000 + repetition as u64, num_documents, 8192);
+        let embedding = embedding(repetition as u64, 50_000 + repetition as u64);
         let start = Instant::now();
-        let matches = index.find(scope, &target, 32);
+        let matches = find(index, embeddings, &target, &embedding);
         let prompt = PromptView { tokens: &target, segments: &segments };
         let plan = plan_reuse(&PlanTarget { prompt, from: 32, template: &[] }, &matches, index, config);
         times.push(start.elapsed());

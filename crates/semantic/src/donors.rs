@@ -44,7 +44,11 @@ impl Donors {
     }
 
     pub(crate) fn get(&self, id: DonorId) -> Option<&Donor> {
-        self.slot_of.get(&id).map(|&slot| self.at(slot))
+        self.slot(id).map(|slot| self.at(slot))
+    }
+
+    pub(crate) fn slot(&self, id: DonorId) -> Option<u32> {
+        self.slot_of.get(&id).copied()
     }
 
     /// Those of `scope`, by id.

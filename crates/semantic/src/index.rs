@@ -136,11 +136,39 @@ impl SpanIndex {
     /// Matches may overlap each other in the target. Equal positions come longest first, then youngest donor first.
     #[must_use]
     pub fn find(&self, scope: CacheSalt, target: &[TokenId], from: u32) -> Vec<SpanMatch> {
+        let hits = self.hits(scope, target, from);
+        self.matches(hits.into_iter().filter(|hit| self.donors.at(hit.slot).scope == scope), target, from)
+    }
+
+    /// Likewise of `target` and one donor, whether or not its shingles are still posted; nothing if it is not kept.
+    ///
+    /// For donors that were proposed for another reason than their spans.
+    #[must_use]
+    pub fn find_in(&self, donor: DonorId, target: &[TokenId], from: u32) -> Vec<SpanMatch> {
+        let Some(slot) = self.donors.slot(donor) else { return Vec::new() };
+        let donor = self.donors.at(slot);
+        let mut places: HashMap<u64, Vec<u32>, BuildHasherDefault<KeyHasher>> = HashMap::default();
+        for Sample { key, pos } in self.samples(donor.scope, &donor.tokens) {
+            let places = places.entry(key).or_default();
+            if places.len() < self.config.max_postings as usize {
+                places.push(pos);
+            }
+        }
+        let samples = self.samples_behind(donor.scope, target, from);
+        let at_sample = |sample: Sample| {
+            let postings = places.get(&sample.key).map_or(&[][..], Vec::as_slice).iter().map(|&pos| Posting { slot, pos });
+            postings.map(move |posting| Hit::new(posting, from + sample.pos))
+        };
+        self.matches(samples.into_iter().flat_map(at_sample), target, from)
+    }
+
+    /// What `hits`, by ascending target position, extend to.
+    fn matches(&self, hits: impl Iterator<Item = Hit>, target: &[TokenId], from: u32) -> Vec<SpanMatch> {
         let mut matches = Vec::new();
         let mut run_ends: HashMap<u64, u32, BuildHasherDefault<KeyHasher>> = HashMap::default();
-        for hit in self.hits(scope, target, from) {
+        for hit in hits {
             let run_end = run_ends.entry(hit.run_key()).or_default();
-            if hit.target_pos >= *run_end && self.donors.at(hit.slot).scope == scope {
+            if hit.target_pos >= *run_end {
                 let (left, right) = self.extend(target, hit);
                 *run_end = hit.target_pos + right;
                 matches.extend(self.cut(hit, left, right, from));
@@ -171,6 +199,17 @@ impl SpanIndex {
     ///
     /// All are gathered before the first comparison: lookups miss the caches, and side by side they wait together.
     fn hits(&self, scope: CacheSalt, target: &[TokenId], from: u32) -> Vec<Hit> {
+        let samples = self.samples_behind(scope, target, from);
+        let postings: Vec<_> = samples.iter().map(|sample| self.postings.get(sample.key)).collect();
+        let mut hits = Vec::with_capacity(samples.len());
+        for (sample, postings) in samples.into_iter().zip(postings) {
+            hits.extend(postings.map(|posting| Hit::new(posting, from + sample.pos)));
+        }
+        hits
+    }
+
+    /// Samples of `target[from..]`, none looked up more often than it may have postings.
+    fn samples_behind(&self, scope: CacheSalt, target: &[TokenId], from: u32) -> Vec<Sample> {
         let rest = target.get(from as usize..).unwrap_or_default();
         let mut samples = self.samples(scope, rest);
         let mut num_lookups: HashMap<u64, u32, BuildHasherDefault<KeyHasher>> = HashMap::default();
@@ -179,12 +218,7 @@ impl SpanIndex {
             *lookups += 1;
             *lookups <= self.config.max_postings
         });
-        let postings: Vec<_> = samples.iter().map(|sample| self.postings.get(sample.key)).collect();
-        let mut hits = Vec::with_capacity(samples.len());
-        for (sample, postings) in samples.into_iter().zip(postings) {
-            hits.extend(postings.map(|posting| Hit::new(posting, from + sample.pos)));
-        }
-        hits
+        samples
     }
 
     /// Equal tokens left of `hit`, and from it on.
@@ -285,6 +319,10 @@ mod tests {
                 .collect();
             expected.sort_by_key(|m| (m.target_pos, Reverse(m.num_tokens), Reverse(m.donor), m.donor_pos));
             assert_eq!(index.find(A, &target, from), expected, "seed {seed}");
+            for id in 0..3 {
+                let of_donor: Vec<_> = expected.iter().filter(|found| found.donor.0 == id).copied().collect();
+                assert_eq!(index.find_in(DonorId(id), &target, from), of_donor, "seed {seed}");
+            }
         }
     }
 
@@ -352,6 +390,8 @@ mod tests {
         for id in [3, 9, 4] {
             index.insert(A, DonorId(id), Arc::clone(&tokens));
         }
+        assert_eq!(index.find_in(DonorId(3), &tokens, 0).len(), 1, "it is kept, although its postings are not");
+        assert_eq!(index.find_in(DonorId(1), &tokens, 0), []);
         let donors: Vec<_> = index.find(A, &tokens, 0).iter().map(|found| found.donor.0).collect();
         assert_eq!(donors, [9, 4]);
     }

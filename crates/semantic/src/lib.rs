@@ -32,6 +32,7 @@ mod source;
 mod span;
 #[cfg(test)]
 mod testing;
+mod token_embedding;
 
 pub use align::{EditKind, EditOp, EditScript, align};
 pub use config::{SpanConfig, SpanConfigError, SpanIndexConfig};
@@ -48,5 +49,6 @@ pub use selection::{
     DecodeRepair, Probe, Readers, Repair, RepairError, RepairPolicy, SelectedRows, TokenDeviation, UnknownPolicy, select_rows,
 };
 pub use similarity::{ByLeftContext, left_context_similarity};
-pub use source::{DonorQuery, DonorSource, Proposal, matches_with};
+pub use source::{DonorQuery, DonorSource, Proposal};
 pub use span::SpanMatch;
+pub use token_embedding::{TokenEmbedder, TokenVectors, unit};

@@ -1,15 +1,14 @@
 //! Where donors are looked for.
 //!
 //! A source proposes donors and says how promising each is. It decides nothing: what is taken from a proposed donor is found by
-//! comparing ids, with [`SpanIndex::find`](crate::SpanIndex::find) or [`matches_with`].
+//! comparing ids, with [`SpanIndex::find`](crate::SpanIndex::find) or [`SpanIndex::find_in`](crate::SpanIndex::find_in).
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use tokens::{CacheSalt, DonorId, TokenId, TokenRange};
 
-use crate::runs::maximal_runs;
-use crate::{EmbeddingIndex, SpanIndex, SpanMatch};
+use crate::{EmbeddingIndex, SpanIndex};
 
 /// A prompt for which donors are wanted.
 #[derive(Clone, Copy, Debug)]
@@ -74,30 +73,6 @@ fn best_of(mut proposals: Vec<Proposal>, max: usize) -> Vec<Proposal> {
     proposals
 }
 
-/// The maximal equal runs of `target` and one donor, cut at `from`, of at least `min_span_tokens` tokens, by ascending target position.
-///
-/// For donors that were proposed for another reason than their spans.
-#[must_use]
-pub fn matches_with(
-    donor: DonorId,
-    donor_tokens: &[TokenId],
-    target: &[TokenId],
-    from: u32,
-    min_span_tokens: u32,
-) -> Vec<SpanMatch> {
-    let gap = TokenRange::new(from, target.len() as u32);
-    let runs = maximal_runs(target, donor_tokens, min_span_tokens.max(1) as usize);
-    let matches = runs.into_iter().map(|run| SpanMatch {
-        donor,
-        donor_pos: run.donor_pos,
-        target_pos: run.target_pos,
-        num_tokens: run.num_tokens,
-        left_context: 0,
-    });
-    let in_gap = matches.filter_map(|found| found.within_target(gap));
-    in_gap.filter(|found| found.num_tokens >= min_span_tokens).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,18 +112,5 @@ mod tests {
         check(&index, query, 9, &[(1, 1.0), (2, 0.71)]);
         check(&index, DonorQuery { embedding: None, ..query }, 9, &[]);
         check(&index, DonorQuery { scope: CacheSalt(2), ..query }, 9, &[]);
-    }
-
-    #[test]
-    fn a_proposed_donor_has_the_matches_the_index_finds() {
-        let mut random = Random(2);
-        for _ in 0..50 {
-            let text = random.tokens(900, 50);
-            let donor = [&text[300..600], &random.tokens(50, 50), &text[..200]].concat();
-            let from = random.below(150) as u32;
-            let mut index = SpanIndex::new(SpanIndexConfig::default());
-            index.insert(SCOPE, DonorId(7), donor.as_slice().into());
-            assert_eq!(matches_with(DonorId(7), &donor, &text, from, 64), index.find(SCOPE, &text, from));
-        }
     }
 }

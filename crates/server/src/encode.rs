@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use tokenizer::{ChatError, ChatOptions, EncodedPrompt, SegmentRule, Tokenizer, TokenizerError};
+use tokenizer::{ChatError, ChatOptions, EncodedPrompt, SegmentRule, TokenizerError};
 use tokens::{TokenId, TokenRange};
 
+use crate::embedding::Embedding;
 use crate::error::ApiError;
 use crate::model::ServedModel;
 use crate::valid::PromptSource;
@@ -16,6 +17,8 @@ pub(crate) struct Encoded {
     pub(crate) template: Vec<TokenRange>,
     /// Positions at which its segments begin.
     pub(crate) segments: Vec<u32>,
+    /// What it means, as far as a quick embedder says.
+    pub(crate) embedding: Option<Embedding>,
     /// Its text, if it is to be echoed.
     pub(crate) echo: Option<String>,
     /// The request's field it came from.
@@ -33,6 +36,8 @@ pub(crate) struct EncodeOptions {
     pub(crate) segments: SegmentRule,
     /// Whether the texts are needed too.
     pub(crate) echo: bool,
+    /// Whether a quick embedder is asked.
+    pub(crate) embeds: bool,
 }
 
 /// Tokenizes `prompts`.
@@ -42,9 +47,12 @@ pub(crate) async fn encode_all(
     options: EncodeOptions,
 ) -> Result<Vec<Encoded>, ApiError> {
     let num_bytes: usize = prompts.iter().map(num_bytes).sum();
-    let tokenizer = Arc::clone(&model.tokenizer);
-    let encode = move || prompts.into_iter().map(|prompt| encode_one(&tokenizer, prompt, &options)).collect();
-    in_place_if(num_bytes <= INLINE_BYTES, encode).await
+    let embeds = options.embeds && model.embedder.as_ref().is_some_and(|embedder| embedder.is_quick());
+    let model = model.clone();
+    let encode = move || prompts.into_iter().map(|prompt| encode_one(&model, prompt, &options)).collect();
+    // An embedder takes a millisecond for what is tokenized in half of one.
+    let max_inline_bytes = if embeds { INLINE_BYTES / 4 } else { INLINE_BYTES };
+    in_place_if(num_bytes <= max_inline_bytes, encode).await
 }
 
 /// Tokenizes a text, with or without the tokens that the model expects around it. It may be empty.
@@ -80,7 +88,8 @@ fn num_bytes(prompt: &PromptSource) -> usize {
     }
 }
 
-fn encode_one(tokenizer: &Tokenizer, prompt: PromptSource, options: &EncodeOptions) -> Result<Encoded, ApiError> {
+fn encode_one(model: &ServedModel, prompt: PromptSource, options: &EncodeOptions) -> Result<Encoded, ApiError> {
+    let tokenizer = &*model.tokenizer;
     let param = prompt.param();
     let (prompt, text) = match prompt {
         PromptSource::Text(text) => (tokenizer.encode(&text, true).map_err(|error| tokenizer_error(param, &error))?, Some(text)),
@@ -96,7 +105,9 @@ fn encode_one(tokenizer: &Tokenizer, prompt: PromptSource, options: &EncodeOptio
     let segments = tokenizer.segment_starts(&prompt, &options.segments);
     let EncodedPrompt { token_ids, template, .. } = prompt;
     let echo = options.echo.then(|| text.unwrap_or_else(|| tokenizer.decode(&token_ids, true)));
-    Ok(Encoded { token_ids: token_ids.into(), template, segments, echo, param })
+    let embedder = model.embedder.as_ref().filter(|embedder| options.embeds && embedder.is_quick());
+    let embedding = embedder.and_then(|embedder| embedder.embed(&token_ids));
+    Ok(Encoded { token_ids: token_ids.into(), template, segments, embedding, echo, param })
 }
 
 fn tokenizer_error(param: &str, error: &TokenizerError) -> ApiError {

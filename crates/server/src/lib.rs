@@ -13,6 +13,7 @@ mod answer;
 mod body;
 mod config;
 mod corpora;
+mod embedding;
 mod encode;
 mod engine_thread;
 mod error;
@@ -31,6 +32,7 @@ mod valid;
 
 pub use access::Access;
 pub use config::{ServerConfig, ServerConfigError, SharingDefaults};
+pub use embedding::{Embedder, Embedding};
 pub use engine_thread::{EngineHandle, EngineThread, EngineThreadConfig, Fatal, Phase};
 pub use error::ApiError;
 pub use metrics::Metrics;

@@ -86,6 +86,8 @@ struct EngineMetrics {
     evictions: Counter,
     donors: Gauge,
     span_lookups: Vec<Counter>,
+    /// By span, by embedding.
+    found_donors: [Counter; 2],
     shadowed_tokens: Counter,
     quality: QualityMetrics,
     ready: Gauge,
@@ -368,6 +370,10 @@ impl EngineMetrics {
                     registrar.counter("kvshare_span_lookups_total", help, &[("outcome", outcome.label())])
                 })
                 .collect(),
+            found_donors: ["span", "embedding"].map(|source| {
+                let help = "Donors that gave spans to admitted requests, by what found them.";
+                registrar.counter("kvshare_donors_found_total", help, &[("source", source)])
+            }),
             shadowed_tokens: registrar.counter(
                 "kvshare_shadowed_tokens_total",
                 "Tokens that requests in shadow mode would have copied.",
@@ -394,6 +400,10 @@ impl EngineMetrics {
         self.evictions.absolute(blocks.evictions);
         self.donors.set(stats.num_donors as f64);
         for (counter, (_, count)) in self.span_lookups.iter().zip(stats.span_lookups.iter()) {
+            counter.absolute(count);
+        }
+        let engine::FoundDonors { by_span, by_embedding } = stats.found_donors;
+        for (counter, count) in self.found_donors.iter().zip([by_span, by_embedding]) {
             counter.absolute(count);
         }
         self.shadowed_tokens.absolute(stats.shadowed_tokens);

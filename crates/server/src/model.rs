@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use tokens::TokenId;
 
+use crate::embedding::Embedder;
+
 /// Facts of the served model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelInfo {
@@ -46,6 +48,8 @@ pub struct ServedModel {
     pub info: Arc<ModelInfo>,
     /// Text to tokens and back, and conversations to text if it has a chat template.
     pub tokenizer: Arc<tokenizer::Tokenizer>,
+    /// Prompts to what they mean; `None` finds donors by their spans alone.
+    pub embedder: Option<Arc<dyn Embedder>>,
 }
 
 #[cfg(test)]

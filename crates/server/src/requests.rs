@@ -41,6 +41,7 @@ pub(crate) fn engine_request(
         store: sharing.store,
         template: prompt.template.clone(),
         segments: prompt.segments.clone(),
+        embedding: prompt.embedding.clone(),
         arrival,
     })
 }
@@ -70,6 +71,7 @@ pub(crate) fn corpus_request(app: &AppState, corpus: &str, prompt: &Encoded, arr
         store: true,
         template: prompt.template.clone(),
         segments: prompt.segments.clone(),
+        embedding: prompt.embedding.clone(),
         arrival,
     })
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::access::Access;
 use crate::config::{ServerConfig, ServerConfigError};
 use crate::corpora::Corpora;
+use crate::embedding::Lane;
 use crate::engine_thread::EngineHandle;
 use crate::metrics::Metrics;
 use crate::model::ServedModel;
@@ -18,6 +19,7 @@ pub struct AppState {
     pub(crate) config: ServerConfig,
     pub(crate) access: Access,
     pub(crate) corpora: Corpora,
+    pub(crate) embedding_lane: Lane,
     pub(crate) fingerprint: String,
 }
 
@@ -35,7 +37,8 @@ impl AppState {
     ) -> Result<Arc<Self>, ServerConfigError> {
         config.validate()?;
         let fingerprint = model.info.fingerprint();
-        Ok(Arc::new(Self { model, engine, metrics, config, access, corpora: Corpora::default(), fingerprint }))
+        let (corpora, embedding_lane) = Default::default();
+        Ok(Arc::new(Self { model, engine, metrics, config, access, corpora, embedding_lane, fingerprint }))
     }
 
     pub(crate) fn limits(&self) -> Limits<'_> {

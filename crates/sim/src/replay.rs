@@ -216,6 +216,7 @@ impl Replay<'_> {
             store: true,
             template: Vec::new(),
             segments: Vec::new(),
+            embedding: None,
             session: None,
             readable: Vec::new(),
             arrival: traced.arrival,

@@ -24,6 +24,7 @@ impl RequestBuilder {
             store: true,
             template: Vec::new(),
             segments: Vec::new(),
+            embedding: None,
             arrival: Timestamp::default(),
         })
     }
@@ -39,6 +40,13 @@ impl RequestBuilder {
     #[must_use]
     pub fn sharing(mut self, sharing: KvSharingMode) -> Self {
         self.0.sharing = sharing;
+        self
+    }
+
+    /// What it means.
+    #[must_use]
+    pub fn embedding(mut self, embedding: &[f32]) -> Self {
+        self.0.embedding = Some(embedding.into());
         self
     }
 

@@ -59,7 +59,7 @@ impl KvLayer {
     }
 
     /// New minus old of each sample, `[samples, K then V]`, keys as they were before rotation.
-    fn differences(&self, threads: &Threads, rope: &RopeTable, samples: &[DriftSample<'_>]) -> Vec<f32> {
+    pub(crate) fn differences(&self, threads: &Threads, rope: &RopeTable, samples: &[DriftSample<'_>]) -> Vec<f32> {
         let (width, head_dim) = (self.shape().width(), self.shape().head_dim);
         let mut differences = vec![0f32; samples.len() * 2 * width];
         let mut rows: Vec<(&DriftSample<'_>, &mut [f32])> = samples.iter().zip(differences.chunks_exact_mut(2 * width)).collect();

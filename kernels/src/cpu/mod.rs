@@ -10,6 +10,7 @@ mod matmul;
 mod matrix;
 mod received;
 mod rows;
+mod sample;
 mod simd;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -24,4 +25,5 @@ pub use matmul::{Init, matmul};
 pub use matrix::{Linear, Matrix};
 pub use received::add_attention_received;
 pub use rows::{Heads, RopeLayout, RopeTable, rms_norm, rms_norm_heads, rope, swiglu};
+pub use sample::{Adjustment, Distribution, RankedLogProb, argmax, draw, log_probs, margin};
 pub use threads::Threads;

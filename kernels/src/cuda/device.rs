@@ -45,7 +45,21 @@ macro_rules! modules {
     };
 }
 
-modules!("norm");
+modules!(
+    "attention",
+    "attention_hopper",
+    "combine_attention",
+    "decode_attention",
+    "deviation",
+    "drift",
+    "norm",
+    "qkv",
+    "received",
+    "rows",
+    "sample",
+    "spans",
+    "swiglu",
+);
 
 impl Device {
     /// Opens GPU `ordinal`.

@@ -4,12 +4,54 @@
 //! KV pool, f32 in sums and in the residual stream. A launch returns at once; faults of the device surface at the next
 //! synchronisation.
 
+mod attention;
+mod attention_hopper;
+mod decode_attention;
+mod decode_parts;
+mod deviation;
 mod device;
+mod drift;
+mod graph;
+mod host_pool;
+mod matmul;
 mod norm;
+mod paged;
+mod pool;
+mod qkv;
+mod received;
+mod rope;
+mod rows;
+mod sample;
+mod spans;
+mod splits;
+mod swiglu;
 #[cfg(test)]
 mod testing;
+mod tiles;
+mod upload;
 
+pub use attention::{Attention, TileList};
+pub use attention_hopper::AttentionHopper;
 pub use cudarc::driver::{CudaSlice, CudaView, CudaViewMut};
+pub use decode_attention::{DecodeAttention, PartList};
+pub use decode_parts::{DecodePart, NO_SEQUENCE, decode_parts};
+pub use deviation::{Deviation, FreshRows};
 pub use device::{Device, DeviceError};
+pub use drift::{Drift, DriftTargets, DriftTile, drift_tiles};
+pub use graph::Graph;
 pub use half::bf16;
+pub use host_pool::HostPool;
+pub use matmul::{Matmul, Output};
 pub use norm::Norm;
+pub use paged::PagedQueries;
+pub use pool::{NO_ROW, Pool, PoolShape};
+pub use qkv::{Differences, Qkv, QkvShape, QkvWeights, Scatter};
+pub use received::{AttentionReceived, GivingRows};
+pub use rope::RopeTable;
+pub use rows::Rows;
+pub use sample::{Choice, MAX_TOP, SampleChain, SampleSpec, Sampler};
+pub use spans::{MovedTokens, Spans};
+pub use splits::{Partials, num_splits};
+pub use swiglu::Swiglu;
+pub use tiles::{Tile, TileSequence, tiles};
+pub use upload::{Upload, Words};

@@ -2,10 +2,14 @@
 
 mod compare;
 mod dispatch;
+mod donors;
+mod driver;
 mod engine;
 mod report;
 pub(crate) mod rouge;
 mod serve;
+mod sharing;
+mod source;
 pub(crate) mod stats;
 pub(crate) mod table;
 pub(crate) mod workload;
@@ -15,6 +19,10 @@ pub(crate) mod workload;
 pub(crate) enum BenchCommand {
     /// Measure prefill and decode in process, without a server
     Engine(engine::EngineBenchArgs),
+    /// Count which donors the requests of a workload would find, without computing anything
+    Donors(donors::DonorBenchArgs),
+    /// Measure what moved spans save and cost, in process
+    Sharing(sharing::SharingBenchArgs),
     /// Send a workload to a server and measure its answers
     Serve(serve::ServeBenchArgs),
     /// Compare the times and answers of two runs of `bench serve`
@@ -27,7 +35,9 @@ pub(crate) enum BenchCommand {
 /// If the measurement cannot be made, or requests failed in it.
 pub(crate) fn run(command: BenchCommand) -> anyhow::Result<()> {
     match command {
-        BenchCommand::Engine(args) => engine::run(args),
+        BenchCommand::Donors(args) => donors::run(args),
+        BenchCommand::Engine(args) => engine::run(&args),
+        BenchCommand::Sharing(args) => sharing::run(&args),
         BenchCommand::Serve(args) => serve::run(&args),
         BenchCommand::Compare(args) => compare::run(&args),
     }

@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use super::{Auto, ByteSize, Millis, set};
+use super::{Auto, ByteSize, Device, Millis, set};
 
 /// `[engine]` of the configuration file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,26 +21,18 @@ pub(crate) struct EngineConfig {
     pub(crate) host_kv_bandwidth: f64,
     /// Number format of cached keys and values.
     pub(crate) kv_cache_dtype: KvCacheDtype,
-    /// Tokens computed in one step, prompts and answers together.
-    pub(crate) max_num_batched_tokens: usize,
-    /// Requests running at once.
-    pub(crate) max_num_seqs: usize,
+    /// Share of a GPU's memory that weights, KV pool and activations take together.
+    pub(crate) gpu_memory_utilization: f64,
+    /// Tokens computed in one step, prompts and answers together; by default what the device computes well.
+    pub(crate) max_num_batched_tokens: Auto<usize>,
+    /// Requests running at once; by default what the device serves well.
+    pub(crate) max_num_seqs: Auto<usize>,
     /// Prompt and answer together; the model's own limit by default.
     pub(crate) max_model_len: Auto<u32>,
     /// Order of the waiting requests.
     pub(crate) scheduling: Scheduling,
     /// A request that has waited longer goes first, unless the queue was longer when it came.
     pub(crate) max_overtake: Millis,
-}
-
-/// Where the model runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Device {
-    /// The best device there is.
-    Auto,
-    /// The processor.
-    Cpu,
 }
 
 /// Number format of cached keys and values.
@@ -74,8 +66,9 @@ impl Default for EngineConfig {
             host_kv_memory: ByteSize(0),
             host_kv_bandwidth: 16.0,
             kv_cache_dtype: KvCacheDtype::F16,
-            max_num_batched_tokens: 512,
-            max_num_seqs: 64,
+            gpu_memory_utilization: 0.9,
+            max_num_batched_tokens: Auto::Auto,
+            max_num_seqs: Auto::Auto,
             max_model_len: Auto::Auto,
             scheduling: Scheduling::RemainingWork,
             max_overtake: Millis::seconds(2),
@@ -90,6 +83,20 @@ impl EngineConfig {
             num_blocks: model.num_host_blocks,
             block_bytes: model.block_bytes,
             bandwidth: self.host_kv_bandwidth,
+        }
+    }
+
+    /// Tokens of a step and requests at once: as set, else what `device` computes well, and never fewer tokens than requests.
+    pub(crate) fn batch_limits(&self, device: Device) -> (usize, usize) {
+        let (tokens, seqs) = match device {
+            Device::Cuda(_) => (8192, 256),
+            Device::Auto | Device::Cpu => (512, 64),
+        };
+        match (self.max_num_batched_tokens, self.max_num_seqs) {
+            (Auto::Set(tokens), Auto::Set(seqs)) => (tokens, seqs),
+            (Auto::Set(tokens), Auto::Auto) => (tokens, seqs.min(tokens)),
+            (Auto::Auto, Auto::Set(seqs)) => (tokens.max(seqs), seqs),
+            (Auto::Auto, Auto::Auto) => (tokens, seqs),
         }
     }
 
@@ -110,13 +117,17 @@ impl EngineConfig {
         if !(self.host_kv_bandwidth.is_finite() && self.host_kv_bandwidth > 0.0) {
             problems.push(format!("engine.host_kv_bandwidth must be above 0, is {}", self.host_kv_bandwidth));
         }
-        if self.max_num_seqs == 0 {
+        if !(0.05..=1.0).contains(&self.gpu_memory_utilization) {
+            problems.push(format!("engine.gpu_memory_utilization {} is not between 0.05 and 1", self.gpu_memory_utilization));
+        }
+        if self.max_num_seqs == Auto::Set(0) {
             problems.push("engine.max_num_seqs is 0, so no request would run".to_owned());
         }
-        if self.max_num_batched_tokens < self.max_num_seqs {
+        if let (Auto::Set(tokens), Auto::Set(seqs)) = (self.max_num_batched_tokens, self.max_num_seqs)
+            && tokens < seqs
+        {
             problems.push(format!(
-                "engine.max_num_batched_tokens {} is below engine.max_num_seqs {}, so a full batch could not take one token each",
-                self.max_num_batched_tokens, self.max_num_seqs
+                "engine.max_num_batched_tokens {tokens} is below engine.max_num_seqs {seqs}, so a full batch could not take one token each"
             ));
         }
         if self.max_model_len.set().is_some_and(|len| len < 2) {
@@ -150,12 +161,12 @@ impl From<Scheduling> for engine::SchedulePolicy {
 #[command(next_help_heading = "Engine")]
 pub(crate) struct EngineArgs {
     /// Where the model runs [default: auto]
-    #[arg(long, env = "KVSHARE_DEVICE", value_enum)]
+    #[arg(long, env = "KVSHARE_DEVICE", value_name = "auto|cpu|cuda:N")]
     device: Option<Device>,
     /// Threads that compute [default: all cores]
     #[arg(long, short, env = "KVSHARE_THREADS", value_name = "N")]
     threads: Option<Auto<usize>>,
-    /// Memory for the KV pool, e.g. 2GiB [default: a quarter of what is available, at most 4GiB]
+    /// Memory for the KV pool, e.g. 2GiB [default: a quarter of what is available, at most 4GiB; on a GPU what its share leaves]
     #[arg(long, env = "KVSHARE_KV_CACHE_MEMORY", value_name = "SIZE")]
     kv_cache_memory: Option<Auto<ByteSize>>,
     /// Main memory for KV that the pool has no room for, e.g. 8GiB [default: 0]
@@ -167,12 +178,15 @@ pub(crate) struct EngineArgs {
     /// Number format of cached keys and values [default: f16]
     #[arg(long, env = "KVSHARE_KV_CACHE_DTYPE", value_enum)]
     kv_cache_dtype: Option<KvCacheDtype>,
-    /// Tokens computed in one step [default: 512]
+    /// Share of a GPU's memory for weights, KV pool and activations together [default: 0.9]
+    #[arg(long, env = "KVSHARE_GPU_MEMORY_UTILIZATION", value_name = "SHARE")]
+    gpu_memory_utilization: Option<f64>,
+    /// Tokens computed in one step [default: 512, on a GPU 8192]
     #[arg(long, env = "KVSHARE_MAX_NUM_BATCHED_TOKENS", value_name = "N")]
-    max_num_batched_tokens: Option<usize>,
-    /// Requests running at once [default: 64]
+    max_num_batched_tokens: Option<Auto<usize>>,
+    /// Requests running at once [default: 64, on a GPU 256]
     #[arg(long, env = "KVSHARE_MAX_NUM_SEQS", value_name = "N")]
-    max_num_seqs: Option<usize>,
+    max_num_seqs: Option<Auto<usize>>,
     /// Tokens of prompt and answer together [default: the model's limit]
     #[arg(long, env = "KVSHARE_MAX_MODEL_LEN", value_name = "N")]
     max_model_len: Option<Auto<u32>>,
@@ -192,6 +206,7 @@ impl EngineArgs {
         set(&mut config.host_kv_memory, self.host_kv_memory);
         set(&mut config.host_kv_bandwidth, self.host_kv_bandwidth);
         set(&mut config.kv_cache_dtype, self.kv_cache_dtype);
+        set(&mut config.gpu_memory_utilization, self.gpu_memory_utilization);
         set(&mut config.max_num_batched_tokens, self.max_num_batched_tokens);
         set(&mut config.max_num_seqs, self.max_num_seqs);
         set(&mut config.max_model_len, self.max_model_len);

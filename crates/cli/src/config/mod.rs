@@ -5,6 +5,7 @@
 
 mod auto;
 mod byte_size;
+mod device;
 mod duration;
 mod engine;
 mod log;
@@ -20,13 +21,14 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use auto::Auto;
 pub(crate) use byte_size::ByteSize;
+pub(crate) use device::Device;
 pub(crate) use duration::Millis;
-pub(crate) use engine::{Device, EngineConfig, KvCacheDtype, Scheduling};
+pub(crate) use engine::{EngineConfig, KvCacheDtype, Scheduling};
 pub(crate) use log::{LogConfig, LogFormat};
 pub(crate) use model::{ModelConfig, Secret, SourceArgs};
 pub(crate) use repair::{Deviation, RepairSetting};
 pub(crate) use server::ServerConfig;
-pub(crate) use sharing::{KvSharing, SharingConfig};
+pub(crate) use sharing::{EmbedderKind, KvSharing, SharingConfig};
 pub(crate) use tenants::TenantsConfig;
 
 /// All settings of the daemon.
@@ -214,8 +216,8 @@ mod tests {
     fn every_flag_reaches_its_setting() {
         let flags = "--model m --revision r --served-model-name s --tokenizer t --cache-dir c --hub-offline --hub-token x --host h --port 1 \
                      --max-queue 2 --max-connections 3 --body-limit 4KiB --header-read-timeout 5s --body-read-timeout 6s --max-n 7 --keep-alive 8s --shutdown-timeout 6 --device cpu \
-                     --threads 7 --kv-cache-memory 8MiB --host-kv-memory 16MiB --host-kv-bandwidth 3.5 --kv-cache-dtype f32 --max-num-batched-tokens 90 --max-num-seqs 10 \
-                     --max-model-len 1100 --scheduling fcfs --max-overtake 12ms --kv-sharing off --repair impact@0.3 --max-deviation strict --min-span 130 --edits reuse --max-donors 14 --donor-ttl 15m --verify-share 0.5 --api-keys k --secret-file s \
+                     --threads 7 --kv-cache-memory 8MiB --host-kv-memory 16MiB --host-kv-bandwidth 3.5 --kv-cache-dtype f32 --max-num-batched-tokens 90 --max-num-seqs 10 --gpu-memory-utilization 0.5 \
+                     --max-model-len 1100 --scheduling fcfs --max-overtake 12ms --kv-sharing off --repair impact@0.3 --max-deviation strict --min-span 130 --edits reuse --max-donors 14 --donor-ttl 15m --verify-share 0.5 --embedder bert --embedder-model e --api-keys k --secret-file s \
                      --log-format json --log-filter warn";
         let config = resolve("", &flags.split_whitespace().collect::<Vec<_>>()).unwrap();
         let changed = config.to_toml();
@@ -236,6 +238,7 @@ mod tests {
         check_refused("[server]\nhost = \"x\"\nport = \"high\"", &[], &["FILE:3:", "high"]);
         check_refused("[engine]\nkv_cache_memory = \"lots\"", &[], &["FILE:2:", "`lots` is no size"]);
         check_refused("[engine]\nscheduling = \"lifo\"", &[], &["FILE:2:", "lifo", "kv-hit-rate"]);
+        check_refused("[sharing]\nembedder = \"oracle\"", &[], &["FILE:2:", "oracle", "token", "bert"]);
     }
 
     #[test]
@@ -245,6 +248,7 @@ mod tests {
         check_refused("", &["--kv-sharing", "span", "--max-model-len", "100"], &["max_model_len 100", "min_prompt 128"]);
         check_refused("", &["--host-kv-bandwidth", "0"], &["engine.host_kv_bandwidth must be above 0"]);
         check_refused("[log]\nfilter = \"engine=loud\"", &[], &["log.filter"]);
+        check_refused("[sharing]\nembedder = \"bert\"", &[], &["sharing.embedder_model names no folder"]);
     }
 
     #[test]

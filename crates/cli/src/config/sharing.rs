@@ -1,5 +1,7 @@
 //! Which KV of earlier requests may be reused.
 
+use std::path::PathBuf;
+
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +33,22 @@ pub(crate) struct SharingConfig {
     pub(crate) donor_ttl: Auto<Millis>,
     /// Share of the answers over reused spans that is compared with full computation in idle time.
     pub(crate) verify_share: f64,
+    /// What tells which earlier prompts mean something similar.
+    pub(crate) embedder: EmbedderKind,
+    /// Folder of the embedder's own model, if it has one.
+    pub(crate) embedder_model: Auto<PathBuf>,
+}
+
+/// What tells which earlier prompts mean something similar, for mode semantic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum EmbedderKind {
+    /// Nothing: donors are found by their spans alone.
+    Off,
+    /// The served model's input embeddings, averaged.
+    Token,
+    /// A sentence encoder of its own, as all-MiniLM-L6-v2.
+    Bert,
 }
 
 /// What becomes of equal text behind a change inside its own segment: a paragraph, a section, a message.
@@ -53,7 +71,8 @@ pub(crate) enum KvSharing {
     Prefix,
     /// Also equal spans anywhere. Approximate.
     Span,
-    /// As span, and of donors of the same text the one behind the most similar text. Approximate.
+    /// As span, also from donors that mean something similar if there is an embedder, and of donors of the same text the one behind
+    /// the most similar text. Approximate.
     Semantic,
     /// Finds what semantic would reuse and records it, but reuses equal beginnings only. Exact.
     Shadow,
@@ -73,6 +92,8 @@ impl Default for SharingConfig {
             max_donors: 10_000,
             donor_ttl: Auto::Auto,
             verify_share: 0.01,
+            embedder: EmbedderKind::Off,
+            embedder_model: Auto::Auto,
         }
     }
 }
@@ -112,6 +133,9 @@ impl SharingConfig {
         }
         if self.donor_ttl == Auto::Set(Millis(0)) {
             problems.push("sharing.donor_ttl is 0: use sharing.mode = \"off\" to share nothing".to_owned());
+        }
+        if self.embedder == EmbedderKind::Bert && self.embedder_model == Auto::Auto {
+            problems.push("sharing.embedder is \"bert\", but sharing.embedder_model names no folder".to_owned());
         }
         if self.max_donors == 0 {
             problems.push("sharing.max_donors is 0: use sharing.mode = \"prefix\" to share no spans".to_owned());
@@ -185,6 +209,12 @@ pub(crate) struct SharingArgs {
     /// Share of the answers over reused spans that is compared with full computation in idle time [default: 0.01]
     #[arg(long, env = "KVSHARE_VERIFY_SHARE", value_name = "SHARE")]
     verify_share: Option<f64>,
+    /// What tells which earlier prompts mean something similar, for mode semantic [default: off]
+    #[arg(long, env = "KVSHARE_EMBEDDER", value_enum)]
+    embedder: Option<EmbedderKind>,
+    /// Folder of the embedder's own model: config.json, tokenizer.json and model.safetensors
+    #[arg(long, env = "KVSHARE_EMBEDDER_MODEL", value_name = "PATH")]
+    embedder_model: Option<PathBuf>,
 }
 
 impl SharingArgs {
@@ -197,5 +227,7 @@ impl SharingArgs {
         set(&mut config.max_deviation, self.max_deviation.map(Auto::Set));
         set(&mut config.verify_share, self.verify_share);
         set(&mut config.donor_ttl, self.donor_ttl.map(Auto::Set));
+        set(&mut config.embedder, self.embedder);
+        set(&mut config.embedder_model, self.embedder_model.map(Auto::Set));
     }
 }

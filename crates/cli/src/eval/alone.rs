@@ -119,6 +119,7 @@ impl<E: Executor> Alone<E> {
             store: reuse.store,
             template: prompt.template.clone(),
             segments: prompt.segments.clone(),
+            embedding: None,
             arrival: self.now(),
         }
     }

@@ -15,7 +15,7 @@ mod format;
 mod measured;
 mod plan;
 mod plots;
-mod policy;
+pub(crate) mod policy;
 mod prompt;
 mod rank;
 mod report;
@@ -35,7 +35,7 @@ use self::evaluate::{Evaluator, Settings};
 use self::forced::Forced;
 use self::plan::{Limits, Plan, Shard};
 use self::policy::Policy;
-use self::prompt::Prompt;
+pub(crate) use self::prompt::Prompt;
 use self::report::{EvalReport, Setup};
 use self::task::Metric;
 use crate::bench::workload::{self, Record};
@@ -154,7 +154,10 @@ fn read(path: &Path) -> anyhow::Result<(String, Vec<Record>)> {
 }
 
 /// The prompt as the server makes it of the same messages.
-fn encode(tokenizer: &Tokenizer, record: &Record) -> anyhow::Result<Prompt> {
+///
+/// # Errors
+/// If the model has no chat template, or it refuses the conversation.
+pub(crate) fn encode(tokenizer: &Tokenizer, record: &Record) -> anyhow::Result<Prompt> {
     let message = |message: &Message| ChatMessage::new(message.role.as_str(), message.content.as_str());
     let messages: Vec<_> = record.messages.iter().map(message).collect();
     let options = ChatOptions { add_generation_prompt: true, ..ChatOptions::default() };
@@ -190,7 +193,7 @@ fn empty_report(args: &EvalArgs, config: &Config, loaded: &Loaded, settings: &Se
         max_answer_tokens: settings.generates.then_some(settings.max_answer_tokens),
         max_prompt_tokens: args.max_prompt_tokens,
         limit: args.limit,
-        max_num_batched_tokens: config.engine.max_num_batched_tokens,
+        max_num_batched_tokens: loaded.model.max_num_batched_tokens,
         min_span: config.sharing.min_span,
         head_tokens: config.sharing.head_tokens,
         tail_tokens: config.sharing.tail_tokens,

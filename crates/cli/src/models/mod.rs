@@ -35,6 +35,13 @@ pub(crate) enum Weights {
     Gguf(PathBuf),
     /// In the safetensors files of a folder, with their `config.json`.
     Safetensors(PathBuf),
+    /// Made up, in the shape of a `config.json`: for measurements of speed.
+    Random {
+        /// The file, or its folder.
+        config: PathBuf,
+        /// The same seed gives the same weights.
+        seed: u64,
+    },
 }
 
 /// What the name of a model means.
@@ -68,6 +75,12 @@ pub(crate) fn resolve(config: &ModelConfig) -> anyhow::Result<ModelFiles> {
     };
     let id = config.served_model_name.as_ref().set().cloned().unwrap_or(id);
     Ok(ModelFiles { weights, tokenizer, id })
+}
+
+/// Random weights in the shape of the `config.json` at `config`, or in that folder. Text means nothing to them.
+pub(crate) fn random(config: &Path, seed: u64) -> ModelFiles {
+    let id = format!("random {}", local_id(config));
+    ModelFiles { weights: Weights::Random { config: config.to_owned(), seed }, tokenizer: None, id }
 }
 
 /// `exists`: whether there is a file or folder of that name. It wins over the hub, as long as the catalogue has none.
@@ -125,7 +138,7 @@ fn local_id(path: &Path) -> String {
 /// The `tokenizer.json` of a safetensors folder. A GGUF file carries its own vocabulary.
 fn own_tokenizer(weights: &Weights) -> anyhow::Result<Option<PathBuf>> {
     match weights {
-        Weights::Gguf(_) => Ok(None),
+        Weights::Gguf(_) | Weights::Random { .. } => Ok(None),
         Weights::Safetensors(folder) => {
             let path = folder.join("tokenizer.json");
             if !path.is_file() {

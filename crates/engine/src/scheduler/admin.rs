@@ -50,16 +50,19 @@ impl Scheduler {
         ErasedCounts { donors: self.donors.erase(is_erased), blocks: self.pool.erase(is_erased) }
     }
 
-    /// What sharing could give `request` now, as if it asked for spans. Nothing changes by asking, and nothing is told of scopes that
+    /// What sharing could give `request` now, as if it asked for spans at least. Nothing changes by asking, and nothing is told of scopes that
     /// it may not read.
     #[must_use]
     pub fn explain(&self, request: &Request) -> Explanation {
-        let mut request = Request { sharing: KvSharingMode::Span, ..request.clone() };
+        let sharing = if request.sharing == KvSharingMode::Semantic { request.sharing } else { KvSharingMode::Span };
+        let mut request = Request { sharing, ..request.clone() };
         request.sampling.prompt_logprobs = None;
-        let sequence = Sequence::new(request, ArrivalKey::default(), self.config.block_size);
+        let mut sequence = Sequence::new(request, ArrivalKey::default(), self.config.block_size);
+        sequence.similar = self.similar(&sequence.request);
         let from = if sequence.num_tokens() == 0 { 0 } else { prefix_end(&self.match_prefix(&sequence)) };
         let (found, matches) = self.donors.explain(&self.pool, target_of(&sequence, from), self.fetch_gate());
-        Explanation { prefix_tokens: from, plan: self.gated(&found, &sequence, from), matches }
+        let plan = self.gated(&found, &sequence, from);
+        Explanation { prefix_tokens: from, plan, matches, by_embedding: found.by_embedding.into_iter().collect() }
     }
 
     /// Lets time pass, and forgets some of what was not used for too long.

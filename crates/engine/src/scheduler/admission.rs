@@ -181,7 +181,7 @@ impl Scheduler {
                 Ok(spans) => match self.allocate(request_id, &prefix, Some(&spans)) {
                     Some(kv::Slots { lease, pins }) => {
                         self.span_lookups.count(SpanOutcome::Reused);
-                        self.donors.note_reuse(&spans.plan);
+                        self.donors.note_reuse(&spans);
                         return Placement { lease, pins, prefix, spans: Some(spans) };
                     }
                     None => SpanOutcome::NoRoom,

@@ -168,7 +168,8 @@ impl Scheduler {
         if sequence.request.store && sequence.is_exact() {
             let tokens = &sequence.request.prompt_token_ids[..];
             let segments = segments_of(&sequence.request.segments, &sequence.request.template);
-            self.donors.keep(kv::HashedTokens { tokens, ..sequence.hashed() }, segments, sequence.request.owner());
+            let embedding = sequence.request.embedding.as_deref();
+            self.donors.keep(kv::HashedTokens { tokens, ..sequence.hashed() }, segments, sequence.request.owner(), embedding);
         }
     }
 

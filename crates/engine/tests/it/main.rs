@@ -9,6 +9,7 @@ mod memory;
 mod random;
 mod scenarios;
 mod sharing;
+mod similar;
 mod tenants;
 mod verification;
 mod world;

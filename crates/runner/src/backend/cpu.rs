@@ -12,6 +12,8 @@ use tokens::{BlockId, BlockSize};
 
 use self::decoder::Workspace;
 pub(crate) use self::weights::Weights;
+#[cfg(feature = "cuda")]
+pub(crate) use self::weights::refuse_unknown;
 use super::{Backend, BackendError};
 use crate::{InputBatch, LoadError, ModelConfig};
 

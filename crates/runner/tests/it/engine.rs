@@ -1,6 +1,7 @@
 //! The whole engine on small random models: what a client sees when KV is reused.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::common::{Random, all_families};
 use ::engine::{
@@ -60,6 +61,7 @@ impl Engine {
             store: true,
             template: Vec::new(),
             segments: Vec::new(),
+            embedding: None,
             session: None,
             readable: Vec::new(),
             arrival: Timestamp::default(),
@@ -119,6 +121,22 @@ fn text(len: usize, seed: u64) -> Vec<u32> {
 fn donor_and_recipient() -> (Vec<u32>, Vec<u32>) {
     let document = text(160, 1);
     ([text(40, 2), document.clone(), text(20, 3)].concat(), [text(57, 4), document, text(30, 5)].concat())
+}
+
+#[test]
+fn a_step_tells_where_its_time_went() {
+    let mut engine = Engine::new(&tiny_config(Architecture::Qwen2, RopeLayout::Half), KvDtype::F16);
+    engine.repair = Repair::recommended();
+    let (donor, recipient) = donor_and_recipient();
+    engine.answer(&donor, KvSharingMode::Span, 1);
+    engine.submit(&recipient, KvSharingMode::Span, 1);
+    engine.core.step(Timestamp::default()).unwrap();
+    let first = engine.core.executor().timings();
+    assert!(first.moves > Duration::ZERO && first.check > Duration::ZERO && first.probe > Duration::ZERO, "{first:?}");
+    engine.core.step(Timestamp::default()).unwrap();
+    let second = engine.core.executor().timings();
+    assert_eq!((second.moves, second.check), (Duration::ZERO, Duration::ZERO), "each step has its own");
+    assert!(second.forward > Duration::ZERO && second.total() >= second.forward + second.sample, "{second:?}");
 }
 
 #[test]
@@ -427,6 +445,7 @@ fn prompt_log_probabilities_do_not_depend_on_chunks() {
             store: true,
             template: Vec::new(),
             segments: Vec::new(),
+            embedding: None,
             session: None,
             readable: Vec::new(),
             arrival: Timestamp::default(),

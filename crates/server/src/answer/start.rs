@@ -7,6 +7,7 @@ use protocol::SharingMode;
 use tokens::Timestamp;
 
 use super::choice::{Choice, ChoiceOptions, Echo};
+use crate::embedding::embed_later;
 use crate::encode::{EncodeOptions, Encoded, encode_all};
 use crate::engine_thread::{Phase, PromptGroup, SubmitError};
 use crate::error::ApiError;
@@ -35,14 +36,21 @@ pub(crate) async fn start(
     arrival: Timestamp,
 ) -> Result<Generation, ApiError> {
     refuse_early(app)?;
-    let options = EncodeOptions { segments: request.sharing.segments.clone(), echo: request.echo };
+    let embeds = request.sharing.store || request.sharing.mode == SharingMode::Semantic;
+    let options = EncodeOptions { segments: request.sharing.segments.clone(), echo: request.echo, embeds };
     let prompts = encode_all(&app.model, std::mem::take(&mut request.prompts), options).await?;
     let prompt_tokens = prompts.iter().map(|prompt| prompt.token_ids.len()).sum::<usize>();
     let groups = prompts.iter().map(|prompt| group_of(app, caller, &request, prompt, arrival)).collect::<Result<Vec<_>, _>>()?;
     for group in &groups {
         group.first().map_or(Ok(()), |request| fits(app, request))?;
     }
+    // The others of a group say the same, and one prompt is one donor.
+    let firsts = groups.iter().filter_map(|group| group.first());
+    let firsts: Vec<_> = firsts.map(|first| (first.request_id, Arc::clone(&first.prompt_token_ids))).collect();
     let streams = app.engine.submit(groups).map_err(|error| submit_error(app, error))?;
+    if embeds {
+        embed_later(app, firsts.into_iter());
+    }
     let options = ChoiceOptions {
         tokenizer: Arc::clone(&app.model.tokenizer),
         stop: request.stop,

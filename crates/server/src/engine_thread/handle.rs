@@ -128,6 +128,11 @@ impl EngineHandle {
         self.inspect(|reply| Inspection::Explain { request, reply }).await
     }
 
+    /// Tells what the prompt of a request means that was submitted before.
+    pub(crate) async fn attach_embedding(&self, request_id: RequestId, embedding: Arc<[f32]>) -> Result<(), SubmitError> {
+        self.inspect(|reply| Inspection::Attach { request_id, embedding, reply }).await
+    }
+
     /// Asks, and waits for the answer.
     async fn inspect<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Inspection) -> Result<T, SubmitError> {
         let not_running = || SubmitError::NotRunning(self.phase());

@@ -1,7 +1,9 @@
 //! Questions about what the engine holds, answered between two steps.
 
+use std::sync::Arc;
+
 use engine::{DonorInfo, EngineCore, Erase, ErasedCounts, Executor, Explanation, Request};
-use tokens::DonorId;
+use tokens::{DonorId, RequestId};
 use tokio::sync::oneshot;
 
 /// A question, and where its answer goes. Nobody may be left to hear it.
@@ -12,6 +14,8 @@ pub(super) enum Inspection {
     Erase { what: Erase, reply: oneshot::Sender<ErasedCounts> },
     /// What would be reused for a request.
     Explain { request: Box<Request>, reply: oneshot::Sender<Explanation> },
+    /// Notes what the prompt of a request means.
+    Attach { request_id: RequestId, embedding: Arc<[f32]>, reply: oneshot::Sender<()> },
 }
 
 impl Inspection {
@@ -21,6 +25,10 @@ impl Inspection {
             Self::Donors { after, limit, reply } => drop(reply.send(engine.donors(after, limit))),
             Self::Erase { what, reply } => drop(reply.send(engine.erase(what))),
             Self::Explain { request, reply } => drop(reply.send(engine.explain(&request))),
+            Self::Attach { request_id, embedding, reply } => {
+                engine.attach_embedding(request_id, &embedding);
+                let _ = reply.send(());
+            }
         }
     }
 }

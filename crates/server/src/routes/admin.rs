@@ -14,6 +14,7 @@ use super::kv::erase;
 use crate::access::Admin;
 use crate::answer::{fits, run_alone, submit_error};
 use crate::body::{Body, bad_query};
+use crate::embedding::await_whole;
 use crate::encode::{EncodeOptions, Encoded, encode_all};
 use crate::error::ApiError;
 use crate::requests::corpus_request;
@@ -181,9 +182,11 @@ pub(super) async fn add_corpus(State(app): State<Arc<AppState>>, _: Admin, body:
 }
 
 async fn encode_corpus(app: &AppState, source: PromptSource) -> Result<Encoded, ApiError> {
-    let options = EncodeOptions { segments: tokenizer::SegmentRule::Text, echo: false };
+    let options = EncodeOptions { segments: tokenizer::SegmentRule::Text, echo: false, embeds: true };
     let mut prompts = encode_all(&app.model, vec![source], options).await?;
-    Ok(prompts.pop().expect("one prompt was given"))
+    let mut prompt = prompts.pop().expect("one prompt was given");
+    await_whole(app, &mut prompt).await;
+    Ok(prompt)
 }
 
 /// `DELETE /admin/corpora/{name}`.

@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use crate::answer::{fits, submit_error};
 use crate::body::{Body, bad_query};
+use crate::embedding::await_whole;
 use crate::encode::{EncodeOptions, encode_all};
 use crate::error::ApiError;
 use crate::explain::explanation;
@@ -29,9 +30,14 @@ pub(super) async fn explain(State(app): State<Arc<AppState>>, caller: Caller, bo
     if request.prompts.len() > 1 {
         return Err(ApiError::param("prompt", "only one prompt can be explained at a time"));
     }
-    let options = EncodeOptions { segments: request.sharing.segments.clone(), echo: false };
-    let prompts = encode_all(&app.model, std::mem::take(&mut request.prompts), options).await?;
-    let prompt = prompts.first().expect("a valid request has a prompt");
+    let embeds = request.sharing.mode == protocol::SharingMode::Semantic;
+    let options = EncodeOptions { segments: request.sharing.segments.clone(), echo: false, embeds };
+    let mut prompts = encode_all(&app.model, std::mem::take(&mut request.prompts), options).await?;
+    let prompt = prompts.first_mut().expect("a valid request has a prompt");
+    if embeds {
+        await_whole(&app, prompt).await;
+    }
+    let prompt = &*prompt;
     let wanted = engine_request(&app, &caller, &request, prompt, arrival)?;
     fits(&app, &wanted)?;
     let found = app.engine.explain(wanted).await.map_err(|error| submit_error(&app, error))?;

@@ -21,7 +21,7 @@ pub(super) async fn tokenize(State(app): State<Arc<AppState>>, body: Body) -> Re
         (Some(text), None) => encode_text(&app.model, text, request.add_special_tokens.unwrap_or(true)).await?,
         (None, Some(messages)) => {
             let prompt = PromptSource::Chat(valid_messages(Some(messages))?);
-            let options = EncodeOptions { segments: SegmentRule::Text, echo: false };
+            let options = EncodeOptions { segments: SegmentRule::Text, echo: false, embeds: false };
             let encoded = encode_all(&app.model, vec![prompt], options).await?;
             encoded.iter().flat_map(|prompt| prompt.token_ids.iter().copied()).collect()
         }

@@ -1,6 +1,7 @@
 //! The server as its clients see it, over an engine without a model.
 
 mod admin;
+mod embedding;
 mod errors;
 mod explain;
 mod faults;

@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, Request, StatusCode};
 use engine::{EngineCore, EngineStats, Executor, ExecutorError, ModelRunnerOutput, SchedulerConfig, SchedulerOutput};
 use serde_json::{Value, json};
 use server::{
-    Access, ApiKey, AppState, EngineHandle, EngineThread, EngineThreadConfig, Fatal, Metrics, ModelInfo, ScopeSecret,
+    Access, ApiKey, AppState, Embedder, EngineHandle, EngineThread, EngineThreadConfig, Fatal, Metrics, ModelInfo, ScopeSecret,
     ServedModel, ServerConfig, Tenants, router,
 };
 use testkit::{EchoExecutor, Reply};
@@ -88,12 +88,14 @@ pub(crate) struct Options {
     pub(crate) thread: EngineThreadConfig,
     pub(crate) scheduler: SchedulerConfig,
     pub(crate) access: Access,
+    pub(crate) embedder: Option<Arc<dyn Embedder>>,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let scheduler = SchedulerConfig::new(64, 1000);
-        Self { server: ServerConfig::default(), thread: EngineThreadConfig::default(), scheduler, access: Access::open() }
+        let (server, thread, embedder) = Default::default();
+        Self { server, thread, scheduler, access: Access::open(), embedder }
     }
 }
 
@@ -161,7 +163,7 @@ impl World {
         Self::with(Options::default())
     }
 
-    pub(crate) fn with(Options { server, thread, scheduler, access }: Options) -> Self {
+    pub(crate) fn with(Options { server, thread, scheduler, access, embedder }: Options) -> Self {
         let tokenizer = Arc::new(tokenizer());
         let info = Arc::new(ModelInfo {
             id: MODEL.to_owned(),
@@ -179,7 +181,7 @@ impl World {
         let (on_fatal, fatal) = oneshot::channel();
         let on_fatal = |error: Fatal| drop(on_fatal.send(error.to_string()));
         let engine = EngineThread::spawn(core, thread, Arc::clone(&metrics), on_fatal).unwrap();
-        let app = AppState::new(ServedModel { info, tokenizer }, engine.clone(), metrics, server, access).unwrap();
+        let app = AppState::new(ServedModel { info, tokenizer, embedder }, engine.clone(), metrics, server, access).unwrap();
         Self { router: router(Arc::clone(&app)), app, engine, control, fatal }
     }
 

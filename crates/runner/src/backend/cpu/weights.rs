@@ -101,7 +101,7 @@ fn read_layer(config: &ModelConfig, from: &dyn Checkpoint, i: usize) -> Result<L
 }
 
 /// A tensor nobody reads (a bias, an expert, a third norm) means a model that is not the one computed here.
-fn refuse_unknown(config: &ModelConfig, from: &dyn Checkpoint) -> Result<(), LoadError> {
+pub(crate) fn refuse_unknown(config: &ModelConfig, from: &dyn Checkpoint) -> Result<(), LoadError> {
     let layer_names = (0..config.num_layers).flat_map(|i| LayerRole::ALL.map(|role| from.name(Role::Layer(i, role))));
     let known: HashSet<String> =
         [Role::Embedding, Role::OutputNorm, Role::Head].map(|role| from.name(role)).into_iter().chain(layer_names).collect();

@@ -1,0 +1,320 @@
+//! An engine in process, driven request by request or step by step, with random prompts: no HTTP, no text.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use engine::{EngineCore, EngineEvent, EngineStats, KvSharingMode, KvUsage, Repair, Request, SamplingParams, SchedulerConfig};
+use runner::{ModelRunner, StepTimings};
+use tokens::{CacheSalt, RequestId, TenantId, Timestamp, TokenId};
+
+/// The engine, and what has been asked of it.
+pub(crate) struct Driver {
+    engine: EngineCore<ModelRunner>,
+    vocab_size: u32,
+    started: Instant,
+    num_requests: u64,
+    num_texts: u64,
+}
+
+/// One prompt to run.
+#[derive(Clone, Debug)]
+pub(crate) struct Ask {
+    /// The prompt.
+    pub(crate) tokens: Vec<TokenId>,
+    /// Where its pieces begin that do not depend on what stands before them.
+    pub(crate) segments: Vec<u32>,
+    /// Tokens to generate.
+    pub(crate) max_tokens: u32,
+    /// What may be reused.
+    pub(crate) sharing: KvSharingMode,
+    /// What is recomputed of it.
+    pub(crate) repair: Repair,
+    /// Whether later prompts may use it.
+    pub(crate) store: bool,
+}
+
+/// A request that ran alone.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Ran {
+    /// From handing it over to its first token.
+    pub(crate) ttft: Duration,
+    /// From the first token to the last.
+    pub(crate) decode: Duration,
+    /// Where the executor's time went until the first token.
+    pub(crate) timings: StepTimings,
+    /// Where its prompt's KV came from.
+    pub(crate) usage: KvUsage,
+}
+
+/// One step as seen from outside.
+#[derive(Debug)]
+pub(crate) struct Step {
+    /// How long it took.
+    pub(crate) time: Duration,
+    /// What happened in it.
+    pub(crate) events: Vec<EngineEvent>,
+}
+
+impl Ask {
+    /// Full computation, of which nothing stays.
+    pub(crate) fn exact(tokens: Vec<TokenId>, max_tokens: u32) -> Self {
+        let (segments, repair) = (Vec::new(), Repair::structural());
+        Self { tokens, segments, max_tokens, sharing: KvSharingMode::Off, repair, store: false }
+    }
+
+    /// Full computation, which later prompts may use.
+    pub(crate) fn stored(tokens: Vec<TokenId>) -> Self {
+        Self { store: true, ..Self::exact(tokens, 1) }
+    }
+}
+
+impl Driver {
+    /// An idle engine over a vocabulary of `vocab_size` tokens.
+    ///
+    /// # Errors
+    /// If `config` contradicts itself.
+    pub(crate) fn new(config: SchedulerConfig, runner: ModelRunner, vocab_size: u32) -> anyhow::Result<Self> {
+        let engine = EngineCore::new(config, runner).context("starting the engine")?;
+        Ok(Self { engine, vocab_size, started: Instant::now(), num_requests: 0, num_texts: 0 })
+    }
+
+    /// Settings of the engine.
+    pub(crate) fn config(&self) -> &SchedulerConfig {
+        self.engine.config()
+    }
+
+    /// State of the engine.
+    pub(crate) fn stats(&self) -> EngineStats {
+        self.engine.stats()
+    }
+
+    /// Tokens that look random, others at each call.
+    pub(crate) fn text(&mut self, len: u32) -> Vec<TokenId> {
+        self.num_texts += 1;
+        random_text(self.num_texts, len, self.vocab_size)
+    }
+
+    /// Refuses what `num_seqs` sequences of `num_tokens` tokens each would not have room for beside `num_others` other blocks.
+    ///
+    /// # Errors
+    /// If there is no room; says how much there is.
+    pub(crate) fn check_room(&self, num_seqs: usize, num_tokens: u32, num_others: usize) -> anyhow::Result<()> {
+        let SchedulerConfig { block_size, num_blocks, max_model_len, .. } = *self.config();
+        if num_tokens > max_model_len {
+            bail!(
+                "{num_tokens} tokens of prompt and answer exceed the {max_model_len} that fit: raise --kv-cache-memory or --max-model-len"
+            );
+        }
+        // A block more for each: a prompt that is all there copies its last block before writing to it.
+        let needed = num_seqs * (block_size.blocks_for(num_tokens as usize) + 1) + num_others;
+        if needed > num_blocks {
+            bail!("{num_seqs} sequences of {num_tokens} tokens need {needed} KV blocks of {num_blocks}: raise --kv-cache-memory");
+        }
+        Ok(())
+    }
+
+    /// Hands a request over.
+    ///
+    /// # Errors
+    /// If it can never run.
+    pub(crate) fn add(&mut self, ask: Ask) -> anyhow::Result<RequestId> {
+        self.num_requests += 1;
+        let request = Request {
+            request_id: RequestId(self.num_requests),
+            prompt_token_ids: ask.tokens.into(),
+            sampling: SamplingParams::greedy(ask.max_tokens),
+            tenant: TenantId::default(),
+            session: None,
+            cache_salt: CacheSalt::default(),
+            readable: Vec::new(),
+            sharing: ask.sharing,
+            repair: ask.repair,
+            embedding: None,
+            store: ask.store,
+            template: Vec::new(),
+            segments: ask.segments,
+            arrival: self.now(),
+        };
+        let request_id = request.request_id;
+        self.engine.fits(&request).context("the request does not fit")?;
+        let now = self.now();
+        self.engine.add_request(request, now);
+        Ok(request_id)
+    }
+
+    /// Computes one step.
+    ///
+    /// # Errors
+    /// If the model fails.
+    pub(crate) fn step(&mut self) -> anyhow::Result<Step> {
+        let began = Instant::now();
+        let now = self.now();
+        let events = self.engine.step(now).context("running the model")?;
+        Ok(Step { time: began.elapsed(), events })
+    }
+
+    /// Where the executor's time of the last step went.
+    pub(crate) fn timings(&self) -> StepTimings {
+        self.engine.executor().timings()
+    }
+
+    /// Runs a request to its end, alone.
+    ///
+    /// # Errors
+    /// If it cannot run, or the model fails.
+    pub(crate) fn run(&mut self, ask: Ask) -> anyhow::Result<Ran> {
+        let mut ran = Ran::default();
+        let mut first = None;
+        let sent = Instant::now();
+        self.add(ask)?;
+        loop {
+            let step = self.step()?;
+            if first.is_none() {
+                ran.timings += self.timings();
+            }
+            if first.is_none() && step.num_tokens() > 0 {
+                first = Some(Instant::now());
+            }
+            if let Some(usage) = step.final_usage() {
+                ran.usage = usage;
+                break;
+            }
+        }
+        let first = first.context("the request ended without a token")?;
+        ran.ttft = first - sent;
+        ran.decode = first.elapsed();
+        self.flush()?;
+        Ok(ran)
+    }
+
+    /// Takes back what is running, and lets the engine forget it, outside of measured times.
+    ///
+    /// # Errors
+    /// If the model fails.
+    pub(crate) fn abort_all(&mut self, requests: &[RequestId]) -> anyhow::Result<()> {
+        for &request_id in requests {
+            self.engine.abort(request_id);
+        }
+        self.flush()
+    }
+
+    /// Forgets all KV.
+    pub(crate) fn forget(&mut self) {
+        self.engine.reset_prefix_cache();
+    }
+
+    /// Lets the engine finish all it has.
+    fn flush(&mut self) -> anyhow::Result<()> {
+        while self.engine.has_work() {
+            self.step()?;
+        }
+        Ok(())
+    }
+
+    fn now(&self) -> Timestamp {
+        Timestamp(self.started.elapsed())
+    }
+}
+
+impl Step {
+    /// Tokens generated in it.
+    pub(crate) fn num_tokens(&self) -> usize {
+        self.tokens_of().count()
+    }
+
+    /// Requests that ended in it.
+    pub(crate) fn num_finished(&self) -> usize {
+        self.events.iter().filter(|event| matches!(event, EngineEvent::Finished { .. })).count()
+    }
+
+    /// Requests that were given a token.
+    pub(crate) fn tokens_of(&self) -> impl Iterator<Item = RequestId> + '_ {
+        self.events.iter().filter_map(|event| match event {
+            EngineEvent::Token { request_id, .. } => Some(*request_id),
+            _ => None,
+        })
+    }
+
+    /// The final accounting of a request that ended in it.
+    fn final_usage(&self) -> Option<KvUsage> {
+        self.events.iter().find_map(|event| match event {
+            EngineEvent::Finished { usage, .. } => Some(*usage),
+            _ => None,
+        })
+    }
+}
+
+/// In milliseconds.
+pub(crate) fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// Tokens that look random, another sequence for each `seed` (a linear congruential generator, its high bits).
+fn random_text(seed: u64, len: u32, vocab_size: u32) -> Vec<TokenId> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 33) % u64::from(vocab_size)) as u32
+    };
+    (0..len).map(|_| TokenId(next())).collect()
+}
+
+/// A driver of a tiny random model.
+#[cfg(test)]
+pub(super) fn tiny_driver(num_blocks: usize) -> Driver {
+    use runner::testing::{tiny_config, tiny_runner};
+    use runner::{Architecture, KvDtype, RopeLayout};
+
+    let model = tiny_config(Architecture::Qwen2, RopeLayout::Half);
+    // A tiny model computes faster than any gate asks for.
+    let gate = semantic::Gate::open();
+    let config = SchedulerConfig { max_num_batched_tokens: 128, gate, ..SchedulerConfig::new(num_blocks, 2048) };
+    Driver::new(config, tiny_runner(&model, 42, KvDtype::F16, num_blocks), 97).unwrap()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_in_the_vocabulary_and_differ() {
+        let (a, b) = (random_text(1, 200, 50), random_text(2, 200, 50));
+        assert!(a.iter().all(|token| token.0 < 50));
+        assert_eq!(a, random_text(1, 200, 50));
+        assert_ne!(a, b);
+    }
+
+    #[test]
+    fn what_was_stored_is_a_hit_until_it_is_forgotten() {
+        let mut driver = tiny_driver(64);
+        let text = driver.text(300);
+        let prefix_tokens = |driver: &mut Driver| {
+            let ask = Ask { sharing: KvSharingMode::Prefix, ..Ask::exact(text.clone(), 2) };
+            let ran = driver.run(ask).unwrap();
+            assert!(ran.ttft >= ran.timings.total() && ran.decode > Duration::ZERO);
+            ran.usage.prefix_tokens
+        };
+        assert_eq!(prefix_tokens(&mut driver), 0);
+        driver.run(Ask::stored(text.clone())).unwrap();
+        assert!(prefix_tokens(&mut driver) >= 288);
+        driver.forget();
+        assert_eq!(prefix_tokens(&mut driver), 0);
+    }
+
+    #[track_caller]
+    fn check_room(num_seqs: usize, num_tokens: u32, expected: Result<(), &str>) {
+        let room = tiny_driver(64).check_room(num_seqs, num_tokens, 10);
+        match (room, expected) {
+            (Ok(()), Ok(())) => {}
+            (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error}"),
+            (room, _) => panic!("{room:?}"),
+        }
+    }
+
+    #[test]
+    fn what_has_no_room_is_refused_before_it_runs() {
+        check_room(6, 256, Ok(()));
+        check_room(7, 256, Err("need 73 KV blocks of 64"));
+        check_room(1, 2049, Err("exceed the 2048 that fit"));
+    }
+}

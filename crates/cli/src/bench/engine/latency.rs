@@ -1,0 +1,162 @@
+//! One request at a time: a new prompt, the same one again, and a new one that is searched for in vain.
+
+use engine::{KvSharingMode, Repair};
+use serde::Serialize;
+
+use super::super::driver::{Ask, Driver, millis};
+use super::super::stats::median;
+use super::super::table;
+
+/// Tokens of a prompt that nothing is found in. Chosen: long enough to be a donor.
+const DONOR_TOKENS: u32 = 256;
+
+/// Medians of one prompt length.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct Latency {
+    pub(super) prompt_tokens: u32,
+    /// Of a new prompt, with sharing off.
+    pub(super) cold_ttft_ms: f64,
+    /// Of the same prompt again, in mode `prefix`.
+    pub(super) hit_ttft_ms: f64,
+    /// Of a new prompt in mode `semantic`, beside donors that have nothing of it. It becomes a donor itself.
+    pub(super) miss_ttft_ms: f64,
+    /// That beside a new prompt with sharing off, right before or after: median of their ratios.
+    pub(super) miss_ratio: f64,
+    /// Of a new prompt, with sharing off.
+    pub(super) prefill_tokens_per_s: f64,
+    /// Behind a new prompt, alone.
+    pub(super) decode_tokens_per_s: f64,
+}
+
+/// One round of one length, in milliseconds and tokens a second.
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    cold_ms: f64,
+    hit_ms: f64,
+    miss_ms: f64,
+    decode_tokens_per_s: f64,
+}
+
+/// What is measured of each prompt length.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LatencyBench<'a> {
+    pub(super) lengths: &'a [u32],
+    /// Tokens generated behind a new prompt.
+    pub(super) decode_tokens: u32,
+    /// Earlier prompts that a new one is compared with in vain.
+    pub(super) donors: u32,
+    pub(super) repeats: u32,
+}
+
+impl LatencyBench<'_> {
+    /// Whether there is room for the longest prompt and the donors.
+    ///
+    /// # Errors
+    /// If not.
+    pub(super) fn check(&self, driver: &Driver) -> anyhow::Result<()> {
+        let longest = self.lengths.iter().copied().max().unwrap_or(0);
+        let donor_blocks = self.donors as usize * driver.config().block_size.blocks_for(DONOR_TOKENS as usize);
+        // The first generated token is part of prefill.
+        driver.check_room(1, longest + 1 + self.decode_tokens, donor_blocks)
+    }
+
+    /// Rounds go over all lengths, so that a slow phase of the machine meets each of them. The first one is not counted: it touches all
+    /// weights and memory once.
+    ///
+    /// # Errors
+    /// If the model fails.
+    pub(super) fn measure(&self, driver: &mut Driver, done: &mut dyn FnMut()) -> anyhow::Result<Vec<Latency>> {
+        let mut samples = vec![Vec::new(); self.lengths.len()];
+        for round in 0..=self.repeats {
+            for (&length, samples) in self.lengths.iter().zip(&mut samples) {
+                let sample = self.measure_once(driver, length, round)?;
+                if round > 0 {
+                    samples.push(sample);
+                    done();
+                }
+            }
+        }
+        Ok(self.lengths.iter().zip(&samples).map(|(&length, samples)| summary(length, samples)).collect())
+    }
+
+    /// Cold and miss take turns in who comes first, so that neither profits from the other.
+    fn measure_once(&self, driver: &mut Driver, length: u32, round: u32) -> anyhow::Result<Sample> {
+        driver.forget();
+        let known = driver.text(length);
+        driver.run(Ask::stored(known.clone()))?;
+        let hit = driver.run(Ask { sharing: KvSharingMode::Prefix, ..Ask::exact(known, 1) })?;
+        driver.forget();
+        for _ in 0..self.donors {
+            let donor = Ask::stored(driver.text(DONOR_TOKENS));
+            driver.run(donor)?;
+        }
+        let is_cold_first = round.is_multiple_of(2);
+        let early = if is_cold_first { Some(cold(driver, length, self.decode_tokens)?) } else { None };
+        let repair = Repair::recommended();
+        let ask = Ask { sharing: KvSharingMode::Semantic, repair, store: true, ..Ask::exact(driver.text(length), 1) };
+        let miss = driver.run(ask)?;
+        let (cold_ms, decode_tokens_per_s) = early.map_or_else(|| cold(driver, length, self.decode_tokens), Ok)?;
+        Ok(Sample { cold_ms, hit_ms: millis(hit.ttft), miss_ms: millis(miss.ttft), decode_tokens_per_s })
+    }
+}
+
+fn cold(driver: &mut Driver, length: u32, decode_tokens: u32) -> anyhow::Result<(f64, f64)> {
+    let ask = Ask::exact(driver.text(length), decode_tokens + 1);
+    let ran = driver.run(ask)?;
+    Ok((millis(ran.ttft), f64::from(decode_tokens) / ran.decode.as_secs_f64()))
+}
+
+fn summary(prompt_tokens: u32, samples: &[Sample]) -> Latency {
+    let of = |value: fn(&Sample) -> f64| median(samples.iter().map(value));
+    let cold_ttft_ms = of(|sample| sample.cold_ms);
+    Latency {
+        prompt_tokens,
+        cold_ttft_ms,
+        hit_ttft_ms: of(|sample| sample.hit_ms),
+        miss_ttft_ms: of(|sample| sample.miss_ms),
+        miss_ratio: of(|sample| sample.miss_ms / sample.cold_ms),
+        prefill_tokens_per_s: f64::from(prompt_tokens) / cold_ttft_ms * 1e3,
+        decode_tokens_per_s: of(|sample| sample.decode_tokens_per_s),
+    }
+}
+
+/// One row for each length.
+pub(super) fn table(lengths: &[Latency]) -> String {
+    let header = ["prompt tokens", "cold TTFT ms", "prefix hit ms", "miss / cold", "prefill tokens/s", "decode tokens/s"];
+    let row = |it: &Latency| {
+        vec![
+            it.prompt_tokens.to_string(),
+            format!("{:.2}", it.cold_ttft_ms),
+            format!("{:.2}", it.hit_ttft_ms),
+            format!("{:.4}", it.miss_ratio),
+            format!("{:.1}", it.prefill_tokens_per_s),
+            format!("{:.1}", it.decode_tokens_per_s),
+        ]
+    };
+    table::markdown(&header, &lengths.iter().map(row).collect::<Vec<_>>(), 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::driver::tiny_driver;
+    use super::*;
+
+    #[test]
+    fn a_known_prompt_is_faster_and_every_value_is_there() {
+        let mut rounds = 0;
+        let bench = LatencyBench { lengths: &[900], decode_tokens: 8, donors: 3, repeats: 3 };
+        let found = bench.measure(&mut tiny_driver(128), &mut || rounds += 1).unwrap();
+        let [latency] = &found[..] else { panic!("{found:?}") };
+        assert!(latency.hit_ttft_ms < latency.cold_ttft_ms / 2.0 && latency.hit_ttft_ms > 0.0, "{latency:?}");
+        assert!(latency.miss_ttft_ms > latency.hit_ttft_ms && latency.decode_tokens_per_s > 0.0, "{latency:?}");
+        assert_eq!(rounds, 3, "the first round is not counted");
+    }
+
+    #[test]
+    fn medians_are_of_rounds_and_a_miss_is_compared_with_its_own_round() {
+        let sample = |cold_ms, miss_ms| Sample { cold_ms, hit_ms: 1.0, miss_ms, decode_tokens_per_s: 10.0 };
+        let found = summary(500, &[sample(100.0, 110.0), sample(200.0, 200.0), sample(50.0, 60.0)]);
+        assert_eq!((found.cold_ttft_ms, found.miss_ttft_ms, found.prefill_tokens_per_s), (100.0, 110.0, 5000.0));
+        assert!((found.miss_ratio - 1.1).abs() < 1e-9);
+    }
+}

@@ -1,0 +1,130 @@
+//! What a prompt costs those who decode beside it.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use serde::Serialize;
+use tokens::RequestId;
+
+use super::super::driver::{Ask, Driver, millis};
+use super::super::stats::median;
+
+/// Steps of those who decode before anything joins them, the first few of which are not counted.
+const STEPS_ALONE: usize = 12;
+const UNCOUNTED_STEPS: usize = 4;
+
+/// Times between two tokens of sequences that decode, and how much later their tokens come because of a prompt beside them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub(super) struct Beside {
+    /// Between two tokens with nobody else there.
+    pub(super) alone_ms: f64,
+    /// Between two tokens at most, until the prompt has its first token.
+    pub(super) worst_ms: f64,
+    /// Steps until then.
+    pub(super) steps: usize,
+    /// Time until then less that of as many steps with nobody else there.
+    pub(super) delay_ms: f64,
+}
+
+impl Beside {
+    /// Of each value by itself.
+    pub(super) fn median_of(all: &[Self]) -> Self {
+        let of = |value: fn(&Self) -> f64| median(all.iter().map(value));
+        Self {
+            alone_ms: of(|it| it.alone_ms),
+            worst_ms: of(|it| it.worst_ms),
+            steps: of(|it| it.steps as f64) as usize,
+            delay_ms: of(|it| it.delay_ms),
+        }
+    }
+}
+
+/// Sequences that decode.
+pub(super) struct Decoders {
+    requests: Vec<RequestId>,
+}
+
+impl Decoders {
+    /// Starts `num_decoders` sequences behind `prompt` tokens each, for at most `max_tokens` tokens.
+    ///
+    /// # Errors
+    /// If they do not fit, or the model fails.
+    pub(super) fn start(driver: &mut Driver, num_decoders: u32, prompt: u32, max_tokens: u32) -> anyhow::Result<Self> {
+        let mut requests = Vec::new();
+        for _ in 0..num_decoders {
+            let ask = Ask::exact(driver.text(prompt), max_tokens);
+            requests.push(driver.add(ask)?);
+        }
+        while driver.step()?.num_tokens() < requests.len() {
+            ensure!(driver.stats().num_running > 0, "those who decode have ended before all of them began");
+        }
+        Ok(Self { requests })
+    }
+
+    /// Lets `ask` join them until its first token, and takes it back.
+    ///
+    /// # Errors
+    /// If it does not fit, or the model fails.
+    pub(super) fn measure(&self, driver: &mut Driver, ask: Ask) -> anyhow::Result<Beside> {
+        let mut alone = Vec::new();
+        for _ in 0..STEPS_ALONE {
+            alone.push(millis(self.step(driver)?.0));
+        }
+        let alone_ms = median(alone.split_off(UNCOUNTED_STEPS));
+        let request_id = driver.add(ask)?;
+        let mut times: Vec<f64> = Vec::new();
+        loop {
+            let (time, newcomers) = self.step(driver)?;
+            times.push(millis(time));
+            if newcomers.contains(&request_id) {
+                break;
+            }
+        }
+        let total: f64 = times.iter().sum();
+        let worst_ms = times.iter().copied().fold(0.0, f64::max);
+        Ok(Beside { alone_ms, worst_ms, steps: times.len(), delay_ms: total - times.len() as f64 * alone_ms })
+    }
+
+    /// Ends them.
+    ///
+    /// # Errors
+    /// If the model fails.
+    pub(super) fn stop(self, driver: &mut Driver) -> anyhow::Result<()> {
+        driver.abort_all(&self.requests)
+    }
+
+    /// One step: its time, and who else got a token in it. All of them get one.
+    fn step(&self, driver: &mut Driver) -> anyhow::Result<(Duration, Vec<RequestId>)> {
+        let step = driver.step()?;
+        let (own, others): (Vec<_>, Vec<_>) = step.tokens_of().partition(|request_id| self.requests.contains(request_id));
+        ensure!(own.len() == self.requests.len(), "{} of {} sequences that decode got a token", own.len(), self.requests.len());
+        Ok((step.time, others))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::driver::tiny_driver;
+    use super::*;
+
+    #[test]
+    fn a_prompt_delays_those_who_decode_by_its_steps() {
+        let mut driver = tiny_driver(128);
+        let decoders = Decoders::start(&mut driver, 3, 40, 200).unwrap();
+        let long = Ask::exact(driver.text(600), 1);
+        let short = Ask::exact(driver.text(20), 1);
+        let (long, short) = (decoders.measure(&mut driver, long).unwrap(), decoders.measure(&mut driver, short).unwrap());
+        assert_eq!((long.steps, short.steps), (5, 1), "128 rows a step, of which 3 decode");
+        assert!(long.worst_ms > long.alone_ms && long.delay_ms > 0.0 && short.alone_ms > 0.0, "{long:?} {short:?}");
+        decoders.stop(&mut driver).unwrap();
+        assert_eq!((driver.stats().num_running, driver.stats().num_waiting), (0, 0));
+    }
+
+    #[test]
+    fn those_who_end_too_early_are_no_measure() {
+        let mut driver = tiny_driver(64);
+        let decoders = Decoders::start(&mut driver, 2, 40, 6).unwrap();
+        let ask = Ask::exact(driver.text(20), 1);
+        assert!(decoders.measure(&mut driver, ask).unwrap_err().to_string().contains("0 of 2"));
+    }
+}

@@ -1,0 +1,112 @@
+//! Embeddings by a sentence encoder of its own: all-MiniLM-L6-v2 and others of its form.
+//!
+//! The encoder was trained on texts of up to 256 tokens, so a longer prompt is cut into windows, whose embeddings are averaged.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+use candle_transformers::models::bert::{BertModel, Config};
+use server::{Embedder, Embedding};
+use tokenizer::Tokenizer;
+use tokens::TokenId;
+
+/// Donors below are not looked at. Chosen: prompts about different things are mostly below, see `benches/serve/embedders.md`.
+pub(super) const MIN_COSINE: f32 = 0.5;
+
+/// Tokens of a window, the two around it among them: `max_seq_length` of all-MiniLM-L6-v2.
+const WINDOW_TOKENS: usize = 256;
+
+/// A sentence encoder.
+pub(super) struct Bert {
+    model: BertModel,
+    words: tokenizers::Tokenizer,
+    /// Stand before and behind each window.
+    begin: u32,
+    end: u32,
+    num_dimensions: usize,
+}
+
+/// It reads text, so prompts become text again.
+pub(super) struct BertEmbedder {
+    pub(super) bert: Bert,
+    pub(super) tokenizer: Arc<Tokenizer>,
+}
+
+impl Bert {
+    /// From a folder with `config.json`, `tokenizer.json` and `model.safetensors`.
+    ///
+    /// # Errors
+    /// If one of them is missing or not of a BERT encoder.
+    pub(super) fn load(folder: &Path) -> anyhow::Result<Self> {
+        let read = |name: &str| std::fs::read(folder.join(name)).with_context(|| format!("reading {name}"));
+        let config: Config = serde_json::from_slice(&read("config.json")?).context("config.json is not of a BERT encoder")?;
+        let mut words =
+            tokenizers::Tokenizer::from_bytes(read("tokenizer.json")?).map_err(|error| anyhow!("tokenizer.json: {error}"))?;
+        // Windows are cut here; the file may ask for shorter ones.
+        words.with_truncation(None).map_err(|error| anyhow!("tokenizer.json: {error}"))?.with_padding(None);
+        let id = |name: &str| words.token_to_id(name).with_context(|| format!("tokenizer.json has no {name}"));
+        let (begin, end) = (id("[CLS]")?, id("[SEP]")?);
+        let weights = VarBuilder::from_buffered_safetensors(read("model.safetensors")?, DType::F32, &Device::Cpu);
+        let model = weights.and_then(|weights| BertModel::load(weights, &config)).context("model.safetensors")?;
+        if config.max_position_embeddings < WINDOW_TOKENS {
+            return Err(anyhow!("it reads {} tokens at once, fewer than {WINDOW_TOKENS}", config.max_position_embeddings));
+        }
+        Ok(Self { model, words, begin, end, num_dimensions: config.hidden_size })
+    }
+
+    /// Mean of the embeddings of its windows, each by its length, at length 1.
+    fn embed(&self, text: &str) -> anyhow::Result<Option<Vec<f32>>> {
+        let words = self.words.encode(text, false).map_err(|error| anyhow!("tokenizing: {error}"))?;
+        let mut sum = vec![0.0; self.num_dimensions];
+        for window in words.get_ids().chunks(WINDOW_TOKENS - 2) {
+            let Some(embedded) = semantic::unit(self.embed_window(window)?) else { continue };
+            sum.iter_mut().zip(embedded).for_each(|(sum, x)| *sum += x * window.len() as f32);
+        }
+        Ok(semantic::unit(sum))
+    }
+
+    /// Mean of the last hidden states of all tokens, the two around them among them.
+    fn embed_window(&self, words: &[u32]) -> candle_core::Result<Vec<f32>> {
+        let ids: Vec<u32> = [self.begin].into_iter().chain(words.iter().copied()).chain([self.end]).collect();
+        let ids = Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?;
+        let hidden = self.model.forward(&ids, &ids.zeros_like()?, None)?;
+        hidden.squeeze(0)?.mean(0)?.to_vec1()
+    }
+}
+
+impl Embedder for BertEmbedder {
+    fn num_dimensions(&self) -> usize {
+        self.bert.num_dimensions
+    }
+
+    fn is_quick(&self) -> bool {
+        false
+    }
+
+    fn embed(&self, tokens: &[TokenId]) -> Option<Embedding> {
+        let text = self.tokenizer.decode(tokens, true);
+        let embedded = self.bert.embed(&text).unwrap_or_else(|error| {
+            tracing::error!(error = format!("{error:#}"), "embedding a prompt");
+            None
+        });
+        embedded.map(Embedding::from)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_without_an_encoder_is_refused_by_the_file_it_lacks() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = Bert::load(folder.path()).err().expect("there is nothing in it");
+        assert!(format!("{error:#}").contains("reading config.json"), "{error:#}");
+        std::fs::write(folder.path().join("config.json"), "{}").unwrap();
+        let error = Bert::load(folder.path()).err().expect("it is of nothing");
+        assert!(format!("{error:#}").contains("not of a BERT encoder"), "{error:#}");
+    }
+}

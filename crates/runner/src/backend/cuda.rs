@@ -1,0 +1,267 @@
+//! The backend of NVIDIA GPUs: bf16 weights and activations, f32 sums and residual stream, a paged pool in GPU memory.
+
+mod activations;
+mod decode;
+mod decoder;
+mod place;
+mod prefill;
+mod probe;
+mod sampling;
+mod spans;
+mod step;
+mod watch;
+mod weights;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use engine::{BlockCopy, BlockFetch, BlockOffload, ProbedSequence, SpanCopy, TokenDeviation, Transfer};
+use kernels::cuda::{CudaSlice, Device, DeviceError, HostPool, Pool, Sampler, Upload, decode_parts};
+use tokens::BlockId;
+
+use self::activations::MAX_LOGIT_ROWS;
+use self::decode::DecodeGraphs;
+use self::decoder::{Decoder, StepRows};
+use self::step::Step;
+use self::watch::Watched;
+use super::{Backend, BackendError, sample_on_host};
+use crate::{InputBatch, SampleRow, Sampled};
+
+pub(crate) use self::place::{has_device, place};
+
+/// A model in GPU memory.
+pub struct CudaBackend {
+    device: Arc<Device>,
+    decoder: Decoder,
+    pool: Pool,
+    /// The host tier.
+    host: HostPool,
+    /// Arrays of a step; their place is fixed, so that graphs find them again.
+    upload: Upload,
+    /// Arrays of what is rare: spans, drift, lists of rows.
+    extra: Upload,
+    graphs: DecodeGraphs,
+    /// New minus old of the rows that others follow.
+    differences: CudaSlice<f32>,
+    sampler: Sampler,
+    /// The last step, for those who ask for its rows.
+    step: Step,
+    watched: Vec<Watched>,
+    logits: Vec<f32>,
+}
+
+impl From<DeviceError> for BackendError {
+    fn from(error: DeviceError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl CudaBackend {
+    /// Runs any step, launch by launch.
+    fn run_step(&mut self, step: &Step, batch: &InputBatch) -> Result<(), DeviceError> {
+        let layers = self.decoder.config.num_layers;
+        let followers = self.upload_followers(step, batch)?;
+        let rows = self.upload_step(step)?;
+        let mut watched = self.watch(step, batch)?;
+        let Self { decoder, pool, upload, extra, differences, .. } = self;
+        let last = step.wanted.is_some().then(|| (rows.last(upload), upload.words(rows.wanted.clone())));
+        let rows = rows.on(upload);
+        decoder.embed(&rows)?;
+        for i in 0..layers {
+            let mut following = followers.as_ref().map(|followers| followers.on(extra, differences));
+            if let Some((last, wanted)) = last.as_ref().filter(|_| i + 1 == layers) {
+                decoder.last_layer(i, last, wanted, pool, following.as_mut())?;
+                continue;
+            }
+            decoder.layer(i, &rows, pool, following.as_mut(), !watched.is_empty())?;
+            for watched in &mut watched {
+                watched.add(i, decoder, &rows, pool)?;
+            }
+        }
+        self.download_watched(&mut watched)?;
+        self.watched = watched;
+        Ok(())
+    }
+
+    /// `f32` logits of rows of the last step in the device's order, a few at a time.
+    fn download_logits(&mut self, rows: &[u32]) -> Result<(), DeviceError> {
+        let vocab = self.decoder.config.vocab_size;
+        self.logits.resize(rows.len() * vocab, 0.0);
+        for (rows, out) in rows.chunks(MAX_LOGIT_ROWS).zip(self.logits.chunks_mut(MAX_LOGIT_ROWS * vocab)) {
+            let [range] = self.extra.put([rows.len()], |[list]| list.copy_from_slice(rows))?;
+            self.decoder.head(&self.extra.words(range), self.step.wanted.is_some())?;
+            self.device
+                .stream()
+                .memcpy_dtoh(&self.decoder.activations.logits.slice(..out.len()), out)
+                .map_err(DeviceError::from)?;
+            self.device.synchronize()?;
+        }
+        Ok(())
+    }
+}
+
+impl Backend for CudaBackend {
+    fn vocab_size(&self) -> usize {
+        self.decoder.config.vocab_size
+    }
+
+    fn offload_blocks(&mut self, offloads: &[BlockOffload]) -> Result<(), BackendError> {
+        let pairs: Vec<_> = offloads.iter().map(|offload| (offload.src.0, offload.dst.0)).collect();
+        Ok(self.host.offload(&self.pool, &pairs)?)
+    }
+
+    fn fetch_blocks(&mut self, fetches: &[BlockFetch]) -> Result<Option<Transfer>, BackendError> {
+        let pairs: Vec<_> = fetches.iter().map(|fetch| (fetch.src.0, fetch.dst.0)).collect();
+        let before = self.host.take_timing()?;
+        self.host.fetch(&mut self.pool, &pairs)?;
+        Ok(before.map(|(bytes, seconds)| Transfer { bytes, seconds }))
+    }
+
+    fn zero_blocks(&mut self, blocks: &[BlockId]) -> Result<(), BackendError> {
+        if blocks.is_empty() {
+            return Ok(());
+        }
+        let [range] =
+            self.extra.put([blocks.len()], |[list]| list.iter_mut().zip(blocks).for_each(|(to, block)| *to = block.0))?;
+        self.decoder.kernels.spans.zero_blocks(&mut self.pool, &self.extra.words(range))?;
+        Ok(())
+    }
+
+    fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), BackendError> {
+        if copies.is_empty() {
+            return Ok(());
+        }
+        let triples = || copies.iter().map(|copy| [copy.src.0, copy.dst.0, copy.num_tokens]);
+        let [range] = self.extra.put([3 * copies.len()], |[list]| {
+            list.chunks_exact_mut(3).zip(triples()).for_each(|(to, triple)| to.copy_from_slice(&triple));
+        })?;
+        self.decoder.kernels.spans.copy_blocks(&mut self.pool, &self.extra.view(range))?;
+        Ok(())
+    }
+
+    fn move_span(&mut self, span: &SpanCopy) -> Result<(), BackendError> {
+        Ok(self.move_one_span(span)?)
+    }
+
+    fn span_deviation(&mut self, span: &SpanCopy) -> Result<f32, BackendError> {
+        Ok(self.layer0_deviations(std::slice::from_ref(span))?[0])
+    }
+
+    fn span_deviations(&mut self, spans: &[SpanCopy]) -> Result<Vec<f32>, BackendError> {
+        Ok(self.layer0_deviations(spans)?)
+    }
+
+    /// bf16 keeps 8 bits of a number: 4e-3 relative when stored, as much again when moved, and the fresh computation is rounded too.
+    /// Another token, position or rotation is off by tenths.
+    fn max_span_deviation(&self) -> f32 {
+        5e-2
+    }
+
+    fn probe(&mut self, sequence: &ProbedSequence) -> Result<Vec<TokenDeviation>, BackendError> {
+        Ok(self.run_probe(sequence)?)
+    }
+
+    fn forward(&mut self, batch: &InputBatch) -> Result<(), BackendError> {
+        let is_plain = batch.sequences.iter().all(|sequence| !sequence.watch && sequence.drift.is_empty());
+        let is_watched = batch.sequences.iter().any(|sequence| sequence.watch);
+        let mut step = if is_watched { Step::of_runs(batch) } else { Step::new(batch) };
+        if is_plain && self.graphs.fits(&step) {
+            self.run_decode(&step)?;
+        } else {
+            if let Some(rows) = batch.logit_rows.as_deref().filter(|_| !is_watched) {
+                step.want(rows);
+            }
+            self.run_step(&step, batch)?;
+        }
+        self.step = step;
+        Ok(())
+    }
+
+    fn attention_paid(&self, sequence: usize) -> &[f32] {
+        let watched = self.watched.iter().find(|watched| watched.sequence == sequence).expect("the sequence was watched");
+        watched.paid()
+    }
+
+    fn logits(&mut self, rows: &[usize]) -> Result<&mut [f32], BackendError> {
+        let rows: Vec<u32> = rows.iter().map(|row| self.step.place(*row)).collect();
+        self.download_logits(&rows)?;
+        Ok(&mut self.logits)
+    }
+
+    fn sample(&mut self, rows: &[SampleRow]) -> Result<Vec<Sampled>, BackendError> {
+        match self.can_sample(rows) {
+            true => Ok(self.sample_on_device(rows)?),
+            false => sample_on_host(self, rows),
+        }
+    }
+
+    fn synchronize(&mut self) -> Result<(), BackendError> {
+        self.device.synchronize()?;
+        self.upload.arrived();
+        self.extra.arrived();
+        Ok(())
+    }
+}
+
+/// Where the arrays of a step lie.
+#[derive(Default)]
+struct UploadedStep {
+    num_rows: usize,
+    max_blocks: usize,
+    num_single: usize,
+    ranges: [Range<usize>; 5],
+    parts: Range<usize>,
+    /// Tiles of wanted rows, and their list; empty where all are.
+    last_tiles: Range<usize>,
+    wanted: Range<usize>,
+}
+
+impl UploadedStep {
+    /// The same rows with tiles for the wanted ones alone.
+    fn last<'a>(&self, upload: &'a Upload) -> StepRows<'a> {
+        let tiles = upload.view(self.last_tiles.clone());
+        StepRows { num_tiles: tiles.len(), tiles, ..self.on(upload) }
+    }
+
+    fn on<'a>(&self, upload: &'a Upload) -> StepRows<'a> {
+        let [token_ids, positions, slots, tables, tiles] = self.ranges.clone();
+        let tiles = upload.view(tiles);
+        StepRows {
+            num_rows: self.num_rows,
+            token_ids: upload.words(token_ids),
+            positions: upload.words(positions),
+            slots: upload.words(slots),
+            tables: upload.words(tables),
+            max_blocks: self.max_blocks,
+            num_single: self.num_single,
+            parts: upload.view(self.parts.clone()),
+            num_tiles: tiles.len(),
+            tiles,
+        }
+    }
+}
+
+impl CudaBackend {
+    fn upload_step(&mut self, step: &Step) -> Result<UploadedStep, DeviceError> {
+        let config = &self.decoder.config;
+        let tiles = step.tiles(self.decoder.kernels.prefill.tile_tokens(config.num_heads / config.num_kv_heads));
+        let num_rows = step.num_rows();
+        let (wanted, last) = (step.wanted.as_deref().unwrap_or_default(), step.wanted_tiles());
+        let parts = decode_parts(&step.positions[..step.num_single], config.num_kv_heads, self.decoder.num_multiprocessors);
+        let lengths =
+            [num_rows, num_rows, num_rows, step.tables.len(), 4 * tiles.len(), 3 * parts.len(), 4 * last.len(), wanted.len()];
+        let ranges = self.upload.put(lengths, |[ids, at, slots, tables, of, to_parts, of_last, to_wanted]| {
+            to_parts.chunks_exact_mut(3).zip(&parts).for_each(|(to, part)| to.copy_from_slice(&part.words()));
+            ids.copy_from_slice(&step.token_ids);
+            at.copy_from_slice(&step.positions);
+            slots.copy_from_slice(&step.slots);
+            tables.copy_from_slice(&step.tables);
+            of.chunks_exact_mut(4).zip(&tiles).for_each(|(to, tile)| to.copy_from_slice(&tile.words()));
+            of_last.chunks_exact_mut(4).zip(&last).for_each(|(to, tile)| to.copy_from_slice(&tile.words()));
+            to_wanted.copy_from_slice(wanted);
+        })?;
+        let [token_ids, positions, slots, tables, tiles, parts, last_tiles, wanted] = ranges;
+        let ranges = [token_ids, positions, slots, tables, tiles];
+        Ok(UploadedStep { num_rows, max_blocks: step.max_blocks, num_single: step.num_single, ranges, parts, last_tiles, wanted })
+    }
+}

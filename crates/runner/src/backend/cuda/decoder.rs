@@ -1,0 +1,285 @@
+//! The decoder on a GPU: embedding, layers, head.
+
+use std::sync::Arc;
+
+use kernels::cuda::{
+    AttentionReceived, CudaSlice, CudaView, DecodeAttention, DecodePart, Deviation, Device, DeviceError, Differences, Drift,
+    DriftTargets, Matmul, Norm, PagedQueries, PartList, Partials, Pool, Qkv, QkvShape, QkvWeights, RopeTable, Scatter, Spans,
+    Swiglu, Tile, bf16,
+};
+
+use super::activations::Activations;
+use super::prefill::Prefill;
+use super::weights::Weights;
+use crate::ModelConfig;
+
+/// One model's weights with everything that computes with them.
+pub(super) struct Decoder {
+    pub(super) config: ModelConfig,
+    pub(super) weights: Weights,
+    pub(super) rope: RopeTable,
+    pub(super) activations: Activations,
+    pub(super) matmul: Matmul,
+    pub(super) kernels: Kernels,
+    pub(super) partials: Partials,
+    pub(super) num_multiprocessors: usize,
+}
+
+/// Functions of the device.
+pub(super) struct Kernels {
+    pub(super) norm: Norm,
+    pub(super) qkv: Qkv,
+    /// Rows of K and V alone.
+    pub(super) kv: Qkv,
+    pub(super) swiglu: Swiglu,
+    pub(super) prefill: Prefill,
+    pub(super) decode: DecodeAttention,
+    pub(super) received: AttentionReceived,
+    pub(super) spans: Spans,
+    pub(super) deviation: Deviation,
+    pub(super) drift: Drift,
+}
+
+impl Kernels {
+    pub(super) fn new(device: &Arc<Device>, config: &ModelConfig) -> Result<Self, DeviceError> {
+        let shape = qkv_shape(config);
+        Ok(Self {
+            norm: Norm::new(device)?,
+            qkv: Qkv::new(device, shape)?,
+            kv: Qkv::new(device, QkvShape { num_heads: 0, ..shape })?,
+            swiglu: Swiglu::new(device)?,
+            prefill: Prefill::new(device, config.head_dim)?,
+            decode: DecodeAttention::new(device)?,
+            received: AttentionReceived::new(device)?,
+            spans: Spans::new(device, config.head_dim)?,
+            deviation: Deviation::new(device)?,
+            drift: Drift::new(device, config.head_dim)?,
+        })
+    }
+}
+
+pub(super) fn qkv_shape(config: &ModelConfig) -> QkvShape {
+    QkvShape { num_heads: config.num_heads, num_kv_heads: config.num_kv_heads, head_dim: config.head_dim }
+}
+
+/// Rows of a step on the device.
+pub(super) struct StepRows<'a> {
+    pub(super) num_rows: usize,
+    pub(super) token_ids: CudaView<'a, u32>,
+    pub(super) positions: CudaView<'a, u32>,
+    pub(super) slots: CudaView<'a, u32>,
+    /// `[sequences, max_blocks]`
+    pub(super) tables: CudaView<'a, u32>,
+    pub(super) max_blocks: usize,
+    /// Rows `0..num_single` are sequences of their own.
+    pub(super) num_single: usize,
+    /// Of their keys.
+    pub(super) parts: CudaView<'a, DecodePart>,
+    /// Of all other rows.
+    pub(super) tiles: CudaView<'a, Tile>,
+    pub(super) num_tiles: usize,
+}
+
+/// What follows the rows of a step.
+pub(super) struct Followers<'a> {
+    /// Row of `differences` that each row of the step fills; -1 for none.
+    pub(super) rows: CudaView<'a, i32>,
+    pub(super) differences: &'a mut CudaSlice<f32>,
+    pub(super) targets: DriftTargets<'a>,
+}
+
+impl Decoder {
+    /// `hidden = table[tokens]`
+    pub(super) fn embed(&mut self, rows: &StepRows<'_>) -> Result<(), DeviceError> {
+        let a = &mut self.activations;
+        self.kernels.norm.embed(&self.weights.embedding, &rows.token_ids, &mut a.hidden, rows.num_rows, self.config.hidden_size)
+    }
+
+    /// All of one layer. What it adds last stays in `delta` for the next norm.
+    pub(super) fn layer(
+        &mut self,
+        i: usize,
+        rows: &StepRows<'_>,
+        pool: &mut Pool,
+        followers: Option<&mut Followers<'_>>,
+        lse: bool,
+    ) -> Result<(), DeviceError> {
+        self.project(i, rows.num_rows)?;
+        self.rotate_and_scatter(i, rows, pool, followers)?;
+        self.attend(i, rows, pool, lse)?;
+        self.feed_forward(i, rows.num_rows)
+    }
+
+    /// `hidden += delta`, `qkv = Wqkv norm(hidden)`
+    pub(super) fn project(&mut self, i: usize, num_rows: usize) -> Result<(), DeviceError> {
+        let (config, layer, a) = (&self.config, &self.weights.layers[i], &mut self.activations);
+        let delta = (i > 0).then_some(&a.delta);
+        let norm = &self.kernels.norm;
+        norm.add_rms_norm(&mut a.hidden, delta, &layer.attention_norm, config.rms_norm_eps, &mut a.normed, num_rows)?;
+        self.matmul.run(&a.normed, num_rows, &layer.qkv, (config.qkv_width(), config.hidden_size), &mut a.qkv)
+    }
+
+    /// Bias, norms of heads and rotation; K and V to the pool, and with them whatever follows.
+    fn rotate_and_scatter(
+        &mut self,
+        i: usize,
+        rows: &StepRows<'_>,
+        pool: &mut Pool,
+        followers: Option<&mut Followers<'_>>,
+    ) -> Result<(), DeviceError> {
+        let (a, kernels) = (&mut self.activations, &self.kernels);
+        let weights = qkv_weights(&self.config, &self.weights, i);
+        let Some(followers) = followers else {
+            let scatter = Scatter { pool, layer: i, slots: rows.slots.slice(..), differences: None };
+            return kernels.qkv.rotate_and_scatter(
+                &mut a.qkv,
+                rows.num_rows,
+                &rows.positions,
+                &weights,
+                &self.rope,
+                scatter,
+                false,
+            );
+        };
+        let differences = Differences { rows: followers.rows.slice(..), out: followers.differences };
+        let scatter = Scatter { pool, layer: i, slots: rows.slots.slice(..), differences: Some(differences) };
+        kernels.qkv.rotate_and_scatter(&mut a.qkv, rows.num_rows, &rows.positions, &weights, &self.rope, scatter, false)?;
+        kernels.drift.follow(pool, i, &self.rope, &followers.targets, followers.differences)
+    }
+
+    /// Bias, norms of heads and rotation in place; nothing goes to the pool.
+    pub(super) fn rotate(&mut self, i: usize, rows: &StepRows<'_>) -> Result<(), DeviceError> {
+        let weights = qkv_weights(&self.config, &self.weights, i);
+        self.kernels.qkv.rotate(&mut self.activations.qkv, rows.num_rows, &rows.positions, &weights, &self.rope)
+    }
+
+    /// K and V of rotated rows to the pool.
+    pub(super) fn scatter(&mut self, i: usize, rows: &StepRows<'_>, pool: &mut Pool) -> Result<(), DeviceError> {
+        let scatter = Scatter { pool, layer: i, slots: rows.slots.slice(..), differences: None };
+        self.kernels.qkv.scatter(&self.activations.qkv, rows.num_rows, &rows.positions, &self.rope, scatter)
+    }
+
+    /// `attended = attention(qkv)`, `delta = Wo attended`
+    pub(super) fn attend(&mut self, i: usize, rows: &StepRows<'_>, pool: &Pool, lse: bool) -> Result<(), DeviceError> {
+        self.attention(i, rows, pool, lse)?;
+        let (config, a) = (&self.config, &mut self.activations);
+        let width = config.num_heads * config.head_dim;
+        let shape = (config.hidden_size, width);
+        self.matmul.run(&a.attended, rows.num_rows, &self.weights.layers[i].output, shape, &mut a.delta)
+    }
+
+    /// `attended = attention(qkv)`; with `lse`, every row is in a tile and leaves the logarithm of its sum.
+    pub(super) fn attention(&mut self, i: usize, rows: &StepRows<'_>, pool: &Pool, lse: bool) -> Result<(), DeviceError> {
+        let a = &mut self.activations;
+        let paged = paged_queries(&self.config, i, &a.qkv, rows, pool);
+        if rows.num_tiles > 0 {
+            let lse = lse.then_some(&mut a.lse);
+            self.kernels.prefill.run(&paged, rows, &mut a.attended, lse)?;
+        }
+        if rows.num_single > 0 {
+            let list = PartList { parts: rows.parts.slice(..), num_parts: rows.parts.len(), num_rows: rows.num_single };
+            self.kernels.decode.run(&paged, &list, &mut self.partials, &mut a.attended)?;
+        }
+        Ok(())
+    }
+
+    /// The last layer, of which only `wanted` rows go on behind attention: `tiles` hold those of them that are not single.
+    pub(super) fn last_layer(
+        &mut self,
+        i: usize,
+        rows: &StepRows<'_>,
+        wanted: &CudaView<'_, u32>,
+        pool: &mut Pool,
+        followers: Option<&mut Followers<'_>>,
+    ) -> Result<(), DeviceError> {
+        self.project(i, rows.num_rows)?;
+        self.rotate_and_scatter(i, rows, pool, followers)?;
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        self.attend(i, rows, pool, false)?;
+        let (config, layer, a) = (&self.config, &self.weights.layers[i], &mut self.activations);
+        let norm = &self.kernels.norm;
+        norm.gather_sum(&a.hidden, &a.delta, wanted, &mut a.packed, config.hidden_size)?;
+        let (weight, epsilon) = (&layer.feed_forward_norm, config.rms_norm_eps);
+        norm.add_rms_norm(&mut a.packed, None, weight, epsilon, &mut a.normed, wanted.len())?;
+        self.multiply_feed_forward(i, wanted.len())
+    }
+
+    /// `hidden += delta`, `delta = Wdown (silu(Wgate norm(hidden)) * Wup norm(hidden))`
+    pub(super) fn feed_forward(&mut self, i: usize, num_rows: usize) -> Result<(), DeviceError> {
+        let (config, layer, a) = (&self.config, &self.weights.layers[i], &mut self.activations);
+        let norm = &self.kernels.norm;
+        norm.add_rms_norm(&mut a.hidden, Some(&a.delta), &layer.feed_forward_norm, config.rms_norm_eps, &mut a.normed, num_rows)?;
+        self.multiply_feed_forward(i, num_rows)
+    }
+
+    /// `delta = Wdown (silu(Wgate normed) * Wup normed)`
+    fn multiply_feed_forward(&mut self, i: usize, num_rows: usize) -> Result<(), DeviceError> {
+        let (config, layer, a) = (&self.config, &self.weights.layers[i], &mut self.activations);
+        let (hidden, wide) = (config.hidden_size, config.intermediate_size);
+        self.matmul.run(&a.normed, num_rows, &layer.gate_up, (2 * wide, hidden), &mut a.gate_up)?;
+        self.kernels.swiglu.run(&a.gate_up, &mut a.activated, num_rows, wide)?;
+        self.matmul.run(&a.activated, num_rows, &layer.down, (hidden, wide), &mut a.delta)
+    }
+
+    /// Logits of rows of the last step, into the first rows of `logits`; `is_packed` if its last layer was [`Self::last_layer`].
+    pub(super) fn head(&mut self, rows: &CudaView<'_, u32>, is_packed: bool) -> Result<(), DeviceError> {
+        let (config, a, num_rows) = (&self.config, &mut self.activations, rows.len());
+        let norm = &self.kernels.norm;
+        let weight = &self.weights.output_norm;
+        let hidden = if is_packed { &mut a.packed } else { &mut a.hidden };
+        norm.rms_norm_of_rows(hidden, Some(&a.delta), weight, config.rms_norm_eps, rows, &mut a.normed, num_rows)?;
+        let head = self.weights.head.as_ref().unwrap_or(&self.weights.embedding);
+        self.matmul.run(&a.normed, num_rows, head, (config.vocab_size, config.hidden_size), &mut a.logits)
+    }
+
+    /// Keys and values of layer 0 of some tokens, rotated, `[rows, K then V]`, in `qkv`.
+    pub(super) fn layer0_kv(&mut self, rows: &StepRows<'_>) -> Result<(), DeviceError> {
+        self.embed(rows)?;
+        let (config, layer, a) = (&self.config, &self.weights.layers[0], &mut self.activations);
+        let norm = &self.kernels.norm;
+        norm.add_rms_norm(&mut a.hidden, None, &layer.attention_norm, config.rms_norm_eps, &mut a.normed, rows.num_rows)?;
+        let (first, end) = (config.num_heads * config.head_dim, config.qkv_width());
+        let kv = layer.qkv.slice(first * config.hidden_size..end * config.hidden_size);
+        self.matmul.run(&a.normed, rows.num_rows, &kv, (end - first, config.hidden_size), &mut a.qkv)?;
+        let weights = QkvWeights {
+            bias: layer.qkv_bias.as_ref().map(|bias| bias.slice(first..end)),
+            ..qkv_weights(config, &self.weights, 0)
+        };
+        self.kernels.kv.rotate(&mut a.qkv, rows.num_rows, &rows.positions, &weights, &self.rope)
+    }
+}
+
+fn qkv_weights<'a>(config: &ModelConfig, weights: &'a Weights, i: usize) -> QkvWeights<'a> {
+    let layer = &weights.layers[i];
+    QkvWeights {
+        bias: layer.qkv_bias.as_ref().map(|bias| bias.slice(..)),
+        norms: layer.qk_norm.as_ref().map(|(q, k)| (q.slice(..), k.slice(..))),
+        epsilon: config.rms_norm_eps,
+    }
+}
+
+pub(super) fn paged_queries<'a>(
+    config: &ModelConfig,
+    layer: usize,
+    qkv: &'a CudaSlice<bf16>,
+    rows: &'a StepRows<'a>,
+    pool: &'a Pool,
+) -> PagedQueries<'a> {
+    PagedQueries {
+        queries: qkv,
+        row_stride: config.qkv_width(),
+        positions: rows.positions.slice(..),
+        num_heads: config.num_heads,
+        scale: 1.0 / (config.head_dim as f32).sqrt(),
+        block_tables: rows.tables.slice(..),
+        max_blocks: rows.max_blocks,
+        keys: pool.keys(),
+        values: pool.values(),
+        layer,
+        num_blocks: pool.shape().num_blocks,
+        num_kv_heads: config.num_kv_heads,
+        head_dim: config.head_dim,
+    }
+}

@@ -1,0 +1,53 @@
+//! Attention of rows in tiles, by the kernel that is best on the chip.
+
+use std::sync::Arc;
+
+use kernels::cuda::{Attention, AttentionHopper, CudaSlice, Device, DeviceError, PagedQueries, Partials, TileList, bf16};
+
+use super::decoder::StepRows;
+use super::step::BLOCK;
+
+/// Attention of many rows of a sequence.
+pub(super) enum Prefill {
+    /// On an H100 or its kin; few rows are computed in parts.
+    Hopper(AttentionHopper, Partials),
+    /// On any chip with tensor cores for bf16.
+    Portable(Attention),
+}
+
+impl Prefill {
+    pub(super) fn new(device: &Arc<Device>, head_dim: usize) -> Result<Self, DeviceError> {
+        if !AttentionHopper::runs_on(device)? {
+            return Ok(Self::Portable(Attention::new(device)?));
+        }
+        let kernel = AttentionHopper::new(device)?;
+        let partials = kernel.partials(head_dim)?;
+        Ok(Self::Hopper(kernel, partials))
+    }
+
+    /// Tokens of a tile where `group` query heads share a key head.
+    pub(super) fn tile_tokens(&self, group: usize) -> usize {
+        match self {
+            Self::Hopper(..) => AttentionHopper::tile_tokens(group),
+            Self::Portable(_) => Attention::tile_tokens(group),
+        }
+    }
+
+    /// `out[row] = softmax(scale * q Kᵀ) V` for the rows of all tiles.
+    pub(super) fn run(
+        &mut self,
+        paged: &PagedQueries<'_>,
+        rows: &StepRows<'_>,
+        out: &mut CudaSlice<bf16>,
+        lse: Option<&mut CudaSlice<f32>>,
+    ) -> Result<(), DeviceError> {
+        let list = TileList { tiles: rows.tiles.slice(..), num_tiles: rows.num_tiles, num_rows: rows.num_rows };
+        match self {
+            Self::Hopper(kernel, partials) => {
+                let num_splits = kernel.num_splits(rows.num_tiles, paged.num_kv_heads, rows.max_blocks * BLOCK);
+                kernel.run_split(paged, &list, (num_splits, partials), out, lse)
+            }
+            Self::Portable(kernel) => kernel.run(paged, &list, out, lse),
+        }
+    }
+}

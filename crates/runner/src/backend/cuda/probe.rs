@@ -1,0 +1,170 @@
+//! Measures moved spans, as the CPU's backend does.
+
+use engine::{ProbedSequence, Readers, Row, TokenDeviation};
+use kernels::cuda::{CudaSlice, DeviceError, FreshRows};
+use tokens::{BlockSize, TokenRange, complement};
+
+use super::decoder::qkv_shape;
+use super::spans::MEASURES;
+use super::step::Step;
+use super::watch::Received;
+use super::{CudaBackend, UploadedStep};
+use crate::InputBatch;
+
+/// Attention received by position from 0 on, and how many terms each sum has.
+struct Asked {
+    received: Received,
+    num_terms: usize,
+}
+
+impl CudaBackend {
+    pub(super) fn run_probe(&mut self, sequence: &ProbedSequence) -> Result<Vec<TokenDeviation>, DeviceError> {
+        let num_tokens = sequence.first_position as usize + sequence.token_ids.len();
+        let mut asked = Asked { received: Received::new(self, num_tokens)?, num_terms: 0 };
+        if sequence.probe.readers == Readers::FreshRowsAllLayers {
+            self.read_as_moved(sequence, &mut asked)?;
+        }
+        let mut deviations = self.compare(sequence, &mut asked)?;
+        if sequence.probe.readers != Readers::None {
+            let sums = self.device.download(&asked.received.sums)?;
+            let reused = sequence.reused.iter().flat_map(|range| range.positions());
+            for (position, found) in reused.zip(&mut deviations) {
+                found.attention = sums[position as usize] / asked.num_terms.max(1) as f32;
+            }
+        }
+        Ok(deviations)
+    }
+
+    /// Runs the fresh rows over the moved spans as they are, through all layers.
+    fn read_as_moved(&mut self, sequence: &ProbedSequence, asked: &mut Asked) -> Result<(), DeviceError> {
+        let fresh: Vec<u32> = fresh_ranges(sequence).into_iter().flat_map(TokenRange::positions).collect();
+        for positions in fresh.chunks(self.decoder.activations.num_rows) {
+            let step = step_of(sequence, positions);
+            let rows = self.upload_step(&step)?;
+            let all: Vec<u32> = (0..positions.len() as u32).collect();
+            let list = self.upload_list(&all)?;
+            let Self { decoder, pool, upload, .. } = self;
+            decoder.embed(&rows.on(upload))?;
+            for i in 0..decoder.config.num_layers {
+                decoder.layer(i, &rows.on(upload), pool, None, true)?;
+                let list = self.extra.words(list.clone());
+                asked.received.add(i, (&list, 0, end(positions)), decoder, &rows.on(upload), pool)?;
+                asked.num_terms += positions.len() * decoder.config.num_heads;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs all rows up to the check layer, and compares what they put there with what was moved there.
+    fn compare(&mut self, sequence: &ProbedSequence, asked: &mut Asked) -> Result<Vec<TokenDeviation>, DeviceError> {
+        let check_layer = (sequence.probe.check_layer as usize).min(self.decoder.config.num_layers - 1);
+        let last = sequence.first_position + sequence.token_ids.len() as u32;
+        let all: Vec<u32> = (sequence.first_position..last).collect();
+        let mut deviations = Vec::new();
+        for positions in all.chunks(self.decoder.activations.num_rows) {
+            let step = step_of(sequence, positions);
+            let rows = self.upload_step(&step)?;
+            let Self { decoder, pool, upload, .. } = self;
+            decoder.embed(&rows.on(upload))?;
+            for i in 0..check_layer {
+                decoder.layer(i, &rows.on(upload), pool, None, false)?;
+            }
+            decoder.project(check_layer, positions.len())?;
+            decoder.rotate(check_layer, &rows.on(upload))?;
+            deviations.extend(self.deviations(check_layer, sequence, positions, &rows)?);
+            let Self { decoder, pool, upload, .. } = self;
+            decoder.scatter(check_layer, &rows.on(upload), pool)?;
+            self.ask(check_layer, sequence, positions, &rows, asked)?;
+        }
+        Ok(deviations)
+    }
+
+    /// K and V of the reused rows in work beside what the pool holds for them.
+    fn deviations(
+        &mut self,
+        layer: usize,
+        sequence: &ProbedSequence,
+        positions: &[u32],
+        rows: &UploadedStep,
+    ) -> Result<Vec<TokenDeviation>, DeviceError> {
+        let reused = rows_in(positions, &sequence.reused);
+        if reused.is_empty() {
+            return Ok(Vec::new());
+        }
+        let list = self.upload_list(&reused)?;
+        let Self { decoder, pool, upload, extra, device, .. } = self;
+        let mut measured: CudaSlice<f32> = device.zeros(reused.len() * MEASURES)?;
+        let fresh = FreshRows {
+            buffer: &decoder.activations.qkv,
+            shape: qkv_shape(&decoder.config),
+            rows: extra.words(list),
+            slots: rows.on(upload).slots,
+        };
+        decoder.kernels.deviation.measure(&fresh, pool, layer, &mut measured.slice_mut(..))?;
+        let root_head_dim = (decoder.config.head_dim as f32).sqrt();
+        let of_row = |row: &[f32]| TokenDeviation {
+            attention: 0.0,
+            key_l2: row[0],
+            value_l2: row[1],
+            value_l1: row[2],
+            value_norm: row[3],
+            root_head_dim,
+        };
+        Ok(device.download(&measured)?.chunks_exact(MEASURES).map(of_row).collect())
+    }
+
+    /// Adds the attention that the readers among the rows in work pay in the check layer.
+    fn ask(
+        &mut self,
+        layer: usize,
+        sequence: &ProbedSequence,
+        positions: &[u32],
+        rows: &UploadedStep,
+        asked: &mut Asked,
+    ) -> Result<(), DeviceError> {
+        let readers: Vec<u32> = match sequence.probe.readers {
+            Readers::AllRows => (0..positions.len() as u32).collect(),
+            Readers::FreshRows => rows_in(positions, &fresh_ranges(sequence)),
+            Readers::None | Readers::FreshRowsAllLayers => return Ok(()),
+        };
+        let Some(last) = readers.last() else { return Ok(()) };
+        let len = positions[*last as usize] as usize + 1;
+        let list = self.upload_list(&readers)?;
+        let Self { decoder, pool, upload, extra, .. } = self;
+        decoder.attention(layer, &rows.on(upload), pool, true)?;
+        asked.received.add(layer, (&extra.words(list), 0, len), decoder, &rows.on(upload), pool)?;
+        asked.num_terms += readers.len() * decoder.config.num_heads;
+        Ok(())
+    }
+
+    fn upload_list(&mut self, list: &[u32]) -> Result<std::ops::Range<usize>, DeviceError> {
+        self.grow_extra(list.len())?;
+        let [range] = self.extra.put([list.len()], |[to]| to.copy_from_slice(list))?;
+        Ok(range)
+    }
+}
+
+/// Position behind the last.
+fn end(positions: &[u32]) -> usize {
+    positions.last().map_or(0, |position| *position as usize + 1)
+}
+
+/// Rows whose position lies in one of `ranges`.
+fn rows_in(positions: &[u32], ranges: &[TokenRange]) -> Vec<u32> {
+    let is_in = |position: &u32| ranges.iter().any(|range| range.contains(*position));
+    (0..).zip(positions).filter(|(_, position)| is_in(position)).map(|(row, _)| row).collect()
+}
+
+/// Positions behind the prefix hit that were not moved there.
+fn fresh_ranges(sequence: &ProbedSequence) -> Vec<TokenRange> {
+    let end = sequence.first_position + sequence.token_ids.len() as u32;
+    complement(TokenRange::new(sequence.first_position, end), &sequence.reused)
+}
+
+fn step_of(sequence: &ProbedSequence, positions: &[u32]) -> Step {
+    let token = |position: u32| sequence.token_ids[(position - sequence.first_position) as usize];
+    let rows: Vec<Row> = positions.iter().map(|&position| Row { token: token(position), position }).collect();
+    let mut batch = InputBatch::default();
+    batch.push(&rows, sequence.block_table.iter().map(|block| block.0).collect(), BlockSize::DEFAULT);
+    Step::of_runs(&batch)
+}

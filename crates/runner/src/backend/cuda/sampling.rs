@@ -1,0 +1,42 @@
+//! Sampling where the logits are, so that they need not cross to the host.
+
+use kernels::cuda::{DeviceError, MAX_TOP, SampleSpec};
+use tokens::TokenId;
+
+use super::CudaBackend;
+use super::activations::MAX_LOGIT_ROWS;
+use crate::sampler::named;
+use crate::{SampleRow, Sampled};
+
+impl CudaBackend {
+    /// Whether the device can choose for all of `rows`: it reports some likeliest tokens, and reads rows in vectors.
+    pub(super) fn can_sample(&self, rows: &[SampleRow]) -> bool {
+        let is_short = |row: &SampleRow| row.logprobs.is_none_or(|top| top as usize <= MAX_TOP);
+        self.decoder.config.vocab_size.is_multiple_of(4) && rows.iter().all(is_short)
+    }
+
+    pub(super) fn sample_on_device(&mut self, rows: &[SampleRow]) -> Result<Vec<Sampled>, DeviceError> {
+        let vocab = self.decoder.config.vocab_size;
+        let mut sampled = Vec::with_capacity(rows.len());
+        for rows in rows.chunks(MAX_LOGIT_ROWS) {
+            let [range] = self.extra.put([rows.len()], |[list]| {
+                list.iter_mut().zip(rows).for_each(|(to, row)| *to = self.step.place(row.row));
+            })?;
+            let specs: Vec<SampleSpec<'_>> = rows.iter().map(spec).collect();
+            let chain = self.sampler.upload(&specs)?;
+            self.decoder.head(&self.extra.words(range), self.step.wanted.is_some())?;
+            self.sampler.launch(&mut self.decoder.activations.logits, vocab, vocab, rows.len(), chain)?;
+            for choice in self.sampler.results()? {
+                let logprobs = choice.logprobs.map(|(chosen, top)| named(chosen, top));
+                sampled.push(Sampled { token: TokenId(choice.token), margin: choice.margin, logprobs });
+            }
+            self.extra.arrived();
+            self.upload.arrived();
+        }
+        Ok(sampled)
+    }
+}
+
+fn spec(row: &SampleRow) -> SampleSpec<'_> {
+    SampleSpec { adjustments: &row.adjustments, distribution: row.distribution, uniform: row.uniform, logprobs: row.logprobs }
+}

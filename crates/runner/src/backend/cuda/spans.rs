@@ -1,0 +1,147 @@
+//! Moved spans and what follows their recomputed tokens.
+
+use engine::SpanCopy;
+use kernels::cuda::{CudaSlice, DeviceError, DriftTargets, FreshRows, MovedTokens, Upload, drift_tiles};
+use tokens::BlockId;
+
+use super::decoder::{Followers, qkv_shape};
+use super::step::{BLOCK, Step};
+use super::{CudaBackend, UploadedStep};
+use crate::InputBatch;
+
+/// Numbers that [`kernels::cuda::Deviation`] gives for a row: lengths of differences of K and V, the latter's sum of absolute
+/// values, lengths of V and K, and nothing.
+pub(super) const MEASURES: usize = 6;
+
+impl CudaBackend {
+    pub(super) fn move_one_span(&mut self, span: &SpanCopy) -> Result<(), DeviceError> {
+        let len = span.token_ids.len();
+        let delta = i64::from(span.dst_pos) - i64::from(span.src_pos);
+        let rotation: Vec<u32> = self.decoder.rope.rotation(delta).flat_map(|pair| pair.map(f32::to_bits)).collect();
+        let ranges = self.extra.put([len, len, len, rotation.len()], |[from, to, spans, rotations]| {
+            (0..len).for_each(|i| from[i] = slot_of(&span.src_blocks, span.src_pos, i));
+            (0..len).for_each(|i| to[i] = slot_of(&span.dst_blocks, span.dst_pos, i));
+            spans.fill(0);
+            rotations.copy_from_slice(&rotation);
+        })?;
+        let [from, to, spans, rotations] = ranges;
+        let tokens = MovedTokens {
+            src_slots: self.extra.words(from),
+            dst_slots: self.extra.words(to),
+            spans: self.extra.words(spans),
+            rotations: self.extra.view(rotations),
+        };
+        self.decoder.kernels.spans.move_tokens(&mut self.pool, &tokens, self.decoder.config.rope_layout)
+    }
+
+    /// Largest distance of a moved K or V of each span from a fresh one in layer 0, relative to the fresh one.
+    pub(super) fn layer0_deviations(&mut self, spans: &[SpanCopy]) -> Result<Vec<f32>, DeviceError> {
+        let tokens = spans.iter().enumerate().flat_map(|(span, copy)| (0..copy.token_ids.len()).map(move |i| (span, i)));
+        let tokens: Vec<(usize, usize)> = tokens.collect();
+        let mut worst = vec![0f32; spans.len()];
+        for tokens in tokens.chunks(self.decoder.activations.num_rows) {
+            let measured = self.measure_layer0(spans, tokens)?;
+            for ((span, _), of_row) in tokens.iter().zip(measured.chunks_exact(MEASURES)) {
+                let [key, value, _, value_norm, key_norm, _] = of_row else { unreachable!("the chunk's length") };
+                let relative = (key / key_norm.max(f32::MIN_POSITIVE)).max(value / value_norm.max(f32::MIN_POSITIVE));
+                // NaN is worse than anything, and stays.
+                worst[*span] = if relative.is_nan() || worst[*span].is_nan() { f32::NAN } else { worst[*span].max(relative) };
+            }
+        }
+        Ok(worst)
+    }
+
+    /// `[tokens, MEASURES]` of tokens, each named by its span and its place there.
+    fn measure_layer0(&mut self, spans: &[SpanCopy], tokens: &[(usize, usize)]) -> Result<Vec<f32>, DeviceError> {
+        let len = tokens.len();
+        let ranges = self.upload.put([len, len, len, 0, 0], |[ids, positions, slots, ..]| {
+            for (row, (span, i)) in tokens.iter().enumerate() {
+                let span = &spans[*span];
+                ids[row] = span.token_ids[*i].0;
+                positions[row] = span.dst_pos + *i as u32;
+                slots[row] = slot_of(&span.dst_blocks, span.dst_pos, *i);
+            }
+        })?;
+        let uploaded = UploadedStep { num_rows: len, ranges, ..UploadedStep::default() };
+        let [list] = self.extra.put([len], |[list]| list.iter_mut().zip(0..).for_each(|(to, row)| *to = row))?;
+        let Self { decoder, upload, extra, pool, device, .. } = self;
+        let rows = uploaded.on(upload);
+        decoder.layer0_kv(&rows)?;
+        let mut measured: CudaSlice<f32> = device.zeros(len * MEASURES)?;
+        let shape = kernels::cuda::QkvShape { num_heads: 0, ..qkv_shape(&decoder.config) };
+        let fresh = FreshRows { buffer: &decoder.activations.qkv, shape, rows: extra.words(list), slots: rows.slots.slice(..) };
+        decoder.kernels.deviation.measure(&fresh, pool, 0, &mut measured.slice_mut(..))?;
+        device.download(&measured)
+    }
+
+    /// Arrays of all that follows rows of `batch`; `None` if nothing does.
+    pub(super) fn upload_followers(&mut self, step: &Step, batch: &InputBatch) -> Result<Option<UploadedFollowers>, DeviceError> {
+        let pieces =
+            || batch.sequences.iter().enumerate().flat_map(|(idx, sequence)| sequence.drift.iter().map(move |d| (idx, d)));
+        if pieces().next().is_none() {
+            return Ok(None);
+        }
+        let mut rows = vec![-1i32; step.num_rows()];
+        let (mut positions, mut slots, mut num_samples) = (Vec::new(), Vec::new(), 0);
+        let mut weights: Vec<f32> = Vec::new();
+        for (idx, drift) in pieces() {
+            let sequence = &batch.sequences[idx];
+            let of_sequence = &batch.positions[sequence.first_row..][..sequence.num_rows];
+            for position in &drift.samples {
+                let row = of_sequence.binary_search(position).expect("samples are rows of this step");
+                rows[step.places[sequence.first_row + row] as usize] = num_samples;
+                num_samples += 1;
+            }
+            positions.extend(&drift.targets);
+            slots.extend(drift.targets.iter().map(|position| step.slot(step.table_of[idx], *position)));
+            weights.extend(&drift.weights);
+        }
+        let tiles = drift_tiles(pieces().map(|(_, drift)| (drift.targets.len(), drift.samples.len())));
+        let lengths = [rows.len(), 5 * tiles.len(), positions.len(), slots.len(), weights.len()];
+        self.grow_extra(Upload::layout(lengths).1)?;
+        let ranges = self.extra.put(lengths, |[to_rows, to_tiles, to_positions, to_slots, to_weights]| {
+            to_rows.iter_mut().zip(&rows).for_each(|(to, row)| *to = row.cast_unsigned());
+            to_tiles.chunks_exact_mut(5).zip(&tiles).for_each(|(to, tile)| to.copy_from_slice(tile));
+            to_positions.copy_from_slice(&positions);
+            to_slots.copy_from_slice(&slots);
+            to_weights.iter_mut().zip(&weights).for_each(|(to, weight)| *to = weight.to_bits());
+        })?;
+        Ok(Some(UploadedFollowers { ranges }))
+    }
+
+    /// Room for so many words of rare arrays.
+    pub(super) fn grow_extra(&mut self, words: usize) -> Result<(), DeviceError> {
+        if self.extra.capacity() < words {
+            self.device.synchronize()?;
+            self.extra = Upload::new(&self.device, words.next_power_of_two())?;
+        }
+        Ok(())
+    }
+}
+
+/// Slot of the `i`th token of a span whose blocks begin with the one of its first position.
+fn slot_of(blocks: &[BlockId], first_position: u32, i: usize) -> u32 {
+    let offset = first_position as usize % BLOCK + i;
+    blocks[offset / BLOCK].0 * BLOCK as u32 + (offset % BLOCK) as u32
+}
+
+/// Where the arrays of followers lie.
+pub(super) struct UploadedFollowers {
+    ranges: [std::ops::Range<usize>; 5],
+}
+
+impl UploadedFollowers {
+    pub(super) fn on<'a>(&self, extra: &'a Upload, differences: &'a mut CudaSlice<f32>) -> Followers<'a> {
+        let [rows, tiles, positions, slots, weights] = self.ranges.clone();
+        Followers {
+            rows: extra.view(rows),
+            differences,
+            targets: DriftTargets {
+                tiles: extra.view(tiles),
+                positions: extra.words(positions),
+                slots: extra.words(slots),
+                weights: extra.view(weights),
+            },
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Attention that the last rows of watched sequences pay.
+
+use kernels::cuda::{AttentionReceived, CudaSlice, CudaView, DeviceError, GivingRows, Pool, Upload};
+
+use super::CudaBackend;
+use super::decoder::{Decoder, StepRows, paged_queries};
+use super::step::Step;
+use crate::InputBatch;
+
+/// Attention received from some rows of one sequence, summed over layers and heads.
+pub(super) struct Received {
+    /// By position.
+    pub(super) sums: CudaSlice<f32>,
+    scratch: CudaSlice<f32>,
+}
+
+impl Received {
+    pub(super) fn new(backend: &CudaBackend, num_positions: usize) -> Result<Self, DeviceError> {
+        let kv_heads = backend.decoder.config.num_kv_heads;
+        Ok(Self {
+            sums: backend.device.zeros(num_positions)?,
+            scratch: backend.device.zeros(AttentionReceived::scratch_len(kv_heads, num_positions))?,
+        })
+    }
+
+    /// Adds what `rows` (of the batch, by position, the last at `len - 1`) pay in a layer whose keys are in the pool and whose
+    /// logarithms attention has left.
+    pub(super) fn add(
+        &mut self,
+        layer: usize,
+        (rows, table, len): (&CudaView<'_, u32>, usize, usize),
+        decoder: &Decoder,
+        step: &StepRows<'_>,
+        pool: &Pool,
+    ) -> Result<(), DeviceError> {
+        let a = &decoder.activations;
+        let paged = paged_queries(&decoder.config, layer, &a.qkv, step, pool);
+        let giving = GivingRows { rows, num_rows: rows.len(), lse: &a.lse, table, len };
+        decoder.kernels.received.add(&paged, giving, &mut self.scratch, &mut self.sums)
+    }
+}
+
+/// One watched sequence of a step.
+pub(super) struct Watched {
+    /// Its place in the batch.
+    pub(super) sequence: usize,
+    table: usize,
+    len: usize,
+    /// Its last row, on the device.
+    row: Upload,
+    received: Received,
+    paid: Vec<f32>,
+}
+
+impl Watched {
+    /// Adds what the row pays in one layer; after the last, what it paid is known.
+    pub(super) fn add(&mut self, layer: usize, decoder: &Decoder, step: &StepRows<'_>, pool: &Pool) -> Result<(), DeviceError> {
+        self.received.add(layer, (&self.row.words(0..1), self.table, self.len), decoder, step, pool)
+    }
+
+    /// Attention to positions `0..`, averaged over heads and layers.
+    pub(super) fn paid(&self) -> &[f32] {
+        &self.paid
+    }
+}
+
+impl CudaBackend {
+    /// Empty sums for the watched sequences of `batch`.
+    pub(super) fn watch(&self, step: &Step, batch: &InputBatch) -> Result<Vec<Watched>, DeviceError> {
+        let mut all = Vec::new();
+        for (sequence, input) in batch.sequences.iter().enumerate().filter(|(_, input)| input.watch) {
+            let last = input.first_row + input.num_rows - 1;
+            let len = batch.positions[last] as usize + 1;
+            let mut row = Upload::new(&self.device, 1)?;
+            row.put([1], |[row]| row[0] = step.places[last])?;
+            let received = Received::new(self, len)?;
+            all.push(Watched { sequence, table: step.table_of[sequence] as usize, len, row, received, paid: Vec::new() });
+        }
+        Ok(all)
+    }
+
+    /// Brings the sums of all layers to the host.
+    pub(super) fn download_watched(&self, watched: &mut [Watched]) -> Result<(), DeviceError> {
+        let config = &self.decoder.config;
+        let share = 1.0 / (config.num_layers * config.num_heads) as f32;
+        for watched in watched {
+            watched.paid = self.device.download(&watched.received.sums)?.into_iter().map(|sum| sum * share).collect();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,203 @@
+//! Weights of any shape without a file: for measurements of speed, which no weight changes, and for tests of exactness.
+
+use std::path::Path;
+
+use kernels::cpu::GgmlType;
+
+use super::{Checkpoint, LayerRole, RawTensor, Role, SpecialTokens};
+use crate::config::{self, ModelConfig};
+use crate::{Architecture, LoadError};
+
+/// Random weights of a configuration, the same for the same seed.
+pub(crate) struct RandomCheckpoint {
+    pub(crate) config: ModelConfig,
+    pub(crate) seed: u64,
+    pub(crate) dtype: RandomDtype,
+}
+
+/// How the numbers are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RandomDtype {
+    F32,
+    /// As checkpoints of large models are.
+    Bf16,
+}
+
+/// Numbers spread evenly around `center`, `width` from the least to the largest.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Spread {
+    pub(crate) center: f32,
+    pub(crate) width: f32,
+}
+
+impl RandomCheckpoint {
+    /// In the shape of a Hugging Face `config.json`, or of the one in the folder `path`.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or names a model that is not computed here.
+    pub(crate) fn open(path: &Path, seed: u64) -> Result<Self, LoadError> {
+        let file = if path.is_dir() { path.join("config.json") } else { path.to_owned() };
+        let json = std::fs::read_to_string(&file).map_err(|source| LoadError::Io { path: file.clone(), source })?;
+        Ok(Self { config: config::from_hf(&file, &json)?, seed, dtype: RandomDtype::Bf16 })
+    }
+
+    /// How the tensor of `role` is filled, whose rows are `inputs` long.
+    ///
+    /// Norms lie near one. A matrix keeps the size of what it is given, a little less than one for each normed input of one, so that
+    /// every layer adds about as much to the residual stream as any other: it grows with the root of their number, and stays finite.
+    /// Attention is far from uniform at that size.
+    pub(crate) fn spread(role: Role, inputs: usize) -> Spread {
+        use LayerRole::{AttentionNorm, FeedForwardNorm, KeyNorm, QueryNorm};
+        match role {
+            Role::OutputNorm | Role::Layer(_, AttentionNorm | FeedForwardNorm | QueryNorm | KeyNorm) => {
+                Spread { center: 1.0, width: 0.2 }
+            }
+            _ => Spread { center: 0.0, width: 3.0 / (inputs as f32).sqrt() },
+        }
+    }
+
+    /// Standard deviation of a matrix whose rows are `inputs` long: that of numbers spread evenly.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn deviation(inputs: usize) -> f32 {
+        Self::spread(Role::Embedding, inputs).width / 12f32.sqrt()
+    }
+
+    /// The shape of a tensor, `None` where the architecture has none.
+    fn shape(&self, role: Role) -> Option<Vec<usize>> {
+        use LayerRole::*;
+        let c = &self.config;
+        let (q, kv) = (c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim);
+        let (is_qwen2, is_qwen3) = (c.architecture == Architecture::Qwen2, c.architecture == Architecture::Qwen3);
+        let role = match role {
+            Role::Embedding => return Some(vec![c.vocab_size, c.hidden_size]),
+            Role::Head => return (!c.tied_head).then(|| vec![c.vocab_size, c.hidden_size]),
+            Role::OutputNorm => return Some(vec![c.hidden_size]),
+            Role::Layer(_, role) => role,
+        };
+        Some(match role {
+            AttentionNorm | FeedForwardNorm => vec![c.hidden_size],
+            Query => vec![q, c.hidden_size],
+            Key | Value => vec![kv, c.hidden_size],
+            QueryBias if is_qwen2 => vec![q],
+            KeyBias | ValueBias if is_qwen2 => vec![kv],
+            QueryNorm | KeyNorm if is_qwen3 => vec![c.head_dim],
+            Output => vec![c.hidden_size, q],
+            Gate | Up => vec![c.intermediate_size, c.hidden_size],
+            Down => vec![c.hidden_size, c.intermediate_size],
+            QueryBias | KeyBias | ValueBias | QueryNorm | KeyNorm => return None,
+        })
+    }
+
+    /// Every role with a tensor, and its shape.
+    fn tensors(&self) -> impl Iterator<Item = (Role, Vec<usize>)> + '_ {
+        let layers = (0..self.config.num_layers).flat_map(|layer| LayerRole::ALL.map(|role| Role::Layer(layer, role)));
+        let roles = [Role::Embedding, Role::OutputNorm, Role::Head].into_iter().chain(layers);
+        roles.filter_map(|role| Some((role, self.shape(role)?)))
+    }
+
+    fn bytes(&self, name: &str, num_elements: usize, spread: Spread) -> Vec<u8> {
+        let mut state = name.bytes().fold(self.seed, |state, byte| splitmix(state ^ u64::from(byte)));
+        let next = |_| {
+            state = splitmix(state);
+            spread.center + spread.width * ((state >> 40) as f32 / (1u64 << 24) as f32 - 0.5)
+        };
+        let numbers = (0..num_elements).map(next);
+        match self.dtype {
+            RandomDtype::F32 => numbers.flat_map(f32::to_le_bytes).collect(),
+            // The upper half of a number: which way it is rounded does not matter here.
+            RandomDtype::Bf16 => numbers.flat_map(|number| ((number.to_bits() >> 16) as u16).to_le_bytes()).collect(),
+        }
+    }
+}
+
+impl Checkpoint for RandomCheckpoint {
+    fn config(&self) -> Result<ModelConfig, LoadError> {
+        Ok(self.config.clone())
+    }
+
+    fn special_tokens(&self) -> SpecialTokens {
+        SpecialTokens::default()
+    }
+
+    fn name(&self, role: Role) -> String {
+        format!("{role:?}")
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        self.tensors().any(|(role, _)| self.name(role) == name)
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.tensors().map(|(role, _)| self.name(role)).collect()
+    }
+
+    fn read(&self, name: &str) -> Result<RawTensor, LoadError> {
+        let missing = || LoadError::MissingTensor { name: name.to_owned() };
+        let (role, shape) = self.tensors().find(|(role, _)| self.name(*role) == name).ok_or_else(missing)?;
+        let ty = match self.dtype {
+            RandomDtype::F32 => GgmlType::F32,
+            RandomDtype::Bf16 => GgmlType::Bf16,
+        };
+        let spread = Self::spread(role, shape[shape.len() - 1]);
+        let bytes = self.bytes(name, shape.iter().product(), spread);
+        Ok(RawTensor { ty, shape, bytes })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn random_seed(&self) -> Option<u64> {
+        // Tests of exactness compare devices: to them the numbers matter.
+        (self.dtype == RandomDtype::Bf16).then_some(self.seed)
+    }
+}
+
+/// SplitMix64 (Steele, Lea, Flood 2014).
+fn splitmix(x: u64) -> u64 {
+    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokens::{BlockId, BlockSize};
+
+    use super::*;
+    use crate::backend::cpu::{CpuBackend, Weights};
+    use crate::testing::tiny_config;
+    use crate::{Backend, InputBatch, KvDtype, RopeLayout};
+
+    /// Logits behind a few tokens, in as many layers.
+    fn logits(num_layers: usize, seed: u64) -> Vec<f32> {
+        let config = ModelConfig { num_layers, tied_head: false, ..tiny_config(Architecture::Qwen2, RopeLayout::Half) };
+        let checkpoint = RandomCheckpoint { config: config.clone(), seed, dtype: RandomDtype::Bf16 };
+        let weights = Weights::read(&config, &checkpoint, &mut |_| {}).unwrap();
+        let mut backend = CpuBackend::new(config, weights, KvDtype::F16, 4, 128, 2).unwrap();
+        let row = |position| engine::Row { token: tokens::TokenId(7 * position % 97), position };
+        let sequence = engine::ScheduledSequence {
+            request_id: tokens::RequestId(0),
+            rows: (0..40).map(row).collect(),
+            block_table: vec![BlockId(2), BlockId(0)],
+            sample: true,
+            watch: Vec::new(),
+            drift: Vec::new(),
+        };
+        backend.forward(&InputBatch::new([&sequence], BlockSize::DEFAULT)).unwrap();
+        backend.logits(&[39]).unwrap().to_vec()
+    }
+
+    #[test]
+    fn activations_stay_finite_over_many_layers() {
+        for num_layers in [1, 96] {
+            let logits = logits(num_layers, 1);
+            let largest = logits.iter().fold(0f32, |largest, logit| largest.max(logit.abs()));
+            assert!(logits.iter().all(|logit| logit.is_finite()) && (0.1..30.0).contains(&largest), "{largest} of {num_layers}");
+        }
+    }
+
+    #[test]
+    fn weights_depend_on_the_seed_and_nothing_else() {
+        assert_eq!(logits(2, 1), logits(2, 1));
+        assert_ne!(logits(2, 1), logits(2, 2));
+    }
+}

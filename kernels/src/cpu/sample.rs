@@ -1,0 +1,241 @@
+//! From a row of logits to a token: adjustments, the likeliest, a draw from what truncation leaves, log probabilities.
+
+use std::cmp::Ordering;
+
+/// What is done to the logit of one token before anything is chosen; each token occurs at most once in a row.
+///
+/// `l += bias`, then `l / repetition` if it is positive and `l * repetition` if not (Keskar et al. 2019, sec. 4.1, as Hugging Face
+/// does it), then `l -= subtract`, where infinity masks the token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C)]
+pub struct Adjustment {
+    /// Which; ids outside the vocabulary are ignored.
+    pub token: u32,
+    /// 0 does nothing.
+    pub bias: f32,
+    /// 1 does nothing.
+    pub repetition: f32,
+    /// 0 does nothing.
+    pub subtract: f32,
+}
+
+impl Adjustment {
+    /// Does nothing to `token`.
+    #[must_use]
+    pub fn none(token: u32) -> Self {
+        Self { token, bias: 0.0, repetition: 1.0, subtract: 0.0 }
+    }
+
+    /// Changes its token's logit.
+    pub fn apply(&self, logits: &mut [f32]) {
+        let Some(logit) = logits.get_mut(self.token as usize) else { return };
+        *logit += self.bias;
+        *logit = if *logit > 0.0 { *logit / self.repetition } else { *logit * self.repetition };
+        *logit -= self.subtract;
+    }
+}
+
+/// Which tokens a draw may return, and how likely each is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Distribution {
+    /// Logits are divided by it; 0 or less means that nothing is drawn: the likeliest token is taken.
+    pub temperature: f32,
+    /// Keep this many likeliest tokens; 0 keeps all.
+    pub top_k: u32,
+    /// Then keep the smallest set of likeliest tokens that has this share of what top-k left; 1 keeps all.
+    pub top_p: f32,
+    /// Drop tokens less likely than this share of the likeliest; 0 drops none.
+    pub min_p: f32,
+}
+
+impl Distribution {
+    /// Whether the likeliest token is taken.
+    #[must_use]
+    pub fn is_greedy(&self) -> bool {
+        self.temperature <= 0.0
+    }
+
+    /// Whether some tokens may be dropped.
+    #[must_use]
+    pub fn is_truncated(&self) -> bool {
+        self.top_k != 0 || self.top_p < 1.0 || self.min_p > 0.0
+    }
+}
+
+/// Natural log probability of a token, and its rank, of which 1 is the likeliest.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RankedLogProb {
+    /// Which.
+    pub token: u32,
+    /// At most 0.
+    pub logprob: f32,
+    /// 1 + the number of tokens with larger logits; in a list of likeliest tokens, the place in it.
+    pub rank: u32,
+}
+
+/// The largest logit minus the second largest.
+#[must_use]
+pub fn margin(logits: &[f32]) -> f32 {
+    let (first, second) = logits.iter().fold((f32::NEG_INFINITY, f32::NEG_INFINITY), |(first, second), x| {
+        if *x > first { (*x, first) } else { (first, second.max(*x)) }
+    });
+    first - second
+}
+
+/// The likeliest token, the smallest id among equals.
+#[must_use]
+pub fn argmax(logits: &[f32]) -> u32 {
+    let best = logits.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (i, x)| if *x > best.1 { (i, *x) } else { best });
+    best.0 as u32
+}
+
+/// Candidates that top-k, top-p and min-p look at before all others: a truncated distribution rarely needs more.
+const FIRST_CANDIDATES: usize = 1024;
+
+/// Draws a token with `u` in 0..1: the first at which the sum of weights exceeds `u` of the whole, in the order of tokens, or from
+/// the likeliest on where tokens are dropped.
+#[must_use]
+pub fn draw(logits: &[f32], distribution: &Distribution, u: f64) -> u32 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let weight = |logit: f32| f64::from((logit - max) / distribution.temperature).exp();
+    let total: f64 = logits.iter().map(|logit| weight(*logit)).sum();
+    if !distribution.is_truncated() {
+        return pick(logits.iter().enumerate().map(|(i, logit)| (i as u32, weight(*logit))), u * total);
+    }
+    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+    let mut limit = FIRST_CANDIDATES.max(distribution.top_k as usize);
+    loop {
+        if limit < ids.len() {
+            ids.select_nth_unstable_by(limit, |a, b| by_logit(logits, *a, *b));
+        }
+        let candidates = &mut ids[..limit.min(logits.len())];
+        candidates.sort_unstable_by(|a, b| by_logit(logits, *a, *b));
+        let kept = truncate(candidates.iter().map(|id| weight(logits[*id as usize])), total, distribution);
+        if kept < candidates.len() || candidates.len() == logits.len() {
+            let kept = &candidates[..kept];
+            let sum: f64 = kept.iter().map(|id| weight(logits[*id as usize])).sum();
+            return pick(kept.iter().map(|id| (*id, weight(logits[*id as usize]))), u * sum);
+        }
+        limit = logits.len();
+    }
+}
+
+/// How many of the descending `weights` stay; at least one.
+fn truncate(weights: impl Iterator<Item = f64>, total: f64, distribution: &Distribution) -> usize {
+    let top_k = if distribution.top_k == 0 { usize::MAX } else { distribution.top_k as usize };
+    // Top-p is a share of what top-k left, as in vLLM; the likeliest weight is 1 by construction.
+    let weights: Vec<f64> = weights.take(top_k).collect();
+    let total = if top_k == usize::MAX { total } else { weights.iter().sum() };
+    let mut sum = 0.0;
+    let mut kept = 0;
+    for weight in weights {
+        if kept > 0 && (sum >= f64::from(distribution.top_p) * total || weight < f64::from(distribution.min_p)) {
+            break;
+        }
+        sum += weight;
+        kept += 1;
+    }
+    kept
+}
+
+/// The first token at which the running sum of weights exceeds `target`.
+fn pick(weights: impl Iterator<Item = (u32, f64)>, target: f64) -> u32 {
+    let mut sum = 0.0;
+    let mut last = 0;
+    for (id, weight) in weights.filter(|(_, weight)| *weight > 0.0) {
+        sum += weight;
+        last = id;
+        if sum > target {
+            break;
+        }
+    }
+    last
+}
+
+/// Log probability of `chosen`, and of the `top` likeliest tokens in descending order.
+#[must_use]
+pub fn log_probs(logits: &[f32], chosen: u32, top: u32) -> (RankedLogProb, Vec<RankedLogProb>) {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let log_total = logits.iter().map(|logit| f64::from(logit - max).exp()).sum::<f64>().ln();
+    let logprob = |id: u32| (f64::from(logits[id as usize] - max) - log_total) as f32;
+    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+    let top = (top as usize).min(ids.len());
+    if top > 0 && top < ids.len() {
+        ids.select_nth_unstable_by(top - 1, |a, b| by_logit(logits, *a, *b));
+    }
+    ids.truncate(top);
+    ids.sort_unstable_by(|a, b| by_logit(logits, *a, *b));
+    let rank = 1 + logits.iter().filter(|logit| **logit > logits[chosen as usize]).count() as u32;
+    let top = (1..).zip(ids).map(|(rank, token)| RankedLogProb { token, logprob: logprob(token), rank }).collect();
+    (RankedLogProb { token: chosen, logprob: logprob(chosen), rank }, top)
+}
+
+/// Descending, the smallest id first among equals.
+fn by_logit(logits: &[f32], a: u32, b: u32) -> Ordering {
+    logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: Distribution = Distribution { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
+
+    /// Tokens drawn with 2,000 evenly spaced numbers from the distribution `e^logits`.
+    fn histogram(logits: &[f32], distribution: Distribution) -> Vec<usize> {
+        let mut counts = vec![0; logits.len()];
+        for i in 0..2000 {
+            counts[draw(logits, &distribution, f64::from(i) / 2000.0) as usize] += 1;
+        }
+        counts
+    }
+
+    #[test]
+    fn draws_follow_the_distribution() {
+        let counts = histogram(&[0.5f32.ln(), 0.3f32.ln(), 0.2f32.ln()], ALL);
+        for (count, expected) in counts.iter().zip([1000usize, 600, 400]) {
+            assert!(count.abs_diff(expected) <= 1, "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn top_k_keeps_the_likeliest() {
+        let counts = histogram(&[0.0, 3.0, 1.0, 2.0], Distribution { top_k: 2, ..ALL });
+        assert!(counts[0] == 0 && counts[2] == 0 && counts[1] > 0 && counts[3] > 0, "{counts:?}");
+    }
+
+    #[test]
+    fn top_p_keeps_the_smallest_set_that_reaches_it() {
+        let counts = histogram(&[0.5f32.ln(), 0.3f32.ln(), 0.2f32.ln()], Distribution { top_p: 0.6, ..ALL });
+        assert!(counts[0] > 0 && counts[1] > 0 && counts[2] == 0, "{counts:?}");
+    }
+
+    #[test]
+    fn min_p_drops_what_is_unlikely_beside_the_likeliest() {
+        let counts = histogram(&[0.0, -1.0, -3.0], Distribution { min_p: 0.2, ..ALL });
+        assert!(counts[0] > 0 && counts[1] > 0 && counts[2] == 0, "{counts:?}");
+    }
+
+    #[test]
+    fn a_flat_distribution_wider_than_the_first_candidates_is_kept_whole() {
+        let counts = histogram(&vec![0.0; 3 * FIRST_CANDIDATES], Distribution { top_p: 0.99, ..ALL });
+        assert!(counts.iter().skip(2 * FIRST_CANDIDATES).any(|count| *count > 0));
+    }
+
+    #[test]
+    fn an_adjustment_adds_then_penalises_then_subtracts() {
+        let mut logits = [1.0, -2.0, 3.0];
+        for token in [0, 1, 7] {
+            Adjustment { token, bias: 1.0, repetition: 2.0, subtract: 0.5 }.apply(&mut logits);
+        }
+        Adjustment { subtract: f32::INFINITY, ..Adjustment::none(2) }.apply(&mut logits);
+        assert_eq!(logits, [0.5, -2.5, f32::NEG_INFINITY]);
+    }
+
+    #[test]
+    fn log_probs_are_normalised_and_ranked() {
+        let (chosen, top) = log_probs(&[0.2f32.ln(), 0.5f32.ln(), 0.3f32.ln()], 0, 2);
+        assert!((chosen.logprob - 0.2f32.ln()).abs() < 1e-6 && chosen.rank == 3);
+        assert_eq!(top.iter().map(|p| (p.token, p.rank)).collect::<Vec<_>>(), [(1, 1), (2, 2)]);
+    }
+}

@@ -1,0 +1,400 @@
+//! Attention of prefill on Hopper, for arbitrary query positions.
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use cudarc::driver::sys::{
+    CUtensorMap, CUtensorMapDataType_enum::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+    CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE, CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE,
+    CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B,
+    cuTensorMapEncodeTiled,
+};
+use cudarc::driver::{CudaFunction, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, PushKernelArg};
+use half::bf16;
+
+use super::attention::TileList;
+use super::device::{Device, DeviceError, launch};
+use super::paged::{BLOCK, PagedQueries, Sizes};
+use super::splits::{Combine, Partials, TileSlots};
+
+/// Query rows (token times head of its group) of a tile, keys met at once, buffers for keys and values, threads: as in
+/// `attention_hopper.cu`.
+const TILE_ROWS: usize = 128;
+const TILE_KEYS: usize = 160;
+const STAGES: usize = 2;
+const THREADS: usize = 384;
+/// Heads of a group: a tile has two tokens at least.
+const MAX_GROUP: usize = 64;
+/// Numbers of 128 bytes, the longest row the copy engine swizzles.
+const COLUMNS: usize = 64;
+
+/// [`super::Attention`] through the copy engine and the warpgroup products of compute capability 9.0.
+pub struct AttentionHopper {
+    device: Arc<Device>,
+    num_multiprocessors: usize,
+    attention_64: CudaFunction,
+    attention_128: CudaFunction,
+    combine: Combine,
+}
+
+/// Where a launch writes.
+enum Output<'a> {
+    Rows(&'a mut CudaSlice<bf16>, Option<&'a mut CudaSlice<f32>>),
+    Parts(&'a mut Partials),
+}
+
+impl AttentionHopper {
+    /// Loads the functions.
+    ///
+    /// # Errors
+    /// If the device cannot run them.
+    ///
+    /// # Panics
+    /// If [`Self::runs_on`] denies the device.
+    pub fn new(device: &Arc<Device>) -> Result<Self, DeviceError> {
+        assert!(Self::runs_on(device)?, "only compute capability 9.0 has these instructions");
+        let function = |name, head_dim| device.function("attention_hopper", name, shared_bytes(head_dim));
+        Ok(Self {
+            device: Arc::clone(device),
+            num_multiprocessors: device.num_multiprocessors()?,
+            attention_64: function("attention_hopper_64", 64)?,
+            attention_128: function("attention_hopper_128", 128)?,
+            combine: Combine::new(device)?,
+        })
+    }
+
+    /// Whether the device has the instructions: later chips do not.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn runs_on(device: &Device) -> Result<bool, DeviceError> {
+        Ok(device.capability()? == 90)
+    }
+
+    /// Tokens of a tile when `group` query heads share a head of keys.
+    ///
+    /// # Panics
+    /// If there are more than 64.
+    #[must_use]
+    pub fn tile_tokens(group: usize) -> usize {
+        assert!((1..=MAX_GROUP).contains(&group), "a group of up to {MAX_GROUP} heads");
+        TILE_ROWS / group
+    }
+
+    /// Into how many parts to divide the keys of `num_tiles` tiles over up to `max_context` positions, so that a launch fills the GPU.
+    #[must_use]
+    pub fn num_splits(&self, num_tiles: usize, num_kv_heads: usize, max_context: usize) -> usize {
+        num_splits(self.num_multiprocessors, num_tiles * num_kv_heads, max_context)
+    }
+
+    /// Room for the parts of any launch divided into [`Self::num_splits`].
+    ///
+    /// # Errors
+    /// If memory does not suffice.
+    pub fn partials(&self, head_dim: usize) -> Result<Partials, DeviceError> {
+        Partials::new(&self.device, self.num_multiprocessors * TILE_ROWS, head_dim)
+    }
+
+    /// `out[row] = softmax(scale * q Kᵀ) V` for the rows of all tiles; key `j` is seen by a row at position `j` or later.
+    ///
+    /// `out` is `[rows][num_heads * head_dim]`, `lse` (natural logarithm of the sum of exponentials) `[rows][num_heads]`; rows outside
+    /// the tiles are left alone. Whatever a block holds beyond the last position of a tile does not matter. The bits of a row do not
+    /// depend on the rows beside it.
+    ///
+    /// # Errors
+    /// If the launch fails.
+    pub fn run(
+        &self,
+        paged: &PagedQueries<'_>,
+        list: &TileList<'_>,
+        out: &mut CudaSlice<bf16>,
+        lse: Option<&mut CudaSlice<f32>>,
+    ) -> Result<(), DeviceError> {
+        check(paged, list, out, lse.as_deref());
+        self.launch(paged, list, 1, Output::Rows(out, lse))
+    }
+
+    /// As [`Self::run`], with the keys of each tile divided into `num_splits` parts: for few tiles over many keys. `partials` has room
+    /// for tiles × tokens of a tile × query heads × splits.
+    ///
+    /// # Errors
+    /// If a launch fails.
+    pub fn run_split(
+        &self,
+        paged: &PagedQueries<'_>,
+        list: &TileList<'_>,
+        (num_splits, partials): (usize, &mut Partials),
+        out: &mut CudaSlice<bf16>,
+        lse: Option<&mut CudaSlice<f32>>,
+    ) -> Result<(), DeviceError> {
+        if num_splits == 1 {
+            return self.run(paged, list, out, lse);
+        }
+        check(paged, list, out, lse.as_deref());
+        let tile_tokens = Self::tile_tokens(paged.group());
+        let slots = list.num_tiles * tile_tokens;
+        partials.check(slots * paged.num_heads * num_splits, paged.head_dim);
+        self.launch(paged, list, num_splits, Output::Parts(partials))?;
+        let tiles = TileSlots { tiles: list.tiles.slice(..), tile_tokens };
+        self.combine.run(partials, (slots, num_splits), Some(&tiles), (paged.num_heads, paged.head_dim), out, lse)
+    }
+
+    fn launch(
+        &self,
+        paged: &PagedQueries<'_>,
+        list: &TileList<'_>,
+        num_splits: usize,
+        output: Output<'_>,
+    ) -> Result<(), DeviceError> {
+        let (stream, group) = (self.device.stream(), paged.group());
+        // Queries: the heads of a group, some tokens at once. Pool: one head of a block. Rows of 64 columns, both.
+        let queries = TensorMap::new(
+            address(paged.queries, stream),
+            [paged.head_dim, paged.num_heads, list.num_rows],
+            [paged.head_dim, paged.row_stride],
+            [COLUMNS, group, Self::tile_tokens(group)],
+        )?;
+        let pool = |pool: &CudaSlice<bf16>| {
+            let num_slots = pool.len() / paged.head_dim;
+            assert!(num_slots <= i32::MAX as usize, "the copy engine counts rows in 31 bits");
+            TensorMap::new(address(pool, stream), [paged.head_dim, num_slots], [paged.head_dim], [COLUMNS, BLOCK])
+        };
+        let (keys, values) = (pool(paged.keys)?, pool(paged.values)?);
+        let arguments = Arguments::new(paged, list, num_splits, output, stream);
+        let function = if paged.head_dim == 64 { &self.attention_64 } else { &self.attention_128 };
+        let num_items = list.num_tiles * paged.num_kv_heads * num_splits;
+        let grid = (num_items.min(self.num_multiprocessors), 1, 1);
+        let mut call = stream.launch_builder(function);
+        call.arg(&queries).arg(&keys).arg(&values).arg(&arguments);
+        // SAFETY: layer, rows and outputs lie in their buffers, as asserted; that tiles name rows below `num_rows` and tables whose
+        // blocks lie in the pool is the caller's promise, kept where tables are made.
+        unsafe { call.launch(launch(grid, THREADS, shared_bytes(paged.head_dim))) }?;
+        Ok(())
+    }
+}
+
+/// Most splits of a tile. Measured with 16 rows at 32k: more are slower to combine than they save.
+const MAX_SPLITS: usize = 32;
+/// Tiles of keys that pay for a split. Measured with 16 rows at 8k.
+const MIN_KEY_TILES: usize = 2;
+
+/// Only what leaves multiprocessors idle is divided: measured, the combination costs more than an uneven last round.
+fn num_splits(num_multiprocessors: usize, num_items: usize, max_context: usize) -> usize {
+    let most = max_context.div_ceil(MIN_KEY_TILES * TILE_KEYS).clamp(1, MAX_SPLITS);
+    (num_multiprocessors / num_items.max(1)).clamp(1, most)
+}
+
+fn check(paged: &PagedQueries<'_>, list: &TileList<'_>, out: &CudaSlice<bf16>, lse: Option<&CudaSlice<f32>>) {
+    paged.check(list.num_rows);
+    assert!(list.num_tiles > 0 && list.num_tiles <= list.tiles.len(), "tiles lie in their buffer");
+    assert!(list.num_rows * paged.num_heads * paged.head_dim <= out.len(), "rows lie in the output");
+    assert!(lse.is_none_or(|lse| list.num_rows * paged.num_heads <= lse.len()), "rows lie in the output");
+}
+
+/// As in `attention_hopper.cu`; addresses may be 0 where there is nothing to write.
+#[repr(C)]
+struct Arguments {
+    positions: u64,
+    tiles: u64,
+    block_tables: u64,
+    out: u64,
+    lse: u64,
+    partial_sums: u64,
+    partial_stats: u64,
+    sizes: Sizes,
+    num_tiles: i32,
+    num_splits: i32,
+}
+
+// SAFETY: the struct of the same name in the source.
+unsafe impl DeviceRepr for Arguments {}
+
+impl Arguments {
+    fn new(
+        paged: &PagedQueries<'_>,
+        list: &TileList<'_>,
+        num_splits: usize,
+        output: Output<'_>,
+        stream: &Arc<CudaStream>,
+    ) -> Self {
+        let [out, lse, partial_sums, partial_stats] = match output {
+            Output::Rows(out, lse) => [out.device_ptr_mut(stream).0, lse.map_or(0, |lse| lse.device_ptr_mut(stream).0), 0, 0],
+            Output::Parts(parts) => [0, 0, parts.sums.device_ptr_mut(stream).0, parts.stats.device_ptr_mut(stream).0],
+        };
+        Self {
+            positions: address(&paged.positions, stream),
+            tiles: address(&list.tiles, stream),
+            block_tables: address(&paged.block_tables, stream),
+            out,
+            lse,
+            partial_sums,
+            partial_stats,
+            sizes: paged.sizes(),
+            num_tiles: list.num_tiles as i32,
+            num_splits: num_splits as i32,
+        }
+    }
+}
+
+/// How the copy engine reads a tensor of bf16.
+#[repr(transparent)]
+struct TensorMap(CUtensorMap);
+
+// SAFETY: 128 bytes that mean something to the device only.
+unsafe impl DeviceRepr for TensorMap {}
+
+impl TensorMap {
+    /// Tensor of `lens`, innermost first, at `address`, `strides` numbers from one to the next beyond the innermost; a copy takes
+    /// `copied` of each and swizzles rows of 128 bytes.
+    fn new<const RANK: usize, const OUTER: usize>(
+        address: u64,
+        lens: [usize; RANK],
+        strides: [usize; OUTER],
+        copied: [usize; RANK],
+    ) -> Result<Self, DeviceError> {
+        const { assert!(OUTER + 1 == RANK, "one stride less than dimensions") };
+        let mut map = Self(CUtensorMap { opaque: [0; 16] });
+        let (lens, bytes) = (lens.map(|len| len as u64), strides.map(|stride| (stride * size_of::<bf16>()) as u64));
+        let (copied, steps) = (copied.map(|len| len as u32), [1u32; RANK]);
+        // SAFETY: all pointers are valid for `RANK` numbers, the map for a write; the address is not read here.
+        unsafe {
+            cuTensorMapEncodeTiled(
+                &raw mut map.0,
+                CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                RANK as u32,
+                address as *mut c_void,
+                lens.as_ptr(),
+                bytes.as_ptr(),
+                copied.as_ptr(),
+                steps.as_ptr(),
+                CU_TENSOR_MAP_INTERLEAVE_NONE,
+                CU_TENSOR_MAP_SWIZZLE_128B,
+                CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        }
+        .result()?;
+        Ok(map)
+    }
+}
+
+fn address<T>(slice: &impl DevicePtr<T>, stream: &Arc<CudaStream>) -> u64 {
+    slice.device_ptr(stream).0
+}
+
+/// A tile of queries, the buffers of keys and values, their barriers, and room to begin at a multiple of 1024.
+const fn shared_bytes(head_dim: usize) -> usize {
+    (TILE_ROWS + 2 * STAGES * TILE_KEYS) * head_dim * size_of::<bf16>() + (2 + 4 * STAGES) * size_of::<u64>() + 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::testing::{PagedWorld, device};
+    use crate::cuda::tiles;
+
+    /// Compares rows and their lse with the CPU's, whole and in parts.
+    #[track_caller]
+    fn check(head_dim: usize, (num_heads, num_kv_heads): (usize, usize), sequences: &[Vec<u32>]) {
+        let world = PagedWorld { head_dim, num_heads, num_kv_heads, sequences: sequences.to_vec() };
+        let device = device();
+        let (attention, on_device) = (AttentionHopper::new(&device).unwrap(), world.upload(&device));
+        let tile_tokens = AttentionHopper::tile_tokens(num_heads / num_kv_heads);
+        let list = tiles(&world.sequence_rows(), tile_tokens);
+        let on_device_list = device.upload(&list).unwrap();
+        let list = TileList { tiles: on_device_list.as_view(), num_tiles: list.len(), num_rows: world.num_rows() };
+        let (expected, expected_lse) = world.expected();
+        for num_splits in [1, 3, 8] {
+            let case = format!("{num_heads}/{num_kv_heads} heads of {head_dim}, {num_splits} splits");
+            let parts = list.num_tiles * tile_tokens * num_heads * num_splits;
+            let mut partials = Partials::new(&device, parts, head_dim).unwrap();
+            let mut run = |lse: Option<&mut CudaSlice<f32>>| {
+                let mut out = device.upload(&vec![bf16::NAN; expected.len()]).unwrap();
+                attention.run_split(&on_device.paged(&world), &list, (num_splits, &mut partials), &mut out, lse).unwrap();
+                device.download(&out).unwrap()
+            };
+            let mut lse = device.upload(&vec![f32::NAN; expected_lse.len()]).unwrap();
+            let out = run(Some(&mut lse));
+            world.assert_rows(&out, &expected, &case);
+            world.assert_lse(&device.download(&lse).unwrap(), &expected_lse, &case);
+            let bits = |out: &[bf16]| out.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert!(bits(&out) == bits(&run(None)), "{case}: the same bits every time");
+        }
+    }
+
+    fn whole(len: u32) -> Vec<u32> {
+        (0..len).collect()
+    }
+
+    #[test]
+    fn only_what_leaves_multiprocessors_idle_is_divided() {
+        assert_eq!(num_splits(132, 4, 32768), 32);
+        assert_eq!(num_splits(132, 4, 8192), 26);
+        assert_eq!(num_splits(132, 4, 100), 1);
+        assert_eq!(num_splits(132, 60, 8192), 2);
+        assert_eq!(num_splits(132, 184, 8192), 1);
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn cuda_hopper_a_whole_prompt_is_the_cpus() {
+        for len in [1, 31, 100, 160, 257] {
+            check(128, (7, 1), &[whole(len)]);
+            check(64, (9, 3), &[whole(len)]);
+        }
+        check(128, (28, 4), &[whole(1000)]);
+        check(64, (14, 2), &[whole(1000)]);
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn cuda_hopper_a_chunk_goes_on_at_an_offset() {
+        check(128, (14, 2), &[(333..600).collect()]);
+        check(64, (6, 2), &[(127..260).collect()]);
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn cuda_hopper_scattered_rows_see_their_past_only() {
+        let rows = vec![0, 5, 31, 32, 33, 63, 64, 90, 159, 160, 200, 201, 319, 700];
+        for heads in [(14, 2), (2, 2), (4, 2), (3, 1), (64, 1), (20, 1)] {
+            check(64, heads, std::slice::from_ref(&rows));
+            check(128, heads, std::slice::from_ref(&rows));
+        }
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn cuda_hopper_sequences_of_one_launch_are_apart() {
+        let sequences = [whole(130), vec![700], (64..90).collect(), vec![3, 128, 129, 500], whole(1)];
+        check(128, (28, 4), &sequences);
+        check(64, (4, 4), &sequences);
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn cuda_hopper_more_items_than_multiprocessors() {
+        let sequences: Vec<Vec<u32>> = (0..60).map(|i| (i..2 * i + 1).collect()).collect();
+        check(128, (12, 6), &sequences);
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn cuda_hopper_bits_of_a_row_do_not_depend_on_the_rows_beside_it() {
+        let device = device();
+        let attention = AttentionHopper::new(&device).unwrap();
+        let world = PagedWorld { head_dim: 128, num_heads: 14, num_kv_heads: 2, sequences: vec![(100..500).collect()] };
+        let on_device = world.upload(&device);
+        let width = world.num_heads * world.head_dim;
+        let mut rows = Vec::new();
+        // Whole tiles, and tiles of one token each.
+        for tile_tokens in [AttentionHopper::tile_tokens(7), 1] {
+            let list = device.upload(&tiles(&world.sequence_rows(), tile_tokens)).unwrap();
+            let list = TileList { tiles: list.as_view(), num_tiles: list.len(), num_rows: world.num_rows() };
+            let mut out = device.upload(&vec![bf16::NAN; world.num_rows() * width]).unwrap();
+            attention.run(&on_device.paged(&world), &list, &mut out, None).unwrap();
+            rows.push(device.download(&out).unwrap());
+        }
+        assert!(rows[0] == rows[1] && rows[0].iter().all(|x| x.is_finite()), "batch variant");
+    }
+}

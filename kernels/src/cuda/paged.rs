@@ -1,0 +1,92 @@
+//! What attention kernels read: query rows of a batch, block tables, and one layer of the KV pool.
+
+use cudarc::driver::{CudaSlice, CudaView, DeviceRepr};
+use half::bf16;
+
+/// Positions in a block of the pool; `BLOCK` of `common.cuh`.
+pub(super) const BLOCK: usize = 32;
+
+/// Query rows, and the keys and values they may look at.
+pub struct PagedQueries<'a> {
+    /// Rows of `row_stride` numbers, each beginning with `num_heads * head_dim` of rotated queries.
+    pub queries: &'a CudaSlice<bf16>,
+    /// Numbers from one row to the next; a multiple of 8.
+    pub row_stride: usize,
+    /// Position of each row.
+    pub positions: CudaView<'a, u32>,
+    /// Query heads; a multiple of `num_kv_heads`.
+    pub num_heads: usize,
+    /// Factor of the scores, positive; `1 / sqrt(head_dim)` as a rule.
+    pub scale: f32,
+    /// `[tables][max_blocks]`: block of positions `32 i ..`.
+    pub block_tables: CudaView<'a, u32>,
+    /// Blocks a table has room for.
+    pub max_blocks: usize,
+    /// Rotated keys of the pool, `[num_layers][num_blocks][num_kv_heads][32][head_dim]`.
+    pub keys: &'a CudaSlice<bf16>,
+    /// Values of the pool, as the keys.
+    pub values: &'a CudaSlice<bf16>,
+    /// Layer of the pool.
+    pub layer: usize,
+    /// Blocks of a layer.
+    pub num_blocks: usize,
+    /// Heads of keys and values.
+    pub num_kv_heads: usize,
+    /// Numbers in one head: 64 or 128.
+    pub head_dim: usize,
+}
+
+/// Numbers that kernels take with the buffers, `Sizes` of `paged.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Sizes {
+    q_stride: i32,
+    max_blocks: i32,
+    layer: i32,
+    num_blocks: i32,
+    num_heads: i32,
+    num_kv_heads: i32,
+    scale: f32,
+}
+
+// SAFETY: seven numbers of four bytes in C's order, no padding.
+unsafe impl DeviceRepr for Sizes {}
+
+impl PagedQueries<'_> {
+    /// Query heads that share a head of keys.
+    ///
+    /// # Panics
+    /// If the heads do not divide evenly.
+    #[must_use]
+    pub fn group(&self) -> usize {
+        let group = self.num_heads / self.num_kv_heads;
+        assert!(group > 0 && group * self.num_kv_heads == self.num_heads, "query heads share key heads evenly");
+        group
+    }
+
+    pub(super) fn sizes(&self) -> Sizes {
+        Sizes {
+            q_stride: self.row_stride as i32,
+            max_blocks: self.max_blocks as i32,
+            layer: self.layer as i32,
+            num_blocks: self.num_blocks as i32,
+            num_heads: self.num_heads as i32,
+            num_kv_heads: self.num_kv_heads as i32,
+            scale: self.scale,
+        }
+    }
+
+    /// Asserts that the layer lies in the pool, and `num_rows` rows in the batch.
+    pub(super) fn check(&self, num_rows: usize) {
+        assert!(self.group() <= 64, "a group of up to 64 heads");
+        assert!(matches!(self.head_dim, 64 | 128), "heads of 64 or 128 numbers");
+        let pool = (self.layer + 1) * self.num_blocks * self.num_kv_heads * BLOCK * self.head_dim;
+        assert!(pool <= self.keys.len() && pool <= self.values.len(), "the layer lies in the pool");
+        assert!(
+            self.row_stride >= self.num_heads * self.head_dim && self.row_stride.is_multiple_of(8),
+            "rows hold their queries"
+        );
+        assert!(num_rows * self.row_stride <= self.queries.len() && num_rows <= self.positions.len(), "rows lie in the batch");
+        assert!(self.scale > 0.0 && self.scale.is_finite(), "a larger product is a larger weight");
+    }
+}

@@ -1,0 +1,96 @@
+//! The paged KV pool in the device's memory.
+
+use std::sync::Arc;
+
+use cudarc::driver::CudaSlice;
+use half::bf16;
+
+use super::device::{Device, DeviceError};
+
+/// Slots of a block.
+pub(super) const BLOCK: usize = 32;
+
+/// Sizes of a [`Pool`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolShape {
+    /// Layers of the model.
+    pub num_layers: usize,
+    /// Blocks in each layer.
+    pub num_blocks: usize,
+    /// Heads of keys and values.
+    pub num_kv_heads: usize,
+    /// Numbers in one head: 64 or 128.
+    pub head_dim: usize,
+}
+
+impl PoolShape {
+    /// Numbers of one token's keys (or values) in one layer.
+    #[must_use]
+    pub fn width(self) -> usize {
+        self.num_kv_heads * self.head_dim
+    }
+
+    /// Slots in each layer.
+    #[must_use]
+    pub fn num_slots(self) -> usize {
+        self.num_blocks * BLOCK
+    }
+
+    /// Numbers of all keys (or values).
+    #[must_use]
+    pub fn num_elements(self) -> usize {
+        self.num_layers * self.num_slots() * self.width()
+    }
+}
+
+/// Keys, rotated to their positions, and values, each `[num_layers][num_blocks][num_kv_heads][32][head_dim]`.
+///
+/// Zeros at first, and only ever finite numbers after that: a mask may multiply what it hides by 0.
+pub struct Pool {
+    keys: CudaSlice<bf16>,
+    values: CudaSlice<bf16>,
+    shape: PoolShape,
+}
+
+impl Pool {
+    /// An empty pool.
+    ///
+    /// # Errors
+    /// If memory does not suffice.
+    ///
+    /// # Panics
+    /// If heads are neither of 64 nor of 128 numbers.
+    pub fn new(device: &Arc<Device>, shape: PoolShape) -> Result<Self, DeviceError> {
+        assert!(matches!(shape.head_dim, 64 | 128), "kernels are compiled for heads of 64 and 128");
+        assert!(u32::try_from(shape.num_slots()).is_ok_and(|slots| slots < NO_ROW), "a slot is 32 bits, and none of them NO_ROW");
+        let (keys, values) = (device.zeros(shape.num_elements())?, device.zeros(shape.num_elements())?);
+        Ok(Self { keys, values, shape })
+    }
+
+    /// Its sizes.
+    #[must_use]
+    pub fn shape(&self) -> PoolShape {
+        self.shape
+    }
+
+    /// All keys.
+    #[must_use]
+    pub fn keys(&self) -> &CudaSlice<bf16> {
+        &self.keys
+    }
+
+    /// All values.
+    #[must_use]
+    pub fn values(&self) -> &CudaSlice<bf16> {
+        &self.values
+    }
+
+    /// All keys and all values, to be written.
+    #[must_use]
+    pub fn parts_mut(&mut self) -> (&mut CudaSlice<bf16>, &mut CudaSlice<bf16>) {
+        (&mut self.keys, &mut self.values)
+    }
+}
+
+/// The slot of a row that only fills up a CUDA graph, or the index of no row.
+pub const NO_ROW: u32 = u32::MAX;

@@ -1,0 +1,154 @@
+//! How much attention each position of a sequence receives from some of its rows.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaFunction, CudaSlice, CudaView, PushKernelArg};
+
+use super::device::{Device, DeviceError, launch};
+use super::paged::PagedQueries;
+
+/// `WARPS` of `received.cu`.
+const THREADS: usize = 128;
+/// Keys of a block of threads.
+const TILE_KEYS: usize = 128;
+/// Query rows (row times head of its group) that pass by at a time, `TILE_ROWS` of `received.cu`.
+const TILE_ROWS: usize = 64;
+/// Most shares of the rows. Chosen: with 16, a short sequence still fills the GPU, and sums stay small beside the keys.
+const MAX_SHARES: usize = 16;
+/// Tiles of rows that pay for reading the keys into registers. Chosen.
+const SHARE_TILES: usize = 8;
+
+/// [`crate::cpu::add_attention_received`].
+pub struct AttentionReceived {
+    device: Arc<Device>,
+    receive_64: CudaFunction,
+    receive_128: CudaFunction,
+    add_partials: CudaFunction,
+    num_multiprocessors: usize,
+}
+
+/// Rows of one sequence whose weights are added up.
+#[derive(Clone, Copy)]
+pub struct GivingRows<'a> {
+    /// Rows of the batch, by position.
+    pub rows: &'a CudaView<'a, u32>,
+    /// How many of them.
+    pub num_rows: usize,
+    /// `[rows of the batch][num_heads]`, as attention gives it.
+    pub lse: &'a CudaSlice<f32>,
+    /// The sequence's row of the block tables.
+    pub table: usize,
+    /// Position of the last row, plus one.
+    pub len: usize,
+}
+
+impl AttentionReceived {
+    /// Loads the functions.
+    ///
+    /// # Errors
+    /// If the device cannot run them.
+    pub fn new(device: &Arc<Device>) -> Result<Self, DeviceError> {
+        let function = |name, head_dim| device.function("received", name, shared_bytes(head_dim));
+        Ok(Self {
+            device: Arc::clone(device),
+            receive_64: function("receive_64", 64)?,
+            receive_128: function("receive_128", 128)?,
+            add_partials: function("add_partials", 0)?,
+            num_multiprocessors: device.num_multiprocessors()?,
+        })
+    }
+
+    /// Numbers of scratch for sequences of up to `len` positions.
+    #[must_use]
+    pub fn scratch_len(num_kv_heads: usize, len: usize) -> usize {
+        MAX_SHARES * num_kv_heads * len
+    }
+
+    /// `received[p] += Σ over rows and heads of exp(scale * q k_p - lse[row, head])` for positions `p < len` that a row sees.
+    ///
+    /// `scratch` has room for [`Self::scratch_len`] numbers. The sums are added in one order always.
+    ///
+    /// # Errors
+    /// If a launch fails.
+    pub fn add(
+        &self,
+        paged: &PagedQueries<'_>,
+        giving: GivingRows<'_>,
+        scratch: &mut CudaSlice<f32>,
+        received: &mut CudaSlice<f32>,
+    ) -> Result<(), DeviceError> {
+        paged.check(0);
+        assert!(giving.num_rows > 0 && giving.num_rows <= giving.rows.len() && giving.len > 0, "rows lie in their list");
+        assert!((giving.table + 1) * paged.max_blocks <= paged.block_tables.len(), "the sequence has a table");
+        assert!(Self::scratch_len(paged.num_kv_heads, giving.len) <= scratch.len(), "every share has sums");
+        assert!(giving.len <= received.len(), "every position has a sum");
+        let (stream, sizes) = (self.device.stream(), paged.sizes());
+        let units = giving.len.div_ceil(TILE_KEYS) * paged.num_kv_heads;
+        let num_tiles = (giving.num_rows * paged.group()).div_ceil(TILE_ROWS);
+        let shares = (8 * self.num_multiprocessors / units).min(num_tiles / SHARE_TILES).clamp(1, MAX_SHARES);
+        let (num_rows, len, num_partials) = (giving.num_rows as i32, giving.len as i32, (shares * paged.num_kv_heads) as i32);
+        let table = paged.block_tables.slice(giving.table * paged.max_blocks..);
+        let mut call = stream.launch_builder(if paged.head_dim == 64 { &self.receive_64 } else { &self.receive_128 });
+        call.arg(paged.queries).arg(giving.rows).arg(&num_rows).arg(&paged.positions).arg(giving.lse);
+        call.arg(&table).arg(paged.keys).arg(&sizes).arg(&mut *scratch).arg(&len);
+        let grid = (giving.len.div_ceil(TILE_KEYS), paged.num_kv_heads, shares);
+        // SAFETY: the layer lies in the pool, sums in their buffers, as asserted; that the list names rows of the batch and the table
+        // covers them with blocks of the pool is the caller's promise.
+        unsafe { call.launch(launch(grid, THREADS, shared_bytes(paged.head_dim))) }?;
+        let mut call = stream.launch_builder(&self.add_partials);
+        call.arg(&*scratch).arg(&num_partials).arg(received).arg(&len);
+        // SAFETY: both buffers hold every position, as asserted.
+        unsafe { call.launch(launch((giving.len.div_ceil(THREADS), 1, 1), THREADS, 0)) }?;
+        Ok(())
+    }
+}
+
+/// Two stages of query rows.
+fn shared_bytes(head_dim: usize) -> usize {
+    2 * TILE_ROWS * head_dim * size_of::<u16>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::testing::{PagedWorld, assert_close, device};
+
+    /// Compares what every third row of the second sequence gives with the CPU's.
+    #[track_caller]
+    fn check(head_dim: usize, num_heads: usize, num_kv_heads: usize, positions: &[u32]) {
+        let world = PagedWorld { head_dim, num_heads, num_kv_heads, sequences: vec![vec![0, 40], positions.to_vec()] };
+        let (device, lse) = (device(), world.expected().1);
+        let (received, on_device, lse) =
+            (AttentionReceived::new(&device).unwrap(), world.upload(&device), device.upload(&lse).unwrap());
+        let chosen: Vec<usize> = (0..positions.len()).step_by(if positions.len() > 3 { 3 } else { 1 }).collect();
+        let len = positions[*chosen.last().unwrap()] as usize + 1;
+        let rows: Vec<u32> = chosen.iter().map(|i| *i as u32 + 2).collect();
+        let rows = device.upload(&rows).unwrap();
+        let giving = GivingRows { rows: &rows.as_view(), num_rows: chosen.len(), lse: &lse, table: 1, len };
+        let mut scratch = device.upload(&vec![f32::NAN; AttentionReceived::scratch_len(num_kv_heads, len)]).unwrap();
+        let mut sums = device.upload(&vec![1f32; len + 5]).unwrap();
+        received.add(&on_device.paged(&world), giving, &mut scratch, &mut sums).unwrap();
+        let sums = device.download(&sums).unwrap();
+        let expected = world.received(1, &chosen, len);
+        let less_one: Vec<f32> = sums[..len].iter().map(|sum| sum - 1.0).collect();
+        assert_close(&less_one, &expected, 2e-3);
+        assert_eq!(sums[len..], [1.0; 5]);
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn cuda_attention_received_is_the_cpus() {
+        for (num_heads, num_kv_heads) in [(14, 2), (2, 2), (4, 2), (9, 3), (40, 1)] {
+            check(64, num_heads, num_kv_heads, &(0..130).collect::<Vec<_>>());
+            check(128, num_heads, num_kv_heads, &(100..777).collect::<Vec<_>>());
+            check(128, num_heads, num_kv_heads, &[0, 5, 31, 32, 33, 63, 64, 90, 200, 201, 319, 700]);
+        }
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn cuda_one_row_gives_once_per_head() {
+        check(128, 28, 4, &[70]);
+        check(64, 2, 2, &[0]);
+    }
+}

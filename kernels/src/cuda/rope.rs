@@ -1,0 +1,61 @@
+//! Cosines and sines on the device.
+
+use std::sync::Arc;
+
+use cudarc::driver::CudaSlice;
+
+use super::device::{Device, DeviceError};
+use crate::cpu::RopeLayout;
+
+/// Cosines and sines of all positions of one model, the same numbers as [`crate::cpu::RopeTable`] has.
+pub struct RopeTable {
+    layout: RopeLayout,
+    inv_freq: Vec<f64>,
+    /// `[num_positions][inv_freq.len()]` of `[cos, sin]`
+    cos_sin: CudaSlice<[f32; 2]>,
+    num_positions: usize,
+}
+
+impl RopeTable {
+    /// Angles `position * inv_freq[i]`, computed in f64, for positions below `num_positions`. All of a head's `2 * inv_freq.len()`
+    /// numbers rotate.
+    ///
+    /// # Errors
+    /// If memory does not suffice.
+    pub fn new(device: &Arc<Device>, layout: RopeLayout, inv_freq: Vec<f64>, num_positions: usize) -> Result<Self, DeviceError> {
+        let table: Vec<[f32; 2]> = (0..num_positions).flat_map(|position| angles(&inv_freq, position as f64)).collect();
+        let cos_sin = device.upload(&table)?;
+        Ok(Self { layout, inv_freq, cos_sin, num_positions })
+    }
+
+    /// Positions it covers.
+    #[must_use]
+    pub fn num_positions(&self) -> usize {
+        self.num_positions
+    }
+
+    /// How pairs lie in a head.
+    #[must_use]
+    pub fn layout(&self) -> RopeLayout {
+        self.layout
+    }
+
+    /// `[cos, sin]` of the rotation from one position to another `delta` further on, by frequency.
+    pub fn rotation(&self, delta: i64) -> impl Iterator<Item = [f32; 2]> {
+        angles(&self.inv_freq, delta as f64)
+    }
+
+    /// As kernels take it: the table, and whether pairs are interleaved.
+    pub(super) fn parts(&self, head_dim: usize) -> (&CudaSlice<[f32; 2]>, i32) {
+        assert_eq!(2 * self.inv_freq.len(), head_dim, "all of a head rotates");
+        (&self.cos_sin, interleaved(self.layout))
+    }
+}
+
+pub(super) fn interleaved(layout: RopeLayout) -> i32 {
+    i32::from(layout == RopeLayout::Interleaved)
+}
+
+fn angles(inv_freq: &[f64], delta: f64) -> impl Iterator<Item = [f32; 2]> {
+    inv_freq.iter().map(move |f| (delta * f).sin_cos()).map(|(sin, cos)| [cos as f32, sin as f32])
+}

@@ -1,0 +1,515 @@
+//! Sampling where the logits are: adjustments, the likeliest token, seeded draws, log probabilities.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaFunction, CudaSlice, DevicePtr, DeviceRepr, PushKernelArg, ValidAsZeroBits};
+
+use super::device::{Device, DeviceError, launch};
+use crate::cpu::{Adjustment, Distribution, RankedLogProb};
+
+/// Likeliest tokens that can be reported of a row at most; OpenAI's API allows as many.
+pub const MAX_TOP: usize = 20;
+
+/// Numbers of a row that a block of threads goes through, and the most blocks a row: as in `sample.cu`.
+const CHUNK: usize = 4096;
+const MAX_CHUNKS: usize = 128;
+const BUCKETS: usize = 2048;
+const MAX_CANDIDATES: usize = 4096;
+const SCAN_THREADS: usize = 256;
+const DECIDE_THREADS: usize = 256;
+const CHOOSE_THREADS: usize = 512;
+
+/// A token to choose from one row of logits.
+#[derive(Clone, Copy, Debug)]
+pub struct SampleSpec<'a> {
+    /// By ascending token, each at most once.
+    pub adjustments: &'a [Adjustment],
+    /// What is drawn from.
+    pub distribution: Distribution,
+    /// Decides the draw; in 0..1.
+    pub uniform: f64,
+    /// Report log probabilities of the choice and of this many likeliest tokens, [`MAX_TOP`] at most.
+    pub logprobs: Option<u32>,
+}
+
+/// What was chosen from one row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Choice {
+    /// The choice.
+    pub token: u32,
+    /// By how much the largest logit exceeds the second largest, after adjustments.
+    pub margin: f32,
+    /// If asked for: of the choice, and of the likeliest tokens in descending order.
+    pub logprobs: Option<(RankedLogProb, Vec<RankedLogProb>)>,
+}
+
+/// The launches that some rows need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SampleChain {
+    /// Two: all rows are greedy or drawn from all tokens, without log probabilities of other tokens than a greedy choice.
+    Short,
+    /// Four: some rows need candidates or ranks.
+    Long,
+}
+
+/// `Request` of `sample.cu`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct RawRequest {
+    adjustments: u64,
+    uniform: f64,
+    num_adjustments: u32,
+    temperature: f32,
+    top_k: u32,
+    top_p: f32,
+    min_p: f32,
+    num_top: u32,
+    flags: u32,
+    unused: u32,
+}
+
+const ACTIVE: u32 = 1;
+const LOGPROBS: u32 = 2;
+
+/// `Part` of `sample.cu`, opaque to the host.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct RawPart([u32; 5]);
+
+/// `Progress` of `sample.cu`, opaque to the host.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct RawProgress([u64; 5]);
+
+/// `Choice` of `sample.cu`.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct RawChoice {
+    token: u32,
+    margin: f32,
+    logprob: f32,
+    rank: u32,
+}
+
+/// `Likely` of `sample.cu`.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct RawLikely {
+    token: u32,
+    logprob: f32,
+}
+
+// SAFETY: these are plain numbers laid out as in C, equal to the structs of `sample.cu`, whose sizes are asserted there.
+unsafe impl DeviceRepr for RawRequest {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for RawPart {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for RawProgress {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for RawChoice {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for RawLikely {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for Adjustment {}
+// SAFETY: all bits zero is a value of each: numbers alone. A request of zeros is not active.
+unsafe impl ValidAsZeroBits for RawRequest {}
+// SAFETY: as above.
+unsafe impl ValidAsZeroBits for RawPart {}
+// SAFETY: as above.
+unsafe impl ValidAsZeroBits for RawProgress {}
+// SAFETY: as above.
+unsafe impl ValidAsZeroBits for RawChoice {}
+// SAFETY: as above.
+unsafe impl ValidAsZeroBits for RawLikely {}
+// SAFETY: as above.
+unsafe impl ValidAsZeroBits for Adjustment {}
+
+/// The device's counterpart of [`Adjustment::apply`](crate::cpu::Adjustment::apply), [`argmax`](crate::cpu::argmax),
+/// [`margin`](crate::cpu::margin), [`draw`](crate::cpu::draw) and [`log_probs`](crate::cpu::log_probs).
+///
+/// A step is [`upload`](Self::upload), [`launch`](Self::launch), [`results`](Self::results). Only the launch may be captured in a
+/// graph: all it depends on lies at fixed addresses, but for the number of rows and the chain.
+pub struct Sampler {
+    device: Arc<Device>,
+    functions: Functions,
+    max_rows: usize,
+    requests: CudaSlice<RawRequest>,
+    adjustments: CudaSlice<Adjustment>,
+    /// Of the rows uploaded last.
+    uploaded: Vec<Option<u32>>,
+    parts: CudaSlice<RawPart>,
+    /// `[max_rows, BUCKETS]`, zero between launches.
+    histogram: CudaSlice<u32>,
+    progress: CudaSlice<RawProgress>,
+    /// `[max_rows, MAX_CANDIDATES]`.
+    candidates: CudaSlice<u64>,
+    /// `[max_rows, BUCKETS]`, zero between launches, as all that follows but the results.
+    bucket_masses: CudaSlice<u64>,
+    /// `[max_rows]`.
+    num_gathered: CudaSlice<u32>,
+    num_larger: CudaSlice<u32>,
+    choices: CudaSlice<RawChoice>,
+    /// `[max_rows, MAX_TOP]`.
+    likely: CudaSlice<RawLikely>,
+}
+
+struct Functions {
+    scan: CudaFunction,
+    decide: CudaFunction,
+    gather: CudaFunction,
+    choose: CudaFunction,
+}
+
+impl Sampler {
+    /// Loads the functions and allocates what `max_rows` rows need: about 64 KB each.
+    ///
+    /// # Errors
+    /// If the device cannot run them, or memory does not suffice.
+    pub fn new(device: &Arc<Device>, max_rows: usize) -> Result<Self, DeviceError> {
+        let function = |name| device.function("sample", name, 0);
+        let functions = Functions {
+            scan: function("sample_scan")?,
+            decide: function("sample_decide")?,
+            gather: function("sample_gather")?,
+            choose: function("sample_choose")?,
+        };
+        Ok(Self {
+            functions,
+            max_rows,
+            requests: device.zeros(max_rows)?,
+            adjustments: device.zeros(1024)?,
+            uploaded: Vec::new(),
+            parts: device.zeros(max_rows * MAX_CHUNKS)?,
+            histogram: device.zeros(max_rows * BUCKETS)?,
+            progress: device.zeros(max_rows)?,
+            candidates: device.zeros(max_rows * MAX_CANDIDATES)?,
+            bucket_masses: device.zeros(max_rows * BUCKETS)?,
+            num_gathered: device.zeros(max_rows)?,
+            num_larger: device.zeros(max_rows)?,
+            choices: device.zeros(max_rows)?,
+            likely: device.zeros(max_rows * MAX_TOP)?,
+            device: Arc::clone(device),
+        })
+    }
+
+    /// Says what to choose from the first rows of the next launch; rows after them are left alone by it.
+    ///
+    /// # Errors
+    /// If the device fails.
+    ///
+    /// # Panics
+    /// If there are too many rows, or more likeliest tokens asked for than can be reported, or adjustments out of order.
+    pub fn upload(&mut self, rows: &[SampleSpec]) -> Result<SampleChain, DeviceError> {
+        assert!(rows.len() <= self.max_rows, "{} rows are more than {}", rows.len(), self.max_rows);
+        let adjustments: Vec<Adjustment> = rows.iter().flat_map(|row| row.adjustments).copied().collect();
+        let stream = self.device.stream();
+        if adjustments.len() > self.adjustments.len() {
+            self.adjustments = self.device.zeros(adjustments.len().next_power_of_two())?;
+        }
+        if !adjustments.is_empty() {
+            stream.memcpy_htod(&adjustments, &mut self.adjustments)?;
+        }
+        let mut next = self.adjustments.device_ptr(stream).0;
+        let mut requests = Vec::with_capacity(self.max_rows);
+        for row in rows {
+            assert!(row.adjustments.is_sorted_by(|a, b| a.token < b.token), "adjustments ascend by token");
+            requests.push(RawRequest::new(row, next));
+            next += size_of_val(row.adjustments) as u64;
+        }
+        requests.resize(self.max_rows, RawRequest::NONE);
+        stream.memcpy_htod(&requests, &mut self.requests)?;
+        self.uploaded = rows.iter().map(|row| row.logprobs).collect();
+        Ok(if rows.iter().any(needs_long_chain) { SampleChain::Long } else { SampleChain::Short })
+    }
+
+    /// Adjusts the first `num_rows` rows of `logits`, `[num_rows, stride]` with `vocab_size` numbers each, and chooses from them.
+    ///
+    /// # Errors
+    /// If a launch fails.
+    ///
+    /// # Panics
+    /// If the rows do not lie in their buffer, or are not on 16 bytes each, or the vocabulary is larger than 524,288.
+    pub fn launch(
+        &mut self,
+        logits: &mut CudaSlice<f32>,
+        stride: usize,
+        vocab_size: usize,
+        num_rows: usize,
+        chain: SampleChain,
+    ) -> Result<(), DeviceError> {
+        assert!(num_rows <= self.max_rows && logits.len() >= num_rows * stride, "rows lie in their buffers");
+        assert!(stride.is_multiple_of(4) && vocab_size <= stride && vocab_size >= 1, "rows lie on 16 bytes");
+        assert!(vocab_size <= CHUNK * MAX_CHUNKS, "a vocabulary of {vocab_size} is too large");
+        if num_rows == 0 {
+            return Ok(());
+        }
+        let (chunks, vocab) = (vocab_size.div_ceil(CHUNK), vocab_size as i32);
+        let num_chunks = chunks as i32;
+        let (stream, functions) = (self.device.stream(), &self.functions);
+        let by_chunk = launch((chunks, num_rows, 1), SCAN_THREADS, 0);
+        let mut call = stream.launch_builder(&functions.scan);
+        call.arg(&mut *logits).arg(&stride).arg(&vocab).arg(&self.requests).arg(&mut self.parts).arg(&mut self.histogram);
+        // SAFETY: rows lie in the buffers, as asserted; adjustments lie behind the addresses that `upload` wrote.
+        unsafe { call.launch(by_chunk) }?;
+        let mut call = stream.launch_builder(&functions.decide);
+        call.arg(&*logits).arg(&stride).arg(&vocab).arg(&self.requests).arg(&self.parts).arg(&num_chunks);
+        call.arg(&mut self.histogram).arg(&mut self.progress).arg(&mut self.choices);
+        // SAFETY: as above.
+        unsafe { call.launch(launch((num_rows, 1, 1), DECIDE_THREADS, 0)) }?;
+        if chain == SampleChain::Short {
+            return Ok(());
+        }
+        let mut call = stream.launch_builder(&functions.gather);
+        call.arg(&*logits).arg(&stride).arg(&vocab).arg(&self.requests).arg(&self.parts).arg(&self.progress);
+        call.arg(&mut self.candidates).arg(&mut self.num_gathered).arg(&mut self.num_larger);
+        call.arg(&mut self.histogram).arg(&mut self.bucket_masses);
+        // SAFETY: as above; a row has MAX_CANDIDATES candidates at most, else it is said to have none.
+        unsafe { call.launch(by_chunk) }?;
+        let mut call = stream.launch_builder(&functions.choose);
+        call.arg(&*logits).arg(&stride).arg(&vocab).arg(&self.requests).arg(&self.progress).arg(&self.candidates);
+        call.arg(&mut self.num_gathered).arg(&mut self.num_larger).arg(&mut self.choices).arg(&mut self.likely);
+        call.arg(&mut self.histogram).arg(&mut self.bucket_masses);
+        // SAFETY: as above.
+        unsafe { call.launch(launch((num_rows, 1, 1), CHOOSE_THREADS, 0)) }?;
+        Ok(())
+    }
+
+    /// What was chosen from the rows uploaded last; waits for the launch.
+    ///
+    /// # Errors
+    /// If anything launched before failed.
+    pub fn results(&self) -> Result<Vec<Choice>, DeviceError> {
+        let (stream, num_rows) = (self.device.stream(), self.uploaded.len());
+        if num_rows == 0 {
+            return Ok(Vec::new());
+        }
+        let mut choices = vec![RawChoice::default(); num_rows];
+        stream.memcpy_dtoh(&self.choices.slice(..num_rows), &mut choices)?;
+        let mut likely = Vec::new();
+        if self.uploaded.iter().any(|top| top.is_some_and(|top| top > 0)) {
+            likely.resize(num_rows * MAX_TOP, RawLikely::default());
+            stream.memcpy_dtoh(&self.likely.slice(..num_rows * MAX_TOP), &mut likely)?;
+        }
+        self.device.synchronize()?;
+        let row = |(row, (choice, top)): (usize, (&RawChoice, &Option<u32>))| {
+            let top = top.map(|top| likely.get(row * MAX_TOP..).map_or(&[][..], |rest| &rest[..top as usize]));
+            choice.named(top)
+        };
+        Ok(choices.iter().zip(&self.uploaded).enumerate().map(row).collect())
+    }
+}
+
+impl RawRequest {
+    /// Of a row that is left alone.
+    const NONE: Self = Self {
+        adjustments: 0,
+        uniform: 0.0,
+        num_adjustments: 0,
+        temperature: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        num_top: 0,
+        flags: 0,
+        unused: 0,
+    };
+
+    fn new(row: &SampleSpec, adjustments: u64) -> Self {
+        let num_top = row.logprobs.unwrap_or(0);
+        assert!(num_top as usize <= MAX_TOP, "{num_top} likeliest tokens are more than {MAX_TOP}");
+        let Distribution { temperature, top_k, top_p, min_p } = row.distribution;
+        Self {
+            adjustments,
+            uniform: row.uniform,
+            num_adjustments: row.adjustments.len() as u32,
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            num_top,
+            flags: ACTIVE | if row.logprobs.is_some() { LOGPROBS } else { 0 },
+            unused: 0,
+        }
+    }
+}
+
+impl RawChoice {
+    fn named(&self, top: Option<&[RawLikely]>) -> Choice {
+        let chosen = RankedLogProb { token: self.token, logprob: self.logprob, rank: self.rank };
+        let ranked = |(rank, likely): (u32, &RawLikely)| RankedLogProb { token: likely.token, logprob: likely.logprob, rank };
+        // A vocabulary smaller than what was asked for leaves the rest unnamed.
+        let top = top.map(|top| (1..).zip(top).filter(|(_, likely)| likely.token != u32::MAX).map(ranked).collect());
+        Choice { token: self.token, margin: self.margin, logprobs: top.map(|top| (chosen, top)) }
+    }
+}
+
+fn needs_long_chain(row: &SampleSpec) -> bool {
+    let is_drawn = !row.distribution.is_greedy();
+    let ranks = row.logprobs.is_some_and(|top| top > 0 || is_drawn);
+    (is_drawn && row.distribution.is_truncated()) || ranks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::{self, testing::noise};
+    use crate::cuda::testing::device;
+
+    /// A row and what is asked of it.
+    #[derive(Clone)]
+    struct Case {
+        logits: Vec<f32>,
+        adjustments: Vec<Adjustment>,
+        distribution: Distribution,
+        uniform: f64,
+        logprobs: Option<u32>,
+    }
+
+    impl Case {
+        /// Noise of variance one times `spread`, cubed so that few tokens stand out.
+        fn new(vocab_size: usize, spread: f32, seed: u32) -> Self {
+            let logits = noise(vocab_size, seed).into_iter().map(|x| spread * 8.0 * x * x * x).collect();
+            let uniform = f64::from(noise(1, seed + 1000)[0]) + 0.5;
+            let distribution = Distribution { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
+            Self { logits, adjustments: Vec::new(), distribution, uniform: uniform.clamp(0.0, 0.999_999), logprobs: None }
+        }
+
+        fn spec(&self) -> SampleSpec<'_> {
+            SampleSpec {
+                adjustments: &self.adjustments,
+                distribution: self.distribution,
+                uniform: self.uniform,
+                logprobs: self.logprobs,
+            }
+        }
+
+        /// The twin's choice.
+        fn expected(&self, distribution: &Distribution, uniform: f64) -> Choice {
+            let mut logits = self.logits.clone();
+            self.adjustments.iter().for_each(|adjustment| adjustment.apply(&mut logits));
+            let token = if distribution.is_greedy() { cpu::argmax(&logits) } else { cpu::draw(&logits, distribution, uniform) };
+            let logprobs = self.logprobs.map(|top| cpu::log_probs(&logits, token, top));
+            Choice { token, margin: cpu::margin(&logits), logprobs }
+        }
+
+        /// The twin's choice, or where rounding at a boundary may decide, the found one if the twin says so of numbers beside.
+        fn expected_beside(&self, found: &Choice) -> Choice {
+            const BESIDE: [f64; 3] = [0.0, -4e-6, 4e-6];
+            let mut choices = BESIDE.iter().flat_map(|u| BESIDE.iter().map(move |p| (u, p))).map(|(u, p)| {
+                let Distribution { top_p, min_p, .. } = self.distribution;
+                let scaled = |share: f32| (f64::from(share) * (1.0 + p)) as f32;
+                let top_p = if top_p < 1.0 { scaled(top_p) } else { top_p };
+                self.expected(&Distribution { top_p, min_p: scaled(min_p), ..self.distribution }, self.uniform + u)
+            });
+            let exact = choices.next().expect("nine of them");
+            if exact.token == found.token {
+                return exact;
+            }
+            choices.find(|choice| choice.token == found.token).unwrap_or(exact)
+        }
+    }
+
+    #[track_caller]
+    fn check(cases: &[Case]) {
+        let (device, vocab_size) = (device(), cases[0].logits.len());
+        let stride = vocab_size.next_multiple_of(4) + 4;
+        let mut logits = vec![f32::NAN; (cases.len() + 1) * stride];
+        for (row, case) in logits.chunks_mut(stride).zip(cases) {
+            row[..vocab_size].copy_from_slice(&case.logits);
+        }
+        let mut sampler = Sampler::new(&device, cases.len() + 1).unwrap();
+        let specs: Vec<SampleSpec> = cases.iter().map(Case::spec).collect();
+        // Twice, because the first launch must leave its counters as it found them. A padding row follows.
+        for _ in 0..2 {
+            let mut on_device = device.upload(&logits).unwrap();
+            let chain = sampler.upload(&specs).unwrap();
+            sampler.launch(&mut on_device, stride, vocab_size, cases.len() + 1, chain).unwrap();
+            let found = sampler.results().unwrap();
+            assert_eq!(found.len(), cases.len());
+            for (row, (found, case)) in found.iter().zip(cases).enumerate() {
+                assert_equal(row, found, case);
+            }
+        }
+    }
+
+    #[track_caller]
+    fn assert_equal(row: usize, found: &Choice, case: &Case) {
+        let expected = case.expected_beside(found);
+        let what = format!("row {row}: {:?} {} {:?}", case.distribution, case.uniform, case.logprobs);
+        assert_eq!((found.token, found.margin), (expected.token, expected.margin), "{what}");
+        let named = |choice: &Choice| {
+            let (chosen, top) = choice.logprobs.clone()?;
+            Some(std::iter::once(chosen).chain(top).map(|one| (one.token, one.rank)).collect::<Vec<_>>())
+        };
+        assert_eq!(named(found), named(&expected), "{what}");
+        let values = |choice: &Choice| {
+            let (chosen, top) = choice.logprobs.clone()?;
+            Some(std::iter::once(chosen).chain(top).map(|one| one.logprob).collect::<Vec<_>>())
+        };
+        for (found, expected) in values(found).iter().flatten().zip(values(&expected).iter().flatten()) {
+            assert!((found - expected).abs() <= 2e-5 || found == expected, "{what}: {found} {expected}");
+        }
+    }
+
+    /// All combinations of what may be asked, over peaked and flat rows, in batches.
+    fn check_combinations(vocab_size: usize, num_draws: u32) {
+        let mut cases = Vec::new();
+        for (spread, temperature) in [(1.0, 0.0), (1.0, 0.7), (6.0, 1.0), (30.0, 1.3)] {
+            for (top_k, top_p, min_p) in
+                [(0, 1.0, 0.0), (1, 1.0, 0.0), (50, 1.0, 0.0), (0, 0.9, 0.0), (0, 1.0, 0.05), (40, 0.8, 0.02), (2000, 0.95, 0.0)]
+            {
+                for (draw, logprobs) in (0..num_draws).zip([None, Some(0), Some(5), Some(20), None].iter().cycle()) {
+                    let seed = cases.len() as u32 * 7 + draw;
+                    let mut case = Case::new(vocab_size, spread, seed);
+                    case.distribution = Distribution { temperature, top_k, top_p, min_p };
+                    case.logprobs = *logprobs;
+                    cases.push(case);
+                }
+            }
+        }
+        cases.chunks(37).for_each(check);
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn cuda_choices_are_the_cpus() {
+        check_combinations(97, 20);
+        check_combinations(49152, 5);
+        check_combinations(152_064, 5);
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn cuda_greedy_rows_alone_need_two_launches() {
+        check(&[(1, 5.0), (2, 0.1), (3, 40.0)].map(|(seed, spread)| Case::new(152_064, spread, seed)));
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn cuda_equal_logits_are_taken_by_the_smallest_id() {
+        for (temperature, top_k) in [(0.0, 0), (1.0, 0), (1.0, 100), (1.0, 9000)] {
+            let mut case = Case::new(20_001, 0.0, 3);
+            case.distribution = Distribution { temperature, top_k, ..case.distribution };
+            case.logprobs = Some(3);
+            check(&[case]);
+        }
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn cuda_adjustments_are_the_cpus() {
+        let mut cases = Vec::new();
+        for seed in 0..8 {
+            let mut case = Case::new(10_007, 4.0, seed);
+            case.distribution = Distribution { temperature: seed as f32 * 0.2, top_p: 0.95, ..case.distribution };
+            case.logprobs = (seed % 2 == 0).then_some(7);
+            let adjustment = |token: u32| {
+                let subtract = [0.0, 0.4, 1.7, f32::INFINITY][token as usize % 4];
+                Adjustment { token, bias: (token % 5) as f32 * 0.3, repetition: 1.0 + (token % 3) as f32 * 0.1, subtract }
+            };
+            case.adjustments = (0..10_020).step_by(1 + 13 * seed as usize).map(adjustment).collect();
+            cases.push(case);
+        }
+        check(&cases);
+    }
+}

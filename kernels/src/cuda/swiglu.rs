@@ -1,0 +1,95 @@
+//! The gate of the feed-forward network.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaFunction, CudaSlice, PushKernelArg};
+use half::bf16;
+
+use super::device::{Device, DeviceError, launch};
+
+/// Chosen: eight numbers a thread, so a row of Qwen2.5-7B is nine blocks of threads.
+const THREADS: usize = 256;
+
+/// [`crate::cpu::swiglu`].
+pub struct Swiglu {
+    device: Arc<Device>,
+    function: CudaFunction,
+}
+
+impl Swiglu {
+    /// Loads the function.
+    ///
+    /// # Errors
+    /// If the device cannot run it.
+    pub fn new(device: &Arc<Device>) -> Result<Self, DeviceError> {
+        Ok(Self { device: Arc::clone(device), function: device.function("swiglu", "swiglu", 0)? })
+    }
+
+    /// `activated = silu(gate) * up` for `num_rows` rows of `[gate, up]`, each `width` wide.
+    ///
+    /// # Errors
+    /// If the launch fails.
+    ///
+    /// # Panics
+    /// If rows do not lie in their buffers, or `width` is no multiple of 8.
+    pub fn run(
+        &self,
+        gate_up: &CudaSlice<bf16>,
+        activated: &mut CudaSlice<bf16>,
+        num_rows: usize,
+        width: usize,
+    ) -> Result<(), DeviceError> {
+        let len = num_rows * width;
+        assert!(gate_up.len() >= 2 * len && activated.len() >= len && width.is_multiple_of(8), "rows lie in their buffers");
+        let num_vectors = u32::try_from(len / 8).expect("a step has less than 2^35 numbers");
+        if num_vectors == 0 {
+            return Ok(());
+        }
+        let width = (width / 8) as u32;
+        let mut call = self.device.stream().launch_builder(&self.function);
+        call.arg(gate_up).arg(activated).arg(&num_vectors).arg(&width);
+        // SAFETY: `num_vectors` vectors lie in `activated` and twice as many in `gate_up`, as asserted.
+        unsafe { call.launch(launch((num_vectors.div_ceil(THREADS as u32) as usize, 1, 1), THREADS, 0)) }?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::{self, Threads, testing::noise};
+    use crate::cuda::testing::{assert_close, device, rounded, wide};
+
+    #[track_caller]
+    fn check(num_rows: usize, width: usize) {
+        let device = device();
+        let gate_up = rounded(noise(num_rows * 2 * width, 1).iter().map(|x| 20.0 * x));
+        let mut expected = vec![0.0; num_rows * width];
+        cpu::swiglu(&Threads::new(1).unwrap(), &wide(&gate_up), width, &mut expected);
+        let mut activated = device.upload(&vec![bf16::NAN; num_rows * width]).unwrap();
+        Swiglu::new(&device).unwrap().run(&device.upload(&gate_up).unwrap(), &mut activated, num_rows, width).unwrap();
+        assert_close(&device.download(&activated).unwrap(), &expected, 3e-3);
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn cuda_swiglu_is_the_cpus() {
+        check(1, 8);
+        check(3, 1536);
+        check(131, 4864);
+        check(37, 18944);
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn cuda_gates_far_from_zero_are_open_or_shut() {
+        let device = device();
+        let gates: Vec<bf16> = [-3e38, -200.0, -89.0, -0.0, 0.0, 89.0, 200.0, 3e38].map(bf16::from_f32).into();
+        let gate_up = [gates, vec![bf16::ONE; 8]].concat();
+        let mut activated = device.upload(&[bf16::NAN; 8]).unwrap();
+        Swiglu::new(&device).unwrap().run(&device.upload(&gate_up).unwrap(), &mut activated, 1, 8).unwrap();
+        let found = device.download(&activated).unwrap();
+        assert!(found[..5].iter().all(|x| x.to_f32().abs() < 1e-30), "{found:?}");
+        assert_eq!(found[5..], gate_up[5..8]);
+    }
+}

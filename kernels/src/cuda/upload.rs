@@ -1,0 +1,167 @@
+//! Small arrays that the host writes for a step, brought to the device by one copy.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use cudarc::driver::{CudaSlice, CudaView, PinnedHostSlice};
+
+use super::device::{Device, DeviceError};
+
+/// Words between the beginnings of two arrays are a multiple of this, so that vectors may be loaded.
+const ALIGNMENT: usize = 4;
+
+/// What some words can be read as.
+///
+/// # Safety
+/// Any `COUNT` words are a value, of the same layout on host and device.
+pub unsafe trait Words: Copy {
+    /// Words of a value.
+    const COUNT: usize;
+}
+
+// SAFETY: one word.
+unsafe impl Words for i32 {
+    const COUNT: usize = 1;
+}
+
+// SAFETY: one word.
+unsafe impl Words for f32 {
+    const COUNT: usize = 1;
+}
+
+// SAFETY: as many words.
+unsafe impl<const N: usize> Words for [u32; N] {
+    const COUNT: usize = N;
+}
+
+// SAFETY: as many words.
+unsafe impl<const N: usize> Words for [f32; N] {
+    const COUNT: usize = N;
+}
+
+/// A buffer of words on the host that the device can read, and its copy on the device.
+///
+/// The device's addresses stay the same, so a captured graph finds the arrays of the next step where those of the last one were.
+pub struct Upload {
+    device: Arc<Device>,
+    host: PinnedHostSlice<u32>,
+    copy: CudaSlice<u32>,
+    is_in_flight: bool,
+}
+
+impl Upload {
+    /// Room for `capacity` words.
+    ///
+    /// # Errors
+    /// If memory does not suffice.
+    pub fn new(device: &Arc<Device>, capacity: usize) -> Result<Self, DeviceError> {
+        // SAFETY: what is read of it was written by `put` before.
+        let host = unsafe { device.context().alloc_pinned_with_flags(capacity.max(1), 0) }?;
+        Ok(Self { device: Arc::clone(device), host, copy: device.zeros(capacity)?, is_in_flight: false })
+    }
+
+    /// Where arrays of these lengths come to lie, and the words they take together.
+    #[must_use]
+    pub fn layout<const N: usize>(lengths: [usize; N]) -> ([Range<usize>; N], usize) {
+        let mut next = 0;
+        let ranges = lengths.map(|len| {
+            let start = next;
+            next = (start + len).next_multiple_of(ALIGNMENT);
+            start..start + len
+        });
+        (ranges, next)
+    }
+
+    /// Lets `write` fill arrays of the given lengths and copies them to the device. Returns where they lie.
+    ///
+    /// # Errors
+    /// If the device fails.
+    ///
+    /// # Panics
+    /// If there is no room.
+    pub fn put<const N: usize>(
+        &mut self,
+        lengths: [usize; N],
+        write: impl FnOnce([&mut [u32]; N]),
+    ) -> Result<[Range<usize>; N], DeviceError> {
+        let (ranges, total) = Self::layout(lengths);
+        assert!(total <= self.copy.len(), "{total} words fit {}", self.copy.len());
+        if self.is_in_flight {
+            self.device.synchronize()?;
+        }
+        let words = &mut self.host.as_mut_slice()?[..total];
+        let mut rest = words;
+        let mut taken = 0;
+        let parts = ranges.clone().map(|range| {
+            let (_, tail) = std::mem::take(&mut rest).split_at_mut(range.start - taken);
+            let (part, tail) = tail.split_at_mut(range.len());
+            (rest, taken) = (tail, range.end);
+            part
+        });
+        write(parts);
+        let words = &self.host.as_slice()?[..total];
+        self.device.stream().memcpy_htod(words, &mut self.copy.slice_mut(..total))?;
+        self.is_in_flight = true;
+        Ok(ranges)
+    }
+
+    /// Says that the device was waited for since the last [`Self::put`].
+    pub fn arrived(&mut self) {
+        self.is_in_flight = false;
+    }
+
+    /// Words on the device.
+    #[must_use]
+    pub fn words(&self, range: Range<usize>) -> CudaView<'_, u32> {
+        self.copy.slice(range)
+    }
+
+    /// Words on the device, read as `T`.
+    ///
+    /// # Panics
+    /// If the range is no whole number of them.
+    #[must_use]
+    pub fn view<T: Words>(&self, range: Range<usize>) -> CudaView<'_, T> {
+        assert!(range.len().is_multiple_of(T::COUNT), "{} words are whole values of {}", range.len(), T::COUNT);
+        let len = range.len() / T::COUNT;
+        // SAFETY: any words are a value, laid out as on the host, as `Words` promises.
+        unsafe { self.copy.slice(range).transmute(len) }.expect("the lengths agree")
+    }
+
+    /// Room, in words.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.copy.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::testing::device;
+
+    #[test]
+    fn arrays_lie_apart_and_aligned() {
+        let (ranges, total) = Upload::layout([3, 0, 5, 4]);
+        assert_eq!((ranges, total), ([0..3, 4..4, 4..9, 12..16], 16));
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn cuda_uploads_arrive() {
+        let device = device();
+        let mut upload = Upload::new(&device, 64).unwrap();
+        for round in 0..3u32 {
+            let [a, b] = upload
+                .put([3, 5], |[a, b]| {
+                    a.fill(round);
+                    b.copy_from_slice(&[7, 8, 9, 10, round]);
+                })
+                .unwrap();
+            let read = |range: Range<usize>| device.stream().clone_dtoh(&upload.words(range)).unwrap();
+            let (a, b) = (read(a), read(b));
+            device.synchronize().unwrap();
+            assert_eq!((a, b), (vec![round; 3], vec![7, 8, 9, 10, round]));
+        }
+    }
+}

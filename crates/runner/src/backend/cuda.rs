@@ -57,6 +57,12 @@ impl From<DeviceError> for BackendError {
 }
 
 impl CudaBackend {
+    /// The backend with a host tier of `num_blocks` blocks, all locked in main memory at once.
+    pub(crate) fn with_host_tier(self, num_blocks: usize) -> Result<Self, DeviceError> {
+        let host = HostPool::new(&self.device, self.pool.shape(), num_blocks)?;
+        Ok(Self { host, ..self })
+    }
+
     /// Runs any step, launch by launch.
     fn run_step(&mut self, step: &Step, batch: &InputBatch) -> Result<(), DeviceError> {
         let layers = self.decoder.config.num_layers;

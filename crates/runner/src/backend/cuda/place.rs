@@ -53,7 +53,7 @@ pub(crate) fn place(
     let name = device.name()?;
     let backend = CudaBackend {
         pool: Pool::new(&device, shape)?,
-        host: HostPool::new(&device, shape, num_host_blocks as usize)?,
+        host: HostPool::new(&device, shape, 0)?,
         extra: Upload::new(&device, upload.capacity())?,
         graphs: DecodeGraphs::new(options.max_num_seqs),
         step: Step::default(),
@@ -66,7 +66,7 @@ pub(crate) fn place(
         device,
     };
     Ok(Placed {
-        backend: Box::new(backend),
+        backend: Box::new(backend.with_host_tier(num_host_blocks as usize)?),
         num_blocks,
         num_host_blocks,
         max_model_len,

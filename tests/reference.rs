@@ -45,6 +45,7 @@ fn load(weights: WeightFiles, device: DeviceOptions) -> ModelRunner {
         max_num_batched_tokens: 512,
         max_num_seqs: 64,
         keeps_embedding: false,
+        host_kv_bytes: 0,
     };
     runner::load(&options, &mut |_| {}).expect("the model loads").runner
 }

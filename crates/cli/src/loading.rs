@@ -58,6 +58,7 @@ pub(crate) fn device(config: &EngineConfig) -> Device {
 }
 
 fn device_options(config: &EngineConfig, device: Device) -> anyhow::Result<DeviceOptions> {
+    let left = beside_host_tier(config, memory::available())?;
     Ok(match device {
         Device::Cuda(ordinal) => DeviceOptions::Cuda(GpuOptions {
             ordinal,
@@ -67,7 +68,7 @@ fn device_options(config: &EngineConfig, device: Device) -> anyhow::Result<Devic
         Device::Auto | Device::Cpu => DeviceOptions::Cpu {
             threads: config.num_threads(),
             kv_dtype: config.kv_cache_dtype.into(),
-            kv_bytes: kv_cache_memory(config, memory::available())?.0,
+            kv_bytes: kv_cache_memory(config, left)?.0,
         },
     })
 }
@@ -82,6 +83,7 @@ fn load_weights(config: &Config, files: &ModelFiles, device: Device, options: De
     let options = LoadOptions {
         weights,
         device: options,
+        host_kv_bytes: config.engine.host_kv_memory.0,
         max_model_len: config.engine.max_model_len.set().map(|len| len as usize),
         max_num_batched_tokens,
         max_num_seqs,
@@ -93,14 +95,29 @@ fn load_weights(config: &Config, files: &ModelFiles, device: Device, options: De
     loaded.with_context(|| format!("loading {} on {device}", path.display()))
 }
 
-/// What is configured, or the default share of what is available.
-fn kv_cache_memory(config: &EngineConfig, available: Option<ByteSize>) -> anyhow::Result<ByteSize> {
-    match (config.kv_cache_memory, available) {
-        (Auto::Set(wanted), Some(available)) if wanted > available => {
-            bail!("kv_cache_memory {wanted} is more than the {} of memory that are available", whole_mib(available))
+/// Main memory that the host tier leaves of what is available.
+fn beside_host_tier(config: &EngineConfig, available: Option<ByteSize>) -> anyhow::Result<Option<ByteSize>> {
+    let host = config.host_kv_memory;
+    match available {
+        Some(available) if host > available => {
+            bail!("host_kv_memory {host} is more than the {} of memory that are available", whole_mib(available))
+        }
+        _ => Ok(available.map(|available| ByteSize(available.0 - host.0))),
+    }
+}
+
+/// What is configured, or the default share of what is left beside the host tier.
+fn kv_cache_memory(config: &EngineConfig, left: Option<ByteSize>) -> anyhow::Result<ByteSize> {
+    match (config.kv_cache_memory, left) {
+        (Auto::Set(wanted), Some(left)) if wanted > left => {
+            let beside = match config.host_kv_memory {
+                ByteSize(0) => String::new(),
+                host => format!(" beside host_kv_memory {host}"),
+            };
+            bail!("kv_cache_memory {wanted} is more than the {} of memory that are available{beside}", whole_mib(left))
         }
         (Auto::Set(wanted), _) => Ok(wanted),
-        (Auto::Auto, available) => Ok(memory::default_pool(available)),
+        (Auto::Auto, left) => Ok(memory::default_pool(left)),
     }
 }
 
@@ -117,6 +134,7 @@ pub(crate) fn scheduler_config(config: &Config, model: &LoadedModel) -> anyhow::
     let max_model_len = u32::try_from(model.max_model_len).context("the model's length")?;
     Ok(engine::SchedulerConfig {
         block_size: BlockSize::DEFAULT,
+        host: config.engine.host(model),
         max_num_batched_tokens: model.max_num_batched_tokens,
         max_num_seqs: model.max_num_seqs,
         policy: config.engine.scheduling.into(),
@@ -198,8 +216,23 @@ mod tests {
     /// `None`: refused.
     #[track_caller]
     fn check(wanted: Auto<ByteSize>, available: Option<ByteSize>, expected: Option<ByteSize>) {
-        let config = EngineConfig { kv_cache_memory: wanted, ..EngineConfig::default() };
-        assert_eq!(kv_cache_memory(&config, available).ok(), expected);
+        check_beside(ByteSize(0), wanted, available, expected);
+    }
+
+    /// The same beside a host tier of `host`.
+    #[track_caller]
+    fn check_beside(host: ByteSize, wanted: Auto<ByteSize>, available: Option<ByteSize>, expected: Option<ByteSize>) {
+        let config = EngineConfig { kv_cache_memory: wanted, host_kv_memory: host, ..EngineConfig::default() };
+        let found = beside_host_tier(&config, available).and_then(|left| kv_cache_memory(&config, left));
+        assert_eq!(found.ok(), expected);
+    }
+
+    #[test]
+    fn pool_and_host_tier_share_what_there_is() {
+        check_beside(ByteSize::gib(4), Auto::Set(ByteSize::gib(4)), Some(ByteSize::gib(8)), Some(ByteSize::gib(4)));
+        check_beside(ByteSize::gib(4), Auto::Set(ByteSize::gib(5)), Some(ByteSize::gib(8)), None);
+        check_beside(ByteSize::gib(4), Auto::Auto, Some(ByteSize::gib(8)), Some(ByteSize::gib(1)));
+        check_beside(ByteSize::gib(9), Auto::Auto, Some(ByteSize::gib(8)), None);
     }
 
     #[test]

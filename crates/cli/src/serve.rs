@@ -147,8 +147,12 @@ impl Started {
             loaded.load_seconds,
             loaded.model.weight_bytes >> 20
         );
+        let host = match scheduler.host.num_blocks {
+            0 => String::new(),
+            num_blocks => format!(" and {num_blocks} in {} of main memory", config.engine.host_kv_memory),
+        };
         let facts = format!(
-            "{} KV blocks of {} tokens in {}, up to {} tokens a request, sharing: {}, {device}",
+            "{} KV blocks of {} tokens in {}{host}, up to {} tokens a request, sharing: {}, {device}",
             scheduler.num_blocks,
             scheduler.block_size.get(),
             ByteSize(loaded.model.kv_bytes >> 20 << 20),
@@ -183,6 +187,7 @@ mod tests {
         assert_eq!(engine::SchedulePolicy::from(config.engine.scheduling), parts.policy);
         assert_eq!(config.engine.max_overtake.get(), parts.max_overtake);
         assert_eq!(config.sharing.max_donors, parts.max_donors);
+        assert_eq!(config.engine.host_kv_bandwidth, parts.host.bandwidth);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokens::{BlockSize, TenantId};
 
-use crate::Request;
+use crate::{HostConfig, Request};
 
 /// Settings of one engine. They never change after the start.
 #[derive(Clone, Debug)]
@@ -14,6 +14,8 @@ pub struct SchedulerConfig {
     pub block_size: BlockSize,
     /// Blocks in the KV pool.
     pub num_blocks: usize,
+    /// Where blocks go that the pool gives up.
+    pub host: HostConfig,
     /// Rows computed in one step, prefill and decode together.
     pub max_num_batched_tokens: usize,
     /// Sequences computed in one step.
@@ -51,7 +53,7 @@ pub struct SchedulerConfig {
     pub embeddings: Option<semantic::EmbeddingIndexConfig>,
     /// Donors and cached blocks that were not used for longer than this are forgotten; `None` keeps them while there is room.
     pub donor_ttl: Option<Duration>,
-    /// Blocks that a tenant may have in use or cached. Above that it gives up cached blocks of its own, or waits; a tenant that is not
+    /// Blocks that a tenant may have in use or cached, and as large a part of the host tier. Above that it gives up cached blocks of its own, or waits; a tenant that is not
     /// named may take the place of anybody's least recently used cached blocks.
     pub quotas: BTreeMap<TenantId, usize>,
     /// Share of the answers over reused KV that are compared with full computation in idle time; 0 compares none.
@@ -161,6 +163,7 @@ impl SchedulerConfig {
         Self {
             block_size: BlockSize::DEFAULT,
             num_blocks,
+            host: HostConfig::default(),
             max_num_batched_tokens: 512,
             max_num_seqs: 64,
             max_model_len,
@@ -209,6 +212,8 @@ impl SchedulerConfig {
         factor("max_overtake_ratio", ratio, "finite and at least 0", is_factor(ratio))?;
         let share = self.long_prompt_share;
         factor("long_prompt_share", share, "between 0 and 1", (0.0..=1.0).contains(&share))?;
+        let bandwidth = self.host.bandwidth;
+        factor("host.bandwidth", bandwidth, "finite and above 0", is_factor(bandwidth) && bandwidth > 0.0)?;
         let spans = self.spans.validated()?;
         Ok(Self { spans, ..self })
     }

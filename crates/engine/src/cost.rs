@@ -94,8 +94,13 @@ impl std::ops::AddAssign for Work {
 impl StepTimes {
     /// Microseconds that `work` adds to the steps it is part of.
     pub(crate) fn micros(&self, work: Work) -> u64 {
+        self.exact_micros(work) as u64
+    }
+
+    /// The same with its fraction, for work as small as a block.
+    pub(crate) fn exact_micros(&self, work: Work) -> f64 {
         let kinds = work.kinds();
-        (1..KINDS).map(|kind| self.coefficients[kind] * kinds[kind]).sum::<f64>() as u64
+        (1..KINDS).map(|kind| self.coefficients[kind] * kinds[kind]).sum()
     }
 
     /// Microseconds of a step of `work` alone.

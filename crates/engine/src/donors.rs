@@ -6,15 +6,16 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ops::Bound;
+use std::ops::{Bound, Range};
 use std::time::Duration;
 
 use semantic::{
     ByLeftContext, DonorQuery, DonorSource, EmbeddingIndex, PlanTarget, PromptView, RepairPolicy, ReusePlan, Segments,
     SpanConfig, SpanIndex, SpanIndexConfig, SpanMatch, plan_reuse,
 };
-use tokens::{BlockHash, BlockId, BlockSize, CacheSalt, DonorId, RequestId, SessionId, TenantId, Timestamp, TokenId, TokenRange};
+use tokens::{BlockHash, BlockSize, CacheSalt, DonorId, RequestId, SessionId, TenantId, Timestamp, TokenId, TokenRange};
 
+use crate::host::FetchGate;
 use crate::{FoundDonors, SchedulerConfig, SpanOutcome};
 
 /// Donors looked at because they mean something similar. Chosen: beside those that share text, one of them is seldom of use.
@@ -64,7 +65,7 @@ pub struct DonorInfo {
     pub session: Option<SessionId>,
     /// Its length, in whole blocks.
     pub num_tokens: u32,
-    /// Leading tokens whose KV is still in the pool.
+    /// Leading tokens whose KV is still in the pool or the host tier.
     pub num_resident_tokens: u32,
     /// Requests that copied spans of it.
     pub hits: u64,
@@ -96,10 +97,19 @@ pub(crate) struct Target<'a> {
 /// Spans to copy, with the blocks that hold them.
 pub(crate) struct FoundSpans {
     pub(crate) plan: ReusePlan,
-    /// Leading blocks of each donor, as many as the plan needs.
-    pub(crate) donor_blocks: BTreeMap<DonorId, Vec<BlockId>>,
+    /// What is to be held while they are copied.
+    pub(crate) sources: Vec<SourceBlock>,
     /// Those of the donors that only their embeddings found.
-    by_embedding: BTreeSet<DonorId>,
+    pub(crate) by_embedding: BTreeSet<DonorId>,
+}
+
+/// A block of a donor.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SourceBlock {
+    pub(crate) donor: DonorId,
+    /// Blocks before it in the donor.
+    pub(crate) idx: u32,
+    pub(crate) place: kv::Place,
 }
 
 /// Equal spans, and who has them.
@@ -114,10 +124,17 @@ pub(crate) struct Matches {
 struct Residency {
     /// All that were found.
     found: Matches,
-    /// What the pool still holds of them, where it is long enough.
+    /// What there still is of them and worth fetching, where it is long enough.
     resident: Vec<SpanMatch>,
     /// Of each donor found, the leading blocks that the target may read.
-    blocks: BTreeMap<DonorId, Vec<BlockId>>,
+    blocks: BTreeMap<DonorId, Vec<kv::Place>>,
+}
+
+impl FoundSpans {
+    /// Blocks to be fetched from the host tier.
+    pub(crate) fn num_fetched(&self) -> usize {
+        self.sources.iter().filter(|source| source.place.is_host()).count()
+    }
 }
 
 impl Target<'_> {
@@ -315,8 +332,13 @@ impl DonorRegistry {
     }
 
     /// What to copy into `target` of that which is still in `pool`, or why nothing. Donors of whom too little is left are forgotten.
-    pub(crate) fn find_resident(&mut self, pool: &kv::BlockPool, target: Target<'_>) -> Result<FoundSpans, SpanOutcome> {
-        let Residency { found, resident, mut blocks } = self.residency(pool, target);
+    pub(crate) fn find_resident(
+        &mut self,
+        pool: &kv::BlockPool,
+        target: Target<'_>,
+        gate: FetchGate<'_>,
+    ) -> Result<FoundSpans, SpanOutcome> {
+        let Residency { found, resident, blocks } = self.residency(pool, target, gate);
         let is_gone = |&donor: &DonorId| {
             self.is_too_short(&pool.match_full_blocks(self.donors[&donor].hashed(&self.donors[&donor].readable)))
         };
@@ -330,31 +352,57 @@ impl DonorRegistry {
         if let Some(reason) = plan.rejected {
             return Err(SpanOutcome::Rejected(reason));
         }
-        blocks.retain(|&donor, blocks| {
-            let ends = plan.spans.iter().filter(|span| span.donor == donor).map(|span| span.donor_pos + span.num_tokens);
-            blocks.truncate(ends.max().unwrap_or(0).div_ceil(self.block_size.get()) as usize);
-            !blocks.is_empty()
-        });
-        Ok(FoundSpans { plan, donor_blocks: blocks, by_embedding: found.by_embedding })
+        Ok(FoundSpans { sources: self.sources(&plan, &blocks), plan, by_embedding: found.by_embedding })
     }
 
     /// What would be copied into `target`, and all spans found.
-    pub(crate) fn explain(&self, pool: &kv::BlockPool, target: Target<'_>) -> (ReusePlan, Matches) {
-        let Residency { found, resident, .. } = self.residency(pool, target);
-        (self.plan(target, &resident), found)
+    pub(crate) fn explain(&self, pool: &kv::BlockPool, target: Target<'_>, gate: FetchGate<'_>) -> (FoundSpans, Vec<SpanMatch>) {
+        let Residency { found: Matches { spans, by_embedding }, resident, blocks } = self.residency(pool, target, gate);
+        let plan = self.plan(target, &resident);
+        (FoundSpans { sources: self.sources(&plan, &blocks), plan, by_embedding }, spans)
     }
 
-    fn residency(&self, pool: &kv::BlockPool, target: Target<'_>) -> Residency {
+    /// Of the leading `blocks` of each donor, what `plan` needs. Those before its spans are held too, so that no block is given up after
+    /// one that is found through it; but they are not fetched.
+    fn sources(&self, plan: &ReusePlan, blocks: &BTreeMap<DonorId, Vec<kv::Place>>) -> Vec<SourceBlock> {
+        let block_size = self.block_size.get();
+        let mut sources = Vec::new();
+        for (&donor, blocks) in blocks {
+            let spans = plan.spans.iter().filter(|span| span.donor == donor);
+            let covered: Vec<_> = spans.map(|span| covering(span.donor_pos, span.num_tokens, block_size)).collect();
+            let end = covered.iter().map(|range| range.end).max().unwrap_or(0);
+            for (idx, &place) in (0..end).zip(blocks) {
+                if !place.is_host() || covered.iter().any(|range| range.contains(&idx)) {
+                    sources.push(SourceBlock { donor, idx, place });
+                }
+            }
+        }
+        sources
+    }
+
+    fn residency(&self, pool: &kv::BlockPool, target: Target<'_>, gate: FetchGate<'_>) -> Residency {
         let found = self.find(target);
         let donors: BTreeSet<_> = found.spans.iter().map(|span| span.donor).collect();
         let blocks: BTreeMap<_, _> = donors.into_iter().map(|donor| (donor, self.resident_blocks(pool, donor, target))).collect();
         let mut resident = found.spans.clone();
         resident.retain_mut(|found| {
-            let num_resident = blocks[&found.donor].len() as u32 * self.block_size.get();
-            found.num_tokens = found.num_tokens.min(num_resident.saturating_sub(found.donor_pos));
+            found.num_tokens = self.num_worthy(found, &blocks[&found.donor], gate);
             found.num_tokens >= self.config.min_span_tokens
         });
         Residency { found, resident, blocks }
+    }
+
+    /// Tokens of `found` that lie in `blocks`, the leading ones of its donor: all if fetching them pays, else those in front of the first
+    /// block that would have to be fetched.
+    fn num_worthy(&self, found: &SpanMatch, blocks: &[kv::Place], gate: FetchGate<'_>) -> u32 {
+        let block_size = self.block_size.get();
+        let reach = |num_blocks: u32| found.num_tokens.min((num_blocks * block_size).saturating_sub(found.donor_pos));
+        let num_tokens = reach(blocks.len() as u32);
+        let fetched = || covering(found.donor_pos, num_tokens, block_size).filter(|&idx| blocks[idx as usize].is_host());
+        match fetched().next() {
+            Some(first) if !gate.pays(fetched().count(), num_tokens, found.target_pos + num_tokens) => reach(first),
+            _ => num_tokens,
+        }
     }
 
     /// Searches only where the plan could use an answer. Of a similar donor all spans are compared: postings may have forgotten some.
@@ -386,14 +434,14 @@ impl DonorRegistry {
         }
     }
 
-    /// Leading blocks of `donor` that are in the pool and in scopes that `target` may read.
-    fn resident_blocks(&self, pool: &kv::BlockPool, donor: DonorId, target: Target<'_>) -> Vec<BlockId> {
+    /// Leading blocks of `donor` that are in the pool or the host tier and in scopes that `target` may read.
+    fn resident_blocks(&self, pool: &kv::BlockPool, donor: DonorId, target: Target<'_>) -> Vec<kv::Place> {
         let donor = &self.donors[&donor];
         let readable = donor.readable.iter().filter(|scope| target.scopes().any(|salt| salt == scope.salt));
         pool.match_full_blocks(donor.hashed(&readable.cloned().collect::<Vec<_>>()))
     }
 
-    fn is_too_short(&self, blocks: &[BlockId]) -> bool {
+    fn is_too_short(&self, blocks: &[kv::Place]) -> bool {
         blocks.len() * self.block_size.as_usize() < self.config.min_span_tokens as usize
     }
 }
@@ -403,6 +451,11 @@ impl Donor {
     fn hashed<'a>(&'a self, readable: &'a [kv::ReadableScope]) -> kv::HashedTokens<'a> {
         kv::HashedTokens { salt: self.salt, tokens: &self.tokens, hashes: &self.hashes, readable }
     }
+}
+
+/// Blocks that hold `num_tokens` tokens from position `start` on.
+pub(crate) fn covering(start: u32, num_tokens: u32, block_size: u32) -> Range<u32> {
+    start / block_size..if num_tokens == 0 { start / block_size } else { (start + num_tokens).div_ceil(block_size) }
 }
 
 /// Where donors may be found: its own scope first, then the others that may be read.

@@ -17,6 +17,7 @@ mod erase;
 mod event;
 mod executor;
 mod explain;
+mod host;
 mod in_flight;
 mod output;
 mod queue;
@@ -34,10 +35,11 @@ pub use erase::{Erase, ErasedCounts};
 pub use event::{EngineEvent, FinishReason, KvUsage};
 pub use executor::{Executor, ExecutorError};
 pub use explain::Explanation;
-pub use kv::PoolStats;
+pub use host::HostConfig;
+pub use kv::{BlockFetch, BlockOffload, HostStats, PoolStats};
 pub use output::{
     BlockCopy, LogProb, ModelRunnerOutput, NewRequest, ProbedSequence, ProbedSpans, RejectedSpan, Row, SampledToken,
-    ScheduledSequence, SchedulerOutput, SpanCopy, TokenLogProbs, WatchedSpans,
+    ScheduledSequence, SchedulerOutput, SpanCopy, TokenLogProbs, Transfer, WatchedSpans,
 };
 pub use request::{KvSharingMode, Request, SamplingParams};
 pub use scheduler::Scheduler;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use kv::{BlockFetch, BlockOffload};
 use semantic::{Drift, Probe, TokenDeviation};
 use tokens::{BlockId, DonorId, RequestId, TokenId, TokenRange};
 
@@ -16,8 +17,12 @@ pub struct SchedulerOutput {
     pub new_requests: Vec<NewRequest>,
     /// Requests the runner may forget.
     pub finished: Vec<RequestId>,
-    /// Blocks to zero before anything else: what another tenant left in them must not reach those who hold them now.
+    /// Blocks to copy to the host tier before anything else: this step writes over them.
+    pub offloads: Vec<BlockOffload>,
+    /// Blocks to zero next: what another tenant left in them must not reach those who hold them now.
     pub block_zeroes: Vec<BlockId>,
+    /// Blocks to copy from the host tier then, before anything is read from them; some were just zeroed.
+    pub fetches: Vec<BlockFetch>,
     /// Whole or partial blocks to copy next (copy on write).
     pub block_copies: Vec<BlockCopy>,
     /// Spans to copy and re-rotate then, each checked at layer 0 before anything is computed from it.
@@ -40,7 +45,9 @@ impl SchedulerOutput {
     /// Whether there is nothing to execute.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.sequences.is_empty() && self.probes.is_empty() && self.finished.is_empty() && self.block_zeroes.is_empty()
+        let computes_nothing = self.sequences.is_empty() && self.probes.is_empty();
+        let moves_nothing = self.offloads.is_empty() && self.fetches.is_empty() && self.block_zeroes.is_empty();
+        computes_nothing && moves_nothing && self.finished.is_empty()
     }
 }
 
@@ -149,6 +156,17 @@ pub struct ModelRunnerOutput {
     ///
     /// The entry for the token at position `p` (`p >= 1`) comes from the row at `p - 1`.
     pub prompt_logprobs: Vec<(RequestId, Vec<(u32, TokenLogProbs)>)>,
+    /// Fetches from the host tier that ended since the last report, if they were timed.
+    pub transfer: Option<Transfer>,
+}
+
+/// What a copy from the host to the device took.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Transfer {
+    /// How much it was.
+    pub bytes: u64,
+    /// How long it took.
+    pub seconds: f64,
 }
 
 /// What a probe found.

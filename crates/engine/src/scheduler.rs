@@ -16,6 +16,7 @@ use self::share::Shares;
 use crate::ageing::Ageing;
 use crate::cost::StepTimes;
 use crate::donors::{DonorRegistry, Target, scopes};
+use crate::host::HostLink;
 use crate::in_flight::InFlight;
 use crate::queue::{ArrivalKey, RequestQueue, Waiting};
 use crate::sequence::Sequence;
@@ -29,6 +30,7 @@ mod admin;
 mod admission;
 mod dedupe;
 mod forecast;
+mod host;
 mod share;
 mod update;
 
@@ -43,6 +45,7 @@ pub struct Scheduler {
     /// By admission, first one first.
     running: Vec<RequestId>,
     donors: DonorRegistry,
+    host_link: HostLink,
     in_flight: InFlight,
     verifier: Verifier,
     /// Blocks that the open step copies from.
@@ -80,11 +83,13 @@ impl Scheduler {
         Ok(Self {
             pool: kv::BlockPool::try_new(config.num_blocks, config.block_size)?
                 .with_quotas(&config.quotas)
+                .with_host_tier(config.host.num_blocks)
                 .with_ttl(config.donor_ttl),
             sequences: HashMap::new(),
             queue: RequestQueue::default(),
             running: Vec::new(),
             donors: DonorRegistry::new(&config),
+            host_link: HostLink::new(&config.host),
             in_flight: InFlight::new(semantic::SpanIndexConfig {
                 max_donors: config.max_donors,
                 ..semantic::SpanIndexConfig::for_spans(&config.spans)
@@ -242,6 +247,8 @@ impl Scheduler {
             num_waiting: self.queue.len(),
             oldest_waiting_arrival: self.queue.oldest_arrival(),
             blocks: self.pool.stats(),
+            host: self.pool.host_stats(),
+            host_bandwidth: self.host_link.bandwidth(),
             preemptions: self.num_preemptions,
             num_donors: self.donors.len(),
             found_donors: self.donors.num_found(),
@@ -260,6 +267,7 @@ impl Scheduler {
         assert!(!std::mem::replace(&mut self.is_step_open, true), "the last step is still open");
         self.forget_expired(now);
         self.observe_last_step(now);
+        self.choose_what_goes_to_host();
         if self.sequences.is_empty()
             && let Some(request) = self.verifier.start_next()
         {
@@ -280,9 +288,11 @@ impl Scheduler {
             "a waiting request can always run alone"
         );
         step.block_zeroes = self.pool.take_to_zero();
+        kv::Transfers { offloads: step.offloads, fetches: step.fetches } = self.pool.take_transfers();
         self.num_steps += 1;
         self.num_last_scheduled = step.num_scheduled_tokens();
-        self.timed_step = Some(self.timed(&step, now));
+        // How long fetches take has its own measure; a step with some would blame the rest of its work.
+        self.timed_step = step.fetches.is_empty().then(|| self.timed(&step, now));
         step
     }
 

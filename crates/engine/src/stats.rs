@@ -13,6 +13,10 @@ pub struct EngineStats {
     pub oldest_waiting_arrival: Option<Timestamp>,
     /// Blocks by state, and evictions so far.
     pub blocks: kv::PoolStats,
+    /// The host tier.
+    pub host: kv::HostStats,
+    /// Bandwidth from the host as measured, or as configured before that, in bytes a second.
+    pub host_bandwidth: f64,
     /// Preemptions so far.
     pub preemptions: u64,
     /// Earlier prompts whose spans can be found.

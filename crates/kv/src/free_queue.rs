@@ -74,6 +74,11 @@ impl FreeBlockQueue {
         Some(block)
     }
 
+    /// Those that can be found, the one to be given up next first.
+    pub(crate) fn iter_cached(&self) -> impl Iterator<Item = BlockId> + '_ {
+        self.rings.iter(CACHED)
+    }
+
     /// All free blocks, front first.
     pub(crate) fn iter(&self) -> impl Iterator<Item = BlockId> + '_ {
         self.rings.iter(EMPTY).chain(self.rings.iter(CACHED))

@@ -3,18 +3,23 @@
 //! A freed block that can be found goes to the end of the free queue, the tail of a sequence before its beginning, so that the
 //! least recently used and least shareable KV is given up first. A freed block that nobody can find is used again first.
 //! A tenant whose quota is full gives up a cached block of its own for each new one, and nobody else's.
+//! What is given up goes to the host tier, if there is one and computing it again takes longer than fetching it; what is wanted again is
+//! fetched into a block of its owner's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use tokens::{BlockId, BlockSize, TenantId, Timestamp};
+use tokens::{BlockId, BlockSize, HostBlockId, TenantId, Timestamp};
 
 use crate::free_queue::FreeBlockQueue;
+use crate::host_tier::HostTier;
 use crate::prefix_index::Insertion;
 use crate::quotas::Quotas;
-use crate::{ApproximateBlock, BlockLease, BlockOwner, ExactBlock, HashedTokens, PrefixIndex, PrefixMatch};
+use crate::{
+    ApproximateBlock, BlockLease, BlockOwner, ExactBlock, HashedTokens, HostStats, Place, PrefixIndex, PrefixMatch, Transfers,
+};
 
-/// All blocks of one device.
+/// All blocks of one device, and the places of its host tier.
 ///
 /// Invariants, see [`BlockPool::check_invariants`]: a block is in the free queue if and only if nobody holds it; free, cached and
 /// active blocks add up to all.
@@ -36,6 +41,7 @@ pub struct BlockPool {
     ttl: Option<Duration>,
     /// Blocks that went from one tenant to another and have not been reported.
     to_zero: BTreeSet<BlockId>,
+    host: HostTier,
 }
 
 /// A wish for the blocks of a new sequence.
@@ -44,7 +50,9 @@ pub struct SlotRequest<'a> {
     /// Who fills the new ones.
     pub owner: BlockOwner,
     /// Leading blocks, just found by [`BlockPool::match_prefix`].
-    pub shared: &'a [BlockId],
+    pub shared: &'a [Place],
+    /// Further blocks, just found, to be held while the new ones are filled from them.
+    pub pinned: &'a [Place],
     /// New exact blocks behind them.
     pub num_exact: usize,
     /// New approximate blocks behind those.
@@ -53,6 +61,15 @@ pub struct SlotRequest<'a> {
     pub headroom: usize,
     /// Blocks to be left of the owner's quota.
     pub quota_headroom: usize,
+}
+
+/// The blocks of a new sequence. What was in the host tier is on the device once the transfers of the next step are done.
+#[derive(Debug)]
+pub struct Slots {
+    /// Its own and shared ones, in the order of the sequence.
+    pub lease: BlockLease,
+    /// Those it is filled from, in the order they were asked for.
+    pub pins: BlockLease,
 }
 
 /// Answer to a wish for blocks. A full pool is an answer, not an error.
@@ -66,7 +83,7 @@ pub enum Allocation<T = BlockLease> {
         /// Blocks that would have to be given back first.
         short_by: usize,
     },
-    /// Nothing was changed: the owner's quota is full of blocks that are held.
+    /// Nothing was changed: the owner's quota, or that of an owner of what is to be fetched, is full of blocks that are held.
     QuotaExhausted {
         /// Blocks of the owner that would have to be given back first.
         short_by: usize,
@@ -93,7 +110,7 @@ pub struct PoolStats {
     pub active: usize,
     /// All.
     pub total: usize,
-    /// Cached blocks given up so far because room was needed.
+    /// Cached blocks given up so far because room was needed, to the host tier or for good.
     pub evictions: u64,
 }
 
@@ -124,7 +141,7 @@ impl BlockPool {
                 block_size,
                 ref_counts: vec![0; num_blocks],
                 free_queue: FreeBlockQueue::new(count),
-                index: PrefixIndex::new(count, block_size),
+                index: PrefixIndex::new(count, 0, block_size),
                 num_cached: 0,
                 num_evictions: 0,
                 owners: vec![None; num_blocks],
@@ -133,6 +150,7 @@ impl BlockPool {
                 now: Timestamp::default(),
                 ttl: None,
                 to_zero: BTreeSet::new(),
+                host: HostTier::new(0, &BTreeMap::new()),
             }),
         }
     }
@@ -141,6 +159,15 @@ impl BlockPool {
     #[must_use]
     pub fn with_quotas(self, quotas: &BTreeMap<TenantId, usize>) -> Self {
         Self { quotas: Quotas::new(self.ref_counts.len() as u32, quotas), ..self }
+    }
+
+    /// The pool with `num_blocks` places in the host tier, of which a tenant with a quota may fill as large a part as of the pool. To be
+    /// called while it is unused, behind [`BlockPool::with_quotas`].
+    #[must_use]
+    pub fn with_host_tier(self, num_blocks: u32) -> Self {
+        let limits = self.quotas.scaled(num_blocks, self.ref_counts.len());
+        let index = PrefixIndex::new(self.ref_counts.len() as u32, num_blocks, self.block_size);
+        Self { host: HostTier::new(num_blocks, &limits), index, ..self }
     }
 
     /// The pool, in which a block that nobody held for longer than `ttl` is found no more.
@@ -152,6 +179,12 @@ impl BlockPool {
     /// Lets time pass; it never goes back.
     pub fn advance(&mut self, now: Timestamp) {
         self.now = self.now.max(now);
+    }
+
+    /// From now on a block goes to the host tier only if at least `min_depth` blocks are before it on its path: computing a block takes
+    /// the longer the more is before it. One that others are found through goes there too.
+    pub fn set_min_host_depth(&mut self, min_depth: u32) {
+        self.host.set_min_depth(min_depth);
     }
 
     /// Tokens in a block.
@@ -171,20 +204,15 @@ impl BlockPool {
     pub fn match_prefix(&self, sequence: HashedTokens<'_>, max_tokens: usize) -> PrefixMatch {
         let mut found = self.index.match_prefix(sequence, max_tokens);
         found.partial = found.partial.filter(|partial| !self.is_expired(partial.block));
-        let num_fresh = self.count_fresh(&found.blocks);
-        if num_fresh < found.blocks.len() {
-            found.blocks.truncate(num_fresh);
-            found.num_tokens = num_fresh * self.block_size.as_usize();
-            found.partial = None;
-        }
+        found.truncate(self.count_usable(&found.blocks), self.block_size);
         found
     }
 
     /// The leading full blocks of `sequence` that the pool holds.
     #[must_use]
-    pub fn match_full_blocks(&self, sequence: HashedTokens<'_>) -> Vec<BlockId> {
+    pub fn match_full_blocks(&self, sequence: HashedTokens<'_>) -> Vec<Place> {
         let mut blocks = self.index.match_full_blocks(sequence);
-        blocks.truncate(self.count_fresh(&blocks));
+        blocks.truncate(self.count_usable(&blocks));
         blocks
     }
 
@@ -207,33 +235,45 @@ impl BlockPool {
         }
     }
 
+    /// State of the host tier.
+    #[must_use]
+    pub fn host_stats(&self) -> HostStats {
+        self.host.stats()
+    }
+
     /// Whether [`BlockPool::allocate_slots`] would find room.
     pub fn check_room(&self, wish: &SlotRequest<'_>) -> Allocation<()> {
         let num_new = wish.num_exact + wish.num_approximate;
-        let needed = self.num_idle(wish.shared, |_| true) + num_new + wish.headroom;
+        let places = wish.places();
+        let num_fetched = places.iter().filter(|place| place.is_host()).count();
+        let needed = self.num_idle(&places, |_| true) + num_fetched + num_new + wish.headroom;
         if let Some(short_by) = self.short_by(needed) {
             return Allocation::CapacityExhausted { short_by };
         }
-        let tenant = wish.owner.tenant;
-        let num_kept = self.num_idle(wish.shared, |owner| owner.tenant == tenant);
-        match self.quotas.short_by(tenant, num_kept, num_new + wish.quota_headroom) {
-            Some(short_by) => Allocation::QuotaExhausted { short_by },
-            None => Allocation::Ready(()),
+        let paying = places.iter().filter(|place| place.is_host()).map(|&place| self.tenant_at(place));
+        for tenant in paying.chain([wish.owner.tenant]).collect::<BTreeSet<_>>() {
+            let num_kept = self.num_idle(&places, |owner| owner.tenant == tenant);
+            let num_fetched = places.iter().filter(|&&place| place.is_host() && self.tenant_at(place) == tenant).count();
+            let num_own = if tenant == wish.owner.tenant { num_new + wish.quota_headroom } else { 0 };
+            if let Some(short_by) = self.quotas.short_by(tenant, num_kept, num_fetched + num_own) {
+                return Allocation::QuotaExhausted { short_by };
+            }
         }
+        Allocation::Ready(())
     }
 
     /// Lends the blocks of a new sequence.
-    pub fn allocate_slots(&mut self, wish: &SlotRequest<'_>) -> Allocation {
+    pub fn allocate_slots(&mut self, wish: &SlotRequest<'_>) -> Allocation<Slots> {
         match self.check_room(wish) {
             Allocation::Ready(()) => {}
             Allocation::CapacityExhausted { short_by } => return Allocation::CapacityExhausted { short_by },
             Allocation::QuotaExhausted { short_by } => return Allocation::QuotaExhausted { short_by },
         }
-        let mut lease = self.pin(wish.shared);
+        let [mut lease, pins] = self.hold([wish.shared, wish.pinned]);
         lease.owner = Some(wish.owner);
         lease.exact.extend((0..wish.num_exact).map(|_| ExactBlock::new(self.take_new(wish.owner))));
         lease.approximate.extend((0..wish.num_approximate).map(|_| ApproximateBlock::new(self.take_new(wish.owner))));
-        Allocation::Ready(lease)
+        Allocation::Ready(Slots { lease, pins })
     }
 
     /// Adds `num_blocks` new blocks to the end of `lease`: approximate ones if it holds such, for they follow approximate KV.
@@ -256,16 +296,6 @@ impl BlockPool {
             }
         }
         Allocation::Ready(())
-    }
-
-    /// Holds the indexed `blocks`, so that they are neither evicted nor written.
-    ///
-    /// # Panics
-    /// If one is not indexed: it was not just found.
-    pub fn pin(&mut self, blocks: &[BlockId]) -> BlockLease {
-        blocks.iter().for_each(|&block| self.take_indexed(block));
-        let exact = blocks.iter().copied().map(ExactBlock::new).collect();
-        BlockLease { exact, approximate: Vec::new(), num_cached: blocks.len(), owner: None }
     }
 
     /// Replaces the approximate blocks of `lease` by as many exact ones, whose content is to be computed anew.
@@ -293,6 +323,7 @@ impl BlockPool {
             let parent = idx.checked_sub(1).map(|parent| &lease.exact[parent]);
             match self.index.insert(&lease.exact[idx], parent, sequence, idx) {
                 Insertion::Stored => {}
+                Insertion::Replaced(slot) => self.host.release(slot),
                 Insertion::Duplicate(block) if on_duplicate == OnDuplicate::Exchange => {
                     self.take_indexed(block);
                     let own = std::mem::replace(&mut lease.exact[idx], ExactBlock::new(block));
@@ -321,15 +352,19 @@ impl BlockPool {
             self.quotas.remove_idle(tenant, block);
             self.quotas.discharge(tenant);
         }
+        while let Some(slot) = self.host.oldest() {
+            self.host.release(slot);
+        }
     }
 
-    /// Forgets the content of all blocks filled by an owner that `is_erased` names, and of what can only be found through them;
-    /// how many blocks they are. Holders keep theirs.
+    /// Forgets the content of all blocks filled by an owner that `is_erased` names, on the device and in the host tier, and of what can
+    /// only be found through them; how many blocks they are. Holders keep theirs.
     pub fn erase(&mut self, is_erased: impl Fn(&BlockOwner) -> bool) -> usize {
+        let blocks = (0..self.ref_counts.len() as u32).map(|block| Place::Device(BlockId(block)));
         let mut num_erased = 0;
-        for block in (0..self.ref_counts.len() as u32).map(BlockId) {
-            if self.index.contains(block) && self.owners[block.0 as usize].as_ref().is_some_and(&is_erased) {
-                num_erased += self.forget(block).num_blocks;
+        for place in blocks.chain(self.host.slots().map(Place::Host)) {
+            if self.index.contains(place) && self.owner_at(place).as_ref().is_some_and(&is_erased) {
+                num_erased += self.forget(place);
             }
         }
         num_erased
@@ -339,9 +374,9 @@ impl BlockPool {
     pub fn expire(&mut self, max_blocks: usize) -> usize {
         let mut num_expired = 0;
         while num_expired < max_blocks
-            && let Some(block) = self.free_queue.oldest_cached().filter(|&block| self.is_expired(block))
+            && let Some(place) = self.oldest().into_iter().flatten().find(|&place| self.is_expired(place))
         {
-            num_expired += self.forget(block).num_blocks;
+            num_expired += self.forget(place);
         }
         num_expired
     }
@@ -351,19 +386,25 @@ impl BlockPool {
         std::mem::take(&mut self.to_zero).into_iter().collect()
     }
 
+    /// Copies between device and host since the last call, to be made in the next step. To be taken before each step runs.
+    pub fn take_transfers(&mut self) -> Transfers {
+        self.host.take_transfers()
+    }
+
     /// Panics with a sentence if the books do not balance. Takes time in proportion to the pool.
     pub fn check_invariants(&self) {
         let mut num_cached = 0;
         for (i, &ref_count) in self.ref_counts.iter().enumerate() {
             let block = BlockId(i as u32);
             assert_eq!(self.free_queue.contains(block), ref_count == 0, "{block:?} has {ref_count} holders");
-            num_cached += usize::from(ref_count == 0 && self.index.contains(block));
+            num_cached += usize::from(ref_count == 0 && self.is_found(block));
         }
         assert_eq!(self.free_queue.iter().count(), self.free_queue.len(), "the free queue has lost blocks");
         assert_eq!(num_cached, self.num_cached, "cached blocks were miscounted");
         let stats = self.stats();
         assert_eq!(stats.free + stats.cached + stats.active, stats.total, "blocks were lost");
         self.index.check_invariants();
+        self.host.check_invariants(|slot| self.index.contains(Place::Host(slot)));
         self.quotas.check_invariants(|tenant| self.count_of(tenant));
     }
 
@@ -372,7 +413,7 @@ impl BlockPool {
         let ids = (0..self.ref_counts.len() as u32).map(BlockId);
         let own: Vec<_> = ids.filter(|&block| self.owner(block).is_some_and(|owner| owner.tenant == tenant)).collect();
         let num_held = own.iter().filter(|block| self.ref_counts[block.0 as usize] > 0).count();
-        let num_idle = own.iter().filter(|&&block| self.is_idle(block) && self.index.contains(block)).count();
+        let num_idle = own.iter().filter(|&&block| self.is_idle(block) && self.is_found(block)).count();
         (num_held + num_idle, num_idle)
     }
 
@@ -380,33 +421,112 @@ impl BlockPool {
         self.ref_counts[block.0 as usize] == 0
     }
 
-    /// Idle blocks among `blocks`, which were just found, whose owner satisfies `counts`.
-    fn num_idle(&self, blocks: &[BlockId], counts: impl Fn(BlockOwner) -> bool) -> usize {
-        blocks.iter().filter(|&&block| self.is_idle(block) && self.owner(block).is_some_and(&counts)).count()
+    fn is_found(&self, block: BlockId) -> bool {
+        self.index.contains(Place::Device(block))
     }
 
-    /// Leading ones of `blocks` that have not expired.
-    fn count_fresh(&self, blocks: &[BlockId]) -> usize {
-        blocks.iter().take_while(|&&block| !self.is_expired(block)).count()
+    /// Idle blocks of the device among `places`, which were just found, whose owner satisfies `counts`.
+    fn num_idle(&self, places: &[Place], counts: impl Fn(BlockOwner) -> bool) -> usize {
+        let is_idle = |place: Place| matches!(place, Place::Device(block) if self.is_idle(block));
+        places.iter().filter(|&&place| is_idle(place) && self.owner_at(place).is_some_and(&counts)).count()
     }
 
-    fn is_expired(&self, block: BlockId) -> bool {
-        let unused_for = self.now.since(self.last_used[block.0 as usize]);
-        self.is_idle(block) && self.ttl.is_some_and(|ttl| unused_for > ttl)
+    /// Leading ones of `places` that have not expired, and for whose fetches their owners' quotas have room.
+    fn count_usable(&self, places: &[Place]) -> usize {
+        let num_fresh = places.iter().take_while(|&&place| !self.is_expired(place)).count();
+        if !places.iter().any(|place| place.is_host()) {
+            return num_fresh;
+        }
+        let mut needed: BTreeMap<TenantId, (usize, usize)> = BTreeMap::new();
+        let has_room = |&place: &Place| {
+            let tenant = self.tenant_at(place);
+            let (num_kept, num_fetched) = needed.entry(tenant).or_default();
+            *num_kept += self.num_idle(&[place], |_| true);
+            *num_fetched += usize::from(place.is_host());
+            self.quotas.short_by(tenant, *num_kept, *num_fetched).is_none()
+        };
+        places[..num_fresh].iter().copied().take_while(has_room).count()
     }
 
-    /// Who is charged for a block that is held or can be found.
+    /// What is given up next, on the device and in the host tier.
+    fn oldest(&self) -> [Option<Place>; 2] {
+        [self.free_queue.oldest_cached().map(Place::Device), self.host.oldest().map(Place::Host)]
+    }
+
+    fn is_expired(&self, place: Place) -> bool {
+        let last_used = match place {
+            Place::Device(block) if !self.is_idle(block) => return false,
+            Place::Device(block) => self.last_used[block.0 as usize],
+            Place::Host(slot) => self.host.last_used(slot),
+        };
+        self.ttl.is_some_and(|ttl| self.now.since(last_used) > ttl)
+    }
+
+    fn owner_at(&self, place: Place) -> Option<BlockOwner> {
+        match place {
+            Place::Device(block) => self.owner(block),
+            Place::Host(slot) => self.host.owner(slot),
+        }
+    }
+
+    /// Who is charged for what is in `place`, if that is held or can be found.
+    fn tenant_at(&self, place: Place) -> TenantId {
+        self.owner_at(place).expect("what is held or found was filled by somebody").tenant
+    }
+
     fn tenant_of(&self, block: BlockId) -> TenantId {
-        self.owner(block).expect("what is held or found was filled by somebody").tenant
+        self.tenant_at(Place::Device(block))
     }
 
     fn short_by(&self, needed: usize) -> Option<usize> {
         needed.checked_sub(self.free_queue.len()).filter(|&short_by| short_by > 0)
     }
 
+    /// One more holder for each of the blocks that were just found, some of them perhaps named twice. Those in the host tier are fetched,
+    /// once none of them can be given up for the others any more.
+    fn hold<const N: usize>(&mut self, groups: [&[Place]; N]) -> [BlockLease; N] {
+        for &place in groups.iter().copied().flatten() {
+            match place {
+                Place::Device(block) => self.take_indexed(block),
+                Place::Host(slot) => self.host.reserve(slot),
+            }
+        }
+        let mut fetched = BTreeMap::new();
+        groups.map(|places| {
+            let exact: Vec<_> = places.iter().map(|&place| ExactBlock::new(self.held_block(place, &mut fetched))).collect();
+            BlockLease { num_cached: exact.len(), exact, approximate: Vec::new(), owner: None }
+        })
+    }
+
+    /// The block for what is in `place`, which is held or reserved. `fetched`: what came from the host tier so far.
+    fn held_block(&mut self, place: Place, fetched: &mut BTreeMap<HostBlockId, BlockId>) -> BlockId {
+        match place {
+            Place::Device(block) => block,
+            Place::Host(slot) => match fetched.get(&slot) {
+                Some(&block) => {
+                    self.ref_counts[block.0 as usize] += 1;
+                    block
+                }
+                None => *fetched.entry(slot).or_insert_with(|| self.fetch(slot)),
+            },
+        }
+    }
+
+    /// A held block for what is in the reserved `slot`, at the cost of its owner.
+    fn fetch(&mut self, slot: HostBlockId) -> BlockId {
+        let owner = self.host.owner(slot).expect("what was found was filled by somebody");
+        let block = self.take_new(owner);
+        // What was before it may just have been given up for good; who holds it reads it all the same.
+        if self.index.contains(Place::Host(slot)) {
+            self.index.move_entry(Place::Host(slot), Place::Device(block));
+        }
+        self.host.fetch(slot, block);
+        block
+    }
+
     /// One more holder for a block that can be found.
     fn take_indexed(&mut self, block: BlockId) {
-        assert!(self.index.contains(block), "{block:?} is not indexed");
+        assert!(self.is_found(block), "{block:?} is not indexed");
         if self.is_idle(block) {
             self.free_queue.remove(block);
             self.num_cached -= 1;
@@ -415,12 +535,14 @@ impl BlockPool {
         self.ref_counts[block.0 as usize] += 1;
     }
 
-    /// A block for `owner`, whose content is forgotten: one of its own if its quota is full, else the front of the free queue.
+    /// A block for `owner`, whose content is given up: one of its own if its quota is full, else the front of the free queue.
     fn take_new(&mut self, owner: BlockOwner) -> BlockId {
         let own = self.quotas.victim(owner.tenant);
         let block = own.or_else(|| self.free_queue.front()).expect("the caller has counted free blocks");
-        if self.index.contains(block) {
-            self.num_evictions += self.forget(block).num_idle as u64;
+        if self.is_found(block) {
+            let num_cached = self.num_cached;
+            self.evict(block);
+            self.num_evictions += (num_cached - self.num_cached) as u64;
         }
         self.free_queue.remove(block);
         self.ref_counts[block.0 as usize] = 1;
@@ -432,22 +554,53 @@ impl BlockPool {
         block
     }
 
-    /// Forgets the content of `block` and of everything that can only be found through it.
-    fn forget(&mut self, block: BlockId) -> Forgotten {
-        let mut forgotten = Forgotten::default();
-        for block in self.index.remove_subtree(block) {
-            forgotten.num_blocks += 1;
-            if self.is_idle(block) {
-                forgotten.num_idle += 1;
-                self.num_cached -= 1;
-                self.free_queue.remove(block);
-                self.free_queue.push_empty(block);
-                let tenant = self.tenant_of(block);
-                self.quotas.remove_idle(tenant, block);
-                self.quotas.discharge(tenant);
+    /// Gives up what the idle `block` holds: to the host tier if that pays and its owner has a place there, else for good.
+    fn evict(&mut self, block: BlockId) {
+        let place = Place::Device(block);
+        let is_wanted = !self.host.is_absent() && !self.is_expired(place);
+        if is_wanted && (self.host.keeps(self.index.depth(place)) || self.index.has_children(place)) {
+            self.offload(block);
+        }
+        if self.index.contains(place) {
+            self.forget(place);
+        }
+    }
+
+    /// Brings what the idle `block` holds to the host tier, unless its owner has no place there or it is found no more once there is room.
+    fn offload(&mut self, block: BlockId) {
+        let owner = self.owner(block).expect("what is found was filled by somebody");
+        let Some(slot) = self.host.next_slot(owner.tenant) else { return };
+        if self.index.contains(Place::Host(slot)) {
+            self.forget(Place::Host(slot));
+        }
+        if self.is_found(block) {
+            self.index.move_entry(Place::Device(block), Place::Host(slot));
+            self.host.store(block, slot, owner, self.last_used[block.0 as usize]);
+            self.empty(block);
+        }
+    }
+
+    /// Forgets what is in `place` and everything that can only be found through it; how many blocks they are.
+    fn forget(&mut self, place: Place) -> usize {
+        let forgotten = self.index.remove_subtree(place);
+        for &place in &forgotten {
+            match place {
+                Place::Device(block) if self.is_idle(block) => self.empty(block),
+                Place::Device(_) => {}
+                Place::Host(slot) => self.host.release(slot),
             }
         }
-        forgotten
+        forgotten.len()
+    }
+
+    /// The idle `block` cannot be found any more.
+    fn empty(&mut self, block: BlockId) {
+        self.num_cached -= 1;
+        self.free_queue.remove(block);
+        self.free_queue.push_empty(block);
+        let tenant = self.tenant_of(block);
+        self.quotas.remove_idle(tenant, block);
+        self.quotas.discharge(tenant);
     }
 
     /// One holder less.
@@ -459,7 +612,7 @@ impl BlockPool {
         }
         self.last_used[block.0 as usize] = self.now;
         let tenant = self.tenant_of(block);
-        if self.index.contains(block) {
+        if self.is_found(block) {
             self.free_queue.push_cached(block);
             self.num_cached += 1;
             self.quotas.insert_idle(tenant, block);
@@ -470,12 +623,16 @@ impl BlockPool {
     }
 }
 
-/// Blocks whose content was forgotten.
-#[derive(Clone, Copy, Debug, Default)]
-struct Forgotten {
-    num_blocks: usize,
-    /// Those of them that nobody held.
-    num_idle: usize,
+impl SlotRequest<'_> {
+    /// All that was found and is to be held, each place once.
+    fn places(&self) -> Vec<Place> {
+        let mut places = [self.shared, self.pinned].concat();
+        if !self.pinned.is_empty() {
+            places.sort_unstable();
+            places.dedup();
+        }
+        places
+    }
 }
 
 #[cfg(test)]

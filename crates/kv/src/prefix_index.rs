@@ -1,4 +1,4 @@
-//! Finds blocks by what they hold and by everything before it.
+//! Finds blocks by what they hold and by everything before it, on the device and in the host tier alike.
 //!
 //! Blocks form a forest, one tree per first block and scope. A block is found through the hash of its chain, which costs one probe,
 //! and then confirmed: the tokens must be equal and the parent must be the very block confirmed before it. By induction from the
@@ -7,14 +7,16 @@
 //!
 //! A path may begin in a scope that its reader may read and go on in the reader's own, never back and never into a third.
 //!
-//! Invariant: the parent of an indexed block is indexed. Removing a block therefore removes everything below it.
+//! Invariant: the parent of an indexed block is indexed. Removing a block therefore removes everything below it. What moves between
+//! device and host keeps its place in the forest, so that neither what is found nor who may find it depends on where it lies.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use tokens::{BlockHash, BlockId, BlockSize, CacheSalt, TokenId};
+use tokens::{BlockHash, BlockId, BlockSize, CacheSalt, HostBlockId, TokenId};
 
-use crate::ExactBlock;
+use crate::{ExactBlock, Place};
 
 /// Siblings looked at when searching a partly equal block, newest first; chosen, so that a lookup stays cheap below a system prompt
 /// that thousands of different conversations continue.
@@ -44,11 +46,11 @@ pub struct ReadableScope {
 
 /// What the index holds of the beginning of a sequence.
 ///
-/// The ids are good until the pool is next changed.
+/// The places are good until the pool is next changed.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct PrefixMatch {
     /// Equal full blocks, from the start on.
-    pub blocks: Vec<BlockId>,
+    pub blocks: Vec<Place>,
     /// Tokens in `blocks`.
     pub num_tokens: usize,
     /// The block that goes on best behind `blocks`. It must be copied before it is continued.
@@ -59,7 +61,7 @@ pub struct PrefixMatch {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartialMatch {
     /// Which block.
-    pub block: BlockId,
+    pub block: Place,
     /// How many leading tokens are equal; at least one.
     pub num_tokens: usize,
 }
@@ -69,6 +71,8 @@ pub struct PartialMatch {
 pub(crate) enum Insertion {
     /// It can be found from now on.
     Stored,
+    /// It can be found from now on, in the place of a copy in the host tier.
+    Replaced(HostBlockId),
     /// This block holds the same tokens behind the same past already.
     Duplicate(BlockId),
     /// Its parent is not indexed, or another chain has the same hash.
@@ -79,11 +83,12 @@ pub(crate) enum Insertion {
 #[derive(Debug)]
 pub struct PrefixIndex {
     block_size: BlockSize,
-    /// By block id.
+    /// Blocks of the device; entries behind theirs are of the host tier.
+    num_blocks: usize,
     entries: Vec<Option<Entry>>,
-    by_hash: HashMap<BlockHash, BlockId>,
+    by_hash: HashMap<BlockHash, Place>,
     /// Newest block of each scope at the start of sequences or below a block of another scope; the others are its siblings.
-    branches: BTreeMap<(Option<BlockId>, CacheSalt), BlockId>,
+    branches: BTreeMap<(Option<Place>, CacheSalt), Place>,
     version: u64,
 }
 
@@ -92,23 +97,55 @@ struct Entry {
     hash: BlockHash,
     salt: CacheSalt,
     tokens: Box<[TokenId]>,
-    parent: Option<BlockId>,
+    /// Blocks before it on its path.
+    depth: u32,
+    parent: Option<Place>,
     /// Newest one of the same scope.
-    first_child: Option<BlockId>,
-    prev_sibling: Option<BlockId>,
-    next_sibling: Option<BlockId>,
+    first_child: Option<Place>,
+    prev_sibling: Option<Place>,
+    next_sibling: Option<Place>,
+}
+
+impl PrefixMatch {
+    /// Keeps the leading `num_blocks` blocks, of `block_size` tokens each; what goes on behind the others goes with them.
+    pub fn truncate(&mut self, num_blocks: usize, block_size: BlockSize) {
+        if num_blocks < self.blocks.len() {
+            self.blocks.truncate(num_blocks);
+            self.num_tokens = num_blocks * block_size.as_usize();
+            self.partial = None;
+        }
+    }
 }
 
 impl PrefixIndex {
-    pub(crate) fn new(num_blocks: u32, block_size: BlockSize) -> Self {
-        let entries = (0..num_blocks).map(|_| None).collect();
-        Self { block_size, entries, by_hash: HashMap::new(), branches: BTreeMap::new(), version: 0 }
+    /// An empty index of a pool of `num_blocks` blocks and a host tier of `num_host_blocks`.
+    pub(crate) fn new(num_blocks: u32, num_host_blocks: u32, block_size: BlockSize) -> Self {
+        let num_blocks = num_blocks as usize;
+        let entries = (0..num_blocks + num_host_blocks as usize).map(|_| None).collect();
+        Self { block_size, num_blocks, entries, by_hash: HashMap::new(), branches: BTreeMap::new(), version: 0 }
     }
 
-    /// Whether `block` can be found.
+    fn at(&self, place: Place) -> usize {
+        match place {
+            Place::Device(block) => block.0 as usize,
+            Place::Host(slot) => self.num_blocks + slot.0 as usize,
+        }
+    }
+
+    /// Whether what is in `block` can be found.
     #[must_use]
-    pub fn contains(&self, block: BlockId) -> bool {
-        self.entries[block.0 as usize].is_some()
+    pub fn contains(&self, block: Place) -> bool {
+        self.entries[self.at(block)].is_some()
+    }
+
+    /// Blocks before what is in `block` on its path.
+    pub(crate) fn depth(&self, block: Place) -> u32 {
+        self.entry(block).depth
+    }
+
+    /// Whether something can only be found through `block`.
+    pub(crate) fn has_children(&self, block: Place) -> bool {
+        self.entry(block).first_child.is_some() || self.branches.range(scopes_below(block)).next().is_some()
     }
 
     /// Number of blocks that can be found.
@@ -140,7 +177,7 @@ impl PrefixIndex {
     /// The leading full blocks of `sequence` that are here, each confirmed: those of the longest path that begins in one of the
     /// scopes it may read and goes on in its own.
     #[must_use]
-    pub fn match_full_blocks(&self, sequence: HashedTokens<'_>) -> Vec<BlockId> {
+    pub fn match_full_blocks(&self, sequence: HashedTokens<'_>) -> Vec<Place> {
         let HashedTokens { salt, tokens, hashes, readable } = sequence;
         let mut longest = Vec::new();
         self.extend_path(&mut longest, salt, tokens, hashes);
@@ -158,7 +195,7 @@ impl PrefixIndex {
     }
 
     /// Adds to `path` the blocks of one scope that go on behind it.
-    fn extend_path(&self, path: &mut Vec<BlockId>, salt: CacheSalt, tokens: &[TokenId], hashes: &[BlockHash]) {
+    fn extend_path(&self, path: &mut Vec<Place>, salt: CacheSalt, tokens: &[TokenId], hashes: &[BlockHash]) {
         let blocks = tokens.chunks_exact(self.block_size.as_usize()).zip(hashes).skip(path.len());
         for (tokens, &hash) in blocks {
             match self.find(salt, path.last().copied(), hash, tokens) {
@@ -188,7 +225,7 @@ impl PrefixIndex {
     }
 
     /// The block of one scope below `parent` that shares most leading tokens with `tokens`, the newest of equals.
-    fn match_partial(&self, salt: CacheSalt, parent: Option<BlockId>, tokens: &[TokenId]) -> Option<PartialMatch> {
+    fn match_partial(&self, salt: CacheSalt, parent: Option<Place>, tokens: &[TokenId]) -> Option<PartialMatch> {
         let first = self.first_child(parent, salt);
         let siblings = std::iter::successors(first, |&block| self.entry(block).next_sibling);
         let mut best: Option<PartialMatch> = None;
@@ -202,7 +239,7 @@ impl PrefixIndex {
     }
 
     /// Newest block of scope `salt` directly below `parent`.
-    fn first_child(&self, parent: Option<BlockId>, salt: CacheSalt) -> Option<BlockId> {
+    fn first_child(&self, parent: Option<Place>, salt: CacheSalt) -> Option<Place> {
         match parent.map(|parent| self.entry(parent)) {
             Some(parent) if parent.salt == salt => parent.first_child,
             _ => self.branches.get(&(parent, salt)).copied(),
@@ -210,7 +247,7 @@ impl PrefixIndex {
     }
 
     /// Makes `child` the newest one; returns which was.
-    fn replace_first_child(&mut self, parent: Option<BlockId>, salt: CacheSalt, child: Option<BlockId>) -> Option<BlockId> {
+    fn replace_first_child(&mut self, parent: Option<Place>, salt: CacheSalt, child: Option<Place>) -> Option<Place> {
         match parent.map(|parent| self.entry_mut(parent)) {
             Some(parent) if parent.salt == salt => std::mem::replace(&mut parent.first_child, child),
             _ => match child {
@@ -221,7 +258,7 @@ impl PrefixIndex {
     }
 
     /// The indexed block that holds `tokens` below `parent`.
-    fn find(&self, salt: CacheSalt, parent: Option<BlockId>, hash: BlockHash, tokens: &[TokenId]) -> Option<BlockId> {
+    fn find(&self, salt: CacheSalt, parent: Option<Place>, hash: BlockHash, tokens: &[TokenId]) -> Option<Place> {
         let &block = self.by_hash.get(&hash)?;
         let entry = self.entry(block);
         (entry.salt == salt && entry.parent == parent && *entry.tokens == *tokens).then_some(block)
@@ -238,37 +275,46 @@ impl PrefixIndex {
         let block_size = self.block_size.as_usize();
         let tokens = &sequence.tokens[idx * block_size..(idx + 1) * block_size];
         let hash = sequence.hashes[idx];
-        let parent = parent.map(ExactBlock::id);
-        if let Some(duplicate) = self.find(sequence.salt, parent, hash, tokens) {
-            return Insertion::Duplicate(duplicate);
+        let (block, parent) = (Place::Device(block.id()), parent.map(|parent| Place::Device(parent.id())));
+        match self.find(sequence.salt, parent, hash, tokens) {
+            Some(Place::Device(duplicate)) => return Insertion::Duplicate(duplicate),
+            Some(Place::Host(slot)) => {
+                self.move_entry(Place::Host(slot), block);
+                return Insertion::Replaced(slot);
+            }
+            None => {}
         }
         if self.by_hash.contains_key(&hash) || parent.is_some_and(|parent| !self.contains(parent)) {
             return Insertion::Refused;
         }
-        self.link(block.id(), NewEntry { hash, salt: sequence.salt, tokens, parent });
+        self.link(block, NewEntry { hash, salt: sequence.salt, tokens, parent });
         Insertion::Stored
     }
 
-    fn link(&mut self, block: BlockId, new: NewEntry<'_>) {
+    fn link(&mut self, block: Place, new: NewEntry<'_>) {
         let NewEntry { hash, salt, tokens, parent } = new;
         let next_sibling = self.replace_first_child(parent, salt, Some(block));
         if let Some(next) = next_sibling {
             self.entry_mut(next).prev_sibling = Some(block);
         }
-        let entry = Entry { hash, salt, tokens: tokens.into(), parent, first_child: None, prev_sibling: None, next_sibling };
-        let before = self.entries[block.0 as usize].replace(entry);
+        let depth = parent.map_or(0, |parent| self.depth(parent) + 1);
+        let tokens = tokens.into();
+        let entry = Entry { hash, salt, tokens, depth, parent, first_child: None, prev_sibling: None, next_sibling };
+        let at = self.at(block);
+        let before = self.entries[at].replace(entry);
         assert!(before.is_none(), "{block:?} is indexed already");
         self.by_hash.insert(hash, block);
         self.version += 1;
     }
 
     /// Forgets `block` and everything below it; returns what was forgotten, `block` first.
-    pub(crate) fn remove_subtree(&mut self, block: BlockId) -> Vec<BlockId> {
+    pub(crate) fn remove_subtree(&mut self, block: Place) -> Vec<Place> {
         self.unlink(block);
         let mut removed = vec![block];
         let mut at = 0;
         while let Some(&block) = removed.get(at) {
-            let entry = self.entries[block.0 as usize].take().expect("a child of an indexed block is indexed");
+            let entry_at = self.at(block);
+            let entry = self.entries[entry_at].take().expect("a child of an indexed block is indexed");
             self.by_hash.remove(&entry.hash);
             for first in self.take_branches(block).into_iter().chain(entry.first_child) {
                 removed.extend(std::iter::successors(Some(first), |&child| self.entry(child).next_sibling));
@@ -280,14 +326,46 @@ impl PrefixIndex {
     }
 
     /// First blocks of other scopes below `block`, which are no longer known as such.
-    fn take_branches(&mut self, block: BlockId) -> Vec<BlockId> {
-        let below = (Some(block), CacheSalt(u64::MIN))..=(Some(block), CacheSalt(u64::MAX));
-        let keys: Vec<_> = self.branches.range(below).map(|(&key, _)| key).collect();
+    fn take_branches(&mut self, block: Place) -> Vec<Place> {
+        let keys: Vec<_> = self.branches.range(scopes_below(block)).map(|(&key, _)| key).collect();
         keys.iter().filter_map(|key| self.branches.remove(key)).collect()
     }
 
+    /// Notes that what was in `from` is in `to` now, where nothing else is. What is found stays the same.
+    pub(crate) fn move_entry(&mut self, from: Place, to: Place) {
+        let (from_at, to_at) = (self.at(from), self.at(to));
+        let entry = self.entries[from_at].take().expect("only what is indexed moves");
+        self.by_hash.insert(entry.hash, to);
+        match entry.prev_sibling {
+            Some(prev) => self.entry_mut(prev).next_sibling = Some(to),
+            None => drop(self.replace_first_child(entry.parent, entry.salt, Some(to))),
+        }
+        if let Some(next) = entry.next_sibling {
+            self.entry_mut(next).prev_sibling = Some(to);
+        }
+        for first in self.take_branches(from) {
+            self.branches.insert((Some(to), self.entry(first).salt), first);
+            self.set_parent(first, to);
+        }
+        if let Some(first) = entry.first_child {
+            self.set_parent(first, to);
+        }
+        let before = self.entries[to_at].replace(entry);
+        assert!(before.is_none(), "{to:?} is indexed already");
+    }
+
+    /// Hangs `first` and the siblings behind it below `parent`.
+    fn set_parent(&mut self, first: Place, parent: Place) {
+        let mut next = Some(first);
+        while let Some(child) = next {
+            let entry = self.entry_mut(child);
+            entry.parent = Some(parent);
+            next = entry.next_sibling;
+        }
+    }
+
     /// Takes `block` out of the list of its siblings.
-    fn unlink(&mut self, block: BlockId) {
+    fn unlink(&mut self, block: Place) {
         let &Entry { salt, parent, prev_sibling, next_sibling, .. } = self.entry(block);
         if let Some(next) = next_sibling {
             self.entry_mut(next).prev_sibling = prev_sibling;
@@ -308,14 +386,23 @@ impl PrefixIndex {
         self.version += 1;
     }
 
+    fn place(&self, at: usize) -> Place {
+        match at.checked_sub(self.num_blocks) {
+            None => Place::Device(BlockId(at as u32)),
+            Some(slot) => Place::Host(HostBlockId(slot as u32)),
+        }
+    }
+
     /// Panics unless all links agree.
     pub(crate) fn check_invariants(&self) {
         let mut num_entries = 0;
         for (i, entry) in self.entries.iter().enumerate().filter_map(|(i, entry)| Some((i, entry.as_ref()?))) {
-            let block = BlockId(i as u32);
+            let block = self.place(i);
             num_entries += 1;
             assert_eq!(self.by_hash.get(&entry.hash), Some(&block), "{block:?} is not found by its hash");
             assert_eq!(entry.tokens.len(), self.block_size.as_usize(), "{block:?} is not full");
+            let depth = entry.parent.map_or(0, |parent| self.depth(parent) + 1);
+            assert_eq!(entry.depth, depth, "{block:?} stands elsewhere on its path");
             if let Some(next) = entry.next_sibling {
                 let next = self.entry(next);
                 assert_eq!(next.prev_sibling, Some(block), "siblings of {block:?} disagree");
@@ -333,12 +420,13 @@ impl PrefixIndex {
         }
     }
 
-    fn entry(&self, block: BlockId) -> &Entry {
-        self.entries[block.0 as usize].as_ref().expect("links lead to indexed blocks")
+    fn entry(&self, block: Place) -> &Entry {
+        self.entries[self.at(block)].as_ref().expect("links lead to indexed blocks")
     }
 
-    fn entry_mut(&mut self, block: BlockId) -> &mut Entry {
-        self.entries[block.0 as usize].as_mut().expect("links lead to indexed blocks")
+    fn entry_mut(&mut self, block: Place) -> &mut Entry {
+        let at = self.at(block);
+        self.entries[at].as_mut().expect("links lead to indexed blocks")
     }
 }
 
@@ -347,7 +435,12 @@ struct NewEntry<'a> {
     hash: BlockHash,
     salt: CacheSalt,
     tokens: &'a [TokenId],
-    parent: Option<BlockId>,
+    parent: Option<Place>,
+}
+
+/// Keys of what branches off below `block` into other scopes.
+fn scopes_below(block: Place) -> RangeInclusive<(Option<Place>, CacheSalt)> {
+    (Some(block), CacheSalt(u64::MIN))..=(Some(block), CacheSalt(u64::MAX))
 }
 
 fn common_prefix(a: &[TokenId], b: &[TokenId]) -> usize {
@@ -369,7 +462,7 @@ mod tests {
     /// An index in which every sequence of `stored`, `salt:text`, got its own new blocks for what was not there; `1<2:text` is of
     /// scope 1 and may read scope 2.
     fn index_of(stored: &str) -> PrefixIndex {
-        let mut index = PrefixIndex::new(32, SIZE);
+        let mut index = PrefixIndex::new(32, 8, SIZE);
         let mut next = 0;
         for word in stored.split_whitespace() {
             let (salt, text) = word.split_once(':').unwrap();
@@ -378,7 +471,8 @@ mod tests {
             let (salt, tokens) = (CacheSalt(salt.parse().unwrap()), ids(text));
             let (hashes, readable) = (hash_full_blocks(salt, &tokens, SIZE), readable_of(&readable, &tokens));
             let sequence = HashedTokens { salt, tokens: &tokens, hashes: &hashes, readable: &readable };
-            let mut chain: Vec<_> = index.match_full_blocks(sequence).into_iter().map(ExactBlock::new).collect();
+            let mut chain: Vec<_> =
+                index.match_full_blocks(sequence).into_iter().map(|place| ExactBlock::new(device(place))).collect();
             for idx in chain.len()..hashes.len() {
                 let block = ExactBlock::new(BlockId(next));
                 next += 1;
@@ -388,6 +482,17 @@ mod tests {
         }
         index.check_invariants();
         index
+    }
+
+    fn device(place: Place) -> BlockId {
+        match place {
+            Place::Device(block) => block,
+            Place::Host(slot) => panic!("{slot:?} is not on the device"),
+        }
+    }
+
+    fn removed(index: &mut PrefixIndex, block: u32) -> Vec<u32> {
+        index.remove_subtree(Place::Device(BlockId(block))).into_iter().map(|place| device(place).0).collect()
     }
 
     fn readable_of(salts: &[u64], tokens: &[TokenId]) -> Vec<ReadableScope> {
@@ -413,8 +518,12 @@ mod tests {
             index.count_leading(HashedTokens { tokens: &tokens[..max_tokens], ..sequence }).min(max_tokens / 2),
             found.blocks.len()
         );
-        let blocks = found.blocks.iter().map(|block| block.0.to_string());
-        let partial = found.partial.map(|partial| format!("{}+{}", partial.block.0, partial.num_tokens));
+        let name = |place| match place {
+            Place::Device(block) => block.0.to_string(),
+            Place::Host(slot) => format!("h{}", slot.0),
+        };
+        let blocks = found.blocks.iter().map(|&place| name(place));
+        let partial = found.partial.map(|partial| format!("{}+{}", name(partial.block), partial.num_tokens));
         assert_eq!(blocks.chain(partial).collect::<Vec<_>>().join(" "), expected);
         assert_eq!(found.num_tokens, 2 * found.blocks.len());
     }
@@ -481,17 +590,17 @@ mod tests {
     #[test]
     fn a_removed_block_takes_other_scopes_below_it_along() {
         let mut index = index_of("9:abcd 1<9:abcdxy 2<9:abcdxy 1<9:abzz");
-        assert_eq!(index.remove_subtree(BlockId(1)), [BlockId(1), BlockId(2), BlockId(3)]);
+        assert_eq!(removed(&mut index, 1), [1, 2, 3]);
         index.check_invariants();
         check_readable(&index, &[1, 9], "abzz", 4, "0 4");
-        index.remove_subtree(BlockId(0));
+        removed(&mut index, 0);
         index.check_invariants();
         assert!(index.is_empty());
     }
 
     #[test]
     fn a_collision_is_a_miss() {
-        let mut index = PrefixIndex::new(4, SIZE);
+        let mut index = PrefixIndex::new(4, 0, SIZE);
         let (a, b) = (ids("ab"), ids("xy"));
         let hashes = [BlockHash(7)];
         let (block, other) = (ExactBlock::new(BlockId(0)), ExactBlock::new(BlockId(1)));
@@ -500,12 +609,12 @@ mod tests {
         assert_eq!(index.insert(&block, None, stored, 0), Insertion::Stored);
         assert_eq!(index.match_full_blocks(collides), []);
         assert_eq!(index.insert(&other, None, collides, 0), Insertion::Refused);
-        assert_eq!(index.match_full_blocks(stored), [BlockId(0)]);
+        assert_eq!(index.match_full_blocks(stored), [Place::Device(BlockId(0))]);
     }
 
     #[test]
     fn equal_hash_and_tokens_in_another_scope_are_a_miss() {
-        let mut index = PrefixIndex::new(4, SIZE);
+        let mut index = PrefixIndex::new(4, 0, SIZE);
         let (tokens, hashes) = (ids("ab"), [BlockHash(7)]);
         let stored = HashedTokens { salt: CacheSalt(0), tokens: &tokens, hashes: &hashes, readable: &[] };
         assert_eq!(index.insert(&ExactBlock::new(BlockId(0)), None, stored, 0), Insertion::Stored);
@@ -514,7 +623,7 @@ mod tests {
 
     #[test]
     fn equal_hash_and_tokens_behind_another_parent_are_a_miss() {
-        let mut index = PrefixIndex::new(4, SIZE);
+        let mut index = PrefixIndex::new(4, 0, SIZE);
         let (first, second) = (ids("abcd"), ids("xycd"));
         let chain = [BlockHash(1), BlockHash(7)];
         let other_chain = [BlockHash(2), BlockHash(7)];
@@ -524,18 +633,65 @@ mod tests {
         assert_eq!(index.insert(&blocks[0], None, stored, 0), Insertion::Stored);
         assert_eq!(index.insert(&blocks[1], Some(&blocks[0]), stored, 1), Insertion::Stored);
         assert_eq!(index.insert(&blocks[2], None, collides, 0), Insertion::Stored);
-        assert_eq!(index.match_full_blocks(collides), [BlockId(2)]);
+        assert_eq!(index.match_full_blocks(collides), [Place::Device(BlockId(2))]);
     }
 
     #[test]
     fn a_removed_block_takes_its_descendants_with_it() {
         let mut index = index_of("0:abcdef 0:abxy 0:zz");
-        assert_eq!(index.remove_subtree(BlockId(1)), [BlockId(1), BlockId(2)]);
+        assert_eq!(removed(&mut index, 1), [1, 2]);
         index.check_invariants();
         check(&index, 0, "abcdef", 6, "0");
-        assert_eq!(index.remove_subtree(BlockId(0)), [BlockId(0), BlockId(3)]);
+        assert_eq!(removed(&mut index, 0), [0, 3]);
         index.check_invariants();
         check(&index, 0, "abxy", 4, "");
         check(&index, 0, "zz", 2, "4");
+    }
+
+    /// `moves`, left to right: `2h0` brings what is in block 2 to place 0 of the host, `h0>3` brings that to block 3.
+    #[track_caller]
+    fn check_moved(stored: &str, moves: &str, sought: (&[u64], &str), expected: &str) {
+        let mut index = index_of(stored);
+        for step in moves.split_whitespace() {
+            let (block, slot, is_fetch) = match step.split_once('>') {
+                Some((slot, block)) => (block, &slot[1..], true),
+                None => step.split_once('h').map(|(block, slot)| (block, slot, false)).unwrap(),
+            };
+            let device = Place::Device(BlockId(block.parse().unwrap()));
+            let host = Place::Host(HostBlockId(slot.parse().unwrap()));
+            let (from, to) = if is_fetch { (host, device) } else { (device, host) };
+            index.move_entry(from, to);
+            index.check_invariants();
+        }
+        check_readable(&index, sought.0, sought.1, sought.1.len(), expected);
+    }
+
+    #[test]
+    fn what_moves_to_the_host_is_found_there_and_so_is_what_follows() {
+        check_moved("0:abcdef", "2h0", (&[0], "abcdefx"), "0 1 h0");
+        check_moved("0:abcdef", "1h3", (&[0], "abcdefx"), "0 h3 2");
+        check_moved("0:abcdef 0:abxy 0:zz", "0h1 2h0", (&[0], "abxyz"), "h1 3");
+        check_moved("0:abcdef", "2h0 h0>9", (&[0], "abcdefx"), "0 1 9");
+        check_moved("0:abcd 0:abxy", "2h5", (&[0], "abxz"), "0 h5+1");
+    }
+
+    #[test]
+    fn what_branches_off_into_another_scope_stays_behind_what_moves() {
+        check_moved("9:abcd 1<9:abcdxy 2<9:abcdxz", "1h0 2h1", (&[1, 9], "abcdxy"), "0 h0 h1");
+        check_moved("9:abcd 1<9:abcdxy 2<9:abcdxz", "1h0 2h1", (&[2, 9], "abcdxz"), "0 h0 3");
+        check_moved("9:abcd 1<9:abcdxy", "1h0", (&[1], "abcdxy"), "");
+    }
+
+    #[test]
+    fn what_is_computed_again_takes_the_place_of_its_copy_in_the_host() {
+        let mut index = index_of("0:abcd");
+        let tokens = ids("abcd");
+        let hashes = hash_full_blocks(CacheSalt(0), &tokens, SIZE);
+        let sequence = HashedTokens { salt: CacheSalt(0), tokens: &tokens, hashes: &hashes, readable: &[] };
+        index.move_entry(Place::Device(BlockId(0)), Place::Host(HostBlockId(2)));
+        index.move_entry(Place::Device(BlockId(1)), Place::Host(HostBlockId(3)));
+        assert_eq!(index.insert(&ExactBlock::new(BlockId(7)), None, sequence, 0), Insertion::Replaced(HostBlockId(2)));
+        index.check_invariants();
+        check(&index, 0, "abcd", 4, "7 h3");
     }
 }

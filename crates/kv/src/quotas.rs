@@ -34,6 +34,12 @@ impl Quotas {
         Self { idle: BlockRings::new(num_linked, accounts.len() as u32), accounts }
     }
 
+    /// What each tenant may fill in another memory of which this one is `of` and that one `share`: as large a part, at least one block.
+    pub(crate) fn scaled(&self, share: u32, of: usize) -> BTreeMap<TenantId, usize> {
+        let scale = |limit: usize| (limit * share as usize).div_ceil(of);
+        self.accounts.iter().map(|(&tenant, account)| (tenant, scale(account.limit))).collect()
+    }
+
     /// `tenant` fills one block more.
     pub(crate) fn charge(&mut self, tenant: TenantId) {
         if let Some(account) = self.accounts.get_mut(&tenant) {

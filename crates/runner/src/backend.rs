@@ -4,7 +4,7 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 
-use engine::{BlockCopy, ProbedSequence, SpanCopy, TokenDeviation};
+use engine::{BlockCopy, BlockFetch, BlockOffload, ProbedSequence, SpanCopy, TokenDeviation, Transfer};
 
 use tokens::BlockId;
 
@@ -17,10 +17,24 @@ pub struct BackendError(pub String);
 
 /// One model with its KV pool on one device.
 ///
-/// Calls come from one thread, in the order of a step: zeros, copies, probes, `forward`, `logits` and `sample`.
+/// Calls come from one thread, in the order of a step: offloads, zeros, fetches, copies, probes, `forward`, `logits` and `sample`.
 pub trait Backend: Send {
     /// Tokens in the vocabulary: the length of a row of logits.
     fn vocab_size(&self) -> usize;
+
+    /// Copies whole blocks to the host tier, in all layers. Until the copies are done, nothing may write over their sources.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn offload_blocks(&mut self, offloads: &[BlockOffload]) -> Result<(), BackendError>;
+
+    /// Copies whole blocks from the host tier, in all layers. Until the copies are done, nothing may read their targets.
+    ///
+    /// Returns what fetches took that ended since the last call, these among them if they have; `None` if none has.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn fetch_blocks(&mut self, fetches: &[BlockFetch]) -> Result<Option<Transfer>, BackendError>;
 
     /// Fills blocks with zeros, in all layers: they held what their next owner must not see.
     ///

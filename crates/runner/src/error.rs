@@ -21,7 +21,7 @@ pub enum LoadError {
     #[error("the model's configuration has no usable {key}")]
     MissingKey { key: String },
     #[error(
-        "a KV cache of {budget} bytes holds {num_tokens} tokens of this model; at least {needed} bytes are needed for {min_tokens} tokens"
+        "{budget} bytes of memory for the KV cache hold {num_tokens} tokens of this model; at least {needed} bytes are needed for {min_tokens} tokens"
     )]
     CacheTooSmall { budget: u64, num_tokens: u64, needed: u64, min_tokens: u64 },
     #[error("this build was not compiled with CUDA: build with --features cuda, or serve on --device cpu")]

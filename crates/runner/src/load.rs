@@ -33,6 +33,8 @@ pub struct LoadOptions {
     pub weights: WeightFiles,
     /// Where it runs.
     pub device: DeviceOptions,
+    /// Bytes of main memory that the host tier may take besides; 0 for none.
+    pub host_kv_bytes: u64,
     /// Longest sequence; by default what the model was made for, as far as the pool holds it.
     pub max_model_len: Option<usize>,
     /// Most rows of a step.
@@ -80,6 +82,10 @@ pub struct LoadedModel {
     pub max_model_len: usize,
     /// Blocks of the pool.
     pub num_blocks: usize,
+    /// Blocks of the host tier.
+    pub num_host_blocks: u32,
+    /// Bytes of a block, all layers.
+    pub block_bytes: u64,
     /// Bytes of the packed weights.
     pub weight_bytes: usize,
     /// Bytes of the pool.
@@ -127,10 +133,13 @@ fn build(
             let weights = Weights::read(&config, checkpoint, progress)?;
             let weight_bytes = weights.bytes();
             let embedding = EmbeddingTable::new(Arc::clone(&weights.embedding.parts()[0]));
-            let backend = CpuBackend::new(config.clone(), weights, kv_dtype, num_blocks, max_model_len, threads)?;
+            let num_host_blocks = num_host_blocks(&config, kv_dtype.bytes(), options.host_kv_bytes);
+            let backend = CpuBackend::new(config.clone(), weights, kv_dtype, num_blocks, max_model_len, threads)?
+                .with_host_tier(num_host_blocks as usize);
             Placed {
                 backend: Box::new(backend),
                 num_blocks,
+                num_host_blocks,
                 max_model_len,
                 weight_bytes,
                 embedding: Some(embedding),
@@ -140,11 +149,13 @@ fn build(
         }
         DeviceOptions::Cuda(gpu) => place_on_gpu(options, gpu, &config, checkpoint, progress)?,
     };
-    let block_bytes = config.kv_bytes_per_token(placed.kv_dtype_bytes) * BlockSize::DEFAULT.as_usize() as u64;
+    let block_bytes = block_bytes(&config, placed.kv_dtype_bytes);
     Ok(LoadedModel {
         runner: ModelRunner::new(placed.backend, BlockSize::DEFAULT),
         max_model_len: placed.max_model_len,
         num_blocks: placed.num_blocks,
+        num_host_blocks: placed.num_host_blocks,
+        block_bytes,
         weight_bytes: placed.weight_bytes,
         embedding: placed.embedding,
         kv_bytes: placed.num_blocks as u64 * block_bytes,
@@ -192,12 +203,27 @@ fn place_on_gpu(
 pub(crate) struct Placed {
     pub(crate) backend: Box<dyn Backend>,
     pub(crate) num_blocks: usize,
+    pub(crate) num_host_blocks: u32,
     pub(crate) max_model_len: usize,
     pub(crate) weight_bytes: usize,
     pub(crate) embedding: Option<EmbeddingTable>,
     pub(crate) kv_dtype_bytes: usize,
     pub(crate) device: String,
 }
+
+/// Bytes of a block, all layers.
+fn block_bytes(config: &ModelConfig, dtype_bytes: usize) -> u64 {
+    config.kv_bytes_per_token(dtype_bytes) * u64::from(BlockSize::DEFAULT.get())
+}
+
+/// Blocks that fit `host_kv_bytes`.
+pub(crate) fn num_host_blocks(config: &ModelConfig, dtype_bytes: usize, host_kv_bytes: u64) -> u32 {
+    let num_blocks = host_kv_bytes / block_bytes(config, dtype_bytes);
+    u32::try_from(num_blocks).unwrap_or(u32::MAX).min(MAX_HOST_BLOCKS)
+}
+
+/// So many that a slot of one is still a number of 32 bits.
+const MAX_HOST_BLOCKS: u32 = u32::MAX / BlockSize::DEFAULT.get();
 
 /// Shortest context worth serving when the caller names none.
 const MIN_MODEL_LEN: usize = 512;
@@ -210,7 +236,7 @@ pub(crate) fn size_pool(
     max_model_len: Option<usize>,
 ) -> Result<(usize, usize), LoadError> {
     let block_size = BlockSize::DEFAULT.as_usize();
-    let block_bytes = config.kv_bytes_per_token(dtype_bytes) * block_size as u64;
+    let block_bytes = block_bytes(config, dtype_bytes);
     let num_blocks = usize::try_from(kv_bytes / block_bytes).unwrap_or(usize::MAX).min(u32::MAX as usize / block_size);
     let wanted = max_model_len.unwrap_or(MIN_MODEL_LEN.min(config.max_position));
     if wanted > config.max_position {

@@ -58,7 +58,9 @@ impl ModelRunner {
         }
         self.timings = StepTimings::default();
         let mut watch = Stopwatch::start();
+        self.backend.offload_blocks(&step.offloads)?;
         self.backend.zero_blocks(&step.block_zeroes)?;
+        let transfer = self.backend.fetch_blocks(&step.fetches)?;
         self.backend.copy_blocks(&step.block_copies)?;
         self.timings.copies = watch.lap();
         let rejected_spans = self.move_spans(step)?;
@@ -73,7 +75,7 @@ impl ModelRunner {
         self.timings.probe = watch.lap();
         let mut batch = InputBatch::new(sequences.iter().copied(), self.block_size);
         batch.logit_rows = Some(self.logit_rows(&sequences, &batch));
-        let mut output = ModelRunnerOutput { rejected_spans, probed, ..ModelRunnerOutput::default() };
+        let mut output = ModelRunnerOutput { rejected_spans, probed, transfer, ..ModelRunnerOutput::default() };
         if batch.num_rows() == 0 {
             return Ok(output);
         }

@@ -4,6 +4,7 @@
 //! Every series exists from the start. Everything about one request's prompt is counted once, when it is admitted.
 
 mod buckets;
+mod host;
 mod kv;
 mod quality;
 mod registrar;
@@ -14,6 +15,7 @@ use metrics::{Counter, Gauge, Histogram};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokens::Timestamp;
 
+use self::host::HostMetrics;
 pub(crate) use self::kv::{KvMetrics, erased_kind};
 use self::quality::QualityMetrics;
 use self::registrar::Registrar;
@@ -78,6 +80,7 @@ struct EngineMetrics {
     kv_usage: Gauge,
     preemptions: Counter,
     blocks: [Gauge; 3],
+    host: HostMetrics,
     queue_length: Gauge,
     queue_oldest_age: Gauge,
     evictions: Counter,
@@ -153,7 +156,7 @@ impl Metrics {
             requests: RequestMetrics::new(&registrar),
             http: HttpMetrics::new(&registrar, &routes::PATHS),
             kv: KvMetrics::new(&registrar),
-            engine: EngineMetrics::new(&registrar),
+            engine: EngineMetrics::new(&registrar, scheduler.host.block_bytes),
         }
     }
 
@@ -346,7 +349,7 @@ impl HttpMetrics {
 impl EngineMetrics {
     const BLOCK_STATES: [&'static str; 3] = ["free", "cached", "active"];
 
-    fn new(registrar: &Registrar) -> Self {
+    fn new(registrar: &Registrar, block_bytes: u64) -> Self {
         let gauge = |name, help| registrar.gauge(name, help, &[]);
         Self {
             running: gauge("vllm:num_requests_running", "Requests that hold KV blocks."),
@@ -355,6 +358,7 @@ impl EngineMetrics {
             preemptions: registrar.counter("vllm:num_preemptions_total", "Requests pushed out of the pool and restarted.", &[]),
             blocks: Self::BLOCK_STATES
                 .map(|state| registrar.gauge("kvshare_kv_blocks", "Blocks of the KV pool by state.", &[("state", state)])),
+            host: HostMetrics::new(registrar, block_bytes),
             queue_length: gauge("kvshare_queue_length", "Requests that wait for admission."),
             queue_oldest_age: gauge("kvshare_queue_oldest_age_seconds", "Seconds the longest waiting request has waited."),
             evictions: registrar.counter("kvshare_kv_evictions_total", "Cached blocks that were given to something else.", &[]),
@@ -391,6 +395,7 @@ impl EngineMetrics {
         for (gauge, count) in self.blocks.iter().zip([blocks.free, blocks.cached, blocks.active]) {
             gauge.set(count as f64);
         }
+        self.host.observe(stats);
         self.preemptions.absolute(stats.preemptions);
         self.evictions.absolute(blocks.evictions);
         self.donors.set(stats.num_donors as f64);

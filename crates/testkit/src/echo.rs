@@ -125,7 +125,7 @@ impl Executor for EchoExecutor {
         self.steps.push(step.clone());
         let probed = step.probes.iter().map(unremarkable).collect();
         let watched = step.sequences.iter().filter(|sequence| !sequence.watch.is_empty()).map(inattentive).collect();
-        Ok(ModelRunnerOutput { sampled, prompt_logprobs, probed, watched, rejected_spans: Vec::new() })
+        Ok(ModelRunnerOutput { sampled, prompt_logprobs, probed, watched, ..ModelRunnerOutput::default() })
     }
 }
 

@@ -24,6 +24,11 @@ impl fmt::Display for RequestId {
 #[repr(transparent)]
 pub struct BlockId(pub u32);
 
+/// A place for the content of one block in main memory, beside a device's pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct HostBlockId(pub u32);
+
 /// An earlier prompt whose KV may be copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DonorId(pub u64);

@@ -10,5 +10,5 @@ mod ids;
 mod range;
 
 pub use hash::{BlockHash, hash_full_blocks, hash_next_block};
-pub use ids::{BlockId, BlockSize, CacheSalt, DonorId, RequestId, SessionId, TenantId, Timestamp, TokenId};
+pub use ids::{BlockId, BlockSize, CacheSalt, DonorId, HostBlockId, RequestId, SessionId, TenantId, Timestamp, TokenId};
 pub use range::{TokenRange, complement};

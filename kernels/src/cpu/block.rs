@@ -275,6 +275,25 @@ impl KvLayer {
         });
     }
 
+    /// Copies the whole block `src` of another pool of blocks of this size to block `dst`, bit by bit.
+    ///
+    /// # Panics
+    /// If a block lies outside its pool, or the pools differ in their numbers or heads.
+    pub fn copy_block_from(&mut self, from: &KvLayer, src: u32, dst: u32) {
+        let len = self.shape.block_len();
+        let heads = |shape: KvShape| (shape.num_kv_heads, shape.head_dim);
+        assert_eq!(heads(self.shape), heads(from.shape), "blocks of both pools have the same shape");
+        assert!((src as usize) < from.shape.num_blocks && (dst as usize) < self.shape.num_blocks);
+        let (src, dst) = (src as usize * len..(src as usize + 1) * len, dst as usize * len..(dst as usize + 1) * len);
+        for (to, from) in [(&mut self.keys, &from.keys), (&mut self.values, &from.values)] {
+            match (to, from) {
+                (Elements::F16(to), Elements::F16(from)) => to[dst.clone()].copy_from_slice(&from[src.clone()]),
+                (Elements::F32(to), Elements::F32(from)) => to[dst.clone()].copy_from_slice(&from[src.clone()]),
+                _ => panic!("both pools store numbers alike"),
+            }
+        }
+    }
+
     /// Copies spans to new positions, rotating their keys: `K' = R(dst_pos - src_pos) K` (RoFormer, Su et al. 2021, sec. 3.2).
     ///
     /// The rotation is done in f32 from the stored numbers; a move by zero copies the bits.
@@ -465,6 +484,28 @@ mod tests {
             assert_eq!(values, read(&kv, &src_slots).1, "values move as they are");
             if src_pos == dst_pos {
                 assert_eq!(keys, read(&kv, &src_slots).0, "a move by zero copies the bits");
+            }
+        }
+    }
+
+    #[test]
+    fn a_block_of_another_pool_is_copied_as_a_whole_and_nothing_else_is() {
+        for dtype in [KvDtype::F16, KvDtype::F32] {
+            let threads = Threads::with_isa(1, Isa::available()[0]).unwrap();
+            let filled = |shape: KvShape, seed: u32| {
+                let mut kv = KvLayer::new(dtype, shape);
+                let all: Vec<u32> = (0..(shape.num_blocks * BLOCK) as u32).collect();
+                let len = all.len() * shape.width();
+                kv.write(&threads, &all, &noise(len, seed), &noise(len, seed + 1), shape.width());
+                kv
+            };
+            let other = filled(KvShape { num_blocks: 3, ..SHAPE }, 5);
+            let (mut kv, before) = (filled(SHAPE, 7), filled(SHAPE, 7));
+            kv.copy_block_from(&other, 2, 6);
+            for block in 0..SHAPE.num_blocks as u32 {
+                let expected =
+                    if block == 6 { read(&other, &slots(&[2], 0, BLOCK)) } else { read(&before, &slots(&[block], 0, BLOCK)) };
+                assert_eq!(read(&kv, &slots(&[block], 0, BLOCK)), expected, "{dtype:?}: block {block}");
             }
         }
     }

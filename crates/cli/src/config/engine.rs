@@ -15,6 +15,10 @@ pub(crate) struct EngineConfig {
     pub(crate) threads: Auto<usize>,
     /// Memory for the KV pool; by default a quarter of what is available, at most 4 GiB.
     pub(crate) kv_cache_memory: Auto<ByteSize>,
+    /// Main memory for KV that the pool has no room for; none by default.
+    pub(crate) host_kv_memory: ByteSize,
+    /// Bandwidth from there to the device before one was measured, in GB/s.
+    pub(crate) host_kv_bandwidth: f64,
     /// Number format of cached keys and values.
     pub(crate) kv_cache_dtype: KvCacheDtype,
     /// Share of a GPU's memory that weights, KV pool and activations take together.
@@ -59,6 +63,8 @@ impl Default for EngineConfig {
             device: Device::Auto,
             threads: Auto::Auto,
             kv_cache_memory: Auto::Auto,
+            host_kv_memory: ByteSize(0),
+            host_kv_bandwidth: 16.0,
             kv_cache_dtype: KvCacheDtype::F16,
             gpu_memory_utilization: 0.9,
             max_num_batched_tokens: Auto::Auto,
@@ -71,6 +77,15 @@ impl Default for EngineConfig {
 }
 
 impl EngineConfig {
+    /// The host tier of `model`, as the engine takes it.
+    pub(crate) fn host(&self, model: &runner::LoadedModel) -> engine::HostConfig {
+        engine::HostConfig {
+            num_blocks: model.num_host_blocks,
+            block_bytes: model.block_bytes,
+            bandwidth: self.host_kv_bandwidth,
+        }
+    }
+
     /// Tokens of a step and requests at once: as set, else what `device` computes well, and never fewer tokens than requests.
     pub(crate) fn batch_limits(&self, device: Device) -> (usize, usize) {
         let (tokens, seqs) = match device {
@@ -98,6 +113,9 @@ impl EngineConfig {
         }
         if self.kv_cache_memory == Auto::Set(ByteSize(0)) {
             problems.push("engine.kv_cache_memory is 0, so no request would fit".to_owned());
+        }
+        if !(self.host_kv_bandwidth.is_finite() && self.host_kv_bandwidth > 0.0) {
+            problems.push(format!("engine.host_kv_bandwidth must be above 0, is {}", self.host_kv_bandwidth));
         }
         if !(0.05..=1.0).contains(&self.gpu_memory_utilization) {
             problems.push(format!("engine.gpu_memory_utilization {} is not between 0.05 and 1", self.gpu_memory_utilization));
@@ -151,6 +169,12 @@ pub(crate) struct EngineArgs {
     /// Memory for the KV pool, e.g. 2GiB [default: a quarter of what is available, at most 4GiB; on a GPU what its share leaves]
     #[arg(long, env = "KVSHARE_KV_CACHE_MEMORY", value_name = "SIZE")]
     kv_cache_memory: Option<Auto<ByteSize>>,
+    /// Main memory for KV that the pool has no room for, e.g. 8GiB [default: 0]
+    #[arg(long, env = "KVSHARE_HOST_KV_MEMORY", value_name = "SIZE")]
+    host_kv_memory: Option<ByteSize>,
+    /// Bandwidth from there to the device until it was measured, in GB/s [default: 16]
+    #[arg(long, env = "KVSHARE_HOST_KV_BANDWIDTH", value_name = "GB/S")]
+    host_kv_bandwidth: Option<f64>,
     /// Number format of cached keys and values [default: f16]
     #[arg(long, env = "KVSHARE_KV_CACHE_DTYPE", value_enum)]
     kv_cache_dtype: Option<KvCacheDtype>,
@@ -179,6 +203,8 @@ impl EngineArgs {
         set(&mut config.device, self.device);
         set(&mut config.threads, self.threads);
         set(&mut config.kv_cache_memory, self.kv_cache_memory);
+        set(&mut config.host_kv_memory, self.host_kv_memory);
+        set(&mut config.host_kv_bandwidth, self.host_kv_bandwidth);
         set(&mut config.kv_cache_dtype, self.kv_cache_dtype);
         set(&mut config.gpu_memory_utilization, self.gpu_memory_utilization);
         set(&mut config.max_num_batched_tokens, self.max_num_batched_tokens);

@@ -3,7 +3,6 @@
 use tokens::{DonorId, Timestamp};
 
 use super::admission::prefix_end;
-use super::forecast::gated;
 use super::{Scheduler, target_of};
 use crate::queue::ArrivalKey;
 use crate::sequence::Sequence;
@@ -20,7 +19,7 @@ impl Scheduler {
         self.donors.list(&self.pool, after, limit)
     }
 
-    /// Erases donors, and blocks with all that can only be found through them. Blocks that running requests hold cannot be found
+    /// Erases donors, and blocks, also those in the host tier, with all that can only be found through them. Blocks that running requests hold cannot be found
     /// any more at once, and are freed with their holders. Requests in the engine whose traces are erased go on, but leave nothing
     /// behind. An erased block is zeroed before another tenant gets it.
     ///
@@ -61,10 +60,9 @@ impl Scheduler {
         let mut sequence = Sequence::new(request, ArrivalKey::default(), self.config.block_size);
         sequence.similar = self.similar(&sequence.request);
         let from = if sequence.num_tokens() == 0 { 0 } else { prefix_end(&self.match_prefix(&sequence)) };
-        let (plan, found) = self.donors.explain(&self.pool, target_of(&sequence, from));
-        let plan = gated(plan, &sequence, from, &self.step_times, self.config.gate);
-        let by_embedding = found.by_embedding.into_iter().collect();
-        Explanation { prefix_tokens: from, plan, matches: found.spans, by_embedding }
+        let (found, matches) = self.donors.explain(&self.pool, target_of(&sequence, from), self.fetch_gate());
+        let plan = self.gated(&found, &sequence, from);
+        Explanation { prefix_tokens: from, plan, matches, by_embedding: found.by_embedding.into_iter().collect() }
     }
 
     /// Lets time pass, and forgets some of what was not used for too long.

@@ -1,14 +1,14 @@
 //! Lets waiting requests in.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use tokens::{RequestId, Timestamp};
+use tokens::{BlockId, DonorId, RequestId, Timestamp};
 
-use super::forecast::gated;
 use super::share::Shares;
 use super::{Scheduler, reused_ranges, target_of};
-use crate::donors::FoundSpans;
+use crate::donors::{FoundSpans, covering};
+use crate::host::FetchGate;
 use crate::queue::Ticket;
 use crate::sequence::Sequence;
 use crate::verifier::REUSE_TOP;
@@ -42,7 +42,8 @@ enum Verdict {
 /// Where a request's KV will be, and what fills it.
 struct Placement {
     lease: kv::BlockLease,
-    pins: Vec<kv::BlockLease>,
+    /// What it is filled from: the block of a partial hit, then those of donors.
+    pins: kv::BlockLease,
     prefix: kv::PrefixMatch,
     spans: Option<FoundSpans>,
 }
@@ -134,6 +135,7 @@ impl Scheduler {
         let min_partial = self.config.block_size.as_usize().div_ceil(MIN_PARTIAL_SHARE);
         let mut prefix = self.pool.match_prefix(sequence.hashed(), sequence.max_prefix_tokens() as usize);
         prefix.partial = prefix.partial.filter(|partial| partial.num_tokens >= min_partial);
+        self.drop_unworthy(&mut prefix);
         prefix
     }
 
@@ -148,19 +150,23 @@ impl Scheduler {
         let sequence = &self.sequences[&request_id];
         let from = prefix_end(prefix);
         let is_due = sequence.sharing().searches_spans() && from < sequence.num_prompt_tokens();
-        is_due.then(|| {
-            let mut found = self.donors.find_resident(&self.pool, target_of(sequence, from))?;
-            found.plan = gated(found.plan, sequence, from, &self.step_times, self.config.gate);
-            if let Some(reason) = found.plan.rejected {
-                return Err(SpanOutcome::Rejected(reason));
-            }
-            if sequence.sharing() == KvSharingMode::Shadow {
-                self.num_shadowed_tokens += found.plan.spans.iter().map(|span| u64::from(span.num_tokens)).sum::<u64>();
-                return Err(SpanOutcome::Shadowed);
-            }
-            let is_allowed = found.plan.class().is_none_or(|class| self.verifier.allows(class));
-            if is_allowed { Ok(found) } else { Err(SpanOutcome::SwitchedOff) }
-        })
+        is_due.then(|| self.search_spans(request_id, from))
+    }
+
+    fn search_spans(&mut self, request_id: RequestId, from: u32) -> Result<FoundSpans, SpanOutcome> {
+        let sequence = &self.sequences[&request_id];
+        let gate = FetchGate { step_times: &self.step_times, link: &self.host_link };
+        let mut found = self.donors.find_resident(&self.pool, target_of(sequence, from), gate)?;
+        found.plan = self.gated(&found, sequence, from);
+        if let Some(reason) = found.plan.rejected {
+            return Err(SpanOutcome::Rejected(reason));
+        }
+        if sequence.sharing() == KvSharingMode::Shadow {
+            self.num_shadowed_tokens += found.plan.spans.iter().map(|span| u64::from(span.num_tokens)).sum::<u64>();
+            return Err(SpanOutcome::Shadowed);
+        }
+        let is_allowed = found.plan.class().is_none_or(|class| self.verifier.allows(class));
+        if is_allowed { Ok(found) } else { Err(SpanOutcome::SwitchedOff) }
     }
 
     /// Takes blocks; if room is short without spans, and then without copying a part of a block: both hold blocks of others too.
@@ -173,7 +179,7 @@ impl Scheduler {
         if let Some(found) = found {
             let outcome = match found {
                 Ok(spans) => match self.allocate(request_id, &prefix, Some(&spans)) {
-                    Some((lease, pins)) => {
+                    Some(kv::Slots { lease, pins }) => {
                         self.span_lookups.count(SpanOutcome::Reused);
                         self.donors.note_reuse(&spans);
                         return Placement { lease, pins, prefix, spans: Some(spans) };
@@ -184,38 +190,32 @@ impl Scheduler {
             };
             self.span_lookups.count(outcome);
         }
-        if let Some((lease, pins)) = self.allocate(request_id, &prefix, None) {
+        if let Some(kv::Slots { lease, pins }) = self.allocate(request_id, &prefix, None) {
             return Placement { lease, pins, prefix, spans: None };
         }
         prefix.partial = None;
-        let (lease, pins) = self.allocate(request_id, &prefix, None).expect("there is room when nothing else is held");
+        let slots = self.allocate(request_id, &prefix, None);
+        let kv::Slots { lease, pins } = slots.expect("there is room when nothing else is held");
         Placement { lease, pins, prefix, spans: None }
     }
 
-    /// Blocks for all known tokens, exact ones up to the first span; and pins on what they are filled from.
-    fn allocate(
-        &mut self,
-        request_id: RequestId,
-        prefix: &kv::PrefixMatch,
-        spans: Option<&FoundSpans>,
-    ) -> Option<(kv::BlockLease, Vec<kv::BlockLease>)> {
+    /// Blocks for all known tokens, exact ones up to the first span; and pins on what they are filled from: what was in the host tier is
+    /// fetched.
+    fn allocate(&mut self, request_id: RequestId, prefix: &kv::PrefixMatch, spans: Option<&FoundSpans>) -> Option<kv::Slots> {
         let block_size = self.config.block_size;
         let num_blocks = block_size.blocks_for(self.sequences[&request_id].num_tokens() as usize);
         let first_span = spans.and_then(|spans| spans.plan.spans.first());
         let num_exact = first_span.map_or(num_blocks, |span| block_size.full_blocks(span.target_pos as usize));
-        let partial = prefix.partial.map(|partial| vec![partial.block]);
-        let donors = spans.into_iter().flat_map(|spans| spans.donor_blocks.values());
-        let pins: Vec<_> = partial.iter().chain(donors).map(|blocks| self.pool.pin(blocks)).collect();
+        let partial = prefix.partial.map(|partial| partial.block);
+        let sources = spans.into_iter().flat_map(|spans| &spans.sources).map(|source| source.place);
+        let pinned: Vec<_> = partial.into_iter().chain(sources).collect();
         let num_new = num_blocks - prefix.blocks.len();
         let num_approximate = num_blocks - num_exact;
         let wish = self.slot_request(&self.sequences[&request_id], prefix, num_new);
-        let wish = kv::SlotRequest { num_exact: num_new - num_approximate, num_approximate, ..wish };
+        let wish = kv::SlotRequest { pinned: &pinned, num_exact: num_new - num_approximate, num_approximate, ..wish };
         match self.pool.allocate_slots(&wish) {
-            kv::Allocation::Ready(lease) => Some((lease, pins)),
-            kv::Allocation::CapacityExhausted { .. } | kv::Allocation::QuotaExhausted { .. } => {
-                pins.into_iter().rev().for_each(|pin| self.pool.free(pin));
-                None
-            }
+            kv::Allocation::Ready(slots) => Some(slots),
+            kv::Allocation::CapacityExhausted { .. } | kv::Allocation::QuotaExhausted { .. } => None,
         }
     }
 
@@ -226,6 +226,7 @@ impl Scheduler {
         kv::SlotRequest {
             owner: sequence.request.owner(),
             shared: &prefix.blocks,
+            pinned: &[],
             num_exact: num_new,
             num_approximate: 0,
             headroom: self.running.len(),
@@ -238,14 +239,18 @@ impl Scheduler {
         let Placement { lease, pins, prefix, spans } = placement;
         let sequence = self.sequences.get_mut(&request_id).expect("a waiting sequence is known");
         let block_table: Vec<_> = lease.block_ids().collect();
-        if let Some(kv::PartialMatch { block, num_tokens }) = prefix.partial {
+        let held: Vec<_> = pins.block_ids().collect();
+        let mut sources = held.into_iter();
+        if let Some(kv::PartialMatch { num_tokens, .. }) = prefix.partial {
+            let src = sources.next().expect("the block of a partial hit is pinned first");
             let dst = block_table[prefix.blocks.len()];
-            step.block_copies.push(BlockCopy { src: block, dst, num_tokens: num_tokens as u32 });
+            step.block_copies.push(BlockCopy { src, dst, num_tokens: num_tokens as u32 });
         }
         let plan = spans.as_ref().map(|spans| &spans.plan);
         let usage = admission_usage(sequence, prefix_end(&prefix), plan);
         if let Some(spans) = &spans {
-            step.span_copies.extend(span_copies(sequence, spans, &block_table, self.config.block_size.get()));
+            let donors = spans.sources.iter().map(|source| (source.donor, source.idx)).zip(sources).collect();
+            step.span_copies.extend(span_copies(sequence, &spans.plan, &donors, &block_table, self.config.block_size.get()));
         }
         let num_exact = lease.num_exact().min(sequence.block_hashes().len());
         sequence.start(lease, prefix_end(&prefix), plan.map(reused_ranges).unwrap_or_default());
@@ -276,14 +281,14 @@ impl Scheduler {
         tracing::debug!(request_id = %request_id, ?usage, "admitted");
         self.queue.admit(sequence.arrival);
         self.running.push(request_id);
-        self.pins.extend(pins);
+        self.pins.push(pins);
         if spans.is_some() {
             self.probe(request_id, block_table, step);
         }
     }
 
     /// Has measured what the choice of tokens to recompute depends on.
-    fn probe(&mut self, request_id: RequestId, block_table: Vec<tokens::BlockId>, step: &mut SchedulerOutput) {
+    fn probe(&mut self, request_id: RequestId, block_table: Vec<BlockId>, step: &mut SchedulerOutput) {
         let sequence = &self.sequences[&request_id];
         let Some(probe) = sequence.request.repair.policy.probe() else { return };
         step.probes.push(ProbedSequence {
@@ -317,21 +322,20 @@ fn admission_usage(sequence: &Sequence, prefix_end: u32, plan: Option<&semantic:
     }
 }
 
+/// `donors`: the held blocks of donors, by their place in the donor.
 fn span_copies<'a>(
     sequence: &'a Sequence,
-    spans: &'a FoundSpans,
-    block_table: &'a [tokens::BlockId],
+    plan: &'a semantic::ReusePlan,
+    donors: &'a BTreeMap<(DonorId, u32), BlockId>,
+    block_table: &'a [BlockId],
     block_size: u32,
 ) -> impl Iterator<Item = SpanCopy> + 'a {
-    let covering = move |blocks: &[tokens::BlockId], start: u32, num_tokens: u32| {
-        blocks[(start / block_size) as usize..(start + num_tokens).div_ceil(block_size) as usize].to_vec()
-    };
-    spans.plan.spans.iter().map(move |span| SpanCopy {
+    plan.spans.iter().map(move |span| SpanCopy {
         request_id: sequence.request_id,
         donor: span.donor,
-        src_blocks: covering(&spans.donor_blocks[&span.donor], span.donor_pos, span.num_tokens),
+        src_blocks: covering(span.donor_pos, span.num_tokens, block_size).map(|idx| donors[&(span.donor, idx)]).collect(),
         src_pos: span.donor_pos,
-        dst_blocks: covering(block_table, span.target_pos, span.num_tokens),
+        dst_blocks: covering(span.target_pos, span.num_tokens, block_size).map(|idx| block_table[idx as usize]).collect(),
         dst_pos: span.target_pos,
         token_ids: sequence.request.prompt_token_ids[span.target_range().as_usize()].to_vec(),
     })

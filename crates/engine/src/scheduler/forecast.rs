@@ -5,7 +5,8 @@ use std::time::Duration;
 use tokens::Timestamp;
 
 use super::{Scheduler, target_of};
-use crate::cost::{StepTimes, Work};
+use crate::cost::Work;
+use crate::donors::FoundSpans;
 use crate::queue::Forecast;
 use crate::sequence::{ExpectedSpans, Sequence};
 use crate::{KvSharingMode, SchedulePolicy, SchedulerOutput};
@@ -154,21 +155,19 @@ impl Scheduler {
     }
 }
 
-/// `plan` for a prompt behind a prefix hit of `prefix_end` if it pays, as far as steps have shown what work costs.
-pub(super) fn gated(
-    plan: semantic::ReusePlan,
-    sequence: &Sequence,
-    prefix_end: u32,
-    step_times: &StepTimes,
-    gate: semantic::Gate,
-) -> semantic::ReusePlan {
-    if !step_times.is_fitted() {
-        return plan;
+impl Scheduler {
+    /// The plan of `found` for a prompt behind a prefix hit of `prefix_end` if it pays, as far as steps have shown what work costs.
+    pub(super) fn gated(&self, found: &FoundSpans, sequence: &Sequence, prefix_end: u32) -> semantic::ReusePlan {
+        let plan = found.plan.clone();
+        if !self.step_times.is_fitted() {
+            return plan;
+        }
+        let num_reused = plan.spans.iter().map(|span| span.num_tokens).sum();
+        let millis = |num_reused| self.step_times.micros(work_with(sequence, prefix_end, num_reused)) as f64 / 1e3;
+        let fetch_ms = self.host_link.fetch_micros(found.num_fetched()) / 1e3;
+        let estimate = semantic::Estimate { full_ms: millis(0), reuse_ms: millis(num_reused) + fetch_ms };
+        self.config.gate.apply(plan, estimate)
     }
-    let num_reused = plan.spans.iter().map(|span| span.num_tokens).sum();
-    let millis = |num_reused| step_times.micros(work_with(sequence, prefix_end, num_reused)) as f64 / 1e3;
-    let estimate = semantic::Estimate { full_ms: millis(0), reuse_ms: millis(num_reused) };
-    gate.apply(plan, estimate)
 }
 
 /// Work until the first token behind a prefix hit. Spans are copied, perhaps measured, and recomputed in part.

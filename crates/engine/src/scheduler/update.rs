@@ -21,6 +21,9 @@ impl Scheduler {
     pub fn update_from_output(&mut self, step: &SchedulerOutput, output: ModelRunnerOutput) -> Vec<EngineEvent> {
         assert!(std::mem::replace(&mut self.is_step_open, false), "no step is open");
         std::mem::take(&mut self.pins).into_iter().rev().for_each(|pin| self.pool.free(pin));
+        if let Some(transfer) = output.transfer {
+            self.host_link.observe(transfer);
+        }
         for (request_id, logprobs) in output.prompt_logprobs {
             let sequence = self.sequences.get_mut(&request_id).expect("log probabilities are of a scheduled request");
             sequence.keep_prompt_logprobs(logprobs);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use engine::{
-    DecodeRepair, EngineEvent, FinishReason, KvUsage, Repair, RepairPolicy, Request, SamplingParams, SchedulePolicy,
+    DecodeRepair, EngineEvent, FinishReason, HostConfig, KvUsage, Repair, RepairPolicy, Request, SamplingParams, SchedulePolicy,
     SchedulerConfig, SpanOutcome,
 };
 use testkit::{RequestBuilder, passage};
@@ -136,11 +136,13 @@ struct Tally {
     reused: u64,
     preemptions: u64,
     evictions: u64,
+    fetches: u64,
 }
 
-fn blast(seed: u64, policy: SchedulePolicy, num_steps: u64, tally: &mut Tally) {
+fn blast(seed: u64, policy: SchedulePolicy, host: HostConfig, num_steps: u64, tally: &mut Tally) {
     let config = SchedulerConfig {
         policy,
+        host,
         max_model_len: MAX_MODEL_LEN,
         max_num_batched_tokens: 24,
         max_num_seqs: 6,
@@ -194,6 +196,7 @@ fn blast(seed: u64, policy: SchedulePolicy, num_steps: u64, tally: &mut Tally) {
     assert_eq!((stats.num_running, stats.num_waiting, stats.blocks.active), (0, 0, 0));
     tally.preemptions += stats.preemptions;
     tally.evictions += stats.blocks.evictions;
+    tally.fetches += stats.host.fetches;
     tally.reused += stats.span_lookups.get(SpanOutcome::Reused);
     tally.rejected += stats.span_lookups.get(SpanOutcome::FailedCheck);
 }
@@ -213,13 +216,32 @@ fn every_request_ends_with_the_tokens_of_a_model_without_cache() {
     for seed in 0..6 {
         let policies = [SchedulePolicy::KvHitRate, SchedulePolicy::Fcfs, SchedulePolicy::RemainingWork];
         let policy = policies[seed as usize % policies.len()];
-        blast(seed << 32, policy, 4_000, &mut tally);
+        blast(seed << 32, policy, HostConfig::default(), 4_000, &mut tally);
     }
-    let Tally { finished, hits, copies, rejected, reused, preemptions, evictions } = tally;
+    let Tally { finished, hits, copies, rejected, reused, preemptions, evictions, fetches } = tally;
+    assert_eq!(fetches, 0, "there is no host tier");
     println!(
         "{finished} finished, {hits} hits, {copies} copies, {reused} span reuses, {rejected} rejected, {preemptions} preemptions, {evictions} evictions"
     );
     assert!(finished > 1_000 && hits > 100 && copies > 50, "{finished} finished, {hits} hits, {copies} copies");
     assert!(reused > 50 && rejected > 10, "{reused} reused, {rejected} rejected");
     assert!(preemptions > 50 && evictions > 1_000, "{preemptions} preemptions, {evictions} evictions");
+}
+
+#[test]
+fn so_it_does_with_blocks_that_come_and_go_between_device_and_host() {
+    let mut tally = Tally::default();
+    for seed in 10..14 {
+        // A block takes half a microsecond to compute; one link is far faster, one about as fast.
+        let bandwidth = if seed % 2 == 0 { 16.0 } else { 0.002 };
+        let host = HostConfig { num_blocks: 30 * (1 + seed as u32 % 3), block_bytes: 1000, bandwidth };
+        blast(seed << 32, SchedulePolicy::RemainingWork, host, 4_000, &mut tally);
+    }
+    let Tally { finished, reused, rejected, preemptions, fetches, .. } = tally;
+    println!("{finished} finished, {reused} span reuses, {rejected} rejected, {preemptions} preemptions, {fetches} fetches");
+    assert!(
+        finished > 1_000 && reused > 50 && preemptions > 50,
+        "{finished} finished, {reused} reused, {preemptions} preemptions"
+    );
+    assert!(fetches > 1_000, "{fetches} fetches");
 }

@@ -4,6 +4,7 @@ mod blast;
 mod core;
 mod fairness;
 mod gate;
+mod host;
 mod memory;
 mod random;
 mod scenarios;

@@ -2,15 +2,16 @@
 //!
 //! It refuses to read what was never written, what belongs to another sequence's text or position, what has anything in its past that
 //! comes from a scope the reader may not read, and, for sequences that are to be exact, what was computed on top of another past.
-//! It refuses to write a block of another tenant before it was zeroed. So whatever the scheduler does wrong with blocks ends a test.
+//! It refuses to write a block of another tenant before it was zeroed, and to bring anything but whole exact blocks to the host. So whatever the scheduler does wrong with blocks ends a test.
 
 use std::collections::{HashMap, HashSet};
 
 use engine::{
-    Executor, ExecutorError, KvSharingMode, LogProb, ModelRunnerOutput, ProbedSequence, ProbedSpans, Readers, RejectedSpan,
-    Request, SampledToken, ScheduledSequence, SchedulerOutput, SpanCopy, TokenDeviation, TokenLogProbs, WatchedSpans,
+    BlockFetch, BlockOffload, Executor, ExecutorError, KvSharingMode, LogProb, ModelRunnerOutput, ProbedSequence, ProbedSpans,
+    Readers, RejectedSpan, Request, SampledToken, ScheduledSequence, SchedulerOutput, SpanCopy, TokenDeviation, TokenLogProbs,
+    Transfer, WatchedSpans,
 };
-use tokens::{BlockId, CacheSalt, RequestId, SessionId, TenantId, TokenId};
+use tokens::{BlockId, CacheSalt, HostBlockId, RequestId, SessionId, TenantId, TokenId};
 
 use crate::random::{Random, mix};
 
@@ -53,6 +54,8 @@ pub(crate) struct Memory {
     slots: Vec<Option<Slot>>,
     /// Who wrote each block since it was last zeroed.
     tenants: Vec<Option<TenantId>>,
+    /// Blocks in the host tier, each with its tenant.
+    host: HashMap<HostBlockId, (Vec<Option<Slot>>, Option<TenantId>)>,
     /// The erasure that took the traces of each request.
     erased: HashMap<RequestId, usize>,
     num_erasures: usize,
@@ -64,6 +67,8 @@ pub(crate) struct Memory {
     announced: HashSet<RequestId>,
     /// Every so many span copies one is rejected, by chance; never if `None`.
     pub(crate) reject_one_in: Option<u64>,
+    /// What it says of its next step's fetches.
+    pub(crate) transfer: Option<Transfer>,
     random: Random,
 }
 
@@ -84,6 +89,7 @@ impl Memory {
             block_size,
             slots: vec![None; num_blocks * block_size],
             tenants: vec![None; num_blocks],
+            host: HashMap::new(),
             erased: HashMap::new(),
             num_erasures: 0,
             num_zeroed: 0,
@@ -91,6 +97,7 @@ impl Memory {
             known,
             announced,
             reject_one_in: None,
+            transfer: None,
             random: Random(99),
         }
     }
@@ -118,6 +125,26 @@ impl Memory {
         self.num_erasures += 1;
         let erased = self.known.iter().filter(|&(&id, known)| is_erased(id, known.owner)).map(|(&id, _)| id);
         self.erased.extend(erased.map(|id| (id, self.num_erasures)));
+    }
+
+    fn offload_blocks(&mut self, step: &SchedulerOutput) {
+        for &BlockOffload { src, dst } in &step.offloads {
+            let start = src.0 as usize * self.block_size;
+            let slots = self.slots[start..start + self.block_size].to_vec();
+            let is_exact = |slot: &Option<Slot>| slot.is_some_and(|slot| slot.past.is_some());
+            assert!(slots.iter().all(is_exact), "{src:?} goes to the host and is not a whole exact block");
+            self.host.insert(dst, (slots, self.tenants[src.0 as usize]));
+        }
+    }
+
+    fn fetch_blocks(&mut self, step: &SchedulerOutput) {
+        for &BlockFetch { src, dst } in &step.fetches {
+            let (slots, tenant) = self.host.remove(&src).expect("what is fetched was offloaded and not fetched since");
+            let before = std::mem::replace(&mut self.tenants[dst.0 as usize], tenant);
+            assert!(before.is_none() || before == tenant, "{dst:?} of {before:?} is fetched to for {tenant:?}");
+            let start = dst.0 as usize * self.block_size;
+            self.slots[start..start + self.block_size].copy_from_slice(&slots);
+        }
     }
 
     fn zero_blocks(&mut self, step: &SchedulerOutput) {
@@ -288,6 +315,7 @@ impl Memory {
         let copied = step.block_copies.iter().map(|copy| copy.dst);
         let moved = step.span_copies.iter().flat_map(|copy| copy.dst_blocks.iter().copied());
         let written: HashSet<_> = computed.chain(copied).chain(moved).collect();
+        assert!(step.fetches.iter().all(|fetch| !written.contains(&fetch.dst)), "a fetched block is written in the same step");
         let sources = step.span_copies.iter().flat_map(|copy| copy.src_blocks.iter().copied());
         for source in step.block_copies.iter().map(|copy| copy.src).chain(sources) {
             assert!(!written.contains(&source), "{source:?} is copied from and written in one step");
@@ -344,7 +372,9 @@ impl Known {
 impl Executor for Memory {
     fn execute_model(&mut self, step: &SchedulerOutput) -> Result<ModelRunnerOutput, ExecutorError> {
         self.take_over(step);
+        self.offload_blocks(step);
         self.zero_blocks(step);
+        self.fetch_blocks(step);
         self.copy_blocks(step);
         let rejected_spans = self.copy_spans(step);
         let mut writes: Vec<_> = step.sequences.iter().map(|sequence| (sequence.request_id, self.compute(sequence))).collect();
@@ -362,7 +392,8 @@ impl Executor for Memory {
         let watching =
             step.sequences.iter().filter(|sequence| !sequence.watch.is_empty() && !void.contains(&sequence.request_id));
         let watched = watching.map(|sequence| self.watch(sequence)).collect();
-        let mut output = ModelRunnerOutput { rejected_spans, probed, watched, ..ModelRunnerOutput::default() };
+        let transfer = self.transfer.take();
+        let mut output = ModelRunnerOutput { rejected_spans, probed, watched, transfer, ..ModelRunnerOutput::default() };
         for sequence in step.sequences.iter().filter(|sequence| !void.contains(&sequence.request_id)) {
             let request_id = sequence.request_id;
             let known = self.known.get_mut(&request_id).expect("checked before");

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use engine::{Erase, ErasedCounts, KvSharingMode, KvUsage, Request, RequestError, SchedulePolicy, SchedulerConfig, SpanOutcome};
+use engine::{
+    Erase, ErasedCounts, HostConfig, KvSharingMode, KvUsage, Request, RequestError, SchedulePolicy, SchedulerConfig, SpanOutcome,
+};
 use testkit::{RequestBuilder, passage};
 use tokens::{CacheSalt, DonorId, SessionId, TenantId, Timestamp};
 
@@ -325,6 +327,7 @@ fn walk(seed: u64, num_steps: u64) -> BTreeMap<&'static str, u64> {
         max_donors: 12,
         donor_ttl: Some(Duration::from_micros(300)),
         quotas: [(TenantId(1), 24), (TenantId(2), 36)].into(),
+        host: HostConfig { num_blocks: 40 * (seed >> 32) as u32, ..HostConfig::default() },
         ..config(64)
     });
     world.memory.reject_one_in = Some(10);
@@ -370,6 +373,7 @@ fn walk(seed: u64, num_steps: u64) -> BTreeMap<&'static str, u64> {
     assert!(open.is_empty(), "{} requests do not end", open.len());
     let stats = world.scheduler.stats();
     count("public tokens", world.memory.num_public_tokens);
+    count("fetched", stats.host.fetches);
     count("zeroed", world.memory.num_zeroed);
     count("preemptions", stats.preemptions);
     count("reused", stats.span_lookups.get(SpanOutcome::Reused));

@@ -3,7 +3,7 @@ use std::collections::HashMap;
 use tokens::{BlockHash, CacheSalt, RequestId, SessionId, TokenId, hash_full_blocks};
 
 use super::*;
-use crate::ReadableScope;
+use crate::{BlockFetch, BlockOffload, ReadableScope};
 
 const SIZE: BlockSize = BlockSize::new(2).unwrap();
 
@@ -86,13 +86,13 @@ fn admit(pool: &mut BlockPool, owner: BlockOwner, text: Text, num_approximate: u
     let num_approximate = num_approximate.min(num_new);
     let wish = SlotRequest { num_approximate, ..wish(owner, &found.blocks, num_new - num_approximate) };
     match pool.allocate_slots(&wish) {
-        Allocation::Ready(lease) => Some(Holder { text, lease }),
+        Allocation::Ready(Slots { lease, .. }) => Some(Holder { text, lease }),
         Allocation::CapacityExhausted { .. } | Allocation::QuotaExhausted { .. } => None,
     }
 }
 
-fn wish(owner: BlockOwner, shared: &[BlockId], num_exact: usize) -> SlotRequest<'_> {
-    SlotRequest { owner, shared, num_exact, num_approximate: 0, headroom: 0, quota_headroom: 0 }
+fn wish(owner: BlockOwner, shared: &[Place], num_exact: usize) -> SlotRequest<'_> {
+    SlotRequest { owner, shared, pinned: &[], num_exact, num_approximate: 0, headroom: 0, quota_headroom: 0 }
 }
 
 /// Leading blocks of `text` that are found in scope `salt`.
@@ -186,7 +186,9 @@ fn content_computed_twice_is_held_once() {
 fn a_sequence_that_must_not_read_others_keeps_its_blocks() {
     let mut pool = pool(4);
     let a = hold(&mut pool, "aa").unwrap();
-    let Allocation::Ready(mut lease) = pool.allocate_slots(&wish(owner_in(CacheSalt(0)), &[], 1)) else { panic!("3 are free") };
+    let Allocation::Ready(Slots { mut lease, .. }) = pool.allocate_slots(&wish(owner_in(CacheSalt(0)), &[], 1)) else {
+        panic!("3 are free")
+    };
     let own: Vec<_> = lease.block_ids().collect();
     pool.cache_full_blocks(&mut lease, a.hashed(), 2, OnDuplicate::Keep);
     assert_eq!(lease.block_ids().collect::<Vec<_>>(), own);
@@ -335,54 +337,132 @@ struct Reference {
     now: u64,
     ttl: u64,
     /// Content that can be found.
-    content: HashMap<Path, u32>,
+    content: HashMap<Path, At>,
+    /// What the host tier holds, oldest first.
+    copies: Vec<HostCopy>,
+    num_places: usize,
+    /// Places that were fetched from since the last step.
+    num_leaving: usize,
+    min_depth: usize,
 }
 
 /// Scope of each block from the start of the sequence on, and the tokens to the end of the last.
 type Path = (Vec<CacheSalt>, Vec<TokenId>);
+
+/// Where content is. It does not matter in which place of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum At {
+    Device(u32),
+    Host,
+}
+
+struct HostCopy {
+    path: Path,
+    owner: BlockOwner,
+    last_used: u64,
+    is_reserved: bool,
+}
 
 fn follows((scopes, tokens): &Path, (other_scopes, other_tokens): &Path) -> bool {
     scopes.starts_with(other_scopes) && tokens.starts_with(other_tokens)
 }
 
 impl Reference {
-    fn new(num_blocks: u32, quotas: &BTreeMap<TenantId, usize>, ttl: u64) -> Self {
+    fn new(num_blocks: u32, quotas: &BTreeMap<TenantId, usize>, ttl: u64, num_places: usize) -> Self {
         let n = num_blocks as usize;
         let (holders, owners, last_used) = (vec![0; n], vec![None; n], vec![0; n]);
         let (free, quotas) = ((0..num_blocks).collect(), quotas.clone());
-        Self { holders, free, owners, last_used, quotas, now: 0, ttl, content: HashMap::new() }
+        let (content, copies) = Default::default();
+        let (num_leaving, min_depth) = (0, 0);
+        Self { holders, free, owners, last_used, quotas, now: 0, ttl, content, copies, num_places, num_leaving, min_depth }
     }
 
-    fn is_expired(&self, block: u32) -> bool {
-        self.holders[block as usize] == 0 && self.now - self.last_used[block as usize] > self.ttl
+    fn copy_of(&self, path: &Path) -> &HostCopy {
+        self.copies.iter().find(|copy| copy.path == *path).expect("what is found in the host has a copy there")
     }
 
-    /// Blocks of the longest path that begins with some blocks of the public scope, the fewest of equals, with its scopes.
-    fn find(&self, salt: CacheSalt, tokens: &[TokenId]) -> Vec<(u32, CacheSalt)> {
+    fn is_expired(&self, path: &Path) -> bool {
+        let last_used = match self.content[path] {
+            At::Device(block) if self.holders[block as usize] > 0 => return false,
+            At::Device(block) => self.last_used[block as usize],
+            At::Host => self.copy_of(path).last_used,
+        };
+        self.now - last_used > self.ttl
+    }
+
+    /// The longest path that begins with some blocks of the public scope, the fewest of equals, as far as it has not expired and its
+    /// owners have room for what is fetched.
+    fn find(&self, salt: CacheSalt, tokens: &[TokenId]) -> Vec<Path> {
         let own_only = self.follow(Vec::new(), salt, tokens);
         let public = self.follow(Vec::new(), PUBLIC, tokens);
         let mixed = if public.is_empty() { public } else { self.follow(public, salt, tokens) };
         let mut longest = if mixed.len() > own_only.len() { mixed } else { own_only };
-        longest.truncate(longest.iter().take_while(|&&(block, _)| !self.is_expired(block)).count());
+        longest.truncate(longest.iter().take_while(|path| !self.is_expired(path)).count());
+        let fits = |len: &usize| {
+            let paths: Vec<_> = longest[..*len].iter().collect();
+            self.quotas.keys().all(|&tenant| self.is_within_quota(tenant, &paths, 0))
+        };
+        let num_usable = (0..=longest.len()).take_while(fits).count().saturating_sub(1);
+        longest.truncate(num_usable);
         longest
     }
 
-    fn follow(&self, mut path: Vec<(u32, CacheSalt)>, salt: CacheSalt, tokens: &[TokenId]) -> Vec<(u32, CacheSalt)> {
-        while 2 * (path.len() + 1) <= tokens.len() {
-            let scopes = path.iter().map(|&(_, scope)| scope).chain([salt]).collect();
-            let Some(&block) = self.content.get(&(scopes, tokens[..2 * (path.len() + 1)].to_vec())) else { break };
-            path.push((block, salt));
+    fn follow(&self, mut paths: Vec<Path>, salt: CacheSalt, tokens: &[TokenId]) -> Vec<Path> {
+        while 2 * (paths.len() + 1) <= tokens.len() {
+            let mut scopes = paths.last().map_or(Vec::new(), |(scopes, _)| scopes.clone());
+            scopes.push(salt);
+            let path = (scopes, tokens[..2 * (paths.len() + 1)].to_vec());
+            if !self.content.contains_key(&path) {
+                break;
+            }
+            paths.push(path);
         }
-        path
+        paths
     }
 
     fn path_of(&self, block: u32) -> Option<Path> {
-        self.content.iter().find(|&(_, &held)| held == block).map(|(path, _)| path.clone())
+        self.content.iter().find(|&(_, &at)| at == At::Device(block)).map(|(path, _)| path.clone())
+    }
+
+    fn owner_of(&self, path: &Path) -> BlockOwner {
+        match self.content[path] {
+            At::Device(block) => self.owners[block as usize].expect("it was filled"),
+            At::Host => self.copy_of(path).owner,
+        }
     }
 
     fn take(&mut self, block: u32) {
         self.free.retain(|&free| free != block);
         self.holders[block as usize] += 1;
+    }
+
+    /// Holds what is in `paths`, fetched to `blocks` as far as it is in the host.
+    fn hold(&mut self, paths: &[Path], blocks: &[u32]) {
+        let before: Vec<_> = paths.iter().map(|path| self.content[path]).collect();
+        for (path, &at) in paths.iter().zip(&before) {
+            match at {
+                At::Device(block) => self.take(block),
+                At::Host => {
+                    let copy = self.copies.iter_mut().find(|copy| copy.path == *path).expect("it has a copy");
+                    copy.is_reserved = true;
+                }
+            }
+        }
+        for ((path, at), &block) in paths.iter().zip(before).zip(blocks) {
+            match at {
+                At::Device(held) => assert_eq!(block, held, "what was found is shared"),
+                At::Host => match self.copies.iter().position(|copy| copy.path == *path && copy.is_reserved) {
+                    None => self.take(block), // Fetched a moment ago.
+                    Some(at) => {
+                        let owner = self.copies[at].owner;
+                        self.take_new(owner, block);
+                        self.copies.retain(|copy| !(copy.path == *path && copy.is_reserved));
+                        self.num_leaving += 1;
+                        self.content.entry(path.clone()).and_modify(|at| *at = At::Device(block));
+                    }
+                },
+            }
+        }
     }
 
     fn num_used(&self, tenant: TenantId) -> usize {
@@ -394,11 +474,14 @@ impl Reference {
         self.owners[block as usize].is_some_and(|owner| owner.tenant == tenant)
     }
 
-    /// Whether `num_new` blocks of `tenant` are within its quota when `kept` and all held ones stay.
-    fn is_within_quota(&self, tenant: TenantId, kept: &[(u32, CacheSalt)], num_new: usize) -> bool {
-        let stays = |block: u32| self.holders[block as usize] > 0 || kept.iter().any(|&(kept, _)| kept == block);
+    /// Whether `num_new` blocks of `tenant` are within its quota when `kept` stay, are fetched where they must be, and all held ones stay.
+    fn is_within_quota(&self, tenant: TenantId, kept: &[&Path], num_new: usize) -> bool {
+        let is_kept = |block: u32| kept.iter().any(|path| self.content[*path] == At::Device(block));
+        let stays = |block: u32| self.holders[block as usize] > 0 || is_kept(block);
         let num_fixed = (0..self.holders.len() as u32).filter(|&block| self.is_of(tenant, block) && stays(block)).count();
-        self.quotas.get(&tenant).is_none_or(|&quota| num_fixed + num_new <= quota)
+        let is_fetched = |path: &&&Path| self.content[**path] == At::Host && self.owner_of(path).tenant == tenant;
+        let num_fetched = kept.iter().filter(is_fetched).count();
+        self.quotas.get(&tenant).is_none_or(|&quota| num_fixed + num_fetched + num_new <= quota)
     }
 
     /// `owner` got `block`: its oldest own one if its quota is full, else an empty one if there is any, else the oldest of all.
@@ -412,17 +495,49 @@ impl Reference {
         } else {
             assert!(!is_cached(block), "a cached block was given up though another is empty");
         }
-        let num_gone = self.forget(block);
-        assert!(num_gone <= 1 || !self.quotas.is_empty(), "a block was given up before one that follows it");
+        let num_gone = self.path_of(block).map_or(0, |path| self.evict(&path, block));
+        let is_in_order = self.quotas.is_empty() && self.num_places == 0;
+        assert!(num_gone <= 1 || !is_in_order, "a block was given up before one that follows it");
         self.take(block);
         self.owners[block as usize] = Some(owner);
     }
 
-    /// What `block` holds is found no more, nor what follows it.
-    fn forget(&mut self, block: u32) -> usize {
-        let Some(path) = self.path_of(block) else { return 0 };
+    /// What `block` holds goes to the host if it is deep enough or something follows it and its owner has a place there, else nowhere;
+    /// how much is found no more.
+    fn evict(&mut self, path: &Path, block: u32) -> usize {
+        let is_followed = self.content.keys().any(|other| other != path && follows(other, path));
+        let is_wanted = self.num_places > 0 && !self.is_expired(path) && (path.0.len() > self.min_depth || is_followed);
+        let owner = self.owners[block as usize].expect("it was filled");
         let num_before = self.content.len();
-        self.content.retain(|other, _| !follows(other, &path));
+        if is_wanted && self.make_place(owner.tenant) && self.content.contains_key(path) {
+            self.content.insert(path.clone(), At::Host);
+            let last_used = self.last_used[block as usize];
+            self.copies.push(HostCopy { path: path.clone(), owner, last_used, is_reserved: false });
+        } else {
+            self.forget(path);
+        }
+        num_before - self.content.len()
+    }
+
+    /// Gives up an old copy if need be; false if there is none to give up.
+    fn make_place(&mut self, tenant: TenantId) -> bool {
+        let limit = self.quotas.get(&tenant).map_or(usize::MAX, |quota| (quota * self.num_places).div_ceil(self.holders.len()));
+        let num_own = self.copies.iter().filter(|copy| copy.owner.tenant == tenant).count();
+        let is_full = num_own >= limit;
+        if !is_full && self.copies.len() + self.num_leaving < self.num_places {
+            return true;
+        }
+        let mut candidates = self.copies.iter().filter(|copy| !copy.is_reserved && (!is_full || copy.owner.tenant == tenant));
+        let Some(oldest) = candidates.next().map(|copy| copy.path.clone()) else { return false };
+        self.forget(&oldest);
+        true
+    }
+
+    /// What is at `path` is found no more, nor what follows it.
+    fn forget(&mut self, path: &Path) -> usize {
+        let num_before = self.content.len();
+        self.content.retain(|other, _| !follows(other, path));
+        self.copies.retain(|copy| copy.is_reserved || !follows(&copy.path, path));
         num_before - self.content.len()
     }
 
@@ -436,42 +551,49 @@ impl Reference {
         }
     }
 
-    /// Makes `blocks` findable from the first one on that is not. A path of other scopes to the same tokens is a collision.
-    fn cache(&mut self, salt: CacheSalt, tokens: &[TokenId], blocks: &mut [u32], num_cached: &mut usize) {
+    /// Makes `blocks` findable from the first one on that is not; those that were not found anywhere on the device before. A path of
+    /// other scopes to the same tokens is a collision.
+    fn cache(&mut self, salt: CacheSalt, tokens: &[TokenId], blocks: &mut [u32], num_cached: &mut usize) -> Vec<(Path, u32)> {
+        let mut stored = Vec::new();
         for i in *num_cached..blocks.len() {
             let end = 2 * (i + 1);
             let parent = match i {
                 0 => Some((Vec::new(), Vec::new())),
                 i => self.path_of(blocks[i - 1]),
             };
-            let Some((mut scopes, _)) = parent else { return };
+            let Some((mut scopes, _)) = parent else { break };
             scopes.push(salt);
             let path = (scopes, tokens[..end].to_vec());
             let collides = |other: &Path| *other != path && other.1 == path.1 && other.0.last() == Some(&salt);
             if self.content.keys().any(collides) {
-                return;
+                break;
             }
-            let held = *self.content.entry(path).or_insert(blocks[i]);
-            if held != blocks[i] {
+            if let Some(&At::Device(held)) = self.content.get(&path) {
                 self.take(held);
                 let own = std::mem::replace(&mut blocks[i], held);
                 self.release(&[own]);
+            } else {
+                self.copies.retain(|copy| copy.path != path);
+                self.content.insert(path.clone(), At::Device(blocks[i]));
+                stored.push((path, blocks[i]));
             }
             *num_cached = i + 1;
         }
+        stored
     }
 
     fn erase(&mut self, is_erased: impl Fn(&BlockOwner) -> bool) -> usize {
-        let all = 0..self.holders.len() as u32;
-        all.map(|block| if self.owners[block as usize].as_ref().is_some_and(&is_erased) { self.forget(block) } else { 0 }).sum()
+        let all: Vec<_> = self.content.keys().filter(|path| is_erased(&self.owner_of(path))).cloned().collect();
+        all.iter().map(|path| self.forget(path)).sum()
     }
 
     fn expire(&mut self, max_blocks: usize) -> usize {
         let mut num_expired = 0;
         while num_expired < max_blocks {
-            let oldest = self.free.iter().copied().find(|&block| self.path_of(block).is_some());
-            let Some(block) = oldest.filter(|&block| self.is_expired(block)) else { break };
-            num_expired += self.forget(block);
+            let on_device = self.free.iter().find_map(|&block| self.path_of(block));
+            let in_host = self.copies.first().map(|copy| copy.path.clone());
+            let Some(path) = on_device.into_iter().chain(in_host).find(|path| self.is_expired(path)) else { break };
+            num_expired += self.forget(&path);
         }
         num_expired
     }
@@ -504,6 +626,11 @@ struct Walk {
     reference: Reference,
     rng: Rng,
     walkers: Vec<Walker>,
+    /// Held until the next step.
+    pins: Option<(BlockLease, Vec<u32>)>,
+    /// What each block and each place of the host really holds.
+    device: Vec<Option<Path>>,
+    host: Vec<Option<Path>>,
     /// Tenant that last filled each block, as far as a zeroing executor knows.
     written_by: Vec<Option<TenantId>>,
     num_refusals: usize,
@@ -517,14 +644,17 @@ const NUM_BLOCKS: u32 = 12;
 const SCOPES: [CacheSalt; 3] = [CacheSalt(0), CacheSalt(1), PUBLIC];
 
 impl Walk {
-    fn new(quotas: &[(TenantId, usize)], ttl_micros: Option<u64>) -> Self {
+    fn new(quotas: &[(TenantId, usize)], ttl_micros: Option<u64>, num_places: u32) -> Self {
         let quotas = quotas.iter().copied().collect();
         let ttl = ttl_micros.map(Duration::from_micros);
         Self {
-            pool: pool(NUM_BLOCKS as usize).with_quotas(&quotas).with_ttl(ttl),
-            reference: Reference::new(NUM_BLOCKS, &quotas, ttl_micros.unwrap_or(u64::MAX)),
+            pool: pool(NUM_BLOCKS as usize).with_quotas(&quotas).with_ttl(ttl).with_host_tier(num_places),
+            reference: Reference::new(NUM_BLOCKS, &quotas, ttl_micros.unwrap_or(u64::MAX), num_places as usize),
             rng: Rng(1),
             walkers: Vec::new(),
+            pins: None,
+            device: vec![None; NUM_BLOCKS as usize],
+            host: vec![None; num_places as usize],
             written_by: vec![None; NUM_BLOCKS as usize],
             num_refusals: 0,
             num_quota_refusals: 0,
@@ -540,36 +670,57 @@ impl Walk {
         Text::new(salt, tokens)
     }
 
+    /// What is found of some text, to be held beside a new sequence, of what is in the host perhaps only the end; mostly nothing.
+    fn random_pins(&mut self) -> (Vec<Place>, Vec<Path>) {
+        let text = self.random_text();
+        let places = self.pool.match_full_blocks(text.hashed());
+        let paths = self.reference.find(text.salt, &text.tokens);
+        assert_eq!(places.len(), paths.len(), "the pool and the reference disagree about what is found");
+        let (is_pinning, start) = (self.rng.below(3) == 0, self.rng.below(paths.len() + 1));
+        let found = places.into_iter().zip(paths).enumerate();
+        found.filter(|(i, (place, _))| is_pinning && (!place.is_host() || *i >= start)).map(|(_, pinned)| pinned).unzip()
+    }
+
     fn admit(&mut self) {
         let text = self.random_text();
+        let (pinned, pinned_paths) = self.random_pins();
         let session = [None, Some(SessionId(1)), Some(SessionId(2))][self.rng.below(3)];
         let owner = BlockOwner { session, request: RequestId(self.rng.below(4) as u64), ..owner_in(text.salt) };
         let num_approximate = self.rng.below(4).saturating_sub(1);
         let reference = &mut self.reference;
         let shared = reference.find(text.salt, &text.tokens);
-        let idle = shared.iter().filter(|&&(block, _)| reference.holders[block as usize] == 0).count();
         let num_new = text.tokens.len().div_ceil(2) - shared.len();
-        let has_room = idle + num_new <= reference.free.len();
-        let is_within_quota = reference.is_within_quota(owner.tenant, &shared, num_new);
-        let tokens = text.tokens.len();
-        let holder = admit(&mut self.pool, owner, text, num_approximate);
-        assert_eq!(holder.is_some(), has_room && is_within_quota, "the pool and the reference disagree about room for {tokens}");
+        let held: Vec<_> = shared.iter().chain(&pinned_paths).collect::<std::collections::BTreeSet<_>>().into_iter().collect();
+        let is_idle =
+            |path: &&&Path| !matches!(reference.content[**path], At::Device(block) if reference.holders[block as usize] > 0);
+        let has_room = held.iter().filter(is_idle).count() + num_new <= reference.free.len();
+        let own = |tenant| if tenant == owner.tenant { num_new } else { 0 };
+        let is_within_quota = reference.quotas.keys().all(|&tenant| reference.is_within_quota(tenant, &held, own(tenant)));
+        let num_approximate = num_approximate.min(num_new);
+        let found = self.pool.match_prefix(text.hashed(), text.tokens.len());
+        let wish = wish(owner, &found.blocks, num_new - num_approximate);
+        let allocation = self.pool.allocate_slots(&SlotRequest { num_approximate, pinned: &pinned, ..wish });
+        let is_ready = matches!(allocation, Allocation::Ready(_));
+        assert_eq!(is_ready, has_room && is_within_quota, "the pool and the reference disagree about room for {num_new}");
         self.num_refusals += usize::from(!has_room);
         self.num_quota_refusals += usize::from(has_room && !is_within_quota);
-        let Some(holder) = holder else { return };
-        shared.iter().for_each(|&(block, _)| reference.take(block));
-        let blocks = holder.blocks();
+        let Allocation::Ready(Slots { lease, pins }) = allocation else { return };
+        let ids = |lease: &BlockLease| lease.block_ids().map(|block| block.0).collect::<Vec<_>>();
+        let (blocks, pinned_blocks) = (ids(&lease), ids(&pins));
+        reference.hold(&[&shared[..], &pinned_paths].concat(), &[&blocks[..shared.len()], &pinned_blocks].concat());
         blocks[shared.len()..].iter().for_each(|&block| reference.take_new(owner, block));
-        assert!(shared.iter().map(|(block, _)| block).eq(&blocks[..shared.len()]), "what was found is shared");
-        let num_exact = blocks.len() - num_approximate.min(num_new);
-        self.walkers.push(Walker { holder, owner, blocks, num_exact, num_cached: shared.len() });
+        self.pins = Some((pins, pinned_blocks));
+        let num_exact = blocks.len() - num_approximate;
+        self.walkers.push(Walker { holder: Holder { text, lease }, owner, blocks, num_exact, num_cached: shared.len() });
     }
 
     fn cache(&mut self, pick: usize) {
         let Walker { holder: Holder { text, lease }, blocks, num_exact, num_cached, .. } = &mut self.walkers[pick];
         self.pool.cache_full_blocks(lease, text.hashed(), text.tokens.len(), OnDuplicate::Exchange);
         let num_full = (*num_exact).min(text.tokens.len() / 2);
-        self.reference.cache(text.salt, &text.tokens, &mut blocks[..num_full], num_cached);
+        for (path, block) in self.reference.cache(text.salt, &text.tokens, &mut blocks[..num_full], num_cached) {
+            self.device[block as usize] = Some(path);
+        }
     }
 
     fn grow(&mut self, pick: usize) {
@@ -591,12 +742,20 @@ impl Walk {
         self.reference.release(&blocks);
     }
 
+    fn unpin(&mut self) {
+        if let Some((pins, blocks)) = self.pins.take() {
+            self.pool.free(pins);
+            self.reference.release(&blocks);
+        }
+    }
+
     fn reset(&mut self) {
         while !self.walkers.is_empty() {
             self.free(0);
         }
         self.pool.reset_prefix_cache();
         self.reference.content.clear();
+        self.reference.copies.clear();
     }
 
     fn erase(&mut self) {
@@ -611,8 +770,8 @@ impl Walk {
         };
         let num_erased = self.pool.erase(is_erased);
         assert_eq!(num_erased, self.reference.erase(is_erased), "erased blocks");
-        let remains = |&block: &u32| self.reference.owners[block as usize].as_ref().is_some_and(is_erased);
-        assert!(!self.reference.content.values().any(remains), "an erased block is found");
+        let remains = |path: &Path| is_erased(&self.reference.owner_of(path));
+        assert!(!self.reference.content.keys().any(remains), "an erased block is found");
         self.num_erased += num_erased;
     }
 
@@ -622,6 +781,30 @@ impl Walk {
         let num_expired = self.pool.expire(2);
         assert_eq!(num_expired, self.reference.expire(2), "expired blocks");
         self.num_expired += num_expired;
+        let min_depth = self.rng.below(3);
+        self.pool.set_min_host_depth(min_depth as u32);
+        self.reference.min_depth = min_depth;
+    }
+
+    /// What an executor does before a step; then what can be found must be there.
+    fn run_transfers(&mut self) {
+        let Transfers { offloads, fetches } = self.pool.take_transfers();
+        for BlockOffload { src, dst } in offloads {
+            self.host[dst.0 as usize] = self.device[src.0 as usize].clone();
+        }
+        self.check_zeroed();
+        for BlockFetch { src, dst } in fetches {
+            self.device[dst.0 as usize] = self.host[src.0 as usize].clone();
+        }
+        self.reference.num_leaving = 0;
+        for (path, at) in &self.reference.content {
+            match at {
+                At::Device(block) => {
+                    assert_eq!(self.device[*block as usize].as_ref(), Some(path), "block {block} holds something else")
+                }
+                At::Host => assert!(self.host.contains(&Some(path.clone())), "{path:?} is not in the host"),
+            }
+        }
     }
 
     /// What is zeroed is exactly what another tenant had filled.
@@ -636,9 +819,11 @@ impl Walk {
         }
         let zeroed = self.pool.take_to_zero();
         assert!(expected.iter().all(|block| zeroed.contains(block)), "{expected:?} are to be zeroed and not only {zeroed:?}");
+        zeroed.iter().for_each(|block| self.device[block.0 as usize] = None);
     }
 
     fn check(&mut self) {
+        self.run_transfers();
         let (pool, reference) = (&self.pool, &self.reference);
         pool.check_invariants();
         let sorted = |mut blocks: Vec<u32>| {
@@ -653,17 +838,21 @@ impl Walk {
         assert_eq!(pool.ref_counts, reference.holders, "holders");
         assert_eq!(pool.owners, reference.owners, "owners");
         assert_eq!(pool.index.len(), reference.content.len(), "indexed blocks");
+        assert_eq!(pool.host_stats().used, reference.copies.len(), "filled places of the host");
         self.check_match();
-        self.check_zeroed();
     }
 
     fn check_match(&mut self) {
         let text = self.random_text();
         let found = self.pool.match_prefix(text.hashed(), text.tokens.len());
-        let expected: Vec<_> = self.reference.find(text.salt, &text.tokens).iter().map(|&(block, _)| block).collect();
-        assert_eq!(found.blocks.iter().map(|block| block.0).collect::<Vec<_>>(), expected);
+        let expected = self.reference.find(text.salt, &text.tokens);
+        let holds = |place: Place| match place {
+            Place::Device(block) => self.device[block.0 as usize].clone(),
+            Place::Host(slot) => self.host[slot.0 as usize].clone(),
+        };
+        assert_eq!(found.blocks.iter().filter_map(|&place| holds(place)).collect::<Vec<_>>(), expected);
         if let Some(partial) = found.partial {
-            let (scopes, tokens) = self.reference.path_of(partial.block.0).expect("a partly matched block is found");
+            let (scopes, tokens) = holds(partial.block).expect("a partly matched block was filled");
             assert!(tokens.starts_with(&text.tokens[..found.num_tokens + partial.num_tokens]), "it holds something else");
             assert_eq!(scopes.last(), Some(&text.salt), "it is of another scope");
             assert!(scopes.iter().all(|scope| [text.salt, PUBLIC].contains(scope)), "it is behind another scope");
@@ -683,6 +872,7 @@ impl Walk {
                 _ => self.free(pick),
             }
             self.check();
+            self.unpin();
         }
         self.walkers.drain(..).for_each(|walker| self.pool.free(walker.holder.lease));
     }
@@ -690,18 +880,30 @@ impl Walk {
 
 #[test]
 fn a_long_random_walk_agrees_with_the_naive_reference() {
-    let mut walk = Walk::new(&[], None);
+    let mut walk = Walk::new(&[], None, 0);
     walk.run(60_000);
     assert!(walk.num_refusals > 1_000, "the pool was full only {} times", walk.num_refusals);
     assert!(walk.pool.stats().evictions > 2_000, "only {} evictions", walk.pool.stats().evictions);
     assert!(walk.num_erased > 500, "only {} blocks were erased", walk.num_erased);
+    assert_eq!(walk.pool.host_stats(), HostStats::default());
 }
 
 #[test]
 fn quotas_and_expiry_agree_with_the_naive_reference() {
-    let mut walk = Walk::new(&[(TenantId(0), 5), (TenantId(9), 4)], Some(2));
+    let mut walk = Walk::new(&[(TenantId(0), 5), (TenantId(9), 4)], Some(2), 0);
     walk.run(60_000);
     assert!(walk.num_quota_refusals > 1_000, "a quota was full only {} times", walk.num_quota_refusals);
     assert!(walk.num_expired > 1_000, "only {} blocks expired", walk.num_expired);
     assert!(walk.pool.stats().evictions > 1_000, "only {} evictions", walk.pool.stats().evictions);
+}
+
+#[test]
+fn a_host_tier_agrees_with_the_naive_reference() {
+    for (num_places, quotas, ttl) in [(7, &[][..], None), (9, &[(TenantId(0), 5), (TenantId(9), 4)], Some(20)), (2, &[], None)] {
+        let mut walk = Walk::new(quotas, ttl, num_places);
+        walk.run(40_000);
+        let HostStats { offloads, fetches, .. } = walk.pool.host_stats();
+        assert!(offloads > 1_000 && fetches > 150, "{offloads} offloads, {fetches} fetches of {num_places} places");
+        assert!(walk.num_erased > 300, "only {} blocks were erased", walk.num_erased);
+    }
 }

@@ -4,7 +4,9 @@ mod decoder;
 mod probe;
 mod weights;
 
-use engine::{BlockCopy, ProbedSequence, SpanCopy, TokenDeviation};
+use std::time::Instant;
+
+use engine::{BlockCopy, BlockFetch, BlockOffload, ProbedSequence, SpanCopy, TokenDeviation, Transfer};
 use kernels::cpu::{KvDtype, KvLayer, KvShape, RopeTable, SpanMove, Threads};
 use tokens::{BlockId, BlockSize};
 
@@ -21,6 +23,8 @@ pub struct CpuBackend {
     weights: Weights,
     rope: RopeTable,
     kv: Vec<KvLayer>,
+    /// The host tier: here just more memory of the same kind.
+    host: Vec<KvLayer>,
     kv_dtype: KvDtype,
     threads: Threads,
     workspace: Workspace,
@@ -43,7 +47,14 @@ impl CpuBackend {
         let shape = KvShape { num_blocks, num_kv_heads: config.num_kv_heads, head_dim: config.head_dim };
         let kv = (0..config.num_layers).map(|_| KvLayer::new(kv_dtype, shape)).collect();
         let rope = RopeTable::new(config.rope_layout, config.inv_freq(), max_model_len);
-        Ok(Self { config, weights, rope, kv, kv_dtype, threads, workspace: Workspace::default() })
+        Ok(Self { config, weights, rope, kv, host: Vec::new(), kv_dtype, threads, workspace: Workspace::default() })
+    }
+
+    /// The backend with a host tier of `num_blocks` blocks. Memory becomes resident only where it is written.
+    #[must_use]
+    pub fn with_host_tier(self, num_blocks: usize) -> Self {
+        let layers = self.kv.iter().map(|layer| KvLayer::new(self.kv_dtype, KvShape { num_blocks, ..layer.shape() }));
+        Self { host: layers.collect(), ..self }
     }
 
     /// Keys and values of one slot of a layer, for tests that look into the pool.
@@ -59,6 +70,23 @@ impl CpuBackend {
 impl Backend for CpuBackend {
     fn vocab_size(&self) -> usize {
         self.config.vocab_size
+    }
+
+    fn offload_blocks(&mut self, offloads: &[BlockOffload]) -> Result<(), BackendError> {
+        for (layer, host) in self.kv.iter().zip(&mut self.host) {
+            offloads.iter().for_each(|offload| host.copy_block_from(layer, offload.src.0, offload.dst.0));
+        }
+        Ok(())
+    }
+
+    fn fetch_blocks(&mut self, fetches: &[BlockFetch]) -> Result<Option<Transfer>, BackendError> {
+        let started = Instant::now();
+        for (layer, host) in self.kv.iter_mut().zip(&self.host) {
+            fetches.iter().for_each(|fetch| layer.copy_block_from(host, fetch.src.0, fetch.dst.0));
+        }
+        let block_bytes = self.config.kv_bytes_per_token(self.kv_dtype.bytes()) * u64::from(BlockSize::DEFAULT.get());
+        let bytes = fetches.len() as u64 * block_bytes;
+        Ok((bytes > 0).then(|| Transfer { bytes, seconds: started.elapsed().as_secs_f64() }))
     }
 
     fn zero_blocks(&mut self, blocks: &[BlockId]) -> Result<(), BackendError> {

@@ -15,8 +15,8 @@ mod weights;
 use std::ops::Range;
 use std::sync::Arc;
 
-use engine::{BlockCopy, ProbedSequence, SpanCopy, TokenDeviation};
-use kernels::cuda::{CudaSlice, Device, DeviceError, Pool, Sampler, Upload, decode_parts};
+use engine::{BlockCopy, BlockFetch, BlockOffload, ProbedSequence, SpanCopy, TokenDeviation, Transfer};
+use kernels::cuda::{CudaSlice, Device, DeviceError, HostPool, Pool, Sampler, Upload, decode_parts};
 use tokens::BlockId;
 
 use self::activations::MAX_LOGIT_ROWS;
@@ -34,6 +34,8 @@ pub struct CudaBackend {
     device: Arc<Device>,
     decoder: Decoder,
     pool: Pool,
+    /// The host tier.
+    host: HostPool,
     /// Arrays of a step; their place is fixed, so that graphs find them again.
     upload: Upload,
     /// Arrays of what is rare: spans, drift, lists of rows.
@@ -55,6 +57,12 @@ impl From<DeviceError> for BackendError {
 }
 
 impl CudaBackend {
+    /// The backend with a host tier of `num_blocks` blocks, all locked in main memory at once.
+    pub(crate) fn with_host_tier(self, num_blocks: usize) -> Result<Self, DeviceError> {
+        let host = HostPool::new(&self.device, self.pool.shape(), num_blocks)?;
+        Ok(Self { host, ..self })
+    }
+
     /// Runs any step, launch by launch.
     fn run_step(&mut self, step: &Step, batch: &InputBatch) -> Result<(), DeviceError> {
         let layers = self.decoder.config.num_layers;
@@ -101,6 +109,18 @@ impl CudaBackend {
 impl Backend for CudaBackend {
     fn vocab_size(&self) -> usize {
         self.decoder.config.vocab_size
+    }
+
+    fn offload_blocks(&mut self, offloads: &[BlockOffload]) -> Result<(), BackendError> {
+        let pairs: Vec<_> = offloads.iter().map(|offload| (offload.src.0, offload.dst.0)).collect();
+        Ok(self.host.offload(&self.pool, &pairs)?)
+    }
+
+    fn fetch_blocks(&mut self, fetches: &[BlockFetch]) -> Result<Option<Transfer>, BackendError> {
+        let pairs: Vec<_> = fetches.iter().map(|fetch| (fetch.src.0, fetch.dst.0)).collect();
+        let before = self.host.take_timing()?;
+        self.host.fetch(&mut self.pool, &pairs)?;
+        Ok(before.map(|(bytes, seconds)| Transfer { bytes, seconds }))
     }
 
     fn zero_blocks(&mut self, blocks: &[BlockId]) -> Result<(), BackendError> {

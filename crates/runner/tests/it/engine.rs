@@ -5,12 +5,15 @@ use std::time::Duration;
 
 use crate::common::{Random, all_families};
 use ::engine::{
-    BlockCopy, DecodeRepair, EngineCore, EngineEvent, FinishReason, KvSharingMode, KvUsage, ProbedSequence, Repair, RepairPolicy,
-    Request, SamplingParams, SchedulerConfig, SpanCopy, SpanOutcome, TokenDeviation, TokenLogProbs,
+    BlockCopy, BlockFetch, BlockOffload, DecodeRepair, EngineCore, EngineEvent, FinishReason, HostConfig, KvSharingMode, KvUsage,
+    ProbedSequence, Repair, RepairPolicy, Request, SamplingParams, SchedulerConfig, SpanCopy, SpanOutcome, TokenDeviation,
+    TokenLogProbs, Transfer,
 };
 use runner::backend::cpu::CpuBackend;
 use runner::testing::{tiny_backend, tiny_config};
 use runner::{Architecture, Backend, BackendError, InputBatch, KvDtype, ModelConfig, ModelRunner, RopeLayout};
+#[cfg(feature = "cuda")]
+use runner::{DeviceOptions, GpuOptions, LoadOptions, WeightFiles};
 use tokens::{BlockId, BlockSize, CacheSalt, RequestId, Timestamp, TokenId};
 
 const NUM_BLOCKS: usize = 64;
@@ -34,8 +37,18 @@ impl Engine {
     }
 
     fn with_backend(backend: Box<dyn Backend>) -> Self {
-        let runner = ModelRunner::new(backend, BlockSize::DEFAULT);
-        let config = SchedulerConfig { max_num_batched_tokens: 96, max_num_seqs: 8, ..SchedulerConfig::new(NUM_BLOCKS, 1024) };
+        Self::with_host_tier(backend, 0)
+    }
+
+    /// `backend` has that host tier.
+    fn with_host_tier(backend: Box<dyn Backend>, num_blocks: u32) -> Self {
+        Self::with_runner(ModelRunner::new(backend, BlockSize::DEFAULT), num_blocks)
+    }
+
+    fn with_runner(runner: ModelRunner, num_blocks: u32) -> Self {
+        let host = HostConfig { num_blocks, ..HostConfig::default() };
+        let config =
+            SchedulerConfig { max_num_batched_tokens: 96, max_num_seqs: 8, host, ..SchedulerConfig::new(NUM_BLOCKS, 1024) };
         Self { core: EngineCore::new(config, runner).unwrap(), repair: Repair::structural(), next_id: 0 }
     }
 
@@ -157,6 +170,99 @@ fn a_prefix_hit_gives_the_bits_of_a_miss() {
             assert!(hit.usage.prefix_tokens as usize >= len / 32 * 32 - 1, "{len}: {:?}", hit.usage);
             assert_eq!(hit.tokens, miss.tokens, "prompt of {len}");
         }
+    }
+}
+
+/// An engine whose pool was filled by others after `prompt` was computed: `prompt` is in the host.
+fn engine_with_offloaded(config: &ModelConfig, dtype: KvDtype, prompt: &[u32]) -> Engine {
+    let backend = tiny_backend(config, 42, dtype, NUM_BLOCKS).with_host_tier(200);
+    let mut engine = Engine::with_host_tier(Box::new(backend), 200);
+    engine.answer(prompt, KvSharingMode::Prefix, 0);
+    push_out(&mut engine, prompt);
+    engine
+}
+
+/// Fills the pool with others, until `prompt` is in the host.
+fn push_out(engine: &mut Engine, prompt: &[u32]) {
+    let before = engine.core.stats().host;
+    for _ in 0..8 {
+        let seed = 1000 + engine.next_id;
+        engine.answer(&text(400, seed), KvSharingMode::Prefix, 9);
+    }
+    let host = engine.core.stats().host;
+    assert!((host.offloads - before.offloads) as usize >= prompt.len() / 32 && host.fetches == before.fetches, "{host:?}");
+}
+
+#[test]
+fn what_comes_back_from_the_host_gives_the_bits_of_a_miss() {
+    for (config, dtype) in all_families() {
+        for len in [96, 110, 250] {
+            let prompt = text(len, 7);
+            let miss = Engine::new(&config, dtype).answer(&prompt, KvSharingMode::Prefix, 0);
+            let mut engine = engine_with_offloaded(&config, dtype, &prompt);
+            let hit = engine.answer(&prompt, KvSharingMode::Prefix, 0);
+            assert!(hit.usage.prefix_tokens as usize >= len / 32 * 32 - 1, "{len}: {:?}", hit.usage);
+            assert_eq!(hit.tokens, miss.tokens, "{:?} {dtype:?}: prompt of {len}", config.architecture);
+            assert_eq!(engine.core.stats().host.fetches, len as u64 / 32);
+        }
+    }
+}
+
+/// A model of random weights on GPU 0, with a pool of [`NUM_BLOCKS`] blocks and 200 in the host.
+#[cfg(feature = "cuda")]
+fn engine_on_gpu() -> Engine {
+    let config = r#"{"architectures": ["Qwen2ForCausalLM"], "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 104, "max_position_embeddings": 1024,
+        "rms_norm_eps": 1e-6, "tie_word_embeddings": true}"#;
+    let path = std::env::temp_dir().join(format!("kvshare-host-tier-{}.json", std::process::id()));
+    std::fs::write(&path, config).unwrap();
+    let block_bytes = 3 * 2 * 2 * 64 * 32 * 2;
+    let gpu = GpuOptions { ordinal: 0, memory_utilization: 0.9, kv_bytes: Some(NUM_BLOCKS as u64 * block_bytes) };
+    let options = LoadOptions {
+        weights: WeightFiles::Random { config: path.clone(), seed: 1 },
+        device: DeviceOptions::Cuda(gpu),
+        max_model_len: Some(1024),
+        max_num_batched_tokens: 96,
+        max_num_seqs: 8,
+        keeps_embedding: false,
+        host_kv_bytes: 200 * block_bytes,
+    };
+    let loaded = runner::load(&options, &mut |_| {}).unwrap();
+    std::fs::remove_file(path).unwrap();
+    assert_eq!((loaded.num_blocks, loaded.num_host_blocks, loaded.block_bytes), (NUM_BLOCKS, 200, block_bytes));
+    Engine::with_runner(loaded.runner, loaded.num_host_blocks)
+}
+
+#[test]
+#[cfg(feature = "cuda")]
+#[ignore = "needs a CUDA device"]
+fn cuda_what_comes_back_from_the_host_gives_the_bits_of_what_stayed() {
+    let mut engine = engine_on_gpu();
+    for (salt, len) in [96, 110, 250].into_iter().enumerate() {
+        let (prompt, salt) = (text(len, 7), salt as u64);
+        engine.answer(&prompt, KvSharingMode::Prefix, salt);
+        let stayed = engine.answer(&prompt, KvSharingMode::Prefix, salt);
+        push_out(&mut engine, &prompt);
+        let before = engine.core.stats().host.fetches;
+        assert_eq!(engine.answer(&prompt, KvSharingMode::Prefix, salt), stayed, "prompt of {len}");
+        assert_eq!(engine.core.stats().host.fetches - before, len as u64 / 32);
+    }
+    assert_eq!(engine.idle_blocks(), NUM_BLOCKS);
+}
+
+#[test]
+fn a_donor_in_the_host_gives_the_bits_of_one_on_the_device() {
+    for (config, dtype) in all_families() {
+        let (donor, recipient) = donor_and_recipient();
+        let mut engine = Engine::new(&config, dtype);
+        engine.answer(&donor, KvSharingMode::Prefix, 0);
+        let expected = engine.answer(&recipient, KvSharingMode::Span, 0);
+        assert!(expected.usage.span_tokens >= 120);
+        let mut engine = engine_with_offloaded(&config, dtype, &donor);
+        assert_eq!(engine.answer(&recipient, KvSharingMode::Span, 0), expected, "{:?} {dtype:?}", config.architecture);
+        assert!(engine.core.stats().host.fetches > 0);
+        assert_eq!(engine.core.stats().span_lookups.get(SpanOutcome::FailedCheck), 0);
+        assert_eq!(engine.idle_blocks(), NUM_BLOCKS);
     }
 }
 
@@ -319,6 +425,12 @@ struct Distrusting(CpuBackend);
 impl Backend for Distrusting {
     fn vocab_size(&self) -> usize {
         self.0.vocab_size()
+    }
+    fn offload_blocks(&mut self, offloads: &[BlockOffload]) -> Result<(), BackendError> {
+        self.0.offload_blocks(offloads)
+    }
+    fn fetch_blocks(&mut self, fetches: &[BlockFetch]) -> Result<Option<Transfer>, BackendError> {
+        self.0.fetch_blocks(fetches)
     }
     fn zero_blocks(&mut self, blocks: &[BlockId]) -> Result<(), BackendError> {
         self.0.zero_blocks(blocks)

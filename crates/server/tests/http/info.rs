@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use engine::{HostConfig, SchedulerConfig};
 use serde_json::json;
 
-use crate::world::{CHAT, COMPLETIONS, MODEL, World, byte, chat, completion};
+use crate::world::{CHAT, COMPLETIONS, MODEL, Options, World, byte, chat, completion};
 
 #[tokio::test]
 async fn models_are_listed_and_found_by_every_name() {
@@ -111,6 +112,32 @@ async fn prompt_tokens_add_up_by_source_and_each_request_counts_once() {
 }
 
 #[tokio::test]
+async fn metrics_count_what_goes_to_the_host_and_comes_back() {
+    let host = HostConfig { num_blocks: 20, block_bytes: 1000, ..HostConfig::default() };
+    let scheduler = SchedulerConfig { host, ..SchedulerConfig::new(8, 1000) };
+    let world = World::with(Options { scheduler, ..Options::default() });
+    for text in ["a".repeat(100), "b".repeat(250), "a".repeat(100)] {
+        world.post(COMPLETIONS, &completion(text, json!({"max_tokens": 1}))).await.ok();
+    }
+    let mut metrics = scrape(&world).await;
+    // The engine's figures follow its answers.
+    for _ in 0..500 {
+        if metrics["kvshare_host_kv_transfers_total{direction=\"fetch\"}"] > 0.0 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        metrics = scrape(&world).await;
+    }
+    assert_eq!(metrics["vllm:prompt_tokens_cached_total"], 96.0);
+    assert_eq!(metrics["kvshare_host_kv_transfers_total{direction=\"fetch\"}"], 3.0);
+    assert_eq!(metrics["kvshare_host_kv_transfer_bytes_total{direction=\"fetch\"}"], 3000.0);
+    let offloads = metrics["kvshare_host_kv_transfers_total{direction=\"offload\"}"];
+    let (used, free) = (metrics["kvshare_host_kv_blocks{state=\"used\"}"], metrics["kvshare_host_kv_blocks{state=\"free\"}"]);
+    assert_eq!((used, used + free), (offloads - 3.0, 20.0));
+    assert_eq!(metrics["kvshare_host_kv_bandwidth_bytes_per_second"], 16e9);
+}
+
+#[tokio::test]
 async fn every_series_is_there_from_the_start_with_help_and_type() {
     let world = World::new();
     let before: Vec<_> = scrape(&world).await.into_keys().collect();
@@ -147,6 +174,9 @@ async fn every_series_is_there_from_the_start_with_help_and_type() {
         "vllm:cache_config_info",
         "kvshare_time_to_first_token_seconds",
         "kvshare_span_lookups_total",
+        "kvshare_host_kv_blocks",
+        "kvshare_host_kv_transfers_total",
+        "kvshare_host_kv_transfer_bytes_total",
         "kvshare_requests_shed_total",
         "kvshare_queue_oldest_age_seconds",
         "kvshare_http_responses_total",

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kernels::cuda::{
-    CudaSlice, DecodePart, Device, DeviceError, Matmul, Partials, Pool, PoolShape, RopeTable, Sampler, Upload, bf16,
+    CudaSlice, DecodePart, Device, DeviceError, HostPool, Matmul, Partials, Pool, PoolShape, RopeTable, Sampler, Upload, bf16,
 };
 use tokens::BlockSize;
 
@@ -15,7 +15,7 @@ use super::step::{BLOCK, Step};
 use super::weights::Weights;
 use crate::checkpoint::{self, Checkpoint, Role};
 use crate::embedding_table::EmbeddingTable;
-use crate::load::{Placed, size_pool};
+use crate::load::{Placed, num_host_blocks, size_pool};
 use crate::{GpuOptions, LoadError, LoadOptions, ModelConfig};
 
 /// Whether there is a driver and a GPU.
@@ -49,9 +49,11 @@ pub(crate) fn place(
     let (num_blocks, max_model_len) = size_pool(config, size_of::<bf16>(), kv_bytes, options.max_model_len)?;
     let shape =
         PoolShape { num_layers: config.num_layers, num_blocks, num_kv_heads: config.num_kv_heads, head_dim: config.head_dim };
+    let num_host_blocks = num_host_blocks(config, size_of::<bf16>(), options.host_kv_bytes);
     let name = device.name()?;
     let backend = CudaBackend {
         pool: Pool::new(&device, shape)?,
+        host: HostPool::new(&device, shape, 0)?,
         extra: Upload::new(&device, upload.capacity())?,
         graphs: DecodeGraphs::new(options.max_num_seqs),
         step: Step::default(),
@@ -64,8 +66,9 @@ pub(crate) fn place(
         device,
     };
     Ok(Placed {
-        backend: Box::new(backend),
+        backend: Box::new(backend.with_host_tier(num_host_blocks as usize)?),
         num_blocks,
+        num_host_blocks,
         max_model_len,
         weight_bytes,
         embedding: if options.keeps_embedding { Some(embedding_table(config, from)?) } else { None },

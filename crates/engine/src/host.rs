@@ -1,0 +1,130 @@
+//! What the host tier is, and how long it takes to bring blocks back from it.
+//!
+//! A block is worth its transfer if computing it again takes longer by a margin. How long that takes is learnt from steps (`cost.rs`);
+//! how long the transfer takes, here, from those that were measured.
+
+use crate::Transfer;
+use crate::cost::{StepTimes, Work};
+
+/// Settings of the host tier.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HostConfig {
+    /// Blocks that the tier holds; 0 is no tier.
+    pub num_blocks: u32,
+    /// Bytes of one block, all layers.
+    pub block_bytes: u64,
+    /// Bandwidth from the host to the device before one was measured, in 10^9 bytes a second. Finite and positive.
+    pub bandwidth: f64,
+}
+
+/// What transfers from the host took so far.
+#[derive(Clone, Debug)]
+pub(crate) struct HostLink {
+    block_bytes: f64,
+    /// Bytes moved and the time it took, newer transfers weighing more.
+    bytes: f64,
+    seconds: f64,
+}
+
+/// Decides between fetching and computing.
+#[derive(Clone, Copy)]
+pub(crate) struct FetchGate<'a> {
+    pub(crate) step_times: &'a StepTimes,
+    pub(crate) link: &'a HostLink,
+}
+
+/// Computing again has to take so many times as long as fetching. Chosen: what is fetched takes room and bandwidth of others too.
+const FETCH_MARGIN: f64 = 1.25;
+
+/// Weight of the configured bandwidth, in bytes. Chosen: one long prompt of a small model outweighs it.
+const PRIOR_BYTES: f64 = 16e6;
+
+/// Weight of a transfer after the next one. Chosen: some ten are remembered, so that a link that others use too is followed.
+const MEMORY: f64 = 0.9;
+
+impl Default for HostConfig {
+    /// No tier. The bandwidth is half of what PCIe 4.0 x16 has; chosen low, because too low costs some time and is soon corrected.
+    fn default() -> Self {
+        Self { num_blocks: 0, block_bytes: 1, bandwidth: 16.0 }
+    }
+}
+
+impl HostLink {
+    pub(crate) fn new(config: &HostConfig) -> Self {
+        let seconds = PRIOR_BYTES / (config.bandwidth * 1e9);
+        Self { block_bytes: config.block_bytes as f64, bytes: PRIOR_BYTES, seconds }
+    }
+
+    /// Learns from a transfer. One that took no time says nothing.
+    pub(crate) fn observe(&mut self, transfer: Transfer) {
+        if transfer.seconds > 0.0 {
+            self.bytes = MEMORY * self.bytes + transfer.bytes as f64;
+            self.seconds = MEMORY * self.seconds + transfer.seconds;
+        }
+    }
+
+    /// Bytes a second.
+    pub(crate) fn bandwidth(&self) -> f64 {
+        self.bytes / self.seconds
+    }
+
+    /// Microseconds to fetch `num_blocks` blocks.
+    pub(crate) fn fetch_micros(&self, num_blocks: usize) -> f64 {
+        num_blocks as f64 * self.block_bytes / self.bandwidth() * 1e6
+    }
+}
+
+impl FetchGate<'_> {
+    /// Whether fetching `num_blocks` blocks beats computing `num_tokens` tokens that end at position `end`. Before steps have shown what
+    /// work costs, it is taken to.
+    pub(crate) fn pays(&self, num_blocks: usize, num_tokens: u32, end: u32) -> bool {
+        !self.step_times.is_fitted() || self.saved_micros(num_blocks, num_tokens, end) > 0.0
+    }
+
+    /// Time that is saved by that, less the margin.
+    pub(crate) fn saved_micros(&self, num_blocks: usize, num_tokens: u32, end: u32) -> f64 {
+        let computing = self.step_times.exact_micros(Work::of_rows(num_tokens, end));
+        computing - FETCH_MARGIN * self.link.fetch_micros(num_blocks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Microseconds for a block of 1 MB over a link of 10 GB/s, after transfers of `(MB, milliseconds)`.
+    #[track_caller]
+    fn check(transfers: &[(u64, f64)], expected_micros: f64) {
+        let mut link = HostLink::new(&HostConfig { num_blocks: 1, block_bytes: 1_000_000, bandwidth: 10.0 });
+        for &(megabytes, millis) in transfers {
+            link.observe(Transfer { bytes: megabytes * 1_000_000, seconds: millis / 1e3 });
+        }
+        let micros = link.fetch_micros(1);
+        assert!((micros / expected_micros - 1.0).abs() < 0.02, "{micros} and not {expected_micros}");
+    }
+
+    #[test]
+    fn computing_has_to_take_longer_by_a_margin() {
+        let link = HostLink::new(&HostConfig { num_blocks: 1, block_bytes: 1_000_000, bandwidth: 10.0 });
+        let mut step_times = StepTimes::default();
+        assert!(FetchGate { step_times: &step_times, link: &link }.pays(1, 1, 1), "nothing is known of steps yet");
+        for rows in 0..40 {
+            step_times.observe(Work { rows, ..Work::default() }, 1e3 + 5.0 * rows as f64);
+        }
+        let gate = FetchGate { step_times: &step_times, link: &link };
+        assert_eq!([20, 24, 26, 30].map(|num_tokens| gate.pays(1, num_tokens, num_tokens)), [false, false, true, true]);
+        assert_eq!([48, 52].map(|num_tokens| gate.pays(2, num_tokens, num_tokens)), [false, true]);
+    }
+
+    #[test]
+    fn what_was_configured_holds_until_something_was_measured() {
+        check(&[], 100.0);
+        check(&[(5, 0.0)], 100.0);
+    }
+
+    #[test]
+    fn what_was_measured_wins() {
+        check(&[(1000, 20.0); 3], 20.2);
+        check(&[(100, 50.0); 60], 500.0);
+    }
+}

@@ -21,20 +21,12 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures")
 }
 
-fn load_on_cpu(weights: WeightFiles, kv_dtype: KvDtype) -> ModelRunner {
-    load(weights, DeviceOptions::Cpu { threads: 2, kv_dtype, kv_bytes: 64 << 20 })
-}
+const KV_BYTES: u64 = 64 << 20;
+/// The first GPU.
+const GPU: DeviceOptions = DeviceOptions::Cuda(GpuOptions { ordinal: 0, memory_utilization: 0.5, kv_bytes: Some(KV_BYTES) });
 
-/// On the GPU if `KVSHARE_DEVICE` names one, as the daemons of the other tests are then.
-fn load_on_chosen_device(weights: WeightFiles) -> ModelRunner {
-    let device = std::env::var("KVSHARE_DEVICE").ok();
-    match device.as_deref().and_then(|device| device.strip_prefix("cuda:")).map(str::parse) {
-        Some(ordinal) => {
-            let ordinal = ordinal.expect("the number of a GPU");
-            load(weights, DeviceOptions::Cuda(GpuOptions { ordinal, memory_utilization: 0.9, kv_bytes: Some(64 << 20) }))
-        }
-        None => load_on_cpu(weights, KvDtype::F16),
-    }
+fn cpu(kv_dtype: KvDtype) -> DeviceOptions {
+    DeviceOptions::Cpu { threads: 2, kv_dtype, kv_bytes: KV_BYTES }
 }
 
 fn load(weights: WeightFiles, device: DeviceOptions) -> ModelRunner {
@@ -202,13 +194,13 @@ impl fmt::Display for Agreement {
 /// Our candidates at a position: enough that the 32 likeliest of the reference are among them.
 const NUM_TOP: u32 = 1024;
 
-/// `model` of the catalogue agrees with transformers on real text.
+/// `model` of the catalogue agrees with transformers on real text; the likeliest token is the same at this share of positions.
 #[track_caller]
-fn check_real_model(model: &str) {
+fn check_real_model(model: &str, device: DeviceOptions, same_top_ratio: f64) {
     let file = pull(model);
     let stem = file.file_stem().and_then(|stem| stem.to_str()).expect("a model's name is UTF-8");
     let reference = read_reference(&fixtures().join(format!("reference/{stem}.reference")));
-    let mut runner = load_on_chosen_device(WeightFiles::Gguf(file.clone()));
+    let mut runner = load(WeightFiles::Gguf(file.clone()), device);
     let mut positions = Vec::new();
     for (request, (ids, expected)) in (0..).zip(reference) {
         positions.extend(expected.into_iter().zip(score(&mut runner, request, &ids, NUM_TOP)));
@@ -217,17 +209,34 @@ fn check_real_model(model: &str) {
     println!("{model}: {agreement}");
     assert!(agreement.num_positions >= 2048, "{agreement}");
     assert!(agreement.mean_divergence <= 1e-3, "{agreement}");
-    assert!(agreement.same_top_ratio >= 0.98, "{agreement}");
+    assert!(agreement.same_top_ratio >= same_top_ratio, "{agreement}");
 }
+
+const SMOLLM2: &str = "smollm2-135m-instruct";
+const QWEN: &str = "qwen2.5-coder-0.5b-instruct";
 
 #[test]
 fn smollm2_agrees_on_real_text() {
-    check_real_model("smollm2-135m-instruct");
+    check_real_model(SMOLLM2, cpu(KvDtype::F16), 0.99);
 }
 
 #[test]
 fn qwen2_5_coder_agrees_on_real_text() {
-    check_real_model("qwen2.5-coder-0.5b-instruct");
+    check_real_model(QWEN, cpu(KvDtype::F16), 0.99);
+}
+
+// In bf16 throughout, the likelier of two tokens that are nearly as likely changes more often.
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn cuda_smollm2_agrees_on_real_text() {
+    check_real_model(SMOLLM2, GPU, 0.97);
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn cuda_qwen2_5_coder_agrees_on_real_text() {
+    check_real_model(QWEN, GPU, 0.97);
 }
 
 /// The tiny model `name` has the stored logits, to within 1e-4 of the largest.
@@ -240,7 +249,7 @@ fn check_tiny_model(folder: &Path) {
     let (num_tokens, vocab_size) = (reader.u32(), reader.u32());
     let ids = reader.u32s(num_tokens);
     let expected: Vec<Vec<f32>> = ids.iter().map(|_| (0..vocab_size).map(|_| reader.f32()).collect()).collect();
-    let mut runner = load_on_cpu(WeightFiles::Safetensors(folder.to_owned()), KvDtype::F32);
+    let mut runner = load(WeightFiles::Safetensors(folder.to_owned()), cpu(KvDtype::F32));
     let scale = expected.iter().flatten().fold(0.0_f32, |largest, logit| largest.max(logit.abs()));
     for (logits, found) in expected.iter().zip(score(&mut runner, 0, &ids, vocab_size)) {
         let total = logits.iter().map(|logit| f64::from(*logit).exp()).sum::<f64>().ln();

@@ -2,7 +2,11 @@
 
 use tokens::BlockSize;
 
+#[cfg(feature = "cuda")]
+use crate::LoadError;
 use crate::backend::cpu::{CpuBackend, Weights};
+#[cfg(feature = "cuda")]
+use crate::backend::cuda::{self, CudaBackend, LargestStep};
 use crate::checkpoint::{RandomCheckpoint, RandomDtype};
 use crate::{Architecture, KvDtype, ModelConfig, ModelRunner, RopeLayout, RopeScaling};
 
@@ -37,6 +41,22 @@ pub fn tiny_backend(config: &ModelConfig, seed: u64, kv_dtype: KvDtype, num_bloc
     let weights = Weights::read(config, &checkpoint, &mut |_| {}).expect("random tensors have the right shapes");
     CpuBackend::new(config.clone(), weights, kv_dtype, num_blocks, config.max_position, 2).expect("two threads can be started")
 }
+
+/// The same weights on GPU 0, in bf16, with a pool of bf16: for steps of up to [`MAX_TINY_ROWS`] rows and 32 sequences. Heads must be of
+/// 64 or 128 numbers.
+///
+/// # Errors
+/// If there is no such device, or it has no memory left.
+#[cfg(feature = "cuda")]
+pub fn tiny_cuda_backend(config: &ModelConfig, seed: u64, num_blocks: usize) -> Result<CudaBackend, LoadError> {
+    let checkpoint = RandomCheckpoint { config: config.clone(), seed, dtype: RandomDtype::F32 };
+    let largest = LargestStep { num_rows: MAX_TINY_ROWS, num_sequences: 32, num_tokens: config.max_position };
+    cuda::place_untuned(config, &checkpoint, num_blocks, largest)
+}
+
+/// Most rows of a step of [`tiny_cuda_backend`].
+#[cfg(feature = "cuda")]
+pub const MAX_TINY_ROWS: usize = 320;
 
 /// [`tiny_backend`] as an executor.
 #[must_use]

@@ -15,6 +15,14 @@ pub enum DeviceError {
     /// The driver's library is not installed.
     #[error("no NVIDIA driver: libcuda is not installed")]
     NoDriver,
+    /// There are fewer GPUs.
+    #[error("there is no GPU {ordinal}: this machine has {count}, counted from 0")]
+    NoSuchDevice {
+        /// The one asked for, from 0.
+        ordinal: usize,
+        /// How many there are.
+        count: usize,
+    },
     /// The driver reports an error. What the device's memory holds is unknown from then on.
     #[error("CUDA: {0}")]
     Driver(#[from] DriverError),
@@ -70,6 +78,10 @@ impl Device {
         // SAFETY: looks for a library by name; libcuda's initialisers are those every CUDA program runs.
         if !unsafe { cudarc::driver::sys::is_culib_present() } {
             return Err(DeviceError::NoDriver);
+        }
+        let count = CudaContext::device_count()? as usize;
+        if ordinal >= count {
+            return Err(DeviceError::NoSuchDevice { ordinal, count });
         }
         let context = CudaContext::new(ordinal)?;
         // SAFETY: all work goes to one stream in program order, except where an event is waited for explicitly.

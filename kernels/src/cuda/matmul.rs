@@ -50,8 +50,6 @@ pub struct Matmul {
     handle: sys::cublasLtHandle_t,
     workspace: CudaSlice<u8>,
     plans: HashMap<Shape, Plan>,
-    /// Shapes whose plan was the fastest of several.
-    tuned: Vec<Shape>,
 }
 
 // SAFETY: the handle is used by whoever holds the `Matmul` mutably, one thread at a time; cuBLASLt handles are not bound to threads.
@@ -68,13 +66,13 @@ impl Matmul {
             return Err(DeviceError::NoBlas);
         }
         let workspace = device.zeros(WORKSPACE_BYTES)?;
-        Ok(Self { device: Arc::clone(device), handle: lt::create_handle()?, workspace, plans: HashMap::new(), tuned: Vec::new() })
+        Ok(Self { device: Arc::clone(device), handle: lt::create_handle()?, workspace, plans: HashMap::new() })
     }
 
     /// `out[rows, n] = x[rows, k] weight[n, k]ᵀ`.
     ///
-    /// A new shape takes the algorithm that [`Self::tune`] found for the next larger number of rows, if that can compute it, else
-    /// cuBLASLt's first choice.
+    /// The algorithm of a new shape is cuBLASLt's first choice, unless [`Self::tune`] found a better one. (That of the next larger tuned
+    /// number of rows was tried: it is 15 % slower at 1,111 rows.)
     ///
     /// # Errors
     /// If the launch fails, or the library knows no algorithm for the shape.
@@ -92,28 +90,11 @@ impl Matmul {
         assert!(x.len() >= rows * k && weight.len() >= n * k && out.len() >= rows * n, "the product fits its buffers");
         let shape = Shape { rows, n, k, wide: T::TYPE == f32::TYPE };
         if !self.plans.contains_key(&shape) {
-            let plan = match self.tuned_for_more_rows(shape, T::TYPE)? {
-                // What cannot be computed is refused before anything is launched.
-                Some(plan) if self.launch(&plan, x, weight, out).is_ok() => plan,
-                _ => {
-                    let mut choices = self.candidates(shape, T::TYPE, 1)?.into_iter();
-                    choices.next().expect("cuBLASLt reports success with one at least")
-                }
-            };
+            let mut choices = self.candidates(shape, T::TYPE, 1)?.into_iter();
+            let plan = choices.next().expect("cuBLASLt reports success with one at least");
             self.plans.insert(shape, plan);
         }
         self.launch(&self.plans[&shape], x, weight, out)
-    }
-
-    /// The algorithm tuned for the fewest rows above those of `shape`, less than twice as many.
-    fn tuned_for_more_rows(&self, shape: Shape, out: cudaDataType) -> Result<Option<Plan>, DeviceError> {
-        let is_alike = |tuned: &&Shape| Shape { rows: shape.rows, ..**tuned } == shape;
-        let is_near = |tuned: &&Shape| (shape.rows..2 * shape.rows).contains(&tuned.rows);
-        let Some(tuned) = self.tuned.iter().filter(is_alike).filter(is_near).min_by_key(|tuned| tuned.rows) else {
-            return Ok(None);
-        };
-        let Descriptors { product, weight, x, out } = Descriptors::new(shape, out)?;
-        Ok(Some(Plan { product, weight, x, out, algorithm: self.plans[tuned].algorithm }))
     }
 
     /// Times several algorithms for a shape on the given buffers and keeps the fastest. Overwrites `out`.
@@ -151,7 +132,6 @@ impl Matmul {
         }
         if let Some((_, plan)) = best {
             self.plans.insert(shape, plan);
-            self.tuned.push(shape);
         }
         Ok(())
     }
@@ -352,10 +332,6 @@ mod tests {
         matmul.tune(&x, rows, &[&weight], (n, k), &mut wide).unwrap();
         matmul.run(&x, rows, &weight, (n, k), &mut wide).unwrap();
         assert_close(&device.download(&wide).unwrap(), &expected, 1e-5);
-        let fewer = rows.div_ceil(2);
-        let mut wide = device.upload(&vec![f32::NAN; fewer * n]).unwrap();
-        matmul.run(&x, fewer, &weight, (n, k), &mut wide).unwrap();
-        assert_close(&device.download(&wide).unwrap(), &expected[..fewer * n], 1e-5);
     }
 
     #[test]

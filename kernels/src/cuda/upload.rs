@@ -55,6 +55,7 @@ impl Upload {
     /// # Errors
     /// If memory does not suffice.
     pub fn new(device: &Arc<Device>, capacity: usize) -> Result<Self, DeviceError> {
+        let capacity = capacity.next_multiple_of(ALIGNMENT);
         // SAFETY: what is read of it was written by `put` before.
         let host = unsafe { device.context().alloc_pinned_with_flags(capacity.max(1), 0) }?;
         Ok(Self { device: Arc::clone(device), host, copy: device.zeros(capacity)?, is_in_flight: false })

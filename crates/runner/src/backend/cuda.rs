@@ -16,18 +16,18 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use engine::{BlockCopy, BlockFetch, BlockOffload, ProbedSequence, SpanCopy, TokenDeviation, Transfer};
-use kernels::cuda::{CudaSlice, Device, DeviceError, HostPool, Pool, Sampler, Upload, decode_parts};
+use kernels::cuda::{CudaSlice, Device, DeviceError, HostPool, Pool, Sampler, Upload, bf16, decode_parts};
 use tokens::BlockId;
 
 use self::activations::MAX_LOGIT_ROWS;
 use self::decode::DecodeGraphs;
 use self::decoder::{Decoder, StepRows};
-use self::step::Step;
+use self::step::{BLOCK, Step};
 use self::watch::Watched;
 use super::{Backend, BackendError, sample_on_host};
 use crate::{InputBatch, SampleRow, Sampled};
 
-pub(crate) use self::place::{has_device, place};
+pub(crate) use self::place::{LargestStep, has_device, place, place_untuned};
 
 /// A model in GPU memory.
 pub struct CudaBackend {
@@ -61,6 +61,28 @@ impl CudaBackend {
     pub(crate) fn with_host_tier(self, num_blocks: usize) -> Result<Self, DeviceError> {
         let host = HostPool::new(&self.device, self.pool.shape(), num_blocks)?;
         Ok(Self { host, ..self })
+    }
+
+    /// Keys and values of one slot of a layer, for tests that look into the pool.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn read_slot(&self, layer: usize, slot: u32) -> Result<(Vec<f32>, Vec<f32>), BackendError> {
+        let shape = self.pool.shape();
+        let (block, offset) = (slot as usize / BLOCK, slot as usize % BLOCK);
+        let first_head = (layer * shape.num_blocks + block) * shape.num_kv_heads;
+        let read = |numbers: &CudaSlice<bf16>| -> Result<Vec<f32>, DeviceError> {
+            let mut found = Vec::with_capacity(shape.width());
+            for head in first_head..first_head + shape.num_kv_heads {
+                let first = (head * BLOCK + offset) * shape.head_dim;
+                let of_head = numbers.slice(first..first + shape.head_dim);
+                found.extend(self.device.stream().clone_dtoh(&of_head)?.into_iter().map(f32::from));
+            }
+            Ok(found)
+        };
+        let found = (read(self.pool.keys())?, read(self.pool.values())?);
+        self.device.synchronize()?;
+        Ok(found)
     }
 
     /// Runs any step, launch by launch.

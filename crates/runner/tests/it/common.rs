@@ -1,12 +1,16 @@
 //! A tiny model whose pool is written and read position by position.
 
-use engine::{Drift, Row, ScheduledSequence, SpanCopy};
+use engine::{BlockCopy, Drift, Row, ScheduledSequence, SpanCopy};
 use runner::backend::cpu::CpuBackend;
 use runner::testing::{tiny_backend, tiny_config};
 use runner::{Architecture, Backend, InputBatch, KvDtype, ModelConfig, RopeLayout};
-use tokens::{BlockId, BlockSize, DonorId, RequestId, TokenId};
+use tokens::{BlockId, BlockSize, DonorId, RequestId, TokenId, TokenRange};
 
-const NUM_BLOCKS: usize = 256;
+pub(crate) const NUM_BLOCKS: usize = 256;
+/// Of all models' weights.
+pub(crate) const SEED: u64 = 42;
+/// Those below are for tests that name blocks.
+const FIRST_BLOCK: u32 = 32;
 const BLOCK: u32 = BlockSize::DEFAULT.get();
 
 /// SplitMix64.
@@ -31,14 +35,92 @@ pub(crate) fn all_families() -> Vec<(ModelConfig, KvDtype)> {
     families.into_iter().flat_map(|config| [(config.clone(), KvDtype::F32), (config, KvDtype::F16)]).collect()
 }
 
+/// A backend whose pool can be looked into.
+pub(crate) trait Device: Backend {
+    fn read_slot(&self, layer: usize, slot: u32) -> (Vec<f32>, Vec<f32>);
+}
+
+impl Device for CpuBackend {
+    fn read_slot(&self, layer: usize, slot: u32) -> (Vec<f32>, Vec<f32>) {
+        self.read_slot(layer, slot)
+    }
+}
+
+/// By how much what should be equal may differ; all are relative.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rounding {
+    /// Logits of one row, or K or V of one token, in steps of other numbers of rows; Euclidean. 0: every bit is equal.
+    pub(crate) batch: f32,
+    /// A number of the pool that was rotated there and back, relative to the largest beside it.
+    pub(crate) moved: f32,
+    /// K or V of a token computed again, relative to their length.
+    pub(crate) stored: f32,
+}
+
+impl Rounding {
+    fn of(dtype: KvDtype) -> Self {
+        let stored = if dtype == KvDtype::F32 { 1e-6 } else { 2e-3 };
+        Self { batch: 0.0, moved: 1e-5, stored }
+    }
+}
+
 pub(crate) struct World {
-    pub(crate) backend: CpuBackend,
+    pub(crate) backend: Box<dyn Device>,
+    pub(crate) config: ModelConfig,
+    pub(crate) rounding: Rounding,
     next_block: u32,
+}
+
+/// Runs `check` on a model of each family, with both formats of the pool.
+pub(crate) fn on_all_families(mut check: impl FnMut(&mut World)) {
+    for (config, dtype) in all_families() {
+        check(&mut World::new(&config, dtype));
+    }
+}
+
+/// Logits of a row, or K or V of a token: how far `found` is from `expected`, relative to its length.
+pub(crate) fn distance(found: &[f32], expected: &[f32]) -> f32 {
+    let length = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
+    length(&mut found.iter().zip(expected).map(|(a, b)| a - b)) / length(&mut expected.iter().copied())
 }
 
 impl World {
     pub(crate) fn new(config: &ModelConfig, dtype: KvDtype) -> Self {
-        Self { backend: tiny_backend(config, 42, dtype, NUM_BLOCKS), next_block: 32 }
+        Self::on(Box::new(tiny_backend(config, SEED, dtype, NUM_BLOCKS)), config, Rounding::of(dtype))
+    }
+
+    pub(crate) fn on(backend: Box<dyn Device>, config: &ModelConfig, rounding: Rounding) -> Self {
+        Self { backend, config: config.clone(), rounding, next_block: FIRST_BLOCK }
+    }
+
+    /// Gives all blocks back, with what they hold.
+    pub(crate) fn clear(&mut self) {
+        self.next_block = FIRST_BLOCK;
+    }
+
+    /// A prompt of the model's tokens, the same for the same seed.
+    pub(crate) fn prompt(&self, len: usize, seed: u64) -> Vec<u32> {
+        let mut random = Random(seed);
+        (0..len).map(|_| random.below(self.config.vocab_size as u32)).collect()
+    }
+
+    /// Checks rows that were computed in steps of other numbers of rows than `expected`.
+    #[track_caller]
+    pub(crate) fn assert_near(&self, found: &[Vec<f32>], expected: &[Vec<f32>], what: &str) {
+        assert_eq!(found.len(), expected.len(), "{what}");
+        for (row, (found, expected)) in found.iter().zip(expected).enumerate() {
+            let distance = if found == expected { 0.0 } else { distance(found, expected) };
+            assert!(distance <= self.rounding.batch, "{what}: row {row} of {:?} is off by {distance}", self.config.architecture);
+        }
+    }
+
+    /// Checks numbers of the pool that were rotated or stored once more.
+    #[track_caller]
+    pub(crate) fn assert_moved(&self, found: &[f32], expected: &[f32], what: &str) {
+        let largest = expected.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found - expected).abs() <= self.rounding.moved * largest, "{what}: {found} is not {expected}");
+        }
     }
 
     /// Fresh blocks for `len` positions.
@@ -79,6 +161,15 @@ impl World {
         batch.iter().map(|(_, _, rows)| logits.by_ref().take(rows.len()).collect()).collect()
     }
 
+    /// Attention that the last of `rows` paid to each position.
+    pub(crate) fn attention_paid(&mut self, tokens: &[u32], table: &[BlockId], rows: &[usize]) -> Vec<f32> {
+        let other = self.table(1);
+        let mut sequence = scheduled(tokens, table, rows);
+        sequence.watch = vec![TokenRange::new(0, 1)];
+        self.run(&[scheduled(tokens, &other, &[0]), sequence]);
+        self.backend.attention_paid(1).to_vec()
+    }
+
     /// Logits of all rows of `sequences`.
     fn run(&mut self, sequences: &[ScheduledSequence]) -> Vec<Vec<f32>> {
         let input = InputBatch::new(sequences, BlockSize::DEFAULT);
@@ -88,7 +179,7 @@ impl World {
         self.backend.logits(&all).unwrap().chunks(vocab).map(<[f32]>::to_vec).collect()
     }
 
-    fn span(src: &[BlockId], src_pos: u32, dst: &[BlockId], dst_pos: u32, tokens: &[u32]) -> SpanCopy {
+    pub(crate) fn span(src: &[BlockId], src_pos: u32, dst: &[BlockId], dst_pos: u32, tokens: &[u32]) -> SpanCopy {
         SpanCopy {
             request_id: RequestId(0),
             donor: DonorId(0),
@@ -103,6 +194,10 @@ impl World {
     pub(crate) fn move_span(&mut self, src: &[BlockId], src_pos: u32, dst: &[BlockId], dst_pos: u32, tokens: &[u32]) {
         let span = Self::span(src, src_pos, dst, dst_pos, tokens);
         self.backend.move_span(&span).unwrap();
+    }
+
+    pub(crate) fn copy_block(&mut self, src: BlockId, dst: BlockId, num_tokens: u32) {
+        self.backend.copy_blocks(&[BlockCopy { src, dst, num_tokens }]).unwrap();
     }
 
     /// Computes `span` at `src_pos`, moves it to `dst_pos`, and checks it there as if it were `claimed`.

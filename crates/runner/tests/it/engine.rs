@@ -16,19 +16,19 @@ use runner::{Architecture, Backend, BackendError, InputBatch, KvDtype, ModelConf
 use runner::{DeviceOptions, GpuOptions, LoadOptions, WeightFiles};
 use tokens::{BlockId, BlockSize, CacheSalt, RequestId, Timestamp, TokenId};
 
-const NUM_BLOCKS: usize = 64;
+pub(crate) const NUM_BLOCKS: usize = 64;
 
-struct Engine {
+pub(crate) struct Engine {
     core: EngineCore<ModelRunner>,
-    repair: Repair,
+    pub(crate) repair: Repair,
     next_id: u64,
 }
 
 /// What came of one request.
 #[derive(Debug, PartialEq)]
-struct Answer {
-    tokens: Vec<(TokenId, Option<TokenLogProbs>)>,
-    usage: KvUsage,
+pub(crate) struct Answer {
+    pub(crate) tokens: Vec<(TokenId, Option<TokenLogProbs>)>,
+    pub(crate) usage: KvUsage,
 }
 
 impl Engine {
@@ -36,7 +36,7 @@ impl Engine {
         Self::with_backend(Box::new(tiny_backend(config, 42, dtype, NUM_BLOCKS)))
     }
 
-    fn with_backend(backend: Box<dyn Backend>) -> Self {
+    pub(crate) fn with_backend(backend: Box<dyn Backend>) -> Self {
         Self::with_host_tier(backend, 0)
     }
 
@@ -53,12 +53,23 @@ impl Engine {
     }
 
     fn submit(&mut self, prompt: &[u32], mode: KvSharingMode, salt: u64) -> RequestId {
+        let sampling = SamplingParams { logprobs: Some(5), ..SamplingParams::greedy(6) };
+        self.submit_sampled(prompt, mode, salt, sampling)
+    }
+
+    pub(crate) fn submit_sampled(
+        &mut self,
+        prompt: &[u32],
+        mode: KvSharingMode,
+        salt: u64,
+        sampling: SamplingParams,
+    ) -> RequestId {
         let request_id = RequestId(self.next_id);
         self.next_id += 1;
         let request = Request {
             request_id,
             prompt_token_ids: prompt.iter().map(|id| TokenId(*id)).collect(),
-            sampling: SamplingParams { logprobs: Some(5), ..SamplingParams::greedy(6) },
+            sampling,
             tenant: tokens::TenantId::default(),
             cache_salt: CacheSalt(salt),
             sharing: mode,
@@ -77,7 +88,7 @@ impl Engine {
     }
 
     /// Runs until nothing is left to do.
-    fn finish(&mut self) -> Vec<(RequestId, Answer)> {
+    pub(crate) fn finish(&mut self) -> Vec<(RequestId, Answer)> {
         let mut answers: Vec<(RequestId, Answer)> = Vec::new();
         while self.core.has_work() {
             for event in self.core.step(Timestamp::default()).unwrap() {
@@ -108,6 +119,11 @@ impl Engine {
     fn answer(&mut self, prompt: &[u32], mode: KvSharingMode, salt: u64) -> Answer {
         self.submit(prompt, mode, salt);
         self.finish().pop().unwrap().1
+    }
+
+    /// How many lookups of spans ended so.
+    pub(crate) fn spans(&self, outcome: SpanOutcome) -> u64 {
+        self.core.stats().span_lookups.get(outcome)
     }
 
     /// Blocks nobody holds.
@@ -291,7 +307,7 @@ fn a_document_behind_another_question_is_reused() {
         assert!(answer.usage.span_tokens >= 120, "{:?}", answer.usage);
         assert_eq!(answer.usage.donors, 1);
         assert_eq!(answer.usage.prefix_tokens + answer.usage.span_tokens + answer.usage.computed_tokens, recipient.len() as u32);
-        assert_eq!(engine.core.stats().span_lookups.get(SpanOutcome::FailedCheck), 0, "{dtype:?}: the layer-0 check agrees");
+        assert_eq!(engine.spans(SpanOutcome::FailedCheck), 0, "{dtype:?}: the layer-0 check agrees");
     }
 }
 
@@ -477,7 +493,7 @@ fn i12_a_rejected_donor_means_dense() {
     assert_eq!(of(rejected).tokens, dense.tokens);
     assert_eq!(of(rejected).usage.span_tokens, 0);
     assert_eq!(of(beside), &Engine::new(&config, KvDtype::F16).answer(&other, KvSharingMode::Off, 0));
-    assert_eq!(engine.core.stats().span_lookups.get(SpanOutcome::FailedCheck), 1);
+    assert_eq!(engine.spans(SpanOutcome::FailedCheck), 1);
 }
 
 #[test]

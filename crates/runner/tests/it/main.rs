@@ -3,4 +3,8 @@
 mod common;
 mod engine;
 mod formats;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod invariants;
+#[cfg(feature = "cuda")]
+mod twins;

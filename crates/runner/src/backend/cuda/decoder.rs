@@ -9,6 +9,7 @@ use kernels::cuda::{
 };
 
 use super::activations::Activations;
+use super::decode;
 use super::prefill::Prefill;
 use super::weights::Weights;
 use crate::ModelConfig;
@@ -88,7 +89,25 @@ pub(super) struct Followers<'a> {
     pub(super) targets: DriftTargets<'a>,
 }
 
+/// Steps of up to so many rows have their products filled up, [`PADDING_ROWS`] beyond those of a decode step.
+const MAX_PADDED_ROWS: usize = 2048;
+/// Products of that many rows more are tuned. Chosen: the height of a tile of the fast algorithms.
+const PADDING_ROWS: usize = 128;
+
 impl Decoder {
+    /// Numbers of rows that products are filled up to.
+    pub(super) fn padded_rows() -> impl Iterator<Item = usize> {
+        (decode::MAX_ROWS + PADDING_ROWS..=MAX_PADDED_ROWS).step_by(PADDING_ROWS)
+    }
+
+    /// Rows of the products of a step of `num_rows`: a tuned number, if one is near. What the rows behind the step's hold does not
+    /// matter to those of the step.
+    fn product_rows(&self, num_rows: usize) -> usize {
+        let padded = num_rows.next_multiple_of(PADDING_ROWS);
+        let is_tuned = num_rows > decode::MAX_ROWS && padded <= MAX_PADDED_ROWS.min(self.activations.num_rows);
+        if is_tuned { padded } else { num_rows }
+    }
+
     /// `hidden = table[tokens]`
     pub(super) fn embed(&mut self, rows: &StepRows<'_>) -> Result<(), DeviceError> {
         let a = &mut self.activations;
@@ -112,11 +131,12 @@ impl Decoder {
 
     /// `hidden += delta`, `qkv = Wqkv norm(hidden)`
     pub(super) fn project(&mut self, i: usize, num_rows: usize) -> Result<(), DeviceError> {
+        let product_rows = self.product_rows(num_rows);
         let (config, layer, a) = (&self.config, &self.weights.layers[i], &mut self.activations);
         let delta = (i > 0).then_some(&a.delta);
         let norm = &self.kernels.norm;
         norm.add_rms_norm(&mut a.hidden, delta, &layer.attention_norm, config.rms_norm_eps, &mut a.normed, num_rows)?;
-        self.matmul.run(&a.normed, num_rows, &layer.qkv, (config.qkv_width(), config.hidden_size), &mut a.qkv)
+        self.matmul.run(&a.normed, product_rows, &layer.qkv, (config.qkv_width(), config.hidden_size), &mut a.qkv)
     }
 
     /// Bias, norms of heads and rotation; K and V to the pool, and with them whatever follows.
@@ -162,10 +182,11 @@ impl Decoder {
     /// `attended = attention(qkv)`, `delta = Wo attended`
     pub(super) fn attend(&mut self, i: usize, rows: &StepRows<'_>, pool: &Pool, lse: bool) -> Result<(), DeviceError> {
         self.attention(i, rows, pool, lse)?;
+        let product_rows = self.product_rows(rows.num_rows);
         let (config, a) = (&self.config, &mut self.activations);
         let width = config.num_heads * config.head_dim;
         let shape = (config.hidden_size, width);
-        self.matmul.run(&a.attended, rows.num_rows, &self.weights.layers[i].output, shape, &mut a.delta)
+        self.matmul.run(&a.attended, product_rows, &self.weights.layers[i].output, shape, &mut a.delta)
     }
 
     /// `attended = attention(qkv)`; with `lse`, every row is in a tile and leaves the logarithm of its sum.
@@ -216,11 +237,12 @@ impl Decoder {
 
     /// `delta = Wdown (silu(Wgate normed) * Wup normed)`
     fn multiply_feed_forward(&mut self, i: usize, num_rows: usize) -> Result<(), DeviceError> {
+        let product_rows = self.product_rows(num_rows);
         let (config, layer, a) = (&self.config, &self.weights.layers[i], &mut self.activations);
         let (hidden, wide) = (config.hidden_size, config.intermediate_size);
-        self.matmul.run(&a.normed, num_rows, &layer.gate_up, (2 * wide, hidden), &mut a.gate_up)?;
+        self.matmul.run(&a.normed, product_rows, &layer.gate_up, (2 * wide, hidden), &mut a.gate_up)?;
         self.kernels.swiglu.run(&a.gate_up, &mut a.activated, num_rows, wide)?;
-        self.matmul.run(&a.activated, num_rows, &layer.down, (hidden, wide), &mut a.delta)
+        self.matmul.run(&a.activated, product_rows, &layer.down, (hidden, wide), &mut a.delta)
     }
 
     /// Logits of rows of the last step, into the first rows of `logits`; `is_packed` if its last layer was [`Self::last_layer`].

@@ -35,37 +35,21 @@ pub(crate) fn place(
     let device = Device::open(gpu.ordinal)?;
     let weights = Weights::read(config, from, &device, progress)?;
     let weight_bytes = weights.bytes();
-    let max_rows = options.max_num_batched_tokens.max(options.max_num_seqs);
-    let longest = options.max_model_len.unwrap_or(config.max_position).min(config.max_position);
-    let mut decoder = decoder(&device, config, weights, (max_rows, options.max_num_seqs), longest)?;
-    tune(&mut decoder, max_rows)?;
-    let upload = Upload::new(&device, upload_words(max_rows, options.max_num_seqs, longest))?;
-    let sampler = Sampler::new(&device, MAX_LOGIT_ROWS)?;
-    let differences = device.zeros(max_rows * 2 * config.num_kv_heads * config.head_dim)?;
-    let kv_bytes = match gpu.kv_bytes {
-        Some(bytes) => bytes,
-        None => left_for_pool(&device, gpu.memory_utilization)?,
+    let largest = LargestStep {
+        num_rows: options.max_num_batched_tokens.max(options.max_num_seqs),
+        num_sequences: options.max_num_seqs,
+        num_tokens: options.max_model_len.unwrap_or(config.max_position).min(config.max_position),
     };
+    let mut decoder = decoder(&device, config, weights, largest)?;
+    tune(&mut decoder, largest.num_rows)?;
+    let buffers = Buffers::new(&device, config, largest)?;
+    let kv_bytes = kv_bytes(&device, gpu)?;
     let (num_blocks, max_model_len) = size_pool(config, size_of::<bf16>(), kv_bytes, options.max_model_len)?;
-    let shape =
-        PoolShape { num_layers: config.num_layers, num_blocks, num_kv_heads: config.num_kv_heads, head_dim: config.head_dim };
     let num_host_blocks = num_host_blocks(config, size_of::<bf16>(), options.host_kv_bytes);
     let name = device.name()?;
-    let backend = CudaBackend {
-        pool: Pool::new(&device, shape)?,
-        host: HostPool::new(&device, shape, 0)?,
-        extra: Upload::new(&device, upload.capacity())?,
-        graphs: DecodeGraphs::new(options.max_num_seqs),
-        step: Step::default(),
-        watched: Vec::new(),
-        logits: Vec::new(),
-        sampler,
-        differences,
-        upload,
-        decoder,
-        device,
-    };
+    let backend = assemble(device, decoder, buffers, num_blocks)?;
     Ok(Placed {
+        device: name,
         backend: Box::new(backend.with_host_tier(num_host_blocks as usize)?),
         num_blocks,
         num_host_blocks,
@@ -73,7 +57,73 @@ pub(crate) fn place(
         weight_bytes,
         embedding: if options.keeps_embedding { Some(embedding_table(config, from)?) } else { None },
         kv_dtype_bytes: size_of::<bf16>(),
-        device: name,
+    })
+}
+
+/// A model on GPU 0 whose products are not tuned, since none runs long: for tests.
+pub(crate) fn place_untuned(
+    config: &ModelConfig,
+    from: &dyn Checkpoint,
+    num_blocks: usize,
+    largest: LargestStep,
+) -> Result<CudaBackend, LoadError> {
+    refuse(config)?;
+    let device = Device::open(0)?;
+    let weights = Weights::read(config, from, &device, &mut |_| {})?;
+    let decoder = decoder(&device, config, weights, largest)?;
+    let buffers = Buffers::new(&device, config, largest)?;
+    Ok(assemble(device, decoder, buffers, num_blocks)?)
+}
+
+/// What buffers must have room for.
+#[derive(Clone, Copy)]
+pub(crate) struct LargestStep {
+    pub(crate) num_rows: usize,
+    pub(crate) num_sequences: usize,
+    /// Tokens of the longest sequence.
+    pub(crate) num_tokens: usize,
+}
+
+/// Buffers of a step beside the decoder's own.
+struct Buffers {
+    upload: Upload,
+    extra: Upload,
+    sampler: Sampler,
+    differences: CudaSlice<f32>,
+    graphs: DecodeGraphs,
+}
+
+impl Buffers {
+    fn new(device: &Arc<Device>, config: &ModelConfig, largest: LargestStep) -> Result<Self, DeviceError> {
+        let words = upload_words(largest);
+        Ok(Self {
+            upload: Upload::new(device, words)?,
+            extra: Upload::new(device, words)?,
+            sampler: Sampler::new(device, MAX_LOGIT_ROWS)?,
+            differences: device.zeros(largest.num_rows * 2 * config.num_kv_heads * config.head_dim)?,
+            graphs: DecodeGraphs::new(largest.num_sequences),
+        })
+    }
+}
+
+/// A backend with an empty pool of `num_blocks` blocks.
+fn assemble(device: Arc<Device>, decoder: Decoder, buffers: Buffers, num_blocks: usize) -> Result<CudaBackend, DeviceError> {
+    let ModelConfig { num_layers, num_kv_heads, head_dim, .. } = decoder.config;
+    let Buffers { upload, extra, sampler, differences, graphs } = buffers;
+    let shape = PoolShape { num_layers, num_blocks, num_kv_heads, head_dim };
+    Ok(CudaBackend {
+        pool: Pool::new(&device, shape)?,
+        host: HostPool::new(&device, shape, 0)?,
+        step: Step::default(),
+        watched: Vec::new(),
+        logits: Vec::new(),
+        upload,
+        extra,
+        sampler,
+        differences,
+        graphs,
+        decoder,
+        device,
     })
 }
 
@@ -98,13 +148,8 @@ fn refuse(config: &ModelConfig) -> Result<(), LoadError> {
     Ok(())
 }
 
-fn decoder(
-    device: &Arc<Device>,
-    config: &ModelConfig,
-    weights: Weights,
-    (max_rows, max_seqs): (usize, usize),
-    longest: usize,
-) -> Result<Decoder, DeviceError> {
+fn decoder(device: &Arc<Device>, config: &ModelConfig, weights: Weights, largest: LargestStep) -> Result<Decoder, DeviceError> {
+    let LargestStep { num_rows: max_rows, num_sequences: max_seqs, num_tokens: longest } = largest;
     let num_multiprocessors = device.num_multiprocessors()?;
     let most_parts = DecodePart::most(max_seqs.max(decode::MAX_ROWS), config.num_kv_heads, num_multiprocessors);
     Ok(Decoder {
@@ -120,14 +165,15 @@ fn decoder(
 }
 
 /// Words of the arrays of the largest step, and of one sequence's probe.
-fn upload_words(max_rows: usize, max_seqs: usize, longest: usize) -> usize {
-    let blocks = BlockSize::DEFAULT.blocks_for(longest).next_power_of_two() + 1;
-    let rows = max_rows.next_multiple_of(8);
-    16 * rows + max_seqs.next_multiple_of(8) * blocks + 64
+fn upload_words(largest: LargestStep) -> usize {
+    let blocks = BlockSize::DEFAULT.blocks_for(largest.num_tokens).next_power_of_two() + 1;
+    let rows = largest.num_rows.next_multiple_of(8);
+    16 * rows + largest.num_sequences.next_multiple_of(8) * blocks + 64
 }
 
-/// Rows of prompts that products are tuned for; what is between takes the algorithm of the next.
-const PREFILL_ROWS: [usize; 11] = [320, 384, 512, 640, 768, 1024, 1536, 2048, 3072, 4096, 8192];
+/// Rows of long prompts that products are tuned for, beside those of [`Decoder::product_rows`]. Chosen: what is between runs as well on
+/// cuBLASLt's own choice.
+const PREFILL_ROWS: [usize; 3] = [2048, 4096, 8192];
 
 /// Finds the best algorithm of each product, for each size of a decode step and some of prefill.
 fn tune(decoder: &mut Decoder, max_rows: usize) -> Result<(), DeviceError> {
@@ -135,7 +181,7 @@ fn tune(decoder: &mut Decoder, max_rows: usize) -> Result<(), DeviceError> {
     let (hidden, wide, width) = (config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim);
     let of_layers =
         |get: fn(&super::weights::Layer) -> &CudaSlice<bf16>| weights.layers.iter().map(get).take(4).collect::<Vec<_>>();
-    for rows in Bucket::all_rows().chain(PREFILL_ROWS).filter(|rows| *rows <= max_rows) {
+    for rows in Bucket::all_rows().chain(Decoder::padded_rows()).chain(PREFILL_ROWS).filter(|rows| *rows <= max_rows) {
         matmul.tune(&a.normed, rows, &of_layers(|layer| &layer.qkv), (config.qkv_width(), hidden), &mut a.qkv)?;
         matmul.tune(&a.attended, rows, &of_layers(|layer| &layer.output), (hidden, width), &mut a.delta)?;
         matmul.tune(&a.normed, rows, &of_layers(|layer| &layer.gate_up), (2 * wide, hidden), &mut a.gate_up)?;
@@ -148,10 +194,13 @@ fn tune(decoder: &mut Decoder, max_rows: usize) -> Result<(), DeviceError> {
     Ok(())
 }
 
-/// Bytes that the share of memory leaves beside all that was taken before.
-fn left_for_pool(device: &Device, utilization: f64) -> Result<u64, DeviceError> {
+/// Bytes of the pool: those asked for, or what the share of memory leaves beside all that was taken before.
+fn kv_bytes(device: &Device, gpu: GpuOptions) -> Result<u64, LoadError> {
     device.synchronize()?;
     let (free, total) = device.memory()?;
-    let kept = (total as f64 * (1.0 - utilization)) as usize;
-    Ok(free.saturating_sub(kept) as u64)
+    match gpu.kv_bytes {
+        Some(bytes) if bytes > free as u64 => Err(LoadError::CacheTooLarge { wanted: bytes, free: free as u64 }),
+        Some(bytes) => Ok(bytes),
+        None => Ok(free.saturating_sub((total as f64 * (1.0 - gpu.memory_utilization)) as usize) as u64),
+    }
 }

@@ -202,7 +202,7 @@ fn cuda_a_pool_larger_than_memory_is_refused() {
 #[test]
 #[ignore = "needs a CUDA device"]
 fn cuda_a_pool_of_nothing_is_refused() {
-    check_refusal(|_| {}, GpuOptions { kv_bytes: None, memory_utilization: 0.0, ..GPU }, "a KV cache of 0 bytes");
+    check_refusal(|_| {}, GpuOptions { kv_bytes: None, memory_utilization: 0.0, ..GPU }, "0 bytes of memory for the KV cache");
 }
 
 #[test]

@@ -24,7 +24,7 @@ pub enum LoadError {
         "{budget} bytes of memory for the KV cache hold {num_tokens} tokens of this model; at least {needed} bytes are needed for {min_tokens} tokens"
     )]
     CacheTooSmall { budget: u64, num_tokens: u64, needed: u64, min_tokens: u64 },
-    #[error("a KV cache of {wanted} bytes does not fit the GPU's memory, of which {free} are free")]
+    #[error("a KV cache of {wanted} bytes of memory does not fit the GPU's memory, of which {free} are free")]
     CacheTooLarge { wanted: u64, free: u64 },
     #[error("this build was not compiled with CUDA: build with --features cuda, or serve on --device cpu")]
     NoCuda,

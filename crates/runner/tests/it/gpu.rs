@@ -127,6 +127,12 @@ fn cuda_the_layer_0_check_sees_wrong_ids_and_wrong_rotation() {
 
 #[test]
 #[ignore = "needs a CUDA device"]
+fn cuda_the_layer_0_check_of_many_spans_tells_which_is_wrong() {
+    on_all_families(invariant::the_layer_0_check_tells_which_is_wrong);
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
 fn cuda_moved_tokens_follow_what_recomputed_ones_show() {
     on_all_families(invariant::moved_tokens_follow);
 }

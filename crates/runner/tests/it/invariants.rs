@@ -247,6 +247,31 @@ fn the_layer_0_check_sees_wrong_ids_and_wrong_rotation() {
     on_all_families(the_layer_0_check_sees);
 }
 
+pub(crate) fn the_layer_0_check_tells_which_is_wrong(world: &mut World) {
+    let (donor, donor_table) = (world.prompt(300, 1), world.table(300));
+    world.prefill(&donor, &donor_table);
+    // Together more than any step has rows; the third begins with another token than was moved.
+    let mut spans: Vec<SpanCopy> = [(0u32, 64u32, 40u32), (33, 7, 90), (100, 150, 3), (64, 200, 70), (299, 1, 5)]
+        .map(|(src, len, dst)| {
+            let table = world.table((dst + len) as usize);
+            let tokens = &donor[src as usize..(src + len) as usize];
+            world.move_span(&donor_table, src, &table, dst, tokens);
+            World::span(&donor_table, src, &table, dst, tokens)
+        })
+        .into();
+    spans[2].token_ids[0].0 = (spans[2].token_ids[0].0 + 1) % world.config.vocab_size as u32;
+    let found = world.backend.span_deviations(&spans).unwrap();
+    let bound = world.rounding.stored.max(1e-5);
+    let are_right: Vec<bool> = found.iter().map(|deviation| *deviation < bound).collect();
+    assert_eq!(are_right, [true, true, false, true, true], "{found:?}");
+    assert!(found[2] > world.backend.max_span_deviation(), "{found:?}");
+}
+
+#[test]
+fn the_layer_0_check_of_many_spans_tells_which_is_wrong() {
+    on_all_families(the_layer_0_check_tells_which_is_wrong);
+}
+
 pub(crate) fn there_and_back_is_the_identity(world: &mut World) {
     let span = world.prompt(64, 5);
     let (a, b, c) = (world.table(200), world.table(1200), world.table(200));

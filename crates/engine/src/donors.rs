@@ -429,7 +429,7 @@ impl DonorRegistry {
         let Target { from, template, .. } = target;
         let (planned, config) = (PlanTarget { prompt, from, template }, target.policy.spans(&self.config));
         match target.ranks_donors {
-            true => plan_reuse(&planned, matches, &ByLeftContext(&self.index), &config),
+            true => plan_reuse(&planned, matches, &ByLeftContext::new(&self.index), &config),
             false => plan_reuse(&planned, matches, &self.index, &config),
         }
     }

@@ -5,15 +5,15 @@
 //! Each donor is a prompt of 2,048 tokens, three documents of 512 tokens out of 4,000 and a question of its own; the target is made of
 //! fifteen documents, so that nearly all of it has donors, in pieces, out of order and at other offsets. A target of new text comes last.
 //!
-//! "with similar" adds what mode semantic does: the scan of an embedding of 576 dimensions for each donor, and the comparison with the
-//! four donors it proposes.
+//! "with similar" adds what mode semantic does: the scan of an embedding of 576 dimensions for each donor, the comparison with the
+//! four donors it proposes, and the ranking of all matches by their left contexts.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use semantic::{
-    DonorQuery, DonorSource, EmbeddingIndex, EmbeddingIndexConfig, PlanTarget, PromptView, Segments, SpanConfig, SpanIndex,
-    SpanIndexConfig, SpanMatch, plan_reuse,
+    ByLeftContext, DonorQuery, DonorSource, EmbeddingIndex, EmbeddingIndexConfig, PlanTarget, PromptView, Segments, SpanConfig,
+    SpanIndex, SpanIndexConfig, SpanMatch, plan_reuse,
 };
 use tokens::{CacheSalt, DonorId, TokenId};
 
@@ -100,7 +100,11 @@ fn report(name: &str, index: &SpanIndex, embeddings: Option<&EmbeddingIndex>, co
         let start = Instant::now();
         let matches = find(index, embeddings, &target, &embedding);
         let prompt = PromptView { tokens: &target, segments: &segments };
-        let plan = plan_reuse(&PlanTarget { prompt, from: 32, template: &[] }, &matches, index, config);
+        let target = PlanTarget { prompt, from: 32, template: &[] };
+        let plan = match embeddings {
+            Some(_) => plan_reuse(&target, &matches, &ByLeftContext::new(index), config),
+            None => plan_reuse(&target, &matches, index, config),
+        };
         times.push(start.elapsed());
         num_matches += matches.len();
         num_spans += plan.spans.len();

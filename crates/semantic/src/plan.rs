@@ -154,8 +154,12 @@ impl ReusePlan {
 pub fn plan_reuse(target: &PlanTarget<'_>, matches: &[SpanMatch], donors: &impl DonorPrompts, config: &SpanConfig) -> ReusePlan {
     let known: Vec<_> = matches.iter().filter(|found| donors.prompt_of(found.donor).is_some()).copied().collect();
     let edited = EditedRuns::of(target.prompt, &known, |donor| donors.prompt_of(donor));
-    let found: Vec<_> =
-        known.into_iter().map(|found| Candidate { found, preference: donors.preference(target, &found) }).collect();
+    // Where nobody else has the same text there is nothing to prefer, and to know a preference takes a while.
+    let is_contested = |found: &SpanMatch| {
+        known.iter().any(|other| other.donor != found.donor && !other.target_range().intersect(found.target_range()).is_empty())
+    };
+    let preference = |found: &SpanMatch| if is_contested(found) { donors.preference(target, found) } else { 0.0 };
+    let found: Vec<_> = known.iter().map(|&found| Candidate { found, preference: preference(&found) }).collect();
     let gap = TokenRange::new(target.from, target.prompt.num_tokens());
     plan_around_edits(gap, &found, &edited, target.template, config)
 }

@@ -1,6 +1,7 @@
 //! How alike two left contexts are.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::cmp::Ordering;
 
 use tokens::{DonorId, TokenId};
 
@@ -14,18 +15,35 @@ const WINDOW_TOKENS: usize = 2048;
 /// Prefers, between donors of the same text, the one whose left context is most like the target's.
 ///
 /// That is what foretells how far its KV is off, better than embeddings do. It looks at up to 2048 tokens on both sides of each match.
-#[derive(Clone, Copy, Debug)]
-pub struct ByLeftContext<'a, D>(pub &'a D);
+///
+/// Made for one plan: it remembers the weights left of the target position asked about last, since matches come by position.
+#[derive(Debug)]
+pub struct ByLeftContext<'a, D> {
+    donors: &'a D,
+    last: RefCell<Option<(u32, Weights)>>,
+}
+
+impl<'a, D> ByLeftContext<'a, D> {
+    /// Preferences among `donors`, for one target.
+    #[must_use]
+    pub const fn new(donors: &'a D) -> Self {
+        Self { donors, last: RefCell::new(None) }
+    }
+}
 
 impl<D: DonorPrompts> DonorPrompts for ByLeftContext<'_, D> {
     fn prompt_of(&self, donor: DonorId) -> Option<PromptView<'_>> {
-        self.0.prompt_of(donor)
+        self.donors.prompt_of(donor)
     }
 
     fn preference(&self, target: &PlanTarget<'_>, found: &SpanMatch) -> f32 {
-        let Some(donor) = self.0.prompt_of(found.donor) else { return 0.0 };
-        let target_left = &target.prompt.tokens[..found.target_pos as usize];
-        left_context_similarity(target_left, &donor.tokens[..found.donor_pos as usize])
+        let Some(donor) = self.donors.prompt_of(found.donor) else { return 0.0 };
+        let mut last = self.last.borrow_mut();
+        if last.as_ref().is_none_or(|(position, _)| *position != found.target_pos) {
+            *last = Some((found.target_pos, weights(&target.prompt.tokens[..found.target_pos as usize])));
+        }
+        let (_, of_target) = last.as_ref().expect("it was just remembered");
+        similarity(of_target, &weights(&donor.tokens[..found.donor_pos as usize]))
     }
 }
 
@@ -36,21 +54,52 @@ impl<D: DonorPrompts> DonorPrompts for ByLeftContext<'_, D> {
 /// empty contexts are the same.
 #[must_use]
 pub fn left_context_similarity(target_left: &[TokenId], donor_left: &[TokenId]) -> f32 {
-    let (target, donor) = (weights(target_left), weights(donor_left));
-    let sum = |weights: &BTreeMap<TokenId, f32>| weights.values().sum::<f32>();
-    let largest = sum(&target).max(sum(&donor));
+    similarity(&weights(target_left), &weights(donor_left))
+}
+
+/// Weight of each token, by ascending token.
+type Weights = Vec<(TokenId, f32)>;
+
+fn similarity(target: &[(TokenId, f32)], donor: &[(TokenId, f32)]) -> f32 {
+    let sum = |weights: &[(TokenId, f32)]| weights.iter().map(|(_, weight)| weight).sum::<f32>();
+    let largest = sum(target).max(sum(donor));
     if largest <= 0.0 {
         return 1.0;
     }
-    let shared: f32 = target.iter().filter_map(|(token, weight)| donor.get(token).map(|other| weight.min(*other))).sum();
-    shared / largest
+    shared_weight(target, donor) / largest
 }
 
-fn weights(left: &[TokenId]) -> BTreeMap<TokenId, f32> {
-    let mut weights = BTreeMap::new();
-    for (distance, &token) in left.iter().rev().take(WINDOW_TOKENS).enumerate() {
-        *weights.entry(token).or_default() += (-(distance as f32) / DECAY_TOKENS).exp();
+/// Sum of the smaller weights of the tokens that both lists have.
+fn shared_weight(a: &[(TokenId, f32)], b: &[(TokenId, f32)]) -> f32 {
+    let (mut a, mut b) = (a.iter().peekable(), b.iter().peekable());
+    let mut shared = 0.0;
+    while let (Some((left, weight)), Some((right, other))) = (a.peek(), b.peek()) {
+        match left.cmp(right) {
+            Ordering::Less => drop(a.next()),
+            Ordering::Greater => drop(b.next()),
+            Ordering::Equal => {
+                shared += weight.min(*other);
+                a.next();
+                b.next();
+            }
+        }
     }
+    shared
+}
+
+/// [`Weights`] are lists, because a map of two thousand tokens takes several times as long to fill.
+fn weights(left: &[TokenId]) -> Weights {
+    let weight = |(distance, &token): (usize, &TokenId)| (token, (-(distance as f32) / DECAY_TOKENS).exp());
+    let mut weights: Vec<_> = left.iter().rev().take(WINDOW_TOKENS).enumerate().map(weight).collect();
+    // Stable: the weights of a token are added from near to far.
+    weights.sort_by_key(|(token, _)| *token);
+    weights.dedup_by(|later, first| {
+        let is_same = later.0 == first.0;
+        if is_same {
+            first.1 += later.1;
+        }
+        is_same
+    });
     weights
 }
 

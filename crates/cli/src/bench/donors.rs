@@ -168,7 +168,7 @@ impl Library {
         let segments = segments_of(prompt);
         let view = PromptView { tokens: &prompt.token_ids, segments: &segments };
         let target = PlanTarget { prompt: view, from, template: &prompt.template };
-        let plan = plan_reuse(&target, matches, &ByLeftContext(&self.spans), &self.config);
+        let plan = plan_reuse(&target, matches, &ByLeftContext::new(&self.spans), &self.config);
         let mut planned = Planned::default();
         for span in &plan.spans {
             let donor = self.spans.tokens_of(span.donor).expect("a planned donor is kept");

@@ -7,15 +7,14 @@ use std::sync::Arc;
 use cudarc::driver::sys::{CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode};
 use kernels::cpu::RopeLayout;
 use kernels::cuda::{
-    CudaSlice, Deviation, Device, DeviceError, Differences, Drift, DriftTargets, FreshRows, MovedTokens, Pool, PoolShape, Qkv,
-    QkvShape, QkvWeights, RopeTable, Rows, Scatter, Spans, Swiglu, bf16, drift_tiles,
+    CudaSlice, Deviation, Device, DeviceError, Differences, Drift, DriftTargets, Fill, FreshRows, MovedTokens, Pool, PoolShape,
+    Qkv, QkvShape, QkvWeights, RopeTable, Scatter, Spans, Swiglu, bf16, drift_tiles,
 };
 
 const LAYERS: usize = 28;
 const SHAPE: QkvShape = QkvShape { num_heads: 28, num_kv_heads: 4, head_dim: 128 };
 const POOL: PoolShape = PoolShape { num_layers: LAYERS, num_blocks: 1024, num_kv_heads: 4, head_dim: 128 };
 const INTERMEDIATE: usize = 18944;
-const HIDDEN: usize = 3584;
 /// Bytes of K and V of one token in one layer.
 const KV_BYTES: usize = 2 * 4 * 128 * 2;
 
@@ -59,9 +58,9 @@ impl Bench {
 
 fn main() -> Outcome {
     let device = Device::open(0)?;
-    let rows = Rows::new(&device)?;
+    let fill = Fill::new(&device)?;
     let (mut from, mut to) = (device.zeros::<bf16>(1 << 29)?, device.zeros::<bf16>(1 << 29)?);
-    rows.fill_bf16(&mut from.as_view_mut(), 1, 1.0)?;
+    fill.uniform(&mut from.as_view_mut(), 1, 1.0)?;
     let mut bench = Bench { device, copy_rate: 1.0 };
     // The first round wakes the chip up.
     for _ in 0..3 {
@@ -70,12 +69,12 @@ fn main() -> Outcome {
     }
     println!("{}: a copy of 1 GiB moves {:.0} GB/s", bench.device.name()?, bench.copy_rate / 1e9);
     println!("{:<44} {:>9} {:>9} {:>8} {:>6}", "kernel", "us", "floor us", "GB/s", "ratio");
-    bench.row("fill_bf16, 1 GiB", 2 << 29, 1, |i| rows.fill_bf16(&mut to.as_view_mut(), i as u64, 1.0))?;
+    bench.row("fill_bf16, 1 GiB", 2 << 29, 1, |i| fill.uniform(&mut to.as_view_mut(), i as u64, 1.0))?;
     drop((from, to));
     let mut pool = Pool::new(&bench.device, POOL)?;
     let (keys, values) = pool.parts_mut();
-    rows.fill_bf16(&mut keys.as_view_mut(), 2, 1.0)?;
-    rows.fill_bf16(&mut values.as_view_mut(), 3, 1.0)?;
+    fill.uniform(&mut keys.as_view_mut(), 2, 1.0)?;
+    fill.uniform(&mut values.as_view_mut(), 3, 1.0)?;
     let inv_freq = (0..64).map(|i| 1e6f64.powf(-f64::from(i) / 64.0)).collect();
     let rope = RopeTable::new(&bench.device, RopeLayout::Half, inv_freq, 32768)?;
     for num_rows in [1, 32, 256, 2048, 8192] {
@@ -83,7 +82,6 @@ fn main() -> Outcome {
     }
     for num_rows in [1, 256, 8192] {
         swiglu(&bench, num_rows)?;
-        gather(&bench, num_rows)?;
     }
     for num_tokens in [1024, 8192] {
         spans(&bench, &mut pool, &rope, num_tokens)?;
@@ -94,7 +92,7 @@ fn main() -> Outcome {
 
 fn random(device: &Arc<Device>, len: usize) -> Result<CudaSlice<bf16>, DeviceError> {
     let mut numbers = device.zeros(len)?;
-    Rows::new(device)?.fill_bf16(&mut numbers.as_view_mut(), len as u64, 1.0)?;
+    Fill::new(device)?.uniform(&mut numbers.as_view_mut(), len as u64, 1.0)?;
     Ok(numbers)
 }
 
@@ -133,16 +131,6 @@ fn swiglu(bench: &Bench, num_rows: usize) -> Outcome {
     let mut activated = bench.device.zeros(num_rows * INTERMEDIATE)?;
     bench.row(&format!("swiglu, {num_rows} rows"), 6 * num_rows * INTERMEDIATE, LAYERS, |_| {
         kernel.run(&gate_up, &mut activated, num_rows, INTERMEDIATE)
-    })
-}
-
-fn gather(bench: &Bench, num_rows: usize) -> Outcome {
-    let kernel = Rows::new(&bench.device)?;
-    let (mut from, mut packed) = (bench.device.zeros(num_rows * HIDDEN)?, bench.device.zeros(num_rows * HIDDEN)?);
-    kernel.fill_f32(&mut from.as_view_mut(), 1, 1.0)?;
-    let rows = indices(&bench.device, 0..num_rows)?;
-    bench.row(&format!("gather, {num_rows} rows"), 8 * num_rows * HIDDEN, 10, |_| {
-        kernel.gather(&from, &rows.as_view(), &mut packed, HIDDEN)
     })
 }
 
@@ -196,8 +184,7 @@ fn drift(bench: &Bench, pool: &mut Pool, rope: &RopeTable) -> Outcome {
     let device = &bench.device;
     let (places, weights) = (device.upload(&places)?, device.upload(&of_piece.repeat(PIECES))?);
     let tiles = device.upload(&drift_tiles(vec![(targets.len(), samples.len()); PIECES]))?;
-    let mut differences = device.zeros(PIECES * samples.len() * KV_BYTES / 2)?;
-    Rows::new(device)?.fill_f32(&mut differences.as_view_mut(), 5, 1e-3)?;
+    let differences = device.upload(&vec![1e-3f32; PIECES * samples.len() * KV_BYTES / 2])?;
     let targets =
         DriftTargets { tiles: tiles.as_view(), positions: places.as_view(), slots: places.as_view(), weights: weights.as_view() };
     let kernel = Drift::new(device, SHAPE.head_dim)?;

@@ -3,7 +3,7 @@
 //! `cargo run --release -p kernels --features cuda --example step_speed`
 
 use cudarc::driver::sys::CUevent_flags;
-use kernels::cuda::{CudaSlice, Device, DeviceError, Matmul, Norm, Rows, bf16};
+use kernels::cuda::{CudaSlice, Device, DeviceError, Fill, Matmul, Norm, bf16};
 
 const HIDDEN: usize = 3584;
 const INTERMEDIATE: usize = 18944;
@@ -20,10 +20,10 @@ fn main() -> Result<(), DeviceError> {
     let device = Device::open(0)?;
     println!("{}: microseconds, floor by bytes or FLOPs, share of it", device.name()?);
     let mut matmul = Matmul::new(&device)?;
-    let rows_fill = Rows::new(&device)?;
+    let fill = Fill::new(&device)?;
     let random = |len: usize, seed: u64| -> Result<CudaSlice<bf16>, DeviceError> {
         let mut numbers = device.zeros(len)?;
-        rows_fill.fill_bf16(&mut numbers.slice_mut(..), seed, 1.0)?;
+        fill.uniform(&mut numbers.slice_mut(..), seed, 1.0)?;
         Ok(numbers)
     };
     let shapes = [

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kernels::cpu::{GgmlType, Matrix};
-use kernels::cuda::{CudaSlice, Device, Rows, bf16};
+use kernels::cuda::{CudaSlice, Device, Fill, bf16};
 
 use super::super::cpu::refuse_unknown;
 use crate::checkpoint::{self, Checkpoint, LayerRole, RandomCheckpoint, RawTensor, Role};
@@ -46,7 +46,7 @@ impl Weights {
         progress: &mut dyn FnMut(f32),
     ) -> Result<Self, LoadError> {
         refuse_unknown(config, from)?;
-        let mut reader = Reader { config, from, rows: Rows::new(device)?, device, num_random: 0 };
+        let mut reader = Reader { config, from, fill: Fill::new(device)?, device, num_random: 0 };
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let embedding = reader.matrix(&[(Role::Embedding, vocab)], hidden)?;
         let head = if config.tied_head { None } else { Some(reader.matrix(&[(Role::Head, vocab)], hidden)?) };
@@ -71,7 +71,7 @@ impl Weights {
 struct Reader<'a> {
     config: &'a ModelConfig,
     from: &'a dyn Checkpoint,
-    rows: Rows,
+    fill: Fill,
     device: &'a Arc<Device>,
     num_random: u64,
 }
@@ -108,7 +108,7 @@ impl Reader<'_> {
             self.num_random += 1;
             let mut numbers = self.device.zeros(rows * k)?;
             let seed = seed.wrapping_add(self.num_random << 32);
-            self.rows.fill_bf16(&mut numbers.slice_mut(..), seed, RandomCheckpoint::deviation(k))?;
+            self.fill.uniform(&mut numbers.slice_mut(..), seed, RandomCheckpoint::deviation(k))?;
             return Ok(numbers);
         }
         let mut numbers = Vec::with_capacity(rows * k);

@@ -12,7 +12,7 @@ use cudarc::driver::sys::{
 use cudarc::driver::{CudaFunction, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, PushKernelArg};
 use half::bf16;
 
-use super::attention::TileList;
+use super::attention::{Output, TileList};
 use super::device::{Device, DeviceError, launch};
 use super::paged::{BLOCK, PagedQueries, Sizes};
 use super::splits::{Combine, Partials, TileSlots};
@@ -35,12 +35,6 @@ pub struct AttentionHopper {
     attention_64: CudaFunction,
     attention_128: CudaFunction,
     combine: Combine,
-}
-
-/// Where a launch writes.
-enum Output<'a> {
-    Rows(&'a mut CudaSlice<bf16>, Option<&'a mut CudaSlice<f32>>),
-    Parts(&'a mut Partials),
 }
 
 impl AttentionHopper {
@@ -110,7 +104,7 @@ impl AttentionHopper {
         out: &mut CudaSlice<bf16>,
         lse: Option<&mut CudaSlice<f32>>,
     ) -> Result<(), DeviceError> {
-        check(paged, list, out, lse.as_deref());
+        list.check(paged, out, lse.as_deref());
         self.launch(paged, list, 1, Output::Rows(out, lse))
     }
 
@@ -130,7 +124,7 @@ impl AttentionHopper {
         if num_splits == 1 {
             return self.run(paged, list, out, lse);
         }
-        check(paged, list, out, lse.as_deref());
+        list.check(paged, out, lse.as_deref());
         let tile_tokens = Self::tile_tokens(paged.group());
         let slots = list.num_tiles * tile_tokens;
         partials.check(slots * paged.num_heads * num_splits, paged.head_dim);
@@ -182,13 +176,6 @@ const MIN_KEY_TILES: usize = 2;
 fn num_splits(num_multiprocessors: usize, num_items: usize, max_context: usize) -> usize {
     let most = max_context.div_ceil(MIN_KEY_TILES * TILE_KEYS).clamp(1, MAX_SPLITS);
     (num_multiprocessors / num_items.max(1)).clamp(1, most)
-}
-
-fn check(paged: &PagedQueries<'_>, list: &TileList<'_>, out: &CudaSlice<bf16>, lse: Option<&CudaSlice<f32>>) {
-    paged.check(list.num_rows);
-    assert!(list.num_tiles > 0 && list.num_tiles <= list.tiles.len(), "tiles lie in their buffer");
-    assert!(list.num_rows * paged.num_heads * paged.head_dim <= out.len(), "rows lie in the output");
-    assert!(lse.is_none_or(|lse| list.num_rows * paged.num_heads <= lse.len()), "rows lie in the output");
 }
 
 /// As in `attention_hopper.cu`; addresses may be 0 where there is nothing to write.

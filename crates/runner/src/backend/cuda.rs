@@ -114,9 +114,10 @@ impl CudaBackend {
     /// `f32` logits of rows of the last step in the device's order, a few at a time.
     fn download_logits(&mut self, rows: &[u32]) -> Result<(), DeviceError> {
         let vocab = self.decoder.config.vocab_size;
-        self.logits.resize(rows.len() * vocab, 0.0);
-        for (rows, out) in rows.chunks(MAX_LOGIT_ROWS).zip(self.logits.chunks_mut(MAX_LOGIT_ROWS * vocab)) {
-            let [range] = self.extra.put([rows.len()], |[list]| list.copy_from_slice(rows))?;
+        let mut logits = std::mem::take(&mut self.logits);
+        logits.resize(rows.len() * vocab, 0.0);
+        for (rows, out) in rows.chunks(MAX_LOGIT_ROWS).zip(logits.chunks_mut(MAX_LOGIT_ROWS * vocab)) {
+            let [range] = self.put_extra([rows.len()], |[list]| list.copy_from_slice(rows))?;
             self.decoder.head(&self.extra.words(range), self.step.wanted.is_some())?;
             self.device
                 .stream()
@@ -124,6 +125,7 @@ impl CudaBackend {
                 .map_err(DeviceError::from)?;
             self.device.synchronize()?;
         }
+        self.logits = logits;
         Ok(())
     }
 }
@@ -150,7 +152,7 @@ impl Backend for CudaBackend {
             return Ok(());
         }
         let [range] =
-            self.extra.put([blocks.len()], |[list]| list.iter_mut().zip(blocks).for_each(|(to, block)| *to = block.0))?;
+            self.put_extra([blocks.len()], |[list]| list.iter_mut().zip(blocks).for_each(|(to, block)| *to = block.0))?;
         self.decoder.kernels.spans.zero_blocks(&mut self.pool, &self.extra.words(range))?;
         Ok(())
     }
@@ -160,7 +162,7 @@ impl Backend for CudaBackend {
             return Ok(());
         }
         let triples = || copies.iter().map(|copy| [copy.src.0, copy.dst.0, copy.num_tokens]);
-        let [range] = self.extra.put([3 * copies.len()], |[list]| {
+        let [range] = self.put_extra([3 * copies.len()], |[list]| {
             list.chunks_exact_mut(3).zip(triples()).for_each(|(to, triple)| to.copy_from_slice(&triple));
         })?;
         self.decoder.kernels.spans.copy_blocks(&mut self.pool, &self.extra.view(range))?;

@@ -22,7 +22,7 @@ pub(super) struct Bucket {
 
 impl Bucket {
     /// The smallest that holds `rows` rows of up to `blocks` blocks.
-    fn of(rows: usize, blocks: usize) -> Self {
+    pub(super) fn of(rows: usize, blocks: usize) -> Self {
         let rows = if rows <= 4 { rows.next_power_of_two() } else { rows.next_multiple_of(8) };
         Self { rows, blocks: blocks.next_power_of_two().max(MIN_BLOCKS) }
     }

@@ -95,7 +95,7 @@ struct Buffers {
 
 impl Buffers {
     fn new(device: &Arc<Device>, config: &ModelConfig, largest: LargestStep) -> Result<Self, DeviceError> {
-        let words = upload_words(largest);
+        let words = upload_words(largest, most_parts(device, config, largest)?);
         Ok(Self {
             upload: Upload::new(device, words)?,
             extra: Upload::new(device, words)?,
@@ -149,9 +149,9 @@ fn refuse(config: &ModelConfig) -> Result<(), LoadError> {
 }
 
 fn decoder(device: &Arc<Device>, config: &ModelConfig, weights: Weights, largest: LargestStep) -> Result<Decoder, DeviceError> {
-    let LargestStep { num_rows: max_rows, num_sequences: max_seqs, num_tokens: longest } = largest;
+    let LargestStep { num_rows: max_rows, num_tokens: longest, .. } = largest;
     let num_multiprocessors = device.num_multiprocessors()?;
-    let most_parts = DecodePart::most(max_seqs.max(decode::MAX_ROWS), config.num_kv_heads, num_multiprocessors);
+    let most_parts = most_parts(device, config, largest)?;
     Ok(Decoder {
         rope: RopeTable::new(device, config.rope_layout, config.inv_freq(), longest + BLOCK)?,
         activations: Activations::new(device, config, max_rows.next_multiple_of(8))?,
@@ -164,11 +164,20 @@ fn decoder(device: &Arc<Device>, config: &ModelConfig, weights: Weights, largest
     })
 }
 
-/// Words of the arrays of the largest step, and of one sequence's probe.
-fn upload_words(largest: LargestStep) -> usize {
-    let blocks = BlockSize::DEFAULT.blocks_for(largest.num_tokens).next_power_of_two() + 1;
+/// Parts of the rows of the largest decode step.
+fn most_parts(device: &Device, config: &ModelConfig, largest: LargestStep) -> Result<usize, DeviceError> {
+    let num_rows = largest.num_sequences.max(decode::MAX_ROWS);
+    Ok(DecodePart::most(num_rows, config.num_kv_heads, device.num_multiprocessors()?))
+}
+
+/// Words of the arrays of the largest step: three of each row, its tiles, parts and wanted rows, and the block tables of all sequences,
+/// as wide as those of a recorded step.
+fn upload_words(largest: LargestStep, most_parts: usize) -> usize {
     let rows = largest.num_rows.next_multiple_of(8);
-    16 * rows + largest.num_sequences.next_multiple_of(8) * blocks + 64
+    let blocks = Bucket::of(1, BlockSize::DEFAULT.blocks_for(largest.num_tokens)).blocks;
+    // A tile has a token at least; of wanted rows, each has a tile and a place. What begins at whole vectors takes up to three more.
+    let of_rows = (3 + 4 + 4 + 1) * rows;
+    of_rows + largest.num_sequences.next_multiple_of(8).max(1) * (blocks + 1) + 3 * most_parts + 64
 }
 
 /// Rows of long prompts that products are tuned for, beside those of [`Decoder::product_rows`]. Chosen: what is between runs as well on
@@ -202,5 +211,32 @@ fn kv_bytes(device: &Device, gpu: GpuOptions) -> Result<u64, LoadError> {
         Some(bytes) if bytes > free as u64 => Err(LoadError::CacheTooLarge { wanted: bytes, free: free as u64 }),
         Some(bytes) => Ok(bytes),
         None => Ok(free.saturating_sub((total as f64 * (1.0 - gpu.memory_utilization)) as usize) as u64),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kernels::cuda::Upload;
+
+    use super::*;
+
+    #[test]
+    fn the_arrays_of_the_largest_steps_have_room() {
+        for (num_rows, num_sequences, num_tokens) in [(1, 1, 32), (8, 8, 256), (64, 4, 32_768), (8192, 256, 32_768)] {
+            for num_kv_heads in [1, 3, 8] {
+                let largest = LargestStep { num_rows, num_sequences, num_tokens };
+                let room = upload_words(largest, DecodePart::most(num_sequences.max(decode::MAX_ROWS), num_kv_heads, 132));
+                let bucket = Bucket::of(num_sequences, BlockSize::DEFAULT.blocks_for(num_tokens));
+                let (rows, parts) = (bucket.rows, DecodePart::most(bucket.rows, num_kv_heads, 132));
+                let (_, decode) = Upload::layout([rows, rows, rows, rows * bucket.blocks, 0, 3 * parts]);
+                let tables = num_sequences * BlockSize::DEFAULT.blocks_for(num_tokens);
+                let prefill = [num_rows, num_rows, num_rows, tables, 4 * num_rows, 0, 4 * num_rows, num_rows];
+                let (_, prefill) = Upload::layout(prefill);
+                assert!(
+                    decode <= room && prefill <= room,
+                    "{num_rows} {num_sequences} {num_tokens}: {decode}, {prefill}, {room}"
+                );
+            }
+        }
     }
 }

@@ -138,8 +138,7 @@ impl CudaBackend {
     }
 
     fn upload_list(&mut self, list: &[u32]) -> Result<std::ops::Range<usize>, DeviceError> {
-        self.grow_extra(list.len())?;
-        let [range] = self.extra.put([list.len()], |[to]| to.copy_from_slice(list))?;
+        let [range] = self.put_extra([list.len()], |[to]| to.copy_from_slice(list))?;
         Ok(range)
     }
 }

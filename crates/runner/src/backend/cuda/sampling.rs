@@ -19,9 +19,8 @@ impl CudaBackend {
         let vocab = self.decoder.config.vocab_size;
         let mut sampled = Vec::with_capacity(rows.len());
         for rows in rows.chunks(MAX_LOGIT_ROWS) {
-            let [range] = self.extra.put([rows.len()], |[list]| {
-                list.iter_mut().zip(rows).for_each(|(to, row)| *to = self.step.place(row.row));
-            })?;
+            let places: Vec<u32> = rows.iter().map(|row| self.step.place(row.row)).collect();
+            let [range] = self.put_extra([places.len()], |[list]| list.copy_from_slice(&places))?;
             let specs: Vec<SampleSpec<'_>> = rows.iter().map(spec).collect();
             let chain = self.sampler.upload(&specs)?;
             self.decoder.head(&self.extra.words(range), self.step.wanted.is_some())?;

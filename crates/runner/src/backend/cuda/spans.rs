@@ -1,5 +1,7 @@
 //! Moved spans and what follows their recomputed tokens.
 
+use std::ops::Range;
+
 use engine::SpanCopy;
 use kernels::cuda::{CudaSlice, DeviceError, DriftTargets, FreshRows, MovedTokens, Upload, drift_tiles};
 use tokens::BlockId;
@@ -18,7 +20,7 @@ impl CudaBackend {
         let len = span.token_ids.len();
         let delta = i64::from(span.dst_pos) - i64::from(span.src_pos);
         let rotation: Vec<u32> = self.decoder.rope.rotation(delta).flat_map(|pair| pair.map(f32::to_bits)).collect();
-        let ranges = self.extra.put([len, len, len, rotation.len()], |[from, to, spans, rotations]| {
+        let ranges = self.put_extra([len, len, len, rotation.len()], |[from, to, spans, rotations]| {
             (0..len).for_each(|i| from[i] = slot_of(&span.src_blocks, span.src_pos, i));
             (0..len).for_each(|i| to[i] = slot_of(&span.dst_blocks, span.dst_pos, i));
             spans.fill(0);
@@ -63,7 +65,7 @@ impl CudaBackend {
             }
         })?;
         let uploaded = UploadedStep { num_rows: len, ranges, ..UploadedStep::default() };
-        let [list] = self.extra.put([len], |[list]| list.iter_mut().zip(0..).for_each(|(to, row)| *to = row))?;
+        let [list] = self.put_extra([len], |[list]| list.iter_mut().zip(0..).for_each(|(to, row)| *to = row))?;
         let Self { decoder, upload, extra, pool, device, .. } = self;
         let rows = uploaded.on(upload);
         decoder.layer0_kv(&rows)?;
@@ -98,8 +100,7 @@ impl CudaBackend {
         }
         let tiles = drift_tiles(pieces().map(|(_, drift)| (drift.targets.len(), drift.samples.len())));
         let lengths = [rows.len(), 5 * tiles.len(), positions.len(), slots.len(), weights.len()];
-        self.grow_extra(Upload::layout(lengths).1)?;
-        let ranges = self.extra.put(lengths, |[to_rows, to_tiles, to_positions, to_slots, to_weights]| {
+        let ranges = self.put_extra(lengths, |[to_rows, to_tiles, to_positions, to_slots, to_weights]| {
             to_rows.iter_mut().zip(&rows).for_each(|(to, row)| *to = row.cast_unsigned());
             to_tiles.chunks_exact_mut(5).zip(&tiles).for_each(|(to, tile)| to.copy_from_slice(tile));
             to_positions.copy_from_slice(&positions);
@@ -109,13 +110,18 @@ impl CudaBackend {
         Ok(Some(UploadedFollowers { ranges }))
     }
 
-    /// Room for so many words of rare arrays.
-    pub(super) fn grow_extra(&mut self, words: usize) -> Result<(), DeviceError> {
+    /// [`Upload::put`] of arrays that are rare, and as long as prompts are.
+    pub(super) fn put_extra<const N: usize>(
+        &mut self,
+        lengths: [usize; N],
+        write: impl FnOnce([&mut [u32]; N]),
+    ) -> Result<[Range<usize>; N], DeviceError> {
+        let (_, words) = Upload::layout(lengths);
         if self.extra.capacity() < words {
             self.device.synchronize()?;
             self.extra = Upload::new(&self.device, words.next_power_of_two())?;
         }
-        Ok(())
+        self.extra.put(lengths, write)
     }
 }
 
@@ -127,7 +133,7 @@ fn slot_of(blocks: &[BlockId], first_position: u32, i: usize) -> u32 {
 
 /// Where the arrays of followers lie.
 pub(super) struct UploadedFollowers {
-    ranges: [std::ops::Range<usize>; 5],
+    ranges: [Range<usize>; 5],
 }
 
 impl UploadedFollowers {

@@ -16,7 +16,7 @@ use crate::pre_tokenizer::{PreTokenizerKind, Splitter};
 pub(crate) struct ByteLevelEncoder {
     splitter: Splitter,
     /// Tokens by piece. The lock guards a pure cache: a poisoned one still holds only correct entries.
-    cache: RwLock<HashMap<Box<str>, Box<[TokenId]>>>,
+    cache: RwLock<HashMap<Box<str>, Box<[TokenId]>, ahash::RandomState>>,
     symbols: [char; 256],
 }
 

@@ -137,6 +137,9 @@ impl Splitter {
 
     /// End of the piece of `text` that starts at byte `start`, which must be inside of it.
     pub(crate) fn piece_end(&self, text: &str, start: usize) -> usize {
+        if let Some(end) = plain_word_end(text.as_bytes(), start) {
+            return end;
+        }
         let found = self.regex.find_at(text, start).expect("the last rules match any character");
         debug_assert_eq!(found.start(), start, "the rules leave no gaps");
         found.end() - self.bytes_left_to_next(text, found.as_str(), found.end())
@@ -156,6 +159,15 @@ impl Splitter {
             Some(_) => last.len_utf8(),
         }
     }
+}
+
+/// End of the word of ASCII letters that starts at `start`, behind a space perhaps: all rules cut that alike, and most text is that.
+/// `None` where something else starts, or where the word may go on in another alphabet.
+fn plain_word_end(text: &[u8], start: usize) -> Option<usize> {
+    let letters = start + usize::from(text[start] == b' ');
+    let end = letters + text[letters..].iter().take_while(|byte| byte.is_ascii_alphabetic()).count();
+    let is_whole = text.get(end).is_none_or(u8::is_ascii);
+    (end > letters && is_whole).then_some(end)
 }
 
 #[cfg(test)]
@@ -200,6 +212,13 @@ mod tests {
     #[test]
     fn qwen2_ends_a_run_at_its_line_break() {
         check(PreTokenizerKind::Qwen2, "x \n  y 12", &["x", " \n", " ", " y", " ", "1", "2"]);
+    }
+
+    #[test]
+    fn a_word_goes_on_in_another_alphabet() {
+        for kind in PreTokenizerKind::ALL {
+            check(kind, "Are naïve", &["Are", " naïve"]);
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The composition root: configuration, model, engine and server become a daemon.
 
 use std::net::{IpAddr, TcpListener};
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -8,16 +9,17 @@ use anyhow::{Context, bail};
 use engine::{EngineCore, SchedulerConfig};
 use runner::ModelRunner;
 use server::{Access, AppState, Ended, EngineThread, EngineThreadConfig, Metrics, ModelInfo, ServedModel};
-use tokio::runtime::Builder;
+use tokio::runtime::{self, Runtime};
 
 use crate::config::{ByteSize, Config, Device, LogFormat, ServerConfig, SharingConfig};
 use crate::embedders;
 use crate::loading::{self, Loaded};
 use crate::logging;
 
-/// Threads that speak HTTP. The engine has its own, and computing those of its kernels. Chosen: tokenizing and streaming
-/// for 64 clients keep fewer than two busy.
-const HTTP_THREADS: usize = 2;
+/// Threads that speak HTTP, at least: one may be tokenizing. The engine has its own, and computing those of its kernels.
+const MIN_HTTP_THREADS: usize = 2;
+/// And at most. Chosen: streaming 128 answers at 600 tokens a second each keeps fewer busy.
+const MAX_HTTP_THREADS: usize = 8;
 
 /// What a start tells the operator.
 struct Started {
@@ -49,9 +51,10 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new(&info, &scheduler));
     let engine = EngineCore::new(scheduler, loaded.model.runner).context("starting the engine")?;
     let model = ServedModel { info, tokenizer, embedder: chosen.map(|chosen| chosen.embedder) };
-    let app = start_engine(config, engine, model, metrics, access)?;
+    let runtime = runtime()?;
+    let app = start_engine(config, engine, model, metrics, access, runtime.handle())?;
     started.announce(config.log.format);
-    serve_until_signalled(listener, app)
+    serve_until_signalled(runtime, listener, app)
 }
 
 fn bind(config: &ServerConfig) -> anyhow::Result<TcpListener> {
@@ -93,6 +96,7 @@ fn start_engine(
     model: ServedModel,
     metrics: Arc<Metrics>,
     access: Access,
+    runtime: &runtime::Handle,
 ) -> anyhow::Result<Arc<AppState>> {
     let bounds = EngineThreadConfig { max_queue: config.server.max_queue, ..EngineThreadConfig::default() };
     let on_fatal = |fatal| {
@@ -100,7 +104,8 @@ fn start_engine(
         // The pool may be half updated: nothing of this process can be trusted any more.
         std::process::exit(1);
     };
-    let handle = EngineThread::spawn(engine, bounds, Arc::clone(&metrics), on_fatal).context("starting the engine thread")?;
+    let handle =
+        EngineThread::spawn(engine, bounds, Arc::clone(&metrics), runtime, on_fatal).context("starting the engine thread")?;
     AppState::new(model, handle, metrics, http_config(&config.server, &config.sharing), access).context("server configuration")
 }
 
@@ -118,9 +123,14 @@ fn http_config(server: &ServerConfig, sharing: &SharingConfig) -> server::Server
     }
 }
 
-fn serve_until_signalled(listener: TcpListener, app: Arc<AppState>) -> anyhow::Result<()> {
-    let runtime =
-        Builder::new_multi_thread().worker_threads(HTTP_THREADS).enable_all().build().context("starting the runtime")?;
+/// Where HTTP is spoken.
+fn runtime() -> anyhow::Result<Runtime> {
+    let num_cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let num_threads = (num_cores / 2).clamp(MIN_HTTP_THREADS, MAX_HTTP_THREADS);
+    runtime::Builder::new_multi_thread().worker_threads(num_threads).enable_all().build().context("starting the runtime")
+}
+
+fn serve_until_signalled(runtime: Runtime, listener: TcpListener, app: Arc<AppState>) -> anyhow::Result<()> {
     let ended = runtime.block_on(async {
         let listener = tokio::net::TcpListener::from_std(listener).context("preparing the listener")?;
         let signals = server::termination_signals().context("listening to signals")?;

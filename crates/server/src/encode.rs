@@ -1,9 +1,11 @@
-//! Prompts to tokens, away from the async workers when it takes long.
+//! Prompts to tokens, without holding up other requests when it takes long.
 
 use std::sync::Arc;
 
 use tokenizer::{ChatError, ChatOptions, EncodedPrompt, SegmentRule, TokenizerError};
 use tokens::{TokenId, TokenRange};
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::task::block_in_place;
 
 use crate::embedding::Embedding;
 use crate::error::ApiError;
@@ -25,8 +27,8 @@ pub(crate) struct Encoded {
     pub(crate) param: &'static str,
 }
 
-/// Bytes that are tokenized in place. Chosen: at about 10 MB/s this is below half a millisecond, which costs an async worker
-/// less than the hand-over to another thread costs the request under load.
+/// Bytes that are tokenized without a word to the other tasks. Chosen: at about 10 MB/s, which text of rare words takes, this is below
+/// half a millisecond, which costs them less than to move.
 const INLINE_BYTES: usize = 4 << 10;
 
 /// How prompts are tokenized.
@@ -41,43 +43,34 @@ pub(crate) struct EncodeOptions {
 }
 
 /// Tokenizes `prompts`.
-pub(crate) async fn encode_all(
+pub(crate) fn encode_all(
     model: &ServedModel,
     prompts: Vec<PromptSource>,
-    options: EncodeOptions,
+    options: &EncodeOptions,
 ) -> Result<Vec<Encoded>, ApiError> {
     let num_bytes: usize = prompts.iter().map(num_bytes).sum();
     let embeds = options.embeds && model.embedder.as_ref().is_some_and(|embedder| embedder.is_quick());
-    let model = model.clone();
-    let encode = move || prompts.into_iter().map(|prompt| encode_one(&model, prompt, &options)).collect();
+    let encode = || prompts.into_iter().map(|prompt| encode_one(model, prompt, options)).collect();
     // An embedder takes a millisecond for what is tokenized in half of one.
     let max_inline_bytes = if embeds { INLINE_BYTES / 4 } else { INLINE_BYTES };
-    in_place_if(num_bytes <= max_inline_bytes, encode).await
+    in_place(num_bytes <= max_inline_bytes, encode)
 }
 
 /// Tokenizes a text, with or without the tokens that the model expects around it. It may be empty.
-pub(crate) async fn encode_text(model: &ServedModel, text: String, add_special_tokens: bool) -> Result<Vec<TokenId>, ApiError> {
-    let tokenizer = Arc::clone(&model.tokenizer);
-    let is_short = text.len() <= INLINE_BYTES;
-    let encode = move || {
-        let encoded = tokenizer.encode(&text, add_special_tokens).map_err(|error| tokenizer_error("prompt", &error))?;
+pub(crate) fn encode_text(model: &ServedModel, text: &str, add_special_tokens: bool) -> Result<Vec<TokenId>, ApiError> {
+    in_place(text.len() <= INLINE_BYTES, || {
+        let encoded = model.tokenizer.encode(text, add_special_tokens).map_err(|error| tokenizer_error("prompt", &error))?;
         Ok(encoded.token_ids)
-    };
-    in_place_if(is_short, encode).await
+    })
 }
 
-async fn in_place_if<T, F>(is_short: bool, encode: F) -> Result<T, ApiError>
-where
-    T: Send + 'static,
-    F: FnOnce() -> Result<T, ApiError> + Send + 'static,
-{
-    if is_short {
-        return encode();
+/// Runs `encode` in this task. When it takes long, the other tasks of its worker go on in another thread meanwhile: that costs this one
+/// less than to be sent to another thread and back, which is up to half of the time to tokenize a page.
+fn in_place<T>(is_short: bool, encode: impl FnOnce() -> T) -> T {
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::MultiThread if !is_short => block_in_place(encode),
+        _ => encode(),
     }
-    tokio::task::spawn_blocking(encode).await.map_err(|error| {
-        tracing::error!(%error, "tokenizing panicked");
-        ApiError::Internal
-    })?
 }
 
 fn num_bytes(prompt: &PromptSource) -> usize {

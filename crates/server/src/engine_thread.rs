@@ -1,10 +1,11 @@
 //! The thread that owns the engine, and what the HTTP side holds of it.
 //!
-//! One OS thread named `engine` runs steps. Commands come in over one bounded channel; events go out over one bounded channel
-//! for each request. A request is taken back by dropping its [`TokenStream`]: the thread looks for closed channels before
-//! every step, so nothing can be lost on the way and nothing has to be sent from a destructor.
+//! One OS thread named `engine` runs steps. Commands come in over one bounded channel; what a step brought goes out over another, to a
+//! task that hands it on over one bounded channel for each request. A request is taken back by dropping its [`TokenStream`]: the task
+//! looks for closed channels after every step, so nothing can be lost on the way and nothing has to be sent from a destructor.
 //! No lock is held across a step, and a slow reader never blocks one: when its channel is full, its request is aborted.
 
+mod dispatch;
 mod handle;
 mod inspect;
 mod report;
@@ -12,15 +13,18 @@ mod route;
 mod stream;
 mod worker;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use engine::{EngineCore, Executor, ExecutorError, Request};
+use tokio::runtime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 pub(crate) use handle::SubmitError;
 pub use handle::{EngineHandle, Phase};
 pub(crate) use stream::{StreamError, TokenStream};
 
+use self::dispatch::Dispatcher;
 use self::handle::Shared;
 use self::inspect::Inspection;
 use self::route::Submission;
@@ -48,6 +52,9 @@ impl Default for EngineThreadConfig {
 /// Questions on their way to the engine; one more waits before it is asked. Chosen: each takes the engine less than a step.
 const MAX_INSPECTIONS: usize = 8;
 
+/// Steps whose events wait for the task that hands them on; then the engine waits too. Chosen: that task is far quicker than a step.
+const MAX_STEPS_AHEAD: usize = 64;
+
 /// Why the engine cannot go on. The process should end: the pool may be half updated.
 #[derive(Debug, thiserror::Error)]
 pub enum Fatal {
@@ -57,6 +64,9 @@ pub enum Fatal {
     /// A defect.
     #[error("the engine thread panicked: {0}")]
     Panic(String),
+    /// A defect, too: the task that hands events on has ended before the engine.
+    #[error("nobody hands the engine's events on")]
+    NoReaders,
 }
 
 /// What the HTTP side tells the engine.
@@ -70,7 +80,7 @@ enum EngineCommand {
 }
 
 impl EngineThread {
-    /// Starts the thread.
+    /// Starts the thread, and on `runtime` the task that hands on what it says.
     ///
     /// `on_fatal` is called on the thread as the last thing it does after a fault, when every stream has been cut; a daemon
     /// ends the process there.
@@ -84,6 +94,7 @@ impl EngineThread {
         engine: EngineCore<E>,
         config: EngineThreadConfig,
         metrics: Arc<Metrics>,
+        runtime: &runtime::Handle,
         on_fatal: impl FnOnce(Fatal) + Send + 'static,
     ) -> std::io::Result<EngineHandle>
     where
@@ -103,7 +114,18 @@ impl EngineThread {
             next_id: 0.into(),
             started: std::time::Instant::now(),
         });
-        let worker = Worker::new(engine, receiver, metrics, Arc::clone(&shared));
+        let (dispatches, to_dispatch) = mpsc::channel(MAX_STEPS_AHEAD);
+        let (to_abort, abandoned) = std::sync::mpsc::channel();
+        runtime.spawn(Dispatcher::new(to_dispatch, to_abort, Arc::clone(&metrics), Arc::clone(&shared)).run());
+        let worker = Worker {
+            engine,
+            commands: receiver,
+            dispatches,
+            abandoned,
+            places: BTreeMap::new(),
+            metrics,
+            shared: Arc::clone(&shared),
+        };
         std::thread::Builder::new().name("engine".to_owned()).spawn(move || worker.run(on_fatal))?;
         Ok(EngineHandle::new(commands, shared))
     }

@@ -60,8 +60,6 @@ pub(super) struct Route {
     events: mpsc::Sender<EngineEvent>,
     link: Arc<Link>,
     group: Arc<Group>,
-    /// Its place in the queue, given back at admission or with the route.
-    permit: Option<OwnedSemaphorePermit>,
     mode: KvSharingMode,
     arrival: Timestamp,
     admitted: Option<(Timestamp, CacheOutcome)>,
@@ -71,18 +69,11 @@ pub(super) struct Route {
 }
 
 impl Route {
-    pub(super) fn new(
-        request: &Request,
-        events: mpsc::Sender<EngineEvent>,
-        link: Arc<Link>,
-        group: Arc<Group>,
-        permit: OwnedSemaphorePermit,
-    ) -> Self {
+    pub(super) fn new(request: &Request, events: mpsc::Sender<EngineEvent>, link: Arc<Link>, group: Arc<Group>) -> Self {
         Self {
             events,
             link,
             group,
-            permit: Some(permit),
             mode: request.sharing,
             arrival: request.arrival,
             admitted: None,
@@ -109,9 +100,8 @@ impl Route {
         }
     }
 
-    /// Counts the prompt and frees the place in the queue.
+    /// Counts the prompt.
     pub(super) fn admit(&mut self, usage: &KvUsage, at: Timestamp, metrics: &Metrics) {
-        self.permit = None;
         metrics.kv.count_mode(self.mode);
         metrics.requests.queue.record(at.since(self.arrival));
         self.admitted = Some((at, metrics.requests.count_prompt(self.mode, usage)));

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use engine::{EngineCore, EngineEvent, Executor, FinishReason};
+use engine::{EngineCore, EngineEvent, Executor};
 use tokens::RequestId;
-use tokio::sync::mpsc;
-use tracing::{debug, error, info};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tracing::{debug, error};
 
+use super::dispatch::Dispatch;
 use super::handle::{Phase, Shared};
 use super::report::describe_step;
 use super::route::{Group, Route, Submission};
@@ -17,53 +18,43 @@ use crate::metrics::Metrics;
 
 /// State of the engine thread.
 pub(super) struct Worker<E: Executor> {
-    engine: EngineCore<E>,
-    commands: mpsc::Receiver<EngineCommand>,
-    /// Ordered, so that equal commands lead to equal steps.
-    routes: BTreeMap<RequestId, Route>,
-    metrics: Arc<Metrics>,
-    shared: Arc<Shared>,
+    pub(super) engine: EngineCore<E>,
+    pub(super) commands: mpsc::Receiver<EngineCommand>,
+    /// What the readers are to be told.
+    pub(super) dispatches: mpsc::Sender<Dispatch>,
+    /// Requests whose reader has gone.
+    pub(super) abandoned: std::sync::mpsc::Receiver<RequestId>,
+    /// Places in the queue, given back at admission.
+    pub(super) places: BTreeMap<RequestId, OwnedSemaphorePermit>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) shared: Arc<Shared>,
 }
 
 impl<E: Executor> Worker<E> {
-    pub(super) fn new(
-        engine: EngineCore<E>,
-        commands: mpsc::Receiver<EngineCommand>,
-        metrics: Arc<Metrics>,
-        shared: Arc<Shared>,
-    ) -> Self {
-        Self { engine, commands, routes: BTreeMap::new(), metrics, shared }
-    }
-
     /// Runs until told to end, or to the first fault.
     pub(super) fn run(mut self, on_fatal: impl FnOnce(Fatal)) {
         // After a panic nothing but the last step is read from the engine, so its broken invariants do not matter.
         let fatal = match catch_unwind(AssertUnwindSafe(|| self.run_steps())) {
-            Ok(Ok(())) => return self.cut_all(),
+            Ok(Ok(())) => return,
+            // The runtime may end before the step that was cut.
+            Ok(Err(Fatal::NoReaders)) if *self.shared.phase.borrow() == Phase::Stopped => return,
             Ok(Err(fatal)) => fatal,
             Err(panic) => Fatal::Panic(panic_message(panic.as_ref())),
         };
         error!(error = %fatal, step = describe_step(self.engine.last_step()), "engine failed");
         self.shared.phase.send_replace(Phase::Failed);
-        let now = self.shared.now();
-        for (_, route) in std::mem::take(&mut self.routes) {
-            route.fail(now, &self.metrics.requests);
+        let (done, told) = oneshot::channel();
+        // Without the task that would tell them, the readers have lost their channels already.
+        if self.tell(Dispatch::Fail(done)).is_ok() {
+            let _closed = told.blocking_recv();
         }
         // Nothing more is taken in, also by handles that have not seen the phase yet.
         self.commands.close();
         on_fatal(fatal);
     }
 
-    fn cut_all(mut self) {
-        info!(num_requests = self.routes.len(), "engine stopped");
-        let now = self.shared.now();
-        for (_, route) in std::mem::take(&mut self.routes) {
-            route.end(FinishReason::Aborted, now, &self.metrics.requests);
-        }
-    }
-
     fn run_steps(&mut self) -> Result<(), Fatal> {
-        while self.take_commands() {
+        while self.take_commands()? {
             self.abort_abandoned();
             if self.engine.has_work() {
                 self.step()?;
@@ -74,68 +65,65 @@ impl<E: Executor> Worker<E> {
     }
 
     /// Takes what has been sent; waits for something when there is nothing to do. `false` when it is time to end.
-    fn take_commands(&mut self) -> bool {
+    fn take_commands(&mut self) -> Result<bool, Fatal> {
         if !self.engine.has_work() {
-            let command = self.commands.blocking_recv();
-            if !command.is_some_and(|command| self.take(command)) {
-                return false;
+            let Some(command) = self.commands.blocking_recv() else { return Ok(false) };
+            if !self.take(command)? {
+                return Ok(false);
             }
         }
         loop {
             let goes_on = match self.commands.try_recv() {
-                Ok(command) => self.take(command),
+                Ok(command) => self.take(command)?,
                 Err(mpsc::error::TryRecvError::Disconnected) => false,
-                Err(mpsc::error::TryRecvError::Empty) => return true,
+                Err(mpsc::error::TryRecvError::Empty) => return Ok(true),
             };
             if !goes_on {
-                return false;
+                return Ok(false);
             }
         }
     }
 
     /// `false` when it is time to end.
-    fn take(&mut self, command: EngineCommand) -> bool {
+    fn take(&mut self, command: EngineCommand) -> Result<bool, Fatal> {
         match command {
-            EngineCommand::Add(groups) => self.add(groups),
+            EngineCommand::Add(groups) => self.add(groups)?,
             EngineCommand::Inspect(inspection, permit) => {
                 // It has been received: another one may be sent.
                 drop(permit);
                 inspection.answer(&mut self.engine);
             }
-            EngineCommand::Stop => return false,
+            EngineCommand::Stop => return Ok(false),
         }
-        true
+        Ok(true)
     }
 
-    fn add(&mut self, groups: Vec<Vec<Submission>>) {
+    fn add(&mut self, groups: Vec<Vec<Submission>>) -> Result<(), Fatal> {
         for submissions in groups {
             if let Some(first) = submissions.first() {
                 self.metrics.requests.params_n.record(submissions.len() as f64);
                 self.metrics.requests.params_max_tokens.record(first.request.sampling.max_tokens);
             }
             let group = Group::new(submissions.len());
-            for submission in submissions {
-                self.add_one(submission, Arc::clone(&group));
-            }
+            submissions.into_iter().try_for_each(|submission| self.add_one(submission, Arc::clone(&group)))?;
         }
+        Ok(())
     }
 
-    fn add_one(&mut self, submission: Submission, group: Arc<Group>) {
+    fn add_one(&mut self, submission: Submission, group: Arc<Group>) -> Result<(), Fatal> {
         let Submission { request, events, link, permit } = submission;
-        let now = self.shared.now();
-        let route = Route::new(&request, events, link, group, permit);
+        let route = Route::new(&request, events, link, group);
+        self.places.insert(request.request_id, permit);
         debug!(request_id = %request.request_id, prompt_tokens = request.prompt_token_ids.len(), "added");
-        self.routes.insert(request.request_id, route);
-        self.engine.add_request(request, now);
+        self.tell(Dispatch::Open(request.request_id, route))?;
+        self.engine.add_request(request, self.shared.now());
+        Ok(())
     }
 
-    /// Takes back every request whose reader has gone.
     fn abort_abandoned(&mut self) {
-        let now = self.shared.now();
-        for (request_id, route) in self.routes.extract_if(.., |_, route| route.is_abandoned()) {
-            debug!(%request_id, "reader has gone");
+        for request_id in self.abandoned.try_iter() {
             self.engine.abort(request_id);
-            route.end(FinishReason::Aborted, now, &self.metrics.requests);
+            self.places.remove(&request_id);
         }
     }
 
@@ -145,40 +133,18 @@ impl<E: Executor> Worker<E> {
         if num_tokens > 0 {
             self.metrics.requests.iteration_tokens.record(num_tokens as f64);
         }
-        for event in events {
-            self.deliver(event);
+        for event in &events {
+            if let EngineEvent::Admitted { request_id, .. } | EngineEvent::Finished { request_id, .. } = event {
+                self.places.remove(request_id);
+            }
         }
-        Ok(())
+        // A step without news is told too: readers are looked after at each.
+        self.tell(Dispatch::Step(events))
     }
 
-    /// Measures `event` and hands it to its reader. Events of requests that were taken back have no reader.
-    fn deliver(&mut self, event: EngineEvent) {
-        let now = self.shared.now();
-        let request_id = event.request_id();
-        let Some(route) = self.routes.get_mut(&request_id) else { return };
-        let mut finished = None;
-        match &event {
-            EngineEvent::Admitted { usage, at, .. } => route.admit(usage, *at, &self.metrics),
-            EngineEvent::Token { .. } => route.count_token(now, &self.metrics.requests),
-            EngineEvent::Finished { reason, usage, .. } => {
-                self.metrics.kv.count_reuse(usage);
-                finished = Some(*reason);
-            }
-            EngineEvent::PromptLogProbs { .. } => {}
-        }
-        let is_delivered = route.send(event);
-        let reason = match (finished, is_delivered) {
-            (Some(reason), _) => reason,
-            (None, true) => return,
-            (None, false) => {
-                debug!(%request_id, "reader has gone or fell behind");
-                self.engine.abort(request_id);
-                FinishReason::Aborted
-            }
-        };
-        if let Some(route) = self.routes.remove(&request_id) {
-            route.end(reason, now, &self.metrics.requests);
-        }
+    /// Waits if the readers are many steps behind.
+    fn tell(&self, dispatch: Dispatch) -> Result<(), Fatal> {
+        self.dispatches.blocking_send(dispatch).map_err(|_| Fatal::NoReaders)
     }
 }
 

@@ -183,7 +183,7 @@ pub(super) async fn add_corpus(State(app): State<Arc<AppState>>, _: Admin, body:
 
 async fn encode_corpus(app: &AppState, source: PromptSource) -> Result<Encoded, ApiError> {
     let options = EncodeOptions { segments: tokenizer::SegmentRule::Text, echo: false, embeds: true };
-    let mut prompts = encode_all(&app.model, vec![source], options).await?;
+    let mut prompts = encode_all(&app.model, vec![source], &options)?;
     let mut prompt = prompts.pop().expect("one prompt was given");
     await_whole(app, &mut prompt).await;
     Ok(prompt)

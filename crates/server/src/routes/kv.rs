@@ -32,7 +32,7 @@ pub(super) async fn explain(State(app): State<Arc<AppState>>, caller: Caller, bo
     }
     let embeds = request.sharing.mode == protocol::SharingMode::Semantic;
     let options = EncodeOptions { segments: request.sharing.segments.clone(), echo: false, embeds };
-    let mut prompts = encode_all(&app.model, std::mem::take(&mut request.prompts), options).await?;
+    let mut prompts = encode_all(&app.model, std::mem::take(&mut request.prompts), &options)?;
     let prompt = prompts.first_mut().expect("a valid request has a prompt");
     if embeds {
         await_whole(&app, prompt).await;

@@ -18,11 +18,11 @@ pub(super) async fn tokenize(State(app): State<Arc<AppState>>, body: Body) -> Re
     let request: TokenizeRequest = body.parse()?;
     check_model(&app, request.model)?;
     let token_ids = match (request.prompt, request.messages) {
-        (Some(text), None) => encode_text(&app.model, text, request.add_special_tokens.unwrap_or(true)).await?,
+        (Some(text), None) => encode_text(&app.model, &text, request.add_special_tokens.unwrap_or(true))?,
         (None, Some(messages)) => {
             let prompt = PromptSource::Chat(valid_messages(Some(messages))?);
             let options = EncodeOptions { segments: SegmentRule::Text, echo: false, embeds: false };
-            let encoded = encode_all(&app.model, vec![prompt], options).await?;
+            let encoded = encode_all(&app.model, vec![prompt], &options)?;
             encoded.iter().flat_map(|prompt| prompt.token_ids.iter().copied()).collect()
         }
         _ => return Err(ApiError::param("prompt", "you must provide either `prompt` or `messages`")),

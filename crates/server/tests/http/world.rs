@@ -16,6 +16,7 @@ use server::{
 use testkit::{EchoExecutor, Reply};
 use tokenizer::{GgufVocabulary, Tokenizer};
 use tokens::TokenId;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tower::ServiceExt;
 
@@ -180,7 +181,7 @@ impl World {
         let core = EngineCore::new(scheduler, executor).unwrap();
         let (on_fatal, fatal) = oneshot::channel();
         let on_fatal = |error: Fatal| drop(on_fatal.send(error.to_string()));
-        let engine = EngineThread::spawn(core, thread, Arc::clone(&metrics), on_fatal).unwrap();
+        let engine = EngineThread::spawn(core, thread, Arc::clone(&metrics), &Handle::current(), on_fatal).unwrap();
         let app = AppState::new(ServedModel { info, tokenizer, embedder }, engine.clone(), metrics, server, access).unwrap();
         Self { router: router(Arc::clone(&app)), app, engine, control, fatal }
     }

@@ -1,0 +1,109 @@
+//! Hands what the engine says to the readers, in a task of the HTTP side.
+//!
+//! To wake a reader from a thread outside of the runtime takes microseconds, a hundred times a step with as many streams. So the engine
+//! wakes this one task a step, which wakes the readers from inside the runtime while the engine is at its next step.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use engine::{EngineEvent, FinishReason};
+use tokens::RequestId;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{debug, info};
+
+use super::handle::Shared;
+use super::route::Route;
+use crate::metrics::Metrics;
+
+/// What the engine thread tells.
+pub(super) enum Dispatch {
+    /// A request was added.
+    Open(RequestId, Route),
+    /// A step has been made.
+    Step(Vec<EngineEvent>),
+    /// The engine failed. Dropped when every reader was told.
+    Fail(oneshot::Sender<()>),
+}
+
+/// State of the task.
+pub(super) struct Dispatcher {
+    dispatches: mpsc::Receiver<Dispatch>,
+    /// Requests whose reader has gone, for the engine.
+    abandoned: std::sync::mpsc::Sender<RequestId>,
+    /// Ordered, so that requests are taken back in the order of their ids.
+    routes: BTreeMap<RequestId, Route>,
+    metrics: Arc<Metrics>,
+    shared: Arc<Shared>,
+}
+
+impl Dispatcher {
+    pub(super) fn new(
+        dispatches: mpsc::Receiver<Dispatch>,
+        abandoned: std::sync::mpsc::Sender<RequestId>,
+        metrics: Arc<Metrics>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        Self { dispatches, abandoned, routes: BTreeMap::new(), metrics, shared }
+    }
+
+    /// Runs until the engine thread ends; then cuts what is left.
+    pub(super) async fn run(mut self) {
+        while let Some(dispatch) = self.dispatches.recv().await {
+            match dispatch {
+                Dispatch::Open(request_id, route) => drop(self.routes.insert(request_id, route)),
+                Dispatch::Step(events) => {
+                    events.into_iter().for_each(|event| self.deliver(event));
+                    self.end_abandoned();
+                }
+                Dispatch::Fail(done) => {
+                    let now = self.shared.now();
+                    std::mem::take(&mut self.routes).into_values().for_each(|route| route.fail(now, &self.metrics.requests));
+                    drop(done);
+                }
+            }
+        }
+        info!(num_requests = self.routes.len(), "engine stopped");
+        let now = self.shared.now();
+        self.routes.into_values().for_each(|route| route.end(FinishReason::Aborted, now, &self.metrics.requests));
+    }
+
+    /// Takes back every request whose reader has gone.
+    fn end_abandoned(&mut self) {
+        let now = self.shared.now();
+        for (request_id, route) in self.routes.extract_if(.., |_, route| route.is_abandoned()) {
+            debug!(%request_id, "reader has gone");
+            let _ = self.abandoned.send(request_id); // An engine that has ended holds no request.
+            route.end(FinishReason::Aborted, now, &self.metrics.requests);
+        }
+    }
+
+    /// Measures `event` and hands it to its reader. Events of requests that were taken back have no reader.
+    fn deliver(&mut self, event: EngineEvent) {
+        let now = self.shared.now();
+        let request_id = event.request_id();
+        let Some(route) = self.routes.get_mut(&request_id) else { return };
+        let mut finished = None;
+        match &event {
+            EngineEvent::Admitted { usage, at, .. } => route.admit(usage, *at, &self.metrics),
+            EngineEvent::Token { .. } => route.count_token(now, &self.metrics.requests),
+            EngineEvent::Finished { reason, usage, .. } => {
+                self.metrics.kv.count_reuse(usage);
+                finished = Some(*reason);
+            }
+            EngineEvent::PromptLogProbs { .. } => {}
+        }
+        let is_delivered = route.send(event);
+        let reason = match (finished, is_delivered) {
+            (Some(reason), _) => reason,
+            (None, true) => return,
+            (None, false) => {
+                debug!(%request_id, "reader has gone or fell behind");
+                let _ = self.abandoned.send(request_id); // An engine that has ended holds no request.
+                FinishReason::Aborted
+            }
+        };
+        if let Some(route) = self.routes.remove(&request_id) {
+            route.end(reason, now, &self.metrics.requests);
+        }
+    }
+}

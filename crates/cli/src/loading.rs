@@ -32,17 +32,8 @@ pub(crate) struct Loaded {
 pub(crate) fn load(config: &Config) -> anyhow::Result<Loaded> {
     // Before anything is fetched, because that may take minutes.
     let device = device(&config.engine);
-    device_options(&config.engine, device)?;
-    load_files(config, models::resolve(&config.model)?)
-}
-
-/// Loads the model in `files`, whatever model is configured.
-///
-/// # Errors
-/// If it cannot be read, or memory does not suffice.
-pub(crate) fn load_files(config: &Config, files: ModelFiles) -> anyhow::Result<Loaded> {
-    let device = device(&config.engine);
     let options = device_options(&config.engine, device)?;
+    let files = models::resolve(&config.model)?;
     let started = Instant::now();
     let model = load_weights(config, &files, device, options)?;
     Ok(Loaded { files, model, device, load_seconds: started.elapsed().as_secs_f64() })
@@ -77,7 +68,7 @@ fn load_weights(config: &Config, files: &ModelFiles, device: Device, options: De
     let (weights, path) = match &files.weights {
         Weights::Gguf(path) => (WeightFiles::Gguf(path.clone()), path),
         Weights::Safetensors(path) => (WeightFiles::Safetensors(path.clone()), path),
-        Weights::Random { config, seed } => (WeightFiles::Random { config: config.clone(), seed: *seed }, config),
+        Weights::Random(config) => (WeightFiles::Random { config: config.clone(), seed: 0 }, config),
     };
     let (max_num_batched_tokens, max_num_seqs) = config.engine.batch_limits(device);
     let options = LoadOptions {
@@ -152,9 +143,15 @@ pub(crate) fn scheduler_config(config: &Config, model: &LoadedModel) -> anyhow::
 /// # Errors
 /// If there is none, or it is of a kind that is not served.
 pub(crate) fn tokenizer(loaded: &mut Loaded) -> anyhow::Result<Tokenizer> {
-    let vocabulary = loaded.model.vocabulary.take();
+    let inside = loaded.model.vocabulary.take();
+    let (path, vocabulary) = match loaded.files.tokenizer.as_deref() {
+        Some(path) if path.extension().is_some_and(|extension| extension == "gguf") => {
+            (None, Some(runner::read_vocabulary(path)?))
+        }
+        path => (path, inside),
+    };
     let template = vocabulary.as_ref().and_then(|vocabulary| vocabulary.chat_template.clone());
-    let built = match (&loaded.files.tokenizer, vocabulary) {
+    let built = match (path, vocabulary) {
         (Some(path), _) => from_file(path)?,
         (None, Some(vocabulary)) => Tokenizer::from_gguf(convert(vocabulary)).context("the model's tokenizer")?,
         (None, None) => bail!("{} has no tokenizer: give one with --tokenizer", loaded.files.id),

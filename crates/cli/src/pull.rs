@@ -32,7 +32,6 @@ pub(crate) fn run(args: PullArgs) -> anyhow::Result<()> {
         config.name = model;
     }
     args.source.apply(&mut config);
-    let (Weights::Gguf(path) | Weights::Safetensors(path) | Weights::Random { config: path, .. }) =
-        models::resolve(&config)?.weights;
+    let (Weights::Gguf(path) | Weights::Safetensors(path) | Weights::Random(path)) = models::resolve(&config)?.weights;
     stdout::write(format!("{}\n", path.display()))
 }

@@ -27,7 +27,7 @@ pub use config::{Architecture, ModelConfig, RopeScaling};
 pub use embedding_table::EmbeddingTable;
 pub use error::LoadError;
 pub use kernels::cpu::{Adjustment, Distribution, KvDtype, RopeLayout};
-pub use load::{DeviceOptions, GpuOptions, LoadOptions, LoadedModel, WeightFiles, has_cuda_device, load};
+pub use load::{DeviceOptions, GpuOptions, LoadOptions, LoadedModel, WeightFiles, has_cuda_device, load, read_vocabulary};
 pub use model_runner::ModelRunner;
 pub use sampler::{SampleRow, Sampled};
 pub use timings::StepTimings;

@@ -1,6 +1,6 @@
 //! From files to a runner that is ready to execute.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokens::BlockSize;
@@ -118,6 +118,14 @@ pub fn load(options: &LoadOptions, progress: &mut dyn FnMut(f32)) -> Result<Load
         WeightFiles::Safetensors(folder) => build(options, &SafetensorsCheckpoint::open(folder)?, None, progress),
         WeightFiles::Random { config, seed } => build(options, &RandomCheckpoint::open(config, *seed)?, None, progress),
     }
+}
+
+/// The vocabulary in a GGUF file, whose weights are not read.
+///
+/// # Errors
+/// If the file is unreadable, or has none.
+pub fn read_vocabulary(path: &Path) -> Result<GgufVocabulary, LoadError> {
+    GgufCheckpoint::open(path)?.vocabulary()
 }
 
 fn build(

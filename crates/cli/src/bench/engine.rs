@@ -14,7 +14,7 @@ use self::batches::{BatchBench, DecodeSpeed};
 use self::latency::{Latency, LatencyBench};
 use self::load::{Load, LoadSpeed};
 use super::driver::Driver;
-use super::source::{BenchModelArgs, Source};
+use super::source::Source;
 use super::table;
 use crate::config::{ConfigArgs, KvCacheDtype};
 use crate::json_args::JsonArgs;
@@ -44,8 +44,6 @@ pub(crate) struct EngineBenchArgs {
     /// Measurements of each kind, of which the median counts
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     repeats: u32,
-    #[command(flatten)]
-    source: BenchModelArgs,
     #[command(flatten)]
     json: JsonArgs,
     #[command(flatten)]
@@ -77,7 +75,7 @@ struct EngineReport {
 pub(crate) fn run(args: &EngineBenchArgs) -> anyhow::Result<()> {
     let num_requests = args.throughput.map(|load| load.num_requests);
     let num_seqs = args.batches.iter().copied().chain(num_requests).max().unwrap_or(1) as usize;
-    let source = args.source.load(*args.config.clone(), num_seqs)?;
+    let source = Source::load(*args.config.clone(), num_seqs)?;
     let mut report = empty_report(args, &source);
     let vocab_size = source.vocab_size()?;
     let mut driver = Driver::new(source.scheduler, source.loaded.model.runner, vocab_size)?;

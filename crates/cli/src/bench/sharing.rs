@@ -14,7 +14,7 @@ use serde::Serialize;
 use self::beside::{Beside, Decoders};
 use self::composed::Donor;
 use super::driver::{Ask, Driver, Ran, millis};
-use super::source::BenchModelArgs;
+use super::source::Source;
 use super::stats::median;
 use super::table;
 use crate::config::{ConfigArgs, KvCacheDtype};
@@ -44,8 +44,6 @@ pub(crate) struct SharingBenchArgs {
     /// Measurements of each kind, of which the median counts
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     repeats: u32,
-    #[command(flatten)]
-    source: BenchModelArgs,
     #[command(flatten)]
     json: JsonArgs,
     #[command(flatten)]
@@ -115,7 +113,7 @@ const DECODER_STEPS: u32 = 256;
 /// If the model cannot be loaded, a length does not fit it, or nothing is reused.
 pub(crate) fn run(args: &SharingBenchArgs) -> anyhow::Result<()> {
     ensure!((0.5..1.0).contains(&args.moved_share), "--moved-share must be at least 0.5 and below 1, is {}", args.moved_share);
-    let source = args.source.load(*args.config.clone(), args.decoders as usize + 1)?;
+    let source = Source::load(*args.config.clone(), args.decoders as usize + 1)?;
     let mut report = SharingReport {
         model: source.loaded.files.id.clone(),
         threads: source.config.engine.num_threads(),

@@ -25,7 +25,7 @@ pub(crate) use device::Device;
 pub(crate) use duration::Millis;
 pub(crate) use engine::{EngineConfig, KvCacheDtype, Scheduling};
 pub(crate) use log::{LogConfig, LogFormat};
-pub(crate) use model::{ModelConfig, Secret, SourceArgs};
+pub(crate) use model::{LoadFormat, ModelConfig, Secret, SourceArgs};
 pub(crate) use repair::{Deviation, RepairSetting};
 pub(crate) use server::ServerConfig;
 pub(crate) use sharing::{EmbedderKind, KvSharing, SharingConfig};
@@ -214,7 +214,7 @@ mod tests {
 
     #[test]
     fn every_flag_reaches_its_setting() {
-        let flags = "--model m --revision r --served-model-name s --tokenizer t --cache-dir c --hub-offline --hub-token x --host h --port 1 \
+        let flags = "--model m --revision r --served-model-name s --load-format dummy --tokenizer t --cache-dir c --hub-offline --hub-token x --host h --port 1 \
                      --max-queue 2 --max-connections 3 --body-limit 4KiB --header-read-timeout 5s --body-read-timeout 6s --max-n 7 --keep-alive 8s --shutdown-timeout 6 --device cpu \
                      --threads 7 --kv-cache-memory 8MiB --host-kv-memory 16MiB --host-kv-bandwidth 3.5 --kv-cache-dtype f32 --max-num-batched-tokens 90 --max-num-seqs 10 --gpu-memory-utilization 0.5 \
                      --max-model-len 1100 --scheduling fcfs --max-overtake 12ms --kv-sharing off --repair impact@0.3 --max-deviation strict --min-span 130 --edits reuse --max-donors 14 --donor-ttl 15m --verify-share 0.5 --embedder bert --embedder-model e --api-keys k --secret-file s \

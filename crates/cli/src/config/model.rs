@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use clap::ValueEnum;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Auto, set};
@@ -20,7 +21,9 @@ pub(crate) struct ModelConfig {
     pub(crate) revision: String,
     /// Name in the API; the model's own by default.
     pub(crate) served_model_name: Auto<String>,
-    /// A `tokenizer.json` to use instead of the model's own.
+    /// Where the weights come from.
+    pub(crate) load_format: LoadFormat,
+    /// A `tokenizer.json`, or a GGUF file with a vocabulary, to use instead of the model's own.
     pub(crate) tokenizer: Auto<PathBuf>,
     /// Where catalogue models are kept.
     pub(crate) cache_dir: Auto<PathBuf>,
@@ -28,6 +31,16 @@ pub(crate) struct ModelConfig {
     pub(crate) hub_offline: bool,
     /// Access token for the hub; by default the one its own tools have stored.
     pub(crate) hub_token: Auto<Secret>,
+}
+
+/// Where the weights come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum LoadFormat {
+    /// From the model's files.
+    Auto,
+    /// Nowhere: random weights in the shape of its `config.json`, for measurements of speed.
+    Dummy,
 }
 
 /// A text that is never printed.
@@ -40,6 +53,7 @@ impl Default for ModelConfig {
             name: DEFAULT_MODEL.to_owned(),
             revision: "main".to_owned(),
             served_model_name: Auto::Auto,
+            load_format: LoadFormat::Auto,
             tokenizer: Auto::Auto,
             cache_dir: Auto::Auto,
             hub_offline: false,
@@ -115,7 +129,10 @@ pub(crate) struct ModelArgs {
     /// Name of the model in the API [default: its own]
     #[arg(long, env = "KVSHARE_SERVED_MODEL_NAME")]
     served_model_name: Option<String>,
-    /// A tokenizer.json to use instead of the model's own
+    /// `dummy`: random weights in the shape of the model's config.json, to measure speed without any
+    #[arg(long, env = "KVSHARE_LOAD_FORMAT", value_enum, value_name = "FORMAT")]
+    load_format: Option<LoadFormat>,
+    /// A tokenizer.json, or a GGUF file with a vocabulary, to use instead of the model's own
     #[arg(long, env = "KVSHARE_TOKENIZER", value_name = "FILE")]
     tokenizer: Option<PathBuf>,
 }
@@ -142,6 +159,7 @@ impl ModelArgs {
     pub(super) fn apply(self, config: &mut ModelConfig) {
         set(&mut config.name, self.model);
         set(&mut config.served_model_name, self.served_model_name.map(Auto::Set));
+        set(&mut config.load_format, self.load_format);
         set(&mut config.tokenizer, self.tokenizer.map(Auto::Set));
         self.source.apply(config);
     }

@@ -14,7 +14,7 @@ use anyhow::{Context, bail};
 
 pub(crate) use catalogue::{CatalogueModel, Wheel, catalogue};
 
-use crate::config::ModelConfig;
+use crate::config::{LoadFormat, ModelConfig};
 use hub::{Hub, RepoAt};
 
 /// The files of a model, all of them on this machine.
@@ -22,7 +22,7 @@ use hub::{Hub, RepoAt};
 pub(crate) struct ModelFiles {
     /// What to load.
     pub(crate) weights: Weights,
-    /// A `tokenizer.json`; without one the tokenizer is in the weights.
+    /// A `tokenizer.json` or a GGUF file; without one the tokenizer is in the weights, if they have one.
     pub(crate) tokenizer: Option<PathBuf>,
     /// Name in the API.
     pub(crate) id: String,
@@ -35,13 +35,8 @@ pub(crate) enum Weights {
     Gguf(PathBuf),
     /// In the safetensors files of a folder, with their `config.json`.
     Safetensors(PathBuf),
-    /// Made up, in the shape of a `config.json`: for measurements of speed.
-    Random {
-        /// The file, or its folder.
-        config: PathBuf,
-        /// The same seed gives the same weights.
-        seed: u64,
-    },
+    /// Made up, in the shape of this `config.json` or the one in this folder: for measurements of speed.
+    Random(PathBuf),
 }
 
 /// What the name of a model means.
@@ -57,16 +52,9 @@ enum ModelName<'a> {
 /// # Errors
 /// If the name means nothing, or its files cannot be had.
 pub(crate) fn resolve(config: &ModelConfig) -> anyhow::Result<ModelFiles> {
-    let (weights, id) = match parse_name(&config.name, Path::new(&config.name).exists())? {
-        ModelName::Local(path) => (local_weights(path)?, local_id(path)),
-        ModelName::Catalogue(name) => {
-            let model = catalogue::find(name).expect("parsing takes catalogue names from the catalogue");
-            (Weights::Gguf(fetch::fetch(model, config)?), name.to_owned())
-        }
-        ModelName::Hub { repo, file } => {
-            let at = RepoAt { repo, revision: &config.revision };
-            (Hub::new(config).weights(at, file)?, repo.to_owned())
-        }
+    let (weights, id) = match config.load_format {
+        LoadFormat::Auto => named(config)?,
+        LoadFormat::Dummy => dummy(Path::new(&config.name))?,
     };
     let tokenizer = match config.tokenizer.as_ref().set() {
         Some(path) if !path.is_file() => bail!("there is no tokenizer {}", path.display()),
@@ -77,10 +65,27 @@ pub(crate) fn resolve(config: &ModelConfig) -> anyhow::Result<ModelFiles> {
     Ok(ModelFiles { weights, tokenizer, id })
 }
 
+/// The weights that the configured name means, and the model's name in the API.
+fn named(config: &ModelConfig) -> anyhow::Result<(Weights, String)> {
+    Ok(match parse_name(&config.name, Path::new(&config.name).exists())? {
+        ModelName::Local(path) => (local_weights(path)?, local_id(path)),
+        ModelName::Catalogue(name) => {
+            let model = catalogue::find(name).expect("parsing takes catalogue names from the catalogue");
+            (Weights::Gguf(fetch::fetch(model, config)?), name.to_owned())
+        }
+        ModelName::Hub { repo, file } => {
+            let at = RepoAt { repo, revision: &config.revision };
+            (Hub::new(config).weights(at, file)?, repo.to_owned())
+        }
+    })
+}
+
 /// Random weights in the shape of the `config.json` at `config`, or in that folder. Text means nothing to them.
-pub(crate) fn random(config: &Path, seed: u64) -> ModelFiles {
-    let id = format!("random {}", local_id(config));
-    ModelFiles { weights: Weights::Random { config: config.to_owned(), seed }, tokenizer: None, id }
+fn dummy(config: &Path) -> anyhow::Result<(Weights, String)> {
+    if !config.exists() {
+        bail!("there is no config.json, and no folder with one, at {}", config.display());
+    }
+    Ok((Weights::Random(config.to_owned()), format!("random {}", local_id(config))))
 }
 
 /// `exists`: whether there is a file or folder of that name. It wins over the hub, as long as the catalogue has none.
@@ -135,10 +140,14 @@ fn local_id(path: &Path) -> String {
     name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
-/// The `tokenizer.json` of a safetensors folder. A GGUF file carries its own vocabulary.
+/// The `tokenizer.json` of a safetensors folder, or beside the shape of random weights. A GGUF file carries its own vocabulary.
 fn own_tokenizer(weights: &Weights) -> anyhow::Result<Option<PathBuf>> {
     match weights {
-        Weights::Gguf(_) | Weights::Random { .. } => Ok(None),
+        Weights::Gguf(_) => Ok(None),
+        Weights::Random(config) => {
+            let folder = if config.is_dir() { config } else { config.parent().unwrap_or(Path::new("")) };
+            Ok(Some(folder.join("tokenizer.json")).filter(|path| path.is_file()))
+        }
         Weights::Safetensors(folder) => {
             let path = folder.join("tokenizer.json");
             if !path.is_file() {
@@ -227,5 +236,21 @@ mod tests {
         assert_eq!((files.tokenizer, files.id), (Some(dir.path().join("other.json")), "mine".to_owned()));
         config.tokenizer = crate::config::Auto::Set(dir.path().join("missing.json"));
         assert!(resolve(&config).is_err());
+    }
+
+    #[test]
+    fn random_weights_take_the_tokenizer_beside_their_shape_if_there_is_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = dir.path().to_str().unwrap().to_owned();
+        let config = ModelConfig { name, load_format: LoadFormat::Dummy, ..ModelConfig::default() };
+        assert_eq!(resolve(&config).unwrap().tokenizer, None);
+        std::fs::write(dir.path().join("tokenizer.json"), "").unwrap();
+        let files = resolve(&config).unwrap();
+        assert_eq!(
+            (files.weights, files.tokenizer),
+            (Weights::Random(dir.path().to_owned()), Some(dir.path().join("tokenizer.json")))
+        );
+        let missing = resolve(&ModelConfig { name: "no/such".to_owned(), ..config }).unwrap_err().to_string();
+        assert!(missing.contains("no config.json"), "{missing}");
     }
 }

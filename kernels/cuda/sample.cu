@@ -23,7 +23,7 @@ constexpr int DECIDE_THREADS = 256, CHOOSE_THREADS = 512;
 constexpr int BUCKETS = 2048, BUCKETS_A_THREAD = BUCKETS / DECIDE_THREADS;
 constexpr float BUCKETS_A_UNIT = 16.f, LOWEST = -64.f;
 constexpr int MAX_CANDIDATES = 4096, CANDIDATES_A_THREAD = MAX_CANDIDATES / CHOOSE_THREADS;
-constexpr int MAX_TOP = 20;
+constexpr int MAX_TOP = 256;
 constexpr float ONE_MASS = 1099511627776.f;
 
 static_assert(MAX_CHUNKS <= DECIDE_THREADS, "a thread for each chunk");
@@ -768,17 +768,20 @@ __device__ uint32_t num_larger_in(const FlatRow &row, float logit) {
 
 // The likeliest tokens, from the sorted list if they are in it.
 __device__ void name_likeliest(const Request &r, const FlatRow &row, const Progress &progress, Likely *likely) {
-    for (int i = 0; i < r.num_top; i++) {
-        Likely one = {NONE, 0.f};
-        if (i < row.vocab && (progress.needed & TOP_LISTED)) {
-            one = {~(uint32_t)row.list[i], logit_of(row.list[i] >> 32)};
-        } else if (i < row.vocab) {
-            Place place = find_place(row, false, i + 1);
-            one = {place.token, logit_of(place.key)};
-        }
+    auto name = [&](int i, Likely one) {
         one.logprob = one.logprob - progress.largest - progress.log_total;
-        if (threadIdx.x == 0) likely[i] = one;
+        likely[i] = one;
+    };
+    int num_named = min(r.num_top, row.vocab);
+    if (progress.needed & TOP_LISTED) {
+        for (int i = threadIdx.x; i < num_named; i += CHOOSE_THREADS) name(i, {~(uint32_t)row.list[i], logit_of(row.list[i] >> 32)});
+    } else {
+        for (int i = 0; i < num_named; i++) {
+            Place place = find_place(row, false, i + 1);
+            if (threadIdx.x == 0) name(i, {place.token, logit_of(place.key)});
+        }
     }
+    for (int i = num_named + threadIdx.x; i < r.num_top; i += CHOOSE_THREADS) name(i, {NONE, 0.f});
 }
 
 // Grid (rows), CHOOSE_THREADS threads. `likely` is [rows][MAX_TOP]. Leaves counters and buckets zero.

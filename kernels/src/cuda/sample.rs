@@ -7,8 +7,8 @@ use cudarc::driver::{CudaFunction, CudaSlice, DevicePtr, DeviceRepr, PushKernelA
 use super::device::{Device, DeviceError, launch};
 use crate::cpu::{Adjustment, Distribution, RankedLogProb};
 
-/// Likeliest tokens that can be reported of a row at most; OpenAI's API allows as many.
-pub const MAX_TOP: usize = 20;
+/// Likeliest tokens that can be reported of a row at most: as many as the engine remembers of an answer that it verifies later.
+pub const MAX_TOP: usize = 256;
 
 /// Numbers of a row that a block of threads goes through, and the most blocks a row: as in `sample.cu`.
 const CHUNK: usize = 4096;
@@ -458,7 +458,7 @@ mod tests {
             for (top_k, top_p, min_p) in
                 [(0, 1.0, 0.0), (1, 1.0, 0.0), (50, 1.0, 0.0), (0, 0.9, 0.0), (0, 1.0, 0.05), (40, 0.8, 0.02), (2000, 0.95, 0.0)]
             {
-                for (draw, logprobs) in (0..num_draws).zip([None, Some(0), Some(5), Some(20), None].iter().cycle()) {
+                for (draw, logprobs) in (0..num_draws).zip([None, Some(0), Some(5), Some(20), Some(256)].iter().cycle()) {
                     let seed = cases.len() as u32 * 7 + draw;
                     let mut case = Case::new(vocab_size, spread, seed);
                     case.distribution = Distribution { temperature, top_k, top_p, min_p };

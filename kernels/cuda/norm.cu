@@ -37,14 +37,15 @@ extern "C" __global__ void add_rms_norm(float *hidden, const bf16 *delta, const 
     }
 }
 
-// packed[i] = hidden[rows[i]] + delta[rows[i]]; one block of threads a row. `width` is a multiple of 4.
+// packed[i] = hidden[rows[i]] + delta[rows[i]], or without delta if that is null; one block of threads a row. `width` is a multiple of 4.
 extern "C" __global__ void gather_sum(const float *hidden, const bf16 *delta, const uint32_t *rows, float *packed, int width) {
     size_t row = rows[blockIdx.x];
     const float4 *h = (const float4 *)(hidden + row * width);
     const bf16x2 *d = (const bf16x2 *)(delta + row * width);
     float4 *to = (float4 *)(packed + (size_t)blockIdx.x * width);
     for (int i = threadIdx.x; i < width / 4; i += blockDim.x) {
-        float2 low = __bfloat1622float2(d[2 * i]), high = __bfloat1622float2(d[2 * i + 1]);
+        float2 low = {}, high = {};
+        if (delta) low = __bfloat1622float2(d[2 * i]), high = __bfloat1622float2(d[2 * i + 1]);
         float4 x = h[i];
         to[i] = make_float4(x.x + low.x, x.y + low.y, x.z + high.x, x.w + high.y);
     }

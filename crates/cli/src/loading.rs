@@ -132,6 +132,7 @@ pub(crate) fn scheduler_config(config: &Config, model: &LoadedModel) -> anyhow::
         max_overtake: config.engine.max_overtake.get(),
         spans: config.sharing.spans(),
         max_donors: config.sharing.max_donors,
+        gate: config.sharing.gate(),
         verify_share: config.sharing.verify_share,
         donor_ttl: config.sharing.donor_ttl.set().map(Millis::get),
         ..engine::SchedulerConfig::new(model.num_blocks, max_model_len)

@@ -48,11 +48,11 @@ pub trait Backend: Send {
     /// If the device fails.
     fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), BackendError>;
 
-    /// Copies a span to its new positions in all layers, rotating its keys.
+    /// Copies spans to their new positions in all layers, rotating their keys. No slot is both a source and a destination.
     ///
     /// # Errors
     /// If the device fails.
-    fn move_span(&mut self, span: &SpanCopy) -> Result<(), BackendError>;
+    fn move_spans(&mut self, spans: &[SpanCopy]) -> Result<(), BackendError>;
 
     /// The layer-0 check of a moved span: the largest difference between its K or V and a fresh computation, relative to the
     /// fresh one's length, over its tokens.
@@ -83,6 +83,9 @@ pub trait Backend: Send {
     /// # Errors
     /// If the device fails.
     fn probe(&mut self, sequence: &ProbedSequence) -> Result<Vec<TokenDeviation>, BackendError>;
+
+    /// A new step begins. What a probe left for the rows it was made for can be used in the step after it, and not later.
+    fn begin_step(&mut self) {}
 
     /// Runs all rows of `batch` through all layers, writing their K and V to the pool. Hidden states stay on the device.
     ///

@@ -58,6 +58,7 @@ impl ModelRunner {
         }
         self.timings = StepTimings::default();
         let mut watch = Stopwatch::start();
+        self.backend.begin_step();
         self.backend.offload_blocks(&step.offloads)?;
         self.backend.zero_blocks(&step.block_zeroes)?;
         let transfer = self.backend.fetch_blocks(&step.fetches)?;
@@ -97,9 +98,7 @@ impl ModelRunner {
             return Ok(rejected);
         }
         let mut watch = Stopwatch::start();
-        for span in &step.span_copies {
-            self.backend.move_span(span)?;
-        }
+        self.backend.move_spans(&step.span_copies)?;
         self.timings.moves = watch.lap();
         let deviations = self.backend.span_deviations(&step.span_copies)?;
         self.timings.check = watch.lap();

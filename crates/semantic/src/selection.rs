@@ -5,7 +5,8 @@
 //! budget of tokens on the highest ones. Two kinds of measurement feed the scores: how far a token's K and V at an early layer are
 //! from a fresh computation, and how much attention it receives. [`RepairPolicy::probe`] says what a rule needs.
 
-use std::cmp::Reverse;
+use std::cmp::{Ordering, Reverse};
+use std::collections::BinaryHeap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -343,10 +344,12 @@ pub fn select_rows(repair: Repair, prompt_len: u32, reused: &[TokenRange], measu
         return SelectedRows { ranges: Vec::new(), deviation: deviation as f32 };
     }
     let mut budget = (f64::from(repair.ratio) * f64::from(prompt_len)).round() as u32;
-    let mut runs = scored_runs(repair.policy, reused, measured);
-    runs.sort_by_key(|run| (Reverse(run.score), run.range));
+    // Few are taken of many, so they are not sorted.
+    let mut runs = BinaryHeap::from(scored_runs(repair.policy, reused, measured));
     let mut chosen = Vec::new();
-    for run in runs {
+    while budget > 0
+        && let Some(run) = runs.pop()
+    {
         if deviation <= f64::from(repair.max_deviation) && repair.max_deviation > 0.0 {
             break;
         }
@@ -362,29 +365,32 @@ pub fn select_rows(repair: Repair, prompt_len: u32, reused: &[TokenRange], measu
 
 struct Run {
     range: TokenRange,
-    /// Mean over its tokens.
-    score: Score,
+    /// Mean over its tokens; what is not a number comes last.
+    score: f32,
     /// `‖ΔV‖₂²`, summed over its tokens.
     deviation: f32,
 }
 
-/// A score with an order; what is not a number comes last.
-#[derive(Clone, Copy, PartialEq)]
-struct Score(f32);
+/// The higher score is the greater one, then the earlier run. There is one at each place.
+impl Ord for Run {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.score.total_cmp(&other.score).then(Reverse(self.range).cmp(&Reverse(other.range)))
+    }
+}
 
-impl Eq for Score {}
-
-impl PartialOrd for Score {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+impl PartialOrd for Run {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl Ord for Score {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.0.total_cmp(&other.0)
+impl PartialEq for Run {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
     }
 }
+
+impl Eq for Run {}
 
 fn scored_runs(policy: RepairPolicy, reused: &[TokenRange], measured: &[TokenDeviation]) -> Vec<Run> {
     let mut runs = Vec::new();
@@ -396,7 +402,7 @@ fn scored_runs(policy: RepairPolicy, reused: &[TokenRange], measured: &[TokenDev
             rest = behind;
             let sum: f32 = run.positions().zip(of_run).map(|(position, found)| policy.score(position, found)).sum();
             let mean = sum / run.len() as f32;
-            let score = Score(if mean.is_nan() { f32::NEG_INFINITY } else { mean });
+            let score = if mean.is_nan() { f32::NEG_INFINITY } else { mean };
             let deviation = of_run.iter().map(|found| found.value_l2 * found.value_l2).sum();
             runs.push(Run { range: run, score, deviation });
         }

@@ -96,7 +96,7 @@ impl Norm {
         self.launch_rms_norm(hidden, delta, weight, epsilon, Some(rows), normed, num_rows)
     }
 
-    /// `packed[i] = hidden[rows[i]] + delta[rows[i]]`, rows of `width` numbers.
+    /// `packed[i] = hidden[rows[i]] + delta[rows[i]]`, rows of `width` numbers. Without `delta` nothing is added.
     ///
     /// # Errors
     /// If the launch fails.
@@ -106,15 +106,21 @@ impl Norm {
     pub fn gather_sum(
         &self,
         hidden: &CudaSlice<f32>,
-        delta: &CudaSlice<bf16>,
+        delta: Option<&CudaSlice<bf16>>,
         rows: &CudaView<'_, u32>,
         packed: &mut CudaSlice<f32>,
         width: usize,
     ) -> Result<(), DeviceError> {
-        assert!(packed.len() >= rows.len() * width && delta.len() == hidden.len() && width.is_multiple_of(4));
-        let columns = width as i32;
+        assert!(packed.len() >= rows.len() * width && width.is_multiple_of(4), "results lie in their buffer");
+        assert!(delta.is_none_or(|delta| delta.len() == hidden.len()), "there is something to add");
+        let (columns, none) = (width as i32, 0u64);
         let mut call = self.device.stream().launch_builder(&self.gather_sum);
-        call.arg(hidden).arg(delta).arg(rows).arg(packed).arg(&columns);
+        call.arg(hidden);
+        match delta {
+            Some(delta) => call.arg(delta),
+            None => call.arg(&none),
+        };
+        call.arg(rows).arg(packed).arg(&columns);
         // SAFETY: results lie in their buffer, as asserted; rows that are named are those of a step, which the buffers hold.
         unsafe { call.launch(launch((rows.len(), 1, 1), THREADS, 0)) }?;
         Ok(())
@@ -181,7 +187,7 @@ mod tests {
         let on_rows = device.upload(&rows).unwrap();
         norm.rms_norm_of_rows(&mut on_device, None, &weight, 1e-6, &on_rows.as_view(), &mut of_rows, rows.len()).unwrap();
         let mut packed = device.upload(&vec![f32::NAN; rows.len() * width]).unwrap();
-        norm.gather_sum(&on_device, &delta, &on_rows.as_view(), &mut packed, width).unwrap();
+        norm.gather_sum(&on_device, Some(&delta), &on_rows.as_view(), &mut packed, width).unwrap();
         let twice: Vec<f32> = sum.iter().zip(&added).map(|(sum, delta)| sum + delta).collect();
         let twice: Vec<f32> = rows.iter().flat_map(|row| &twice[*row as usize * width..][..width]).copied().collect();
         assert_eq!(device.download(&packed).unwrap(), twice);

@@ -25,6 +25,8 @@ pub(crate) struct SharingConfig {
     pub(crate) tail_tokens: u32,
     /// Shorter prompts neither give nor take spans.
     pub(crate) min_prompt: u32,
+    /// Time that reuse has to save, by prediction.
+    pub(crate) min_saved: Millis,
     /// What becomes of equal text behind a change inside its own paragraph.
     pub(crate) edits: Edits,
     /// Earlier prompts remembered as donors.
@@ -88,6 +90,7 @@ impl Default for SharingConfig {
             head_tokens: 16,
             tail_tokens: 16,
             min_prompt: 128,
+            min_saved: Millis(5),
             edits: Edits::Recompute,
             max_donors: 10_000,
             donor_ttl: Auto::Auto,
@@ -106,6 +109,11 @@ impl SharingConfig {
             repair: self.repair.0,
             max_deviation: self.max_deviation.as_ref().set().map(Deviation::bound),
         }
+    }
+
+    /// Whether reuse pays.
+    pub(crate) fn gate(&self) -> semantic::Gate {
+        semantic::Gate { min_saved_ms: self.min_saved.0 as f64, ..semantic::Gate::default() }
     }
 
     /// As the planner of spans takes it; not yet checked.
@@ -197,6 +205,9 @@ pub(crate) struct SharingArgs {
     /// Shortest run of equal tokens reused away from its place [default: 64]
     #[arg(long, env = "KVSHARE_MIN_SPAN", value_name = "TOKENS")]
     min_span: Option<u32>,
+    /// Time that reuse has to save, by prediction [default: 5ms]
+    #[arg(long, env = "KVSHARE_MIN_SAVED", value_name = "TIME")]
+    min_saved: Option<Millis>,
     /// What becomes of equal text behind a change inside its own paragraph [default: recompute]
     #[arg(long, env = "KVSHARE_EDITS", value_enum)]
     edits: Option<Edits>,
@@ -221,6 +232,7 @@ impl SharingArgs {
     pub(super) fn apply(self, config: &mut SharingConfig) {
         set(&mut config.mode, self.kv_sharing);
         set(&mut config.min_span, self.min_span);
+        set(&mut config.min_saved, self.min_saved);
         set(&mut config.edits, self.edits);
         set(&mut config.max_donors, self.max_donors);
         set(&mut config.repair, self.repair);

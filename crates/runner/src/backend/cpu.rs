@@ -105,18 +105,20 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn move_span(&mut self, span: &SpanCopy) -> Result<(), BackendError> {
+    fn move_spans(&mut self, spans: &[SpanCopy]) -> Result<(), BackendError> {
         let ids = |blocks: &[BlockId]| blocks.iter().map(|block| block.0).collect::<Vec<u32>>();
-        let (src_blocks, dst_blocks) = (ids(&span.src_blocks), ids(&span.dst_blocks));
-        let span = SpanMove {
-            src_blocks: &src_blocks,
-            src_pos: span.src_pos as usize,
-            dst_blocks: &dst_blocks,
-            dst_pos: span.dst_pos as usize,
-            len: span.token_ids.len(),
-        };
-        let (threads, rope) = (&self.threads, &self.rope);
-        threads.for_each_mut(&mut self.kv, |layer| layer.move_span(threads.isa(), span, rope));
+        for span in spans {
+            let (src_blocks, dst_blocks) = (ids(&span.src_blocks), ids(&span.dst_blocks));
+            let span = SpanMove {
+                src_blocks: &src_blocks,
+                src_pos: span.src_pos as usize,
+                dst_blocks: &dst_blocks,
+                dst_pos: span.dst_pos as usize,
+                len: span.token_ids.len(),
+            };
+            let (threads, rope) = (&self.threads, &self.rope);
+            threads.for_each_mut(&mut self.kv, |layer| layer.move_span(threads.isa(), span, rope));
+        }
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 mod activations;
 mod decode;
 mod decoder;
+mod kept;
 mod place;
 mod prefill;
 mod probe;
@@ -22,6 +23,7 @@ use tokens::BlockId;
 use self::activations::MAX_LOGIT_ROWS;
 use self::decode::DecodeGraphs;
 use self::decoder::{Decoder, StepRows};
+use self::kept::{KeptRows, Resumed};
 use self::step::{BLOCK, Step};
 use self::watch::Watched;
 use super::{Backend, BackendError, sample_on_host};
@@ -44,6 +46,7 @@ pub struct CudaBackend {
     /// New minus old of the rows that others follow.
     differences: CudaSlice<f32>,
     sampler: Sampler,
+    kept: KeptRows,
     /// The last step, for those who ask for its rows.
     step: Step,
     watched: Vec<Watched>,
@@ -85,17 +88,22 @@ impl CudaBackend {
         Ok(found)
     }
 
-    /// Runs any step, launch by launch.
-    fn run_step(&mut self, step: &Step, batch: &InputBatch) -> Result<(), DeviceError> {
+    /// Runs any step, launch by launch; from a later layer on if it is `resumed`.
+    fn run_step(&mut self, step: &Step, batch: &InputBatch, resumed: Option<Resumed>) -> Result<(), DeviceError> {
         let layers = self.decoder.config.num_layers;
+        let first_layer = resumed.as_ref().map_or(0, |resumed| resumed.layer);
         let followers = self.upload_followers(step, batch)?;
         let rows = self.upload_step(step)?;
         let mut watched = self.watch(step, batch)?;
-        let Self { decoder, pool, upload, extra, differences, .. } = self;
+        let resumed = resumed.map(|resumed| self.put_extra([resumed.rows.len()], |[list]| list.copy_from_slice(&resumed.rows)));
+        let Self { decoder, pool, upload, extra, differences, kept, device, .. } = self;
         let last = step.wanted.is_some().then(|| (rows.last(upload), upload.words(rows.wanted.clone())));
         let rows = rows.on(upload);
-        decoder.embed(&rows)?;
-        for i in 0..layers {
+        match resumed.transpose()? {
+            None => decoder.embed(&rows)?,
+            Some([list]) => decoder.resume(device, kept.hidden(), &extra.words(list))?,
+        }
+        for i in first_layer..layers {
             let mut following = followers.as_ref().map(|followers| followers.on(extra, differences));
             if let Some((last, wanted)) = last.as_ref().filter(|_| i + 1 == layers) {
                 decoder.last_layer(i, last, wanted, pool, following.as_mut())?;
@@ -169,8 +177,8 @@ impl Backend for CudaBackend {
         Ok(())
     }
 
-    fn move_span(&mut self, span: &SpanCopy) -> Result<(), BackendError> {
-        Ok(self.move_one_span(span)?)
+    fn move_spans(&mut self, spans: &[SpanCopy]) -> Result<(), BackendError> {
+        Ok(self.move_all_spans(spans)?)
     }
 
     fn span_deviation(&mut self, span: &SpanCopy) -> Result<f32, BackendError> {
@@ -191,6 +199,10 @@ impl Backend for CudaBackend {
         Ok(self.run_probe(sequence)?)
     }
 
+    fn begin_step(&mut self) {
+        self.kept.begin_step();
+    }
+
     fn forward(&mut self, batch: &InputBatch) -> Result<(), BackendError> {
         let is_plain = batch.sequences.iter().all(|sequence| !sequence.watch && sequence.drift.is_empty());
         let is_watched = batch.sequences.iter().any(|sequence| sequence.watch);
@@ -201,7 +213,8 @@ impl Backend for CudaBackend {
             if let Some(rows) = batch.logit_rows.as_deref().filter(|_| !is_watched) {
                 step.want(rows);
             }
-            self.run_step(&step, batch)?;
+            let resumed = self.kept.resumed(batch, &step).filter(|_| !is_watched);
+            self.run_step(&step, batch, resumed)?;
         }
         self.step = step;
         Ok(())

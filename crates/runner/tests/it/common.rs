@@ -193,7 +193,7 @@ impl World {
 
     pub(crate) fn move_span(&mut self, src: &[BlockId], src_pos: u32, dst: &[BlockId], dst_pos: u32, tokens: &[u32]) {
         let span = Self::span(src, src_pos, dst, dst_pos, tokens);
-        self.backend.move_span(&span).unwrap();
+        self.backend.move_spans(&[span]).unwrap();
     }
 
     pub(crate) fn copy_block(&mut self, src: BlockId, dst: BlockId, num_tokens: u32) {

@@ -454,8 +454,8 @@ impl Backend for Distrusting {
     fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), BackendError> {
         self.0.copy_blocks(copies)
     }
-    fn move_span(&mut self, span: &SpanCopy) -> Result<(), BackendError> {
-        self.0.move_span(span)
+    fn move_spans(&mut self, spans: &[SpanCopy]) -> Result<(), BackendError> {
+        self.0.move_spans(spans)
     }
     fn span_deviation(&mut self, _span: &SpanCopy) -> Result<f32, BackendError> {
         Ok(f32::NAN)

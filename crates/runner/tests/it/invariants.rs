@@ -447,7 +447,7 @@ pub(crate) fn a_span_copy_names_blocks(world: &mut World) {
         dst_pos: 5 * BLOCK + 8,
         token_ids: tokens[40..90].iter().map(|id| TokenId(*id)).collect(),
     };
-    world.backend.move_span(&span).unwrap();
+    world.backend.move_spans(std::slice::from_ref(&span)).unwrap();
     assert!(world.backend.span_deviation(&span).unwrap() < world.rounding.stored.max(1e-5));
 }
 

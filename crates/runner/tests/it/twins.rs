@@ -7,7 +7,7 @@ use crate::common::{NUM_BLOCKS, SEED, World, distance};
 use crate::engine::{self, Answer, Engine};
 use crate::gpu::{self, families};
 use crate::invariants::{ALL_READERS, donor_and_target, probe_of};
-use ::engine::{Drift, KvSharingMode, Repair, SamplingParams, SpanOutcome};
+use ::engine::{Drift, KvSharingMode, Readers, Repair, SamplingParams, SpanOutcome};
 use runner::testing::{tiny_backend, tiny_cuda_backend};
 use runner::{KvDtype, ModelConfig};
 use tokens::{BlockId, TokenId};
@@ -212,6 +212,30 @@ fn cuda_a_probe_measures_what_the_cpu_does() {
             }
             let rest: Vec<usize> = (357..target.len()).collect();
             twins.batch(&format!("after a probe with {readers:?}"), &[(&target, &table, &rest)]);
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn cuda_rows_go_on_where_their_probe_ended() {
+    on_all_families(|twins| {
+        let donor = twins.cpu.prompt(170, 1);
+        let target = [twins.cpu.prompt(40, 2), donor[70..150].to_vec(), twins.cpu.prompt(30, 3)].concat();
+        let rows: Vec<usize> = (40..150).filter(|row| row % 3 != 0 || *row >= 120).collect();
+        // The step after the probe, and a later one, which begins anew.
+        for num_steps in [1, 2] {
+            twins.both(World::clear);
+            let (donor_table, table) = (twins.table(170), twins.table(target.len()));
+            twins.fill(&donor, &donor_table, 0..170);
+            twins.fill(&target, &table, 0..40);
+            twins.both(|world| world.move_span(&donor_table, 70, &table, 40, &target[40..120]));
+            let probe = probe_of(&target, &table, 40..120, Readers::AllRows);
+            twins.both(|world| world.backend.probe(&probe).unwrap());
+            for _ in 0..num_steps {
+                twins.both(|world| world.backend.begin_step());
+            }
+            twins.batch(&format!("{num_steps} steps after a probe"), &[(&target, &table, &rows)]);
         }
     });
 }

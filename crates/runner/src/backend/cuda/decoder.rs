@@ -114,6 +114,13 @@ impl Decoder {
         self.kernels.norm.embed(&self.weights.embedding, &rows.token_ids, &mut a.hidden, rows.num_rows, self.config.hidden_size)
     }
 
+    /// `hidden[i] = kept[rows[i]]`, to which nothing is left to add.
+    pub(super) fn resume(&mut self, device: &Device, kept: &CudaSlice<f32>, rows: &CudaView<'_, u32>) -> Result<(), DeviceError> {
+        let (a, width) = (&mut self.activations, self.config.hidden_size);
+        device.stream().memset_zeros(&mut a.delta.slice_mut(..rows.len() * width))?;
+        self.kernels.norm.gather_sum(kept, None, rows, &mut a.hidden, width)
+    }
+
     /// All of one layer. What it adds last stays in `delta` for the next norm.
     pub(super) fn layer(
         &mut self,
@@ -221,7 +228,7 @@ impl Decoder {
         self.attend(i, rows, pool, false)?;
         let (config, layer, a) = (&self.config, &self.weights.layers[i], &mut self.activations);
         let norm = &self.kernels.norm;
-        norm.gather_sum(&a.hidden, &a.delta, wanted, &mut a.packed, config.hidden_size)?;
+        norm.gather_sum(&a.hidden, Some(&a.delta), wanted, &mut a.packed, config.hidden_size)?;
         let (weight, epsilon) = (&layer.feed_forward_norm, config.rms_norm_eps);
         norm.add_rms_norm(&mut a.packed, None, weight, epsilon, &mut a.normed, wanted.len())?;
         self.multiply_feed_forward(i, wanted.len())

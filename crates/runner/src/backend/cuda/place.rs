@@ -11,6 +11,7 @@ use super::CudaBackend;
 use super::activations::{Activations, MAX_LOGIT_ROWS};
 use super::decode::{self, Bucket, DecodeGraphs};
 use super::decoder::{Decoder, Kernels};
+use super::kept::KeptRows;
 use super::step::{BLOCK, Step};
 use super::weights::Weights;
 use crate::checkpoint::{self, Checkpoint, Role};
@@ -91,6 +92,7 @@ struct Buffers {
     sampler: Sampler,
     differences: CudaSlice<f32>,
     graphs: DecodeGraphs,
+    kept: KeptRows,
 }
 
 impl Buffers {
@@ -102,6 +104,7 @@ impl Buffers {
             sampler: Sampler::new(device, MAX_LOGIT_ROWS)?,
             differences: device.zeros(largest.num_rows * 2 * config.num_kv_heads * config.head_dim)?,
             graphs: DecodeGraphs::new(largest.num_sequences),
+            kept: KeptRows::new(device, largest.num_rows, config.hidden_size)?,
         })
     }
 }
@@ -109,7 +112,7 @@ impl Buffers {
 /// A backend with an empty pool of `num_blocks` blocks.
 fn assemble(device: Arc<Device>, decoder: Decoder, buffers: Buffers, num_blocks: usize) -> Result<CudaBackend, DeviceError> {
     let ModelConfig { num_layers, num_kv_heads, head_dim, .. } = decoder.config;
-    let Buffers { upload, extra, sampler, differences, graphs } = buffers;
+    let Buffers { upload, extra, sampler, differences, graphs, kept } = buffers;
     let shape = PoolShape { num_layers, num_blocks, num_kv_heads, head_dim };
     Ok(CudaBackend {
         pool: Pool::new(&device, shape)?,
@@ -122,6 +125,7 @@ fn assemble(device: Arc<Device>, decoder: Decoder, buffers: Buffers, num_blocks:
         sampler,
         differences,
         graphs,
+        kept,
         decoder,
         device,
     })

@@ -70,6 +70,9 @@ impl CudaBackend {
                 decoder.layer(i, &rows.on(upload), pool, None, false)?;
             }
             decoder.project(check_layer, positions.len())?;
+            if positions.len() == all.len() {
+                self.kept.keep(&self.device, sequence, check_layer, &decoder.activations.hidden)?;
+            }
             decoder.rotate(check_layer, &rows.on(upload))?;
             deviations.extend(self.deviations(check_layer, sequence, positions, &rows)?);
             let Self { decoder, pool, upload, .. } = self;

@@ -16,21 +16,29 @@ use crate::InputBatch;
 pub(super) const MEASURES: usize = 6;
 
 impl CudaBackend {
-    pub(super) fn move_one_span(&mut self, span: &SpanCopy) -> Result<(), DeviceError> {
-        let len = span.token_ids.len();
-        let delta = i64::from(span.dst_pos) - i64::from(span.src_pos);
-        let rotation: Vec<u32> = self.decoder.rope.rotation(delta).flat_map(|pair| pair.map(f32::to_bits)).collect();
-        let ranges = self.put_extra([len, len, len, rotation.len()], |[from, to, spans, rotations]| {
-            (0..len).for_each(|i| from[i] = slot_of(&span.src_blocks, span.src_pos, i));
-            (0..len).for_each(|i| to[i] = slot_of(&span.dst_blocks, span.dst_pos, i));
-            spans.fill(0);
-            rotations.copy_from_slice(&rotation);
+    /// One launch for all of them.
+    pub(super) fn move_all_spans(&mut self, spans: &[SpanCopy]) -> Result<(), DeviceError> {
+        let len = spans.iter().map(|span| span.token_ids.len()).sum();
+        let delta = |span: &SpanCopy| i64::from(span.dst_pos) - i64::from(span.src_pos);
+        let rotation = |span| self.decoder.rope.rotation(delta(span)).flat_map(|pair| pair.map(f32::to_bits));
+        let rotations: Vec<u32> = spans.iter().flat_map(rotation).collect();
+        let ranges = self.put_extra([len, len, len, rotations.len()], |[from, to, of, to_rotations]| {
+            let mut row = 0;
+            for (i, span) in (0..).zip(spans) {
+                for token in 0..span.token_ids.len() {
+                    from[row] = slot_of(&span.src_blocks, span.src_pos, token);
+                    to[row] = slot_of(&span.dst_blocks, span.dst_pos, token);
+                    of[row] = i;
+                    row += 1;
+                }
+            }
+            to_rotations.copy_from_slice(&rotations);
         })?;
-        let [from, to, spans, rotations] = ranges;
+        let [from, to, of, rotations] = ranges;
         let tokens = MovedTokens {
             src_slots: self.extra.words(from),
             dst_slots: self.extra.words(to),
-            spans: self.extra.words(spans),
+            spans: self.extra.words(of),
             rotations: self.extra.view(rotations),
         };
         self.decoder.kernels.spans.move_tokens(&mut self.pool, &tokens, self.decoder.config.rope_layout)

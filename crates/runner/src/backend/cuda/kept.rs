@@ -1,0 +1,182 @@
+//! Residual streams of probed rows: the step that recomputes some of them goes on from there.
+//!
+//! A probe computes all rows up to its check layer, and leaves exact keys and values of the layers before in the pool. Rows that are
+//! chosen by it and run in the next step, with no others beside them, need not go through those layers again.
+
+use engine::ProbedSequence;
+use kernels::cuda::{CudaSlice, Device, DeviceError};
+
+use super::step::Step;
+use crate::InputBatch;
+
+/// What probes left.
+pub(super) struct KeptRows {
+    /// `[rows, hidden]`, with what the layers before the check layer add.
+    hidden: CudaSlice<f32>,
+    width: usize,
+    places: Places,
+}
+
+/// Which rows are kept, and where.
+#[derive(Default)]
+struct Places {
+    max_rows: usize,
+    /// Of probes of the last step.
+    usable: Vec<Kept>,
+    /// Of those of this step.
+    new: Vec<Kept>,
+}
+
+/// Rows of one probe.
+struct Kept {
+    /// Names the sequence: blocks behind a prefix hit are its own.
+    block_table: Vec<u32>,
+    first_position: u32,
+    num_rows: usize,
+    /// Row of the first position.
+    first_row: usize,
+    /// They go on in this layer.
+    layer: usize,
+}
+
+/// Where the rows of a step go on.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Resumed {
+    pub(super) layer: usize,
+    /// Kept row of each row of the step.
+    pub(super) rows: Vec<u32>,
+}
+
+impl KeptRows {
+    pub(super) fn new(device: &Device, max_rows: usize, width: usize) -> Result<Self, DeviceError> {
+        Ok(Self { hidden: device.zeros(max_rows * width)?, width, places: Places { max_rows, ..Places::default() } })
+    }
+
+    pub(super) fn hidden(&self) -> &CudaSlice<f32> {
+        &self.hidden
+    }
+
+    pub(super) fn begin_step(&mut self) {
+        self.places.begin_step();
+    }
+
+    /// Keeps all rows of a probe, the first of `hidden`, if there is room.
+    pub(super) fn keep(
+        &mut self,
+        device: &Device,
+        sequence: &ProbedSequence,
+        layer: usize,
+        hidden: &CudaSlice<f32>,
+    ) -> Result<(), DeviceError> {
+        let Some(first_row) = self.places.take(sequence, layer) else { return Ok(()) };
+        let len = sequence.token_ids.len() * self.width;
+        let mut to = self.hidden.slice_mut(first_row * self.width..first_row * self.width + len);
+        Ok(device.stream().memcpy_dtod(&hidden.slice(..len), &mut to)?)
+    }
+
+    /// Where `step`, made of `batch`, goes on, if all its rows were kept in the last step.
+    pub(super) fn resumed(&self, batch: &InputBatch, step: &Step) -> Option<Resumed> {
+        self.places.resumed(batch, step)
+    }
+}
+
+impl Places {
+    /// What is not used in the step after its probe is of no use: the sequence may have lost its blocks.
+    fn begin_step(&mut self) {
+        self.usable = std::mem::take(&mut self.new);
+    }
+
+    /// Room for the rows of a probe, behind those that are kept already.
+    fn take(&mut self, sequence: &ProbedSequence, layer: usize) -> Option<usize> {
+        let num_rows = sequence.token_ids.len();
+        let first_row = self.usable.iter().chain(&self.new).map(|kept| kept.first_row + kept.num_rows).max().unwrap_or(0);
+        if layer == 0 || first_row + num_rows > self.max_rows {
+            return None;
+        }
+        let block_table = sequence.block_table.iter().map(|block| block.0).collect();
+        self.new.push(Kept { block_table, first_position: sequence.first_position, num_rows, first_row, layer });
+        Some(first_row)
+    }
+
+    fn resumed(&self, batch: &InputBatch, step: &Step) -> Option<Resumed> {
+        let layer = self.usable.first()?.layer;
+        let mut rows = vec![0; step.num_rows()];
+        for sequence in &batch.sequences {
+            let is_of_it = |kept: &&Kept| kept.layer == layer && kept.block_table.starts_with(&sequence.block_table);
+            let kept = self.usable.iter().find(is_of_it)?;
+            for row in sequence.first_row..sequence.first_row + sequence.num_rows {
+                let idx = batch.positions[row].checked_sub(kept.first_position)? as usize;
+                if idx >= kept.num_rows {
+                    return None;
+                }
+                rows[step.places[row] as usize] = (kept.first_row + idx) as u32;
+            }
+        }
+        Some(Resumed { layer, rows })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use engine::{Probe, Readers, Row};
+    use tokens::{BlockId, BlockSize, RequestId, TokenId};
+
+    use super::*;
+
+    /// A probe of all positions of a sequence with this table from `first_position` on.
+    fn probe(table: &[u32], first_position: u32, num_tokens: usize) -> ProbedSequence {
+        ProbedSequence {
+            request_id: RequestId(0),
+            token_ids: vec![TokenId(5); num_tokens],
+            first_position,
+            reused: Vec::new(),
+            block_table: table.iter().map(|&block| BlockId(block)).collect(),
+            probe: Probe { check_layer: 1, readers: Readers::None },
+        }
+    }
+
+    /// Kept rows of a step of sequences, each of a table and its positions.
+    #[track_caller]
+    fn check(places: &Places, sequences: &[(&[u32], &[u32])], expected: Option<&[u32]>) {
+        let mut batch = InputBatch::default();
+        for (table, positions) in sequences {
+            let rows: Vec<Row> = positions.iter().map(|&position| Row { token: TokenId(5), position }).collect();
+            batch.push(&rows, table.to_vec(), BlockSize::DEFAULT);
+        }
+        let found = places.resumed(&batch, &Step::new(&batch));
+        assert_eq!(found, expected.map(|rows| Resumed { layer: 1, rows: rows.to_vec() }));
+    }
+
+    #[test]
+    fn rows_of_probes_are_found_in_the_step_after_and_not_later() {
+        let mut places = Places { max_rows: 100, ..Places::default() };
+        assert_eq!(places.take(&probe(&[4, 7, 2], 32, 40), 1), Some(0));
+        assert_eq!(places.take(&probe(&[9], 0, 30), 1), Some(40));
+        check(&places, &[(&[4, 7], &[33])], None);
+        places.begin_step();
+        check(&places, &[(&[4, 7], &[32, 40]), (&[9], &[29])], Some(&[69, 0, 8]));
+        places.begin_step();
+        check(&places, &[(&[4, 7], &[32, 40])], None);
+    }
+
+    #[test]
+    fn a_step_with_other_rows_begins_anew() {
+        let mut places = Places { max_rows: 100, ..Places::default() };
+        places.take(&probe(&[4, 7, 2], 32, 40), 1);
+        places.begin_step();
+        for other in [(&[4, 7][..], &[31, 33][..]), (&[4, 7, 2], &[72]), (&[4, 8], &[33])] {
+            check(&places, &[other], None);
+            check(&places, &[(&[4, 7], &[33]), other], None);
+        }
+    }
+
+    #[test]
+    fn what_is_in_use_is_not_overwritten() {
+        let mut places = Places { max_rows: 100, ..Places::default() };
+        assert_eq!((places.take(&probe(&[1], 0, 32), 0), places.take(&probe(&[1], 0, 60), 1)), (None, Some(0)));
+        places.begin_step();
+        assert_eq!((places.take(&probe(&[2], 0, 60), 1), places.take(&probe(&[2], 0, 40), 1)), (None, Some(60)));
+        places.begin_step();
+        assert_eq!(places.take(&probe(&[3], 0, 60), 1), None);
+    }
+}

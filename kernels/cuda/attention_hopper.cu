@@ -9,7 +9,7 @@
 
 constexpr int THREADS = 384;
 
-// As cuda::attention_hopper::Arguments. Either `out` (and `lse` unless null), or the parts of `num_splits` splits.
+// As cuda::attention_hopper::Arguments. Either `out` (and `lse` unless null), or `lse` alone, or the parts of `num_splits` splits.
 struct Arguments {
     const uint32_t *positions;
     const Tile *tiles;
@@ -88,7 +88,8 @@ __device__ __forceinline__ bool find_item(const Arguments &a, int round, Item &i
     return true;
 }
 
-template <int HD>
+// SUMS: whether values are read; without them, only the logarithms of the rows' sums are found.
+template <int HD, bool SUMS>
 __device__ __forceinline__ void load_items(const Arguments &a, const TensorMap *q_map, const TensorMap *k_map, const TensorMap *v_map,
                                            const Shared<HD> &shared) {
     constexpr int HALVES = HD / 64, BLOCKS = TILE_KEYS / BLOCK;
@@ -137,10 +138,10 @@ __device__ __forceinline__ void load_items(const Arguments &a, const TensorMap *
         for (int i = item.begin + 1; i < item.end; i++) {
             int next = pool_row(i);
             copy_k(next);
-            copy_v(row);
+            if (SUMS) copy_v(row);
             row = next;
         }
-        copy_v(row);
+        if (SUMS) copy_v(row);
     }
 }
 
@@ -218,7 +219,7 @@ __device__ __forceinline__ void clear_values(uint32_t v, int num_keys, int warpg
 }
 
 // Writes two rows of a thread, or their parts.
-template <int HD>
+template <int HD, bool SUMS>
 __device__ __forceinline__ void store_rows(const Arguments &a, const Item &item, int first, const Softmax &softmax,
                                            const float (&o)[HD / 2]) {
     const Sizes &sizes = a.sizes;
@@ -240,7 +241,7 @@ __device__ __forceinline__ void store_rows(const Arguments &a, const Item &item,
         size_t at = (size_t)(item.tile.first_row + token) * sizes.num_heads + head;
         if (writes && a.lse && lane % 4 == 0) a.lse[at] = softmax.max[half] * sizes.scale + logf(total);
 #pragma unroll
-        for (int i = 0; i < HD / 32; i++) {
+        for (int i = 0; SUMS && i < HD / 32; i++) {
             uint32_t v[4];
 #pragma unroll
             for (int j = 0; j < 4; j++) {
@@ -254,7 +255,7 @@ __device__ __forceinline__ void store_rows(const Arguments &a, const Item &item,
 }
 
 // What one thread of a computing warpgroup keeps.
-template <int HD>
+template <int HD, bool SUMS>
 struct Computer {
     const Arguments &a;
     const Shared<HD> shared;
@@ -341,12 +342,15 @@ struct Computer {
         barrier_wait(shared.k_full(k_ring.stage), k_ring.phase);
         turn_wait(warpgroup);
         issue_scores();
-        barrier_wait(shared.v_full(v_ring.stage), v_ring.phase);
-        issue_sums();
+        if (SUMS) {
+            barrier_wait(shared.v_full(v_ring.stage), v_ring.phase);
+            issue_sums();
+        }
         // The other's products queue up behind these sums: passing the turn before the scores are there was slower at 64 columns.
-        wgmma_wait<1>();
+        wgmma_wait<SUMS>();
         turn_pass(warpgroup);
         float2 factor = soften<MASKED>(i);
+        if (!SUMS) return;
         end_sums();
         pack_weights();
 #pragma unroll
@@ -365,6 +369,7 @@ struct Computer {
         for (; i < min(num_visible, item.end); i++) step<false>(i);
         for (; i < item.end; i++) step<true>(i);
         release(shared.q_empty());
+        if (!SUMS) return;
         barrier_wait(shared.v_full(v_ring.stage), v_ring.phase);
         clear_values<HD>(shared.v(v_ring.stage), item.tile.kv_len - (item.end - 1) * TILE_KEYS, warpgroup);
         issue_sums();
@@ -372,22 +377,22 @@ struct Computer {
     }
 };
 
-template <int HD>
+template <int HD, bool SUMS>
 __device__ __forceinline__ void compute_items(const Arguments &a, const Shared<HD> &shared) {
     int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0) - 1;
-    Computer<HD> computer(a, shared, warpgroup, threadIdx.x % 32);
+    Computer<HD, SUMS> computer(a, shared, warpgroup, threadIdx.x % 32);
     if (warpgroup == 1) turn_pass(1);
     Item item;
     for (int round = 0; find_item(a, round, item); round++) {
         computer.begin_item(item.tile);
         if (item.begin < item.end) computer.compute(item);
-        store_rows<HD>(a, item, computer.first, computer.softmax, computer.sums);
+        store_rows<HD, SUMS>(a, item, computer.first, computer.softmax, computer.sums);
     }
     // Takes the turn that the other warpgroup passed last.
     if (warpgroup == 0) turn_wait(0);
 }
 
-template <int HD>
+template <int HD, bool SUMS>
 __device__ __forceinline__ void attend(const Arguments &a, const TensorMap *q_map, const TensorMap *k_map, const TensorMap *v_map) {
     extern __shared__ unsigned char bytes[];
     Shared<HD> shared{(shared_address(bytes) + 1023) & ~1023u};
@@ -407,30 +412,29 @@ __device__ __forceinline__ void attend(const Arguments &a, const TensorMap *q_ma
     __syncthreads();
     if (threadIdx.x < 128) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
-        if (threadIdx.x < 32) load_items<HD>(a, q_map, k_map, v_map, shared);
+        if (threadIdx.x < 32) load_items<HD, SUMS>(a, q_map, k_map, v_map, shared);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
-        compute_items<HD>(a, shared);
+        compute_items<HD, SUMS>(a, shared);
     }
 }
 
 #else
 
-template <int HD>
+template <int HD, bool SUMS>
 __device__ __forceinline__ void attend(const Arguments &, const TensorMap *, const TensorMap *, const TensorMap *) {
     __trap();
 }
 
 #endif
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    attention_hopper_64(const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap v,
-                        const __grid_constant__ Arguments a) {
-    attend<64>(a, &q, &k, &v);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    attention_hopper_128(const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap v,
-                         const __grid_constant__ Arguments a) {
-    attend<128>(a, &q, &k, &v);
-}
+#define ATTEND(NAME, HD, SUMS)                                                                                                       \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                                         \
+        NAME(const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap v,          \
+             const __grid_constant__ Arguments a) {                                                                                  \
+        attend<HD, SUMS>(a, &q, &k, &v);                                                                                             \
+    }
+ATTEND(attention_hopper_64, 64, true)
+ATTEND(attention_hopper_128, 128, true)
+ATTEND(log_sums_hopper_64, 64, false)
+ATTEND(log_sums_hopper_128, 128, false)

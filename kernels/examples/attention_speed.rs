@@ -1,5 +1,5 @@
 //! How fast attention of prefill is on a Hopper GPU: whole prompts, a tenth of a prompt's rows, and the last rows of one, with and without
-//! division of the keys.
+//! division of the keys; and the logarithms of the rows' sums alone.
 //!
 //! `cargo run --release -p kernels --features cuda --example attention_speed`
 //!
@@ -30,7 +30,9 @@ fn main() -> Result<(), DeviceError> {
     let device = Device::open(0)?;
     let attention = AttentionHopper::new(&device)?;
     println!("{}", device.name()?);
-    println!("{:>8} {:>7} {:>5} {:>6} {:>8} {:>8} {:>9}", "heads", "context", "rows", "splits", "ms", "floor", "TFLOP/s");
+    let names = ["heads", "context", "rows", "splits", "ms", "floor", "TFLOP/s", "lse ms"];
+    let [heads, context, rows, splits, ms, floor, rate, lse] = names;
+    println!("{heads:>8} {context:>7} {rows:>5} {splits:>6} {ms:>8} {floor:>8} {rate:>9} {lse:>8}");
     for context in [512, 1024, 2048, 4096, 8192, 16384, 32768] {
         measure(&device, &attention, QWEN_7B, &(0..context).collect::<Vec<u32>>())?;
     }
@@ -74,6 +76,8 @@ fn measure(device: &Arc<Device>, attention: &AttentionHopper, heads: Heads, posi
         num_kv_heads,
         head_dim,
     };
+    let mut lse = device.zeros::<f32>(positions.len() * num_heads)?;
+    let lse_ms = median_ms(device, || attention.log_sums(&paged, &list, &mut lse))?;
     let best = attention.num_splits(list.num_tiles, num_kv_heads, context);
     for num_splits in if best > 1 { vec![1, best] } else { vec![1] } {
         let mut partials = attention.partials(head_dim)?;
@@ -83,7 +87,7 @@ fn measure(device: &Arc<Device>, attention: &AttentionHopper, heads: Heads, posi
         let work = 4.0 * (num_heads * head_dim) as f64 * visible;
         let (floor_ms, rate, rows) = (work / FLOPS * 1e3, work / ms / 1e9, positions.len());
         let heads = format!("{num_heads}/{num_kv_heads}x{head_dim}");
-        println!("{heads:>8} {context:>7} {rows:>5} {num_splits:>6} {ms:>8.3} {floor_ms:>8.3} {rate:>9.0}");
+        println!("{heads:>8} {context:>7} {rows:>5} {num_splits:>6} {ms:>8.3} {floor_ms:>8.3} {rate:>9.0} {lse_ms:>8.3}");
     }
     Ok(())
 }

@@ -54,25 +54,32 @@ pub trait Backend: Send {
     /// If the device fails.
     fn move_spans(&mut self, spans: &[SpanCopy]) -> Result<(), BackendError>;
 
-    /// The layer-0 check of a moved span: the largest difference between its K or V and a fresh computation, relative to the
-    /// fresh one's length, over its tokens.
+    /// Begins the layer-0 check of moved spans: the pool is compared as it is now.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn begin_check(&mut self, spans: &[SpanCopy]) -> Result<(), BackendError>;
+
+    /// What the check of `spans` found that was begun: for each of them the largest difference between its K or V and a fresh computation,
+    /// relative to the fresh one's length, over its tokens.
     ///
     /// K and V of layer 0 depend on token and position alone, so they prove ids, positions, rotation and weights, whatever the
     /// donor's left context was.
     ///
     /// # Errors
     /// If the device fails.
-    fn span_deviation(&mut self, span: &SpanCopy) -> Result<f32, BackendError>;
+    fn finish_check(&mut self, spans: &[SpanCopy]) -> Result<Vec<f32>, BackendError>;
 
-    /// [`Backend::span_deviation`] of each of several spans, which a device may compute together.
+    /// A check from its beginning to its end.
     ///
     /// # Errors
     /// If the device fails.
     fn span_deviations(&mut self, spans: &[SpanCopy]) -> Result<Vec<f32>, BackendError> {
-        spans.iter().map(|span| self.span_deviation(span)).collect()
+        self.begin_check(spans)?;
+        self.finish_check(spans)
     }
 
-    /// The largest [`Backend::span_deviation`] that storage in the pool's format explains.
+    /// The largest [`Backend::span_deviations`] that storage in the pool's format explains.
     fn max_span_deviation(&self) -> f32;
 
     /// Measures the moved spans of a sequence: one entry for each reused token, in the order of positions.

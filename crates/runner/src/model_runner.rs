@@ -64,16 +64,19 @@ impl ModelRunner {
         let transfer = self.backend.fetch_blocks(&step.fetches)?;
         self.backend.copy_blocks(&step.block_copies)?;
         self.timings.copies = watch.lap();
-        let rejected_spans = self.move_spans(step)?;
+        self.begin_move(step)?;
+        watch.lap();
+        let mut probed = Vec::new();
+        for probe in &step.probes {
+            probed.push(ProbedSpans { request_id: probe.request_id, deviations: self.backend.probe(probe)? });
+        }
+        self.timings.probe = watch.lap();
+        let rejected_spans = self.rejected_spans(step)?;
         watch.lap();
         let is_rejected = |request_id: RequestId| rejected_spans.iter().any(|span| span.request_id == request_id);
         let sequences: Vec<&ScheduledSequence> =
             step.sequences.iter().filter(|sequence| !is_rejected(sequence.request_id)).collect();
-        let mut probed = Vec::new();
-        for probe in step.probes.iter().filter(|probe| !is_rejected(probe.request_id)) {
-            probed.push(ProbedSpans { request_id: probe.request_id, deviations: self.backend.probe(probe)? });
-        }
-        self.timings.probe = watch.lap();
+        probed.retain(|probed| !is_rejected(probed.request_id));
         let mut batch = InputBatch::new(sequences.iter().copied(), self.block_size);
         batch.logit_rows = Some(self.logit_rows(&sequences, &batch));
         let mut output = ModelRunnerOutput { rejected_spans, probed, transfer, ..ModelRunnerOutput::default() };
@@ -91,17 +94,29 @@ impl ModelRunner {
         Ok(output)
     }
 
-    /// Moves all spans, then checks each against a fresh computation of layer 0.
-    fn move_spans(&mut self, step: &SchedulerOutput) -> Result<Vec<RejectedSpan>, BackendError> {
+    /// Moves all spans, and begins to check each against a fresh computation of layer 0.
+    fn begin_move(&mut self, step: &SchedulerOutput) -> Result<(), BackendError> {
+        if step.span_copies.is_empty() {
+            return Ok(());
+        }
+        let mut watch = Stopwatch::start();
+        self.backend.move_spans(&step.span_copies)?;
+        self.timings.moves = watch.lap();
+        self.backend.begin_check(&step.span_copies)?;
+        self.timings.check = watch.lap();
+        Ok(())
+    }
+
+    /// Spans that did not pass their check. It is read behind the probes, which a device has to wait for less then; what they measured of a
+    /// sequence whose span did not pass is void.
+    fn rejected_spans(&mut self, step: &SchedulerOutput) -> Result<Vec<RejectedSpan>, BackendError> {
         let mut rejected = Vec::new();
         if step.span_copies.is_empty() {
             return Ok(rejected);
         }
         let mut watch = Stopwatch::start();
-        self.backend.move_spans(&step.span_copies)?;
-        self.timings.moves = watch.lap();
-        let deviations = self.backend.span_deviations(&step.span_copies)?;
-        self.timings.check = watch.lap();
+        let deviations = self.backend.finish_check(&step.span_copies)?;
+        self.timings.check += watch.lap();
         for (span, deviation) in step.span_copies.iter().zip(deviations) {
             if deviation.is_nan() || deviation > self.backend.max_span_deviation() {
                 warn!(request_id = %span.request_id, donor = %span.donor, deviation, "a donor's KV disagrees with layer 0");

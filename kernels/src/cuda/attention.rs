@@ -37,16 +37,17 @@ pub struct TileList<'a> {
 
 impl TileList<'_> {
     /// Asserts that tiles and rows lie in their buffers.
-    pub(super) fn check(&self, paged: &PagedQueries<'_>, out: &CudaSlice<bf16>, lse: Option<&CudaSlice<f32>>) {
+    pub(super) fn check(&self, paged: &PagedQueries<'_>, out: Option<&CudaSlice<bf16>>, lse: Option<&CudaSlice<f32>>) {
         paged.check(self.num_rows);
         assert!(self.num_tiles > 0 && self.num_tiles <= self.tiles.len(), "tiles lie in their buffer");
-        assert!(self.num_rows * paged.num_heads * paged.head_dim <= out.len(), "rows lie in the output");
+        let width = paged.num_heads * paged.head_dim;
+        assert!(out.is_none_or(|out| self.num_rows * width <= out.len()), "rows lie in the output");
         assert!(lse.is_none_or(|lse| self.num_rows * paged.num_heads <= lse.len()), "rows lie in the output");
     }
 }
 
 /// Where a launch writes: rows, or parts of them to be combined.
-pub(super) enum Output<'a> {
+enum Output<'a> {
     Rows(&'a mut CudaSlice<bf16>, Option<&'a mut CudaSlice<f32>>),
     Parts(&'a mut Partials),
 }
@@ -90,7 +91,7 @@ impl Attention {
         out: &mut CudaSlice<bf16>,
         lse: Option<&mut CudaSlice<f32>>,
     ) -> Result<(), DeviceError> {
-        list.check(paged, out, lse.as_deref());
+        list.check(paged, Some(out), lse.as_deref());
         self.launch(paged, list, 1, Output::Rows(out, lse))
     }
 
@@ -109,7 +110,7 @@ impl Attention {
         if num_splits == 1 {
             return self.run(paged, list, out, lse);
         }
-        list.check(paged, out, lse.as_deref());
+        list.check(paged, Some(out), lse.as_deref());
         let tile_tokens = Self::tile_tokens(paged.group());
         let slots = list.num_tiles * tile_tokens;
         partials.check(slots * paged.num_heads * num_splits, paged.head_dim);

@@ -1,21 +1,15 @@
 //! Attention of prefill on Hopper, for arbitrary query positions.
 
-use std::ffi::c_void;
 use std::sync::Arc;
 
-use cudarc::driver::sys::{
-    CUtensorMap, CUtensorMapDataType_enum::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-    CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE, CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE,
-    CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B,
-    cuTensorMapEncodeTiled,
-};
-use cudarc::driver::{CudaFunction, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, PushKernelArg};
+use cudarc::driver::{CudaFunction, CudaSlice, CudaStream, DevicePtrMut, DeviceRepr, PushKernelArg};
 use half::bf16;
 
-use super::attention::{Output, TileList};
+use super::attention::TileList;
 use super::device::{Device, DeviceError, launch};
-use super::paged::{BLOCK, PagedQueries, Sizes};
+use super::paged::{PagedQueries, Sizes};
 use super::splits::{Combine, Partials, TileSlots};
+use super::tensor_map::{TensorMap, address};
 
 /// Query rows (token times head of its group) of a tile, keys met at once, buffers for keys and values, threads: as in
 /// `attention_hopper.cu`.
@@ -25,8 +19,6 @@ const STAGES: usize = 2;
 const THREADS: usize = 384;
 /// Heads of a group: a tile has two tokens at least.
 const MAX_GROUP: usize = 64;
-/// Numbers of 128 bytes, the longest row the copy engine swizzles.
-const COLUMNS: usize = 64;
 
 /// [`super::Attention`] through the copy engine and the warpgroup products of compute capability 9.0.
 pub struct AttentionHopper {
@@ -34,6 +26,8 @@ pub struct AttentionHopper {
     num_multiprocessors: usize,
     attention_64: CudaFunction,
     attention_128: CudaFunction,
+    log_sums_64: CudaFunction,
+    log_sums_128: CudaFunction,
     combine: Combine,
 }
 
@@ -53,6 +47,8 @@ impl AttentionHopper {
             num_multiprocessors: device.num_multiprocessors()?,
             attention_64: function("attention_hopper_64", 64)?,
             attention_128: function("attention_hopper_128", 128)?,
+            log_sums_64: function("log_sums_hopper_64", 64)?,
+            log_sums_128: function("log_sums_hopper_128", 128)?,
             combine: Combine::new(device)?,
         })
     }
@@ -104,8 +100,21 @@ impl AttentionHopper {
         out: &mut CudaSlice<bf16>,
         lse: Option<&mut CudaSlice<f32>>,
     ) -> Result<(), DeviceError> {
-        list.check(paged, out, lse.as_deref());
-        self.launch(paged, list, 1, Output::Rows(out, lse))
+        list.check(paged, Some(out), lse.as_deref());
+        let stream = self.device.stream();
+        let written = Written { out: pointer(out, stream), lse: lse.map_or(0, |lse| pointer(lse, stream)), ..Written::default() };
+        self.launch(self.attention(paged), paged, list, 1, written)
+    }
+
+    /// The `lse` of [`Self::run`] alone, in half of its time.
+    ///
+    /// # Errors
+    /// If the launch fails.
+    pub fn log_sums(&self, paged: &PagedQueries<'_>, list: &TileList<'_>, lse: &mut CudaSlice<f32>) -> Result<(), DeviceError> {
+        list.check(paged, None, Some(lse));
+        let function = if paged.head_dim == 64 { &self.log_sums_64 } else { &self.log_sums_128 };
+        let written = Written { lse: pointer(lse, self.device.stream()), ..Written::default() };
+        self.launch(function, paged, list, 1, written)
     }
 
     /// As [`Self::run`], with the keys of each tile divided into `num_splits` parts: for few tiles over many keys. `partials` has room
@@ -124,38 +133,42 @@ impl AttentionHopper {
         if num_splits == 1 {
             return self.run(paged, list, out, lse);
         }
-        list.check(paged, out, lse.as_deref());
+        list.check(paged, Some(out), lse.as_deref());
         let tile_tokens = Self::tile_tokens(paged.group());
         let slots = list.num_tiles * tile_tokens;
         partials.check(slots * paged.num_heads * num_splits, paged.head_dim);
-        self.launch(paged, list, num_splits, Output::Parts(partials))?;
+        let stream = self.device.stream();
+        let (partial_sums, partial_stats) = (pointer(&mut partials.sums, stream), pointer(&mut partials.stats, stream));
+        let written = Written { partial_sums, partial_stats, ..Written::default() };
+        self.launch(self.attention(paged), paged, list, num_splits, written)?;
         let tiles = TileSlots { tiles: list.tiles.slice(..), tile_tokens };
         self.combine.run(partials, (slots, num_splits), Some(&tiles), (paged.num_heads, paged.head_dim), out, lse)
     }
 
+    fn attention(&self, paged: &PagedQueries<'_>) -> &CudaFunction {
+        if paged.head_dim == 64 { &self.attention_64 } else { &self.attention_128 }
+    }
+
     fn launch(
         &self,
+        function: &CudaFunction,
         paged: &PagedQueries<'_>,
         list: &TileList<'_>,
         num_splits: usize,
-        output: Output<'_>,
+        written: Written,
     ) -> Result<(), DeviceError> {
-        let (stream, group) = (self.device.stream(), paged.group());
-        // Queries: the heads of a group, some tokens at once. Pool: one head of a block. Rows of 64 columns, both.
-        let queries = TensorMap::new(
-            address(paged.queries, stream),
-            [paged.head_dim, paged.num_heads, list.num_rows],
-            [paged.head_dim, paged.row_stride],
-            [COLUMNS, group, Self::tile_tokens(group)],
-        )?;
-        let pool = |pool: &CudaSlice<bf16>| {
-            let num_slots = pool.len() / paged.head_dim;
-            assert!(num_slots <= i32::MAX as usize, "the copy engine counts rows in 31 bits");
-            TensorMap::new(address(pool, stream), [paged.head_dim, num_slots], [paged.head_dim], [COLUMNS, BLOCK])
+        let stream = self.device.stream();
+        let queries = TensorMap::of_queries(paged, list.num_rows, Self::tile_tokens(paged.group()), stream)?;
+        let (keys, values) = (TensorMap::of_pool(paged, paged.keys, stream)?, TensorMap::of_pool(paged, paged.values, stream)?);
+        let arguments = Arguments {
+            positions: address(&paged.positions, stream),
+            tiles: address(&list.tiles, stream),
+            block_tables: address(&paged.block_tables, stream),
+            written,
+            sizes: paged.sizes(),
+            num_tiles: list.num_tiles as i32,
+            num_splits: num_splits as i32,
         };
-        let (keys, values) = (pool(paged.keys)?, pool(paged.values)?);
-        let arguments = Arguments::new(paged, list, num_splits, output, stream);
-        let function = if paged.head_dim == 64 { &self.attention_64 } else { &self.attention_128 };
         let num_items = list.num_tiles * paged.num_kv_heads * num_splits;
         let grid = (num_items.min(self.num_multiprocessors), 1, 1);
         let mut call = stream.launch_builder(function);
@@ -178,95 +191,33 @@ fn num_splits(num_multiprocessors: usize, num_items: usize, max_context: usize) 
     (num_multiprocessors / num_items.max(1)).clamp(1, most)
 }
 
-/// As in `attention_hopper.cu`; addresses may be 0 where there is nothing to write.
+/// As in `attention_hopper.cu`.
 #[repr(C)]
 struct Arguments {
     positions: u64,
     tiles: u64,
     block_tables: u64,
-    out: u64,
-    lse: u64,
-    partial_sums: u64,
-    partial_stats: u64,
+    written: Written,
     sizes: Sizes,
     num_tiles: i32,
     num_splits: i32,
 }
 
+/// Addresses that a launch writes to; 0 where there is nothing to write.
+#[derive(Default)]
+#[repr(C)]
+struct Written {
+    out: u64,
+    lse: u64,
+    partial_sums: u64,
+    partial_stats: u64,
+}
+
 // SAFETY: the struct of the same name in the source.
 unsafe impl DeviceRepr for Arguments {}
 
-impl Arguments {
-    fn new(
-        paged: &PagedQueries<'_>,
-        list: &TileList<'_>,
-        num_splits: usize,
-        output: Output<'_>,
-        stream: &Arc<CudaStream>,
-    ) -> Self {
-        let [out, lse, partial_sums, partial_stats] = match output {
-            Output::Rows(out, lse) => [out.device_ptr_mut(stream).0, lse.map_or(0, |lse| lse.device_ptr_mut(stream).0), 0, 0],
-            Output::Parts(parts) => [0, 0, parts.sums.device_ptr_mut(stream).0, parts.stats.device_ptr_mut(stream).0],
-        };
-        Self {
-            positions: address(&paged.positions, stream),
-            tiles: address(&list.tiles, stream),
-            block_tables: address(&paged.block_tables, stream),
-            out,
-            lse,
-            partial_sums,
-            partial_stats,
-            sizes: paged.sizes(),
-            num_tiles: list.num_tiles as i32,
-            num_splits: num_splits as i32,
-        }
-    }
-}
-
-/// How the copy engine reads a tensor of bf16.
-#[repr(transparent)]
-struct TensorMap(CUtensorMap);
-
-// SAFETY: 128 bytes that mean something to the device only.
-unsafe impl DeviceRepr for TensorMap {}
-
-impl TensorMap {
-    /// Tensor of `lens`, innermost first, at `address`, `strides` numbers from one to the next beyond the innermost; a copy takes
-    /// `copied` of each and swizzles rows of 128 bytes.
-    fn new<const RANK: usize, const OUTER: usize>(
-        address: u64,
-        lens: [usize; RANK],
-        strides: [usize; OUTER],
-        copied: [usize; RANK],
-    ) -> Result<Self, DeviceError> {
-        const { assert!(OUTER + 1 == RANK, "one stride less than dimensions") };
-        let mut map = Self(CUtensorMap { opaque: [0; 16] });
-        let (lens, bytes) = (lens.map(|len| len as u64), strides.map(|stride| (stride * size_of::<bf16>()) as u64));
-        let (copied, steps) = (copied.map(|len| len as u32), [1u32; RANK]);
-        // SAFETY: all pointers are valid for `RANK` numbers, the map for a write; the address is not read here.
-        unsafe {
-            cuTensorMapEncodeTiled(
-                &raw mut map.0,
-                CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-                RANK as u32,
-                address as *mut c_void,
-                lens.as_ptr(),
-                bytes.as_ptr(),
-                copied.as_ptr(),
-                steps.as_ptr(),
-                CU_TENSOR_MAP_INTERLEAVE_NONE,
-                CU_TENSOR_MAP_SWIZZLE_128B,
-                CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-            )
-        }
-        .result()?;
-        Ok(map)
-    }
-}
-
-fn address<T>(slice: &impl DevicePtr<T>, stream: &Arc<CudaStream>) -> u64 {
-    slice.device_ptr(stream).0
+fn pointer<T>(slice: &mut CudaSlice<T>, stream: &Arc<CudaStream>) -> u64 {
+    slice.device_ptr_mut(stream).0
 }
 
 /// A tile of queries, the buffers of keys and values, their barriers, and room to begin at a multiple of 1024.
@@ -304,6 +255,9 @@ mod tests {
             let out = run(Some(&mut lse));
             world.assert_rows(&out, &expected, &case);
             world.assert_lse(&device.download(&lse).unwrap(), &expected_lse, &case);
+            let mut alone = device.upload(&vec![f32::NAN; expected_lse.len()]).unwrap();
+            attention.log_sums(&on_device.paged(&world), &list, &mut alone).unwrap();
+            world.assert_lse(&device.download(&alone).unwrap(), &expected_lse, &case);
             let bits = |out: &[bf16]| out.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             assert!(bits(&out) == bits(&run(None)), "{case}: the same bits every time");
         }

@@ -18,9 +18,9 @@ use super::device::{Device, DeviceError};
 /// Scratch memory of an algorithm. Chosen: what NVIDIA recommends for Hopper.
 const WORKSPACE_BYTES: usize = 32 << 20;
 /// Algorithms that a tuned shape is timed with.
-const CANDIDATES: usize = 12;
+const CANDIDATES: usize = 16;
 /// Timed runs of each candidate, after one that warms up.
-const RUNS: usize = 4;
+const RUNS: usize = 6;
 
 /// What a product's results are stored as.
 pub trait Output {

@@ -20,11 +20,13 @@ mod paged;
 mod pool;
 mod qkv;
 mod received;
+mod received_hopper;
 mod rope;
 mod sample;
 mod spans;
 mod splits;
 mod swiglu;
+mod tensor_map;
 #[cfg(test)]
 mod testing;
 mod tiles;

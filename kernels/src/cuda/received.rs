@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaFunction, CudaSlice, CudaView, PushKernelArg};
 
+use super::attention_hopper::AttentionHopper;
 use super::device::{Device, DeviceError, launch};
 use super::paged::PagedQueries;
+use super::received_hopper::ReceivedHopper;
 
 /// `WARPS` of `received.cu`.
 const THREADS: usize = 128;
@@ -24,6 +26,8 @@ pub struct AttentionReceived {
     receive_64: CudaFunction,
     receive_128: CudaFunction,
     add_partials: CudaFunction,
+    /// Where the chip has its instructions.
+    hopper: Option<ReceivedHopper>,
     num_multiprocessors: usize,
 }
 
@@ -32,6 +36,8 @@ pub struct AttentionReceived {
 pub struct GivingRows<'a> {
     /// Rows of the batch, by position.
     pub rows: &'a CudaView<'a, u32>,
+    /// The first of them, if they lie one behind the other: that is quicker on some chips.
+    pub run: Option<usize>,
     /// How many of them.
     pub num_rows: usize,
     /// `[rows of the batch][num_heads]`, as attention gives it.
@@ -54,6 +60,7 @@ impl AttentionReceived {
             receive_64: function("receive_64", 64)?,
             receive_128: function("receive_128", 128)?,
             add_partials: function("add_partials", 0)?,
+            hopper: if AttentionHopper::runs_on(device)? { Some(ReceivedHopper::new(device)?) } else { None },
             num_multiprocessors: device.num_multiprocessors()?,
         })
     }
@@ -82,24 +89,39 @@ impl AttentionReceived {
         assert!((giving.table + 1) * paged.max_blocks <= paged.block_tables.len(), "the sequence has a table");
         assert!(Self::scratch_len(paged.num_kv_heads, giving.len) <= scratch.len(), "every share has sums");
         assert!(giving.len <= received.len(), "every position has a sum");
-        let (stream, sizes) = (self.device.stream(), paged.sizes());
-        let units = giving.len.div_ceil(TILE_KEYS) * paged.num_kv_heads;
-        let num_tiles = (giving.num_rows * paged.group()).div_ceil(TILE_ROWS);
-        let shares = (8 * self.num_multiprocessors / units).min(num_tiles / SHARE_TILES).clamp(1, MAX_SHARES);
-        let (num_rows, len, num_partials) = (giving.num_rows as i32, giving.len as i32, (shares * paged.num_kv_heads) as i32);
-        let table = paged.block_tables.slice(giving.table * paged.max_blocks..);
-        let mut call = stream.launch_builder(if paged.head_dim == 64 { &self.receive_64 } else { &self.receive_128 });
-        call.arg(paged.queries).arg(giving.rows).arg(&num_rows).arg(&paged.positions).arg(giving.lse);
-        call.arg(&table).arg(paged.keys).arg(&sizes).arg(&mut *scratch).arg(&len);
-        let grid = (giving.len.div_ceil(TILE_KEYS), paged.num_kv_heads, shares);
-        // SAFETY: the layer lies in the pool, sums in their buffers, as asserted; that the list names rows of the batch and the table
-        // covers them with blocks of the pool is the caller's promise.
-        unsafe { call.launch(launch(grid, THREADS, shared_bytes(paged.head_dim))) }?;
-        let mut call = stream.launch_builder(&self.add_partials);
+        let shares = match (&self.hopper, giving.run) {
+            (Some(hopper), Some(first_row)) => hopper.run(&self.device, paged, &giving, first_row, (MAX_SHARES, scratch))?,
+            _ => self.receive(paged, &giving, scratch)?,
+        };
+        let (len, num_partials) = (giving.len as i32, (shares * paged.num_kv_heads) as i32);
+        let mut call = self.device.stream().launch_builder(&self.add_partials);
         call.arg(&*scratch).arg(&num_partials).arg(received).arg(&len);
         // SAFETY: both buffers hold every position, as asserted.
         unsafe { call.launch(launch((giving.len.div_ceil(THREADS), 1, 1), THREADS, 0)) }?;
         Ok(())
+    }
+
+    /// Writes the sums of each of several shares of the rows; how many shares.
+    fn receive(
+        &self,
+        paged: &PagedQueries<'_>,
+        giving: &GivingRows<'_>,
+        scratch: &mut CudaSlice<f32>,
+    ) -> Result<usize, DeviceError> {
+        let (stream, sizes) = (self.device.stream(), paged.sizes());
+        let units = giving.len.div_ceil(TILE_KEYS) * paged.num_kv_heads;
+        let num_tiles = (giving.num_rows * paged.group()).div_ceil(TILE_ROWS);
+        let shares = (8 * self.num_multiprocessors / units).min(num_tiles / SHARE_TILES).clamp(1, MAX_SHARES);
+        let (num_rows, len) = (giving.num_rows as i32, giving.len as i32);
+        let table = paged.block_tables.slice(giving.table * paged.max_blocks..);
+        let mut call = stream.launch_builder(if paged.head_dim == 64 { &self.receive_64 } else { &self.receive_128 });
+        call.arg(paged.queries).arg(giving.rows).arg(&num_rows).arg(&paged.positions).arg(giving.lse);
+        call.arg(&table).arg(paged.keys).arg(&sizes).arg(scratch).arg(&len);
+        let grid = (giving.len.div_ceil(TILE_KEYS), paged.num_kv_heads, shares);
+        // SAFETY: the layer lies in the pool, sums in their buffers, as asserted; that the list names rows of the batch and the table
+        // covers them with blocks of the pool is the caller's promise.
+        unsafe { call.launch(launch(grid, THREADS, shared_bytes(paged.head_dim))) }?;
+        Ok(shares)
     }
 }
 
@@ -113,23 +135,37 @@ mod tests {
     use super::*;
     use crate::cuda::testing::{PagedWorld, assert_close, device};
 
-    /// Compares what every third row of the second sequence gives with the CPU's.
+    /// Compares what every third row of the second sequence gives, and what all its rows give, with the CPU's.
     #[track_caller]
     fn check(head_dim: usize, num_heads: usize, num_kv_heads: usize, positions: &[u32]) {
+        let third: Vec<usize> = (0..positions.len()).step_by(if positions.len() > 3 { 3 } else { 1 }).collect();
+        check_rows(head_dim, (num_heads, num_kv_heads), positions, &third, None);
+        let all: Vec<usize> = (0..positions.len()).collect();
+        check_rows(head_dim, (num_heads, num_kv_heads), positions, &all, Some(2));
+        check_rows(head_dim, (num_heads, num_kv_heads), positions, &all[positions.len() / 2..], Some(2 + positions.len() / 2));
+    }
+
+    #[track_caller]
+    fn check_rows(
+        head_dim: usize,
+        (num_heads, num_kv_heads): (usize, usize),
+        positions: &[u32],
+        chosen: &[usize],
+        run: Option<usize>,
+    ) {
         let world = PagedWorld { head_dim, num_heads, num_kv_heads, sequences: vec![vec![0, 40], positions.to_vec()] };
         let (device, lse) = (device(), world.expected().1);
         let (received, on_device, lse) =
             (AttentionReceived::new(&device).unwrap(), world.upload(&device), device.upload(&lse).unwrap());
-        let chosen: Vec<usize> = (0..positions.len()).step_by(if positions.len() > 3 { 3 } else { 1 }).collect();
         let len = positions[*chosen.last().unwrap()] as usize + 1;
         let rows: Vec<u32> = chosen.iter().map(|i| *i as u32 + 2).collect();
         let rows = device.upload(&rows).unwrap();
-        let giving = GivingRows { rows: &rows.as_view(), num_rows: chosen.len(), lse: &lse, table: 1, len };
+        let giving = GivingRows { rows: &rows.as_view(), run, num_rows: chosen.len(), lse: &lse, table: 1, len };
         let mut scratch = device.upload(&vec![f32::NAN; AttentionReceived::scratch_len(num_kv_heads, len)]).unwrap();
         let mut sums = device.upload(&vec![1f32; len + 5]).unwrap();
         received.add(&on_device.paged(&world), giving, &mut scratch, &mut sums).unwrap();
         let sums = device.download(&sums).unwrap();
-        let expected = world.received(1, &chosen, len);
+        let expected = world.received(1, chosen, len);
         let less_one: Vec<f32> = sums[..len].iter().map(|sum| sum - 1.0).collect();
         assert_close(&less_one, &expected, 2e-3);
         assert_eq!(sums[len..], [1.0; 5]);

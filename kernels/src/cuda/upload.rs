@@ -41,12 +41,14 @@ unsafe impl<const N: usize> Words for [f32; N] {
 
 /// A buffer of words on the host that the device can read, and its copy on the device.
 ///
-/// The device's addresses stay the same, so a captured graph finds the arrays of the next step where those of the last one were.
+/// What is put first lies at the same addresses always, so a captured graph finds the arrays of the next step where those of the last one
+/// were.
 pub struct Upload {
     device: Arc<Device>,
     host: PinnedHostSlice<u32>,
     copy: CudaSlice<u32>,
-    is_in_flight: bool,
+    /// Words that may be on their way, from the first on.
+    in_flight: usize,
 }
 
 impl Upload {
@@ -58,7 +60,7 @@ impl Upload {
         let capacity = capacity.next_multiple_of(ALIGNMENT);
         // SAFETY: what is read of it was written by `put` before.
         let host = unsafe { device.context().alloc_pinned_with_flags(capacity.max(1), 0) }?;
-        Ok(Self { device: Arc::clone(device), host, copy: device.zeros(capacity)?, is_in_flight: false })
+        Ok(Self { device: Arc::clone(device), host, copy: device.zeros(capacity)?, in_flight: 0 })
     }
 
     /// Where arrays of these lengths come to lie, and the words they take together.
@@ -73,7 +75,8 @@ impl Upload {
         (ranges, next)
     }
 
-    /// Lets `write` fill arrays of the given lengths and copies them to the device. Returns where they lie.
+    /// Lets `write` fill arrays of the given lengths and copies them to the device, behind those that may be on their way; if there is no
+    /// room behind them, they are waited for. Returns where the arrays lie.
     ///
     /// # Errors
     /// If the device fails.
@@ -87,10 +90,12 @@ impl Upload {
     ) -> Result<[Range<usize>; N], DeviceError> {
         let (ranges, total) = Self::layout(lengths);
         assert!(total <= self.copy.len(), "{total} words fit {}", self.copy.len());
-        if self.is_in_flight {
+        if self.in_flight + total > self.copy.len() {
             self.device.synchronize()?;
+            self.in_flight = 0;
         }
-        let words = &mut self.host.as_mut_slice()?[..total];
+        let first = self.in_flight;
+        let words = &mut self.host.as_mut_slice()?[first..first + total];
         let mut rest = words;
         let mut taken = 0;
         let parts = ranges.clone().map(|range| {
@@ -100,15 +105,34 @@ impl Upload {
             part
         });
         write(parts);
-        let words = &self.host.as_slice()?[..total];
-        self.device.stream().memcpy_htod(words, &mut self.copy.slice_mut(..total))?;
-        self.is_in_flight = true;
-        Ok(ranges)
+        let words = &self.host.as_slice()?[first..first + total];
+        self.device.stream().memcpy_htod(words, &mut self.copy.slice_mut(first..first + total))?;
+        self.in_flight = first + total;
+        Ok(ranges.map(|range| first + range.start..first + range.end))
+    }
+
+    /// [`Self::put`] at the beginning, where a recorded graph looks for arrays of these lengths. Waits for what is on its way.
+    ///
+    /// # Errors
+    /// If the device fails.
+    ///
+    /// # Panics
+    /// If there is no room.
+    pub fn put_first<const N: usize>(
+        &mut self,
+        lengths: [usize; N],
+        write: impl FnOnce([&mut [u32]; N]),
+    ) -> Result<[Range<usize>; N], DeviceError> {
+        if self.in_flight > 0 {
+            self.device.synchronize()?;
+            self.in_flight = 0;
+        }
+        self.put(lengths, write)
     }
 
     /// Says that the device was waited for since the last [`Self::put`].
     pub fn arrived(&mut self) {
-        self.is_in_flight = false;
+        self.in_flight = 0;
     }
 
     /// Words on the device.
@@ -164,5 +188,21 @@ mod tests {
             device.synchronize().unwrap();
             assert_eq!((a, b), (vec![round; 3], vec![7, 8, 9, 10, round]));
         }
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn cuda_arrays_on_their_way_are_not_overwritten() {
+        let device = device();
+        let mut upload = Upload::new(&device, 16).unwrap();
+        let put = |upload: &mut Upload, x: u32| upload.put([6], |[array]| array.fill(x)).unwrap()[0].clone();
+        assert_eq!([put(&mut upload, 1), put(&mut upload, 2)], [0..6, 8..14]);
+        assert_eq!(device.stream().clone_dtoh(&upload.words(0..14)).unwrap()[..6], [1; 6]);
+        // There is no room behind them.
+        assert_eq!(put(&mut upload, 3), 0..6);
+        assert_eq!(upload.put_first([2], |[array]| array.fill(4)).unwrap()[0], 0..2);
+        upload.arrived();
+        assert_eq!(put(&mut upload, 5), 0..6);
+        device.synchronize().unwrap();
     }
 }

@@ -28,6 +28,8 @@ pub struct CpuBackend {
     kv_dtype: KvDtype,
     threads: Threads,
     workspace: Workspace,
+    /// What the check that was begun has found.
+    checked: Vec<f32>,
 }
 
 impl CpuBackend {
@@ -47,7 +49,41 @@ impl CpuBackend {
         let shape = KvShape { num_blocks, num_kv_heads: config.num_kv_heads, head_dim: config.head_dim };
         let kv = (0..config.num_layers).map(|_| KvLayer::new(kv_dtype, shape)).collect();
         let rope = RopeTable::new(config.rope_layout, config.inv_freq(), max_model_len);
-        Ok(Self { config, weights, rope, kv, host: Vec::new(), kv_dtype, threads, workspace: Workspace::default() })
+        Ok(Self {
+            config,
+            weights,
+            rope,
+            kv,
+            host: Vec::new(),
+            kv_dtype,
+            threads,
+            workspace: Workspace::default(),
+            checked: Vec::new(),
+        })
+    }
+
+    /// Largest distance of a moved K or V of a span from a fresh one in layer 0, relative to the fresh one.
+    fn span_deviation(&mut self, span: &SpanCopy) -> f32 {
+        let block_size = BlockSize::DEFAULT.get();
+        let first_block = span.dst_pos / block_size;
+        let mut worst = 0f32;
+        let width = self.config.num_kv_heads * self.config.head_dim;
+        let positions: Vec<u32> = (0..span.token_ids.len() as u32).map(|i| span.dst_pos + i).collect();
+        let token_ids: Vec<u32> = span.token_ids.iter().map(|token| token.0).collect();
+        let fresh = self.layer0_kv(&token_ids, &positions);
+        for (row, position) in positions.iter().enumerate() {
+            let block = span.dst_blocks[(position / block_size - first_block) as usize].0;
+            let (k, v) = self.read_slot(0, block * block_size + position % block_size);
+            let (fresh_k, fresh_v) = fresh[row * 2 * width..][..2 * width].split_at(width);
+            for distance in [relative_distance(&k, fresh_k), relative_distance(&v, fresh_v)] {
+                // What is no number is worse than anything.
+                if distance.is_nan() {
+                    return distance;
+                }
+                worst = worst.max(distance);
+            }
+        }
+        worst
     }
 
     /// The backend with a host tier of `num_blocks` blocks. Memory becomes resident only where it is written.
@@ -122,21 +158,13 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn span_deviation(&mut self, span: &SpanCopy) -> Result<f32, BackendError> {
-        let block_size = BlockSize::DEFAULT.get();
-        let first_block = span.dst_pos / block_size;
-        let mut worst = 0f32;
-        let width = self.config.num_kv_heads * self.config.head_dim;
-        let positions: Vec<u32> = (0..span.token_ids.len() as u32).map(|i| span.dst_pos + i).collect();
-        let token_ids: Vec<u32> = span.token_ids.iter().map(|token| token.0).collect();
-        let fresh = self.layer0_kv(&token_ids, &positions);
-        for (row, position) in positions.iter().enumerate() {
-            let block = span.dst_blocks[(position / block_size - first_block) as usize].0;
-            let (k, v) = self.read_slot(0, block * block_size + position % block_size);
-            let (fresh_k, fresh_v) = fresh[row * 2 * width..][..2 * width].split_at(width);
-            worst = worst.max(relative_distance(&k, fresh_k)).max(relative_distance(&v, fresh_v));
-        }
-        Ok(worst)
+    fn begin_check(&mut self, spans: &[SpanCopy]) -> Result<(), BackendError> {
+        self.checked = spans.iter().map(|span| self.span_deviation(span)).collect();
+        Ok(())
+    }
+
+    fn finish_check(&mut self, _: &[SpanCopy]) -> Result<Vec<f32>, BackendError> {
+        Ok(std::mem::take(&mut self.checked))
     }
 
     /// A half keeps 11 bits of a number: 5e-4 relative when stored, as much again when moved. Twenty times that is no rounding.

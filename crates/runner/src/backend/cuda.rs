@@ -50,6 +50,8 @@ pub struct CudaBackend {
     /// The last step, for those who ask for its rows.
     step: Step,
     watched: Vec<Watched>,
+    /// What the check that was begun measures, part by part.
+    checked: Vec<CudaSlice<f32>>,
     logits: Vec<f32>,
 }
 
@@ -181,12 +183,12 @@ impl Backend for CudaBackend {
         Ok(self.move_all_spans(spans)?)
     }
 
-    fn span_deviation(&mut self, span: &SpanCopy) -> Result<f32, BackendError> {
-        Ok(self.layer0_deviations(std::slice::from_ref(span))?[0])
+    fn begin_check(&mut self, spans: &[SpanCopy]) -> Result<(), BackendError> {
+        Ok(self.begin_layer0_check(spans)?)
     }
 
-    fn span_deviations(&mut self, spans: &[SpanCopy]) -> Result<Vec<f32>, BackendError> {
-        Ok(self.layer0_deviations(spans)?)
+    fn finish_check(&mut self, spans: &[SpanCopy]) -> Result<Vec<f32>, BackendError> {
+        Ok(self.finish_layer0_check(spans)?)
     }
 
     /// bf16 keeps 8 bits of a number: 4e-3 relative when stored, as much again when moved, and the fresh computation is rounded too.

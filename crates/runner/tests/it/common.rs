@@ -208,7 +208,7 @@ impl World {
         let rows: Vec<usize> = (src_pos as usize..tokens.len()).collect();
         self.logits(&tokens, &src, &rows);
         self.move_span(&src, src_pos, &dst, dst_pos, span);
-        self.backend.span_deviation(&Self::span(&src, src_pos, &dst, dst_pos, claimed)).unwrap()
+        self.backend.span_deviations(&[Self::span(&src, src_pos, &dst, dst_pos, claimed)]).unwrap()[0]
     }
 
     /// Computes `span` at `pos`, and checks it where it lies as if it stood `blocks` blocks further on: its keys are rotated wrongly.
@@ -218,7 +218,7 @@ impl World {
         self.prefill(&tokens, &table);
         let mut copy = Self::span(&table, pos, &table, pos, span);
         copy.dst_pos += blocks * BLOCK;
-        self.backend.span_deviation(&copy).unwrap()
+        self.backend.span_deviations(&[copy]).unwrap()[0]
     }
 
     pub(crate) fn read(&self, layer: usize, table: &[BlockId], pos: u32) -> (Vec<f32>, Vec<f32>) {

@@ -211,6 +211,13 @@ impl Decoder {
         Ok(())
     }
 
+    /// Only the logarithms of the sums of [`Self::attention`]. Every row is in a tile.
+    pub(super) fn log_sums(&mut self, i: usize, rows: &StepRows<'_>, pool: &Pool) -> Result<(), DeviceError> {
+        let a = &mut self.activations;
+        let paged = paged_queries(&self.config, i, &a.qkv, rows, pool);
+        self.kernels.prefill.log_sums(&paged, rows, &mut a.attended, &mut a.lse)
+    }
+
     /// The last layer, of which only `wanted` rows go on behind attention: `tiles` hold those of them that are not single.
     pub(super) fn last_layer(
         &mut self,

@@ -99,8 +99,8 @@ impl Buffers {
     fn new(device: &Arc<Device>, config: &ModelConfig, largest: LargestStep) -> Result<Self, DeviceError> {
         let words = upload_words(largest, most_parts(device, config, largest)?);
         Ok(Self {
-            upload: Upload::new(device, words)?,
-            extra: Upload::new(device, words)?,
+            upload: Upload::new(device, UPLOADS_IN_FLIGHT * words)?,
+            extra: Upload::new(device, UPLOADS_IN_FLIGHT * words)?,
             sampler: Sampler::new(device, MAX_LOGIT_ROWS)?,
             differences: device.zeros(largest.num_rows * 2 * config.num_kv_heads * config.head_dim)?,
             graphs: DecodeGraphs::new(largest.num_sequences),
@@ -119,6 +119,7 @@ fn assemble(device: Arc<Device>, decoder: Decoder, buffers: Buffers, num_blocks:
         host: HostPool::new(&device, shape, 0)?,
         step: Step::default(),
         watched: Vec::new(),
+        checked: Vec::new(),
         logits: Vec::new(),
         upload,
         extra,
@@ -173,6 +174,9 @@ fn most_parts(device: &Device, config: &ModelConfig, largest: LargestStep) -> Re
     let num_rows = largest.num_sequences.max(decode::MAX_ROWS);
     Ok(DecodePart::most(num_rows, config.num_kv_heads, device.num_multiprocessors()?))
 }
+
+/// Largest arrays that may be on their way at once: those of a check, of a probe and of a step.
+const UPLOADS_IN_FLIGHT: usize = 3;
 
 /// Words of the arrays of the largest step: three of each row, its tiles, parts and wanted rows, and the block tables of all sequences,
 /// as wide as those of a recorded step.

@@ -10,7 +10,7 @@ use super::step::BLOCK;
 /// Attention of many rows of a sequence.
 pub(super) enum Prefill {
     /// On an H100 or its kin; few rows are computed in parts.
-    Hopper(AttentionHopper, Partials),
+    Hopper(Box<AttentionHopper>, Partials),
     /// On any chip with tensor cores for bf16.
     Portable(Attention),
 }
@@ -22,7 +22,7 @@ impl Prefill {
         }
         let kernel = AttentionHopper::new(device)?;
         let partials = kernel.partials(head_dim)?;
-        Ok(Self::Hopper(kernel, partials))
+        Ok(Self::Hopper(Box::new(kernel), partials))
     }
 
     /// Tokens of a tile where `group` query heads share a key head.
@@ -30,6 +30,20 @@ impl Prefill {
         match self {
             Self::Hopper(..) => AttentionHopper::tile_tokens(group),
             Self::Portable(_) => Attention::tile_tokens(group),
+        }
+    }
+
+    /// The `lse` of [`Self::run`]; `out` is overwritten where that is what it takes.
+    pub(super) fn log_sums(
+        &mut self,
+        paged: &PagedQueries<'_>,
+        rows: &StepRows<'_>,
+        out: &mut CudaSlice<bf16>,
+        lse: &mut CudaSlice<f32>,
+    ) -> Result<(), DeviceError> {
+        match self {
+            Self::Hopper(kernel, _) => kernel.log_sums(paged, &list_of(rows), lse),
+            Self::Portable(_) => self.run(paged, rows, out, Some(lse)),
         }
     }
 
@@ -41,7 +55,7 @@ impl Prefill {
         out: &mut CudaSlice<bf16>,
         lse: Option<&mut CudaSlice<f32>>,
     ) -> Result<(), DeviceError> {
-        let list = TileList { tiles: rows.tiles.slice(..), num_tiles: rows.num_tiles, num_rows: rows.num_rows };
+        let list = list_of(rows);
         match self {
             Self::Hopper(kernel, partials) => {
                 let num_splits = kernel.num_splits(rows.num_tiles, paged.num_kv_heads, rows.max_blocks * BLOCK);
@@ -50,4 +64,8 @@ impl Prefill {
             Self::Portable(kernel) => kernel.run(paged, &list, out, lse),
         }
     }
+}
+
+fn list_of<'a>(rows: &'a StepRows<'_>) -> TileList<'a> {
+    TileList { tiles: rows.tiles.slice(..), num_tiles: rows.num_tiles, num_rows: rows.num_rows }
 }

@@ -48,7 +48,7 @@ impl CudaBackend {
             for i in 0..decoder.config.num_layers {
                 decoder.layer(i, &rows.on(upload), pool, None, true)?;
                 let list = self.extra.words(list.clone());
-                asked.received.add(i, (&list, 0, end(positions)), decoder, &rows.on(upload), pool)?;
+                asked.received.add(i, (&list, Some(0), 0, end(positions)), decoder, &rows.on(upload), pool)?;
                 asked.num_terms += positions.len() * decoder.config.num_heads;
             }
         }
@@ -74,25 +74,29 @@ impl CudaBackend {
                 self.kept.keep(&self.device, sequence, check_layer, &decoder.activations.hidden)?;
             }
             decoder.rotate(check_layer, &rows.on(upload))?;
-            deviations.extend(self.deviations(check_layer, sequence, positions, &rows)?);
+            let measured = self.measure(check_layer, sequence, positions, &rows)?;
             let Self { decoder, pool, upload, .. } = self;
             decoder.scatter(check_layer, &rows.on(upload), pool)?;
             self.ask(check_layer, sequence, positions, &rows, asked)?;
+            // Read when all is launched.
+            if let Some(measured) = measured {
+                deviations.extend(self.deviations(&measured)?);
+            }
         }
         Ok(deviations)
     }
 
-    /// K and V of the reused rows in work beside what the pool holds for them.
-    fn deviations(
+    /// Measures K and V of the reused rows in work beside what the pool holds for them, if there are such rows.
+    fn measure(
         &mut self,
         layer: usize,
         sequence: &ProbedSequence,
         positions: &[u32],
         rows: &UploadedStep,
-    ) -> Result<Vec<TokenDeviation>, DeviceError> {
+    ) -> Result<Option<CudaSlice<f32>>, DeviceError> {
         let reused = rows_in(positions, &sequence.reused);
         if reused.is_empty() {
-            return Ok(Vec::new());
+            return Ok(None);
         }
         let list = self.upload_list(&reused)?;
         let Self { decoder, pool, upload, extra, device, .. } = self;
@@ -104,7 +108,12 @@ impl CudaBackend {
             slots: rows.on(upload).slots,
         };
         decoder.kernels.deviation.measure(&fresh, pool, layer, &mut measured.slice_mut(..))?;
-        let root_head_dim = (decoder.config.head_dim as f32).sqrt();
+        Ok(Some(measured))
+    }
+
+    /// What was measured, brought to the host; attention is still to be filled in.
+    fn deviations(&self, measured: &CudaSlice<f32>) -> Result<Vec<TokenDeviation>, DeviceError> {
+        let root_head_dim = (self.decoder.config.head_dim as f32).sqrt();
         let of_row = |row: &[f32]| TokenDeviation {
             attention: 0.0,
             key_l2: row[0],
@@ -113,7 +122,7 @@ impl CudaBackend {
             value_norm: row[3],
             root_head_dim,
         };
-        Ok(device.download(&measured)?.chunks_exact(MEASURES).map(of_row).collect())
+        Ok(self.device.download(measured)?.chunks_exact(MEASURES).map(of_row).collect())
     }
 
     /// Adds the attention that the readers among the rows in work pay in the check layer.
@@ -125,17 +134,17 @@ impl CudaBackend {
         rows: &UploadedStep,
         asked: &mut Asked,
     ) -> Result<(), DeviceError> {
-        let readers: Vec<u32> = match sequence.probe.readers {
-            Readers::AllRows => (0..positions.len() as u32).collect(),
-            Readers::FreshRows => rows_in(positions, &fresh_ranges(sequence)),
+        let (run, readers): (_, Vec<u32>) = match sequence.probe.readers {
+            Readers::AllRows => (Some(0), (0..positions.len() as u32).collect()),
+            Readers::FreshRows => (None, rows_in(positions, &fresh_ranges(sequence))),
             Readers::None | Readers::FreshRowsAllLayers => return Ok(()),
         };
         let Some(last) = readers.last() else { return Ok(()) };
         let len = positions[*last as usize] as usize + 1;
         let list = self.upload_list(&readers)?;
         let Self { decoder, pool, upload, extra, .. } = self;
-        decoder.attention(layer, &rows.on(upload), pool, true)?;
-        asked.received.add(layer, (&extra.words(list), 0, len), decoder, &rows.on(upload), pool)?;
+        decoder.log_sums(layer, &rows.on(upload), pool)?;
+        asked.received.add(layer, (&extra.words(list), run, 0, len), decoder, &rows.on(upload), pool)?;
         asked.num_terms += readers.len() * decoder.config.num_heads;
         Ok(())
     }

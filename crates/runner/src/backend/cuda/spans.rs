@@ -44,25 +44,37 @@ impl CudaBackend {
         self.decoder.kernels.spans.move_tokens(&mut self.pool, &tokens, self.decoder.config.rope_layout)
     }
 
-    /// Largest distance of a moved K or V of each span from a fresh one in layer 0, relative to the fresh one.
-    pub(super) fn layer0_deviations(&mut self, spans: &[SpanCopy]) -> Result<Vec<f32>, DeviceError> {
+    /// Launches the comparison of moved K and V with fresh ones in layer 0.
+    pub(super) fn begin_layer0_check(&mut self, spans: &[SpanCopy]) -> Result<(), DeviceError> {
         let tokens = spans.iter().enumerate().flat_map(|(span, copy)| (0..copy.token_ids.len()).map(move |i| (span, i)));
         let tokens: Vec<(usize, usize)> = tokens.collect();
-        let mut worst = vec![0f32; spans.len()];
+        self.checked.clear();
         for tokens in tokens.chunks(self.decoder.activations.num_rows) {
             let measured = self.measure_layer0(spans, tokens)?;
-            for ((span, _), of_row) in tokens.iter().zip(measured.chunks_exact(MEASURES)) {
-                let [key, value, _, value_norm, key_norm, _] = of_row else { unreachable!("the chunk's length") };
-                let relative = (key / key_norm.max(f32::MIN_POSITIVE)).max(value / value_norm.max(f32::MIN_POSITIVE));
-                // NaN is worse than anything, and stays.
-                worst[*span] = if relative.is_nan() || worst[*span].is_nan() { f32::NAN } else { worst[*span].max(relative) };
-            }
+            self.checked.push(measured);
         }
-        Ok(worst)
+        Ok(())
+    }
+
+    /// Largest distance of a moved K or V of each span from a fresh one in layer 0, relative to the fresh one.
+    pub(super) fn finish_layer0_check(&mut self, spans: &[SpanCopy]) -> Result<Vec<f32>, DeviceError> {
+        let mut measured = Vec::new();
+        for part in std::mem::take(&mut self.checked) {
+            measured.extend(self.device.download(&part)?);
+        }
+        let mut rest = &measured[..];
+        let worst_of = |span: &SpanCopy| {
+            let (of_span, behind) = rest.split_at(span.token_ids.len() * MEASURES);
+            rest = behind;
+            // NaN is worse than anything, and stays.
+            let worse = |a: f32, b: f32| if a.is_nan() || b.is_nan() { f32::NAN } else { a.max(b) };
+            of_span.chunks_exact(MEASURES).map(relative_error).fold(0.0, worse)
+        };
+        Ok(spans.iter().map(worst_of).collect())
     }
 
     /// `[tokens, MEASURES]` of tokens, each named by its span and its place there.
-    fn measure_layer0(&mut self, spans: &[SpanCopy], tokens: &[(usize, usize)]) -> Result<Vec<f32>, DeviceError> {
+    fn measure_layer0(&mut self, spans: &[SpanCopy], tokens: &[(usize, usize)]) -> Result<CudaSlice<f32>, DeviceError> {
         let len = tokens.len();
         let ranges = self.upload.put([len, len, len, 0, 0], |[ids, positions, slots, ..]| {
             for (row, (span, i)) in tokens.iter().enumerate() {
@@ -81,7 +93,7 @@ impl CudaBackend {
         let shape = kernels::cuda::QkvShape { num_heads: 0, ..qkv_shape(&decoder.config) };
         let fresh = FreshRows { buffer: &decoder.activations.qkv, shape, rows: extra.words(list), slots: rows.slots.slice(..) };
         decoder.kernels.deviation.measure(&fresh, pool, 0, &mut measured.slice_mut(..))?;
-        device.download(&measured)
+        Ok(measured)
     }
 
     /// Arrays of all that follows rows of `batch`; `None` if nothing does.
@@ -131,6 +143,13 @@ impl CudaBackend {
         }
         self.extra.put(lengths, write)
     }
+}
+
+/// Of one token's measures: the larger one of those of K and V.
+fn relative_error(measures: &[f32]) -> f32 {
+    let [key, value, _, value_norm, key_norm, _] = measures else { unreachable!("the chunk's length") };
+    let (key, value) = (key / key_norm.max(f32::MIN_POSITIVE), value / value_norm.max(f32::MIN_POSITIVE));
+    if key.is_nan() || value.is_nan() { f32::NAN } else { key.max(value) }
 }
 
 /// Slot of the `i`th token of a span whose blocks begin with the one of its first position.

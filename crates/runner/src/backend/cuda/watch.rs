@@ -23,19 +23,19 @@ impl Received {
         })
     }
 
-    /// Adds what `rows` (of the batch, by position, the last at `len - 1`) pay in a layer whose keys are in the pool and whose
-    /// logarithms attention has left.
+    /// Adds what `rows` (of the batch, by position, the last at `len - 1`; one behind the other from the first on, if they are a `run`) pay
+    /// in a layer whose keys are in the pool and whose logarithms attention has left.
     pub(super) fn add(
         &mut self,
         layer: usize,
-        (rows, table, len): (&CudaView<'_, u32>, usize, usize),
+        (rows, run, table, len): (&CudaView<'_, u32>, Option<usize>, usize, usize),
         decoder: &Decoder,
         step: &StepRows<'_>,
         pool: &Pool,
     ) -> Result<(), DeviceError> {
         let a = &decoder.activations;
         let paged = paged_queries(&decoder.config, layer, &a.qkv, step, pool);
-        let giving = GivingRows { rows, num_rows: rows.len(), lse: &a.lse, table, len };
+        let giving = GivingRows { rows, run, num_rows: rows.len(), lse: &a.lse, table, len };
         decoder.kernels.received.add(&paged, giving, &mut self.scratch, &mut self.sums)
     }
 }
@@ -55,7 +55,7 @@ pub(super) struct Watched {
 impl Watched {
     /// Adds what the row pays in one layer; after the last, what it paid is known.
     pub(super) fn add(&mut self, layer: usize, decoder: &Decoder, step: &StepRows<'_>, pool: &Pool) -> Result<(), DeviceError> {
-        self.received.add(layer, (&self.row.words(0..1), self.table, self.len), decoder, step, pool)
+        self.received.add(layer, (&self.row.words(0..1), None, self.table, self.len), decoder, step, pool)
     }
 
     /// Attention to positions `0..`, averaged over heads and layers.

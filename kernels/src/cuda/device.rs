@@ -85,9 +85,6 @@ impl Device {
             return Err(DeviceError::NoSuchDevice { ordinal, count });
         }
         let context = CudaContext::new(ordinal)?;
-        // cuBLASLt remembers functions of a context beyond its handles, so a context that was used must not come to an end before the
-        // process does: one reference is never given back.
-        std::mem::forget(Arc::clone(&context));
         // SAFETY: all work goes to one stream in program order, except where an event is waited for explicitly.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream()?;

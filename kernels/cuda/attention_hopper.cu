@@ -37,15 +37,6 @@ __device__ __forceinline__ void turn_wait(int warpgroup) { asm volatile("barrier
 
 __device__ __forceinline__ void turn_pass(int warpgroup) { asm volatile("barrier.cta.arrive.aligned %0, 256;" ::"r"(2 - warpgroup) : "memory"); }
 
-// Stages of a buffer in the order both sides go through them.
-struct Ring {
-    uint32_t stage = 0, phase = 0;
-
-    __device__ __forceinline__ void advance() {
-        if (++stage == STAGES) stage = 0, phase ^= 1;
-    }
-};
-
 // Shared memory: Q, then the stages of K, then those of V, then barriers.
 template <int HD>
 struct Shared {
@@ -100,7 +91,7 @@ __device__ __forceinline__ void load_items(const Arguments &a, const TensorMap *
     uint32_t offset = lane / BLOCKS * KV_HALF_BYTES + lane % BLOCKS * BOX_BYTES;
     int column = lane / BLOCKS * 64;
     uint32_t q_bytes = HALVES * (TILE_ROWS / group * group) * 128, q_phase = 0;
-    Ring k_ring, v_ring;
+    Ring<STAGES> k_ring, v_ring;
     Item item;
     for (int round = 0; find_item(a, round, item); round++) {
         if (item.begin >= item.end) continue;
@@ -262,7 +253,7 @@ struct Computer {
     const int warpgroup, lane;
     // Row of the tile; the thread's other one is 8 further.
     const int first;
-    Ring k_ring, v_ring;
+    Ring<STAGES> k_ring, v_ring;
     uint32_t q_phase;
     // Largest key that each row sees.
     int position[2];

@@ -31,6 +31,16 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t phase) {
         "}" ::"r"(barrier), "r"(phase) : "memory");
 }
 
+// Stages of a buffer in the order both sides go through them.
+template <int STAGES>
+struct Ring {
+    uint32_t stage = 0, phase = 0;
+
+    __device__ __forceinline__ void advance() {
+        if (++stage == STAGES) stage = 0, phase ^= 1;
+    }
+};
+
 // Starts the copy of a box at the coordinates into shared memory, innermost first; `barrier` counts its bytes.
 __device__ __forceinline__ void load_box(uint32_t to, const TensorMap *map, uint32_t barrier, int column, int row) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(to),

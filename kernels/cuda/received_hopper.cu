@@ -45,14 +45,6 @@ struct Shared {
     __device__ uint32_t rows_empty(uint32_t stage) const { return barrier(2 + STAGES + stage); }
 };
 
-struct Ring {
-    uint32_t stage = 0, phase = 0;
-
-    __device__ __forceinline__ void advance() {
-        if (++stage == STAGES) stage = 0, phase ^= 1;
-    }
-};
-
 // Keys from `first_key` on, of one head; rows `begin .. end` of the run.
 struct Item {
     int first_key, kv_head, share, begin, end;
@@ -88,7 +80,7 @@ __device__ __forceinline__ void load_items(const Arguments &a, const TensorMap *
     int lane = threadIdx.x % 32, group = sizes.num_heads / sizes.num_kv_heads, tile_tokens = TILE_ROWS / group;
     uint32_t row_bytes = HALVES * tile_tokens * group * 128, keys_phase = 0;
     int last_block = (a.len - 1) / BLOCK;
-    Ring ring;
+    Ring<STAGES> ring;
     Item item;
     for (int round = 0; find_item(a, tile_tokens, round, item); round++) {
         if (item.begin >= item.end) continue;
@@ -153,7 +145,7 @@ __device__ __forceinline__ void compute_items(const Arguments &a, const Shared<H
     float2(*seen)[TILE_ROWS] = all_seen[warpgroup];
     float scale = sizes.scale * LOG2_E, scores[TILE_ROWS / 2];
     uint32_t keys_phase = 0;
-    Ring ring;
+    Ring<STAGES> ring;
     Item item;
     for (int round = 0; find_item(a, tile_tokens, round, item); round++) {
         int last_key = item.first_key + warpgroup * 64 + 63;

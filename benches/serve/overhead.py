@@ -176,15 +176,21 @@ def overhead(args, port, model):
 
 def receive(connection):
     """The body of an answer. No HTTP library: parsing is not what is measured."""
+    def more():
+        part = connection.recv(1 << 16)
+        if not part:
+            raise SystemExit("the server has closed the connection")
+        return part
+
     data = b""
     while b"\r\n\r\n" not in data:
-        data += connection.recv(1 << 16)
+        data += more()
     head, body = data.split(b"\r\n\r\n", 1)
     if b" 200 " not in head.split(b"\r\n", 1)[0]:
         raise SystemExit(f"a chat was not answered: {data[:500]}")
     length = next(int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
     while len(body) < length:
-        body += connection.recv(1 << 16)
+        body += more()
     return body
 
 

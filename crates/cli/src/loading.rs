@@ -147,16 +147,22 @@ pub(crate) fn tokenizer(loaded: &mut Loaded) -> anyhow::Result<Tokenizer> {
     let inside = loaded.model.vocabulary.take();
     let (path, vocabulary) = match loaded.files.tokenizer.as_deref() {
         Some(path) if path.extension().is_some_and(|extension| extension == "gguf") => {
-            (None, Some(runner::read_vocabulary(path)?))
+            let vocabulary =
+                runner::read_vocabulary(path).with_context(|| format!("reading the tokenizer {}", path.display()))?;
+            (None, Some(vocabulary))
         }
         path => (path, inside),
     };
     let template = vocabulary.as_ref().and_then(|vocabulary| vocabulary.chat_template.clone());
     let built = match (path, vocabulary) {
         (Some(path), _) => from_file(path)?,
-        (None, Some(vocabulary)) => Tokenizer::from_gguf(convert(vocabulary)).context("the model's tokenizer")?,
+        (None, Some(vocabulary)) => Tokenizer::from_gguf(convert(vocabulary)).context("the tokenizer")?,
         (None, None) => bail!("{} has no tokenizer: give one with --tokenizer", loaded.files.id),
     };
+    let (num_tokens, num_embeddings) = (built.vocab_size(), loaded.model.config.vocab_size);
+    if num_tokens > num_embeddings {
+        bail!("the tokenizer has {num_tokens} tokens, {} only {num_embeddings}", loaded.files.id);
+    }
     let special = &loaded.model.special_tokens;
     let (bos, eos) = (built.bos().or(special.bos.map(TokenId)), end_tokens(built.eos_ids(), &special.eos));
     let built = built.with_special_ids(bos, eos);

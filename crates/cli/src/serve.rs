@@ -136,7 +136,7 @@ fn serve_until_signalled(runtime: Runtime, listener: TcpListener, app: Arc<AppSt
         let signals = server::termination_signals().context("listening to signals")?;
         Ok::<_, anyhow::Error>(server::serve(listener, app, signals).await)
     })?;
-    // Tasks that tokenize are not waited for: nobody wants their results any more.
+    // Tasks that embed prompts are not waited for: nobody wants their results any more.
     runtime.shutdown_background();
     match ended {
         Ended::Drained | Ended::Cut => Ok(()),

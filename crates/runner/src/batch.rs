@@ -1,7 +1,7 @@
 //! One step as the arrays a device wants.
 
 use engine::{Drift, Row, ScheduledSequence};
-use tokens::BlockSize;
+use tokens::{BlockSize, RequestId};
 
 /// All rows of a step side by side.
 #[derive(Clone, Debug, Default)]
@@ -22,6 +22,8 @@ pub struct InputBatch {
 /// The rows of one sequence.
 #[derive(Clone, Debug, Default)]
 pub struct InputSequence {
+    /// Whose rows they are, where it is known.
+    pub request_id: Option<RequestId>,
     /// Its first row in the batch.
     pub first_row: usize,
     /// How many.
@@ -43,6 +45,7 @@ impl InputBatch {
             let block_table: Vec<u32> = sequence.block_table.iter().map(|block| block.0).collect();
             batch.push(&sequence.rows, block_table, block_size);
             let added = batch.sequences.last_mut().expect("it was just added");
+            added.request_id = Some(sequence.request_id);
             added.watch = !sequence.watch.is_empty();
             added.drift = sequence.drift.clone();
         }
@@ -58,7 +61,7 @@ impl InputBatch {
             self.positions.push(row.position);
             self.slot_mapping.push(block_table[block as usize] * block_size.get() + offset);
         }
-        self.sequences.push(InputSequence { first_row, num_rows: rows.len(), block_table, watch: false, drift: Vec::new() });
+        self.sequences.push(InputSequence { first_row, num_rows: rows.len(), block_table, ..InputSequence::default() });
     }
 
     /// Number of rows.

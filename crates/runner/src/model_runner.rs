@@ -81,6 +81,7 @@ impl ModelRunner {
         batch.logit_rows = Some(self.logit_rows(&sequences, &batch));
         let mut output = ModelRunnerOutput { rejected_spans, probed, transfer, ..ModelRunnerOutput::default() };
         if batch.num_rows() == 0 {
+            self.backend.synchronize()?;
             return Ok(output);
         }
         self.backend.forward(&batch)?;

@@ -65,7 +65,7 @@ pub(crate) fn encode_text(model: &ServedModel, text: &str, add_special_tokens: b
 }
 
 /// Runs `encode` in this task. When it takes long, the other tasks of its worker go on in another thread meanwhile: that costs this one
-/// less than to be sent to another thread and back, which is up to half of the time to tokenize a page.
+/// less than to be sent to another thread and back.
 fn in_place<T>(is_short: bool, encode: impl FnOnce() -> T) -> T {
     match Handle::current().runtime_flavor() {
         RuntimeFlavor::MultiThread if !is_short => block_in_place(encode),

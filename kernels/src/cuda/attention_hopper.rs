@@ -106,7 +106,7 @@ impl AttentionHopper {
         self.launch(self.attention(paged), paged, list, 1, written)
     }
 
-    /// The `lse` of [`Self::run`] alone, in half of its time.
+    /// The `lse` of [`Self::run`] alone, for which values are not read.
     ///
     /// # Errors
     /// If the launch fails.

@@ -76,7 +76,7 @@ impl Upload {
     }
 
     /// Lets `write` fill arrays of the given lengths and copies them to the device, behind those that may be on their way; if there is no
-    /// room behind them, they are waited for. Returns where the arrays lie.
+    /// room behind them, they are waited for. Returns where the arrays lie. What reads earlier arrays has to be launched before.
     ///
     /// # Errors
     /// If the device fails.

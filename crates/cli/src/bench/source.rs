@@ -1,6 +1,6 @@
 //! The model that is measured in process.
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use engine::SchedulerConfig;
 
 use crate::config::{Auto, Config, ConfigArgs, LoadFormat};
@@ -25,6 +25,9 @@ impl Source {
     pub(crate) fn load(mut args: ConfigArgs, num_seqs: usize) -> anyhow::Result<Self> {
         // A folder holds no settings, so it can only mean the shape of a model.
         let shape = args.config.take_if(|path| path.is_dir());
+        if shape.is_some() && args.model.model.is_some() {
+            bail!("--config with a folder and --model name two models");
+        }
         let mut config = Config::resolve(args)?;
         if let Some(folder) = shape {
             config.model.name =

@@ -12,7 +12,7 @@ pub(crate) struct Millis(pub(crate) u64);
 
 /// Why a text is no duration.
 #[derive(Debug, thiserror::Error)]
-#[error("`{text}` is no duration: write a number and ms, s, m or h")]
+#[error("`{text}` is no duration: write a whole number and ms, s, m or h")]
 pub(crate) struct InvalidDuration {
     text: String,
 }

@@ -205,7 +205,7 @@ pub(crate) struct SharingArgs {
     /// Shortest run of equal tokens reused away from its place [default: 64]
     #[arg(long, env = "KVSHARE_MIN_SPAN", value_name = "TOKENS")]
     min_span: Option<u32>,
-    /// Time that reuse has to save, by prediction [default: 5ms]
+    /// Time that reuse has to save, by prediction; a number alone is seconds [default: 5ms]
     #[arg(long, env = "KVSHARE_MIN_SAVED", value_name = "TIME")]
     min_saved: Option<Millis>,
     /// What becomes of equal text behind a change inside its own paragraph [default: recompute]

@@ -82,8 +82,11 @@ fn named(config: &ModelConfig) -> anyhow::Result<(Weights, String)> {
 
 /// Random weights in the shape of the `config.json` at `config`, or in that folder. Text means nothing to them.
 fn dummy(config: &Path) -> anyhow::Result<(Weights, String)> {
-    if !config.exists() {
-        bail!("there is no config.json, and no folder with one, at {}", config.display());
+    if !config.join("config.json").is_file() && config.extension().is_none_or(|extension| extension != "json") {
+        bail!(
+            "--load-format dummy takes a config.json or a folder with one as --model: there is no config.json in {}",
+            config.display()
+        );
     }
     Ok((Weights::Random(config.to_owned()), format!("random {}", local_id(config))))
 }
@@ -243,6 +246,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let name = dir.path().to_str().unwrap().to_owned();
         let config = ModelConfig { name, load_format: LoadFormat::Dummy, ..ModelConfig::default() };
+        assert!(resolve(&config).is_err());
+        std::fs::write(dir.path().join("config.json"), "").unwrap();
         assert_eq!(resolve(&config).unwrap().tokenizer, None);
         std::fs::write(dir.path().join("tokenizer.json"), "").unwrap();
         let files = resolve(&config).unwrap();

@@ -23,7 +23,7 @@ use tokens::BlockId;
 use self::activations::MAX_LOGIT_ROWS;
 use self::decode::DecodeGraphs;
 use self::decoder::{Decoder, StepRows};
-use self::kept::{KeptRows, Resumed};
+use self::kept::KeptRows;
 use self::step::{BLOCK, Step};
 use self::watch::Watched;
 use super::{Backend, BackendError, sample_on_host};
@@ -90,20 +90,20 @@ impl CudaBackend {
         Ok(found)
     }
 
-    /// Runs any step, launch by launch; from a later layer on if it is `resumed`.
-    fn run_step(&mut self, step: &Step, batch: &InputBatch, resumed: Option<Resumed>) -> Result<(), DeviceError> {
+    /// Runs any step, launch by launch.
+    fn run_step(&mut self, step: &Step, batch: &InputBatch) -> Result<(), DeviceError> {
         let layers = self.decoder.config.num_layers;
-        let first_layer = resumed.as_ref().map_or(0, |resumed| resumed.layer);
+        let first_layer = step.resumed.as_ref().map_or(0, |resumed| resumed.layer);
         let followers = self.upload_followers(step, batch)?;
         let rows = self.upload_step(step)?;
         let mut watched = self.watch(step, batch)?;
-        let resumed = resumed.map(|resumed| self.put_extra([resumed.rows.len()], |[list]| list.copy_from_slice(&resumed.rows)));
         let Self { decoder, pool, upload, extra, differences, kept, device, .. } = self;
+        let kept_rows = rows.kept.clone();
         let last = step.wanted.is_some().then(|| (rows.last(upload), upload.words(rows.wanted.clone())));
         let rows = rows.on(upload);
-        match resumed.transpose()? {
+        match &step.resumed {
             None => decoder.embed(&rows)?,
-            Some([list]) => decoder.resume(device, kept.hidden(), &extra.words(list))?,
+            Some(_) => decoder.resume(device, kept.hidden(), &upload.words(kept_rows))?,
         }
         for i in first_layer..layers {
             let mut following = followers.as_ref().map(|followers| followers.on(extra, differences));
@@ -215,8 +215,8 @@ impl Backend for CudaBackend {
             if let Some(rows) = batch.logit_rows.as_deref().filter(|_| !is_watched) {
                 step.want(rows);
             }
-            let resumed = self.kept.resumed(batch, &step).filter(|_| !is_watched);
-            self.run_step(&step, batch, resumed)?;
+            step.resumed = self.kept.resumed(batch, &step).filter(|_| !is_watched);
+            self.run_step(&step, batch)?;
         }
         self.step = step;
         Ok(())
@@ -259,6 +259,8 @@ struct UploadedStep {
     /// Tiles of wanted rows, and their list; empty where all are.
     last_tiles: Range<usize>,
     wanted: Range<usize>,
+    /// Kept row of each row; empty where none goes on from there.
+    kept: Range<usize>,
 }
 
 impl UploadedStep {
@@ -292,10 +294,21 @@ impl CudaBackend {
         let tiles = step.tiles(self.decoder.kernels.prefill.tile_tokens(config.num_heads / config.num_kv_heads));
         let num_rows = step.num_rows();
         let (wanted, last) = (step.wanted.as_deref().unwrap_or_default(), step.wanted_tiles());
+        let kept = step.resumed.as_ref().map_or(&[][..], |resumed| &resumed.rows);
         let parts = decode_parts(&step.positions[..step.num_single], config.num_kv_heads, self.decoder.num_multiprocessors);
-        let lengths =
-            [num_rows, num_rows, num_rows, step.tables.len(), 4 * tiles.len(), 3 * parts.len(), 4 * last.len(), wanted.len()];
-        let ranges = self.upload.put(lengths, |[ids, at, slots, tables, of, to_parts, of_last, to_wanted]| {
+        let lengths = [
+            num_rows,
+            num_rows,
+            num_rows,
+            step.tables.len(),
+            4 * tiles.len(),
+            3 * parts.len(),
+            4 * last.len(),
+            wanted.len(),
+            kept.len(),
+        ];
+        let ranges = self.upload.put(lengths, |[ids, at, slots, tables, of, to_parts, of_last, to_wanted, to_kept]| {
+            to_kept.copy_from_slice(kept);
             to_parts.chunks_exact_mut(3).zip(&parts).for_each(|(to, part)| to.copy_from_slice(&part.words()));
             ids.copy_from_slice(&step.token_ids);
             at.copy_from_slice(&step.positions);
@@ -305,8 +318,9 @@ impl CudaBackend {
             of_last.chunks_exact_mut(4).zip(&last).for_each(|(to, tile)| to.copy_from_slice(&tile.words()));
             to_wanted.copy_from_slice(wanted);
         })?;
-        let [token_ids, positions, slots, tables, tiles, parts, last_tiles, wanted] = ranges;
+        let [token_ids, positions, slots, tables, tiles, parts, last_tiles, wanted, kept] = ranges;
         let ranges = [token_ids, positions, slots, tables, tiles];
-        Ok(UploadedStep { num_rows, max_blocks: step.max_blocks, num_single: step.num_single, ranges, parts, last_tiles, wanted })
+        let (max_blocks, num_single) = (step.max_blocks, step.num_single);
+        Ok(UploadedStep { num_rows, max_blocks, num_single, ranges, parts, last_tiles, wanted, kept })
     }
 }

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use super::route::{InFlight, Link};
 use super::{EngineHandle, Phase};
 
-/// Events of one request. Dropping it takes the request back: its blocks are free within a step.
+/// Events of one request. Dropping it takes the request back: its blocks are free within two steps.
 pub(crate) struct TokenStream {
     events: mpsc::Receiver<EngineEvent>,
     link: Arc<Link>,

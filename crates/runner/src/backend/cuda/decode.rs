@@ -107,7 +107,7 @@ impl CudaBackend {
         })?;
         let [token_ids, positions, slots, tables, tiles, parts] = ranges;
         let ranges = [token_ids, positions, slots, tables, tiles];
-        Ok(UploadedStep { num_rows: rows, max_blocks: blocks, num_single: rows, ranges, parts, last_tiles: 0..0, wanted: 0..0 })
+        Ok(UploadedStep { num_rows: rows, max_blocks: blocks, num_single: rows, ranges, parts, ..UploadedStep::default() })
     }
 }
 

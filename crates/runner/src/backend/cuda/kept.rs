@@ -5,11 +5,12 @@
 
 use engine::ProbedSequence;
 use kernels::cuda::{CudaSlice, Device, DeviceError};
+use tokens::RequestId;
 
 use super::step::Step;
 use crate::InputBatch;
 
-/// What probes left.
+/// What probes left. Its room is taken once, for the largest step, as that of activations is.
 pub(super) struct KeptRows {
     /// `[rows, hidden]`, with what the layers before the check layer add.
     hidden: CudaSlice<f32>,
@@ -29,7 +30,8 @@ struct Places {
 
 /// Rows of one probe.
 struct Kept {
-    /// Names the sequence: blocks behind a prefix hit are its own.
+    request_id: RequestId,
+    /// Of the sequence: one that lost its blocks has others.
     block_table: Vec<u32>,
     first_position: u32,
     num_rows: usize,
@@ -94,7 +96,8 @@ impl Places {
             return None;
         }
         let block_table = sequence.block_table.iter().map(|block| block.0).collect();
-        self.new.push(Kept { block_table, first_position: sequence.first_position, num_rows, first_row, layer });
+        let ProbedSequence { request_id, first_position, .. } = *sequence;
+        self.new.push(Kept { request_id, block_table, first_position, num_rows, first_row, layer });
         Some(first_row)
     }
 
@@ -102,8 +105,10 @@ impl Places {
         let layer = self.usable.first()?.layer;
         let mut rows = vec![0; step.num_rows()];
         for sequence in &batch.sequences {
-            let is_of_it = |kept: &&Kept| kept.layer == layer && kept.block_table.starts_with(&sequence.block_table);
-            let kept = self.usable.iter().find(is_of_it)?;
+            let kept = self.usable.iter().find(|kept| Some(kept.request_id) == sequence.request_id)?;
+            if kept.layer != layer || !kept.block_table.starts_with(&sequence.block_table) {
+                return None;
+            }
             for row in sequence.first_row..sequence.first_row + sequence.num_rows {
                 let idx = batch.positions[row].checked_sub(kept.first_position)? as usize;
                 if idx >= kept.num_rows {
@@ -119,14 +124,14 @@ impl Places {
 #[cfg(test)]
 mod tests {
     use engine::{Probe, Readers, Row};
-    use tokens::{BlockId, BlockSize, RequestId, TokenId};
+    use tokens::{BlockId, BlockSize, TokenId};
 
     use super::*;
 
-    /// A probe of all positions of a sequence with this table from `first_position` on.
+    /// A probe of all positions of the request named by the first block of its table, from `first_position` on.
     fn probe(table: &[u32], first_position: u32, num_tokens: usize) -> ProbedSequence {
         ProbedSequence {
-            request_id: RequestId(0),
+            request_id: RequestId(table[0].into()),
             token_ids: vec![TokenId(5); num_tokens],
             first_position,
             reused: Vec::new(),
@@ -135,13 +140,14 @@ mod tests {
         }
     }
 
-    /// Kept rows of a step of sequences, each of a table and its positions.
+    /// Kept rows of a step of requests, each named by the first block of its table, with its positions.
     #[track_caller]
     fn check(places: &Places, sequences: &[(&[u32], &[u32])], expected: Option<&[u32]>) {
         let mut batch = InputBatch::default();
         for (table, positions) in sequences {
             let rows: Vec<Row> = positions.iter().map(|&position| Row { token: TokenId(5), position }).collect();
             batch.push(&rows, table.to_vec(), BlockSize::DEFAULT);
+            batch.sequences.last_mut().unwrap().request_id = Some(RequestId(table[0].into()));
         }
         let found = places.resumed(&batch, &Step::new(&batch));
         assert_eq!(found, expected.map(|rows| Resumed { layer: 1, rows: rows.to_vec() }));
@@ -168,6 +174,14 @@ mod tests {
             check(&places, &[other], None);
             check(&places, &[(&[4, 7], &[33]), other], None);
         }
+    }
+
+    #[test]
+    fn a_request_that_got_the_blocks_of_another_begins_anew() {
+        let mut places = Places { max_rows: 100, ..Places::default() };
+        places.take(&ProbedSequence { request_id: RequestId(77), ..probe(&[4, 7], 0, 64) }, 1);
+        places.begin_step();
+        check(&places, &[(&[4, 7], &[33])], None);
     }
 
     #[test]

@@ -178,13 +178,13 @@ fn most_parts(device: &Device, config: &ModelConfig, largest: LargestStep) -> Re
 /// Largest arrays that may be on their way at once: those of a check, of a probe and of a step.
 const UPLOADS_IN_FLIGHT: usize = 3;
 
-/// Words of the arrays of the largest step: three of each row, its tiles, parts and wanted rows, and the block tables of all sequences,
+/// Words of the arrays of the largest step: three of each row, its tiles, parts, wanted and kept rows, and the block tables of all sequences,
 /// as wide as those of a recorded step.
 fn upload_words(largest: LargestStep, most_parts: usize) -> usize {
     let rows = largest.num_rows.next_multiple_of(8);
     let blocks = Bucket::of(1, BlockSize::DEFAULT.blocks_for(largest.num_tokens)).blocks;
     // A tile has a token at least; of wanted rows, each has a tile and a place. What begins at whole vectors takes up to three more.
-    let of_rows = (3 + 4 + 4 + 1) * rows;
+    let of_rows = (3 + 4 + 4 + 1 + 1) * rows;
     of_rows + largest.num_sequences.next_multiple_of(8).max(1) * (blocks + 1) + 3 * most_parts + 64
 }
 

@@ -4,6 +4,7 @@ use kernels::cuda::{Tile, TileSequence, tiles};
 use tokens::BlockSize;
 
 use super::activations::MAX_LOGIT_ROWS;
+use super::kept::Resumed;
 use crate::{InputBatch, InputSequence};
 
 /// Slots of a block.
@@ -25,6 +26,8 @@ pub(super) struct Step {
     pub(super) places: Vec<u32>,
     /// Rows whose logits can be asked for, if few: they alone go on behind the last layer's attention.
     pub(super) wanted: Option<Vec<u32>>,
+    /// Where the rows go on, if not at the first layer.
+    pub(super) resumed: Option<Resumed>,
     /// Table of each sequence of the batch.
     pub(super) table_of: Vec<u32>,
     /// Sequences of several rows: first row, rows, table.

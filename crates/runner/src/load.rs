@@ -17,7 +17,7 @@ pub enum WeightFiles {
     Gguf(PathBuf),
     /// A folder with `config.json` and safetensors.
     Safetensors(PathBuf),
-    /// None: random weights in bf16, in the shape of a configuration. They have no tokenizer, and say nothing that means anything.
+    /// None: random weights in bf16, in the shape of a configuration. They say nothing that means anything.
     Random {
         /// A Hugging Face `config.json`, or the folder that holds it.
         config: PathBuf,

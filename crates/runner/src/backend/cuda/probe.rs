@@ -7,7 +7,7 @@ use tokens::{BlockSize, TokenRange, complement};
 use super::decoder::qkv_shape;
 use super::spans::MEASURES;
 use super::step::Step;
-use super::watch::Received;
+use super::watch::{Giving, Received};
 use super::{CudaBackend, UploadedStep};
 use crate::InputBatch;
 
@@ -48,7 +48,8 @@ impl CudaBackend {
             for i in 0..decoder.config.num_layers {
                 decoder.layer(i, &rows.on(upload), pool, None, true)?;
                 let list = self.extra.words(list.clone());
-                asked.received.add(i, (&list, Some(0), 0, end(positions)), decoder, &rows.on(upload), pool)?;
+                let giving = Giving { rows: &list, run: Some(0), table: 0, len: end(positions) };
+                asked.received.add(i, giving, decoder, &rows.on(upload), pool)?;
                 asked.num_terms += positions.len() * decoder.config.num_heads;
             }
         }
@@ -144,7 +145,8 @@ impl CudaBackend {
         let list = self.upload_list(&readers)?;
         let Self { decoder, pool, upload, extra, .. } = self;
         decoder.log_sums(layer, &rows.on(upload), pool)?;
-        asked.received.add(layer, (&extra.words(list), run, 0, len), decoder, &rows.on(upload), pool)?;
+        let giving = Giving { rows: &extra.words(list), run, table: 0, len };
+        asked.received.add(layer, giving, decoder, &rows.on(upload), pool)?;
         asked.num_terms += readers.len() * decoder.config.num_heads;
         Ok(())
     }

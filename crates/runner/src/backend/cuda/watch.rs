@@ -23,21 +23,34 @@ impl Received {
         })
     }
 
-    /// Adds what `rows` (of the batch, by position, the last at `len - 1`; one behind the other from the first on, if they are a `run`) pay
-    /// in a layer whose keys are in the pool and whose logarithms attention has left.
+    /// Adds what rows pay in a layer whose keys are in the pool and whose logarithms attention has left.
     pub(super) fn add(
         &mut self,
         layer: usize,
-        (rows, run, table, len): (&CudaView<'_, u32>, Option<usize>, usize, usize),
+        giving: Giving<'_>,
         decoder: &Decoder,
         step: &StepRows<'_>,
         pool: &Pool,
     ) -> Result<(), DeviceError> {
         let a = &decoder.activations;
         let paged = paged_queries(&decoder.config, layer, &a.qkv, step, pool);
+        let Giving { rows, run, table, len } = giving;
         let giving = GivingRows { rows, run, num_rows: rows.len(), lse: &a.lse, table, len };
         decoder.kernels.received.add(&paged, giving, &mut self.scratch, &mut self.sums)
     }
+}
+
+/// Rows whose attention is added up.
+#[derive(Clone, Copy)]
+pub(super) struct Giving<'a> {
+    /// Rows of the step, by position.
+    pub(super) rows: &'a CudaView<'a, u32>,
+    /// The first of them, if they lie one behind the other.
+    pub(super) run: Option<usize>,
+    /// Table of their sequence.
+    pub(super) table: usize,
+    /// Position of the last row, plus one.
+    pub(super) len: usize,
 }
 
 /// One watched sequence of a step.
@@ -55,7 +68,8 @@ pub(super) struct Watched {
 impl Watched {
     /// Adds what the row pays in one layer; after the last, what it paid is known.
     pub(super) fn add(&mut self, layer: usize, decoder: &Decoder, step: &StepRows<'_>, pool: &Pool) -> Result<(), DeviceError> {
-        self.received.add(layer, (&self.row.words(0..1), None, self.table, self.len), decoder, step, pool)
+        let row = self.row.words(0..1);
+        self.received.add(layer, Giving { rows: &row, run: None, table: self.table, len: self.len }, decoder, step, pool)
     }
 
     /// Attention to positions `0..`, averaged over heads and layers.

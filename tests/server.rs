@@ -244,6 +244,41 @@ fn a_missing_model_is_told_in_one_line() {
     check_refusal(serve(free_port()).args(["--model", "./no/such/model.gguf"]), "no/such/model.gguf");
 }
 
+/// A folder with the shape of a tiny model of `vocab_size` tokens, without weights and without a tokenizer.
+fn shape(vocab_size: u32) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let config = json!({
+        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu", "hidden_size": 64, "intermediate_size": 128,
+        "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1, "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": true, "vocab_size": vocab_size,
+    });
+    fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    folder
+}
+
+#[tokio::test]
+async fn random_weights_of_a_shape_are_served_with_a_lent_vocabulary() {
+    let (folder, vocabulary) = (shape(49_152), pull_default_model().to_str().unwrap());
+    let model = folder.path().to_str().unwrap();
+    let daemon = Daemon::start(&["--model", model, "--load-format", "dummy", "--tokenizer", vocabulary]).await;
+    let models: Value = serde_json::from_str(&daemon.get("/v1/models").await).unwrap();
+    let id = models["data"][0]["id"].as_str().unwrap();
+    assert!(id.starts_with("random "), "{id}");
+    let asked = with(question("Name a river."), json!({"model": id, "ignore_eos": true}));
+    let answer = daemon.chat(&asked).await;
+    // The template that was lent, too: the question alone is four tokens.
+    assert!(answer["usage"]["prompt_tokens"].as_u64() > Some(10), "{answer}");
+    assert_eq!(answer["usage"]["completion_tokens"], 12);
+}
+
+#[test]
+fn a_vocabulary_larger_than_the_model_is_told_in_one_line() {
+    let (folder, vocabulary) = (shape(1000), pull_default_model());
+    let command = &mut serve(free_port());
+    command.args(["--load-format", "dummy", "--model"]).arg(folder.path()).arg("--tokenizer").arg(vocabulary);
+    check_refusal(command, "the tokenizer has 49152 tokens");
+}
+
 #[test]
 fn an_impossible_memory_budget_is_told_in_one_line() {
     pull_default_model();

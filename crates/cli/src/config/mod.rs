@@ -204,7 +204,9 @@ mod tests {
     #[test]
     fn flags_override_the_file_and_the_file_overrides_defaults() {
         let file = "[server]\nport = 1111\nmax_queue = 7\n[sharing]\nmode = \"span\"";
-        let config = resolve(file, &["--port", "2222", "--kv-cache-memory", "2GiB", "--threads", "auto"]).unwrap();
+        let flags = ["--port", "2222", "--kv-cache-memory", "2GiB", "--threads", "auto", "--min-saved", "7ms"];
+        let config = resolve(file, &flags).unwrap();
+        assert_eq!(config.sharing.gate().min_saved_ms, 7.0);
         assert_eq!(config.server.port, 2222);
         assert_eq!(config.server.max_queue, 7);
         assert_eq!(config.server.host, "127.0.0.1");

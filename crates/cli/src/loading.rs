@@ -130,6 +130,7 @@ pub(crate) fn scheduler_config(config: &Config, model: &LoadedModel) -> anyhow::
         max_num_seqs: model.max_num_seqs,
         policy: config.engine.scheduling.into(),
         max_overtake: config.engine.max_overtake.get(),
+        run_ahead: config.engine.run_ahead,
         spans: config.sharing.spans(),
         max_donors: config.sharing.max_donors,
         gate: config.sharing.gate(),

@@ -196,6 +196,7 @@ mod tests {
         assert_eq!(config.engine.batch_limits(Device::Cpu), (parts.max_num_batched_tokens, parts.max_num_seqs));
         assert_eq!(engine::SchedulePolicy::from(config.engine.scheduling), parts.policy);
         assert_eq!(config.engine.max_overtake.get(), parts.max_overtake);
+        assert_eq!(config.engine.run_ahead, parts.run_ahead);
         assert_eq!(config.sharing.max_donors, parts.max_donors);
         assert_eq!(config.sharing.gate(), parts.gate);
         assert_eq!(config.engine.host_kv_bandwidth, parts.host.bandwidth);

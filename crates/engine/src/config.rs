@@ -20,6 +20,8 @@ pub struct SchedulerConfig {
     pub max_num_batched_tokens: usize,
     /// Sequences computed in one step.
     pub max_num_seqs: usize,
+    /// Whether a step whose work is known before the one before it has ended is chosen while that runs, on devices that compute by themselves.
+    pub run_ahead: bool,
     /// Positions the model knows: prompt and output of one request together.
     pub max_model_len: u32,
     /// Who is admitted next.
@@ -166,6 +168,7 @@ impl SchedulerConfig {
             host: HostConfig::default(),
             max_num_batched_tokens: 512,
             max_num_seqs: 64,
+            run_ahead: true,
             max_model_len,
             policy: SchedulePolicy::default(),
             ageing: 0.5,

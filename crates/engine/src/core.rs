@@ -1,4 +1,4 @@
-//! Scheduler and executor joined: one step after the other.
+//! Scheduler and executor joined: one step after the other, the next one chosen while the device computes where that is possible.
 
 use tokens::{DonorId, RequestId, Timestamp};
 
@@ -12,6 +12,8 @@ pub struct EngineCore<E> {
     scheduler: Scheduler,
     executor: E,
     last_step: SchedulerOutput,
+    /// The step behind it, if that has begun.
+    ahead: Option<SchedulerOutput>,
 }
 
 impl<E: Executor> EngineCore<E> {
@@ -20,7 +22,7 @@ impl<E: Executor> EngineCore<E> {
     /// # Errors
     /// If `config` contradicts itself.
     pub fn new(config: SchedulerConfig, executor: E) -> Result<Self, ConfigError> {
-        Ok(Self { scheduler: Scheduler::try_new(config)?, executor, last_step: SchedulerOutput::default() })
+        Ok(Self { scheduler: Scheduler::try_new(config)?, executor, last_step: SchedulerOutput::default(), ahead: None })
     }
 
     /// Puts `request` into the waiting queue.
@@ -39,24 +41,60 @@ impl<E: Executor> EngineCore<E> {
     /// Whether [`step`](Self::step) would do anything.
     #[must_use]
     pub fn has_work(&self) -> bool {
-        self.scheduler.has_work()
+        self.scheduler.has_work() || self.ahead.is_some()
     }
 
-    /// Computes one step at `now` and reports what became of it.
+    /// Computes one step at `now` and reports what became of it. The next one may have begun then.
     ///
     /// # Errors
     /// As the executor's. The engine must not be used any more then.
     pub fn step(&mut self, now: Timestamp) -> Result<Vec<EngineEvent>, ExecutorError> {
-        self.last_step = self.scheduler.schedule(now);
-        let output = match self.last_step.is_empty() {
-            true => ModelRunnerOutput::default(),
-            false => self.executor.execute_model(&self.last_step)?,
-        };
+        let has_begun = self.choose_step(now);
+        let output = self.compute(has_begun)?;
         let events = self.scheduler.update_from_output(&self.last_step, output);
         if cfg!(debug_assertions) {
             self.scheduler.check_invariants();
         }
         Ok(events)
+    }
+
+    /// Makes the step that has begun the last one, or chooses one. Whether it has begun.
+    fn choose_step(&mut self, now: Timestamp) -> bool {
+        let ahead = self.ahead.take();
+        let has_begun = ahead.is_some();
+        self.last_step = match ahead {
+            Some(step) => {
+                self.scheduler.begin_ahead(&step, now);
+                step
+            }
+            None => self.scheduler.schedule(now),
+        };
+        has_begun
+    }
+
+    /// What the last step brings. The step behind it is chosen meanwhile, if that can be done, and has begun then.
+    fn compute(&mut self, has_begun: bool) -> Result<ModelRunnerOutput, ExecutorError> {
+        let Self { scheduler, executor, last_step, ahead } = self;
+        if last_step.is_empty() {
+            return Ok(ModelRunnerOutput::default());
+        }
+        let Some(device) = executor.as_overlapping() else { return executor.execute_model(last_step) };
+        if !has_begun {
+            device.launch(last_step)?;
+        }
+        let next = scheduler.schedule_ahead(last_step);
+        if let Some(next) = &next {
+            device.prepare(next);
+        }
+        let output = device.collect()?;
+        *ahead = next;
+        if let Some(next) = ahead {
+            scheduler.complete_ahead(next, &output.sampled);
+            if !next.is_empty() {
+                device.launch(next)?;
+            }
+        }
+        Ok(output)
     }
 
     /// Whether `request` can run here to its end.
@@ -73,10 +111,16 @@ impl<E: Executor> EngineCore<E> {
         self.scheduler.stats()
     }
 
-    /// What was last given to the executor: for the log, when it fails or panics.
+    /// The step that the last call of [`step`](Self::step) reported.
     #[must_use]
     pub fn last_step(&self) -> &SchedulerOutput {
         &self.last_step
+    }
+
+    /// What was last given to the executor: for the log, when it fails or panics.
+    #[must_use]
+    pub fn newest_step(&self) -> &SchedulerOutput {
+        self.ahead.as_ref().unwrap_or(&self.last_step)
     }
 
     /// As built.

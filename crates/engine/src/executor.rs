@@ -9,6 +9,30 @@ pub trait Executor {
     /// # Errors
     /// Only for faults of the device or the weights. A bad request can never cause one: it was refused earlier.
     fn execute_model(&mut self, step: &SchedulerOutput) -> Result<ModelRunnerOutput, ExecutorError>;
+
+    /// Itself, if it has a device that computes while the caller goes on: the next step is made ready meanwhile.
+    fn as_overlapping(&mut self) -> Option<&mut dyn OverlappingExecutor> {
+        None
+    }
+}
+
+/// Runs steps on a device that computes by itself, one at a time, in the order of their launches.
+pub trait OverlappingExecutor {
+    /// Begins `step`. It has to be collected before another one is launched.
+    ///
+    /// # Errors
+    /// As [`Executor::execute_model`].
+    fn launch(&mut self, step: &SchedulerOutput) -> Result<(), ExecutorError>;
+
+    /// Makes `next` ready while another step runs. It is launched next, if anything is, with the tokens of its rows, which are not
+    /// known yet, or without sequences.
+    fn prepare(&mut self, next: &SchedulerOutput);
+
+    /// Waits for the step that was launched, and returns what [`Executor::execute_model`] would.
+    ///
+    /// # Errors
+    /// As [`Executor::execute_model`].
+    fn collect(&mut self) -> Result<ModelRunnerOutput, ExecutorError>;
 }
 
 /// A fault after which the device must not be used any more.

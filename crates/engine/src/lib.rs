@@ -33,7 +33,7 @@ pub use divergence::kl_divergence;
 pub use donors::DonorInfo;
 pub use erase::{Erase, ErasedCounts};
 pub use event::{EngineEvent, FinishReason, KvUsage};
-pub use executor::{Executor, ExecutorError};
+pub use executor::{Executor, ExecutorError, OverlappingExecutor};
 pub use explain::Explanation;
 pub use host::HostConfig;
 pub use kv::{BlockFetch, BlockOffload, HostStats, PoolStats};

@@ -6,7 +6,7 @@
 //! A request gets the blocks of its whole prompt when it is admitted, so only growth by generated tokens can find the pool full;
 //! then the last admitted sequence is preempted and computed anew later. The first admitted one always goes on, so all of them end.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use semantic::DecodeRepair;
 use tokens::{RequestId, Timestamp, TokenRange};
@@ -28,6 +28,7 @@ use crate::{
 
 mod admin;
 mod admission;
+mod ahead;
 mod dedupe;
 mod forecast;
 mod host;
@@ -36,7 +37,8 @@ mod update;
 
 /// Decides; never computes.
 ///
-/// [`Scheduler::schedule`] and [`Scheduler::update_from_output`] alternate. Same calls, same answers.
+/// [`Scheduler::schedule`] and [`Scheduler::update_from_output`] alternate, but that the next step may be chosen before the result of a
+/// running one is folded in: [`Scheduler::schedule_ahead`]. Same calls, same answers.
 pub struct Scheduler {
     config: SchedulerConfig,
     pool: kv::BlockPool,
@@ -56,8 +58,8 @@ pub struct Scheduler {
     retracted: Vec<RequestId>,
     /// Not yet reported.
     events: Vec<EngineEvent>,
-    /// Whether a step was scheduled and its result is outstanding.
-    is_step_open: bool,
+    /// Steps whose results are outstanding: at most one, and one behind it that was chosen ahead.
+    open_steps: VecDeque<OpenStep>,
     num_steps: u64,
     num_added: u64,
     num_preemptions: u64,
@@ -71,6 +73,15 @@ pub struct Scheduler {
     ageing: Ageing,
     /// When the last step began and what it does, if the next one follows at its end.
     timed_step: Option<forecast::TimedStep>,
+}
+
+/// How a step was chosen whose result is outstanding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OpenStep {
+    /// Knowing all that came before.
+    Chosen,
+    /// Before the result of the step before it was known: it may hold void rows.
+    Ahead,
 }
 
 impl Scheduler {
@@ -99,7 +110,7 @@ impl Scheduler {
             finished: Vec::new(),
             retracted: Vec::new(),
             events: Vec::new(),
-            is_step_open: false,
+            open_steps: VecDeque::new(),
             num_steps: 0,
             num_added: 0,
             num_preemptions: 0,
@@ -209,9 +220,9 @@ impl Scheduler {
     /// Takes a request back, wherever it is; its blocks are free at once. Whether it was here.
     ///
     /// # Panics
-    /// Between `schedule` and `update_from_output`: the step would write blocks that may belong to somebody else by then.
+    /// Between `schedule` and `update_from_output`, which would miss it. A step that was chosen ahead may be open.
     pub fn abort(&mut self, request_id: RequestId) -> bool {
-        assert!(!self.is_step_open, "a step is open");
+        assert!(!self.open_steps.contains(&OpenStep::Chosen), "a step is open");
         let Some(sequence) = self.sequences.get(&request_id) else { return false };
         self.queue.remove(sequence.arrival);
         self.finish(request_id, crate::FinishReason::Aborted);
@@ -264,7 +275,7 @@ impl Scheduler {
     /// # Panics
     /// If the result of the step before was not folded in.
     pub fn schedule(&mut self, now: Timestamp) -> SchedulerOutput {
-        assert!(!std::mem::replace(&mut self.is_step_open, true), "the last step is still open");
+        assert!(self.open_steps.is_empty(), "the last step is still open");
         self.forget_expired(now);
         self.observe_last_step(now);
         self.choose_what_goes_to_host();
@@ -275,7 +286,7 @@ impl Scheduler {
         }
         let finished = std::mem::take(&mut self.finished);
         let retracted = std::mem::take(&mut self.retracted);
-        let mut step = SchedulerOutput { step: self.num_steps, finished, retracted, ..SchedulerOutput::default() };
+        let mut step = SchedulerOutput { finished, retracted, ..SchedulerOutput::default() };
         let mut token_budget = self.config.max_num_batched_tokens;
         let shares = self.shares(now);
         let was_preempted = self.continue_running(&shares, &mut step, &mut token_budget);
@@ -287,13 +298,25 @@ impl Scheduler {
             self.sequences.is_empty() || !step.sequences.is_empty() || !step.probes.is_empty(),
             "a waiting request can always run alone"
         );
+        self.open_step(&mut step, OpenStep::Chosen);
+        self.time_step(&step, now);
+        step
+    }
+
+    /// Gives `step` what the pool wants to have done in it, and its number.
+    fn open_step(&mut self, step: &mut SchedulerOutput, how: OpenStep) {
         step.block_zeroes = self.pool.take_to_zero();
         kv::Transfers { offloads: step.offloads, fetches: step.fetches } = self.pool.take_transfers();
+        step.step = self.num_steps;
         self.num_steps += 1;
         self.num_last_scheduled = step.num_scheduled_tokens();
+        self.open_steps.push_back(how);
+    }
+
+    /// Looks after how long `step` takes, which begins at `now`.
+    fn time_step(&mut self, step: &SchedulerOutput, now: Timestamp) {
         // How long fetches take has its own measure; a step with some would blame the rest of its work.
-        self.timed_step = step.fetches.is_empty().then(|| self.timed(&step, now));
-        step
+        self.timed_step = step.fetches.is_empty().then(|| self.timed(step, now));
     }
 
     /// Panics with a sentence if the books do not balance. Takes time in proportion to the pool.

@@ -365,14 +365,38 @@ impl Sequence {
     /// Why it ends with its newest token, if it does.
     pub(crate) fn finish_reason(&self, max_model_len: u32) -> Option<FinishReason> {
         let newest = *self.token_ids.last().expect("a prompt is never empty");
-        let (num_output, sampling) = (self.num_output_tokens(), &self.sampling);
-        if num_output > sampling.min_tokens && sampling.stop_token_ids.contains(&newest) {
+        if self.is_stop(newest, self.num_output_tokens()) {
             Some(FinishReason::Stop(newest))
-        } else if num_output >= sampling.max_tokens || self.num_tokens() >= max_model_len {
+        } else if self.num_output_tokens() >= self.sampling.max_tokens || self.num_tokens() >= max_model_len {
             Some(FinishReason::Length)
         } else {
             None
         }
+    }
+
+    /// Whether `token` as its output number `num_output`, counted from 1, ends it.
+    fn is_stop(&self, token: TokenId, num_output: u32) -> bool {
+        num_output > self.sampling.min_tokens && self.sampling.stop_token_ids.contains(&token)
+    }
+
+    /// Whether `token` would stop it as the next one.
+    pub(crate) fn stops_with(&self, token: TokenId) -> bool {
+        self.is_stop(token, self.num_output_tokens() + 1)
+    }
+
+    /// Whether it ends with its next token, whatever that is.
+    pub(crate) fn is_at_last_token(&self, max_model_len: u32) -> bool {
+        self.num_output_tokens() + 1 >= self.sampling.max_tokens || self.num_tokens() + 1 >= max_model_len
+    }
+
+    /// Whether nothing of its KV will be chosen to be computed anew.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.measured.is_empty() && self.residual.is_empty() && self.due.is_empty()
+    }
+
+    /// The row of its next token, which is not known yet.
+    pub(crate) fn row_ahead(&self) -> Row {
+        Row { token: TokenId::default(), position: self.num_tokens() }
     }
 
     /// Keeps log probabilities of prompt tokens, each with its position.

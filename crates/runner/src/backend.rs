@@ -122,6 +122,32 @@ pub trait Backend: Send {
         sample_on_host(self, rows)
     }
 
+    /// Begins to choose as [`Backend::sample`] does, and returns while the device computes; `false` if this device does not choose from
+    /// these rows by itself. What was begun is finished before anything else is asked for.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn begin_sample(&mut self, rows: &[SampleRow]) -> Result<bool, BackendError> {
+        let _ = rows;
+        Ok(false)
+    }
+
+    /// What was chosen since [`Backend::begin_sample`].
+    ///
+    /// # Errors
+    /// If the device fails.
+    ///
+    /// # Panics
+    /// If nothing was begun.
+    fn finish_sample(&mut self) -> Result<Vec<Sampled>, BackendError> {
+        unreachable!("nothing was begun")
+    }
+
+    /// Whether the device computes by itself while the host goes on.
+    fn computes_beside_host(&self) -> bool {
+        false
+    }
+
     /// Waits until all that was asked for is done. Only what returns numbers waits by itself.
     ///
     /// # Errors

@@ -52,6 +52,12 @@ impl InputBatch {
         batch
     }
 
+    /// Names the tokens of `sequences`, of which this batch was made.
+    pub(crate) fn set_tokens<'a>(&mut self, sequences: impl IntoIterator<Item = &'a ScheduledSequence>) {
+        let rows = sequences.into_iter().flat_map(|sequence| &sequence.rows);
+        self.token_ids.iter_mut().zip(rows).for_each(|(to, row)| *to = row.token.0);
+    }
+
     /// Adds a sequence of some rows, by ascending position.
     pub(crate) fn push(&mut self, rows: &[Row], block_table: Vec<u32>, block_size: BlockSize) {
         let first_row = self.token_ids.len();

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use engine::{
-    Executor, ExecutorError, ModelRunnerOutput, ProbedSpans, RejectedSpan, SampledToken, ScheduledSequence, SchedulerOutput,
-    TokenLogProbs, WatchedSpans,
+    Executor, ExecutorError, ModelRunnerOutput, OverlappingExecutor, ProbedSpans, RejectedSpan, SampledToken, ScheduledSequence,
+    SchedulerOutput, TokenLogProbs, Transfer, WatchedSpans,
 };
 use tokens::{BlockSize, RequestId, TokenId};
 use tracing::warn;
@@ -18,7 +18,26 @@ pub struct ModelRunner {
     backend: Box<dyn Backend>,
     block_size: BlockSize,
     requests: HashMap<RequestId, RequestState>,
+    /// Of the last step that has ended.
     timings: StepTimings,
+    /// The step that was launched.
+    launched: Option<Begun>,
+    /// A step's number and its batch, whose tokens are not known.
+    prepared: Option<(u64, InputBatch)>,
+}
+
+/// A step whose tokens are being chosen.
+#[derive(Default)]
+struct Begun {
+    /// All but the tokens.
+    output: ModelRunnerOutput,
+    timings: StepTimings,
+    /// Whose tokens.
+    sampled: Vec<RequestId>,
+    /// How to choose them.
+    rows: Vec<SampleRow>,
+    /// Whether the device is at it.
+    is_device_choosing: bool,
 }
 
 /// Rows whose logits are computed at once when a prompt is scored. Chosen: a few MB for the largest vocabularies.
@@ -28,7 +47,7 @@ impl ModelRunner {
     /// A runner of `backend`, whose pool has blocks of `block_size`.
     #[must_use]
     pub fn new(backend: Box<dyn Backend>, block_size: BlockSize) -> Self {
-        Self { backend, block_size, requests: HashMap::new(), timings: StepTimings::default() }
+        Self { backend, block_size, requests: HashMap::new(), timings: StepTimings::default(), launched: None, prepared: None }
     }
 
     /// The backend, for tests that look into the pool.
@@ -43,7 +62,8 @@ impl ModelRunner {
         self.timings
     }
 
-    fn run(&mut self, step: &SchedulerOutput) -> Result<ModelRunnerOutput, BackendError> {
+    /// Forgets requests that have ended, and takes new ones over.
+    fn update_requests(&mut self, step: &SchedulerOutput) {
         for request_id in &step.finished {
             self.requests.remove(request_id);
         }
@@ -56,68 +76,106 @@ impl ModelRunner {
         for new in &step.new_requests {
             self.requests.insert(new.request_id, RequestState::new(new.sampling.clone(), new.prompt_token_ids.clone()));
         }
-        self.timings = StepTimings::default();
+    }
+
+    /// Does all of `step` but to wait for its tokens.
+    fn begin(&mut self, step: &SchedulerOutput) -> Result<Begun, BackendError> {
+        self.update_requests(step);
+        let mut timings = StepTimings::default();
         let mut watch = Stopwatch::start();
         self.backend.begin_step();
-        self.backend.offload_blocks(&step.offloads)?;
-        self.backend.zero_blocks(&step.block_zeroes)?;
-        let transfer = self.backend.fetch_blocks(&step.fetches)?;
-        self.backend.copy_blocks(&step.block_copies)?;
-        self.timings.copies = watch.lap();
-        self.begin_move(step)?;
+        let transfer = self.copy_blocks(step)?;
+        timings.copies = watch.lap();
+        self.begin_move(step, &mut timings)?;
         watch.lap();
         let mut probed = Vec::new();
         for probe in &step.probes {
             probed.push(ProbedSpans { request_id: probe.request_id, deviations: self.backend.probe(probe)? });
         }
-        self.timings.probe = watch.lap();
-        let rejected_spans = self.rejected_spans(step)?;
+        timings.probe = watch.lap();
+        let rejected_spans = self.rejected_spans(step, &mut timings)?;
         watch.lap();
         let is_rejected = |request_id: RequestId| rejected_spans.iter().any(|span| span.request_id == request_id);
         let sequences: Vec<&ScheduledSequence> =
             step.sequences.iter().filter(|sequence| !is_rejected(sequence.request_id)).collect();
         probed.retain(|probed| !is_rejected(probed.request_id));
-        let mut batch = InputBatch::new(sequences.iter().copied(), self.block_size);
+        let mut batch = self.batch(step.step, &sequences);
         batch.logit_rows = Some(self.logit_rows(&sequences, &batch));
-        let mut output = ModelRunnerOutput { rejected_spans, probed, transfer, ..ModelRunnerOutput::default() };
-        if batch.num_rows() == 0 {
-            self.backend.synchronize()?;
-            return Ok(output);
+        let output = ModelRunnerOutput { rejected_spans, probed, transfer, ..ModelRunnerOutput::default() };
+        let mut begun = Begun { output, timings, ..Begun::default() };
+        if batch.num_rows() > 0 {
+            self.backend.forward(&batch)?;
+            begun.timings.forward = watch.lap();
+            begun.output.prompt_logprobs = self.score_prompts(&sequences, &batch)?;
+            begun.output.watched = self.watched(&sequences);
+            self.begin_sample(&sequences, &batch, &mut begun)?;
+            begun.timings.sample = watch.lap();
         }
-        self.backend.forward(&batch)?;
-        self.timings.forward = watch.lap();
-        output.prompt_logprobs = self.score_prompts(&sequences, &batch)?;
-        output.watched = self.watched(&sequences);
-        output.sampled = self.sample(&sequences, &batch)?;
+        Ok(begun)
+    }
+
+    /// What happens to whole blocks before anything else. What fetches took, if some have ended.
+    fn copy_blocks(&mut self, step: &SchedulerOutput) -> Result<Option<Transfer>, BackendError> {
+        self.backend.offload_blocks(&step.offloads)?;
+        self.backend.zero_blocks(&step.block_zeroes)?;
+        let transfer = self.backend.fetch_blocks(&step.fetches)?;
+        self.backend.copy_blocks(&step.block_copies)?;
+        Ok(transfer)
+    }
+
+    /// The batch of these sequences, as it was prepared or a new one.
+    fn batch(&mut self, step: u64, sequences: &[&ScheduledSequence]) -> InputBatch {
+        match self.prepared.take() {
+            Some((prepared, mut batch)) if prepared == step && batch.sequences.len() == sequences.len() => {
+                batch.set_tokens(sequences.iter().copied());
+                batch
+            }
+            _ => InputBatch::new(sequences.iter().copied(), self.block_size),
+        }
+    }
+
+    /// Waits for the tokens of a step that has begun.
+    fn end(&mut self, begun: Begun) -> Result<ModelRunnerOutput, BackendError> {
+        let Begun { mut output, timings, sampled, rows, is_device_choosing } = begun;
+        let mut watch = Stopwatch::start();
+        let found = match is_device_choosing {
+            true => self.backend.finish_sample()?,
+            false if rows.is_empty() => Vec::new(),
+            false => self.backend.sample(&rows)?,
+        };
+        for (request_id, Sampled { token, margin, logprobs }) in sampled.into_iter().zip(found) {
+            self.requests.get_mut(&request_id).expect("its row was made from its state").record(token);
+            output.sampled.push(SampledToken { request_id, token, margin, logprobs });
+        }
         // A step that samples nothing ends when it is computed, too: the scheduler learns from its time.
         self.backend.synchronize()?;
-        self.timings.sample = watch.lap();
+        self.timings = StepTimings { sample: timings.sample + watch.lap(), ..timings };
         Ok(output)
     }
 
     /// Moves all spans, and begins to check each against a fresh computation of layer 0.
-    fn begin_move(&mut self, step: &SchedulerOutput) -> Result<(), BackendError> {
+    fn begin_move(&mut self, step: &SchedulerOutput, timings: &mut StepTimings) -> Result<(), BackendError> {
         if step.span_copies.is_empty() {
             return Ok(());
         }
         let mut watch = Stopwatch::start();
         self.backend.move_spans(&step.span_copies)?;
-        self.timings.moves = watch.lap();
+        timings.moves = watch.lap();
         self.backend.begin_check(&step.span_copies)?;
-        self.timings.check = watch.lap();
+        timings.check = watch.lap();
         Ok(())
     }
 
     /// Spans that did not pass their check. It is read behind the probes, which a device has to wait for less then; what they measured of a
     /// sequence whose span did not pass is void.
-    fn rejected_spans(&mut self, step: &SchedulerOutput) -> Result<Vec<RejectedSpan>, BackendError> {
+    fn rejected_spans(&mut self, step: &SchedulerOutput, timings: &mut StepTimings) -> Result<Vec<RejectedSpan>, BackendError> {
         let mut rejected = Vec::new();
         if step.span_copies.is_empty() {
             return Ok(rejected);
         }
         let mut watch = Stopwatch::start();
         let deviations = self.backend.finish_check(&step.span_copies)?;
-        self.timings.check += watch.lap();
+        timings.check += watch.lap();
         for (span, deviation) in step.span_copies.iter().zip(deviations) {
             if deviation.is_nan() || deviation > self.backend.max_span_deviation() {
                 warn!(request_id = %span.request_id, donor = %span.donor, deviation, "a donor's KV disagrees with layer 0");
@@ -139,28 +197,21 @@ impl ModelRunner {
             .collect()
     }
 
-    fn sample(&mut self, sequences: &[&ScheduledSequence], batch: &InputBatch) -> Result<Vec<SampledToken>, BackendError> {
-        let last_rows: Vec<(usize, &ScheduledSequence)> = batch
-            .sequences
-            .iter()
-            .zip(sequences)
-            .filter(|(_, sequence)| sequence.sample)
-            .map(|(input, sequence)| (input.first_row + input.num_rows - 1, *sequence))
-            .collect();
-        if last_rows.is_empty() {
-            return Ok(Vec::new());
+    /// Begins to choose the tokens of `sequences`, as far as the device does that by itself.
+    fn begin_sample(
+        &mut self,
+        sequences: &[&ScheduledSequence],
+        batch: &InputBatch,
+        begun: &mut Begun,
+    ) -> Result<(), BackendError> {
+        for (input, sequence) in batch.sequences.iter().zip(sequences).filter(|(_, sequence)| sequence.sample) {
+            let state = self.requests.get(&sequence.request_id).expect("a scheduled request was announced and has not finished");
+            let row = input.first_row + input.num_rows - 1;
+            begun.rows.push(state.sample_row(row, batch.positions[row]));
+            begun.sampled.push(sequence.request_id);
         }
-        let state = |request_id| self.requests.get(request_id).expect("a scheduled request was announced and has not finished");
-        let rows: Vec<SampleRow> =
-            last_rows.iter().map(|(row, sequence)| state(&sequence.request_id).sample_row(*row, batch.positions[*row])).collect();
-        let found = self.backend.sample(&rows)?;
-        let mut sampled = Vec::with_capacity(found.len());
-        for ((_, sequence), Sampled { token, margin, logprobs }) in last_rows.iter().zip(found) {
-            let request_id = sequence.request_id;
-            self.requests.get_mut(&request_id).expect("its row was made from its state").record(token);
-            sampled.push(SampledToken { request_id, token, margin, logprobs });
-        }
-        Ok(sampled)
+        begun.is_device_choosing = !begun.rows.is_empty() && self.backend.begin_sample(&begun.rows)?;
+        Ok(())
     }
 
     /// Rows that a token is sampled from, and those of prompts that are scored.
@@ -206,6 +257,32 @@ type PromptLogProbs = Vec<(RequestId, Vec<(u32, TokenLogProbs)>)>;
 
 impl Executor for ModelRunner {
     fn execute_model(&mut self, step: &SchedulerOutput) -> Result<ModelRunnerOutput, ExecutorError> {
-        self.run(step).map_err(|error| ExecutorError(Box::new(error)))
+        let begun = self.begin(step).map_err(fault)?;
+        self.end(begun).map_err(fault)
     }
+
+    fn as_overlapping(&mut self) -> Option<&mut dyn OverlappingExecutor> {
+        if self.backend.computes_beside_host() { Some(self) } else { None }
+    }
+}
+
+impl OverlappingExecutor for ModelRunner {
+    fn launch(&mut self, step: &SchedulerOutput) -> Result<(), ExecutorError> {
+        let begun = self.begin(step).map_err(fault)?;
+        assert!(self.launched.replace(begun).is_none(), "one step runs at a time");
+        Ok(())
+    }
+
+    fn prepare(&mut self, next: &SchedulerOutput) {
+        self.prepared = Some((next.step, InputBatch::new(&next.sequences, self.block_size)));
+    }
+
+    fn collect(&mut self) -> Result<ModelRunnerOutput, ExecutorError> {
+        let begun = self.launched.take().expect("a step was launched");
+        self.end(begun).map_err(fault)
+    }
+}
+
+fn fault(error: BackendError) -> ExecutorError {
+    ExecutorError(Box::new(error))
 }

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use engine::{
-    Executor, ExecutorError, LogProb, ModelRunnerOutput, NewRequest, ProbedSequence, ProbedSpans, SampledToken,
-    ScheduledSequence, SchedulerOutput, TokenDeviation, TokenLogProbs, WatchedSpans,
+    Executor, ExecutorError, LogProb, ModelRunnerOutput, NewRequest, OverlappingExecutor, ProbedSequence, ProbedSpans,
+    SampledToken, ScheduledSequence, SchedulerOutput, TokenDeviation, TokenLogProbs, WatchedSpans,
 };
 use tokens::{RequestId, TokenId};
 
@@ -30,13 +30,38 @@ pub struct EchoExecutor {
     block_size: usize,
     requests: HashMap<RequestId, NewRequest>,
     steps: Vec<SchedulerOutput>,
+    overlaps: bool,
+    /// The step that was launched.
+    launched: Option<SchedulerOutput>,
+    /// Steps that were made ready while another one ran.
+    prepared: Vec<u64>,
 }
 
 impl EchoExecutor {
     /// An executor for blocks of `block_size` tokens.
     #[must_use]
     pub fn new(reply: Reply, block_size: usize) -> Self {
-        Self { reply, block_size, requests: HashMap::new(), steps: Vec::new() }
+        Self {
+            reply,
+            block_size,
+            requests: HashMap::new(),
+            steps: Vec::new(),
+            overlaps: false,
+            launched: None,
+            prepared: Vec::new(),
+        }
+    }
+
+    /// One that computes while its caller goes on.
+    #[must_use]
+    pub fn overlapping(self) -> Self {
+        Self { overlaps: true, ..self }
+    }
+
+    /// Numbers of the steps that were made ready while the one before ran.
+    #[must_use]
+    pub fn prepared(&self) -> &[u64] {
+        &self.prepared
     }
 
     /// All steps so far.
@@ -126,6 +151,28 @@ impl Executor for EchoExecutor {
         let probed = step.probes.iter().map(unremarkable).collect();
         let watched = step.sequences.iter().filter(|sequence| !sequence.watch.is_empty()).map(inattentive).collect();
         Ok(ModelRunnerOutput { sampled, prompt_logprobs, probed, watched, ..ModelRunnerOutput::default() })
+    }
+
+    fn as_overlapping(&mut self) -> Option<&mut dyn OverlappingExecutor> {
+        self.overlaps.then_some(self)
+    }
+}
+
+impl OverlappingExecutor for EchoExecutor {
+    fn launch(&mut self, step: &SchedulerOutput) -> Result<(), ExecutorError> {
+        assert!(self.launched.replace(step.clone()).is_none(), "two steps at once");
+        Ok(())
+    }
+
+    fn prepare(&mut self, next: &SchedulerOutput) {
+        let running = self.launched.as_ref().expect("it is prepared while another one runs");
+        assert!(running.step < next.step, "steps come in their order");
+        self.prepared.push(next.step);
+    }
+
+    fn collect(&mut self) -> Result<ModelRunnerOutput, ExecutorError> {
+        let step = self.launched.take().expect("a step was launched");
+        self.execute_model(&step)
     }
 }
 

@@ -33,6 +33,8 @@ pub(crate) struct EngineConfig {
     pub(crate) scheduling: Scheduling,
     /// A request that has waited longer goes first, unless the queue was longer when it came.
     pub(crate) max_overtake: Millis,
+    /// Whether a GPU's next step is made ready while one runs.
+    pub(crate) run_ahead: bool,
 }
 
 /// Number format of cached keys and values.
@@ -72,6 +74,7 @@ impl Default for EngineConfig {
             max_model_len: Auto::Auto,
             scheduling: Scheduling::RemainingWork,
             max_overtake: Millis::seconds(2),
+            run_ahead: true,
         }
     }
 }
@@ -196,6 +199,9 @@ pub(crate) struct EngineArgs {
     /// A request that has waited longer goes first, unless the queue was longer when it came [default: 2s]
     #[arg(long, env = "KVSHARE_MAX_OVERTAKE", value_name = "TIME")]
     max_overtake: Option<Millis>,
+    /// On a GPU, make the next step ready while one runs [default: true]
+    #[arg(long, env = "KVSHARE_RUN_AHEAD", value_name = "BOOL")]
+    run_ahead: Option<bool>,
 }
 
 impl EngineArgs {
@@ -212,5 +218,6 @@ impl EngineArgs {
         set(&mut config.max_model_len, self.max_model_len);
         set(&mut config.scheduling, self.scheduling);
         set(&mut config.max_overtake, self.max_overtake);
+        set(&mut config.run_ahead, self.run_ahead);
     }
 }

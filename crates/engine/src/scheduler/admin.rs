@@ -3,7 +3,7 @@
 use tokens::{DonorId, Timestamp};
 
 use super::admission::prefix_end;
-use super::{Scheduler, target_of};
+use super::{OpenStep, Scheduler, target_of};
 use crate::queue::ArrivalKey;
 use crate::sequence::Sequence;
 use crate::{DonorInfo, Erase, ErasedCounts, Explanation, KvSharingMode, Request};
@@ -24,9 +24,9 @@ impl Scheduler {
     /// behind. An erased block is zeroed before another tenant gets it.
     ///
     /// # Panics
-    /// Between `schedule` and `update_from_output`.
+    /// Between `schedule` and `update_from_output`. A step that was chosen ahead may be open.
     pub fn erase(&mut self, what: Erase) -> ErasedCounts {
-        assert!(!self.is_step_open, "a step is open");
+        assert!(!self.open_steps.contains(&OpenStep::Chosen), "a step is open");
         let request_of_donor = match what {
             Erase::Donor(donor) => match self.donors.owner(donor) {
                 Some(owner) => Some(owner.request),

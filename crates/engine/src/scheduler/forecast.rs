@@ -72,7 +72,8 @@ impl Scheduler {
         let mut work = Work { copied_tokens: moved.chain(copied).sum(), probed_tokens: probed.sum(), ..Work::default() };
         let mut prefill = work;
         for scheduled in &step.sequences {
-            let num_prompt_tokens = self.sequences[&scheduled.request_id].num_prompt_tokens();
+            // Void rows are those of answers.
+            let num_prompt_tokens = self.sequences.get(&scheduled.request_id).map_or(0, Sequence::num_prompt_tokens);
             for row in &scheduled.rows {
                 let one = Work::of_rows(1, row.position + 1);
                 work += one;

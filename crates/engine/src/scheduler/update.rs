@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use tokens::RequestId;
 
-use super::Scheduler;
+use super::{OpenStep, Scheduler};
 use crate::donors::segments_of;
 use crate::sequence::Sequence;
 use crate::verifier::Case;
@@ -14,12 +14,12 @@ use crate::{
 };
 
 impl Scheduler {
-    /// Folds in what came back from `step`, the last one scheduled. Call exactly once per `schedule`.
+    /// Folds in what came back from `step`, the first one that is open. Call exactly once for each step.
     ///
     /// # Panics
     /// If `output` does not answer `step`: the executor is broken, and the pool cannot be trusted any more.
     pub fn update_from_output(&mut self, step: &SchedulerOutput, output: ModelRunnerOutput) -> Vec<EngineEvent> {
-        assert!(std::mem::replace(&mut self.is_step_open, false), "no step is open");
+        let how = self.open_steps.pop_front().expect("a step is open");
         std::mem::take(&mut self.pins).into_iter().rev().for_each(|pin| self.pool.free(pin));
         if let Some(transfer) = output.transfer {
             self.host_link.observe(transfer);
@@ -44,7 +44,9 @@ impl Scheduler {
         let mut sampled = output.sampled.into_iter();
         for scheduled in step.sequences.iter().filter(|scheduled| !void.contains(&scheduled.request_id)) {
             let token = scheduled.sample.then(|| sampled.next().expect("one token is sampled for each sequence that asks"));
-            self.update_sequence(scheduled, token);
+            if how == OpenStep::Chosen || self.goes_on(scheduled) {
+                self.update_sequence(scheduled, token);
+            }
         }
         assert!(sampled.next().is_none(), "a token was sampled for nobody");
         self.verifier.absorb(&mut self.events);
@@ -52,6 +54,12 @@ impl Scheduler {
             self.timed_step = None; // What follows is a pause.
         }
         std::mem::take(&mut self.events)
+    }
+
+    /// Whether a row that was chosen ahead stands at the frontier of a sequence, which has not ended then.
+    fn goes_on(&self, scheduled: &ScheduledSequence) -> bool {
+        let sequence = self.sequences.get(&scheduled.request_id);
+        sequence.is_some_and(|sequence| sequence.num_computed_tokens() == scheduled.rows[0].position)
     }
 
     /// A donor disagrees: its receiver computes everything behind its prefix hit, and nobody else receives from it.

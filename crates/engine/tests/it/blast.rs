@@ -137,9 +137,20 @@ struct Tally {
     preemptions: u64,
     evictions: u64,
     fetches: u64,
+    ahead: u64,
 }
 
-fn blast(seed: u64, policy: SchedulePolicy, host: HostConfig, num_steps: u64, tally: &mut Tally) {
+/// A run of [`blast`].
+#[derive(Clone, Copy, Default)]
+struct Blast {
+    seed: u64,
+    policy: SchedulePolicy,
+    host: HostConfig,
+    overlaps: bool,
+}
+
+fn blast(run: Blast, num_steps: u64, tally: &mut Tally) {
+    let Blast { seed, policy, host, overlaps } = run;
     let config = SchedulerConfig {
         policy,
         host,
@@ -153,11 +164,12 @@ fn blast(seed: u64, policy: SchedulePolicy, host: HostConfig, num_steps: u64, ta
     };
     let mut world = World::new(config);
     world.memory.reject_one_in = Some(10);
+    world.overlaps = overlaps;
     let mut random = Random(seed);
     let mut open: BTreeMap<u64, Expected> = BTreeMap::new();
     let mut next_id = 0;
     let mut steps = 0;
-    while steps < num_steps || world.scheduler.has_work() {
+    while steps < num_steps || world.has_work() {
         if steps < num_steps && random.one_in(4) && open.len() < 30 {
             let request = random_request(next_id, &mut random, world.now);
             world.scheduler.fits(&request).unwrap();
@@ -197,6 +209,7 @@ fn blast(seed: u64, policy: SchedulePolicy, host: HostConfig, num_steps: u64, ta
     tally.preemptions += stats.preemptions;
     tally.evictions += stats.blocks.evictions;
     tally.fetches += stats.host.fetches;
+    tally.ahead += world.num_ahead;
     tally.reused += stats.span_lookups.get(SpanOutcome::Reused);
     tally.rejected += stats.span_lookups.get(SpanOutcome::FailedCheck);
 }
@@ -216,10 +229,10 @@ fn every_request_ends_with_the_tokens_of_a_model_without_cache() {
     for seed in 0..6 {
         let policies = [SchedulePolicy::KvHitRate, SchedulePolicy::Fcfs, SchedulePolicy::RemainingWork];
         let policy = policies[seed as usize % policies.len()];
-        blast(seed << 32, policy, HostConfig::default(), 4_000, &mut tally);
+        blast(Blast { seed: seed << 32, policy, ..Blast::default() }, 4_000, &mut tally);
     }
-    let Tally { finished, hits, copies, rejected, reused, preemptions, evictions, fetches } = tally;
-    assert_eq!(fetches, 0, "there is no host tier");
+    let Tally { finished, hits, copies, rejected, reused, preemptions, evictions, fetches, ahead } = tally;
+    assert_eq!((fetches, ahead), (0, 0), "there is no host tier, and nothing overlaps");
     println!(
         "{finished} finished, {hits} hits, {copies} copies, {reused} span reuses, {rejected} rejected, {preemptions} preemptions, {evictions} evictions"
     );
@@ -235,7 +248,7 @@ fn so_it_does_with_blocks_that_come_and_go_between_device_and_host() {
         // A block takes half a microsecond to compute; one link is far faster, one about as fast.
         let bandwidth = if seed % 2 == 0 { 16.0 } else { 0.002 };
         let host = HostConfig { num_blocks: 30 * (1 + seed as u32 % 3), block_bytes: 1000, bandwidth };
-        blast(seed << 32, SchedulePolicy::RemainingWork, host, 4_000, &mut tally);
+        blast(Blast { seed: seed << 32, host, ..Blast::default() }, 4_000, &mut tally);
     }
     let Tally { finished, reused, rejected, preemptions, fetches, .. } = tally;
     println!("{finished} finished, {reused} span reuses, {rejected} rejected, {preemptions} preemptions, {fetches} fetches");
@@ -244,4 +257,20 @@ fn so_it_does_with_blocks_that_come_and_go_between_device_and_host() {
         "{finished} finished, {reused} reused, {preemptions} preemptions"
     );
     assert!(fetches > 1_000, "{fetches} fetches");
+}
+
+#[test]
+fn so_it_does_if_steps_are_chosen_before_the_ones_before_them_have_ended() {
+    let mut tally = Tally::default();
+    for seed in 20..26 {
+        let host = HostConfig { num_blocks: 30 * (seed as u32 % 2), block_bytes: 1000, bandwidth: 16.0 };
+        blast(Blast { seed: seed << 32, host, overlaps: true, ..Blast::default() }, 4_000, &mut tally);
+    }
+    let Tally { finished, reused, preemptions, evictions, fetches, ahead, .. } = tally;
+    println!(
+        "{finished} finished, {reused} span reuses, {preemptions} preemptions, {evictions} evictions, {fetches} fetches, {ahead} ahead"
+    );
+    assert!(finished > 1_000 && reused > 50, "{finished} finished, {reused} reused");
+    assert!(preemptions > 50 && evictions > 1_000 && fetches > 500, "{preemptions}, {evictions}, {fetches}");
+    assert!(ahead > 500, "{ahead} steps were chosen ahead");
 }

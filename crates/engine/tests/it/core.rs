@@ -2,11 +2,18 @@
 
 use engine::{EngineCore, EngineEvent, FinishReason, RequestError, SchedulerConfig};
 use testkit::{EchoExecutor, Reply, RequestBuilder, passage, prompt};
-use tokens::{RequestId, Timestamp};
+use tokens::{RequestId, Timestamp, TokenId};
 
 fn core(num_blocks: usize) -> EngineCore<EchoExecutor> {
     let config = SchedulerConfig::new(num_blocks, 256);
     let executor = EchoExecutor::new(Reply::Successor { vocab_size: 100 }, config.block_size.as_usize());
+    EngineCore::new(config, executor).unwrap()
+}
+
+/// As [`core`], with a device that computes beside it.
+fn overlapping_core(run_ahead: bool) -> EngineCore<EchoExecutor> {
+    let config = SchedulerConfig { run_ahead, ..SchedulerConfig::new(32, 256) };
+    let executor = EchoExecutor::new(Reply::Successor { vocab_size: 100 }, config.block_size.as_usize()).overlapping();
     EngineCore::new(config, executor).unwrap()
 }
 
@@ -119,4 +126,76 @@ fn inconsistent_settings_are_refused() {
     assert!(refuse(SchedulerConfig { spans, ..base() }).starts_with("span reuse: tail_tokens"));
     let executor = EchoExecutor::new(Reply::Prompt, 32);
     assert!(EngineCore::new(SchedulerConfig::new(0, 256), executor).is_err());
+}
+
+/// What each of two requests says, the second one stopped by token 13 unless that is too early, and the numbers of steps that were made
+/// ready while another one ran.
+#[track_caller]
+fn check_ahead(run_ahead: bool, expected_prepared: &[u64], expected_rows: &[usize]) {
+    let mut core = overlapping_core(run_ahead);
+    core.add_request(RequestBuilder::new(1, &prompt("5 6 7")).max_tokens(5).build(), now());
+    let stops = RequestBuilder::new(2, &prompt("8 10")).max_tokens(50).sampling(|s| s.stop_token_ids = vec![TokenId(13)]);
+    core.add_request(stops.build(), now());
+    let mut said = [Vec::new(), Vec::new()];
+    let mut reasons = Vec::new();
+    while core.has_work() {
+        for event in core.step(now()).unwrap() {
+            match event {
+                EngineEvent::Token { request_id, token, .. } => said[request_id.0 as usize - 1].push(token.0),
+                EngineEvent::Finished { request_id, reason, .. } => reasons.push((request_id.0, reason)),
+                _ => {}
+            }
+        }
+    }
+    assert_eq!(said, [vec![8, 9, 10, 11, 12], vec![11, 12, 13]]);
+    assert_eq!(reasons, [(2, FinishReason::Stop(TokenId(13))), (1, FinishReason::Length)]);
+    let rows: Vec<_> = core.executor().steps().iter().map(engine::SchedulerOutput::num_scheduled_tokens).collect();
+    assert_eq!((core.executor().prepared(), &rows[..]), (expected_prepared, expected_rows));
+    assert_eq!((core.executor().num_known_requests(), core.stats().blocks.active), (0, 0));
+}
+
+#[test]
+fn a_step_is_made_ready_while_the_one_before_runs() {
+    check_ahead(false, &[], &[5, 2, 2, 1, 1, 0]);
+    // The second request has ended in the third step: its row in the fourth is void.
+    check_ahead(true, &[1, 2, 3, 4], &[5, 2, 2, 2, 1, 0]);
+}
+
+#[test]
+fn no_step_runs_of_void_rows_alone() {
+    let mut core = overlapping_core(true);
+    let stops = RequestBuilder::new(1, &prompt("8 10")).max_tokens(50).sampling(|s| s.stop_token_ids = vec![TokenId(12)]);
+    core.add_request(stops.build(), now());
+    while core.has_work() {
+        core.step(now()).unwrap();
+    }
+    let rows: Vec<_> = core.executor().steps().iter().map(engine::SchedulerOutput::num_scheduled_tokens).collect();
+    assert_eq!(rows, [2, 1, 0]);
+}
+
+#[test]
+fn whoever_arrives_is_admitted_behind_the_step_that_runs() {
+    let mut core = overlapping_core(true);
+    core.add_request(RequestBuilder::new(1, &prompt("5 6 7")).max_tokens(20).build(), now());
+    (0..3).for_each(|_| drop(core.step(now()).unwrap()));
+    core.add_request(RequestBuilder::new(2, &prompt("1 2")).max_tokens(1).build(), now());
+    // One step has begun when it arrives; it is in the next one.
+    let is_admitted = |event: &EngineEvent| matches!(event, EngineEvent::Admitted { .. });
+    assert!(!core.step(now()).unwrap().iter().any(is_admitted));
+    assert!(core.step(now()).unwrap().iter().any(is_admitted));
+}
+
+#[test]
+fn an_abort_beside_a_step_that_has_begun_frees_its_blocks_at_once() {
+    let mut core = overlapping_core(true);
+    core.add_request(RequestBuilder::new(1, &passage("a", 100)).max_tokens(20).build(), now());
+    core.step(now()).unwrap();
+    assert!(core.abort(RequestId(1)));
+    assert_eq!(core.stats().blocks.active, 0);
+    let events = core.step(now()).unwrap();
+    assert!(matches!(events[..], [EngineEvent::Finished { reason: FinishReason::Aborted, .. }]), "{events:?}");
+    assert!(core.has_work(), "the executor is still to be told");
+    assert!(core.step(now()).unwrap().is_empty());
+    assert_eq!(core.executor().num_known_requests(), 0);
+    assert!(!core.has_work());
 }

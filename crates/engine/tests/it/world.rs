@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use engine::{
-    EngineEvent, Erase, ErasedCounts, Executor, KvSharingMode, Request, Row, Scheduler, SchedulerConfig, SchedulerOutput,
-    SpanConfig,
+    EngineEvent, Erase, ErasedCounts, Executor, KvSharingMode, ModelRunnerOutput, Request, Row, Scheduler, SchedulerConfig,
+    SchedulerOutput, SpanConfig,
 };
 use tokens::{BlockSize, RequestId, Timestamp};
 
@@ -36,13 +36,26 @@ pub(crate) struct World {
     pub(crate) events: Vec<EngineEvent>,
     pub(crate) now: Timestamp,
     pub(crate) log: String,
+    /// Whether steps are chosen before the ones before them have ended, where that is possible.
+    pub(crate) overlaps: bool,
+    ahead: Option<(SchedulerOutput, ModelRunnerOutput)>,
+    pub(crate) num_ahead: u64,
 }
 
 impl World {
     pub(crate) fn new(config: SchedulerConfig) -> Self {
         let memory = Memory::new(config.num_blocks, config.block_size.as_usize());
         let scheduler = Scheduler::try_new(config).unwrap();
-        Self { scheduler, memory, events: Vec::new(), now: Timestamp::default(), log: String::new() }
+        Self {
+            scheduler,
+            memory,
+            events: Vec::new(),
+            now: Timestamp::default(),
+            log: String::new(),
+            overlaps: false,
+            ahead: None,
+            num_ahead: 0,
+        }
     }
 
     pub(crate) fn add(&mut self, request: Request) {
@@ -71,8 +84,8 @@ impl World {
     }
 
     pub(crate) fn step(&mut self) -> SchedulerOutput {
-        let step = self.scheduler.schedule(self.now);
-        let output = self.memory.execute_model(&step).unwrap();
+        let (step, output) = self.take_step();
+        self.choose_ahead(&step, &output);
         let rejected: Vec<_> = output.rejected_spans.iter().map(|span| (span.request_id, span.donor)).collect();
         let events = self.scheduler.update_from_output(&step, output);
         self.scheduler.check_invariants();
@@ -87,9 +100,37 @@ impl World {
         step
     }
 
+    /// The step that was chosen ahead, or a new one, with what it brings.
+    fn take_step(&mut self) -> (SchedulerOutput, ModelRunnerOutput) {
+        if let Some((step, output)) = self.ahead.take() {
+            self.scheduler.begin_ahead(&step, self.now);
+            return (step, output);
+        }
+        let step = self.scheduler.schedule(self.now);
+        let output = self.memory.execute_model(&step).unwrap();
+        (step, output)
+    }
+
+    /// Runs the step behind `step` before the books are closed on that, as a device that is never idle does.
+    fn choose_ahead(&mut self, step: &SchedulerOutput, output: &ModelRunnerOutput) {
+        let next = if self.overlaps { self.scheduler.schedule_ahead(step) } else { None };
+        self.ahead = next.map(|mut next| {
+            assert!(next.sequences.iter().all(|sequence| sequence.rows.len() == 1 && sequence.sample), "{next:?}");
+            self.scheduler.complete_ahead(&mut next, &output.sampled);
+            self.num_ahead += 1;
+            let output = self.memory.execute_model(&next).unwrap();
+            (next, output)
+        });
+    }
+
+    /// Whether there is something to do.
+    pub(crate) fn has_work(&self) -> bool {
+        self.scheduler.has_work() || self.ahead.is_some()
+    }
+
     pub(crate) fn run(&mut self) {
         for _ in 0..10_000 {
-            if !self.scheduler.has_work() {
+            if !self.has_work() {
                 return;
             }
             self.step();

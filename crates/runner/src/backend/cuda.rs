@@ -240,6 +240,22 @@ impl Backend for CudaBackend {
         }
     }
 
+    fn begin_sample(&mut self, rows: &[SampleRow]) -> Result<bool, BackendError> {
+        let can_begin = rows.len() <= MAX_LOGIT_ROWS && self.can_sample(rows);
+        if can_begin {
+            self.begin_choice(rows)?;
+        }
+        Ok(can_begin)
+    }
+
+    fn finish_sample(&mut self) -> Result<Vec<Sampled>, BackendError> {
+        Ok(self.finish_choice()?)
+    }
+
+    fn computes_beside_host(&self) -> bool {
+        true
+    }
+
     fn synchronize(&mut self) -> Result<(), BackendError> {
         self.device.synchronize()?;
         self.upload.arrived();

@@ -1,5 +1,6 @@
 //! The runner on small random models.
 
+mod ahead;
 mod common;
 mod engine;
 mod formats;

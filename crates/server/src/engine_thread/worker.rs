@@ -41,7 +41,7 @@ impl<E: Executor> Worker<E> {
             Ok(Err(fatal)) => fatal,
             Err(panic) => Fatal::Panic(panic_message(panic.as_ref())),
         };
-        error!(error = %fatal, step = describe_step(self.engine.last_step()), "engine failed");
+        error!(error = %fatal, step = describe_step(self.engine.newest_step()), "engine failed");
         self.shared.phase.send_replace(Phase::Failed);
         let (done, told) = oneshot::channel();
         // Without the task that would tell them, the readers have lost their channels already.

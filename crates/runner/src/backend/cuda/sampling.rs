@@ -1,6 +1,6 @@
 //! Sampling where the logits are, so that they need not cross to the host.
 
-use kernels::cuda::{DeviceError, MAX_TOP, SampleSpec};
+use kernels::cuda::{Choice, DeviceError, MAX_TOP, SampleSpec};
 use tokens::TokenId;
 
 use super::CudaBackend;
@@ -15,24 +15,37 @@ impl CudaBackend {
         self.decoder.config.vocab_size.is_multiple_of(4) && rows.iter().all(is_short)
     }
 
+    /// Chooses for all of `rows`, some at a time.
     pub(super) fn sample_on_device(&mut self, rows: &[SampleRow]) -> Result<Vec<Sampled>, DeviceError> {
-        let vocab = self.decoder.config.vocab_size;
         let mut sampled = Vec::with_capacity(rows.len());
         for rows in rows.chunks(MAX_LOGIT_ROWS) {
-            let places: Vec<u32> = rows.iter().map(|row| self.step.place(row.row)).collect();
-            let [range] = self.put_extra([places.len()], |[list]| list.copy_from_slice(&places))?;
-            let specs: Vec<SampleSpec<'_>> = rows.iter().map(spec).collect();
-            let chain = self.sampler.upload(&specs)?;
-            self.decoder.head(&self.extra.words(range), self.step.wanted.is_some())?;
-            self.sampler.launch(&mut self.decoder.activations.logits, vocab, vocab, rows.len(), chain)?;
-            for choice in self.sampler.results()? {
-                let logprobs = choice.logprobs.map(|(chosen, top)| named(chosen, top));
-                sampled.push(Sampled { token: TokenId(choice.token), margin: choice.margin, logprobs });
-            }
-            self.extra.arrived();
-            self.upload.arrived();
+            self.begin_choice(rows)?;
+            sampled.extend(self.finish_choice()?);
         }
         Ok(sampled)
+    }
+
+    /// Launches the choice for `rows`, at most [`MAX_LOGIT_ROWS`].
+    pub(super) fn begin_choice(&mut self, rows: &[SampleRow]) -> Result<(), DeviceError> {
+        let vocab = self.decoder.config.vocab_size;
+        let places: Vec<u32> = rows.iter().map(|row| self.step.place(row.row)).collect();
+        let [range] = self.put_extra([places.len()], |[list]| list.copy_from_slice(&places))?;
+        let specs: Vec<SampleSpec<'_>> = rows.iter().map(spec).collect();
+        let chain = self.sampler.upload(&specs)?;
+        self.decoder.head(&self.extra.words(range), self.step.wanted.is_some())?;
+        self.sampler.launch(&mut self.decoder.activations.logits, vocab, vocab, rows.len(), chain)
+    }
+
+    /// Waits for the choice that was launched.
+    pub(super) fn finish_choice(&mut self) -> Result<Vec<Sampled>, DeviceError> {
+        let choices = self.sampler.results()?;
+        self.extra.arrived();
+        self.upload.arrived();
+        let sampled = |choice: Choice| {
+            let logprobs = choice.logprobs.map(|(chosen, top)| named(chosen, top));
+            Sampled { token: TokenId(choice.token), margin: choice.margin, logprobs }
+        };
+        Ok(choices.into_iter().map(sampled).collect())
     }
 }
 

@@ -1,0 +1,99 @@
+//! The step behind one that runs, chosen before it is known what that brings.
+//!
+//! In decode, a step follows from the one before but for its tokens: every sequence that goes on has one row more. So it is chosen while
+//! the device computes and begins once the tokens are there; the books are kept while it runs.
+//!
+//! A sequence that ends with its token, or is taken back meanwhile, has a void row in the step behind. Its blocks are free by then. That
+//! does no harm: a device runs steps in their order, so whoever is given such a block writes it later, and what can be found in it,
+//! full blocks of what was computed, lies before the row.
+
+use tokens::Timestamp;
+
+use super::{OpenStep, Scheduler};
+use crate::sequence::Sequence;
+use crate::{SampledToken, ScheduledSequence, SchedulerOutput};
+
+impl Scheduler {
+    /// Chooses the step behind `step`, the last one chosen, whose result is still to come; `None` if it does not follow from `step`,
+    /// or if somebody waits to be admitted.
+    ///
+    /// Its tokens are not known: [`Scheduler::complete_ahead`] names them.
+    ///
+    /// # Panics
+    /// If another step than `step` is open.
+    pub fn schedule_ahead(&mut self, step: &SchedulerOutput) -> Option<SchedulerOutput> {
+        assert_eq!(self.open_steps.len(), 1, "one step is open, and the next one is not");
+        if !self.config.run_ahead || !self.is_predictable(step) {
+            return None;
+        }
+        let sequences = self.grow_all(step)?;
+        if sequences.is_empty() {
+            return None;
+        }
+        let mut next = SchedulerOutput { sequences, finished: std::mem::take(&mut self.finished), ..SchedulerOutput::default() };
+        self.open_step(&mut next, OpenStep::Ahead);
+        Some(next)
+    }
+
+    /// Names the tokens of `next`, which was chosen ahead: `sampled` is what the step before it brought. If all of its sequences end
+    /// with that, none is left in it.
+    ///
+    /// # Panics
+    /// If `sampled` does not answer the step before.
+    pub fn complete_ahead(&self, next: &mut SchedulerOutput, sampled: &[SampledToken]) {
+        let mut sampled = sampled.iter();
+        let mut any_goes_on = false;
+        for scheduled in &mut next.sequences {
+            let request_id = scheduled.request_id;
+            let found = sampled.find(|sampled| sampled.request_id == request_id).expect("every sequence said something");
+            scheduled.rows[0].token = found.token;
+            any_goes_on |= !self.sequences[&request_id].stops_with(found.token);
+        }
+        if !any_goes_on {
+            next.sequences.clear();
+        }
+    }
+
+    /// Says that `step`, which was chosen ahead, began at `now`, when the one before it ended.
+    pub fn begin_ahead(&mut self, step: &SchedulerOutput, now: Timestamp) {
+        self.forget_expired(now);
+        self.observe_last_step(now);
+        self.time_step(step, now);
+    }
+
+    /// Whether all that `step` leaves open are its tokens, one for each running sequence, and nobody waits.
+    fn is_predictable(&self, step: &SchedulerOutput) -> bool {
+        let is_settled = |scheduled: &ScheduledSequence| {
+            let sequence = self.sequences.get(&scheduled.request_id);
+            scheduled.sample && scheduled.watch.is_empty() && sequence.is_none_or(Sequence::is_settled)
+        };
+        let num_known = step.sequences.iter().filter(|scheduled| self.sequences.contains_key(&scheduled.request_id)).count();
+        let nobody_waits = self.queue.len() == 0 && num_known == self.running.len();
+        let measures_nothing = step.probes.is_empty() && step.span_copies.is_empty() && self.retracted.is_empty();
+        nobody_waits && measures_nothing && step.sequences.iter().all(is_settled)
+    }
+
+    /// One row more for each sequence of `step` that goes on whatever its token is; `None` if there is no room for all of them.
+    fn grow_all(&mut self, step: &SchedulerOutput) -> Option<Vec<ScheduledSequence>> {
+        let mut sequences = Vec::with_capacity(step.sequences.len());
+        for scheduled in &step.sequences {
+            let Some(sequence) = self.sequences.get_mut(&scheduled.request_id) else { continue };
+            if sequence.is_at_last_token(self.config.max_model_len) {
+                continue;
+            }
+            let row = sequence.row_ahead();
+            let num_blocks = self.config.block_size.blocks_for(row.position as usize + 1);
+            let missing = num_blocks.saturating_sub(sequence.lease.len());
+            let kv::Allocation::Ready(()) = self.pool.grow(&mut sequence.lease, missing) else { return None };
+            sequences.push(ScheduledSequence {
+                request_id: scheduled.request_id,
+                rows: vec![row],
+                block_table: sequence.lease.block_ids().take(num_blocks).collect(),
+                sample: true,
+                watch: Vec::new(),
+                drift: Vec::new(),
+            });
+        }
+        Some(sequences)
+    }
+}

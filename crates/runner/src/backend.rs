@@ -4,6 +4,8 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 
+use std::time::Duration;
+
 use engine::{BlockCopy, BlockFetch, BlockOffload, ProbedSequence, SpanCopy, TokenDeviation, Transfer};
 
 use tokens::BlockId;
@@ -90,6 +92,10 @@ pub trait Backend: Send {
     /// # Errors
     /// If the device fails.
     fn probe(&mut self, sequence: &ProbedSequence) -> Result<Vec<TokenDeviation>, BackendError>;
+
+    /// What it took since the last call to compare moved spans with fresh rows and to ask these rows, by the device's own clock where it
+    /// has one: a probe less the layers that it computes.
+    fn take_scoring_time(&mut self) -> Duration;
 
     /// A new step begins. What a probe left for the rows it was made for can be used in the step after it, and not later.
     fn begin_step(&mut self) {}

@@ -93,6 +93,7 @@ impl ModelRunner {
             probed.push(ProbedSpans { request_id: probe.request_id, deviations: self.backend.probe(probe)? });
         }
         timings.probe = watch.lap();
+        timings.scoring = self.backend.take_scoring_time();
         let rejected_spans = self.rejected_spans(step, &mut timings)?;
         watch.lap();
         let is_rejected = |request_id: RequestId| rejected_spans.iter().any(|span| span.request_id == request_id);

@@ -17,6 +17,8 @@ pub struct StepTimings {
     pub check: Duration,
     /// Moved spans measured, for the choice of tokens to recompute.
     pub probe: Duration,
+    /// The part of `probe` that compares and asks, by the device's clock where it has one.
+    pub scoring: Duration,
     /// The batch made, and its rows run through all layers.
     pub forward: Duration,
     /// Logits, log probabilities of prompts, tokens chosen.
@@ -40,6 +42,7 @@ impl AddAssign for StepTimings {
         self.moves += other.moves;
         self.check += other.check;
         self.probe += other.probe;
+        self.scoring += other.scoring;
         self.forward += other.forward;
         self.sample += other.sample;
     }

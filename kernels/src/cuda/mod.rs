@@ -30,6 +30,7 @@ mod tensor_map;
 #[cfg(test)]
 mod testing;
 mod tiles;
+mod timer;
 mod upload;
 
 pub use attention::{Attention, TileList};
@@ -56,4 +57,5 @@ pub use spans::{MovedTokens, Spans};
 pub use splits::{Partials, num_splits};
 pub use swiglu::Swiglu;
 pub use tiles::{Tile, TileSequence, tiles};
+pub use timer::Timer;
 pub use upload::{Upload, Words};

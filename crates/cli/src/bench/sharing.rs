@@ -85,6 +85,8 @@ struct SharingRow {
     /// The layer-0 check.
     check_ms: f64,
     probe_ms: f64,
+    /// The part of the probe that compares and asks.
+    scoring_ms: f64,
     forward_ms: f64,
     sample_ms: f64,
     /// Those who decode, with this prompt among them.
@@ -248,6 +250,7 @@ impl Case<'_> {
             move_ms: of(&|ran| millis(ran.timings.copies + ran.timings.moves)),
             check_ms: of(&|ran| millis(ran.timings.check)),
             probe_ms: of(&|ran| millis(ran.timings.probe)),
+            scoring_ms: of(&|ran| millis(ran.timings.scoring)),
             forward_ms: of(&|ran| millis(ran.timings.forward)),
             sample_ms: of(&|ran| millis(ran.timings.sample)),
             beside,
@@ -266,8 +269,10 @@ impl SharingReport {
             self.spans,
             self.repeats
         );
-        let header =
-            ["policy", "tokens", "cold ms", "TTFT ms", "speedup", "rows", "plan", "move", "check", "probe", "forward", "sample"];
+        let header = [
+            "policy", "tokens", "cold ms", "TTFT ms", "speedup", "rows", "plan", "move", "check", "probe", "scoring", "forward",
+            "sample",
+        ];
         let rows: Vec<_> = self.rows.iter().map(SharingRow::cells).collect();
         let mut text = format!("{facts}\n\n{}", table::markdown(&header, &rows, 1));
         let beside: Vec<_> = self.rows.iter().filter_map(SharingRow::beside_cells).collect();
@@ -282,7 +287,7 @@ impl SharingReport {
 
 impl SharingRow {
     fn cells(&self) -> Vec<String> {
-        let times = [self.plan_ms, self.move_ms, self.check_ms, self.probe_ms, self.forward_ms, self.sample_ms];
+        let times = [self.plan_ms, self.move_ms, self.check_ms, self.probe_ms, self.scoring_ms, self.forward_ms, self.sample_ms];
         let mut cells = vec![self.policy.clone(), self.prompt_tokens.to_string()];
         cells.extend([self.cold_ttft_ms, self.ttft_ms, self.speedup].map(|value| format!("{value:.2}")));
         cells.push(self.computed_tokens.to_string());

@@ -4,7 +4,7 @@ mod decoder;
 mod probe;
 mod weights;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use engine::{BlockCopy, BlockFetch, BlockOffload, ProbedSequence, SpanCopy, TokenDeviation, Transfer};
 use kernels::cpu::{KvDtype, KvLayer, KvShape, RopeTable, SpanMove, Threads};
@@ -30,6 +30,7 @@ pub struct CpuBackend {
     workspace: Workspace,
     /// What the check that was begun has found.
     checked: Vec<f32>,
+    scoring_time: Duration,
 }
 
 impl CpuBackend {
@@ -59,6 +60,7 @@ impl CpuBackend {
             threads,
             workspace: Workspace::default(),
             checked: Vec::new(),
+            scoring_time: Duration::ZERO,
         })
     }
 
@@ -177,6 +179,10 @@ impl Backend for CpuBackend {
 
     fn probe(&mut self, sequence: &ProbedSequence) -> Result<Vec<TokenDeviation>, BackendError> {
         Ok(self.run_probe(sequence))
+    }
+
+    fn take_scoring_time(&mut self) -> Duration {
+        std::mem::take(&mut self.scoring_time)
     }
 
     fn forward(&mut self, batch: &InputBatch) -> Result<(), BackendError> {

@@ -15,9 +15,10 @@ mod weights;
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use engine::{BlockCopy, BlockFetch, BlockOffload, ProbedSequence, SpanCopy, TokenDeviation, Transfer};
-use kernels::cuda::{CudaSlice, Device, DeviceError, HostPool, Pool, Sampler, Upload, bf16, decode_parts};
+use kernels::cuda::{CudaSlice, Device, DeviceError, HostPool, Pool, Sampler, Timer, Upload, bf16, decode_parts};
 use tokens::BlockId;
 
 use self::activations::MAX_LOGIT_ROWS;
@@ -52,6 +53,9 @@ pub struct CudaBackend {
     watched: Vec<Watched>,
     /// What the check that was begun measures, part by part.
     checked: Vec<CudaSlice<f32>>,
+    /// Around what compares and asks in a probe.
+    scoring: Timer,
+    scoring_time: Duration,
     logits: Vec<f32>,
 }
 
@@ -199,6 +203,10 @@ impl Backend for CudaBackend {
 
     fn probe(&mut self, sequence: &ProbedSequence) -> Result<Vec<TokenDeviation>, BackendError> {
         Ok(self.run_probe(sequence)?)
+    }
+
+    fn take_scoring_time(&mut self) -> Duration {
+        std::mem::take(&mut self.scoring_time)
     }
 
     fn begin_step(&mut self) {

@@ -1,5 +1,7 @@
 //! Measures moved spans: what a fresh computation of the first layers says of them, and who reads them.
 
+use std::time::Instant;
+
 use engine::{ProbedSequence, Readers, Row, TokenDeviation};
 use kernels::cpu::{QuerySequence, add_attention_received};
 use tokens::{BlockSize, TokenRange, complement};
@@ -68,6 +70,7 @@ impl CpuBackend {
                 self.feed_forward(i, w);
             }
             self.project(check_layer, &batch.positions, w);
+            let began = Instant::now();
             deviations.extend(self.deviations(check_layer, sequence, &batch, w));
             self.write_kv(check_layer, &batch.slot_mapping, w);
             match sequence.probe.readers {
@@ -79,6 +82,7 @@ impl CpuBackend {
                 }
                 Readers::None | Readers::FreshRowsAllLayers => {}
             }
+            self.scoring_time += began.elapsed();
         }
         deviations
     }

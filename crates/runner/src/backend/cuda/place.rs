@@ -1,9 +1,11 @@
 //! A model onto a GPU: weights, buffers, algorithms, and a pool of what memory is left.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kernels::cuda::{
-    CudaSlice, DecodePart, Device, DeviceError, HostPool, Matmul, Partials, Pool, PoolShape, RopeTable, Sampler, Upload, bf16,
+    CudaSlice, DecodePart, Device, DeviceError, HostPool, Matmul, Partials, Pool, PoolShape, RopeTable, Sampler, Timer, Upload,
+    bf16,
 };
 use tokens::BlockSize;
 
@@ -120,6 +122,8 @@ fn assemble(device: Arc<Device>, decoder: Decoder, buffers: Buffers, num_blocks:
         step: Step::default(),
         watched: Vec::new(),
         checked: Vec::new(),
+        scoring: Timer::new(&device)?,
+        scoring_time: Duration::ZERO,
         logits: Vec::new(),
         upload,
         extra,

@@ -75,14 +75,17 @@ impl CudaBackend {
                 self.kept.keep(&self.device, sequence, check_layer, &decoder.activations.hidden)?;
             }
             decoder.rotate(check_layer, &rows.on(upload))?;
+            self.scoring.start(&self.device)?;
             let measured = self.measure(check_layer, sequence, positions, &rows)?;
             let Self { decoder, pool, upload, .. } = self;
             decoder.scatter(check_layer, &rows.on(upload), pool)?;
             self.ask(check_layer, sequence, positions, &rows, asked)?;
+            self.scoring.stop(&self.device)?;
             // Read when all is launched.
             if let Some(measured) = measured {
                 deviations.extend(self.deviations(&measured)?);
             }
+            self.scoring_time += self.scoring.elapsed()?;
         }
         Ok(deviations)
     }

@@ -1,0 +1,72 @@
+//! Time between two points of the stream of all launches, by the device's clock.
+
+use std::time::Duration;
+
+use cudarc::driver::CudaEvent;
+use cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
+
+use super::device::{Device, DeviceError};
+
+/// Two points of the stream, set anew as often as one likes.
+pub struct Timer {
+    began: CudaEvent,
+    ended: CudaEvent,
+}
+
+impl Timer {
+    /// A timer of `device`.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn new(device: &Device) -> Result<Self, DeviceError> {
+        let event = || device.context().new_event(Some(CU_EVENT_DEFAULT));
+        Ok(Self { began: event()?, ended: event()? })
+    }
+
+    /// Starts behind all that was launched.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn start(&self, device: &Device) -> Result<(), DeviceError> {
+        Ok(self.began.record(device.stream())?)
+    }
+
+    /// Stops behind all that was launched.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn stop(&self, device: &Device) -> Result<(), DeviceError> {
+        Ok(self.ended.record(device.stream())?)
+    }
+
+    /// From start to stop; waits for the latter.
+    ///
+    /// # Errors
+    /// If it was not started and stopped, or the device fails.
+    pub fn elapsed(&self) -> Result<Duration, DeviceError> {
+        Ok(Duration::from_secs_f32(self.began.elapsed_ms(&self.ended)? / 1e3))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::testing::device;
+
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn cuda_more_work_takes_more_time() {
+        let device = device();
+        let timer = Timer::new(&device).unwrap();
+        let mut buffer = device.zeros::<u32>(256 << 20).unwrap();
+        let mut time = |num_fills: usize| {
+            timer.start(&device).unwrap();
+            (0..num_fills).for_each(|_| device.stream().memset_zeros(&mut buffer).unwrap());
+            timer.stop(&device).unwrap();
+            timer.elapsed().unwrap()
+        };
+        time(1);
+        let (one, ten) = (time(1), time(10));
+        assert!(!one.is_zero() && ten > 5 * one && ten < 20 * one, "{one:?} and {ten:?}");
+    }
+}

@@ -156,7 +156,8 @@ fn spans(bench: &Bench, pool: &mut Pool, rope: &RopeTable, num_tokens: usize) ->
     let num_blocks = num_tokens / 32;
     let copies: Vec<[u32; 3]> = (0..num_blocks as u32).map(|i| [i, i + 512, 32]).collect();
     let copies = bench.device.upload(&copies)?;
-    bench.row(&format!("copy {num_blocks} blocks, 28 layers"), bytes, 1, |_| kernel.copy_blocks(pool, &copies.as_view()))?;
+    bench
+        .row(&format!("copy {num_blocks} blocks, 28 layers"), bytes, 1, |_| kernel.copy_blocks(pool, 0..28, &copies.as_view()))?;
     let zeroed = indices(&bench.device, 512..512 + num_blocks)?;
     bench.row(&format!("zero {num_blocks} blocks, 28 layers"), bytes / 2, 1, |_| kernel.zero_blocks(pool, &zeroed.as_view()))
 }

@@ -1,51 +1,81 @@
-//! Times of blocks on their way to main memory and back, by events of the device.
+//! Times of blocks on their way to main memory and back, with copies of so many layers at once, by events of the device; at last as many
+//! both ways in one step, where each group of layers waits for its way to the host.
 //!
 //! `cargo run --release -p kernels --features cuda --example host_pool_speed`. Blocks as three models have them, in pools of 8 GB.
 
 use std::error::Error;
+use std::sync::Arc;
 
 use cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
-use kernels::cuda::{Device, HostPool, Pool, PoolShape};
+use kernels::cuda::{Device, DeviceError, HostPool, Pool, PoolShape};
 
 const POOL_BYTES: usize = 8 << 30;
 const REPEATS: usize = 9;
+const MOST_BLOCKS: usize = 256;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    println!("{:<16} {:>7} {:>10} {:>13} {:>13}", "model", "blocks", "MB", "offload GB/s", "fetch GB/s");
-    measure("Qwen2.5-7B", 28, 4, 128)?;
-    measure("Qwen2.5-0.5B", 24, 2, 64)?;
-    measure("SmolLM2-135M", 30, 3, 64)
+    let columns = ["offload GB/s", "fetch GB/s", "both GB/s"].map(|column| format!("{column:>13}")).concat();
+    println!("{:<16} {:>7} {:>7} {:>10} {columns}", "model", "layers", "blocks", "MB");
+    measure("Qwen2.5-7B", (28, 4, 128), &[28, 14, 10, 7, 4])?;
+    measure("Qwen2.5-0.5B", (24, 2, 64), &[24, 12])?;
+    measure("SmolLM2-135M", (30, 3, 64), &[30, 15])
 }
 
-fn measure(model: &str, num_layers: usize, num_kv_heads: usize, head_dim: usize) -> Result<(), Box<dyn Error>> {
-    let device = Device::open(0)?;
+/// For layers, heads of keys and numbers of a head, with copies of so many layers at once.
+fn measure(model: &str, sizes: (usize, usize, usize), groups: &[usize]) -> Result<(), Box<dyn Error>> {
+    let (num_layers, num_kv_heads, head_dim) = sizes;
     let block_bytes = num_layers * num_kv_heads * head_dim * 32 * 4;
     let num_blocks = POOL_BYTES / block_bytes;
     let shape = PoolShape { num_layers, num_blocks, num_kv_heads, head_dim };
-    let mut pool = Pool::new(&device, shape)?;
-    let mut host = HostPool::new(&device, shape, 256)?;
-    for count in [1, 16, 256] {
-        // Blocks of one sequence seldom lie side by side.
-        let there: Vec<(u32, u32)> = (0..count).map(|i| ((i as usize * 7919 % num_blocks) as u32, i)).collect();
-        let back: Vec<(u32, u32)> = there.iter().map(|&(block, place)| (place, block)).collect();
-        let (mut offloads, mut fetches) = (Vec::new(), Vec::new());
-        for _ in 0..REPEATS {
-            let event = || device.context().new_event(Some(CU_EVENT_DEFAULT));
-            let (began, ended) = (event()?, event()?);
-            began.record(device.stream())?;
-            host.offload(&pool, &there)?;
-            ended.record(device.stream())?;
-            offloads.push(f64::from(began.elapsed_ms(&ended)?) / 1e3);
-            host.fetch(&mut pool, &back)?;
-            device.synchronize()?;
-            fetches.push(host.take_timing()?.ok_or("the fetch has not ended")?.1);
+    for &layers in groups {
+        let mut link = Link::new(shape, layers)?;
+        for count in [1, 16, MOST_BLOCKS] {
+            let rates = link.rates(count, block_bytes)?.map(|rate| format!("{:>13.1}", rate / 1e9)).concat();
+            println!("{model:<16} {layers:>7} {count:>7} {:>10.1} {rates}", (count * block_bytes) as f64 / 1e6);
         }
-        let bytes = (count as usize * block_bytes) as f64;
-        let rate = |seconds: &mut Vec<f64>| {
-            seconds.sort_by(f64::total_cmp);
-            bytes / seconds[REPEATS / 2] / 1e9
-        };
-        println!("{model:<16} {count:>7} {:>10.1} {:>13.1} {:>13.1}", bytes / 1e6, rate(&mut offloads), rate(&mut fetches));
     }
     Ok(())
+}
+
+struct Link {
+    device: Arc<Device>,
+    pool: Pool,
+    host: HostPool,
+}
+
+impl Link {
+    fn new(shape: PoolShape, layers_per_group: usize) -> Result<Self, DeviceError> {
+        let device = Device::open(0)?;
+        let host = HostPool::with_groups(&device, shape, 2 * MOST_BLOCKS, layers_per_group)?;
+        Ok(Self { pool: Pool::new(&device, shape)?, host, device })
+    }
+
+    /// Bytes a second of `count` blocks to the host, back, and both ways at once, together.
+    fn rates(&mut self, count: usize, block_bytes: usize) -> Result<[f64; 3], DeviceError> {
+        // Blocks of one sequence seldom lie side by side.
+        let num_blocks = self.pool.shape().num_blocks;
+        let block = |i: usize| (i * 7919 % num_blocks) as u32;
+        let to_places = |first: usize| (0..count).map(|i| (block(i), (first + i) as u32)).collect::<Vec<_>>();
+        let (there, elsewhere) = (to_places(0), to_places(MOST_BLOCKS));
+        let back: Vec<(u32, u32)> = there.iter().map(|&(block, place)| (place, block)).collect();
+        let bytes = (count * block_bytes) as f64;
+        Ok([bytes / self.time(&there, &[])?, bytes / self.time(&[], &back)?, 2.0 * bytes / self.time(&elsewhere, &back)?])
+    }
+
+    /// Median seconds of a step's transfers.
+    fn time(&mut self, offloads: &[(u32, u32)], fetches: &[(u32, u32)]) -> Result<f64, DeviceError> {
+        let mut seconds = Vec::new();
+        for _ in 0..REPEATS {
+            let event = || self.device.context().new_event(Some(CU_EVENT_DEFAULT));
+            let (began, ended) = (event()?, event()?);
+            began.record(self.device.stream())?;
+            self.host.begin_offload(&mut self.pool, offloads)?;
+            self.host.begin_fetch(&mut self.pool, fetches)?;
+            self.host.wait_for_all(&mut self.pool)?;
+            ended.record(self.device.stream())?;
+            seconds.push(f64::from(began.elapsed_ms(&ended)?) / 1e3);
+        }
+        seconds.sort_by(f64::total_cmp);
+        Ok(seconds[REPEATS / 2])
+    }
 }

@@ -24,13 +24,15 @@ pub trait Backend: Send {
     /// Tokens in the vocabulary: the length of a row of logits.
     fn vocab_size(&self) -> usize;
 
-    /// Copies whole blocks to the host tier, in all layers. Until the copies are done, nothing may write over their sources.
+    /// Copies whole blocks to the host tier, in all layers, or begins to: what is asked for later and writes over their sources comes
+    /// behind that, layer by layer.
     ///
     /// # Errors
     /// If the device fails.
     fn offload_blocks(&mut self, offloads: &[BlockOffload]) -> Result<(), BackendError>;
 
-    /// Copies whole blocks from the host tier, in all layers. Until the copies are done, nothing may read their targets.
+    /// Copies whole blocks from the host tier, in all layers, or begins to: what is asked for later and reads their targets comes behind
+    /// that, layer by layer.
     ///
     /// Returns what fetches took that ended since the last call, these among them if they have; `None` if none has.
     ///

@@ -34,7 +34,7 @@ pub enum DeviceError {
     NoBlas,
 }
 
-/// A GPU that this process uses, with one stream that everything happens on in order.
+/// A GPU that this process uses, with one stream that everything but a [`super::HostPool`]'s copies happens on in order.
 pub struct Device {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
@@ -85,7 +85,8 @@ impl Device {
             return Err(DeviceError::NoSuchDevice { ordinal, count });
         }
         let context = CudaContext::new(ordinal)?;
-        // SAFETY: all work goes to one stream in program order, except where an event is waited for explicitly.
+        // SAFETY: all work goes to one stream in program order. Copies of a host pool alone have others: events order them, and the memory
+        // at both of their ends is freed when they are done.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream()?;
         Ok(Arc::new(Self { context, stream, modules: Mutex::default() }))

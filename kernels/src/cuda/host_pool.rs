@@ -1,43 +1,54 @@
 //! Main memory for blocks that the pool has no room for.
 //!
-//! Copies run on a stream of their own, which takes turns with that of all launches: a copy begins behind what was launched before it,
-//! and what is launched behind it waits for it on the device. The host waits for neither.
+//! Copies are made by copy engines, which take nothing from the multiprocessors, and the host waits for none. They begin behind what was
+//! launched before, and go by groups of layers, the first layers first. What overlaps with what:
+//!
+//! - Copies to the host and copies to the device use both directions of the link at once, on a stream each. But a group comes to the
+//!   device only behind the same group's copies to the host: a fetch may write a block that is being offloaded, and may read a place
+//!   that is being written.
+//! - What is launched for a layer waits for the copies of its group alone ([`HostPool::wait_for_layer`]), so that layers are computed
+//!   while those behind them are on their way.
+//! - The copies of a group are issued when the group before it is waited for. So the host issues them while that one's are under way,
+//!   and what a step uploads before its first layer stands in line behind the first group alone, and not behind whole blocks.
 
+mod ends;
+mod transfers;
+
+use std::ops::Range;
 use std::sync::Arc;
 
 use cudarc::driver::sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MAX_PITCH;
-use cudarc::driver::sys::{self, CUevent_flags::CU_EVENT_DEFAULT, CUmemorytype};
-use cudarc::driver::{CudaEvent, CudaStream, DevicePtr, DevicePtrMut, PinnedHostSlice};
+use cudarc::driver::{DevicePtrMut, PinnedHostSlice};
 use half::bf16;
 
+use self::ends::{Direction, Ends};
+use self::transfers::{Pair, Transfers};
 use super::device::{Device, DeviceError};
 use super::pool::{BLOCK, Pool, PoolShape};
 
+/// What a command moves at least, where a block has as many bytes: blocks with more go in that many groups of layers. Chosen: a command
+/// takes some 3 microseconds beside its bytes (`host_pool_speed`: 30 GB/s by commands of 197 kB, 47 GB/s by those of 917 kB), and these
+/// are to be the smaller part of it, or the link would be slower by more than is gained beside the forward pass.
+const COMMAND_BYTES: usize = 288 << 10;
+
 /// Blocks in main memory that the device can read and write, each `[keys, values][num_layers][num_kv_heads][32][head_dim]`.
+///
+/// Blocks that were begun with are pending until [`Self::wait_for_all`], or [`Self::wait_for_layer`] for the last layer. Before the wait
+/// for a layer, nothing may be launched that touches it: not the blocks that are fetched, and no write to those that are offloaded.
 pub struct HostPool {
     device: Arc<Device>,
-    stream: Arc<CudaStream>,
     blocks: PinnedHostSlice<bf16>,
     /// Of the pool whose blocks it takes.
     shape: PoolShape,
     num_blocks: usize,
-    /// Rows farther apart than so many bytes are copied one by one.
     max_pitch: usize,
-    /// Around the last fetch.
-    began: CudaEvent,
-    ended: CudaEvent,
+    layers_per_group: usize,
+    to_host: Transfers,
+    to_device: Transfers,
+    /// Leading groups that launches are behind, of what is pending.
+    num_joined: usize,
     /// Bytes of the last fetch, until its time is told.
     fetched_bytes: u64,
-}
-
-/// A block's keys (or values) in all layers: rows one behind the other in main memory, `pitch` bytes apart on the device.
-struct Rows {
-    host: *mut bf16,
-    device: sys::CUdeviceptr,
-    pitch: usize,
-    max_pitch: usize,
-    row_bytes: usize,
-    num_layers: usize,
 }
 
 impl HostPool {
@@ -46,17 +57,34 @@ impl HostPool {
     /// # Errors
     /// If memory does not suffice.
     pub fn new(device: &Arc<Device>, shape: PoolShape, num_blocks: usize) -> Result<Self, DeviceError> {
+        Self::with_groups(device, shape, num_blocks, layers_per_group(shape))
+    }
+
+    /// The same with copies of `layers_per_group` layers at once, for measurements.
+    ///
+    /// # Errors
+    /// If memory does not suffice.
+    ///
+    /// # Panics
+    /// If these are no layers.
+    pub fn with_groups(
+        device: &Arc<Device>,
+        shape: PoolShape,
+        num_blocks: usize,
+        layers_per_group: usize,
+    ) -> Result<Self, DeviceError> {
         let len = num_blocks * 2 * shape.num_layers * BLOCK * shape.width();
         // SAFETY: the host never reads it, and a device reads only blocks that were offloaded.
         let blocks = unsafe { device.context().alloc_pinned_with_flags(len.max(1), 0) }?;
-        let event = || device.context().new_event(Some(CU_EVENT_DEFAULT));
+        let num_groups = shape.num_layers.div_ceil(layers_per_group);
         Ok(Self {
-            stream: device.context().new_stream()?,
+            to_host: Transfers::new(device, Direction::ToHost, num_groups)?,
+            to_device: Transfers::new(device, Direction::ToDevice, num_groups)?,
             max_pitch: device.context().attribute(CU_DEVICE_ATTRIBUTE_MAX_PITCH)? as usize,
-            began: event()?,
-            ended: event()?,
             device: Arc::clone(device),
+            num_joined: 0,
             fetched_bytes: 0,
+            layers_per_group,
             blocks,
             shape,
             num_blocks,
@@ -66,151 +94,167 @@ impl HostPool {
     /// Bytes of a block.
     #[must_use]
     pub fn block_bytes(&self) -> usize {
-        2 * self.half_block() * size_of::<bf16>()
+        2 * self.shape.num_layers * BLOCK * self.shape.width() * size_of::<bf16>()
     }
 
-    /// Copies blocks of `pool` here, of each pair the first to the second.
+    /// Whether launches are behind all copies that were begun.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.to_host.is_idle() && self.to_device.is_idle()
+    }
+
+    /// Begins to copy blocks of `pool` here, of each pair the first to the second, behind all that was launched and begun before.
     ///
     /// # Errors
     /// If the device fails.
     ///
     /// # Panics
     /// If the pool has another shape, or a block is not there.
-    pub fn offload(&mut self, pool: &Pool, pairs: &[(u32, u32)]) -> Result<(), DeviceError> {
+    pub fn begin_offload(&mut self, pool: &mut Pool, pairs: &[(u32, u32)]) -> Result<(), DeviceError> {
         if pairs.is_empty() {
             return Ok(());
         }
-        self.stream.join(self.device.stream())?;
-        let stream = Arc::clone(&self.stream);
-        let bases = [pool.keys().device_ptr(&stream).0, pool.values().device_ptr(&stream).0];
-        for &(src, dst) in pairs {
-            for rows in self.rows(pool.shape(), bases, src, dst) {
-                rows.copy(&stream, Direction::ToHost)?;
-            }
-        }
-        Ok(self.device.stream().join(&self.stream)?)
+        self.wait_for_all(pool)?;
+        self.begin(pool, Direction::ToHost, pairs.iter().map(|&(block, place)| Pair { block, place }).collect())
     }
 
-    /// Copies blocks to `pool` from here, of each pair the first to the second.
+    /// Begins to copy blocks to `pool` from here, of each pair the first to the second, behind all that was launched and begun before.
+    /// Beside an offload that is pending, each layer comes behind the same layer's way to the host.
     ///
     /// # Errors
     /// If the device fails.
     ///
     /// # Panics
     /// If the pool has another shape, or a block is not there.
-    pub fn fetch(&mut self, pool: &mut Pool, pairs: &[(u32, u32)]) -> Result<(), DeviceError> {
+    pub fn begin_fetch(&mut self, pool: &mut Pool, pairs: &[(u32, u32)]) -> Result<(), DeviceError> {
         if pairs.is_empty() {
             return Ok(());
         }
-        let (stream, shape) = (Arc::clone(&self.stream), pool.shape());
-        stream.join(self.device.stream())?;
-        self.began.record(&stream)?;
-        let (keys, values) = pool.parts_mut();
-        let bases = [keys.device_ptr_mut(&stream).0, values.device_ptr_mut(&stream).0];
-        for &(src, dst) in pairs {
-            for rows in self.rows(shape, bases, dst, src) {
-                rows.copy(&stream, Direction::ToDevice)?;
-            }
+        if !self.to_device.is_idle() {
+            self.wait_for_all(pool)?;
         }
-        self.ended.record(&stream)?;
         self.fetched_bytes = (pairs.len() * self.block_bytes()) as u64;
-        Ok(self.device.stream().wait(&self.ended)?)
+        self.begin(pool, Direction::ToDevice, pairs.iter().map(|&(place, block)| Pair { block, place }).collect())
     }
 
-    /// Bytes and seconds of the last fetch, if it has ended; told once.
+    /// What is launched from now on is behind the copies of `layer` and those before it, as far as any are pending. The host does not
+    /// wait. Returns how many leading layers launches are behind.
+    ///
+    /// # Errors
+    /// If the device fails.
+    ///
+    /// # Panics
+    /// If the pool has another shape, or no such layer.
+    pub fn wait_for_layer(&mut self, pool: &mut Pool, layer: usize) -> Result<usize, DeviceError> {
+        assert!(layer < self.shape.num_layers, "there is a layer {layer}");
+        let group = layer / self.layers_per_group;
+        if !self.is_idle() && group >= self.num_joined {
+            self.issue(pool, group + 2)?;
+            self.join(group)?;
+        }
+        Ok(if self.is_idle() { self.shape.num_layers } else { self.num_joined * self.layers_per_group })
+    }
+
+    /// What is launched from now on is behind all copies that were begun. The host does not wait.
+    ///
+    /// # Errors
+    /// If the device fails.
+    ///
+    /// # Panics
+    /// If the pool has another shape.
+    pub fn wait_for_all(&mut self, pool: &mut Pool) -> Result<(), DeviceError> {
+        self.wait_for_layer(pool, self.shape.num_layers - 1)?;
+        Ok(())
+    }
+
+    /// Bytes of the last fetch and the seconds that its copies took, those between groups left out, if it has ended; told once.
     ///
     /// # Errors
     /// If the device fails.
     pub fn take_timing(&mut self) -> Result<Option<(u64, f64)>, DeviceError> {
-        if self.fetched_bytes == 0 || !self.ended.try_is_complete()? {
+        if self.fetched_bytes == 0 {
             return Ok(None);
         }
-        let seconds = f64::from(self.began.elapsed_ms(&self.ended)?) / 1e3;
-        Ok(Some((std::mem::take(&mut self.fetched_bytes), seconds)))
+        let seconds = self.to_device.seconds()?;
+        Ok(seconds.map(|seconds| (std::mem::take(&mut self.fetched_bytes), seconds)))
     }
 
-    /// Numbers of a block's keys (or values).
-    fn half_block(&self) -> usize {
-        self.shape.num_layers * BLOCK * self.shape.width()
+    fn begin(&mut self, pool: &mut Pool, direction: Direction, pairs: Vec<Pair>) -> Result<(), DeviceError> {
+        let is_there = |pair: &Pair| (pair.block as usize) < self.shape.num_blocks && (pair.place as usize) < self.num_blocks;
+        assert!(pairs.iter().all(is_there), "blocks and places are there");
+        let transfers = match direction {
+            Direction::ToHost => &mut self.to_host,
+            Direction::ToDevice => &mut self.to_device,
+        };
+        transfers.begin(pairs, self.device.stream())?;
+        self.num_joined = 0;
+        self.issue(pool, 1)
     }
 
-    /// Where keys and values of `block` of the pool that begins at `bases` lie, and those of `host_block`.
-    fn rows(&mut self, shape: PoolShape, bases: [sys::CUdeviceptr; 2], block: u32, host_block: u32) -> [Rows; 2] {
-        let (block, host_block, half) = (block as usize, host_block as usize, self.half_block());
-        assert!(shape.width() == self.shape.width() && shape.num_layers == self.shape.num_layers, "blocks of one shape");
-        assert!(block < shape.num_blocks && host_block < self.num_blocks, "blocks {block} and {host_block} are there");
-        let row_bytes = BLOCK * shape.width() * size_of::<bf16>();
-        let first = self.blocks.as_mut_ptr().expect("nothing was recorded on its event");
-        [0, 1].map(|part| Rows {
-            host: first.wrapping_add((2 * host_block + part) * half),
-            device: bases[part] + (block * row_bytes) as u64,
-            pitch: shape.num_blocks * row_bytes,
+    /// Issues the copies of groups before `end` that were not.
+    fn issue(&mut self, pool: &mut Pool, end: usize) -> Result<(), DeviceError> {
+        let ends = self.ends(pool);
+        for group in 0..end.min(self.num_groups()) {
+            let layers = self.layers_of(group);
+            // SAFETY: `begin` and `ends` checked that all blocks lie in their buffers. The host never touches its own, and `drop` waits for
+            // the stream before it is freed; a pool waits for the whole device before it is.
+            unsafe { self.to_host.issue(group, layers.clone(), &ends, None) }?;
+            let before = self.to_host.end_of(group);
+            // SAFETY: as above.
+            unsafe { self.to_device.issue(group, layers, &ends, before) }?;
+        }
+        Ok(())
+    }
+
+    /// Makes launches wait for the copies of `group`, and so for those before it.
+    fn join(&mut self, group: usize) -> Result<(), DeviceError> {
+        for ended in [&self.to_host, &self.to_device].into_iter().filter_map(|transfers| transfers.end_of(group)) {
+            self.device.stream().wait(ended)?;
+        }
+        self.num_joined = group + 1;
+        if self.num_joined == self.num_groups() {
+            self.to_host.finish();
+            self.to_device.finish();
+        }
+        Ok(())
+    }
+
+    fn num_groups(&self) -> usize {
+        self.shape.num_layers.div_ceil(self.layers_per_group)
+    }
+
+    fn layers_of(&self, group: usize) -> Range<usize> {
+        let first = group * self.layers_per_group;
+        first..(first + self.layers_per_group).min(self.shape.num_layers)
+    }
+
+    fn ends(&mut self, pool: &mut Pool) -> Ends {
+        assert_eq!(pool.shape(), self.shape, "blocks of one shape");
+        let stream = Arc::clone(self.device.stream());
+        let (keys, values) = pool.parts_mut();
+        Ends {
+            host: self.blocks.as_mut_ptr().expect("nothing was recorded on its event"),
+            device: [keys.device_ptr_mut(&stream).0, values.device_ptr_mut(&stream).0],
+            shape: self.shape,
             max_pitch: self.max_pitch,
-            row_bytes,
-            num_layers: shape.num_layers,
-        })
+        }
     }
 }
 
 impl Drop for HostPool {
     fn drop(&mut self) {
-        // A copy may still be at work. If waiting for it fails, so has the device, and who asks next is told.
-        self.device.context().record_err(self.stream.synchronize());
-    }
-}
-
-/// Which way rows go.
-#[derive(Clone, Copy)]
-enum Direction {
-    ToHost,
-    ToDevice,
-}
-
-impl Rows {
-    /// Copies them, all by one command where their pitch is allowed.
-    fn copy(&self, stream: &CudaStream, direction: Direction) -> Result<(), DeviceError> {
-        let at_once = if self.pitch <= self.max_pitch { self.num_layers } else { 1 };
-        for layer in (0..self.num_layers).step_by(at_once) {
-            self.copy_layers(stream, direction, layer, at_once)?;
+        // Copies may still be at work. If waiting for them fails, so has the device, and who asks next is told.
+        for transfers in [&self.to_host, &self.to_device] {
+            self.device.context().record_err(transfers.synchronize());
         }
-        Ok(())
     }
+}
 
-    fn copy_layers(&self, stream: &CudaStream, direction: Direction, first: usize, num_layers: usize) -> Result<(), DeviceError> {
-        let host = self.host.wrapping_byte_add(first * self.row_bytes);
-        let device = self.device + (first * self.pitch) as u64;
-        // One row has no pitch that would have to be allowed.
-        let pitch = if num_layers == 1 { self.row_bytes } else { self.pitch };
-        let [(src_type, src_pitch), (dst_type, dst_pitch)] = match direction {
-            Direction::ToHost => {
-                [(CUmemorytype::CU_MEMORYTYPE_DEVICE, pitch), (CUmemorytype::CU_MEMORYTYPE_HOST, self.row_bytes)]
-            }
-            Direction::ToDevice => {
-                [(CUmemorytype::CU_MEMORYTYPE_HOST, self.row_bytes), (CUmemorytype::CU_MEMORYTYPE_DEVICE, pitch)]
-            }
-        };
-        let copy = sys::CUDA_MEMCPY2D {
-            srcXInBytes: 0,
-            srcY: 0,
-            srcMemoryType: src_type,
-            srcHost: host.cast_const().cast(),
-            srcDevice: device,
-            srcArray: std::ptr::null_mut(),
-            srcPitch: src_pitch,
-            dstXInBytes: 0,
-            dstY: 0,
-            dstMemoryType: dst_type,
-            dstHost: host.cast(),
-            dstDevice: device,
-            dstArray: std::ptr::null_mut(),
-            dstPitch: dst_pitch,
-            WidthInBytes: self.row_bytes,
-            Height: num_layers,
-        };
-        // SAFETY: `HostPool::rows` checked that both blocks lie in their buffers. Neither is freed or touched by the host before the
-        // stream is done: the buffers outlive the copy, whose stream is waited for by every launch behind it and when they are dropped.
-        Ok(unsafe { sys::cuMemcpy2DAsync_v2(&raw const copy, stream.cu_stream()) }.result()?)
-    }
+/// Layers whose rows one command copies; groups are as equal as they can be.
+fn layers_per_group(shape: PoolShape) -> usize {
+    let row_bytes = BLOCK * shape.width() * size_of::<bf16>();
+    let num_groups = (shape.num_layers * row_bytes / COMMAND_BYTES).clamp(1, shape.num_layers);
+    shape.num_layers.div_ceil(num_groups)
 }
 
 #[cfg(test)]
@@ -219,59 +263,228 @@ mod tests {
     use crate::cpu::testing::noise;
     use crate::cuda::testing::{device, rounded};
 
-    const PAIRS: [(u32, u32); 3] = [(4, 0), (0, 2), (6, 1)];
+    /// Keys and values of a whole pool.
+    type Numbers = [Vec<bf16>; 2];
 
-    /// Blocks offloaded, overwritten and fetched to other places hold the same bits there, and no other block has changed.
-    #[track_caller]
-    fn check(num_layers: usize, num_kv_heads: usize, head_dim: usize, max_pitch: usize) {
-        let device = device();
-        let shape = PoolShape { num_layers, num_blocks: 7, num_kv_heads, head_dim };
-        let mut pool = Pool::new(&device, shape).unwrap();
-        let mut host = HostPool::new(&device, shape, 3).unwrap();
-        host.max_pitch = host.max_pitch.min(max_pitch);
-        let numbers = [1, 2].map(|seed| rounded(noise(shape.num_elements(), seed)));
-        write(&device, &mut pool, &numbers);
-        host.offload(&pool, &PAIRS).unwrap();
-        let others = [3, 4].map(|seed| rounded(noise(shape.num_elements(), seed)));
-        write(&device, &mut pool, &others);
-        assert_eq!(host.take_timing().unwrap(), None, "nothing was fetched");
-        // Back in another order, the last to where it was.
-        host.fetch(&mut pool, &[(0, 3), (2, 5), (1, 6)]).unwrap();
-        let found = [pool.keys(), pool.values()].map(|part| device.download(part).unwrap());
-        let (bytes, seconds) = host.take_timing().unwrap().expect("the fetch has ended");
-        assert_eq!(bytes, (3 * 2 * num_layers * num_kv_heads * 32 * head_dim * 2) as u64);
-        assert!(seconds > 0.0 && host.take_timing().unwrap().is_none());
-        let row = BLOCK * shape.width();
-        for part in 0..2 {
-            for (i, found) in found[part].chunks(row).enumerate() {
-                let (layer, block) = (i / 7, i % 7);
-                let at = |block: usize| (layer * 7 + block) * row..(layer * 7 + block + 1) * row;
-                let expected = match [(3, 4), (5, 0), (6, 6)].iter().find(|(to, _)| *to == block) {
-                    Some((_, from)) => &numbers[part][at(*from)],
-                    None => &others[part][at(block)],
-                };
-                assert!(found == expected, "part {part} layer {layer} block {block}");
+    /// A pool and a host pool of as many blocks.
+    struct Link {
+        device: Arc<Device>,
+        pool: Pool,
+        host: HostPool,
+    }
+
+    impl Link {
+        fn new(shape: PoolShape, layers_per_group: usize) -> Self {
+            let device = device();
+            let host = HostPool::with_groups(&device, shape, shape.num_blocks, layers_per_group).unwrap();
+            Self { pool: Pool::new(&device, shape).unwrap(), host, device }
+        }
+
+        /// With copies that take the link far longer than they take the host to issue: 7 layers in groups of three.
+        fn slow() -> Self {
+            Self::new(PoolShape { num_layers: 7, num_blocks: 12, num_kv_heads: 64, head_dim: 128 }, 3)
+        }
+
+        /// Writes noise to the whole pool.
+        fn fill(&mut self, seed: u32) -> Numbers {
+            let len = self.pool.shape().num_elements();
+            let numbers = [seed, seed + 1].map(|seed| rounded(noise(len, seed)));
+            let (keys, values) = self.pool.parts_mut();
+            self.device.stream().memcpy_htod(&numbers[0], keys).unwrap();
+            self.device.stream().memcpy_htod(&numbers[1], values).unwrap();
+            numbers
+        }
+
+        /// Writes zeros to the whole pool.
+        fn clear(&mut self) {
+            let (keys, values) = self.pool.parts_mut();
+            self.device.stream().memset_zeros(keys).unwrap();
+            self.device.stream().memset_zeros(values).unwrap();
+        }
+
+        fn offload(&mut self, pairs: &[(u32, u32)]) {
+            self.host.begin_offload(&mut self.pool, pairs).unwrap();
+        }
+
+        fn fetch(&mut self, pairs: &[(u32, u32)]) {
+            self.host.begin_fetch(&mut self.pool, pairs).unwrap();
+        }
+
+        fn wait_for_layer(&mut self, layer: usize) -> usize {
+            self.host.wait_for_layer(&mut self.pool, layer).unwrap()
+        }
+
+        fn wait(&mut self) {
+            self.host.wait_for_all(&mut self.pool).unwrap();
+            assert!(self.host.is_idle());
+        }
+
+        /// Whether each block, as a launch finds it now, holds in `layers` the bits of the block that `expected` names.
+        #[track_caller]
+        fn check<'a>(&self, layers: Range<usize>, expected: impl Fn(usize) -> (&'a Numbers, usize)) {
+            let shape = self.pool.shape();
+            let row = BLOCK * shape.width();
+            let at = |layer: usize, block: usize| (layer * shape.num_blocks + block) * row;
+            let of_layers = at(layers.start, 0)..at(layers.end, 0);
+            for (part, numbers) in [self.pool.keys(), self.pool.values()].into_iter().enumerate() {
+                let found = self.device.stream().clone_dtoh(&numbers.slice(of_layers.clone())).unwrap();
+                self.device.synchronize().unwrap();
+                for (i, found) in found.chunks(row).enumerate() {
+                    let (layer, block) = (layers.start + i / shape.num_blocks, i % shape.num_blocks);
+                    let (numbers, from) = expected(block);
+                    let expected = &numbers[part][at(layer, from)..][..row];
+                    assert!(found == expected, "part {part} layer {layer} block {block}");
+                }
             }
         }
     }
 
-    fn write(device: &Device, pool: &mut Pool, numbers: &[Vec<bf16>; 2]) {
-        let (keys, values) = pool.parts_mut();
-        device.stream().memcpy_htod(&numbers[0], keys).unwrap();
-        device.stream().memcpy_htod(&numbers[1], values).unwrap();
+    /// All blocks, each with the place of its number.
+    fn all(link: &Link) -> Vec<(u32, u32)> {
+        (0..link.pool.shape().num_blocks as u32).map(|block| (block, block)).collect()
+    }
+
+    /// All places, each with the block behind the one of its number.
+    fn turned(link: &Link) -> Vec<(u32, u32)> {
+        let num_blocks = link.pool.shape().num_blocks as u32;
+        (0..num_blocks).map(|place| (place, (place + 1) % num_blocks)).collect()
+    }
+
+    /// Blocks offloaded, overwritten and fetched to other places hold the same bits there, and no other block has changed.
+    #[track_caller]
+    fn check(num_layers: usize, num_kv_heads: usize, head_dim: usize, layers_per_group: usize, max_pitch: usize) {
+        let mut link = Link::new(PoolShape { num_layers, num_blocks: 7, num_kv_heads, head_dim }, layers_per_group);
+        link.host.max_pitch = link.host.max_pitch.min(max_pitch);
+        let numbers = link.fill(1);
+        link.offload(&[(4, 0), (0, 2), (6, 1)]);
+        link.wait();
+        let others = link.fill(3);
+        assert_eq!(link.host.take_timing().unwrap(), None, "nothing was fetched");
+        // Back in another order, the last to where it was.
+        link.fetch(&[(0, 3), (2, 5), (1, 6)]);
+        link.wait();
+        link.check(0..num_layers, |block| match [(3, 4), (5, 0), (6, 6)].iter().find(|(to, _)| *to == block) {
+            Some((_, from)) => (&numbers, *from),
+            None => (&others, block),
+        });
+        let (bytes, seconds) = link.host.take_timing().unwrap().expect("the fetch has ended");
+        assert_eq!(bytes, (3 * 2 * num_layers * num_kv_heads * 32 * head_dim * 2) as u64);
+        assert!(seconds > 0.0 && link.host.take_timing().unwrap().is_none());
     }
 
     #[test]
     #[ignore = "needs a CUDA device"]
     fn cuda_blocks_come_back_from_the_host_as_they_went() {
-        check(1, 1, 64, usize::MAX);
-        check(3, 3, 64, usize::MAX);
-        check(28, 4, 128, usize::MAX);
+        check(1, 1, 64, 1, usize::MAX);
+        check(3, 3, 64, 1, usize::MAX);
+        // A last group of fewer layers, and a group of more than there are.
+        check(3, 3, 64, 2, usize::MAX);
+        check(3, 3, 64, 5, usize::MAX);
+        check(28, 4, 128, 6, usize::MAX);
     }
 
     #[test]
     #[ignore = "needs a CUDA device"]
     fn cuda_layers_too_far_apart_go_one_by_one() {
-        check(3, 3, 64, 1);
+        check(3, 3, 64, 2, 1);
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn cuda_a_layer_is_there_for_launches_that_waited_for_it() {
+        let mut link = Link::slow();
+        let (there, turned) = (all(&link), turned(&link));
+        let numbers = link.fill(1);
+        link.offload(&there);
+        link.wait();
+        link.clear();
+        link.fetch(&turned);
+        let expected = |block: usize| (&numbers, (block + there.len() - 1) % there.len());
+        assert_eq!(link.wait_for_layer(0), 3);
+        link.check(0..3, expected);
+        assert_eq!(link.host.take_timing().unwrap(), None, "the last group was not even issued");
+        assert_eq!((link.wait_for_layer(4), link.host.is_idle()), (6, false));
+        link.check(3..6, expected);
+        assert_eq!((link.wait_for_layer(6), link.host.is_idle()), (7, true));
+        link.check(6..7, expected);
+        assert_eq!(link.wait_for_layer(0), 7, "nothing is pending");
+        link.check(0..7, expected);
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn cuda_offloads_of_a_layer_are_done_for_launches_that_waited_for_it() {
+        let mut link = Link::slow();
+        let there = all(&link);
+        let numbers = link.fill(1);
+        link.offload(&there);
+        // What a layer writes comes behind what is offloaded of it.
+        for layer in 0..7 {
+            link.wait_for_layer(layer);
+            let len = numbers[0].len() / 7;
+            let (keys, values) = link.pool.parts_mut();
+            for part in [keys, values] {
+                link.device.stream().memset_zeros(&mut part.slice_mut(layer * len..(layer + 1) * len)).unwrap();
+            }
+        }
+        assert!(link.host.is_idle());
+        link.fetch(&there);
+        link.wait();
+        link.check(0..7, |block| (&numbers, block));
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn cuda_a_fetch_comes_behind_offloads_of_its_step_and_a_step_behind_the_one_before() {
+        let mut link = Link::slow();
+        let (there, turned) = (all(&link), turned(&link));
+        let numbers = link.fill(1);
+        // Each block is fetched from a place that the same step writes, to one that the same step offloads.
+        for _ in 0..3 {
+            link.offload(&there);
+            link.fetch(&turned);
+        }
+        link.wait();
+        link.check(0..7, |block| (&numbers, (block + there.len() - 3) % there.len()));
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn cuda_copies_come_behind_what_was_launched_before_them() {
+        let mut link = Link::slow();
+        let there = all(&link);
+        let numbers = link.fill(1);
+        let kept = [link.pool.keys(), link.pool.values()].map(|part| link.device.stream().clone_dtod(part).unwrap());
+        // Some milliseconds of launches.
+        (0..100).for_each(|_| link.clear());
+        let (keys, values) = link.pool.parts_mut();
+        link.device.stream().memcpy_dtod(&kept[0], keys).unwrap();
+        link.device.stream().memcpy_dtod(&kept[1], values).unwrap();
+        link.offload(&there);
+        link.wait();
+        (0..100).for_each(|_| link.clear());
+        link.fetch(&there);
+        link.wait();
+        link.check(0..7, |block| (&numbers, block));
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn cuda_a_pool_is_not_freed_before_copies_to_it_are_done() {
+        let shape = Link::slow().pool.shape();
+        let mut link = Link::new(shape, shape.num_layers);
+        let there = all(&link);
+        link.offload(&there);
+        link.fetch(&there);
+        drop(link.pool);
+        assert!(link.host.take_timing().unwrap().is_some(), "the fetch is still under way");
+    }
+
+    #[test]
+    fn groups_are_small_where_their_rows_are_large() {
+        let layers =
+            |num_layers, num_kv_heads| layers_per_group(PoolShape { num_layers, num_blocks: 1, num_kv_heads, head_dim: 128 });
+        // Rows of 32, 64, 8 and 512 kB.
+        assert_eq!([layers(28, 4), layers(36, 8), layers(24, 1), layers(3, 64)], [10, 5, 24, 1]);
     }
 }

@@ -92,5 +92,14 @@ impl Pool {
     }
 }
 
+impl Drop for Pool {
+    fn drop(&mut self) {
+        // Copies of a host pool may be at work on other streams than the one that memory is freed on. If waiting for them fails, so has
+        // the device, and who asks next is told.
+        let context = self.keys.context();
+        context.record_err(context.synchronize());
+    }
+}
+
 /// The slot of a row that only fills up a CUDA graph, or the index of no row.
 pub const NO_ROW: u32 = u32::MAX;

@@ -1,5 +1,6 @@
 //! Tokens and blocks that are moved, copied or erased in all layers of the pool.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaFunction, CudaView, PushKernelArg};
@@ -81,15 +82,15 @@ impl Spans {
         Ok(())
     }
 
-    /// Copies leading slots of blocks. An entry of `copies` is source, destination, and how many slots.
+    /// Copies leading slots of blocks in some layers. An entry of `copies` is source, destination, and how many slots.
     ///
     /// # Errors
     /// If the launch fails.
     ///
     /// # Panics
-    /// If the pool's heads are others.
-    pub fn copy_blocks(&self, pool: &mut Pool, copies: &CudaView<'_, [u32; 3]>) -> Result<(), DeviceError> {
-        self.each_block(&self.copy_blocks, pool, copies)
+    /// If the pool's heads are others, or it has fewer layers.
+    pub fn copy_blocks(&self, pool: &mut Pool, layers: Range<usize>, copies: &CudaView<'_, [u32; 3]>) -> Result<(), DeviceError> {
+        self.each_block(&self.copy_blocks, pool, layers, copies)
     }
 
     /// Fills blocks with zeros.
@@ -100,20 +101,31 @@ impl Spans {
     /// # Panics
     /// If the pool's heads are others.
     pub fn zero_blocks(&self, pool: &mut Pool, blocks: &CudaView<'_, u32>) -> Result<(), DeviceError> {
-        self.each_block(&self.zero_blocks, pool, blocks)
+        let layers = 0..pool.shape().num_layers;
+        self.each_block(&self.zero_blocks, pool, layers, blocks)
     }
 
-    fn each_block<T>(&self, function: &CudaFunction, pool: &mut Pool, entries: &CudaView<'_, T>) -> Result<(), DeviceError> {
+    fn each_block<T>(
+        &self,
+        function: &CudaFunction,
+        pool: &mut Pool,
+        layers: Range<usize>,
+        entries: &CudaView<'_, T>,
+    ) -> Result<(), DeviceError> {
         let shape = pool.shape();
         assert_eq!(shape.head_dim, self.head_dim);
-        if entries.is_empty() {
+        if entries.is_empty() || layers.is_empty() {
             return Ok(());
         }
+        let layer_len = shape.num_slots() * shape.width();
+        let of_layers = layers.start * layer_len..layers.end * layer_len;
+        let (keys, values) = (pool.keys().slice(of_layers.clone()), pool.values().slice(of_layers));
         let (num_blocks, head_dim) = (shape.num_blocks as i32, shape.head_dim as i32);
         let mut call = self.device.stream().launch_builder(function);
-        call.arg(pool.keys()).arg(pool.values()).arg(&num_blocks).arg(&head_dim).arg(entries);
-        // SAFETY: blocks within the pool, at most 32 slots of each, and no destination that is a source are the scheduler's promise.
-        unsafe { call.launch(launch((entries.len(), shape.num_kv_heads, shape.num_layers), THREADS, 0)) }?;
+        call.arg(&keys).arg(&values).arg(&num_blocks).arg(&head_dim).arg(entries);
+        // SAFETY: blocks within the pool, at most 32 slots of each, and no destination that is a source are the scheduler's promise; the
+        // layers are all that the kernel is given.
+        unsafe { call.launch(launch((entries.len(), shape.num_kv_heads, layers.len()), THREADS, 0)) }?;
         Ok(())
     }
 }
@@ -195,7 +207,10 @@ mod tests {
             }
             let (copies, zeroed) = (device.upload(&copies).unwrap(), device.upload(&zeroed).unwrap());
             let spans = Spans::new(&device, shape.head_dim).unwrap();
-            spans.copy_blocks(&mut pools.pool, &copies.as_view()).unwrap();
+            // Some layers and the rest.
+            for layers in [0..0, 1..3, 0..1] {
+                spans.copy_blocks(&mut pools.pool, layers, &copies.as_view()).unwrap();
+            }
             spans.zero_blocks(&mut pools.pool, &zeroed.as_view()).unwrap();
             pools.assert_close(&device, 0.0);
         }

@@ -3,6 +3,7 @@
 mod activations;
 mod decode;
 mod decoder;
+mod host_tier;
 mod kept;
 mod place;
 mod prefill;
@@ -24,6 +25,7 @@ use tokens::BlockId;
 use self::activations::MAX_LOGIT_ROWS;
 use self::decode::DecodeGraphs;
 use self::decoder::{Decoder, StepRows};
+use self::host_tier::HostTier;
 use self::kept::KeptRows;
 use self::step::{BLOCK, Step};
 use self::watch::Watched;
@@ -37,8 +39,7 @@ pub struct CudaBackend {
     device: Arc<Device>,
     decoder: Decoder,
     pool: Pool,
-    /// The host tier.
-    host: HostPool,
+    host: HostTier,
     /// Arrays of a step; their place is fixed, so that graphs find them again.
     upload: Upload,
     /// Arrays of what is rare: spans, drift, lists of rows.
@@ -67,8 +68,11 @@ impl From<DeviceError> for BackendError {
 
 impl CudaBackend {
     /// The backend with a host tier of `num_blocks` blocks, all locked in main memory at once.
-    pub(crate) fn with_host_tier(self, num_blocks: usize) -> Result<Self, DeviceError> {
-        let host = HostPool::new(&self.device, self.pool.shape(), num_blocks)?;
+    ///
+    /// # Errors
+    /// If memory does not suffice.
+    pub fn with_host_tier(self, num_blocks: usize) -> Result<Self, DeviceError> {
+        let host = HostTier::new(HostPool::new(&self.device, self.pool.shape(), num_blocks)?);
         Ok(Self { host, ..self })
     }
 
@@ -76,7 +80,11 @@ impl CudaBackend {
     ///
     /// # Errors
     /// If the device fails.
+    ///
+    /// # Panics
+    /// If blocks are on their way to the host tier or from it: [`Backend::synchronize`] waits for them.
     pub fn read_slot(&self, layer: usize, slot: u32) -> Result<(Vec<f32>, Vec<f32>), BackendError> {
+        assert!(self.host.is_idle(), "transfers are waited for before the pool is read");
         let shape = self.pool.shape();
         let (block, offset) = (slot as usize / BLOCK, slot as usize % BLOCK);
         let first_head = (layer * shape.num_blocks + block) * shape.num_kv_heads;
@@ -94,14 +102,19 @@ impl CudaBackend {
         Ok(found)
     }
 
-    /// Runs any step, launch by launch.
+    /// What is launched from now on finds all layers as transfers leave them. Without any, this costs nothing.
+    fn wait_for_transfers(&mut self) -> Result<(), DeviceError> {
+        self.host.wait_for_all(&self.decoder.kernels.spans, &mut self.pool)
+    }
+
+    /// Runs any step, launch by launch. Each layer waits for its own blocks on their way to the host tier and from it.
     fn run_step(&mut self, step: &Step, batch: &InputBatch) -> Result<(), DeviceError> {
         let layers = self.decoder.config.num_layers;
         let first_layer = step.resumed.as_ref().map_or(0, |resumed| resumed.layer);
         let followers = self.upload_followers(step, batch)?;
         let rows = self.upload_step(step)?;
         let mut watched = self.watch(step, batch)?;
-        let Self { decoder, pool, upload, extra, differences, kept, device, .. } = self;
+        let Self { decoder, pool, host, upload, extra, differences, kept, device, .. } = self;
         let kept_rows = rows.kept.clone();
         let last = step.wanted.is_some().then(|| (rows.last(upload), upload.words(rows.wanted.clone())));
         let rows = rows.on(upload);
@@ -110,6 +123,7 @@ impl CudaBackend {
             Some(_) => decoder.resume(device, kept.hidden(), &upload.words(kept_rows))?,
         }
         for i in first_layer..layers {
+            host.wait_for_layer(&decoder.kernels.spans, pool, i)?;
             let mut following = followers.as_ref().map(|followers| followers.on(extra, differences));
             if let Some((last, wanted)) = last.as_ref().filter(|_| i + 1 == layers) {
                 decoder.last_layer(i, last, wanted, pool, following.as_mut())?;
@@ -150,21 +164,18 @@ impl Backend for CudaBackend {
     }
 
     fn offload_blocks(&mut self, offloads: &[BlockOffload]) -> Result<(), BackendError> {
-        let pairs: Vec<_> = offloads.iter().map(|offload| (offload.src.0, offload.dst.0)).collect();
-        Ok(self.host.offload(&self.pool, &pairs)?)
+        Ok(self.host.offload(&self.decoder.kernels.spans, &mut self.pool, offloads)?)
     }
 
     fn fetch_blocks(&mut self, fetches: &[BlockFetch]) -> Result<Option<Transfer>, BackendError> {
-        let pairs: Vec<_> = fetches.iter().map(|fetch| (fetch.src.0, fetch.dst.0)).collect();
-        let before = self.host.take_timing()?;
-        self.host.fetch(&mut self.pool, &pairs)?;
-        Ok(before.map(|(bytes, seconds)| Transfer { bytes, seconds }))
+        Ok(self.host.fetch(&self.decoder.kernels.spans, &mut self.pool, fetches)?)
     }
 
     fn zero_blocks(&mut self, blocks: &[BlockId]) -> Result<(), BackendError> {
         if blocks.is_empty() {
             return Ok(());
         }
+        self.wait_for_transfers()?;
         let [range] =
             self.put_extra([blocks.len()], |[list]| list.iter_mut().zip(blocks).for_each(|(to, block)| *to = block.0))?;
         self.decoder.kernels.spans.zero_blocks(&mut self.pool, &self.extra.words(range))?;
@@ -175,19 +186,23 @@ impl Backend for CudaBackend {
         if copies.is_empty() {
             return Ok(());
         }
-        let triples = || copies.iter().map(|copy| [copy.src.0, copy.dst.0, copy.num_tokens]);
-        let [range] = self.put_extra([3 * copies.len()], |[list]| {
-            list.chunks_exact_mut(3).zip(triples()).for_each(|(to, triple)| to.copy_from_slice(&triple));
-        })?;
-        self.decoder.kernels.spans.copy_blocks(&mut self.pool, &self.extra.view(range))?;
+        let triples: Vec<[u32; 3]> = copies.iter().map(|copy| [copy.src.0, copy.dst.0, copy.num_tokens]).collect();
+        if !self.host.is_idle() {
+            return Ok(self.host.copy_later(&self.device, &triples)?);
+        }
+        let [range] = self.put_extra([3 * triples.len()], |[list]| list.copy_from_slice(triples.as_flattened()))?;
+        let layers = 0..self.decoder.config.num_layers;
+        self.decoder.kernels.spans.copy_blocks(&mut self.pool, layers, &self.extra.view(range))?;
         Ok(())
     }
 
     fn move_spans(&mut self, spans: &[SpanCopy]) -> Result<(), BackendError> {
+        self.wait_for_transfers()?;
         Ok(self.move_all_spans(spans)?)
     }
 
     fn begin_check(&mut self, spans: &[SpanCopy]) -> Result<(), BackendError> {
+        self.wait_for_transfers()?;
         Ok(self.begin_layer0_check(spans)?)
     }
 
@@ -202,6 +217,7 @@ impl Backend for CudaBackend {
     }
 
     fn probe(&mut self, sequence: &ProbedSequence) -> Result<Vec<TokenDeviation>, BackendError> {
+        self.wait_for_transfers()?;
         Ok(self.run_probe(sequence)?)
     }
 
@@ -265,6 +281,8 @@ impl Backend for CudaBackend {
     }
 
     fn synchronize(&mut self) -> Result<(), BackendError> {
+        // A step without rows leaves blocks on their way.
+        self.wait_for_transfers()?;
         self.device.synchronize()?;
         self.upload.arrived();
         self.extra.arrived();

@@ -20,7 +20,7 @@ impl Device for CudaBackend {
 ///
 /// `batch`: some roundings of three layers fall otherwise; more than one part in thirty would be no rounding. `moved`: rotated there,
 /// stored, rotated back and stored again, each up to 2^-8 of the pair. `stored`: two roundings and the fresh computation's own.
-const ROUNDING: Rounding = Rounding { batch: 3e-2, moved: 1.2e-2, stored: 1e-2 };
+pub(crate) const ROUNDING: Rounding = Rounding { batch: 3e-2, moved: 1.2e-2, stored: 1e-2 };
 
 /// One model of each family for each size of heads, with groups of all kinds, both layouts, and sampling on device and host: the
 /// device samples from vocabularies of whole vectors of four.

@@ -8,4 +8,6 @@ mod formats;
 mod gpu;
 mod invariants;
 #[cfg(feature = "cuda")]
+mod transfers;
+#[cfg(feature = "cuda")]
 mod twins;

@@ -53,6 +53,8 @@ impl DecodeGraphs {
 
 impl CudaBackend {
     pub(super) fn run_decode(&mut self, step: &Step) -> Result<(), DeviceError> {
+        // Nothing can be waited for in the midst of a recorded graph.
+        self.wait_for_transfers()?;
         let last = step.positions.iter().max().expect("a step has rows");
         let bucket = Bucket::of(step.num_rows(), *last as usize / BLOCK + 1);
         let rows = self.upload_decode(step, bucket)?;

@@ -13,6 +13,7 @@ use super::CudaBackend;
 use super::activations::{Activations, MAX_LOGIT_ROWS};
 use super::decode::{self, Bucket, DecodeGraphs};
 use super::decoder::{Decoder, Kernels};
+use super::host_tier::HostTier;
 use super::kept::KeptRows;
 use super::step::{BLOCK, Step};
 use super::weights::Weights;
@@ -118,7 +119,7 @@ fn assemble(device: Arc<Device>, decoder: Decoder, buffers: Buffers, num_blocks:
     let shape = PoolShape { num_layers, num_blocks, num_kv_heads, head_dim };
     Ok(CudaBackend {
         pool: Pool::new(&device, shape)?,
-        host: HostPool::new(&device, shape, 0)?,
+        host: HostTier::new(HostPool::new(&device, shape, 0)?),
         step: Step::default(),
         watched: Vec::new(),
         checked: Vec::new(),

@@ -1,0 +1,121 @@
+//! Where blocks lie at both ends of the link, and the commands that copy them.
+
+use std::ops::Range;
+
+use cudarc::driver::CudaStream;
+use cudarc::driver::sys::{self, CUmemorytype};
+use half::bf16;
+
+use super::transfers::Pair;
+use crate::cuda::device::DeviceError;
+use crate::cuda::pool::{BLOCK, PoolShape};
+
+/// Which way copies go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Direction {
+    ToHost,
+    ToDevice,
+}
+
+/// A pool on the device and its places in main memory.
+pub(super) struct Ends {
+    /// Of the first place.
+    pub(super) host: *mut bf16,
+    /// Of the pool's keys and its values.
+    pub(super) device: [sys::CUdeviceptr; 2],
+    pub(super) shape: PoolShape,
+    /// Rows farther apart than so many bytes are copied one by one.
+    pub(super) max_pitch: usize,
+}
+
+/// Rows of some layers: one behind the other in main memory, `pitch` bytes apart on the device.
+struct Rows {
+    host: *mut bf16,
+    device: sys::CUdeviceptr,
+    pitch: usize,
+    row_bytes: usize,
+    num_layers: usize,
+}
+
+impl Ends {
+    /// Issues copies of some layers of a block's keys and values, each by one command where their pitch is allowed.
+    ///
+    /// # Safety
+    /// Both blocks of `pair` and the layers lie within the buffers. These are not freed, and the host does not touch its own, before
+    /// `stream` is done.
+    pub(super) unsafe fn copy(
+        &self,
+        stream: &CudaStream,
+        direction: Direction,
+        pair: Pair,
+        layers: Range<usize>,
+    ) -> Result<(), DeviceError> {
+        let at_once = if self.pitch() <= self.max_pitch { layers.len() } else { 1 };
+        for part in 0..2 {
+            for first in layers.clone().step_by(at_once) {
+                let rows = self.rows(part, pair, first..(first + at_once).min(layers.end));
+                // SAFETY: as promised to this function.
+                unsafe { rows.copy(stream, direction) }?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes from a block of a layer to the same one of the next.
+    fn pitch(&self) -> usize {
+        self.shape.num_blocks * self.row_bytes()
+    }
+
+    fn row_bytes(&self) -> usize {
+        BLOCK * self.shape.width() * size_of::<bf16>()
+    }
+
+    /// Of a block's keys (part 0) or values (part 1).
+    fn rows(&self, part: usize, pair: Pair, layers: Range<usize>) -> Rows {
+        let (row_bytes, pitch) = (self.row_bytes(), self.pitch());
+        let place = 2 * pair.place as usize + part;
+        Rows {
+            host: self.host.wrapping_byte_add((place * self.shape.num_layers + layers.start) * row_bytes),
+            device: self.device[part] + (layers.start * pitch + pair.block as usize * row_bytes) as u64,
+            // One row has no pitch that would have to be allowed.
+            pitch: if layers.len() == 1 { row_bytes } else { pitch },
+            row_bytes,
+            num_layers: layers.len(),
+        }
+    }
+}
+
+impl Rows {
+    /// Issues one command.
+    ///
+    /// # Safety
+    /// As [`Ends::copy`].
+    unsafe fn copy(&self, stream: &CudaStream, direction: Direction) -> Result<(), DeviceError> {
+        let (host, device) =
+            ((CUmemorytype::CU_MEMORYTYPE_HOST, self.row_bytes), (CUmemorytype::CU_MEMORYTYPE_DEVICE, self.pitch));
+        let [(src_type, src_pitch), (dst_type, dst_pitch)] = match direction {
+            Direction::ToHost => [device, host],
+            Direction::ToDevice => [host, device],
+        };
+        let copy = sys::CUDA_MEMCPY2D {
+            srcXInBytes: 0,
+            srcY: 0,
+            srcMemoryType: src_type,
+            srcHost: self.host.cast_const().cast(),
+            srcDevice: self.device,
+            srcArray: std::ptr::null_mut(),
+            srcPitch: src_pitch,
+            dstXInBytes: 0,
+            dstY: 0,
+            dstMemoryType: dst_type,
+            dstHost: self.host.cast(),
+            dstDevice: self.device,
+            dstArray: std::ptr::null_mut(),
+            dstPitch: dst_pitch,
+            WidthInBytes: self.row_bytes,
+            Height: self.num_layers,
+        };
+        // SAFETY: rows within buffers that outlive the copy, as promised.
+        Ok(unsafe { sys::cuMemcpy2DAsync_v2(&raw const copy, stream.cu_stream()) }.result()?)
+    }
+}

@@ -1,0 +1,120 @@
+//! Blocks on their way in one direction.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
+use cudarc::driver::{CudaEvent, CudaStream, DriverError};
+
+use super::ends::{Direction, Ends};
+use crate::cuda::device::{Device, DeviceError};
+
+/// A block of the pool and its place in main memory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pair {
+    pub(super) block: u32,
+    pub(super) place: u32,
+}
+
+/// Copies of blocks one way, on a stream of their own: groups of layers, one behind the other.
+pub(super) struct Transfers {
+    direction: Direction,
+    stream: Arc<CudaStream>,
+    /// Blocks that launches are not behind yet, in all their layers.
+    pending: Vec<Pair>,
+    /// Around the copies of each group.
+    groups: Vec<GroupEvents>,
+    /// Leading groups whose copies were issued, of the blocks that were begun last.
+    num_issued: usize,
+}
+
+struct GroupEvents {
+    began: CudaEvent,
+    ended: CudaEvent,
+}
+
+impl Transfers {
+    pub(super) fn new(device: &Device, direction: Direction, num_groups: usize) -> Result<Self, DeviceError> {
+        let event = || device.context().new_event(Some(CU_EVENT_DEFAULT));
+        let groups = (0..num_groups).map(|_| Ok(GroupEvents { began: event()?, ended: event()? }));
+        Ok(Self {
+            direction,
+            stream: device.context().new_stream()?,
+            pending: Vec::new(),
+            groups: groups.collect::<Result<_, DeviceError>>()?,
+            num_issued: 0,
+        })
+    }
+
+    /// Whether launches are behind all that was begun.
+    pub(super) fn is_idle(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    /// Begins copies of `pairs`, behind what is on `stream`. None may be pending.
+    pub(super) fn begin(&mut self, pairs: Vec<Pair>, stream: &CudaStream) -> Result<(), DeviceError> {
+        assert!(self.is_idle(), "events are of one list of blocks");
+        self.stream.join(stream)?;
+        self.num_issued = 0;
+        self.pending = pairs;
+        Ok(())
+    }
+
+    /// Issues copies of `layers`, which are those of `group`, behind `before`. Does nothing if they were, or nothing is pending.
+    ///
+    /// # Safety
+    /// The pending blocks and the layers lie within the buffers at both ends. These are not freed, and the host does not touch its own,
+    /// before the stream is done: [`Self::synchronize`].
+    pub(super) unsafe fn issue(
+        &mut self,
+        group: usize,
+        layers: Range<usize>,
+        ends: &Ends,
+        before: Option<&CudaEvent>,
+    ) -> Result<(), DeviceError> {
+        if self.is_idle() || group < self.num_issued {
+            return Ok(());
+        }
+        if let Some(before) = before {
+            self.stream.wait(before)?;
+        }
+        let GroupEvents { began, ended } = &self.groups[group];
+        began.record(&self.stream)?;
+        for pair in &self.pending {
+            // SAFETY: as promised to this function.
+            unsafe { ends.copy(&self.stream, self.direction, *pair, layers.clone()) }?;
+        }
+        ended.record(&self.stream)?;
+        self.num_issued = group + 1;
+        Ok(())
+    }
+
+    /// The end of the copies of an issued group, unless nothing is pending.
+    pub(super) fn end_of(&self, group: usize) -> Option<&CudaEvent> {
+        if self.is_idle() {
+            return None;
+        }
+        assert!(group < self.num_issued, "an event that was not recorded would be taken for one that is past");
+        Some(&self.groups[group].ended)
+    }
+
+    /// Launches are behind all copies from now on.
+    pub(super) fn finish(&mut self) {
+        self.pending.clear();
+    }
+
+    /// How long the copies took that were begun last, without the time between groups; `None` before all have ended.
+    pub(super) fn seconds(&self) -> Result<Option<f64>, DeviceError> {
+        let Some(last) = self.groups.last().filter(|_| self.num_issued == self.groups.len()) else { return Ok(None) };
+        if !last.ended.try_is_complete()? {
+            return Ok(None);
+        }
+        let of_group = |group: &GroupEvents| Ok(f64::from(group.began.elapsed_ms(&group.ended)?) / 1e3);
+        self.groups.iter().map(of_group).sum::<Result<f64, DeviceError>>().map(Some)
+    }
+
+    /// Waits for all copies that were issued.
+    pub(super) fn synchronize(&self) -> Result<(), DriverError> {
+        self.stream.synchronize()
+    }
+}

@@ -262,14 +262,23 @@ fn random_text(seed: u64, len: u32, vocab_size: u32) -> Vec<TokenId> {
 /// A driver of a tiny random model.
 #[cfg(test)]
 pub(super) fn tiny_driver(num_blocks: usize) -> Driver {
-    use runner::testing::{tiny_config, tiny_runner};
+    tiny_driver_with_host_tier(num_blocks, 0)
+}
+
+/// The same with a host tier.
+#[cfg(test)]
+pub(super) fn tiny_driver_with_host_tier(num_blocks: usize, num_host_blocks: u32) -> Driver {
+    use engine::HostConfig;
+    use runner::testing::{tiny_backend, tiny_config};
     use runner::{Architecture, KvDtype, RopeLayout};
 
     let model = tiny_config(Architecture::Qwen2, RopeLayout::Half);
     // A tiny model computes faster than any gate asks for.
     let gate = semantic::Gate::open();
-    let config = SchedulerConfig { max_num_batched_tokens: 128, gate, ..SchedulerConfig::new(num_blocks, 2048) };
-    Driver::new(config, tiny_runner(&model, 42, KvDtype::F16, num_blocks), 97).unwrap()
+    let host = HostConfig { num_blocks: num_host_blocks, ..HostConfig::default() };
+    let config = SchedulerConfig { max_num_batched_tokens: 128, gate, host, ..SchedulerConfig::new(num_blocks, 2048) };
+    let backend = tiny_backend(&model, 42, KvDtype::F16, num_blocks).with_host_tier(num_host_blocks as usize);
+    Driver::new(config, ModelRunner::new(Box::new(backend), tokens::BlockSize::DEFAULT), 97).unwrap()
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
-//! The engine in process: time to first token of new and of known prompts, decode by batch, and many requests at once.
+//! The engine in process: time to first token of new and of known prompts, also from the host tier if there is one, decode by batch, and
+//! many requests at once.
 //!
 //! No HTTP and no text. Nothing is shared but where a measurement says so.
 
 mod batches;
+mod from_host;
 mod latency;
 mod load;
 
@@ -57,6 +59,9 @@ struct EngineReport {
     threads: usize,
     kv_cache_dtype: KvCacheDtype,
     num_kv_blocks: usize,
+    /// Of the host tier.
+    #[serde(skip_serializing_if = "is_zero")]
+    num_host_blocks: u32,
     max_num_batched_tokens: usize,
     decode_tokens: u32,
     decode_prompt: u32,
@@ -66,6 +71,11 @@ struct EngineReport {
     lengths: Vec<Latency>,
     batches: Vec<DecodeSpeed>,
     throughput: Option<LoadSpeed>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde calls")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// Loads the model, measures, and prints the medians.
@@ -89,6 +99,7 @@ fn empty_report(args: &EngineBenchArgs, source: &Source) -> EngineReport {
         threads: source.config.engine.num_threads(),
         kv_cache_dtype: source.config.engine.kv_cache_dtype,
         num_kv_blocks: source.scheduler.num_blocks,
+        num_host_blocks: source.scheduler.host.num_blocks,
         max_num_batched_tokens: source.scheduler.max_num_batched_tokens,
         decode_tokens: args.decode_tokens,
         decode_prompt: args.decode_prompt,
@@ -129,7 +140,7 @@ impl EngineReport {
             "{}, {} threads, {} KV blocks, {} tokens a step at most, median of {}\n\n",
             self.model, self.threads, self.num_kv_blocks, self.max_num_batched_tokens, self.repeats
         );
-        text += &latency::table(&self.lengths);
+        text += &latency::table(&self.lengths, self.num_host_blocks > 0);
         if !self.batches.is_empty() {
             let header = ["sequences", "decode tokens/s", "ms a step"];
             let row =
@@ -149,7 +160,7 @@ impl EngineReport {
 mod tests {
     use clap::Parser;
 
-    use super::super::driver::tiny_driver;
+    use super::super::driver::{tiny_driver, tiny_driver_with_host_tier};
     use super::*;
 
     #[derive(Parser)]
@@ -159,12 +170,17 @@ mod tests {
     }
 
     fn report(flags: &str) -> anyhow::Result<EngineReport> {
+        report_of(&mut tiny_driver(128), flags)
+    }
+
+    fn report_of(driver: &mut Driver, flags: &str) -> anyhow::Result<EngineReport> {
         let args = Line::try_parse_from(["bench"].into_iter().chain(flags.split_whitespace())).unwrap().args;
         let mut report = EngineReport {
             model: "tiny".to_owned(),
             threads: 2,
             kv_cache_dtype: KvCacheDtype::F16,
             num_kv_blocks: 128,
+            num_host_blocks: driver.config().host.num_blocks,
             max_num_batched_tokens: 128,
             decode_tokens: args.decode_tokens,
             decode_prompt: args.decode_prompt,
@@ -175,7 +191,7 @@ mod tests {
             batches: Vec::new(),
             throughput: None,
         };
-        measure(&args, &mut tiny_driver(128), &mut report)?;
+        measure(&args, driver, &mut report)?;
         Ok(report)
     }
 
@@ -191,6 +207,19 @@ mod tests {
         for part in ["|           400 |", "Decode behind 100 prompt tokens", "|         4 |", "6 requests of 90 + 4 tokens: "] {
             assert!(table.contains(part), "{part} is not in\n{table}");
         }
+    }
+
+    #[test]
+    fn what_comes_from_the_host_is_told_where_there_is_a_host_tier() {
+        let flags = "--lengths 320,900 --decode-tokens 2 --donors 2 --repeats 2";
+        let found = report_of(&mut tiny_driver_with_host_tier(128, 100), flags).unwrap();
+        let json = serde_json::to_value(&found).unwrap();
+        let blocks = |i: usize| json["lengths"][i]["from_host"]["num_blocks"].as_f64();
+        assert_eq!((blocks(0), blocks(1), json["num_host_blocks"].as_u64()), (Some(10.0), Some(28.0), Some(100)));
+        assert!(found.to_table().contains("| prefix from host ms | blocks from host |"), "{}", found.to_table());
+        let without = report(flags).unwrap();
+        let text = serde_json::to_string(&without).unwrap() + &without.to_table();
+        assert!(!text.contains("host"), "{text}");
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! One request at a time: a new prompt, the same one again, and a new one that is searched for in vain.
+//! One request at a time: a new prompt, the same one again, once more from the host tier if there is one, and a new one that is searched
+//! for in vain.
 
 use engine::{KvSharingMode, Repair};
 use serde::Serialize;
@@ -6,6 +7,7 @@ use serde::Serialize;
 use super::super::driver::{Ask, Driver, millis};
 use super::super::stats::median;
 use super::super::table;
+use super::from_host::FromHost;
 
 /// Tokens of a prompt that nothing is found in. Chosen: long enough to be a donor.
 const DONOR_TOKENS: u32 = 256;
@@ -18,6 +20,9 @@ pub(super) struct Latency {
     pub(super) cold_ttft_ms: f64,
     /// Of the same prompt again, in mode `prefix`.
     pub(super) hit_ttft_ms: f64,
+    /// Of the same prompt in mode `prefix` when its blocks are in the host tier, of rounds in which some came from there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) from_host: Option<FromHost>,
     /// Of a new prompt in mode `semantic`, beside donors that have nothing of it. It becomes a donor itself.
     pub(super) miss_ttft_ms: f64,
     /// That beside a new prompt with sharing off, right before or after: median of their ratios.
@@ -33,6 +38,7 @@ pub(super) struct Latency {
 struct Sample {
     cold_ms: f64,
     hit_ms: f64,
+    from_host: Option<FromHost>,
     miss_ms: f64,
     decode_tokens_per_s: f64,
 }
@@ -84,7 +90,10 @@ impl LatencyBench<'_> {
         driver.forget();
         let known = driver.text(length);
         driver.run(Ask::stored(known.clone()))?;
-        let hit = driver.run(Ask { sharing: KvSharingMode::Prefix, ..Ask::exact(known, 1) })?;
+        let again = Ask { sharing: KvSharingMode::Prefix, ..Ask::exact(known, 1) };
+        let hit = driver.run(again.clone())?;
+        let has_host_tier = driver.config().host.num_blocks > 0;
+        let from_host = if has_host_tier { FromHost::measure(driver, again)? } else { None };
         driver.forget();
         for _ in 0..self.donors {
             let donor = Ask::stored(driver.text(DONOR_TOKENS));
@@ -96,7 +105,8 @@ impl LatencyBench<'_> {
         let ask = Ask { sharing: KvSharingMode::Semantic, repair, store: true, ..Ask::exact(driver.text(length), 1) };
         let miss = driver.run(ask)?;
         let (cold_ms, decode_tokens_per_s) = early.map_or_else(|| cold(driver, length, self.decode_tokens), Ok)?;
-        Ok(Sample { cold_ms, hit_ms: millis(hit.ttft), miss_ms: millis(miss.ttft), decode_tokens_per_s })
+        let (hit_ms, miss_ms) = (millis(hit.ttft), millis(miss.ttft));
+        Ok(Sample { cold_ms, hit_ms, from_host, miss_ms, decode_tokens_per_s })
     }
 }
 
@@ -109,10 +119,12 @@ fn cold(driver: &mut Driver, length: u32, decode_tokens: u32) -> anyhow::Result<
 fn summary(prompt_tokens: u32, samples: &[Sample]) -> Latency {
     let of = |value: fn(&Sample) -> f64| median(samples.iter().map(value));
     let cold_ttft_ms = of(|sample| sample.cold_ms);
+    let from_host: Vec<FromHost> = samples.iter().filter_map(|sample| sample.from_host).collect();
     Latency {
         prompt_tokens,
         cold_ttft_ms,
         hit_ttft_ms: of(|sample| sample.hit_ms),
+        from_host: FromHost::median(&from_host),
         miss_ttft_ms: of(|sample| sample.miss_ms),
         miss_ratio: of(|sample| sample.miss_ms / sample.cold_ms),
         prefill_tokens_per_s: f64::from(prompt_tokens) / cold_ttft_ms * 1e3,
@@ -121,17 +133,26 @@ fn summary(prompt_tokens: u32, samples: &[Sample]) -> Latency {
 }
 
 /// One row for each length.
-pub(super) fn table(lengths: &[Latency]) -> String {
-    let header = ["prompt tokens", "cold TTFT ms", "prefix hit ms", "miss / cold", "prefill tokens/s", "decode tokens/s"];
+pub(super) fn table(lengths: &[Latency], has_host_tier: bool) -> String {
+    let mut header = vec!["prompt tokens", "cold TTFT ms", "prefix hit ms", "miss / cold", "prefill tokens/s", "decode tokens/s"];
+    if has_host_tier {
+        header.splice(3..3, ["prefix from host ms", "blocks from host"]);
+    }
     let row = |it: &Latency| {
-        vec![
+        let mut row = vec![
             it.prompt_tokens.to_string(),
             format!("{:.2}", it.cold_ttft_ms),
             format!("{:.2}", it.hit_ttft_ms),
             format!("{:.4}", it.miss_ratio),
             format!("{:.1}", it.prefill_tokens_per_s),
             format!("{:.1}", it.decode_tokens_per_s),
-        ]
+        ];
+        if has_host_tier {
+            let nothing = || ["-".to_owned(), "0".to_owned()];
+            let cells = it.from_host.map_or_else(nothing, |it| [format!("{:.2}", it.ttft_ms), format!("{:.0}", it.num_blocks)]);
+            row.splice(3..3, cells);
+        }
+        row
     };
     table::markdown(&header, &lengths.iter().map(row).collect::<Vec<_>>(), 0)
 }
@@ -154,7 +175,7 @@ mod tests {
 
     #[test]
     fn medians_are_of_rounds_and_a_miss_is_compared_with_its_own_round() {
-        let sample = |cold_ms, miss_ms| Sample { cold_ms, hit_ms: 1.0, miss_ms, decode_tokens_per_s: 10.0 };
+        let sample = |cold_ms, miss_ms| Sample { cold_ms, hit_ms: 1.0, from_host: None, miss_ms, decode_tokens_per_s: 10.0 };
         let found = summary(500, &[sample(100.0, 110.0), sample(200.0, 200.0), sample(50.0, 60.0)]);
         assert_eq!((found.cold_ttft_ms, found.miss_ttft_ms, found.prefill_tokens_per_s), (100.0, 110.0, 5000.0));
         assert!((found.miss_ratio - 1.1).abs() < 1e-9);

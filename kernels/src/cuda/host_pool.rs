@@ -3,16 +3,15 @@
 //! Copies are made by copy engines, which take nothing from the multiprocessors, and the host waits for none. They begin behind what was
 //! launched before, and go by groups of layers, the first layers first. What overlaps with what:
 //!
-//! - Copies to the host and copies to the device use both directions of the link at once, on a stream each. But a group comes to the
-//!   device only behind the same group's copies to the host: a fetch may write a block that is being offloaded, and may read a place
-//!   that is being written.
+//! - Copies to the host and copies to the device use both directions of the link at once, on a stream each. But a fetch may write a block
+//!   that is being offloaded, or read a place that is being written: it comes behind that, a few blocks later (`turns.rs`).
 //! - What is launched for a layer waits for the copies of its group alone ([`HostPool::wait_for_layer`]), so that layers are computed
 //!   while those behind them are on their way.
-//! - The copies of a group are issued when the group before it is waited for. So the host issues them while that one's are under way,
-//!   and what a step uploads before its first layer stands in line behind the first group alone, and not behind whole blocks.
+//! - The copies of a group are issued when the group before it is waited for, so that the host issues them while that one's are under way.
 
 mod ends;
 mod transfers;
+mod turns;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -23,13 +22,17 @@ use half::bf16;
 
 use self::ends::{Direction, Ends};
 use self::transfers::{Pair, Transfers};
+use self::turns::in_turn;
 use super::device::{Device, DeviceError};
 use super::pool::{BLOCK, Pool, PoolShape};
 
 /// What a command moves at least, where a block has as many bytes: blocks with more go in that many groups of layers. Chosen: a command
-/// takes some 3 microseconds beside its bytes (`host_pool_speed`: 30 GB/s by commands of 197 kB, 47 GB/s by those of 917 kB), and these
-/// are to be the smaller part of it, or the link would be slower by more than is gained beside the forward pass.
-const COMMAND_BYTES: usize = 288 << 10;
+/// takes some 2 microseconds beside its bytes (`host_pool_speed`: 48 GB/s by commands of 917 kB, 42 by those of 459 kB, 33 by those of 229 kB),
+/// which soon is more than what is gained beside the forward pass of a short question.
+const COMMAND_BYTES: usize = 384 << 10;
+
+/// Blocks that go to the host before those are fetched that had to wait for them. Chosen: a pause between two turns is a twentieth of one.
+const TURN_BLOCKS: usize = 4;
 
 /// Blocks in main memory that the device can read and write, each `[keys, values][num_layers][num_kv_heads][32][head_dim]`.
 ///
@@ -45,6 +48,8 @@ pub struct HostPool {
     layers_per_group: usize,
     to_host: Transfers,
     to_device: Transfers,
+    /// Of each block that is fetched, how many leading ones of those that are offloaded come before it. Ascending.
+    turns: Vec<usize>,
     /// Leading groups that launches are behind, of what is pending.
     num_joined: usize,
     /// Bytes of the last fetch, until its time is told.
@@ -82,6 +87,7 @@ impl HostPool {
             to_device: Transfers::new(device, Direction::ToDevice, num_groups)?,
             max_pitch: device.context().attribute(CU_DEVICE_ATTRIBUTE_MAX_PITCH)? as usize,
             device: Arc::clone(device),
+            turns: Vec::new(),
             num_joined: 0,
             fetched_bytes: 0,
             layers_per_group,
@@ -115,11 +121,13 @@ impl HostPool {
             return Ok(());
         }
         self.wait_for_all(pool)?;
-        self.begin(pool, Direction::ToHost, pairs.iter().map(|&(block, place)| Pair { block, place }).collect())
+        let pairs = self.checked(pairs.iter().map(|&(block, place)| Pair { block, place }));
+        self.num_joined = 0;
+        self.to_host.begin(pairs, self.device.stream())
     }
 
     /// Begins to copy blocks to `pool` from here, of each pair the first to the second, behind all that was launched and begun before.
-    /// Beside an offload that is pending, each layer comes behind the same layer's way to the host.
+    /// What shares no block and no place with a pending offload may come before that.
     ///
     /// # Errors
     /// If the device fails.
@@ -130,11 +138,16 @@ impl HostPool {
         if pairs.is_empty() {
             return Ok(());
         }
-        if !self.to_device.is_idle() {
+        // A group that was waited for has been issued without these.
+        if !self.to_device.is_idle() || self.num_joined > 0 {
             self.wait_for_all(pool)?;
         }
         self.fetched_bytes = (pairs.len() * self.block_bytes()) as u64;
-        self.begin(pool, Direction::ToDevice, pairs.iter().map(|&(place, block)| Pair { block, place }).collect())
+        let pairs = self.checked(pairs.iter().map(|&(place, block)| Pair { block, place }));
+        let (turns, pairs) = in_turn(pairs, self.to_host.pending()).into_iter().unzip();
+        self.turns = turns;
+        self.num_joined = 0;
+        self.to_device.begin(pairs, self.device.stream())
     }
 
     /// What is launched from now on is behind the copies of `layer` and those before it, as far as any are pending. The host does not
@@ -179,31 +192,38 @@ impl HostPool {
         Ok(seconds.map(|seconds| (std::mem::take(&mut self.fetched_bytes), seconds)))
     }
 
-    fn begin(&mut self, pool: &mut Pool, direction: Direction, pairs: Vec<Pair>) -> Result<(), DeviceError> {
+    fn checked(&self, pairs: impl Iterator<Item = Pair>) -> Vec<Pair> {
         let is_there = |pair: &Pair| (pair.block as usize) < self.shape.num_blocks && (pair.place as usize) < self.num_blocks;
-        assert!(pairs.iter().all(is_there), "blocks and places are there");
-        let transfers = match direction {
-            Direction::ToHost => &mut self.to_host,
-            Direction::ToDevice => &mut self.to_device,
-        };
-        transfers.begin(pairs, self.device.stream())?;
-        self.num_joined = 0;
-        self.issue(pool, 1)
+        pairs.inspect(|pair| assert!(is_there(pair), "blocks and places are there: {pair:?}")).collect()
     }
 
     /// Issues the copies of groups before `end` that were not.
     fn issue(&mut self, pool: &mut Pool, end: usize) -> Result<(), DeviceError> {
         let ends = self.ends(pool);
-        for group in 0..end.min(self.num_groups()) {
-            let layers = self.layers_of(group);
-            // SAFETY: `begin` and `ends` checked that all blocks lie in their buffers. The host never touches its own, and `drop` waits for
-            // the stream before it is freed; a pool waits for the whole device before it is.
-            unsafe { self.to_host.issue(group, layers.clone(), &ends, None) }?;
-            let before = self.to_host.end_of(group);
-            // SAFETY: as above.
-            unsafe { self.to_device.issue(group, layers, &ends, before) }?;
+        let num_issued = self.to_host.num_issued().max(self.to_device.num_issued());
+        (num_issued..end.min(self.num_groups())).try_for_each(|group| self.issue_group(&ends, group))
+    }
+
+    /// Issues the copies of a group: those to the host a turn at a time, and behind each turn those to the device that waited for it.
+    fn issue_group(&mut self, ends: &Ends, group: usize) -> Result<(), DeviceError> {
+        let layers = self.layers_of(group);
+        let (num_offloads, num_fetches) = (self.to_host.pending().len(), self.to_device.pending().len());
+        let mut num_fetched = 0;
+        for first in (0..num_offloads).step_by(TURN_BLOCKS) {
+            let end = (first + TURN_BLOCKS).min(num_offloads);
+            // SAFETY: `checked` and `ends` made sure that all blocks lie in their buffers. The host never touches its own, and `drop` waits
+            // for the stream before it is freed; a pool waits for the whole device before it is.
+            unsafe { self.to_host.issue(group, &layers, ends, first..end) }?;
+            let ready = self.turns[..num_fetches].partition_point(|&num_before| num_before <= end);
+            if ready > num_fetched {
+                self.to_device.come_behind(&self.to_host)?;
+                // SAFETY: as above.
+                unsafe { self.to_device.issue(group, &layers, ends, num_fetched..ready) }?;
+                num_fetched = ready;
+            }
         }
-        Ok(())
+        // SAFETY: as above.
+        unsafe { self.to_device.issue(group, &layers, ends, num_fetched..num_fetches) }
     }
 
     /// Makes launches wait for the copies of `group`, and so for those before it.
@@ -476,6 +496,7 @@ mod tests {
         let there = all(&link);
         link.offload(&there);
         link.fetch(&there);
+        link.wait();
         drop(link.pool);
         assert!(link.host.take_timing().unwrap().is_some(), "the fetch is still under way");
     }
@@ -485,6 +506,6 @@ mod tests {
         let layers =
             |num_layers, num_kv_heads| layers_per_group(PoolShape { num_layers, num_blocks: 1, num_kv_heads, head_dim: 128 });
         // Rows of 32, 64, 8 and 512 kB.
-        assert_eq!([layers(28, 4), layers(36, 8), layers(24, 1), layers(3, 64)], [10, 5, 24, 1]);
+        assert_eq!([layers(28, 4), layers(36, 8), layers(24, 1), layers(3, 64)], [14, 6, 24, 1]);
     }
 }

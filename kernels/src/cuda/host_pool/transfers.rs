@@ -10,7 +10,7 @@ use super::ends::{Direction, Ends};
 use crate::cuda::device::{Device, DeviceError};
 
 /// A block of the pool and its place in main memory.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Pair {
     pub(super) block: u32,
     pub(super) place: u32,
@@ -51,7 +51,7 @@ impl Transfers {
         self.pending.is_empty()
     }
 
-    /// Begins copies of `pairs`, behind what is on `stream`. None may be pending.
+    /// Takes `pairs` on, to be issued in their order behind what is on `stream`. None may be pending.
     pub(super) fn begin(&mut self, pairs: Vec<Pair>, stream: &CudaStream) -> Result<(), DeviceError> {
         assert!(self.is_idle(), "events are of one list of blocks");
         self.stream.join(stream)?;
@@ -60,7 +60,7 @@ impl Transfers {
         Ok(())
     }
 
-    /// Issues copies of `layers`, which are those of `group`, behind `before`. Does nothing if they were, or nothing is pending.
+    /// Issues copies of `layers`, which are those of `group`, for some of the pending blocks. All of them are issued in their order.
     ///
     /// # Safety
     /// The pending blocks and the layers lie within the buffers at both ends. These are not freed, and the host does not touch its own,
@@ -68,25 +68,41 @@ impl Transfers {
     pub(super) unsafe fn issue(
         &mut self,
         group: usize,
-        layers: Range<usize>,
+        layers: &Range<usize>,
         ends: &Ends,
-        before: Option<&CudaEvent>,
+        blocks: Range<usize>,
     ) -> Result<(), DeviceError> {
-        if self.is_idle() || group < self.num_issued {
+        if blocks.is_empty() {
             return Ok(());
         }
-        if let Some(before) = before {
-            self.stream.wait(before)?;
-        }
         let GroupEvents { began, ended } = &self.groups[group];
-        began.record(&self.stream)?;
-        for pair in &self.pending {
+        if blocks.start == 0 {
+            began.record(&self.stream)?;
+        }
+        for pair in &self.pending[blocks.clone()] {
             // SAFETY: as promised to this function.
             unsafe { ends.copy(&self.stream, self.direction, *pair, layers.clone()) }?;
         }
-        ended.record(&self.stream)?;
-        self.num_issued = group + 1;
+        if blocks.end == self.pending.len() {
+            ended.record(&self.stream)?;
+            self.num_issued = group + 1;
+        }
         Ok(())
+    }
+
+    /// What is issued from now on comes behind what was issued to `other`.
+    pub(super) fn come_behind(&self, other: &Self) -> Result<(), DeviceError> {
+        Ok(self.stream.join(&other.stream)?)
+    }
+
+    /// Blocks that launches are not behind.
+    pub(super) fn pending(&self) -> &[Pair] {
+        &self.pending
+    }
+
+    /// Leading groups that were issued of what is pending.
+    pub(super) fn num_issued(&self) -> usize {
+        if self.is_idle() { 0 } else { self.num_issued }
     }
 
     /// The end of the copies of an issued group, unless nothing is pending.

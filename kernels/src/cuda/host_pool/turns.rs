@@ -1,0 +1,48 @@
+//! Which blocks that come to the device have to stand behind which that leave it.
+
+use std::collections::HashMap;
+
+use super::transfers::Pair;
+
+/// `fetches`, each with the number of leading `offloads` that come before it, in the order of these numbers: it writes a block that one
+/// of them reads, or reads a place that one of them writes.
+pub(super) fn in_turn(fetches: Vec<Pair>, offloads: &[Pair]) -> Vec<(usize, Pair)> {
+    let (mut of_block, mut of_place) = (HashMap::new(), HashMap::new());
+    for (offload, num) in offloads.iter().zip(1..) {
+        of_block.insert(offload.block, num);
+        of_place.insert(offload.place, num);
+    }
+    let before = |fetch: &Pair| *of_block.get(&fetch.block).max(of_place.get(&fetch.place)).unwrap_or(&0);
+    let mut in_turn: Vec<(usize, Pair)> = fetches.into_iter().map(|fetch| (before(&fetch), fetch)).collect();
+    in_turn.sort_by_key(|(num_before, _)| *num_before);
+    in_turn
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pairs(pairs: &[(u32, u32)]) -> Vec<Pair> {
+        pairs.iter().map(|&(block, place)| Pair { block, place }).collect()
+    }
+
+    #[track_caller]
+    fn check(fetches: &[(u32, u32)], offloads: &[(u32, u32)], expected: &[(usize, (u32, u32))]) {
+        let found = in_turn(pairs(fetches), &pairs(offloads));
+        let found: Vec<_> = found.into_iter().map(|(num_before, pair)| (num_before, (pair.block, pair.place))).collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn fetches_stand_behind_the_last_offload_of_their_block_or_place() {
+        let offloads = [(7, 0), (3, 1), (5, 2)];
+        check(
+            &[(5, 9), (4, 8), (7, 1), (2, 0), (6, 6)],
+            &offloads,
+            &[(0, (4, 8)), (0, (6, 6)), (1, (2, 0)), (2, (7, 1)), (3, (5, 9))],
+        );
+        check(&[(5, 9), (4, 8)], &[], &[(0, (5, 9)), (0, (4, 8))]);
+        // A place that is written twice is read as the second one leaves it.
+        check(&[(1, 4)], &[(8, 4), (9, 5), (6, 4)], &[(3, (1, 4))]);
+    }
+}

@@ -61,6 +61,7 @@ fn measure(device: &Arc<Device>, attention: &AttentionHopper, heads: Heads, posi
     let list = TileList { tiles: on_device.0.as_view(), num_tiles: list.len(), num_rows: positions.len() };
     let row_stride = (num_heads + 2 * num_kv_heads) * head_dim;
     let pool_len = num_blocks * num_kv_heads * BLOCK * head_dim;
+    let (keys, values) = (random(device, pool_len, 2)?, random(device, pool_len, 3)?);
     let paged = PagedQueries {
         queries: &random(device, positions.len() * row_stride, 1)?,
         row_stride,
@@ -69,8 +70,8 @@ fn measure(device: &Arc<Device>, attention: &AttentionHopper, heads: Heads, posi
         scale: (head_dim as f32).sqrt().recip(),
         block_tables: on_device.2.as_view(),
         max_blocks: num_blocks,
-        keys: &random(device, pool_len, 2)?,
-        values: &random(device, pool_len, 3)?,
+        keys: keys.as_view(),
+        values: values.as_view(),
         layer: 0,
         num_blocks,
         num_kv_heads,

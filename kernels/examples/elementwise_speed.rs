@@ -72,9 +72,9 @@ fn main() -> Outcome {
     bench.row("fill_bf16, 1 GiB", 2 << 29, 1, |i| fill.uniform(&mut to.as_view_mut(), i as u64, 1.0))?;
     drop((from, to));
     let mut pool = Pool::new(&bench.device, POOL)?;
-    let (keys, values) = pool.parts_mut();
-    fill.uniform(&mut keys.as_view_mut(), 2, 1.0)?;
-    fill.uniform(&mut values.as_view_mut(), 3, 1.0)?;
+    let (mut keys, mut values) = pool.parts_mut();
+    fill.uniform(&mut keys, 2, 1.0)?;
+    fill.uniform(&mut values, 3, 1.0)?;
     let inv_freq = (0..64).map(|i| 1e6f64.powf(-f64::from(i) / 64.0)).collect();
     let rope = RopeTable::new(&bench.device, RopeLayout::Half, inv_freq, 32768)?;
     for num_rows in [1, 32, 256, 2048, 8192] {

@@ -130,7 +130,7 @@ impl Attention {
         let (sizes, none) = (paged.sizes(), 0u64);
         let mut call = self.device.stream().launch_builder(function);
         call.arg(paged.queries).arg(&paged.positions).arg(&list.tiles).arg(&paged.block_tables);
-        call.arg(paged.keys).arg(paged.values).arg(&sizes);
+        call.arg(&paged.keys).arg(&paged.values).arg(&sizes);
         match output {
             Output::Rows(out, Some(lse)) => call.arg(out).arg(lse).arg(&none).arg(&none),
             Output::Rows(out, None) => call.arg(out).arg(&none).arg(&none).arg(&none),

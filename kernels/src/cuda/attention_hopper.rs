@@ -159,7 +159,7 @@ impl AttentionHopper {
     ) -> Result<(), DeviceError> {
         let stream = self.device.stream();
         let queries = TensorMap::of_queries(paged, list.num_rows, Self::tile_tokens(paged.group()), stream)?;
-        let (keys, values) = (TensorMap::of_pool(paged, paged.keys, stream)?, TensorMap::of_pool(paged, paged.values, stream)?);
+        let (keys, values) = (TensorMap::of_pool(paged, &paged.keys, stream)?, TensorMap::of_pool(paged, &paged.values, stream)?);
         let arguments = Arguments {
             positions: address(&paged.positions, stream),
             tiles: address(&list.tiles, stream),

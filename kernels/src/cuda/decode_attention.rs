@@ -71,7 +71,12 @@ impl DecodeAttention {
         let heads = if group <= 8 { 8 } else { 16 };
         let sizes = paged.sizes();
         let mut call = self.device.stream().launch_builder(&self.functions[usize::from(paged.head_dim == 128)][heads / 8 - 1]);
-        call.arg(paged.queries).arg(&paged.positions).arg(&list.parts).arg(&paged.block_tables).arg(paged.keys).arg(paged.values);
+        call.arg(paged.queries)
+            .arg(&paged.positions)
+            .arg(&list.parts)
+            .arg(&paged.block_tables)
+            .arg(&paged.keys)
+            .arg(&paged.values);
         call.arg(&sizes).arg(out).arg(&mut partials.sums).arg(&mut partials.stats).arg(&mut partials.arrived);
         let grid = (list.num_parts, paged.num_kv_heads * group.div_ceil(heads), 1);
         // SAFETY: layer, rows, tables, parts and outputs lie in their buffers, as asserted; that parts name rows below `num_rows` and

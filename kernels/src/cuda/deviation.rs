@@ -65,12 +65,13 @@ impl Deviation {
         }
         let columns = [fresh.shape.width(), fresh.shape.k_column(), fresh.shape.v_column()].map(|x| x as i32);
         let sizes = [layer, shape.num_blocks, shape.num_kv_heads, shape.head_dim, num_rows].map(|x| x as i32);
+        let (keys, values) = (pool.keys(), pool.values());
         let mut call = self.device.stream().launch_builder(&self.function);
         call.arg(fresh.buffer);
         columns.iter().for_each(|column| {
             call.arg(column);
         });
-        call.arg(&fresh.rows).arg(&fresh.slots).arg(pool.keys()).arg(pool.values());
+        call.arg(&fresh.rows).arg(&fresh.slots).arg(&keys).arg(&values);
         sizes.iter().for_each(|size| {
             call.arg(size);
         });

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use cudarc::driver::sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DeviceRepr, DriverError, LaunchConfig, ValidAsZeroBits,
+    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, LaunchConfig,
+    ValidAsZeroBits,
 };
 use cudarc::nvrtc::Ptx;
 
@@ -166,7 +167,7 @@ impl Device {
     ///
     /// # Errors
     /// If the device fails.
-    pub fn download<T: DeviceRepr>(&self, slice: &CudaSlice<T>) -> Result<Vec<T>, DeviceError> {
+    pub fn download<T: DeviceRepr>(&self, slice: &impl DevicePtr<T>) -> Result<Vec<T>, DeviceError> {
         let host = self.stream.clone_dtoh(slice)?;
         self.synchronize()?;
         Ok(host)

@@ -96,8 +96,9 @@ impl Drift {
         let [layer, num_blocks, kv_heads] = [layer, shape.num_blocks, shape.num_kv_heads].map(|x| x as i32);
         let (cos_sin, interleaved) = rope.parts(shape.head_dim);
         let num_groups = (2 * shape.width() / NUMBERS).div_ceil(THREADS);
+        let (keys, values) = (pool.keys(), pool.values());
         let mut call = self.device.stream().launch_builder(&self.function);
-        call.arg(pool.keys()).arg(pool.values()).arg(&layer).arg(&num_blocks).arg(&kv_heads).arg(cos_sin).arg(&interleaved);
+        call.arg(&keys).arg(&values).arg(&layer).arg(&num_blocks).arg(&kv_heads).arg(cos_sin).arg(&interleaved);
         call.arg(&targets.tiles).arg(&targets.positions).arg(&targets.slots).arg(&targets.weights).arg(differences);
         // SAFETY: that tiles name targets, samples and weights which exist, and slots of the pool, is the promise of who made them.
         unsafe { call.launch(launch((targets.tiles.len(), num_groups, 1), THREADS, 0)) }?;

@@ -29,7 +29,7 @@ use super::pool::{BLOCK, Pool, PoolShape};
 /// What a command moves at least, where a block has as many bytes: blocks with more go in that many groups of layers. Chosen: a command
 /// takes some 2 microseconds beside its bytes (`host_pool_speed`: 48 GB/s by commands of 917 kB, 42 by those of 459 kB, 33 by those of 229 kB),
 /// which soon is more than what is gained beside the forward pass of a short question.
-const COMMAND_BYTES: usize = 384 << 10;
+const COMMAND_BYTES: usize = 576 << 10;
 
 /// Blocks that go to the host before those are fetched that had to wait for them. Chosen: a pause between two turns is a twentieth of one.
 const TURN_BLOCKS: usize = 4;
@@ -101,6 +101,12 @@ impl HostPool {
     #[must_use]
     pub fn block_bytes(&self) -> usize {
         2 * self.shape.num_layers * BLOCK * self.shape.width() * size_of::<bf16>()
+    }
+
+    /// Bytes, both ways together, of what was begun and launches are not behind in all layers.
+    #[must_use]
+    pub fn pending_bytes(&self) -> usize {
+        (self.to_host.pending().len() + self.to_device.pending().len()) * self.block_bytes()
     }
 
     /// Whether launches are behind all copies that were begun.
@@ -251,10 +257,9 @@ impl HostPool {
     fn ends(&mut self, pool: &mut Pool) -> Ends {
         assert_eq!(pool.shape(), self.shape, "blocks of one shape");
         let stream = Arc::clone(self.device.stream());
-        let (keys, values) = pool.parts_mut();
         Ends {
             host: self.blocks.as_mut_ptr().expect("nothing was recorded on its event"),
-            device: [keys.device_ptr_mut(&stream).0, values.device_ptr_mut(&stream).0],
+            device: pool.parts_mut().0.device_ptr_mut(&stream).0,
             shape: self.shape,
             max_pitch: self.max_pitch,
         }
@@ -273,7 +278,7 @@ impl Drop for HostPool {
 /// Layers whose rows one command copies; groups are as equal as they can be.
 fn layers_per_group(shape: PoolShape) -> usize {
     let row_bytes = BLOCK * shape.width() * size_of::<bf16>();
-    let num_groups = (shape.num_layers * row_bytes / COMMAND_BYTES).clamp(1, shape.num_layers);
+    let num_groups = (2 * shape.num_layers * row_bytes / COMMAND_BYTES).clamp(1, shape.num_layers);
     shape.num_layers.div_ceil(num_groups)
 }
 
@@ -309,17 +314,17 @@ mod tests {
         fn fill(&mut self, seed: u32) -> Numbers {
             let len = self.pool.shape().num_elements();
             let numbers = [seed, seed + 1].map(|seed| rounded(noise(len, seed)));
-            let (keys, values) = self.pool.parts_mut();
-            self.device.stream().memcpy_htod(&numbers[0], keys).unwrap();
-            self.device.stream().memcpy_htod(&numbers[1], values).unwrap();
+            let (mut keys, mut values) = self.pool.parts_mut();
+            self.device.stream().memcpy_htod(&numbers[0], &mut keys).unwrap();
+            self.device.stream().memcpy_htod(&numbers[1], &mut values).unwrap();
             numbers
         }
 
         /// Writes zeros to the whole pool.
         fn clear(&mut self) {
-            let (keys, values) = self.pool.parts_mut();
-            self.device.stream().memset_zeros(keys).unwrap();
-            self.device.stream().memset_zeros(values).unwrap();
+            let (mut keys, mut values) = self.pool.parts_mut();
+            self.device.stream().memset_zeros(&mut keys).unwrap();
+            self.device.stream().memset_zeros(&mut values).unwrap();
         }
 
         fn offload(&mut self, pairs: &[(u32, u32)]) {
@@ -443,7 +448,7 @@ mod tests {
             link.wait_for_layer(layer);
             let len = numbers[0].len() / 7;
             let (keys, values) = link.pool.parts_mut();
-            for part in [keys, values] {
+            for mut part in [keys, values] {
                 link.device.stream().memset_zeros(&mut part.slice_mut(layer * len..(layer + 1) * len)).unwrap();
             }
         }
@@ -474,12 +479,12 @@ mod tests {
         let mut link = Link::slow();
         let there = all(&link);
         let numbers = link.fill(1);
-        let kept = [link.pool.keys(), link.pool.values()].map(|part| link.device.stream().clone_dtod(part).unwrap());
+        let kept = [link.pool.keys(), link.pool.values()].map(|part| link.device.stream().clone_dtod(&part).unwrap());
         // Some milliseconds of launches.
         (0..100).for_each(|_| link.clear());
-        let (keys, values) = link.pool.parts_mut();
-        link.device.stream().memcpy_dtod(&kept[0], keys).unwrap();
-        link.device.stream().memcpy_dtod(&kept[1], values).unwrap();
+        let (mut keys, mut values) = link.pool.parts_mut();
+        link.device.stream().memcpy_dtod(&kept[0], &mut keys).unwrap();
+        link.device.stream().memcpy_dtod(&kept[1], &mut values).unwrap();
         link.offload(&there);
         link.wait();
         (0..100).for_each(|_| link.clear());
@@ -506,6 +511,6 @@ mod tests {
         let layers =
             |num_layers, num_kv_heads| layers_per_group(PoolShape { num_layers, num_blocks: 1, num_kv_heads, head_dim: 128 });
         // Rows of 32, 64, 8 and 512 kB.
-        assert_eq!([layers(28, 4), layers(36, 8), layers(24, 1), layers(3, 64)], [14, 6, 24, 1]);
+        assert_eq!([layers(28, 4), layers(36, 8), layers(24, 1), layers(3, 64)], [10, 5, 24, 1]);
     }
 }

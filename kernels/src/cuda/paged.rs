@@ -23,9 +23,9 @@ pub struct PagedQueries<'a> {
     /// Blocks a table has room for.
     pub max_blocks: usize,
     /// Rotated keys of the pool, `[num_layers][num_blocks][num_kv_heads][32][head_dim]`.
-    pub keys: &'a CudaSlice<bf16>,
+    pub keys: CudaView<'a, bf16>,
     /// Values of the pool, as the keys.
-    pub values: &'a CudaSlice<bf16>,
+    pub values: CudaView<'a, bf16>,
     /// Layer of the pool.
     pub layer: usize,
     /// Blocks of a layer.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::CudaSlice;
+use cudarc::driver::{CudaSlice, CudaView, CudaViewMut};
 use half::bf16;
 
 use super::device::{Device, DeviceError};
@@ -47,8 +47,8 @@ impl PoolShape {
 ///
 /// Zeros at first, and only ever finite numbers after that: a mask may multiply what it hides by 0.
 pub struct Pool {
-    keys: CudaSlice<bf16>,
-    values: CudaSlice<bf16>,
+    /// All keys, and behind them all values, so that both can be copied by one command.
+    numbers: CudaSlice<bf16>,
     shape: PoolShape,
 }
 
@@ -63,8 +63,7 @@ impl Pool {
     pub fn new(device: &Arc<Device>, shape: PoolShape) -> Result<Self, DeviceError> {
         assert!(matches!(shape.head_dim, 64 | 128), "kernels are compiled for heads of 64 and 128");
         assert!(u32::try_from(shape.num_slots()).is_ok_and(|slots| slots < NO_ROW), "a slot is 32 bits, and none of them NO_ROW");
-        let (keys, values) = (device.zeros(shape.num_elements())?, device.zeros(shape.num_elements())?);
-        Ok(Self { keys, values, shape })
+        Ok(Self { numbers: device.zeros(2 * shape.num_elements())?, shape })
     }
 
     /// Its sizes.
@@ -75,20 +74,21 @@ impl Pool {
 
     /// All keys.
     #[must_use]
-    pub fn keys(&self) -> &CudaSlice<bf16> {
-        &self.keys
+    pub fn keys(&self) -> CudaView<'_, bf16> {
+        self.numbers.slice(..self.shape.num_elements())
     }
 
     /// All values.
     #[must_use]
-    pub fn values(&self) -> &CudaSlice<bf16> {
-        &self.values
+    pub fn values(&self) -> CudaView<'_, bf16> {
+        let len = self.shape.num_elements();
+        self.numbers.slice(len..2 * len)
     }
 
     /// All keys and all values, to be written.
     #[must_use]
-    pub fn parts_mut(&mut self) -> (&mut CudaSlice<bf16>, &mut CudaSlice<bf16>) {
-        (&mut self.keys, &mut self.values)
+    pub fn parts_mut(&mut self) -> (CudaViewMut<'_, bf16>, CudaViewMut<'_, bf16>) {
+        self.numbers.split_at_mut(self.shape.num_elements())
     }
 }
 
@@ -96,7 +96,7 @@ impl Drop for Pool {
     fn drop(&mut self) {
         // Copies of a host pool may be at work on other streams than the one that memory is freed on. If waiting for them fails, so has
         // the device, and who asks next is told.
-        let context = self.keys.context();
+        let context = self.numbers.context();
         context.record_err(context.synchronize());
     }
 }

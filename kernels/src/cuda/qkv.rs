@@ -182,13 +182,13 @@ impl Qkv {
             return Ok(());
         }
         let [count, heads, kv_heads] = [num_rows, shape.num_heads, shape.num_kv_heads].map(|x| x as i32);
+        let place = scatter.map(Place::new);
         let mut call = self.device.stream().launch_builder(&self.function);
         call.arg(rows.qkv).arg(&count).arg(&heads).arg(&kv_heads);
         push_weights(&mut call, weights, shape);
         let (cos_sin, interleaved) = rope.parts(shape.head_dim);
         call.arg(cos_sin).arg(rows.positions).arg(&interleaved);
-        let place = Place::new(scatter);
-        push_scatter(&mut call, scatter, &place, num_rows, shape);
+        push_scatter(&mut call, place.as_ref(), num_rows, shape);
         call.arg(&mode);
         // SAFETY: rows, weights and slots lie in their buffers, as asserted. `qkv` is written only where the caller gave it as mutable:
         // without ROTATE the kernel reads it alone. Positions within the table and slots within the pool are the scheduler's promise.
@@ -203,19 +203,21 @@ struct Rows<'a> {
     positions: &'a CudaView<'a, u32>,
 }
 
-/// What the kernel takes as numbers; zeros where nothing is scattered.
-#[derive(Default)]
-struct Place {
+/// Where rows are scattered to, as the kernel takes it.
+struct Place<'a> {
+    scatter: &'a Scatter<'a>,
+    keys: CudaView<'a, bf16>,
+    values: CudaView<'a, bf16>,
     layer: i32,
     num_blocks: i32,
 }
 
-impl Place {
-    fn new(scatter: Option<&Scatter<'_>>) -> Self {
-        scatter.map_or_else(Self::default, |scatter| {
-            assert!(scatter.layer < scatter.pool.shape().num_layers, "the layer is one of the pool's");
-            Self { layer: scatter.layer as i32, num_blocks: scatter.pool.shape().num_blocks as i32 }
-        })
+impl<'a> Place<'a> {
+    fn new(scatter: &'a Scatter<'a>) -> Self {
+        let pool = &scatter.pool;
+        assert!(scatter.layer < pool.shape().num_layers, "the layer is one of the pool's");
+        let (layer, num_blocks) = (scatter.layer as i32, pool.shape().num_blocks as i32);
+        Self { scatter, keys: pool.keys(), values: pool.values(), layer, num_blocks }
     }
 }
 
@@ -239,21 +241,15 @@ fn push_weights<'a>(call: &mut LaunchArgs<'a>, weights: Option<&'a QkvWeights<'a
     call.arg(weights.map_or(&0f32, |weights| &weights.epsilon));
 }
 
-fn push_scatter<'a>(
-    call: &mut LaunchArgs<'a>,
-    scatter: Option<&'a Scatter<'a>>,
-    place: &'a Place,
-    num_rows: usize,
-    shape: QkvShape,
-) {
-    let Some(scatter) = scatter else {
-        call.arg(NULL).arg(NULL).arg(&place.layer).arg(&place.num_blocks).arg(NULL).arg(NULL).arg(NULL);
+fn push_scatter<'a>(call: &mut LaunchArgs<'a>, place: Option<&'a Place<'a>>, num_rows: usize, shape: QkvShape) {
+    let Some(Place { scatter, keys, values, layer, num_blocks }) = place else {
+        call.arg(NULL).arg(NULL).arg(&0i32).arg(&0i32).arg(NULL).arg(NULL).arg(NULL);
         return;
     };
     let pool = scatter.pool.shape();
     assert_eq!((pool.num_kv_heads, pool.head_dim), (shape.num_kv_heads, shape.head_dim), "rows and pool have the same heads");
     assert!(scatter.slots.len() >= num_rows, "one slot for each row");
-    call.arg(scatter.pool.keys()).arg(scatter.pool.values()).arg(&place.layer).arg(&place.num_blocks).arg(&scatter.slots);
+    call.arg(keys).arg(values).arg(layer).arg(num_blocks).arg(&scatter.slots);
     match &scatter.differences {
         Some(differences) => {
             assert!(differences.rows.len() >= num_rows, "one place, or none, for each row");
@@ -426,7 +422,7 @@ mod tests {
         let scatter = Scatter { pool: &mut apart.pool, layer: LAYER, slots: slots.as_view(), differences: None };
         case.kernel.scatter(&qkv, rows, &positions.as_view(), &case.rope, scatter).unwrap();
         for [a, b] in [[together.pool.keys(), apart.pool.keys()], [together.pool.values(), apart.pool.values()]] {
-            assert_eq!(device.download(a).unwrap(), device.download(b).unwrap());
+            assert_eq!(device.download(&a).unwrap(), device.download(&b).unwrap());
         }
     }
 

@@ -116,7 +116,7 @@ impl AttentionReceived {
         let table = paged.block_tables.slice(giving.table * paged.max_blocks..);
         let mut call = stream.launch_builder(if paged.head_dim == 64 { &self.receive_64 } else { &self.receive_128 });
         call.arg(paged.queries).arg(giving.rows).arg(&num_rows).arg(&paged.positions).arg(giving.lse);
-        call.arg(&table).arg(paged.keys).arg(&sizes).arg(scratch).arg(&len);
+        call.arg(&table).arg(&paged.keys).arg(&sizes).arg(scratch).arg(&len);
         let grid = (giving.len.div_ceil(TILE_KEYS), paged.num_kv_heads, shares);
         // SAFETY: the layer lies in the pool, sums in their buffers, as asserted; that the list names rows of the batch and the table
         // covers them with blocks of the pool is the caller's promise.

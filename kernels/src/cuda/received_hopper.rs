@@ -70,7 +70,7 @@ impl ReceivedHopper {
         let num_tiles = giving.num_rows.div_ceil(tile_tokens);
         let num_shares = (2 * self.num_multiprocessors / units).min(num_tiles / SHARE_TILES).clamp(1, max_shares);
         let queries = TensorMap::of_queries(paged, paged.positions.len(), tile_tokens, stream)?;
-        let keys = TensorMap::of_pool(paged, paged.keys, stream)?;
+        let keys = TensorMap::of_pool(paged, &paged.keys, stream)?;
         let arguments = Arguments {
             positions: address(&paged.positions.slice(first_row..), stream),
             table: address(&paged.block_tables.slice(giving.table * paged.max_blocks..), stream),

@@ -72,8 +72,9 @@ impl Spans {
         let tokens_a_block = THREADS / (self.head_dim / 16);
         let (num_blocks, num_tokens, interleaved) = (shape.num_blocks as i32, num_tokens as i32, interleaved(layout));
         let grid = (tokens.src_slots.len().div_ceil(tokens_a_block), shape.num_kv_heads, shape.num_layers);
+        let (keys, values) = (pool.keys(), pool.values());
         let mut call = self.device.stream().launch_builder(&self.move_tokens);
-        call.arg(pool.keys()).arg(pool.values()).arg(&num_blocks);
+        call.arg(&keys).arg(&values).arg(&num_blocks);
         call.arg(&tokens.src_slots).arg(&tokens.dst_slots).arg(&tokens.spans).arg(&tokens.rotations);
         call.arg(&num_tokens).arg(&interleaved);
         // SAFETY: one entry of each list for each token, as asserted. Slots within the pool, none a source and a destination, and spans

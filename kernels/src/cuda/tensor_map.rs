@@ -9,7 +9,7 @@ use cudarc::driver::sys::{
     CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B,
     cuTensorMapEncodeTiled,
 };
-use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DeviceRepr};
+use cudarc::driver::{CudaStream, CudaView, DevicePtr, DeviceRepr};
 use half::bf16;
 
 use super::device::DeviceError;
@@ -41,7 +41,7 @@ impl TensorMap {
     /// Keys or values of the pool: a copy takes one head of a block, one half or all of its columns.
     pub(super) fn of_pool(
         paged: &PagedQueries<'_>,
-        pool: &CudaSlice<bf16>,
+        pool: &CudaView<'_, bf16>,
         stream: &Arc<CudaStream>,
     ) -> Result<Self, DeviceError> {
         let num_slots = pool.len() / paged.head_dim;

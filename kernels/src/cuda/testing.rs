@@ -58,9 +58,9 @@ impl TwinPools {
     pub(crate) fn new(device: &Arc<Device>, shape: PoolShape) -> Self {
         let mut pool = Pool::new(device, shape).unwrap();
         let host = [1, 2].map(|seed| rounded(noise(shape.num_elements(), seed)));
-        let (keys, values) = pool.parts_mut();
-        device.stream().memcpy_htod(&host[0], keys).unwrap();
-        device.stream().memcpy_htod(&host[1], values).unwrap();
+        let (mut keys, mut values) = pool.parts_mut();
+        device.stream().memcpy_htod(&host[0], &mut keys).unwrap();
+        device.stream().memcpy_htod(&host[1], &mut values).unwrap();
         let all: Vec<u32> = (0..shape.num_slots() as u32).collect();
         let layers = (0..shape.num_layers).map(|layer| {
             let of_slots = |numbers| all.iter().flat_map(|slot| slot_of(numbers, shape, layer, *slot)).collect::<Vec<f32>>();
@@ -76,7 +76,7 @@ impl TwinPools {
     #[track_caller]
     pub(crate) fn assert_close(&self, device: &Arc<Device>, tolerance: f32) {
         let shape = self.pool.shape();
-        let [keys, values] = [self.pool.keys(), self.pool.values()].map(|numbers| device.download(numbers).unwrap());
+        let [keys, values] = [self.pool.keys(), self.pool.values()].map(|numbers| device.download(&numbers).unwrap());
         for (layer, expected) in self.layers.iter().enumerate() {
             for slot in 0..shape.num_slots() as u32 {
                 let (mut k, mut v) = (vec![0.0; shape.width()], vec![0.0; shape.width()]);
@@ -308,8 +308,8 @@ impl PagedOnDevice {
             scale: world.cpu_shape().scale,
             block_tables: self.block_tables.as_view(),
             max_blocks: world.max_blocks(),
-            keys: &self.keys,
-            values: &self.values,
+            keys: self.keys.as_view(),
+            values: self.values.as_view(),
             layer: NUM_LAYERS - 1,
             num_blocks: world.num_blocks(),
             num_kv_heads: world.num_kv_heads,

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{BlockCopy, BlockFetch, BlockOffload, ProbedSequence, SpanCopy, TokenDeviation, Transfer};
-use kernels::cuda::{CudaSlice, Device, DeviceError, HostPool, Pool, Sampler, Timer, Upload, bf16, decode_parts};
+use kernels::cuda::{CudaSlice, CudaView, Device, DeviceError, HostPool, Pool, Sampler, Timer, Upload, bf16, decode_parts};
 use tokens::BlockId;
 
 use self::activations::MAX_LOGIT_ROWS;
@@ -88,7 +88,7 @@ impl CudaBackend {
         let shape = self.pool.shape();
         let (block, offset) = (slot as usize / BLOCK, slot as usize % BLOCK);
         let first_head = (layer * shape.num_blocks + block) * shape.num_kv_heads;
-        let read = |numbers: &CudaSlice<bf16>| -> Result<Vec<f32>, DeviceError> {
+        let read = |numbers: CudaView<'_, bf16>| -> Result<Vec<f32>, DeviceError> {
             let mut found = Vec::with_capacity(shape.width());
             for head in first_head..first_head + shape.num_kv_heads {
                 let first = (head * BLOCK + offset) * shape.head_dim;
@@ -233,7 +233,7 @@ impl Backend for CudaBackend {
         let is_plain = batch.sequences.iter().all(|sequence| !sequence.watch && sequence.drift.is_empty());
         let is_watched = batch.sequences.iter().any(|sequence| sequence.watch);
         let mut step = if is_watched { Step::of_runs(batch) } else { Step::new(batch) };
-        if is_plain && self.graphs.fits(&step) {
+        if is_plain && self.graphs.fits(&step) && !self.host.is_long() {
             self.run_decode(&step)?;
         } else {
             if let Some(rows) = batch.logit_rows.as_deref().filter(|_| !is_watched) {

@@ -124,7 +124,7 @@ fn cuda_rows_beside_transfers_give_the_bits_of_rows_behind_them() {
 
 #[test]
 #[ignore = "needs a CUDA device"]
-fn cuda_a_recorded_step_beside_transfers_gives_the_bits_of_one_behind_them() {
+fn cuda_a_row_beside_transfers_gives_the_bits_of_a_recorded_step_behind_them() {
     check(1);
 }
 

@@ -17,28 +17,31 @@ pub(super) enum Direction {
     ToDevice,
 }
 
-/// A pool on the device and its places in main memory.
+/// A pool on the device and its places in main memory. At both ends, values lie as far behind keys as all layers are long.
 pub(super) struct Ends {
     /// Of the first place.
     pub(super) host: *mut bf16,
-    /// Of the pool's keys and its values.
-    pub(super) device: [sys::CUdeviceptr; 2],
+    /// Of the pool's keys.
+    pub(super) device: sys::CUdeviceptr,
     pub(super) shape: PoolShape,
     /// Rows farther apart than so many bytes are copied one by one.
     pub(super) max_pitch: usize,
 }
 
-/// Rows of some layers: one behind the other in main memory, `pitch` bytes apart on the device.
+/// Rows of some layers, of keys alone or of values too: one behind the other in main memory, `pitch` bytes apart on the device.
 struct Rows {
     host: *mut bf16,
     device: sys::CUdeviceptr,
     pitch: usize,
     row_bytes: usize,
     num_layers: usize,
+    num_parts: usize,
+    /// Layers from keys to values.
+    part_layers: usize,
 }
 
 impl Ends {
-    /// Issues copies of some layers of a block's keys and values, each by one command where their pitch is allowed.
+    /// Issues copies of some layers of a block's keys and values, by one command where their pitch is allowed.
     ///
     /// # Safety
     /// Both blocks of `pair` and the layers lie within the buffers. These are not freed, and the host does not touch its own, before
@@ -50,13 +53,13 @@ impl Ends {
         pair: Pair,
         layers: Range<usize>,
     ) -> Result<(), DeviceError> {
-        let at_once = if self.pitch() <= self.max_pitch { layers.len() } else { 1 };
-        for part in 0..2 {
-            for first in layers.clone().step_by(at_once) {
-                let rows = self.rows(part, pair, first..(first + at_once).min(layers.end));
-                // SAFETY: as promised to this function.
-                unsafe { rows.copy(stream, direction) }?;
-            }
+        if self.pitch() <= self.max_pitch {
+            // SAFETY: as promised to this function.
+            return unsafe { self.rows(0..2, pair, layers).copy(stream, direction) };
+        }
+        for (part, layer) in (0..2).flat_map(|part| layers.clone().map(move |layer| (part, layer))) {
+            // SAFETY: as promised to this function.
+            unsafe { self.rows(part..part + 1, pair, layer..layer + 1).copy(stream, direction) }?;
         }
         Ok(())
     }
@@ -70,17 +73,19 @@ impl Ends {
         BLOCK * self.shape.width() * size_of::<bf16>()
     }
 
-    /// Of a block's keys (part 0) or values (part 1).
-    fn rows(&self, part: usize, pair: Pair, layers: Range<usize>) -> Rows {
-        let (row_bytes, pitch) = (self.row_bytes(), self.pitch());
-        let place = 2 * pair.place as usize + part;
+    /// Of a block's keys (part 0) or values (part 1), or both.
+    fn rows(&self, parts: Range<usize>, pair: Pair, layers: Range<usize>) -> Rows {
+        let (row_bytes, pitch, part_layers) = (self.row_bytes(), self.pitch(), self.shape.num_layers);
+        let layer = parts.start * part_layers + layers.start;
         Rows {
-            host: self.host.wrapping_byte_add((place * self.shape.num_layers + layers.start) * row_bytes),
-            device: self.device[part] + (layers.start * pitch + pair.block as usize * row_bytes) as u64,
+            host: self.host.wrapping_byte_add((2 * pair.place as usize * part_layers + layer) * row_bytes),
+            device: self.device + (layer * pitch + pair.block as usize * row_bytes) as u64,
             // One row has no pitch that would have to be allowed.
-            pitch: if layers.len() == 1 { row_bytes } else { pitch },
+            pitch: if parts.len() * layers.len() == 1 { row_bytes } else { pitch },
             row_bytes,
             num_layers: layers.len(),
+            num_parts: parts.len(),
+            part_layers,
         }
     }
 }
@@ -97,25 +102,34 @@ impl Rows {
             Direction::ToHost => [device, host],
             Direction::ToDevice => [host, device],
         };
-        let copy = sys::CUDA_MEMCPY2D {
+        let copy = sys::CUDA_MEMCPY3D {
             srcXInBytes: 0,
             srcY: 0,
+            srcZ: 0,
+            srcLOD: 0,
             srcMemoryType: src_type,
             srcHost: self.host.cast_const().cast(),
             srcDevice: self.device,
             srcArray: std::ptr::null_mut(),
+            reserved0: std::ptr::null_mut(),
             srcPitch: src_pitch,
+            srcHeight: self.part_layers,
             dstXInBytes: 0,
             dstY: 0,
+            dstZ: 0,
+            dstLOD: 0,
             dstMemoryType: dst_type,
             dstHost: self.host.cast(),
             dstDevice: self.device,
             dstArray: std::ptr::null_mut(),
+            reserved1: std::ptr::null_mut(),
             dstPitch: dst_pitch,
+            dstHeight: self.part_layers,
             WidthInBytes: self.row_bytes,
             Height: self.num_layers,
+            Depth: self.num_parts,
         };
         // SAFETY: rows within buffers that outlive the copy, as promised.
-        Ok(unsafe { sys::cuMemcpy2DAsync_v2(&raw const copy, stream.cu_stream()) }.result()?)
+        Ok(unsafe { sys::cuMemcpy3DAsync_v2(&raw const copy, stream.cu_stream()) }.result()?)
     }
 }

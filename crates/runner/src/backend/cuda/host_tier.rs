@@ -6,6 +6,9 @@
 use engine::{BlockFetch, BlockOffload, Transfer};
 use kernels::cuda::{CudaSlice, Device, DeviceError, HostPool, Pool, Spans};
 
+/// Chosen: one to two milliseconds on a link of 48 GB/s each way.
+const LONG_TRANSFER_BYTES: usize = 64 << 20;
+
 /// Main memory for blocks, and what is pending.
 pub(super) struct HostTier {
     blocks: HostPool,
@@ -26,6 +29,12 @@ impl HostTier {
     /// Whether launches are behind all transfers, and no copy is left to be launched behind them.
     pub(super) fn is_idle(&self) -> bool {
         self.blocks.is_idle()
+    }
+
+    /// Whether transfers take longer than it takes to launch a step's kernels one by one, so that its first layers had better not wait for
+    /// all of them.
+    pub(super) fn is_long(&self) -> bool {
+        self.blocks.pending_bytes() > LONG_TRANSFER_BYTES
     }
 
     /// Begins to copy blocks to the host.

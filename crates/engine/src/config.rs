@@ -20,7 +20,8 @@ pub struct SchedulerConfig {
     pub max_num_batched_tokens: usize,
     /// Sequences computed in one step.
     pub max_num_seqs: usize,
-    /// Whether a step whose work is known before the one before it has ended is chosen while that runs, on devices that compute by themselves.
+    /// Whether a step whose work is known before the one before it has ended is chosen while that runs, on devices that compute by
+    /// themselves.
     pub run_ahead: bool,
     /// Positions the model knows: prompt and output of one request together.
     pub max_model_len: u32,

@@ -117,10 +117,10 @@ impl<E: Executor> EngineCore<E> {
         &self.last_step
     }
 
-    /// What was last given to the executor: for the log, when it fails or panics.
+    /// The step behind it, if that was given to the executor: for the log, when one of them fails or panics.
     #[must_use]
-    pub fn newest_step(&self) -> &SchedulerOutput {
-        self.ahead.as_ref().unwrap_or(&self.last_step)
+    pub fn step_ahead(&self) -> Option<&SchedulerOutput> {
+        self.ahead.as_ref()
     }
 
     /// As built.

@@ -309,7 +309,6 @@ impl Scheduler {
         kv::Transfers { offloads: step.offloads, fetches: step.fetches } = self.pool.take_transfers();
         step.step = self.num_steps;
         self.num_steps += 1;
-        self.num_last_scheduled = step.num_scheduled_tokens();
         self.open_steps.push_back(how);
     }
 

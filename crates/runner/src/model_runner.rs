@@ -86,20 +86,11 @@ impl ModelRunner {
         self.backend.begin_step();
         let transfer = self.copy_blocks(step)?;
         timings.copies = watch.lap();
-        self.begin_move(step, &mut timings)?;
-        watch.lap();
-        let mut probed = Vec::new();
-        for probe in &step.probes {
-            probed.push(ProbedSpans { request_id: probe.request_id, deviations: self.backend.probe(probe)? });
-        }
-        timings.probe = watch.lap();
-        timings.scoring = self.backend.take_scoring_time();
-        let rejected_spans = self.rejected_spans(step, &mut timings)?;
+        let (rejected_spans, probed) = self.move_spans(step, &mut timings)?;
         watch.lap();
         let is_rejected = |request_id: RequestId| rejected_spans.iter().any(|span| span.request_id == request_id);
         let sequences: Vec<&ScheduledSequence> =
             step.sequences.iter().filter(|sequence| !is_rejected(sequence.request_id)).collect();
-        probed.retain(|probed| !is_rejected(probed.request_id));
         let mut batch = self.batch(step.step, &sequences);
         batch.logit_rows = Some(self.logit_rows(&sequences, &batch));
         let output = ModelRunnerOutput { rejected_spans, probed, transfer, ..ModelRunnerOutput::default() };
@@ -152,6 +143,25 @@ impl ModelRunner {
         self.backend.synchronize()?;
         self.timings = StepTimings { sample: timings.sample + watch.lap(), ..timings };
         Ok(output)
+    }
+
+    /// Moves all spans, and measures and checks them.
+    fn move_spans(
+        &mut self,
+        step: &SchedulerOutput,
+        timings: &mut StepTimings,
+    ) -> Result<(Vec<RejectedSpan>, Vec<ProbedSpans>), BackendError> {
+        self.begin_move(step, timings)?;
+        let mut watch = Stopwatch::start();
+        let mut probed = Vec::new();
+        for probe in &step.probes {
+            probed.push(ProbedSpans { request_id: probe.request_id, deviations: self.backend.probe(probe)? });
+        }
+        timings.probe = watch.lap();
+        timings.scoring = self.backend.take_scoring_time();
+        let rejected = self.rejected_spans(step, timings)?;
+        probed.retain(|probed| !rejected.iter().any(|span| span.request_id == probed.request_id));
+        Ok((rejected, probed))
     }
 
     /// Moves all spans, and begins to check each against a fresh computation of layer 0.
@@ -248,7 +258,9 @@ impl ModelRunner {
                     found.push((batch.positions[*row] + 1, log_probs(logits, *token, top)));
                 }
             }
-            scored.push((sequence.request_id, found));
+            if !found.is_empty() {
+                scored.push((sequence.request_id, found));
+            }
         }
         Ok(scored)
     }

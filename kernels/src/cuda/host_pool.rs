@@ -186,7 +186,8 @@ impl HostPool {
         Ok(())
     }
 
-    /// Bytes of the last fetch and the seconds that its copies took, those between groups left out, if it has ended; told once.
+    /// Bytes of the last fetch and the seconds that its copies took, those between groups left out, if it has ended; told once. Waiting for
+    /// blocks that leave counts: they make room for it, and are part of what it costs.
     ///
     /// # Errors
     /// If the device fails.
@@ -206,7 +207,7 @@ impl HostPool {
     /// Issues the copies of groups before `end` that were not.
     fn issue(&mut self, pool: &mut Pool, end: usize) -> Result<(), DeviceError> {
         let ends = self.ends(pool);
-        let num_issued = self.to_host.num_issued().max(self.to_device.num_issued());
+        let num_issued = self.to_host.num_issued_of_pending().max(self.to_device.num_issued_of_pending());
         (num_issued..end.min(self.num_groups())).try_for_each(|group| self.issue_group(&ends, group))
     }
 

@@ -15,7 +15,8 @@ use crate::{SampledToken, ScheduledSequence, SchedulerOutput};
 
 impl Scheduler {
     /// Chooses the step behind `step`, the last one chosen, whose result is still to come; `None` if it does not follow from `step`,
-    /// or if somebody waits to be admitted.
+    /// if somebody waits to be admitted, or if there is no room for it. Then some sequences may have their next block already, and what
+    /// that pushed out or is to be zeroed is part of the next step that is chosen.
     ///
     /// Its tokens are not known: [`Scheduler::complete_ahead`] names them.
     ///
@@ -58,6 +59,7 @@ impl Scheduler {
     pub fn begin_ahead(&mut self, step: &SchedulerOutput, now: Timestamp) {
         self.forget_expired(now);
         self.observe_last_step(now);
+        self.choose_what_goes_to_host();
         self.time_step(step, now);
     }
 

@@ -24,25 +24,29 @@ impl Scheduler {
         if let Some(transfer) = output.transfer {
             self.host_link.observe(transfer);
         }
+        self.num_last_scheduled = step.num_scheduled_tokens();
         for (request_id, logprobs) in output.prompt_logprobs {
-            let sequence = self.sequences.get_mut(&request_id).expect("log probabilities are of a scheduled request");
+            let Some(sequence) = self.sequences.get_mut(&request_id) else {
+                assert_eq!(how, OpenStep::Ahead, "log probabilities are of a scheduled request");
+                continue;
+            };
             sequence.keep_prompt_logprobs(logprobs);
         }
-        let void: BTreeSet<_> = output.rejected_spans.iter().map(|rejected| rejected.request_id).collect();
+        let rejected: BTreeSet<_> = output.rejected_spans.iter().map(|rejected| rejected.request_id).collect();
         output.rejected_spans.iter().for_each(|rejected| self.reject_span(rejected));
         let mut probed = output.probed.into_iter();
-        for probe in step.probes.iter().filter(|probe| !void.contains(&probe.request_id)) {
+        for probe in step.probes.iter().filter(|probe| !rejected.contains(&probe.request_id)) {
             let found = probed.next().expect("every probe is answered");
             assert_eq!(found.request_id, probe.request_id, "probes are answered in their order");
             self.repair(probe, &found.deviations);
         }
         assert!(probed.next().is_none(), "nobody asked for a probe");
-        for watched in output.watched.iter().filter(|watched| !void.contains(&watched.request_id)) {
+        for watched in output.watched.iter().filter(|watched| !rejected.contains(&watched.request_id)) {
             let sequence = self.sequences.get_mut(&watched.request_id).expect("a watched sequence is known");
             sequence.choose_due(&watched.attention);
         }
         let mut sampled = output.sampled.into_iter();
-        for scheduled in step.sequences.iter().filter(|scheduled| !void.contains(&scheduled.request_id)) {
+        for scheduled in step.sequences.iter().filter(|scheduled| !rejected.contains(&scheduled.request_id)) {
             let token = scheduled.sample.then(|| sampled.next().expect("one token is sampled for each sequence that asks"));
             if how == OpenStep::Chosen || self.goes_on(scheduled) {
                 self.update_sequence(scheduled, token);

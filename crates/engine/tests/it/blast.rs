@@ -41,7 +41,7 @@ pub(crate) fn random_prompt(random: &mut Random) -> Vec<TokenId> {
 fn random_request(id: u64, random: &mut Random, now: Timestamp) -> Request {
     let prompt = random_prompt(random);
     let scores = random.one_in(15);
-    let max_tokens = if scores { 0 } else { 1 + random.below(24) as u32 };
+    let max_tokens = if scores && random.one_in(2) { 0 } else { 1 + random.below(24) as u32 };
     let stops = random.one_in(3);
     let min_tokens = random.below(4) as u32;
     let stop = TokenId(random.below(VOCAB_SIZE) as u32);

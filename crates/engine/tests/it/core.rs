@@ -199,3 +199,21 @@ fn an_abort_beside_a_step_that_has_begun_frees_its_blocks_at_once() {
     assert_eq!(core.executor().num_known_requests(), 0);
     assert!(!core.has_work());
 }
+
+#[test]
+fn a_scored_prompt_whose_answer_is_cut_beside_a_step_that_has_begun_ends_alone() {
+    let mut core = overlapping_core(true);
+    let scored = RequestBuilder::new(1, &prompt("5 6 7")).max_tokens(20).sampling(|s| s.prompt_logprobs = Some(1));
+    core.add_request(scored.build(), now());
+    core.add_request(RequestBuilder::new(2, &prompt("1 2")).max_tokens(4).build(), now());
+    core.step(now()).unwrap();
+    assert!(core.abort(RequestId(1)));
+    let mut said = Vec::new();
+    while core.has_work() {
+        said.extend(core.step(now()).unwrap().into_iter().filter_map(|event| match event {
+            EngineEvent::Token { request_id, token, .. } => Some((request_id.0, token.0)),
+            _ => None,
+        }));
+    }
+    assert_eq!(said, [(2, 4), (2, 5), (2, 6)]);
+}

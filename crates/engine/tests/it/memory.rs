@@ -40,6 +40,8 @@ struct Known {
     era: Option<usize>,
     sharing: KvSharingMode,
     prompt_logprobs: bool,
+    /// A request may ask for no token, but for log probabilities of its prompt.
+    samples: bool,
 }
 
 /// Whose request it is.
@@ -112,6 +114,7 @@ impl Memory {
             era: None,
             sharing: if request.sampling.prompt_logprobs.is_some() { KvSharingMode::Off } else { request.sharing },
             prompt_logprobs: request.sampling.prompt_logprobs.is_some(),
+            samples: request.sampling.max_tokens > 0,
         };
         self.known.insert(request.request_id, known);
     }
@@ -229,7 +232,7 @@ impl Memory {
         let known = &self.known[&request_id];
         let is_exact = !known.sharing.copies_spans();
         let last = rows.last().expect("a scheduled sequence has rows").position;
-        assert_eq!(sample, last as usize + 1 == known.tokens.len() && known.samples(), "{request_id} samples at {last}");
+        assert_eq!(sample, last as usize + 1 == known.tokens.len() && known.samples, "{request_id} samples at {last}");
         assert_eq!(block_table.len(), (last as usize + 1).div_ceil(self.block_size), "block table of {request_id}");
         let mut rows = rows.iter().peekable();
         let mut written = Vec::new();
@@ -360,13 +363,6 @@ impl Memory {
 
 fn bit(salt: CacheSalt) -> u64 {
     1 << salt.0
-}
-
-impl Known {
-    /// Requests that only score their prompt are the only ones here that never sample.
-    fn samples(&self) -> bool {
-        !self.prompt_logprobs
-    }
 }
 
 impl Executor for Memory {

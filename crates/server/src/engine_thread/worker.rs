@@ -33,7 +33,7 @@ pub(super) struct Worker<E: Executor> {
 impl<E: Executor> Worker<E> {
     /// Runs until told to end, or to the first fault.
     pub(super) fn run(mut self, on_fatal: impl FnOnce(Fatal)) {
-        // After a panic nothing but the last step is read from the engine, so its broken invariants do not matter.
+        // After a panic nothing but the last steps is read from the engine, so its broken invariants do not matter.
         let fatal = match catch_unwind(AssertUnwindSafe(|| self.run_steps())) {
             Ok(Ok(())) => return,
             // The runtime may end before the step that was cut.
@@ -41,7 +41,8 @@ impl<E: Executor> Worker<E> {
             Ok(Err(fatal)) => fatal,
             Err(panic) => Fatal::Panic(panic_message(panic.as_ref())),
         };
-        error!(error = %fatal, step = describe_step(self.engine.newest_step()), "engine failed");
+        let ahead = self.engine.step_ahead().map(describe_step);
+        error!(error = %fatal, step = describe_step(self.engine.last_step()), ahead, "engine failed");
         self.shared.phase.send_replace(Phase::Failed);
         let (done, told) = oneshot::channel();
         // Without the task that would tell them, the readers have lost their channels already.

@@ -101,7 +101,7 @@ impl Transfers {
     }
 
     /// Leading groups that were issued of what is pending.
-    pub(super) fn num_issued(&self) -> usize {
+    pub(super) fn num_issued_of_pending(&self) -> usize {
         if self.is_idle() { 0 } else { self.num_issued }
     }
 

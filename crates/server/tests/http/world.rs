@@ -7,7 +7,9 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Request, StatusCode};
-use engine::{EngineCore, EngineStats, Executor, ExecutorError, ModelRunnerOutput, SchedulerConfig, SchedulerOutput};
+use engine::{
+    EngineCore, EngineStats, Executor, ExecutorError, ModelRunnerOutput, OverlappingExecutor, SchedulerConfig, SchedulerOutput,
+};
 use serde_json::{Value, json};
 use server::{
     Access, ApiKey, AppState, Embedder, EngineHandle, EngineThread, EngineThreadConfig, Fatal, Metrics, ModelInfo, ScopeSecret,
@@ -66,9 +68,11 @@ impl Control {
     }
 }
 
+/// As a GPU does, it computes while the engine goes on: the next step may have begun when readers are told of one.
 struct ControlledExecutor {
     echo: EchoExecutor,
     control: Arc<Control>,
+    launched: Option<SchedulerOutput>,
 }
 
 impl Executor for ControlledExecutor {
@@ -80,6 +84,24 @@ impl Executor for ControlledExecutor {
             2 => panic!("a defect"),
             _ => self.echo.execute_model(step),
         }
+    }
+
+    fn as_overlapping(&mut self) -> Option<&mut dyn OverlappingExecutor> {
+        Some(self)
+    }
+}
+
+impl OverlappingExecutor for ControlledExecutor {
+    fn launch(&mut self, step: &SchedulerOutput) -> Result<(), ExecutorError> {
+        assert!(self.launched.replace(step.clone()).is_none(), "two steps at once");
+        Ok(())
+    }
+
+    fn prepare(&mut self, _next: &SchedulerOutput) {}
+
+    fn collect(&mut self) -> Result<ModelRunnerOutput, ExecutorError> {
+        let step = self.launched.take().expect("a step was launched");
+        self.execute_model(&step)
     }
 }
 
@@ -176,7 +198,7 @@ impl World {
         });
         let control = Arc::new(Control::default());
         let echo = EchoExecutor::new(Reply::Prompt, scheduler.block_size.as_usize());
-        let executor = ControlledExecutor { echo, control: Arc::clone(&control) };
+        let executor = ControlledExecutor { echo, control: Arc::clone(&control), launched: None };
         let metrics = Arc::new(Metrics::new(&info, &scheduler));
         let core = EngineCore::new(scheduler, executor).unwrap();
         let (on_fatal, fatal) = oneshot::channel();

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use engine::{
-    EngineCore, EngineEvent, Executor, ExecutorError, FinishReason, KvSharingMode, ModelRunnerOutput, OverlappingExecutor,
-    Repair, Request, SamplingParams, SchedulerConfig, SchedulerOutput, TokenLogProbs,
+    EngineCore, EngineEvent, Executor, ExecutorError, FinishReason, ModelRunnerOutput, OverlappingExecutor, Request,
+    SamplingParams, SchedulerConfig, SchedulerOutput, TokenLogProbs,
 };
 use runner::testing::{tiny_backend, tiny_config};
 use runner::{Architecture, Backend, KvDtype, ModelRunner, RopeLayout};
-use tokens::{BlockSize, CacheSalt, RequestId, TenantId, Timestamp, TokenId};
+use testkit::RequestBuilder;
+use tokens::{BlockSize, RequestId, Timestamp, TokenId};
 
 use crate::common::Random;
 
@@ -59,11 +60,11 @@ struct Answer {
 fn requests() -> Vec<Request> {
     let greedy = SamplingParams::greedy(40);
     let drawn = SamplingParams { temperature: 1.0, top_p: 0.95, seed: 5, ..greedy.clone() };
-    // A third of the vocabulary stops it, but not at once.
+    // A third of the vocabulary stops it, but not at once; its prompt is scored besides.
     let stops = (0..VOCAB_SIZE).step_by(3).map(TokenId).collect();
     let sampling = [
         SamplingParams { logprobs: Some(3), ..greedy.clone() },
-        SamplingParams { stop_token_ids: stops, min_tokens: 7, ..drawn.clone() },
+        SamplingParams { stop_token_ids: stops, min_tokens: 7, prompt_logprobs: Some(2), ..drawn.clone() },
         SamplingParams { repetition_penalty: 1.3, frequency_penalty: 0.7, presence_penalty: 0.4, ..drawn.clone() },
         SamplingParams { max_tokens: 9, logit_bias: vec![(TokenId(3), 4.0)], ..drawn.clone() },
         SamplingParams { max_tokens: 1, ..greedy },
@@ -75,22 +76,8 @@ fn requests() -> Vec<Request> {
 fn request(id: u64, sampling: SamplingParams) -> Request {
     let mut random = Random(id);
     let len = 20 + 17 * id;
-    Request {
-        request_id: RequestId(id),
-        prompt_token_ids: (0..len).map(|_| TokenId(random.below(VOCAB_SIZE))).collect(),
-        sampling,
-        tenant: TenantId::default(),
-        cache_salt: CacheSalt::default(),
-        sharing: KvSharingMode::Prefix,
-        repair: Repair::structural(),
-        store: true,
-        template: Vec::new(),
-        segments: Vec::new(),
-        embedding: None,
-        session: None,
-        readable: Vec::new(),
-        arrival: Timestamp::default(),
-    }
+    let prompt: Vec<TokenId> = (0..len).map(|_| TokenId(random.below(VOCAB_SIZE))).collect();
+    RequestBuilder::new(id, &prompt).sampling(|to| *to = sampling).build()
 }
 
 /// Answers to [`requests`], of which one more comes every five steps.
@@ -112,7 +99,8 @@ fn answers<E: Executor>(core: &mut EngineCore<E>) -> BTreeMap<RequestId, Answer>
                     answer.logprobs.extend(logprobs);
                 }
                 EngineEvent::Finished { reason, .. } => answer.reason = Some(reason),
-                EngineEvent::Admitted { .. } | EngineEvent::PromptLogProbs { .. } => {}
+                EngineEvent::PromptLogProbs { logprobs, .. } => answer.logprobs.extend(logprobs),
+                EngineEvent::Admitted { .. } => {}
             }
         }
     }
@@ -150,8 +138,13 @@ fn cuda_steps_made_ready_ahead_say_what_steps_one_after_the_other_do() {
     for model in crate::gpu::families() {
         let [ahead, after] = [true, false].map(|run_ahead| {
             let gpu = runner::testing::tiny_cuda_backend(&model, 42, NUM_BLOCKS).expect("there is a GPU with some memory left");
-            let config = SchedulerConfig { run_ahead, ..config() };
-            answers(&mut EngineCore::new(config, runner(Box::new(gpu))).unwrap())
+            let mut runner = runner(Box::new(gpu));
+            assert!(runner.as_overlapping().is_some(), "a GPU computes beside the engine");
+            let executor = Overlapping { runner, num_prepared: 0 };
+            let mut core = EngineCore::new(SchedulerConfig { run_ahead, ..config() }, executor).unwrap();
+            let answers = answers(&mut core);
+            assert_eq!(core.executor().num_prepared > 30, run_ahead, "{} steps were made ready", core.executor().num_prepared);
+            answers
         });
         for (a, b) in ahead.values().zip(after.values()) {
             num_equal += a.tokens.iter().zip(&b.tokens).take_while(|(a, b)| a == b).count();

@@ -1,6 +1,5 @@
 //! The whole engine on small random models: what a client sees when KV is reused.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::common::{Random, all_families};
@@ -14,7 +13,8 @@ use runner::testing::{tiny_backend, tiny_config};
 use runner::{Architecture, Backend, BackendError, InputBatch, KvDtype, ModelConfig, ModelRunner, RopeLayout};
 #[cfg(feature = "cuda")]
 use runner::{DeviceOptions, GpuOptions, LoadOptions, WeightFiles};
-use tokens::{BlockId, BlockSize, CacheSalt, RequestId, Timestamp, TokenId};
+use testkit::RequestBuilder;
+use tokens::{BlockId, BlockSize, RequestId, Timestamp, TokenId};
 
 pub(crate) const NUM_BLOCKS: usize = 64;
 
@@ -66,22 +66,9 @@ impl Engine {
     ) -> RequestId {
         let request_id = RequestId(self.next_id);
         self.next_id += 1;
-        let request = Request {
-            request_id,
-            prompt_token_ids: prompt.iter().map(|id| TokenId(*id)).collect(),
-            sampling,
-            tenant: tokens::TenantId::default(),
-            cache_salt: CacheSalt(salt),
-            sharing: mode,
-            repair: self.repair,
-            store: true,
-            template: Vec::new(),
-            segments: Vec::new(),
-            embedding: None,
-            session: None,
-            readable: Vec::new(),
-            arrival: Timestamp::default(),
-        };
+        let prompt: Vec<TokenId> = prompt.iter().map(|id| TokenId(*id)).collect();
+        let request = RequestBuilder::new(request_id.0, &prompt).sharing(mode).salt(salt).sampling(|to| *to = sampling).build();
+        let request = Request { repair: self.repair, ..request };
         self.core.fits(&request).unwrap();
         self.core.add_request(request, Timestamp::default());
         request_id
@@ -511,22 +498,9 @@ fn prompt_log_probabilities_do_not_depend_on_chunks() {
         let runner = ModelRunner::new(Box::new(tiny_backend(&config, 42, KvDtype::F16, NUM_BLOCKS)), BlockSize::DEFAULT);
         let scheduler = SchedulerConfig { max_num_batched_tokens, max_num_seqs: 4, ..SchedulerConfig::new(NUM_BLOCKS, 1024) };
         let mut core = EngineCore::new(scheduler, runner).unwrap();
-        let request = Request {
-            request_id: RequestId(1),
-            prompt_token_ids: Arc::from(prompt.iter().map(|id| TokenId(*id)).collect::<Vec<_>>()),
-            sampling: SamplingParams { prompt_logprobs: Some(3), ..SamplingParams::greedy(1) },
-            tenant: tokens::TenantId::default(),
-            cache_salt: CacheSalt(0),
-            sharing: KvSharingMode::Span,
-            repair: engine::Repair::structural(),
-            store: true,
-            template: Vec::new(),
-            segments: Vec::new(),
-            embedding: None,
-            session: None,
-            readable: Vec::new(),
-            arrival: Timestamp::default(),
-        };
+        let tokens: Vec<TokenId> = prompt.iter().map(|id| TokenId(*id)).collect();
+        let request = RequestBuilder::new(1, &tokens).max_tokens(1).sharing(KvSharingMode::Span);
+        let request = request.sampling(|sampling| sampling.prompt_logprobs = Some(3)).build();
         core.add_request(request, Timestamp::default());
         let mut found = Vec::new();
         while core.has_work() {

@@ -1,13 +1,15 @@
 // Adjustments, the likeliest token, seeded draws from truncated distributions, and log probabilities. CPU twin: kernels/src/cpu/sample.rs.
 //
-// Logits are f32, [rows][stride] with `vocab` numbers a row, rows on 16 bytes. A chain of two launches, or four where candidates are needed:
+// Logits are f32, [rows][stride] with `vocab` numbers a row. A chain of two launches, or four where candidates are needed:
 //   sample_scan    a block of threads for each CHUNK of each row: adjusts it in place, its largest two logits and sums of weights,
 //                  and how many logits lie in each bucket of 1/16
 //   sample_decide  a block a row: chooses where no token is dropped; else the bucket from which on candidates are needed
 //   sample_gather  as sample_scan: lists the candidates, counts what is larger than the choice
 //   sample_choose  a block a row: sorts the candidates and draws from what top-k, top-p and min-p leave
-// Where the candidates are more than a list holds, sample_gather weighs the buckets instead, and sample_choose looks for each boundary
-// (top-k, top-p, the draw) in its bucket alone.
+// If the candidates are more than a list holds, sample_gather weighs flat buckets instead: BUCKETS equal parts of the range that the row's
+// weighty logits take, so that a bucket holds few tokens however flat the row is. sample_choose then looks for each boundary (top-k, top-p,
+// the draw) in its bucket alone.
+// A row whose token is given is scored: log probability and rank of that token, and the likeliest.
 // Masses of dropped and drawn tokens are integers, 2^40 for the likeliest, so that no order of additions changes a bit; what is
 // 2^40 times less likely than the likeliest weighs nothing. Tokens are equal to the twin's but for rounding at a boundary.
 #include "common.cuh"
@@ -23,20 +25,19 @@ constexpr int DECIDE_THREADS = 256, CHOOSE_THREADS = 512;
 constexpr int BUCKETS = 2048, BUCKETS_A_THREAD = BUCKETS / DECIDE_THREADS;
 constexpr float BUCKETS_A_UNIT = 16.f, LOWEST = -64.f;
 constexpr int MAX_CANDIDATES = 4096, CANDIDATES_A_THREAD = MAX_CANDIDATES / CHOOSE_THREADS;
-constexpr int MAX_TOP = 256;
 constexpr float ONE_MASS = 1099511627776.f;
 
 static_assert(MAX_CHUNKS <= DECIDE_THREADS, "a thread for each chunk");
 static_assert(CHUNK == DECIDE_THREADS * SCAN_NUMBERS, "sample_decide goes through one chunk");
 
-constexpr uint32_t ACTIVE = 1, LOGPROBS = 2;
+constexpr uint32_t ACTIVE = 1, LOGPROBS = 2, GIVEN = 4;
 
 struct Adjustment {
     uint32_t token;
     float bias, repetition, subtract;
 };
 
-// What is asked of a row. Adjustments ascend by token.
+// What is asked of a row. Adjustments ascend by token; its likeliest tokens go to `first_likely` and after.
 struct Request {
     const Adjustment *adjustments;
     double uniform;
@@ -44,17 +45,17 @@ struct Request {
     float temperature;
     uint32_t top_k;
     float top_p, min_p;
-    uint32_t num_top, flags, unused;
+    uint32_t num_top, flags, given, first_likely, unused;
 };
-static_assert(sizeof(Request) == 48, "as in sample.rs");
+static_assert(sizeof(Request) == 56, "as in sample.rs");
 
-// Of a chunk: the largest logit and its token, the second largest, and sums of e^(l - first) and e^((l - first) / temperature).
+// Of a chunk: the largest logit and its token, the second largest, the lowest, and sums of e^(l - first) and e^((l - first) / temperature).
 struct Part {
     float first, second;
     uint32_t token;
-    float log_sum, draw_sum;
+    float lowest, log_sum, draw_sum;
 };
-static_assert(sizeof(Part) == 20, "as in sample.rs");
+static_assert(sizeof(Part) == 24, "as in sample.rs");
 
 // What sample_decide leaves to the next two. A draw is open while `token` is NONE.
 struct Progress {
@@ -63,7 +64,8 @@ struct Progress {
     uint32_t token;
     uint32_t needed;
     int bucket;
-    uint32_t num_candidates, unused;
+    uint32_t num_candidates;
+    float flat_buckets_a_unit;
 };
 static_assert(sizeof(Progress) == 40, "as in sample.rs");
 constexpr uint32_t DRAW_LISTED = 1, DRAW_SLOWLY = 2, TOP_LISTED = 4, TOP_SLOWLY = 8, RANK = 16;
@@ -89,6 +91,18 @@ __device__ __forceinline__ bool is_counted(const Request &r) { return is_truncat
 // Ascends with the logit.
 __device__ __forceinline__ int bucket_of(float logit) {
     return (int)fminf(fmaxf((logit - LOWEST) * BUCKETS_A_UNIT, 0.f), BUCKETS - 1.f);
+}
+
+// The same for flat buckets, the last of which holds the largest.
+__device__ __forceinline__ int flat_bucket_of(float logit, float largest, float buckets_a_unit) {
+    return BUCKETS - 1 - (int)fminf(fmaxf((largest - logit) * buckets_a_unit, 0.f), BUCKETS - 1.f);
+}
+
+// Flat buckets cover the row, or what of it weighs anything in a draw.
+__device__ __forceinline__ float flat_buckets_a_unit(const Request &r, float largest, float lowest) {
+    constexpr float LN_ONE_MASS = 27.8f, WIDEST = 128.f;
+    float range = fminf(largest - lowest, is_greedy(r) ? WIDEST : LN_ONE_MASS * r.temperature);
+    return range > 0.f ? (BUCKETS - 1) / range : 0.f;
 }
 
 // Integers in the order of f32's total order.
@@ -167,11 +181,14 @@ __device__ __forceinline__ int chunk_token(int j) {
     return blockIdx.x * CHUNK + 4 * ((j / 4) * SCAN_THREADS + threadIdx.x) + j % 4;
 }
 
+__device__ __forceinline__ bool is_on_16_bytes(const float *row) { return (uintptr_t)row % 16 == 0; }
+
 __device__ __forceinline__ void load_chunk(const float *row, int vocab, float *logits) {
+    bool by_four = is_on_16_bytes(row);
 #pragma unroll
     for (int j = 0; j < SCAN_NUMBERS; j += 4) {
         int token = chunk_token(j);
-        if (token + 4 <= vocab) {
+        if (by_four && token + 4 <= vocab) {
             float4 four = *(const float4 *)(row + token);
             logits[j] = four.x, logits[j + 1] = four.y, logits[j + 2] = four.z, logits[j + 3] = four.w;
         } else {
@@ -210,6 +227,7 @@ __device__ __forceinline__ void adjust(const Request &r, float *row, int vocab) 
 extern "C" __global__ void __launch_bounds__(SCAN_THREADS) sample_scan(float *all_logits, size_t stride, int vocab,
                                                                        const Request *requests, Part *parts, uint32_t *histogram) {
     __shared__ Top tops[SCAN_THREADS / 32];
+    __shared__ uint32_t lowest_keys[SCAN_THREADS / 32];
     __shared__ float scratch[32];
     __shared__ uint32_t counts[BUCKETS];
     Request r = requests[blockIdx.y];
@@ -222,19 +240,23 @@ extern "C" __global__ void __launch_bounds__(SCAN_THREADS) sample_scan(float *al
         for (int i = threadIdx.x; i < BUCKETS; i += SCAN_THREADS) counts[i] = 0;
     }
     Top top = {-INF, -INF, NONE};
+    float lowest = INF;
 #pragma unroll
     for (int j = 0; j < SCAN_NUMBERS; j++) {
         bool is_larger = logits[j] > top.first;
         top.second = is_larger ? top.first : fmaxf(top.second, logits[j]);
         if (is_larger) top.first = logits[j], top.token = chunk_token(j);
+        lowest = fminf(lowest, chunk_token(j) < vocab ? logits[j] : INF);
     }
     top = warp_merge(top);
-    if (threadIdx.x % 32 == 0) tops[threadIdx.x / 32] = top;
+    // Integers in the order of floats; their minimum is one instruction.
+    uint32_t lowest_key = __reduce_min_sync(~0u, key_of(lowest));
+    if (threadIdx.x % 32 == 0) tops[threadIdx.x / 32] = top, lowest_keys[threadIdx.x / 32] = lowest_key;
     __syncthreads();
-    top = tops[0];
+    top = tops[0], lowest_key = lowest_keys[0];
 #pragma unroll
-    for (int i = 1; i < SCAN_THREADS / 32; i++) top = merge(top, tops[i]);
-    Part part = {top.first, top.second, top.token, 0.f, 0.f};
+    for (int i = 1; i < SCAN_THREADS / 32; i++) top = merge(top, tops[i]), lowest_key = min(lowest_key, lowest_keys[i]);
+    Part part = {top.first, top.second, top.token, logit_of(lowest_key), 0.f, 0.f};
     if (top.first > -INF) {
         if (r.flags & LOGPROBS) {
             float sum = 0.f;
@@ -384,21 +406,27 @@ extern "C" __global__ void __launch_bounds__(DECIDE_THREADS) sample_decide(const
                                                                            int num_chunks, uint32_t *histogram, Progress *all_progress,
                                                                            Choice *choices) {
     __shared__ Top tops;
+    __shared__ float lowest;
     __shared__ double shares[MAX_CHUNKS], log_shares[MAX_CHUNKS], totals[2];
     Request r = requests[blockIdx.x];
     if (!(r.flags & ACTIVE)) return;
     const Part *parts = all_parts + blockIdx.x * num_chunks;
     if (threadIdx.x < 32) {
         Top top = {-INF, -INF, NONE};
-        for (int i = threadIdx.x; i < num_chunks; i += 32) top = merge(top, {parts[i].first, parts[i].second, parts[i].token});
+        uint32_t lowest_key = NONE;
+        for (int i = threadIdx.x; i < num_chunks; i += 32) {
+            top = merge(top, {parts[i].first, parts[i].second, parts[i].token});
+            lowest_key = min(lowest_key, key_of(parts[i].lowest));
+        }
         top = warp_merge(top);
-        if (threadIdx.x == 0) tops = top;
+        lowest_key = __reduce_min_sync(~0u, lowest_key);
+        if (threadIdx.x == 0) tops = top, lowest = logit_of(lowest_key);
     }
     __syncthreads();
     Top top = tops;
     if (top.token == NONE) top.token = 0;
     const float *row = all_logits + blockIdx.x * stride;
-    bool greedy = is_greedy(r), logprobs = r.flags & LOGPROBS;
+    bool greedy = is_greedy(r), logprobs = r.flags & LOGPROBS, given = r.flags & GIVEN;
     if (threadIdx.x < num_chunks && (logprobs || !greedy)) {
         Part part = parts[threadIdx.x];
         shares[threadIdx.x] = greedy ? 0 : (double)part.draw_sum * weight(part.first, top.first, LOG2E / r.temperature);
@@ -416,10 +444,11 @@ extern "C" __global__ void __launch_bounds__(DECIDE_THREADS) sample_decide(const
     progress.total = greedy ? 0 : totals[0];
     progress.log_total = logprobs ? (float)log(totals[1]) : 0.f;
     progress.token = NONE;
-    if (greedy) progress.token = top.token;
+    progress.flat_buckets_a_unit = flat_buckets_a_unit(r, top.first, lowest);
+    if (greedy) progress.token = given ? r.given : top.token;
     else if (!is_truncated(r)) progress.token = draw_from_all(r, row, vocab, top.first, shares, num_chunks, totals[0]);
     progress.chosen_logit = progress.token == NONE ? 0.f : row[progress.token];
-    if (logprobs && !greedy && progress.token != NONE) progress.needed = RANK;
+    if (logprobs && (given || !greedy) && progress.token != NONE) progress.needed = RANK;
     if (is_counted(r)) bound_candidates(r, histogram, vocab, progress.total, top.first, progress);
     if (threadIdx.x) return;
     all_progress[blockIdx.x] = progress;
@@ -427,8 +456,8 @@ extern "C" __global__ void __launch_bounds__(DECIDE_THREADS) sample_decide(const
     choices[blockIdx.x] = {progress.token, top.first - top.second, progress.chosen_logit - top.first - progress.log_total, 1};
 }
 
-// Counts and masses of each bucket of a chunk, added to those of its row.
-__device__ void weigh_buckets(const float *logits, int vocab, float largest, float scale, uint32_t *histogram,
+// Counts and masses of each flat bucket of a chunk, added to those of its row.
+__device__ void weigh_buckets(const float *logits, int vocab, float largest, float scale, float buckets_a_unit, uint32_t *histogram,
                               unsigned long long *row_masses) {
     __shared__ uint32_t counts[BUCKETS];
     __shared__ unsigned long long masses[BUCKETS];
@@ -437,7 +466,7 @@ __device__ void weigh_buckets(const float *logits, int vocab, float largest, flo
 #pragma unroll
     for (int j = 0; j < SCAN_NUMBERS; j++) {
         if (chunk_token(j) >= vocab) continue;
-        int bucket = bucket_of(logits[j]);
+        int bucket = flat_bucket_of(logits[j], largest, buckets_a_unit);
         unsigned long long one = mass(logits[j], largest, scale);
         atomicAdd(&counts[bucket], 1);
         if (one) atomicAdd(&masses[bucket], one);
@@ -466,7 +495,8 @@ extern "C" __global__ void __launch_bounds__(SCAN_THREADS)
     load_chunk(all_logits + blockIdx.y * stride, vocab, logits);
     if (progress.needed & SLOWLY) {
         size_t row = (size_t)blockIdx.y * BUCKETS;
-        weigh_buckets(logits, vocab, progress.largest, LOG2E / requests[blockIdx.y].temperature, histogram + row, bucket_masses + row);
+        weigh_buckets(logits, vocab, progress.largest, LOG2E / requests[blockIdx.y].temperature, progress.flat_buckets_a_unit,
+                      histogram + row, bucket_masses + row);
     }
     uint32_t num_listed = 0, larger = 0;
     auto is_listed = [&](int j) { return lists && chunk_token(j) < vocab && bucket_of(logits[j]) >= progress.bucket; };
@@ -561,14 +591,42 @@ __device__ uint32_t draw_from_list(const Request &r, const uint64_t *list, int n
     return found;
 }
 
-// A row too flat for a list of candidates, with counts and masses of its buckets, and room for a list.
+// A row too flat for a list of candidates, with counts and masses of its flat buckets, and room for a list.
 struct FlatRow {
     const float *logits;
     int vocab;
-    float largest, scale;
+    float largest, scale, buckets_a_unit;
     uint32_t *counts;
     unsigned long long *masses;
     uint64_t *list;
+
+    __device__ __forceinline__ int bucket_of(float logit) const { return flat_bucket_of(logit, largest, buckets_a_unit); }
+
+    // Calls `f(token, logit)` for all tokens, spread over the threads of the block: sixteen loads at a time where the row lies well.
+    template <class F> __device__ __forceinline__ void for_each(F f) const {
+        int done = 0;
+        if (is_on_16_bytes(logits)) {
+            constexpr int VECTORS = 4;
+            const float4 *vectors = (const float4 *)logits;
+            int num_vectors = vocab / 4;
+            for (int first = threadIdx.x; first < num_vectors; first += VECTORS * CHOOSE_THREADS) {
+                float4 four[VECTORS];
+#pragma unroll
+                for (int i = 0; i < VECTORS; i++) {
+                    int at = first + i * CHOOSE_THREADS;
+                    if (at < num_vectors) four[i] = vectors[at];
+                }
+#pragma unroll
+                for (int i = 0; i < VECTORS; i++) {
+                    int at = first + i * CHOOSE_THREADS;
+                    if (at >= num_vectors) continue;
+                    f(4 * at, four[i].x), f(4 * at + 1, four[i].y), f(4 * at + 2, four[i].z), f(4 * at + 3, four[i].w);
+                }
+            }
+            done = 4 * num_vectors;
+        }
+        for (int token = done + threadIdx.x; token < vocab; token += CHOOSE_THREADS) f(token, logits[token]);
+    }
 };
 
 // Counts or masses of the tokens whose keys are at least each of the ascending `pivots`.
@@ -576,14 +634,13 @@ template <int NUM> __device__ void sum_from(const FlatRow &row, bool by_mass, co
     __shared__ uint64_t scratch[CHOOSE_THREADS / 32][NUM];
 #pragma unroll
     for (int i = 0; i < NUM; i++) sums[i] = 0;
-    for (int token = threadIdx.x; token < row.vocab; token += blockDim.x) {
-        float logit = row.logits[token];
+    row.for_each([&](int, float logit) {
         uint32_t key = key_of(logit);
-        if (key < pivots[0]) continue;
+        if (key < pivots[0]) return;
         uint64_t measure = by_mass ? mass(logit, row.largest, row.scale) : 1;
 #pragma unroll
         for (int i = 0; i < NUM; i++) sums[i] += key >= pivots[i] ? measure : 0;
-    }
+    });
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < NUM; i++) {
@@ -647,10 +704,11 @@ __device__ Place find_in_list(const FlatRow &row, bool by_mass, uint64_t target,
     __shared__ Place found;
     if (threadIdx.x == 0) num_listed = 0;
     __syncthreads();
-    for (int token = threadIdx.x; token < row.vocab; token += blockDim.x) {
-        float logit = row.logits[token];
-        if (bucket_of(logit) == level.bucket) row.list[atomicAdd(&num_listed, 1)] = (uint64_t)key_of(logit) << 32 | ~(uint32_t)token;
-    }
+    row.for_each([&](int token, float logit) {
+        if (row.bucket_of(logit) == level.bucket) {
+            row.list[atomicAdd(&num_listed, 1)] = (uint64_t)key_of(logit) << 32 | ~(uint32_t)token;
+        }
+    });
     int padded = 2;
     while (padded < num) padded *= 2;
     for (int i = num + threadIdx.x; i < padded; i += CHOOSE_THREADS) row.list[i] = 0;
@@ -678,11 +736,11 @@ __device__ Place find_in_list(const FlatRow &row, bool by_mass, uint64_t target,
 }
 
 // The least key that lies in `bucket` or above.
-__device__ uint32_t first_key(int bucket) {
+__device__ uint32_t first_key(const FlatRow &row, int bucket) {
     uint32_t low = key_of(-INF), high = key_of(INF);
     while (low < high) {
         uint32_t middle = low + (high - low) / 2;
-        if (bucket_of(logit_of(middle)) >= bucket) high = middle;
+        if (row.bucket_of(logit_of(middle)) >= bucket) high = middle;
         else low = middle + 1;
     }
     return low;
@@ -706,8 +764,8 @@ __device__ uint32_t token_at(const FlatRow &row, uint32_t key, uint64_t place) {
 
 // In a bucket of too many tokens for a list, found by summing, again and again, what lies above seven pivots.
 __device__ Place find_by_pivots(const FlatRow &row, bool by_mass, uint64_t target, int bucket) {
-    uint32_t low = first_key(bucket), high = highest_key_of(row.largest);
-    if (bucket < BUCKETS - 1) high = min(high, first_key(bucket + 1) - 1);
+    uint32_t low = first_key(row, bucket), high = highest_key_of(row.largest);
+    if (bucket < BUCKETS - 1) high = min(high, first_key(row, bucket + 1) - 1);
     while (low < high) {
         uint32_t pivots[7];
         uint64_t sums[7], width = high - low;
@@ -784,7 +842,7 @@ __device__ void name_likeliest(const Request &r, const FlatRow &row, const Progr
     for (int i = num_named + threadIdx.x; i < r.num_top; i += CHOOSE_THREADS) name(i, {NONE, 0.f});
 }
 
-// Grid (rows), CHOOSE_THREADS threads. `likely` is [rows][MAX_TOP]. Leaves counters and buckets zero.
+// Grid (rows), CHOOSE_THREADS threads. Leaves counters and buckets zero.
 extern "C" __global__ void __launch_bounds__(CHOOSE_THREADS, 1)
     sample_choose(const float *all_logits, size_t stride, int vocab, const Request *requests, const Progress *all_progress,
                   const uint64_t *candidates, uint32_t *num_gathered, uint32_t *num_larger, Choice *choices, Likely *likely,
@@ -795,7 +853,7 @@ extern "C" __global__ void __launch_bounds__(CHOOSE_THREADS, 1)
     Progress progress = all_progress[blockIdx.x];
     if (!progress.needed) return;
     size_t first_bucket = (size_t)blockIdx.x * BUCKETS;
-    FlatRow row = {all_logits + blockIdx.x * stride, vocab, progress.largest, LOG2E / r.temperature,
+    FlatRow row = {all_logits + blockIdx.x * stride, vocab, progress.largest, LOG2E / r.temperature, progress.flat_buckets_a_unit,
                    histogram + first_bucket, bucket_masses + first_bucket, list};
     int num = progress.num_candidates, padded = 2;
     if (progress.needed & LISTED) {
@@ -810,7 +868,7 @@ extern "C" __global__ void __launch_bounds__(CHOOSE_THREADS, 1)
         token = draw_from_list(r, list, num, progress.total, progress.largest);
         if (r.flags & LOGPROBS) rank = 1 + num_larger_in(list, num, row.logits[token]);
     }
-    if (progress.needed & (TOP_LISTED | TOP_SLOWLY)) name_likeliest(r, row, progress, likely + blockIdx.x * MAX_TOP);
+    if (progress.needed & (TOP_LISTED | TOP_SLOWLY)) name_likeliest(r, row, progress, likely + r.first_likely);
     __syncthreads();
     // Last, because its lists take the place of the candidates.
     if (progress.needed & DRAW_SLOWLY) {

@@ -6,11 +6,11 @@ pub mod cuda;
 
 use std::time::Duration;
 
-use engine::{BlockCopy, BlockFetch, BlockOffload, ProbedSequence, SpanCopy, TokenDeviation, Transfer};
+use engine::{BlockCopy, BlockFetch, BlockOffload, ProbedSequence, SpanCopy, TokenDeviation, TokenLogProbs, Transfer};
 
 use tokens::BlockId;
 
-use crate::{InputBatch, SampleRow, Sampled};
+use crate::{InputBatch, SampleRow, Sampled, ScoreRow};
 
 /// A fault of the device. After one, what the pool holds is unknown.
 #[derive(Debug, thiserror::Error)]
@@ -19,7 +19,7 @@ pub struct BackendError(pub String);
 
 /// One model with its KV pool on one device.
 ///
-/// Calls come from one thread, in the order of a step: offloads, zeros, fetches, copies, probes, `forward`, `logits` and `sample`.
+/// Calls come from one thread, in the order of a step: offloads, zeros, fetches, copies, probes, `forward`, `logits`, `score` and `sample`.
 pub trait Backend: Send {
     /// Tokens in the vocabulary: the length of a row of logits.
     fn vocab_size(&self) -> usize;
@@ -120,6 +120,16 @@ pub trait Backend: Send {
     /// If the device fails.
     fn logits(&mut self, rows: &[usize]) -> Result<&mut [f32], BackendError>;
 
+    /// Log probabilities of known tokens, one for each of some rows of the last `forward`, in their order.
+    ///
+    /// Rows are as many as a prompt has tokens, so a backend holds logits of some of them at a time.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn score(&mut self, rows: &[ScoreRow]) -> Result<Vec<TokenLogProbs>, BackendError> {
+        score_on_host(self, rows)
+    }
+
     /// Chooses a token from each of some rows of the last `forward`, in their order.
     ///
     /// A device whose logits should not cross to the host every step does this its own way, to the same result but for rounding.
@@ -163,6 +173,27 @@ pub trait Backend: Send {
     fn synchronize(&mut self) -> Result<(), BackendError> {
         Ok(())
     }
+}
+
+/// Rows of logits that are scored together, at most about 16 MiB of them. Chosen: so many share one reading of the head's weights.
+pub(crate) fn scored_rows(vocab_size: usize) -> usize {
+    const SCORED_LOGITS: usize = 4 << 20;
+    (SCORED_LOGITS / vocab_size).clamp(1, 256)
+}
+
+/// Scores logits that are brought to the host.
+pub(crate) fn score_on_host(
+    backend: &mut (impl Backend + ?Sized),
+    rows: &[ScoreRow],
+) -> Result<Vec<TokenLogProbs>, BackendError> {
+    let vocab_size = backend.vocab_size();
+    let mut scores = Vec::with_capacity(rows.len());
+    for rows in rows.chunks(scored_rows(vocab_size)) {
+        let indices: Vec<usize> = rows.iter().map(|row| row.row).collect();
+        let logits = backend.logits(&indices)?;
+        scores.extend(rows.iter().zip(logits.chunks_exact(vocab_size)).map(|(row, logits)| row.score(logits)));
+    }
+    Ok(scores)
 }
 
 /// Chooses from logits that are brought to the host.

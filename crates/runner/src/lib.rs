@@ -29,5 +29,5 @@ pub use error::LoadError;
 pub use kernels::cpu::{Adjustment, Distribution, KvDtype, RopeLayout};
 pub use load::{DeviceOptions, GpuOptions, LoadOptions, LoadedModel, WeightFiles, has_cuda_device, load, read_vocabulary};
 pub use model_runner::ModelRunner;
-pub use sampler::{SampleRow, Sampled};
+pub use sampler::{SampleRow, Sampled, ScoreRow};
 pub use timings::StepTimings;

@@ -6,10 +6,10 @@ use engine::{
     Executor, ExecutorError, ModelRunnerOutput, OverlappingExecutor, ProbedSpans, RejectedSpan, SampledToken, ScheduledSequence,
     SchedulerOutput, TokenLogProbs, Transfer, WatchedSpans,
 };
-use tokens::{BlockSize, RequestId, TokenId};
+use tokens::{BlockSize, RequestId};
 use tracing::warn;
 
-use crate::sampler::{RequestState, SampleRow, Sampled, log_probs};
+use crate::sampler::{RequestState, SampleRow, Sampled, ScoreRow};
 use crate::timings::Stopwatch;
 use crate::{Backend, BackendError, InputBatch, InputSequence, StepTimings};
 
@@ -39,9 +39,6 @@ struct Begun {
     /// Whether the device is at it.
     is_device_choosing: bool,
 }
-
-/// Rows whose logits are computed at once when a prompt is scored. Chosen: a few MB for the largest vocabularies.
-const SCORED_ROWS: usize = 16;
 
 impl ModelRunner {
     /// A runner of `backend`, whose pool has blocks of `block_size`.
@@ -235,34 +232,37 @@ impl ModelRunner {
         batch.sequences.iter().zip(sequences).flat_map(of_sequence).collect()
     }
 
-    /// Log probabilities of prompt tokens, for the sequences that asked.
+    /// Log probabilities of prompt tokens, for the sequences that asked. All of them are scored in one call.
     fn score_prompts(&mut self, sequences: &[&ScheduledSequence], batch: &InputBatch) -> Result<PromptLogProbs, BackendError> {
-        let vocab_size = self.backend.vocab_size();
-        let mut scored = Vec::new();
+        let mut asked = Vec::new();
         for (input, sequence) in batch.sequences.iter().zip(sequences) {
-            let state = &self.requests[&sequence.request_id];
-            let Some(top) = state.params.prompt_logprobs else { continue };
-            let prompt = &state.prompt_token_ids;
-            let from = state.params.prompt_logprobs_from;
-            let next = |row: usize| {
-                let position = batch.positions[row] + 1;
-                prompt.get(position as usize).copied().filter(|_| position >= from)
-            };
-            let rows: Vec<(usize, TokenId)> =
-                (input.first_row..input.first_row + input.num_rows).filter_map(|row| Some((row, next(row)?))).collect();
-            let mut found = Vec::with_capacity(rows.len());
-            for rows in rows.chunks(SCORED_ROWS) {
-                let indices: Vec<usize> = rows.iter().map(|(row, _)| *row).collect();
-                let logits = self.backend.logits(&indices)?;
-                for ((row, token), logits) in rows.iter().zip(logits.chunks_exact(vocab_size)) {
-                    found.push((batch.positions[*row] + 1, log_probs(logits, *token, top)));
-                }
-            }
-            if !found.is_empty() {
-                scored.push((sequence.request_id, found));
+            let rows = self.scored_rows(input, sequence, batch);
+            if !rows.is_empty() {
+                asked.push((sequence.request_id, rows));
             }
         }
-        Ok(scored)
+        let all: Vec<ScoreRow> = asked.iter().flat_map(|(_, rows)| rows).copied().collect();
+        if all.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut scores = self.backend.score(&all)?.into_iter();
+        let with_scores = |(request_id, rows): (RequestId, Vec<ScoreRow>)| {
+            let positions = rows.iter().map(|row| batch.positions[row.row] + 1);
+            (request_id, positions.zip(scores.by_ref()).collect())
+        };
+        Ok(asked.into_iter().map(with_scores).collect())
+    }
+
+    /// Rows of one sequence whose next token is in its prompt and is scored.
+    fn scored_rows(&self, input: &InputSequence, sequence: &ScheduledSequence, batch: &InputBatch) -> Vec<ScoreRow> {
+        let RequestState { params, prompt_token_ids, .. } = &self.requests[&sequence.request_id];
+        let Some(top) = params.prompt_logprobs else { return Vec::new() };
+        let scored = |row: usize| {
+            let next = batch.positions[row] + 1;
+            let token = *prompt_token_ids.get(next as usize)?;
+            (next >= params.prompt_logprobs_from).then_some(ScoreRow { row, token, top })
+        };
+        (input.first_row..input.first_row + input.num_rows).filter_map(scored).collect()
     }
 }
 

@@ -27,6 +27,25 @@ pub struct SampleRow {
     pub logprobs: Option<u32>,
 }
 
+/// A row of logits that scores a known token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScoreRow {
+    /// Row of the last `forward`.
+    pub row: usize,
+    /// The token that follows it in the prompt.
+    pub token: TokenId,
+    /// Report log probabilities of this many likeliest tokens besides.
+    pub top: u32,
+}
+
+impl ScoreRow {
+    /// Scores on the host, from the row's logits as the model gives them.
+    #[must_use]
+    pub fn score(&self, logits: &[f32]) -> TokenLogProbs {
+        log_probs(logits, self.token, self.top)
+    }
+}
+
 /// What was chosen.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampled {
@@ -53,7 +72,7 @@ impl SampleRow {
 }
 
 /// Log probability of `chosen` and of the `top` likeliest tokens.
-pub(crate) fn log_probs(logits: &[f32], chosen: TokenId, top: u32) -> TokenLogProbs {
+fn log_probs(logits: &[f32], chosen: TokenId, top: u32) -> TokenLogProbs {
     let (chosen, top) = kernels::cpu::log_probs(logits, chosen.0, top);
     named(chosen, top)
 }

@@ -103,21 +103,60 @@ pub fn draw(logits: &[f32], distribution: &Distribution, u: f64) -> u32 {
         return pick(logits.iter().enumerate().map(|(i, logit)| (i as u32, weight(*logit))), u * total);
     }
     let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
-    let mut limit = FIRST_CANDIDATES.max(distribution.top_k as usize);
-    loop {
-        if limit < ids.len() {
-            ids.select_nth_unstable_by(limit, |a, b| by_logit(logits, *a, *b));
-        }
-        let candidates = &mut ids[..limit.min(logits.len())];
-        candidates.sort_unstable_by(|a, b| by_logit(logits, *a, *b));
-        let kept = truncate(candidates.iter().map(|id| weight(logits[*id as usize])), total, distribution);
-        if kept < candidates.len() || candidates.len() == logits.len() {
-            let kept = &candidates[..kept];
-            let sum: f64 = kept.iter().map(|id| weight(logits[*id as usize])).sum();
-            return pick(kept.iter().map(|id| (*id, weight(logits[*id as usize]))), u * sum);
-        }
-        limit = logits.len();
+    let limit = FIRST_CANDIDATES.max(distribution.top_k as usize);
+    if limit < ids.len() {
+        ids.select_nth_unstable_by(limit, |a, b| by_logit(logits, *a, *b));
     }
+    let candidates = &mut ids[..limit.min(logits.len())];
+    candidates.sort_unstable_by(|a, b| by_logit(logits, *a, *b));
+    let kept = truncate(candidates.iter().map(|id| weight(logits[*id as usize])), total, distribution);
+    // All that top-k leaves are candidates.
+    if distribution.top_k != 0 || kept < candidates.len() || candidates.len() == logits.len() {
+        let kept = &candidates[..kept];
+        let sum: f64 = kept.iter().map(|id| weight(logits[*id as usize])).sum();
+        return pick(kept.iter().map(|id| (*id, weight(logits[*id as usize]))), u * sum);
+    }
+    draw_wide(logits, weight, distribution, u, total, ids)
+}
+
+/// [`draw`] where many tokens are kept, by top-p or min-p: boundaries are found by halving, so that no token is sorted that lies far from
+/// one.
+fn draw_wide(
+    logits: &[f32],
+    weight: impl Fn(f32) -> f64,
+    distribution: &Distribution,
+    u: f64,
+    total: f64,
+    mut ids: Vec<u32>,
+) -> u32 {
+    let weight = |id: u32| weight(logits[id as usize]);
+    let enough = f64::from(distribution.top_p) * total;
+    let by_mass = num_until(&mut ids, logits, weight, |sum| sum >= enough);
+    ids.truncate(by_mass);
+    // Less likely tokens come last, so what min-p leaves is a beginning too.
+    ids.retain(|id| weight(*id) >= f64::from(distribution.min_p));
+    let kept: f64 = ids.iter().map(|id| weight(*id)).sum();
+    let place = num_until(&mut ids, logits, weight, |sum| sum > u * kept);
+    ids[place - 1]
+}
+
+/// How many of the likeliest `ids` it takes until their weights in descending order are `enough`; all if they never are. They are moved to
+/// the front, the last of them to the end of that.
+fn num_until(ids: &mut [u32], logits: &[f32], weight: impl Fn(u32) -> f64, enough: impl Fn(f64) -> bool) -> usize {
+    let (mut start, mut end, mut before) = (0, ids.len(), 0.0);
+    // It is the place in `start..end` at which the weights before `start`, and those up to it, are enough.
+    while end - start > 1 {
+        let middle = start + (end - start) / 2;
+        ids[start..end].select_nth_unstable_by(middle - start, |a, b| by_logit(logits, *a, *b));
+        let upper: f64 = ids[start..middle].iter().map(|id| weight(*id)).sum();
+        if enough(before + upper) {
+            end = middle;
+        } else {
+            start = middle;
+            before += upper;
+        }
+    }
+    end
 }
 
 /// How many of the descending `weights` stay; at least one.
@@ -158,16 +197,38 @@ pub fn log_probs(logits: &[f32], chosen: u32, top: u32) -> (RankedLogProb, Vec<R
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let log_total = logits.iter().map(|logit| f64::from(logit - max).exp()).sum::<f64>().ln();
     let logprob = |id: u32| (f64::from(logits[id as usize] - max) - log_total) as f32;
-    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
-    let top = (top as usize).min(ids.len());
-    if top > 0 && top < ids.len() {
-        ids.select_nth_unstable_by(top - 1, |a, b| by_logit(logits, *a, *b));
-    }
-    ids.truncate(top);
-    ids.sort_unstable_by(|a, b| by_logit(logits, *a, *b));
+    let ids = likeliest(logits, top as usize);
     let rank = 1 + logits.iter().filter(|logit| **logit > logits[chosen as usize]).count() as u32;
     let top = (1..).zip(ids).map(|(rank, token)| RankedLogProb { token, logprob: logprob(token), rank }).collect();
     (RankedLogProb { token: chosen, logprob: logprob(chosen), rank }, top)
+}
+
+/// The `top` likeliest tokens in descending order, or all if they are fewer.
+///
+/// One pass keeps those above the last one known to be too unlikely; a long vocabulary is neither listed nor sorted.
+fn likeliest(logits: &[f32], top: usize) -> Vec<u32> {
+    let mut kept: Vec<u32> = Vec::new();
+    if top == 0 {
+        return kept;
+    }
+    // A multiple of `top` makes the selections rare.
+    let most = 4 * top + 32;
+    let mut least: Option<f32> = None;
+    for (id, logit) in (0..).zip(logits) {
+        // Ids ascend, so an equal logit comes after those that are kept.
+        if least.is_some_and(|least| logit.total_cmp(&least).is_le()) {
+            continue;
+        }
+        kept.push(id);
+        if kept.len() == most {
+            kept.select_nth_unstable_by(top - 1, |a, b| by_logit(logits, *a, *b));
+            kept.truncate(top);
+            least = Some(logits[kept[top - 1] as usize]);
+        }
+    }
+    kept.sort_unstable_by(|a, b| by_logit(logits, *a, *b));
+    kept.truncate(top);
+    kept
 }
 
 /// Descending, the smallest id first among equals.
@@ -222,6 +283,30 @@ mod tests {
         assert!(counts.iter().skip(2 * FIRST_CANDIDATES).any(|count| *count > 0));
     }
 
+    /// Flat rows, with islands of equal logits, beside what sorting all tokens gives.
+    #[test]
+    fn wide_draws_are_those_of_a_sorted_vocabulary() {
+        for (seed, levels) in [(1, 1e6), (2, 20.0)] {
+            let noise = crate::cpu::testing::noise(20_000, seed);
+            let logits: Vec<f32> = noise.iter().map(|x| (x * levels).round() / levels * 3.0).collect();
+            let mut sorted: Vec<u32> = (0..logits.len() as u32).collect();
+            sorted.sort_by(|a, b| by_logit(&logits, *a, *b));
+            let max = logits[sorted[0] as usize];
+            for (top_k, top_p, min_p) in [(0, 0.9, 0.0), (0, 0.5, 0.1), (0, 1.0, 0.2), (9000, 0.8, 0.0), (0, 0.999_999, 0.0)] {
+                let distribution = Distribution { top_k, top_p, min_p, temperature: 0.7 };
+                let weight = |id: &u32| (f64::from((logits[*id as usize] - max) / 0.7)).exp();
+                let kept = truncate(sorted.iter().map(weight), sorted.iter().map(weight).sum(), &distribution);
+                let sum: f64 = sorted[..kept].iter().map(weight).sum();
+                for i in 0..50 {
+                    // Away from the boundaries, which other orders of additions move by their rounding.
+                    let u = (f64::from(i) + 0.123_456_7) / 50.0;
+                    let expected = pick(sorted[..kept].iter().map(|id| (*id, weight(id))), u * sum);
+                    assert_eq!(draw(&logits, &distribution, u), expected, "{distribution:?} {u}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn an_adjustment_adds_then_penalises_then_subtracts() {
         let mut logits = [1.0, -2.0, 3.0];
@@ -230,6 +315,20 @@ mod tests {
         }
         Adjustment { subtract: f32::INFINITY, ..Adjustment::none(2) }.apply(&mut logits);
         assert_eq!(logits, [0.5, -2.5, f32::NEG_INFINITY]);
+    }
+
+    #[test]
+    fn the_likeliest_are_those_of_a_sorted_vocabulary() {
+        for (len, levels) in [(1, 3.0), (40, 3.0), (5000, 1e6), (5000, 7.0), (5000, 1.0)] {
+            // Few levels make many equal logits.
+            let mut logits: Vec<f32> = crate::cpu::testing::noise(len, 5).iter().map(|x| (x * levels).round()).collect();
+            logits.iter_mut().step_by(11).for_each(|logit| *logit = f32::NEG_INFINITY);
+            let mut sorted: Vec<u32> = (0..len as u32).collect();
+            sorted.sort_by(|a, b| by_logit(&logits, *a, *b));
+            for top in [0, 1, 5, 20, 256, 6000] {
+                assert_eq!(likeliest(&logits, top), sorted[..top.min(len)], "{top} of {len}");
+            }
+        }
     }
 
     #[test]

@@ -52,7 +52,7 @@ pub use pool::{NO_ROW, Pool, PoolShape};
 pub use qkv::{Differences, Qkv, QkvShape, QkvWeights, Scatter};
 pub use received::{AttentionReceived, GivingRows};
 pub use rope::RopeTable;
-pub use sample::{Choice, MAX_TOP, SampleChain, SampleSpec, Sampler};
+pub use sample::{Choice, MAX_TOP, SampleChain, SampleSpec, Sampler, ScoreSpec};
 pub use spans::{MovedTokens, Spans};
 pub use splits::{Partials, num_splits};
 pub use swiglu::Swiglu;

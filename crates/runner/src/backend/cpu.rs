@@ -6,7 +6,7 @@ mod weights;
 
 use std::time::{Duration, Instant};
 
-use engine::{BlockCopy, BlockFetch, BlockOffload, ProbedSequence, SpanCopy, TokenDeviation, Transfer};
+use engine::{BlockCopy, BlockFetch, BlockOffload, ProbedSequence, SpanCopy, TokenDeviation, TokenLogProbs, Transfer};
 use kernels::cpu::{KvDtype, KvLayer, KvShape, RopeTable, SpanMove, Threads};
 use tokens::{BlockId, BlockSize};
 
@@ -14,8 +14,8 @@ use self::decoder::Workspace;
 pub(crate) use self::weights::Weights;
 #[cfg(feature = "cuda")]
 pub(crate) use self::weights::refuse_unknown;
-use super::{Backend, BackendError};
-use crate::{InputBatch, LoadError, ModelConfig};
+use super::{Backend, BackendError, scored_rows};
+use crate::{InputBatch, LoadError, ModelConfig, SampleRow, Sampled, ScoreRow};
 
 /// A model in main memory.
 pub struct CpuBackend {
@@ -196,6 +196,32 @@ impl Backend for CpuBackend {
 
     fn logits(&mut self, rows: &[usize]) -> Result<&mut [f32], BackendError> {
         Ok(self.run_head(rows))
+    }
+
+    /// The threads share the head's product, and then the rows.
+    fn score(&mut self, rows: &[ScoreRow]) -> Result<Vec<TokenLogProbs>, BackendError> {
+        let vocab_size = self.config.vocab_size;
+        let mut scores = Vec::with_capacity(rows.len());
+        for rows in rows.chunks(scored_rows(vocab_size)) {
+            let indices: Vec<usize> = rows.iter().map(|row| row.row).collect();
+            self.run_head(&indices);
+            let logits = self.workspace.logits().chunks_exact(vocab_size);
+            let mut scored: Vec<_> = rows.iter().zip(logits).map(|(row, logits)| (row, logits, None)).collect();
+            self.threads.for_each_mut(&mut scored, |(row, logits, score)| *score = Some(row.score(logits)));
+            scores.extend(scored.into_iter().filter_map(|(_, _, score)| score));
+        }
+        Ok(scores)
+    }
+
+    /// The threads share the rows, as those of [`Backend::score`].
+    fn sample(&mut self, rows: &[SampleRow]) -> Result<Vec<Sampled>, BackendError> {
+        let vocab_size = self.config.vocab_size;
+        let indices: Vec<usize> = rows.iter().map(|row| row.row).collect();
+        self.run_head(&indices);
+        let logits = self.workspace.logits_mut().chunks_exact_mut(vocab_size);
+        let mut sampled: Vec<_> = rows.iter().zip(logits).map(|(row, logits)| (row, logits, None)).collect();
+        self.threads.for_each_mut(&mut sampled, |(row, logits, sampled)| *sampled = Some(row.choose(logits)));
+        Ok(sampled.into_iter().filter_map(|(_, _, sampled)| sampled).collect())
     }
 }
 

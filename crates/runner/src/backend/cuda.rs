@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::{BlockCopy, BlockFetch, BlockOffload, ProbedSequence, SpanCopy, TokenDeviation, Transfer};
+use engine::{BlockCopy, BlockFetch, BlockOffload, ProbedSequence, SpanCopy, TokenDeviation, TokenLogProbs, Transfer};
 use kernels::cuda::{CudaSlice, CudaView, Device, DeviceError, HostPool, Pool, Sampler, Timer, Upload, bf16, decode_parts};
 use tokens::BlockId;
 
@@ -27,10 +27,11 @@ use self::decode::DecodeGraphs;
 use self::decoder::{Decoder, StepRows};
 use self::host_tier::HostTier;
 use self::kept::KeptRows;
+use self::sampling::{can_sample, can_score};
 use self::step::{BLOCK, Step};
 use self::watch::Watched;
-use super::{Backend, BackendError, sample_on_host};
-use crate::{InputBatch, SampleRow, Sampled};
+use super::{Backend, BackendError, sample_on_host, score_on_host};
+use crate::{InputBatch, SampleRow, Sampled, ScoreRow};
 
 pub(crate) use self::place::{LargestStep, has_device, place, place_untuned};
 
@@ -257,15 +258,22 @@ impl Backend for CudaBackend {
         Ok(&mut self.logits)
     }
 
+    fn score(&mut self, rows: &[ScoreRow]) -> Result<Vec<TokenLogProbs>, BackendError> {
+        match can_score(rows) {
+            true => Ok(self.score_on_device(rows)?),
+            false => score_on_host(self, rows),
+        }
+    }
+
     fn sample(&mut self, rows: &[SampleRow]) -> Result<Vec<Sampled>, BackendError> {
-        match self.can_sample(rows) {
+        match can_sample(rows) {
             true => Ok(self.sample_on_device(rows)?),
             false => sample_on_host(self, rows),
         }
     }
 
     fn begin_sample(&mut self, rows: &[SampleRow]) -> Result<bool, BackendError> {
-        let can_begin = rows.len() <= MAX_LOGIT_ROWS && self.can_sample(rows);
+        let can_begin = rows.len() <= MAX_LOGIT_ROWS && can_sample(rows);
         if can_begin {
             self.begin_choice(rows)?;
         }

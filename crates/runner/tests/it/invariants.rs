@@ -6,9 +6,9 @@
 use std::ops::Range;
 
 use crate::common::{Random, World, on_all_families};
-use engine::{Drift, Probe, ProbedSequence, Readers, SpanCopy};
+use engine::{Drift, LogProb, Probe, ProbedSequence, Readers, SpanCopy, TokenLogProbs};
 use runner::testing::tiny_config;
-use runner::{Architecture, KvDtype, ModelConfig, RopeLayout, RopeScaling};
+use runner::{Architecture, KvDtype, ModelConfig, RopeLayout, RopeScaling, ScoreRow};
 use tokens::{BlockId, DonorId, RequestId, TokenId, TokenRange};
 
 const BLOCK: u32 = 32;
@@ -431,6 +431,34 @@ pub(crate) fn chunks_give_one_pass(world: &mut World) {
 #[test]
 fn chunks_of_any_size_give_the_bits_of_one_pass() {
     on_all_families(chunks_give_one_pass);
+}
+
+/// Scores of more rows than are scored at once, beside those of their logits; a device that scores by itself rounds otherwise.
+pub(crate) fn scores_are_those_of_the_logits(world: &mut World) {
+    let (tokens, table) = (world.prompt(300, 9), world.table(300));
+    let logits = world.prefill(&tokens, &table);
+    let asked = |row: usize| ScoreRow { row, token: TokenId(tokens[(row + 1) % 300]), top: row as u32 % 7 };
+    let asked: Vec<ScoreRow> = (0..300).map(asked).collect();
+    let scores = world.backend.score(&asked).unwrap();
+    assert_eq!(scores.len(), asked.len());
+    for (row, found) in asked.iter().zip(scores) {
+        let expected = row.score(&logits[row.row]);
+        let all =
+            |score: &TokenLogProbs| -> Vec<LogProb> { std::iter::once(score.chosen).chain(score.top.iter().copied()).collect() };
+        let values = |score: &TokenLogProbs| -> Vec<f32> { all(score).iter().map(|one| one.logprob).collect() };
+        let names = |score: &TokenLogProbs| -> Vec<_> { all(score).iter().map(|one| (one.token, one.rank)).collect() };
+        assert_eq!(names(&found), names(&expected), "row {}", row.row);
+        let apart = values(&found).iter().zip(values(&expected)).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
+        assert!(apart <= world.rounding.batch * 1e-3, "row {} is off by {apart}", row.row);
+    }
+}
+
+#[test]
+fn scores_of_many_rows_have_the_bits_of_each_row_alone() {
+    on_all_families(scores_are_those_of_the_logits);
+    // So wide that the rows are scored in several pieces.
+    let config = ModelConfig { vocab_size: 60_001, ..tiny_config(Architecture::Llama, RopeLayout::Half) };
+    scores_are_those_of_the_logits(&mut World::new(&config, KvDtype::F16));
 }
 
 pub(crate) fn a_span_copy_names_blocks(world: &mut World) {

@@ -29,6 +29,16 @@ pub(super) struct Workspace {
 }
 
 impl Workspace {
+    /// Of the last call of [`CpuBackend::run_head`].
+    pub(super) fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+
+    /// The same, to be adjusted.
+    pub(super) fn logits_mut(&mut self) -> &mut [f32] {
+        &mut self.logits
+    }
+
     pub(super) fn attention_paid(&self, sequence: usize) -> &[f32] {
         let (_, paid) = self.watched.iter().find(|(idx, _)| *idx == sequence).expect("the sequence was watched");
         paid

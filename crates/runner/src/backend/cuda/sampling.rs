@@ -1,18 +1,40 @@
 //! Sampling where the logits are, so that they need not cross to the host.
 
-use kernels::cuda::{Choice, DeviceError, MAX_TOP, SampleSpec};
+use engine::TokenLogProbs;
+use kernels::cuda::{Choice, DeviceError, MAX_TOP, SampleChain, SampleSpec, ScoreSpec};
 use tokens::TokenId;
 
 use super::CudaBackend;
 use super::activations::MAX_LOGIT_ROWS;
 use crate::sampler::named;
-use crate::{SampleRow, Sampled};
+use crate::{SampleRow, Sampled, ScoreRow};
+
+/// Whether the device can choose for all of `rows`: it reports some likeliest tokens, not all.
+pub(super) fn can_sample(rows: &[SampleRow]) -> bool {
+    rows.iter().all(|row| row.logprobs.is_none_or(|top| top as usize <= MAX_TOP))
+}
+
+/// Whether the device can score all of `rows`.
+pub(super) fn can_score(rows: &[ScoreRow]) -> bool {
+    rows.iter().all(|row| row.top as usize <= MAX_TOP)
+}
 
 impl CudaBackend {
-    /// Whether the device can choose for all of `rows`: it reports some likeliest tokens, and reads rows in vectors.
-    pub(super) fn can_sample(&self, rows: &[SampleRow]) -> bool {
-        let is_short = |row: &SampleRow| row.logprobs.is_none_or(|top| top as usize <= MAX_TOP);
-        self.decoder.config.vocab_size.is_multiple_of(4) && rows.iter().all(is_short)
+    /// Scores all of `rows`, some at a time: head and log probabilities follow each other on the device, which waits for the host only at
+    /// the end. What crosses to the host is as long as the answer.
+    pub(super) fn score_on_device(&mut self, rows: &[ScoreRow]) -> Result<Vec<TokenLogProbs>, DeviceError> {
+        let num_likely = rows.iter().map(|row| row.top as usize).sum();
+        let mut kept = self.sampler.room_for(rows.len(), num_likely)?;
+        for rows in rows.chunks(MAX_LOGIT_ROWS) {
+            let specs: Vec<ScoreSpec> = rows.iter().map(|row| ScoreSpec { token: row.token.0, top: row.top }).collect();
+            let chain = self.sampler.upload_scores(&specs)?;
+            self.launch_choice(rows.iter().map(|row| row.row), chain)?;
+            self.sampler.keep(&mut kept)?;
+        }
+        let named = |choice: Choice| choice.logprobs.map(|(chosen, top)| named(chosen, top));
+        let scores = kept.results()?.into_iter().filter_map(named).collect();
+        self.extra.arrived();
+        Ok(scores)
     }
 
     /// Chooses for all of `rows`, some at a time.
@@ -27,13 +49,18 @@ impl CudaBackend {
 
     /// Launches the choice for `rows`, at most [`MAX_LOGIT_ROWS`].
     pub(super) fn begin_choice(&mut self, rows: &[SampleRow]) -> Result<(), DeviceError> {
-        let vocab = self.decoder.config.vocab_size;
-        let places: Vec<u32> = rows.iter().map(|row| self.step.place(row.row)).collect();
-        let [range] = self.put_extra([places.len()], |[list]| list.copy_from_slice(&places))?;
         let specs: Vec<SampleSpec<'_>> = rows.iter().map(spec).collect();
         let chain = self.sampler.upload(&specs)?;
+        self.launch_choice(rows.iter().map(|row| row.row), chain)
+    }
+
+    /// Launches head and sampler for `rows` of the last step, as they were uploaded.
+    fn launch_choice(&mut self, rows: impl Iterator<Item = usize>, chain: SampleChain) -> Result<(), DeviceError> {
+        let vocab = self.decoder.config.vocab_size;
+        let places: Vec<u32> = rows.map(|row| self.step.place(row)).collect();
+        let [range] = self.put_extra([places.len()], |[list]| list.copy_from_slice(&places))?;
         self.decoder.head(&self.extra.words(range), self.step.wanted.is_some())?;
-        self.sampler.launch(&mut self.decoder.activations.logits, vocab, vocab, rows.len(), chain)
+        self.sampler.launch(&mut self.decoder.activations.logits, vocab, vocab, places.len(), chain)
     }
 
     /// Waits for the choice that was launched.

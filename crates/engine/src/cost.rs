@@ -1,6 +1,6 @@
 //! How long work takes on this machine, learnt from the steps before.
 //!
-//! A step's time is taken to be a sum: `t = c · x` with `x = (1, rows, attention pairs, copied tokens, probed tokens)`. The
+//! A step's time is taken to be a sum: `t = c · x` with `x = (1, rows, attention pairs, copied tokens, probed tokens, prompt steps)`. The
 //! coefficients are fitted by least squares that forgets, starting from the shape of a transformer, of which only the scale is unknown:
 //! one step is enough to say how fast the machine is, and a hundred to say where it differs from the shape.
 
@@ -15,15 +15,18 @@ pub(crate) struct Work {
     pub(crate) copied_tokens: u64,
     /// Tokens of which the first layers are computed to measure moved spans.
     pub(crate) probed_tokens: u64,
+    /// Steps that compute more than one row of a sequence, or probe: a GPU launches them operation by operation and decode steps as one
+    /// graph, so that a short prompt takes as long as its launches.
+    pub(crate) prompt_steps: u64,
 }
 
 /// Kinds of work, the step itself first.
-const KINDS: usize = 5;
+const KINDS: usize = 6;
 
 /// Time of one unit of each kind, in rows. Chosen: the arithmetic of models of 0.5 to 8 billion parameters (5e-5 for a pair: 0.5 MFLOP
 /// of 16 GFLOP a row at 8B, 86 kFLOP of 1 GFLOP at 0.5B), a probe of two or three of two dozen layers, a step whose overhead is that of
-/// some dozen rows.
-const SHAPE: [f64; KINDS] = [20.0, 1.0, 5e-5, 0.02, 0.125];
+/// some dozen rows, and as much again if it computes prompts.
+const SHAPE: [f64; KINDS] = [20.0, 1.0, 5e-5, 0.02, 0.125, 20.0];
 
 /// A row's time before the first step was timed. Any number would do: it scales all predictions alike.
 const ROW_MICROS_AT_FIRST: f64 = 100.0;
@@ -78,7 +81,10 @@ impl Work {
     }
 
     fn kinds(self) -> [f64; KINDS] {
-        [1.0, self.rows as f64, self.attention_pairs as f64, self.copied_tokens as f64, self.probed_tokens as f64]
+        let Self { rows, attention_pairs, copied_tokens, probed_tokens, prompt_steps } = self;
+        let [rows, pairs, copied, probed, steps] =
+            [rows, attention_pairs, copied_tokens, probed_tokens, prompt_steps].map(|n| n as f64);
+        [1.0, rows, pairs, copied, probed, steps]
     }
 }
 
@@ -88,6 +94,7 @@ impl std::ops::AddAssign for Work {
         self.attention_pairs += other.attention_pairs;
         self.copied_tokens += other.copied_tokens;
         self.probed_tokens += other.probed_tokens;
+        self.prompt_steps += other.prompt_steps;
     }
 }
 
@@ -101,6 +108,11 @@ impl StepTimes {
     pub(crate) fn exact_micros(&self, work: Work) -> f64 {
         let kinds = work.kinds();
         (1..KINDS).map(|kind| self.coefficients[kind] * kinds[kind]).sum()
+    }
+
+    /// Microseconds of the prompt steps of `work` if nothing else runs, their fixed cost included.
+    pub(crate) fn prompt_micros(&self, work: Work) -> f64 {
+        self.coefficients[0] * work.prompt_steps as f64 + self.exact_micros(work)
     }
 
     /// Microseconds of a step of `work` alone.
@@ -190,6 +202,24 @@ mod tests {
         check(300, |work| 10.0 * work.rows as f64 + 0.02 * work.attention_pairs as f64, 0.1);
         check(300, |work| 10.0 * work.rows as f64 + 0.00033 * work.attention_pairs as f64, 0.1);
         check(300, |work| 40.0 * work.rows as f64 + 5.0 * work.copied_tokens as f64, 0.1);
+    }
+
+    /// As a small model on a GPU: prompts of all lengths between long answers.
+    #[test]
+    fn what_a_prompt_step_costs_beside_its_rows_is_told_from_decode_steps() {
+        let mut times = StepTimes::default();
+        for i in 0..2000u64 {
+            let prompt = Work { prompt_steps: 1, ..Work::of_rows(100 + (i * 977 % 4000) as u32, 4100) };
+            let (work, micros) = match i % 40 {
+                0 => (prompt, 2200.0 + 0.4 * prompt.rows as f64),
+                _ => (Work::of_rows(1, 600), 1200.0),
+            };
+            times.observe(work, micros);
+        }
+        for (steps, rows, truth) in [(1, 2000, 3000.0), (2, 300, 4520.0)] {
+            let micros = times.prompt_micros(Work { prompt_steps: steps, ..Work::of_rows(rows, 2000) });
+            assert!((micros / truth - 1.0).abs() < 0.1, "{steps} steps of {rows} rows in all: {micros} for {truth}");
+        }
     }
 
     #[test]

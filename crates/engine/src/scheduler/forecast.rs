@@ -69,7 +69,13 @@ impl Scheduler {
         let moved = step.span_copies.iter().map(|copy| copy.token_ids.len() as u64);
         let copied = step.block_copies.iter().map(|copy| u64::from(copy.num_tokens));
         let probed = step.probes.iter().map(|probe| probe.token_ids.len() as u64);
-        let mut work = Work { copied_tokens: moved.chain(copied).sum(), probed_tokens: probed.sum(), ..Work::default() };
+        let is_of_prompts = !step.probes.is_empty() || step.sequences.iter().any(|scheduled| scheduled.rows.len() > 1);
+        let mut work = Work {
+            copied_tokens: moved.chain(copied).sum(),
+            probed_tokens: probed.sum(),
+            prompt_steps: is_of_prompts.into(),
+            ..Work::default()
+        };
         let mut prefill = work;
         for scheduled in &step.sequences {
             // Void rows are those of answers.
@@ -164,10 +170,17 @@ impl Scheduler {
             return plan;
         }
         let num_reused = plan.spans.iter().map(|span| span.num_tokens).sum();
-        let millis = |num_reused| self.step_times.micros(work_with(sequence, prefix_end, num_reused)) as f64 / 1e3;
+        let millis = |num_reused| self.step_times.prompt_micros(self.steps_with(sequence, prefix_end, num_reused)) / 1e3;
         let fetch_ms = self.host_link.fetch_micros(found.num_fetched()) / 1e3;
         let estimate = semantic::Estimate { full_ms: millis(0), reuse_ms: millis(num_reused) + fetch_ms };
         self.config.gate.apply(plan, estimate)
+    }
+
+    /// [`work_with`] and the steps it takes. A probe has its own, since the rows to compute are known only after it.
+    fn steps_with(&self, sequence: &Sequence, prefix_end: u32, num_reused: u32) -> Work {
+        let work = work_with(sequence, prefix_end, num_reused);
+        let row_steps = work.rows.div_ceil(self.config.max_num_batched_tokens as u64);
+        Work { prompt_steps: row_steps + u64::from(work.probed_tokens > 0), ..work }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use engine::{EngineCore, KvSharingMode, RejectReason, SchedulerConfig, SpanOutcome};
+use engine::{EngineCore, EngineEvent, KvSharingMode, RejectReason, Repair, SchedulerConfig, SchedulerOutput, SpanOutcome};
 use testkit::{EchoExecutor, Reply, RequestBuilder};
 use tokens::{Timestamp, TokenId};
 
@@ -53,4 +53,79 @@ fn spans_are_left_where_they_save_too_little() {
 fn what_work_costs_has_to_be_known_first() {
     let never = semantic::Gate { min_saved_ms: f64::INFINITY, min_saved_ratio: 0.0 };
     assert_eq!(outcome(0, never), SpanOutcome::Reused);
+}
+
+/// Microseconds of a step on a GPU that computes a small model: launches take longer than most rows.
+fn small_model_micros(step: &SchedulerOutput) -> u64 {
+    let num_probed: u64 = step.probes.iter().map(|probe| probe.token_ids.len() as u64).sum();
+    let probing = if step.probes.is_empty() { 0 } else { 1500 + num_probed / 10 };
+    let computing = match step.sequences.iter().map(|scheduled| scheduled.rows.len()).max() {
+        None => 0,
+        Some(1) => 1200,
+        Some(_) => 2200 + step.num_scheduled_tokens() as u64 * 2 / 5,
+    };
+    probing + computing
+}
+
+/// Serves `request` on an idle engine; microseconds to its first token.
+fn serve(core: &mut EngineCore<EchoExecutor>, now: &mut Timestamp, request: engine::Request) -> u64 {
+    let (arrival, mut first_token) = (*now, None);
+    core.add_request(request, arrival);
+    while core.has_work() {
+        let events = core.step(*now).unwrap();
+        *now = Timestamp(now.0 + Duration::from_micros(small_model_micros(core.last_step())));
+        if events.iter().any(|event| matches!(event, EngineEvent::Token { .. })) {
+            first_token = first_token.or(Some(*now));
+        }
+    }
+    first_token.expect("every request is answered").since(arrival).as_micros() as u64
+}
+
+/// Prompts of `num_tokens` whose halves stood in an earlier one in another order: microseconds to their first tokens in all, and how many of
+/// them took spans. The first ones are not counted: steps show what work costs.
+fn first_tokens(mode: KvSharingMode, num_tokens: u32) -> (u64, u64) {
+    let gate = semantic::Gate { min_saved_ms: 0.0, ..semantic::Gate::default() };
+    let config = SchedulerConfig { gate, max_num_batched_tokens: 8192, ..SchedulerConfig::new(4096, 32_768) };
+    let executor = EchoExecutor::new(Reply::Prompt, config.block_size.as_usize());
+    let mut core = EngineCore::new(config, executor).unwrap();
+    let halves = [tokens(0..num_tokens / 2), tokens(num_tokens / 2..num_tokens)];
+    let build = |id: u64, prompt: &[TokenId]| {
+        let request = RequestBuilder::new(id, prompt).max_tokens(64).sharing(mode).store(id == 0);
+        engine::Request { repair: Repair::recommended(), ..request.build() }
+    };
+    let mut now = Timestamp::default();
+    serve(&mut core, &mut now, build(0, &halves.concat()));
+    let (mut micros, mut reused_before) = (0, 0);
+    for id in 1..=40u32 {
+        let header = tokens(100_000 + 40 * id..100_000 + 40 * id + 40);
+        let prompt = [header, halves[1].clone(), halves[0].clone()].concat();
+        let one = serve(&mut core, &mut now, build(id.into(), &prompt));
+        match id {
+            ..=20 => reused_before = num_reused(&core),
+            _ => micros += one,
+        }
+    }
+    (micros, num_reused(&core) - reused_before)
+}
+
+fn num_reused(core: &EngineCore<EchoExecutor>) -> u64 {
+    let lookups = core.stats().span_lookups;
+    lookups.iter().find(|(outcome, _)| *outcome == SpanOutcome::Reused).map_or(0, |(_, count)| count)
+}
+
+#[test]
+fn short_prompts_whose_probe_costs_more_than_it_saves_are_computed() {
+    for num_tokens in [1000, 2000, 6000] {
+        let ((prefix, _), (span, num_reused)) =
+            (first_tokens(KvSharingMode::Prefix, num_tokens), first_tokens(KvSharingMode::Span, num_tokens));
+        assert!(span * 100 <= prefix * 102, "{num_tokens} tokens, {num_reused} reused: {span} µs by spans, {prefix} by prefixes");
+    }
+}
+
+#[test]
+fn long_prompts_of_the_same_model_are_reused() {
+    let ((prefix, _), (span, num_reused)) =
+        (first_tokens(KvSharingMode::Prefix, 24_000), first_tokens(KvSharingMode::Span, 24_000));
+    assert_eq!(num_reused, 20);
+    assert!(span * 10 <= prefix * 8, "{span} µs by spans, {prefix} by prefixes");
 }

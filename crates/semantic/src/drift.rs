@@ -38,26 +38,46 @@ pub struct Drift {
 pub fn follow_drift(span: TokenRange, recomputed: &[TokenRange]) -> Vec<Drift> {
     let pieces = span.positions().step_by(MAX_PIECE_TOKENS as usize);
     let piece = |start: u32| TokenRange::new(start, (start + MAX_PIECE_TOKENS).min(span.end));
-    pieces.filter_map(|start| Drift::of_piece(piece(start), recomputed)).collect()
+    let nearness = nearness_by_distance(span.len().min(MAX_PIECE_TOKENS));
+    pieces.filter_map(|start| Drift::of_piece(piece(start), recomputed, &nearness)).collect()
+}
+
+/// `e^(−distance / LENGTH)` for the distances inside a piece. There are a hundred pairs for each of them.
+fn nearness_by_distance(piece_tokens: u32) -> Vec<f32> {
+    (0..piece_tokens).map(|distance| (-(distance as f32) / LENGTH).exp()).collect()
 }
 
 impl Drift {
     /// `None` if nobody could follow or nobody shows the way.
-    fn of_piece(piece: TokenRange, recomputed: &[TokenRange]) -> Option<Self> {
-        let is_sample = |position: &u32| recomputed.iter().any(|range| range.contains(*position));
-        let (samples, targets): (Vec<u32>, Vec<u32>) = piece.positions().partition(is_sample);
-        let is_useful = !samples.is_empty() && !targets.is_empty();
-        let weights = targets.iter().flat_map(|target| weights(*target, &samples)).collect();
-        is_useful.then_some(Self { samples, targets, weights })
+    fn of_piece(piece: TokenRange, recomputed: &[TokenRange], nearness: &[f32]) -> Option<Self> {
+        let first = recomputed.partition_point(|range| range.end <= piece.start);
+        let (mut samples, mut targets, mut next) = (Vec::new(), Vec::new(), piece.start);
+        for range in recomputed[first..].iter().take_while(|range| range.start < piece.end) {
+            let sampled = range.start.max(next)..range.end.min(piece.end);
+            targets.extend(next..sampled.start);
+            next = sampled.end;
+            samples.extend(sampled);
+        }
+        targets.extend(next..piece.end);
+        if samples.is_empty() || targets.is_empty() {
+            return None;
+        }
+        let mut weights = Vec::with_capacity(targets.len() * samples.len());
+        targets.iter().for_each(|target| push_weights(*target, &samples, nearness, &mut weights));
+        Some(Self { samples, targets, weights })
     }
 }
 
 /// `GAIN e^(−distance / LENGTH)`, normalised over the samples and the prior.
-fn weights(target: u32, samples: &[u32]) -> impl Iterator<Item = f32> {
-    let nearness = move |sample: &u32| (-(target.abs_diff(*sample) as f32) / LENGTH).exp();
-    let total: f32 = PRIOR + samples.iter().map(nearness).sum::<f32>();
-    let weight = move |sample| GAIN * nearness(sample) / total;
-    samples.iter().map(weight).map(|weight| if weight < MIN_WEIGHT { 0.0 } else { weight })
+fn push_weights(target: u32, samples: &[u32], nearness: &[f32], weights: &mut Vec<f32>) {
+    let start = weights.len();
+    weights.extend(samples.iter().map(|sample| nearness[target.abs_diff(*sample) as usize]));
+    let of_target = &mut weights[start..];
+    let total: f32 = PRIOR + of_target.iter().sum::<f32>();
+    for weight in of_target {
+        let normalised = GAIN * *weight / total;
+        *weight = if normalised < MIN_WEIGHT { 0.0 } else { normalised };
+    }
 }
 
 #[cfg(test)]
@@ -74,6 +94,42 @@ mod tests {
             }
         }
         found
+    }
+
+    /// As the formula says it, position by position.
+    fn by_formula(piece: TokenRange, recomputed: &[TokenRange]) -> Option<Drift> {
+        let is_sample = |position: &u32| recomputed.iter().any(|range| range.contains(*position));
+        let (samples, targets): (Vec<u32>, Vec<u32>) = piece.positions().partition(is_sample);
+        let of_target = |target: &u32| {
+            let nearness: Vec<f32> = samples.iter().map(|sample| (-(target.abs_diff(*sample) as f32) / LENGTH).exp()).collect();
+            let total: f32 = PRIOR + nearness.iter().sum::<f32>();
+            let weight = move |nearness: f32| GAIN * nearness / total;
+            nearness.into_iter().map(weight).map(|weight| if weight < MIN_WEIGHT { 0.0 } else { weight }).collect::<Vec<_>>()
+        };
+        let weights = targets.iter().flat_map(of_target).collect();
+        (!samples.is_empty() && !targets.is_empty()).then_some(Drift { samples, targets, weights })
+    }
+
+    #[test]
+    fn pieces_have_the_bits_of_the_formula() {
+        let mut state = 7u32;
+        let mut below = |n: u32| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) % n
+        };
+        for _ in 0..40 {
+            let mut recomputed: Vec<TokenRange> = Vec::new();
+            while recomputed.last().map_or(0, |range| range.end) < 2500 {
+                let start = recomputed.last().map_or(0, |range| range.end) + 1 + below(90);
+                recomputed.push(TokenRange::new(start, start + 1 + below(30)));
+            }
+            let start = below(1000);
+            let span = TokenRange::new(start, start + 1 + below(1500));
+            let pieces = span.positions().step_by(MAX_PIECE_TOKENS as usize);
+            let piece = |start: u32| TokenRange::new(start, (start + MAX_PIECE_TOKENS).min(span.end));
+            let expected: Vec<_> = pieces.filter_map(|start| by_formula(piece(start), &recomputed)).collect();
+            assert_eq!(follow_drift(span, &recomputed), expected, "{span:?}");
+        }
     }
 
     #[test]

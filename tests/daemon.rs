@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// The binary under test.
-pub(crate) const KVSHARE: &str = env!("CARGO_BIN_EXE_kvshare");
+use crate::places::{kvshare, scratch};
+
 /// What the daemon calls the model it serves when none is named.
 pub(crate) const MODEL: &str = "smollm2-135m-instruct";
 
@@ -30,7 +30,7 @@ impl Daemon {
     pub(crate) async fn start(args: &[&str]) -> Self {
         pull_default_model();
         let port = free_port();
-        let log = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("daemon-{port}.log"));
+        let log = scratch().join(format!("daemon-{port}.log"));
         let stderr = fs::File::create(&log).expect("the target folder can be written");
         let child = serve(port).args(args).stdout(Stdio::null()).stderr(stderr).spawn().expect("kvshare starts");
         let mut daemon = Self { child, log, url: format!("http://127.0.0.1:{port}") };
@@ -118,7 +118,7 @@ impl Drop for Daemon {
 
 /// `kvshare serve` on `port`, small enough that several fit on one machine.
 pub(crate) fn serve(port: u16) -> Command {
-    let mut command = Command::new(KVSHARE);
+    let mut command = Command::new(kvshare());
     command.args(["serve", "--host", "127.0.0.1", "--port", &port.to_string()]);
     command.args(["--kv-cache-memory", "256MiB", "--threads", "2"]);
     command
@@ -143,7 +143,7 @@ pub(crate) fn pull_default_model() -> &'static Path {
 
 /// The file of a model of the catalogue, fetched if it is not there yet.
 pub(crate) fn pull(model: &str) -> PathBuf {
-    let output = output(Command::new(KVSHARE).args(["pull", model]));
+    let output = output(Command::new(kvshare()).args(["pull", model]));
     assert!(output.status.success(), "kvshare pull {model}: {}", String::from_utf8_lossy(&output.stderr));
     let stdout = String::from_utf8(output.stdout).expect("a path in UTF-8");
     let file = PathBuf::from(stdout.lines().last().expect("kvshare pull prints where the model is"));

@@ -6,6 +6,7 @@
 
 mod daemon;
 mod openai_sdk;
+mod places;
 mod reference;
 mod server;
 mod tidy;

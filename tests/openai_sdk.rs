@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::daemon::{Daemon, MODEL};
+use crate::places::{repository, scratch};
 
 /// Runs `command` and returns what it printed; fails with that when it fails.
 #[track_caller]
@@ -16,7 +17,7 @@ fn run(command: &mut Command) -> String {
 
 /// A Python with the pinned package, made once and kept in the target folder.
 fn python_with_openai(requirements: &Path) -> PathBuf {
-    let venv = Path::new(env!("CARGO_TARGET_TMPDIR")).join("openai-venv");
+    let venv = scratch().join("openai-venv");
     let python = venv.join("bin/python");
     if !python.exists() {
         run(Command::new("python3").args(["-m", "venv"]).arg(&venv));
@@ -27,7 +28,7 @@ fn python_with_openai(requirements: &Path) -> PathBuf {
 
 #[tokio::test]
 async fn the_openai_package_works_unchanged() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/openai_sdk");
+    let folder = repository().join("tests/openai_sdk");
     let python = python_with_openai(&folder.join("requirements.txt"));
     let daemon = Daemon::start(&[]).await;
     let mut test = Command::new(python);

@@ -18,7 +18,7 @@ use crate::daemon::pull;
 const CHUNK: usize = 512;
 
 fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures")
+    crate::places::repository().join("tests/fixtures")
 }
 
 const KV_BYTES: u64 = 64 << 20;

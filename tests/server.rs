@@ -283,7 +283,7 @@ fn a_vocabulary_larger_than_the_model_is_told_in_one_line() {
 fn an_impossible_memory_budget_is_told_in_one_line() {
     pull_default_model();
     for budget in ["1KiB", "900TiB"] {
-        let mut command = Command::new(crate::daemon::KVSHARE);
+        let mut command = Command::new(crate::places::kvshare());
         command.args(["serve", "--host", "127.0.0.1", "--port", &free_port().to_string(), "--kv-cache-memory", budget]);
         check_refusal(&mut command, "memory");
     }

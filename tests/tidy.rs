@@ -30,7 +30,7 @@ const PURE_MAY_NOT_SAY: [&str; 7] =
     ["Instant::now", "SystemTime", "std::env", "thread::spawn", "thread::sleep", "std::fs", "std::net"];
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+    crate::places::repository().to_owned()
 }
 
 fn folder_of(name: &str) -> PathBuf {

@@ -1,7 +1,6 @@
 //! The default model's tokenizer and chat template, through the daemon, beside Hugging Face's.
 
 use std::fs;
-use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -10,7 +9,7 @@ use crate::daemon::{Daemon, pull_default_model};
 /// What `tests/reference/make_tokenizer_fixture.py` stored for the default model.
 fn fixture() -> Value {
     let stem = pull_default_model().file_stem().and_then(|stem| stem.to_str()).expect("a model's name is UTF-8");
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../../tests/fixtures/tokenizer/{stem}.json"));
+    let path = crate::places::repository().join(format!("tests/fixtures/tokenizer/{stem}.json"));
     serde_json::from_str(&fs::read_to_string(path).expect("the fixture is there")).expect("the fixture is JSON")
 }
 

@@ -52,3 +52,14 @@ pub(crate) enum Command {
         shell: clap_complete::Shell,
     },
 }
+
+impl Command {
+    /// Whether the command takes the settings of the daemon, from flags, file and environment.
+    pub(crate) fn reads_config(&self) -> bool {
+        match self {
+            Self::Serve(_) | Self::Eval(_) | Self::CheckConfig(_) => true,
+            Self::Bench { command } => command.reads_config(),
+            Self::Pull(_) | Self::Chat(_) | Self::Simulate(_) | Self::Keys { .. } | Self::Completions { .. } => false,
+        }
+    }
+}

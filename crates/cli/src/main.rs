@@ -12,6 +12,7 @@ mod chat;
 mod client;
 mod config;
 mod embedders;
+mod environment;
 mod eval;
 mod json_args;
 mod keys;
@@ -43,6 +44,10 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> anyhow::Result<()> {
+    if command.reads_config() {
+        let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+        environment::refuse_unknown(&Args::command(), names)?;
+    }
     match command {
         Command::Serve(args) => serve::run(&Config::resolve(*args)?),
         Command::Pull(args) => pull::run(args),

@@ -13,7 +13,7 @@ use crate::json_args::JsonArgs;
 pub(crate) struct SimulateArgs {
     /// JSON lines with arrival_s, input_length, output_length and, for prefix hits, hash_ids of blocks
     trace: PathBuf,
-    /// Sizes of the KV pool in blocks of 512 tokens, or `unlimited` [default: 1000,5000,20000,unlimited]
+    /// Sizes of the KV pool in blocks of 512 tokens, or `unlimited` [default: 1000,4000,16000,unlimited]
     #[arg(long, value_delimiter = ',', value_name = "N,..")]
     blocks: Vec<PoolSize>,
     /// Orders of the waiting requests [default: all]
@@ -43,10 +43,10 @@ pub(crate) struct SimulateArgs {
     /// Share of the time waited that counts against predicted work at most [default: 0.5]
     #[arg(long, value_name = "X")]
     ageing: Option<f64>,
-    /// Share of the longest delay that a request with much work waits longer than by arrival; 0: as `--ageing` has it
+    /// Share of the longest delay that a request with much work waits longer than by arrival; 0: as `--ageing` has it [default: 0.35]
     #[arg(long, value_name = "X")]
     overtake_share: Option<f64>,
-    /// Share of a step's rows for a long prompt while shorter ones wait
+    /// Share of a step's rows for a long prompt while shorter ones wait [default: 0.1]
     #[arg(long, value_name = "X")]
     long_prompt_share: Option<f64>,
     #[command(flatten)]
@@ -102,6 +102,25 @@ mod tests {
     #[test]
     fn without_flags_everything_is_the_simulators_default() {
         assert_eq!(format!("{:?}", parse("simulate trace.jsonl")), format!("{:?}", SimOptions::default()));
+    }
+
+    #[test]
+    fn what_the_help_of_a_flag_calls_its_default_is_the_default() {
+        use clap::CommandFactory;
+        let (defaults, mut unstated) = (format!("{:?}", SimOptions::default()), Vec::new());
+        for arg in Line::command().get_arguments() {
+            let Some(long) = arg.get_long() else { continue };
+            match crate::config::help::stated_default(arg) {
+                Some(all) if all == "all" => {}
+                Some(stated) => {
+                    assert_eq!(format!("{:?}", parse(&format!("simulate t --{long} {stated}"))), defaults, "--{long}")
+                }
+                // Clap prints those that it knows itself.
+                None if arg.get_default_values().is_empty() => unstated.push(long.to_owned()),
+                None => {}
+            }
+        }
+        assert_eq!(unstated, ["requests", "json"]);
     }
 
     #[test]

@@ -29,6 +29,16 @@ pub(crate) enum BenchCommand {
     Compare(compare::CompareArgs),
 }
 
+impl BenchCommand {
+    /// Whether the engine runs in process, with the settings of the daemon.
+    pub(crate) fn reads_config(&self) -> bool {
+        match self {
+            Self::Engine(_) | Self::Donors(_) | Self::Sharing(_) => true,
+            Self::Serve(_) | Self::Compare(_) => false,
+        }
+    }
+}
+
 /// Measures, and prints the result on standard output.
 ///
 /// # Errors

@@ -11,7 +11,7 @@ use super::dispatch::Dispatch;
 use super::report::{Answer, Measured, Outcome, ServeReport, group};
 use super::workload::{self, Record};
 use crate::client::{ChatEvent, ChatRequest, Client, SharingChoice};
-use crate::config::KvSharing;
+use crate::config::{KvSharing, Secret};
 use crate::json_args::JsonArgs;
 use crate::progress::{Progress, Unit};
 
@@ -21,6 +21,9 @@ pub(crate) struct ServeBenchArgs {
     /// Server to measure
     #[arg(long, short, env = "KVSHARE_URL", default_value = "http://127.0.0.1:8000")]
     url: String,
+    /// API key, where the server asks for one
+    #[arg(long, env = "KVSHARE_API_KEY", hide_env_values = true, value_name = "KEY")]
+    api_key: Option<Secret>,
     /// JSON lines with id, workload, donor_id, expect, messages and max_tokens
     #[arg(long, short, value_name = "FILE")]
     workload: PathBuf,
@@ -94,7 +97,7 @@ fn first_error(record: &Measured) -> Option<(&str, &str)> {
 }
 
 async fn measure(args: &ServeBenchArgs, records: &[Record]) -> anyhow::Result<ServeReport> {
-    let client = Client::new(&args.url)?;
+    let client = Client::new(&args.url)?.with_key(args.api_key.clone());
     let model = match &args.model {
         Some(model) => model.clone(),
         None => client.first_model().await?,

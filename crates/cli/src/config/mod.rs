@@ -8,6 +8,8 @@ mod byte_size;
 mod device;
 mod duration;
 mod engine;
+#[cfg(test)]
+pub(crate) mod help;
 mod log;
 mod model;
 mod repair;

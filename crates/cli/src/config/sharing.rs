@@ -76,7 +76,7 @@ pub(crate) enum KvSharing {
     /// As span, also from donors that mean something similar if there is an embedder, and of donors of the same text the one behind
     /// the most similar text. Approximate.
     Semantic,
-    /// Finds what semantic would reuse and records it, but reuses equal beginnings only. Exact.
+    /// Finds what span would reuse and records it, but reuses equal beginnings only. Exact.
     Shadow,
 }
 

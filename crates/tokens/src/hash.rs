@@ -9,25 +9,52 @@ use crate::{BlockSize, CacheSalt, TokenId};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockHash(pub u64);
 
+/// The chain of a sequence's full blocks without a scope: tokens are hashed once, whatever the number of scopes they are looked up in.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct ContentHashes(Box<[u64]>);
+
+impl ContentHashes {
+    /// Hashes the blocks that `tokens` fill completely, first to last. A trailing partial block has none.
+    #[must_use]
+    pub fn of(tokens: &[TokenId], block_size: BlockSize) -> Self {
+        let chain = tokens.chunks_exact(block_size.as_usize()).scan(SEED, |state, block| {
+            *state = chain_block(*state, block);
+            Some(*state)
+        });
+        Self(chain.collect())
+    }
+
+    /// Names of the blocks in the scope of `salt`, one mixing step each.
+    #[must_use]
+    pub fn in_scope(&self, salt: CacheSalt) -> Vec<BlockHash> {
+        let key = scope_key(salt);
+        self.0.iter().map(|content| BlockHash(mix(content ^ key))).collect()
+    }
+}
+
 /// Hashes of the blocks that `tokens` fill completely, first to last. A trailing partial block has none.
 #[must_use]
 pub fn hash_full_blocks(salt: CacheSalt, tokens: &[TokenId], block_size: BlockSize) -> Vec<BlockHash> {
-    let mut parent = None;
-    tokens
-        .chunks_exact(block_size.as_usize())
-        .map(|block| {
-            let hash = hash_next_block(salt, parent, block);
-            parent = Some(hash);
-            hash
-        })
-        .collect()
+    ContentHashes::of(tokens, block_size).in_scope(salt)
 }
 
 /// Hash of one full block that follows `parent`, or that starts a sequence.
 #[must_use]
 pub fn hash_next_block(salt: CacheSalt, parent: Option<BlockHash>, block: &[TokenId]) -> BlockHash {
-    let start = parent.map_or(mix(salt.0 ^ SEED), |parent| parent.0);
-    BlockHash(block.iter().fold(start, |state, token| mix(state ^ u64::from(token.0))))
+    let key = scope_key(salt);
+    let start = parent.map_or(SEED, |parent| unmix(parent.0) ^ key);
+    BlockHash(mix(chain_block(start, block) ^ key))
+}
+
+/// Content of a block after content `state`. Two tokens at a time: each step waits for the one before.
+fn chain_block(state: u64, block: &[TokenId]) -> u64 {
+    let (pairs, rest) = block.as_chunks::<2>();
+    let state = pairs.iter().fold(state, |state, [a, b]| mix(state ^ (u64::from(a.0) | u64::from(b.0) << 32)));
+    rest.iter().fold(state, |state, token| mix(state ^ u64::from(token.0)))
+}
+
+fn scope_key(salt: CacheSalt) -> u64 {
+    mix(salt.0 ^ SEED)
 }
 
 /// Any odd-looking constant: it keeps the hash of an empty scope from being zero.
@@ -39,6 +66,13 @@ fn mix(x: u64) -> u64 {
     let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)
+}
+
+/// The inverse of [`mix`]: each of its steps can be undone (the factors are inverses modulo 2^64).
+fn unmix(x: u64) -> u64 {
+    let x = (x ^ (x >> 31) ^ (x >> 62)).wrapping_mul(0x3196_42b2_d24d_8ec3);
+    let x = (x ^ (x >> 27) ^ (x >> 54)).wrapping_mul(0x96de_1b17_3f11_9089);
+    (x ^ (x >> 30) ^ (x >> 60)).wrapping_sub(0x9e37_79b9_7f4a_7c15)
 }
 
 #[cfg(test)]
@@ -68,7 +102,16 @@ mod tests {
 
     #[test]
     fn a_chain_is_extended_block_by_block() {
-        let all = hashes(5, &[1, 2, 3, 4]);
-        assert_eq!(hash_next_block(CacheSalt(5), Some(all[0]), &[TokenId(3), TokenId(4)]), all[1]);
+        for salt in [0, 5, u64::MAX] {
+            let all = hashes(salt, &[1, 2, 3, 4, 5, 6]);
+            assert_eq!(hash_next_block(CacheSalt(salt), None, &[TokenId(1), TokenId(2)]), all[0]);
+            assert_eq!(hash_next_block(CacheSalt(salt), Some(all[0]), &[TokenId(3), TokenId(4)]), all[1]);
+            assert_eq!(hash_next_block(CacheSalt(salt), Some(all[1]), &[TokenId(5), TokenId(6)]), all[2]);
+        }
+    }
+
+    #[test]
+    fn the_order_of_tokens_in_a_block_counts() {
+        assert_ne!(hashes(0, &[1, 2]), hashes(0, &[2, 1]));
     }
 }

@@ -9,6 +9,6 @@ mod hash;
 mod ids;
 mod range;
 
-pub use hash::{BlockHash, hash_full_blocks, hash_next_block};
+pub use hash::{BlockHash, ContentHashes, hash_full_blocks, hash_next_block};
 pub use ids::{BlockId, BlockSize, CacheSalt, DonorId, HostBlockId, RequestId, SessionId, TenantId, Timestamp, TokenId};
 pub use range::{TokenRange, complement};

@@ -166,12 +166,28 @@ impl PrefixIndex {
         self.version
     }
 
-    /// How many leading blocks of `sequence` are here. An estimate: nothing is confirmed.
+    /// How many leading blocks of `sequence` are here. An estimate: nothing is confirmed. Takes the logarithm of their number, as all
+    /// blocks before one that is here are here.
     #[must_use]
     pub fn count_leading(&self, sequence: HashedTokens<'_>) -> usize {
-        let count = |hashes: &[BlockHash]| hashes.iter().take_while(|hash| self.by_hash.contains_key(hash)).count();
-        let starts = sequence.readable.iter().map(|scope| count(&scope.hashes)).chain([0]);
-        starts.map(|start| start + count(&sequence.hashes[start..])).max().unwrap_or(0)
+        let is_here = |idx: usize| self.place_in(sequence, idx).is_some();
+        let (mut here, mut missing) = (0, sequence.hashes.len());
+        // Most sequences are here from the start or not at all.
+        if !is_here(0) {
+            return 0;
+        }
+        while here + 1 < missing {
+            let middle = here.midpoint(missing);
+            if is_here(middle) { here = middle } else { missing = middle }
+        }
+        here + 1
+    }
+
+    /// The place of block `idx` of `sequence` in one of the scopes it may read. An estimate: nothing is confirmed.
+    #[must_use]
+    pub fn place_in(&self, sequence: HashedTokens<'_>, idx: usize) -> Option<Place> {
+        let others = sequence.readable.iter().map(|scope| &scope.hashes[..]);
+        std::iter::once(sequence.hashes).chain(others).find_map(|hashes| self.by_hash.get(hashes.get(idx)?).copied())
     }
 
     /// The leading full blocks of `sequence` that are here, each confirmed: those of the longest path that begins in one of the

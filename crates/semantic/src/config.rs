@@ -60,9 +60,10 @@ pub struct SpanIndexConfig {
     pub window_shingles: u32,
     /// Shorter matches are not returned. At least `shingle_tokens + window_shingles - 1`, so that none is missed.
     pub min_span_tokens: u32,
-    /// Places remembered for one shingle, newest first; and places in a target at which one shingle is looked up.
+    /// Runs that are found in one place of a target, those of the newest donors first; and places of one shingle in one donor that are
+    /// remembered.
     ///
-    /// Bounds the work for text that repeats itself.
+    /// Bounds the work for text that many donors have, and for text that repeats itself.
     pub max_postings: u32,
     /// Donors kept.
     pub max_donors: usize,

@@ -1,18 +1,18 @@
 //! Which match serves which part of a target: weighted interval scheduling in which a match may be cut.
 //!
 //! The target falls into sections at the ends of all matches, so that inside a section the same matches are at hand.
-//! A table of sections and matches holds the best worth of a cover that ends with that match in that section.
+//! A table of sections and matches holds the best worth of a cover that ends with that match in that section. At most [`MAX_COVER`] matches
+//! are at hand in a section, so that the table grows with the target.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::{BinaryHeap, HashMap};
 
-use tokens::{DonorId, TokenRange};
+use tokens::TokenRange;
 
-use crate::SpanMatch;
-use crate::edits::EditedRuns;
+use crate::{SpanMatch, Steps};
 
-/// Matches looked at: the longest. The table grows with its square, and a text that repeats itself has one match per repetition.
-const MAX_CANDIDATES: usize = 256;
+/// Matches at hand in any place of the target. More than a search finds in one place, but for text that repeats itself. Chosen.
+const MAX_COVER: usize = 16;
 
 /// Lost for each change of donor. Small, so that it decides between equals only.
 const DONOR_COST: i64 = 1;
@@ -46,12 +46,6 @@ impl Rows {
         pieces.take_while(|piece| !piece.is_empty())
     }
 
-    /// How many rows of `found` may be copied in `section`, which must lie inside it.
-    fn count(&self, found: &SpanMatch, section: TokenRange) -> u32 {
-        let start = section.start.max(self.head_end(found));
-        self.rank(section.end).saturating_sub(self.rank(start))
-    }
-
     /// Allowed rows left of `pos`.
     fn rank(&self, pos: u32) -> u32 {
         match self.allowed.partition_point(|range| range.start < pos) {
@@ -77,16 +71,46 @@ pub(crate) struct Candidate {
     pub(crate) preference: f32,
 }
 
-impl Candidate {
-    /// The part at target positions `range`; `None` if that is empty.
-    pub(crate) fn within_target(&self, range: TokenRange) -> Option<Self> {
-        self.found.within_target(range).map(|found| Self { found, ..*self })
+/// Parts of `matches` by ascending target position, of which at most [`MAX_COVER`] cover any token: each token that more cover keeps those
+/// that begin first, and those that reach furthest where one of these ends.
+pub(crate) fn thin_out(mut matches: Vec<SpanMatch>, steps: &mut Steps) -> Vec<SpanMatch> {
+    let by_start = |found: &SpanMatch| (found.target_pos, Reverse(found.num_tokens), Reverse(found.donor), found.donor_pos);
+    matches.sort_unstable_by_key(by_start);
+    steps.cells += matches.len() as u64;
+    let mut kept = Vec::with_capacity(matches.len());
+    let mut ends: BinaryHeap<Reverse<u32>> = BinaryHeap::new();
+    // Those without a place, the furthest end on top.
+    let mut waiting: BinaryHeap<(u32, usize)> = BinaryHeap::new();
+    let mut next = 0;
+    while next < matches.len() || !waiting.is_empty() {
+        let start = matches.get(next).map_or(u32::MAX, |found| found.target_pos);
+        match ends.peek() {
+            Some(&Reverse(end)) if end <= start => {
+                ends.pop();
+                let rest = waiting.pop().and_then(|(furthest, nth)| matches[nth].within_target(TokenRange::new(end, furthest)));
+                match rest {
+                    Some(rest) => {
+                        kept.push(rest);
+                        ends.push(Reverse(rest.target_range().end));
+                    }
+                    // None of the others reaches further.
+                    None => waiting.clear(),
+                }
+            }
+            _ => {
+                let end = matches[next].target_range().end;
+                if ends.len() < MAX_COVER {
+                    kept.push(matches[next]);
+                    ends.push(Reverse(end));
+                } else {
+                    waiting.push((end, next));
+                }
+                next += 1;
+            }
+        }
     }
-
-    /// The part left of `end` that is not downstream of an edit.
-    pub(crate) fn behind(&self, edited: &EditedRuns, end: u32) -> Option<Self> {
-        self.within_target(TokenRange::new(edited.end_in(&self.found), end))
-    }
+    kept.sort_by_key(by_start);
+    kept
 }
 
 /// A match that ends the best cover up to some section.
@@ -105,28 +129,28 @@ pub(crate) struct Choice {
     pub(crate) part: SpanMatch,
 }
 
-/// Parts of `candidates`, by ascending target position and disjoint, with the most rows to copy.
+/// Parts of `candidates`, which come by ascending target position, disjoint and in the same order, with the most rows to copy.
 ///
-/// Each part brings at least `min_gain` rows more than doing without it.
-pub(crate) fn choose_matches(candidates: &[Candidate], rows: &Rows, min_gain: u32) -> Vec<Choice> {
-    let candidates = in_order_of_preference(candidates);
-    let mut table = Table::new(&candidates, rows, min_gain);
-    for section in sections(&candidates) {
+/// Each part brings at least `min_gain` rows more than doing without it. Counts its work in `steps`.
+pub(crate) fn choose_matches(candidates: &[Candidate], rows: &Rows, min_gain: u32, steps: &mut Steps) -> Vec<Choice> {
+    let mut table = Table::new(in_order_of_preference(candidates), rows, min_gain);
+    let mut starting: Vec<usize> = (0..table.candidates.len()).collect();
+    starting.sort_unstable_by_key(|&candidate| Reverse((table.candidates[candidate].target_pos, candidate)));
+    for section in sections(&table.candidates) {
+        table.close(section.start);
+        while let Some(candidate) = starting.pop_if(|candidate| table.candidates[*candidate].target_pos == section.start) {
+            table.open(candidate);
+        }
         table.add_section(section);
     }
+    steps.cells += (table.candidates.len() + table.cells.len()) as u64;
     table.best_cover()
 }
 
-/// The longest candidates, the preferred and then the youngest donor first: among equals, the table keeps the first.
+/// The preferred, then the youngest donor first: among equals, the table keeps the first.
 fn in_order_of_preference(candidates: &[Candidate]) -> Vec<SpanMatch> {
     let mut candidates = candidates.to_vec();
-    if candidates.len() > MAX_CANDIDATES {
-        candidates.sort_by_key(|Candidate { found, .. }| {
-            (Reverse(found.num_tokens), Reverse(found.donor), found.target_pos, found.donor_pos)
-        });
-        candidates.truncate(MAX_CANDIDATES);
-    }
-    candidates.sort_by(|a, b| {
+    candidates.sort_unstable_by(|a, b| {
         let key = |found: &SpanMatch| (Reverse(found.donor), found.target_pos, found.donor_pos);
         b.preference.total_cmp(&a.preference).then_with(|| key(&a.found).cmp(&key(&b.found)))
     });
@@ -142,40 +166,65 @@ fn sections(candidates: &[SpanMatch]) -> Vec<TokenRange> {
 }
 
 struct Table<'a> {
-    candidates: &'a [SpanMatch],
+    candidates: Vec<SpanMatch>,
+    /// The donor of each candidate, numbered.
+    donors: Vec<usize>,
+    /// Allowed rows left of the first row of each candidate that is not head.
+    ranks: Vec<u32>,
     rows: &'a Rows,
     /// Lost for each part.
     part_cost: i64,
+    /// Candidates that cover the current section, ascending.
+    open: Vec<usize>,
     cells: Vec<Cell>,
     /// Last cell of each candidate.
     last: Vec<Option<usize>>,
-    /// Best cell so far that ends with this donor.
-    best_of_donor: HashMap<DonorId, usize>,
+    /// Best cell so far that ends with each donor.
+    best_of_donor: Vec<Option<usize>>,
     /// Best cell so far.
     best: Option<usize>,
 }
 
 impl<'a> Table<'a> {
-    fn new(candidates: &'a [SpanMatch], rows: &'a Rows, min_gain: u32) -> Self {
+    fn new(candidates: Vec<SpanMatch>, rows: &'a Rows, min_gain: u32) -> Self {
+        let mut numbers = HashMap::new();
+        let number = |found: &SpanMatch| {
+            let next = numbers.len();
+            *numbers.entry(found.donor).or_insert(next)
+        };
         Self {
-            candidates,
+            donors: candidates.iter().map(number).collect(),
+            ranks: candidates.iter().map(|found| rows.rank(rows.head_end(found))).collect(),
             rows,
             part_cost: i64::from(min_gain) - 1,
+            open: Vec::new(),
             cells: Vec::new(),
             last: vec![None; candidates.len()],
-            best_of_donor: HashMap::new(),
+            best_of_donor: vec![None; numbers.len()],
             best: None,
+            candidates,
         }
+    }
+
+    /// Takes out the candidates that end at `pos`.
+    fn close(&mut self, pos: u32) {
+        let candidates = &self.candidates;
+        self.open.retain(|&candidate| candidates[candidate].target_range().end > pos);
+    }
+
+    fn open(&mut self, candidate: usize) {
+        let at = self.open.partition_point(|&other| other < candidate);
+        self.open.insert(at, candidate);
     }
 
     fn add_section(&mut self, section: TokenRange) {
         let first_new = self.cells.len();
-        for (candidate, found) in self.candidates.iter().enumerate() {
-            if found.target_range().contains(section.start) {
-                let (before, worth) = self.best_way_into(candidate, section);
-                let worth = worth + i64::from(self.rows.count(found, section));
-                self.cells.push(Cell { candidate, section, worth, before });
-            }
+        let (start, end) = (self.rows.rank(section.start), self.rows.rank(section.end));
+        for at in 0..self.open.len() {
+            let candidate = self.open[at];
+            let (before, worth) = self.best_way_into(candidate, section);
+            let num_rows = end.saturating_sub(start.max(self.ranks[candidate]));
+            self.cells.push(Cell { candidate, section, worth: worth + i64::from(num_rows), before });
         }
         for cell_idx in first_new..self.cells.len() {
             self.note(cell_idx);
@@ -195,7 +244,7 @@ impl<'a> Table<'a> {
         };
         let continued = self.last[candidate].filter(|&cell_idx| self.cells[cell_idx].section.end == section.start);
         consider(continued, 0);
-        consider(self.best_of_donor.get(&self.candidates[candidate].donor).copied(), self.part_cost);
+        consider(self.best_of_donor[self.donors[candidate]], self.part_cost);
         consider(self.best, self.part_cost + DONOR_COST);
         way
     }
@@ -203,11 +252,12 @@ impl<'a> Table<'a> {
     fn note(&mut self, cell_idx: usize) {
         let Cell { candidate, worth, .. } = self.cells[cell_idx];
         self.last[candidate] = Some(cell_idx);
-        let best_of_donor = self.best_of_donor.entry(self.candidates[candidate].donor).or_insert(cell_idx);
-        if worth > self.cells[*best_of_donor].worth {
-            *best_of_donor = cell_idx;
+        let is_better = |best: Option<usize>| best.is_none_or(|best| worth > self.cells[best].worth);
+        let donor = self.donors[candidate];
+        if is_better(self.best_of_donor[donor]) {
+            self.best_of_donor[donor] = Some(cell_idx);
         }
-        if self.best.is_none_or(|best| worth > self.cells[best].worth) {
+        if is_better(self.best) {
             self.best = Some(cell_idx);
         }
     }

@@ -1,11 +1,11 @@
 //! The prompts that are kept, and the order in which they leave: least recently used first.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use tokens::{CacheSalt, DonorId, TokenId};
 
-use crate::Segments;
+use crate::{Segments, Sketch};
 
 /// A kept prompt.
 pub(crate) struct Donor {
@@ -13,7 +13,20 @@ pub(crate) struct Donor {
     pub(crate) scope: CacheSalt,
     pub(crate) tokens: Arc<[TokenId]>,
     pub(crate) segments: Segments,
+    /// Its sampled shingles.
+    pub(crate) sketch: Sketch,
+    /// Leading tokens whose shingles are posted.
+    pub(crate) num_posted: u32,
     last_use: u64,
+}
+
+/// A prompt to be kept.
+pub(crate) struct NewDonor {
+    pub(crate) id: DonorId,
+    pub(crate) scope: CacheSalt,
+    pub(crate) tokens: Arc<[TokenId]>,
+    pub(crate) segments: Segments,
+    pub(crate) sketch: Sketch,
 }
 
 /// Donors in slots: a slot is a dense number that postings can hold.
@@ -21,7 +34,7 @@ pub(crate) struct Donor {
 pub(crate) struct Donors {
     slots: Vec<Option<Donor>>,
     unused: Vec<u32>,
-    slot_of: BTreeMap<DonorId, u32>,
+    slot_of: HashMap<DonorId, u32>,
     /// Slot by last use. Uses are counted, not timed.
     by_last_use: BTreeMap<u64, u32>,
     num_uses: u64,
@@ -38,9 +51,18 @@ impl Donors {
         self.num_tokens
     }
 
+    /// One more than the largest slot in use.
+    pub(crate) fn num_slots(&self) -> usize {
+        self.slots.len()
+    }
+
     /// The donor in `slot`, which must be in use.
     pub(crate) fn at(&self, slot: u32) -> &Donor {
         self.slots[slot as usize].as_ref().expect("postings of a removed donor are removed with it")
+    }
+
+    pub(crate) fn at_mut(&mut self, slot: u32) -> &mut Donor {
+        self.slots[slot as usize].as_mut().expect("postings of a removed donor are removed with it")
     }
 
     pub(crate) fn get(&self, id: DonorId) -> Option<&Donor> {
@@ -53,8 +75,9 @@ impl Donors {
 
     /// Those of `scope`, by id.
     pub(crate) fn in_scope(&self, scope: CacheSalt) -> Vec<DonorId> {
-        let all = self.slot_of.iter();
-        all.filter(|&(_, &slot)| self.at(slot).scope == scope).map(|(&id, _)| id).collect()
+        let mut donors: Vec<_> = self.slots.iter().flatten().filter(|donor| donor.scope == scope).map(|donor| donor.id).collect();
+        donors.sort_unstable();
+        donors
     }
 
     pub(crate) fn least_recently_used(&self) -> Option<DonorId> {
@@ -62,14 +85,16 @@ impl Donors {
     }
 
     /// Keeps a donor, whose id must be new, and returns its slot.
-    pub(crate) fn insert(&mut self, id: DonorId, scope: CacheSalt, tokens: Arc<[TokenId]>, segments: Segments) -> u32 {
+    pub(crate) fn insert(&mut self, new: NewDonor) -> u32 {
+        let NewDonor { id, scope, tokens, segments, sketch } = new;
         let slot = self.unused.pop().unwrap_or_else(|| {
             self.slots.push(None);
             u32::try_from(self.slots.len() - 1).expect("fewer than 2^32 donors fit into memory")
         });
         self.num_tokens += tokens.len();
         self.num_uses += 1;
-        self.slots[slot as usize] = Some(Donor { id, scope, tokens, segments, last_use: self.num_uses });
+        self.slots[slot as usize] =
+            Some(Donor { id, scope, num_posted: tokens.len() as u32, tokens, segments, sketch, last_use: self.num_uses });
         self.slot_of.insert(id, slot);
         self.by_last_use.insert(self.num_uses, slot);
         slot
@@ -88,9 +113,9 @@ impl Donors {
     pub(crate) fn touch(&mut self, id: DonorId) {
         let Some(&slot) = self.slot_of.get(&id) else { return };
         self.num_uses += 1;
-        let donor = self.slots[slot as usize].as_mut().expect("a donor with an id has its slot");
-        self.by_last_use.remove(&donor.last_use);
-        donor.last_use = self.num_uses;
+        let num_uses = self.num_uses;
+        let before = std::mem::replace(&mut self.at_mut(slot).last_use, num_uses);
+        self.by_last_use.remove(&before);
         self.by_last_use.insert(self.num_uses, slot);
     }
 }

@@ -18,7 +18,7 @@
 //! were put into another order or of which some were replaced by others. Where segments are unknown the prompt counts as one, so that an
 //! edit reaches to its end; where the donor's are unknown or lie elsewhere only the four equal tokens decide.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use tokens::{DonorId, TokenId, TokenRange};
 
@@ -44,11 +44,21 @@ pub enum EditPolicy {
 /// Where the texts of one donor and the target part ways inside a segment of the target.
 #[derive(Clone, Copy, Debug)]
 struct Edit {
-    donor: DonorId,
-    /// First changed position in the donor, and the end of its segment.
-    donor_tail: TokenRange,
-    /// First changed position in the target, and the end of its segment.
-    target_tail: TokenRange,
+    /// First changed position in the donor.
+    donor_pos: u32,
+    /// End of that segment of the donor.
+    donor_end: u32,
+    /// End of the segment of the target.
+    target_end: u32,
+}
+
+/// The edits of one donor within one segment of the target.
+#[derive(Debug, Default)]
+struct SegmentEdits {
+    donor: Option<DonorId>,
+    target_end: u32,
+    /// First changed position, by the end of its segment in the donor.
+    first_changed: BTreeMap<u32, u32>,
 }
 
 /// A maximal equal run, cuts undone: donor, its first position there, and in the target.
@@ -57,7 +67,7 @@ type RunKey = (DonorId, u32, u32);
 /// Up to where each run is downstream of an edit.
 #[derive(Debug, Default)]
 pub(crate) struct EditedRuns {
-    ends: BTreeMap<RunKey, u32>,
+    ends: HashMap<RunKey, u32>,
 }
 
 fn run_key(found: &SpanMatch) -> RunKey {
@@ -74,16 +84,16 @@ impl EditedRuns {
         let mut runs: Vec<_> = matches.iter().filter(|found| !found.has_same_past()).map(run_key).collect();
         runs.sort_unstable_by_key(|&(donor, donor_start, target_start)| (donor, target_start, donor_start));
         runs.dedup();
-        let mut ends = BTreeMap::new();
-        let mut edits: Vec<Edit> = Vec::new();
+        let mut ends = HashMap::new();
+        let mut edits = SegmentEdits::default();
+        let mut prompt = None;
         for run in runs {
-            let Some(donor) = prompt_of(run.0) else { continue };
-            if edits.last().is_some_and(|edit| edit.donor != run.0) {
-                edits.clear();
+            if edits.donor != Some(run.0) {
+                prompt = prompt_of(run.0);
+                edits = SegmentEdits { donor: Some(run.0), ..SegmentEdits::default() };
             }
-            if let Some(edit) = edits.iter().find(|edit| edit.reaches(run)).copied().or_else(|| edit_before(target, donor, run)) {
-                ends.insert(run, edit.target_tail.end);
-                edits.push(edit);
+            if let Some(end) = prompt.and_then(|donor| edits.end_for(target, donor, run)) {
+                ends.insert(run, end);
             }
         }
         Self { ends }
@@ -95,16 +105,31 @@ impl EditedRuns {
     }
 }
 
-impl Edit {
-    /// Whether `run` follows it in both prompts.
-    fn reaches(&self, (donor, donor_start, target_start): RunKey) -> bool {
-        self.donor == donor && self.donor_tail.contains(donor_start) && self.target_tail.contains(target_start)
+impl SegmentEdits {
+    /// Target position up to which `run` is downstream of an edit, if it is: of an earlier one, or of one directly left of it. Runs have to
+    /// come by ascending target position.
+    fn end_for(&mut self, target: PromptView<'_>, donor: PromptView<'_>, run: RunKey) -> Option<u32> {
+        let (_, donor_start, target_start) = run;
+        if target_start >= self.target_end {
+            self.first_changed.clear();
+        }
+        if !self.first_changed.is_empty() {
+            let donor_segment = donor.segment_at(donor_start);
+            if self.first_changed.get(&donor_segment.end).is_some_and(|&first| first <= donor_start) {
+                return Some(self.target_end);
+            }
+        }
+        let edit = edit_before(target, donor, run)?;
+        let first = self.first_changed.entry(edit.donor_end).or_insert(edit.donor_pos);
+        *first = edit.donor_pos.min(*first);
+        self.target_end = edit.target_end;
+        Some(edit.target_end)
     }
 }
 
 /// The edit directly left of `run`, if what is left of it is one.
 fn edit_before(target: PromptView<'_>, donor: PromptView<'_>, run: RunKey) -> Option<Edit> {
-    let (id, donor_start, target_start) = run;
+    let (_, donor_start, target_start) = run;
     let target_segment = target.segment_at(target_start);
     let donor_segment = donor.segment_at(donor_start);
     if donor_start == donor_segment.start {
@@ -112,31 +137,68 @@ fn edit_before(target: PromptView<'_>, donor: PromptView<'_>, run: RunKey) -> Op
     }
     let target_lead = TokenRange::new(target_segment.start, target_start);
     let donor_lead = TokenRange::new(donor_segment.start, donor_start);
-    let (donor_gap, target_gap) =
-        gap(&donor.tokens[donor_lead.as_usize()], &target.tokens[target_lead.as_usize()]).or_else(|| {
-            let is_border = target_lead.is_empty() && donor_lead.len() == 1;
-            let is_opening = target_lead.len().max(donor_lead.len()) <= MAX_OPENING_TOKENS && !is_border;
-            is_opening.then_some((donor_lead.len(), target_lead.len()))
-        })?;
-    Some(Edit {
-        donor: id,
-        donor_tail: TokenRange::new(donor_start - donor_gap, donor_segment.end),
-        target_tail: TokenRange::new(target_start - target_gap, target_segment.end),
+    let is_anchored = || gap(&donor.tokens[donor_lead.as_usize()], &target.tokens[target_lead.as_usize()]);
+    let donor_gap = is_anchored().or_else(|| {
+        let is_border = target_lead.is_empty() && donor_lead.len() == 1;
+        let is_opening = target_lead.len().max(donor_lead.len()) <= MAX_OPENING_TOKENS && !is_border;
+        is_opening.then_some(donor_lead.len())
+    })?;
+    Some(Edit { donor_pos: donor_start - donor_gap, donor_end: donor_segment.end, target_end: target_segment.end })
+}
+
+/// Donor tokens between the end of its lead and the nearest equal tokens before, at most [`MAX_GAP_TOKENS`] of either lead: nearest in
+/// the target, then in the donor.
+fn gap(donor_lead: &[TokenId], target_lead: &[TokenId]) -> Option<u32> {
+    let (donor, target) = (Anchors::left_of(donor_lead), Anchors::left_of(target_lead));
+    // Most leads have no anchor in common, and to see that should be quick: a set of bits that may hold more than was put in.
+    let mut seen = [0u64; SEEN_WORDS];
+    donor.hashes().iter().for_each(|hash| seen[(hash >> 27) as usize] |= 1 << (hash >> 21 & 63));
+    let may_be_seen = |hash: u32| seen[(hash >> 27) as usize] >> (hash >> 21 & 63) & 1 == 1;
+    let candidates = target.hashes().iter().enumerate().filter(|&(_, &hash)| may_be_seen(hash));
+    candidates.map(|(gap, &hash)| (target.anchor(gap), hash)).find_map(|(wanted, hash)| {
+        let equal = donor.hashes().iter().enumerate().filter(|&(_, &other)| other == hash);
+        equal.map(|(gap, _)| gap).find(|&gap| donor.anchor(gap) == wanted).map(|gap| gap as u32)
     })
 }
 
-/// Tokens between the ends of both leads and the nearest equal tokens before, at most [`MAX_GAP_TOKENS`] of either.
-fn gap(donor_lead: &[TokenId], target_lead: &[TokenId]) -> Option<(u32, u32)> {
-    let anchors = |lead: &[TokenId]| lead.len().saturating_sub(ANCHOR_TOKENS - 1).min(MAX_GAP_TOKENS + 1);
-    let anchor = |lead: &'_ [TokenId], gap: usize| -> [TokenId; ANCHOR_TOKENS] {
-        lead[..lead.len() - gap].last_chunk().copied().expect("an anchor fits left of the gap")
-    };
-    let num_donor_gaps = anchors(donor_lead);
-    (0..anchors(target_lead)).find_map(|target_gap| {
-        let wanted = anchor(target_lead, target_gap);
-        let donor_gap = (0..num_donor_gaps).find(|&donor_gap| anchor(donor_lead, donor_gap) == wanted)?;
-        Some((donor_gap as u32, target_gap as u32))
-    })
+/// Words of a set of bits by the upper bits of a hash: 32 bits for each anchor of a lead.
+const SEEN_WORDS: usize = 32;
+/// Anchors of a lead.
+const MAX_ANCHORS: usize = MAX_GAP_TOKENS + 1;
+
+/// The anchors at the end of a lead, by their gaps to it.
+struct Anchors<'a> {
+    lead: &'a [TokenId],
+    hashes: [u32; MAX_ANCHORS],
+    num_anchors: usize,
+}
+
+impl<'a> Anchors<'a> {
+    fn left_of(lead: &'a [TokenId]) -> Self {
+        let lead = &lead[lead.len().saturating_sub(MAX_GAP_TOKENS + ANCHOR_TOKENS)..];
+        let mut hashes = [0; MAX_ANCHORS];
+        let anchors = lead.array_windows().rev();
+        hashes.iter_mut().zip(anchors).for_each(|(hash, anchor)| *hash = hash_of(anchor));
+        Self { lead, hashes, num_anchors: lead.len().saturating_sub(ANCHOR_TOKENS - 1) }
+    }
+
+    /// By ascending gap.
+    fn hashes(&self) -> &[u32] {
+        &self.hashes[..self.num_anchors]
+    }
+
+    fn anchor(&self, gap: usize) -> &'a [TokenId; ANCHOR_TOKENS] {
+        self.lead[..self.lead.len() - gap].last_chunk().expect("an anchor fits left of the gap")
+    }
+}
+
+/// Each token has a factor of its own, so that no step waits for another.
+fn hash_of([a, b, c, d]: &[TokenId; ANCHOR_TOKENS]) -> u32 {
+    let sum = a.0.wrapping_mul(0x9e37_79b1)
+        ^ b.0.wrapping_mul(0x85eb_ca77)
+        ^ c.0.wrapping_mul(0xc2b2_ae3d)
+        ^ d.0.wrapping_mul(0x27d4_eb2f);
+    (sum ^ (sum >> 15)).wrapping_mul(0x2c1b_3c6d)
 }
 
 #[cfg(test)]

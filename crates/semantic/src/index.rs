@@ -1,48 +1,25 @@
-//! Finds the spans that a prompt has in common with earlier prompts of its scope, at any offset and in any order.
+//! Finds the spans that a prompt has in common with earlier prompts of its scopes, at any offset and in any order.
 //!
-//! A sample of each donor's shingles is posted under its hash. A target is sampled the same way, so that every equal run of
-//! `min_span_tokens` meets at least one posting; ids are then compared to both sides until they differ.
-//! The hash says where to look, the ids say what is equal: a collision costs time, never a wrong token.
+//! A sample of each donor's shingles is posted under its hash, in a table of its scope: nothing is found across scopes. A target is sampled
+//! the same way, so that every equal run of `min_span_tokens` meets at least one posting; ids are then compared to both sides until they
+//! differ (`search.rs`). The hash says where to look, the ids say what is equal: a collision costs time, never a wrong token.
 
-use std::cmp::Reverse;
 use std::collections::HashMap;
-use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
 use tokens::{CacheSalt, DonorId, TokenId};
 
-use crate::donors::Donors;
-use crate::minimizer::{Sample, sample};
-use crate::postings::{KeyHasher, Posting, Postings};
-use crate::runs::{common_prefix, common_suffix};
+use crate::donors::{Donors, NewDonor};
+use crate::minimizer::{Sample, Sketch};
+use crate::postings::{Posting, Postings};
+use crate::search::{Holders, Search, SpanQuery, search};
 use crate::{DonorPrompts, PromptView, Segments, SpanIndexConfig, SpanMatch};
 
-/// Earlier prompts, and where their shingles are.
+/// Earlier prompts, and the places of their shingles.
 pub struct SpanIndex {
     config: SpanIndexConfig,
     donors: Donors,
-    postings: Postings,
-}
-
-/// A posting met by the target: donor and target agree in one shingle, if hashes tell the truth.
-#[derive(Clone, Copy)]
-struct Hit {
-    slot: u32,
-    donor_pos: u32,
-    target_pos: u32,
-}
-
-impl Hit {
-    fn new(Posting { slot, pos }: Posting, target_pos: u32) -> Self {
-        Self { slot, donor_pos: pos, target_pos }
-    }
-
-    /// The same for all hits of one run and for no other: donor and offset, in the order of a hash (an odd factor loses nothing).
-    fn run_key(self) -> u64 {
-        let offset = self.target_pos.wrapping_sub(self.donor_pos);
-        let key = (u64::from(self.slot) << 32 | u64::from(offset)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        key.rotate_left(32)
-    }
+    postings: HashMap<CacheSalt, Postings>,
 }
 
 impl SpanIndex {
@@ -53,8 +30,7 @@ impl SpanIndex {
     #[must_use]
     pub fn new(config: SpanIndexConfig) -> Self {
         let config = config.validated().expect("the configuration was validated");
-        let postings = Postings::new(config.max_postings as usize);
-        Self { config, donors: Donors::default(), postings }
+        Self { config, donors: Donors::default(), postings: HashMap::new() }
     }
 
     /// Donors kept.
@@ -81,6 +57,12 @@ impl SpanIndex {
         self.donors.get(donor).map(|donor| &donor.tokens)
     }
 
+    /// The shingles of `tokens` that are looked up. Good for every index of this configuration.
+    #[must_use]
+    pub fn sketch(&self, tokens: &[TokenId]) -> Sketch {
+        Sketch::of(tokens, self.config.shingle_tokens, self.config.window_shingles)
+    }
+
     /// [`insert_segmented`](Self::insert_segmented) for a prompt of whose segments nothing is known.
     pub fn insert(&mut self, scope: CacheSalt, donor: DonorId, tokens: Arc<[TokenId]>) -> Vec<DonorId> {
         self.insert_segmented(scope, donor, tokens, Segments::default())
@@ -102,20 +84,52 @@ impl SpanIndex {
             return vec![donor];
         }
         let evicted = self.make_room(tokens.len());
-        let samples = self.samples(scope, &tokens);
-        let slot = self.donors.insert(donor, scope, tokens, segments);
-        for Sample { key, pos } in samples {
-            self.postings.insert(key, Posting { slot, pos });
-        }
+        let sketch = self.sketch(&tokens);
+        let slot = self.donors.insert(NewDonor { id: donor, scope, tokens, segments, sketch });
+        self.post(slot);
         evicted
+    }
+
+    /// Posts the shingles of the donor in `slot`, as the newest of its scope.
+    fn post(&mut self, slot: u32) {
+        let donor = self.donors.at(slot);
+        let postings = self.postings.entry(donor.scope).or_default();
+        for &Sample { key, pos } in donor.sketch.samples() {
+            postings.insert(key, Posting { slot, pos }, self.config.max_postings as usize);
+        }
     }
 
     /// Forgets `donor`; whether it was there.
     pub fn remove(&mut self, donor: DonorId) -> bool {
         let Some((slot, donor)) = self.donors.remove(donor) else { return false };
-        for Sample { key, .. } in self.samples(donor.scope, &donor.tokens) {
-            self.postings.remove(key, slot);
+        unpost(&mut self.postings, donor.scope, &donor.sketch, slot, 0);
+        true
+    }
+
+    /// Has a search find the leading `num_tokens` tokens of `donor` only, say because the KV of the others is lost. Further postings make
+    /// place for those of other holders of the same text. Nothing happens if it is not kept, or if fewer are found already.
+    pub fn shorten(&mut self, donor: DonorId, num_tokens: u32) {
+        let Some(slot) = self.donors.slot(donor) else { return };
+        let donor = self.donors.at_mut(slot);
+        if num_tokens < donor.num_posted {
+            donor.num_posted = num_tokens;
+            let (scope, sketch) = (donor.scope, donor.sketch.clone());
+            unpost(&mut self.postings, scope, &sketch, slot, num_tokens);
         }
+    }
+
+    /// Has a search find all of `donor` again. Whether that was not so.
+    pub fn restore(&mut self, donor: DonorId) -> bool {
+        let Some(slot) = self.donors.slot(donor) else { return false };
+        let donor = self.donors.at_mut(slot);
+        let num_tokens = donor.tokens.len() as u32;
+        if donor.num_posted == num_tokens {
+            return false;
+        }
+        donor.num_posted = num_tokens;
+        let (scope, sketch) = (donor.scope, donor.sketch.clone());
+        unpost(&mut self.postings, scope, &sketch, slot, 0);
+        self.post(slot);
         true
     }
 
@@ -130,54 +144,52 @@ impl SpanIndex {
         self.donors.touch(donor);
     }
 
-    /// The maximal equal runs of `target` and the donors of `scope`, cut at `from`, by ascending target position.
-    ///
-    /// Complete for runs of `min_span_tokens` right of `from`, but for shingles that occur more than `max_postings` times.
-    /// Matches may overlap each other in the target. Equal positions come longest first, then youngest donor first.
+    /// The equal runs of `target` and the donors of `scope`, cut at `from`: [`search`](Self::search) for one scope, all of whose donors
+    /// may be copied from.
     #[must_use]
     pub fn find(&self, scope: CacheSalt, target: &[TokenId], from: u32) -> Vec<SpanMatch> {
-        let hits = self.hits(scope, target, from);
-        self.matches(hits.into_iter().filter(|hit| self.donors.at(hit.slot).scope == scope), target, from)
+        let sketch = self.sketch(target);
+        self.search(&SpanQuery { scopes: &[scope], tokens: target, sketch: &sketch, from }, |_| u32::MAX).matches
     }
 
-    /// Likewise of `target` and one donor, whether or not its shingles are still posted; nothing if it is not kept.
+    /// The maximal equal runs of a target and the donors of its scopes, cut at `from` and where the donor's `usable` leading tokens end,
+    /// by ascending target position. Equal positions come longest first, then youngest donor first.
+    ///
+    /// Each run of `min_span_tokens` right of `from` is found, unless several others, at most `max_postings`, cover the places at which it
+    /// would be. Matches may overlap each other in the target. The work is linear in the tokens of the target, whatever the number of
+    /// donors.
+    #[must_use]
+    pub fn search(&self, query: &SpanQuery<'_>, usable: impl FnMut(DonorId) -> u32) -> Search {
+        let scopes: Vec<_> = query.scopes.iter().filter_map(|scope| self.postings.get(scope)).collect();
+        let samples = query.sketch.samples_from(query.from);
+        // All are looked up before the first comparison: lookups miss the caches, and side by side they wait together.
+        let lists: Vec<&[Posting]> =
+            samples.iter().flat_map(|sample| scopes.iter().map(|postings| postings.get(sample.key))).collect();
+        let holders = samples.iter().zip(lists.chunks(scopes.len().max(1)));
+        search(&self.donors, &self.config, query, holders.map(|(sample, lists)| Holders { pos: sample.pos, lists }), usable)
+    }
+
+    /// Likewise of a target and one donor of any scope; nothing if it is not kept.
     ///
     /// For donors that were proposed for another reason than their spans.
     #[must_use]
-    pub fn find_in(&self, donor: DonorId, target: &[TokenId], from: u32) -> Vec<SpanMatch> {
-        let Some(slot) = self.donors.slot(donor) else { return Vec::new() };
-        let donor = self.donors.at(slot);
-        let mut places: HashMap<u64, Vec<u32>, BuildHasherDefault<KeyHasher>> = HashMap::default();
-        for Sample { key, pos } in self.samples(donor.scope, &donor.tokens) {
-            let places = places.entry(key).or_default();
-            if places.len() < self.config.max_postings as usize {
-                places.push(pos);
-            }
+    pub fn search_in(&self, donor: DonorId, query: &SpanQuery<'_>, usable: impl FnMut(DonorId) -> u32) -> Search {
+        let Some(slot) = self.donors.slot(donor) else { return Search::default() };
+        let mut places = Postings::default();
+        for &Sample { key, pos } in self.donors.at(slot).sketch.samples() {
+            places.insert(key, Posting { slot, pos }, self.config.max_postings as usize);
         }
-        let samples = self.samples_behind(donor.scope, target, from);
-        let at_sample = |sample: Sample| {
-            let postings = places.get(&sample.key).map_or(&[][..], Vec::as_slice).iter().map(|&pos| Posting { slot, pos });
-            postings.map(move |posting| Hit::new(posting, from + sample.pos))
-        };
-        self.matches(samples.into_iter().flat_map(at_sample), target, from)
+        let samples = query.sketch.samples_from(query.from);
+        let lists: Vec<_> = samples.iter().map(|sample| [places.get(sample.key)]).collect();
+        let holders = samples.iter().zip(&lists).map(|(sample, lists)| Holders { pos: sample.pos, lists });
+        search(&self.donors, &self.config, query, holders, usable)
     }
 
-    /// What `hits`, by ascending target position, extend to.
-    fn matches(&self, hits: impl Iterator<Item = Hit>, target: &[TokenId], from: u32) -> Vec<SpanMatch> {
-        let mut matches = Vec::new();
-        let mut run_ends: HashMap<u64, u32, BuildHasherDefault<KeyHasher>> = HashMap::default();
-        for hit in hits {
-            let run_end = run_ends.entry(hit.run_key()).or_default();
-            if hit.target_pos >= *run_end {
-                let (left, right) = self.extend(target, hit);
-                *run_end = hit.target_pos + right;
-                matches.extend(self.cut(hit, left, right, from));
-            }
-        }
-        matches.sort_unstable_by_key(|found: &SpanMatch| {
-            (found.target_pos, Reverse(found.num_tokens), Reverse(found.donor), found.donor_pos)
-        });
-        matches
+    /// [`search_in`](Self::search_in) for a donor all of which may be copied.
+    #[must_use]
+    pub fn find_in(&self, donor: DonorId, target: &[TokenId], from: u32) -> Vec<SpanMatch> {
+        let sketch = self.sketch(target);
+        self.search_in(donor, &SpanQuery { scopes: &[], tokens: target, sketch: &sketch, from }, |_| u32::MAX).matches
     }
 
     /// Makes room for a donor of `num_tokens`.
@@ -190,54 +202,16 @@ impl SpanIndex {
         }
         evicted
     }
+}
 
-    fn samples(&self, scope: CacheSalt, tokens: &[TokenId]) -> Vec<Sample> {
-        sample(scope, tokens, self.config.shingle_tokens as usize, self.config.window_shingles as usize)
+/// Removes the postings of the donor in `slot` at `from_pos` or later. A scope without any is forgotten.
+fn unpost(scopes: &mut HashMap<CacheSalt, Postings>, scope: CacheSalt, sketch: &Sketch, slot: u32, from_pos: u32) {
+    let Some(postings) = scopes.get_mut(&scope) else { return };
+    for key in sketch.keys() {
+        postings.remove(key, slot, from_pos);
     }
-
-    /// Places to compare: the postings met by the part of `target` from `from` on, by ascending target position.
-    ///
-    /// All are gathered before the first comparison: lookups miss the caches, and side by side they wait together.
-    fn hits(&self, scope: CacheSalt, target: &[TokenId], from: u32) -> Vec<Hit> {
-        let samples = self.samples_behind(scope, target, from);
-        let postings: Vec<_> = samples.iter().map(|sample| self.postings.get(sample.key)).collect();
-        let mut hits = Vec::with_capacity(samples.len());
-        for (sample, postings) in samples.into_iter().zip(postings) {
-            hits.extend(postings.map(|posting| Hit::new(posting, from + sample.pos)));
-        }
-        hits
-    }
-
-    /// Samples of `target[from..]`, none looked up more often than it may have postings.
-    fn samples_behind(&self, scope: CacheSalt, target: &[TokenId], from: u32) -> Vec<Sample> {
-        let rest = target.get(from as usize..).unwrap_or_default();
-        let mut samples = self.samples(scope, rest);
-        let mut num_lookups: HashMap<u64, u32, BuildHasherDefault<KeyHasher>> = HashMap::default();
-        samples.retain(|sample| {
-            let lookups = num_lookups.entry(sample.key).or_default();
-            *lookups += 1;
-            *lookups <= self.config.max_postings
-        });
-        samples
-    }
-
-    /// Equal tokens left of `hit`, and from it on.
-    fn extend(&self, target: &[TokenId], hit: Hit) -> (u32, u32) {
-        let (donor_left, donor_right) = self.donors.at(hit.slot).tokens.split_at(hit.donor_pos as usize);
-        let (target_left, target_right) = target.split_at(hit.target_pos as usize);
-        (common_suffix(donor_left, target_left), common_prefix(donor_right, target_right))
-    }
-
-    fn cut(&self, hit: Hit, left: u32, right: u32, from: u32) -> Option<SpanMatch> {
-        let kept_left = left.min(hit.target_pos - from);
-        let num_tokens = kept_left + right;
-        (num_tokens >= self.config.min_span_tokens).then(|| SpanMatch {
-            donor: self.donors.at(hit.slot).id,
-            donor_pos: hit.donor_pos - kept_left,
-            target_pos: hit.target_pos - kept_left,
-            num_tokens,
-            left_context: left - kept_left,
-        })
+    if postings.is_empty() {
+        scopes.remove(&scope);
     }
 }
 
@@ -249,6 +223,8 @@ impl DonorPrompts for SpanIndex {
 
 #[cfg(test)]
 mod tests {
+    use std::cmp::Reverse;
+
     use super::*;
     use crate::testing::Random;
 
@@ -361,17 +337,6 @@ mod tests {
                 assert!(other != scope.0 || !found.is_empty());
             }
         }
-    }
-
-    #[test]
-    fn a_colliding_shingle_of_another_scope_is_not_a_match() {
-        let mut index = SpanIndex::new(small_config());
-        let tokens: Arc<[_]> = Random(5).tokens(30, 9).into();
-        index.insert(B, DonorId(1), Arc::clone(&tokens));
-        for Sample { key, pos } in index.samples(A, &tokens) {
-            index.postings.insert(key, Posting { slot: 0, pos });
-        }
-        assert_eq!(index.find(A, &tokens, 0), []);
     }
 
     #[test]

@@ -25,11 +25,13 @@ mod plan;
 mod postings;
 mod prompt;
 mod runs;
+mod search;
 mod segments;
 mod selection;
 mod similarity;
 mod source;
 mod span;
+mod steps;
 #[cfg(test)]
 mod testing;
 mod token_embedding;
@@ -42,8 +44,10 @@ pub use embedding::{EmbeddingIndex, EmbeddingIndexConfig, Similar};
 pub use gate::{Estimate, Gate};
 pub use guard::{ClassQuality, GuardConfig, QualityGuard, Verdict};
 pub use index::SpanIndex;
-pub use plan::{MatchClass, RejectReason, ReusePlan, ReuseSpan, plan_reuse};
+pub use minimizer::Sketch;
+pub use plan::{MatchClass, RejectReason, ReusePlan, ReuseSpan, plan_counted, plan_reuse};
 pub use prompt::{DonorPrompts, PlanTarget, PromptView};
+pub use search::{Search, SpanQuery};
 pub use segments::Segments;
 pub use selection::{
     DecodeRepair, Probe, Readers, Repair, RepairError, RepairPolicy, SelectedRows, TokenDeviation, UnknownPolicy, select_rows,
@@ -51,4 +55,5 @@ pub use selection::{
 pub use similarity::{ByLeftContext, left_context_similarity};
 pub use source::{DonorQuery, DonorSource, Proposal};
 pub use span::SpanMatch;
+pub use steps::Steps;
 pub use token_embedding::{TokenEmbedder, TokenVectors, unit};

@@ -3,25 +3,61 @@
 //! The choice depends on the window's tokens alone, so equal windows sample the same place wherever they stand
 //! (winnowing, Schleimer, Wilkerson, Aiken 2003). Any two sequences that share `shingle + window - 1` tokens share a sample.
 
-use tokens::{CacheSalt, TokenId};
+use std::sync::Arc;
+
+use tokens::TokenId;
 
 /// Multiplier of the rolling polynomial; odd, so that no token drops out of the product. Chosen: the golden ratio of 2^64.
 const BASE: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// A sampled shingle. Keys of different scopes differ, so that one scope's text cannot crowd another's postings.
+/// A sampled shingle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sample {
+    /// Its hash.
     pub(crate) key: u64,
     /// Of the shingle's first token.
     pub(crate) pos: u32,
 }
 
+/// The sampled shingles of one prompt, by ascending position.
+///
+/// They depend on the tokens alone: a prompt is hashed once, however many scopes it is looked up in and however often.
+#[derive(Clone, Debug, Default)]
+pub struct Sketch {
+    samples: Arc<[Sample]>,
+}
+
+impl Sketch {
+    /// Samples `tokens`: of `window_shingles` consecutive shingles of `shingle_tokens` tokens, at least one.
+    pub(crate) fn of(tokens: &[TokenId], shingle_tokens: u32, window_shingles: u32) -> Self {
+        Self { samples: sample(tokens, shingle_tokens as usize, window_shingles as usize).into() }
+    }
+
+    /// All samples.
+    pub(crate) fn samples(&self) -> &[Sample] {
+        &self.samples
+    }
+
+    /// Samples that begin at `from` or later.
+    pub(crate) fn samples_from(&self, from: u32) -> &[Sample] {
+        &self.samples[self.samples.partition_point(|sample| sample.pos < from)..]
+    }
+
+    /// Keys of all samples, ascending, each once.
+    pub(crate) fn keys(&self) -> Vec<u64> {
+        let mut keys: Vec<_> = self.samples.iter().map(|sample| sample.key).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        keys
+    }
+}
+
 /// The samples of `tokens`, by ascending position, each once.
 ///
 /// Of shingles with equal hash in one window it is the leftmost.
-pub(crate) fn sample(scope: CacheSalt, tokens: &[TokenId], shingle_tokens: usize, window_shingles: usize) -> Vec<Sample> {
-    let keys = shingle_keys(scope, tokens, shingle_tokens);
-    let mut samples: Vec<Sample> = Vec::new();
+fn sample(tokens: &[TokenId], shingle_tokens: usize, window_shingles: usize) -> Vec<Sample> {
+    let keys = shingle_keys(tokens, shingle_tokens);
+    let mut samples: Vec<Sample> = Vec::with_capacity(2 * keys.len() / window_shingles + 1);
     let mut least = 0;
     for end in window_shingles..=keys.len() {
         let window_start = end - window_shingles;
@@ -43,20 +79,19 @@ fn leftmost_least(keys: &[u64]) -> usize {
 }
 
 /// Hash of each `shingle_tokens` consecutive tokens: a rolling polynomial modulo 2^64, then mixed.
-fn shingle_keys(scope: CacheSalt, tokens: &[TokenId], shingle_tokens: usize) -> Vec<u64> {
+fn shingle_keys(tokens: &[TokenId], shingle_tokens: usize) -> Vec<u64> {
     if tokens.len() < shingle_tokens {
         return Vec::new();
     }
     let value = |token: &TokenId| u64::from(token.0) + 1;
     let leaving_factor = (0..shingle_tokens).fold(1u64, |power, _| power.wrapping_mul(BASE));
-    let scope = mix(scope.0);
     let mut hash = tokens[..shingle_tokens].iter().fold(0u64, |hash, token| hash.wrapping_mul(BASE).wrapping_add(value(token)));
     let mut keys = Vec::with_capacity(tokens.len() - shingle_tokens + 1);
-    keys.push(mix(hash ^ scope));
+    keys.push(mix(hash));
     keys.extend(tokens[shingle_tokens..].iter().zip(tokens).map(|(entering, leaving)| {
         let change = value(entering).wrapping_sub(value(leaving).wrapping_mul(leaving_factor));
         hash = hash.wrapping_mul(BASE).wrapping_add(change);
-        mix(hash ^ scope)
+        mix(hash)
     }));
     keys
 }
@@ -82,7 +117,7 @@ mod tests {
 
     /// Samples of `tokens`, window by window, from the definition.
     fn from_definition(tokens: &[TokenId]) -> Vec<Sample> {
-        let keys: Vec<_> = tokens.windows(SHINGLE).map(|shingle| shingle_keys(CacheSalt(1), shingle, SHINGLE)[0]).collect();
+        let keys: Vec<_> = tokens.windows(SHINGLE).map(|shingle| shingle_keys(shingle, SHINGLE)[0]).collect();
         let mut samples: Vec<Sample> = Vec::new();
         for (start, window) in keys.windows(WINDOW).enumerate() {
             let pos = (start + leftmost_least(window)) as u32;
@@ -98,7 +133,7 @@ mod tests {
         let mut random = Random(3);
         for len in 0..200 {
             let tokens = random.tokens(len, 3);
-            assert_eq!(sample(CacheSalt(1), &tokens, SHINGLE, WINDOW), from_definition(&tokens));
+            assert_eq!(sample(&tokens, SHINGLE, WINDOW), from_definition(&tokens));
         }
     }
 
@@ -108,20 +143,14 @@ mod tests {
         let shared = random.tokens(SHINGLE + WINDOW - 1, 1000);
         for (left, right) in [(0, 0), (1, 9), (50, 3)] {
             let text = [random.tokens(left, 1000), shared.clone(), random.tokens(right, 1000)].concat();
-            let alone = sample(CacheSalt(1), &shared, SHINGLE, WINDOW)[0];
+            let alone = sample(&shared, SHINGLE, WINDOW)[0];
             let expected = Sample { pos: alone.pos + left as u32, ..alone };
-            assert!(sample(CacheSalt(1), &text, SHINGLE, WINDOW).contains(&expected));
+            assert!(sample(&text, SHINGLE, WINDOW).contains(&expected));
         }
     }
 
     #[test]
     fn a_text_shorter_than_a_window_has_no_sample() {
-        assert_eq!(sample(CacheSalt(1), &tokens(0..8), SHINGLE, WINDOW), []);
-    }
-
-    #[test]
-    fn scopes_have_different_keys() {
-        let key = |scope| sample(CacheSalt(scope), &tokens(0..9), SHINGLE, WINDOW)[0].key;
-        assert_ne!(key(1), key(2));
+        assert_eq!(sample(&tokens(0..8), SHINGLE, WINDOW), []);
     }
 }

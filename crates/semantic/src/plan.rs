@@ -12,9 +12,9 @@
 
 use tokens::{DonorId, TokenRange, complement};
 
-use crate::cover::{Candidate, Choice, Rows, choose_matches};
+use crate::cover::{Candidate, Choice, Rows, choose_matches, thin_out};
 use crate::edits::EditedRuns;
-use crate::{DonorPrompts, EditPolicy, Estimate, PlanTarget, SpanConfig, SpanMatch};
+use crate::{DonorPrompts, EditPolicy, Estimate, PlanTarget, SpanConfig, SpanMatch, Steps};
 
 /// Equal tokens directly to the left from which on a span counts as [`MatchClass::SameLeftContext`]. Chosen.
 const LEFT_CONTEXT_TOKENS: u32 = 256;
@@ -149,51 +149,63 @@ impl ReusePlan {
 ///
 /// `matches` may overlap each other and come in any order; those whose donor `donors` does not know are left out.
 /// Maximises the tokens copied, then prefers few and long spans, then few donors, then donors by
-/// [`preference`](DonorPrompts::preference), then young donors.
+/// [`preferences`](DonorPrompts::preferences), then young donors.
 #[must_use]
 pub fn plan_reuse(target: &PlanTarget<'_>, matches: &[SpanMatch], donors: &impl DonorPrompts, config: &SpanConfig) -> ReusePlan {
+    plan_counted(target, matches, donors, config).0
+}
+
+/// [`plan_reuse`] with its work. That is linear in the tokens of the target if each of them is in few `matches`, as those of a search are.
+#[must_use]
+pub fn plan_counted(
+    target: &PlanTarget<'_>,
+    matches: &[SpanMatch],
+    donors: &impl DonorPrompts,
+    config: &SpanConfig,
+) -> (ReusePlan, Steps) {
     let known: Vec<_> = matches.iter().filter(|found| donors.prompt_of(found.donor).is_some()).copied().collect();
     let edited = EditedRuns::of(target.prompt, &known, |donor| donors.prompt_of(donor));
-    // Where nobody else has the same text there is nothing to prefer, and to know a preference takes a while.
-    let is_contested = |found: &SpanMatch| {
-        known.iter().any(|other| other.donor != found.donor && !other.target_range().intersect(found.target_range()).is_empty())
-    };
-    let preference = |found: &SpanMatch| if is_contested(found) { donors.preference(target, found) } else { 0.0 };
-    let found: Vec<_> = known.iter().map(|&found| Candidate { found, preference: preference(&found) }).collect();
     let gap = TokenRange::new(target.from, target.prompt.num_tokens());
-    plan_around_edits(gap, &found, &edited, target.template, config)
+    let mut steps = Steps { cells: matches.len() as u64, ..Steps::default() };
+    let prefer = |candidates: &[SpanMatch], steps: &mut Steps| donors.preferences(target, candidates, steps);
+    let plan = plan_around_edits(gap, &known, &edited, target.template, config, prefer, &mut steps);
+    (plan, steps)
 }
 
 /// The plan for positions `gap`, the last of which is the last of the prompt.
 fn plan_around_edits(
     gap: TokenRange,
-    found: &[Candidate],
+    found: &[SpanMatch],
     edited: &EditedRuns,
     template: &[TokenRange],
     config: &SpanConfig,
+    prefer: impl FnOnce(&[SpanMatch], &mut Steps) -> Vec<f32>,
+    steps: &mut Steps,
 ) -> ReusePlan {
     if let Some(reason) = rejection_before_search(gap, found, config) {
         return ReusePlan { rejected: Some(reason), ..ReusePlan::default() };
     }
-    let in_gap: Vec<_> = found.iter().filter_map(|candidate| candidate.within_target(gap)).collect();
-    let behind_edits = match config.edits {
-        EditPolicy::RecomputeSegmentTail => tails(&in_gap, edited),
-        EditPolicy::Reuse => Vec::new(),
-    };
+    let mut matches: Vec<_> = found.iter().filter_map(|found| found.within_target(gap)).collect();
+    let mut behind_edits = Vec::new();
+    if config.edits == EditPolicy::RecomputeSegmentTail {
+        behind_edits = tails(&matches, edited);
+        let without_tail = |found: &SpanMatch| found.within_target(TokenRange::new(edited.end_in(found), gap.end));
+        matches = matches.iter().filter_map(without_tail).collect();
+    }
+    matches.retain(|found| found.num_tokens >= config.min_span_tokens);
+    let matches = thin_out(matches, steps);
+    let preferences = prefer(&matches, steps);
+    let candidates: Vec<_> =
+        matches.into_iter().zip(preferences).map(|(found, preference)| Candidate { found, preference }).collect();
     let rows = Rows::new(reusable_rows(gap, template, config), config.head_tokens);
-    let mut candidates = match config.edits {
-        EditPolicy::RecomputeSegmentTail => in_gap.iter().filter_map(|candidate| candidate.behind(edited, gap.end)).collect(),
-        EditPolicy::Reuse => in_gap,
-    };
-    candidates.retain(|candidate| candidate.found.num_tokens >= config.min_span_tokens);
-    let chosen = choose_matches(&candidates, &rows, config.min_piece_tokens);
+    let chosen = choose_matches(&candidates, &rows, config.min_piece_tokens, steps);
     let plan = assemble(&chosen, &rows, edited, config.min_piece_tokens);
     with_edited(plan, &behind_edits)
 }
 
-/// Target positions of `candidates` downstream of an edit. Sorted; they may overlap.
-fn tails(candidates: &[Candidate], edited: &EditedRuns) -> Vec<TokenRange> {
-    let tails = candidates.iter().map(|Candidate { found, .. }| TokenRange::new(found.target_pos, edited.end_in(found)));
+/// Target positions of `matches` downstream of an edit. Sorted; they may overlap.
+fn tails(matches: &[SpanMatch], edited: &EditedRuns) -> Vec<TokenRange> {
+    let tails = matches.iter().map(|found| TokenRange::new(found.target_pos, edited.end_in(found)));
     let mut tails: Vec<_> = tails.filter(|tail| !tail.is_empty()).collect();
     tails.sort_unstable();
     tails
@@ -213,7 +225,7 @@ fn with_edited(mut plan: ReusePlan, tails: &[TokenRange]) -> ReusePlan {
     plan
 }
 
-fn rejection_before_search(gap: TokenRange, found: &[Candidate], config: &SpanConfig) -> Option<RejectReason> {
+fn rejection_before_search(gap: TokenRange, found: &[SpanMatch], config: &SpanConfig) -> Option<RejectReason> {
     if gap.end < config.min_prompt_tokens {
         Some(RejectReason::PromptTooShort)
     } else if gap.len() < config.min_span_tokens {
@@ -300,9 +312,10 @@ mod tests {
 
     /// Plans a prompt without edits.
     fn plan_unedited(prompt_len: u32, from: u32, matches: &[SpanMatch], template: &[TokenRange]) -> ReusePlan {
-        let found: Vec<_> = matches.iter().map(|&found| Candidate { found, preference: 0.0 }).collect();
         let gap = TokenRange::new(from, prompt_len);
-        plan_around_edits(gap, &found, &EditedRuns::default(), template, &SpanConfig::default())
+        let prefer = |matches: &[SpanMatch], _: &mut Steps| vec![0.0; matches.len()];
+        let config = SpanConfig::default();
+        plan_around_edits(gap, matches, &EditedRuns::default(), template, &config, prefer, &mut Steps::default())
     }
 
     /// Plans a prompt of 1000 tokens. Spans print as `donor@donor_pos -> start..end`.
@@ -488,8 +501,8 @@ mod tests {
             self.0.prompt_of(donor)
         }
 
-        fn preference(&self, _target: &PlanTarget<'_>, found: &SpanMatch) -> f32 {
-            if found.donor == DonorId(2) { 0.9 } else { 0.1 }
+        fn preferences(&self, _target: &PlanTarget<'_>, matches: &[SpanMatch], _steps: &mut Steps) -> Vec<f32> {
+            matches.iter().map(|found| if found.donor == DonorId(2) { 0.9 } else { 0.1 }).collect()
         }
     }
 

@@ -1,4 +1,4 @@
-//! Where each sampled shingle occurs, newest first.
+//! The places where each sampled shingle occurs, oldest first.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -13,10 +13,12 @@ pub(crate) struct Posting {
     pub(crate) pos: u32,
 }
 
-/// Postings by key, at most `max_per_key` each.
+/// Postings of one scope by key. Popular keys have many: all are kept, and a search looks at as many of them as it likes.
+///
+/// Together they are at most as many as the samples of all donors.
+#[derive(Default)]
 pub(crate) struct Postings {
     lists: HashMap<u64, List, BuildHasherDefault<KeyHasher>>,
-    max_per_key: usize,
 }
 
 /// Postings of one key, oldest first. Most shingles occur once, so that one needs no allocation.
@@ -27,32 +29,30 @@ enum List {
 }
 
 impl Postings {
-    pub(crate) fn new(max_per_key: usize) -> Self {
-        Self { lists: HashMap::default(), max_per_key }
+    /// Postings of `key`, oldest first.
+    pub(crate) fn get(&self, key: u64) -> &[Posting] {
+        self.lists.get(&key).map_or(&[], List::as_slice)
     }
 
-    /// Postings of `key`, newest first.
-    pub(crate) fn get(&self, key: u64) -> impl Iterator<Item = Posting> {
-        self.lists.get(&key).map_or(&[][..], List::as_slice).iter().rev().copied()
-    }
-
-    /// Puts `posting` first under `key`; the oldest goes when there are too many.
-    pub(crate) fn insert(&mut self, key: u64, posting: Posting) {
+    /// Adds `posting` as the newest under `key`, unless `max_per_slot` postings of its slot are there: text that repeats itself need not
+    /// be posted everywhere. The postings of one slot have to be inserted one after the other.
+    pub(crate) fn insert(&mut self, key: u64, posting: Posting, max_per_slot: usize) {
         match self.lists.entry(key) {
             Entry::Vacant(entry) => {
                 entry.insert(List::One(posting));
             }
-            Entry::Occupied(mut entry) => entry.get_mut().push(posting, self.max_per_key),
+            Entry::Occupied(mut entry) => entry.get_mut().push(posting, max_per_slot),
         }
     }
 
-    /// Removes all postings of `slot` under `key`, if any.
-    pub(crate) fn remove(&mut self, key: u64, slot: u32) {
+    /// Removes the postings of `slot` under `key` that lie at `from_pos` or later, if any.
+    pub(crate) fn remove(&mut self, key: u64, slot: u32, from_pos: u32) {
         let Entry::Occupied(mut entry) = self.lists.entry(key) else { return };
+        let goes = |posting: &Posting| posting.slot == slot && posting.pos >= from_pos;
         let is_empty = match entry.get_mut() {
-            List::One(posting) => posting.slot == slot,
+            List::One(posting) => goes(posting),
             List::Many(postings) => {
-                postings.retain(|posting| posting.slot != slot);
+                postings.retain(|posting| !goes(posting));
                 postings.is_empty()
             }
         };
@@ -62,7 +62,6 @@ impl Postings {
     }
 
     /// Whether nothing is posted.
-    #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.lists.is_empty()
     }
@@ -76,15 +75,14 @@ impl List {
         }
     }
 
-    fn push(&mut self, posting: Posting, max_len: usize) {
+    fn push(&mut self, posting: Posting, max_per_slot: usize) {
+        let of_slot = self.as_slice().iter().rev().take_while(|other| other.slot == posting.slot);
+        if of_slot.take(max_per_slot).count() == max_per_slot {
+            return;
+        }
         match self {
             Self::One(only) => *self = Self::Many(vec![*only, posting]),
             Self::Many(postings) => postings.push(posting),
-        }
-        if let Self::Many(postings) = self
-            && postings.len() > max_len
-        {
-            postings.remove(0);
         }
     }
 }
@@ -111,37 +109,46 @@ impl Hasher for KeyHasher {
 mod tests {
     use super::*;
 
-    /// `ops`, left to right: `+3` inserts slot 3, `-3` removes it; all under one key that keeps three.
+    /// `ops`, left to right: `+3` inserts slot 3, `-3` removes it; all under one key that keeps two of each slot.
     #[track_caller]
     fn check(ops: &str, expected_slots: &[u32]) {
-        let mut postings = Postings::new(3);
+        let mut postings = Postings::default();
         for op in ops.split_whitespace() {
             let slot = op[1..].parse().unwrap();
             match &op[..1] {
-                "+" => postings.insert(7, Posting { slot, pos: 0 }),
-                _ => postings.remove(7, slot),
+                "+" => postings.insert(7, Posting { slot, pos: 0 }, 2),
+                _ => postings.remove(7, slot, 0),
             }
         }
-        let slots: Vec<_> = postings.get(7).map(|posting| posting.slot).collect();
+        let slots: Vec<_> = postings.get(7).iter().map(|posting| posting.slot).collect();
         assert_eq!(slots, expected_slots);
         assert_eq!(postings.is_empty(), expected_slots.is_empty());
     }
 
     #[test]
-    fn newest_comes_first_and_oldest_goes() {
-        check("+1 +2 +3 +4", &[4, 3, 2]);
+    fn many_slots_are_kept_and_few_places_of_each() {
+        check("+1 +2 +3 +4 +5 +6", &[1, 2, 3, 4, 5, 6]);
+        check("+1 +2 +2 +2 +3", &[1, 2, 2, 3]);
     }
 
     #[test]
     fn removal_takes_all_of_a_slot_and_no_other() {
-        check("+1 +2 +1 -1", &[2]);
-        check("+1 +2 +3 -2", &[3, 1]);
+        check("+1 +1 +2 -1", &[2]);
+        check("+1 +2 +3 -2", &[1, 3]);
         check("+1 -5", &[1]);
     }
 
     #[test]
     fn a_list_may_empty_and_fill_again() {
         check("+1 +2 -1 -2", &[]);
-        check("+1 +2 +3 -3 -1 +4 +5", &[5, 4, 2]);
+        check("+1 +2 +3 -3 -1 +4 +5", &[2, 4, 5]);
+    }
+
+    #[test]
+    fn a_tail_is_removed_and_the_beginning_stays() {
+        let mut postings = Postings::default();
+        [3, 9].into_iter().for_each(|pos| postings.insert(7, Posting { slot: 1, pos }, 2));
+        postings.remove(7, 1, 9);
+        assert_eq!(postings.get(7), [Posting { slot: 1, pos: 3 }]);
     }
 }

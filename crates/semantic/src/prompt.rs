@@ -2,7 +2,7 @@
 
 use tokens::{DonorId, TokenId, TokenRange};
 
-use crate::{Segments, SpanMatch};
+use crate::{Segments, SpanMatch, Steps};
 
 /// A prompt, target or donor.
 #[derive(Clone, Copy, Debug)]
@@ -41,10 +41,11 @@ pub trait DonorPrompts {
     /// The prompt of `donor`; `None` if it is not kept any more.
     fn prompt_of(&self, donor: DonorId) -> Option<PromptView<'_>>;
 
-    /// How much one would like to take `found` rather than an equal span of another donor; more is better, equals go to the younger donor.
+    /// For each of `matches`, by ascending target position, how much it is preferred to equal spans of other donors; more is better,
+    /// equals go to the younger donor. Counts its work in `steps`.
     ///
     /// It decides between matches of equal worth only: the place for what is known of their left contexts.
-    fn preference(&self, _target: &PlanTarget<'_>, _found: &SpanMatch) -> f32 {
-        0.0
+    fn preferences(&self, _target: &PlanTarget<'_>, matches: &[SpanMatch], _steps: &mut Steps) -> Vec<f32> {
+        vec![0.0; matches.len()]
     }
 }

@@ -1,33 +1,36 @@
 //! How alike two left contexts are.
 
-use std::cell::RefCell;
 use std::cmp::Ordering;
 
 use tokens::{DonorId, TokenId};
 
-use crate::{DonorPrompts, PlanTarget, PromptView, SpanMatch};
+use crate::{DonorPrompts, PlanTarget, PromptView, SpanMatch, Steps};
 
 /// Tokens over which the weight of a token falls to 1/e. Chosen, after how attention falls with distance.
 const DECAY_TOKENS: f32 = 512.0;
 /// Tokens looked at: further left, weights are below 2 %.
 const WINDOW_TOKENS: usize = 2048;
 
+/// Tokens whose weights are summed for one plan, at most. Chosen: a few dozen contested spans, as many as a prompt of some passages has.
+const MAX_WEIGHED_TOKENS: usize = 1 << 18;
+/// Spans of one donor looked at to the left of another one. Chosen: the window holds about as many of the shortest spans.
+const MAX_NEIGHBOURS: usize = 32;
+
 /// Prefers, between donors of the same text, the one whose left context is most like the target's.
 ///
-/// That is what foretells how far its KV is off, better than embeddings do. It looks at up to 2048 tokens on both sides of each match.
-///
-/// Made for one plan: it remembers the weights left of the target position asked about last, since matches come by position.
+/// That is what foretells how far its KV is off, better than embeddings do. It looks at up to 2048 tokens on both sides of each match that
+/// has a rival. Where there are too many of them, the spans found stand for the tokens: weighing what a donor has in spans takes a few
+/// steps for each match.
 #[derive(Debug)]
 pub struct ByLeftContext<'a, D> {
     donors: &'a D,
-    last: RefCell<Option<(u32, Weights)>>,
 }
 
 impl<'a, D> ByLeftContext<'a, D> {
-    /// Preferences among `donors`, for one target.
+    /// Preferences among `donors`.
     #[must_use]
     pub const fn new(donors: &'a D) -> Self {
-        Self { donors, last: RefCell::new(None) }
+        Self { donors }
     }
 }
 
@@ -36,15 +39,133 @@ impl<D: DonorPrompts> DonorPrompts for ByLeftContext<'_, D> {
         self.donors.prompt_of(donor)
     }
 
-    fn preference(&self, target: &PlanTarget<'_>, found: &SpanMatch) -> f32 {
-        let Some(donor) = self.donors.prompt_of(found.donor) else { return 0.0 };
-        let mut last = self.last.borrow_mut();
-        if last.as_ref().is_none_or(|(position, _)| *position != found.target_pos) {
-            *last = Some((found.target_pos, weights(&target.prompt.tokens[..found.target_pos as usize])));
+    fn preferences(&self, target: &PlanTarget<'_>, matches: &[SpanMatch], steps: &mut Steps) -> Vec<f32> {
+        let contested = contested(matches);
+        let num_contested = contested.iter().filter(|is_contested| **is_contested).count();
+        match num_contested * 2 * WINDOW_TOKENS <= MAX_WEIGHED_TOKENS {
+            true => self.by_tokens(target, matches, &contested, steps),
+            false => by_spans(matches, &contested, steps),
         }
-        let (_, of_target) = last.as_ref().expect("it was just remembered");
-        similarity(of_target, &weights(&donor.tokens[..found.donor_pos as usize]))
     }
+}
+
+impl<D: DonorPrompts> ByLeftContext<'_, D> {
+    /// [`left_context_similarity`] of each contested match.
+    fn by_tokens(&self, target: &PlanTarget<'_>, matches: &[SpanMatch], contested: &[bool], steps: &mut Steps) -> Vec<f32> {
+        let decay = Decay::new();
+        // Matches of one text begin at one place.
+        let mut last: Option<(u32, Weights)> = None;
+        let of_match = |(found, &is_contested): (&SpanMatch, &bool)| {
+            let donor = self.donors.prompt_of(found.donor).filter(|_| is_contested);
+            let Some(donor) = donor else { return 0.0 };
+            if last.as_ref().is_none_or(|(position, _)| *position != found.target_pos) {
+                last = Some((found.target_pos, decay.weights(&target.prompt.tokens[..found.target_pos as usize])));
+                steps.weighed += WINDOW_TOKENS.min(found.target_pos as usize) as u64;
+            }
+            steps.weighed += WINDOW_TOKENS.min(found.donor_pos as usize) as u64;
+            let (_, of_target) = last.as_ref().expect("it was just remembered");
+            similarity(of_target, &decay.weights(&donor.tokens[..found.donor_pos as usize]))
+        };
+        matches.iter().zip(contested).map(of_match).collect()
+    }
+}
+
+/// The same with the tokens of each donor's other matches in place of all equal tokens.
+fn by_spans(matches: &[SpanMatch], contested: &[bool], steps: &mut Steps) -> Vec<f32> {
+    let decay = Decay::new();
+    let mut by_donor: Vec<_> = (0..matches.len()).collect();
+    by_donor.sort_unstable_by_key(|&i| (matches[i].donor, i));
+    let mut preferences = vec![0.0; matches.len()];
+    for of_donor in by_donor.chunk_by(|&a, &b| matches[a].donor == matches[b].donor) {
+        for (nth, &i) in of_donor.iter().enumerate().filter(|&(_, &i)| contested[i]) {
+            let found = &matches[i];
+            let neighbours = of_donor[..nth].iter().rev().take(MAX_NEIGHBOURS).map(|&j| &matches[j]);
+            let mut shared = decay.sum(0, found.left_context);
+            for other in neighbours {
+                steps.weighed += 1;
+                shared += shared_by(other, found, &decay);
+            }
+            let largest = decay.sum(0, found.target_pos.max(found.donor_pos));
+            preferences[i] = if largest > 0.0 { (shared / largest).min(1.0) } else { 1.0 };
+        }
+    }
+    preferences
+}
+
+/// Weight of the tokens of `other` that stand left of `found` in donor and target.
+fn shared_by(other: &SpanMatch, found: &SpanMatch, decay: &Decay) -> f32 {
+    let target_distance = found.target_pos.checked_sub(other.target_pos);
+    let donor_distance = found.donor_pos.checked_sub(other.donor_pos);
+    let (Some(in_target), Some(in_donor)) = (target_distance, donor_distance) else { return 0.0 };
+    // Each token counts by the larger of its two distances; those that do not stand left of `found` in both do not count.
+    let (far, near) = (in_target.max(in_donor), in_target.min(in_donor));
+    decay.sum(far - other.num_tokens.min(near), far)
+}
+
+/// Weights by distance.
+struct Decay {
+    weights: Vec<f32>,
+    /// Weight of all tokens nearer than each distance, up to the window.
+    sums: Vec<f32>,
+}
+
+impl Decay {
+    fn new() -> Self {
+        let weights: Vec<_> = (0..WINDOW_TOKENS).map(|distance| (-(distance as f32) / DECAY_TOKENS).exp()).collect();
+        let sums = std::iter::once(0.0).chain(weights.iter().scan(0.0, |sum, weight| {
+            *sum += weight;
+            Some(*sum)
+        }));
+        Self { sums: sums.collect(), weights }
+    }
+
+    /// [`Weights`] are lists, because a map of two thousand tokens takes several times as long to fill.
+    fn weights(&self, left: &[TokenId]) -> Weights {
+        let in_window = left.iter().rev().take(WINDOW_TOKENS).zip(0u64..);
+        let mut by_token: Vec<_> = in_window.map(|(token, distance)| u64::from(token.0) << 32 | distance).collect();
+        // The weights of a token are added from near to far.
+        by_token.sort_unstable();
+        let of_one = by_token.chunk_by(|a, b| a >> 32 == b >> 32);
+        let weight = |place: &u64| self.weights[(place & u64::from(u32::MAX)) as usize];
+        of_one.map(|places| (TokenId((places[0] >> 32) as u32), places.iter().map(weight).sum())).collect()
+    }
+
+    /// Weight of the tokens at distances `near..far`.
+    fn sum(&self, near: u32, far: u32) -> f32 {
+        let up_to = |distance: u32| self.sums[(distance as usize).min(WINDOW_TOKENS)];
+        up_to(far) - up_to(near)
+    }
+}
+
+/// Whether each of `matches`, by ascending target position, shares a place of the target with another donor: where nobody else has the
+/// same text there is nothing to prefer.
+fn contested(matches: &[SpanMatch]) -> Vec<bool> {
+    let mut contested = vec![false; matches.len()];
+    // The two furthest ends so far, of different donors.
+    let mut furthest: Option<(u32, DonorId)> = None;
+    let mut second = None;
+    for (i, found) in matches.iter().enumerate() {
+        let rival = if furthest.is_some_and(|(_, donor)| donor == found.donor) { second } else { furthest };
+        contested[i] = rival.is_some_and(|(end, _)| end > found.target_pos);
+        let new = Some((found.target_range().end, found.donor));
+        match furthest {
+            Some((_, donor)) if donor == found.donor => furthest = furthest.max(new),
+            _ if new > furthest => (furthest, second) = (new, furthest),
+            _ if new > second => second = new,
+            _ => {}
+        }
+    }
+    // Start of the next match, and of the next one of another donor.
+    let mut next: Option<(u32, DonorId)> = None;
+    let mut next_other = None;
+    for (i, found) in matches.iter().enumerate().rev() {
+        if next.is_some_and(|(_, donor)| donor != found.donor) {
+            next_other = next;
+        }
+        contested[i] |= next_other.is_some_and(|(start, _)| start < found.target_range().end);
+        next = Some((found.target_pos, found.donor));
+    }
+    contested
 }
 
 /// Shared weight of the tokens left of a span in target and donor, 0 for none and 1 for the same tokens at the same distances.
@@ -54,7 +175,8 @@ impl<D: DonorPrompts> DonorPrompts for ByLeftContext<'_, D> {
 /// empty contexts are the same.
 #[must_use]
 pub fn left_context_similarity(target_left: &[TokenId], donor_left: &[TokenId]) -> f32 {
-    similarity(&weights(target_left), &weights(donor_left))
+    let decay = Decay::new();
+    similarity(&decay.weights(target_left), &decay.weights(donor_left))
 }
 
 /// Weight of each token, by ascending token.
@@ -85,22 +207,6 @@ fn shared_weight(a: &[(TokenId, f32)], b: &[(TokenId, f32)]) -> f32 {
         }
     }
     shared
-}
-
-/// [`Weights`] are lists, because a map of two thousand tokens takes several times as long to fill.
-fn weights(left: &[TokenId]) -> Weights {
-    let weight = |(distance, &token): (usize, &TokenId)| (token, (-(distance as f32) / DECAY_TOKENS).exp());
-    let mut weights: Vec<_> = left.iter().rev().take(WINDOW_TOKENS).enumerate().map(weight).collect();
-    // Stable: the weights of a token are added from near to far.
-    weights.sort_by_key(|(token, _)| *token);
-    weights.dedup_by(|later, first| {
-        let is_same = later.0 == first.0;
-        if is_same {
-            first.1 += later.1;
-        }
-        is_same
-    });
-    weights
 }
 
 #[cfg(test)]

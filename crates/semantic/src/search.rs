@@ -1,0 +1,225 @@
+//! Follows the holders of a target's shingles to the equal runs they stand in.
+//!
+//! A popular text has many holders, and few of them are enough. So a place of the target that `max_postings` runs cover already is not
+//! looked at again, except for rare shingles: these tell apart donors that are nearly the same. Each place has a bounded number of holders
+//! examined and followed, so that the work is linear in the target's tokens however many donors there are, and a run is left out only
+//! where others cover its tokens.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::hash::BuildHasherDefault;
+
+use tokens::{CacheSalt, DonorId, TokenId};
+
+use crate::donors::Donors;
+use crate::minimizer::Sketch;
+use crate::postings::{KeyHasher, Posting};
+use crate::runs::{common_prefix, common_suffix};
+use crate::{SpanIndexConfig, SpanMatch, Steps};
+
+/// Tokens that all runs of a search cover, those at [`MIN_COVER`] apart: in a long prompt each place is covered by fewer runs than
+/// `max_postings`, so that its plan takes some milliseconds too. Chosen: 32,000 tokens that eight donors have.
+const MAX_COVERED_TOKENS: usize = 1 << 18;
+/// Runs that may cover a place of any prompt.
+const MIN_COVER: usize = 2;
+/// Postings examined for each one that may be followed: so many holders in a row may have lost their KV. Chosen; to pass one over takes a
+/// few nanoseconds, and those that are lost for good are not posted for long.
+const EXAMINED_PER_FOLLOWED: usize = 32;
+/// Places of one donor that are followed from one place of the target, as a share of `max_postings`: the others are for other donors.
+/// Chosen.
+const PLACES_SHARE: usize = 4;
+/// A shingle is rare up to this share of `max_postings` holders. Chosen.
+const RARE_SHARE: usize = 2;
+/// Tokens compared for each token of the target and each run that may cover it, before comparisons become short. Chosen: several times
+/// what texts take that do not repeat themselves.
+const COMPARED_PER_TOKEN: u64 = 4;
+/// Tokens compared to the left of a shingle when comparisons have become short: as many as the best class of a moved run asks for.
+const SHORT_LEFT_TOKENS: usize = 256;
+
+/// A prompt for which equal spans are wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct SpanQuery<'a> {
+    /// Scopes to search, each once, the most important first.
+    pub scopes: &'a [CacheSalt],
+    /// All of the prompt.
+    pub tokens: &'a [TokenId],
+    /// Of the prompt; see [`SpanIndex::sketch`](crate::SpanIndex::sketch).
+    pub sketch: &'a Sketch,
+    /// End of its prefix hit.
+    pub from: u32,
+}
+
+/// The answer to a [`SpanQuery`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Search {
+    /// Equal runs, by ascending target position.
+    pub matches: Vec<SpanMatch>,
+    /// Donors of which an equal place lies beyond what is usable, each once.
+    pub unusable: Vec<DonorId>,
+    /// What it took.
+    pub steps: Steps,
+}
+
+/// The holders of one shingle of the target.
+pub(crate) struct Holders<'a> {
+    /// Of the shingle in the target.
+    pub(crate) pos: u32,
+    /// Its postings in each scope, oldest first.
+    pub(crate) lists: &'a [&'a [Posting]],
+}
+
+/// A posting met by the target: donor and target agree in one shingle, if hashes tell the truth.
+#[derive(Clone, Copy)]
+struct Hit {
+    slot: u32,
+    donor_pos: u32,
+    target_pos: u32,
+}
+
+impl Hit {
+    /// The same for all hits of one run and for no other: donor and offset, in the order of a hash (an odd factor loses nothing).
+    fn run_key(self) -> u64 {
+        let offset = self.target_pos.wrapping_sub(self.donor_pos);
+        let key = (u64::from(self.slot) << 32 | u64::from(offset)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        key.rotate_left(32)
+    }
+}
+
+/// What is known of a donor in one search.
+#[derive(Clone, Copy)]
+enum Limit {
+    Unknown,
+    /// Tokens that may be copied. `is_short`: somebody wanted more.
+    Known {
+        num_tokens: u32,
+        is_short: bool,
+    },
+}
+
+struct Follower<'a, F> {
+    donors: &'a Donors,
+    query: &'a SpanQuery<'a>,
+    usable: F,
+    min_span_tokens: u32,
+    /// Runs that may cover a token.
+    max_cover: usize,
+    /// Holders of a rare shingle.
+    max_rare: usize,
+    /// By slot.
+    limits: Vec<Limit>,
+    /// Target position up to which each run was followed.
+    run_ends: HashMap<u64, u32, BuildHasherDefault<KeyHasher>>,
+    /// Ends of the matches that reach beyond the current place.
+    open_ends: BinaryHeap<Reverse<u32>>,
+    found: Search,
+}
+
+/// Follows `places`, by ascending target position.
+pub(crate) fn search<'a>(
+    donors: &Donors,
+    config: &SpanIndexConfig,
+    query: &SpanQuery<'_>,
+    places: impl Iterator<Item = Holders<'a>>,
+    usable: impl FnMut(DonorId) -> u32,
+) -> Search {
+    let num_wanted = query.tokens.len().saturating_sub(query.from as usize).max(1);
+    let mut follower = Follower {
+        donors,
+        query,
+        usable,
+        min_span_tokens: config.min_span_tokens,
+        max_cover: (MAX_COVERED_TOKENS / num_wanted).max(MIN_COVER).min(config.max_postings as usize),
+        max_rare: config.max_postings as usize / RARE_SHARE,
+        limits: vec![Limit::Unknown; donors.num_slots()],
+        run_ends: HashMap::default(),
+        open_ends: BinaryHeap::new(),
+        found: Search::default(),
+    };
+    places.for_each(|place| follower.visit(&place));
+    let mut found = follower.found;
+    found.matches.sort_unstable_by_key(|found: &SpanMatch| {
+        (found.target_pos, Reverse(found.num_tokens), Reverse(found.donor), found.donor_pos)
+    });
+    found
+}
+
+impl<F: FnMut(DonorId) -> u32> Follower<'_, F> {
+    /// Follows the holders of one shingle, newest first.
+    fn visit(&mut self, place: &Holders<'_>) {
+        self.found.steps.lookups += place.lists.len() as u64;
+        while self.open_ends.peek().is_some_and(|&Reverse(end)| end <= place.pos) {
+            self.open_ends.pop();
+        }
+        let num_holders: usize = place.lists.iter().map(|list| list.len()).sum();
+        let is_rare = num_holders <= self.max_rare;
+        let mut num_live = 0;
+        let mut of_donor = (u32::MAX, 0);
+        let newest_first = place.lists.iter().flat_map(|list| list.iter().rev());
+        for posting in newest_first.take(EXAMINED_PER_FOLLOWED * self.max_cover) {
+            let is_covered = self.open_ends.len() >= self.max_cover;
+            if num_live == self.max_cover || is_covered && !(is_rare && self.may_compare_at_length()) {
+                return;
+            }
+            self.found.steps.postings += 1;
+            of_donor = if of_donor.0 == posting.slot { (posting.slot, of_donor.1 + 1) } else { (posting.slot, 1) };
+            if of_donor.1 > self.max_cover.div_ceil(PLACES_SHARE) {
+                continue;
+            }
+            let hit = Hit { slot: posting.slot, donor_pos: posting.pos, target_pos: place.pos };
+            let limit = self.limit(hit);
+            if posting.pos < limit {
+                num_live += 1;
+                self.follow(hit, limit);
+            }
+        }
+    }
+
+    /// Tokens of the donor of `hit` that may be copied. A donor that has too few is noted.
+    fn limit(&mut self, hit: Hit) -> u32 {
+        let limit = &mut self.limits[hit.slot as usize];
+        let (num_tokens, is_short) = match *limit {
+            Limit::Unknown => ((self.usable)(self.donors.at(hit.slot).id), false),
+            Limit::Known { num_tokens, is_short } => (num_tokens, is_short),
+        };
+        let falls_short = hit.donor_pos >= num_tokens;
+        if falls_short && !is_short {
+            self.found.unusable.push(self.donors.at(hit.slot).id);
+        }
+        *limit = Limit::Known { num_tokens, is_short: is_short || falls_short };
+        num_tokens
+    }
+
+    fn may_compare_at_length(&self) -> bool {
+        let budget = COMPARED_PER_TOKEN * self.max_cover as u64 * self.query.tokens.len() as u64;
+        self.found.steps.compared_tokens < budget
+    }
+
+    /// Compares to both sides of `hit`, unless its run was followed to here already.
+    fn follow(&mut self, hit: Hit, limit: u32) {
+        let may_compare_at_length = self.may_compare_at_length();
+        let run_end = self.run_ends.entry(hit.run_key()).or_default();
+        if hit.target_pos < *run_end {
+            return;
+        }
+        let donor = self.donors.at(hit.slot);
+        let usable = &donor.tokens[..donor.tokens.len().min(limit as usize)];
+        let (donor_left, donor_right) = usable.split_at(hit.donor_pos as usize);
+        let (target_left, target_right) = self.query.tokens.split_at(hit.target_pos as usize);
+        let compared_left = if may_compare_at_length { donor_left.len() } else { donor_left.len().min(SHORT_LEFT_TOKENS) };
+        let left = common_suffix(&donor_left[donor_left.len() - compared_left..], target_left);
+        let right = common_prefix(donor_right, target_right);
+        *run_end = hit.target_pos + right;
+        self.found.steps.compared_tokens += u64::from(left + right + 1);
+        let kept_left = left.min(hit.target_pos - self.query.from);
+        if kept_left + right >= self.min_span_tokens {
+            self.open_ends.push(Reverse(hit.target_pos + right));
+            self.found.matches.push(SpanMatch {
+                donor: donor.id,
+                donor_pos: hit.donor_pos - kept_left,
+                target_pos: hit.target_pos - kept_left,
+                num_tokens: kept_left + right,
+                left_context: left - kept_left,
+            });
+        }
+    }
+}

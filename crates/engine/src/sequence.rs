@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use semantic::{DecodeRepair, Drift, Repair, TokenDeviation, follow_drift, select_rows};
-use tokens::{BlockHash, BlockSize, RequestId, Timestamp, TokenId, TokenRange, complement, hash_full_blocks, hash_next_block};
+use tokens::{BlockHash, BlockSize, ContentHashes, RequestId, Timestamp, TokenId, TokenRange, complement, hash_next_block};
 
 use crate::queue::ArrivalKey;
 use crate::{FinishReason, KvSharingMode, KvUsage, Request, Row, SamplingParams, TokenLogProbs};
@@ -89,6 +89,7 @@ pub(crate) struct ExpectedSpans {
 impl Sequence {
     pub(crate) fn new(request: Request, arrival: ArrivalKey, block_size: BlockSize) -> Self {
         let token_ids = request.prompt_token_ids.to_vec();
+        let content = ContentHashes::of(&token_ids, block_size);
         let num_scored = match request.sampling.prompt_logprobs {
             Some(_) => token_ids.len() - request.sampling.prompt_logprobs_from.max(1) as usize,
             None => 0,
@@ -97,8 +98,8 @@ impl Sequence {
             request_id: request.request_id,
             sampling: Arc::new(request.sampling.clone()),
             arrival,
-            block_hashes: hash_full_blocks(request.cache_salt, &token_ids, block_size),
-            readable: readable_scopes(&request, block_size),
+            block_hashes: content.in_scope(request.cache_salt),
+            readable: readable_scopes(&request, &content),
             num_computed_tokens: 0,
             reused: Vec::new(),
             measured: Vec::new(),
@@ -195,7 +196,7 @@ impl Sequence {
             return Vec::new();
         }
         let step = TokenRange::new(self.num_computed_tokens, last_position + 1);
-        let recomputed = complement(step, &self.reused);
+        let recomputed = complement(step, overlapping(&self.reused, step));
         let spans = self.moved.iter().map(|span| span.intersect(step)).filter(|span| !span.is_empty());
         spans.flat_map(|span| follow_drift(span, &recomputed)).collect()
     }
@@ -213,7 +214,7 @@ impl Sequence {
     pub(crate) fn keep_residual(&mut self, before: &[TokenRange], measured: &[TokenDeviation]) {
         if self.request.repair.decode.is_some() {
             let positions = before.iter().flat_map(|range| range.positions());
-            let stays = |position: u32| self.reused.iter().any(|range| range.contains(position));
+            let stays = |position: u32| covers(&self.reused, position);
             self.residual =
                 positions.zip(measured).filter(|(position, _)| stays(*position)).map(|(_, found)| found.value_l2).collect();
         }
@@ -226,8 +227,11 @@ impl Sequence {
         let positions = self.reused.iter().flat_map(|range| range.positions());
         let mut scored: Vec<(f32, u32)> =
             positions.zip(attention.iter().zip(&self.residual)).map(|(position, (a, v))| (a * v, position)).collect();
-        scored.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-        self.due = scored.iter().take(decode.tokens as usize).map(|(_, position)| *position).collect();
+        let num_due = scored.len().min(decode.tokens as usize);
+        if num_due < scored.len() {
+            scored.select_nth_unstable_by(num_due, |a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        }
+        self.due = scored[..num_due].iter().map(|(_, position)| *position).collect();
         self.due.sort_unstable();
     }
 
@@ -260,7 +264,7 @@ impl Sequence {
         }
         let twice = Repair { ratio: 2.0 * repair.ratio, max_deviation: repair.max_deviation / 2.0, ..repair };
         let selected = select_rows(twice, self.num_prompt_tokens(), &self.moved, &measured);
-        let is_reused = |range: TokenRange| self.reused.iter().any(|reused| !reused.intersect(range).is_empty());
+        let is_reused = |range: TokenRange| first_after(&self.reused, range.start).is_some_and(|reused| reused.start < range.end);
         let first = selected.ranges.iter().find(|range| is_reused(**range))?;
         self.num_computed_tokens = self.num_computed_tokens.min(first.start).max(self.prefix_end);
         Some(selected.ranges)
@@ -270,10 +274,9 @@ impl Sequence {
     pub(crate) fn recompute(&mut self, selected: &[TokenRange]) -> u32 {
         let num_before: u32 = self.reused.iter().map(|range| range.len()).sum();
         let mut positions = self.reused.iter().flat_map(|range| range.positions());
-        let is_selected = |position: u32| selected.iter().any(|range| range.contains(position));
-        self.residual.retain(|_| !positions.next().is_some_and(is_selected));
+        self.residual.retain(|_| !positions.next().is_some_and(|position| covers(selected, position)));
         self.due.clear();
-        self.reused = self.reused.iter().flat_map(|&range| complement(range, selected)).collect();
+        self.reused = self.reused.iter().flat_map(|&range| complement(range, overlapping(selected, range))).collect();
         num_before - self.reused.iter().map(|range| range.len()).sum::<u32>()
     }
 
@@ -311,15 +314,19 @@ impl Sequence {
 
     /// The next rows to compute, at most `max_rows`.
     pub(crate) fn next_rows(&self, max_rows: usize) -> Vec<Row> {
-        let rest = complement(TokenRange::new(self.num_computed_tokens, self.num_tokens()), &self.reused);
-        let positions = rest.into_iter().flat_map(TokenRange::positions).take(max_rows);
+        let positions = self.left_to_compute().into_iter().flat_map(TokenRange::positions).take(max_rows);
         positions.map(|position| Row { token: self.token_ids[position as usize], position }).collect()
     }
 
     /// How many rows are left to compute until its newest token.
     pub(crate) fn num_rows_left(&self) -> u32 {
-        let rest = complement(TokenRange::new(self.num_computed_tokens, self.num_tokens()), &self.reused);
-        rest.into_iter().map(TokenRange::len).sum()
+        self.left_to_compute().into_iter().map(TokenRange::len).sum()
+    }
+
+    /// Positions from the frontier to its newest token that no donor gave. Ranges of the past are not gone through.
+    fn left_to_compute(&self) -> Vec<TokenRange> {
+        let rest = TokenRange::new(self.num_computed_tokens, self.num_tokens());
+        complement(rest, overlapping(&self.reused, rest))
     }
 
     /// Whether a token is to be sampled behind a row at `position`.
@@ -421,8 +428,43 @@ impl Sequence {
     }
 }
 
-fn readable_scopes(request: &Request, block_size: BlockSize) -> Vec<kv::ReadableScope> {
+/// The first of `ranges`, which are sorted and disjoint, that ends after `pos`.
+fn first_after(ranges: &[TokenRange], pos: u32) -> Option<&TokenRange> {
+    ranges.get(ranges.partition_point(|range| range.end <= pos))
+}
+
+/// Whether one of `ranges`, which are sorted and disjoint, holds `pos`.
+fn covers(ranges: &[TokenRange], pos: u32) -> bool {
+    first_after(ranges, pos).is_some_and(|range| range.start <= pos)
+}
+
+/// Those of `ranges`, which are sorted and disjoint, that share a position with `range`.
+fn overlapping(ranges: &[TokenRange], range: TokenRange) -> &[TokenRange] {
+    let ranges = &ranges[ranges.partition_point(|other| other.end <= range.start)..];
+    &ranges[..ranges.partition_point(|other| other.start < range.end)]
+}
+
+fn readable_scopes(request: &Request, content: &ContentHashes) -> Vec<kv::ReadableScope> {
     let others = request.readable.iter().filter(|&&salt| salt != request.cache_salt);
-    let hashed = |&salt| kv::ReadableScope { salt, hashes: hash_full_blocks(salt, &request.prompt_token_ids, block_size).into() };
-    others.map(hashed).collect()
+    others.map(|&salt| kv::ReadableScope { salt, hashes: content.in_scope(salt).into() }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn searches_in_sorted_ranges_find_what_looking_at_all_of_them_does() {
+        let ranges: Vec<_> = [(0, 1), (3, 7), (7, 8), (12, 20), (21, 22)].map(|(start, end)| TokenRange::new(start, end)).into();
+        for pos in 0..25 {
+            assert_eq!(covers(&ranges, pos), ranges.iter().any(|range| range.contains(pos)), "{pos}");
+            assert_eq!(first_after(&ranges, pos), ranges.iter().find(|range| range.end > pos), "{pos}");
+            for end in pos + 1..25 {
+                let wanted = TokenRange::new(pos, end);
+                let expected: Vec<_> = ranges.iter().copied().filter(|range| !range.intersect(wanted).is_empty()).collect();
+                assert_eq!(overlapping(&ranges, wanted), expected, "{wanted:?}");
+            }
+        }
+        assert!(!covers(&[], 0) && overlapping(&[], TokenRange::new(0, 9)).is_empty());
+    }
 }

@@ -111,6 +111,12 @@ impl<E: Executor> EngineCore<E> {
         self.scheduler.stats()
     }
 
+    /// The work that plans of spans took so far.
+    #[must_use]
+    pub fn planning_work(&self) -> crate::PlanningWork {
+        self.scheduler.planning_work()
+    }
+
     /// The step that the last call of [`step`](Self::step) reported.
     #[must_use]
     pub fn last_step(&self) -> &SchedulerOutput {

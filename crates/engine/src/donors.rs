@@ -10,8 +10,8 @@ use std::ops::{Bound, Range};
 use std::time::Duration;
 
 use semantic::{
-    ByLeftContext, DonorQuery, DonorSource, EmbeddingIndex, PlanTarget, PromptView, RepairPolicy, ReusePlan, Segments,
-    SpanConfig, SpanIndex, SpanIndexConfig, SpanMatch, plan_reuse,
+    ByLeftContext, DonorQuery, DonorSource, EmbeddingIndex, PlanTarget, PromptView, RepairPolicy, ReusePlan, Search, Segments,
+    Sketch, SpanConfig, SpanIndex, SpanIndexConfig, SpanMatch, SpanQuery, Steps, plan_counted,
 };
 use tokens::{BlockHash, BlockSize, CacheSalt, DonorId, RequestId, SessionId, TenantId, Timestamp, TokenId, TokenRange};
 
@@ -35,6 +35,10 @@ pub(crate) struct DonorRegistry {
     /// By the hash of the last block, so that one prompt is one donor however often it comes.
     by_last_block: HashMap<BlockHash, DonorId>,
     by_last_use: BTreeSet<(Timestamp, DonorId)>,
+    /// By scope; those without donors have none.
+    versions: HashMap<CacheSalt, ScopeVersion>,
+    num_changes: u64,
+    has_host_tier: bool,
     next_id: u64,
     now: Timestamp,
 }
@@ -50,6 +54,14 @@ struct Donor {
     hits: u64,
     created: Timestamp,
     last_used: Timestamp,
+}
+
+/// The state of one scope's donors.
+#[derive(Clone, Copy, Debug, Default)]
+struct ScopeVersion {
+    /// Number of the last change among those of all scopes.
+    last_change: u64,
+    num_donors: usize,
 }
 
 /// What is known of a donor, but for its text.
@@ -82,6 +94,8 @@ pub(crate) struct Target<'a> {
     /// Further scopes it may read.
     pub(crate) readable: &'a [CacheSalt],
     pub(crate) tokens: &'a [TokenId],
+    /// Its shingles, if they were sampled before.
+    pub(crate) sketch: Option<&'a Sketch>,
     pub(crate) template: &'a [TokenRange],
     /// Where its segments begin.
     pub(crate) segments: &'a [u32],
@@ -92,6 +106,14 @@ pub(crate) struct Target<'a> {
     pub(crate) ranks_donors: bool,
     /// Donors to be looked at besides those that the index of spans finds; see [`DonorRegistry::similar`].
     pub(crate) similar: &'a [DonorId],
+}
+
+/// Spans to copy.
+#[derive(Clone, Debug)]
+pub(crate) struct PlannedSpans {
+    pub(crate) plan: ReusePlan,
+    /// Those of the donors that only their embeddings found.
+    pub(crate) by_embedding: BTreeSet<DonorId>,
 }
 
 /// Spans to copy, with the blocks that hold them.
@@ -112,22 +134,34 @@ pub(crate) struct SourceBlock {
     pub(crate) place: kv::Place,
 }
 
-/// Equal spans, and who has them.
-pub(crate) struct Matches {
-    /// By ascending target position.
-    pub(crate) spans: Vec<SpanMatch>,
-    /// Donors that only their embeddings found.
-    pub(crate) by_embedding: BTreeSet<DonorId>,
+/// How well it is known which blocks of a donor are left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Residency {
+    /// By the hash of the last block, in some steps: right unless hashes collide or a block may not be read.
+    Estimated,
+    /// By comparing all blocks, in as many steps as the donor has.
+    Confirmed,
 }
 
-/// Equal spans and what is left of their donors.
-struct Residency {
-    /// All that were found.
-    found: Matches,
-    /// What there still is of them and worth fetching, where it is long enough.
-    resident: Vec<SpanMatch>,
-    /// Of each donor found, the leading blocks that the target may read.
-    blocks: BTreeMap<DonorId, Vec<kv::Place>>,
+/// A plan, and what was found on the way to it.
+pub(crate) struct Planning {
+    spans: PlannedSpans,
+    /// All equal spans that may be copied.
+    found: Vec<SpanMatch>,
+    /// Donors that have lost the KV of equal tokens.
+    unusable: Vec<DonorId>,
+    pub(crate) steps: Steps,
+}
+
+/// Equal spans whose KV is worth being copied.
+struct Matches {
+    /// By ascending target position.
+    spans: Vec<SpanMatch>,
+    /// Donors that only their embeddings found.
+    by_embedding: BTreeSet<DonorId>,
+    /// Donors that have lost the KV of equal tokens.
+    unusable: Vec<DonorId>,
+    steps: Steps,
 }
 
 impl FoundSpans {
@@ -147,7 +181,7 @@ impl DonorRegistry {
     pub(crate) fn new(config: &SchedulerConfig) -> Self {
         let SchedulerConfig { spans, max_donors, block_size, donor_ttl, .. } = config;
         let index_config = SpanIndexConfig { max_donors: *max_donors, ..SpanIndexConfig::for_spans(spans) };
-        let (donors, by_last_block, by_last_use) = Default::default();
+        let (donors, by_last_block, by_last_use, versions) = Default::default();
         Self {
             config: spans.clone(),
             index: SpanIndex::new(index_config.clone()),
@@ -159,6 +193,9 @@ impl DonorRegistry {
             donors,
             by_last_block,
             by_last_use,
+            versions,
+            num_changes: 0,
+            has_host_tier: config.host.num_blocks > 0,
             next_id: 0,
             now: Timestamp::default(),
         }
@@ -207,6 +244,9 @@ impl DonorRegistry {
         let hashes = &prompt.hashes[..num_blocks];
         let &last = hashes.last().expect("a span fills at least one block");
         if let Some(&known) = self.by_last_block.get(&last) {
+            if self.index.restore(known) {
+                self.note_change(prompt.salt, 0);
+            }
             return self.touch(known);
         }
         let superseded: Vec<_> = hashes.iter().filter_map(|hash| self.by_last_block.get(hash).copied()).collect();
@@ -251,6 +291,7 @@ impl DonorRegistry {
         let id = DonorId(self.next_id);
         self.next_id += 1;
         let evicted = self.index.insert_segmented(donor.salt, id, donor.tokens.clone(), donor.segments.clone());
+        self.note_change(donor.salt, 1);
         self.by_last_block.insert(last, id);
         self.by_last_use.insert((donor.last_used, id));
         self.donors.insert(id, donor);
@@ -268,9 +309,32 @@ impl DonorRegistry {
             embeddings.remove(id);
         }
         if let Some(donor) = self.donors.remove(&id) {
+            self.note_change(donor.salt, -1);
             self.by_last_block.remove(donor.hashes.last().expect("a donor has blocks"));
             self.by_last_use.remove(&(donor.last_used, id));
         }
+    }
+
+    /// Notes that a scope has `num_more` donors more, or that more of one is found.
+    fn note_change(&mut self, scope: CacheSalt, num_more: isize) {
+        self.num_changes += 1;
+        let version = self.versions.entry(scope).or_default();
+        version.last_change = self.num_changes;
+        version.num_donors = version.num_donors.strict_add_signed(num_more);
+        if version.num_donors == 0 {
+            self.versions.remove(&scope);
+        }
+    }
+
+    /// Another number after every donor of `scopes` that comes or goes, so that a caller knows whether an earlier plan may be stale.
+    pub(crate) fn version(&self, scopes: impl Iterator<Item = CacheSalt>) -> u64 {
+        let last_change = |scope| self.versions.get(&scope).map_or(0, |version| version.last_change);
+        scopes.fold(0, |version: u64, scope| version.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(last_change(scope)))
+    }
+
+    /// The shingles of a prompt that is looked up here, or among the prompts being computed.
+    pub(crate) fn sketch(&self, tokens: &[TokenId]) -> Sketch {
+        self.index.sketch(tokens)
     }
 
     /// Forgets the donors left by an owner that `is_erased` names; how many they are.
@@ -326,127 +390,200 @@ impl DonorRegistry {
         self.index = SpanIndex::new(self.index_config.clone());
     }
 
-    /// How many tokens of `target` donors have, resident or not: a prediction.
-    pub(crate) fn predict(&self, target: Target<'_>) -> u32 {
-        self.plan(target, &self.find(target).spans).spans.iter().map(|span| span.num_tokens).sum()
-    }
-
-    /// What to copy into `target` of that which is still in `pool`, or why nothing. Donors of whom too little is left are forgotten.
-    pub(crate) fn find_resident(
-        &mut self,
+    /// Plans what to copy into `target` of that which is still in `pool`. Changes nothing.
+    pub(crate) fn plan_resident(
+        &self,
         pool: &kv::BlockPool,
         target: Target<'_>,
         gate: FetchGate<'_>,
-    ) -> Result<FoundSpans, SpanOutcome> {
-        let Residency { found, resident, blocks } = self.residency(pool, target, gate);
-        let is_gone = |&donor: &DonorId| {
-            self.is_too_short(&pool.match_full_blocks(self.donors[&donor].hashed(&self.donors[&donor].readable)))
-        };
-        let short = blocks.iter().filter(|(_, blocks)| self.is_too_short(blocks)).map(|(&donor, _)| donor);
-        let gone: Vec<_> = short.filter(is_gone).collect();
-        gone.into_iter().for_each(|donor| self.remove(donor));
-        if !found.spans.is_empty() && resident.is_empty() {
-            return Err(SpanOutcome::NotResident);
+        residency: Residency,
+    ) -> Planning {
+        let Matches { mut spans, by_embedding, unusable, mut steps } =
+            self.find(target, |id| self.usable(pool, id, target, residency));
+        if self.has_host_tier {
+            spans.retain_mut(|found| {
+                found.num_tokens = self.num_worthy(pool, found, gate);
+                found.num_tokens >= self.config.min_span_tokens
+            });
         }
-        let plan = self.plan(target, &resident);
-        if let Some(reason) = plan.rejected {
-            return Err(SpanOutcome::Rejected(reason));
-        }
-        Ok(FoundSpans { sources: self.sources(&plan, &blocks), plan, by_embedding: found.by_embedding })
+        let (plan, of_plan) = self.plan(target, &spans);
+        steps += of_plan;
+        Planning { spans: PlannedSpans { plan, by_embedding }, found: spans, unusable, steps }
     }
 
-    /// What would be copied into `target`, and all spans found.
+    /// The outcome of `planning`, which forgets what it found to be lost: that it is not found again, and others are found in its place.
+    pub(crate) fn settle(
+        &mut self,
+        pool: &kv::BlockPool,
+        target: Target<'_>,
+        planning: Planning,
+    ) -> Result<PlannedSpans, SpanOutcome> {
+        let Planning { spans, found, unusable, .. } = planning;
+        let was_there = found.is_empty() && !unusable.is_empty() && !self.find(target, |id| self.unexpired(id)).spans.is_empty();
+        for id in unusable {
+            let Some(donor) = self.donors.get(&id) else { continue };
+            let num_blocks = pool.index().count_leading(donor.hashed(&donor.readable));
+            match self.is_too_short(num_blocks) {
+                true => self.remove(id),
+                false => self.index.shorten(id, self.num_tokens(num_blocks)),
+            }
+        }
+        match spans.plan.rejected {
+            _ if was_there => Err(SpanOutcome::NotResident),
+            Some(reason) => Err(SpanOutcome::Rejected(reason)),
+            None => Ok(spans),
+        }
+    }
+
+    /// What would be copied into `target`, and all spans found, still there or not.
     pub(crate) fn explain(&self, pool: &kv::BlockPool, target: Target<'_>, gate: FetchGate<'_>) -> (FoundSpans, Vec<SpanMatch>) {
-        let Residency { found: Matches { spans, by_embedding }, resident, blocks } = self.residency(pool, target, gate);
-        let plan = self.plan(target, &resident);
-        (FoundSpans { sources: self.sources(&plan, &blocks), plan, by_embedding }, spans)
+        let sketch = target.sketch.is_none().then(|| self.sketch(target.tokens));
+        let target = Target { sketch: target.sketch.or(sketch.as_ref()), ..target };
+        let estimated = self.plan_resident(pool, target, gate, Residency::Estimated);
+        let (planning, sources) = match self.sources(pool, target, &estimated.spans.plan) {
+            Some(sources) => (estimated, sources),
+            None => {
+                let confirmed = self.plan_resident(pool, target, gate, Residency::Confirmed);
+                let sources = self.sources(pool, target, &confirmed.spans.plan);
+                (confirmed, sources.expect("what was confirmed is there"))
+            }
+        };
+        let Planning { spans: PlannedSpans { plan, by_embedding }, found, unusable, .. } = planning;
+        let has_all = unusable.is_empty() && !self.has_host_tier;
+        let found = if has_all { found } else { self.find(target, |id| self.unexpired(id)).spans };
+        (FoundSpans { plan, sources, by_embedding }, found)
     }
 
-    /// Of the leading `blocks` of each donor, what `plan` needs. Those before its spans are held too, so that no block is given up after
-    /// one that is found through it; but they are not fetched.
-    fn sources(&self, plan: &ReusePlan, blocks: &BTreeMap<DonorId, Vec<kv::Place>>) -> Vec<SourceBlock> {
+    /// The blocks that `plan` needs; `None` if some are not there any more. Those before its spans are held too, so that no block is given
+    /// up after one that is found through it; but they are not fetched.
+    pub(crate) fn sources(&self, pool: &kv::BlockPool, target: Target<'_>, plan: &ReusePlan) -> Option<Vec<SourceBlock>> {
         let block_size = self.block_size.get();
+        let mut needed: BTreeMap<DonorId, Vec<Range<u32>>> = BTreeMap::new();
+        for span in &plan.spans {
+            needed.entry(span.donor).or_default().push(covering(span.donor_pos, span.num_tokens, block_size));
+        }
         let mut sources = Vec::new();
-        for (&donor, blocks) in blocks {
-            let spans = plan.spans.iter().filter(|span| span.donor == donor);
-            let covered: Vec<_> = spans.map(|span| covering(span.donor_pos, span.num_tokens, block_size)).collect();
+        for (donor, covered) in needed {
             let end = covered.iter().map(|range| range.end).max().unwrap_or(0);
-            for (idx, &place) in (0..end).zip(blocks) {
-                if !place.is_host() || covered.iter().any(|range| range.contains(&idx)) {
+            let blocks = self.resident_blocks(pool, donor, target, end as usize)?;
+            if blocks.len() < end as usize {
+                return None;
+            }
+            let mut is_covered = vec![false; end as usize];
+            covered.into_iter().for_each(|range| is_covered[range.start as usize..range.end as usize].fill(true));
+            for ((idx, place), is_covered) in (0..end).zip(blocks).zip(is_covered) {
+                if !place.is_host() || is_covered {
                     sources.push(SourceBlock { donor, idx, place });
                 }
             }
         }
-        sources
+        Some(sources)
     }
 
-    fn residency(&self, pool: &kv::BlockPool, target: Target<'_>, gate: FetchGate<'_>) -> Residency {
-        let found = self.find(target);
-        let donors: BTreeSet<_> = found.spans.iter().map(|span| span.donor).collect();
-        let blocks: BTreeMap<_, _> = donors.into_iter().map(|donor| (donor, self.resident_blocks(pool, donor, target))).collect();
-        let mut resident = found.spans.clone();
-        resident.retain_mut(|found| {
-            found.num_tokens = self.num_worthy(found, &blocks[&found.donor], gate);
-            found.num_tokens >= self.config.min_span_tokens
-        });
-        Residency { found, resident, blocks }
-    }
-
-    /// Tokens of `found` that lie in `blocks`, the leading ones of its donor: all if fetching them pays, else those in front of the first
+    /// Tokens of `found` that are worth copying: all if fetching what of them is in the host tier pays, else those in front of the first
     /// block that would have to be fetched.
-    fn num_worthy(&self, found: &SpanMatch, blocks: &[kv::Place], gate: FetchGate<'_>) -> u32 {
+    fn num_worthy(&self, pool: &kv::BlockPool, found: &SpanMatch, gate: FetchGate<'_>) -> u32 {
         let block_size = self.block_size.get();
-        let reach = |num_blocks: u32| found.num_tokens.min((num_blocks * block_size).saturating_sub(found.donor_pos));
-        let num_tokens = reach(blocks.len() as u32);
-        let fetched = || covering(found.donor_pos, num_tokens, block_size).filter(|&idx| blocks[idx as usize].is_host());
-        match fetched().next() {
-            Some(first) if !gate.pays(fetched().count(), num_tokens, found.target_pos + num_tokens) => reach(first),
-            _ => num_tokens,
+        let donor = &self.donors[&found.donor];
+        let place = |idx: u32| pool.index().place_in(donor.hashed(&donor.readable), idx as usize);
+        let is_fetched = |&idx: &u32| place(idx).is_none_or(|place| place.is_host());
+        let fetched: Vec<_> = covering(found.donor_pos, found.num_tokens, block_size).filter(is_fetched).collect();
+        match fetched.first() {
+            Some(first) if !gate.pays(fetched.len(), found.num_tokens, found.target_pos + found.num_tokens) => {
+                found.num_tokens.min((first * block_size).saturating_sub(found.donor_pos))
+            }
+            _ => found.num_tokens,
         }
     }
 
-    /// Searches only where the plan could use an answer. Of a similar donor all spans are compared: postings may have forgotten some.
-    fn find(&self, target: Target<'_>) -> Matches {
+    /// Searches only where the plan could use an answer. Of a similar donor all spans are compared.
+    fn find(&self, target: Target<'_>, mut usable: impl FnMut(DonorId) -> u32) -> Matches {
         let num_tokens = target.tokens.len() as u32;
         let is_worthwhile =
             num_tokens >= self.config.min_prompt_tokens && num_tokens.saturating_sub(target.from) >= self.config.min_span_tokens;
         if !is_worthwhile {
-            return Matches { spans: Vec::new(), by_embedding: BTreeSet::new() };
+            return Matches { spans: Vec::new(), by_embedding: BTreeSet::new(), unusable: Vec::new(), steps: Steps::default() };
         }
-        let in_scope = |scope| self.index.find(scope, target.tokens, target.from);
-        let mut spans: Vec<_> = target.scopes().flat_map(in_scope).collect();
-        let posted: BTreeSet<_> = spans.iter().map(|span| span.donor).collect();
-        spans.retain(|span| !target.similar.contains(&span.donor));
-        spans.extend(target.similar.iter().flat_map(|&donor| self.index.find_in(donor, target.tokens, target.from)));
-        spans.retain(|span| !self.is_expired(span.donor));
-        let by_embedding = spans.iter().map(|span| span.donor).filter(|donor| !posted.contains(donor)).collect();
-        spans.sort_by_key(|found| (found.target_pos, Reverse(found.num_tokens), Reverse(found.donor), found.donor_pos));
-        Matches { spans, by_embedding }
+        let sampled = target.sketch.is_none().then(|| self.sketch(target.tokens));
+        let sketch = target.sketch.or(sampled.as_ref()).expect("it was sampled if it was not there");
+        let scopes: Vec<_> = target.scopes().collect();
+        let query = SpanQuery { scopes: &scopes, tokens: target.tokens, sketch, from: target.from };
+        let Search { matches: mut spans, mut unusable, mut steps } = self.index.search(&query, &mut usable);
+        let mut by_embedding = BTreeSet::new();
+        if !target.similar.is_empty() {
+            let posted: BTreeSet<_> = spans.iter().map(|span| span.donor).collect();
+            spans.retain(|span| !target.similar.contains(&span.donor));
+            for &donor in target.similar {
+                let of_donor = self.index.search_in(donor, &query, &mut usable);
+                by_embedding.extend(of_donor.matches.first().map(|_| donor).filter(|donor| !posted.contains(donor)));
+                spans.extend(of_donor.matches);
+                unusable.extend(of_donor.unusable);
+                steps += of_donor.steps;
+            }
+            spans.sort_by_key(|found| (found.target_pos, Reverse(found.num_tokens), Reverse(found.donor), found.donor_pos));
+        }
+        Matches { spans, by_embedding, unusable, steps }
     }
 
-    fn plan(&self, target: Target<'_>, matches: &[SpanMatch]) -> ReusePlan {
+    fn plan(&self, target: Target<'_>, matches: &[SpanMatch]) -> (ReusePlan, Steps) {
         let prompt = PromptView { tokens: target.tokens, segments: &segments_of(target.segments, target.template) };
         let Target { from, template, .. } = target;
         let (planned, config) = (PlanTarget { prompt, from, template }, target.policy.spans(&self.config));
         match target.ranks_donors {
-            true => plan_reuse(&planned, matches, &ByLeftContext::new(&self.index), &config),
-            false => plan_reuse(&planned, matches, &self.index, &config),
+            true => plan_counted(&planned, matches, &ByLeftContext::new(&self.index), &config),
+            false => plan_counted(&planned, matches, &self.index, &config),
         }
     }
 
-    /// Leading blocks of `donor` that are in the pool or the host tier and in scopes that `target` may read.
-    fn resident_blocks(&self, pool: &kv::BlockPool, donor: DonorId, target: Target<'_>) -> Vec<kv::Place> {
-        let donor = &self.donors[&donor];
-        let readable = donor.readable.iter().filter(|scope| target.scopes().any(|salt| salt == scope.salt));
-        pool.match_full_blocks(donor.hashed(&readable.cloned().collect::<Vec<_>>()))
+    /// Leading tokens of a donor that `target` may copy.
+    fn usable(&self, pool: &kv::BlockPool, id: DonorId, target: Target<'_>, residency: Residency) -> u32 {
+        if self.is_expired(id) {
+            return 0;
+        }
+        let donor = &self.donors[&id];
+        let num_blocks = match residency {
+            Residency::Estimated => pool.index().count_leading(donor.hashed(&donor.readable_by(target))),
+            Residency::Confirmed => pool.match_full_blocks(donor.hashed(&donor.readable_by(target))).len(),
+        };
+        self.num_tokens(num_blocks)
     }
 
-    fn is_too_short(&self, blocks: &[kv::Place]) -> bool {
-        blocks.len() * self.block_size.as_usize() < self.config.min_span_tokens as usize
+    /// All tokens of a donor that has not expired.
+    fn unexpired(&self, id: DonorId) -> u32 {
+        if self.is_expired(id) { 0 } else { u32::MAX }
+    }
+
+    /// The leading blocks of `donor`, at most `max_blocks`, that are in the pool or the host tier and in scopes that `target` may read;
+    /// `None` if it is not kept, or has expired.
+    fn resident_blocks(
+        &self,
+        pool: &kv::BlockPool,
+        id: DonorId,
+        target: Target<'_>,
+        max_blocks: usize,
+    ) -> Option<Vec<kv::Place>> {
+        let donor = self.donors.get(&id).filter(|_| !self.is_expired(id))?;
+        let readable = donor.readable_by(target);
+        let hashed = donor.hashed(&readable);
+        let tokens = &hashed.tokens[..max_blocks * self.block_size.as_usize()];
+        Some(pool.match_full_blocks(kv::HashedTokens { tokens, ..hashed }))
+    }
+
+    fn is_too_short(&self, num_blocks: usize) -> bool {
+        self.num_tokens(num_blocks) < self.config.min_span_tokens
+    }
+
+    fn num_tokens(&self, num_blocks: usize) -> u32 {
+        num_blocks as u32 * self.block_size.get()
     }
 }
 
 impl Donor {
+    /// The scopes that it could read, of those that `target` may read.
+    fn readable_by(&self, target: Target<'_>) -> Vec<kv::ReadableScope> {
+        self.readable.iter().filter(|scope| target.scopes().any(|salt| salt == scope.salt)).cloned().collect()
+    }
+
     /// As the pool knows it, where it could read `readable`.
     fn hashed<'a>(&'a self, readable: &'a [kv::ReadableScope]) -> kv::HashedTokens<'a> {
         kv::HashedTokens { salt: self.salt, tokens: &self.tokens, hashes: &self.hashes, readable }

@@ -5,7 +5,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 
-use tokens::{BlockHash, CacheSalt, DonorId, RequestId, TokenId};
+use tokens::{BlockHash, DonorId, RequestId};
 
 use crate::Request;
 
@@ -59,14 +59,19 @@ impl InFlight {
         self.prompts.tokens_of(as_donor(request_id)).is_some()
     }
 
-    /// Who is computing most of `tokens` behind `from` in the same scope, at any offset, and how many of them.
-    pub(crate) fn find_spans(&self, scope: CacheSalt, tokens: &[TokenId], from: u32) -> Option<(RequestId, u32)> {
+    /// The request that is computing most tokens of `query`, at any offset, and how many of them.
+    pub(crate) fn find_spans(&self, query: &semantic::SpanQuery<'_>) -> Option<(RequestId, u32)> {
         let mut found: BTreeMap<DonorId, u32> = BTreeMap::new();
-        for span in self.prompts.find(scope, tokens, from) {
+        for span in self.prompts.search(query, |_| u32::MAX).matches {
             *found.entry(span.donor).or_default() += span.num_tokens;
         }
         let most = found.into_iter().max_by_key(|&(donor, num_tokens)| (num_tokens, Reverse(donor)))?;
-        Some((RequestId(most.0.0), most.1.min(tokens.len() as u32 - from)))
+        Some((RequestId(most.0.0), most.1.min(query.tokens.len() as u32 - query.from)))
+    }
+
+    /// Whether no prompt is being computed that could give spans.
+    pub(crate) fn has_no_prompt(&self) -> bool {
+        self.prompts.is_empty()
     }
 }
 

@@ -42,9 +42,9 @@ pub use output::{
     ScheduledSequence, SchedulerOutput, SpanCopy, TokenLogProbs, Transfer, WatchedSpans,
 };
 pub use request::{KvSharingMode, Request, SamplingParams};
-pub use scheduler::Scheduler;
+pub use scheduler::{PlanningWork, Scheduler};
 pub use semantic::{
     ClassQuality, DecodeRepair, Drift, EmbeddingIndexConfig, Gate, GuardConfig, MatchClass, Probe, Readers, RejectReason, Repair,
-    RepairPolicy, ReusePlan, ReuseSpan, SpanConfig, SpanMatch, TokenDeviation,
+    RepairPolicy, ReusePlan, ReuseSpan, SpanConfig, SpanMatch, Steps, TokenDeviation,
 };
 pub use stats::{EngineStats, FoundDonors, SpanLookups, SpanOutcome};

@@ -12,6 +12,8 @@ use semantic::DecodeRepair;
 use tokens::{RequestId, Timestamp, TokenRange};
 
 use self::forecast::Pace;
+use self::planning::PlanBook;
+pub use self::planning::PlanningWork;
 use self::share::Shares;
 use crate::ageing::Ageing;
 use crate::cost::StepTimes;
@@ -32,6 +34,7 @@ mod ahead;
 mod dedupe;
 mod forecast;
 mod host;
+mod planning;
 mod share;
 mod update;
 
@@ -47,6 +50,7 @@ pub struct Scheduler {
     /// By admission, first one first.
     running: Vec<RequestId>,
     donors: DonorRegistry,
+    plans: PlanBook,
     host_link: HostLink,
     in_flight: InFlight,
     verifier: Verifier,
@@ -100,6 +104,7 @@ impl Scheduler {
             queue: RequestQueue::default(),
             running: Vec::new(),
             donors: DonorRegistry::new(&config),
+            plans: PlanBook::default(),
             host_link: HostLink::new(&config.host),
             in_flight: InFlight::new(semantic::SpanIndexConfig {
                 max_donors: config.max_donors,
@@ -189,7 +194,9 @@ impl Scheduler {
             && let Some(sequence) = self.sequences.get(&request_id)
         {
             let similar = self.similar(&sequence.request);
-            self.sequences.get_mut(&request_id).expect("it was found above").similar = similar;
+            let sequence = self.sequences.get_mut(&request_id).expect("it was found above");
+            sequence.similar = similar;
+            sequence.planned = None;
         }
         self.donors.attach(request_id, embedding);
     }
@@ -290,6 +297,7 @@ impl Scheduler {
         let mut token_budget = self.config.max_num_batched_tokens;
         let shares = self.shares(now);
         let was_preempted = self.continue_running(&shares, &mut step, &mut token_budget);
+        self.plan_postponed();
         if !was_preempted {
             self.renew_forecasts();
             self.admit_waiting(now, &shares, &mut step, &mut token_budget);
@@ -421,6 +429,7 @@ fn target_of(sequence: &Sequence, from: u32) -> Target<'_> {
         salt: sequence.request.cache_salt,
         readable: &sequence.request.readable,
         tokens: &sequence.request.prompt_token_ids,
+        sketch: sequence.sketch.as_ref(),
         template: &sequence.request.template,
         segments: &sequence.request.segments,
         from,

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use semantic::{DecodeRepair, Drift, Repair, TokenDeviation, follow_drift, select_rows};
 use tokens::{BlockHash, BlockSize, ContentHashes, RequestId, Timestamp, TokenId, TokenRange, complement, hash_next_block};
 
+use crate::donors::PlannedSpans;
 use crate::queue::ArrivalKey;
-use crate::{FinishReason, KvSharingMode, KvUsage, Request, Row, SamplingParams, TokenLogProbs};
+use crate::{FinishReason, KvSharingMode, KvUsage, Request, Row, SamplingParams, SpanOutcome, TokenLogProbs};
 
 /// One request in the engine.
 ///
@@ -46,6 +47,10 @@ pub(crate) struct Sequence {
     pub(crate) expected_spans: Option<ExpectedSpans>,
     /// Donors that mean something similar, as found when it was added.
     pub(crate) similar: Vec<tokens::DonorId>,
+    /// The shingles of its prompt, once its spans were looked for; until it is admitted.
+    pub(crate) sketch: Option<semantic::Sketch>,
+    /// The last plan of its spans, until it is admitted.
+    pub(crate) planned: Option<Planned>,
     /// From then on it goes first.
     pub(crate) deadline: Timestamp,
     pub(crate) span_wait: SpanWait,
@@ -86,6 +91,17 @@ pub(crate) struct ExpectedSpans {
     pub(crate) num_tokens: u32,
 }
 
+/// A plan of spans, and what it depends on besides the residency of its donors.
+#[derive(Clone, Debug)]
+pub(crate) struct Planned {
+    /// End of the prefix hit before them.
+    pub(crate) prefix_end: u32,
+    /// Of the donors of all scopes that the request may read.
+    pub(crate) version: u64,
+    /// The plan, or why there is none.
+    pub(crate) spans: Result<PlannedSpans, SpanOutcome>,
+}
+
 impl Sequence {
     pub(crate) fn new(request: Request, arrival: ArrivalKey, block_size: BlockSize) -> Self {
         let token_ids = request.prompt_token_ids.to_vec();
@@ -111,6 +127,8 @@ impl Sequence {
             usage: None,
             expected_spans: None,
             similar: Vec::new(),
+            sketch: None,
+            planned: None,
             deadline: Timestamp::default(),
             span_wait: SpanWait::default(),
             arrived_micros: 0,

@@ -6,9 +6,8 @@ use std::sync::Arc;
 use tokens::{BlockId, DonorId, RequestId, Timestamp};
 
 use super::share::Shares;
-use super::{Scheduler, reused_ranges, target_of};
+use super::{Scheduler, reused_ranges};
 use crate::donors::{FoundSpans, covering};
-use crate::host::FetchGate;
 use crate::queue::Ticket;
 use crate::sequence::Sequence;
 use crate::verifier::REUSE_TOP;
@@ -34,6 +33,8 @@ enum Verdict {
     Admitted,
     /// What it needs is being computed by somebody else.
     WaitsForPrefill,
+    /// There is no time left in this step to plan its spans.
+    WaitsForPlan,
     NoRoom,
     /// Its tenant's quota is full of blocks in use.
     OverQuota,
@@ -77,7 +78,7 @@ impl Scheduler {
             }
             match self.try_admit(ticket.request_id, now, step) {
                 Verdict::Admitted => *token_budget -= self.schedule_first_rows(ticket.request_id, *token_budget, step),
-                Verdict::WaitsForPrefill => drop(passed_over.insert(ticket.key)),
+                Verdict::WaitsForPrefill | Verdict::WaitsForPlan => drop(passed_over.insert(ticket.key)),
                 // Whoever is next waits for room. Smaller ones do not slip past it, or it might wait for ever.
                 Verdict::NoRoom => return,
                 // Likewise among the requests of one tenant; those of others need not wait for it.
@@ -121,7 +122,10 @@ impl Scheduler {
             kv::Allocation::CapacityExhausted { .. } => return Verdict::NoRoom,
             kv::Allocation::QuotaExhausted { .. } => return Verdict::OverQuota,
         }
-        let found = self.find_spans(request_id, &prefix);
+        if !self.may_plan(sequence, prefix_end(&prefix), step) {
+            return Verdict::WaitsForPlan;
+        }
+        let found = self.find_spans(request_id, prefix_end(&prefix));
         let placement = self.place(request_id, prefix, found);
         self.start(request_id, placement, now, step);
         Verdict::Admitted
@@ -143,30 +147,6 @@ impl Scheduler {
     fn waits_for_prefill(&self, sequence: &Sequence, prefix: &kv::PrefixMatch) -> bool {
         let next = sequence.block_hashes().get(prefix.blocks.len());
         sequence.sharing() != KvSharingMode::Off && next.is_some_and(|&hash| self.in_flight.contains(hash))
-    }
-
-    /// Spans for a request in span mode; `None` when none were looked for.
-    fn find_spans(&mut self, request_id: RequestId, prefix: &kv::PrefixMatch) -> Option<Result<FoundSpans, SpanOutcome>> {
-        let sequence = &self.sequences[&request_id];
-        let from = prefix_end(prefix);
-        let is_due = sequence.sharing().searches_spans() && from < sequence.num_prompt_tokens();
-        is_due.then(|| self.search_spans(request_id, from))
-    }
-
-    fn search_spans(&mut self, request_id: RequestId, from: u32) -> Result<FoundSpans, SpanOutcome> {
-        let sequence = &self.sequences[&request_id];
-        let gate = FetchGate { step_times: &self.step_times, link: &self.host_link };
-        let mut found = self.donors.find_resident(&self.pool, target_of(sequence, from), gate)?;
-        found.plan = self.gated(&found, sequence, from);
-        if let Some(reason) = found.plan.rejected {
-            return Err(SpanOutcome::Rejected(reason));
-        }
-        if sequence.sharing() == KvSharingMode::Shadow {
-            self.num_shadowed_tokens += found.plan.spans.iter().map(|span| u64::from(span.num_tokens)).sum::<u64>();
-            return Err(SpanOutcome::Shadowed);
-        }
-        let is_allowed = found.plan.class().is_none_or(|class| self.verifier.allows(class));
-        if is_allowed { Ok(found) } else { Err(SpanOutcome::SwitchedOff) }
     }
 
     /// Takes blocks; if room is short without spans, and then without copying a part of a block: both hold blocks of others too.

@@ -6,7 +6,7 @@ use tokens::{RequestId, Timestamp};
 
 use super::Scheduler;
 use super::forecast::expected_reuse;
-use crate::sequence::SpanWait;
+use crate::sequence::{Sequence, SpanWait};
 use crate::{KvSharingMode, SchedulerOutput};
 
 /// A wait is worth at most this part of computing the whole prompt. Chosen: the spans save several times as much.
@@ -34,10 +34,7 @@ impl Scheduler {
         if sequence.sharing() != KvSharingMode::Span || from + 1 >= sequence.num_prompt_tokens() {
             return SpanWait::Over;
         }
-        let request = &sequence.request;
-        let Some((owner, num_tokens)) = self.in_flight.find_spans(request.cache_salt, &request.prompt_token_ids, from) else {
-            return SpanWait::Over;
-        };
+        let Some((owner, num_tokens)) = self.spans_in_flight(sequence, from) else { return SpanWait::Over };
         let num_gained = num_tokens.saturating_sub(expected_reuse(sequence, from));
         let bound = self.config.max_span_wait.min(Duration::from_micros(self.uncached_micros(sequence) / MAX_WAIT_PART));
         let step_micros = self.step_times.step_micros(self.work_of(step).0);
@@ -47,5 +44,16 @@ impl Scheduler {
             true => SpanWait::For { owner, until: Timestamp(now.0 + bound) },
             false => SpanWait::Over,
         }
+    }
+
+    /// The request that is computing most tokens of `sequence` behind `from` in the same scope, and how many of them.
+    fn spans_in_flight(&self, sequence: &Sequence, from: u32) -> Option<(RequestId, u32)> {
+        if self.in_flight.has_no_prompt() {
+            return None;
+        }
+        let tokens = &sequence.request.prompt_token_ids;
+        let sampled = sequence.sketch.is_none().then(|| self.donors.sketch(tokens));
+        let sketch = sequence.sketch.as_ref().or(sampled.as_ref())?;
+        self.in_flight.find_spans(&semantic::SpanQuery { scopes: &[sequence.request.cache_salt], tokens, sketch, from })
     }
 }

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use tokens::Timestamp;
 
-use super::{Scheduler, target_of};
+use super::Scheduler;
 use crate::cost::Work;
 use crate::donors::FoundSpans;
 use crate::queue::Forecast;
-use crate::sequence::{ExpectedSpans, Sequence};
+use crate::sequence::Sequence;
 use crate::{KvSharingMode, SchedulePolicy, SchedulerOutput};
 
 /// A step whose end is still to come.
@@ -136,16 +136,6 @@ impl Scheduler {
         }
         let num_blocks = self.pool.index().count_leading(sequence.hashed()) as u32;
         (num_blocks * self.config.block_size.get()).min(sequence.num_tokens() - 1)
-    }
-
-    /// Spans for a request that is added. They count like this until it is admitted: to search again is not cheap.
-    pub(super) fn expect_spans(&self, sequence: &Sequence) -> Option<ExpectedSpans> {
-        if self.config.policy == SchedulePolicy::Fcfs || !sequence.sharing().copies_spans() {
-            return None;
-        }
-        let prefix_end = self.predict_prefix_hit(sequence);
-        let num_tokens = self.donors.predict(target_of(sequence, prefix_end));
-        (num_tokens > 0).then_some(ExpectedSpans { prefix_end, num_tokens })
     }
 
     /// Renews the forecasts of some waiting requests, if the pool's content has changed.

@@ -6,6 +6,7 @@ mod fairness;
 mod gate;
 mod host;
 mod memory;
+mod planning;
 mod random;
 mod scenarios;
 mod sharing;

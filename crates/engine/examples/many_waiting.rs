@@ -1,0 +1,152 @@
+//! What one long prompt takes of the engine thread beside many waiting requests and long donors, with a device that takes no time.
+//!
+//! `cargo run --release -p engine --example many_waiting`; the last table is in `benches/scale/donors.md`.
+
+use std::time::{Duration, Instant};
+
+use engine::{
+    EngineCore, Executor, ExecutorError, KvSharingMode, ModelRunnerOutput, Request, SampledToken, SchedulerConfig,
+    SchedulerOutput,
+};
+use testkit::RequestBuilder;
+use tokens::{Timestamp, TokenId};
+
+const PROMPT_TOKENS: usize = 128_000;
+const NUM_DONORS: u64 = 64;
+const NUM_WAITING: u64 = 10_000;
+const WAITING_TOKENS: usize = 300;
+/// Steps timed with the queue full.
+const NUM_STEPS: usize = 300;
+
+/// Says the same token for ever.
+struct Mute;
+
+impl Executor for Mute {
+    fn execute_model(&mut self, step: &SchedulerOutput) -> Result<ModelRunnerOutput, ExecutorError> {
+        let said = |request_id| SampledToken { request_id, token: TokenId(1), margin: f32::INFINITY, logprobs: None };
+        let sampled = step.sequences.iter().filter(|sequence| sequence.sample).map(|sequence| said(sequence.request_id));
+        Ok(ModelRunnerOutput { sampled: sampled.collect(), ..ModelRunnerOutput::default() })
+    }
+}
+
+/// `SplitMix64`: the same texts on every machine.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 33) as usize % n
+    }
+
+    fn tokens(&mut self, num_tokens: usize) -> Vec<TokenId> {
+        (0..num_tokens).map(|_| TokenId(self.below(50_000) as u32)).collect()
+    }
+
+    /// Chunks of a common text in another order, [`PROMPT_TOKENS`] in all.
+    fn shuffled(&mut self, chunks: &[Vec<TokenId>]) -> Vec<TokenId> {
+        let mut order: Vec<_> = (0..chunks.len()).collect();
+        for i in (1..order.len()).rev() {
+            order.swap(i, self.below(i + 1));
+        }
+        let mut prompt = self.tokens(24);
+        prompt.extend(order.into_iter().flat_map(|i| &chunks[i]));
+        prompt.truncate(PROMPT_TOKENS - 24);
+        prompt.extend(self.tokens(24));
+        prompt
+    }
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let num_blocks = (NUM_DONORS as usize + 4) * PROMPT_TOKENS.div_ceil(32) + 4096;
+    let config = SchedulerConfig { max_num_batched_tokens: 8192, max_num_seqs: 3, ..SchedulerConfig::new(num_blocks, 131_072) };
+    let mut random = Random(1);
+    let chunks: Vec<_> = (0..1300)
+        .map(|_| {
+            let num_tokens = 70 + random.below(61);
+            random.tokens(num_tokens)
+        })
+        .collect();
+    let mut engine = EngineCore::new(config, Mute)?;
+    for id in 0..NUM_DONORS {
+        engine.add_request(RequestBuilder::new(id, &random.shuffled(&chunks)).max_tokens(1).build(), Timestamp::default());
+        run(&mut engine)?;
+    }
+    // Answers that go on take all seats but one, then that one, too.
+    for id in 100..102 {
+        engine.add_request(RequestBuilder::new(id, &random.tokens(64)).max_tokens(3000).build(), Timestamp::default());
+    }
+    engine.step(Timestamp::default())?;
+    println!("{} donors of {PROMPT_TOKENS} tokens; times in ms\n", engine.stats().num_donors);
+    println!("| operation | median | longest |");
+    println!("|---|--:|--:|");
+    for (name, mode) in [("span", KvSharingMode::Span), ("semantic", KvSharingMode::Semantic)] {
+        let mut times = Vec::new();
+        for i in 0..10 {
+            let request =
+                RequestBuilder::new(200 + i, &random.shuffled(&chunks)).sharing(mode).store(false).max_tokens(1).build();
+            let request_id = request.request_id;
+            engine.add_request(request, Timestamp::default());
+            times.push(timed(|| drop(engine.step(Timestamp::default()))));
+            engine.abort(request_id);
+            engine.step(Timestamp::default())?;
+        }
+        report(&format!("a step that admits 128,000 tokens, {name}"), times);
+    }
+    engine.add_request(RequestBuilder::new(102, &random.tokens(64)).max_tokens(3000).build(), Timestamp::default());
+    engine.step(Timestamp::default())?;
+    let mut next_id = 1000;
+    let mut times = Vec::new();
+    for _ in 0..NUM_WAITING {
+        let request =
+            RequestBuilder::new(next_id, &random.tokens(WAITING_TOKENS)).sharing(KvSharingMode::Span).max_tokens(1).build();
+        next_id += 1;
+        times.push(timed(|| engine.add_request(request, Timestamp::from_micros(next_id))));
+    }
+    report("add one of 10,000 requests of 300 tokens, span", times);
+    for (name, mode) in [("span", KvSharingMode::Span), ("semantic", KvSharingMode::Semantic)] {
+        let requests: Vec<Request> = (0..20)
+            .map(|i| RequestBuilder::new(next_id + i, &random.shuffled(&chunks)).sharing(mode).max_tokens(1).build())
+            .collect();
+        next_id += 20;
+        let explained: Vec<_> = requests.iter().map(|request| timed(|| drop(engine.explain(request)))).collect();
+        report(&format!("explain 128,000 tokens, {name}"), explained);
+        let mut added = Vec::new();
+        let mut steps = Vec::new();
+        for request in requests {
+            let now = Timestamp::from_micros(next_id);
+            let request_id = request.request_id;
+            added.push(timed(|| engine.add_request(request, now)));
+            steps.push(timed(|| drop(engine.step(now))));
+            engine.abort(request_id);
+            steps.push(timed(|| drop(engine.step(now))));
+        }
+        report(&format!("add 128,000 tokens, {name}"), added);
+        report(&format!("a step meanwhile, {name}"), steps);
+    }
+    let steps = (0..NUM_STEPS).map(|_| timed(|| drop(engine.step(Timestamp::from_micros(next_id)))));
+    report("a step with 10,000 waiting", steps.collect());
+    Ok(())
+}
+
+fn run(engine: &mut EngineCore<Mute>) -> Result<(), ExecutorError> {
+    while engine.has_work() {
+        engine.step(Timestamp::default())?;
+    }
+    Ok(())
+}
+
+fn timed(operation: impl FnOnce()) -> Duration {
+    let start = Instant::now();
+    operation();
+    start.elapsed()
+}
+
+fn report(name: &str, mut times: Vec<Duration>) {
+    times.sort_unstable();
+    let millis = |time: &Duration| time.as_secs_f64() * 1e3;
+    let longest = times.last().map_or(0.0, millis);
+    println!("| {name} | {:.2} | {longest:.2} |", millis(&times[times.len() / 2]));
+}

@@ -1,0 +1,188 @@
+//! Plans of spans: one for each request and state of its donors.
+//!
+//! A plan takes time in proportion to its prompt, some milliseconds for the longest, on the thread that everybody waits for. So it is made
+//! once and kept until the request is admitted, unless donors came or went meanwhile or the blocks it needs are gone. Between two steps
+//! only so many tokens are planned for; what arrives beyond that is planned with later steps, and until then counts without spans.
+//! It was considered to plan on another thread: that needs a copy of the index, or a lock around it, and makes the order of steps depend on
+//! who is faster.
+
+use std::collections::VecDeque;
+
+use semantic::Steps;
+use tokens::RequestId;
+
+use super::admission::prefix_end;
+use super::{Scheduler, target_of};
+use crate::donors::{FoundSpans, PlannedSpans, Planning, Residency, scopes};
+use crate::host::FetchGate;
+use crate::sequence::{ExpectedSpans, Planned, Sequence};
+use crate::{KvSharingMode, SchedulePolicy, SchedulerOutput, SpanOutcome};
+
+/// Tokens of prompts planned for between two steps; one prompt may be longer. Chosen: the longest common context, some milliseconds.
+const MAX_PLANNED_TOKENS_PER_STEP: usize = 1 << 17;
+
+/// Plans so far, and those to come.
+#[derive(Debug, Default)]
+pub(super) struct PlanBook {
+    /// Prompt tokens planned for since the last step.
+    num_tokens: usize,
+    /// Waiting requests that arrived when there was no time to plan for them.
+    postponed: VecDeque<RequestId>,
+    work: PlanningWork,
+}
+
+/// The work that plans took so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PlanningWork {
+    /// Plans made.
+    pub num_plans: u64,
+    /// Most prompt tokens planned for between two steps.
+    pub max_tokens_per_step: usize,
+    /// Steps of all plans.
+    pub steps: Steps,
+}
+
+impl PlanBook {
+    fn has_time_for(&self, num_tokens: usize) -> bool {
+        self.num_tokens == 0 || self.num_tokens + num_tokens <= MAX_PLANNED_TOKENS_PER_STEP
+    }
+
+    fn note(&mut self, num_tokens: usize, steps: Steps) {
+        self.num_tokens += num_tokens;
+        self.work.num_plans += 1;
+        self.work.steps += steps;
+        self.work.max_tokens_per_step = self.work.max_tokens_per_step.max(self.num_tokens);
+    }
+}
+
+impl Scheduler {
+    /// The work that plans of spans took so far.
+    #[must_use]
+    pub fn planning_work(&self) -> PlanningWork {
+        self.plans.work
+    }
+
+    /// Spans for a request that is added. They count like this until it is admitted.
+    pub(super) fn expect_spans(&mut self, sequence: &mut Sequence) -> Option<ExpectedSpans> {
+        if self.config.policy == SchedulePolicy::Fcfs || !sequence.sharing().copies_spans() {
+            return None;
+        }
+        let prefix_end = prefix_end(&self.match_prefix(sequence));
+        if !self.plans.has_time_for(sequence.num_tokens() as usize) {
+            self.plans.postponed.push_back(sequence.request_id);
+            return None;
+        }
+        let spans = self.planned_spans(sequence, prefix_end).ok()?;
+        Some(ExpectedSpans { prefix_end, num_tokens: spans.plan.num_reused_tokens() })
+    }
+
+    /// Plans for requests that came when there was no time, as far as there is now.
+    pub(super) fn plan_postponed(&mut self) {
+        self.plans.num_tokens = 0;
+        while let Some(&request_id) = self.plans.postponed.front() {
+            let is_waiting = |sequence: &&Sequence| self.queue.get(sequence.arrival).is_some();
+            let num_tokens = self.sequences.get(&request_id).filter(is_waiting).map(Sequence::num_tokens);
+            if num_tokens.is_some_and(|num_tokens| !self.plans.has_time_for(num_tokens as usize)) {
+                return;
+            }
+            self.plans.postponed.pop_front();
+            if num_tokens.is_some() {
+                let mut sequence = self.sequences.remove(&request_id).expect("it was found above");
+                sequence.expected_spans = self.expect_spans(&mut sequence);
+                let forecast = self.forecast(&sequence);
+                self.queue.set_forecast(sequence.arrival, forecast);
+                self.sequences.insert(request_id, sequence);
+            }
+        }
+    }
+
+    /// Whether there is time to plan spans behind a prefix hit up to `from` before `step` begins: there is if nobody else is in it.
+    pub(super) fn may_plan(&self, sequence: &Sequence, from: u32, step: &SchedulerOutput) -> bool {
+        let is_alone = step.sequences.is_empty() && step.probes.is_empty();
+        let is_due = is_due(sequence, from) && !self.is_planned(sequence, from);
+        is_alone || !is_due || self.plans.has_time_for(sequence.num_tokens() as usize)
+    }
+
+    /// Spans for a waiting request behind a prefix hit up to `from`, as they are now; `None` when none were looked for.
+    pub(super) fn find_spans(&mut self, request_id: RequestId, from: u32) -> Option<Result<FoundSpans, SpanOutcome>> {
+        if !is_due(&self.sequences[&request_id], from) {
+            return None;
+        }
+        let mut sequence = self.sequences.remove(&request_id).expect("a waiting sequence is known");
+        let found = self.resident_spans(&mut sequence, from);
+        sequence.sketch = None;
+        sequence.planned = None;
+        let found = found.and_then(|found| self.worthy_spans(found, &sequence, from));
+        self.sequences.insert(request_id, sequence);
+        Some(found)
+    }
+
+    /// What was found if it pays and may be used.
+    fn worthy_spans(&mut self, mut found: FoundSpans, sequence: &Sequence, from: u32) -> Result<FoundSpans, SpanOutcome> {
+        found.plan = self.gated(&found, sequence, from);
+        if let Some(reason) = found.plan.rejected {
+            return Err(SpanOutcome::Rejected(reason));
+        }
+        if sequence.sharing() == KvSharingMode::Shadow {
+            self.num_shadowed_tokens += u64::from(found.plan.num_reused_tokens());
+            return Err(SpanOutcome::Shadowed);
+        }
+        let is_allowed = found.plan.class().is_none_or(|class| self.verifier.allows(class));
+        if is_allowed { Ok(found) } else { Err(SpanOutcome::SwitchedOff) }
+    }
+
+    /// The plan of `sequence` with the blocks it needs.
+    fn resident_spans(&mut self, sequence: &mut Sequence, from: u32) -> Result<FoundSpans, SpanOutcome> {
+        let found = self.planned_spans(sequence, from)?;
+        if let Some(found) = self.with_sources(found, sequence, from) {
+            return Ok(found);
+        }
+        // Blocks have gone since.
+        let found = self.plan_spans(sequence, from, Residency::Estimated)?;
+        if let Some(found) = self.with_sources(found, sequence, from) {
+            return Ok(found);
+        }
+        let found = self.plan_spans(sequence, from, Residency::Confirmed)?;
+        Ok(self.with_sources(found, sequence, from).expect("what was confirmed is there"))
+    }
+
+    fn with_sources(&self, found: PlannedSpans, sequence: &Sequence, from: u32) -> Option<FoundSpans> {
+        let PlannedSpans { plan, by_embedding } = found;
+        let sources = self.donors.sources(&self.pool, target_of(sequence, from), &plan)?;
+        Some(FoundSpans { plan, sources, by_embedding })
+    }
+
+    fn is_planned(&self, sequence: &Sequence, from: u32) -> bool {
+        sequence.planned.as_ref().is_some_and(|planned| planned.prefix_end == from && planned.version == self.version(sequence))
+    }
+
+    fn version(&self, sequence: &Sequence) -> u64 {
+        self.donors.version(scopes(sequence.request.cache_salt, &sequence.request.readable))
+    }
+
+    /// The plan that was kept if it still holds, else a new one.
+    fn planned_spans(&mut self, sequence: &mut Sequence, from: u32) -> Result<PlannedSpans, SpanOutcome> {
+        match &sequence.planned {
+            Some(planned) if self.is_planned(sequence, from) => planned.spans.clone(),
+            _ => self.plan_spans(sequence, from, Residency::Estimated),
+        }
+    }
+
+    fn plan_spans(&mut self, sequence: &mut Sequence, from: u32, residency: Residency) -> Result<PlannedSpans, SpanOutcome> {
+        if sequence.sketch.is_none() {
+            sequence.sketch = Some(self.donors.sketch(&sequence.request.prompt_token_ids));
+        }
+        let target = target_of(sequence, from);
+        let gate = FetchGate { step_times: &self.step_times, link: &self.host_link };
+        let planning: Planning = self.donors.plan_resident(&self.pool, target, gate, residency);
+        self.plans.note(sequence.num_tokens() as usize, planning.steps);
+        let spans = self.donors.settle(&self.pool, target, planning);
+        let version = self.version(sequence);
+        sequence.planned = Some(Planned { prefix_end: from, version, spans: spans.clone() });
+        spans
+    }
+}
+
+fn is_due(sequence: &Sequence, from: u32) -> bool {
+    sequence.sharing().searches_spans() && from < sequence.num_prompt_tokens()
+}

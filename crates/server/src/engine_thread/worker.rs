@@ -11,6 +11,7 @@ use tracing::{debug, error};
 
 use super::dispatch::Dispatch;
 use super::handle::{Phase, Shared};
+use super::inspect::Inspection;
 use super::report::describe_step;
 use super::route::{Group, Route, Submission};
 use super::{EngineCommand, Fatal};
@@ -28,6 +29,17 @@ pub(super) struct Worker<E: Executor> {
     pub(super) places: BTreeMap<RequestId, OwnedSemaphorePermit>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) shared: Arc<Shared>,
+}
+
+/// What the thread does after a command.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// It takes the next one.
+    Command,
+    /// It runs a step: an explanation plans a whole prompt, and many of them shall not hold up those that are answered.
+    Step,
+    /// It ends.
+    End,
 }
 
 impl<E: Executor> Worker<E> {
@@ -69,34 +81,39 @@ impl<E: Executor> Worker<E> {
     fn take_commands(&mut self) -> Result<bool, Fatal> {
         if !self.engine.has_work() {
             let Some(command) = self.commands.blocking_recv() else { return Ok(false) };
-            if !self.take(command)? {
+            if self.take(command)? == Next::End {
                 return Ok(false);
             }
         }
         loop {
-            let goes_on = match self.commands.try_recv() {
+            let next = match self.commands.try_recv() {
                 Ok(command) => self.take(command)?,
-                Err(mpsc::error::TryRecvError::Disconnected) => false,
-                Err(mpsc::error::TryRecvError::Empty) => return Ok(true),
+                Err(mpsc::error::TryRecvError::Disconnected) => Next::End,
+                Err(mpsc::error::TryRecvError::Empty) => Next::Step,
             };
-            if !goes_on {
-                return Ok(false);
+            match next {
+                Next::Command => {}
+                Next::Step => return Ok(true),
+                Next::End => return Ok(false),
             }
         }
     }
 
-    /// `false` when it is time to end.
-    fn take(&mut self, command: EngineCommand) -> Result<bool, Fatal> {
+    fn take(&mut self, command: EngineCommand) -> Result<Next, Fatal> {
         match command {
             EngineCommand::Add(groups) => self.add(groups)?,
             EngineCommand::Inspect(inspection, permit) => {
                 // It has been received: another one may be sent.
                 drop(permit);
+                let is_explanation = matches!(inspection, Inspection::Explain { .. });
                 inspection.answer(&mut self.engine);
+                if is_explanation {
+                    return Ok(Next::Step);
+                }
             }
-            EngineCommand::Stop => return Ok(false),
+            EngineCommand::Stop => return Ok(Next::End),
         }
-        Ok(true)
+        Ok(Next::Command)
     }
 
     fn add(&mut self, groups: Vec<Vec<Submission>>) -> Result<(), Fatal> {

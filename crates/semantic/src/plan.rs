@@ -10,6 +10,9 @@
 //! - what stands behind an edit in its own segment (`edits.rs` says when that is so), to the end of the segment.
 //! - the *tail* of the prompt: the last token has to be computed to get logits, and those before it are the question's.
 
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
 use tokens::{DonorId, TokenRange, complement};
 
 use crate::cover::{Candidate, Choice, Rows, choose_matches, thin_out};
@@ -18,6 +21,12 @@ use crate::{DonorPrompts, EditPolicy, Estimate, PlanTarget, SpanConfig, SpanMatc
 
 /// Equal tokens directly to the left from which on a span counts as [`MatchClass::SameLeftContext`]. Chosen.
 const LEFT_CONTEXT_TOKENS: u32 = 256;
+
+/// Leading tokens of all donors together that may be held while spans are copied, whatever they give. Chosen: to find and hold the blocks of a
+/// quarter of a million tokens takes a millisecond or two.
+const MAX_HELD_TOKENS: u64 = 1 << 18;
+/// Tokens held for each token copied, in a donor that is worth it even so. Chosen: computing a token takes longer than holding some blocks.
+const MAX_HELD_PER_GIVEN: u64 = 64;
 
 /// What to copy for one prompt. Everything else right of the prefix hit is computed.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -195,12 +204,44 @@ fn plan_around_edits(
     matches.retain(|found| found.num_tokens >= config.min_span_tokens);
     let matches = thin_out(matches, steps);
     let preferences = prefer(&matches, steps);
-    let candidates: Vec<_> =
+    let mut candidates: Vec<_> =
         matches.into_iter().zip(preferences).map(|(found, preference)| Candidate { found, preference }).collect();
     let rows = Rows::new(reusable_rows(gap, template, config), config.head_tokens);
-    let chosen = choose_matches(&candidates, &rows, config.min_piece_tokens, steps);
+    let mut chosen = choose_matches(&candidates, &rows, config.min_piece_tokens, steps);
+    if let Some(kept) = donors_to_keep(&chosen) {
+        candidates.retain(|candidate| kept.contains(&candidate.found.donor));
+        chosen = choose_matches(&candidates, &rows, config.min_piece_tokens, steps);
+    }
     let plan = assemble(&chosen, &rows, edited, config.min_piece_tokens);
     with_edited(plan, &behind_edits)
+}
+
+/// The donors that are worth what of them has to be held, if that is too much of all of them together.
+///
+/// A donor is held from its start to its last span. Where many donors have the same text, some give a few tokens more than another one that
+/// is needed anyhow.
+fn donors_to_keep(chosen: &[Choice]) -> Option<BTreeSet<DonorId>> {
+    // Tokens given and tokens held.
+    let mut donors: BTreeMap<DonorId, (u64, u64)> = BTreeMap::new();
+    for Choice { part, .. } in chosen {
+        let (given, held) = donors.entry(part.donor).or_default();
+        *given += u64::from(part.num_tokens);
+        *held = u64::from(part.donor_range().end).max(*held);
+    }
+    let num_held: u64 = donors.values().map(|(_, held)| held).sum();
+    if num_held <= MAX_HELD_TOKENS {
+        return None;
+    }
+    let mut donors: Vec<_> = donors.into_iter().collect();
+    // Those that give most come first, then the younger ones.
+    donors.sort_unstable_by_key(|&(donor, (given, _))| Reverse((given, donor)));
+    let mut room = MAX_HELD_TOKENS;
+    donors.retain(|&(_, (given, held))| {
+        let fits = held <= room || given * MAX_HELD_PER_GIVEN >= held;
+        room = room.saturating_sub(if fits { held } else { 0 });
+        fits
+    });
+    Some(donors.into_iter().map(|(donor, _)| donor).collect())
 }
 
 /// Target positions of `matches` downstream of an edit. Sorted; they may overlap.
@@ -425,6 +466,16 @@ mod tests {
         check_rejected(1000, 0, &[], RejectReason::NoDonor);
         check_rejected(1000, 0, &[span(1, 0, 20, 63)], RejectReason::TooShort);
         check_rejected(1000, 60, &[span(1, 0, 20, 100)], RejectReason::TooShort);
+    }
+
+    #[test]
+    fn donors_that_give_little_for_what_has_to_be_held_are_left_out() {
+        // A long donor gives most, another one as long gives a few tokens more in one place.
+        let far = 200_000;
+        let matches = [span(1, far, 100, 500), span(2, far, 600, 110), span(3, 0, 800, 100)];
+        check(0, &matches, &[], "d1@200016 -> 116..600, d3@16 -> 816..900");
+        let matches = [span(1, far, 100, 500), span(2, 6000, 600, 110), span(3, 0, 800, 100)];
+        check(0, &matches, &[], "d1@200016 -> 116..600, d2@6016 -> 616..710, d3@16 -> 816..900");
     }
 
     #[test]

@@ -109,7 +109,7 @@ struct Follower<'a, F> {
     limits: Vec<Limit>,
     /// Target position up to which each run was followed.
     run_ends: HashMap<u64, u32, BuildHasherDefault<KeyHasher>>,
-    /// Ends of the matches that reach beyond the current place.
+    /// Ends of the matches of popular shingles that reach beyond the current place.
     open_ends: BinaryHeap<Reverse<u32>>,
     found: Search,
 }
@@ -123,13 +123,14 @@ pub(crate) fn search<'a>(
     usable: impl FnMut(DonorId) -> u32,
 ) -> Search {
     let num_wanted = query.tokens.len().saturating_sub(query.from as usize).max(1);
+    let max_cover = (MAX_COVERED_TOKENS / num_wanted).max(MIN_COVER).min(config.max_postings as usize);
     let mut follower = Follower {
         donors,
         query,
         usable,
         min_span_tokens: config.min_span_tokens,
-        max_cover: (MAX_COVERED_TOKENS / num_wanted).max(MIN_COVER).min(config.max_postings as usize),
-        max_rare: config.max_postings as usize / RARE_SHARE,
+        max_cover,
+        max_rare: max_cover.min(config.max_postings as usize / RARE_SHARE),
         limits: vec![Limit::Unknown; donors.num_slots()],
         run_ends: HashMap::default(),
         open_ends: BinaryHeap::new(),
@@ -169,7 +170,7 @@ impl<F: FnMut(DonorId) -> u32> Follower<'_, F> {
             let limit = self.limit(hit);
             if posting.pos < limit {
                 num_live += 1;
-                self.follow(hit, limit);
+                self.follow(hit, limit, is_rare);
             }
         }
     }
@@ -194,8 +195,8 @@ impl<F: FnMut(DonorId) -> u32> Follower<'_, F> {
         self.found.steps.compared_tokens < budget
     }
 
-    /// Compares to both sides of `hit`, unless its run was followed to here already.
-    fn follow(&mut self, hit: Hit, limit: u32) {
+    /// Compares to both sides of `hit`, unless its run was followed to here already. A run with a rare shingle takes no other one's place.
+    fn follow(&mut self, hit: Hit, limit: u32, is_rare: bool) {
         let may_compare_at_length = self.may_compare_at_length();
         let run_end = self.run_ends.entry(hit.run_key()).or_default();
         if hit.target_pos < *run_end {
@@ -212,7 +213,9 @@ impl<F: FnMut(DonorId) -> u32> Follower<'_, F> {
         self.found.steps.compared_tokens += u64::from(left + right + 1);
         let kept_left = left.min(hit.target_pos - self.query.from);
         if kept_left + right >= self.min_span_tokens {
-            self.open_ends.push(Reverse(hit.target_pos + right));
+            if !is_rare {
+                self.open_ends.push(Reverse(hit.target_pos + right));
+            }
             self.found.matches.push(SpanMatch {
                 donor: donor.id,
                 donor_pos: hit.donor_pos - kept_left,

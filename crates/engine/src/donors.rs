@@ -134,7 +134,7 @@ pub(crate) struct SourceBlock {
     pub(crate) place: kv::Place,
 }
 
-/// How well it is known which blocks of a donor are left.
+/// The certainty with which the blocks that are left of a donor are known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Residency {
     /// By the hash of the last block, in some steps: right unless hashes collide or a block may not be read.
@@ -435,7 +435,7 @@ impl DonorRegistry {
         }
     }
 
-    /// What would be copied into `target`, and all spans found, still there or not.
+    /// The spans that would be copied into `target`, and all that are found, still there or not.
     pub(crate) fn explain(&self, pool: &kv::BlockPool, target: Target<'_>, gate: FetchGate<'_>) -> (FoundSpans, Vec<SpanMatch>) {
         let sketch = target.sketch.is_none().then(|| self.sketch(target.tokens));
         let target = Target { sketch: target.sketch.or(sketch.as_ref()), ..target };

@@ -69,7 +69,7 @@ impl InFlight {
         Some((RequestId(most.0.0), most.1.min(query.tokens.len() as u32 - query.from)))
     }
 
-    /// Whether no prompt is being computed that could give spans.
+    /// True if no prompt is being computed that could give spans.
     pub(crate) fn has_no_prompt(&self) -> bool {
         self.prompts.is_empty()
     }

@@ -451,7 +451,7 @@ fn first_after(ranges: &[TokenRange], pos: u32) -> Option<&TokenRange> {
     ranges.get(ranges.partition_point(|range| range.end <= pos))
 }
 
-/// Whether one of `ranges`, which are sorted and disjoint, holds `pos`.
+/// True if one of `ranges`, which are sorted and disjoint, holds `pos`.
 fn covers(ranges: &[TokenRange], pos: u32) -> bool {
     first_after(ranges, pos).is_some_and(|range| range.start <= pos)
 }

@@ -166,7 +166,7 @@ impl PrefixIndex {
         self.version
     }
 
-    /// How many leading blocks of `sequence` are here. An estimate: nothing is confirmed. Takes the logarithm of their number, as all
+    /// Counts the leading blocks of `sequence` that are here. An estimate: nothing is confirmed. Takes the logarithm of their number, as all
     /// blocks before one that is here are here.
     #[must_use]
     pub fn count_leading(&self, sequence: HashedTokens<'_>) -> usize {

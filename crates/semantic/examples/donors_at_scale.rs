@@ -1,4 +1,4 @@
-//! How much of a prompt is covered, and how long search and plan take, as donors multiply.
+//! Coverage of a prompt, and time and steps of search and plan, as donors multiply.
 //!
 //! `cargo run --release -p semantic --example donors_at_scale`; the last table is in `benches/scale/donors.md`.
 
@@ -12,7 +12,7 @@ const SCOPE: CacheSalt = CacheSalt(1);
 const REPETITIONS: usize = 15;
 const DONORS: [usize; 5] = [1, 2, 4, 8, 64];
 
-/// How donors of the same text are chosen among.
+/// The rule by which one of several donors of the same text is chosen.
 #[derive(Clone, Copy)]
 enum Mode {
     /// The youngest.

@@ -56,7 +56,7 @@ pub struct Search {
     pub matches: Vec<SpanMatch>,
     /// Donors of which an equal place lies beyond what is usable, each once.
     pub unusable: Vec<DonorId>,
-    /// What it took.
+    /// Its work.
     pub steps: Steps,
 }
 
@@ -85,7 +85,7 @@ impl Hit {
     }
 }
 
-/// What is known of a donor in one search.
+/// A donor as one search has come to know it.
 #[derive(Clone, Copy)]
 enum Limit {
     Unknown,

@@ -137,7 +137,7 @@ impl Decay {
     }
 }
 
-/// Whether each of `matches`, by ascending target position, shares a place of the target with another donor: where nobody else has the
+/// For each of `matches`, by ascending target position, true if it shares a place of the target with another donor: where no other has the
 /// same text there is nothing to prefer.
 fn contested(matches: &[SpanMatch]) -> Vec<bool> {
     let mut contested = vec![false; matches.len()];

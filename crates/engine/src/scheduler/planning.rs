@@ -96,7 +96,7 @@ impl Scheduler {
         }
     }
 
-    /// Whether there is time to plan spans behind a prefix hit up to `from` before `step` begins: there is if nobody else is in it.
+    /// True if there is time to plan spans after a prefix hit up to `from` before `step` begins, as there is if the step is empty.
     pub(super) fn may_plan(&self, sequence: &Sequence, from: u32, step: &SchedulerOutput) -> bool {
         let is_alone = step.sequences.is_empty() && step.probes.is_empty();
         let is_due = is_due(sequence, from) && !self.is_planned(sequence, from);
@@ -117,7 +117,7 @@ impl Scheduler {
         Some(found)
     }
 
-    /// What was found if it pays and may be used.
+    /// `found` if it pays and may be used.
     fn worthy_spans(&mut self, mut found: FoundSpans, sequence: &Sequence, from: u32) -> Result<FoundSpans, SpanOutcome> {
         found.plan = self.gated(&found, sequence, from);
         if let Some(reason) = found.plan.rejected {

@@ -1,4 +1,4 @@
-//! How many plans of spans are made, and what they take.
+//! The number of plans of spans, and their work.
 
 use engine::{EngineEvent, KvSharingMode, SchedulePolicy, SchedulerConfig, SpanConfig};
 use testkit::{RequestBuilder, passage};

@@ -31,7 +31,7 @@ pub(super) struct Worker<E: Executor> {
     pub(super) shared: Arc<Shared>,
 }
 
-/// What the thread does after a command.
+/// The thread's next act after a command.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Next {
     /// It takes the next one.

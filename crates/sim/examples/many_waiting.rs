@@ -1,15 +1,14 @@
-//! What one long prompt takes of the engine thread beside many waiting requests and long donors, with a device that takes no time.
+//! Times one long prompt on the engine thread, beside many waiting requests and long donors, with a device that takes no time.
 //!
-//! `cargo run --release -p engine --example many_waiting`; the last table is in `benches/scale/donors.md`.
+//! `cargo run --release -p sim --example many_waiting`; the last table is in `benches/scale/donors.md`.
 
 use std::time::{Duration, Instant};
 
 use engine::{
-    EngineCore, Executor, ExecutorError, KvSharingMode, ModelRunnerOutput, Request, SampledToken, SchedulerConfig,
-    SchedulerOutput,
+    EngineCore, Executor, ExecutorError, KvSharingMode, ModelRunnerOutput, Repair, Request, SampledToken, SamplingParams,
+    SchedulerConfig, SchedulerOutput,
 };
-use testkit::RequestBuilder;
-use tokens::{Timestamp, TokenId};
+use tokens::{CacheSalt, RequestId, TenantId, Timestamp, TokenId};
 
 const PROMPT_TOKENS: usize = 128_000;
 const NUM_DONORS: u64 = 64;
@@ -59,6 +58,26 @@ impl Random {
     }
 }
 
+/// Request `id` for `prompt`, which generates `max_tokens` tokens.
+fn request(id: u64, prompt: Vec<TokenId>, sharing: KvSharingMode, max_tokens: u32) -> Request {
+    Request {
+        request_id: RequestId(id),
+        prompt_token_ids: prompt.into(),
+        sampling: SamplingParams::greedy(max_tokens),
+        tenant: TenantId::default(),
+        session: None,
+        cache_salt: CacheSalt(0),
+        readable: Vec::new(),
+        sharing,
+        repair: Repair::structural(),
+        store: true,
+        template: Vec::new(),
+        segments: Vec::new(),
+        embedding: None,
+        arrival: Timestamp::default(),
+    }
+}
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let num_blocks = (NUM_DONORS as usize + 4) * PROMPT_TOKENS.div_ceil(32) + 4096;
     let config = SchedulerConfig { max_num_batched_tokens: 8192, max_num_seqs: 3, ..SchedulerConfig::new(num_blocks, 131_072) };
@@ -71,64 +90,65 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .collect();
     let mut engine = EngineCore::new(config, Mute)?;
     for id in 0..NUM_DONORS {
-        engine.add_request(RequestBuilder::new(id, &random.shuffled(&chunks)).max_tokens(1).build(), Timestamp::default());
+        engine.add_request(request(id, random.shuffled(&chunks), KvSharingMode::Prefix, 1), Timestamp::default());
         run(&mut engine)?;
     }
     // Answers that go on take all seats but one, then that one, too.
     for id in 100..102 {
-        engine.add_request(RequestBuilder::new(id, &random.tokens(64)).max_tokens(3000).build(), Timestamp::default());
+        engine.add_request(request(id, random.tokens(40), KvSharingMode::Prefix, 3000), Timestamp::default());
     }
     engine.step(Timestamp::default())?;
     println!("{} donors of {PROMPT_TOKENS} tokens; times in ms\n", engine.stats().num_donors);
     println!("| operation | median | longest |");
     println!("|---|--:|--:|");
+    let mut next_id = 1000;
     for (name, mode) in [("span", KvSharingMode::Span), ("semantic", KvSharingMode::Semantic)] {
         let mut times = Vec::new();
-        for i in 0..10 {
-            let request =
-                RequestBuilder::new(200 + i, &random.shuffled(&chunks)).sharing(mode).store(false).max_tokens(1).build();
-            let request_id = request.request_id;
-            engine.add_request(request, Timestamp::default());
+        for _ in 0..10 {
+            let long = Request { store: false, ..request(next_id, random.shuffled(&chunks), mode, 1) };
+            let request_id = long.request_id;
+            next_id += 1;
+            engine.add_request(long, Timestamp::default());
             times.push(timed(|| drop(engine.step(Timestamp::default()))));
             engine.abort(request_id);
             engine.step(Timestamp::default())?;
         }
         report(&format!("a step that admits 128,000 tokens, {name}"), times);
     }
-    engine.add_request(RequestBuilder::new(102, &random.tokens(64)).max_tokens(3000).build(), Timestamp::default());
+    engine.add_request(request(102, random.tokens(40), KvSharingMode::Prefix, 3000), Timestamp::default());
     engine.step(Timestamp::default())?;
-    let mut next_id = 1000;
     let mut times = Vec::new();
     for _ in 0..NUM_WAITING {
-        let request =
-            RequestBuilder::new(next_id, &random.tokens(WAITING_TOKENS)).sharing(KvSharingMode::Span).max_tokens(1).build();
+        let waiting = request(next_id, random.tokens(WAITING_TOKENS), KvSharingMode::Span, 1);
         next_id += 1;
-        times.push(timed(|| engine.add_request(request, Timestamp::from_micros(next_id))));
+        times.push(timed(|| engine.add_request(waiting, Timestamp::from_micros(next_id))));
     }
     report("add one of 10,000 requests of 300 tokens, span", times);
     for (name, mode) in [("span", KvSharingMode::Span), ("semantic", KvSharingMode::Semantic)] {
-        let requests: Vec<Request> = (0..20)
-            .map(|i| RequestBuilder::new(next_id + i, &random.shuffled(&chunks)).sharing(mode).max_tokens(1).build())
-            .collect();
+        let requests: Vec<Request> = (0..20).map(|i| request(next_id + i, random.shuffled(&chunks), mode, 1)).collect();
         next_id += 20;
-        let explained: Vec<_> = requests.iter().map(|request| timed(|| drop(engine.explain(request)))).collect();
-        report(&format!("explain 128,000 tokens, {name}"), explained);
-        let mut added = Vec::new();
-        let mut steps = Vec::new();
-        for request in requests {
-            let now = Timestamp::from_micros(next_id);
-            let request_id = request.request_id;
-            added.push(timed(|| engine.add_request(request, now)));
-            steps.push(timed(|| drop(engine.step(now))));
-            engine.abort(request_id);
-            steps.push(timed(|| drop(engine.step(now))));
-        }
-        report(&format!("add 128,000 tokens, {name}"), added);
-        report(&format!("a step meanwhile, {name}"), steps);
+        ask(&mut engine, requests, Timestamp::from_micros(next_id), name);
     }
     let steps = (0..NUM_STEPS).map(|_| timed(|| drop(engine.step(Timestamp::from_micros(next_id)))));
     report("a step with 10,000 waiting", steps.collect());
     Ok(())
+}
+
+/// Explains `requests`, then adds each of them and takes it back a step later.
+fn ask(engine: &mut EngineCore<Mute>, requests: Vec<Request>, now: Timestamp, name: &str) {
+    let explained: Vec<_> = requests.iter().map(|request| timed(|| drop(engine.explain(request)))).collect();
+    report(&format!("explain 128,000 tokens, {name}"), explained);
+    let mut added = Vec::new();
+    let mut steps = Vec::new();
+    for request in requests {
+        let request_id = request.request_id;
+        added.push(timed(|| engine.add_request(request, now)));
+        steps.push(timed(|| drop(engine.step(now))));
+        engine.abort(request_id);
+        steps.push(timed(|| drop(engine.step(now))));
+    }
+    report(&format!("add 128,000 tokens, {name}"), added);
+    report(&format!("a step meanwhile, {name}"), steps);
 }
 
 fn run(engine: &mut EngineCore<Mute>) -> Result<(), ExecutorError> {

@@ -17,6 +17,7 @@
 mod free_queue;
 mod host_tier;
 mod lease;
+mod name_hasher;
 mod owner;
 mod place;
 mod pool;

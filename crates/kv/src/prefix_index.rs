@@ -11,11 +11,13 @@
 //! device and host keeps its place in the forest, so that neither what is found nor who may find it depends on where it lies.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::BuildHasherDefault;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use tokens::{BlockHash, BlockId, BlockSize, CacheSalt, HostBlockId, TokenId};
 
+use crate::name_hasher::NameHasher;
 use crate::{ExactBlock, Place};
 
 /// Siblings looked at when searching a partly equal block, newest first; chosen, so that a lookup stays cheap below a system prompt
@@ -86,7 +88,7 @@ pub struct PrefixIndex {
     /// Blocks of the device; entries behind theirs are of the host tier.
     num_blocks: usize,
     entries: Vec<Option<Entry>>,
-    by_hash: HashMap<BlockHash, Place>,
+    by_hash: HashMap<BlockHash, Place, BuildHasherDefault<NameHasher>>,
     /// Newest block of each scope at the start of sequences or below a block of another scope; the others are its siblings.
     branches: BTreeMap<(Option<Place>, CacheSalt), Place>,
     version: u64,
@@ -122,7 +124,7 @@ impl PrefixIndex {
     pub(crate) fn new(num_blocks: u32, num_host_blocks: u32, block_size: BlockSize) -> Self {
         let num_blocks = num_blocks as usize;
         let entries = (0..num_blocks + num_host_blocks as usize).map(|_| None).collect();
-        Self { block_size, num_blocks, entries, by_hash: HashMap::new(), branches: BTreeMap::new(), version: 0 }
+        Self { block_size, num_blocks, entries, by_hash: HashMap::default(), branches: BTreeMap::new(), version: 0 }
     }
 
     fn at(&self, place: Place) -> usize {
@@ -212,12 +214,14 @@ impl PrefixIndex {
 
     /// Adds to `path` the blocks of one scope that go on behind it.
     fn extend_path(&self, path: &mut Vec<Place>, salt: CacheSalt, tokens: &[TokenId], hashes: &[BlockHash]) {
+        // All are looked up before the first comparison: lookups miss the caches, and side by side they wait together.
         let blocks = tokens.chunks_exact(self.block_size.as_usize()).zip(hashes).skip(path.len());
-        for (tokens, &hash) in blocks {
-            match self.find(salt, path.last().copied(), hash, tokens) {
-                Some(block) => path.push(block),
-                None => return,
+        let found: Vec<_> = blocks.map_while(|(tokens, hash)| Some((tokens, *self.by_hash.get(hash)?))).collect();
+        for (tokens, block) in found {
+            if !self.holds(block, salt, path.last().copied(), tokens) {
+                return;
             }
+            path.push(block);
         }
     }
 
@@ -276,8 +280,13 @@ impl PrefixIndex {
     /// The indexed block that holds `tokens` below `parent`.
     fn find(&self, salt: CacheSalt, parent: Option<Place>, hash: BlockHash, tokens: &[TokenId]) -> Option<Place> {
         let &block = self.by_hash.get(&hash)?;
+        self.holds(block, salt, parent, tokens).then_some(block)
+    }
+
+    /// True if `block` holds `tokens` of scope `salt` below `parent`.
+    fn holds(&self, block: Place, salt: CacheSalt, parent: Option<Place>, tokens: &[TokenId]) -> bool {
         let entry = self.entry(block);
-        (entry.salt == salt && entry.parent == parent && *entry.tokens == *tokens).then_some(block)
+        entry.salt == salt && entry.parent == parent && *entry.tokens == *tokens
     }
 
     /// Makes the full block `idx` of `sequence`, which `block` holds, findable below `parent`, which holds the one before.

@@ -133,8 +133,10 @@ pub(crate) fn scheduler_config(config: &Config, model: &LoadedModel) -> anyhow::
         run_ahead: config.engine.run_ahead,
         spans: config.sharing.spans(),
         max_donors: config.sharing.max_donors,
+        max_donor_tokens: config.sharing.max_donor_tokens,
         gate: config.sharing.gate(),
-        verify_share: config.sharing.verify_share,
+        verification: config.sharing.verification(),
+        guard: config.sharing.guard(),
         donor_ttl: config.sharing.donor_ttl.set().map(Millis::get),
         ..engine::SchedulerConfig::new(model.num_blocks, max_model_len)
     })

@@ -198,7 +198,11 @@ mod tests {
         assert_eq!(config.engine.max_overtake.get(), parts.max_overtake);
         assert_eq!(config.engine.run_ahead, parts.run_ahead);
         assert_eq!(config.sharing.max_donors, parts.max_donors);
+        assert_eq!(config.sharing.max_donor_tokens, parts.max_donor_tokens);
         assert_eq!(config.sharing.gate(), parts.gate);
+        assert_eq!(config.sharing.guard(), parts.guard);
+        let verification = engine::VerificationConfig { share: config.sharing.verify_share, ..parts.verification };
+        assert_eq!(config.sharing.verification(), verification);
         assert_eq!(config.engine.host_kv_bandwidth, parts.host.bandwidth);
     }
 

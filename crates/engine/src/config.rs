@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokens::{BlockSize, TenantId};
 
-use crate::{HostConfig, Request};
+use crate::{ExecutorLimits, HostConfig, Request};
 
 /// Settings of one engine. They never change after the start.
 #[derive(Clone, Debug)]
@@ -50,8 +50,10 @@ pub struct SchedulerConfig {
     pub max_estimates_per_step: usize,
     /// Which spans of earlier prompts are worth copying.
     pub spans: semantic::SpanConfig,
-    /// Earlier prompts kept as donors of spans; 0 keeps none.
+    /// Earlier prompts kept as donors of spans; 0 keeps none. Tenants share them equally; what one does not use is lent to others.
     pub max_donors: usize,
+    /// Tokens of these together, shared likewise. The host needs about 8 bytes for each.
+    pub max_donor_tokens: usize,
     /// Where donors are found that mean something similar; `None` looks for none.
     pub embeddings: Option<semantic::EmbeddingIndexConfig>,
     /// Donors and cached blocks that were not used for longer than this are forgotten; `None` keeps them while there is room.
@@ -59,10 +61,30 @@ pub struct SchedulerConfig {
     /// Blocks that a tenant may have in use or cached, and as large a part of the host tier. Above that it gives up cached blocks of its own, or waits; a tenant that is not
     /// named may take the place of anybody's least recently used cached blocks.
     pub quotas: BTreeMap<TenantId, usize>,
-    /// Share of the answers over reused KV that are compared with full computation in idle time; 0 compares none.
-    pub verify_share: f64,
+    /// Which answers over reused KV are compared with full computation, and when.
+    pub verification: VerificationConfig,
     /// What such answers have to keep.
     pub guard: semantic::GuardConfig,
+}
+
+/// Comparison of answers over reused KV with full computation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct VerificationConfig {
+    /// Share of the answers that are compared; 0 compares none. In `0..=1`.
+    pub share: f64,
+    /// Time without any request before a comparison begins.
+    pub idle: Duration,
+    /// Longest step of a comparison, by prediction; one row is computed in any case. A request that arrives waits for one step at most.
+    pub step: Duration,
+    /// Bytes of the answers that are recorded or wait to be compared, together. Further ones are dropped and counted.
+    pub max_bytes: usize,
+}
+
+impl Default for VerificationConfig {
+    /// Nothing is compared. 32 MiB hold 10,000 tokens of answers.
+    fn default() -> Self {
+        Self { share: 0.0, idle: Duration::from_millis(100), step: Duration::from_millis(10), max_bytes: 32 << 20 }
+    }
 }
 
 /// Order of the waiting requests.
@@ -100,6 +122,16 @@ pub enum ConfigError {
         value: f64,
         /// What it may be.
         range: &'static str,
+    },
+    /// The executor is not built for it.
+    #[error("{name} is {configured}, but the executor is built for {limit}")]
+    Executor {
+        /// Which setting.
+        name: &'static str,
+        /// As given.
+        configured: usize,
+        /// What the executor has.
+        limit: usize,
     },
     /// No prompt could be continued.
     #[error("max_model_len is {0}, but one prompt token and one generated one need 2")]
@@ -182,10 +214,11 @@ impl SchedulerConfig {
             max_estimates_per_step: 32,
             spans: semantic::SpanConfig::default(),
             max_donors: semantic::SpanIndexConfig::default().max_donors,
+            max_donor_tokens: semantic::SpanIndexConfig::default().max_tokens,
             embeddings: None,
             donor_ttl: None,
             quotas: BTreeMap::new(),
-            verify_share: 0.0,
+            verification: VerificationConfig::default(),
             guard: semantic::GuardConfig::default(),
         }
     }
@@ -216,10 +249,32 @@ impl SchedulerConfig {
         factor("max_overtake_ratio", ratio, "finite and at least 0", is_factor(ratio))?;
         let share = self.long_prompt_share;
         factor("long_prompt_share", share, "between 0 and 1", (0.0..=1.0).contains(&share))?;
+        let share = self.verification.share;
+        factor("verification.share", share, "between 0 and 1", (0.0..=1.0).contains(&share))?;
+        self.guard.checks().into_iter().try_for_each(|(name, value, range, is_valid)| factor(name, value, range, is_valid))?;
         let bandwidth = self.host.bandwidth;
         factor("host.bandwidth", bandwidth, "finite and above 0", is_factor(bandwidth) && bandwidth > 0.0)?;
         let spans = self.spans.validated()?;
         Ok(Self { spans, ..self })
+    }
+
+    /// Checks that an executor with `limits` can compute whatever is scheduled.
+    ///
+    /// # Errors
+    /// Names the first setting that goes beyond them, and both numbers.
+    pub fn check_executor(&self, limits: ExecutorLimits) -> Result<(), ConfigError> {
+        let check = |name, configured: usize, limit: usize, fits: bool| match fits {
+            true => Ok(()),
+            false => Err(ConfigError::Executor { name, configured, limit }),
+        };
+        if let Some(block_size) = limits.block_size {
+            let (configured, limit) = (self.block_size.as_usize(), block_size.as_usize());
+            check("block_size", configured, limit, configured == limit)?;
+        }
+        let at_most = |name, configured, limit| check(name, configured, limit, configured <= limit);
+        at_most("num_blocks", self.num_blocks, limits.num_blocks)?;
+        at_most("max_num_batched_tokens", self.max_num_batched_tokens, limits.max_rows)?;
+        at_most("max_num_seqs", self.max_num_seqs, limits.max_sequences)
     }
 
     /// Whether `request` can run to its end when it has the pool to itself, so that admitting it can never block for ever.
@@ -252,6 +307,15 @@ impl SchedulerConfig {
         request.embedding.as_deref().map_or(Ok(()), |embedding| self.fits_index(embedding))
     }
 
+    /// Of an index of prompts whose spans are found.
+    pub(crate) fn span_index(&self) -> semantic::SpanIndexConfig {
+        semantic::SpanIndexConfig {
+            max_donors: self.max_donors,
+            max_tokens: self.max_donor_tokens,
+            ..semantic::SpanIndexConfig::for_spans(&self.spans)
+        }
+    }
+
     /// Whether `embedding` can be compared with those of donors.
     pub(crate) fn fits_index(&self, embedding: &[f32]) -> Result<(), RequestError> {
         match self.embeddings.map(|index| index.num_dimensions) {
@@ -260,6 +324,13 @@ impl SchedulerConfig {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Prompt and output together of the longest request of `tenant` that [fits](Self::fits), in tokens. Their last one is never computed.
+    #[must_use]
+    pub fn most_tokens(&self, tenant: TenantId) -> usize {
+        let held = self.max_blocks(tenant).saturating_mul(self.block_size.as_usize());
+        held.saturating_add(1).min(self.max_model_len as usize)
     }
 
     /// Blocks that requests of `tenant` can ever hold together.

@@ -20,8 +20,9 @@ impl<E: Executor> EngineCore<E> {
     /// An idle engine.
     ///
     /// # Errors
-    /// If `config` contradicts itself.
+    /// If `config` contradicts itself or goes beyond what `executor` is built for.
     pub fn new(config: SchedulerConfig, executor: E) -> Result<Self, ConfigError> {
+        config.check_executor(executor.limits())?;
         Ok(Self { scheduler: Scheduler::try_new(config)?, executor, last_step: SchedulerOutput::default(), ahead: None })
     }
 
@@ -42,6 +43,12 @@ impl<E: Executor> EngineCore<E> {
     #[must_use]
     pub fn has_work(&self) -> bool {
         self.scheduler.has_work() || self.ahead.is_some()
+    }
+
+    /// From when on a step does what no request waits for; see [`Scheduler::idle_work_at`].
+    #[must_use]
+    pub fn idle_work_at(&self) -> Option<Timestamp> {
+        self.scheduler.idle_work_at().filter(|_| self.ahead.is_none())
     }
 
     /// Computes one step at `now` and reports what became of it. The next one may have begun then.

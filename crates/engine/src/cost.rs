@@ -1,6 +1,7 @@
 //! How long work takes on this machine, learnt from the steps before.
 //!
-//! A step's time is taken to be a sum: `t = c · x` with `x = (1, rows, attention pairs, copied tokens, probed tokens, prompt steps)`. The
+//! A step's time is taken to be a sum: `t = c · x` with `x = (1, rows, attention pairs, copied tokens, probed tokens, prompt steps, scored
+//! rows)`. The
 //! coefficients are fitted by least squares that forgets, starting from the shape of a transformer, of which only the scale is unknown:
 //! one step is enough to say how fast the machine is, and a hundred to say where it differs from the shape.
 
@@ -18,16 +19,18 @@ pub(crate) struct Work {
     /// Steps that compute more than one row of a sequence, or probe: a GPU launches them operation by operation and decode steps as one
     /// graph, so that a short prompt takes as long as its launches.
     pub(crate) prompt_steps: u64,
+    /// Rows of a prompt behind which the log probabilities of all tokens are computed.
+    pub(crate) scored_rows: u64,
 }
 
 /// Kinds of work, the step itself first.
-const KINDS: usize = 6;
+const KINDS: usize = 7;
 
 /// Time of one unit of each kind, in rows. Chosen: the arithmetic of models of 0.5 to 8 billion parameters (5e-5 for a pair: 0.5 MFLOP
 /// of 16 GFLOP a row at 8B, 86 kFLOP of 1 GFLOP at 0.5B), a probe of two or three of two dozen layers, a step whose overhead is that of
 /// some dozen rows, and three times as much again if it computes prompts: that much, so that a machine where it is a thousand rows shows
-/// it in the few prompts between long answers.
-const SHAPE: [f64; KINDS] = [20.0, 1.0, 5e-5, 0.02, 0.125, 64.0];
+/// it in the few prompts between long answers; a vocabulary that takes half of a row's arithmetic.
+const SHAPE: [f64; KINDS] = [20.0, 1.0, 5e-5, 0.02, 0.125, 64.0, 0.5];
 
 /// A row's time before the first step was timed. Any number would do: it scales all predictions alike.
 const ROW_MICROS_AT_FIRST: f64 = 100.0;
@@ -82,10 +85,10 @@ impl Work {
     }
 
     fn kinds(self) -> [f64; KINDS] {
-        let Self { rows, attention_pairs, copied_tokens, probed_tokens, prompt_steps } = self;
-        let [rows, pairs, copied, probed, steps] =
-            [rows, attention_pairs, copied_tokens, probed_tokens, prompt_steps].map(|n| n as f64);
-        [1.0, rows, pairs, copied, probed, steps]
+        let Self { rows, attention_pairs, copied_tokens, probed_tokens, prompt_steps, scored_rows } = self;
+        let [rows, pairs, copied, probed, steps, scored] =
+            [rows, attention_pairs, copied_tokens, probed_tokens, prompt_steps, scored_rows].map(|n| n as f64);
+        [1.0, rows, pairs, copied, probed, steps, scored]
     }
 }
 
@@ -96,6 +99,7 @@ impl std::ops::AddAssign for Work {
         self.copied_tokens += other.copied_tokens;
         self.probed_tokens += other.probed_tokens;
         self.prompt_steps += other.prompt_steps;
+        self.scored_rows += other.scored_rows;
     }
 }
 

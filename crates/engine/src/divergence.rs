@@ -13,9 +13,13 @@ const MIN_REST: f64 = 1e-9;
 /// which that token cannot exceed: the term counts too little rather than too much, and only where `reuse` finds a likely
 /// token very unlikely. The rest has what is left of 1, on either side at least [`MIN_REST`].
 ///
-/// By merging the tokens of the rest, the result is a lower bound of the divergence over all tokens.
+/// By merging the tokens of the rest, the result is a lower bound of the divergence over all tokens. It is NaN if one of the log
+/// probabilities is.
 #[must_use]
 pub fn kl_divergence(full: &[LogProb], reuse: &[LogProb]) -> f64 {
+    if full.iter().chain(reuse).any(|entry| entry.logprob.is_nan()) {
+        return f64::NAN;
+    }
     let reported: BTreeMap<_, _> = reuse.iter().map(|entry| (entry.token, f64::from(entry.logprob))).collect();
     let least = reported.values().copied().fold(0.0, f64::min);
     let (mut p_sum, mut q_sum, mut divergence) = (0.0, 0.0, 0.0);
@@ -67,6 +71,13 @@ mod tests {
     fn a_token_that_reuse_does_not_report_gets_its_least_reported_probability() {
         let expected = 0.6 * (0.6f64 / 0.7).ln() + 0.4 * (0.4f64 / 0.1).ln() + 1e-9 * (1e-9f64 / 0.2).ln();
         check(&[(1, 0.6), (2, 0.4)], &[(1, 0.7), (3, 0.1)], expected);
+    }
+
+    #[test]
+    fn what_is_not_a_number_on_either_side_is_no_agreement() {
+        let (good, bad) = (distribution(&[(1, 0.9), (2, 0.1)]), distribution(&[(1, 0.9), (2, f64::NAN)]));
+        assert!(kl_divergence(&good, &bad).is_nan() && kl_divergence(&bad, &good).is_nan());
+        assert_eq!(kl_divergence(&good, &distribution(&[(1, 1.0), (2, 0.0)])), f64::INFINITY);
     }
 
     #[test]

@@ -153,6 +153,16 @@ pub(crate) struct Planning {
     pub(crate) steps: Steps,
 }
 
+/// The spans that a search would find, and on what grounds.
+pub(crate) struct ExplainedSpans {
+    /// Its plan may have been rejected.
+    pub(crate) found: FoundSpans,
+    /// All equal spans, still there or not.
+    pub(crate) matches: Vec<SpanMatch>,
+    /// Whether something is left of them, if there are any.
+    pub(crate) is_resident: bool,
+}
+
 /// Equal spans whose KV is worth being copied.
 struct Matches {
     /// By ascending target position.
@@ -179,8 +189,8 @@ impl Target<'_> {
 
 impl DonorRegistry {
     pub(crate) fn new(config: &SchedulerConfig) -> Self {
-        let SchedulerConfig { spans, max_donors, block_size, donor_ttl, .. } = config;
-        let index_config = SpanIndexConfig { max_donors: *max_donors, ..SpanIndexConfig::for_spans(spans) };
+        let SchedulerConfig { spans, block_size, donor_ttl, .. } = config;
+        let index_config = config.span_index();
         let (donors, by_last_block, by_last_use, versions) = Default::default();
         Self {
             config: spans.clone(),
@@ -273,7 +283,7 @@ impl DonorRegistry {
     fn embed(&mut self, id: DonorId, embedding: &[f32]) {
         let Some(donor) = self.donors.get(&id) else { return };
         if let Some(embeddings) = &mut self.embeddings {
-            drop(embeddings.insert(donor.salt, id, &[embedding]));
+            drop(embeddings.insert_of(donor.owner.tenant, donor.salt, id, &[embedding]));
         }
     }
 
@@ -290,7 +300,7 @@ impl DonorRegistry {
     fn insert(&mut self, donor: Donor, last: BlockHash) -> DonorId {
         let id = DonorId(self.next_id);
         self.next_id += 1;
-        let evicted = self.index.insert_segmented(donor.salt, id, donor.tokens.clone(), donor.segments.clone());
+        let evicted = self.index.insert_of(donor.owner.tenant, donor.salt, id, donor.tokens.clone(), donor.segments.clone());
         self.note_change(donor.salt, 1);
         self.by_last_block.insert(last, id);
         self.by_last_use.insert((donor.last_used, id));
@@ -436,7 +446,7 @@ impl DonorRegistry {
     }
 
     /// The spans that would be copied into `target`, and all that are found, still there or not.
-    pub(crate) fn explain(&self, pool: &kv::BlockPool, target: Target<'_>, gate: FetchGate<'_>) -> (FoundSpans, Vec<SpanMatch>) {
+    pub(crate) fn explain(&self, pool: &kv::BlockPool, target: Target<'_>, gate: FetchGate<'_>) -> ExplainedSpans {
         let sketch = target.sketch.is_none().then(|| self.sketch(target.tokens));
         let target = Target { sketch: target.sketch.or(sketch.as_ref()), ..target };
         let estimated = self.plan_resident(pool, target, gate, Residency::Estimated);
@@ -450,8 +460,10 @@ impl DonorRegistry {
         };
         let Planning { spans: PlannedSpans { plan, by_embedding }, found, unusable, .. } = planning;
         let has_all = unusable.is_empty() && !self.has_host_tier;
-        let found = if has_all { found } else { self.find(target, |id| self.unexpired(id)).spans };
-        (FoundSpans { plan, sources, by_embedding }, found)
+        let nothing_left = found.is_empty() && !unusable.is_empty();
+        let matches = if has_all { found } else { self.find(target, |id| self.unexpired(id)).spans };
+        let is_resident = !nothing_left || matches.is_empty();
+        ExplainedSpans { found: FoundSpans { plan, sources, by_embedding }, matches, is_resident }
     }
 
     /// The blocks that `plan` needs; `None` if some are not there any more. Those before its spans are held too, so that no block is given

@@ -1,9 +1,32 @@
 //! The border between deciding and computing.
 
+use tokens::BlockSize;
+
 use crate::{ModelRunnerOutput, SchedulerOutput};
+
+/// What an executor is built for. A scheduler that goes beyond it is refused before the first step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExecutorLimits {
+    /// Tokens in a block of its pool; `None` if it has none, and any will do.
+    pub block_size: Option<BlockSize>,
+    /// Blocks of its pool.
+    pub num_blocks: usize,
+    /// Rows of one step.
+    pub max_rows: usize,
+    /// Sequences of one step.
+    pub max_sequences: usize,
+}
+
+impl ExecutorLimits {
+    /// No limit at all.
+    pub const NONE: Self = Self { block_size: None, num_blocks: usize::MAX, max_rows: usize::MAX, max_sequences: usize::MAX };
+}
 
 /// Runs one step of the model. Implemented by the model runner, by the simulator, and by fakes in tests.
 pub trait Executor {
+    /// What it is built for. Never changes.
+    fn limits(&self) -> ExecutorLimits;
+
     /// Executes `step` and returns one sampled token for each sequence that asks for one.
     ///
     /// # Errors

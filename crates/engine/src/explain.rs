@@ -1,13 +1,17 @@
-//! What sharing could give a request, without running it.
+//! What sharing would give a request, without running it.
 
-/// What of a prompt is there.
+use crate::KvUsage;
+
+/// What an admission of a request would find and decide at this moment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Explanation {
-    /// Leading tokens whose exact KV is cached.
-    pub prefix_tokens: u32,
-    /// Which spans would be copied behind them, of what is still in the pool or the host tier.
+    /// As the request would announce it. A run may yet take back what it measures to be wrong.
+    pub usage: KvUsage,
+    /// Of the tokens of spans, those that the policy may have computed all the same once they are measured.
+    pub policy_tokens: u32,
+    /// Which spans would be copied, with what was decided on the way. Nothing was planned in a mode without spans.
     pub plan: semantic::ReusePlan,
-    /// All equal spans that were found, still there or not.
+    /// All equal spans that were found, still there or not; none in a mode without spans.
     pub matches: Vec<semantic::SpanMatch>,
     /// Donors among them that only their embeddings led to, by id.
     pub by_embedding: Vec<tokens::DonorId>,

@@ -28,12 +28,12 @@ mod stats;
 mod verifier;
 
 pub use self::core::EngineCore;
-pub use config::{ConfigError, RequestError, SchedulePolicy, SchedulerConfig};
+pub use config::{ConfigError, RequestError, SchedulePolicy, SchedulerConfig, VerificationConfig};
 pub use divergence::kl_divergence;
 pub use donors::DonorInfo;
 pub use erase::{Erase, ErasedCounts};
 pub use event::{EngineEvent, FinishReason, KvUsage};
-pub use executor::{Executor, ExecutorError, OverlappingExecutor};
+pub use executor::{Executor, ExecutorError, ExecutorLimits, OverlappingExecutor};
 pub use explain::Explanation;
 pub use host::HostConfig;
 pub use kv::{BlockFetch, BlockOffload, HostStats, PoolStats};
@@ -44,7 +44,7 @@ pub use output::{
 pub use request::{KvSharingMode, Request, SamplingParams};
 pub use scheduler::{PlanningWork, Scheduler};
 pub use semantic::{
-    ClassQuality, DecodeRepair, Drift, EmbeddingIndexConfig, Gate, GuardConfig, MatchClass, Probe, Readers, RejectReason, Repair,
-    RepairPolicy, ReusePlan, ReuseSpan, SpanConfig, SpanMatch, Steps, TokenDeviation,
+    ClassQuality, DecodeRepair, Drift, EmbeddingIndexConfig, Fault, Gate, GuardConfig, MatchClass, Probe, Readers, RejectReason,
+    Repair, RepairPolicy, ReusePlan, ReuseSpan, SpanConfig, SpanMatch, Steps, TokenDeviation,
 };
-pub use stats::{EngineStats, FoundDonors, SpanLookups, SpanOutcome};
+pub use stats::{EngineStats, FoundDonors, SpanLookups, SpanOutcome, VerificationStats};

@@ -37,6 +37,7 @@ mod host;
 mod planning;
 mod share;
 mod update;
+mod verification;
 
 /// Decides; never computes.
 ///
@@ -106,11 +107,8 @@ impl Scheduler {
             donors: DonorRegistry::new(&config),
             plans: PlanBook::default(),
             host_link: HostLink::new(&config.host),
-            in_flight: InFlight::new(semantic::SpanIndexConfig {
-                max_donors: config.max_donors,
-                ..semantic::SpanIndexConfig::for_spans(&config.spans)
-            }),
-            verifier: Verifier::new(config.verify_share, semantic::QualityGuard::new(config.guard)),
+            in_flight: InFlight::new(config.span_index()),
+            verifier: Verifier::new(config.verification, semantic::QualityGuard::new(config.guard)),
             pins: Vec::new(),
             finished: Vec::new(),
             retracted: Vec::new(),
@@ -236,19 +234,10 @@ impl Scheduler {
         true
     }
 
-    /// Whether a step would do anything.
+    /// Whether a step would do anything for a request, or go on with a comparison; [`Scheduler::idle_work_at`] tells when one may begin.
     #[must_use]
     pub fn has_work(&self) -> bool {
-        let is_busy = !self.sequences.is_empty() || !self.finished.is_empty() || !self.events.is_empty();
-        is_busy || self.verifier.has_pending()
-    }
-
-    /// Somebody waits now: what is compared for its own sake gives way.
-    fn put_off_verification(&mut self) {
-        if let Some(comparison) = self.verifier.put_off() {
-            self.abort(comparison);
-            self.events.retain(|event| event.request_id() != comparison);
-        }
+        !self.sequences.is_empty() || !self.finished.is_empty() || !self.events.is_empty()
     }
 
     /// Forgets all KV that no running request holds, and all donors.
@@ -273,7 +262,8 @@ impl Scheduler {
             last_scheduled_tokens: self.num_last_scheduled,
             span_lookups: self.span_lookups,
             shadowed_tokens: self.num_shadowed_tokens,
-            quality: self.verifier.guard().iter().collect(),
+            quality: self.verifier.guard().classes().to_vec(),
+            verification: self.verifier.stats(self.num_recording_bytes()),
         }
     }
 
@@ -286,15 +276,11 @@ impl Scheduler {
         self.forget_expired(now);
         self.observe_last_step(now);
         self.choose_what_goes_to_host();
-        if self.sequences.is_empty()
-            && let Some(request) = self.verifier.start_next()
-        {
-            self.enqueue(request, now);
-        }
+        self.start_verification(now);
         let finished = std::mem::take(&mut self.finished);
         let retracted = std::mem::take(&mut self.retracted);
         let mut step = SchedulerOutput { finished, retracted, ..SchedulerOutput::default() };
-        let mut token_budget = self.config.max_num_batched_tokens;
+        let mut token_budget = self.token_budget();
         let shares = self.shares(now);
         let was_preempted = self.continue_running(&shares, &mut step, &mut token_budget);
         self.plan_postponed();

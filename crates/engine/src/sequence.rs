@@ -197,6 +197,12 @@ impl Sequence {
         }
     }
 
+    /// Whether the row at `position` says how likely the prompt's next token was.
+    pub(crate) fn scores_at(&self, position: u32) -> bool {
+        let is_scored = self.sampling.prompt_logprobs.is_some() && position >= self.max_prefix_tokens();
+        is_scored && position + 1 < self.num_prompt_tokens()
+    }
+
     /// Whether every KV of it was computed from exactly the tokens before.
     pub(crate) fn is_exact(&self) -> bool {
         self.reused.is_empty()
@@ -243,8 +249,10 @@ impl Sequence {
         let Some(decode) = self.request.repair.decode else { return };
         debug_assert_eq!(attention.len(), self.residual.len(), "what is watched has a residual");
         let positions = self.reused.iter().flat_map(|range| range.positions());
-        let mut scored: Vec<(f32, u32)> =
-            positions.zip(attention.iter().zip(&self.residual)).map(|(position, (a, v))| (a * v, position)).collect();
+        let mut scored: Vec<(f32, u32)> = positions
+            .zip(attention.iter().zip(&self.residual))
+            .map(|(position, (a, v))| (worst_if_nan(a * v), position))
+            .collect();
         let num_due = scored.len().min(decode.tokens as usize);
         if num_due < scored.len() {
             scored.select_nth_unstable_by(num_due, |a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
@@ -444,6 +452,11 @@ impl Sequence {
         let all = std::mem::take(&mut self.prompt_logprobs);
         Some(all.into_iter().map(|kept| kept.expect("the executor reports every computed prompt row")).collect())
     }
+}
+
+/// What is not a number is recomputed before anything else.
+fn worst_if_nan(score: f32) -> f32 {
+    if score.is_nan() { f32::INFINITY } else { score }
 }
 
 /// The first of `ranges`, which are sorted and disjoint, that ends after `pos`.

@@ -31,6 +31,21 @@ pub struct EngineStats {
     pub shadowed_tokens: u64,
     /// Verified answers over reused KV, by class.
     pub quality: Vec<(semantic::MatchClass, semantic::ClassQuality)>,
+    /// Answers that are to be verified.
+    pub verification: VerificationStats,
+}
+
+/// Answers over reused KV that are recorded, or wait to be compared with full computation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct VerificationStats {
+    /// Complete answers that wait or are being compared.
+    pub num_pending: usize,
+    /// Bytes of these and of those that are still being recorded.
+    pub num_bytes: usize,
+    /// Answers dropped so far because they would have taken more bytes than there may be.
+    pub num_dropped: u64,
+    /// Comparisons dropped so far because a request arrived; they are made again.
+    pub num_put_off: u64,
 }
 
 /// Donors that gave spans, by what found them.
@@ -69,6 +84,8 @@ pub enum SpanOutcome {
     Shadowed,
     /// What was measured was beyond repair. Counted besides `Reused`.
     BailedOut,
+    /// The policy had all of it computed anew. Counted besides `Reused`.
+    Recomputed,
     /// The likeliest first tokens were too near to each other, and more was recomputed. Counted besides `Reused`.
     LowMargin,
     /// The runner found that a donor's KV disagrees. Counted besides `Reused`.
@@ -83,7 +100,7 @@ pub struct SpanLookups {
 
 impl SpanOutcome {
     /// All of them.
-    pub const ALL: [SpanOutcome; 14] = [
+    pub const ALL: [SpanOutcome; 15] = [
         Self::Reused,
         Self::Rejected(semantic::RejectReason::ALL[0]),
         Self::Rejected(semantic::RejectReason::ALL[1]),
@@ -96,6 +113,7 @@ impl SpanOutcome {
         Self::SwitchedOff,
         Self::Shadowed,
         Self::BailedOut,
+        Self::Recomputed,
         Self::LowMargin,
         Self::FailedCheck,
     ];
@@ -111,6 +129,7 @@ impl SpanOutcome {
             Self::SwitchedOff => "switched_off",
             Self::Shadowed => "shadowed",
             Self::BailedOut => "bailed_out",
+            Self::Recomputed => "recomputed",
             Self::LowMargin => "low_margin",
             Self::FailedCheck => "failed_check",
         }
@@ -148,7 +167,10 @@ mod tests {
         for (i, outcome) in SpanOutcome::ALL.into_iter().enumerate() {
             (0..=i).for_each(|_| lookups.count(outcome));
         }
-        assert_eq!(lookups.iter().map(|(_, count)| count).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]);
+        assert_eq!(
+            lookups.iter().map(|(_, count)| count).collect::<Vec<_>>(),
+            [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]
+        );
         let labels: std::collections::BTreeSet<_> = SpanOutcome::ALL.map(SpanOutcome::label).into();
         assert_eq!(labels.len(), SpanOutcome::ALL.len());
         let reasons = semantic::RejectReason::ALL.map(SpanOutcome::Rejected);

@@ -2,35 +2,42 @@
 //!
 //! The tokens that a request said over reused spans are scored again behind its prompt, computed exactly. Two distributions at every
 //! position of the answer then tell how far reuse was off, on the requests that really come, and [`QualityGuard`] draws the
-//! consequence. Work that somebody waits for comes first: a comparison starts when the engine is idle and is put off when a request
-//! arrives.
+//! consequence. Clients come first: a comparison begins when the engine has been idle for a while, in steps so short that a request
+//! hardly waits for one, takes blocks that hold nothing, and is dropped when a request arrives. What is kept for comparisons is bounded
+//! in bytes.
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 
 use semantic::{MatchClass, QualityGuard, Verdict};
-use tokens::{RequestId, TokenId};
+use tokens::{RequestId, TenantId, Timestamp, TokenId};
 
-use crate::{EngineEvent, KvSharingMode, Request, SamplingParams, TokenLogProbs, kl_divergence};
+use crate::{
+    EngineEvent, KvSharingMode, LogProb, Request, SamplingParams, TokenLogProbs, VerificationConfig, VerificationStats,
+    kl_divergence,
+};
 
 /// Likeliest tokens of full computation that are told apart; all others count as one.
 const FULL_TOP: u32 = 64;
 /// Likeliest tokens remembered of an answer over reused KV: more, so that those of full computation are hardly ever missing.
 pub(crate) const REUSE_TOP: u32 = 256;
-/// Answers that wait for their comparison; a further one takes the place of the oldest. Chosen: some MB.
-const MAX_PENDING: usize = 32;
 /// How much likelier an answer is verified while little is known of its class.
 const BOOST_WHEN_NEW: f64 = 10.0;
 
 /// What is verified, and what came of it.
 pub(crate) struct Verifier {
-    /// Share of answers over reused KV.
-    share: f64,
+    config: VerificationConfig,
     guard: QualityGuard,
     pending: VecDeque<Case>,
     active: Option<(RequestId, Case)>,
     /// Names of comparisons count down from the largest: requests count up from 0.
     next_id: u64,
+    /// Since when no request has been in the engine, as far as a step has seen it.
+    idle_since: Option<Timestamp>,
+    /// Whether a step found no room for any comparison; nothing will change before the next request.
+    is_stuck: bool,
+    num_dropped: u64,
+    num_put_off: u64,
 }
 
 /// An answer to be compared.
@@ -42,39 +49,113 @@ pub(crate) struct Case {
     pub(crate) said: Vec<TokenLogProbs>,
 }
 
+impl Case {
+    fn num_bytes(&self) -> usize {
+        num_bytes(&self.said) + size_of_val(&self.request.prompt_token_ids[..])
+    }
+
+    /// The request that scores the answer.
+    fn scoring(&self, request_id: RequestId) -> Request {
+        let num_tokens = self.request.prompt_token_ids.len();
+        Request {
+            request_id,
+            sampling: SamplingParams {
+                prompt_logprobs: Some(FULL_TOP),
+                prompt_logprobs_from: (num_tokens - self.said.len()) as u32,
+                ..SamplingParams::greedy(0)
+            },
+            sharing: KvSharingMode::Prefix,
+            store: false,
+            ..self.request.clone()
+        }
+    }
+}
+
+/// Memory that `said` takes.
+pub(crate) fn num_bytes(said: &[TokenLogProbs]) -> usize {
+    size_of_val(said) + said.iter().map(|said| said.top.len() * size_of::<LogProb>()).sum::<usize>()
+}
+
 impl Verifier {
-    pub(crate) fn new(share: f64, guard: QualityGuard) -> Self {
-        Self { share, guard, pending: VecDeque::new(), active: None, next_id: u64::MAX }
+    pub(crate) fn new(config: VerificationConfig, guard: QualityGuard) -> Self {
+        Self {
+            config,
+            guard,
+            pending: VecDeque::new(),
+            active: None,
+            next_id: u64::MAX,
+            idle_since: None,
+            is_stuck: false,
+            num_dropped: 0,
+            num_put_off: 0,
+        }
     }
 
     pub(crate) fn guard(&self) -> &QualityGuard {
         &self.guard
     }
 
-    /// Whether spans of `class` may be reused; see [`QualityGuard::allows`].
-    pub(crate) fn allows(&mut self, class: MatchClass) -> bool {
-        self.share == 0.0 || self.guard.allows(class)
+    /// `num_recording` bytes are those of answers that are being recorded.
+    pub(crate) fn stats(&self, num_recording: usize) -> VerificationStats {
+        VerificationStats {
+            num_pending: self.pending.len() + usize::from(self.active.is_some()),
+            num_bytes: self.num_bytes() + num_recording,
+            num_dropped: self.num_dropped,
+            num_put_off: self.num_put_off,
+        }
+    }
+
+    /// Whether spans of `class` may be reused for `tenant`; see [`QualityGuard::allows`].
+    pub(crate) fn allows(&self, tenant: TenantId, class: MatchClass) -> bool {
+        self.config.share == 0.0 || self.guard.allows(tenant, class)
+    }
+
+    /// Counts a request that was computed because its class is switched off.
+    pub(crate) fn count_refusal(&mut self, tenant: TenantId, class: MatchClass) {
+        self.guard.count_refusal(tenant, class);
     }
 
     /// Whether the answer of `request_id` is to be recorded. Depends on nothing but the arguments and what was verified before.
-    pub(crate) fn samples(&self, request_id: RequestId, class: MatchClass, sampling: &SamplingParams) -> bool {
-        let share = if self.guard.is_on_probation(class) {
-            f64::from(u8::from(self.share > 0.0))
-        } else if self.guard.is_new(class) {
-            self.share * BOOST_WHEN_NEW
+    pub(crate) fn samples(&self, request_id: RequestId, tenant: TenantId, class: MatchClass, sampling: &SamplingParams) -> bool {
+        let share = if self.guard.is_on_probation(tenant, class) {
+            f64::from(u8::from(self.config.share > 0.0))
+        } else if self.guard.is_new(tenant, class) {
+            self.config.share * BOOST_WHEN_NEW
         } else {
-            self.share
+            self.config.share
         };
         let draw = BuildHasherDefault::<DefaultHasher>::default().hash_one(request_id.0) as f64 / u64::MAX as f64;
         draw < share && is_comparable(sampling)
     }
 
-    /// Takes an answer that is complete.
-    pub(crate) fn submit(&mut self, case: Case) {
-        if self.pending.len() == MAX_PENDING {
-            self.pending.pop_front();
-        }
+    /// Whether an answer may go on being recorded when all that are take `num_recording` bytes. Waiting answers make room, oldest first;
+    /// if that is not enough, this one is given up, and counted.
+    pub(crate) fn may_record(&mut self, num_recording: usize) -> bool {
+        self.shrink_to(self.config.max_bytes.saturating_sub(num_recording));
+        let fits = self.num_bytes() + num_recording <= self.config.max_bytes;
+        self.num_dropped += u64::from(!fits);
+        fits
+    }
+
+    /// Takes an answer that is complete. `num_recording` bytes are those of answers that are still being recorded.
+    pub(crate) fn submit(&mut self, case: Case, num_recording: usize) {
         self.pending.push_back(case);
+        self.shrink_to(self.config.max_bytes.saturating_sub(num_recording));
+    }
+
+    fn num_bytes(&self) -> usize {
+        self.pending.iter().chain(self.active.iter().map(|(_, case)| case)).map(Case::num_bytes).sum()
+    }
+
+    /// Drops waiting answers, oldest first, until all take at most `max_bytes`.
+    fn shrink_to(&mut self, max_bytes: usize) {
+        let mut num_bytes = self.num_bytes();
+        while num_bytes > max_bytes
+            && let Some(oldest) = self.pending.pop_front()
+        {
+            num_bytes -= oldest.num_bytes();
+            self.num_dropped += 1;
+        }
     }
 
     /// Forgets the waiting answers to requests that `is_erased` names.
@@ -82,42 +163,55 @@ impl Verifier {
         self.pending.retain(|case| !is_erased(&case.request));
     }
 
-    pub(crate) fn has_pending(&self) -> bool {
-        !self.pending.is_empty()
+    /// A request has arrived: the running comparison, if there is one, is to be taken back by the caller, and made later. Those of others
+    /// come first then, so that a long one does not keep short ones from ever being made.
+    pub(crate) fn put_off(&mut self) -> Option<RequestId> {
+        self.idle_since = None;
+        self.is_stuck = false;
+        let (request_id, case) = self.active.take()?;
+        self.num_put_off += 1;
+        self.pending.push_back(case);
+        Some(request_id)
     }
 
-    /// The request that scores the next answer; to be added to the idle engine.
-    pub(crate) fn start_next(&mut self) -> Option<Request> {
+    /// A step at `now` has found no request. Whether the engine has been idle for long enough to compare something.
+    pub(crate) fn is_due(&mut self, now: Timestamp) -> bool {
+        let idle_since = *self.idle_since.get_or_insert(now);
+        !self.is_stuck && now.since(idle_since) >= self.config.idle
+    }
+
+    /// From when on an idle engine has something to compare.
+    pub(crate) fn due_at(&self) -> Option<Timestamp> {
+        let waits = self.active.is_none() && !self.is_stuck && !self.pending.is_empty();
+        waits.then(|| self.idle_since.map_or(Timestamp::default(), |since| Timestamp(since.0.saturating_add(self.config.idle))))
+    }
+
+    /// The requests that would score the waiting answers, oldest first.
+    pub(crate) fn candidates(&self) -> impl Iterator<Item = Request> + '_ {
+        self.pending.iter().map(|case| case.scoring(RequestId(self.next_id)))
+    }
+
+    /// Starts the comparison of candidate `idx`; the request for it, to be added to the idle engine. `None` says that there is no room
+    /// for any.
+    pub(crate) fn start(&mut self, idx: Option<usize>) -> Option<Request> {
         debug_assert!(self.active.is_none(), "an idle engine compares nothing");
-        let case = self.pending.pop_front()?;
+        self.is_stuck = idx.is_none();
+        let case = self.pending.remove(idx?).expect("a candidate waits");
         let request_id = RequestId(self.next_id);
+        let request = case.scoring(request_id);
         self.next_id -= 1;
-        let num_tokens = case.request.prompt_token_ids.len();
-        let request = Request {
-            request_id,
-            sampling: SamplingParams {
-                prompt_logprobs: Some(FULL_TOP),
-                prompt_logprobs_from: (num_tokens - case.said.len()) as u32,
-                ..SamplingParams::greedy(0)
-            },
-            sharing: KvSharingMode::Prefix,
-            store: false,
-            ..case.request.clone()
-        };
         self.active = Some((request_id, case));
         Some(request)
     }
 
-    /// The running comparison is to be taken back by the caller, and made later.
-    pub(crate) fn put_off(&mut self) -> Option<RequestId> {
-        let (request_id, case) = self.active.take()?;
-        self.pending.push_front(case);
-        Some(request_id)
+    /// The running comparison.
+    pub(crate) fn active(&self) -> Option<RequestId> {
+        self.active.as_ref().map(|&(request_id, _)| request_id)
     }
 
     /// Keeps what `events` say of the running comparison, which is nobody else's business.
     pub(crate) fn absorb(&mut self, events: &mut Vec<EngineEvent>) {
-        let Some(&(active, _)) = self.active.as_ref() else { return };
+        let Some(active) = self.active() else { return };
         let is_over = |event: &EngineEvent| matches!(event, EngineEvent::Finished { .. });
         for event in events.extract_if(.., |event| event.request_id() == active) {
             match event {
@@ -129,12 +223,18 @@ impl Verifier {
     }
 
     fn conclude(&mut self, full: &[TokenLogProbs]) {
-        let Some((_, Case { class, said, .. })) = &self.active else { return };
-        let (class, verdict) = (*class, compare(full, said));
-        let is_off = self.guard.record(class, verdict);
-        tracing::debug!(?class, ?verdict, "an answer over reused KV was verified");
-        if is_off {
-            tracing::warn!(?class, "answers over reused KV differ too much: the class is switched off for a while");
+        let Some((_, Case { class, said, request })) = &self.active else { return };
+        let (class, tenant, verdict) = (*class, request.tenant, compare(full, said));
+        let fault = self.guard.record(tenant, class, verdict);
+        tracing::debug!(tenant = tenant.0, ?class, ?verdict, "an answer over reused KV was verified");
+        if let Some(fault) = fault {
+            let (class, fault) = (class.label(), fault.label());
+            tracing::warn!(
+                tenant = tenant.0,
+                class,
+                fault,
+                "answers over reused KV differ too much: the class is switched off for a while"
+            );
         }
     }
 }

@@ -262,6 +262,22 @@ impl BlockPool {
         Allocation::Ready(())
     }
 
+    /// Whether [`BlockPool::allocate_slots`] would find room without giving up anything that is cached.
+    #[must_use]
+    pub fn has_free_room(&self, wish: &SlotRequest<'_>) -> bool {
+        let num_new = wish.num_exact + wish.num_approximate;
+        let fetched: Vec<_> =
+            wish.places().into_iter().filter(|place| place.is_host()).map(|place| self.tenant_at(place)).collect();
+        let has_blocks = self.stats().free >= num_new + fetched.len() + wish.headroom;
+        let paying: BTreeSet<_> = fetched.iter().copied().chain([wish.owner.tenant]).collect();
+        has_blocks
+            && paying.into_iter().all(|tenant| {
+                let num_fetched = fetched.iter().filter(|&&paying| paying == tenant).count();
+                let num_own = if tenant == wish.owner.tenant { num_new + wish.quota_headroom } else { 0 };
+                num_fetched + num_own <= self.quotas.num_left(tenant)
+            })
+    }
+
     /// Lends the blocks of a new sequence.
     pub fn allocate_slots(&mut self, wish: &SlotRequest<'_>) -> Allocation<Slots> {
         match self.check_room(wish) {

@@ -77,6 +77,11 @@ impl Quotas {
         (num_fixed + num_new).checked_sub(account.limit).filter(|&short_by| short_by > 0)
     }
 
+    /// Blocks that `tenant` may fill without giving up any.
+    pub(crate) fn num_left(&self, tenant: TenantId) -> usize {
+        self.accounts.get(&tenant).map_or(usize::MAX, |account| account.limit.saturating_sub(account.num_used))
+    }
+
     /// The block of its own that `tenant` gives up for the next one: its least recently freed one, once its quota is full.
     pub(crate) fn victim(&self, tenant: TenantId) -> Option<BlockId> {
         let account = self.accounts.get(&tenant).filter(|account| account.num_used >= account.limit)?;

@@ -1,17 +1,18 @@
-//! `/v1/kv/explain`: what would be reused for a request.
+//! `/v1/kv/explain`: what would be reused for a request, as its usage would say.
 
 use serde::{Deserialize, Serialize};
 
-use crate::{MatchClass, SharingMode};
+use crate::{MatchClass, ReuseReason, SharingMode};
 
-/// What would be reused if the request were admitted now.
+/// What would be reused if the request were admitted now. Fields that `usage.kv_sharing` has too say what it would say, but that a run may
+/// yet compute up to `policy_tokens` of the tokens of spans, once they are measured, and all of them if they disagree with the prompt.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Explanation {
     /// `kv.explanation`.
     pub object: String,
     /// Name of the model.
     pub model: String,
-    /// What would be allowed.
+    /// What would be allowed: the server's default when the request names none, and only exact sharing where the request asks for that.
     pub mode: SharingMode,
     /// Which tokens of spans would be computed all the same: `name@ratio`, and `+deviation=` where a bound was set.
     pub policy: String,
@@ -25,18 +26,25 @@ pub struct Explanation {
     pub recomputed_tokens: u32,
     /// Tokens that would be computed, those among them.
     pub computed_tokens: u32,
+    /// Tokens of spans, at most, that the policy would have computed all the same once they are measured.
+    pub policy_tokens: u32,
+    /// Donors that would give spans.
+    pub donors: u32,
+    /// How far the worst span agrees with its donor on what stands left of it; `null` without spans.
+    pub class: Option<MatchClass>,
     /// Positions at which a segment of the prompt begins.
     pub segments: Vec<u32>,
     /// What would be copied, by ascending `target_pos`.
     pub spans: Vec<ExplainedSpan>,
-    /// Everything that was found, the declined among it, by ascending `target_pos`. Entries may overlap.
+    /// Everything that was found, the declined among it, by ascending `target_pos`. Entries may overlap. A mode without spans looks for
+    /// none.
     pub matches: Vec<ExplainedSpan>,
     /// Positions, as `[start, end]`, that are computed because their donors have a change in the same segment.
     pub edited: Vec<[u32; 2]>,
     /// What the prompt is predicted to cost; `null` while nothing is known of costs.
     pub estimate: Option<CostEstimate>,
     /// Why `spans` is empty; `null` if it is not.
-    pub rejected: Option<String>,
+    pub reason: Option<ReuseReason>,
 }
 
 /// What one prompt costs, in milliseconds.

@@ -32,4 +32,4 @@ pub use logprobs::{ChatLogProb, ChatLogProbs, CompletionLogProbs, TopLogProb};
 pub use models::{ModelCard, ModelList};
 pub use sharing::{DeviationBound, KvSharingOptions, SegmentMark, SharingMode};
 pub use tokenize::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};
-pub use usage::{CompletionTokensDetails, KvSharingUsage, MatchClass, PromptTokensDetails, Usage};
+pub use usage::{CompletionTokensDetails, KvSharingUsage, MatchClass, PromptTokensDetails, ReuseReason, Usage};

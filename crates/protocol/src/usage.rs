@@ -53,6 +53,62 @@ pub struct KvSharingUsage {
     /// How much of what was reused is left as it was, after repair: measured at one early layer, in tokens' worth of change; 0 where
     /// the policy measures nothing. `null` when no span was reused.
     pub deviation: Option<f32>,
+    /// Why no span was reused; `null` when one was. Of several prompts without spans, the reason of the first.
+    pub reason: Option<ReuseReason>,
+}
+
+/// Why no span was reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReuseReason {
+    /// The mode that the request was run with shares nothing but prefixes, or nothing at all.
+    Mode,
+    /// The prompt is shorter than prompts with spans have to be.
+    PromptTooShort,
+    /// The prefix leaves too little to compute.
+    PrefixCovers,
+    /// No earlier prompt that may be read has a span in common.
+    NoDonor,
+    /// What is in common is too short, or has to be computed anyway.
+    TooShort,
+    /// All that is in common stands after a change in its own segment.
+    Edited,
+    /// Copying would not save enough time.
+    NotWorthIt,
+    /// Earlier prompts have spans in common, but their KV has been evicted.
+    NotResident,
+    /// The pool or the tenant's quota has no room to hold the spans beside the request's own KV.
+    NoRoom,
+    /// Verified answers of the tenant over such spans were too far from full computation.
+    SwitchedOff,
+    /// In mode `shadow` spans are found and counted, and not used.
+    Shadowed,
+    /// More deviated than repair may leave, so everything was computed. Only known in a run.
+    BailedOut,
+    /// The policy had everything computed anew. Only known in a run.
+    Recomputed,
+    /// The KV of the donor disagreed with a fresh computation of the first layer. Only known in a run.
+    FailedCheck,
+}
+
+impl ReuseReason {
+    /// All of them.
+    pub const ALL: [Self; 14] = [
+        Self::Mode,
+        Self::PromptTooShort,
+        Self::PrefixCovers,
+        Self::NoDonor,
+        Self::TooShort,
+        Self::Edited,
+        Self::NotWorthIt,
+        Self::NotResident,
+        Self::NoRoom,
+        Self::SwitchedOff,
+        Self::Shadowed,
+        Self::BailedOut,
+        Self::Recomputed,
+        Self::FailedCheck,
+    ];
 }
 
 /// How much of the left context of a reused span is equal in donor and target. Best first.

@@ -6,7 +6,9 @@ pub mod cuda;
 
 use std::time::Duration;
 
-use engine::{BlockCopy, BlockFetch, BlockOffload, ProbedSequence, SpanCopy, TokenDeviation, TokenLogProbs, Transfer};
+use engine::{
+    BlockCopy, BlockFetch, BlockOffload, ExecutorLimits, ProbedSequence, SpanCopy, TokenDeviation, TokenLogProbs, Transfer,
+};
 
 use tokens::BlockId;
 
@@ -21,6 +23,9 @@ pub struct BackendError(pub String);
 ///
 /// Calls come from one thread, in the order of a step: offloads, zeros, fetches, copies, probes, `forward`, `logits`, `score` and `sample`.
 pub trait Backend: Send {
+    /// What its pool and its buffers are built for.
+    fn limits(&self) -> ExecutorLimits;
+
     /// Tokens in the vocabulary: the length of a row of logits.
     fn vocab_size(&self) -> usize;
 

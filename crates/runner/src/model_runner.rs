@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use engine::{
-    Executor, ExecutorError, ModelRunnerOutput, OverlappingExecutor, ProbedSpans, RejectedSpan, SampledToken, ScheduledSequence,
-    SchedulerOutput, TokenLogProbs, Transfer, WatchedSpans,
+    Executor, ExecutorError, ExecutorLimits, ModelRunnerOutput, OverlappingExecutor, ProbedSpans, RejectedSpan, SampledToken,
+    ScheduledSequence, SchedulerOutput, TokenLogProbs, Transfer, WatchedSpans,
 };
 use tokens::{BlockSize, RequestId};
 use tracing::warn;
@@ -269,6 +269,10 @@ impl ModelRunner {
 type PromptLogProbs = Vec<(RequestId, Vec<(u32, TokenLogProbs)>)>;
 
 impl Executor for ModelRunner {
+    fn limits(&self) -> ExecutorLimits {
+        self.backend.limits()
+    }
+
     fn execute_model(&mut self, step: &SchedulerOutput) -> Result<ModelRunnerOutput, ExecutorError> {
         let begun = self.begin(step).map_err(fault)?;
         self.end(begun).map_err(fault)

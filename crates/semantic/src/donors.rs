@@ -1,10 +1,11 @@
-//! The prompts that are kept, and the order in which they leave: least recently used first.
+//! The prompts that are kept.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use tokens::{CacheSalt, DonorId, TokenId};
+use tokens::{CacheSalt, DonorId, TenantId, TokenId};
 
+use crate::fair_lru::{FairLru, Load, Place};
 use crate::{Segments, Sketch};
 
 /// A kept prompt.
@@ -17,11 +18,12 @@ pub(crate) struct Donor {
     pub(crate) sketch: Sketch,
     /// Leading tokens whose shingles are posted.
     pub(crate) num_posted: u32,
-    last_use: u64,
+    place: Place,
 }
 
 /// A prompt to be kept.
 pub(crate) struct NewDonor {
+    pub(crate) tenant: TenantId,
     pub(crate) id: DonorId,
     pub(crate) scope: CacheSalt,
     pub(crate) tokens: Arc<[TokenId]>,
@@ -35,9 +37,8 @@ pub(crate) struct Donors {
     slots: Vec<Option<Donor>>,
     unused: Vec<u32>,
     slot_of: HashMap<DonorId, u32>,
-    /// Slot by last use. Uses are counted, not timed.
-    by_last_use: BTreeMap<u64, u32>,
-    num_uses: u64,
+    /// Slots in the order in which they leave; an entry weighs its tokens.
+    lru: FairLru<u32>,
     num_tokens: usize,
 }
 
@@ -80,30 +81,29 @@ impl Donors {
         donors
     }
 
-    pub(crate) fn least_recently_used(&self) -> Option<DonorId> {
-        self.by_last_use.first_key_value().map(|(_, &slot)| self.at(slot).id)
+    /// The donor that goes when `tenant` is to add one of `num_tokens`; see [`FairLru::victim`].
+    pub(crate) fn victim(&self, load: Load, tenant: TenantId, num_tokens: usize) -> Option<DonorId> {
+        self.lru.victim(load, tenant, num_tokens).map(|slot| self.at(slot).id)
     }
 
     /// Keeps a donor, whose id must be new, and returns its slot.
     pub(crate) fn insert(&mut self, new: NewDonor) -> u32 {
-        let NewDonor { id, scope, tokens, segments, sketch } = new;
+        let NewDonor { tenant, id, scope, tokens, segments, sketch } = new;
         let slot = self.unused.pop().unwrap_or_else(|| {
             self.slots.push(None);
             u32::try_from(self.slots.len() - 1).expect("fewer than 2^32 donors fit into memory")
         });
         self.num_tokens += tokens.len();
-        self.num_uses += 1;
-        self.slots[slot as usize] =
-            Some(Donor { id, scope, num_posted: tokens.len() as u32, tokens, segments, sketch, last_use: self.num_uses });
+        let place = self.lru.insert(tenant, slot, tokens.len());
+        self.slots[slot as usize] = Some(Donor { id, scope, num_posted: tokens.len() as u32, tokens, segments, sketch, place });
         self.slot_of.insert(id, slot);
-        self.by_last_use.insert(self.num_uses, slot);
         slot
     }
 
     pub(crate) fn remove(&mut self, id: DonorId) -> Option<(u32, Donor)> {
         let slot = self.slot_of.remove(&id)?;
         let donor = self.slots[slot as usize].take().expect("a donor with an id has its slot");
-        self.by_last_use.remove(&donor.last_use);
+        self.lru.remove(donor.place);
         self.num_tokens -= donor.tokens.len();
         self.unused.push(slot);
         Some((slot, donor))
@@ -112,10 +112,7 @@ impl Donors {
     /// Makes `id` the most recently used; nothing if it is not kept.
     pub(crate) fn touch(&mut self, id: DonorId) {
         let Some(&slot) = self.slot_of.get(&id) else { return };
-        self.num_uses += 1;
-        let num_uses = self.num_uses;
-        let before = std::mem::replace(&mut self.at_mut(slot).last_use, num_uses);
-        self.by_last_use.remove(&before);
-        self.by_last_use.insert(self.num_uses, slot);
+        let place = self.lru.touch(self.at(slot).place);
+        self.at_mut(slot).place = place;
     }
 }

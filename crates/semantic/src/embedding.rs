@@ -8,7 +8,9 @@
 
 use std::collections::BTreeMap;
 
-use tokens::{CacheSalt, DonorId};
+use tokens::{CacheSalt, DonorId, TenantId};
+
+use crate::fair_lru::{FairLru, Load, Place};
 
 /// Largest code: symmetric, so that a code and its negative are equally far from 0.
 const MAX_CODE: f32 = 127.0;
@@ -48,9 +50,8 @@ pub struct EmbeddingIndex {
     config: EmbeddingIndexConfig,
     shelves: BTreeMap<CacheSalt, Shelf>,
     donors: BTreeMap<DonorId, Entry>,
-    /// Donor by last use. Uses are counted, not timed.
-    by_last_use: BTreeMap<u64, DonorId>,
-    num_uses: u64,
+    /// Donors in the order in which they leave; an entry weighs its vectors.
+    lru: FairLru<DonorId>,
     num_vectors: usize,
 }
 
@@ -74,7 +75,7 @@ struct Entry {
     scope: CacheSalt,
     /// Its rows, by part.
     rows: Vec<u32>,
-    last_use: u64,
+    place: Place,
 }
 
 /// A vector in 8 bits, kept in 16: the scan need not widen the query again for each row.
@@ -96,8 +97,8 @@ impl EmbeddingIndex {
     #[must_use]
     pub fn new(config: EmbeddingIndexConfig) -> Self {
         assert!(config.num_dimensions > 0, "a vector has at least one dimension");
-        let (shelves, donors, by_last_use) = Default::default();
-        Self { config, shelves, donors, by_last_use, num_uses: 0, num_vectors: 0 }
+        let (shelves, donors, lru) = Default::default();
+        Self { config, shelves, donors, lru, num_vectors: 0 }
     }
 
     /// Vectors kept.
@@ -112,14 +113,22 @@ impl EmbeddingIndex {
         self.num_vectors == 0
     }
 
+    /// [`insert_of`](Self::insert_of) where all donors are one tenant's.
+    ///
+    /// # Panics
+    /// As [`insert_of`](Self::insert_of).
+    pub fn insert(&mut self, scope: CacheSalt, donor: DonorId, vectors: &[&[f32]]) -> Vec<DonorId> {
+        self.insert_of(TenantId::default(), scope, donor, vectors)
+    }
+
     /// Keeps `vectors`, of any length greater than 0, as those of `donor`, in place of what it had, and returns the donors that had to
-    /// go, least recently used first.
+    /// go. Where there is no room, the tenant with most vectors gives up its least recently used donor.
     ///
     /// `donor` itself is returned if it cannot be kept: no vectors, too many, or one without a direction (zero, not finite).
     ///
     /// # Panics
     /// If a vector has another number of dimensions than the index.
-    pub fn insert(&mut self, scope: CacheSalt, donor: DonorId, vectors: &[&[f32]]) -> Vec<DonorId> {
+    pub fn insert_of(&mut self, tenant: TenantId, scope: CacheSalt, donor: DonorId, vectors: &[&[f32]]) -> Vec<DonorId> {
         self.remove(donor);
         let quantised: Option<Vec<_>> = vectors.iter().map(|vector| self.quantised(vector)).collect();
         let Some(vectors) = quantised.filter(|vectors| (1..=self.config.max_vectors).contains(&vectors.len())) else {
@@ -127,23 +136,22 @@ impl EmbeddingIndex {
         };
         let mut evicted = Vec::new();
         while self.num_vectors + vectors.len() > self.config.max_vectors {
-            let (_, &oldest) = self.by_last_use.first_key_value().expect("an empty index has room");
-            self.remove(oldest);
-            evicted.push(oldest);
+            let victim = self.lru.victim(Load::Weight, tenant, vectors.len()).expect("an empty index has room");
+            self.remove(victim);
+            evicted.push(victim);
         }
         let shelf = self.shelves.entry(scope).or_default();
         let rows: Vec<_> = (0..).zip(&vectors).map(|(part, vector)| shelf.push((donor, part), vector)).collect();
         self.num_vectors += rows.len();
-        self.num_uses += 1;
-        self.by_last_use.insert(self.num_uses, donor);
-        self.donors.insert(donor, Entry { scope, rows, last_use: self.num_uses });
+        let place = self.lru.insert(tenant, donor, rows.len());
+        self.donors.insert(donor, Entry { scope, rows, place });
         evicted
     }
 
     /// Forgets `donor`; whether it was there.
     pub fn remove(&mut self, donor: DonorId) -> bool {
-        let Some(Entry { scope, mut rows, last_use }) = self.donors.remove(&donor) else { return false };
-        self.by_last_use.remove(&last_use);
+        let Some(Entry { scope, mut rows, place }) = self.donors.remove(&donor) else { return false };
+        self.lru.remove(place);
         self.num_vectors -= rows.len();
         let shelf = self.shelves.get_mut(&scope).expect("a donor's scope has a shelf");
         // From the last row on, so that no row that is still to go changes places.
@@ -169,10 +177,7 @@ impl EmbeddingIndex {
     /// Notes a use of `donor`, so that others go before it. Nothing happens if it is not kept.
     pub fn touch(&mut self, donor: DonorId) {
         let Some(entry) = self.donors.get_mut(&donor) else { return };
-        self.num_uses += 1;
-        self.by_last_use.remove(&entry.last_use);
-        entry.last_use = self.num_uses;
-        self.by_last_use.insert(self.num_uses, donor);
+        entry.place = self.lru.touch(entry.place);
     }
 
     /// The `max` vectors of `scope` nearest to `query`, of any length greater than 0, and not below the least cosine; the nearest first,
@@ -344,6 +349,18 @@ mod tests {
         index.touch(DonorId(1));
         assert_eq!(index.insert(B, DonorId(5), &[&[1.0], &[-1.0]]), [DonorId(2), DonorId(3)]);
         assert_eq!(index.len(), 4);
+    }
+
+    #[test]
+    fn a_flood_of_one_tenant_forgets_its_own_vectors_first() {
+        let mut index = EmbeddingIndex::new(EmbeddingIndexConfig { max_vectors: 30, ..EmbeddingIndexConfig::new(1) });
+        for (tenant, num_donors) in [(1, 10), (2, 200), (3, 10)] {
+            for id in 0..num_donors {
+                index.insert_of(TenantId(tenant), CacheSalt(tenant.into()), DonorId(u64::from(tenant) * 1000 + id), &[&[1.0]]);
+            }
+        }
+        let kept = [1, 2, 3].map(|tenant| index.nearest(CacheSalt(tenant), &[1.0], 99).len());
+        assert_eq!(kept, [10, 10, 10]);
     }
 
     /// After any walk, the index finds what an index of only the kept donors finds.

@@ -7,9 +7,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tokens::{CacheSalt, DonorId, TokenId};
+use tokens::{CacheSalt, DonorId, TenantId, TokenId};
 
 use crate::donors::{Donors, NewDonor};
+use crate::fair_lru::Load;
 use crate::minimizer::{Sample, Sketch};
 use crate::postings::{Posting, Postings};
 use crate::search::{Holders, Search, SpanQuery, search};
@@ -68,11 +69,25 @@ impl SpanIndex {
         self.insert_segmented(scope, donor, tokens, Segments::default())
     }
 
-    /// Keeps `tokens` as `donor`, in place of what it was before, and returns the donors that had to go, least recently used first.
-    ///
-    /// `donor` itself is returned if it cannot be kept: too short to hold a span, or too long for the whole index.
+    /// [`insert_of`](Self::insert_of) where all donors are one tenant's.
     pub fn insert_segmented(
         &mut self,
+        scope: CacheSalt,
+        donor: DonorId,
+        tokens: Arc<[TokenId]>,
+        segments: Segments,
+    ) -> Vec<DonorId> {
+        self.insert_of(TenantId::default(), scope, donor, tokens, segments)
+    }
+
+    /// Keeps `tokens` as `donor` of `tenant`, in place of what it was before, and returns the donors that had to go.
+    ///
+    /// Where there is no room, the tenant with most donors, or most tokens, gives up its least recently used one, so that no
+    /// tenant can displace what others keep within an equal share. `donor` itself is returned if it cannot be kept: too short to
+    /// hold a span, or too long for the whole index.
+    pub fn insert_of(
+        &mut self,
+        tenant: TenantId,
         scope: CacheSalt,
         donor: DonorId,
         tokens: Arc<[TokenId]>,
@@ -83,9 +98,9 @@ impl SpanIndex {
         if tokens.len() < self.config.min_span_tokens as usize || !fits {
             return vec![donor];
         }
-        let evicted = self.make_room(tokens.len());
+        let evicted = self.make_room(tenant, tokens.len());
         let sketch = self.sketch(&tokens);
-        let slot = self.donors.insert(NewDonor { id: donor, scope, tokens, segments, sketch });
+        let slot = self.donors.insert(NewDonor { tenant, id: donor, scope, tokens, segments, sketch });
         self.post(slot);
         evicted
     }
@@ -192,15 +207,19 @@ impl SpanIndex {
         self.search_in(donor, &SpanQuery { scopes: &[], tokens: target, sketch: &sketch, from }, |_| u32::MAX).matches
     }
 
-    /// Makes room for a donor of `num_tokens`.
-    fn make_room(&mut self, num_tokens: usize) -> Vec<DonorId> {
+    /// Makes room for a donor of `num_tokens` of `tenant`.
+    fn make_room(&mut self, tenant: TenantId, num_tokens: usize) -> Vec<DonorId> {
         let mut evicted = Vec::new();
-        while self.len() >= self.config.max_donors || self.num_tokens() + num_tokens > self.config.max_tokens {
-            let oldest = self.donors.least_recently_used().expect("an empty index has room");
-            self.remove(oldest);
-            evicted.push(oldest);
+        loop {
+            let load = match () {
+                () if self.len() >= self.config.max_donors => Load::Entries,
+                () if self.num_tokens() + num_tokens > self.config.max_tokens => Load::Weight,
+                () => return evicted,
+            };
+            let victim = self.donors.victim(load, tenant, num_tokens).expect("an empty index has room");
+            self.remove(victim);
+            evicted.push(victim);
         }
-        evicted
     }
 }
 
@@ -359,6 +378,37 @@ mod tests {
         assert_eq!(index.find_in(DonorId(1), &tokens, 0), []);
         let donors: Vec<_> = index.find(A, &tokens, 0).iter().map(|found| found.donor.0).collect();
         assert_eq!(donors, [9, 4]);
+    }
+
+    /// Donors of 10 tokens in an index for 60 of them and 590 tokens; of tenant `i`, in a scope of its own, the ids are `100 i ..`.
+    fn flooded(floods: &[(u32, usize)]) -> (SpanIndex, impl Fn(&SpanIndex, u32) -> usize) {
+        let mut index = SpanIndex::new(SpanIndexConfig { max_donors: 60, max_tokens: 590, ..small_config() });
+        let mut random = Random(8);
+        for &(tenant, num_donors) in floods {
+            for i in 0..num_donors {
+                let tokens = random.tokens(10, 100).into();
+                let id = DonorId(u64::from(tenant) * 100 + i as u64);
+                index.insert_of(TenantId(tenant), CacheSalt(tenant.into()), id, tokens, Segments::default());
+            }
+        }
+        let kept = |index: &SpanIndex, tenant: u32| {
+            let ids = u64::from(tenant) * 100..u64::from(tenant) * 100 + 100;
+            ids.filter(|&id| index.tokens_of(DonorId(id)).is_some()).count()
+        };
+        (index, kept)
+    }
+
+    #[test]
+    fn a_flood_of_one_tenant_forgets_its_own_donors_first() {
+        let (index, kept) = flooded(&[(1, 10), (2, 100), (3, 10)]);
+        assert_eq!([1, 2, 3].map(|tenant| kept(&index, tenant)), [10, 39, 10], "what others leave is lent");
+    }
+
+    #[test]
+    fn what_was_lent_is_given_back_down_to_an_equal_share() {
+        let (index, kept) = flooded(&[(1, 100), (2, 100), (3, 100)]);
+        let shares = [1, 2, 3].map(|tenant| kept(&index, tenant));
+        assert!(shares.iter().all(|&share| (19..=20).contains(&share)), "{shares:?}");
     }
 
     /// `ops`, left to right: `+3` inserts donor 3 of 10 tokens into scope `A`, `!3` the same into `B`, `^3` touches it, `-3` removes it.

@@ -13,6 +13,7 @@ use std::str::FromStr;
 use tokens::TokenRange;
 
 use crate::SpanConfig;
+use crate::deviation::{Deviation, unit_of};
 
 /// A rule and its budget.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -53,7 +54,8 @@ pub struct SelectedRows {
     /// Sorted, disjoint.
     pub ranges: Vec<TokenRange>,
     /// How much is left as it was: of the tokens that stay, the sum of `‖ΔV‖₂²` at the check layer in units of the mean `‖V‖₂²`, so
-    /// 1 is what one wholly wrong token would be. 0 where nothing was measured.
+    /// 1 is what one wholly wrong token would be. 0 where nothing was measured; infinite if a token stays of which something measured is
+    /// not a finite number.
     pub deviation: f32,
 }
 
@@ -206,6 +208,16 @@ impl RepairPolicy {
         }
     }
 
+    /// The most tokens that it chooses in a prompt of `prompt_len` tokens, with `ratio` as its share.
+    #[must_use]
+    pub fn budget(self, ratio: f32, prompt_len: u32) -> u32 {
+        match self {
+            Self::None | Self::Epic => 0,
+            Self::Full => prompt_len,
+            _ => (f64::from(ratio) * f64::from(prompt_len)).round() as u32,
+        }
+    }
+
     /// Whether it chooses among runs rather than among tokens.
     const fn run_tokens(self) -> u32 {
         match self {
@@ -336,39 +348,36 @@ pub fn select_rows(repair: Repair, prompt_len: u32, reused: &[TokenRange], measu
     if repair.policy == RepairPolicy::Full {
         return SelectedRows { ranges: reused.to_vec(), deviation: 0.0 };
     }
-    let square = |x: f32| f64::from(x) * f64::from(x);
-    let norms: f64 = measured.iter().map(|found| square(found.value_norm)).sum();
-    let unit = measured.len() as f64 / norms.max(f64::MIN_POSITIVE);
-    let mut deviation: f64 = measured.iter().map(|found| square(found.value_l2) * unit).sum();
+    let unit = unit_of(measured);
+    let mut left: Deviation = measured.iter().map(Deviation::of).sum();
     if repair.policy.probe().is_none() {
-        return SelectedRows { ranges: Vec::new(), deviation: deviation as f32 };
+        return SelectedRows { ranges: Vec::new(), deviation: left.in_units(unit) };
     }
-    let mut budget = (f64::from(repair.ratio) * f64::from(prompt_len)).round() as u32;
+    let mut budget = repair.policy.budget(repair.ratio, prompt_len);
     // Few are taken of many, so they are not sorted.
     let mut runs = BinaryHeap::from(scored_runs(repair.policy, reused, measured));
     let mut chosen = Vec::new();
     while budget > 0
         && let Some(run) = runs.pop()
     {
-        if deviation <= f64::from(repair.max_deviation) && repair.max_deviation > 0.0 {
+        if left.in_units(unit) <= repair.max_deviation && repair.max_deviation > 0.0 {
             break;
         }
         if run.range.len() <= budget {
             budget -= run.range.len();
-            deviation -= f64::from(run.deviation) * unit;
+            left = left - run.deviation;
             chosen.push(run.range);
         }
     }
     chosen.sort_unstable();
-    SelectedRows { ranges: merge_touching(chosen), deviation: deviation.max(0.0) as f32 }
+    SelectedRows { ranges: merge_touching(chosen), deviation: left.in_units(unit) }
 }
 
 struct Run {
     range: TokenRange,
-    /// Mean over its tokens; what is not a number comes last.
+    /// Mean over its tokens; infinite if one of them is infinitely far from a fresh one, whatever the rule.
     score: f32,
-    /// `‖ΔV‖₂²`, summed over its tokens.
-    deviation: f32,
+    deviation: Deviation,
 }
 
 /// The higher score is the greater one, then the earlier run. There is one at each place.
@@ -401,9 +410,9 @@ fn scored_runs(policy: RepairPolicy, reused: &[TokenRange], measured: &[TokenDev
             let (of_run, behind) = rest.split_at(run.len() as usize);
             rest = behind;
             let sum: f32 = run.positions().zip(of_run).map(|(position, found)| policy.score(position, found)).sum();
+            let deviation: Deviation = of_run.iter().map(Deviation::of).sum();
             let mean = sum / run.len() as f32;
-            let score = if mean.is_nan() { f32::NEG_INFINITY } else { mean };
-            let deviation = of_run.iter().map(|found| found.value_l2 * found.value_l2).sum();
+            let score = if deviation.is_finite() && mean.is_finite() { mean } else { f32::INFINITY };
             runs.push(Run { range: run, score, deviation });
         }
     }
@@ -520,8 +529,33 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_number_comes_last() {
-        check(RepairPolicy::CacheBlend, 0.01, &[(20, f32::NAN, 0.0), (30, 1.0, 0.0)], &[(30, 31)]);
+    fn what_is_not_a_number_is_recomputed_first() {
+        for bad in [f32::NAN, -f32::NAN, f32::INFINITY] {
+            check(RepairPolicy::CacheBlend, 0.01, &[(20, bad, 0.0), (30, 1.0, 0.0)], &[(20, 21)]);
+            check(RepairPolicy::Dhd, 0.01, &[(20, 0.0, bad), (30, 1.0, 1.0)], &[(20, 21)]);
+        }
+    }
+
+    /// Every measured quantity, and every rule that measures.
+    #[test]
+    fn what_is_left_is_infinitely_far_if_something_of_it_is_not_a_number() {
+        let reused = [TokenRange::new(0, 64)];
+        let fields: [fn(&mut TokenDeviation) -> &mut f32; 5] =
+            [|d| &mut d.attention, |d| &mut d.key_l2, |d| &mut d.value_l2, |d| &mut d.value_l1, |d| &mut d.value_norm];
+        for policy in RepairPolicy::ALL.into_iter().filter(|policy| *policy != RepairPolicy::Full) {
+            for field in fields {
+                let mut measured = vec![TokenDeviation { value_norm: 1.0, ..TokenDeviation::default() }; 64];
+                let select = |measured: &[TokenDeviation], ratio| {
+                    select_rows(Repair { policy, ratio, ..Repair::structural() }, 64, &reused, measured).deviation
+                };
+                assert_eq!(select(&measured, 0.0), 0.0, "{policy:?}");
+                *field(&mut measured[40]) = f32::NAN;
+                assert_eq!(select(&measured, 0.0), f32::INFINITY, "{policy:?}");
+                if policy.probe().is_some() && policy != RepairPolicy::Random {
+                    assert_eq!(select(&measured, 0.25), 0.0, "{policy:?}: it was recomputed");
+                }
+            }
+        }
     }
 
     #[test]

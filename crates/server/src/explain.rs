@@ -1,7 +1,7 @@
 //! What the engine says about a request, in the words of the API.
 
-use engine::{Explanation, MatchClass, ReuseSpan, SpanMatch};
-use protocol::{CostEstimate, DonorSource, ExplainedSpan};
+use engine::{Explanation, KvUsage, MatchClass, RejectReason, ReuseSpan, SpanMatch, SpanOutcome};
+use protocol::{CostEstimate, DonorSource, ExplainedSpan, ReuseReason, SharingMode};
 use tokens::DonorId;
 
 use crate::encode::Encoded;
@@ -9,31 +9,55 @@ use crate::valid::ValidRequest;
 
 /// The answer to `request` with its one `prompt`.
 pub(crate) fn explanation(request: ValidRequest, prompt: &Encoded, found: Explanation) -> protocol::Explanation {
-    let Explanation { prefix_tokens, plan, mut matches, by_embedding } = found;
+    let Explanation { usage, policy_tokens, plan, mut matches, by_embedding } = found;
     let source_of = |donor: DonorId| match by_embedding.contains(&donor) {
         true => DonorSource::Embedding,
         false => DonorSource::Span,
     };
-    let prompt_tokens = u32::try_from(prompt.token_ids.len()).expect("a prompt within max_model_len");
-    let span_tokens = plan.spans.iter().map(|span| span.num_tokens).sum();
     matches.sort_by_key(|found| (found.target_pos, found.donor, found.donor_pos));
     protocol::Explanation {
         object: "kv.explanation".to_owned(),
         model: request.model,
         mode: request.sharing.mode,
         policy: request.sharing.bounded_repair().to_string(),
-        prompt_tokens,
-        prefix_tokens,
-        span_tokens,
-        recomputed_tokens: plan.recomputed_tokens,
-        computed_tokens: prompt_tokens - prefix_tokens - span_tokens,
+        prompt_tokens: u32::try_from(prompt.token_ids.len()).expect("a prompt within max_model_len"),
+        prefix_tokens: usage.prefix_tokens,
+        span_tokens: usage.span_tokens,
+        recomputed_tokens: usage.recomputed_tokens,
+        computed_tokens: usage.computed_tokens,
+        policy_tokens,
+        donors: usage.donors,
+        class: usage.class.map(class_of),
         segments: prompt.segments.clone(),
         spans: plan.spans.iter().map(|span| planned(span, source_of(span.donor))).collect(),
         matches: matches.iter().map(|found| found_only(found, source_of(found.donor))).collect(),
         edited: plan.edited.iter().map(|range| [range.start, range.end]).collect(),
         estimate: plan.estimate.map(|found| CostEstimate { full_ms: found.full_ms, reuse_ms: found.reuse_ms }),
-        rejected: plan.rejected.map(|reason| reason.label().to_owned()),
+        reason: reason_of(&usage, request.sharing.mode),
     }
+}
+
+/// Why a request of `mode` reused no span; `None` if it did.
+pub(crate) const fn reason_of(usage: &KvUsage, mode: SharingMode) -> Option<ReuseReason> {
+    Some(match usage.outcome {
+        Some(SpanOutcome::Reused | SpanOutcome::LowMargin) => return None,
+        // A prompt of one token is computed whatever its mode.
+        None if matches!(mode, SharingMode::Span | SharingMode::Semantic | SharingMode::Shadow) => ReuseReason::PromptTooShort,
+        None => ReuseReason::Mode,
+        Some(SpanOutcome::Rejected(RejectReason::PromptTooShort)) => ReuseReason::PromptTooShort,
+        Some(SpanOutcome::Rejected(RejectReason::PrefixCovers)) => ReuseReason::PrefixCovers,
+        Some(SpanOutcome::Rejected(RejectReason::NoDonor)) => ReuseReason::NoDonor,
+        Some(SpanOutcome::Rejected(RejectReason::TooShort)) => ReuseReason::TooShort,
+        Some(SpanOutcome::Rejected(RejectReason::Edited)) => ReuseReason::Edited,
+        Some(SpanOutcome::Rejected(RejectReason::NotWorthIt)) => ReuseReason::NotWorthIt,
+        Some(SpanOutcome::NotResident) => ReuseReason::NotResident,
+        Some(SpanOutcome::NoRoom) => ReuseReason::NoRoom,
+        Some(SpanOutcome::SwitchedOff) => ReuseReason::SwitchedOff,
+        Some(SpanOutcome::Shadowed) => ReuseReason::Shadowed,
+        Some(SpanOutcome::BailedOut) => ReuseReason::BailedOut,
+        Some(SpanOutcome::Recomputed) => ReuseReason::Recomputed,
+        Some(SpanOutcome::FailedCheck) => ReuseReason::FailedCheck,
+    })
 }
 
 /// A class in the words of the API.

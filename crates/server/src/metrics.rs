@@ -407,7 +407,7 @@ impl EngineMetrics {
             counter.absolute(count);
         }
         self.shadowed_tokens.absolute(stats.shadowed_tokens);
-        self.quality.observe(&stats.quality);
+        self.quality.observe(&stats.quality, stats.verification);
         self.ready.set(f64::from(u8::from(is_ready)));
     }
 }

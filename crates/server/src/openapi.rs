@@ -1,5 +1,7 @@
 //! The OpenAPI document. Written by hand: the types are few, and a test holds it against the router and the types.
 
+mod usage;
+
 use serde_json::{Map, Value, json};
 
 /// The document, as served.
@@ -55,6 +57,8 @@ pub(crate) fn document() -> Value {
             "KvSharingOptions": kv_sharing_options(),
             "CorpusRequest": object(&["name"], vec![("name", string("manuals")), ("text", string("hi")), ("messages", messages())]),
             "DetokenizeRequest": object(&["tokens"], vec![("model", string("m")), ("tokens", ids())]),
+            "KvSharingUsage": usage::kv_sharing_usage(),
+            "KvExplanation": usage::explanation(),
             "ErrorResponse": error_response(),
         }},
     })
@@ -100,7 +104,9 @@ fn erases(summary: &str) -> Value {
 }
 
 fn explains() -> Value {
+    let answer = json!({"application/json": {"schema": {"$ref": "#/components/schemas/KvExplanation"}}});
     let mut operation = says("Says what would be reused for a request, without running it");
+    operation["responses"] = responses(answer);
     let bodies =
         ["ChatCompletionRequest", "CompletionRequest"].map(|name| json!({"$ref": format!("#/components/schemas/{name}")}));
     operation["requestBody"] = json!({"required": true, "content": {"application/json": {"schema": {"oneOf": bodies}}}});

@@ -21,8 +21,9 @@ pub(crate) fn engine_request(
     prompt: &Encoded,
     arrival: Timestamp,
 ) -> Result<Request, ApiError> {
-    let max_model_len = app.model.info.max_model_len;
-    let max_tokens = request.max_tokens.after(prompt.token_ids.len(), max_model_len, prompt.param)?;
+    let (prompt_tokens, max_model_len) = (prompt.token_ids.len(), app.model.info.max_model_len);
+    let max_tokens = request.max_tokens.after(prompt_tokens, max_model_len, prompt.param)?;
+    let max_tokens = request.max_tokens.within(max_tokens, app.engine.most_tokens(caller.tenant).saturating_sub(prompt_tokens));
     let sharing = &request.sharing;
     Ok(Request {
         request_id: app.engine.next_request_id(),

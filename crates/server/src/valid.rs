@@ -94,6 +94,15 @@ impl MaxTokens {
         }
         Ok(u32::try_from(granted).expect("a length within max_model_len is a u32"))
     }
+
+    /// `granted` tokens where the KV pool, or the tenant's part of it, has room for `room` behind the prompt: a length that nobody asked for
+    /// ends there. One is left in any case, so that a prompt without any room is refused as what it is.
+    pub(crate) fn within(self, granted: u32, room: usize) -> u32 {
+        match self {
+            Self::Exactly(_) => granted,
+            Self::AtMost(_) => granted.min(u32::try_from(room.max(1)).unwrap_or(u32::MAX)),
+        }
+    }
 }
 
 /// How a streamed answer ends.

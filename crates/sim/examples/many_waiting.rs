@@ -21,6 +21,10 @@ const NUM_STEPS: usize = 300;
 struct Mute;
 
 impl Executor for Mute {
+    fn limits(&self) -> engine::ExecutorLimits {
+        engine::ExecutorLimits::NONE
+    }
+
     fn execute_model(&mut self, step: &SchedulerOutput) -> Result<ModelRunnerOutput, ExecutorError> {
         let said = |request_id| SampledToken { request_id, token: TokenId(1), margin: f32::INFINITY, logprobs: None };
         let sampled = step.sequences.iter().filter(|sequence| sequence.sample).map(|sequence| said(sequence.request_id));

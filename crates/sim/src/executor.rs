@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use engine::{
-    Executor, ExecutorError, ModelRunnerOutput, ProbedSequence, ProbedSpans, SampledToken, ScheduledSequence, SchedulerOutput,
-    TokenDeviation,
+    Executor, ExecutorError, ExecutorLimits, ModelRunnerOutput, ProbedSequence, ProbedSpans, SampledToken, ScheduledSequence,
+    SchedulerOutput, TokenDeviation,
 };
 use tokens::RequestId;
 
@@ -78,6 +78,10 @@ impl SimExecutor {
 }
 
 impl Executor for SimExecutor {
+    fn limits(&self) -> ExecutorLimits {
+        ExecutorLimits::NONE
+    }
+
     fn execute_model(&mut self, step: &SchedulerOutput) -> Result<ModelRunnerOutput, ExecutorError> {
         if !step.sequences.is_empty() {
             self.busy += self.cost.step_time(&self.work_of_step(step));

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 
 use engine::{
-    Executor, ExecutorError, LogProb, ModelRunnerOutput, NewRequest, OverlappingExecutor, ProbedSequence, ProbedSpans,
-    SampledToken, ScheduledSequence, SchedulerOutput, TokenDeviation, TokenLogProbs, WatchedSpans,
+    Executor, ExecutorError, ExecutorLimits, LogProb, ModelRunnerOutput, NewRequest, OverlappingExecutor, ProbedSequence,
+    ProbedSpans, SampledToken, ScheduledSequence, SchedulerOutput, TokenDeviation, TokenLogProbs, WatchedSpans,
 };
-use tokens::{RequestId, TokenId};
+use tokens::{BlockSize, RequestId, TokenId};
 
 /// What [`EchoExecutor`] says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,6 +137,11 @@ fn certain(token: TokenId, num_top: u32) -> TokenLogProbs {
 }
 
 impl Executor for EchoExecutor {
+    fn limits(&self) -> ExecutorLimits {
+        let block_size = u32::try_from(self.block_size).ok().and_then(BlockSize::new);
+        ExecutorLimits { block_size, ..ExecutorLimits::NONE }
+    }
+
     fn execute_model(&mut self, step: &SchedulerOutput) -> Result<ModelRunnerOutput, ExecutorError> {
         for request in &step.new_requests {
             self.requests.insert(request.request_id, request.clone());

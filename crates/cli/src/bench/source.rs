@@ -39,7 +39,10 @@ impl Source {
         config.engine.max_num_seqs = Auto::Set(num_seqs);
         config.engine.max_num_batched_tokens = Auto::Set(num_tokens.max(num_seqs));
         let loaded = loading::load(&config)?;
-        let scheduler = SchedulerConfig { verify_share: 0.0, ..loading::scheduler_config(&config, &loaded.model)? };
+        let scheduler = SchedulerConfig {
+            verification: engine::VerificationConfig::default(),
+            ..loading::scheduler_config(&config, &loaded.model)?
+        };
         Ok(Self { config, loaded, scheduler })
     }
 

@@ -221,7 +221,7 @@ mod tests {
         let flags = "--model m --revision r --served-model-name s --load-format dummy --tokenizer t --cache-dir c --hub-offline --hub-token x --host h --port 1 \
                      --max-queue 2 --max-connections 3 --body-limit 4KiB --header-read-timeout 5s --body-read-timeout 6s --max-n 7 --keep-alive 8s --shutdown-timeout 6 --device cpu \
                      --threads 7 --kv-cache-memory 8MiB --host-kv-memory 16MiB --host-kv-bandwidth 3.5 --kv-cache-dtype f32 --max-num-batched-tokens 90 --max-num-seqs 10 --gpu-memory-utilization 0.5 \
-                     --max-model-len 1100 --scheduling fcfs --max-overtake 12ms --run-ahead false --kv-sharing off --repair impact@0.3 --max-deviation strict --min-span 130 --min-saved 7ms --edits reuse --max-donors 14 --donor-ttl 15m --verify-share 0.5 --embedder bert --embedder-model e --api-keys k --secret-file s \
+                     --max-model-len 1100 --scheduling fcfs --max-overtake 12ms --run-ahead false --kv-sharing off --repair impact@0.3 --max-deviation strict --min-span 130 --min-saved 7ms --edits reuse --max-donors 14 --max-donor-tokens 1500 --donor-ttl 15m --verify-share 0.5 --verify-idle 1s --verify-step 3ms --verify-memory 1MiB --max-mean-kl 0.2 --min-top1 0.5 --embedder bert --embedder-model e --api-keys k --secret-file s \
                      --log-format json --log-filter warn";
         let config = resolve("", &flags.split_whitespace().collect::<Vec<_>>()).unwrap();
         let changed = config.to_toml();
@@ -251,6 +251,8 @@ mod tests {
         check_refused(file, &[], &["max_num_batched_tokens 50", "max_num_seqs 100", "; ", "min_span_tokens is 8"]);
         check_refused("", &["--kv-sharing", "span", "--max-model-len", "100"], &["max_model_len 100", "min_prompt 128"]);
         check_refused("", &["--host-kv-bandwidth", "0"], &["engine.host_kv_bandwidth must be above 0"]);
+        check_refused("[sharing]\nmin_top1 = 1.0", &[], &["sharing.min_top1 is 1", "below 1"]);
+        check_refused("", &["--max-mean-kl", "0"], &["sharing.max_mean_kl is 0", "above 0"]);
         check_refused("[log]\nfilter = \"engine=loud\"", &[], &["log.filter"]);
         check_refused("[sharing]\nembedder = \"bert\"", &[], &["sharing.embedder_model names no folder"]);
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use super::{Auto, Deviation, Millis, RepairSetting, set};
+use super::{Auto, ByteSize, Deviation, Millis, RepairSetting, set};
 
 /// `[sharing]` of the configuration file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,10 +31,22 @@ pub(crate) struct SharingConfig {
     pub(crate) edits: Edits,
     /// Earlier prompts remembered as donors.
     pub(crate) max_donors: usize,
+    /// Tokens of these together.
+    pub(crate) max_donor_tokens: usize,
     /// Time after which what nobody used is forgotten; by default when its room is needed.
     pub(crate) donor_ttl: Auto<Millis>,
     /// Share of the answers over reused spans that is compared with full computation in idle time.
     pub(crate) verify_share: f64,
+    /// Time without any request before a comparison begins.
+    pub(crate) verify_idle: Millis,
+    /// Longest step of a comparison, by prediction: a request that arrives waits for one at most.
+    pub(crate) verify_step: Millis,
+    /// Memory for answers that are recorded or wait to be compared; further ones are dropped.
+    pub(crate) verify_memory: ByteSize,
+    /// Mean KL divergence from full computation, in nats, above which a class of matches is switched off for a tenant.
+    pub(crate) max_mean_kl: f64,
+    /// Share of positions with the same likeliest token below which it is.
+    pub(crate) min_top1: f64,
     /// What tells which earlier prompts mean something similar.
     pub(crate) embedder: EmbedderKind,
     /// Folder of the embedder's own model, if it has one.
@@ -93,8 +105,14 @@ impl Default for SharingConfig {
             min_saved: Millis(5),
             edits: Edits::Recompute,
             max_donors: 10_000,
+            max_donor_tokens: 16 << 20,
             donor_ttl: Auto::Auto,
             verify_share: 0.01,
+            verify_idle: Millis(100),
+            verify_step: Millis(10),
+            verify_memory: ByteSize(32 << 20),
+            max_mean_kl: 0.05,
+            min_top1: 0.95,
             embedder: EmbedderKind::Off,
             embedder_model: Auto::Auto,
         }
@@ -114,6 +132,21 @@ impl SharingConfig {
     /// Whether reuse pays.
     pub(crate) fn gate(&self) -> semantic::Gate {
         semantic::Gate { min_saved_ms: self.min_saved.0 as f64, ..semantic::Gate::default() }
+    }
+
+    /// Which answers are compared with full computation, and when.
+    pub(crate) fn verification(&self) -> engine::VerificationConfig {
+        engine::VerificationConfig {
+            share: self.verify_share,
+            idle: self.verify_idle.get(),
+            step: self.verify_step.get(),
+            max_bytes: usize::try_from(self.verify_memory.0).unwrap_or(usize::MAX),
+        }
+    }
+
+    /// What such answers have to keep.
+    pub(crate) fn guard(&self) -> engine::GuardConfig {
+        engine::GuardConfig { max_mean_kl: self.max_mean_kl, min_top1: self.min_top1, ..engine::GuardConfig::default() }
     }
 
     /// As the planner of spans takes it; not yet checked.
@@ -139,6 +172,8 @@ impl SharingConfig {
         if !(0.0..=1.0).contains(&self.verify_share) {
             problems.push(format!("sharing.verify_share must be between 0 and 1, is {}", self.verify_share));
         }
+        let refused = self.guard().checks().into_iter().filter(|(.., is_valid)| !is_valid);
+        problems.extend(refused.map(|(name, value, range, _)| format!("sharing.{name} is {value}, but must be {range}")));
         if self.donor_ttl == Auto::Set(Millis(0)) {
             problems.push("sharing.donor_ttl is 0: use sharing.mode = \"off\" to share nothing".to_owned());
         }
@@ -147,6 +182,12 @@ impl SharingConfig {
         }
         if self.max_donors == 0 {
             problems.push("sharing.max_donors is 0: use sharing.mode = \"prefix\" to share no spans".to_owned());
+        }
+        if self.max_donor_tokens < self.min_span as usize {
+            problems.push(format!(
+                "sharing.max_donor_tokens {} is less than one span of sharing.min_span {}",
+                self.max_donor_tokens, self.min_span
+            ));
         }
         problems
     }
@@ -214,12 +255,30 @@ pub(crate) struct SharingArgs {
     /// Earlier prompts remembered as donors [default: 10000]
     #[arg(long, env = "KVSHARE_MAX_DONORS", value_name = "N")]
     max_donors: Option<usize>,
+    /// Tokens of these together, 8 bytes of memory each [default: 16777216]
+    #[arg(long, env = "KVSHARE_MAX_DONOR_TOKENS", value_name = "N")]
+    max_donor_tokens: Option<usize>,
     /// Time after which KV that nobody used is forgotten [default: when its room is needed]
     #[arg(long, env = "KVSHARE_DONOR_TTL", value_name = "TIME")]
     donor_ttl: Option<Millis>,
     /// Share of the answers over reused spans that is compared with full computation in idle time [default: 0.01]
     #[arg(long, env = "KVSHARE_VERIFY_SHARE", value_name = "SHARE")]
     verify_share: Option<f64>,
+    /// Time without any request before such a comparison begins; a number alone is seconds [default: 100ms]
+    #[arg(long, env = "KVSHARE_VERIFY_IDLE", value_name = "TIME")]
+    verify_idle: Option<Millis>,
+    /// Longest step of such a comparison, by prediction; a number alone is seconds [default: 10ms]
+    #[arg(long, env = "KVSHARE_VERIFY_STEP", value_name = "TIME")]
+    verify_step: Option<Millis>,
+    /// Memory for answers that wait to be compared; further ones are dropped [default: 32MiB]
+    #[arg(long, env = "KVSHARE_VERIFY_MEMORY", value_name = "SIZE")]
+    verify_memory: Option<ByteSize>,
+    /// Mean KL divergence in nats above which a class of matches is switched off for a tenant [default: 0.05]
+    #[arg(long, env = "KVSHARE_MAX_MEAN_KL", value_name = "NATS")]
+    max_mean_kl: Option<f64>,
+    /// Top-1 agreement below which a class of matches is switched off for a tenant [default: 0.95]
+    #[arg(long, env = "KVSHARE_MIN_TOP1", value_name = "SHARE")]
+    min_top1: Option<f64>,
     /// What tells which earlier prompts mean something similar, for mode semantic [default: off]
     #[arg(long, env = "KVSHARE_EMBEDDER", value_enum)]
     embedder: Option<EmbedderKind>,
@@ -235,9 +294,15 @@ impl SharingArgs {
         set(&mut config.min_saved, self.min_saved);
         set(&mut config.edits, self.edits);
         set(&mut config.max_donors, self.max_donors);
+        set(&mut config.max_donor_tokens, self.max_donor_tokens);
         set(&mut config.repair, self.repair);
         set(&mut config.max_deviation, self.max_deviation.map(Auto::Set));
         set(&mut config.verify_share, self.verify_share);
+        set(&mut config.verify_idle, self.verify_idle);
+        set(&mut config.verify_step, self.verify_step);
+        set(&mut config.verify_memory, self.verify_memory);
+        set(&mut config.max_mean_kl, self.max_mean_kl);
+        set(&mut config.min_top1, self.min_top1);
         set(&mut config.donor_ttl, self.donor_ttl.map(Auto::Set));
         set(&mut config.embedder, self.embedder);
         set(&mut config.embedder_model, self.embedder_model.map(Auto::Set));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use engine::{Executor, ExecutorError, LogProb, ModelRunnerOutput, SampledToken, SchedulerOutput};
+use engine::{Executor, ExecutorError, ExecutorLimits, LogProb, ModelRunnerOutput, SampledToken, SchedulerOutput};
 use tokens::{RequestId, TokenId};
 
 /// Runs `inner`, and replaces what it samples for requests with a given answer (teacher forcing).
@@ -55,6 +55,10 @@ impl<E> Forced<E> {
 }
 
 impl<E: Executor> Executor for Forced<E> {
+    fn limits(&self) -> ExecutorLimits {
+        self.inner.limits()
+    }
+
     fn execute_model(&mut self, step: &SchedulerOutput) -> Result<ModelRunnerOutput, ExecutorError> {
         for request_id in &step.retracted {
             if let Some(script) = self.requests.get_mut(request_id) {

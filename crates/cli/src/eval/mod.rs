@@ -125,7 +125,11 @@ fn measure(args: &EvalArgs) -> anyhow::Result<EvalReport> {
     let mut report = empty_report(args, &config, &loaded, &settings, plan.num_too_long);
     // Nothing but what is asked for may run, no class of spans may be switched off on the way, and what does not pay is a result.
     let gate = semantic::Gate::open();
-    let scheduler = SchedulerConfig { verify_share: 0.0, gate, ..loading::scheduler_config(&config, &loaded.model)? };
+    let scheduler = SchedulerConfig {
+        verification: engine::VerificationConfig::default(),
+        gate,
+        ..loading::scheduler_config(&config, &loaded.model)?
+    };
     let engine = EngineCore::new(scheduler, Forced::new(loaded.model.runner)).context("starting the engine")?;
     let decode = |tokens: &[TokenId]| tokenizer.decode(tokens, true);
     let mut evaluator = Evaluator { alone: Alone::new(engine), settings, decode: &decode };

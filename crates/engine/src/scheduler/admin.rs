@@ -2,11 +2,12 @@
 
 use tokens::{DonorId, Timestamp};
 
-use super::admission::prefix_end;
+use super::admission::{admission_usage, prefix_end};
 use super::{OpenStep, Scheduler, target_of};
+use crate::donors::ExplainedSpans;
 use crate::queue::ArrivalKey;
 use crate::sequence::Sequence;
-use crate::{DonorInfo, Erase, ErasedCounts, Explanation, KvSharingMode, Request};
+use crate::{DonorInfo, Erase, ErasedCounts, Explanation, Request, SpanOutcome};
 
 /// Donors and blocks that expire in one step. Chosen: far more than a step leaves behind, and soon done.
 const MAX_EXPIRED_DONORS_PER_STEP: usize = 16;
@@ -50,19 +51,62 @@ impl Scheduler {
         ErasedCounts { donors: self.donors.erase(is_erased), blocks: self.pool.erase(is_erased) }
     }
 
-    /// What sharing could give `request` now, as if it asked for spans at least. Nothing changes by asking, and nothing is told of scopes that
-    /// it may not read.
+    /// What `request` would find if it were admitted now. Nothing changes by asking, and nothing is told of scopes that it may not read.
     #[must_use]
     pub fn explain(&self, request: &Request) -> Explanation {
-        let sharing = if request.sharing == KvSharingMode::Semantic { request.sharing } else { KvSharingMode::Span };
-        let mut request = Request { sharing, ..request.clone() };
-        request.sampling.prompt_logprobs = None;
-        let mut sequence = Sequence::new(request, ArrivalKey::default(), self.config.block_size);
+        let mut sequence = Sequence::new(request.clone(), ArrivalKey::default(), self.config.block_size);
         sequence.similar = self.similar(&sequence.request);
-        let from = if sequence.num_tokens() == 0 { 0 } else { prefix_end(&self.match_prefix(&sequence)) };
-        let (found, matches) = self.donors.explain(&self.pool, target_of(&sequence, from), self.fetch_gate());
-        let plan = self.gated(&found, &sequence, from);
-        Explanation { prefix_tokens: from, plan, matches, by_embedding: found.by_embedding.into_iter().collect() }
+        let mut prefix = self.match_prefix(&sequence);
+        let Some(found) = self.explain_spans(&sequence, prefix_end(&prefix)) else {
+            return self.explanation(&sequence, &mut prefix, None, None);
+        };
+        let outcome = match self.outcome(&sequence, &found) {
+            Ok(()) if self.has_room(&sequence, &prefix, Some(&found.found)) => SpanOutcome::Reused,
+            Ok(()) => SpanOutcome::NoRoom,
+            Err(outcome) => outcome,
+        };
+        self.explanation(&sequence, &mut prefix, Some(found), Some(outcome))
+    }
+
+    fn explain_spans(&self, sequence: &Sequence, from: u32) -> Option<ExplainedSpans> {
+        if !sequence.sharing().searches_spans() {
+            return None;
+        }
+        let mut found = self.donors.explain(&self.pool, target_of(sequence, from), self.fetch_gate());
+        found.found.plan = self.gated(&found.found, sequence, from);
+        Some(found)
+    }
+
+    /// How the search ends as far as room does not decide.
+    fn outcome(&self, sequence: &Sequence, found: &ExplainedSpans) -> Result<(), SpanOutcome> {
+        match found.found.plan.rejected {
+            _ if !found.is_resident => Err(SpanOutcome::NotResident),
+            Some(reason) => Err(SpanOutcome::Rejected(reason)),
+            None => self.permission(sequence, &found.found.plan),
+        }
+    }
+
+    fn explanation(
+        &self,
+        sequence: &Sequence,
+        prefix: &mut kv::PrefixMatch,
+        found: Option<ExplainedSpans>,
+        outcome: Option<SpanOutcome>,
+    ) -> Explanation {
+        let is_reused = outcome == Some(SpanOutcome::Reused);
+        if !is_reused && !self.has_room(sequence, prefix, None) {
+            prefix.partial = None;
+        }
+        let (plan, matches, by_embedding) = match found {
+            Some(ExplainedSpans { found, matches, .. }) => (found.plan, matches, found.by_embedding),
+            None => Default::default(),
+        };
+        let usage = admission_usage(sequence, prefix_end(prefix), is_reused.then_some(&plan), outcome);
+        let semantic::Repair { policy, ratio, .. } = sequence.request.repair;
+        let policy_tokens = usage.span_tokens.min(policy.budget(ratio, sequence.num_prompt_tokens()));
+        let spans = if is_reused { plan.spans } else { Vec::new() };
+        let plan = semantic::ReusePlan { spans, ..plan };
+        Explanation { usage, policy_tokens, plan, matches, by_embedding: by_embedding.into_iter().collect() }
     }
 
     /// Lets time pass, and forgets some of what was not used for too long.

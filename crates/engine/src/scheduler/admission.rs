@@ -47,6 +47,8 @@ struct Placement {
     pins: kv::BlockLease,
     prefix: kv::PrefixMatch,
     spans: Option<FoundSpans>,
+    /// How the search for spans ended, if there was one.
+    outcome: Option<SpanOutcome>,
 }
 
 impl Scheduler {
@@ -149,6 +151,16 @@ impl Scheduler {
         sequence.sharing() != KvSharingMode::Off && next.is_some_and(|&hash| self.in_flight.contains(hash))
     }
 
+    /// Whether `sequence` may copy the spans of `plan`, or why not.
+    pub(super) fn permission(&self, sequence: &Sequence, plan: &semantic::ReusePlan) -> Result<(), SpanOutcome> {
+        let is_on = |class| self.verifier.allows(sequence.request.tenant, class);
+        match plan.class() {
+            _ if sequence.sharing() == KvSharingMode::Shadow => Err(SpanOutcome::Shadowed),
+            Some(class) if !is_on(class) => Err(SpanOutcome::SwitchedOff),
+            _ => Ok(()),
+        }
+    }
+
     /// Takes blocks; if room is short without spans, and then without copying a part of a block: both hold blocks of others too.
     fn place(
         &mut self,
@@ -156,52 +168,75 @@ impl Scheduler {
         mut prefix: kv::PrefixMatch,
         found: Option<Result<FoundSpans, SpanOutcome>>,
     ) -> Placement {
+        let mut outcome = None;
         if let Some(found) = found {
-            let outcome = match found {
+            let reason = match found {
                 Ok(spans) => match self.allocate(request_id, &prefix, Some(&spans)) {
                     Some(kv::Slots { lease, pins }) => {
                         self.span_lookups.count(SpanOutcome::Reused);
                         self.donors.note_reuse(&spans);
-                        return Placement { lease, pins, prefix, spans: Some(spans) };
+                        return Placement { lease, pins, prefix, spans: Some(spans), outcome: Some(SpanOutcome::Reused) };
                     }
                     None => SpanOutcome::NoRoom,
                 },
-                Err(outcome) => outcome,
+                Err(reason) => reason,
             };
-            self.span_lookups.count(outcome);
+            self.span_lookups.count(reason);
+            outcome = Some(reason);
         }
         if let Some(kv::Slots { lease, pins }) = self.allocate(request_id, &prefix, None) {
-            return Placement { lease, pins, prefix, spans: None };
+            return Placement { lease, pins, prefix, spans: None, outcome };
         }
         prefix.partial = None;
         let slots = self.allocate(request_id, &prefix, None);
         let kv::Slots { lease, pins } = slots.expect("there is room when nothing else is held");
-        Placement { lease, pins, prefix, spans: None }
+        Placement { lease, pins, prefix, spans: None, outcome }
     }
 
     /// Blocks for all known tokens, exact ones up to the first span; and pins on what they are filled from: what was in the host tier is
     /// fetched.
     fn allocate(&mut self, request_id: RequestId, prefix: &kv::PrefixMatch, spans: Option<&FoundSpans>) -> Option<kv::Slots> {
-        let block_size = self.config.block_size;
-        let num_blocks = block_size.blocks_for(self.sequences[&request_id].num_tokens() as usize);
-        let first_span = spans.and_then(|spans| spans.plan.spans.first());
-        let num_exact = first_span.map_or(num_blocks, |span| block_size.full_blocks(span.target_pos as usize));
-        let partial = prefix.partial.map(|partial| partial.block);
-        let sources = spans.into_iter().flat_map(|spans| &spans.sources).map(|source| source.place);
-        let pinned: Vec<_> = partial.into_iter().chain(sources).collect();
-        let num_new = num_blocks - prefix.blocks.len();
-        let num_approximate = num_blocks - num_exact;
-        let wish = self.slot_request(&self.sequences[&request_id], prefix, num_new);
-        let wish = kv::SlotRequest { pinned: &pinned, num_exact: num_new - num_approximate, num_approximate, ..wish };
+        let sequence = &self.sequences[&request_id];
+        let pinned = pinned(prefix, spans);
+        let wish = kv::SlotRequest { pinned: &pinned, ..self.whole_request(sequence, prefix, spans) };
         match self.pool.allocate_slots(&wish) {
             kv::Allocation::Ready(slots) => Some(slots),
             kv::Allocation::CapacityExhausted { .. } | kv::Allocation::QuotaExhausted { .. } => None,
         }
     }
 
+    /// Whether [`Scheduler::allocate`] would find room for `sequence`.
+    pub(super) fn has_room(&self, sequence: &Sequence, prefix: &kv::PrefixMatch, spans: Option<&FoundSpans>) -> bool {
+        let pinned = pinned(prefix, spans);
+        let wish = kv::SlotRequest { pinned: &pinned, ..self.whole_request(sequence, prefix, spans) };
+        matches!(self.pool.check_room(&wish), kv::Allocation::Ready(()))
+    }
+
+    /// Blocks for all known tokens behind `prefix`, exact ones up to the first span; nothing is pinned yet.
+    fn whole_request<'a>(
+        &self,
+        sequence: &Sequence,
+        prefix: &'a kv::PrefixMatch,
+        spans: Option<&FoundSpans>,
+    ) -> kv::SlotRequest<'a> {
+        let block_size = self.config.block_size;
+        let num_blocks = block_size.blocks_for(sequence.num_tokens() as usize);
+        let first_span = spans.and_then(|spans| spans.plan.spans.first());
+        let num_exact = first_span.map_or(num_blocks, |span| block_size.full_blocks(span.target_pos as usize));
+        let num_new = num_blocks - prefix.blocks.len();
+        let num_approximate = num_blocks - num_exact;
+        let wish = self.slot_request(sequence, prefix, num_new);
+        kv::SlotRequest { num_exact: num_new - num_approximate, num_approximate, ..wish }
+    }
+
     /// `num_new` exact blocks behind `prefix`. Left free is one block for each running sequence, which may need it before long;
     /// otherwise the new one would be preempted as soon as it was admitted.
-    fn slot_request<'a>(&self, sequence: &Sequence, prefix: &'a kv::PrefixMatch, num_new: usize) -> kv::SlotRequest<'a> {
+    pub(super) fn slot_request<'a>(
+        &self,
+        sequence: &Sequence,
+        prefix: &'a kv::PrefixMatch,
+        num_new: usize,
+    ) -> kv::SlotRequest<'a> {
         let tenant = sequence.request.tenant;
         kv::SlotRequest {
             owner: sequence.request.owner(),
@@ -216,7 +251,7 @@ impl Scheduler {
 
     /// Makes the request run.
     fn start(&mut self, request_id: RequestId, placement: Placement, now: Timestamp, step: &mut SchedulerOutput) {
-        let Placement { lease, pins, prefix, spans } = placement;
+        let Placement { lease, pins, prefix, spans, outcome } = placement;
         let sequence = self.sequences.get_mut(&request_id).expect("a waiting sequence is known");
         let block_table: Vec<_> = lease.block_ids().collect();
         let held: Vec<_> = pins.block_ids().collect();
@@ -227,7 +262,7 @@ impl Scheduler {
             step.block_copies.push(BlockCopy { src, dst, num_tokens: num_tokens as u32 });
         }
         let plan = spans.as_ref().map(|spans| &spans.plan);
-        let usage = admission_usage(sequence, prefix_end(&prefix), plan);
+        let usage = admission_usage(sequence, prefix_end(&prefix), plan, outcome);
         if let Some(spans) = &spans {
             let donors = spans.sources.iter().map(|source| (source.donor, source.idx)).zip(sources).collect();
             step.span_copies.extend(span_copies(sequence, &spans.plan, &donors, &block_table, self.config.block_size.get()));
@@ -245,7 +280,7 @@ impl Scheduler {
         }
         if let Some(class) = usage.class
             && !sequence.known_to_runner
-            && self.verifier.samples(request_id, class, &sequence.sampling)
+            && self.verifier.samples(request_id, sequence.request.tenant, class, &sequence.sampling)
         {
             let logprobs = sequence.sampling.logprobs.max(Some(REUSE_TOP));
             sequence.sampling = Arc::new(SamplingParams { logprobs, ..SamplingParams::clone(&sequence.sampling) });
@@ -287,7 +322,12 @@ pub(super) fn prefix_end(prefix: &kv::PrefixMatch) -> u32 {
 }
 
 /// After a preemption, what the request had computed itself does not become a hit.
-fn admission_usage(sequence: &Sequence, prefix_end: u32, plan: Option<&semantic::ReusePlan>) -> KvUsage {
+pub(super) fn admission_usage(
+    sequence: &Sequence,
+    prefix_end: u32,
+    plan: Option<&semantic::ReusePlan>,
+    outcome: Option<SpanOutcome>,
+) -> KvUsage {
     let prefix_tokens = sequence.usage.map_or(prefix_end, |before| before.prefix_tokens.min(prefix_end));
     let spans = plan.map_or(&[][..], |plan| &plan.spans);
     let span_tokens = spans.iter().map(|span| span.num_tokens).sum();
@@ -299,7 +339,15 @@ fn admission_usage(sequence: &Sequence, prefix_end: u32, plan: Option<&semantic:
         donors: spans.iter().map(|span| span.donor).collect::<BTreeSet<_>>().len() as u32,
         class: plan.and_then(semantic::ReusePlan::class),
         deviation: 0.0,
+        outcome,
     }
+}
+
+/// What a sequence is filled from: the block of a partial hit, then those of donors.
+fn pinned(prefix: &kv::PrefixMatch, spans: Option<&FoundSpans>) -> Vec<kv::Place> {
+    let partial = prefix.partial.map(|partial| partial.block);
+    let sources = spans.into_iter().flat_map(|spans| &spans.sources).map(|source| source.place);
+    partial.into_iter().chain(sources).collect()
 }
 
 /// `donors`: the held blocks of donors, by their place in the donor.

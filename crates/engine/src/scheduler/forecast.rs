@@ -79,9 +79,11 @@ impl Scheduler {
         let mut prefill = work;
         for scheduled in &step.sequences {
             // Void rows are those of answers.
-            let num_prompt_tokens = self.sequences.get(&scheduled.request_id).map_or(0, Sequence::num_prompt_tokens);
+            let sequence = self.sequences.get(&scheduled.request_id);
+            let num_prompt_tokens = sequence.map_or(0, Sequence::num_prompt_tokens);
             for row in &scheduled.rows {
-                let one = Work::of_rows(1, row.position + 1);
+                let is_scored = sequence.is_some_and(|sequence| sequence.scores_at(row.position));
+                let one = Work { scored_rows: is_scored.into(), ..Work::of_rows(1, row.position + 1) };
                 work += one;
                 if row.position < num_prompt_tokens {
                     prefill += one;

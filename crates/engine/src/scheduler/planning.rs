@@ -16,7 +16,7 @@ use super::{Scheduler, target_of};
 use crate::donors::{FoundSpans, PlannedSpans, Planning, Residency, scopes};
 use crate::host::FetchGate;
 use crate::sequence::{ExpectedSpans, Planned, Sequence};
-use crate::{KvSharingMode, SchedulePolicy, SchedulerOutput, SpanOutcome};
+use crate::{SchedulePolicy, SchedulerOutput, SpanOutcome};
 
 /// Tokens of prompts planned for between two steps; one prompt may be longer. Chosen: the longest common context, some milliseconds.
 const MAX_PLANNED_TOKENS_PER_STEP: usize = 1 << 17;
@@ -123,12 +123,13 @@ impl Scheduler {
         if let Some(reason) = found.plan.rejected {
             return Err(SpanOutcome::Rejected(reason));
         }
-        if sequence.sharing() == KvSharingMode::Shadow {
-            self.num_shadowed_tokens += u64::from(found.plan.num_reused_tokens());
-            return Err(SpanOutcome::Shadowed);
+        let permission = self.permission(sequence, &found.plan);
+        match (permission, found.plan.class()) {
+            (Err(SpanOutcome::Shadowed), _) => self.num_shadowed_tokens += u64::from(found.plan.num_reused_tokens()),
+            (Err(SpanOutcome::SwitchedOff), Some(class)) => self.verifier.count_refusal(sequence.request.tenant, class),
+            _ => {}
         }
-        let is_allowed = found.plan.class().is_none_or(|class| self.verifier.allows(class));
-        if is_allowed { Ok(found) } else { Err(SpanOutcome::SwitchedOff) }
+        permission.map(|()| found)
     }
 
     /// The plan of `sequence` with the blocks it needs.

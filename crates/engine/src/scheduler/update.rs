@@ -78,7 +78,8 @@ impl Scheduler {
         self.span_lookups.count(SpanOutcome::FailedCheck);
         let usage = sequence.usage.as_mut().expect("it was admitted");
         let computed_tokens = usage.computed_tokens + usage.span_tokens;
-        *usage = KvUsage { prefix_tokens: usage.prefix_tokens, computed_tokens, ..KvUsage::default() };
+        let outcome = Some(SpanOutcome::FailedCheck);
+        *usage = KvUsage { prefix_tokens: usage.prefix_tokens, computed_tokens, outcome, ..KvUsage::default() };
         self.compute_in_full(request_id);
     }
 
@@ -88,18 +89,22 @@ impl Scheduler {
         let sequence = self.sequences.get_mut(&request_id).expect("a probed sequence is known");
         let repair = sequence.request.repair;
         let mut selected = semantic::select_rows(repair, sequence.num_prompt_tokens(), sequence.reused(), measured);
-        let gives_up = repair.bail_out > 0.0 && selected.deviation > repair.bail_out;
+        let is_beyond = repair.bail_out > 0.0 && selected.deviation > repair.bail_out;
+        let gives_up = is_beyond || !selected.deviation.is_finite();
         if gives_up {
             selected = semantic::SelectedRows { ranges: probe.reused.clone(), deviation: 0.0 };
-            self.span_lookups.count(SpanOutcome::BailedOut);
         }
         let num_selected = sequence.recompute(&selected.ranges);
         sequence.keep_measured(measured);
         sequence.keep_residual(&probe.reused, measured);
+        let is_exact = sequence.is_exact();
         let usage = sequence.usage.as_mut().expect("it was admitted");
         usage.recompute(num_selected);
         usage.deviation = selected.deviation;
-        if sequence.is_exact() {
+        if is_exact {
+            let outcome = if gives_up { SpanOutcome::BailedOut } else { SpanOutcome::Recomputed };
+            usage.outcome = Some(outcome);
+            self.span_lookups.count(outcome);
             self.compute_in_full(request_id);
         }
         // Readers left of all spans have been computed by being asked, and saw nothing that will change.
@@ -141,12 +146,22 @@ impl Scheduler {
             sequence.append(token, self.config.block_size);
             let logprobs = sequence.note(logprobs);
             self.events.push(EngineEvent::Token { request_id, token, logprobs });
+            self.bound_recording(request_id);
         }
+        let sequence = self.sequences.get_mut(&request_id).expect("a scheduled sequence is known");
         if sequence.num_computed_tokens() < sequence.num_prompt_tokens() {
             return;
         }
         if let Some(reason) = sequence.finish_reason(self.config.max_model_len) {
             self.finish(request_id, reason);
+        }
+    }
+
+    /// Gives up recording what `request_id` says if that, with all else that is kept for verification, takes too many bytes.
+    fn bound_recording(&mut self, request_id: RequestId) {
+        let is_recorded = self.sequences.get(&request_id).is_some_and(|sequence| sequence.said.is_some());
+        if is_recorded && !self.verifier.may_record(self.num_recording_bytes()) {
+            self.sequences.get_mut(&request_id).expect("it was found above").said = None;
         }
     }
 
@@ -196,7 +211,7 @@ impl Scheduler {
             && self.config.block_size.blocks_for(case.request.prompt_token_ids.len())
                 <= self.config.max_blocks(sequence.request.tenant)
         {
-            self.verifier.submit(case);
+            self.verifier.submit(case, self.num_recording_bytes());
         }
         self.pool.free(sequence.reset());
         if sequence.known_to_runner {

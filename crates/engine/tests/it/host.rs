@@ -110,10 +110,11 @@ fn what_is_erased_is_not_found_in_the_host() {
         let mut world = world(40);
         run(&mut world, request(1, "doc", 24).session(7));
         run(&mut world, request(2, "other", 48).tenant(2).salt(2));
-        let num_spans = |world: &World| world.scheduler.explain(&asking(4).build()).plan.spans.len();
-        assert_eq!((world.scheduler.stats().host.used, num_spans(&world)), (6, 1));
+        let outcome = |world: &World| world.scheduler.explain(&asking(4).build()).usage.outcome;
+        assert_eq!((world.scheduler.stats().host.used, outcome(&world)), (6, Some(SpanOutcome::NoRoom)));
         assert!(world.erase(what).blocks >= 6, "{what:?}");
-        assert_eq!((world.scheduler.stats().host.used, num_spans(&world)), (0, 0));
+        let nothing = Some(SpanOutcome::Rejected(engine::RejectReason::NoDonor));
+        assert_eq!((world.scheduler.stats().host.used, outcome(&world)), (0, nothing));
         assert_eq!(run(&mut world, request(3, "doc", 24)).prefix_tokens, 0);
     }
 }

@@ -2,6 +2,7 @@
 
 mod blast;
 mod core;
+mod explained;
 mod fairness;
 mod gate;
 mod host;

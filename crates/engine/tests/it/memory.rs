@@ -7,9 +7,9 @@
 use std::collections::{HashMap, HashSet};
 
 use engine::{
-    BlockFetch, BlockOffload, Executor, ExecutorError, KvSharingMode, LogProb, ModelRunnerOutput, ProbedSequence, ProbedSpans,
-    Readers, RejectedSpan, Request, SampledToken, ScheduledSequence, SchedulerOutput, SpanCopy, TokenDeviation, TokenLogProbs,
-    Transfer, WatchedSpans,
+    BlockFetch, BlockOffload, Executor, ExecutorError, ExecutorLimits, KvSharingMode, LogProb, ModelRunnerOutput, ProbedSequence,
+    ProbedSpans, Readers, RejectedSpan, Request, SampledToken, ScheduledSequence, SchedulerOutput, SpanCopy, TokenDeviation,
+    TokenLogProbs, Transfer, WatchedSpans,
 };
 use tokens::{BlockId, CacheSalt, HostBlockId, RequestId, SessionId, TenantId, TokenId};
 
@@ -366,6 +366,10 @@ fn bit(salt: CacheSalt) -> u64 {
 }
 
 impl Executor for Memory {
+    fn limits(&self) -> ExecutorLimits {
+        ExecutorLimits::NONE
+    }
+
     fn execute_model(&mut self, step: &SchedulerOutput) -> Result<ModelRunnerOutput, ExecutorError> {
         self.take_over(step);
         self.offload_blocks(step);

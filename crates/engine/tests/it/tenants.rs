@@ -91,7 +91,7 @@ fn another_scope_finds_nothing_of_the_same_text() {
     let again = |id, salt| request(id, 1, "doc", 32).salt(salt).sharing(KvSharingMode::Span);
     let world = check([again(1, 1), again(2, 40)], (0, 0));
     let explained = world.scheduler.explain(&asking(3, 1).salt(41).readable(&[42]).build());
-    assert_eq!((explained.prefix_tokens, explained.plan.spans.len(), explained.matches.len()), (0, 0, 0));
+    assert_eq!((explained.usage.prefix_tokens, explained.plan.spans.len(), explained.matches.len()), (0, 0, 0));
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn check_erased(what: Erase, expected: ErasedCounts, found: [u32; 3]) {
     }
     assert_eq!(world.erase(what), expected);
     assert_eq!(world.erase(what), ErasedCounts::default());
-    let hits = all.map(|(tenant, _, text)| world.scheduler.explain(&request(9, tenant, text, 33).build()).prefix_tokens);
+    let hits = all.map(|(tenant, _, text)| world.scheduler.explain(&request(9, tenant, text, 33).build()).usage.prefix_tokens);
     assert_eq!(hits, found);
     assert_eq!(world.scheduler.stats().blocks.cached, 24 - expected.blocks);
 }
@@ -219,8 +219,8 @@ fn explaining_finds_what_an_admission_finds_and_changes_nothing() {
     run(&mut world, corpus(1));
     run(&mut world, request(2, 1, "question", 7));
     let before = (world.scheduler.donors(None, 9), world.scheduler.stats().blocks);
-    let explained = world.scheduler.explain(&asking(3, 1).readable(&[CORPUS]).sharing(KvSharingMode::Off).build());
-    assert_eq!(explained.prefix_tokens, 4);
+    let explained = world.scheduler.explain(&asking(3, 1).readable(&[CORPUS]).build());
+    assert_eq!((explained.usage.prefix_tokens, explained.usage.span_tokens), (4, 30));
     assert_eq!(explained.plan.spans.iter().map(|span| span.num_tokens).sum::<u32>(), 30);
     assert_eq!(explained.matches.iter().map(|found| found.num_tokens).collect::<Vec<_>>(), [32]);
     assert_eq!((world.scheduler.donors(None, 9), world.scheduler.stats().blocks), before);

@@ -6,7 +6,9 @@ mod weights;
 
 use std::time::{Duration, Instant};
 
-use engine::{BlockCopy, BlockFetch, BlockOffload, ProbedSequence, SpanCopy, TokenDeviation, TokenLogProbs, Transfer};
+use engine::{
+    BlockCopy, BlockFetch, BlockOffload, ExecutorLimits, ProbedSequence, SpanCopy, TokenDeviation, TokenLogProbs, Transfer,
+};
 use kernels::cpu::{KvDtype, KvLayer, KvShape, RopeTable, SpanMove, Threads};
 use tokens::{BlockId, BlockSize};
 
@@ -106,6 +108,11 @@ impl CpuBackend {
 }
 
 impl Backend for CpuBackend {
+    fn limits(&self) -> ExecutorLimits {
+        let num_blocks = self.kv.first().map_or(usize::MAX, |layer| layer.shape().num_blocks);
+        ExecutorLimits { block_size: Some(BlockSize::DEFAULT), num_blocks, ..ExecutorLimits::NONE }
+    }
+
     fn vocab_size(&self) -> usize {
         self.config.vocab_size
     }

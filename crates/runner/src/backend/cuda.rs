@@ -18,7 +18,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::{BlockCopy, BlockFetch, BlockOffload, ProbedSequence, SpanCopy, TokenDeviation, TokenLogProbs, Transfer};
+use engine::{
+    BlockCopy, BlockFetch, BlockOffload, ExecutorLimits, ProbedSequence, SpanCopy, TokenDeviation, TokenLogProbs, Transfer,
+};
 use kernels::cuda::{CudaSlice, CudaView, Device, DeviceError, HostPool, Pool, Sampler, Timer, Upload, bf16, decode_parts};
 use tokens::BlockId;
 
@@ -160,6 +162,17 @@ impl CudaBackend {
 }
 
 impl Backend for CudaBackend {
+    fn limits(&self) -> ExecutorLimits {
+        let max_rows = self.decoder.activations.num_rows;
+        ExecutorLimits {
+            block_size: Some(tokens::BlockSize::DEFAULT),
+            num_blocks: self.pool.shape().num_blocks,
+            max_rows,
+            // Each has a row.
+            max_sequences: max_rows,
+        }
+    }
+
     fn vocab_size(&self) -> usize {
         self.decoder.config.vocab_size
     }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use engine::{
-    EngineCore, EngineEvent, Executor, ExecutorError, FinishReason, ModelRunnerOutput, OverlappingExecutor, Request,
-    SamplingParams, SchedulerConfig, SchedulerOutput, TokenLogProbs,
+    EngineCore, EngineEvent, Executor, ExecutorError, ExecutorLimits, FinishReason, ModelRunnerOutput, OverlappingExecutor,
+    Request, SamplingParams, SchedulerConfig, SchedulerOutput, TokenLogProbs,
 };
 use runner::testing::{tiny_backend, tiny_config};
 use runner::{Architecture, Backend, KvDtype, ModelRunner, RopeLayout};
@@ -24,6 +24,10 @@ struct Overlapping {
 }
 
 impl Executor for Overlapping {
+    fn limits(&self) -> ExecutorLimits {
+        self.runner.limits()
+    }
+
     fn execute_model(&mut self, _step: &SchedulerOutput) -> Result<ModelRunnerOutput, ExecutorError> {
         unreachable!("steps are launched")
     }

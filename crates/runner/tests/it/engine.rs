@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use crate::common::{Random, all_families};
 use ::engine::{
-    BlockCopy, BlockFetch, BlockOffload, DecodeRepair, EngineCore, EngineEvent, FinishReason, HostConfig, KvSharingMode, KvUsage,
-    ProbedSequence, Repair, RepairPolicy, Request, SamplingParams, SchedulerConfig, SpanCopy, SpanOutcome, TokenDeviation,
-    TokenLogProbs, Transfer,
+    BlockCopy, BlockFetch, BlockOffload, DecodeRepair, EngineCore, EngineEvent, ExecutorLimits, FinishReason, HostConfig,
+    KvSharingMode, KvUsage, ProbedSequence, Repair, RepairPolicy, Request, SamplingParams, SchedulerConfig, SpanCopy,
+    SpanOutcome, TokenDeviation, TokenLogProbs, Transfer,
 };
 use runner::backend::cpu::CpuBackend;
 use runner::testing::{tiny_backend, tiny_config};
@@ -427,6 +427,9 @@ fn i14_repair_in_decode_leaves_every_other_sequence_alone() {
 struct Distrusting(CpuBackend);
 
 impl Backend for Distrusting {
+    fn limits(&self) -> ExecutorLimits {
+        self.0.limits()
+    }
     fn vocab_size(&self) -> usize {
         self.0.vocab_size()
     }

@@ -1,9 +1,9 @@
 //! Adds up what the answers of one HTTP request consumed.
 
 use engine::KvUsage;
-use protocol::{CompletionTokensDetails, KvSharingUsage, PromptTokensDetails, SharingMode, Usage};
+use protocol::{CompletionTokensDetails, KvSharingUsage, PromptTokensDetails, ReuseReason, SharingMode, Usage};
 
-use crate::explain::class_of;
+use crate::explain::{class_of, reason_of};
 
 /// What one answer consumed.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -22,12 +22,14 @@ pub(super) struct UsageSum {
     prompt_tokens: u32,
     completion_tokens: u32,
     kv: KvUsage,
+    /// Index of the first answer that decides why no span was reused, and the reason.
+    reason: Option<(u32, Option<ReuseReason>)>,
 }
 
 impl UsageSum {
     /// `prompt_tokens` of all prompts, each with `n` answers.
     pub(super) fn new(mode: SharingMode, n: u32, prompt_tokens: u32) -> Self {
-        Self { mode, n, prompt_tokens, completion_tokens: 0, kv: KvUsage::default() }
+        Self { mode, n, prompt_tokens, completion_tokens: 0, kv: KvUsage::default(), reason: None }
     }
 
     /// Adds the answer `index`. A prompt counts once, as its first answer found it: the others find what that one left.
@@ -35,6 +37,11 @@ impl UsageSum {
         self.completion_tokens += usage.num_generated;
         if index.is_multiple_of(self.n) {
             self.kv.prefix_tokens += usage.kv.prefix_tokens;
+            // A prompt with spans, or else the first.
+            let reason = reason_of(&usage.kv, self.mode);
+            if self.reason.is_none_or(|(first, before)| before.is_some() && (reason.is_none() || index < first)) {
+                self.reason = Some((index, reason));
+            }
             self.kv.span_tokens += usage.kv.span_tokens;
             self.kv.recomputed_tokens += usage.kv.recomputed_tokens;
             self.kv.donors += usage.kv.donors;
@@ -60,6 +67,7 @@ impl UsageSum {
                 donors: self.kv.donors,
                 class: self.kv.class.map(class_of),
                 deviation: (self.kv.span_tokens > 0).then_some(self.kv.deviation),
+                reason: self.reason.and_then(|(_, reason)| reason),
             },
         }
     }
@@ -67,7 +75,7 @@ impl UsageSum {
 
 #[cfg(test)]
 mod tests {
-    use engine::MatchClass;
+    use engine::{MatchClass, SpanOutcome};
 
     use super::*;
 
@@ -92,6 +100,24 @@ mod tests {
         }
         let sharing = sum.total().kv_sharing;
         assert_eq!((sharing.class, sharing.deviation), expected);
+    }
+
+    #[track_caller]
+    fn check_reason(mode: SharingMode, outcomes: &[(u32, Option<SpanOutcome>)], expected: Option<ReuseReason>) {
+        let mut sum = UsageSum::new(mode, 1, 100);
+        for &(index, outcome) in outcomes {
+            sum.add(index, ChoiceUsage { num_generated: 1, kv: KvUsage { outcome, ..KvUsage::default() } });
+        }
+        assert_eq!(sum.total().kv_sharing.reason, expected);
+    }
+
+    #[test]
+    fn the_first_prompt_says_why_no_span_was_reused_if_none_was() {
+        let (reused, off) = (Some(SpanOutcome::Reused), Some(SpanOutcome::SwitchedOff));
+        check_reason(SharingMode::Span, &[(1, off), (0, Some(SpanOutcome::NoRoom))], Some(ReuseReason::NoRoom));
+        check_reason(SharingMode::Span, &[(0, off), (1, reused), (2, off)], None);
+        check_reason(SharingMode::Prefix, &[(0, None)], Some(ReuseReason::Mode));
+        check_reason(SharingMode::Span, &[(0, None)], Some(ReuseReason::PromptTooShort));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use engine::{DonorInfo, EngineStats, Erase, ErasedCounts, Explanation, Request, RequestError, SchedulerConfig};
-use tokens::{DonorId, RequestId, Timestamp};
+use tokens::{DonorId, RequestId, TenantId, Timestamp};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::inspect::Inspection;
@@ -85,6 +85,11 @@ impl EngineHandle {
     /// Whether the engine can ever run `request`. To be asked before it is submitted.
     pub(crate) fn fits(&self, request: &Request) -> Result<(), RequestError> {
         self.shared.scheduler.fits(request)
+    }
+
+    /// Prompt and answer together of the longest request of `tenant` that the engine can run, in tokens.
+    pub(crate) fn most_tokens(&self, tenant: TenantId) -> usize {
+        self.shared.scheduler.most_tokens(tenant)
     }
 
     /// Hands over all answers of all prompts of one HTTP request, or none of them. The streams are in the given order.

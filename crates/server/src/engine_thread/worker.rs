@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
 
 use engine::{EngineCore, EngineEvent, Executor};
 use tokens::RequestId;
@@ -42,6 +44,24 @@ enum Next {
     End,
 }
 
+/// What ended a wait.
+enum Waited {
+    Command(EngineCommand),
+    /// Nothing came, and the engine has work of its own.
+    Idle,
+    /// All senders are gone.
+    Closed,
+}
+
+/// Wakes a thread that is parked.
+struct Unpark(std::thread::Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
 impl<E: Executor> Worker<E> {
     /// Runs until told to end, or to the first fault.
     pub(super) fn run(mut self, on_fatal: impl FnOnce(Fatal)) {
@@ -69,7 +89,7 @@ impl<E: Executor> Worker<E> {
     fn run_steps(&mut self) -> Result<(), Fatal> {
         while self.take_commands()? {
             self.abort_abandoned();
-            if self.engine.has_work() {
+            if self.engine.has_work() || self.is_due() {
                 self.step()?;
             }
             self.shared.stats.send_replace(self.engine.stats());
@@ -77,11 +97,20 @@ impl<E: Executor> Worker<E> {
         Ok(())
     }
 
+    /// Whether the engine has been idle for long enough to do what no client waits for.
+    fn is_due(&self) -> bool {
+        self.engine.idle_work_at().is_some_and(|at| at <= self.shared.now())
+    }
+
     /// Takes what has been sent; waits for something when there is nothing to do. `false` when it is time to end.
     fn take_commands(&mut self) -> Result<bool, Fatal> {
         if !self.engine.has_work() {
-            let Some(command) = self.commands.blocking_recv() else { return Ok(false) };
-            if self.take(command)? == Next::End {
+            let next = match self.wait() {
+                Waited::Command(command) => self.take(command)?,
+                Waited::Idle => Next::Command,
+                Waited::Closed => Next::End,
+            };
+            if next == Next::End {
                 return Ok(false);
             }
         }
@@ -95,6 +124,24 @@ impl<E: Executor> Worker<E> {
                 Next::Command => {}
                 Next::Step => return Ok(true),
                 Next::End => return Ok(false),
+            }
+        }
+    }
+
+    /// Waits for a command, or until the engine has something to do that no client waits for.
+    fn wait(&mut self) -> Waited {
+        let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+        let mut context = Context::from_waker(&waker);
+        loop {
+            match self.commands.poll_recv(&mut context) {
+                Poll::Ready(Some(command)) => return Waited::Command(command),
+                Poll::Ready(None) => return Waited::Closed,
+                Poll::Pending => {}
+            }
+            match self.engine.idle_work_at().map(|at| at.since(self.shared.now())) {
+                Some(Duration::ZERO) => return Waited::Idle,
+                Some(left) => std::thread::park_timeout(left),
+                None => std::thread::park(),
             }
         }
     }

@@ -70,7 +70,7 @@ impl KvMetrics {
     }
 
     pub(crate) fn count_explanation(&self, found: &Explanation) {
-        let index = match (found.plan.spans.is_empty(), found.prefix_tokens) {
+        let index = match (found.plan.spans.is_empty(), found.usage.prefix_tokens) {
             (false, _) => 0,
             (true, 1..) => 1,
             (true, 0) => 2,

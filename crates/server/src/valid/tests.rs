@@ -195,6 +195,8 @@ fn lengths_are_checked_against_the_model() {
     let too_long = |max_tokens, prompt_tokens| {
         Err(ApiError::ContextLengthExceeded { param: "prompt", max_model_len: 100, prompt_tokens, max_tokens })
     };
+    assert_eq!([0, 7, 90].map(|room| MaxTokens::AtMost(16).within(16, room)), [1, 7, 16]);
+    assert_eq!(MaxTokens::Exactly(16).within(16, 7), 16);
     assert_eq!(MaxTokens::Exactly(11).after(90, 100, "prompt"), too_long(11, 90));
     assert_eq!(MaxTokens::AtMost(16).after(100, 100, "prompt"), too_long(1, 100));
 }

@@ -1,8 +1,10 @@
 //! What would be reused, told without computing anything.
 
+use protocol::SharingMode;
 use serde_json::{Value, json};
+use server::{Access, ScopeSecret};
 
-use crate::world::{COMPLETIONS, KEY_A, KEY_B, World, chat, completion, document};
+use crate::world::{COMPLETIONS, KEY_A, KEY_B, Options, World, chat, completion, document, tenants};
 
 const EXPLAIN: &str = "/v1/kv/explain";
 
@@ -33,9 +35,9 @@ async fn spans_are_told_as_they_are_then_used() {
     // The document stands at 27 here and at 17 there.
     assert_eq!(planned["target_pos"].as_u64().unwrap() - planned["donor_pos"].as_u64().unwrap(), 27 - 17);
     assert_eq!(told["segments"], json!([27, 229]));
-    assert!(told["rejected"].is_null() && !told["matches"].as_array().unwrap().is_empty(), "{told}");
+    assert!(told["reason"].is_null() && !told["matches"].as_array().unwrap().is_empty(), "{told}");
     let usage = world.send_as(KEY_A, "POST", COMPLETIONS, &another(span)).await.ok()["usage"].clone();
-    for field in ["prefix_tokens", "span_tokens", "recomputed_tokens"] {
+    for field in ["mode", "prefix_tokens", "span_tokens", "recomputed_tokens", "donors", "class", "reason"] {
         assert_eq!(told[field], usage["kv_sharing"][field], "{field}");
     }
     assert_eq!(told["prompt_tokens"], usage["prompt_tokens"]);
@@ -60,7 +62,7 @@ async fn explaining_runs_and_changes_nothing() {
 async fn another_tenants_donors_are_not_told() {
     let world = asked().await;
     let told = explain(&world, KEY_B, &another(json!({"kv_sharing": {"mode": "span"}}))).await;
-    assert_eq!((&told["spans"], &told["matches"], &told["rejected"]), (&json!([]), &json!([]), &json!("no_donor")));
+    assert_eq!((&told["spans"], &told["matches"], &told["reason"]), (&json!([]), &json!([]), &json!("no_donor")));
     assert_eq!(told["prefix_tokens"], 0);
 }
 
@@ -72,7 +74,7 @@ async fn a_change_inside_a_segment_is_told_and_not_reused() {
     let changed =
         completion(format!("another, longer question: {} and a tail", document()), json!({"kv_sharing": {"mode": "span"}}));
     let told = explain(&world, KEY_A, &changed).await;
-    assert_eq!((&told["spans"], &told["rejected"]), (&json!([]), &json!("edited")), "{told}");
+    assert_eq!((&told["spans"], &told["reason"]), (&json!([]), &json!("edited")), "{told}");
     assert!(!told["edited"].as_array().unwrap().is_empty() && !told["matches"].as_array().unwrap().is_empty(), "{told}");
 }
 
@@ -101,4 +103,84 @@ async fn what_cannot_be_explained_is_refused() {
         let answer = world.send_as(KEY_A, "POST", EXPLAIN, &request).await;
         assert_eq!((answer.status.as_u16(), answer.json()["error"]["param"].as_str()), (400, Some(param)), "{}", answer.text);
     }
+}
+
+/// Asks for an explanation, then for an answer that leaves nothing behind; what both say.
+async fn told_and_used(world: &World, request: &Value) -> (Value, Value) {
+    let told = explain(world, KEY_A, request).await;
+    let usage = world.send_as(KEY_A, "POST", COMPLETIONS, request).await.ok()["usage"].clone();
+    world.wait_until_free().await;
+    assert_eq!(told["prompt_tokens"], usage["prompt_tokens"]);
+    (told, usage["kv_sharing"].clone())
+}
+
+/// What is told of a run is what it used, but for the tokens that a policy chooses when it has measured them.
+#[track_caller]
+fn check_told(told: &Value, used: &Value, context: &str) {
+    for field in ["mode", "prefix_tokens", "donors", "class", "reason"] {
+        assert_eq!(told[field], used[field], "{field}, {context}: {told} {used}");
+    }
+    let count = |from: &Value, field: &str| from[field].as_u64().unwrap();
+    let moved = count(told, "span_tokens") - count(used, "span_tokens");
+    assert!(moved <= count(told, "policy_tokens"), "{context}: {told} {used}");
+    assert_eq!(moved, count(used, "recomputed_tokens") - count(told, "recomputed_tokens"), "{context}: {told} {used}");
+    assert_eq!(told["reason"].is_null(), !told["spans"].as_array().unwrap().is_empty(), "{context}: {told}");
+}
+
+/// Every prompt in every mode under several policies, with the gate open and as it is by default.
+#[tokio::test]
+async fn what_is_told_is_what_is_then_used_in_every_mode() {
+    let text = document();
+    let prompts = [
+        "x".to_owned(),
+        "first question:\n\n".to_owned(),
+        format!("first question:\n\n{text}"),
+        format!("first question:\n\n{text}\n\nand more"),
+        format!("another, longer question:\n\n{text}\n\nand a tail"),
+        format!("another, longer question:\n\n{}", &text[..70]),
+        format!("another question of its own: {text} and a tail"),
+        format!("{}\n\n{}", &text[100..], &text[..100]),
+        "q".repeat(300),
+    ];
+    let mut reasons = std::collections::BTreeSet::new();
+    for gate in [engine::Gate::open(), engine::Gate::default()] {
+        let mut options = Options { access: Access { tenants: tenants(), secret: ScopeSecret::random() }, ..Options::default() };
+        options.scheduler.gate = gate;
+        options.server.sharing.mode = SharingMode::Span;
+        let world = World::with(options);
+        // More steps than it takes to know what work costs.
+        for round in 0..10 {
+            world.usage_as(KEY_A, &format!("{round} before all others"), json!({"kv_sharing": {"store": false}})).await;
+        }
+        world.usage_as(KEY_A, &format!("first question:\n\n{text}"), json!({})).await;
+        world.wait_until_free().await;
+        for prompt in &prompts {
+            for mode in [None, Some("off"), Some("prefix"), Some("span"), Some("semantic"), Some("shadow")] {
+                for policy in ["epic", "none", "impact@0.15+drift", "full"] {
+                    let mut sharing = json!({"store": false, "policy": policy});
+                    mode.iter().for_each(|mode| sharing["mode"] = json!(mode));
+                    let (told, used) = told_and_used(&world, &completion(prompt.as_str(), json!({"kv_sharing": sharing}))).await;
+                    assert_eq!(used["mode"], mode.unwrap_or("span"));
+                    if policy != "full" {
+                        check_told(&told, &used, &format!("{mode:?} {policy} {prompt}"));
+                    } else if told["reason"].is_null() {
+                        assert_eq!((&used["span_tokens"], &used["reason"]), (&json!(0), &json!("recomputed")), "{told} {used}");
+                    }
+                    reasons.insert(used["reason"].to_string());
+                }
+            }
+        }
+    }
+    let expected = ["mode", "no_donor", "prompt_too_short", "shadowed", "not_worth_it", "recomputed", "prefix_covers"];
+    assert!(expected.iter().all(|reason| reasons.contains(&json!(reason).to_string())), "{reasons:?}");
+    assert!(reasons.contains("null"), "and some spans were reused");
+}
+
+#[tokio::test]
+async fn a_prompt_that_is_scored_is_told_as_it_is_used() {
+    let world = asked().await;
+    let scored = json!({"echo": true, "logprobs": 1, "kv_sharing": {"mode": "span", "store": false}});
+    let (told, used) = told_and_used(&world, &another(scored)).await;
+    check_told(&told, &used, "scored");
+    assert_eq!((&used["mode"], &used["reason"]), (&json!("off"), &json!("mode")));
 }

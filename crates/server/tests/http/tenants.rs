@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use server::{Access, ApiKey, ScopeSecret, Tenants};
 
-use crate::world::{Answer, COMPLETIONS, KEY_A, KEY_B, KEY_OPS, Options, World, completion, document};
+use crate::world::{Answer, CHAT, COMPLETIONS, KEY_A, KEY_B, KEY_OPS, Options, World, completion, document};
 
 #[track_caller]
 fn check_refused(answer: &Answer, status: u16, code: &str) {
@@ -96,6 +96,29 @@ async fn a_quota_is_a_bound_of_one_request() {
     let answer = world_with(Some(0.1)).send_as(KEY_A, "POST", COMPLETIONS, &request).await;
     check_refused(&answer, 400, "kv_pool_exceeded");
     assert!(answer.text.contains("quota is 6"), "{}", answer.text);
+}
+
+/// 6 of 64 blocks, 192 tokens, of a model of 1,000.
+#[tokio::test]
+async fn a_length_that_nobody_asked_for_ends_with_the_quota() {
+    let key = ApiKey { sha256: ApiKey::digest(KEY_A), tenant: "a".into(), is_admin: false, quota: Some(0.1), public: vec![] };
+    let tenants = Tenants::try_new(vec![key]).unwrap();
+    let mut options = Options::default();
+    options.scheduler.quotas = tenants.quota_blocks(options.scheduler.num_blocks);
+    let world = World::with(Options { access: Access { tenants, secret: ScopeSecret::random() }, ..options });
+    let chat = |text: &str, more: Value| {
+        let mut body = json!({"messages": [{"role": "user", "content": text}]});
+        more.as_object().unwrap().iter().for_each(|(field, value)| body[field] = value.clone());
+        body
+    };
+    let answer = world.send_as(KEY_A, "POST", CHAT, &chat("hi", json!({}))).await.ok();
+    assert_eq!((&answer["usage"]["total_tokens"], &answer["choices"][0]["finish_reason"]), (&json!(193), &json!("length")));
+    let told = world.send_as(KEY_A, "POST", "/v1/kv/explain", &chat("hi", json!({}))).await;
+    assert_eq!(told.status, 200, "{}", told.text);
+    let answer = world.send_as(KEY_A, "POST", CHAT, &chat("hi", json!({"max_tokens": 300}))).await;
+    check_refused(&answer, 400, "kv_pool_exceeded");
+    let answer = world.send_as(KEY_A, "POST", CHAT, &chat(&"x".repeat(250), json!({}))).await;
+    check_refused(&answer, 400, "kv_pool_exceeded");
 }
 
 #[tokio::test]

@@ -8,7 +8,8 @@ use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Request, StatusCode};
 use engine::{
-    EngineCore, EngineStats, Executor, ExecutorError, ModelRunnerOutput, OverlappingExecutor, SchedulerConfig, SchedulerOutput,
+    EngineCore, EngineStats, Executor, ExecutorError, ExecutorLimits, ModelRunnerOutput, OverlappingExecutor, SchedulerConfig,
+    SchedulerOutput,
 };
 use serde_json::{Value, json};
 use server::{
@@ -76,6 +77,10 @@ struct ControlledExecutor {
 }
 
 impl Executor for ControlledExecutor {
+    fn limits(&self) -> ExecutorLimits {
+        self.echo.limits()
+    }
+
     fn execute_model(&mut self, step: &SchedulerOutput) -> Result<ModelRunnerOutput, ExecutorError> {
         self.control.seeds.lock().unwrap().extend(step.new_requests.iter().map(|request| request.sampling.seed));
         std::thread::sleep(Duration::from_micros(self.control.step_micros.load(Ordering::Relaxed)));

@@ -1,0 +1,91 @@
+//! When answers are compared with full computation, and in which steps.
+
+use std::time::Duration;
+
+use tokens::Timestamp;
+
+use super::Scheduler;
+use super::admission::prefix_end;
+use crate::cost::Work;
+use crate::queue::ArrivalKey;
+use crate::sequence::Sequence;
+use crate::verifier::num_bytes;
+use crate::{EngineEvent, Request};
+
+/// Rows of a comparison's step before steps have shown what work costs. Chosen: on the slowest machines these still take a fraction of a
+/// second, and on all others far less than a step of a prompt.
+const ROWS_AT_FIRST: usize = 16;
+
+impl Scheduler {
+    /// From when on a step compares an answer, if no request arrives before; `None` if there is nothing to compare. Only told while
+    /// the engine [has no work](Scheduler::has_work).
+    #[must_use]
+    pub fn idle_work_at(&self) -> Option<Timestamp> {
+        self.verifier.due_at().filter(|_| !self.has_work())
+    }
+
+    /// A request waits now: the running comparison gives way.
+    pub(super) fn put_off_verification(&mut self) {
+        if let Some(comparison) = self.verifier.put_off() {
+            self.abort(comparison);
+            self.events.retain(|event: &EngineEvent| event.request_id() != comparison);
+        }
+    }
+
+    /// Begins a comparison at `now`, if the engine has been idle for long enough and blocks that hold nothing suffice.
+    pub(super) fn start_verification(&mut self, now: Timestamp) {
+        if !self.sequences.is_empty() || !self.verifier.is_due(now) {
+            return;
+        }
+        let next = self.verifier.candidates().position(|request| self.has_free_room(request));
+        if let Some(request) = self.verifier.start(next) {
+            self.enqueue(request, now);
+        }
+    }
+
+    /// Whether `request` can run here without pushing out anything that is cached.
+    fn has_free_room(&self, request: Request) -> bool {
+        let sequence = Sequence::new(request, ArrivalKey::default(), self.config.block_size);
+        let prefix = self.match_prefix(&sequence);
+        let num_new = self.config.block_size.blocks_for(sequence.num_tokens() as usize) - prefix.blocks.len();
+        self.pool.has_free_room(&self.slot_request(&sequence, &prefix, num_new))
+    }
+
+    /// Rows of the next step: few while only an answer is compared, so that a request that arrives hardly waits for it.
+    pub(super) fn token_budget(&self) -> usize {
+        let comparison = self.verifier.active().and_then(|active| self.sequences.get(&active));
+        comparison.map_or(self.config.max_num_batched_tokens, |sequence| self.num_verification_rows(sequence))
+    }
+
+    /// The most rows of `sequence` that one step computes within the time that a comparison's step may take, at least 1.
+    fn num_verification_rows(&self, sequence: &Sequence) -> usize {
+        let max_rows = (sequence.num_rows_left() as usize).clamp(1, self.config.max_num_batched_tokens);
+        if !self.step_times.is_fitted() {
+            return max_rows.min(ROWS_AT_FIRST);
+        }
+        let is_admitted = !sequence.lease.is_empty();
+        let from = if is_admitted { sequence.num_computed_tokens() } else { prefix_end(&self.match_prefix(sequence)) };
+        let takes = |num_rows: usize| {
+            let end = from + num_rows as u32;
+            let num_scored = end.saturating_sub(sequence.max_prefix_tokens()).min(num_rows as u32);
+            let prompt_steps = u64::from(num_rows > 1);
+            let work = Work { scored_rows: num_scored.into(), prompt_steps, ..Work::of_rows(num_rows as u32, end) };
+            Duration::from_micros(self.step_times.step_micros(work))
+        };
+        let (mut enough, mut too_many) = (1, max_rows + 1);
+        while too_many - enough > 1 {
+            let middle = enough.midpoint(too_many);
+            match takes(middle) <= self.config.verification.step {
+                true => enough = middle,
+                false => too_many = middle,
+            }
+        }
+        enough
+    }
+
+    /// Bytes of the answers that are being recorded.
+    pub(super) fn num_recording_bytes(&self) -> usize {
+        let said = self.running.iter().filter_map(|id| self.sequences.get(id)?.said.as_deref());
+        said.map(num_bytes).sum()
+    }
+}

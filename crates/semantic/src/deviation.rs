@@ -1,0 +1,56 @@
+//! How far moved tokens are from fresh ones, where a measurement may be no number.
+
+use crate::TokenDeviation;
+
+/// How far some tokens together are from fresh ones. Tokens that are infinitely far are counted, so that they can be taken away again.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Deviation {
+    /// `‖ΔV‖₂²`, summed over the others.
+    finite: f64,
+    num_infinite: u32,
+}
+
+impl Deviation {
+    pub(crate) fn of(found: &TokenDeviation) -> Self {
+        match has_numbers(found) {
+            true => Self { finite: f64::from(found.value_l2).powi(2), num_infinite: 0 },
+            false => Self { finite: 0.0, num_infinite: 1 },
+        }
+    }
+
+    pub(crate) fn is_finite(self) -> bool {
+        self.num_infinite == 0
+    }
+
+    /// In units of one over `unit`; infinite if a token is infinitely far.
+    pub(crate) fn in_units(self, unit: f64) -> f32 {
+        if self.is_finite() { (self.finite * unit).max(0.0) as f32 } else { f32::INFINITY }
+    }
+}
+
+impl std::ops::Sub for Deviation {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        Self { finite: self.finite - other.finite, num_infinite: self.num_infinite - other.num_infinite }
+    }
+}
+
+impl std::iter::Sum for Deviation {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |a, b| Self { finite: a.finite + b.finite, num_infinite: a.num_infinite + b.num_infinite })
+    }
+}
+
+/// Whether everything measured of a token is a finite number. Otherwise its KV, or the fresh one, is worthless.
+fn has_numbers(found: &TokenDeviation) -> bool {
+    let TokenDeviation { attention, key_l2, value_l2, value_l1, value_norm, root_head_dim: _ } = *found;
+    [attention, key_l2, value_l2, value_l1, value_norm].iter().all(|x| x.is_finite())
+}
+
+/// One over the mean `‖V‖₂²`.
+pub(crate) fn unit_of(measured: &[TokenDeviation]) -> f64 {
+    let norms = measured.iter().filter(|found| has_numbers(found)).map(|found| f64::from(found.value_norm).powi(2));
+    let (num, sum) = norms.fold((0.0, 0.0), |(num, sum), norm| (num + 1.0, sum + norm));
+    num / f64::max(sum, f64::MIN_POSITIVE)
+}

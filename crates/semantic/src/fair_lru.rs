@@ -1,0 +1,144 @@
+//! The order in which entries leave a store that several tenants share: max-min fair between tenants, least recently used first within one.
+//!
+//! Room that others do not use is lent. When it runs out, the tenant that holds most gives up its least recently used entry, the
+//! newcomer's own load counted with what is to be added. So a tenant that holds less than an equal share of the store never loses an
+//! entry to another one, and a tenant that floods the store forgets its own entries first. Each tenant may keep one entry in any
+//! case, however large.
+
+use std::collections::BTreeMap;
+
+use tokens::TenantId;
+
+/// Entries by tenant and last use. Uses are counted, not timed.
+pub(crate) struct FairLru<K> {
+    tenants: BTreeMap<TenantId, Held<K>>,
+    num_uses: u64,
+}
+
+struct Held<K> {
+    /// By last use; never empty.
+    entries: BTreeMap<u64, K>,
+    weight: usize,
+}
+
+/// What a tenant's load is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Load {
+    /// Its entries.
+    Entries,
+    /// The weight of its entries.
+    Weight,
+}
+
+/// Where an entry is: its tenant, its last use and its weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) tenant: TenantId,
+    pub(crate) last_use: u64,
+    pub(crate) weight: usize,
+}
+
+impl<K> Default for FairLru<K> {
+    fn default() -> Self {
+        Self { tenants: BTreeMap::new(), num_uses: 0 }
+    }
+}
+
+impl<K: Copy> FairLru<K> {
+    /// Adds an entry as the most recently used one.
+    pub(crate) fn insert(&mut self, tenant: TenantId, key: K, weight: usize) -> Place {
+        self.num_uses += 1;
+        let held = self.tenants.entry(tenant).or_insert_with(|| Held { entries: BTreeMap::new(), weight: 0 });
+        held.entries.insert(self.num_uses, key);
+        held.weight += weight;
+        Place { tenant, last_use: self.num_uses, weight }
+    }
+
+    /// Takes the entry at `place` out.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub(crate) fn remove(&mut self, place: Place) -> K {
+        let held = self.tenants.get_mut(&place.tenant).expect("an entry's tenant is known");
+        held.weight -= place.weight;
+        let key = held.entries.remove(&place.last_use).expect("an entry is where it was put");
+        if held.entries.is_empty() {
+            self.tenants.remove(&place.tenant);
+        }
+        key
+    }
+
+    /// Makes the entry at `place` the most recently used one; where it is then.
+    pub(crate) fn touch(&mut self, place: Place) -> Place {
+        let key = self.remove(place);
+        self.insert(place.tenant, key, place.weight)
+    }
+
+    /// The entry that goes when `newcomer` is to add one of `weight` and there is no room; `None` if there is none.
+    pub(crate) fn victim(&self, load: Load, newcomer: TenantId, weight: usize) -> Option<K> {
+        // Among equals it is the newcomer's turn.
+        let load_of = |tenant: TenantId, held: &Held<K>| {
+            let is_newcomer = tenant == newcomer;
+            let sum = match load {
+                Load::Entries => held.entries.len() + usize::from(is_newcomer),
+                Load::Weight => held.weight + if is_newcomer { weight } else { 0 },
+            };
+            (sum, is_newcomer)
+        };
+        let (_, most) = self.tenants.iter().max_by_key(|(tenant, held)| load_of(**tenant, held))?;
+        most.entries.values().next().copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `adds` are `(tenant, key, weight)` into a store for a weight of `room`; the keys that went, in their order.
+    #[track_caller]
+    fn check(room: usize, adds: &[(u32, u32, usize)], expected: &[u32]) {
+        let mut lru = FairLru::default();
+        let mut places: BTreeMap<u32, Place> = BTreeMap::new();
+        let mut gone = Vec::new();
+        for &(tenant, key, weight) in adds {
+            while places.values().map(|place| place.weight).sum::<usize>() + weight > room {
+                let victim = lru.victim(Load::Weight, TenantId(tenant), weight).unwrap();
+                assert_eq!(lru.remove(places.remove(&victim).unwrap()), victim);
+                gone.push(victim);
+            }
+            places.insert(key, lru.insert(TenantId(tenant), key, weight));
+        }
+        assert_eq!(gone, expected);
+    }
+
+    #[test]
+    fn one_tenant_has_the_whole_store_and_forgets_the_least_recently_used() {
+        check(3, &[(1, 1, 1), (1, 2, 1), (1, 3, 1), (1, 4, 1), (1, 5, 1)], &[1, 2]);
+    }
+
+    #[test]
+    fn a_flood_displaces_what_exceeds_a_fair_share_and_then_itself() {
+        let flood: Vec<_> = (10..20).map(|key| (2, key, 1)).collect();
+        check(4, &[&[(1, 1, 1), (1, 2, 1), (1, 3, 1), (1, 4, 1)][..], &flood].concat(), &[1, 2, 10, 11, 12, 13, 14, 15, 16, 17]);
+    }
+
+    #[test]
+    fn a_tenant_below_its_share_keeps_all_it_has() {
+        let flood: Vec<_> = (10..40).map(|key| (2, key, 1)).collect();
+        check(9, &[&[(1, 1, 1), (1, 2, 1)][..], &flood].concat(), &(10..33).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_tenant_may_keep_one_entry_however_large() {
+        check(10, &[(1, 1, 4), (2, 2, 4), (3, 3, 9), (3, 4, 9)], &[2, 1, 3]);
+    }
+
+    #[test]
+    fn a_used_entry_outlives_others_of_its_tenant() {
+        let mut lru = FairLru::default();
+        let [first, _second] = [1, 2].map(|key| lru.insert(TenantId(1), key, 1));
+        let touched = lru.touch(first);
+        assert_eq!(lru.victim(Load::Entries, TenantId(1), 1), Some(2));
+        assert_eq!(lru.remove(touched), 1);
+    }
+}

@@ -4,6 +4,7 @@
 //! `tokenizers` crate, which sees each distinct piece once.
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::sync::{PoisonError, RwLock};
 
 use tokenizers::{Model, ModelWrapper};
@@ -22,6 +23,8 @@ pub(crate) struct ByteLevelEncoder {
 
 /// Pieces remembered at most; then all are forgotten and merged anew as they come. Chosen.
 const MAX_CACHED_PIECES: usize = 65_536;
+/// A longer piece is refused: merging takes a hundred bytes of memory for each byte of it. Chosen: no word of any language is as long.
+const MAX_PIECE_BYTES: usize = 256 << 10;
 /// Longer pieces are rare and not worth keeping.
 const MAX_CACHED_PIECE_BYTES: usize = 64;
 
@@ -31,19 +34,24 @@ impl ByteLevelEncoder {
         Self { splitter: Splitter::new(kind), cache: RwLock::default(), symbols: byte_symbols() }
     }
 
-    /// Calls `visit` with each piece of `text`, its first byte and its tokens.
+    /// Calls `visit` with each piece of `text`, its first byte and its tokens, until it breaks.
     pub(crate) fn encode(
         &self,
         model: &ModelWrapper,
         text: &str,
-        mut visit: impl FnMut(usize, &[TokenId]),
+        mut visit: impl FnMut(usize, &[TokenId]) -> ControlFlow<()>,
     ) -> Result<(), TokenizerError> {
         let mut start = 0;
         while start < text.len() {
-            start = self.visit_cached(text, start, &mut visit);
+            start = match self.visit_cached(text, start, &mut visit) {
+                ControlFlow::Continue(start) => start,
+                ControlFlow::Break(()) => return Ok(()),
+            };
             if start < text.len() {
                 let end = self.splitter.piece_end(text, start);
-                visit(start, &self.merge(model, &text[start..end])?);
+                if visit(start, &self.merge(model, &text[start..end])?).is_break() {
+                    return Ok(());
+                }
                 start = end;
             }
         }
@@ -51,19 +59,27 @@ impl ByteLevelEncoder {
     }
 
     /// Visits pieces under one read lock until one is not in the cache; returns where that one starts.
-    fn visit_cached(&self, text: &str, mut start: usize, visit: &mut impl FnMut(usize, &[TokenId])) -> usize {
+    fn visit_cached(
+        &self,
+        text: &str,
+        mut start: usize,
+        visit: &mut impl FnMut(usize, &[TokenId]) -> ControlFlow<()>,
+    ) -> ControlFlow<(), usize> {
         let cache = self.cache.read().unwrap_or_else(PoisonError::into_inner);
         while start < text.len() {
             let end = self.splitter.piece_end(text, start);
             let Some(ids) = cache.get(&text[start..end]) else { break };
-            visit(start, ids);
+            visit(start, ids)?;
             start = end;
         }
-        start
+        ControlFlow::Continue(start)
     }
 
     /// Tokens of a piece that was not seen before.
     fn merge(&self, model: &ModelWrapper, piece: &str) -> Result<Box<[TokenId]>, TokenizerError> {
+        if piece.len() > MAX_PIECE_BYTES {
+            return Err(TokenizerError::RunTooLong { num_bytes: piece.len(), max_bytes: MAX_PIECE_BYTES });
+        }
         let symbols: String = piece.bytes().map(|byte| self.symbols[usize::from(byte)]).collect();
         let merged = model.tokenize(&symbols).map_err(TokenizerError::library)?;
         let ids: Box<[TokenId]> = merged.into_iter().map(|token| TokenId(token.id)).collect();

@@ -77,6 +77,20 @@ pub enum TokenizerError {
         /// Its text.
         token: String,
     },
+    /// The text has more tokens than were asked for. Most of it was not tokenized.
+    #[error("the text has at least {at_least} tokens")]
+    TooManyTokens {
+        /// Tokens that it has at least.
+        at_least: usize,
+    },
+    /// The text has a run without a place to cut it, so long that merging it would take too much memory.
+    #[error("a run of {num_bytes} bytes without a word boundary is longer than {max_bytes} bytes")]
+    RunTooLong {
+        /// Bytes of the run.
+        num_bytes: usize,
+        /// Bytes that a run may have.
+        max_bytes: usize,
+    },
     /// The underlying library refused the vocabulary or the text.
     #[error("tokenizer: {reason}")]
     Library {

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod added;
+mod bound;
 mod byte_level;
 mod chat;
 mod contents;

@@ -1,13 +1,16 @@
 //! Text to tokens and back.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use tokenizers::NormalizerWrapper;
 use tokenizers::decoders::DecoderWrapper;
 use tokenizers::{Model, Normalizer, OffsetType, PreTokenizedString, PreTokenizer};
 use tokens::{TokenId, TokenRange};
+use unicode_normalization::UnicodeNormalization;
 
 use crate::added::{AddedToken, AddedTokens, Segment};
+use crate::bound::TokenLengths;
 use crate::byte_level::ByteLevelEncoder;
 use crate::pre_tokenizer::PreTokenizerKind;
 use crate::prompt::{ContentStart, TokenSpan, content_starts, template_ranges};
@@ -23,6 +26,8 @@ pub struct Tokenizer {
     hf: tokenizers::Tokenizer,
     quick: Option<QuickPath>,
     bytes: TokenBytes,
+    /// `None` where tokens do not spell the bytes of a text one by one.
+    lengths: Option<TokenLengths>,
     /// By id: whether `skip_special` leaves the token out.
     is_special: Vec<bool>,
     strips_leading_space: bool,
@@ -108,9 +113,13 @@ impl Tokenizer {
                 needs_nfc: parts.hf.get_normalizer().is_some(),
             }),
         };
+        let spells_bytes = quick.is_some() || spells_bytes(&parts.hf);
+        let lengths =
+            spells_bytes.then(|| TokenLengths::new((0..parts.bytes.len()).map(|id| parts.bytes.get(TokenId(id as u32)))));
         Ok(Self {
             hf: parts.hf,
             quick,
+            lengths,
             bytes: parts.bytes,
             is_special,
             strips_leading_space: parts.strips_leading_space,
@@ -129,9 +138,22 @@ impl Tokenizer {
     /// # Errors
     /// If the underlying library refuses the text.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<EncodedPrompt, TokenizerError> {
+        self.encode_within(text, add_special_tokens, usize::MAX)
+    }
+
+    /// As [`Tokenizer::encode`], for a text of at most `max_tokens` tokens. A longer one is refused as early as its length is known.
+    ///
+    /// # Errors
+    /// [`TokenizerError::TooManyTokens`] if the text is longer; else as [`Tokenizer::encode`].
+    pub fn encode_within(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+        max_tokens: usize,
+    ) -> Result<EncodedPrompt, TokenizerError> {
         let (prefix, suffix) = if add_special_tokens { (&*self.prefix, &*self.suffix) } else { (&[][..], &[][..]) };
         let mut token_ids = prefix.to_vec();
-        self.append_ids(text, &mut token_ids)?;
+        self.append_ids(text, max_tokens, &mut token_ids)?;
         let text_end = token_ids.len();
         token_ids.extend_from_slice(suffix);
         let range = |start: usize, end: usize| TokenRange::new(to_pos(start), to_pos(end));
@@ -152,7 +174,10 @@ impl Tokenizer {
         let mut token_ids = Vec::new();
         match self.quick_path(text) {
             Some(quick) => {
-                quick.encoder.encode(self.hf.get_model(), text, |_, ids| token_ids.extend_from_slice(ids))?;
+                quick.encoder.encode(self.hf.get_model(), text, |_, ids| {
+                    token_ids.extend_from_slice(ids);
+                    ControlFlow::Continue(())
+                })?;
             }
             None => token_ids.extend(self.encode_without_added(text).map_err(TokenizerError::library)?.into_iter().map(TokenId)),
         }
@@ -165,10 +190,25 @@ impl Tokenizer {
     /// # Errors
     /// If the model has no template, the template refuses the messages, or the text cannot be encoded.
     pub fn encode_chat(&self, messages: &[ChatMessage], options: &ChatOptions) -> Result<EncodedPrompt, ChatError> {
+        self.encode_chat_within(messages, options, usize::MAX)
+    }
+
+    /// As [`Tokenizer::encode_chat`], for a prompt of at most `max_tokens` tokens. A longer one is refused as early as its length is
+    /// known.
+    ///
+    /// # Errors
+    /// [`TokenizerError::TooManyTokens`] if the prompt is longer; else as [`Tokenizer::encode_chat`].
+    pub fn encode_chat_within(
+        &self,
+        messages: &[ChatMessage],
+        options: &ChatOptions,
+        max_tokens: usize,
+    ) -> Result<EncodedPrompt, ChatError> {
         let chat_template = self.chat_template.as_ref().ok_or(ChatError::NoTemplate)?;
         let rendered = chat_template.render(messages, options)?;
+        self.check_length(&rendered, max_tokens)?;
         let located = chat_template.locate_contents(messages, options, &rendered);
-        let spans = self.spans(&rendered)?;
+        let spans = self.spans(&rendered, max_tokens)?;
         let contents = content_starts(&spans, &located);
         let ranges: Vec<_> = located.into_iter().map(|content| content.bytes).collect();
         let template = template_ranges(&spans, &ranges, |id| self.is_special(id));
@@ -251,29 +291,46 @@ impl Tokenizer {
         self.quick.as_ref().filter(|quick| !quick.needs_nfc || text.is_ascii() || unicode_normalization::is_nfc(text))
     }
 
-    fn append_ids(&self, text: &str, out: &mut Vec<TokenId>) -> Result<(), TokenizerError> {
+    /// Refuses a text whose bytes alone tell that it has more than `max_tokens` tokens.
+    fn check_length(&self, text: &str, max_tokens: usize) -> Result<(), TokenizerError> {
+        let Some(lengths) = self.lengths.as_ref().filter(|_| text.len() > max_tokens) else { return Ok(()) };
+        let changes = self.quick.as_ref().is_some_and(|quick| quick.needs_nfc) && self.quick_path(text).is_none();
+        let at_least = match changes {
+            true => lengths.min_tokens(text.nfc().collect::<String>().as_bytes()),
+            false => lengths.min_tokens(text.as_bytes()),
+        };
+        within(at_least, max_tokens)
+    }
+
+    fn append_ids(&self, text: &str, max_tokens: usize, out: &mut Vec<TokenId>) -> Result<(), TokenizerError> {
+        self.check_length(text, max_tokens)?;
         let Some(quick) = self.quick_path(text) else {
             let encoding = self.hf.encode_fast(text, false).map_err(TokenizerError::library)?;
             out.extend(encoding.get_ids().iter().copied().map(TokenId));
-            return Ok(());
+            return within(out.len(), max_tokens);
         };
         for segment in quick.added.segments(text) {
             match segment {
                 Segment::Added(id, _) => out.push(id),
-                Segment::Text(text) => quick.encoder.encode(self.hf.get_model(), text, |_, ids| out.extend_from_slice(ids))?,
+                Segment::Text(text) => quick.encoder.encode(self.hf.get_model(), text, |_, ids| {
+                    out.extend_from_slice(ids);
+                    go_on_if(out.len() <= max_tokens)
+                })?,
             }
+            within(out.len(), max_tokens)?;
         }
         Ok(())
     }
 
-    /// The tokens of `text` with the bytes each covers.
-    fn spans(&self, text: &str) -> Result<Vec<TokenSpan>, TokenizerError> {
+    /// The tokens of `text`, at most `max_tokens`, with the bytes each covers.
+    fn spans(&self, text: &str, max_tokens: usize) -> Result<Vec<TokenSpan>, TokenizerError> {
         let Some(quick) = self.quick_path(text) else {
             let encoding = self.hf.encode(text, false).map_err(TokenizerError::library)?;
+            within(encoding.get_ids().len(), max_tokens)?;
             let tokens = encoding.get_ids().iter().zip(encoding.get_offsets());
             return Ok(tokens.map(|(&id, &(start, end))| TokenSpan { id: TokenId(id), bytes: start..end }).collect());
         };
-        let mut spans = Vec::with_capacity(text.len() / 3);
+        let mut spans = Vec::with_capacity((text.len() / 3).min(max_tokens));
         let mut segment_start = 0;
         for segment in quick.added.segments(text) {
             segment_start += match segment {
@@ -284,10 +341,12 @@ impl Tokenizer {
                 Segment::Text(text) => {
                     quick.encoder.encode(self.hf.get_model(), text, |piece_start, ids| {
                         self.push_piece(segment_start + piece_start, ids, &mut spans);
+                        go_on_if(spans.len() <= max_tokens)
                     })?;
                     text.len()
                 }
             };
+            within(spans.len(), max_tokens)?;
         }
         Ok(spans)
     }
@@ -339,6 +398,32 @@ impl Parts {
         let (prefix, suffix) = affixes(&hf)?;
         Ok(Self { hf, pre_tokenizer, added, bytes, strips_leading_space, prefix, suffix, bos: None, eos: Vec::new() })
     }
+}
+
+/// Whether a SentencePiece vocabulary spells every byte of a text: none is dropped, and unknown ones are tokens of their own.
+fn spells_bytes(hf: &tokenizers::Tokenizer) -> bool {
+    let falls_back = matches!(hf.get_model(), tokenizers::ModelWrapper::BPE(bpe) if bpe.byte_fallback);
+    falls_back && (0..=255u8).all(|byte| hf.token_to_id(&format!("<0x{byte:02X}>")).is_some()) && only_marks_spaces(hf)
+}
+
+/// Whether normalization writes spaces as `▁`, perhaps with one more at the start, and changes nothing else.
+fn only_marks_spaces(hf: &tokenizers::Tokenizer) -> bool {
+    let Ok(json) = serde_json::to_value(hf.get_normalizer()) else { return false };
+    let steps = json["normalizers"].as_array().cloned().unwrap_or_else(|| vec![json]);
+    steps.iter().all(|step| match step["type"].as_str() {
+        None => step.is_null(),
+        Some("Prepend") => true,
+        Some("Replace") => step["content"] == "▁" && step["pattern"]["String"] == " ",
+        Some(_) => false,
+    })
+}
+
+fn within(num_tokens: usize, max_tokens: usize) -> Result<(), TokenizerError> {
+    if num_tokens > max_tokens { Err(TokenizerError::TooManyTokens { at_least: num_tokens }) } else { Ok(()) }
+}
+
+fn go_on_if(goes_on: bool) -> ControlFlow<()> {
+    if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
 }
 
 fn bytes_by_id(hf: &tokenizers::Tokenizer, added: &[AddedToken], spelling: Spelling) -> TokenBytes {
@@ -497,13 +582,48 @@ pub(crate) mod tests {
             let reference = tokenizer.hf.encode(text.as_str(), false).unwrap();
             let ids: Vec<u32> = tokenizer.encode(&text, false).unwrap().token_ids.iter().map(|id| id.0).collect();
             assert_eq!(ids, reference.get_ids(), "{text:?}");
-            let spans = tokenizer.spans(&text).unwrap();
+            let spans = tokenizer.spans(&text, usize::MAX).unwrap();
             assert_eq!(spans.iter().map(|span| span.id.0).collect::<Vec<_>>(), ids, "{text:?}");
             if tokenizer.quick_path(&text).is_some() {
                 let covered: Vec<u8> = spans.iter().flat_map(|span| text.as_bytes()[span.bytes.clone()].to_vec()).collect();
                 assert_eq!(covered, text.as_bytes());
             }
         }
+    }
+
+    #[test]
+    fn a_text_that_cannot_fit_is_refused_and_one_that_fits_is_not() {
+        let tokenizer = tokenizer();
+        let parts = ["he", "l", "  ", "\n\n", "é", "e\u{301}", "<s>", "語", "😀", "x"];
+        for (round, part) in (1..200).zip(parts.iter().cycle()) {
+            let text = part.repeat(round * 7);
+            let num_tokens = tokenizer.encode(&text, false).unwrap().token_ids.len();
+            assert!(tokenizer.encode_within(&text, false, num_tokens).is_ok(), "{part} {num_tokens}");
+            let refused = tokenizer.encode_within(&text, false, num_tokens - 1);
+            assert!(matches!(refused, Err(TokenizerError::TooManyTokens { at_least }) if at_least == num_tokens), "{part}");
+            assert!(tokenizer.check_length(&text, num_tokens).is_ok(), "the bound is too high for {part}");
+        }
+    }
+
+    #[test]
+    fn a_hopeless_text_is_refused_by_its_bytes_and_a_long_one_early() {
+        let tokenizer = tokenizer();
+        let hopeless = "😀".repeat(1 << 20);
+        let refused = tokenizer.check_length(&hopeless, 10_000);
+        assert!(matches!(refused, Err(TokenizerError::TooManyTokens { at_least }) if at_least > 100_000));
+        let words = "hel ".repeat(5000);
+        assert!(tokenizer.check_length(&words, 4000).is_ok());
+        let refused = tokenizer.encode_within(&words, false, 4000);
+        assert!(
+            matches!(refused, Err(TokenizerError::TooManyTokens { at_least }) if at_least < 4010),
+            "stops at the first token too many"
+        );
+    }
+
+    #[test]
+    fn a_run_that_is_never_cut_is_refused() {
+        let refused = tokenizer().encode(&"😀".repeat(1 << 20), false);
+        assert!(matches!(refused, Err(TokenizerError::RunTooLong { num_bytes: 4_194_304, .. })));
     }
 
     #[test]

@@ -1,0 +1,85 @@
+//! How few tokens a text can have, told by its bytes alone.
+//!
+//! Each token covers no more bytes than the longest token that is made of such bytes, so a text that cannot fit a model is refused in one
+//! pass over its bytes, before it is tokenized. The longest token of most vocabularies is a run of spaces; emoji or letters have much
+//! shorter ones, hence the classes.
+
+/// Bytes that are looked at together, at least. Chosen: long beside a token, short beside what stands between two languages.
+const MIN_WINDOW: usize = 4096;
+
+/// The longest token of each set of byte classes.
+pub(crate) struct TokenLengths {
+    /// By set of classes, one bit each: bytes of the longest token that has no byte of another class. 0: there is none.
+    longest: [u32; 256],
+}
+
+/// The class of a byte, as one bit.
+const fn class_of(byte: u8) -> u8 {
+    match byte {
+        b'a'..=b'z' => 1,
+        b'A'..=b'Z' => 2,
+        b'0'..=b'9' => 4,
+        b' ' => 8,
+        // Other white space and punctuation.
+        0..=0x7f => 16,
+        // Inside of a character.
+        0x80..=0xbf => 32,
+        // The start of a character of two or three bytes, and of four, as emoji are.
+        0xc0..=0xef => 64,
+        0xf0..=0xff => 128,
+    }
+}
+
+fn classes_of(bytes: &[u8]) -> u8 {
+    bytes.iter().fold(0, |classes, &byte| classes | class_of(byte))
+}
+
+impl TokenLengths {
+    /// From the bytes of all tokens.
+    pub(crate) fn new<'a>(tokens: impl IntoIterator<Item = &'a [u8]>) -> Self {
+        let mut longest = [0; 256];
+        for token in tokens {
+            let known: &mut u32 = &mut longest[usize::from(classes_of(token))];
+            *known = (*known).max(u32::try_from(token.len()).unwrap_or(u32::MAX));
+        }
+        // Each set takes over what the sets with one class less have.
+        for classes in 0..longest.len() {
+            let without_one = (0..8).filter(|bit| classes & (1 << bit) != 0).map(|bit| longest[classes & !(1 << bit)]);
+            longest[classes] = without_one.max().unwrap_or(0).max(longest[classes]);
+        }
+        Self { longest }
+    }
+
+    /// No tokenization of `text` into these tokens has fewer.
+    ///
+    /// At most two tokens reach over the ends of a window, and each has at least one byte outside. The others lie inside, so they are
+    /// made of its classes.
+    pub(crate) fn min_tokens(&self, text: &[u8]) -> usize {
+        let longest_of_all = self.longest[255] as usize;
+        let at_ends = 2 * longest_of_all.saturating_sub(1);
+        let inside = |window: &[u8]| match self.longest[usize::from(classes_of(window))] as usize {
+            0 => 0,
+            longest => window.len().saturating_sub(at_ends).div_ceil(longest),
+        };
+        text.chunks(MIN_WINDOW.max(8 * longest_of_all)).map(inside).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bound_goes_by_the_classes_of_the_text() {
+        let tokens: [&[u8]; 5] = [b"a", b"ab", b"        ", b"x y", &[0xf0, 0x9f]];
+        let lengths = TokenLengths::new(tokens);
+        let len = 4 * MIN_WINDOW;
+        let at_ends = 4 * 2 * 7;
+        assert_eq!(lengths.min_tokens("a".repeat(len).as_bytes()), (len - at_ends) / 2);
+        assert_eq!(lengths.min_tokens(" ".repeat(len).as_bytes()), (len - at_ends) / 8 + 1);
+        assert_eq!(lengths.min_tokens("🦀".repeat(len / 4).as_bytes()), (len - at_ends) / 2);
+        assert_eq!(lengths.min_tokens("a ".repeat(len / 2).as_bytes()), (len - at_ends) / 8 + 1);
+        assert_eq!(lengths.min_tokens(b"short"), 0);
+        assert_eq!(lengths.min_tokens(b""), 0);
+    }
+}

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::object::read_only_from;
 use crate::{ChatLogProbs, FinishReason, SamplingFields, Usage};
 
 /// Body of a chat request.
@@ -60,6 +61,7 @@ pub enum MessageContent {
 
 /// One part of a message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct ContentPart {
     /// Only `text` is supported.
     #[serde(rename = "type")]
@@ -68,6 +70,8 @@ pub struct ContentPart {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
 }
+
+read_only_from!(deserialize_map, FromObject, ContentPart);
 
 /// Body of a chat answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::object::read_only_from;
 use crate::{KvSharingOptions, SegmentMark};
 
 /// How to choose tokens and when to stop, as sent. Ranges are not checked here.
@@ -87,6 +88,7 @@ pub enum Stop {
 
 /// Options of a streamed answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct StreamOptions {
     /// Whether a last chunk carries the usage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -95,6 +97,8 @@ pub struct StreamOptions {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub continuous_usage_stats: Option<bool>,
 }
+
+read_only_from!(deserialize_map, FromObject, StreamOptions);
 
 /// Why an answer ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -15,6 +15,7 @@ mod error;
 mod explain;
 mod logprobs;
 mod models;
+mod object;
 mod sharing;
 mod tokenize;
 mod usage;

@@ -2,9 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::object::read_only_from;
+
 /// A request's wishes about sharing KV.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, remote = "Self")]
 pub struct KvSharingOptions {
     /// What may be reused; the server's default when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -35,7 +37,7 @@ pub struct KvSharingOptions {
 
 /// Which KV of earlier requests may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "lowercase", remote = "Self")]
 pub enum SharingMode {
     /// None. Exact.
     Off,
@@ -48,6 +50,9 @@ pub enum SharingMode {
     /// Finds what `Semantic` would reuse and records it, but reuses as `Prefix` does. Exact.
     Shadow,
 }
+
+read_only_from!(deserialize_map, FromObject, KvSharingOptions);
+read_only_from!(deserialize_str, FromName, SharingMode);
 
 /// How far an answer may be from the one of full computation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -81,6 +86,19 @@ mod tests {
         assert_eq!(parse(json!(0)).unwrap(), DeviationBound::Number(0.0));
         assert_eq!(parse(json!("fast")).unwrap(), DeviationBound::Preset("fast".into()));
         assert!(parse(json!([])).unwrap_err().to_string().contains("balanced"));
+    }
+
+    #[test]
+    fn options_are_an_object_and_a_mode_is_a_string() {
+        for options in [json!([]), json!(["off"]), json!("off"), json!(1)] {
+            assert!(serde_json::from_value::<KvSharingOptions>(options.clone()).is_err(), "{options}");
+        }
+        for mode in [json!({"off": null}), json!(["off"]), json!(0)] {
+            assert!(serde_json::from_value::<KvSharingOptions>(json!({"mode": mode})).is_err(), "{mode}");
+        }
+        let options = KvSharingOptions { mode: Some(SharingMode::Off), ..KvSharingOptions::default() };
+        assert_eq!(serde_json::to_value(&options).unwrap(), json!({"mode": "off"}));
+        assert_eq!(serde_json::from_value::<KvSharingOptions>(json!({"mode": "off"})).unwrap(), options);
     }
 
     #[test]

@@ -12,7 +12,7 @@ pub(crate) struct Millis(pub(crate) u64);
 
 /// Why a text is no duration.
 #[derive(Debug, thiserror::Error)]
-#[error("`{text}` is no duration: write a whole number and ms, s, m or h")]
+#[error("`{text}` is no duration: write a whole number and ms, s, m or h, at most a year")]
 pub(crate) struct InvalidDuration {
     text: String,
 }
@@ -20,6 +20,9 @@ pub(crate) struct InvalidDuration {
 const UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 
 impl Millis {
+    /// A year: nothing is waited for longer, and clocks do not count much further.
+    const MAX: Self = Self::seconds(365 * 24 * 3600);
+
     /// `n` seconds.
     pub(crate) const fn seconds(n: u64) -> Self {
         Self(n * 1_000)
@@ -41,7 +44,8 @@ impl FromStr for Millis {
         let (number, unit) = trimmed.split_at(digits);
         let unit = if unit.is_empty() { "s" } else { unit.trim() };
         let &(_, unit_ms) = UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(invalid)?;
-        number.parse::<u64>().ok().and_then(|n| n.checked_mul(unit_ms)).map(Self).ok_or_else(invalid)
+        let time = number.parse::<u64>().ok().and_then(|n| n.checked_mul(unit_ms)).map(Self);
+        time.filter(|time| *time <= Self::MAX).ok_or_else(invalid)
     }
 }
 
@@ -89,7 +93,7 @@ mod tests {
 
     #[test]
     fn what_is_no_duration_is_refused() {
-        for text in ["", "s", "-1s", "1.5s", "3 days", "99999999999999999h"] {
+        for text in ["", "s", "-1s", "1.5s", "3 days", "99999999999999999h", "8761h", "18446744073709551615ms"] {
             check(text, None);
         }
     }

@@ -79,6 +79,13 @@ impl Default for EngineConfig {
     }
 }
 
+/// More threads than any machine has cores to run them.
+const MAX_THREADS: usize = 1024;
+/// More rows than any device computes in a step that a client would wait for.
+const MAX_BATCHED_TOKENS: usize = 1 << 18;
+/// More sequences than a step of so many rows could have.
+const MAX_SEQS: usize = 1 << 14;
+
 impl EngineConfig {
     /// The host tier of `model`, as the engine takes it.
     pub(crate) fn host(&self, model: &runner::LoadedModel) -> engine::HostConfig {
@@ -113,6 +120,18 @@ impl EngineConfig {
         let mut problems = Vec::new();
         if self.threads == Auto::Set(0) {
             problems.push("engine.threads is 0".to_owned());
+        }
+        let counts = [
+            ("threads", self.threads, MAX_THREADS),
+            ("max_num_batched_tokens", self.max_num_batched_tokens, MAX_BATCHED_TOKENS),
+            ("max_num_seqs", self.max_num_seqs, MAX_SEQS),
+        ];
+        for (key, count, most) in counts {
+            if let Auto::Set(count) = count
+                && count > most
+            {
+                problems.push(format!("engine.{key} {count} is above {most}"));
+            }
         }
         if self.kv_cache_memory == Auto::Set(ByteSize(0)) {
             problems.push("engine.kv_cache_memory is 0, so no request would fit".to_owned());

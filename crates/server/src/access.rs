@@ -1,6 +1,6 @@
 //! The door: which requests need a key, whose they are, and what only an administrator may ask.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::header::AUTHORIZATION;
@@ -15,29 +15,85 @@ use crate::tenants::{Caller, KeyError, Tenants};
 
 /// Who may ask, and what keeps their KV apart.
 pub struct Access {
-    /// The keys.
-    pub tenants: Tenants,
+    /// Replaced as a whole when keys are read again. Held for a clone, never across an `await`.
+    tenants: RwLock<Arc<Tenants>>,
     /// The key of all scopes.
-    pub secret: ScopeSecret,
+    pub(crate) secret: ScopeSecret,
+}
+
+/// What came of reading keys again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reload {
+    /// Keys that are accepted from now on.
+    pub num_keys: usize,
+    /// Tenants whose quota differs from the one that the engine was started with: it changes at the next start.
+    pub other_quotas: Vec<String>,
+}
+
+/// Why keys are not replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReloadError {
+    /// There is nothing to read again.
+    #[error("the daemon was started without a file of keys")]
+    NoKeys,
 }
 
 impl Access {
     /// Nobody needs a key, and the secret is this process's own.
     #[must_use]
     pub fn open() -> Self {
-        Self { tenants: Tenants::open(), secret: ScopeSecret::random() }
+        Self::new(Tenants::open(), ScopeSecret::random())
+    }
+
+    /// Access for `tenants`.
+    #[must_use]
+    pub fn new(tenants: Tenants, secret: ScopeSecret) -> Self {
+        Self { tenants: RwLock::new(Arc::new(tenants)), secret }
+    }
+
+    /// Those who may ask now.
+    #[must_use]
+    pub fn tenants(&self) -> Arc<Tenants> {
+        Arc::clone(&self.tenants.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Accepts the keys of `next` from now on, and no others. Requests that run go on.
+    ///
+    /// # Errors
+    /// If no keys were needed so far: then all that is cached belongs to everybody.
+    pub fn replace(&self, next: Tenants) -> Result<Reload, ReloadError> {
+        let mut tenants = self.tenants.write().unwrap_or_else(PoisonError::into_inner);
+        if tenants.is_open() || next.is_open() {
+            return Err(ReloadError::NoKeys);
+        }
+        let next = tenants.succeeded_by(next);
+        let reload = Reload { num_keys: next.num_keys(), other_quotas: next.other_quotas() };
+        *tenants = Arc::new(next);
+        Ok(reload)
+    }
+
+    /// Whether requests need no key.
+    pub(crate) fn is_open(&self) -> bool {
+        self.tenants().is_open()
     }
 }
 
-/// Paths that need no key: what load balancers and Prometheus look at. Everything else does, also what is not routed.
-const OPEN_PATHS: [&str; 4] = ["/health", "/health/live", "/health/ready", "/metrics"];
+/// Health checks of load balancers.
+pub(crate) const HEALTH_PATHS: [&str; 3] = ["/health", "/health/live", "/health/ready"];
+/// The path that Prometheus reads.
+pub(crate) const METRICS_PATH: &str = "/metrics";
+
+/// Whether `path` needs no key. Everything but health checks and metrics does, also paths without a route.
+fn is_open_path(path: &str) -> bool {
+    HEALTH_PATHS.contains(&path) || path == METRICS_PATH
+}
 
 /// Lets a request through that needs no key or has a good one, with its [`Caller`].
 pub(crate) async fn check_key(State(app): State<Arc<AppState>>, mut request: Request, next: Next) -> Response {
-    if OPEN_PATHS.contains(&request.uri().path()) {
+    if is_open_path(request.uri().path()) {
         return next.run(request).await;
     }
-    match app.access.tenants.authenticate(bearer(&request)) {
+    match app.access.tenants().authenticate(bearer(&request)) {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
             next.run(request).await

@@ -1,70 +1,209 @@
-//! Request bodies: read within limits, parsed with the field at fault named.
+//! Request bodies: read within limits of time and memory, and parsed with the field at fault named.
+
+mod fault;
+mod json;
+mod memory;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use axum::body::Bytes;
+use axum::body::{Bytes, HttpBody};
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{FromRequest, Request};
-use axum::http::StatusCode;
+use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use axum::http::{HeaderMap, HeaderValue};
+use futures::future::poll_fn;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use tokio::time::{Instant as Deadline, timeout_at};
 
+pub(crate) use self::fault::shortened;
+use self::json::Refusal;
+pub(crate) use self::memory::BodyMemory;
+use self::memory::{Held, SMALL_BYTES};
+use crate::connections::Answering;
 use crate::error::ApiError;
+use crate::heavy::Heavy;
 use crate::metrics::ShedReason;
 use crate::state::AppState;
 
-/// A whole body, whatever its content type says: clients often get that wrong.
-pub(crate) struct Body(Bytes);
+/// A whole body that was sent as JSON. It holds its share of the memory for bodies until it is dropped: keep it while its text is
+/// tokenized, drop it before an answer is generated.
+pub(crate) struct Body {
+    bytes: Bytes,
+    num_bytes: usize,
+    max_values: usize,
+    heavy: Arc<Heavy>,
+    _held: Option<Held>,
+}
+
+/// How often a body that does not come is looked at.
+const LOOK_AT: Duration = Duration::from_millis(500);
+/// Values that a body may have, or twice as many as the model has positions: prompts of token ids have the most. Each takes some hundred
+/// bytes while it is read.
+const MAX_VALUES: usize = 1 << 17;
 
 impl FromRequest<Arc<AppState>> for Body {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &Arc<AppState>) -> Result<Self, ApiError> {
-        let shed = |reason, error| {
-            app.metrics.http.count_shed(reason);
-            Err(error)
-        };
-        let limit = app.config.body_limit;
-        match tokio::time::timeout(app.config.body_read_timeout, Bytes::from_request(request, app)).await {
-            Ok(Ok(bytes)) => Ok(Self(bytes)),
-            Ok(Err(rejection)) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
-                shed(ShedReason::BodyTooLarge, ApiError::BodyTooLarge { limit })
+        check_media_type(request.headers())?;
+        let answering = request.extensions().get::<Answering>().cloned();
+        let read = read(request.into_body(), app).await;
+        if let Some(answering) = answering {
+            answering.begin();
+        }
+        let (bytes, held) = read.inspect_err(|error| match error {
+            ApiError::BodyTooLarge { .. } => app.metrics.http.count_shed(ShedReason::BodyTooLarge),
+            ApiError::BodyTimeout => app.metrics.http.count_shed(ShedReason::BodyTimeout),
+            ApiError::Busy => app.metrics.http.count_shed(ShedReason::Busy),
+            _ => {}
+        })?;
+        let max_values = MAX_VALUES.max(2 * app.model.info.max_model_len as usize);
+        Ok(Self { num_bytes: bytes.len(), bytes, max_values, heavy: Arc::clone(&app.heavy), _held: held })
+    }
+}
+
+/// Reads a body to its end, with its share of the memory for bodies unless it is small.
+async fn read(body: axum::body::Body, app: &AppState) -> Result<(Bytes, Option<Held>), ApiError> {
+    let limit = app.config.body_limit;
+    let too_large = ApiError::BodyTooLarge { limit };
+    let deadline = Deadline::now() + app.config.body_read_timeout;
+    let announced = body.size_hint().exact().map(|len| usize::try_from(len).unwrap_or(usize::MAX));
+    if announced.is_some_and(|len| len > limit) {
+        return Err(too_large);
+    }
+    let mut bytes = Vec::with_capacity(announced.unwrap_or(0).min(SMALL_BYTES));
+    let mut held = None;
+    if announced.is_some_and(|len| len > SMALL_BYTES) {
+        held = Some(hold(app, announced.unwrap_or(limit), deadline).await?);
+        bytes.reserve_exact(announced.unwrap_or_default());
+    }
+    let mut incoming = Incoming { body, since: Instant::now(), num_bytes: 0 };
+    while let Some(part) = incoming.next(app, deadline).await? {
+        if bytes.len() + part.len() > limit {
+            return Err(too_large);
+        }
+        if held.is_none() && bytes.len() + part.len() > SMALL_BYTES {
+            // A body that does not tell its length may become as long as any.
+            held = Some(hold(app, limit, deadline).await?);
+            incoming.since = Instant::now();
+        }
+        bytes.extend_from_slice(&part);
+    }
+    Ok((bytes.into(), held))
+}
+
+async fn hold(app: &AppState, num_bytes: usize, deadline: Deadline) -> Result<Held, ApiError> {
+    timeout_at(deadline, app.body_memory.hold(num_bytes)).await.map_err(|_| ApiError::Busy)
+}
+
+/// A body on its way.
+struct Incoming {
+    body: axum::body::Body,
+    since: Instant,
+    num_bytes: usize,
+}
+
+impl Incoming {
+    /// The next bytes; `None` at the end.
+    async fn next(&mut self, app: &AppState, deadline: Deadline) -> Result<Option<Bytes>, ApiError> {
+        loop {
+            let look_again = deadline.min(Deadline::now() + LOOK_AT);
+            let frame = poll_fn(|cx| std::pin::Pin::new(&mut self.body).poll_frame(cx));
+            match timeout_at(look_again, frame).await {
+                Ok(None) => return Ok(None),
+                Ok(Some(Ok(frame))) => {
+                    // Trailers say nothing here.
+                    let Ok(part) = frame.into_data() else { continue };
+                    self.num_bytes += part.len();
+                    return Ok(Some(part));
+                }
+                Ok(Some(Err(error))) => return Err(ApiError::BodyBroken { reason: innermost(&error) }),
+                Err(_) if Deadline::now() >= deadline => return Err(ApiError::BodyTimeout),
+                Err(_) if app.body_memory.gives_way(self.num_bytes, self.since.elapsed()) => return Err(ApiError::BodyTimeout),
+                Err(_) => {}
             }
-            Ok(Err(rejection)) => Err(ApiError::BodyRead { reason: rejection.body_text() }),
-            Err(_) => shed(ShedReason::BodyTimeout, ApiError::BodyRead { reason: "took too long".to_owned() }),
         }
     }
+}
+
+/// The cause of all causes: those around it name parts of the server.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}
+
+/// Refuses a body that is not sent as JSON. A web page may send anything else to any address without asking first, so the type also
+/// keeps such pages out.
+fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
+    let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    match headers.get(CONTENT_TYPE) {
+        Some(found) if found.to_str().is_ok_and(is_json) => {}
+        found => return Err(ApiError::MediaType { found: found.map(text) }),
+    }
+    match headers.get(CONTENT_ENCODING) {
+        Some(encoding) if !encoding.as_bytes().eq_ignore_ascii_case(b"identity") => {
+            Err(ApiError::BodyEncoding { encoding: text(encoding) })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a content type is `application/json` or another type of JSON (RFC 6839), with whatever parameters.
+fn is_json(content_type: &str) -> bool {
+    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
 
 /// A query string that does not say what it should.
 pub(crate) fn bad_query(rejection: &QueryRejection) -> ApiError {
-    ApiError::Invalid { param: None, message: rejection.body_text() }
+    // The library's words, without the names of its parts: what is wrong comes after them.
+    let text = rejection.body_text();
+    let reason = text.strip_prefix("Failed to deserialize query string: ").unwrap_or(&text);
+    ApiError::Invalid { param: None, message: format!("the query string is not understood: {reason}") }
 }
 
 impl Body {
-    /// Whether it is an object with this field, whatever its value.
-    pub(crate) fn has_field(&self, name: &str) -> bool {
-        serde_json::from_slice::<Map<String, Value>>(&self.0).is_ok_and(|fields| fields.contains_key(name))
-    }
-
     /// The body as `T`.
-    pub(crate) fn parse<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
-        serde_json::from_slice(&self.0).map_err(|error| self.explain::<T>(&error))
+    pub(crate) async fn parse<T: DeserializeOwned + Send + 'static>(&mut self) -> Result<T, ApiError> {
+        let (bytes, max_values) = (std::mem::take(&mut self.bytes), self.max_values);
+        self.heavy.run(self.num_bytes, SMALL_BYTES, move || parse(&bytes, max_values)).await
     }
 
-    /// Finds the field at fault by trying each one alone: serde does not tell. Only reached when parsing has failed.
-    fn explain<T: DeserializeOwned>(&self, error: &serde_json::Error) -> ApiError {
-        let Ok(fields) = serde_json::from_slice::<Map<String, Value>>(&self.0) else {
-            let message = format!("We could not parse the JSON body of your request as an object: {error}");
-            return ApiError::Invalid { param: None, message };
+    /// The body as `A` if it is an object with the field `name`, whatever its value, else as `B`.
+    pub(crate) async fn parse_either<A, B>(&mut self, name: &'static str) -> Result<Result<A, B>, ApiError>
+    where
+        A: DeserializeOwned + Send + 'static,
+        B: DeserializeOwned + Send + 'static,
+    {
+        let (bytes, max_values) = (std::mem::take(&mut self.bytes), self.max_values);
+        let parse = move || match read_fields(&bytes, max_values)?.contains_key(name) {
+            true => parse(&bytes, max_values).map(Ok),
+            false => parse(&bytes, max_values).map(Err),
         };
-        for (name, value) in fields {
-            let alone = Value::Object(Map::from_iter([(name.clone(), value)]));
-            if let Err(error) = serde_json::from_value::<T>(alone) {
-                return ApiError::param(&name, format!("Invalid value for `{name}`: {error}"));
-            }
-        }
-        ApiError::Invalid { param: None, message: error.to_string() }
+        self.heavy.run(self.num_bytes, SMALL_BYTES, parse).await
+    }
+}
+
+fn read_fields(bytes: &[u8], max_values: usize) -> Result<Map<String, Value>, ApiError> {
+    json::read_object(bytes, max_values)
+        .map_err(|Refusal { path, message }| ApiError::Invalid { param: Some(path).filter(|path| !path.is_empty()), message })
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8], max_values: usize) -> Result<T, ApiError> {
+    let fields = read_fields(bytes, max_values)?;
+    let error = match serde_json::from_value::<T>(Value::Object(fields)) {
+        Ok(body) => return Ok(body),
+        Err(error) => error,
+    };
+    let check = |value| serde_json::from_value::<T>(value).err().map(|error| error.to_string());
+    match fault::find_fault(Value::Object(read_fields(bytes, max_values)?), &check) {
+        Some(fault) => Err(ApiError::Invalid { param: Some(fault.path).filter(|path| !path.is_empty()), message: fault.message }),
+        None => Err(ApiError::Invalid { param: None, message: error.to_string() }),
     }
 }
 
@@ -76,16 +215,35 @@ mod tests {
 
     #[track_caller]
     fn check(body: &'static str, param: Option<&str>) {
-        let error = Body(Bytes::from_static(body.as_bytes())).parse::<ChatCompletionRequest>().unwrap_err();
+        let error = parse::<ChatCompletionRequest>(body.as_bytes(), MAX_VALUES).unwrap_err();
         assert_eq!(error.body().error.param.as_deref(), param, "{error}");
+    }
+
+    #[test]
+    fn json_has_several_types() {
+        for content_type in ["application/json", "Application/JSON; charset=utf-8", "application/vnd.x+json ;v=1"] {
+            assert!(is_json(content_type), "{content_type}");
+        }
+        let others = [
+            "text/plain",
+            "application/x-www-form-urlencoded",
+            "text/json",
+            "application/jsonx",
+            "",
+            "multipart/form-data; x=application/json",
+        ];
+        for content_type in others {
+            assert!(!is_json(content_type), "{content_type}");
+        }
     }
 
     #[test]
     fn a_wrong_type_names_its_field() {
         check(r#"{"model": "m", "temperature": "hot"}"#, Some("temperature"));
         check(r#"{"model": 3}"#, Some("model"));
-        check(r#"{"messages": [{"role": "user", "content": 3}]}"#, Some("messages"));
-        check(r#"{"kv_sharing": {"mode": "everything"}}"#, Some("kv_sharing"));
+        check(r#"{"messages": [{"role": "user", "content": 3}]}"#, Some("messages[0].content"));
+        check(r#"{"kv_sharing": {"mode": "everything"}}"#, Some("kv_sharing.mode"));
+        check("{\"model\": \"a\", \"model\": \"b\"}", Some("model"));
     }
 
     #[test]
@@ -93,6 +251,5 @@ mod tests {
         check("{\"model\": ", None);
         check("[]", None);
         check("", None);
-        check("{\"model\": \"a\", \"model\": \"b\"}", None);
     }
 }

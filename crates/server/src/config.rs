@@ -4,11 +4,16 @@ use std::time::Duration;
 
 use protocol::SharingMode;
 
+use crate::web::WebAccess;
+
 /// How much the server takes in, and how long it waits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServerConfig {
-    /// Open connections at most; further ones wait in the listener's backlog.
+    /// Open connections at most. One more closes the one that has waited longest for its client; while all are being answered, it is
+    /// answered health checks only.
     pub max_connections: usize,
+    /// Open connections of one peer at most: an IPv4 address, or an IPv6 network of 64 bits.
+    pub max_connections_per_peer: usize,
     /// Bytes of a request body at most.
     pub body_limit: usize,
     /// Time a client has to send its body.
@@ -25,6 +30,8 @@ pub struct ServerConfig {
     pub keep_alive: Duration,
     /// Time that running requests have to finish after the first signal.
     pub shutdown_timeout: Duration,
+    /// Pages and names that may reach a daemon without keys.
+    pub web: WebAccess,
     /// What a request gets that does not say how to share KV.
     pub sharing: SharingDefaults,
 }
@@ -41,10 +48,16 @@ pub struct SharingDefaults {
     pub max_deviation: Option<f32>,
 }
 
+/// The longest time that can be waited for.
+const MAX_TIME: Duration = Duration::from_secs(365 * 24 * 3600);
+/// The largest body that can be allowed.
+const MAX_BODY_LIMIT: usize = 1 << 30;
+
 impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             max_connections: 4096,
+            max_connections_per_peer: 2048,
             body_limit: 2 << 20,
             body_read_timeout: Duration::from_secs(30),
             header_read_timeout: Duration::from_secs(30),
@@ -53,6 +66,7 @@ impl Default for ServerConfig {
             max_n: 8,
             keep_alive: Duration::from_secs(10),
             shutdown_timeout: Duration::from_secs(30),
+            web: WebAccess::default(),
             sharing: SharingDefaults::default(),
         }
     }
@@ -72,6 +86,18 @@ pub enum ServerConfigError {
     Zero {
         /// Which.
         field: &'static str,
+    },
+    /// Clocks do not count so far.
+    #[error("`{field}` must be at most 365 days")]
+    TooLong {
+        /// Which.
+        field: &'static str,
+    },
+    /// A body is held in memory.
+    #[error("`body_limit` must be at most 1 GiB, is {bytes} bytes")]
+    BodyTooLarge {
+        /// What was given.
+        bytes: usize,
     },
     /// The HTTP parser needs this much.
     #[error("`max_header_bytes` must be at least 8192, is {bytes}")]
@@ -95,12 +121,25 @@ impl ServerConfig {
     pub fn validate(&self) -> Result<(), ServerConfigError> {
         let zero = |is_zero: bool, field| if is_zero { Err(ServerConfigError::Zero { field }) } else { Ok(()) };
         zero(self.max_connections == 0, "max_connections")?;
+        zero(self.max_connections_per_peer == 0, "max_connections_per_peer")?;
         zero(self.body_limit == 0, "body_limit")?;
         zero(self.body_read_timeout.is_zero(), "body_read_timeout")?;
         zero(self.header_read_timeout.is_zero(), "header_read_timeout")?;
         zero(self.max_headers == 0, "max_headers")?;
         zero(self.max_n == 0, "max_n")?;
         zero(self.keep_alive.is_zero(), "keep_alive")?;
+        let times = [
+            (self.body_read_timeout, "body_read_timeout"),
+            (self.header_read_timeout, "header_read_timeout"),
+            (self.keep_alive, "keep_alive"),
+            (self.shutdown_timeout, "shutdown_timeout"),
+        ];
+        if let Some((_, field)) = times.iter().find(|(time, _)| *time > MAX_TIME) {
+            return Err(ServerConfigError::TooLong { field });
+        }
+        if self.body_limit > MAX_BODY_LIMIT {
+            return Err(ServerConfigError::BodyTooLarge { bytes: self.body_limit });
+        }
         if self.max_header_bytes < 8192 {
             return Err(ServerConfigError::HeaderBufferTooSmall { bytes: self.max_header_bytes });
         }

@@ -4,12 +4,11 @@ use std::sync::Arc;
 
 use tokenizer::{ChatError, ChatOptions, EncodedPrompt, SegmentRule, TokenizerError};
 use tokens::{TokenId, TokenRange};
-use tokio::runtime::{Handle, RuntimeFlavor};
-use tokio::task::block_in_place;
 
 use crate::embedding::Embedding;
 use crate::error::ApiError;
 use crate::model::ServedModel;
+use crate::state::AppState;
 use crate::valid::PromptSource;
 
 /// A tokenized prompt.
@@ -27,9 +26,13 @@ pub(crate) struct Encoded {
     pub(crate) param: &'static str,
 }
 
-/// Bytes that are tokenized without a word to the other tasks. Chosen: at about 10 MB/s, which text of rare words takes, this is below
-/// half a millisecond, which costs them less than to move.
+/// Bytes that are tokenized where they arrive. Chosen: at about 10 MB/s, which text of rare words takes, this is below half a
+/// millisecond.
 const INLINE_BYTES: usize = 4 << 10;
+/// Rendering a message takes as long as tokenizing so many bytes, roughly.
+const MESSAGE_BYTES: usize = 64;
+/// Tokens that `/tokenize` counts at least, whatever the model's length. Chosen: the answer has below a megabyte.
+const MIN_COUNTED: usize = 1 << 17;
 
 /// How prompts are tokenized.
 #[derive(Clone, Debug)]
@@ -42,54 +45,62 @@ pub(crate) struct EncodeOptions {
     pub(crate) embeds: bool,
 }
 
-/// Tokenizes `prompts`.
-pub(crate) fn encode_all(
-    model: &ServedModel,
+/// Tokenizes `prompts`. One that cannot fit the model is refused as early as its length is known.
+pub(crate) async fn encode_all(
+    app: &AppState,
     prompts: Vec<PromptSource>,
-    options: &EncodeOptions,
+    options: EncodeOptions,
 ) -> Result<Vec<Encoded>, ApiError> {
     let num_bytes: usize = prompts.iter().map(num_bytes).sum();
-    let embeds = options.embeds && model.embedder.as_ref().is_some_and(|embedder| embedder.is_quick());
-    let encode = || prompts.into_iter().map(|prompt| encode_one(model, prompt, options)).collect();
+    let embeds = options.embeds && app.model.embedder.as_ref().is_some_and(|embedder| embedder.is_quick());
     // An embedder takes a millisecond for what is tokenized in half of one.
     let max_inline_bytes = if embeds { INLINE_BYTES / 4 } else { INLINE_BYTES };
-    in_place(num_bytes <= max_inline_bytes, encode)
+    let model = app.model.clone();
+    let encode = move || prompts.into_iter().map(|prompt| encode_one(&model, prompt, &options)).collect();
+    app.heavy.run(num_bytes, max_inline_bytes, encode).await
 }
 
-/// Tokenizes a text, with or without the tokens that the model expects around it. It may be empty.
-pub(crate) fn encode_text(model: &ServedModel, text: &str, add_special_tokens: bool) -> Result<Vec<TokenId>, ApiError> {
-    in_place(text.len() <= INLINE_BYTES, || {
-        let encoded = model.tokenizer.encode(text, add_special_tokens).map_err(|error| tokenizer_error("prompt", &error))?;
-        Ok(encoded.token_ids)
-    })
+/// Tokenizes a text, with or without the tokens that the model expects around it. It may be empty, and longer than the model's length.
+pub(crate) async fn encode_text(app: &AppState, text: String, add_special_tokens: bool) -> Result<Vec<TokenId>, ApiError> {
+    let model = app.model.clone();
+    let max_tokens = max_counted(&model);
+    let num_text_bytes = text.len();
+    let encode = move || match model.tokenizer.encode_within(&text, add_special_tokens, max_tokens) {
+        Ok(encoded) => Ok(encoded.token_ids),
+        Err(TokenizerError::TooManyTokens { .. }) => {
+            Err(ApiError::param("prompt", format!("the text has more than the {max_tokens} tokens that are counted")))
+        }
+        Err(error) => Err(tokenizer_error(&model, "prompt", &error)),
+    };
+    app.heavy.run(num_text_bytes, INLINE_BYTES, encode).await
 }
 
-/// Runs `encode` in this task. When it takes long, the other tasks of its worker go on in another thread meanwhile: that costs this one
-/// less than to be sent to another thread and back.
-fn in_place<T>(is_short: bool, encode: impl FnOnce() -> T) -> T {
-    match Handle::current().runtime_flavor() {
-        RuntimeFlavor::MultiThread if !is_short => block_in_place(encode),
-        _ => encode(),
-    }
+/// Tokens that are counted, or turned back into text, for their own sake.
+pub(crate) fn max_counted(model: &ServedModel) -> usize {
+    MIN_COUNTED.max(model.info.max_model_len as usize)
 }
 
 fn num_bytes(prompt: &PromptSource) -> usize {
     match prompt {
         PromptSource::Text(text) => text.len(),
-        PromptSource::Chat(messages) => messages.iter().map(|message| message.content.len()).sum(),
-        PromptSource::Tokens(_) => 0,
+        PromptSource::Chat(messages) => messages.iter().map(|message| message.content.len() + MESSAGE_BYTES).sum(),
+        PromptSource::Tokens(ids) => ids.len(),
     }
 }
 
 fn encode_one(model: &ServedModel, prompt: PromptSource, options: &EncodeOptions) -> Result<Encoded, ApiError> {
     let tokenizer = &*model.tokenizer;
-    let param = prompt.param();
+    let (param, max_model_len) = (prompt.param(), model.info.max_model_len as usize);
     let (prompt, text) = match prompt {
-        PromptSource::Text(text) => (tokenizer.encode(&text, true).map_err(|error| tokenizer_error(param, &error))?, Some(text)),
+        PromptSource::Text(text) => {
+            let encoded = tokenizer.encode_within(&text, true, max_model_len);
+            (encoded.map_err(|error| tokenizer_error(model, param, &error))?, Some(text))
+        }
         PromptSource::Tokens(token_ids) => (EncodedPrompt { token_ids, ..EncodedPrompt::default() }, None),
         PromptSource::Chat(messages) => {
             let chat = ChatOptions { add_generation_prompt: true, ..ChatOptions::default() };
-            (tokenizer.encode_chat(&messages, &chat).map_err(|error| chat_error(&error))?, None)
+            let encoded = tokenizer.encode_chat_within(&messages, &chat, max_model_len);
+            (encoded.map_err(|error| chat_error(model, &error))?, None)
         }
     };
     if prompt.token_ids.is_empty() {
@@ -103,14 +114,23 @@ fn encode_one(model: &ServedModel, prompt: PromptSource, options: &EncodeOptions
     Ok(Encoded { token_ids: token_ids.into(), template, segments, embedding, echo, param })
 }
 
-fn tokenizer_error(param: &str, error: &TokenizerError) -> ApiError {
-    ApiError::param(param, error.to_string())
+fn tokenizer_error(model: &ServedModel, param: &'static str, error: &TokenizerError) -> ApiError {
+    match error {
+        TokenizerError::TooManyTokens { at_least } => ApiError::ContextLengthExceeded {
+            param,
+            max_model_len: model.info.max_model_len as usize,
+            prompt_tokens: *at_least,
+            max_tokens: 1,
+            is_counted: false,
+        },
+        error => ApiError::param(param, error.to_string()),
+    }
 }
 
-fn chat_error(error: &ChatError) -> ApiError {
+fn chat_error(model: &ServedModel, error: &ChatError) -> ApiError {
     match error {
         ChatError::NoTemplate | ChatError::Render { .. } => ApiError::param("messages", error.to_string()),
-        ChatError::Encode(error) => tokenizer_error("messages", error),
+        ChatError::Encode(error) => tokenizer_error(model, "messages", error),
         ChatError::Syntax { .. } => {
             tracing::error!(%error, "chat template");
             ApiError::Internal

@@ -5,6 +5,8 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use protocol::{ErrorBody, ErrorResponse};
 
+use crate::connections::Overload;
+
 /// Why a request is not answered, or not to its end.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ApiError {
@@ -24,8 +26,9 @@ pub enum ApiError {
     },
     /// The prompt leaves no room for the answer.
     #[error(
-        "This model's maximum context length is {max_model_len} tokens. However, you requested {} tokens \
+        "This model's maximum context length is {max_model_len} tokens. However, you requested {}{} tokens \
          ({prompt_tokens} in the prompt, {max_tokens} in the completion). Please reduce the length of either.",
+        if *is_counted { "" } else { "at least " },
         prompt_tokens + max_tokens
     )]
     ContextLengthExceeded {
@@ -37,6 +40,8 @@ pub enum ApiError {
         prompt_tokens: usize,
         /// Tokens asked for.
         max_tokens: usize,
+        /// Whether all tokens of the prompt were counted: counting stops when it is clear that there are too many.
+        is_counted: bool,
     },
     /// Fits the model but not the KV pool.
     #[error("a request of {prompt_tokens} prompt tokens and {max_tokens} completion tokens does not fit the KV pool: {reason}")]
@@ -64,6 +69,39 @@ pub enum ApiError {
         method: String,
         /// Path.
         path: String,
+    },
+    /// The request was sent to a name that is not this daemon's.
+    #[error(
+        "the host `{host}` is not allowed: a server without API keys answers to names of this machine only. Start it with \
+         `--allowed-hosts {host}` to allow it"
+    )]
+    ForeignHost {
+        /// The name.
+        host: String,
+    },
+    /// The request came from a web page that is not allowed.
+    #[error(
+        "pages of `{origin}` are not allowed: a server without API keys answers pages of this machine only. Start it with \
+         `--allowed-origins {origin}` to allow them"
+    )]
+    ForeignOrigin {
+        /// Where the page is from.
+        origin: String,
+    },
+    /// The body is not sent as JSON.
+    #[error("{}. Send JSON with the header `Content-Type: application/json`", match found {
+        Some(found) => format!("a request body of type `{found}` is not read"),
+        None => "the request has no `Content-Type`".to_owned(),
+    })]
+    MediaType {
+        /// The type that was sent.
+        found: Option<String>,
+    },
+    /// The body is compressed.
+    #[error("a request body with `Content-Encoding: {encoding}` is not read: send it as it is")]
+    BodyEncoding {
+        /// How it was sent.
+        encoding: String,
     },
     /// There is no such thing to look at or to erase.
     #[error("there is no {what} `{name}`")]
@@ -101,12 +139,46 @@ pub enum ApiError {
         /// Bytes.
         limit: usize,
     },
-    /// The body did not arrive in time, or not at all.
+    /// The body did not arrive in time.
+    #[error("the request body did not arrive in time")]
+    BodyTimeout,
+    /// The body broke off, or is not sent as its head says.
     #[error("reading the request body: {reason}")]
-    BodyRead {
+    BodyBroken {
         /// What happened.
         reason: String,
     },
+    /// The head of the request cannot be read.
+    #[error("{}", match status {
+        414 => "the URI of the request is too long",
+        431 => "the head of the request has too many or too long fields",
+        _ => "the request is not valid HTTP/1.1",
+    })]
+    BadHead {
+        /// HTTP status: 400, 414 or 431.
+        status: u16,
+    },
+    /// The path has bytes that stand for no text.
+    #[error("the path of the request is not valid: {reason}")]
+    BadPath {
+        /// Why.
+        reason: String,
+    },
+    /// Large requests wait for memory already.
+    #[error("too many large requests at once, try again later")]
+    Busy,
+    /// No more connections are taken for now.
+    #[error("{}", match overload {
+        Overload::All => "too many connections",
+        Overload::Peer => "too many connections from this address",
+    })]
+    TooManyConnections {
+        /// Of whom.
+        overload: Overload,
+    },
+    /// There is no model yet.
+    #[error("the model is loading")]
+    Loading,
     /// As many requests wait as may wait.
     #[error("the queue is full, try again in {retry_after_s} s")]
     QueueFull {
@@ -142,17 +214,25 @@ impl ApiError {
     /// HTTP status, where nothing has been sent yet.
     pub(crate) fn status(&self) -> StatusCode {
         match self {
-            Self::Invalid { .. } | Self::Unsupported { .. } | Self::ContextLengthExceeded { .. } | Self::PoolTooSmall { .. } => {
-                StatusCode::BAD_REQUEST
-            }
+            Self::Invalid { .. }
+            | Self::Unsupported { .. }
+            | Self::ContextLengthExceeded { .. }
+            | Self::PoolTooSmall { .. }
+            | Self::BodyBroken { .. }
+            | Self::BadPath { .. } => StatusCode::BAD_REQUEST,
             Self::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
-            Self::Forbidden { .. } => StatusCode::FORBIDDEN,
+            Self::Forbidden { .. } | Self::ForeignHost { .. } | Self::ForeignOrigin { .. } => StatusCode::FORBIDDEN,
+            Self::MediaType { .. } | Self::BodyEncoding { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::ModelNotFound { .. } | Self::RouteNotFound { .. } | Self::NotFound { .. } => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::BodyRead { .. } => StatusCode::REQUEST_TIMEOUT,
-            Self::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Self::Draining | Self::CutByShutdown | Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::BadHead { status } => StatusCode::from_u16(*status).unwrap_or(StatusCode::BAD_REQUEST),
+            Self::QueueFull { .. } | Self::TooManyConnections { overload: Overload::Peer } => StatusCode::TOO_MANY_REQUESTS,
+            Self::Draining | Self::CutByShutdown | Self::Unavailable | Self::Busy | Self::Loading => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::TooManyConnections { overload: Overload::All } => StatusCode::SERVICE_UNAVAILABLE,
             Self::SlowReader | Self::EngineFailed | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -185,12 +265,23 @@ impl ApiError {
             Self::PoolTooSmall { .. } => "kv_pool_exceeded",
             Self::Unauthorized { .. } => "invalid_api_key",
             Self::Forbidden { .. } => "insufficient_permissions",
+            Self::ForeignHost { .. } => "host_not_allowed",
+            Self::ForeignOrigin { .. } => "origin_not_allowed",
+            Self::MediaType { .. } => "unsupported_media_type",
+            Self::BodyEncoding { .. } => "unsupported_content_encoding",
             Self::NotFound { .. } => "not_found",
             Self::ModelNotFound { .. } => "model_not_found",
             Self::RouteNotFound { .. } => "unknown_url",
             Self::MethodNotAllowed { .. } => "method_not_allowed",
             Self::BodyTooLarge { .. } => "body_too_large",
-            Self::BodyRead { .. } => "body_not_received",
+            Self::BodyTimeout | Self::BodyBroken { .. } => "body_not_received",
+            Self::BadHead { status: 414 } => "uri_too_long",
+            Self::BadHead { status: 431 } => "header_fields_too_large",
+            Self::BadHead { .. } => "malformed_request",
+            Self::BadPath { .. } => "malformed_path",
+            Self::Busy => "busy",
+            Self::TooManyConnections { .. } => "too_many_connections",
+            Self::Loading => "loading",
             Self::QueueFull { .. } => "queue_full",
             Self::Draining | Self::CutByShutdown => "shutting_down",
             Self::SlowReader => "slow_reader",
@@ -202,7 +293,7 @@ impl ApiError {
         match self {
             Self::QueueFull { retry_after_s } => Some(*retry_after_s),
             // Another replica is the better address; until one is found, a second is enough.
-            Self::Draining => Some(1),
+            Self::Draining | Self::Loading | Self::Busy | Self::TooManyConnections { .. } => Some(1),
             _ => None,
         }
     }
@@ -241,7 +332,13 @@ mod tests {
 
     #[test]
     fn an_overlong_prompt_is_told_both_counts() {
-        let error = ApiError::ContextLengthExceeded { param: "messages", max_model_len: 100, prompt_tokens: 90, max_tokens: 20 };
+        let error = ApiError::ContextLengthExceeded {
+            param: "messages",
+            max_model_len: 100,
+            prompt_tokens: 90,
+            max_tokens: 20,
+            is_counted: true,
+        };
         check(&error, 400, "invalid_request_error", Some("messages"), Some("context_length_exceeded"));
         let message = error.to_string();
         assert!(

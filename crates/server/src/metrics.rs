@@ -69,7 +69,7 @@ pub(crate) struct RequestMetrics {
 /// Recorded at the door.
 pub(crate) struct HttpMetrics {
     responses: Vec<(&'static str, [Counter; 3])>,
-    shed: [Counter; 4],
+    shed: [Counter; 7],
     refused_keys: [Counter; 2],
 }
 
@@ -134,10 +134,14 @@ pub(crate) enum ShedReason {
     Draining,
     BodyTooLarge,
     BodyTimeout,
+    ForeignPage,
+    Busy,
+    Connections,
 }
 
 impl ShedReason {
-    const LABELS: [&'static str; 4] = ["queue_full", "draining", "body_too_large", "body_timeout"];
+    const LABELS: [&'static str; 7] =
+        ["queue_full", "draining", "body_too_large", "body_timeout", "foreign_page", "busy", "connections"];
 }
 
 impl Metrics {

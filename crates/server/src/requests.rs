@@ -57,6 +57,7 @@ pub(crate) fn corpus_request(app: &AppState, corpus: &str, prompt: &Encoded, arr
             max_model_len,
             prompt_tokens: num_tokens,
             max_tokens: 1,
+            is_counted: true,
         });
     }
     Ok(Request {

@@ -4,6 +4,7 @@ mod admin;
 mod completions;
 mod info;
 mod kv;
+mod path;
 mod tokenize;
 
 use std::any::Any;
@@ -22,6 +23,7 @@ use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetReques
 use crate::access::check_key;
 use crate::error::ApiError;
 use crate::state::AppState;
+use crate::web::{check_page, cors};
 
 /// All paths, as the router spells them.
 pub(crate) const PATHS: [&str; 21] = [
@@ -57,6 +59,8 @@ pub fn router(app: Arc<AppState>) -> Router {
         .layer(PropagateRequestIdLayer::new(REQUEST_ID))
         .layer(from_fn_with_state(Arc::clone(&app), count_response))
         .layer(CatchPanicLayer::custom(answer_panic))
+        .layer(from_fn_with_state(Arc::clone(&app), check_page))
+        .layer(cors(&app, REQUEST_ID))
         .layer(from_fn_with_state(Arc::clone(&app), check_key))
         .layer(DefaultBodyLimit::max(app.config.body_limit));
     Router::new()

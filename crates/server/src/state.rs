@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use crate::access::Access;
+use crate::body::BodyMemory;
 use crate::config::{ServerConfig, ServerConfigError};
 use crate::corpora::Corpora;
 use crate::embedding::Lane;
 use crate::engine_thread::EngineHandle;
+use crate::heavy::Heavy;
 use crate::metrics::Metrics;
 use crate::model::ServedModel;
 use crate::valid::Limits;
@@ -20,6 +22,8 @@ pub struct AppState {
     pub(crate) access: Access,
     pub(crate) corpora: Corpora,
     pub(crate) embedding_lane: Lane,
+    pub(crate) heavy: Arc<Heavy>,
+    pub(crate) body_memory: BodyMemory,
     pub(crate) fingerprint: String,
 }
 
@@ -37,8 +41,15 @@ impl AppState {
     ) -> Result<Arc<Self>, ServerConfigError> {
         config.validate()?;
         let fingerprint = model.info.fingerprint();
-        let (corpora, embedding_lane) = Default::default();
-        Ok(Arc::new(Self { model, engine, metrics, config, access, corpora, embedding_lane, fingerprint }))
+        let (corpora, embedding_lane, heavy) = Default::default();
+        let body_memory = BodyMemory::new(config.body_limit);
+        Ok(Arc::new(Self { model, engine, metrics, config, access, corpora, embedding_lane, heavy, body_memory, fingerprint }))
+    }
+
+    /// Who may ask, and what keeps their KV apart.
+    #[must_use]
+    pub fn access(&self) -> &Access {
+        &self.access
     }
 
     pub(crate) fn limits(&self) -> Limits<'_> {

@@ -62,6 +62,8 @@ pub struct Tenants {
     names: Vec<String>,
     /// By id.
     quotas: Vec<Option<f64>>,
+    /// By id, of those that the engine was started with.
+    engine_quotas: Vec<Option<f64>>,
 }
 
 /// Who sent a request, and what its key allows.
@@ -131,7 +133,7 @@ impl Tenants {
     /// No keys: everybody is the one tenant, and may do everything.
     #[must_use]
     pub fn open() -> Self {
-        Self { keys: Vec::new(), names: vec![DEFAULT_TENANT.to_owned()], quotas: vec![None] }
+        Self { keys: Vec::new(), names: vec![DEFAULT_TENANT.to_owned()], quotas: vec![None], engine_quotas: vec![None] }
     }
 
     /// The tenants of `keys`, numbered as they occur.
@@ -157,7 +159,26 @@ impl Tenants {
                 Some(known) => quotas[known] = quotas[known].or(key.quota),
             }
         }
-        if keys.is_empty() { Err(TenantsError::Empty) } else { Ok(Self { keys, names, quotas }) }
+        if keys.is_empty() { Err(TenantsError::Empty) } else { Ok(Self { keys, names, engine_quotas: quotas.clone(), quotas }) }
+    }
+
+    /// The keys of `next`, with the tenants of `self` under their numbers: KV is kept by number. A tenant without keys keeps its number.
+    pub(crate) fn succeeded_by(&self, next: Self) -> Self {
+        let mut names = self.names.clone();
+        names.extend(next.names.iter().filter(|name| !self.names.contains(name)).cloned());
+        let quota_of = |name: &String| next.names.iter().position(|known| known == name).and_then(|index| next.quotas[index]);
+        let quotas = names.iter().map(quota_of).collect();
+        Self { keys: next.keys, names, quotas, engine_quotas: self.engine_quotas.clone() }
+    }
+
+    pub(crate) fn num_keys(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Names of the tenants whose quota is not the one that the engine knows.
+    pub(crate) fn other_quotas(&self) -> Vec<String> {
+        let differs = |index: usize| self.quotas[index] != self.engine_quotas.get(index).copied().flatten();
+        (0..self.names.len()).filter(|&index| differs(index)).map(|index| self.names[index].clone()).collect()
     }
 
     /// Whether requests need no key.
@@ -281,6 +302,21 @@ mod tests {
         check(vec![quota("k", 0.0)], "the quota of tenant `a` must be above 0 and at most 1, is 0");
         check(vec![quota("k", f64::NAN)], "the quota of tenant `a` must be above 0 and at most 1, is NaN");
         check(vec![quota("k", 0.5), quota("l", 0.25)], "the keys of tenant `a` give different quotas");
+    }
+
+    #[test]
+    fn tenants_keep_their_numbers_when_keys_are_read_again() {
+        let quota = |secret, tenant, quota| ApiKey { quota, ..key(secret, tenant) };
+        let next = Tenants::try_new(vec![quota("k9", "c", Some(0.5)), key("k2", "b")]).unwrap();
+        let next = two().succeeded_by(next);
+        let id = |secret| next.authenticate(Some(secret)).map(|caller| (caller.tenant.0, caller.name));
+        assert_eq!(id("k9"), Ok((2, "c".to_owned())));
+        assert_eq!(id("k2"), Ok((1, "b".to_owned())));
+        assert_eq!(id("k1"), Err(KeyError::Unknown));
+        assert_eq!((next.name(TenantId(0)), next.num_keys(), next.other_quotas()), (Some("a"), 2, vec!["c".to_owned()]));
+        let again = next.succeeded_by(two());
+        assert_eq!(again.authenticate(Some("k1")).unwrap().tenant, TenantId(0));
+        assert!(again.other_quotas().is_empty());
     }
 
     #[test]

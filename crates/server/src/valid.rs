@@ -90,7 +90,13 @@ impl MaxTokens {
             Self::AtMost(num_tokens) => (1, room.min(num_tokens as usize)),
         };
         if prompt_tokens + wanted > max_model_len {
-            return Err(ApiError::ContextLengthExceeded { param, max_model_len, prompt_tokens, max_tokens: wanted });
+            return Err(ApiError::ContextLengthExceeded {
+                param,
+                max_model_len,
+                prompt_tokens,
+                max_tokens: wanted,
+                is_counted: true,
+            });
         }
         Ok(u32::try_from(granted).expect("a length within max_model_len is a u32"))
     }

@@ -1,8 +1,14 @@
 //! Where the daemon listens, and what it refuses.
 
 use serde::{Deserialize, Serialize};
+use server::WebAccess;
 
 use super::{ByteSize, Millis, set};
+
+/// Requests that wait, and connections, at most: more files cannot be open on any system.
+const MAX_COUNT: usize = 1 << 20;
+/// The largest body that can be allowed: it is held in memory.
+const MAX_BODY_LIMIT: ByteSize = ByteSize::gib(1);
 
 /// `[server]` of the configuration file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -14,8 +20,10 @@ pub(crate) struct ServerConfig {
     pub(crate) port: u16,
     /// Requests that may wait; one more is answered 429.
     pub(crate) max_queue: usize,
-    /// Connections open at once.
+    /// Connections open at once; one more closes the one that has waited longest for its client.
     pub(crate) max_connections: usize,
+    /// Connections open at once from one address.
+    pub(crate) max_connections_per_peer: usize,
     /// Largest request body; a larger one is answered 413.
     pub(crate) body_limit: ByteSize,
     /// A client must have sent its request's head within this; also the longest a connection may idle.
@@ -28,6 +36,10 @@ pub(crate) struct ServerConfig {
     pub(crate) keep_alive: Millis,
     /// Running requests may finish within this after SIGTERM.
     pub(crate) shutdown_timeout: Millis,
+    /// Web pages, by origin, that a daemon without keys answers besides those of this machine; browsers let them read the answers.
+    pub(crate) allowed_origins: Vec<String>,
+    /// Host names that a daemon without keys answers to besides those of this machine.
+    pub(crate) allowed_hosts: Vec<String>,
 }
 
 impl Default for ServerConfig {
@@ -37,12 +49,15 @@ impl Default for ServerConfig {
             port: 8000,
             max_queue: 256,
             max_connections: 4096,
+            max_connections_per_peer: 2048,
             body_limit: ByteSize::mib(2),
             header_read_timeout: Millis::seconds(30),
             body_read_timeout: Millis::seconds(30),
             max_n: 8,
             keep_alive: Millis::seconds(10),
             shutdown_timeout: Millis::seconds(30),
+            allowed_origins: Vec::new(),
+            allowed_hosts: Vec::new(),
         }
     }
 }
@@ -53,17 +68,36 @@ impl ServerConfig {
         if self.host.is_empty() {
             problems.push("server.host is empty".to_owned());
         }
+        let counts = [
+            ("max_queue", self.max_queue),
+            ("max_connections", self.max_connections),
+            ("max_connections_per_peer", self.max_connections_per_peer),
+        ];
+        for (key, count) in counts.iter().filter(|(_, count)| *count > MAX_COUNT) {
+            problems.push(format!("server.{key} {count} is above {MAX_COUNT}"));
+        }
         if self.max_queue == 0 {
             problems.push("server.max_queue is 0, so every request would be refused".to_owned());
         }
         if self.max_connections == 0 {
             problems.push("server.max_connections is 0, so nobody could connect".to_owned());
         }
+        if self.max_connections_per_peer == 0 {
+            problems.push("server.max_connections_per_peer is 0, so nobody could connect".to_owned());
+        }
+        if self.body_limit > MAX_BODY_LIMIT {
+            problems.push(format!("server.body_limit {} is above {MAX_BODY_LIMIT}", self.body_limit));
+        }
         if self.body_limit < ByteSize(1024) {
             problems.push(format!("server.body_limit {} is below 1KiB, so hardly a request would fit", self.body_limit));
         }
         if self.max_n == 0 {
             problems.push("server.max_n is 0, so no request could be answered".to_owned());
+        }
+        if let Some(entry) = self.web().meaningless_entry() {
+            problems.push(format!(
+                "`{entry}` in server.allowed_origins or server.allowed_hosts matches nothing: an origin is `https://ui.example`, a host `ui.example`"
+            ));
         }
         let timeouts = [
             ("header_read_timeout", self.header_read_timeout),
@@ -74,6 +108,11 @@ impl ServerConfig {
             problems.push(format!("server.{key} is 0, but must be some time"));
         }
         problems
+    }
+
+    /// Pages and names that may reach a daemon on a loopback address.
+    pub(crate) fn web(&self) -> WebAccess {
+        WebAccess { origins: self.allowed_origins.clone(), hosts: self.allowed_hosts.clone(), ..WebAccess::default() }
     }
 }
 
@@ -93,6 +132,9 @@ pub(crate) struct ServerArgs {
     /// Connections open at once [default: 4096]
     #[arg(long, env = "KVSHARE_MAX_CONNECTIONS", value_name = "N")]
     max_connections: Option<usize>,
+    /// Connections open at once from one address [default: 2048]
+    #[arg(long, env = "KVSHARE_MAX_CONNECTIONS_PER_PEER", value_name = "N")]
+    max_connections_per_peer: Option<usize>,
     /// Largest request body [default: 2MiB]
     #[arg(long, env = "KVSHARE_BODY_LIMIT", value_name = "SIZE")]
     body_limit: Option<ByteSize>,
@@ -111,6 +153,12 @@ pub(crate) struct ServerArgs {
     /// Time running requests have to finish after SIGTERM [default: 30s]
     #[arg(long, env = "KVSHARE_SHUTDOWN_TIMEOUT", value_name = "TIME")]
     shutdown_timeout: Option<Millis>,
+    /// Origins of web pages that may use the daemon besides local ones, with commas between them; `*` allows all [default: none]
+    #[arg(long, env = "KVSHARE_ALLOWED_ORIGINS", value_name = "ORIGINS", value_delimiter = ',')]
+    allowed_origins: Option<Vec<String>>,
+    /// Host names that a daemon without keys answers to besides local ones, with commas between them; `*` allows all [default: none]
+    #[arg(long, env = "KVSHARE_ALLOWED_HOSTS", value_name = "NAMES", value_delimiter = ',')]
+    allowed_hosts: Option<Vec<String>>,
 }
 
 impl ServerArgs {
@@ -119,11 +167,14 @@ impl ServerArgs {
         set(&mut config.port, self.port);
         set(&mut config.max_queue, self.max_queue);
         set(&mut config.max_connections, self.max_connections);
+        set(&mut config.max_connections_per_peer, self.max_connections_per_peer);
         set(&mut config.body_limit, self.body_limit);
         set(&mut config.header_read_timeout, self.header_read_timeout);
         set(&mut config.body_read_timeout, self.body_read_timeout);
         set(&mut config.max_n, self.max_n);
         set(&mut config.keep_alive, self.keep_alive);
         set(&mut config.shutdown_timeout, self.shutdown_timeout);
+        set(&mut config.allowed_origins, self.allowed_origins);
+        set(&mut config.allowed_hosts, self.allowed_hosts);
     }
 }

@@ -66,15 +66,23 @@ impl TenantsConfig {
     /// # Errors
     /// If one cannot be read or makes no sense, or a variable that is named in it is not set.
     pub(crate) fn access(&self) -> anyhow::Result<Access> {
-        let tenants = match self.api_keys.as_ref().set() {
-            Some(path) => read_keys(path, |name| std::env::var(name).ok())?,
-            None => Tenants::open(),
-        };
+        let tenants = self.tenants()?;
         let secret = match self.secret_file.as_ref().set() {
             Some(path) => read_secret(path)?,
             None => ScopeSecret::random(),
         };
-        Ok(Access { tenants, secret })
+        Ok(Access::new(tenants, secret))
+    }
+
+    /// Reads the file of keys.
+    ///
+    /// # Errors
+    /// As [`TenantsConfig::access`].
+    pub(crate) fn tenants(&self) -> anyhow::Result<Tenants> {
+        match self.api_keys.as_ref().set() {
+            Some(path) => read_keys(path, |name| std::env::var(name).ok()),
+            None => Ok(Tenants::open()),
+        }
     }
 }
 

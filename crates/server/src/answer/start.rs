@@ -38,7 +38,7 @@ pub(crate) async fn start(
     refuse_early(app)?;
     let embeds = request.sharing.store || request.sharing.mode == SharingMode::Semantic;
     let options = EncodeOptions { segments: request.sharing.segments.clone(), echo: request.echo, embeds };
-    let prompts = encode_all(&app.model, std::mem::take(&mut request.prompts), &options)?;
+    let prompts = encode_all(app, std::mem::take(&mut request.prompts), options).await?;
     let prompt_tokens = prompts.iter().map(|prompt| prompt.token_ids.len()).sum::<usize>();
     let groups = prompts.iter().map(|prompt| group_of(app, caller, &request, prompt, arrival)).collect::<Result<Vec<_>, _>>()?;
     for group in &groups {

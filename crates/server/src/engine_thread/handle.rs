@@ -77,6 +77,11 @@ impl EngineHandle {
         RequestId(self.shared.next_id.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// Where the daemon is in its life, from now on.
+    pub(super) fn watch_phase(&self) -> watch::Receiver<Phase> {
+        self.shared.phase.subscribe()
+    }
+
     /// Requests that may wait for admission.
     pub(crate) fn max_queue(&self) -> usize {
         self.shared.config.max_queue
@@ -107,7 +112,7 @@ impl EngineHandle {
             let (sender, events) = mpsc::channel(self.shared.config.stream_buffer);
             let link = Arc::new(Link::default());
             let in_flight = InFlight::enter(&self.shared);
-            streams.push(TokenStream::new(events, Arc::clone(&link), self.clone(), in_flight));
+            streams.push(TokenStream::new(events, Arc::clone(&link), self, in_flight));
             let permit = permits.split(1).expect("one permit was acquired for each request");
             Submission { request, events: sender, link, permit }
         };
@@ -144,7 +149,12 @@ impl EngineHandle {
         let permit = Arc::clone(&self.shared.inspections).acquire_owned().await.expect("the semaphore is never closed");
         let (reply, answer) = oneshot::channel();
         self.commands.try_send(EngineCommand::Inspect(question(reply), permit)).map_err(|_| not_running())?;
-        answer.await.map_err(|_| not_running())
+        let mut phase = self.watch_phase();
+        tokio::select! {
+            biased;
+            answer = answer => answer.map_err(|_| not_running()),
+            _ = phase.wait_for(|phase| *phase == Phase::Stopped) => Err(not_running()),
+        }
     }
 
     /// Where the daemon is in its life.
@@ -183,8 +193,8 @@ impl EngineHandle {
         let _ = in_flight.wait_for(|&num_requests| num_requests == 0).await;
     }
 
-    /// Cuts what still runs and ends the thread after its current step.
-    pub async fn stop(&self) {
+    /// Cuts what still runs, at once, and ends the thread after its current step.
+    pub fn stop(&self) {
         self.shared.phase.send_if_modified(|phase| {
             let has_failed = *phase == Phase::Failed;
             if !has_failed {
@@ -192,8 +202,8 @@ impl EngineHandle {
             }
             !has_failed
         });
-        // It fails only when the thread has ended, which is what was wanted.
-        let _ = self.commands.send(EngineCommand::Stop).await;
+        // It fails when the thread has ended, which is what was wanted, or has not yet seen another `Stop`.
+        let _ = self.commands.try_send(EngineCommand::Stop);
     }
 
     /// Returns when `is_reached` holds for the engine's figures, or when the engine has ended.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use engine::EngineEvent;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::route::{InFlight, Link};
 use super::{EngineHandle, Phase};
@@ -13,7 +13,7 @@ use super::{EngineHandle, Phase};
 pub(crate) struct TokenStream {
     events: mpsc::Receiver<EngineEvent>,
     link: Arc<Link>,
-    engine: EngineHandle,
+    phase: watch::Receiver<Phase>,
     _in_flight: InFlight,
 }
 
@@ -29,16 +29,22 @@ pub(crate) enum StreamError {
 }
 
 impl TokenStream {
-    pub(super) fn new(events: mpsc::Receiver<EngineEvent>, link: Arc<Link>, engine: EngineHandle, in_flight: InFlight) -> Self {
-        Self { events, link, engine, _in_flight: in_flight }
+    pub(super) fn new(events: mpsc::Receiver<EngineEvent>, link: Arc<Link>, engine: &EngineHandle, in_flight: InFlight) -> Self {
+        Self { events, link, phase: engine.watch_phase(), _in_flight: in_flight }
     }
 
     /// Waits for the next event. The last one is [`EngineEvent::Finished`]; not to be called after it.
     pub(crate) async fn next(&mut self) -> Result<EngineEvent, StreamError> {
-        match self.events.recv().await {
+        let event = tokio::select! {
+            biased;
+            event = self.events.recv() => event,
+            // The engine may be in a step that lasts: its readers do not wait for the end of it.
+            _ = self.phase.wait_for(|phase| *phase == Phase::Stopped) => None,
+        };
+        match event {
             Some(event) => Ok(event),
             None if self.link.is_too_slow.load(Ordering::Acquire) => Err(StreamError::TooSlow),
-            None if self.engine.phase() == Phase::Stopped => Err(StreamError::Stopped),
+            None if *self.phase.borrow() == Phase::Stopped => Err(StreamError::Stopped),
             None => Err(StreamError::Failed),
         }
     }

@@ -3,17 +3,18 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
 use engine::{DonorInfo, Erase};
 use protocol::{Corpus, CorpusList, CorpusRequest, Donor, DonorList, Erased};
 use serde::Deserialize;
 use tokens::{DonorId, TenantId, Timestamp};
 
 use super::kv::erase;
+use super::path::PathText;
 use crate::access::Admin;
 use crate::answer::{fits, run_alone, submit_error};
-use crate::body::{Body, bad_query};
+use crate::body::{Body, bad_query, shortened};
 use crate::embedding::await_whole;
 use crate::encode::{EncodeOptions, Encoded, encode_all};
 use crate::error::ApiError;
@@ -30,9 +31,9 @@ pub(super) struct DonorQuery {
     /// Only this tenant's.
     tenant: Option<String>,
     /// At most so many.
-    limit: Option<usize>,
+    limit: Option<String>,
     /// Only those with a higher id.
-    after: Option<u64>,
+    after: Option<String>,
 }
 
 /// Donors of a page, unless the client says otherwise.
@@ -48,11 +49,17 @@ pub(super) async fn donors(
 ) -> Result<Json<DonorList>, ApiError> {
     let Query(query) = query.map_err(|rejection| bad_query(&rejection))?;
     let tenant = query.tenant.map(|name| find_tenant(&app, &name)).transpose()?;
-    let limit = query.limit.unwrap_or(DEFAULT_PAGE);
-    if !(1..=MAX_PAGE).contains(&limit) {
-        return Err(ApiError::param("limit", format!("must be between 1 and {MAX_PAGE}, is {limit}")));
-    }
-    let page = donor_page(&app, tenant, query.after.map(DonorId), limit).await?;
+    let limit = query.limit.map_or(Ok(DEFAULT_PAGE), |text| match text.parse() {
+        Ok(limit) if (1..=MAX_PAGE).contains(&limit) => Ok(limit),
+        _ => {
+            Err(ApiError::param("limit", format!("`limit` must be an integer from 1 to {MAX_PAGE}, not `{}`", shortened(&text))))
+        }
+    })?;
+    let after = query.after.map(|text| match text.parse() {
+        Ok(id) => Ok(DonorId(id)),
+        Err(_) => Err(ApiError::param("after", format!("`after` must be the id of a donor, not `{}`", shortened(&text)))),
+    });
+    let page = donor_page(&app, tenant, after.transpose()?, limit).await?;
     let now = app.engine.now();
     let data = page.found.iter().map(|donor| describe(&app, donor, now)).collect();
     Ok(Json(DonorList { object: "list".to_owned(), data, has_more: page.has_more }))
@@ -90,7 +97,7 @@ fn describe(app: &AppState, donor: &DonorInfo, now: Timestamp) -> Donor {
     Donor {
         id: donor.id.0,
         object: "kv.donor".to_owned(),
-        tenant: app.access.tenants.name(donor.tenant).map(str::to_owned),
+        tenant: app.access.tenants().name(donor.tenant).map(str::to_owned),
         tokens: donor.num_tokens,
         resident_tokens: donor.num_resident_tokens,
         hits: donor.hits,
@@ -103,9 +110,9 @@ fn describe(app: &AppState, donor: &DonorInfo, now: Timestamp) -> Donor {
 pub(super) async fn erase_donor(
     State(app): State<Arc<AppState>>,
     _: Admin,
-    id: Result<Path<u64>, PathRejection>,
+    PathText(id): PathText,
 ) -> Result<Json<Erased>, ApiError> {
-    let Path(id) = id.map_err(|_| ApiError::param("id", "the id of a donor is a number"))?;
+    let id = id.parse().map_err(|_| ApiError::param("id", "the id of a donor is a number"))?;
     let Json(erased) = erase(&app, Erase::Donor(DonorId(id))).await?;
     match erased.donors {
         0 => Err(ApiError::NotFound { what: "donor", name: id.to_string() }),
@@ -117,7 +124,7 @@ pub(super) async fn erase_donor(
 pub(super) async fn erase_tenant(
     State(app): State<Arc<AppState>>,
     _: Admin,
-    Path(name): Path<String>,
+    PathText(name): PathText,
 ) -> Result<Json<Erased>, ApiError> {
     let tenant = find_tenant(&app, &name)?;
     erase(&app, Erase::Tenant(tenant)).await
@@ -135,11 +142,12 @@ pub(super) struct SessionQuery {
 pub(super) async fn erase_session(
     State(app): State<Arc<AppState>>,
     _: Admin,
-    Path(session): Path<String>,
+    PathText(session): PathText,
     query: Result<Query<SessionQuery>, QueryRejection>,
 ) -> Result<Json<Erased>, ApiError> {
     let Query(SessionQuery { tenant }) = query.map_err(|rejection| bad_query(&rejection))?;
-    let name = match (tenant, app.access.tenants.only()) {
+    let tenants = app.access.tenants();
+    let name = match (tenant, tenants.only()) {
         (Some(name), _) => name,
         (None, Some(only)) => only.to_owned(),
         (None, None) => return Err(ApiError::param("tenant", "sessions are named by their tenants: say whose it is")),
@@ -149,7 +157,7 @@ pub(super) async fn erase_session(
 }
 
 fn find_tenant(app: &AppState, name: &str) -> Result<TenantId, ApiError> {
-    app.access.tenants.find(name).ok_or_else(|| ApiError::NotFound { what: "tenant", name: name.to_owned() })
+    app.access.tenants().find(name).ok_or_else(|| ApiError::NotFound { what: "tenant", name: name.to_owned() })
 }
 
 /// `GET /admin/corpora`.
@@ -158,9 +166,9 @@ pub(super) async fn corpora(State(app): State<Arc<AppState>>, _: Admin) -> Json<
 }
 
 /// `POST /admin/corpora`: computes a public text with nothing before it. Answers when it can be reused.
-pub(super) async fn add_corpus(State(app): State<Arc<AppState>>, _: Admin, body: Body) -> Result<Json<Corpus>, ApiError> {
+pub(super) async fn add_corpus(State(app): State<Arc<AppState>>, _: Admin, mut body: Body) -> Result<Json<Corpus>, ApiError> {
     let arrival = app.engine.now();
-    let CorpusRequest { name, text, messages } = body.parse()?;
+    let CorpusRequest { name, text, messages } = body.parse().await?;
     let name = name.ok_or_else(|| ApiError::param("name", "you must provide a name"))?;
     if !is_name(&name) {
         return Err(ApiError::param("name", "a name has 1 to 64 letters, digits, `-`, `_` or `.`"));
@@ -172,6 +180,7 @@ pub(super) async fn add_corpus(State(app): State<Arc<AppState>>, _: Admin, body:
         _ => return Err(ApiError::param("text", "you must provide either `text` or `messages`")),
     };
     let prompt = encode_corpus(&app, source).await?;
+    drop(body);
     let request = corpus_request(&app, &name, &prompt, arrival)?;
     fits(&app, &request)?;
     run_alone(&app, request).await?;
@@ -183,7 +192,7 @@ pub(super) async fn add_corpus(State(app): State<Arc<AppState>>, _: Admin, body:
 
 async fn encode_corpus(app: &AppState, source: PromptSource) -> Result<Encoded, ApiError> {
     let options = EncodeOptions { segments: tokenizer::SegmentRule::Text, echo: false, embeds: true };
-    let mut prompts = encode_all(&app.model, vec![source], &options)?;
+    let mut prompts = encode_all(app, vec![source], options).await?;
     let mut prompt = prompts.pop().expect("one prompt was given");
     await_whole(app, &mut prompt).await;
     Ok(prompt)
@@ -193,7 +202,7 @@ async fn encode_corpus(app: &AppState, source: PromptSource) -> Result<Encoded, 
 pub(super) async fn erase_corpus(
     State(app): State<Arc<AppState>>,
     _: Admin,
-    Path(name): Path<String>,
+    PathText(name): PathText,
 ) -> Result<Json<Erased>, ApiError> {
     if !app.corpora.remove(&name) {
         return Err(ApiError::NotFound { what: "corpus", name });

@@ -18,11 +18,12 @@ use crate::tenants::Caller;
 use crate::valid::{StreamMode, ValidRequest};
 
 /// `POST /v1/chat/completions`.
-pub(super) async fn chat(State(app): State<Arc<AppState>>, caller: Caller, body: Body) -> Result<Response, ApiError> {
+pub(super) async fn chat(State(app): State<Arc<AppState>>, caller: Caller, mut body: Body) -> Result<Response, ApiError> {
     let arrival = app.engine.now();
-    let request = ValidRequest::from_chat(body.parse::<ChatCompletionRequest>()?, app.limits())?;
+    let request = ValidRequest::from_chat(body.parse::<ChatCompletionRequest>().await?, app.limits())?;
     let head = AnswerHead::new("chatcmpl", request.model.clone(), &app);
     let (stream, generation) = begin(&app, &caller, request, &head, arrival).await?;
+    drop(body);
     let tokenizer = Arc::clone(&app.model.tokenizer);
     match stream {
         Some(mode) => Ok(send_events(&app, Writer::chat(head, tokenizer), mode, generation)),
@@ -31,11 +32,12 @@ pub(super) async fn chat(State(app): State<Arc<AppState>>, caller: Caller, body:
 }
 
 /// `POST /v1/completions`.
-pub(super) async fn completions(State(app): State<Arc<AppState>>, caller: Caller, body: Body) -> Result<Response, ApiError> {
+pub(super) async fn completions(State(app): State<Arc<AppState>>, caller: Caller, mut body: Body) -> Result<Response, ApiError> {
     let arrival = app.engine.now();
-    let request = ValidRequest::from_completion(body.parse::<CompletionRequest>()?, app.limits())?;
+    let request = ValidRequest::from_completion(body.parse::<CompletionRequest>().await?, app.limits())?;
     let head = AnswerHead::new("cmpl", request.model.clone(), &app);
     let (stream, generation) = begin(&app, &caller, request, &head, arrival).await?;
+    drop(body);
     let tokenizer = Arc::clone(&app.model.tokenizer);
     match stream {
         Some(mode) => Ok(send_events(&app, Writer::completion(head, tokenizer), mode, generation)),

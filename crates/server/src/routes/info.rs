@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use protocol::{ModelCard, ModelList};
 use serde_json::{Value, json};
 
+use super::path::PathText;
 use crate::engine_thread::Phase;
 use crate::error::ApiError;
 use crate::model::ModelInfo;
@@ -22,7 +23,7 @@ pub(super) async fn models(State(app): State<Arc<AppState>>) -> Json<ModelList> 
 }
 
 /// `GET /v1/models/{id}`. Names may contain slashes.
-pub(super) async fn model(State(app): State<Arc<AppState>>, Path(name): Path<String>) -> Result<Json<ModelCard>, ApiError> {
+pub(super) async fn model(State(app): State<Arc<AppState>>, PathText(name): PathText) -> Result<Json<ModelCard>, ApiError> {
     let info = &app.model.info;
     if info.is_called(&name) { Ok(Json(card(&name, info))) } else { Err(ApiError::ModelNotFound { model: name }) }
 }

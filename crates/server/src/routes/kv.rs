@@ -21,18 +21,23 @@ use crate::tenants::Caller;
 use crate::valid::{ValidRequest, valid_session};
 
 /// `POST /v1/kv/explain`: what would be reused for a chat or completion request, without running it.
-pub(super) async fn explain(State(app): State<Arc<AppState>>, caller: Caller, body: Body) -> Result<Json<Explanation>, ApiError> {
+pub(super) async fn explain(
+    State(app): State<Arc<AppState>>,
+    caller: Caller,
+    mut body: Body,
+) -> Result<Json<Explanation>, ApiError> {
     let arrival = app.engine.now();
-    let mut request = match body.has_field("messages") {
-        true => ValidRequest::from_chat(body.parse()?, app.limits())?,
-        false => ValidRequest::from_completion(body.parse()?, app.limits())?,
+    let mut request = match body.parse_either("messages").await? {
+        Ok(chat) => ValidRequest::from_chat(chat, app.limits())?,
+        Err(completion) => ValidRequest::from_completion(completion, app.limits())?,
     };
     if request.prompts.len() > 1 {
         return Err(ApiError::param("prompt", "only one prompt can be explained at a time"));
     }
     let embeds = request.sharing.mode == protocol::SharingMode::Semantic;
     let options = EncodeOptions { segments: request.sharing.segments.clone(), echo: false, embeds };
-    let mut prompts = encode_all(&app.model, std::mem::take(&mut request.prompts), &options)?;
+    let mut prompts = encode_all(&app, std::mem::take(&mut request.prompts), options).await?;
+    drop(body);
     let prompt = prompts.first_mut().expect("a valid request has a prompt");
     if embeds {
         await_whole(&app, prompt).await;

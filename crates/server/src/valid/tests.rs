@@ -193,7 +193,7 @@ fn lengths_are_checked_against_the_model() {
     assert_eq!(MaxTokens::AtMost(16).after(90, 100, "prompt"), Ok(10));
     assert_eq!(MaxTokens::AtMost(16).after(10, 100, "prompt"), Ok(16));
     let too_long = |max_tokens, prompt_tokens| {
-        Err(ApiError::ContextLengthExceeded { param: "prompt", max_model_len: 100, prompt_tokens, max_tokens })
+        Err(ApiError::ContextLengthExceeded { param: "prompt", max_model_len: 100, prompt_tokens, max_tokens, is_counted: true })
     };
     assert_eq!([0, 7, 90].map(|room| MaxTokens::AtMost(16).within(16, room)), [1, 7, 16]);
     assert_eq!(MaxTokens::Exactly(16).within(16, 7), 16);

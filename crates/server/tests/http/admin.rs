@@ -106,7 +106,7 @@ async fn what_makes_no_sense_is_refused() {
     let world = World::with_tenants();
     for (method, path, body, status, param) in [
         ("GET", "/admin/donors?limit=0", Value::Null, 400, Some("limit")),
-        ("GET", "/admin/donors?limit=x", Value::Null, 400, None),
+        ("GET", "/admin/donors?limit=x", Value::Null, 400, Some("limit")),
         ("GET", "/admin/donors?colour=red", Value::Null, 400, None),
         ("GET", "/admin/donors?tenant=nobody", Value::Null, 404, None),
         ("DELETE", "/admin/donors/seven", Value::Null, 400, Some("id")),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use engine::{EmbeddingIndexConfig, Gate, SchedulerConfig};
 use serde_json::{Value, json};
-use server::{Access, Embedder, Embedding, ScopeSecret};
+use server::{Access, Embedder, Embedding, ScopeSecret, Tenants};
 use tokens::TokenId;
 
 use crate::world::{COMPLETIONS, Options, World, byte, completion, document};
@@ -61,7 +61,7 @@ async fn world(embedder: &Arc<Letters>) -> World {
     let embedder: Arc<dyn Embedder> = Arc::<Letters>::clone(embedder);
     // Which shingles are posted depends on the scope, and so on the secret: one under which the first prompts' are all gone.
     let secret = ScopeSecret::from_bytes(&[1; 32]).unwrap();
-    let access = Access { secret, ..Access::open() };
+    let access = Access::new(Tenants::open(), secret);
     let world = World::with(Options { scheduler, access, embedder: Some(embedder), ..Options::default() });
     for letter in (b'A'..).take(NUM_LETTERS) {
         world.post(COMPLETIONS, &completion(prompt(letter, &letter.to_string()), json!({}))).await.ok();

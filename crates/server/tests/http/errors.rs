@@ -37,6 +37,112 @@ async fn a_wrong_type_is_a_bad_request_that_names_the_field() {
 }
 
 #[tokio::test]
+async fn a_path_that_is_no_text_is_a_bad_request() {
+    let world = World::new();
+    let paths = [
+        ("GET", "/v1/models/%ff"),
+        ("DELETE", "/admin/donors/%ff"),
+        ("DELETE", "/admin/donors/x"),
+        ("DELETE", "/admin/corpora/%c0%af"),
+    ];
+    for (method, path) in
+        paths.into_iter().chain([("DELETE", "/admin/tenants/%ff/cache"), ("DELETE", "/admin/sessions/%ff/cache")])
+    {
+        let answer = world.send(method, path, "").await;
+        assert_eq!(answer.status, 400, "{method} {path}: {}", answer.text);
+        assert!(answer.json()["error"]["message"].is_string());
+    }
+}
+
+#[tokio::test]
+async fn a_query_that_makes_no_sense_is_a_bad_request() {
+    let world = World::new();
+    for query in ["limit=x", "limit=0", "limit=1e9", "after=-1", "x=1", "limit=1&limit=2", "tenant=%ff"] {
+        let answer = world.get(&format!("/admin/donors?{query}")).await;
+        assert!(answer.status == 400 || answer.status == 404, "{query}: {}", answer.text);
+        let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
+        assert!(!RUST_WORDS.iter().any(|word| message.contains(word)), "{query}: {message}");
+    }
+}
+
+/// Words of the implementation that are none of the API's.
+const RUST_WORDS: [&str; 13] = [
+    "i64",
+    "u32",
+    "f32",
+    "usize",
+    "struct",
+    "enum",
+    "variant",
+    "sequence",
+    "tuple",
+    "Option",
+    "deserialize",
+    "Deserialize",
+    "untagged",
+];
+
+#[tokio::test]
+async fn a_value_of_the_wrong_kind_is_told_in_json_words_with_its_path() {
+    let world = World::new();
+    let cases = [
+        (CHAT, json!({"n": 1.5}), "n"),
+        (CHAT, json!({"n": "1"}), "n"),
+        (CHAT, json!({"n": []}), "n"),
+        (CHAT, json!({"max_tokens": -1.5}), "max_tokens"),
+        (CHAT, json!({"temperature": {}}), "temperature"),
+        (CHAT, json!({"stream": "true"}), "stream"),
+        (CHAT, json!({"stream": true, "stream_options": []}), "stream_options"),
+        (CHAT, json!({"stream": true, "stream_options": {"include_usage": 1}}), "stream_options.include_usage"),
+        (CHAT, json!({"stop": [1]}), "stop[0]"),
+        (CHAT, json!({"stop_token_ids": ["x"]}), "stop_token_ids[0]"),
+        (CHAT, json!({"stop_token_ids": [5, -1]}), "stop_token_ids[1]"),
+        (CHAT, json!({"logit_bias": {"5": "x"}}), "logit_bias.5"),
+        (CHAT, json!({"logit_bias": [1]}), "logit_bias"),
+        (CHAT, json!({"kv_sharing": []}), "kv_sharing"),
+        (CHAT, json!({"kv_sharing": ["span"]}), "kv_sharing"),
+        (CHAT, json!({"kv_sharing": "span"}), "kv_sharing"),
+        (CHAT, json!({"kv_sharing": {"mode": {"span": null}}}), "kv_sharing.mode"),
+        (CHAT, json!({"kv_sharing": {"mode": "all"}}), "kv_sharing.mode"),
+        (CHAT, json!({"kv_sharing": {"stroe": true}}), "kv_sharing.stroe"),
+        (CHAT, json!({"messages": [[]]}), "messages[0]"),
+        (CHAT, json!({"messages": [{"role": "user", "content": [["text", "hi"]]}]}), "messages[0].content[0]"),
+        (CHAT, json!({"messages": [{"role": "user", "content": [{"type": "text", "text": 3}]}]}), "messages[0].content[0].text"),
+        (COMPLETIONS, json!({"prompt": [1, "a"]}), "prompt"),
+        (COMPLETIONS, json!({"echo": 1}), "echo"),
+        ("/tokenize", json!({"add_special_tokens": "yes"}), "add_special_tokens"),
+        ("/detokenize", json!({"tokens": [1, 2, {}]}), "tokens[2]"),
+        ("/admin/corpora", json!({"name": "x", "text": 1}), "text"),
+        ("/v1/kv/explain", json!({"prompt": "x", "n": false}), "n"),
+    ];
+    for (path, more, param) in cases {
+        let body = if path == CHAT { chat("hi", more.clone()) } else { more.clone() };
+        let answer = world.post(path, &body).await;
+        check(&answer, 400, Some(param), None);
+        let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
+        assert!(!RUST_WORDS.iter().any(|word| message.contains(word)) && message.contains(param), "{more}: {message}");
+    }
+    for path in [CHAT, COMPLETIONS, "/tokenize", "/detokenize", "/admin/corpora", "/v1/kv/explain"] {
+        for body in ["[]", "[null,\"hi\"]", "\"hi\"", "1", "null"] {
+            check(&world.send("POST", path, body).await, 400, None, None);
+        }
+    }
+}
+
+#[tokio::test]
+async fn whole_numbers_are_integers_however_they_are_written() {
+    let world = World::new();
+    let fields = "\"n\":1.0,\"max_tokens\":3e0,\"top_k\":2.0,\"seed\":7.0,\"min_tokens\":0.0,\"top_logprobs\":1.0,\"logprobs\":true,\
+                  \"stop_token_ids\":[5.0],\"kv_sharing\":{\"segments\":[0.0]}";
+    let body = format!("{{\"messages\":[{{\"role\":\"user\",\"content\":\"hi\"}}],{fields}}}");
+    assert_eq!(world.send("POST", CHAT, body).await.ok()["usage"]["completion_tokens"], 3);
+    let answer =
+        world.send("POST", COMPLETIONS, "{\"prompt\":[60.0,61.0],\"max_tokens\":2.0,\"logprobs\":1.0,\"best_of\":1.0}").await;
+    assert_eq!(answer.ok()["usage"]["prompt_tokens"], 2);
+    assert_eq!(world.send("POST", "/detokenize", "{\"tokens\":[60.0]}").await.status, 200);
+}
+
+#[tokio::test]
 async fn a_field_that_cannot_be_honoured_is_named_and_an_unknown_one_tolerated() {
     let world = World::new();
     let answer = world.post(CHAT, &chat("hi", json!({"tools": [{"type": "function"}]}))).await;

@@ -144,7 +144,7 @@ async fn what_is_told_is_what_is_then_used_in_every_mode() {
     ];
     let mut reasons = std::collections::BTreeSet::new();
     for gate in [engine::Gate::open(), engine::Gate::default()] {
-        let mut options = Options { access: Access { tenants: tenants(), secret: ScopeSecret::random() }, ..Options::default() };
+        let mut options = Options { access: Access::new(tenants(), ScopeSecret::random()), ..Options::default() };
         options.scheduler.gate = gate;
         options.server.sharing.mode = SharingMode::Span;
         let world = World::with(options);

@@ -6,6 +6,8 @@ mod errors;
 mod explain;
 mod faults;
 mod info;
+mod limits;
+mod pages;
 mod serving;
 mod sharing;
 mod streams;

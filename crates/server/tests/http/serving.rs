@@ -1,13 +1,15 @@
 //! Over a real port: signals, limits of connections, clients that hang up.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use server::{Ended, ServerConfig, serve};
+use server::{AppState, Ended, ServerConfig, serve};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -23,13 +25,17 @@ struct Daemon {
 
 impl Daemon {
     async fn start(server: ServerConfig) -> Self {
-        let world = World::with(Options { server, ..Options::default() });
+        let world = World::with(Options { server: server.clone(), ..Options::default() });
         world.control.slow_down(Duration::from_millis(2));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (signals, mut receiver) = mpsc::channel(2);
         let received = futures::stream::poll_fn(move |cx| receiver.poll_recv(cx));
-        let ended = tokio::spawn(serve(listener, world.app.clone(), received));
+        let (app, config) = (world.app.clone(), server);
+        let ended = tokio::spawn(async move {
+            let loaded = std::future::ready(Ok::<_, Infallible>(app));
+            serve(listener, &config, loaded, received).await.unwrap()
+        });
         Self { world, address, signals, ended }
     }
 
@@ -41,7 +47,10 @@ impl Daemon {
     async fn send(&self, method: &str, path: &str, body: &str) -> TcpStream {
         let mut socket = self.connect().await;
         let length = body.len();
-        let head = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n");
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n\
+             content-length: {length}\r\n\r\n"
+        );
         socket.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
         socket
     }
@@ -165,14 +174,181 @@ async fn more_headers_than_allowed_are_refused() {
 }
 
 #[tokio::test]
-async fn connections_over_the_limit_wait() {
-    let daemon = Daemon::start(ServerConfig { max_connections: 1, ..ServerConfig::default() }).await;
-    let first = daemon.connect().await;
-    // Only when the first one has been accepted is the limit reached.
+async fn connections_that_wait_make_room_for_others() {
+    let limits = ServerConfig { max_connections: 8, max_connections_per_peer: 8, ..ServerConfig::default() };
+    let daemon = Daemon::start(limits).await;
+    let running = daemon.generate(300, true).await;
+    daemon.wait_until_running().await;
+    let mut half_open = vec![];
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
+    for i in 0..64 {
+        let mut socket = daemon.connect().await;
+        let body = if i % 2 == 0 { "" } else { "content-length: 1000\r\n\r\n{" };
+        socket.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+        half_open.push(socket);
+        if i % 8 == 0 {
+            assert_eq!(daemon.status_of("/health").await, "200");
+        }
+    }
+    assert!(read_all(daemon.generate(3, false).await).await.starts_with("HTTP/1.1 200"));
+    assert!(read_all(running).await.contains("data: [DONE]"), "an answer that runs is not cut for others");
+}
+
+#[tokio::test]
+async fn when_all_connections_are_busy_health_checks_are_answered_and_others_told_to_come_back() {
+    for (max_connections, max_connections_per_peer, status) in [(2, 9, "HTTP/1.1 503"), (9, 2, "HTTP/1.1 429")] {
+        let daemon = Daemon::start(ServerConfig { max_connections, max_connections_per_peer, ..ServerConfig::default() }).await;
+        let running = [daemon.generate(900, true).await, daemon.generate(900, true).await];
+        daemon.world.wait_for("running", |stats| stats.num_running == 2).await;
+        for path in ["/health", "/health/live", "/health/ready"] {
+            assert_eq!(daemon.status_of(path).await, "200");
+        }
+        let refused = read_all(daemon.send("GET", "/v1/models", "").await).await;
+        assert!(refused.starts_with(status) && refused.contains("retry-after: 1"), "{refused}");
+        assert_eq!(error_of(&refused)["code"], "too_many_connections");
+        drop(running);
+        daemon.world.wait_until_free().await;
+        while daemon.status_of("/v1/models").await != "200" {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// The error object of an answer.
+fn error_of(answer: &str) -> Value {
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no head: {answer:?}"));
+    assert!(head.to_lowercase().contains("content-type: application/json"), "{answer}");
+    let error = serde_json::from_str::<Value>(body).unwrap_or_else(|error| panic!("{error}: {answer}"))["error"].clone();
+    let keys: Vec<_> = error.as_object().unwrap().keys().collect();
+    assert_eq!(keys, ["message", "type", "param", "code"]);
+    error
+}
+
+/// Sends `request` as it is, and nothing else.
+async fn answer_to(daemon: &Daemon, request: &str) -> String {
+    let mut socket = daemon.connect().await;
+    socket.write_all(request.as_bytes()).await.unwrap();
+    read_all(socket).await
+}
+
+#[tokio::test]
+async fn what_the_parser_refuses_is_told_in_an_error_object() {
+    let daemon = Daemon::start(ServerConfig::default()).await;
+    let long = "x".repeat(70_000);
+    let fields = (0..100).map(|i| format!("h{i}: x\r\n")).collect::<String>();
+    let cases = [
+        ("nonsense\r\n\r\n".to_owned(), 400),
+        ("GET /health HTTP/9.9\r\n\r\n".to_owned(), 400),
+        ("GET /hea lth HTTP/1.1\r\n\r\n".to_owned(), 400),
+        ("G\u{e9}T /health HTTP/1.1\r\n\r\n".to_owned(), 400),
+        ("GET /health HTTP/1.1\r\nbad header: x\r\n\r\n".to_owned(), 400),
+        ("GET /health HTTP/1.1\r\nx: a\u{0}b\r\n\r\n".to_owned(), 400),
+        ("POST /tokenize HTTP/1.1\r\ncontent-length: many\r\n\r\n".to_owned(), 400),
+        ("POST /tokenize HTTP/1.1\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n".to_owned(), 400),
+        (format!("GET /health HTTP/1.1\r\n{fields}\r\n"), 431),
+        (format!("GET /health HTTP/1.1\r\nx: {long}\r\n\r\n"), 431),
+    ];
+    for (request, status) in cases {
+        let answer = answer_to(&daemon, &request).await;
+        let shown = &request[..request.len().min(60)];
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{shown:?}: {answer}");
+        error_of(&answer);
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_is_not_what_its_head_says_is_a_bad_request() {
+    let daemon = Daemon::start(ServerConfig::default()).await;
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n";
+    for chunks in ["nonsense\r\n", "5\r\n{}\r\n0\r\n\r\n", "fffffffffffffffff\r\n{}", "-1\r\n{}\r\n"] {
+        let answer = answer_to(&daemon, &format!("{head}transfer-encoding: chunked\r\n\r\n{chunks}")).await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{chunks:?}: {answer}");
+        assert_eq!(error_of(&answer)["code"], "body_not_received");
+    }
+    let mut socket = daemon.connect().await;
+    socket.write_all(format!("{head}content-length: 100\r\n\r\n{{").as_bytes()).await.unwrap();
+    socket.shutdown().await.unwrap();
+    let answer = read_all(socket).await;
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+}
+
+#[tokio::test]
+async fn a_body_that_trickles_in_chunks_is_not_waited_for() {
+    let daemon = Daemon::start(ServerConfig { body_read_timeout: Duration::from_millis(200), ..ServerConfig::default() }).await;
+    let mut socket = daemon.connect().await;
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n\
+                transfer-encoding: chunked\r\n\r\n";
+    socket.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = [0; 12];
+    let mut num_chunks = 0;
+    while timeout(Duration::from_millis(20), socket.read_exact(&mut answer)).await.is_err() {
+        socket.write_all(b"1\r\n{\r\n").await.unwrap();
+        num_chunks += 1;
+        assert!(num_chunks < 1000, "the body is read for ever");
+    }
+    assert_eq!(&answer, b"HTTP/1.1 408");
+}
+
+#[tokio::test]
+async fn while_the_model_loads_health_says_so_and_requests_are_told_to_come_back() {
+    let world = World::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (loaded, loading) = oneshot::channel();
+    let (signals, mut receiver) = mpsc::channel(2);
+    let received = futures::stream::poll_fn(move |cx| receiver.poll_recv(cx));
+    let ended = tokio::spawn(async move {
+        serve(listener, &ServerConfig::default(), async { Ok::<_, Infallible>(loading.await.unwrap()) }, received).await.unwrap()
+    });
+    let daemon = Daemon { world, address, signals, ended };
+    assert_eq!(daemon.status_of("/health/live").await, "200");
+    let requests = [
+        ("GET", "/health"),
+        ("GET", "/health/ready"),
+        ("GET", "/v1/models"),
+        ("GET", "/metrics"),
+        ("POST", COMPLETIONS),
+        ("GET", "/x"),
+    ];
+    for (method, path) in requests {
+        let answer = read_all(daemon.send(method, path, "").await).await;
+        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("retry-after: 1"), "{answer}");
+        assert_eq!(error_of(&answer)["code"], "loading");
+    }
+    loaded.send(daemon.world.app.clone()).ok().unwrap();
+    while daemon.status_of("/health/ready").await != "200" {
+        tokio::task::yield_now().await;
+    }
+    assert!(read_all(daemon.generate(3, true).await).await.contains("[DONE]"));
+    daemon.signal().await;
+    assert_eq!(daemon.ended().await, Ended::Drained);
+}
+
+#[tokio::test]
+async fn a_signal_or_a_failure_ends_the_loading() {
+    let start = || async { TcpListener::bind("127.0.0.1:0").await.unwrap() };
+    let never = std::future::pending::<Result<Arc<AppState>, &str>>();
+    let signal = futures::stream::once(async {});
+    assert_eq!(serve(start().await, &ServerConfig::default(), never, signal).await, Ok(Ended::Drained));
+    let failed = async { Err::<Arc<AppState>, _>("no such model") };
+    assert_eq!(serve(start().await, &ServerConfig::default(), failed, futures::stream::pending()).await, Err("no such model"));
+}
+
+#[tokio::test]
+async fn a_step_that_lasts_holds_up_no_reader_when_a_drain_runs_out() {
+    let daemon = Daemon::start(ServerConfig { shutdown_timeout: Duration::from_millis(20), ..ServerConfig::default() }).await;
+    let (streamed, whole) = (daemon.generate(999, true).await, daemon.generate(999, false).await);
+    daemon.world.wait_for("running", |stats| stats.num_running == 2).await;
+    // Longer than cut answers have to reach their readers.
+    daemon.world.control.slow_down(Duration::from_secs(4));
+    let waiting = daemon.generate(3, true).await;
     tokio::time::sleep(Duration::from_millis(50)).await;
-    let mut second = daemon.send("GET", "/version", "").await;
-    let mut byte = [0];
-    assert!(timeout(Duration::from_millis(100), second.read(&mut byte)).await.is_err());
-    drop(first);
-    assert!(read_all(second).await.contains("version"));
+    daemon.signal().await;
+    for streamed in [streamed, waiting] {
+        let text = read_all(streamed).await;
+        assert!(text.contains("\"code\":\"shutting_down\"") && !text.contains("[DONE]"), "{text}");
+    }
+    let whole = read_all(whole).await;
+    assert!(whole.starts_with("HTTP/1.1 503") && error_of(&whole)["code"] == "shutting_down", "{whole}");
+    assert_eq!(daemon.ended().await, Ended::Cut);
 }

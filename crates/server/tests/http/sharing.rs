@@ -58,14 +58,14 @@ async fn policies_are_taken_by_name() {
 async fn a_bad_wish_is_refused_by_name() {
     let world = World::new();
     for (fields, param) in [
-        (json!({"kv_sharing": {"mode": "everything"}}), "kv_sharing"),
+        (json!({"kv_sharing": {"mode": "everything"}}), "kv_sharing.mode"),
         (json!({"kv_sharing": {"policy": "best"}}), "kv_sharing.policy"),
         (json!({"kv_sharing": {"policy": "dhd@2"}}), "kv_sharing.policy"),
         (json!({"kv_sharing": {"max_deviation": "loose"}}), "kv_sharing.max_deviation"),
         (json!({"kv_sharing": {"max_deviation": -1}}), "kv_sharing.max_deviation"),
         (json!({"kv_sharing": {"segments": [0]}}), "kv_sharing.segments"),
-        (json!({"kv_sharing": {"segments": [1.5]}}), "kv_sharing"),
-        (json!({"kv_sharing": {"sesion": "s"}}), "kv_sharing"),
+        (json!({"kv_sharing": {"segments": [1.5]}}), "kv_sharing.segments[0]"),
+        (json!({"kv_sharing": {"sesion": "s"}}), "kv_sharing.sesion"),
         (json!({"cache_segments": [""]}), "cache_segments"),
     ] {
         let answer = world.post(COMPLETIONS, &completion("x", fields)).await;

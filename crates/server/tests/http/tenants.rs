@@ -89,7 +89,7 @@ async fn a_quota_is_a_bound_of_one_request() {
         let tenants = Tenants::try_new(vec![key(quota)]).unwrap();
         let mut options = Options::default();
         options.scheduler.quotas = tenants.quota_blocks(options.scheduler.num_blocks);
-        World::with(Options { access: Access { tenants, secret: ScopeSecret::random() }, ..options })
+        World::with(Options { access: Access::new(tenants, ScopeSecret::random()), ..options })
     };
     let request = completion("x".repeat(300), json!({}));
     world_with(None).send_as(KEY_A, "POST", COMPLETIONS, &request).await.ok();
@@ -105,7 +105,7 @@ async fn a_length_that_nobody_asked_for_ends_with_the_quota() {
     let tenants = Tenants::try_new(vec![key]).unwrap();
     let mut options = Options::default();
     options.scheduler.quotas = tenants.quota_blocks(options.scheduler.num_blocks);
-    let world = World::with(Options { access: Access { tenants, secret: ScopeSecret::random() }, ..options });
+    let world = World::with(Options { access: Access::new(tenants, ScopeSecret::random()), ..options });
     let chat = |text: &str, more: Value| {
         let mut body = json!({"messages": [{"role": "user", "content": text}]});
         more.as_object().unwrap().iter().for_each(|(field, value)| body[field] = value.clone());

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
+use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, Request, StatusCode};
 use engine::{
     EngineCore, EngineStats, Executor, ExecutorError, ExecutorLimits, ModelRunnerOutput, OverlappingExecutor, SchedulerConfig,
@@ -214,18 +215,19 @@ impl World {
     }
 
     pub(crate) async fn send(&self, method: &str, path: &str, body: impl Into<Body>) -> Answer {
-        self.answer_to(Request::builder().method(method).uri(path).body(body.into()).unwrap()).await
+        self.answer_to(Request::builder().method(method).uri(path).header(CONTENT_TYPE, JSON).body(body.into()).unwrap()).await
     }
 
     /// Sends with a key. An empty body is none.
     pub(crate) async fn send_as(&self, key: &str, method: &str, path: &str, body: &Value) -> Answer {
         let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
         let authorization = format!("Bearer {key}");
-        let request = Request::builder().method(method).uri(path).header("authorization", authorization).body(body).unwrap();
-        self.answer_to(request).await
+        let request =
+            Request::builder().method(method).uri(path).header(CONTENT_TYPE, JSON).header("authorization", authorization);
+        self.answer_to(request.body(body).unwrap()).await
     }
 
-    async fn answer_to(&self, request: Request<Body>) -> Answer {
+    pub(crate) async fn answer_to(&self, request: Request<Body>) -> Answer {
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let text = String::from_utf8(to_bytes(body, usize::MAX).await.unwrap().to_vec()).unwrap();
@@ -242,7 +244,8 @@ impl World {
 
     /// Begins a streamed answer and returns its body, unread.
     pub(crate) async fn begin(&self, path: &str, body: &Value) -> Body {
-        let request = Request::builder().method("POST").uri(path).body(Body::from(body.to_string())).unwrap();
+        let request = Request::builder().method("POST").uri(path).header(CONTENT_TYPE, JSON);
+        let request = request.body(Body::from(body.to_string())).unwrap();
         let response = self.router.clone().oneshot(request).await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);
         response.into_body()
@@ -250,7 +253,7 @@ impl World {
 
     /// A server that asks for keys.
     pub(crate) fn with_tenants() -> Self {
-        Self::with(Options { access: Access { tenants: tenants(), secret: ScopeSecret::random() }, ..Options::default() })
+        Self::with(Options { access: Access::new(tenants(), ScopeSecret::random()), ..Options::default() })
     }
 
     /// What a completion used, asked for with a key.
@@ -323,5 +326,7 @@ fn merged(mut base: Value, more: Value) -> Value {
     base
 }
 
+/// The media type of every request body.
+const JSON: &str = "application/json";
 pub(crate) const CHAT: &str = "/v1/chat/completions";
 pub(crate) const COMPLETIONS: &str = "/v1/completions";

@@ -1,0 +1,114 @@
+//! Open connections: who may have one, and how each is served.
+
+mod front;
+mod places;
+mod replies;
+mod trouble;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tracing::{debug, warn};
+
+use self::front::Front;
+pub(crate) use self::places::Answering;
+pub use self::places::Overload;
+use self::places::{Place, PlaceLimits, Places};
+use self::replies::Replies;
+use self::trouble::Trouble;
+use crate::config::ServerConfig;
+use crate::state::AppState;
+
+/// Open connections. Dropping it closes them.
+pub(crate) struct Connections {
+    front: Front,
+    http: http1::Builder,
+    places: Arc<Places>,
+    graceful: GracefulShutdown,
+    tasks: JoinSet<()>,
+    trouble: Trouble,
+}
+
+/// The type of a future that does not end: accepting does not end by itself.
+pub(crate) enum Never {}
+
+impl Connections {
+    /// No connections yet. Each is told that the model is loading.
+    pub(crate) fn new(config: &ServerConfig) -> Self {
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new())
+            .header_read_timeout(config.header_read_timeout)
+            .max_headers(config.max_headers)
+            .max_buf_size(config.max_header_bytes);
+        let limits = PlaceLimits { max_connections: config.max_connections, max_per_peer: config.max_connections_per_peer };
+        Self {
+            front: Front::default(),
+            http,
+            places: Places::new(limits),
+            graceful: GracefulShutdown::new(),
+            tasks: JoinSet::new(),
+            trouble: Trouble::default(),
+        }
+    }
+
+    /// From now on requests, of open connections too, are answered by `app`.
+    pub(crate) fn open(&self, app: &Arc<AppState>) {
+        self.front.open(app);
+    }
+
+    pub(crate) async fn accept_all(&mut self, listener: &TcpListener) -> Never {
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((socket, address)) => self.welcome(socket, address),
+                    Err(error) => sleep(self.trouble.met(&error, &self.places, Instant::now())).await,
+                },
+                // Finished tasks are forgotten one by one.
+                Some(_) = self.tasks.join_next() => {}
+            }
+        }
+    }
+
+    fn welcome(&mut self, socket: TcpStream, address: SocketAddr) {
+        self.trouble.is_over();
+        match self.places.enter(address.ip()) {
+            Some(place) => self.spawn(socket, place),
+            None => debug!(%address, "no place for a connection"),
+        }
+    }
+
+    fn spawn(&mut self, socket: TcpStream, place: Place) {
+        // Tokens are small and must not wait for one another.
+        if let Err(error) = socket.set_nodelay(true) {
+            debug!(%error, "setting TCP_NODELAY");
+        }
+        let (front, overload, answering) = (self.front.clone(), place.overload(), place.answering());
+        let service = service_fn(move |request| front.clone().answer(request, overload, answering.clone()));
+        let connection = self.http.serve_connection(TokioIo::new(Replies::new(socket)), service);
+        let connection = self.graceful.watch(connection);
+        self.tasks.spawn(async move {
+            tokio::select! {
+                ended = connection => match ended {
+                    Ok(()) => {}
+                    Err(error) => debug!(%error, "connection closed"),
+                },
+                () = place.closed() => debug!("connection closed for another one"),
+            }
+        });
+    }
+
+    /// Lets every connection finish its current answer, for at most `limit`.
+    pub(crate) async fn close(self, limit: Duration) {
+        if timeout(limit, self.graceful.shutdown()).await.is_err() {
+            warn!("closing connections whose readers do not read");
+        }
+    }
+}

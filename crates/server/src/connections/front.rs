@@ -1,0 +1,115 @@
+//! The first to see a request: it knows whether there is a model yet, and whether there are too many connections.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+
+use axum::Router;
+use axum::body::{Body, Bytes, HttpBody};
+use axum::http::{HeaderValue, Method, Request, Response, header};
+use axum::response::IntoResponse;
+use hyper::body::{Frame, Incoming, SizeHint};
+use serde_json::json;
+use tower::ServiceExt;
+
+use super::places::{Answering, Overload};
+use crate::access::HEALTH_PATHS;
+use crate::error::ApiError;
+use crate::metrics::ShedReason;
+use crate::routes::router;
+use crate::state::AppState;
+
+/// Answers the requests of all connections. Clones share what they know.
+#[derive(Clone, Default)]
+pub(super) struct Front {
+    opened: Arc<OnceLock<Opened>>,
+}
+
+struct Opened {
+    app: Arc<AppState>,
+    router: Router,
+}
+
+impl Front {
+    /// The model has been loaded.
+    pub(super) fn open(&self, app: &Arc<AppState>) {
+        // A second model would be a defect, and the first one goes on being served.
+        let _ = self.opened.set(Opened { app: Arc::clone(app), router: router(Arc::clone(app)) });
+    }
+
+    /// Answers one request of a connection that was taken in with `overload`.
+    pub(super) async fn answer(
+        self,
+        request: Request<Incoming>,
+        overload: Option<Overload>,
+        answering: Answering,
+    ) -> Result<Response<Body>, Infallible> {
+        if request.body().is_end_stream() {
+            answering.begin();
+        }
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(answering.clone());
+        let response = match (overload, self.opened.get()) {
+            (Some(overload), opened) if !is_health_check(&request) => too_many(overload, opened),
+            (_, Some(opened)) => match opened.router.clone().oneshot(request).await {
+                Ok(response) => response,
+                Err(never) => match never {},
+            },
+            (_, None) => loading(&request),
+        };
+        answering.begin();
+        Ok(response.map(|body| Body::new(Watched { body, answering })))
+    }
+}
+
+fn is_health_check(request: &Request<Body>) -> bool {
+    HEALTH_PATHS.contains(&request.uri().path())
+}
+
+/// The answer while there is no model: the process lives, and takes no requests.
+fn loading(request: &Request<Body>) -> Response<Body> {
+    let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+    match request.uri().path() {
+        "/health/live" if is_read => axum::Json(json!({"status": "ok"})).into_response(),
+        _ => ApiError::Loading.into_response(),
+    }
+}
+
+fn too_many(overload: Overload, opened: Option<&Opened>) -> Response<Body> {
+    if let Some(opened) = opened {
+        opened.app.metrics.http.count_shed(ShedReason::Connections);
+    }
+    let mut response = ApiError::TooManyConnections { overload }.into_response();
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+/// The body of an answer. When it is dropped, sent or not, its connection waits for its client again.
+struct Watched {
+    body: Body,
+    answering: Answering,
+}
+
+impl HttpBody for Watched {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.answering.end();
+    }
+}

@@ -30,15 +30,20 @@ impl Daemon {
     pub(crate) async fn start(args: &[&str]) -> Self {
         pull_default_model();
         let port = free_port();
-        let log = scratch().join(format!("daemon-{port}.log"));
-        let stderr = fs::File::create(&log).expect("the target folder can be written");
-        let child = serve(port).args(args).stdout(Stdio::null()).stderr(stderr).spawn().expect("kvshare starts");
-        let mut daemon = Self { child, log, url: format!("http://127.0.0.1:{port}") };
+        let mut daemon = Self::spawn(serve(port).args(args), port);
         daemon.wait_until_ready().await;
         daemon
     }
 
-    async fn wait_until_ready(&mut self) {
+    /// Starts `command`, which will listen on `port`, and does not wait for it.
+    pub(crate) fn spawn(command: &mut Command, port: u16) -> Self {
+        let log = scratch().join(format!("daemon-{port}.log"));
+        let stderr = fs::File::create(&log).expect("the target folder can be written");
+        let child = command.stdout(Stdio::null()).stderr(stderr).spawn().expect("kvshare starts");
+        Self { child, log, url: format!("http://127.0.0.1:{port}") }
+    }
+
+    pub(crate) async fn wait_until_ready(&mut self) {
         let deadline = Instant::now() + PATIENCE;
         while self.status("/health/ready").await != Some(200) {
             if let Some(status) = self.child.try_wait().expect("the child is ours") {
@@ -91,8 +96,25 @@ impl Daemon {
 
     /// Asks it to end, as an operator's `kill` does.
     pub(crate) fn terminate(&self) {
-        let status = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().expect("kill is there");
+        self.signal("-TERM");
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: &str) {
+        let status = Command::new("kill").args([signal, &self.child.id().to_string()]).status().expect("kill is there");
         assert!(status.success(), "the daemon has already ended:\n{}", self.log());
+    }
+
+    /// A figure of its memory in bytes, as `/proc` names it.
+    pub(crate) fn memory(&self, name: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("the daemon runs");
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a figure of every process");
+        line.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<u64>().expect("a number of KiB") << 10
+    }
+
+    /// How it has ended, if it has.
+    pub(crate) fn has_ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("the child is ours")
     }
 
     /// Waits for its end, at most `limit`.

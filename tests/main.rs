@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod daemon;
+mod hostile;
 mod openai_sdk;
 mod places;
 mod reference;

@@ -6,6 +6,7 @@
 
 mod daemon;
 mod hostile;
+mod memory;
 mod openai_sdk;
 mod places;
 mod reference;

@@ -8,16 +8,18 @@ use std::process::Command;
 /// Who imports whom: layer, crate, its imports of ours. Imports point to lower layers only.
 ///
 /// `crates/README.md` shows the same table; a new edge changes both in the commit that adds it.
-const LAYERING: [(u32, &str, &[&str]); 12] = [
+const LAYERING: [(u32, &str, &[&str]); 14] = [
     (5, "cli", &["engine", "runner", "semantic", "server", "sim", "tokenizer", "tokens"]),
     (4, "server", &["engine", "protocol", "tokenizer", "tokens"]),
-    (3, "runner", &["engine", "kernels", "tokens"]),
+    (3, "runner", &["engine", "gguf", "kernels", "tokens"]),
     (3, "sim", &["engine", "tokens"]),
     (3, "testkit", &["engine", "tokens"]),
     (2, "engine", &["kv", "semantic", "tokens"]),
     (1, "kv", &["tokens"]),
     (1, "semantic", &["tokens"]),
-    (1, "tokenizer", &["tokens"]),
+    (1, "tokenizer", &["jinja", "tokens"]),
+    (0, "gguf", &[]),
+    (0, "jinja", &[]),
     (0, "kernels", &[]),
     (0, "protocol", &[]),
     (0, "tokens", &[]),

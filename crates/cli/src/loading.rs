@@ -8,7 +8,8 @@ use runner::{DeviceOptions, GgufVocabulary, GpuOptions, LoadOptions, LoadedModel
 use tokenizer::Tokenizer;
 use tokens::{BlockSize, TokenId};
 
-use crate::config::{Auto, ByteSize, Config, Device, EmbedderKind, EngineConfig, Millis};
+use crate::config::{Auto, ByteSize, Config, Device, EmbedderKind, EngineConfig, Millis, ModelConfig};
+use crate::generation;
 use crate::memory;
 use crate::models::{self, ModelFiles, Weights};
 use crate::progress::{Progress, Unit};
@@ -146,7 +147,7 @@ pub(crate) fn scheduler_config(config: &Config, model: &LoadedModel) -> anyhow::
 ///
 /// # Errors
 /// If there is none, or it is of a kind that is not served.
-pub(crate) fn tokenizer(loaded: &mut Loaded) -> anyhow::Result<Tokenizer> {
+pub(crate) fn tokenizer(config: &ModelConfig, loaded: &mut Loaded) -> anyhow::Result<Tokenizer> {
     let inside = loaded.model.vocabulary.take();
     let (path, vocabulary) = match loaded.files.tokenizer.as_deref() {
         Some(path) if path.extension().is_some_and(|extension| extension == "gguf") => {
@@ -167,8 +168,9 @@ pub(crate) fn tokenizer(loaded: &mut Loaded) -> anyhow::Result<Tokenizer> {
         bail!("the tokenizer has {num_tokens} tokens, {} only {num_embeddings}", loaded.files.id);
     }
     let special = &loaded.model.special_tokens;
-    let (bos, eos) = (built.bos().or(special.bos.map(TokenId)), end_tokens(built.eos_ids(), &special.eos));
-    let built = built.with_special_ids(bos, eos);
+    let of_checkpoint = [&special.eos[..], &generation::end_tokens(config)?].concat();
+    let (bos, eos) = (built.bos().or(special.bos.map(TokenId)), end_tokens(built.eos_ids(), &of_checkpoint));
+    let built = built.with_special_ids(bos, eos).with_content_control_tokens(config.content_control_tokens);
     match template {
         Some(source) if built.chat_template().is_none() => built.with_chat_template(&source).context("the model's chat template"),
         _ => Ok(built),

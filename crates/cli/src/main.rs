@@ -14,6 +14,7 @@ mod config;
 mod embedders;
 mod environment;
 mod eval;
+mod generation;
 mod json_args;
 mod keys;
 mod loading;
@@ -33,6 +34,10 @@ use clap::{CommandFactory, Parser};
 
 use args::{Args, Command};
 use config::{Config, ConfigArgs};
+
+/// A model that does not fit ends the process with one line, wherever that is noticed.
+#[global_allocator]
+static ALLOCATOR: runner::ExitingAllocator = runner::ExitingAllocator;
 
 fn main() -> ExitCode {
     match run(Args::parse().command) {

@@ -8,12 +8,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, anyhow, bail};
 use engine::{EngineCore, SchedulerConfig};
 use futures::{Stream, StreamExt};
-use server::{Access, AppState, Ended, EngineThread, EngineThreadConfig, Fatal, Metrics, ModelInfo, ServedModel};
+use server::{
+    Access, AppState, Ended, EngineThread, EngineThreadConfig, Fatal, Metrics, ModelInfo, SamplingDefaults, ServedModel,
+};
 use tokio::runtime::{self, Runtime};
 use tokio::sync::{oneshot, watch};
 
 use crate::config::{ByteSize, Config, Device, LogFormat, ServerConfig, SharingConfig, TenantsConfig};
 use crate::embedders;
+use crate::generation;
 use crate::loading::{self, Loaded};
 use crate::{logging, open_files};
 
@@ -26,6 +29,8 @@ const MAX_HTTP_THREADS: usize = 8;
 struct Started {
     model: String,
     facts: String,
+    /// Sampling defaults in force.
+    sampling: String,
     address: String,
 }
 
@@ -84,21 +89,23 @@ fn load_model(
     address: SocketAddr,
 ) -> anyhow::Result<Arc<AppState>> {
     let mut loaded = loading::load(config)?;
-    let tokenizer = Arc::new(loading::tokenizer(&mut loaded)?);
+    let tokenizer = Arc::new(loading::tokenizer(&config.model, &mut loaded)?);
     let chosen = embedders::build(&config.sharing, loaded.model.embedding.as_ref(), &tokenizer)?;
     let scheduler = SchedulerConfig {
         quotas: access.tenants().quota_blocks(loaded.model.num_blocks),
         embeddings: chosen.as_ref().map(|chosen| chosen.index_config(config.sharing.max_donors)),
         ..loading::scheduler_config(config, &loaded.model)?
     };
+    let sampling = generation::defaults(&config.model, &loaded)?;
     let info = Arc::new(model_info(&loaded, &scheduler, tokenizer.eos_ids()));
-    let started = Started::new(config, &loaded, &scheduler, address);
+    let started = Started::new(config, &loaded, &scheduler, &sampling, address);
     let metrics = Arc::new(Metrics::new(&info, &scheduler));
     let engine = EngineCore::new(scheduler, loaded.model.runner).context("starting the engine")?;
     let model = ServedModel { info, tokenizer, embedder: chosen.map(|chosen| chosen.embedder) };
     let bounds = EngineThreadConfig { max_queue: config.server.max_queue, ..EngineThreadConfig::default() };
     let handle =
         EngineThread::spawn(engine, bounds, Arc::clone(&metrics), runtime, end_process).context("starting the engine thread")?;
+    let http = server::ServerConfig { sampling, ..http };
     let app = AppState::new(model, handle, metrics, http, access).context("server configuration")?;
     started.announce(config.log.format);
     Ok(app)
@@ -193,7 +200,13 @@ fn runtime() -> anyhow::Result<Runtime> {
 }
 
 impl Started {
-    fn new(config: &Config, loaded: &Loaded, scheduler: &SchedulerConfig, address: SocketAddr) -> Self {
+    fn new(
+        config: &Config,
+        loaded: &Loaded,
+        scheduler: &SchedulerConfig,
+        sampling: &SamplingDefaults,
+        address: SocketAddr,
+    ) -> Self {
         let device = match loaded.device {
             Device::Cuda(_) => format!("{} ({})", loaded.device, loaded.model.device),
             Device::Auto | Device::Cpu => format!("cpu with {} threads", config.engine.num_threads()),
@@ -216,15 +229,15 @@ impl Started {
             scheduler.max_model_len,
             config.sharing.mode.as_str()
         );
-        Self { model, facts, address: format!("http://{address}") }
+        Self { model, facts, sampling: sampling.to_string(), address: format!("http://{address}") }
     }
 
     /// Plain lines for people, an event for programs.
     fn announce(&self, format: LogFormat) {
-        let Self { model, facts, address } = self;
+        let Self { model, facts, sampling, address } = self;
         match format {
-            LogFormat::Text => eprintln!("model    {model}\nengine   {facts}\nserving  {address}/v1"),
-            LogFormat::Json => tracing::info!(model, engine = facts, address, "serving"),
+            LogFormat::Text => eprintln!("model    {model}\nengine   {facts}\nsampling {sampling}\nserving  {address}/v1"),
+            LogFormat::Json => tracing::info!(model, engine = facts, sampling, address, "serving"),
         }
     }
 }

@@ -4,6 +4,10 @@ mod gguf;
 mod random;
 mod safetensors;
 
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+
 use kernels::cpu::{GgmlType, Matrix};
 
 pub(crate) use self::gguf::GgufCheckpoint;
@@ -69,6 +73,21 @@ pub struct SpecialTokens {
     pub eos: Vec<u32>,
 }
 
+/// Sampling parameters that a checkpoint recommends.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct SamplingKeys {
+    /// Temperature.
+    pub temperature: Option<f64>,
+    /// Nucleus.
+    pub top_p: Option<f64>,
+    /// Likeliest tokens to keep.
+    pub top_k: Option<u64>,
+    /// Least share of the likeliest token's probability.
+    pub min_p: Option<f64>,
+    /// Penalty of tokens that were there.
+    pub repetition_penalty: Option<f64>,
+}
+
 /// A tensor as stored.
 pub(crate) struct RawTensor {
     pub(crate) ty: GgmlType,
@@ -83,10 +102,20 @@ pub(crate) trait Checkpoint {
     fn special_tokens(&self) -> SpecialTokens;
     /// The tensor's name in this format.
     fn name(&self, role: Role) -> String;
-    fn contains(&self, name: &str) -> bool;
+    /// The shape of a tensor, outermost first; `None` if there is none of this name.
+    fn shape(&self, name: &str) -> Option<Vec<usize>>;
     /// All tensors, in any order.
     fn names(&self) -> Vec<String>;
     fn read(&self, name: &str) -> Result<RawTensor, LoadError>;
+
+    /// Sampling parameters beside the weights. A folder has a file for them, which is none of this crate's.
+    fn sampling(&self) -> SamplingKeys {
+        SamplingKeys::default()
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        self.shape(name).is_some()
+    }
 
     /// If its matrices are nobody's: a device may make others of the same spread, which differ by this number.
     #[cfg(feature = "cuda")]
@@ -94,6 +123,79 @@ pub(crate) trait Checkpoint {
         None
     }
 }
+
+/// The shape of the tensor of `role`.
+pub(crate) fn shape_of(config: &ModelConfig, role: Role) -> Vec<usize> {
+    use LayerRole::*;
+    let (q, kv) = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);
+    match role {
+        Role::Embedding | Role::Head => vec![config.vocab_size, config.hidden_size],
+        Role::OutputNorm | Role::Layer(_, AttentionNorm | FeedForwardNorm) => vec![config.hidden_size],
+        Role::Layer(_, Query) => vec![q, config.hidden_size],
+        Role::Layer(_, Key | Value) => vec![kv, config.hidden_size],
+        Role::Layer(_, QueryBias) => vec![q],
+        Role::Layer(_, KeyBias | ValueBias) => vec![kv],
+        Role::Layer(_, QueryNorm | KeyNorm) => vec![config.head_dim],
+        Role::Layer(_, Output) => vec![config.hidden_size, q],
+        Role::Layer(_, Gate | Up) => vec![config.intermediate_size, config.hidden_size],
+        Role::Layer(_, Down) => vec![config.hidden_size, config.intermediate_size],
+    }
+}
+
+/// Checks that every tensor is there and has its shape, before the first is read.
+///
+/// # Errors
+/// Names the first that is not.
+pub(crate) fn check_shapes(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Result<(), LoadError> {
+    use LayerRole::{KeyBias, KeyNorm, QueryBias, QueryNorm, ValueBias};
+    let layers = (0..config.num_layers).flat_map(|layer| LayerRole::ALL.map(|role| Role::Layer(layer, role)));
+    for role in [Role::Embedding, Role::OutputNorm, Role::Head].into_iter().chain(layers) {
+        let is_optional = match role {
+            Role::Layer(_, QueryBias | KeyBias | ValueBias | QueryNorm | KeyNorm) => true,
+            Role::Head => config.tied_head,
+            _ => false,
+        };
+        let name = checkpoint.name(role);
+        match checkpoint.shape(&name) {
+            Some(found) => expect_shape(&name, &found, &shape_of(config, role))?,
+            None if is_optional => {}
+            None => return Err(LoadError::MissingTensor { name }),
+        }
+    }
+    Ok(())
+}
+
+/// `len` bytes of a file from `start` on.
+pub(crate) fn read_range(path: &Path, start: u64, len: usize) -> Result<Vec<u8>, LoadError> {
+    let io = |source| LoadError::Io { path: path.to_owned(), source };
+    let mut file = File::open(path).map_err(io)?;
+    file.seek(SeekFrom::Start(start)).map_err(io)?;
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(len).map_err(|_| LoadError::OutOfMemory { bytes: len })?;
+    file.take(len as u64).read_to_end(&mut bytes).map_err(io)?;
+    if bytes.len() < len {
+        return Err(LoadError::Corrupt { path: path.to_owned(), reason: "it became shorter while it was read".into() });
+    }
+    Ok(bytes)
+}
+
+/// A text file of a checkpoint.
+///
+/// # Errors
+/// If it cannot be read, or is too long to be what it should.
+pub(crate) fn read_text(path: &Path) -> Result<String, LoadError> {
+    let io = |source| LoadError::Io { path: path.to_owned(), source };
+    let mut text = String::new();
+    File::open(path).map_err(io)?.take(MAX_TEXT_BYTES + 1).read_to_string(&mut text).map_err(io)?;
+    if text.len() as u64 > MAX_TEXT_BYTES {
+        let reason = format!("it is longer than {MAX_TEXT_BYTES} bytes");
+        return Err(LoadError::Corrupt { path: path.to_owned(), reason });
+    }
+    Ok(text)
+}
+
+/// Bytes of a configuration or an index at most. Chosen: the index of a model with 100,000 tensors has 10 MB.
+const MAX_TEXT_BYTES: u64 = 16 << 20;
 
 /// The tensor of `role`, of the given shape.
 pub(crate) fn tensor(checkpoint: &dyn Checkpoint, role: Role, shape: &[usize]) -> Result<RawTensor, LoadError> {

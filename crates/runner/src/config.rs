@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::LoadError;
+use crate::error::{brief, shown};
 
 /// A decoder family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,11 +108,20 @@ impl ModelConfig {
         (2 * self.num_layers * self.num_kv_heads * self.head_dim * bytes) as u64
     }
 
+    /// Checks every constant, so that nothing is allocated for one that cannot be meant.
     pub(crate) fn validated(self) -> Result<Self, LoadError> {
-        let positive =
-            [self.num_layers, self.hidden_size, self.intermediate_size, self.num_heads, self.num_kv_heads, self.head_dim];
-        if positive.contains(&0) || self.vocab_size == 0 || self.max_position == 0 {
-            return Err(LoadError::MissingKey { key: "positive sizes".into() });
+        let sizes = [
+            ("layers", self.num_layers, MAX_LAYERS),
+            ("hidden size", self.hidden_size, MAX_WIDTH),
+            ("intermediate size", self.intermediate_size, MAX_WIDTH),
+            ("query heads", self.num_heads, MAX_HEADS),
+            ("key heads", self.num_kv_heads, MAX_HEADS),
+            ("numbers in a head", self.head_dim, MAX_HEAD_DIM),
+            ("tokens in the vocabulary", self.vocab_size, MAX_WIDTH),
+            ("positions", self.max_position, MAX_POSITIONS),
+        ];
+        if let Some((name, size, most)) = sizes.into_iter().find(|(_, size, most)| !(1..=*most).contains(size)) {
+            return Err(LoadError::unsupported(format!("a model of {size} {name} (1 to {most} are possible)")));
         }
         if !self.num_heads.is_multiple_of(self.num_kv_heads) {
             return Err(LoadError::unsupported(format!("{} query heads over {} key heads", self.num_heads, self.num_kv_heads)));
@@ -123,9 +133,26 @@ impl ModelConfig {
                 return Err(LoadError::unsupported(format!("an odd {name} of {size}")));
             }
         }
-        Ok(self)
+        if !(self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0) {
+            return Err(LoadError::unsupported(format!("an epsilon of the norms of {}", self.rms_norm_eps)));
+        }
+        if !(self.rope_theta >= 1.0 && self.rope_theta.is_finite()) {
+            return Err(LoadError::unsupported(format!("a base of the rotary frequencies of {}", self.rope_theta)));
+        }
+        match self.inv_freq().into_iter().find(|frequency| !(frequency.is_normal() && *frequency > 0.0)) {
+            Some(frequency) => Err(LoadError::unsupported(format!("rope scaling that gives a frequency of {frequency}"))),
+            None => Ok(self),
+        }
     }
 }
+
+/// Bounds of what a model can be. Chosen: ten times and more what the largest published models have, and small enough that no product
+/// of them leaves 64 bits.
+const MAX_LAYERS: usize = 4096;
+const MAX_WIDTH: usize = 1 << 24;
+const MAX_HEADS: usize = 1 << 14;
+const MAX_HEAD_DIM: usize = 1 << 14;
+const MAX_POSITIONS: usize = 1 << 30;
 
 /// `config.json` as Hugging Face writes it, the part that matters.
 #[derive(Deserialize)]
@@ -158,13 +185,13 @@ struct HfConfig {
 /// Reads `config.json`.
 pub(crate) fn from_hf(path: &Path, json: &str) -> Result<ModelConfig, LoadError> {
     let config: HfConfig =
-        serde_json::from_str(json).map_err(|error| LoadError::Corrupt { path: path.to_owned(), reason: error.to_string() })?;
+        serde_json::from_str(json).map_err(|error| LoadError::Corrupt { path: path.to_owned(), reason: brief(&error) })?;
     let name = config.architectures.as_ref().and_then(|names| names.first()).map_or("unnamed", String::as_str);
     let architecture = match name {
         "LlamaForCausalLM" | "MistralForCausalLM" => Architecture::Llama,
         "Qwen2ForCausalLM" => Architecture::Qwen2,
         "Qwen3ForCausalLM" => Architecture::Qwen3,
-        other => return Err(LoadError::unsupported(format!("architecture {other}"))),
+        other => return Err(LoadError::unsupported(format!("architecture {}", shown(other)))),
     };
     refuse(&config, name)?;
     let rope = config.rope_parameters.as_ref().or(config.rope_scaling.as_ref());
@@ -191,7 +218,7 @@ pub(crate) fn from_hf(path: &Path, json: &str) -> Result<ModelConfig, LoadError>
 fn refuse(config: &HfConfig, name: &str) -> Result<(), LoadError> {
     let act = config.hidden_act.as_deref().unwrap_or("silu");
     if act != "silu" {
-        return Err(LoadError::unsupported(format!("activation {act}")));
+        return Err(LoadError::unsupported(format!("activation {}", shown(act))));
     }
     if config.mlp_bias == Some(true) {
         return Err(LoadError::unsupported("mlp_bias"));
@@ -229,7 +256,7 @@ fn hf_rope_scaling(scaling: &Value) -> Result<RopeScaling, LoadError> {
             high_freq_factor: number("high_freq_factor")?,
             original_max_position: number("original_max_position_embeddings")?,
         }),
-        other => Err(LoadError::unsupported(format!("rope scaling {other}"))),
+        other => Err(LoadError::unsupported(format!("rope scaling {}", shown(other)))),
     }
 }
 
@@ -261,6 +288,29 @@ mod tests {
     fn another_architecture_is_refused_by_name() {
         let json = format!("{BASE}}}").replace("LlamaForCausalLM", "GemmaForCausalLM");
         assert!(from_hf(Path::new("config.json"), &json).unwrap_err().to_string().contains("GemmaForCausalLM"));
+    }
+
+    #[test]
+    fn constants_that_cannot_be_meant_are_refused_by_name() {
+        let check = |from: &str, to: &str, named: &str| {
+            let json = format!("{BASE}}}").replace(from, to);
+            assert_ne!(json, format!("{BASE}}}"), "{from}");
+            let message = from_hf(Path::new("config.json"), &json).expect_err(to).to_string();
+            assert!(message.contains(named) && message.len() < 300, "{message}");
+        };
+        check(r#""num_hidden_layers":2"#, r#""num_hidden_layers":4611686018427387904"#, "layers");
+        check(r#""num_hidden_layers":2"#, r#""num_hidden_layers":0"#, "0 layers");
+        check(r#""num_attention_heads":4"#, r#""num_attention_heads":0"#, "query heads");
+        check(r#""num_key_value_heads":2"#, r#""num_key_value_heads":0"#, "key heads");
+        check(r#""hidden_size":64"#, r#""hidden_size":18446744073709551615"#, "hidden size");
+        check(r#""vocab_size":256"#, r#""vocab_size":1099511627776"#, "vocabulary");
+        check(r#""max_position_embeddings":4096"#, r#""max_position_embeddings":18446744073709551615"#, "positions");
+        check(r#""rms_norm_eps":1e-5"#, r#""rms_norm_eps":1e300"#, "epsilon");
+        check(r#""rms_norm_eps":1e-5"#, r#""rms_norm_eps":-1"#, "epsilon");
+        check(r#""rope_theta":10000.0"#, r#""rope_theta":0"#, "base of the rotary");
+        let long = format!(r#""hidden_size":"{}""#, "x".repeat(5000));
+        check(r#""hidden_size":64"#, &long, "config.json");
+        check_refused(r#""rope_scaling":{"type":"linear","factor":1e308}"#, "frequency");
     }
 
     #[test]

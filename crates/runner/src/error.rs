@@ -30,6 +30,8 @@ pub enum LoadError {
     NoCuda,
     #[error("{0}")]
     Device(String),
+    #[error("out of memory: {bytes} bytes for weights could not be allocated")]
+    OutOfMemory { bytes: usize },
     #[error("starting kernel threads: {0}")]
     Threads(String),
 }
@@ -46,3 +48,32 @@ impl From<kernels::cuda::DeviceError> for LoadError {
         Self::Device(error.to_string())
     }
 }
+
+/// A name of a file that comes from anywhere: escaped where it has to be, and cut.
+pub(crate) fn shown(name: &str) -> String {
+    let is_plain = |c: char| {
+        c.is_alphanumeric() || matches!(c, ' ' | '.' | '_' | '-' | '/' | ':' | '(' | ')' | '`' | '\'' | ',' | '[' | ']')
+    };
+    let mut text = String::new();
+    for (index, c) in name.chars().enumerate() {
+        if index == MAX_SHOWN {
+            return text + "...";
+        }
+        if is_plain(c) { text.push(c) } else { text.extend(c.escape_default()) }
+    }
+    text
+}
+
+/// What a parser said, which may repeat what it read: one line, cut.
+pub(crate) fn brief(error: &dyn std::fmt::Display) -> String {
+    let text = error.to_string();
+    let line = text.lines().next().unwrap_or_default();
+    match line.char_indices().nth(MAX_SHOWN) {
+        // The place, which parsers name last, is the most useful part.
+        Some((cut, _)) => format!("{}...{}", shown(&line[..cut]), line.rfind(" at line ").map_or("", |at| &line[at..])),
+        None => shown(line),
+    }
+}
+
+/// Characters of a text from a file that an error shows.
+const MAX_SHOWN: usize = 120;

@@ -22,12 +22,15 @@ mod timings;
 
 pub use backend::{Backend, BackendError};
 pub use batch::{InputBatch, InputSequence};
-pub use checkpoint::{GgufVocabulary, SpecialTokens};
+pub use checkpoint::{GgufVocabulary, SamplingKeys, SpecialTokens};
 pub use config::{Architecture, ModelConfig, RopeScaling};
 pub use embedding_table::EmbeddingTable;
 pub use error::LoadError;
 pub use kernels::cpu::{Adjustment, Distribution, KvDtype, RopeLayout};
-pub use load::{DeviceOptions, GpuOptions, LoadOptions, LoadedModel, WeightFiles, has_cuda_device, load, read_vocabulary};
+pub use kernels::memory::ExitingAllocator;
+pub use load::{
+    DeviceOptions, GpuOptions, LoadOptions, LoadedModel, WeightFiles, check_checkpoint, has_cuda_device, load, read_vocabulary,
+};
 pub use model_runner::ModelRunner;
 pub use sampler::{SampleRow, Sampled, ScoreRow};
 pub use timings::StepTimings;

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use tokens::BlockSize;
 
 use crate::backend::cpu::{CpuBackend, Weights};
-use crate::checkpoint::{Checkpoint, GgufCheckpoint, GgufVocabulary, RandomCheckpoint, SafetensorsCheckpoint, SpecialTokens};
+use crate::checkpoint::{
+    Checkpoint, GgufCheckpoint, GgufVocabulary, RandomCheckpoint, SafetensorsCheckpoint, SamplingKeys, SpecialTokens,
+    check_shapes,
+};
 use crate::embedding_table::EmbeddingTable;
 use crate::{Backend, KvDtype, LoadError, ModelConfig, ModelRunner};
 
@@ -100,6 +103,8 @@ pub struct LoadedModel {
     pub embedding: Option<EmbeddingTable>,
     /// Begin and end tokens.
     pub special_tokens: SpecialTokens,
+    /// Sampling parameters beside the weights.
+    pub sampling: SamplingKeys,
     /// The tokenizer, for a GGUF file.
     pub vocabulary: Option<GgufVocabulary>,
 }
@@ -111,11 +116,11 @@ pub struct LoadedModel {
 pub fn load(options: &LoadOptions, progress: &mut dyn FnMut(f32)) -> Result<LoadedModel, LoadError> {
     match &options.weights {
         WeightFiles::Gguf(path) => {
-            let checkpoint = GgufCheckpoint::open(path)?;
-            let vocabulary = checkpoint.vocabulary()?;
-            build(options, &checkpoint, Some(vocabulary), progress)
+            let mut checkpoint = GgufCheckpoint::open(path)?;
+            let vocabulary = checkpoint.take_vocabulary()?;
+            build(options, &checked(checkpoint)?, Some(vocabulary), progress)
         }
-        WeightFiles::Safetensors(folder) => build(options, &SafetensorsCheckpoint::open(folder)?, None, progress),
+        WeightFiles::Safetensors(folder) => build(options, &checked(SafetensorsCheckpoint::open(folder)?)?, None, progress),
         WeightFiles::Random { config, seed } => build(options, &RandomCheckpoint::open(config, *seed)?, None, progress),
     }
 }
@@ -125,7 +130,29 @@ pub fn load(options: &LoadOptions, progress: &mut dyn FnMut(f32)) -> Result<Load
 /// # Errors
 /// If the file is unreadable, or has none.
 pub fn read_vocabulary(path: &Path) -> Result<GgufVocabulary, LoadError> {
-    GgufCheckpoint::open(path)?.vocabulary()
+    GgufCheckpoint::open(path)?.take_vocabulary()
+}
+
+/// Checks a checkpoint as far as that goes without reading its weights: every constant, and the shape of every tensor.
+///
+/// # Errors
+/// As [`load`].
+pub fn check_checkpoint(weights: &WeightFiles) -> Result<(), LoadError> {
+    match weights {
+        WeightFiles::Gguf(path) => {
+            let mut checkpoint = GgufCheckpoint::open(path)?;
+            checkpoint.take_vocabulary()?;
+            checked(checkpoint).map(drop)
+        }
+        WeightFiles::Safetensors(folder) => checked(SafetensorsCheckpoint::open(folder)?).map(drop),
+        WeightFiles::Random { config, seed } => RandomCheckpoint::open(config, *seed).map(drop),
+    }
+}
+
+/// `checkpoint`, if its tensors are those that its configuration promises. Random weights need no such check.
+fn checked<C: Checkpoint>(checkpoint: C) -> Result<C, LoadError> {
+    check_shapes(&checkpoint.config()?, &checkpoint)?;
+    Ok(checkpoint)
 }
 
 fn build(
@@ -171,6 +198,7 @@ fn build(
         max_num_batched_tokens: options.max_num_batched_tokens,
         max_num_seqs: options.max_num_seqs,
         special_tokens: checkpoint.special_tokens(),
+        sampling: checkpoint.sampling(),
         vocabulary,
         config,
     })

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use protocol::SharingMode;
 
+use crate::sampling_defaults::SamplingDefaults;
 use crate::web::WebAccess;
 
 /// How much the server takes in, and how long it waits.
@@ -34,6 +35,8 @@ pub struct ServerConfig {
     pub web: WebAccess,
     /// What a request gets that does not say how to share KV.
     pub sharing: SharingDefaults,
+    /// What a request gets that does not say how to choose tokens.
+    pub sampling: SamplingDefaults,
 }
 
 /// How KV is shared for requests that do not say.
@@ -68,6 +71,7 @@ impl Default for ServerConfig {
             shutdown_timeout: Duration::from_secs(30),
             web: WebAccess::default(),
             sharing: SharingDefaults::default(),
+            sampling: SamplingDefaults::default(),
         }
     }
 }

@@ -26,6 +26,7 @@ mod openapi;
 mod repair;
 mod requests;
 mod routes;
+mod sampling_defaults;
 mod scope;
 mod serve;
 mod state;
@@ -44,6 +45,7 @@ pub use model::{ModelInfo, ServedModel};
 pub use protocol::SharingMode;
 pub use repair::{InvalidRepair, deviation_preset, parse_repair};
 pub use routes::router;
+pub use sampling_defaults::SamplingDefaults;
 pub use scope::{ScopeSecret, ShortSecret};
 pub use serve::{Ended, serve};
 #[cfg(unix)]

@@ -136,7 +136,7 @@ impl ValidRequest {
         };
         let max_tokens = match max_tokens {
             Some(max_tokens) => MaxTokens::Exactly(count(field, max_tokens, 1..=u32::MAX)?),
-            None => MaxTokens::AtMost(u32::MAX),
+            None => MaxTokens::AtMost(limits.config.sampling.max_tokens.unwrap_or(u32::MAX)),
         };
         let wishes =
             Wishes { prompts: vec![PromptSource::Chat(messages)], max_tokens, logprobs, prompt_logprobs: None, echo: false };
@@ -165,6 +165,7 @@ impl ValidRequest {
 
     fn build(model: String, wishes: Wishes, fields: SamplingFields, limits: Limits<'_>) -> Result<Self, ApiError> {
         let Wishes { prompts, max_tokens, logprobs, prompt_logprobs, echo } = wishes;
+        let fields = limits.config.sampling.fill(fields);
         let ValidSampling { n, sampling, stop } = valid_sampling(&fields, limits)?;
         if let MaxTokens::Exactly(max_tokens) = max_tokens
             && sampling.min_tokens > max_tokens

@@ -1,15 +1,14 @@
 //! Chat templates: messages to the text the model was trained on.
 
+use std::collections::HashMap;
 use std::fmt::Write;
+use std::ops::Range;
 
-use minijinja::value::{Kwargs, Serde, Value};
-use minijinja::{Environment, Error, ErrorKind, context};
-use regex::Regex;
-use serde::Serialize;
-use serde_json::{Map, ser};
+use jinja::{Limits, Mark, Template, Value};
+use serde_json::Map;
 
 use crate::ChatError;
-use crate::contents::{Located, PLACEHOLDER, locate, locate_by_search};
+use crate::contents::Located;
 
 /// One message of a conversation. Content given in parts is joined before.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +26,10 @@ pub struct ChatMessage {
 pub struct ChatOptions {
     /// Whether to end with the start of the assistant's next message.
     pub add_generation_prompt: bool,
+    /// Whether to end with the text of the last message, for the model to go on with it.
+    pub continue_final_message: bool,
+    /// Source of a template to take instead of the model's own.
+    pub template: Option<String>,
     /// Variables for the template beside the usual ones, such as `enable_thinking`.
     pub variables: Map<String, serde_json::Value>,
 }
@@ -34,15 +37,37 @@ pub struct ChatOptions {
 /// A compiled chat template.
 #[derive(Debug)]
 pub struct ChatTemplate {
-    environment: Environment<'static>,
-    bos: String,
-    eos: String,
+    template: Template,
+    /// Variables that name the model's special tokens, such as `bos_token`.
+    tokens: Map<String, serde_json::Value>,
 }
 
-/// Instructions that one rendering may take. Chosen: a conversation of 10,000 messages in Qwen2.5's template takes fewer, and a
-/// template that never ends is stopped within a tenth of a second.
+/// A conversation as a template wrote it.
+pub(crate) struct RenderedChat {
+    pub(crate) text: String,
+    /// Bytes that come from messages and variables, whatever the template did to them: sorted and disjoint.
+    pub(crate) inputs: Vec<Range<usize>>,
+    /// Those of them that come from contents of messages.
+    pub(crate) contents: Vec<Located>,
+}
+
+/// Steps that one rendering may take. Chosen: a conversation of 10,000 messages in Qwen2.5's template takes fewer, and a template that
+/// never ends is stopped within a few tenths of a second.
 const MAX_FUEL: u64 = 2_000_000;
-const NAME: &str = "chat_template";
+/// Bytes of text that one rendering may make for itself, and for each byte that it is given.
+const BASE_TEXT_BYTES: u64 = 16 << 20;
+const TEXT_BYTES_PER_BYTE: u64 = 16;
+
+/// Stands after a text that is to be continued. Private-use characters that no template changes; told from others by their origin.
+const END_MARK: &str = "\u{10fffc}\u{10fffc}";
+/// The origin of [`END_MARK`].
+const END: u32 = u32::MAX;
+/// The origin of the caller's strings that are no content.
+const OTHER: u32 = u32::MAX - 1;
+
+/// Roles that templates know. Their names are the template's words: some write control tokens around them, such as `<|user|>`.
+const ROLES: [&str; 10] =
+    ["system", "developer", "user", "assistant", "tool", "function", "ipython", "observation", "environment", "model"];
 
 impl ChatMessage {
     /// A message of text alone.
@@ -50,141 +75,129 @@ impl ChatMessage {
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self { role: role.into(), content: content.into(), extra: Map::new() }
     }
+
+    /// Bytes of its text and its other fields, about.
+    fn num_bytes(&self) -> usize {
+        self.content.len() + self.extra.values().map(num_bytes).sum::<usize>()
+    }
 }
 
 impl ChatTemplate {
-    /// Compiles `source`; `bos` and `eos` are the texts of the model's special tokens, which the template may write.
+    /// Compiles `source`. `tokens` are variables with the texts of the model's special tokens, which the template may write.
     ///
     /// # Errors
     /// If the source is no valid template.
-    pub fn new(source: &str, bos: &str, eos: &str) -> Result<Self, ChatError> {
-        let syntax_error = |error: Error| ChatError::Syntax { reason: describe(&error) };
-        let mut environment = Environment::new();
-        let syntax = minijinja::syntax::SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(syntax_error)?);
-        environment.set_fuel(Some(MAX_FUEL));
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_filter("tojson", to_json);
-        environment.add_function("raise_exception", raise_exception);
-        environment.add_function("strftime_now", strftime_now);
-        environment.add_template_owned(NAME, without_generation_marks(source)).map_err(syntax_error)?;
-        Ok(Self { environment, bos: bos.to_owned(), eos: eos.to_owned() })
+    pub fn new(source: &str, tokens: Map<String, serde_json::Value>) -> Result<Self, ChatError> {
+        let template = Template::parse(source).map_err(|error| ChatError::Syntax { reason: error.to_string() })?;
+        Ok(Self { template, tokens })
     }
 
     /// The prompt that `messages` make.
     ///
     /// # Errors
-    /// If the template refuses the messages, fails on them, or does not end.
+    /// If the template refuses the messages, fails on them, does not end, or writes too much.
     pub fn render(&self, messages: &[ChatMessage], options: &ChatOptions) -> Result<String, ChatError> {
-        let messages: Vec<Value> = messages.iter().map(|message| to_value(message, &message.content)).collect();
-        self.render_values(messages, options).map_err(|error| ChatError::Render { reason: describe(&error) })
+        self.render_chat(messages, options).map(|rendered| rendered.text)
     }
 
-    /// Where the contents of `messages` are in `rendered`, in bytes: sorted and disjoint. What is not found is left out.
-    pub(crate) fn locate_contents(&self, messages: &[ChatMessage], options: &ChatOptions, rendered: &str) -> Vec<Located> {
-        let contents: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
-        let placeholder = |index: usize| match contents[index] {
-            "" => String::new(),
-            _ => format!("{PLACEHOLDER}{index}{PLACEHOLDER}"),
+    /// The prompt that `messages` make, and which of its bytes are theirs.
+    pub(crate) fn render_chat(&self, messages: &[ChatMessage], options: &ChatOptions) -> Result<RenderedChat, ChatError> {
+        let refused = |reason: &str| ChatError::Render { reason: reason.to_owned() };
+        let open = match options.continue_final_message {
+            true => Some(messages.len().checked_sub(1).ok_or_else(|| refused("there is no message to continue"))?),
+            false => None,
         };
-        let marked: Vec<Value> =
-            messages.iter().enumerate().map(|(index, message)| to_value(message, &placeholder(index))).collect();
-        let outline = self.render_values(marked, options).ok();
-        outline.and_then(|outline| locate(&outline, &contents, rendered)).unwrap_or_else(|| locate_by_search(&contents, rendered))
+        let failed = |error: jinja::Error| ChatError::Render { reason: error.to_string() };
+        let variables = self.variables(messages, open, options).map_err(failed)?;
+        let given =
+            messages.iter().map(ChatMessage::num_bytes).sum::<usize>() + options.variables.values().map(num_bytes).sum::<usize>();
+        let limits = Limits { fuel: MAX_FUEL, text_bytes: BASE_TEXT_BYTES + TEXT_BYTES_PER_BYTE * given as u64 };
+        let (mut text, marks) = self.template.render(variables, limits, &strftime_now).map_err(failed)?.into_parts();
+        if open.is_some() {
+            let unwritten = "the template does not write the last message, which is to be continued";
+            cut_after_content(&mut text, &marks).ok_or_else(|| refused(unwritten))?;
+        }
+        Ok(located(text, &marks, messages.len()))
     }
 
-    fn render_values(&self, messages: Vec<Value>, options: &ChatOptions) -> Result<String, Error> {
-        let usual = context! {
-            messages => messages,
-            add_generation_prompt => options.add_generation_prompt,
-            bos_token => self.bos.as_str(),
-            eos_token => self.eos.as_str(),
-            tools => (),
-            documents => (),
-        };
-        let variables = Value::from(Serde(&options.variables));
-        self.environment.get_template(NAME)?.render(context! { ..usual, ..variables })
+    fn variables(
+        &self,
+        messages: &[ChatMessage],
+        open: Option<usize>,
+        options: &ChatOptions,
+    ) -> Result<HashMap<String, Value>, jinja::Error> {
+        let mut variables = HashMap::new();
+        for (name, token) in &self.tokens {
+            variables.insert(name.clone(), Value::from_json(token, None)?);
+        }
+        let messages = messages.iter().enumerate().map(|(index, message)| to_value(index, message, open == Some(index)));
+        variables.insert("messages".to_owned(), Value::from_values(messages.collect::<Result<_, _>>()?)?);
+        variables.insert("add_generation_prompt".to_owned(), Value::Bool(options.add_generation_prompt));
+        for name in ["tools", "documents"] {
+            variables.insert(name.to_owned(), Value::None);
+        }
+        for (name, value) in &options.variables {
+            variables.insert(name.clone(), Value::from_json(value, Some(OTHER))?);
+        }
+        Ok(variables)
     }
 }
 
-fn to_value(message: &ChatMessage, content: &str) -> Value {
-    let usual = [("role", Value::from(message.role.as_str())), ("content", Value::from(content))];
-    let extra = message.extra.iter().map(|(key, value)| (key.as_str(), Value::from(Serde(value))));
-    Value::from_pairs(usual.into_iter().chain(extra))
-}
-
-/// The message of an error and of its causes: a template's own words come first.
-fn describe(error: &Error) -> String {
-    let mut text = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
-    if let Some(line) = error.line() {
-        let _infallible = write!(text, " (line {line} of the template)");
+fn to_value(index: usize, message: &ChatMessage, is_open: bool) -> Result<Value, jinja::Error> {
+    let origin = u32::try_from(index).ok().filter(|origin| *origin < OTHER).unwrap_or(OTHER);
+    let role = Value::from_text(&message.role, if ROLES.contains(&&*message.role) { None } else { Some(OTHER) });
+    let content = match is_open {
+        // As in transformers, a mark after the text shows where the template goes on, and a space whether it strips the text.
+        true => Value::from_parts(&[(&message.content, Some(origin)), (END_MARK, Some(END)), (" ", None)]),
+        false => Value::from_text(&message.content, Some(origin)),
+    };
+    let mut fields = vec![("role", role), ("content", content)];
+    for (key, value) in &message.extra {
+        fields.push((key.as_str(), Value::from_json(value, Some(OTHER))?));
     }
-    text
+    Value::from_pairs(fields)
 }
 
-fn raise_exception(message: &str) -> Result<Value, Error> {
-    Err(Error::new(ErrorKind::InvalidOperation, message.to_owned()))
+/// Cuts `text` at the last [`END_MARK`]; `None` if there is none.
+fn cut_after_content(text: &mut String, marks: &[Mark]) -> Option<()> {
+    let end = marks.iter().rev().find(|mark| mark.origin == END)?;
+    let is_spacing_kept = text[end.bytes.end..].starts_with(' ');
+    text.truncate(end.bytes.start);
+    if !is_spacing_kept {
+        text.truncate(text.trim_end().len());
+    }
+    Some(())
+}
+
+fn located(text: String, marks: &[Mark], num_messages: usize) -> RenderedChat {
+    let (mut inputs, mut contents) = (Vec::new(), Vec::new());
+    for mark in marks.iter().filter(|mark| mark.origin != END && mark.bytes.start < text.len()) {
+        let bytes = mark.bytes.start..mark.bytes.end.min(text.len());
+        if (mark.origin as usize) < num_messages && mark.origin < OTHER {
+            contents.push(Located { message: mark.origin as usize, bytes: bytes.clone() });
+        }
+        inputs.push(bytes);
+    }
+    RenderedChat { text, inputs, contents }
+}
+
+/// Bytes of the strings in `value`.
+fn num_bytes(value: &serde_json::Value) -> usize {
+    match value {
+        serde_json::Value::String(text) => text.len(),
+        serde_json::Value::Array(items) => items.iter().map(num_bytes).sum(),
+        serde_json::Value::Object(entries) => entries.iter().map(|(key, value)| key.len() + num_bytes(value)).sum(),
+        _ => 0,
+    }
 }
 
 /// The local time, as templates that print today's date expect it.
-fn strftime_now(format: &str) -> Result<String, Error> {
+fn strftime_now(format: &str) -> Result<String, String> {
     let mut text = String::new();
     match write!(text, "{}", chrono::Local::now().format(format)) {
         Ok(()) => Ok(text),
-        Err(_) => Err(Error::new(ErrorKind::InvalidOperation, format!("{format:?} is no time format"))),
+        Err(_) => Err(format!("{format:?} is no time format")),
     }
-}
-
-/// JSON as Python's `json.dumps` writes it, which models were trained on; minijinja's own filter escapes `<` and `'` for HTML.
-#[expect(clippy::needless_pass_by_value, reason = "the template engine hands keyword arguments over by value")]
-fn to_json(value: &Value, indent: Option<usize>, kwargs: Kwargs) -> Result<Value, Error> {
-    let indent = match indent {
-        Some(indent) => Some(indent),
-        None => kwargs.get::<Option<usize>>("indent")?,
-    };
-    // Python's default; the characters are never escaped here.
-    kwargs.get::<Option<bool>>("ensure_ascii")?;
-    kwargs.assert_all_used()?;
-    let json = serde_json::to_value(value).map_err(json_error)?;
-    let text = match indent {
-        Some(width) => write_json(&json, ser::PrettyFormatter::with_indent(" ".repeat(width).as_bytes())),
-        None => write_json(&json, PythonFormatter),
-    };
-    text.map(Value::from_safe_string)
-}
-
-fn write_json(json: &serde_json::Value, formatter: impl ser::Formatter) -> Result<String, Error> {
-    let mut bytes = Vec::new();
-    json.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, formatter)).map_err(json_error)?;
-    Ok(String::from_utf8(bytes).expect("JSON is written from strings"))
-}
-
-fn json_error(error: serde_json::Error) -> Error {
-    Error::new(ErrorKind::BadSerialization, "not JSON").with_source(error)
-}
-
-/// A space after each comma and colon.
-struct PythonFormatter;
-
-impl ser::Formatter for PythonFormatter {
-    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W) -> std::io::Result<()> {
-        writer.write_all(b": ")
-    }
-}
-
-/// Templates mark the assistant's words for training with `{% generation %}`; for rendering that is a block that does nothing.
-fn without_generation_marks(source: &str) -> String {
-    let start = Regex::new(r"(\{%-?\s*)generation(\s*-?%\})").expect("a constant");
-    let end = Regex::new(r"(\{%-?\s*)endgeneration(\s*-?%\})").expect("a constant");
-    end.replace_all(&start.replace_all(source, "${1}if true${2}"), "${1}endif${2}").into_owned()
 }
 
 #[cfg(test)]
@@ -195,16 +208,22 @@ mod tests {
         ChatOptions { add_generation_prompt: true, ..ChatOptions::default() }
     }
 
+    fn template(source: &str) -> ChatTemplate {
+        let tokens = [("bos_token", "<s>"), ("eos_token", "</s>"), ("pad_token", "<pad>")];
+        let tokens = tokens.map(|(name, text)| (name.to_owned(), text.into()));
+        ChatTemplate::new(source, Map::from_iter(tokens)).unwrap()
+    }
+
     #[track_caller]
     fn check(source: &str, messages: &[(&str, &str)], expected: &str) {
         let messages: Vec<_> = messages.iter().map(|&(role, content)| ChatMessage::new(role, content)).collect();
-        let template = ChatTemplate::new(source, "<s>", "</s>").unwrap();
+        let template = template(source);
         assert_eq!(template.render(&messages, &options()).unwrap(), expected);
     }
 
     #[track_caller]
     fn check_refused(source: &str, named: &str) {
-        let template = ChatTemplate::new(source, "", "").unwrap();
+        let template = template(source);
         let error = template.render(&[ChatMessage::new("user", "x")], &options()).unwrap_err().to_string();
         assert!(error.contains(named), "{error}");
     }
@@ -253,14 +272,74 @@ mod tests {
 
     #[test]
     fn other_variables_reach_the_template() {
-        let template = ChatTemplate::new("{{ enable_thinking }}", "", "").unwrap();
+        let template = template("{{ enable_thinking }}");
         let variables = Map::from_iter([("enable_thinking".to_owned(), false.into())]);
         assert_eq!(template.render(&[], &ChatOptions { variables, ..options() }).unwrap(), "False");
     }
 
+    /// Turns as ChatML writes them.
+    const TURNS: &str =
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}";
+
+    #[track_caller]
+    fn check_continued(source: &str, contents: &[&str], expected: &str) {
+        let messages: Vec<_> = contents.iter().map(|&content| ChatMessage::new("u", content)).collect();
+        let options = ChatOptions { continue_final_message: true, ..ChatOptions::default() };
+        let rendered = template(source).render_chat(&messages, &options).unwrap();
+        assert_eq!(rendered.text, expected);
+        let texts: Vec<_> = rendered.contents.into_iter().map(|content| rendered.text[content.bytes].trim()).collect();
+        assert_eq!(texts, contents.iter().map(|content| content.trim()).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn the_last_message_is_left_open() {
+        check_continued(TURNS, &["a", "b"], "<u>a</><u>b");
+        check_continued(TURNS, &["/", "/"], "<u>/</><u>/");
+        check_continued(&TURNS.replace("m.content", "m.content | trim"), &["a", " b "], "<u>a</><u>b");
+    }
+
+    #[test]
+    fn spacing_that_the_template_keeps_is_kept() {
+        check_continued(TURNS, &["so: "], "<u>so: ");
+    }
+
+    #[test]
+    fn a_message_that_is_not_written_cannot_be_continued() {
+        let template = template("{{ messages[0].content }}");
+        let options = ChatOptions { continue_final_message: true, ..ChatOptions::default() };
+        let messages = [ChatMessage::new("u", "a"), ChatMessage::new("u", "b")];
+        assert!(template.render(&messages, &options).is_err());
+        assert!(template.render(&[], &options).is_err());
+    }
+
+    #[test]
+    fn every_named_token_is_a_variable() {
+        check("{{ pad_token }}{{ bos_token }}{{ unk_token is defined }}", &[], "<pad><s>False");
+    }
+
+    #[test]
+    fn what_is_the_callers_is_told_from_the_template() {
+        let mut message = ChatMessage::new("wizard", " b ");
+        message.extra.insert("name".to_owned(), "n".into());
+        let source = "{% for m in messages %}[{{ m.role }}{{ m.name }}|{{ m.content | trim | upper }}]{% endfor %}{{ x }}";
+        let variables = Map::from_iter([("x".to_owned(), "v".into())]);
+        let messages = [ChatMessage::new("user", "a"), message];
+        let rendered = template(source).render_chat(&messages, &ChatOptions { variables, ..options() }).unwrap();
+        assert_eq!(rendered.text, "[user|A][wizardn|B]v");
+        let texts: Vec<_> = rendered.inputs.iter().map(|bytes| &rendered.text[bytes.clone()]).collect();
+        assert_eq!(texts, ["A", "wizardn", "B", "v"]);
+        let contents: Vec<_> = rendered.contents.iter().map(|content| (content.message, content.bytes.start)).collect();
+        assert_eq!(contents, [(0, 6), (1, 17)]);
+    }
+
+    #[test]
+    fn a_template_that_writes_without_end_is_stopped() {
+        check_refused("{% for i in range(10000) %}{{ 'x' * 10000 }}{% endfor %}", "too much text");
+    }
+
     #[test]
     fn the_time_is_formatted() {
-        let template = ChatTemplate::new("{{ strftime_now('%d %b %Y') | length }}", "", "").unwrap();
+        let template = template("{{ strftime_now('%d %b %Y') | length }}");
         assert_eq!(template.render(&[], &options()).unwrap(), "11");
         check_refused("{{ strftime_now('%Q') }}", "no time format");
     }
@@ -277,7 +356,7 @@ mod tests {
 
     #[test]
     fn a_broken_template_is_refused_with_its_line() {
-        let error = ChatTemplate::new("a\n{% if %}", "", "").unwrap_err().to_string();
+        let error = ChatTemplate::new("a\n{% if %}", Map::new()).unwrap_err().to_string();
         assert!(error.contains("line 2"), "{error}");
     }
 }

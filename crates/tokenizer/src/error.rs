@@ -102,9 +102,20 @@ pub enum TokenizerError {
 impl TokenizerError {
     /// Wraps an error of the `tokenizers` crate.
     pub(crate) fn library(error: impl std::fmt::Display) -> Self {
-        Self::Library { reason: error.to_string() }
+        Self::Library { reason: brief(&error) }
     }
 }
+
+/// What a parser said, which may repeat what it read: one line, cut.
+pub(crate) fn brief(error: &dyn std::fmt::Display) -> String {
+    let text = error.to_string();
+    let shown: String = text.lines().next().unwrap_or_default().chars().take(MAX_REASON_CHARS).collect();
+    let is_cut = shown.len() < text.trim_end().len();
+    shown.chars().map(|c| if c.is_control() { '?' } else { c }).collect::<String>() + if is_cut { "..." } else { "" }
+}
+
+/// Characters of a parser's words that an error shows.
+const MAX_REASON_CHARS: usize = 160;
 
 /// Why messages could not be turned into a prompt. Every variant but `Encode` and `Syntax` is the caller's to correct.
 #[derive(Debug, thiserror::Error)]

@@ -1,47 +1,92 @@
 //! A tokenizer from a folder in the layout of the Hugging Face hub.
 
+use std::fs::File;
+use std::io::{ErrorKind, Read};
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokens::TokenId;
 
+use crate::error::brief;
 use crate::{ChatError, Tokenizer, TokenizerError};
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` and, where they are, `tokenizer_config.json`, `generation_config.json`, `config.json` and
-    /// `chat_template.jinja` of `folder`: special tokens and the chat template.
+    /// Reads `tokenizer.json` and, where they are, `tokenizer_config.json`, `special_tokens_map.json`, `generation_config.json`,
+    /// `config.json`, `chat_template.jinja` and `chat_template.json` of `folder`: added and special tokens, and the chat template.
     ///
     /// # Errors
     /// If a file cannot be read or is not valid, or names a token that the vocabulary lacks.
     pub fn from_folder(folder: &Path) -> Result<Self, ChatError> {
-        let tokenizer = Self::from_file(&folder.join("tokenizer.json"))?;
         let config = read_json(&folder.join("tokenizer_config.json"))?;
-        let bos = tokenizer.named_token(&config["bos_token"])?;
-        let mut eos = Vec::new();
+        let named = named_tokens(&config, &read_json(&folder.join("special_tokens_map.json"))?);
+        let tokenizer = Self::from_file_with(&folder.join("tokenizer.json"), &added_tokens(&config["added_tokens_decoder"]))?;
+        let bos = tokenizer.named_token(named.get("bos_token"))?;
+        let mut eos: Vec<TokenId> = tokenizer.named_token(named.get("eos_token"))?.into_iter().collect();
         for file in ["generation_config.json", "config.json"] {
             eos.extend(ids(&read_json(&folder.join(file))?["eos_token_id"]));
         }
-        eos.splice(0..0, tokenizer.named_token(&config["eos_token"])?);
         let mut distinct = Vec::new();
         for id in eos {
             if !distinct.contains(&id) {
                 distinct.push(id);
             }
         }
-        let tokenizer = tokenizer.with_special_ids(bos, distinct);
-        let template = read_text(&folder.join("chat_template.jinja"))?.or_else(|| template_of(&config["chat_template"]));
+        let tokenizer = tokenizer.with_special_ids(bos, distinct).with_named_tokens(named);
+        let in_json = || read_json(&folder.join("chat_template.json")).map(|json| template_of(&json["chat_template"]));
+        let template = match read_text(&folder.join("chat_template.jinja"))?.or_else(|| template_of(&config["chat_template"])) {
+            Some(source) => Some(source),
+            None => in_json()?,
+        };
         match template {
             Some(source) => tokenizer.with_chat_template(&source),
             None => Ok(tokenizer),
         }
     }
 
-    /// The token that `"<s>"` or `{"content": "<s>", ..}` names; none for `null`.
-    fn named_token(&self, value: &Value) -> Result<Option<TokenId>, TokenizerError> {
-        let Some(text) = value.as_str().or_else(|| value["content"].as_str()) else { return Ok(None) };
-        let id = self.token_id(text).ok_or_else(|| TokenizerError::UnknownToken { token: text.to_owned() })?;
+    /// The token with this text.
+    fn named_token(&self, text: Option<&Value>) -> Result<Option<TokenId>, TokenizerError> {
+        let Some(text) = text.and_then(Value::as_str) else { return Ok(None) };
+        let id = self.token_id(text).ok_or_else(|| TokenizerError::UnknownToken { token: brief(&text) })?;
         Ok(Some(id))
     }
+}
+
+/// Names under which transformers tells a chat template the special tokens.
+const NAMES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/// The texts of special tokens by name: those of `tokenizer_config.json`, else those of `special_tokens_map.json`.
+fn named_tokens(config: &Value, map: &Value) -> Map<String, Value> {
+    let text = |value: &Value| value.as_str().or_else(|| value["content"].as_str()).map(str::to_owned);
+    let mut named = Map::new();
+    for name in NAMES {
+        if let Some(text) = text(&config[name]).or_else(|| text(&map[name])) {
+            named.insert(name.to_owned(), text.into());
+        }
+    }
+    let key = "additional_special_tokens";
+    let list = config[key].as_array().or_else(|| map[key].as_array());
+    let texts: Vec<String> = list.into_iter().flatten().filter_map(text).collect();
+    if !texts.is_empty() {
+        named.insert(key.to_owned(), texts.into());
+    }
+    named
+}
+
+/// The tokens of `added_tokens_decoder`, in order of id.
+fn added_tokens(decoder: &Value) -> Vec<tokenizers::AddedToken> {
+    let mut tokens: Vec<(u32, tokenizers::AddedToken)> = Vec::new();
+    for (id, token) in decoder.as_object().into_iter().flatten() {
+        let (Ok(id), Some(content)) = (id.parse(), token["content"].as_str()) else { continue };
+        let flag = |name: &str| token[name].as_bool().unwrap_or(false);
+        let added = tokenizers::AddedToken::from(content, flag("special"))
+            .single_word(flag("single_word"))
+            .lstrip(flag("lstrip"))
+            .rstrip(flag("rstrip"))
+            .normalized(flag("normalized"));
+        tokens.push((id, added));
+    }
+    tokens.sort_by_key(|(id, _)| *id);
+    tokens.into_iter().map(|(_, token)| token).collect()
 }
 
 /// The ids in `2` or `[2, 3]`.
@@ -59,16 +104,32 @@ fn template_of(value: &Value) -> Option<String> {
 /// `null` when there is no such file.
 fn read_json(path: &Path) -> Result<Value, TokenizerError> {
     let Some(text) = read_text(path)? else { return Ok(Value::Null) };
-    serde_json::from_str(&text).map_err(|error| TokenizerError::Parse { path: path.to_owned(), reason: error.to_string() })
+    serde_json::from_str(&text).map_err(|error| TokenizerError::Parse { path: path.to_owned(), reason: brief(&error) })
 }
 
 /// `None` when there is no such file.
 fn read_text(path: &Path) -> Result<Option<String>, TokenizerError> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(TokenizerError::Read { path: path.to_owned(), source }),
+    let bytes = match read_bounded(path, MAX_TEXT_BYTES) {
+        Ok(bytes) => bytes,
+        Err(TokenizerError::Read { source, .. }) if source.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let parse_error = |error| TokenizerError::Parse { path: path.to_owned(), reason: brief(&error) };
+    String::from_utf8(bytes).map(Some).map_err(parse_error)
+}
+
+/// Bytes of a configuration at most.
+const MAX_TEXT_BYTES: u64 = 16 << 20;
+
+/// The bytes of a file of at most `max_bytes`.
+pub(crate) fn read_bounded(path: &Path, max_bytes: u64) -> Result<Vec<u8>, TokenizerError> {
+    let failed = |source| TokenizerError::Read { path: path.to_owned(), source };
+    let mut bytes = Vec::new();
+    File::open(path).map_err(failed)?.take(max_bytes + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > max_bytes {
+        return Err(TokenizerError::Parse { path: path.to_owned(), reason: format!("it is longer than {max_bytes} bytes") });
     }
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -118,6 +179,26 @@ mod tests {
         let config = r#"{"chat_template": [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]}"#;
         check(&[("tokenizer_config.json", config)], None, &[], Some("d"));
         check(&[("tokenizer_config.json", config), ("chat_template.jinja", "file")], None, &[], Some("file"));
+    }
+
+    #[test]
+    fn special_tokens_are_named_by_either_file() {
+        let config = r#"{"eos_token": "<t>", "additional_special_tokens": ["<s>", {"content": "<t>"}]}"#;
+        let map = r#"{"bos_token": {"content": "<s>"}, "eos_token": "<s>", "pad_token": "<t>"}"#;
+        let template = "{{ bos_token }}|{{ eos_token }}|{{ pad_token }}|{{ additional_special_tokens | join(',') }}|{{ unk_token is defined }}";
+        let files = [("tokenizer_config.json", config), ("special_tokens_map.json", map), ("chat_template.jinja", template)];
+        check(&files, Some(262), &[263], Some("<s>|<t>|<t>|<s>,<t>|False"));
+    }
+
+    #[test]
+    fn added_tokens_of_the_configuration_are_read() {
+        let config = r#"{"added_tokens_decoder": {"264": {"content": "<u>", "special": true}, "263": {"content": "<t>", "special": true},
+            "265": {"content": "<v>", "special": false, "rstrip": true}}}"#;
+        let tokenizer = load(&[("tokenizer_config.json", config)]).unwrap();
+        let ids: Vec<u32> = tokenizer.encode("<u><t>h<v> h", false).unwrap().token_ids.iter().map(|id| id.0).collect();
+        let h = tokenizer.token_id("h").unwrap().0;
+        assert_eq!(ids, [264, 263, h, 265, h]);
+        assert_eq!([263, 264, 265].map(|id| tokenizer.is_special(TokenId(id))), [true, true, false]);
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod contents;
 mod detokenize;
 mod error;
 mod folder;
+mod gguf_rules;
 mod pre_tokenizer;
 mod prompt;
 mod segments;

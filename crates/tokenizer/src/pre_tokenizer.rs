@@ -9,7 +9,7 @@ use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 
-use crate::TokenizerError;
+use crate::gguf_rules::Cut;
 
 /// A known way of cutting text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,27 +39,15 @@ const QWEN2: &str =
 /// Llama 3's expression as its `tokenizer.json` has it.
 const LLAMA_BPE: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-/// GPT-2's expression (Radford et al. 2019, `encoder.py`), without the look-ahead.
+/// GPT-2's expression (Radford et al. 2019, `encoder.py`).
+pub(crate) const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+/// The same without the look-ahead.
 const GPT2_WITHOUT_LOOKAHEAD: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+";
 /// The same when digits were cut off before: no digit takes a space along.
 const SMOLLM_WITHOUT_LOOKAHEAD: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+";
 
 impl PreTokenizerKind {
     const ALL: [Self; 4] = [Self::Gpt2, Self::Smollm, Self::Qwen2, Self::LlamaBpe];
-
-    /// The kind that the GGUF key `tokenizer.ggml.pre` names.
-    pub(crate) fn from_gguf(pre: &str) -> Result<Self, TokenizerError> {
-        match pre {
-            "gpt-2" | "gpt2" => Ok(Self::Gpt2),
-            "smollm" => Ok(Self::Smollm),
-            "qwen2" => Ok(Self::Qwen2),
-            "llama-bpe" | "llama3" | "llama-v3" => Ok(Self::LlamaBpe),
-            _ => Err(TokenizerError::UnsupportedPreTokenizer {
-                pre: pre.to_owned(),
-                supported: "gpt-2, smollm, qwen2, llama-bpe".to_owned(),
-            }),
-        }
-    }
 
     /// The kind that `pre_tokenizer` of a `tokenizer.json` is, or `None` when it is none of these.
     pub(crate) fn recognize(pre_tokenizer: &PreTokenizerWrapper) -> Option<Self> {
@@ -70,10 +58,6 @@ impl PreTokenizerKind {
     /// The same rule in the `tokenizers` crate: slower, and the reference that [`Splitter`] is tested against.
     pub(crate) fn reference(self) -> PreTokenizerWrapper {
         let byte_level = |use_regex| ByteLevel::new(false, false, use_regex).into();
-        let split = |pattern: &str| {
-            let pattern = SplitPattern::Regex(pattern.to_owned());
-            Split::new(pattern, SplitDelimiterBehavior::Isolated, false).expect("the published expressions compile").into()
-        };
         let steps = match self {
             Self::Gpt2 => return byte_level(true),
             Self::Smollm => vec![Digits::new(true).into(), byte_level(true)],
@@ -83,25 +67,29 @@ impl PreTokenizerKind {
         Sequence::new(steps).into()
     }
 
-    /// Whether the vocabulary was trained on text in Unicode's normal form C.
-    pub(crate) fn normalizes_to_nfc(self) -> bool {
-        self == Self::Qwen2
-    }
-
-    /// Whether a piece that is a token is taken whole, before any merge.
-    pub(crate) fn ignores_merges(self) -> bool {
-        self == Self::LlamaBpe
-    }
-
-    /// Whether prompts start with the beginning-of-text token when the file does not say.
-    pub(crate) fn adds_bos(self) -> bool {
-        self == Self::LlamaBpe
-    }
-
     /// Whether `\s*[\r\n]+` takes line breaks before the last rule sees them.
     fn breaks_lines(self) -> bool {
         matches!(self, Self::Qwen2 | Self::LlamaBpe)
     }
+}
+
+impl Cut {
+    /// The rule in the `tokenizers` crate.
+    pub(crate) fn reference(self) -> PreTokenizerWrapper {
+        match self {
+            Self::Quick(kind) => kind.reference(),
+            Self::Steps(steps) => {
+                let byte_level = ByteLevel::new(false, false, false).into();
+                Sequence::new(steps.iter().map(|step| split(step)).chain([byte_level]).collect()).into()
+            }
+        }
+    }
+}
+
+/// Pieces that match `pattern`, and those between.
+fn split(pattern: &str) -> PreTokenizerWrapper {
+    let pattern = SplitPattern::Regex(pattern.to_owned());
+    Split::new(pattern, SplitDelimiterBehavior::Isolated, false).expect("the published expressions compile").into()
 }
 
 /// The rule as JSON, without the one field that changes offsets only.
@@ -231,12 +219,6 @@ mod tests {
         for kind in PreTokenizerKind::ALL {
             assert_eq!(PreTokenizerKind::recognize(&kind.reference()), Some(kind));
         }
-    }
-
-    #[test]
-    fn an_unknown_name_is_refused() {
-        let error = PreTokenizerKind::from_gguf("default").unwrap_err();
-        assert!(error.to_string().contains("\"default\""), "{error}");
     }
 
     /// Characters where the rules differ: spaces of several widths, digits of several scripts, marks, letters that fold.

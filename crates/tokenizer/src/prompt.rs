@@ -59,14 +59,17 @@ pub(crate) fn template_ranges(
     ranges
 }
 
-/// Position of the first token that begins in each of `contents`, which are sorted and disjoint.
+/// Position of the first token that begins in each of `contents`, which are sorted and disjoint. Of the pieces that a template cut a
+/// message into, the first counts.
 pub(crate) fn content_starts(spans: &[TokenSpan], contents: &[Located]) -> Vec<ContentStart> {
     let first_in = |content: &Located| {
         let index = spans.partition_point(|span| span.bytes.start < content.bytes.start);
         let is_inside = spans.get(index).is_some_and(|span| span.bytes.start < content.bytes.end);
         is_inside.then(|| ContentStart { message: to_u32(content.message), position: to_u32(index) })
     };
-    contents.iter().filter_map(first_in).collect()
+    let mut starts: Vec<ContentStart> = contents.iter().filter_map(first_in).collect();
+    starts.dedup_by_key(|start| start.message);
+    starts
 }
 
 fn to_u32(index: usize) -> u32 {

@@ -1,17 +1,22 @@
 //! Text to tokens and back.
 
 use std::ops::ControlFlow;
+use std::ops::Range;
 use std::path::Path;
 
+use serde_json::{Map, Value};
 use tokenizers::NormalizerWrapper;
 use tokenizers::decoders::DecoderWrapper;
-use tokenizers::{Model, Normalizer, OffsetType, PreTokenizedString, PreTokenizer};
+use tokenizers::{Model, Normalizer, OffsetType, PreTokenizedString, PreTokenizer, Token};
 use tokens::{TokenId, TokenRange};
 use unicode_normalization::UnicodeNormalization;
 
 use crate::added::{AddedToken, AddedTokens, Segment};
 use crate::bound::TokenLengths;
 use crate::byte_level::ByteLevelEncoder;
+use crate::chat::RenderedChat;
+use crate::error::brief;
+use crate::folder::read_bounded;
 use crate::pre_tokenizer::PreTokenizerKind;
 use crate::prompt::{ContentStart, TokenSpan, content_starts, template_ranges};
 use crate::segments::{SegmentRule, TokenText};
@@ -36,6 +41,10 @@ pub struct Tokenizer {
     bos: Option<TokenId>,
     eos: Vec<TokenId>,
     chat_template: Option<ChatTemplate>,
+    added: AddedTokens,
+    /// Variables of chat templates that name special tokens, such as `pad_token`.
+    named_tokens: Map<String, Value>,
+    content_control_tokens: bool,
 }
 
 /// What a source of vocabularies hands over.
@@ -53,11 +62,12 @@ pub(crate) struct Parts {
     pub(crate) suffix: Vec<TokenId>,
     pub(crate) bos: Option<TokenId>,
     pub(crate) eos: Vec<TokenId>,
+    /// Names of special tokens, such as `pad_token`, and their texts.
+    pub(crate) named_tokens: Map<String, Value>,
 }
 
 struct QuickPath {
     encoder: ByteLevelEncoder,
-    added: AddedTokens,
     needs_nfc: bool,
 }
 
@@ -76,11 +86,18 @@ impl Tokenizer {
     /// # Errors
     /// If the file cannot be read, or decodes in a way that is not served.
     pub fn from_file(path: &Path) -> Result<Self, TokenizerError> {
-        let json = std::fs::read(path).map_err(|source| TokenizerError::Read { path: path.to_owned(), source })?;
+        Self::from_file_with(path, &[])
+    }
+
+    /// The same with further added tokens, those that `tokenizer_config.json` lists.
+    pub(crate) fn from_file_with(path: &Path, added: &[tokenizers::AddedToken]) -> Result<Self, TokenizerError> {
+        let json = read_bounded(path, MAX_FILE_BYTES)?;
         let mut hf = tokenizers::Tokenizer::from_bytes(json)
-            .map_err(|error| TokenizerError::Parse { path: path.to_owned(), reason: error.to_string() })?;
+            .map_err(|error| TokenizerError::Parse { path: path.to_owned(), reason: brief(&error) })?;
         hf.with_truncation(None).map_err(TokenizerError::library)?;
         hf.with_padding(None);
+        // What the file has already stays as it is; what it has with other flags is replaced.
+        hf.add_tokens(added.iter().cloned()).map_err(TokenizerError::library)?;
         Self::assemble(Parts::from_library(hf)?)
     }
 
@@ -95,9 +112,31 @@ impl Tokenizer {
     /// # Errors
     /// If the template is not valid.
     pub fn with_chat_template(mut self, source: &str) -> Result<Self, ChatError> {
-        let text = |id: Option<&TokenId>| id.map(|&id| self.token_str(id)).unwrap_or_default();
-        self.chat_template = Some(ChatTemplate::new(source, &text(self.bos.as_ref()), &text(self.eos.first()))?);
+        self.chat_template = Some(self.compile(source)?);
         Ok(self)
+    }
+
+    /// The same tokenizer, for which the names of control tokens in messages are those tokens, or text (the default).
+    #[must_use]
+    pub fn with_content_control_tokens(self, content_control_tokens: bool) -> Self {
+        Self { content_control_tokens, ..self }
+    }
+
+    /// The same tokenizer, whose chat template is told these special tokens by name.
+    #[must_use]
+    pub(crate) fn with_named_tokens(self, named_tokens: Map<String, Value>) -> Self {
+        Self { named_tokens, ..self }
+    }
+
+    /// A chat template with this vocabulary's special tokens.
+    fn compile(&self, source: &str) -> Result<ChatTemplate, ChatError> {
+        let mut tokens = self.named_tokens.clone();
+        for (name, id) in [("bos_token", self.bos), ("eos_token", self.eos.first().copied())] {
+            if let Some(id) = id {
+                tokens.entry(name).or_insert_with(|| self.token_str(id).into());
+            }
+        }
+        ChatTemplate::new(source, tokens)
     }
 
     fn assemble(parts: Parts) -> Result<Self, TokenizerError> {
@@ -107,11 +146,9 @@ impl Tokenizer {
         }
         let quick = match parts.pre_tokenizer {
             None => None,
-            Some(kind) => Some(QuickPath {
-                encoder: ByteLevelEncoder::new(kind),
-                added: AddedTokens::new(&parts.added).map_err(TokenizerError::library)?,
-                needs_nfc: parts.hf.get_normalizer().is_some(),
-            }),
+            Some(kind) => {
+                Some(QuickPath { encoder: ByteLevelEncoder::new(kind), needs_nfc: parts.hf.get_normalizer().is_some() })
+            }
         };
         let spells_bytes = quick.is_some() || spells_bytes(&parts.hf);
         let lengths =
@@ -128,6 +165,9 @@ impl Tokenizer {
             bos: parts.bos,
             eos: parts.eos,
             chat_template: None,
+            added: AddedTokens::new(&parts.added).map_err(TokenizerError::library)?,
+            named_tokens: parts.named_tokens,
+            content_control_tokens: false,
         })
     }
 
@@ -184,11 +224,12 @@ impl Tokenizer {
         Ok(token_ids)
     }
 
-    /// Renders `messages` with the model's chat template and encodes the result. The template itself writes the
-    /// beginning-of-text token where the model wants one.
+    /// Renders `messages` with the model's chat template, or the one that `options` bring, and encodes the result. The template itself
+    /// writes the beginning-of-text token where the model wants one. Control tokens are the template's alone: their names in messages and
+    /// variables are text, whatever the template does to it; see [`Tokenizer::with_content_control_tokens`].
     ///
     /// # Errors
-    /// If the model has no template, the template refuses the messages, or the text cannot be encoded.
+    /// If there is no template, or the one in `options` is not valid, the template refuses the messages, or the text cannot be encoded.
     pub fn encode_chat(&self, messages: &[ChatMessage], options: &ChatOptions) -> Result<EncodedPrompt, ChatError> {
         self.encode_chat_within(messages, options, usize::MAX)
     }
@@ -204,15 +245,15 @@ impl Tokenizer {
         options: &ChatOptions,
         max_tokens: usize,
     ) -> Result<EncodedPrompt, ChatError> {
-        let chat_template = self.chat_template.as_ref().ok_or(ChatError::NoTemplate)?;
-        let rendered = chat_template.render(messages, options)?;
-        self.check_length(&rendered, max_tokens)?;
-        let located = chat_template.locate_contents(messages, options, &rendered);
-        let spans = self.spans(&rendered, max_tokens)?;
-        let contents = content_starts(&spans, &located);
-        let ranges: Vec<_> = located.into_iter().map(|content| content.bytes).collect();
+        let brought = options.template.as_deref().map(|source| self.compile(source)).transpose()?;
+        let chat_template = brought.as_ref().or(self.chat_template.as_ref()).ok_or(ChatError::NoTemplate)?;
+        let RenderedChat { text, inputs, contents } = chat_template.render_chat(messages, options)?;
+        self.check_length(&text, max_tokens)?;
+        let spans = self.spans(&text, if self.content_control_tokens { &[] } else { &inputs }, max_tokens)?;
+        let starts = content_starts(&spans, &contents);
+        let ranges: Vec<_> = contents.into_iter().map(|content| content.bytes).collect();
         let template = template_ranges(&spans, &ranges, |id| self.is_special(id));
-        Ok(EncodedPrompt { token_ids: spans.into_iter().map(|span| span.id).collect(), template, contents })
+        Ok(EncodedPrompt { token_ids: spans.into_iter().map(|span| span.id).collect(), template, contents: starts })
     }
 
     /// Positions at which segments of `prompt` begin by `rule`: ascending, each above 0.
@@ -309,7 +350,7 @@ impl Tokenizer {
             out.extend(encoding.get_ids().iter().copied().map(TokenId));
             return within(out.len(), max_tokens);
         };
-        for segment in quick.added.segments(text) {
+        for segment in self.added.segments(text, &[]) {
             match segment {
                 Segment::Added(id, _) => out.push(id),
                 Segment::Text(text) => quick.encoder.encode(self.hf.get_model(), text, |_, ids| {
@@ -322,17 +363,22 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// The tokens of `text`, at most `max_tokens`, with the bytes each covers.
-    fn spans(&self, text: &str, max_tokens: usize) -> Result<Vec<TokenSpan>, TokenizerError> {
+    /// The tokens of `text`, at most `max_tokens`, with the bytes each covers. No special token has a byte in `inputs`, which are sorted
+    /// and disjoint.
+    fn spans(&self, text: &str, inputs: &[Range<usize>], max_tokens: usize) -> Result<Vec<TokenSpan>, TokenizerError> {
         let Some(quick) = self.quick_path(text) else {
-            let encoding = self.hf.encode(text, false).map_err(TokenizerError::library)?;
+            let encoding = match self.added.are_restricted(text, inputs) {
+                true => self.encode_restricted(text, inputs),
+                false => self.hf.encode(text, false),
+            };
+            let encoding = encoding.map_err(TokenizerError::library)?;
             within(encoding.get_ids().len(), max_tokens)?;
             let tokens = encoding.get_ids().iter().zip(encoding.get_offsets());
             return Ok(tokens.map(|(&id, &(start, end))| TokenSpan { id: TokenId(id), bytes: start..end }).collect());
         };
         let mut spans = Vec::with_capacity((text.len() / 3).min(max_tokens));
         let mut segment_start = 0;
-        for segment in quick.added.segments(text) {
+        for segment in self.added.segments(text, inputs) {
             segment_start += match segment {
                 Segment::Added(id, len) => {
                     spans.push(TokenSpan { id, bytes: segment_start..segment_start + len });
@@ -361,18 +407,45 @@ impl Tokenizer {
         }
     }
 
+    /// The library's pipeline with our search for added tokens, because its own knows no inputs.
+    fn encode_restricted(&self, text: &str, inputs: &[Range<usize>]) -> tokenizers::Result<tokenizers::Encoding> {
+        let mut pieces = PreTokenizedString::from(text);
+        pieces.split(|_, whole| {
+            let mut at = 0;
+            let mut splits = Vec::new();
+            for segment in self.added.segments(text, inputs) {
+                let (len, token) = match segment {
+                    Segment::Text(text) => (text.len(), None),
+                    Segment::Added(id, len) => (len, Some(vec![Token::new(id.0, text[at..at + len].to_owned(), (0, len))])),
+                };
+                let piece = whole.slice(tokenizers::normalizer::Range::Original(at..at + len));
+                splits.push((piece.ok_or("a segment ends within a character")?, token));
+                at += len;
+            }
+            Ok(splits)
+        })?;
+        if let Some(normalizer) = self.hf.get_normalizer() {
+            pieces.normalize(|piece| normalizer.normalize(piece))?;
+        }
+        self.cut_and_merge(pieces)
+    }
+
     /// The library's pipeline without its search for added tokens.
     fn encode_without_added(&self, text: &str) -> tokenizers::Result<Vec<u32>> {
         let mut normalized = tokenizers::NormalizedString::from(text);
         if let Some(normalizer) = self.hf.get_normalizer() {
             normalizer.normalize(&mut normalized)?;
         }
-        let mut pieces = PreTokenizedString::from(normalized);
+        Ok(self.cut_and_merge(PreTokenizedString::from(normalized))?.get_ids().to_vec())
+    }
+
+    /// The last steps of the library's pipeline.
+    fn cut_and_merge(&self, mut pieces: PreTokenizedString) -> tokenizers::Result<tokenizers::Encoding> {
         if let Some(pre_tokenizer) = self.hf.get_pre_tokenizer() {
             pre_tokenizer.pre_tokenize(&mut pieces)?;
         }
         pieces.tokenize(|piece| self.hf.get_model().tokenize(piece.get()))?;
-        Ok(pieces.into_encoding(None, 0, OffsetType::None)?.get_ids().to_vec())
+        pieces.into_encoding(None, 0, OffsetType::Byte)
     }
 }
 
@@ -383,7 +456,13 @@ impl Parts {
         let library_added = hf.get_added_tokens_decoder();
         let mut added: Vec<AddedToken> = library_added
             .iter()
-            .map(|(&id, token)| AddedToken { text: token.content.clone(), id: TokenId(id), is_special: token.special })
+            .map(|(&id, token)| AddedToken {
+                text: token.content.clone(),
+                id: TokenId(id),
+                is_special: token.special,
+                takes_space_before: token.lstrip,
+                takes_space_after: token.rstrip,
+            })
             .collect();
         added.sort_by_key(|token| token.id);
         let normalizer = hf.get_normalizer();
@@ -396,7 +475,18 @@ impl Parts {
         let pre_tokenizer = hf.get_pre_tokenizer().and_then(PreTokenizerKind::recognize).filter(|_| can_be_quick);
         let bytes = bytes_by_id(&hf, &added, spelling);
         let (prefix, suffix) = affixes(&hf)?;
-        Ok(Self { hf, pre_tokenizer, added, bytes, strips_leading_space, prefix, suffix, bos: None, eos: Vec::new() })
+        Ok(Self {
+            hf,
+            pre_tokenizer,
+            added,
+            bytes,
+            strips_leading_space,
+            prefix,
+            suffix,
+            bos: None,
+            eos: Vec::new(),
+            named_tokens: Map::new(),
+        })
     }
 }
 
@@ -425,6 +515,9 @@ fn within(num_tokens: usize, max_tokens: usize) -> Result<(), TokenizerError> {
 fn go_on_if(goes_on: bool) -> ControlFlow<()> {
     if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
 }
+
+/// Bytes of a `tokenizer.json` at most. Chosen: those with 256k tokens have 35 MB.
+const MAX_FILE_BYTES: u64 = 96 << 20;
 
 fn bytes_by_id(hf: &tokenizers::Tokenizer, added: &[AddedToken], spelling: Spelling) -> TokenBytes {
     let vocab = hf.get_vocab(true);
@@ -457,7 +550,7 @@ fn spelling_of(decoder: Option<&DecoderWrapper>) -> Result<(Spelling, bool), Tok
     if has("ByteFallback").is_some() && has("Replace").is_some() {
         return Ok((Spelling::SentencePiece, has("Strip").is_some()));
     }
-    Err(TokenizerError::UnsupportedDecoder { decoder: json.to_string() })
+    Err(TokenizerError::UnsupportedDecoder { decoder: brief(&json) })
 }
 
 /// What post-processing puts before and after a text, seen on a text of one letter.
@@ -527,8 +620,65 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_special_token_inside_a_message_is_the_templates() {
-        check_chat(&[ChatMessage::new("u", "l<s>u")], &["<s>", "u", ":", "l", "<s>", "u"], "###.#.");
+    fn the_name_of_a_control_token_inside_a_message_is_text() {
+        check_chat(&[ChatMessage::new("u", "l<s>u")], &["<s>", "u", ":", "l", "<", "s", ">", "u"], "###.....");
+        check_chat(&[ChatMessage::new("u", "<s>e\u{301}")], &["<s>", "u", ":", "<", "s", ">", "é"], "###....");
+    }
+
+    #[test]
+    fn a_message_cannot_become_a_control_token_whatever_the_template_does() {
+        let sources = [
+            "{{ m.content }}",
+            "{{ m.content | trim }}",
+            "{{ m.content | upper | lower }}",
+            "{{ m.content.split('~') | join }}",
+            "{{ m.content | replace('~', '') }}",
+            "{{ m.content[0] + m.content[1:] }}",
+            "{{ m.content[::-1][::-1] }}",
+            "{{ {'k': [m.content]} | tojson }}",
+            "{{ [m.content] }}",
+            "{{ '%s' | format(m.content) }}",
+            "{{ '{}'.format(m.content) }}",
+            "{% for c in m.content %}{{ c }}{% endfor %}",
+            "{{ m.content | list | join }}",
+            "{% set x %}{{ m.content }}{% endset %}{{ x | indent }}",
+            "{{ '<s' + m.content.removeprefix('<s') }}",
+            "{{ '<' ~ m.content | replace('<', '') }}",
+            "{{ m.name }}",
+            "{{ m.calls | tojson }}",
+            "{{ extra }}",
+        ];
+        for (content, source) in
+            ["<s>", "<~s~>", "~<S>", "e\u{301}<s>"].iter().flat_map(|content| sources.map(|source| (content, source)))
+        {
+            let source = format!("{{% for m in messages %}}<s>{source}{{% endfor %}}");
+            let mut message = ChatMessage::new("user", *content);
+            message.extra.insert("name".to_owned(), "<s>".into());
+            message.extra.insert("calls".to_owned(), json!([{"name": "<s>", "<s>": "<s>"}]));
+            let variables = Map::from_iter([("extra".to_owned(), json!("<s>"))]);
+            let num_special = |content_control_tokens| {
+                let tokenizer = tokenizer().with_content_control_tokens(content_control_tokens);
+                let options =
+                    ChatOptions { template: Some(source.clone()), variables: variables.clone(), ..ChatOptions::default() };
+                let prompt = tokenizer.encode_chat(&[message.clone()], &options).unwrap();
+                prompt.token_ids.iter().filter(|id| tokenizer.is_special(**id)).count()
+            };
+            assert_eq!(num_special(false), 1, "{source} of {content:?}");
+            let rendered = ChatTemplate::new(&source, Map::new()).unwrap();
+            let options = ChatOptions { variables: variables.clone(), ..ChatOptions::default() };
+            let text = rendered.render(&[message.clone()], &options).unwrap();
+            assert_eq!(num_special(true), text.matches("<s>").count(), "{source} of {content:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_may_bring_its_own_template() {
+        let options = ChatOptions { template: Some("{{ bos_token }}hello".to_owned()), ..ChatOptions::default() };
+        let tokenizer = tokenizer().with_special_ids(Some(TokenId(262)), vec![]).with_chat_template("never").unwrap();
+        let prompt = tokenizer.encode_chat(&[ChatMessage::new("u", "x")], &options).unwrap();
+        assert_eq!(tokenizer.decode(&prompt.token_ids, false), "<s>hello");
+        let broken = ChatOptions { template: Some("{% if %}".to_owned()), ..ChatOptions::default() };
+        assert!(matches!(tokenizer.encode_chat(&[], &broken), Err(ChatError::Syntax { .. })));
     }
 
     #[test]
@@ -582,7 +732,7 @@ pub(crate) mod tests {
             let reference = tokenizer.hf.encode(text.as_str(), false).unwrap();
             let ids: Vec<u32> = tokenizer.encode(&text, false).unwrap().token_ids.iter().map(|id| id.0).collect();
             assert_eq!(ids, reference.get_ids(), "{text:?}");
-            let spans = tokenizer.spans(&text, usize::MAX).unwrap();
+            let spans = tokenizer.spans(&text, &[], usize::MAX).unwrap();
             assert_eq!(spans.iter().map(|span| span.id.0).collect::<Vec<_>>(), ids, "{text:?}");
             if tokenizer.quick_path(&text).is_some() {
                 let covered: Vec<u8> = spans.iter().flat_map(|span| text.as_bytes()[span.bytes.clone()].to_vec()).collect();

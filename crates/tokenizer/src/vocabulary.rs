@@ -1,5 +1,6 @@
 //! A tokenizer rebuilt from the vocabulary that a GGUF file carries.
 
+use serde_json::{Map, Value};
 use tokenizers::decoders::byte_level::ByteLevel;
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
 use tokenizers::normalizers::prepend::Prepend;
@@ -10,6 +11,8 @@ use tokens::TokenId;
 
 use crate::TokenizerError;
 use crate::added::AddedToken;
+use crate::error::brief;
+use crate::gguf_rules::{Cut, GgufRule};
 use crate::pre_tokenizer::PreTokenizerKind;
 use crate::token_bytes::{Speller, Spelling, TokenBytes};
 use crate::tokenizer::Parts;
@@ -81,7 +84,7 @@ impl GgufVocabulary {
         match self.model.as_str() {
             "gpt2" => self.byte_level_parts(&kinds),
             "llama" => self.sentencepiece_parts(&kinds),
-            _ => Err(TokenizerError::UnsupportedModel { model: self.model }),
+            _ => Err(TokenizerError::UnsupportedModel { model: brief(&self.model) }),
         }
     }
 
@@ -119,20 +122,23 @@ impl GgufVocabulary {
     }
 
     fn byte_level_parts(self, kinds: &[TokenKind]) -> Result<Parts, TokenizerError> {
-        let kind = PreTokenizerKind::from_gguf(&self.pre)?;
+        let rule = GgufRule::named(&self.pre)?;
         let merges: Merges = self.merges.iter().map(|merge| parse_merge(merge)).collect::<Result<_, _>>()?;
-        let bpe = BPE::builder().vocab_and_merges(self.model_vocab(kinds), merges).ignore_merges(kind.ignores_merges());
+        let bpe = BPE::builder().vocab_and_merges(self.model_vocab(kinds), merges).ignore_merges(rule.ignores_merges);
         let mut hf = tokenizers::Tokenizer::new(bpe.build().map_err(TokenizerError::library)?);
-        if kind.normalizes_to_nfc() {
+        if rule.normalizes_to_nfc {
             hf.with_normalizer(Some(NFC)).map_err(TokenizerError::library)?;
         }
-        hf.with_pre_tokenizer(Some(kind.reference()));
+        hf.with_pre_tokenizer(Some(rule.cut.reference()));
         hf.with_decoder(Some(ByteLevel::default()));
         let traits = Traits {
-            pre_tokenizer: Some(kind),
+            pre_tokenizer: match rule.cut {
+                Cut::Quick(kind) => Some(kind),
+                Cut::Steps(_) => None,
+            },
             spelling: Spelling::ByteLevel,
             strips_leading_space: false,
-            adds_bos: kind.adds_bos(),
+            adds_bos: rule.adds_bos,
         };
         self.finish(hf, kinds, traits)
     }
@@ -179,6 +185,7 @@ impl GgufVocabulary {
             bytes: TokenBytes::new(self.bytes_by_id(kinds, traits.spelling)),
             bos: self.bos.map(TokenId),
             eos: self.end_tokens(&added),
+            named_tokens: self.named_tokens(),
             hf,
             pre_tokenizer: traits.pre_tokenizer,
             added,
@@ -186,11 +193,24 @@ impl GgufVocabulary {
         })
     }
 
+    /// Texts of the special tokens that chat templates know by name.
+    fn named_tokens(&self) -> Map<String, Value> {
+        let named = [("bos_token", self.bos), ("eos_token", self.eos), ("unk_token", self.unk), ("pad_token", self.pad)];
+        let text = |(name, id): (&str, Option<u32>)| Some((name.to_owned(), self.tokens[id? as usize].clone().into()));
+        named.into_iter().filter_map(text).collect()
+    }
+
     fn added_tokens(&self, kinds: &[TokenKind]) -> Vec<AddedToken> {
         let tokens = self.tokens.iter().zip(0u32..).zip(kinds);
         let added = tokens.filter(|(_, kind)| matches!(kind, TokenKind::Control | TokenKind::UserDefined));
         added
-            .map(|((text, id), kind)| AddedToken { text: text.clone(), id: TokenId(id), is_special: *kind == TokenKind::Control })
+            .map(|((text, id), kind)| AddedToken {
+                text: text.clone(),
+                id: TokenId(id),
+                is_special: *kind == TokenKind::Control,
+                takes_space_before: false,
+                takes_space_after: false,
+            })
             .collect()
     }
 
@@ -232,7 +252,7 @@ fn parse_merge(merge: &str) -> Result<(String, String), TokenizerError> {
         Some((left, right)) if !left.is_empty() && !right.is_empty() && !right.contains(' ') => {
             Ok((left.to_owned(), right.to_owned()))
         }
-        _ => Err(TokenizerError::MalformedMerge { merge: merge.to_owned() }),
+        _ => Err(TokenizerError::MalformedMerge { merge: brief(&merge) }),
     }
 }
 
@@ -316,7 +336,7 @@ mod tests {
     #[test]
     fn what_is_not_known_is_refused_by_name() {
         check_refused(GgufVocabulary { model: "t5".into(), ..sentencepiece() }, "\"t5\"");
-        check_refused(GgufVocabulary { model: "gpt2".into(), pre: "falcon".into(), ..sentencepiece() }, "\"falcon\"");
+        check_refused(GgufVocabulary { model: "gpt2".into(), pre: "superbpe".into(), ..sentencepiece() }, "\"superbpe\"");
     }
 
     #[test]

@@ -98,7 +98,7 @@ pub(crate) fn run(args: DonorBenchArgs) -> anyhow::Result<()> {
     let config = Config::resolve(*args.config)?;
     let records = workload::read(&args.workload, args.limit)?;
     let mut loaded = loading::load(&config)?;
-    let tokenizer = Arc::new(loading::tokenizer(&mut loaded)?);
+    let tokenizer = Arc::new(loading::tokenizer(&config.model, &mut loaded)?);
     let chosen = embedders::build(&config.sharing, loaded.model.embedding.as_ref(), &tokenizer)?;
     let mut library = Library::new(config.sharing.spans(), chosen.as_ref(), config.sharing.max_donors);
     let mut report = DonorReport::default();

@@ -1,7 +1,7 @@
 //! Which model is served, under which name, and where it comes from.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -25,6 +25,10 @@ pub(crate) struct ModelConfig {
     pub(crate) load_format: LoadFormat,
     /// A `tokenizer.json`, or a GGUF file with a vocabulary, to use instead of the model's own.
     pub(crate) tokenizer: Auto<PathBuf>,
+    /// Whether the names of control tokens in messages become those tokens; else they are text.
+    pub(crate) content_control_tokens: bool,
+    /// A folder with a `generation_config.json` for sampling defaults, or `none`; the model's own by default.
+    pub(crate) generation_config: Auto<PathBuf>,
     /// Where catalogue models are kept.
     pub(crate) cache_dir: Auto<PathBuf>,
     /// Never contact the hub; its cache is still read.
@@ -55,6 +59,8 @@ impl Default for ModelConfig {
             served_model_name: Auto::Auto,
             load_format: LoadFormat::Auto,
             tokenizer: Auto::Auto,
+            content_control_tokens: false,
+            generation_config: Auto::Auto,
             cache_dir: Auto::Auto,
             hub_offline: false,
             hub_token: Auto::Auto,
@@ -69,6 +75,16 @@ impl ModelConfig {
     pub(crate) fn cache_dir(&self) -> Option<PathBuf> {
         let home = || Some(dirs::cache_dir()?.join("kvshare").join("models"));
         self.cache_dir.as_ref().set().cloned().or_else(home)
+    }
+
+    /// Whether sampling defaults of models are ignored.
+    pub(crate) fn has_no_generation_config(&self) -> bool {
+        self.generation_config.as_ref().set().is_some_and(|folder| folder.as_os_str() == "none")
+    }
+
+    /// The folder whose `generation_config.json` counts instead of the model's own.
+    pub(crate) fn generation_folder(&self) -> Option<&Path> {
+        self.generation_config.as_ref().set().map(PathBuf::as_path).filter(|_| !self.has_no_generation_config())
     }
 
     pub(super) fn problems(&self) -> Vec<String> {
@@ -135,6 +151,12 @@ pub(crate) struct ModelArgs {
     /// A tokenizer.json, or a GGUF file with a vocabulary, to use instead of the model's own
     #[arg(long, env = "KVSHARE_TOKENIZER", value_name = "FILE")]
     tokenizer: Option<PathBuf>,
+    /// Let the names of control tokens in messages become those tokens [default: false, they are text]
+    #[arg(long, env = "KVSHARE_CONTENT_CONTROL_TOKENS", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    content_control_tokens: Option<bool>,
+    /// Sampling defaults: `auto` (the model's own generation_config.json), `none`, or a folder with one [default: auto]
+    #[arg(long, env = "KVSHARE_GENERATION_CONFIG", value_name = "auto|none|DIR")]
+    generation_config: Option<PathBuf>,
 }
 
 /// Flags that say where a model comes from.
@@ -161,6 +183,9 @@ impl ModelArgs {
         set(&mut config.served_model_name, self.served_model_name.map(Auto::Set));
         set(&mut config.load_format, self.load_format);
         set(&mut config.tokenizer, self.tokenizer.map(Auto::Set));
+        set(&mut config.content_control_tokens, self.content_control_tokens);
+        let automatic = |folder: PathBuf| if folder.as_os_str() == "auto" { Auto::Auto } else { Auto::Set(folder) };
+        set(&mut config.generation_config, self.generation_config.map(automatic));
         self.source.apply(config);
     }
 }

@@ -115,7 +115,7 @@ fn measure(args: &EvalArgs) -> anyhow::Result<EvalReport> {
     let files = args.workload.iter().map(|path| read(path)).collect::<anyhow::Result<Vec<_>>>()?;
     let config = Config::resolve(*args.config.clone())?;
     let mut loaded = loading::load(&config)?;
-    let tokenizer = loading::tokenizer(&mut loaded)?;
+    let tokenizer = loading::tokenizer(&config.model, &mut loaded)?;
     let limits = Limits { per_workload: args.limit, max_prompt_tokens: args.max_prompt_tokens };
     let mut plan = Plan::new(files, limits, &|record| encode(&tokenizer, record))?;
     if let Some(shard) = args.shard {

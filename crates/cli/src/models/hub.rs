@@ -11,6 +11,7 @@ use hf_hub::api::sync::{ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 
 use super::Weights;
+use super::parts::PartName;
 use crate::config::{ModelConfig, Secret};
 use crate::progress::{Progress, Unit};
 
@@ -78,16 +79,24 @@ impl Hub {
             if !file.ends_with(".gguf") {
                 bail!("`{file}` is no GGUF file; name the repository alone for safetensors");
             }
-            return self.file(at, file).map(Weights::Gguf);
+            return self.gguf(at, file);
         }
         let cached = self.cached(at, "config.json").and_then(|config| config.parent().map(Path::to_owned));
         if let Some(folder) = cached.filter(|folder| is_complete(folder)) {
             return Ok(Weights::Safetensors(folder));
         }
         match wanted_files(&self.list_files(at)?).with_context(|| format!("{} on the hub", at.repo))? {
-            Wanted::Gguf(file) => self.file(at, &file).map(Weights::Gguf),
+            Wanted::Gguf(file) => self.gguf(at, &file),
             Wanted::Safetensors(files) => self.snapshot(at, &files).map(Weights::Safetensors),
         }
+    }
+
+    /// A GGUF file, with the other parts if it is one of several.
+    fn gguf(&self, at: RepoAt<'_>, file: &str) -> anyhow::Result<Weights> {
+        for other in PartName::of(file).into_iter().flat_map(PartName::others) {
+            self.file(at, &other)?;
+        }
+        self.file(at, file).map(Weights::Gguf)
     }
 
     /// Why the hub cannot be asked, if so. Looks once.
@@ -147,7 +156,8 @@ fn wanted_files(files: &[String]) -> anyhow::Result<Wanted> {
     if files.iter().any(|file| is_shard(file)) && files.iter().any(|file| file == "config.json") {
         return Ok(Wanted::Safetensors(files.iter().filter(|file| is_shard(file) || is_side(file)).cloned().collect()));
     }
-    let ggufs: Vec<_> = files.iter().filter(|file| file.ends_with(".gguf")).collect();
+    let is_later_part = |file: &str| PartName::of(file).is_some_and(PartName::is_later);
+    let ggufs: Vec<_> = files.iter().filter(|file| file.ends_with(".gguf") && !is_later_part(file)).collect();
     match ggufs.as_slice() {
         [] => bail!("has neither safetensors with a config.json nor a GGUF file"),
         [file] => Ok(Wanted::Gguf((*file).clone())),

@@ -6,6 +6,7 @@ mod cache;
 mod catalogue;
 mod fetch;
 mod hub;
+mod parts;
 mod wheel;
 
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ pub(crate) use catalogue::{CatalogueModel, Wheel, catalogue};
 
 use crate::config::{LoadFormat, ModelConfig};
 use hub::{Hub, RepoAt};
+use parts::PartName;
 
 /// The files of a model, all of them on this machine.
 #[derive(Clone, Debug, PartialEq)]
@@ -128,12 +130,18 @@ fn local_weights(path: &Path) -> anyhow::Result<Weights> {
         }
         return Ok(Weights::Safetensors(path.to_owned()));
     }
-    let ggufs: Vec<_> = files.iter().filter(|file| has_extension(file, "gguf")).collect();
+    let ggufs: Vec<_> = files.iter().filter(|file| has_extension(file, "gguf") && !is_later_part(file)).collect();
     match ggufs.as_slice() {
         [] => bail!("{} has neither safetensors nor a GGUF file", path.display()),
         [file] => Ok(Weights::Gguf((*file).clone())),
         [first, ..] => bail!("{} has {} GGUF files: name one, as in `{}`", path.display(), ggufs.len(), first.display()),
     }
+}
+
+/// Whether `file` is another part than the first of a model that was split.
+fn is_later_part(file: &Path) -> bool {
+    let name = file.file_name().and_then(|name| name.to_str());
+    name.and_then(PartName::of).is_some_and(PartName::is_later)
 }
 
 /// Name of a local model in the API: its file's or folder's.
@@ -212,6 +220,7 @@ mod tests {
         check_folder(&["m.gguf", "README.md"], Ok("m.gguf"));
         check_folder(&["model.safetensors"], Err("no config.json"));
         check_folder(&["a.gguf", "b.gguf"], Err("2 GGUF files: name one"));
+        check_folder(&["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"], Ok("m-00001-of-00002.gguf"));
         check_folder(&["README.md"], Err("neither safetensors nor a GGUF file"));
     }
 

@@ -1,16 +1,19 @@
-//! GGUF files. candle parses the header; tensors are read one at a time, so that the file is never in memory twice.
+//! GGUF files. Tensors are read one at a time, so that the file is never in memory twice.
 
+mod split;
+
+use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
-use candle_core::quantized::GgmlDType;
-use candle_core::quantized::gguf_file::{Content, Value};
+use gguf::{Array, Header, Tensor, Value};
 use kernels::cpu::{GgmlType, RopeLayout};
 
-use super::{Checkpoint, LayerRole, RawTensor, Role, SpecialTokens};
+use super::{Checkpoint, LayerRole, RawTensor, Role, SamplingKeys, SpecialTokens, read_range};
 use crate::LoadError;
 use crate::config::{Architecture, ModelConfig, RopeScaling};
+use crate::error::shown;
 
 /// The tokenizer as a GGUF file describes it.
 #[derive(Clone, Debug, Default)]
@@ -47,35 +50,47 @@ pub struct GgufVocabulary {
     pub chat_template: Option<String>,
 }
 
+/// One GGUF file, or the parts of one model.
 pub(crate) struct GgufCheckpoint {
-    path: PathBuf,
-    content: Content,
+    parts: Vec<Part>,
+    tensors: HashMap<String, Place>,
     architecture: String,
+}
+
+struct Part {
+    path: PathBuf,
+    header: Header,
+}
+
+/// Where a tensor is.
+struct Place {
+    part: usize,
+    ty: GgmlType,
+    shape: Vec<usize>,
+    /// Byte of its file.
+    start: u64,
+    len: usize,
 }
 
 impl GgufCheckpoint {
     pub(crate) fn open(path: &Path) -> Result<Self, LoadError> {
-        let io = |source| LoadError::Io { path: path.to_owned(), source };
-        let file = File::open(path).map_err(io)?;
-        let len = file.metadata().map_err(io)?.len();
-        let corrupt = |reason: String| LoadError::Corrupt { path: path.to_owned(), reason };
-        let content = Content::read(&mut BufReader::new(file)).map_err(|error| corrupt(one_line(&error)))?;
-        let architecture = string(&content, "general.architecture").ok_or_else(|| corrupt("no general.architecture".into()))?;
-        let checkpoint = Self { path: path.to_owned(), content, architecture };
-        checkpoint.check_length(len)?;
-        Ok(checkpoint)
+        let first = open_part(path)?;
+        let corrupt = |reason: &str| LoadError::Corrupt { path: path.to_owned(), reason: reason.to_owned() };
+        let architecture = first.header.string("general.architecture").ok_or_else(|| corrupt("no general.architecture"))?;
+        if architecture.len() > MAX_NAME_BYTES {
+            return Err(corrupt("general.architecture is no name"));
+        }
+        let architecture = architecture.to_owned();
+        let parts = split::all_parts(path, first)?;
+        let mut tensors = HashMap::new();
+        for (index, part) in parts.iter().enumerate() {
+            add_tensors(index, part, &mut tensors)?;
+        }
+        Ok(Self { parts, tensors, architecture })
     }
 
-    /// Every tensor must lie inside the file, before anything large is allocated.
-    fn check_length(&self, len: u64) -> Result<(), LoadError> {
-        for (name, info) in &self.content.tensor_infos {
-            let bytes = (info.shape.elem_count() / info.ggml_dtype.block_size()).saturating_mul(info.ggml_dtype.type_size());
-            let end = self.content.tensor_data_offset.saturating_add(info.offset).saturating_add(bytes as u64);
-            if end > len {
-                return Err(LoadError::Truncated { path: self.path.clone(), tensor: name.clone(), end, len });
-            }
-        }
-        Ok(())
+    fn header(&self) -> &Header {
+        &self.parts[0].header
     }
 
     fn key(&self, key: &str) -> String {
@@ -87,12 +102,11 @@ impl GgufCheckpoint {
     }
 
     fn optional_size(&self, key: &str) -> Option<usize> {
-        self.content.metadata.get(&self.key(key)).and_then(unsigned)
+        self.header().unsigned(&self.key(key)).and_then(|number| usize::try_from(number).ok())
     }
 
     fn float(&self, key: &str) -> Option<f64> {
-        let value = self.content.metadata.get(&self.key(key))?;
-        value.to_f32().map(f64::from).or_else(|_| value.to_f64()).ok()
+        self.header().float(&self.key(key))
     }
 
     fn refuse(&self) -> Result<(), LoadError> {
@@ -113,11 +127,20 @@ impl GgufCheckpoint {
         if self.optional_size("rope.dimension_count").is_some_and(|n| n != head_dim) {
             return Err(LoadError::unsupported("rotary positions on a part of each head"));
         }
+        // As llama.cpp reads it: linear when the file does not say, and 0 for a factor that is not there. Old files have `scale_linear`.
+        let factor = match self.header().string(&self.key("rope.scaling.type")).unwrap_or("linear") {
+            "none" => 1.0,
+            "linear" => {
+                let factor = self.float("rope.scaling.factor").or_else(|| self.float("rope.scale_linear"));
+                factor.filter(|factor| *factor != 0.0).unwrap_or(1.0)
+            }
+            other => return Err(LoadError::unsupported(format!("rope scaling {}", shown(other)))),
+        };
         if self.contains("rope_freqs.weight") {
             let factors = self.read("rope_freqs.weight")?;
             let words = factors.bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-            let factors: Vec<f64> = words.map(f64::from).collect();
-            if factors.len() != head_dim / 2 || !factors.iter().all(|factor| *factor > 0.0) {
+            let factors: Vec<f64> = words.map(|word| f64::from(word) * factor).collect();
+            if factors.len() != head_dim / 2 {
                 return Err(LoadError::Shape {
                     name: "rope_freqs.weight".into(),
                     found: vec![factors.len()],
@@ -126,38 +149,54 @@ impl GgufCheckpoint {
             }
             return Ok(RopeScaling::Factors(factors));
         }
-        let kind = string(&self.content, &self.key("rope.scaling.type")).unwrap_or_else(|| "none".into());
-        match kind.as_str() {
-            "none" => Ok(RopeScaling::None),
-            "linear" => Ok(RopeScaling::Linear(self.float("rope.scaling.factor").unwrap_or(1.0))),
-            other => Err(LoadError::unsupported(format!("rope scaling {other}"))),
-        }
+        Ok(if factor == 1.0 { RopeScaling::None } else { RopeScaling::Linear(factor) })
     }
 
-    /// The tokenizer and chat template stored beside the weights.
-    pub(crate) fn vocabulary(&self) -> Result<GgufVocabulary, LoadError> {
-        let get = |key: &str| self.content.metadata.get(&format!("tokenizer.ggml.{key}"));
-        let id = |key: &str| get(key).and_then(unsigned).map(|id| id as u32);
-        let flag = |key: &str| get(key).and_then(|value| value.to_bool().ok());
-        let strings = |key: &str| array(get(key), |value| value.to_string().ok().cloned());
+    /// The tokenizer and chat template stored beside the weights. Takes the lists, which are large.
+    pub(crate) fn take_vocabulary(&mut self) -> Result<GgufVocabulary, LoadError> {
+        let metadata = &mut self.parts[0].header.metadata;
+        let mut take = |key: &str| metadata.remove(&format!("tokenizer.ggml.{key}"));
         let missing = |key: &str| LoadError::MissingKey { key: format!("tokenizer.ggml.{key}") };
+        let strings = |value: Option<Value>| match value {
+            Some(Value::Array(Array::Strings(texts))) => Some(texts),
+            _ => None,
+        };
+        let tokens = strings(take("tokens")).ok_or_else(|| missing("tokens"))?;
+        let merges = strings(take("merges")).unwrap_or_default();
+        let scores = match take("scores") {
+            Some(Value::Array(Array::Floats(scores))) => Some(scores.into_iter().map(|score| score as f32).collect()),
+            _ => None,
+        };
+        let token_types = match take("token_type") {
+            Some(Value::Array(Array::Integers(types))) => types.into_iter().map(|ty| i32::try_from(ty).unwrap_or(0)).collect(),
+            _ => Vec::new(),
+        };
+        let header = self.header();
+        let get = |key: &str| header.metadata.get(&format!("tokenizer.ggml.{key}"));
+        let flag = |key: &str| get(key).and_then(Value::as_bool);
+        let text = |key: &str| get(key).and_then(Value::as_str).map(str::to_owned);
         Ok(GgufVocabulary {
-            model: string(&self.content, "tokenizer.ggml.model").ok_or_else(|| missing("model"))?,
-            pre: string(&self.content, "tokenizer.ggml.pre").unwrap_or_default(),
-            tokens: strings("tokens").ok_or_else(|| missing("tokens"))?,
-            scores: array(get("scores"), |value| value.to_f32().ok()),
-            token_types: array(get("token_type"), |value| value.to_i32().ok()).unwrap_or_default(),
-            merges: strings("merges").unwrap_or_default(),
-            bos: id("bos_token_id"),
-            eos: id("eos_token_id"),
-            eot: id("eot_token_id"),
-            unk: id("unknown_token_id"),
-            pad: id("padding_token_id"),
+            model: text("model").ok_or_else(|| missing("model"))?,
+            pre: text("pre").unwrap_or_default(),
+            tokens,
+            scores,
+            token_types,
+            merges,
+            bos: self.token("bos"),
+            eos: self.token("eos"),
+            eot: self.token("eot"),
+            unk: self.token("unknown"),
+            pad: self.token("padding"),
             add_bos: flag("add_bos_token"),
             add_eos: flag("add_eos_token"),
             add_space_prefix: flag("add_space_prefix"),
-            chat_template: string(&self.content, "tokenizer.chat_template"),
+            chat_template: header.string("tokenizer.chat_template").map(str::to_owned),
         })
+    }
+
+    /// The id of the special token `name`.
+    fn token(&self, name: &str) -> Option<u32> {
+        self.header().unsigned(&format!("tokenizer.ggml.{name}_token_id")).and_then(|id| u32::try_from(id).ok())
     }
 }
 
@@ -168,14 +207,13 @@ impl Checkpoint for GgufCheckpoint {
             "llama" => (Architecture::Llama, RopeLayout::Interleaved),
             "qwen2" => (Architecture::Qwen2, RopeLayout::Half),
             "qwen3" => (Architecture::Qwen3, RopeLayout::Half),
-            other => return Err(LoadError::unsupported(format!("architecture {other}"))),
+            other => return Err(LoadError::unsupported(format!("architecture {}", shown(other)))),
         };
         self.refuse()?;
         let (hidden_size, num_heads) = (self.size("embedding_length")?, self.size("attention.head_count")?);
         let head_dim = self.optional_size("attention.key_length").unwrap_or(hidden_size / num_heads.max(1));
         let missing = |key: &str| LoadError::MissingKey { key: self.key(key) };
-        let embedding = self.content.tensor_infos.get("token_embd.weight");
-        let vocab_size = embedding.and_then(|info| info.shape.dims().first().copied());
+        let vocab_size = self.tensors.get("token_embd.weight").and_then(|place| place.shape.first().copied());
         ModelConfig {
             architecture,
             num_layers: self.size("block_count")?,
@@ -198,12 +236,9 @@ impl Checkpoint for GgufCheckpoint {
     }
 
     fn special_tokens(&self) -> SpecialTokens {
-        let id = |key: &str| {
-            self.content.metadata.get(&format!("tokenizer.ggml.{key}_token_id")).and_then(unsigned).map(|id| id as u32)
-        };
-        let mut eos: Vec<u32> = ["eos", "eot", "eom"].into_iter().filter_map(id).collect();
+        let mut eos: Vec<u32> = ["eos", "eot", "eom"].into_iter().filter_map(|name| self.token(name)).collect();
         eos.dedup();
-        SpecialTokens { bos: id("bos"), eos }
+        SpecialTokens { bos: self.token("bos"), eos }
     }
 
     fn name(&self, role: Role) -> String {
@@ -232,60 +267,111 @@ impl Checkpoint for GgufCheckpoint {
         format!("blk.{layer}.{part}")
     }
 
-    fn contains(&self, name: &str) -> bool {
-        self.content.tensor_infos.contains_key(name)
+    fn sampling(&self) -> SamplingKeys {
+        let float = |key: &str| self.header().float(&format!("general.sampling.{key}"));
+        SamplingKeys {
+            temperature: float("temp"),
+            top_p: float("top_p"),
+            top_k: self.header().unsigned("general.sampling.top_k"),
+            min_p: float("min_p"),
+            repetition_penalty: float("penalty_repeat"),
+        }
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.tensors.get(name).map(|place| place.shape.clone())
     }
 
     fn names(&self) -> Vec<String> {
-        self.content.tensor_infos.keys().cloned().collect()
+        self.tensors.keys().cloned().collect()
     }
 
     fn read(&self, name: &str) -> Result<RawTensor, LoadError> {
-        let info = self.content.tensor_infos.get(name).ok_or_else(|| LoadError::MissingTensor { name: name.to_owned() })?;
-        let ty =
-            ggml_type(info.ggml_dtype).ok_or_else(|| LoadError::unsupported(format!("tensor {name}: {:?}", info.ggml_dtype)))?;
-        let mut bytes = vec![0; info.shape.elem_count() / ty.block_len() * ty.block_bytes()];
-        let io = |source| LoadError::Io { path: self.path.clone(), source };
-        let mut file = File::open(&self.path).map_err(io)?;
-        file.seek(SeekFrom::Start(self.content.tensor_data_offset + info.offset)).map_err(io)?;
-        file.read_exact(&mut bytes).map_err(io)?;
-        Ok(RawTensor { ty, shape: info.shape.dims().to_vec(), bytes })
+        let place = self.tensors.get(name).ok_or_else(|| LoadError::MissingTensor { name: name.to_owned() })?;
+        let bytes = read_range(&self.parts[place.part].path, place.start, place.len)?;
+        Ok(RawTensor { ty: place.ty, shape: place.shape.clone(), bytes })
     }
 }
 
-fn ggml_type(dtype: GgmlDType) -> Option<GgmlType> {
-    Some(match dtype {
-        GgmlDType::F32 => GgmlType::F32,
-        GgmlDType::F16 => GgmlType::F16,
-        GgmlDType::BF16 => GgmlType::Bf16,
-        GgmlDType::Q4_0 => GgmlType::Q4_0,
-        GgmlDType::Q4_1 => GgmlType::Q4_1,
-        GgmlDType::Q5_0 => GgmlType::Q5_0,
-        GgmlDType::Q5_1 => GgmlType::Q5_1,
-        GgmlDType::Q8_0 => GgmlType::Q8_0,
-        GgmlDType::Q2K => GgmlType::Q2K,
-        GgmlDType::Q3K => GgmlType::Q3K,
-        GgmlDType::Q4K => GgmlType::Q4K,
-        GgmlDType::Q5K => GgmlType::Q5K,
-        GgmlDType::Q6K => GgmlType::Q6K,
-        GgmlDType::Q8_1 | GgmlDType::Q8K => return None,
-    })
+/// Bytes of a name that is believed to be one.
+const MAX_NAME_BYTES: usize = 256;
+
+fn open_part(path: &Path) -> Result<Part, LoadError> {
+    let io = |source| LoadError::Io { path: path.to_owned(), source };
+    let file = File::open(path).map_err(io)?;
+    let len = file.metadata().map_err(io)?.len();
+    let header = Header::read(BufReader::new(file), len)
+        .map_err(|error| LoadError::Corrupt { path: path.to_owned(), reason: error.to_string() })?;
+    check_length(path, &header, len)?;
+    Ok(Part { path: path.to_owned(), header })
 }
 
-fn string(content: &Content, key: &str) -> Option<String> {
-    content.metadata.get(key).and_then(|value| value.to_string().ok()).cloned()
+/// Every tensor lies inside of its file, before anything large is allocated.
+fn check_length(path: &Path, header: &Header, len: u64) -> Result<(), LoadError> {
+    for (name, tensor) in &header.tensors {
+        let (_, _, bytes) = layout(name, tensor)?;
+        let end = header.data_start.checked_add(tensor.offset).and_then(|start| start.checked_add(bytes)).unwrap_or(u64::MAX);
+        if end > len {
+            return Err(LoadError::Truncated { path: path.to_owned(), tensor: shown(name), end, len });
+        }
+    }
+    Ok(())
 }
 
-fn unsigned(value: &Value) -> Option<usize> {
-    let signed = || value.to_i32().map(i64::from).or_else(|_| value.to_i64()).ok().and_then(|n| usize::try_from(n).ok());
-    value.to_u64().ok().and_then(|n| usize::try_from(n).ok()).or_else(signed)
+/// Type, shape and bytes of a tensor.
+fn layout(name: &str, tensor: &Tensor) -> Result<(GgmlType, Vec<usize>, u64), LoadError> {
+    let impossible = || LoadError::unsupported(format!("tensor {} of shape {:?}", shown(name), tensor.shape));
+    let ty = GgmlType::try_from(tensor.ggml_type)
+        .map_err(|error| LoadError::Unsupported { what: format!("tensor {}: {}", shown(name), type_name(error.0)) })?;
+    let shape: Vec<usize> =
+        tensor.shape.iter().map(|&size| usize::try_from(size)).collect::<Result<_, _>>().map_err(|_| impossible())?;
+    let (block_len, block_bytes) = (ty.block_len() as u64, ty.block_bytes() as u64);
+    // Rows are whole blocks.
+    let row = tensor.shape.last().copied().unwrap_or(1);
+    if row % block_len != 0 {
+        return Err(impossible());
+    }
+    let num_elements = tensor.shape.iter().try_fold(1u64, |product, &size| product.checked_mul(size)).ok_or_else(impossible)?;
+    let bytes = (num_elements / block_len).checked_mul(block_bytes).ok_or_else(impossible)?;
+    Ok((ty, shape, bytes))
 }
 
-fn array<T>(value: Option<&Value>, item: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
-    value?.to_vec().ok()?.iter().map(item).collect()
+fn add_tensors(index: usize, part: &Part, tensors: &mut HashMap<String, Place>) -> Result<(), LoadError> {
+    for (name, tensor) in &part.header.tensors {
+        let (ty, shape, bytes) = layout(name, tensor)?;
+        let len = usize::try_from(bytes).map_err(|_| LoadError::unsupported(format!("tensor {}", shown(name))))?;
+        let place = Place { part: index, ty, shape, start: part.header.data_start + tensor.offset, len };
+        if tensors.insert(name.clone(), place).is_some() {
+            let reason = format!("tensor {} is in an earlier part, too", shown(name));
+            return Err(LoadError::Corrupt { path: part.path.clone(), reason });
+        }
+    }
+    Ok(())
 }
 
-/// candle may append a backtrace to its errors; the first line says it.
-fn one_line(error: &candle_core::Error) -> String {
-    error.to_string().lines().next().unwrap_or_default().to_owned()
+/// ggml's name of a type that is not computed.
+fn type_name(number: u32) -> String {
+    let name = match number {
+        9 => "Q8_1",
+        15 => "Q8_K",
+        16 => "IQ2_XXS",
+        17 => "IQ2_XS",
+        18 => "IQ3_XXS",
+        19 => "IQ1_S",
+        20 => "IQ4_NL",
+        21 => "IQ3_S",
+        22 => "IQ2_S",
+        23 => "IQ4_XS",
+        24 => "I8",
+        25 => "I16",
+        26 => "I32",
+        27 => "I64",
+        28 => "F64",
+        29 => "IQ1_M",
+        34 => "TQ1_0",
+        35 => "TQ2_0",
+        39 => "MXFP4",
+        other => return format!("ggml type {other}"),
+    };
+    format!("type {name}")
 }

@@ -37,7 +37,7 @@ impl RandomCheckpoint {
     /// If the file cannot be read, or names a model that is not computed here.
     pub(crate) fn open(path: &Path, seed: u64) -> Result<Self, LoadError> {
         let file = if path.is_dir() { path.join("config.json") } else { path.to_owned() };
-        let json = std::fs::read_to_string(&file).map_err(|source| LoadError::Io { path: file.clone(), source })?;
+        let json = super::read_text(&file)?;
         Ok(Self { config: config::from_hf(&file, &json)?, seed, dtype: RandomDtype::Bf16 })
     }
 
@@ -63,36 +63,22 @@ impl RandomCheckpoint {
     }
 
     /// The shape of a tensor, `None` where the architecture has none.
-    fn shape(&self, role: Role) -> Option<Vec<usize>> {
-        use LayerRole::*;
-        let c = &self.config;
-        let (q, kv) = (c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim);
-        let (is_qwen2, is_qwen3) = (c.architecture == Architecture::Qwen2, c.architecture == Architecture::Qwen3);
-        let role = match role {
-            Role::Embedding => return Some(vec![c.vocab_size, c.hidden_size]),
-            Role::Head => return (!c.tied_head).then(|| vec![c.vocab_size, c.hidden_size]),
-            Role::OutputNorm => return Some(vec![c.hidden_size]),
-            Role::Layer(_, role) => role,
+    fn role_shape(&self, role: Role) -> Option<Vec<usize>> {
+        use LayerRole::{KeyBias, KeyNorm, QueryBias, QueryNorm, ValueBias};
+        let is_there = match role {
+            Role::Head => !self.config.tied_head,
+            Role::Layer(_, QueryBias | KeyBias | ValueBias) => self.config.architecture == Architecture::Qwen2,
+            Role::Layer(_, QueryNorm | KeyNorm) => self.config.architecture == Architecture::Qwen3,
+            _ => true,
         };
-        Some(match role {
-            AttentionNorm | FeedForwardNorm => vec![c.hidden_size],
-            Query => vec![q, c.hidden_size],
-            Key | Value => vec![kv, c.hidden_size],
-            QueryBias if is_qwen2 => vec![q],
-            KeyBias | ValueBias if is_qwen2 => vec![kv],
-            QueryNorm | KeyNorm if is_qwen3 => vec![c.head_dim],
-            Output => vec![c.hidden_size, q],
-            Gate | Up => vec![c.intermediate_size, c.hidden_size],
-            Down => vec![c.hidden_size, c.intermediate_size],
-            QueryBias | KeyBias | ValueBias | QueryNorm | KeyNorm => return None,
-        })
+        is_there.then(|| super::shape_of(&self.config, role))
     }
 
     /// Every role with a tensor, and its shape.
     fn tensors(&self) -> impl Iterator<Item = (Role, Vec<usize>)> + '_ {
         let layers = (0..self.config.num_layers).flat_map(|layer| LayerRole::ALL.map(|role| Role::Layer(layer, role)));
         let roles = [Role::Embedding, Role::OutputNorm, Role::Head].into_iter().chain(layers);
-        roles.filter_map(|role| Some((role, self.shape(role)?)))
+        roles.filter_map(|role| Some((role, self.role_shape(role)?)))
     }
 
     fn bytes(&self, name: &str, num_elements: usize, spread: Spread) -> Vec<u8> {
@@ -123,8 +109,8 @@ impl Checkpoint for RandomCheckpoint {
         format!("{role:?}")
     }
 
-    fn contains(&self, name: &str) -> bool {
-        self.tensors().any(|(role, _)| self.name(role) == name)
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.tensors().find(|(role, _)| self.name(*role) == name).map(|(_, shape)| shape)
     }
 
     fn names(&self) -> Vec<String> {

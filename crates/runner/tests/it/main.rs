@@ -6,6 +6,7 @@ mod engine;
 mod formats;
 #[cfg(feature = "cuda")]
 mod gpu;
+mod hostile;
 mod invariants;
 #[cfg(feature = "cuda")]
 mod transfers;

@@ -1,0 +1,22 @@
+//! What a start says when memory is refused.
+
+use std::process::Command;
+
+use crate::places::kvshare;
+
+/// Gigabytes of random weights under a limit of 600 MB: one line, and no abort.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_model_that_memory_does_not_hold_is_one_error_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = r#"{"architectures":["LlamaForCausalLM"],"hidden_size":4096,"intermediate_size":11008,"num_hidden_layers":32,
+        "num_attention_heads":32,"vocab_size":32000,"max_position_embeddings":4096,"rms_norm_eps":1e-5}"#;
+    std::fs::write(folder.path().join("config.json"), config).unwrap();
+    let start =
+        "ulimit -v 600000 && exec \"$0\" serve --port 0 --threads 1 --kv-cache-memory 300MiB --load-format dummy --model \"$1\"";
+    let output = Command::new("sh").args(["-c", start]).arg(kvshare()).arg(folder.path()).output().expect("sh is there");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let errors: Vec<&str> = said.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert!(matches!(errors[..], [line] if line.contains("memory")), "{said}");
+}

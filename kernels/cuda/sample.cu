@@ -17,6 +17,8 @@
 constexpr uint32_t NONE = ~0u;
 constexpr float LOG2E = 1.44269504088896341f;
 constexpr float INF = __builtin_huge_valf();
+// Stands for a logit that is NaN or infinite upwards. No logit is as large, so it shows that the row is no distribution.
+constexpr float BROKEN = 3.402823466e38f;
 
 constexpr int SCAN_THREADS = 256, SCAN_NUMBERS = 16, CHUNK = SCAN_THREADS * SCAN_NUMBERS;
 constexpr int MAX_CHUNKS = 128;
@@ -236,6 +238,10 @@ extern "C" __global__ void __launch_bounds__(SCAN_THREADS) sample_scan(float *al
     if (r.num_adjustments) adjust(r, row, vocab);
     float logits[SCAN_NUMBERS];
     load_chunk(row, vocab, logits);
+#pragma unroll
+    for (int j = 0; j < SCAN_NUMBERS; j++) {
+        if (!(logits[j] < INF)) logits[j] = row[chunk_token(j)] = BROKEN;
+    }
     if (is_counted(r)) {
         for (int i = threadIdx.x; i < BUCKETS; i += SCAN_THREADS) counts[i] = 0;
     }
@@ -452,8 +458,9 @@ extern "C" __global__ void __launch_bounds__(DECIDE_THREADS) sample_decide(const
     if (is_counted(r)) bound_candidates(r, histogram, vocab, progress.total, top.first, progress);
     if (threadIdx.x) return;
     all_progress[blockIdx.x] = progress;
-    // What is open here is written by sample_choose.
-    choices[blockIdx.x] = {progress.token, top.first - top.second, progress.chosen_logit - top.first - progress.log_total, 1};
+    // What is open here is written by sample_choose. The margin of a row that is no distribution is NaN, also where no token is allowed.
+    float margin = top.first == BROKEN ? __int_as_float(0x7fc00000) : top.first - top.second;
+    choices[blockIdx.x] = {progress.token, margin, progress.chosen_logit - top.first - progress.log_total, 1};
 }
 
 // Counts and masses of each flat bucket of a chunk, added to those of its row.

@@ -74,6 +74,8 @@ pub enum FinishReason {
     Length,
     /// The caller took it back.
     Aborted,
+    /// The model gave what is no number in place of logits: there is no next token.
+    Faulty,
 }
 
 /// Where the KV of a prompt came from. The three add up to the prompt's length.

@@ -144,8 +144,10 @@ pub struct ProbedSequence {
 /// What came back from one step.
 #[derive(Clone, Debug, Default)]
 pub struct ModelRunnerOutput {
-    /// One token for each sequence with `sample`, in their order; none for a request named in `rejected_spans`.
+    /// One token for each sequence with `sample`, in their order; none for a request named in `rejected_spans` or `faulty`.
     pub sampled: Vec<SampledToken>,
+    /// Requests of which a row of logits holds what is no number. What was computed for them in this step is void, and nothing was sampled.
+    pub faulty: Vec<RequestId>,
     /// Donors that failed the layer-0 check. What was computed for these requests in this step is void.
     pub rejected_spans: Vec<RejectedSpan>,
     /// One for each of `probes`, in their order; none for a request named in `rejected_spans`.

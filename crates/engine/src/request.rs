@@ -1,5 +1,6 @@
 //! What a caller asks of the engine. Everything in it was validated before: the engine never refuses a request.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use semantic::Repair;
@@ -115,6 +116,15 @@ pub struct SamplingParams {
 }
 
 impl SamplingParams {
+    /// What a temperature may be: with any of these, logits give a distribution of finite numbers. So with the ranges below.
+    pub const TEMPERATURE: RangeInclusive<f32> = 0.0..=2.0;
+    /// What a repetition penalty may be: less would make a logit infinite.
+    pub const REPETITION_PENALTY: RangeInclusive<f32> = 0.01..=100.0;
+    /// What a presence or frequency penalty may be.
+    pub const ADDITIVE_PENALTY: RangeInclusive<f32> = -2.0..=2.0;
+    /// What may be added to a logit.
+    pub const LOGIT_BIAS: RangeInclusive<f32> = -100.0..=100.0;
+
     /// Greedy continuation of `max_tokens` tokens, without stop tokens.
     #[must_use]
     pub fn greedy(max_tokens: u32) -> Self {

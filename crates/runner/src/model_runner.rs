@@ -96,6 +96,7 @@ impl ModelRunner {
             self.backend.forward(&batch)?;
             begun.timings.forward = watch.lap();
             begun.output.prompt_logprobs = self.score_prompts(&sequences, &batch)?;
+            begun.output.faulty = faulty_scores(&begun.output.prompt_logprobs);
             begun.output.watched = self.watched(&sequences);
             self.begin_sample(&sequences, &batch, &mut begun)?;
             begun.timings.sample = watch.lap();
@@ -133,6 +134,12 @@ impl ModelRunner {
             false => self.backend.sample(&rows)?,
         };
         for (request_id, Sampled { token, margin, logprobs }) in sampled.into_iter().zip(found) {
+            if margin.is_nan() && !output.faulty.contains(&request_id) {
+                output.faulty.push(request_id);
+            }
+            if output.faulty.contains(&request_id) {
+                continue;
+            }
             self.requests.get_mut(&request_id).expect("its row was made from its state").record(token);
             output.sampled.push(SampledToken { request_id, token, margin, logprobs });
         }
@@ -264,6 +271,13 @@ impl ModelRunner {
         };
         (input.first_row..input.first_row + input.num_rows).filter_map(scored).collect()
     }
+}
+
+/// Requests with a score that is no number.
+fn faulty_scores(scored: &PromptLogProbs) -> Vec<RequestId> {
+    let is_faulty =
+        |(_, found): &&(RequestId, Vec<(u32, TokenLogProbs)>)| found.iter().any(|(_, scores)| scores.chosen.logprob.is_nan());
+    scored.iter().filter(is_faulty).map(|(request_id, _)| *request_id).collect()
 }
 
 type PromptLogProbs = Vec<(RequestId, Vec<(u32, TokenLogProbs)>)>;

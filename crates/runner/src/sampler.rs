@@ -51,7 +51,8 @@ impl ScoreRow {
 pub struct Sampled {
     /// The choice.
     pub token: TokenId,
-    /// By how much the largest logit exceeds the second largest, after adjustments, before temperature and truncation.
+    /// By how much the largest logit exceeds the second largest, after adjustments, before temperature and truncation. NaN if the row
+    /// holds what is no number: then nothing was chosen.
     pub margin: f32,
     /// If asked for: after adjustments, before temperature and truncation.
     pub logprobs: Option<TokenLogProbs>,
@@ -61,13 +62,17 @@ impl SampleRow {
     /// Chooses on the host, from the row's logits, which are adjusted in place.
     pub fn choose(&self, logits: &mut [f32]) -> Sampled {
         self.adjustments.iter().for_each(|adjustment| adjustment.apply(logits));
+        let margin = kernels::cpu::margin(logits);
+        if margin.is_nan() {
+            return Sampled { token: TokenId(0), margin, logprobs: None };
+        }
         let token = if self.distribution.is_greedy() {
             kernels::cpu::argmax(logits)
         } else {
             kernels::cpu::draw(logits, &self.distribution, self.uniform)
         };
         let logprobs = self.logprobs.map(|top| log_probs(logits, TokenId(token), top));
-        Sampled { token: TokenId(token), margin: kernels::cpu::margin(logits), logprobs }
+        Sampled { token: TokenId(token), margin, logprobs }
     }
 }
 
@@ -232,6 +237,62 @@ mod tests {
     fn greedy_takes_the_first_of_equals() {
         let sampled = state(|p| p.temperature = 0.0).sample_row(0, 0).choose(&mut [1.0, 5.0, 5.0]);
         assert_eq!(sampled, Sampled { token: TokenId(1), margin: 0.0, logprobs: None });
+    }
+
+    /// A change of parameters.
+    type Edit = Box<dyn Fn(&mut SamplingParams)>;
+
+    /// Every parameter at the ends of its range and at numbers too small for a normal f32, over logits of several kinds.
+    #[test]
+    fn no_parameter_that_is_accepted_gives_what_is_no_number() {
+        let ends = |range: std::ops::RangeInclusive<f32>| [*range.start(), *range.end()];
+        let noise: Vec<f32> = (0..40u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 16) as f32 / 4096.0 - 8.0).collect();
+        let scaled = |by: f32| noise.iter().map(|x| x * by).collect::<Vec<_>>();
+        let rows = [noise.clone(), scaled(1e4), scaled(1e-30), vec![0.0; 40], vec![-7.0; 40], vec![1e4; 40]];
+        let tiny = [1e-45, f32::MIN_POSITIVE, 1.0];
+        let mut edits: Vec<Edit> = vec![Box::new(|_| {})];
+        for temperature in ends(SamplingParams::TEMPERATURE).into_iter().chain(tiny) {
+            edits.push(Box::new(move |p| p.temperature = temperature));
+            for share in tiny {
+                edits.push(Box::new(move |p| (p.temperature, p.top_p) = (temperature, share)));
+                edits.push(Box::new(move |p| (p.temperature, p.min_p, p.top_k) = (temperature, share, 3)));
+            }
+        }
+        for penalty in ends(SamplingParams::REPETITION_PENALTY) {
+            edits.push(Box::new(move |p| p.repetition_penalty = penalty));
+        }
+        for penalty in ends(SamplingParams::ADDITIVE_PENALTY).into_iter().chain([1e-45]) {
+            edits.push(Box::new(move |p| (p.presence_penalty, p.frequency_penalty) = (penalty, penalty)));
+        }
+        for bias in ends(SamplingParams::LOGIT_BIAS).into_iter().chain([1e-45]) {
+            edits.push(Box::new(move |p| p.logit_bias = (0..40).map(|token| (TokenId(token), bias)).collect()));
+        }
+        for (number, edit) in edits.iter().enumerate() {
+            for (kind, row) in rows.iter().enumerate() {
+                let mut state = state(|p| {
+                    edit(p);
+                    p.logprobs = Some(40);
+                });
+                for position in 0..4 {
+                    let sampled = state.sample_row(0, position).choose(&mut row.clone());
+                    let what = format!("edit {number}, row {kind}: {sampled:?}");
+                    assert!(sampled.margin.is_finite() && sampled.token.0 < 40, "{what}");
+                    let logprobs = sampled.logprobs.as_ref().unwrap();
+                    assert!(logprobs.top.iter().chain([&logprobs.chosen]).all(|entry| entry.logprob.is_finite()), "{what}");
+                    state.record(sampled.token);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_chosen_from_what_is_no_number() {
+        for temperature in [0.0, 1.0] {
+            let mut state = state(|p| (p.temperature, p.logprobs) = (temperature, Some(2)));
+            let sampled = state.sample_row(0, 0).choose(&mut [1.0, f32::NAN, 0.0]);
+            assert!(sampled.margin.is_nan() && sampled.logprobs.is_none(), "{sampled:?}");
+            state.record(TokenId(1));
+        }
     }
 
     #[track_caller]

@@ -2,12 +2,11 @@
 
 use tokens::BlockSize;
 
-#[cfg(feature = "cuda")]
 use crate::LoadError;
 use crate::backend::cpu::{CpuBackend, Weights};
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::{self, CudaBackend, LargestStep};
-use crate::checkpoint::{RandomCheckpoint, RandomDtype};
+use crate::checkpoint::{Checkpoint, RandomCheckpoint, RandomDtype, RawTensor, Role, SpecialTokens};
 use crate::{Architecture, KvDtype, ModelConfig, ModelRunner, RopeLayout, RopeScaling};
 
 /// A model of three layers and 97 tokens; `head_dim` 16, four query heads over two key heads.
@@ -42,7 +41,62 @@ pub fn tiny_backend(config: &ModelConfig, seed: u64, kv_dtype: KvDtype, num_bloc
     CpuBackend::new(config.clone(), weights, kv_dtype, num_blocks, config.max_position, 2).expect("two threads can be started")
 }
 
-/// The same weights on GPU 0, in bf16, with a pool of bf16: for steps of up to [`MAX_TINY_ROWS`] rows and 32 sequences. Heads must be of
+/// [`tiny_backend`] with a head of its own, and an embedding of `token` that holds no numbers: what has seen it gives no numbers either.
+///
+/// # Panics
+/// If the system gives no threads.
+#[must_use]
+pub fn poisoned_backend(config: &ModelConfig, seed: u64, token: u32, num_blocks: usize) -> CpuBackend {
+    let config = ModelConfig { tied_head: false, ..config.clone() };
+    let random = RandomCheckpoint { config: config.clone(), seed, dtype: RandomDtype::F32 };
+    let checkpoint = PoisonedCheckpoint { random, token };
+    let weights = Weights::read(&config, &checkpoint, &mut |_| {}).expect("random tensors have the right shapes");
+    CpuBackend::new(config.clone(), weights, KvDtype::F32, num_blocks, config.max_position, 2)
+        .expect("two threads can be started")
+}
+
+struct PoisonedCheckpoint {
+    random: RandomCheckpoint,
+    token: u32,
+}
+
+impl Checkpoint for PoisonedCheckpoint {
+    fn config(&self) -> Result<ModelConfig, LoadError> {
+        self.random.config()
+    }
+
+    fn special_tokens(&self) -> SpecialTokens {
+        self.random.special_tokens()
+    }
+
+    fn name(&self, role: Role) -> String {
+        self.random.name(role)
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        self.random.contains(name)
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.random.names()
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.random.shape(name)
+    }
+
+    fn read(&self, name: &str) -> Result<RawTensor, LoadError> {
+        let mut tensor = self.random.read(name)?;
+        if name == self.name(Role::Embedding) {
+            let row_bytes = tensor.shape[1] * size_of::<f32>();
+            let row = &mut tensor.bytes[self.token as usize * row_bytes..][..row_bytes];
+            row.chunks_exact_mut(4).for_each(|number| number.copy_from_slice(&f32::NAN.to_le_bytes()));
+        }
+        Ok(tensor)
+    }
+}
+
+/// The weights of [`tiny_backend`] on GPU 0, in bf16, with a pool of bf16: for steps of up to [`MAX_TINY_ROWS`] rows and 32 sequences. Heads must be of
 /// 64 or 128 numbers.
 ///
 /// # Errors

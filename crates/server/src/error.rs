@@ -197,6 +197,9 @@ pub enum ApiError {
     /// The engine has failed; the process is about to end.
     #[error("the engine has failed")]
     EngineFailed,
+    /// The model's logits are no numbers: there is no next token.
+    #[error("the model gave no valid probabilities for this request")]
+    FaultyLogits,
     /// The engine has failed, as a health check sees it.
     #[error("the engine does not run")]
     Unavailable,
@@ -233,7 +236,7 @@ impl ApiError {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::TooManyConnections { overload: Overload::All } => StatusCode::SERVICE_UNAVAILABLE,
-            Self::SlowReader | Self::EngineFailed | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::SlowReader | Self::EngineFailed | Self::FaultyLogits | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
@@ -285,6 +288,7 @@ impl ApiError {
             Self::QueueFull { .. } => "queue_full",
             Self::Draining | Self::CutByShutdown => "shutting_down",
             Self::SlowReader => "slow_reader",
+            Self::FaultyLogits => "faulty_logits",
             Self::Unavailable | Self::EngineFailed | Self::Internal => "internal_error",
         })
     }

@@ -43,6 +43,7 @@ pub(crate) struct RequestMetrics {
     pub(crate) local_cache_hit: Counter,
     pub(crate) semantic_reuse: Counter,
     pub(crate) success: [Counter; 4],
+    pub(crate) corrupted: Counter,
     pub(crate) ttft: Histogram,
     pub(crate) inter_token: Histogram,
     pub(crate) per_output_token: Histogram,
@@ -230,6 +231,7 @@ impl RequestMetrics {
             success: Ending::LABELS.map(|reason| {
                 registrar.counter("vllm:request_success_total", "Ended requests by reason.", &[("finished_reason", reason)])
             }),
+            corrupted: counter("vllm:corrupted_requests_total", "Requests that ended because their logits were no numbers."),
             ttft: histogram("vllm:time_to_first_token_seconds", "Seconds from arrival to the first token."),
             inter_token: histogram("vllm:inter_token_latency_seconds", "Seconds between two tokens of a request."),
             per_output_token: histogram(

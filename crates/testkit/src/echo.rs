@@ -31,6 +31,8 @@ pub struct EchoExecutor {
     requests: HashMap<RequestId, NewRequest>,
     steps: Vec<SchedulerOutput>,
     overlaps: bool,
+    /// Rows of prompts with this token give no numbers.
+    poison: Option<TokenId>,
     /// The step that was launched.
     launched: Option<SchedulerOutput>,
     /// Steps that were made ready while another one ran.
@@ -47,6 +49,7 @@ impl EchoExecutor {
             requests: HashMap::new(),
             steps: Vec::new(),
             overlaps: false,
+            poison: None,
             launched: None,
             prepared: Vec::new(),
         }
@@ -56,6 +59,17 @@ impl EchoExecutor {
     #[must_use]
     pub fn overlapping(self) -> Self {
         Self { overlaps: true, ..self }
+    }
+
+    /// One that gives no numbers for requests whose prompts contain `token`.
+    #[must_use]
+    pub fn poisoned_by(self, token: TokenId) -> Self {
+        Self { poison: Some(token), ..self }
+    }
+
+    fn is_faulty(&self, sequence: &ScheduledSequence) -> bool {
+        let prompt = &self.request(sequence.request_id).prompt_token_ids;
+        sequence.sample && self.poison.is_some_and(|poison| prompt.contains(&poison))
     }
 
     /// Numbers of the steps that were made ready while the one before ran.
@@ -147,7 +161,10 @@ impl Executor for EchoExecutor {
             self.requests.insert(request.request_id, request.clone());
         }
         step.sequences.iter().for_each(|sequence| self.check(sequence));
-        let sampled = step.sequences.iter().filter(|sequence| sequence.sample).map(|sequence| self.sample(sequence)).collect();
+        let says = |sequence: &&ScheduledSequence| sequence.sample && !self.is_faulty(sequence);
+        let sampled = step.sequences.iter().filter(says).map(|sequence| self.sample(sequence)).collect();
+        let faulty =
+            step.sequences.iter().filter(|sequence| self.is_faulty(sequence)).map(|sequence| sequence.request_id).collect();
         let prompt_logprobs = step.sequences.iter().filter_map(|sequence| self.prompt_logprobs(sequence)).collect();
         for finished in &step.finished {
             self.requests.remove(finished).expect("a finished request was announced");
@@ -155,7 +172,7 @@ impl Executor for EchoExecutor {
         self.steps.push(step.clone());
         let probed = step.probes.iter().map(unremarkable).collect();
         let watched = step.sequences.iter().filter(|sequence| !sequence.watch.is_empty()).map(inattentive).collect();
-        Ok(ModelRunnerOutput { sampled, prompt_logprobs, probed, watched, ..ModelRunnerOutput::default() })
+        Ok(ModelRunnerOutput { sampled, faulty, prompt_logprobs, probed, watched, ..ModelRunnerOutput::default() })
     }
 
     fn as_overlapping(&mut self) -> Option<&mut dyn OverlappingExecutor> {

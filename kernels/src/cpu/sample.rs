@@ -73,9 +73,15 @@ pub struct RankedLogProb {
     pub rank: u32,
 }
 
-/// The largest logit minus the second largest.
+/// The largest logit minus the second largest. NaN if nothing can be chosen from the row: one of its logits is NaN or infinite upwards, or
+/// no token is allowed.
 #[must_use]
 pub fn margin(logits: &[f32]) -> f32 {
+    // Without a branch, so that it takes vectors.
+    let is_broken = logits.iter().fold(false, |is_broken, x| is_broken | x.is_nan() | (*x == f32::INFINITY));
+    if is_broken {
+        return f32::NAN;
+    }
     let (first, second) = logits.iter().fold((f32::NEG_INFINITY, f32::NEG_INFINITY), |(first, second), x| {
         if *x > first { (*x, first) } else { (first, second.max(*x)) }
     });
@@ -329,6 +335,15 @@ mod tests {
                 assert_eq!(likeliest(&logits, top), sorted[..top.min(len)], "{top} of {len}");
             }
         }
+    }
+
+    #[test]
+    fn a_row_that_is_no_distribution_has_no_margin() {
+        let (nan, inf) = (f32::NAN, f32::INFINITY);
+        for broken in [[nan, 0.0, 1.0], [0.0, 1.0, nan], [nan, nan, nan], [inf, 0.0, 0.0], [inf, inf, 0.0], [-inf, -inf, -inf]] {
+            assert!(margin(&broken).is_nan(), "{broken:?}");
+        }
+        assert_eq!((margin(&[1.0, 3.0, -inf]), margin(&[-inf, 3.0, -inf])), (2.0, inf));
     }
 
     #[test]

@@ -46,7 +46,8 @@ pub struct ScoreSpec {
 pub struct Choice {
     /// The choice.
     pub token: u32,
-    /// By how much the largest logit exceeds the second largest, after adjustments.
+    /// By how much the largest logit exceeds the second largest, after adjustments. NaN if the row is no distribution; then nothing else
+    /// means anything.
     pub margin: f32,
     /// If asked for: of the choice, and of the likeliest tokens in descending order.
     pub logprobs: Option<(RankedLogProb, Vec<RankedLogProb>)>,
@@ -444,7 +445,9 @@ fn checked_top(num_top: u32) -> u32 {
 
 impl RawChoice {
     fn named(&self, top: Option<&[RawLikely]>) -> Choice {
-        let chosen = RankedLogProb { token: self.token, logprob: self.logprob, rank: self.rank };
+        // Of a row that is no distribution, no number means anything.
+        let logprob = if self.margin.is_nan() { f32::NAN } else { self.logprob };
+        let chosen = RankedLogProb { token: self.token, logprob, rank: self.rank };
         let ranked = |(rank, likely): (u32, &RawLikely)| RankedLogProb { token: likely.token, logprob: likely.logprob, rank };
         // A vocabulary smaller than what was asked for leaves the rest unnamed.
         let top = top.map(|top| (1..).zip(top).filter(|(_, likely)| likely.token != u32::MAX).map(ranked).collect());
@@ -630,6 +633,40 @@ mod tests {
                 for (found, expected) in pairs {
                     assert_eq!((found.token, found.rank), (expected.token, expected.rank), "{spec:?}");
                     assert!((found.logprob - expected.logprob).abs() <= 2e-5, "{found:?} {expected:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn cuda_rows_that_hold_no_numbers_have_no_margin_and_harm_no_other() {
+        let (device, vocab_size) = (device(), 5000);
+        let ways = [(0.0, 1.0, None), (1.0, 1.0, Some(0)), (0.0, 1.0, Some(5)), (1.0, 0.9, Some(5)), (1.0, 0.99, None)];
+        for (temperature, top_p, logprobs) in ways {
+            let case = |broken: Option<(usize, f32)>| {
+                let mut case = Case { logprobs, ..Case::new(vocab_size, 1.0, 3) };
+                case.distribution = Distribution { temperature, top_p, ..case.distribution };
+                broken.into_iter().for_each(|(at, value)| case.logits[at] = value);
+                case
+            };
+            let broken = [Some((0, f32::NAN)), None, Some((4999, f32::NAN)), Some((2500, f32::INFINITY)), None];
+            let cases = broken.map(case);
+            let logits: Vec<f32> = cases.iter().flat_map(|case| case.logits.clone()).collect();
+            let specs: Vec<SampleSpec> = cases.iter().map(Case::spec).collect();
+            let mut sampler = Sampler::new(&device, cases.len()).unwrap();
+            for _ in 0..2 {
+                let mut on_device = device.upload(&logits).unwrap();
+                let chain = sampler.upload(&specs).unwrap();
+                sampler.launch(&mut on_device, vocab_size, vocab_size, cases.len(), chain).unwrap();
+                for (row, (found, broken)) in sampler.results().unwrap().iter().zip(broken).enumerate() {
+                    match broken {
+                        Some(_) => {
+                            assert!(found.margin.is_nan(), "{found:?}");
+                            assert!(found.logprobs.iter().all(|(chosen, _)| chosen.logprob.is_nan()), "{found:?}");
+                        }
+                        None => assert_equal(row, found, &cases[row]),
+                    }
                 }
             }
         }

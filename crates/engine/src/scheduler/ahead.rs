@@ -37,7 +37,7 @@ impl Scheduler {
     }
 
     /// Names the tokens of `next`, which was chosen ahead: `sampled` is what the step before it brought. If all of its sequences end
-    /// with that, none is left in it.
+    /// with that, none is left in it. A sequence that said nothing has failed, and its row is void.
     ///
     /// # Panics
     /// If `sampled` does not answer the step before.
@@ -46,7 +46,9 @@ impl Scheduler {
         let mut any_goes_on = false;
         for scheduled in &mut next.sequences {
             let request_id = scheduled.request_id;
-            let found = sampled.find(|sampled| sampled.request_id == request_id).expect("every sequence said something");
+            let mut rest = sampled.clone();
+            let Some(found) = rest.find(|sampled| sampled.request_id == request_id) else { continue };
+            sampled = rest;
             scheduled.rows[0].token = found.token;
             any_goes_on |= !self.sequences[&request_id].stops_with(found.token);
         }

@@ -45,8 +45,13 @@ impl Scheduler {
             let sequence = self.sequences.get_mut(&watched.request_id).expect("a watched sequence is known");
             sequence.choose_due(&watched.attention);
         }
+        let mut void = rejected;
+        for request_id in output.faulty {
+            self.fail(request_id);
+            void.insert(request_id);
+        }
         let mut sampled = output.sampled.into_iter();
-        for scheduled in step.sequences.iter().filter(|scheduled| !rejected.contains(&scheduled.request_id)) {
+        for scheduled in step.sequences.iter().filter(|scheduled| !void.contains(&scheduled.request_id)) {
             let token = scheduled.sample.then(|| sampled.next().expect("one token is sampled for each sequence that asks"));
             if how == OpenStep::Chosen || self.goes_on(scheduled) {
                 self.update_sequence(scheduled, token);
@@ -64,6 +69,18 @@ impl Scheduler {
     fn goes_on(&self, scheduled: &ScheduledSequence) -> bool {
         let sequence = self.sequences.get(&scheduled.request_id);
         sequence.is_some_and(|sequence| sequence.num_computed_tokens() == scheduled.rows[0].position)
+    }
+
+    /// Ends a request whose logits are no numbers. Its KV may hold what is none, too: nobody else may find it. A row that was chosen ahead
+    /// may be of a request that has ended.
+    fn fail(&mut self, request_id: RequestId) {
+        let Some(sequence) = self.sequences.get_mut(&request_id) else { return };
+        tracing::error!(%request_id, num_tokens = sequence.num_tokens(), "the model's logits are no numbers: the request ends");
+        sequence.request.store = false;
+        let is_its_own = move |owner: &kv::BlockOwner| owner.request == request_id;
+        self.finish(request_id, FinishReason::Faulty);
+        self.donors.erase(is_its_own);
+        self.pool.erase(is_its_own);
     }
 
     /// A donor disagrees: its receiver computes everything behind its prefix hit, and nobody else receives from it.
@@ -206,7 +223,7 @@ impl Scheduler {
         self.running.retain(|&running| running != request_id);
         self.in_flight.remove(request_id, sequence.block_hashes());
         self.in_flight.remove_prompt(request_id);
-        if reason != FinishReason::Aborted
+        if matches!(reason, FinishReason::Stop(_) | FinishReason::Length)
             && let Some(case) = verification(&mut sequence)
             && self.config.block_size.blocks_for(case.request.prompt_token_ids.len())
                 <= self.config.max_blocks(sequence.request.tenant)

@@ -217,3 +217,39 @@ fn a_scored_prompt_whose_answer_is_cut_beside_a_step_that_has_begun_ends_alone()
     }
     assert_eq!(said, [(2, 4), (2, 5), (2, 6)]);
 }
+
+/// Runs a request that gives no numbers between two that do: what each said, why it ended, and what can be found afterwards.
+fn check_poisoned(overlaps: bool, max_step_tokens: usize) {
+    let config = SchedulerConfig { max_num_batched_tokens: max_step_tokens, ..SchedulerConfig::new(64, 256) };
+    let executor = EchoExecutor::new(Reply::Successor { vocab_size: 100 }, config.block_size.as_usize()).poisoned_by(TokenId(77));
+    let executor = if overlaps { executor.overlapping() } else { executor };
+    let mut core = EngineCore::new(config, executor).unwrap();
+    let bad = [passage("bad", 70), vec![TokenId(77)]].concat();
+    for (id, tokens) in [(1, passage("a", 40)), (2, bad.clone()), (3, passage("b", 40))] {
+        core.add_request(RequestBuilder::new(id, &tokens).max_tokens(3).build(), now());
+    }
+    let mut ends = Vec::new();
+    while core.has_work() {
+        for event in core.step(now()).unwrap() {
+            match event {
+                EngineEvent::Finished { request_id, reason, .. } => ends.push((request_id.0, reason)),
+                EngineEvent::Token { request_id, .. } => assert_ne!(request_id, RequestId(2)),
+                _ => {}
+            }
+        }
+    }
+    ends.sort_unstable_by_key(|(id, _)| *id);
+    assert_eq!(ends, [(1, FinishReason::Length), (2, FinishReason::Faulty), (3, FinishReason::Length)]);
+    assert_eq!((core.stats().blocks.active, core.executor().num_known_requests()), (0, 0));
+    let found = |tokens: &[TokenId]| core.explain(&RequestBuilder::new(9, tokens).build()).usage.prefix_tokens;
+    assert_eq!(found(&bad), 0, "KV that may hold no numbers is found by nobody");
+    assert!(found(&passage("a", 40)) > 0);
+}
+
+#[test]
+fn a_request_whose_logits_are_no_numbers_ends_alone() {
+    for overlaps in [false, true] {
+        check_poisoned(overlaps, 512);
+        check_poisoned(overlaps, 64);
+    }
+}

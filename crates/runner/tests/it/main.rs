@@ -3,6 +3,7 @@
 mod ahead;
 mod common;
 mod engine;
+mod faulty;
 mod formats;
 #[cfg(feature = "cuda")]
 mod gpu;

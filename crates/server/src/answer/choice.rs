@@ -142,6 +142,7 @@ impl Choice {
             FinishReason::Length => protocol::FinishReason::Length,
             // Only the reader takes requests back, and a reader that did reads no more.
             FinishReason::Aborted => return Err(ApiError::Internal),
+            FinishReason::Faulty => return Err(ApiError::FaultyLogits),
         };
         let piece = self.text.finish();
         self.send(piece.text, piece.scores);

@@ -129,6 +129,10 @@ impl Route {
             FinishReason::Length => Ending::Length,
             FinishReason::Aborted if self.link.is_complete.load(Ordering::Acquire) => Ending::Stop,
             FinishReason::Aborted => Ending::Abort,
+            FinishReason::Faulty => {
+                metrics.corrupted.increment(1);
+                Ending::Error
+            }
         };
         self.close(ending, now, metrics);
     }

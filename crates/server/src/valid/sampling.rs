@@ -30,12 +30,8 @@ pub(super) fn valid_sampling(fields: &SamplingFields, limits: Limits<'_>) -> Res
     if top_p == 0.0 {
         return Err(ApiError::param("top_p", "must be above 0"));
     }
-    let repetition_penalty = number("repetition_penalty", fields.repetition_penalty, 1.0, 0.0..=f32::MAX)?;
-    if repetition_penalty == 0.0 {
-        return Err(ApiError::param("repetition_penalty", "must be above 0"));
-    }
     let sampling = SamplingParams {
-        temperature: number("temperature", fields.temperature, 1.0, 0.0..=2.0)?,
+        temperature: number("temperature", fields.temperature, 1.0, SamplingParams::TEMPERATURE)?,
         top_p,
         top_k: match fields.top_k {
             None | Some(-1) => 0,
@@ -44,9 +40,9 @@ pub(super) fn valid_sampling(fields: &SamplingFields, limits: Limits<'_>) -> Res
         min_p: number("min_p", fields.min_p, 0.0, 0.0..=1.0)?,
         // A negative seed is as good as any other.
         seed: fields.seed.map_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0, i64::cast_unsigned),
-        frequency_penalty: number("frequency_penalty", fields.frequency_penalty, 0.0, -2.0..=2.0)?,
-        presence_penalty: number("presence_penalty", fields.presence_penalty, 0.0, -2.0..=2.0)?,
-        repetition_penalty,
+        frequency_penalty: number("frequency_penalty", fields.frequency_penalty, 0.0, SamplingParams::ADDITIVE_PENALTY)?,
+        presence_penalty: number("presence_penalty", fields.presence_penalty, 0.0, SamplingParams::ADDITIVE_PENALTY)?,
+        repetition_penalty: number("repetition_penalty", fields.repetition_penalty, 1.0, SamplingParams::REPETITION_PENALTY)?,
         logit_bias: logit_bias(fields, limits)?,
         min_tokens: count("min_tokens", fields.min_tokens.unwrap_or(0), 0..=limits.model.max_model_len)?,
         stop_token_ids: stop_token_ids(fields, limits)?,
@@ -88,7 +84,7 @@ fn logit_bias(fields: &SamplingFields, limits: Limits<'_>) -> Result<Vec<(TokenI
     let check = |(id, &bias): (&String, &f32)| {
         let token = id.parse().ok().filter(|&id: &u32| id < limits.model.vocab_size).map(TokenId);
         let token = token.ok_or_else(|| ApiError::param("logit_bias", format!("`{id}` is not a token id of this model")))?;
-        if !(-100.0..=100.0).contains(&bias) {
+        if !SamplingParams::LOGIT_BIAS.contains(&bias) {
             return Err(ApiError::param("logit_bias", format!("a bias must be between -100 and 100, that of {id} is {bias}")));
         }
         Ok((token, bias))

@@ -3,7 +3,7 @@
 use axum::body::to_bytes;
 use serde_json::json;
 
-use crate::world::{COMPLETIONS, Fault, World, completion, events_of};
+use crate::world::{COMPLETIONS, Fault, POISON, World, byte, completion, events_of};
 
 /// Fails the engine while an answer is streamed; `message` is what the one who can end the process is told.
 async fn check(fault: Fault, message: &str) {
@@ -33,4 +33,22 @@ async fn a_fault_of_the_device_is_fatal() {
 #[tokio::test]
 async fn a_panic_is_fatal() {
     check(Fault::Panic, "the engine thread panicked: a defect").await;
+}
+
+#[tokio::test]
+async fn a_request_whose_logits_are_no_numbers_fails_alone() {
+    let world = World::new();
+    world.control.slow_down(std::time::Duration::from_millis(2));
+    let other = world.begin(COMPLETIONS, &completion("x", json!({"stream": true, "max_tokens": 100}))).await;
+    let poisoned = |more| completion(json!([byte(b'a'), POISON, byte(b'b')]), more);
+    let answer = world.post(COMPLETIONS, &poisoned(json!({}))).await;
+    let error = &answer.json()["error"];
+    assert_eq!((answer.status.as_u16(), &error["type"], &error["code"]), (500, &json!("server_error"), &json!("faulty_logits")));
+    let events = world.post(COMPLETIONS, &poisoned(json!({"stream": true}))).await.events();
+    assert_eq!(events.last().unwrap()["error"]["code"], "faulty_logits", "{events:?}");
+    let text = String::from_utf8(to_bytes(other, usize::MAX).await.unwrap().to_vec()).unwrap();
+    assert_eq!(events_of(&text).last(), Some(&json!("[DONE]")));
+    assert_eq!(world.get("/health").await.status, 200);
+    let metrics = world.get("/metrics").await.text;
+    assert!(metrics.contains("vllm:corrupted_requests_total{model_name=\"owner/echo\",engine=\"0\"} 2"), "{metrics}");
 }

@@ -26,6 +26,8 @@ use tower::ServiceExt;
 
 /// Token that ends an answer.
 pub(crate) const EOS: u32 = 2;
+/// Token of which the model makes no numbers.
+pub(crate) const POISON: u32 = 0;
 /// Name of the served model. It has a slash, as models of the hub have.
 pub(crate) const MODEL: &str = "owner/echo";
 
@@ -203,7 +205,7 @@ impl World {
             created: 1_700_000_000,
         });
         let control = Arc::new(Control::default());
-        let echo = EchoExecutor::new(Reply::Prompt, scheduler.block_size.as_usize());
+        let echo = EchoExecutor::new(Reply::Prompt, scheduler.block_size.as_usize()).poisoned_by(TokenId(POISON));
         let executor = ControlledExecutor { echo, control: Arc::clone(&control), launched: None };
         let metrics = Arc::new(Metrics::new(&info, &scheduler));
         let core = EngineCore::new(scheduler, executor).unwrap();

@@ -240,9 +240,9 @@ impl RequestMetrics {
             ),
             e2e: histogram("vllm:e2e_request_latency_seconds", "Seconds from arrival to the end of a request."),
             queue: histogram("vllm:request_queue_time_seconds", "Seconds from arrival to admission."),
-            inference: histogram("vllm:request_inference_time_seconds", "Seconds from admission to the end of a request."),
+            inference: histogram("vllm:request_inference_time_seconds", "Seconds from admission to the last token of a request."),
             prefill: histogram("vllm:request_prefill_time_seconds", "Seconds from admission to the first token."),
-            decode: histogram("vllm:request_decode_time_seconds", "Seconds from the first token to the end of a request."),
+            decode: histogram("vllm:request_decode_time_seconds", "Seconds from the first token to the last of a request."),
             prompt_len: histogram("vllm:request_prompt_tokens", "Prompt tokens of a request."),
             generation_len: histogram("vllm:request_generation_tokens", "Generated tokens of a request."),
             max_generation_len: histogram(
@@ -252,7 +252,10 @@ impl RequestMetrics {
             params_n: histogram("vllm:request_params_n", "Answers asked for."),
             params_max_tokens: histogram("vllm:request_params_max_tokens", "Tokens asked for at most."),
             prefill_computed: histogram("vllm:request_prefill_kv_computed_tokens", "Prompt tokens computed for a request."),
-            iteration_tokens: histogram("vllm:iteration_tokens_total", "Tokens computed in a step."),
+            iteration_tokens: histogram(
+                "vllm:iteration_tokens_total",
+                "Generated tokens of a step, and the prompt tokens of requests whose first token it brought.",
+            ),
             source_computed: source("computed"),
             source_prefix: source("prefix"),
             source_span: source("span"),

@@ -52,6 +52,10 @@ impl Dispatcher {
             match dispatch {
                 Dispatch::Open(request_id, route) => drop(self.routes.insert(request_id, route)),
                 Dispatch::Step(events) => {
+                    let num_tokens: u64 = events.iter().map(|event| self.iteration_tokens(event)).sum();
+                    if num_tokens > 0 {
+                        self.metrics.requests.iteration_tokens.record(num_tokens as f64);
+                    }
                     events.into_iter().for_each(|event| self.deliver(event));
                     self.end_abandoned();
                 }
@@ -77,33 +81,42 @@ impl Dispatcher {
         }
     }
 
+    /// Tokens that `event` adds to its iteration, as vLLM counts them: a generated one, and with the first of a request its whole prompt,
+    /// also what was found in the cache. A request that generates nothing counts when it ends.
+    fn iteration_tokens(&self, event: &EngineEvent) -> u64 {
+        let Some(route) = self.routes.get(&event.request_id()) else { return 0 };
+        match event {
+            EngineEvent::Token { .. } => 1 + route.prompt_tokens_of_first(),
+            EngineEvent::Finished { reason: FinishReason::Length, .. } => route.prompt_tokens_of_first(),
+            _ => 0,
+        }
+    }
+
     /// Measures `event` and hands it to its reader. Events of requests that were taken back have no reader.
     fn deliver(&mut self, event: EngineEvent) {
         let now = self.shared.now();
         let request_id = event.request_id();
+        if let EngineEvent::Finished { reason, usage, .. } = &event {
+            // Who is told of the end finds it counted.
+            let Some(route) = self.routes.remove(&request_id) else { return };
+            self.metrics.kv.count_reuse(usage);
+            route.end(*reason, now, &self.metrics.requests);
+            route.send(event);
+            return;
+        }
         let Some(route) = self.routes.get_mut(&request_id) else { return };
-        let mut finished = None;
         match &event {
             EngineEvent::Admitted { usage, at, .. } => route.admit(usage, *at, &self.metrics),
             EngineEvent::Token { .. } => route.count_token(now, &self.metrics.requests),
-            EngineEvent::Finished { reason, usage, .. } => {
-                self.metrics.kv.count_reuse(usage);
-                finished = Some(*reason);
-            }
-            EngineEvent::PromptLogProbs { .. } => {}
+            EngineEvent::PromptLogProbs { .. } | EngineEvent::Finished { .. } => {}
         }
-        let is_delivered = route.send(event);
-        let reason = match (finished, is_delivered) {
-            (Some(reason), _) => reason,
-            (None, true) => return,
-            (None, false) => {
-                debug!(%request_id, "reader has gone or fell behind");
-                let _ = self.abandoned.send(request_id); // An engine that has ended holds no request.
-                FinishReason::Aborted
-            }
-        };
+        if route.send(event) {
+            return;
+        }
+        debug!(%request_id, "reader has gone or fell behind");
+        let _ = self.abandoned.send(request_id); // An engine that has ended holds no request.
         if let Some(route) = self.routes.remove(&request_id) {
-            route.end(reason, now, &self.metrics.requests);
+            route.end(FinishReason::Aborted, now, &self.metrics.requests);
         }
     }
 }

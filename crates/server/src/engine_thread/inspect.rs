@@ -19,11 +19,16 @@ pub(super) enum Inspection {
 }
 
 impl Inspection {
-    pub(super) fn answer<E: Executor>(self, engine: &mut EngineCore<E>) {
+    /// Answers. What changes the engine's figures has them published before, so that the one who asked finds them changed.
+    pub(super) fn answer<E: Executor>(self, engine: &mut EngineCore<E>, publish: impl FnOnce(&EngineCore<E>)) {
         // Whoever asked may have gone: then the answer is of no use, but what was to be erased is.
         match self {
             Self::Donors { after, limit, reply } => drop(reply.send(engine.donors(after, limit))),
-            Self::Erase { what, reply } => drop(reply.send(engine.erase(what))),
+            Self::Erase { what, reply } => {
+                let counts = engine.erase(what);
+                publish(engine);
+                let _ = reply.send(counts);
+            }
             Self::Explain { request, reply } => drop(reply.send(engine.explain(&request))),
             Self::Attach { request_id, embedding, reply } => {
                 engine.attach_embedding(request_id, &embedding);

@@ -61,6 +61,7 @@ pub(super) struct Route {
     link: Arc<Link>,
     group: Arc<Group>,
     mode: KvSharingMode,
+    prompt_tokens: u32,
     arrival: Timestamp,
     admitted: Option<(Timestamp, CacheOutcome)>,
     first_token_at: Option<Timestamp>,
@@ -75,6 +76,7 @@ impl Route {
             link,
             group,
             mode: request.sharing,
+            prompt_tokens: u32::try_from(request.prompt_token_ids.len()).expect("a prompt is within the model's length"),
             arrival: request.arrival,
             admitted: None,
             first_token_at: None,
@@ -100,6 +102,11 @@ impl Route {
         }
     }
 
+    /// Tokens of its prompt, if it has not generated any yet; else none.
+    pub(super) fn prompt_tokens_of_first(&self) -> u64 {
+        if self.num_generated == 0 { u64::from(self.prompt_tokens) } else { 0 }
+    }
+
     /// Counts the prompt.
     pub(super) fn admit(&mut self, usage: &KvUsage, at: Timestamp, metrics: &Metrics) {
         metrics.kv.count_mode(self.mode);
@@ -123,7 +130,7 @@ impl Route {
     }
 
     /// Closes the account.
-    pub(super) fn end(self, reason: FinishReason, now: Timestamp, metrics: &RequestMetrics) {
+    pub(super) fn end(&self, reason: FinishReason, now: Timestamp, metrics: &RequestMetrics) {
         let ending = match reason {
             FinishReason::Stop(_) => Ending::Stop,
             FinishReason::Length => Ending::Length,
@@ -138,23 +145,23 @@ impl Route {
     }
 
     /// Closes the account of a request that a fault of the engine ended.
-    pub(super) fn fail(self, now: Timestamp, metrics: &RequestMetrics) {
+    pub(super) fn fail(&self, now: Timestamp, metrics: &RequestMetrics) {
         self.close(Ending::Error, now, metrics);
     }
 
-    fn close(self, ending: Ending, now: Timestamp, metrics: &RequestMetrics) {
+    fn close(&self, ending: Ending, now: Timestamp, metrics: &RequestMetrics) {
         metrics.success(ending).increment(1);
         metrics.e2e.record(now.since(self.arrival));
         metrics.generation_len.record(self.num_generated);
         if let Some((admitted_at, _)) = self.admitted {
-            metrics.inference.record(now.since(admitted_at));
+            let end = if self.num_generated > 0 { self.last_token_at } else { now };
+            metrics.inference.record(end.since(admitted_at));
         }
         if let Some(first_token_at) = self.first_token_at {
-            metrics.decode.record(now.since(first_token_at));
-            if self.num_generated > 1 {
-                let decoding = self.last_token_at.since(first_token_at);
-                metrics.per_output_token.record(decoding / (self.num_generated - 1));
-            }
+            let decoding = self.last_token_at.since(first_token_at);
+            metrics.decode.record(decoding);
+            // vLLM's answer of one token has a mean of 0.
+            metrics.per_output_token.record(decoding / (self.num_generated - 1).max(1));
         }
         let max_generated = self.group.max_generated.fetch_max(self.num_generated, Ordering::Relaxed).max(self.num_generated);
         if self.group.num_running.fetch_sub(1, Ordering::Relaxed) == 1 {

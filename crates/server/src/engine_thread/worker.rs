@@ -91,8 +91,9 @@ impl<E: Executor> Worker<E> {
             self.abort_abandoned();
             if self.engine.has_work() || self.is_due() {
                 self.step()?;
+            } else {
+                publish(&self.shared, &self.engine);
             }
-            self.shared.stats.send_replace(self.engine.stats());
         }
         Ok(())
     }
@@ -153,7 +154,8 @@ impl<E: Executor> Worker<E> {
                 // It has been received: another one may be sent.
                 drop(permit);
                 let is_explanation = matches!(inspection, Inspection::Explain { .. });
-                inspection.answer(&mut self.engine);
+                let shared = Arc::clone(&self.shared);
+                inspection.answer(&mut self.engine, |engine| publish(&shared, engine));
                 if is_explanation {
                     return Ok(Next::Step);
                 }
@@ -165,9 +167,8 @@ impl<E: Executor> Worker<E> {
 
     fn add(&mut self, groups: Vec<Vec<Submission>>) -> Result<(), Fatal> {
         for submissions in groups {
-            if let Some(first) = submissions.first() {
+            if !submissions.is_empty() {
                 self.metrics.requests.params_n.record(submissions.len() as f64);
-                self.metrics.requests.params_max_tokens.record(first.request.sampling.max_tokens);
             }
             let group = Group::new(submissions.len());
             submissions.into_iter().try_for_each(|submission| self.add_one(submission, Arc::clone(&group)))?;
@@ -177,6 +178,7 @@ impl<E: Executor> Worker<E> {
 
     fn add_one(&mut self, submission: Submission, group: Arc<Group>) -> Result<(), Fatal> {
         let Submission { request, events, link, permit } = submission;
+        self.metrics.requests.params_max_tokens.record(request.sampling.max_tokens);
         let route = Route::new(&request, events, link, group);
         self.places.insert(request.request_id, permit);
         debug!(request_id = %request.request_id, prompt_tokens = request.prompt_token_ids.len(), "added");
@@ -194,15 +196,13 @@ impl<E: Executor> Worker<E> {
 
     fn step(&mut self) -> Result<(), Fatal> {
         let events = self.engine.step(self.shared.now())?;
-        let num_tokens = self.engine.last_step().num_scheduled_tokens();
-        if num_tokens > 0 {
-            self.metrics.requests.iteration_tokens.record(num_tokens as f64);
-        }
         for event in &events {
             if let EngineEvent::Admitted { request_id, .. } | EngineEvent::Finished { request_id, .. } = event {
                 self.places.remove(request_id);
             }
         }
+        // Who is told of the end of a request finds the figures without it.
+        publish(&self.shared, &self.engine);
         // A step without news is told too: readers are looked after at each.
         self.tell(Dispatch::Step(events))
     }
@@ -211,6 +211,11 @@ impl<E: Executor> Worker<E> {
     fn tell(&self, dispatch: Dispatch) -> Result<(), Fatal> {
         self.dispatches.blocking_send(dispatch).map_err(|_| Fatal::NoReaders)
     }
+}
+
+/// Makes the engine's figures known.
+fn publish<E: Executor>(shared: &Shared, engine: &EngineCore<E>) {
+    shared.stats.send_replace(engine.stats());
 }
 
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {

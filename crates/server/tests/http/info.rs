@@ -109,6 +109,37 @@ async fn prompt_tokens_add_up_by_source_and_each_request_counts_once() {
     assert_eq!(metrics["vllm:inter_token_latency_seconds_count"], 35.0);
     assert_eq!(metrics["vllm:request_success_total{finished_reason=\"length\"}"], 5.0);
     assert_eq!(sum("kvshare_kv_blocks{"), 64.0);
+    assert_eq!(metrics["vllm:request_params_max_tokens_count"], 5.0);
+    assert_eq!(metrics["vllm:iteration_tokens_total_sum"], prompt_tokens + 40.0, "prompt and generated tokens, each once");
+}
+
+#[tokio::test]
+async fn an_iteration_counts_prompts_when_their_first_token_comes() {
+    let scheduler = SchedulerConfig { max_num_batched_tokens: 32, max_num_seqs: 8, ..SchedulerConfig::new(64, 1000) };
+    let world = World::with(Options { scheduler, ..Options::default() });
+    // Four steps of prefill, of which the last one brings a token; then two of decode.
+    world.post(COMPLETIONS, &completion("x".repeat(100), json!({"max_tokens": 3}))).await.ok();
+    let metrics = scrape(&world).await;
+    assert_eq!((metrics["vllm:iteration_tokens_total_count"], metrics["vllm:iteration_tokens_total_sum"]), (3.0, 103.0));
+    // What is only scored generates nothing.
+    world.post(COMPLETIONS, &completion("y".repeat(40), json!({"max_tokens": 0, "echo": true}))).await.ok();
+    let metrics = scrape(&world).await;
+    assert_eq!((metrics["vllm:iteration_tokens_total_count"], metrics["vllm:iteration_tokens_total_sum"]), (4.0, 143.0));
+}
+
+#[tokio::test]
+async fn metrics_are_fresh_after_an_answer_and_after_an_erasure() {
+    let world = World::new();
+    for round in 0..20 {
+        world.post(COMPLETIONS, &completion("z".repeat(100), json!({"max_tokens": 1}))).await.ok();
+        let metrics = scrape(&world).await;
+        assert_eq!((metrics["kvshare_donors"], metrics["vllm:num_requests_running"]), (1.0, 0.0), "round {round}");
+        assert_eq!(metrics["vllm:e2e_request_latency_seconds_count"], f64::from(round + 1));
+        assert!(metrics["kvshare_kv_blocks{state=\"cached\"}"] > 0.0, "round {round}");
+        world.send("DELETE", "/v1/kv/cache", "").await.ok();
+        let metrics = scrape(&world).await;
+        assert_eq!((metrics["kvshare_donors"], metrics["kvshare_kv_blocks{state=\"cached\"}"]), (0.0, 0.0), "round {round}");
+    }
 }
 
 #[tokio::test]

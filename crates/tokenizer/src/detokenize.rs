@@ -10,6 +10,7 @@ use crate::Tokenizer;
 ///
 /// The pieces, put together, are what [`Tokenizer::decode`] gives for the whole. A piece never ends inside of a character: bytes
 /// that may still become one wait for the next token. Each byte is looked at a bounded number of times.
+#[derive(Clone)]
 pub struct DetokenizeStream {
     tokenizer: Arc<Tokenizer>,
     skip_special: bool,
@@ -31,6 +32,26 @@ impl DetokenizeStream {
     #[must_use]
     pub fn after_prompt(tokenizer: Arc<Tokenizer>, skip_special: bool) -> Self {
         Self { strips_space: false, ..Self::new(tokenizer, skip_special) }
+    }
+
+    /// The same stream, which leaves special tokens out from now on or shows them.
+    #[must_use]
+    pub fn skipping_special(self, skip_special: bool) -> Self {
+        Self { skip_special, ..self }
+    }
+
+    /// Characters of the text that `id` would complete which end before the first byte of `id`: 1 if it breaks off an unfinished
+    /// character, else 0.
+    #[must_use]
+    pub fn chars_broken_by(&self, id: TokenId) -> u32 {
+        let is_skipped = self.skip_special && self.tokenizer.is_special(id);
+        match self.tokenizer.token_bytes(id).first() {
+            Some(&byte) if !is_skipped && !self.pending.is_empty() => {
+                let joined = [&self.pending[..], &[byte]].concat();
+                u32::from(std::str::from_utf8(&joined).is_err() && !may_continue(&joined))
+            }
+            _ => 0,
+        }
     }
 
     /// The text that `id` completes; empty while a character is unfinished.
@@ -137,6 +158,17 @@ mod tests {
     fn special_tokens_are_shown_when_asked_for() {
         let mut stream = DetokenizeStream::new(tokenizer(), false);
         assert_eq!([258, 256].map(|id| stream.push(TokenId(id))), ["<s>", " hi"]);
+    }
+
+    #[test]
+    fn a_token_that_breaks_a_character_begins_after_its_replacement() {
+        let mut stream = DetokenizeStream::new(tokenizer(), true);
+        let mut broken = Vec::new();
+        for id in [0xf0, 0x9f, 259, 0xe2, 0x82, 0xac, 0xc3, 258, 0xa9, 0xc3, 0x41].map(TokenId) {
+            broken.push(stream.chars_broken_by(id));
+            let _ = stream.push(id);
+        }
+        assert_eq!(broken, [0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1], "a skipped token breaks nothing");
     }
 
     #[test]

@@ -1,15 +1,28 @@
 //! Stop strings in streamed text.
 
+use std::ops::Range;
+
 /// Holds back text that may turn out to be the start of a stop string.
 ///
 /// A stop string counts as soon as its last character is there; of two that end at the same place the longer one counts. So the
 /// result does not depend on how the text is cut into pieces, and no text after a stop is ever waited for.
+///
+/// Special tokens that the text does not show can be part of a stop string all the same: a stop string matches the text as it is shown,
+/// and the text with all special tokens in it, of which it then contains each one wholly.
 pub struct StopMatcher {
     stops: Vec<String>,
     include_stop_str: bool,
     /// Text that was not handed out: empty or the start of a stop string.
-    held: String,
+    held: Held,
     is_stopped: bool,
+}
+
+/// Text with special tokens in it that are not shown.
+#[derive(Default)]
+struct Held {
+    text: String,
+    /// Bytes of those tokens: sorted and disjoint.
+    hidden: Vec<Range<usize>>,
 }
 
 /// What a piece of text came to.
@@ -21,11 +34,20 @@ pub struct StopOutput {
     pub stop: Option<usize>,
 }
 
+/// Where a stop string is.
+struct Found {
+    start: usize,
+    end: usize,
+    stop: usize,
+    /// Whether special tokens are part of it.
+    shows_hidden: bool,
+}
+
 impl StopMatcher {
     /// A matcher for `stops`; an empty one never matches. `include_stop_str` hands out the stop string itself too.
     #[must_use]
     pub fn new(stops: Vec<String>, include_stop_str: bool) -> Self {
-        Self { stops, include_stop_str, held: String::new(), is_stopped: false }
+        Self { stops, include_stop_str, held: Held::default(), is_stopped: false }
     }
 
     /// Takes the next piece. After a stop was hit, all further text is dropped.
@@ -37,41 +59,136 @@ impl StopMatcher {
         if self.stops.is_empty() {
             return StopOutput { text: piece.to_owned(), stop: None };
         }
-        self.held.push_str(piece);
-        match self.first_stop() {
-            Some((start, end, stop)) => {
-                self.is_stopped = true;
-                let mut text = std::mem::take(&mut self.held);
-                text.truncate(if self.include_stop_str { end } else { start });
-                StopOutput { text, stop: Some(stop) }
-            }
-            None => {
-                let rest = self.held.split_off(self.safe_len());
-                StopOutput { text: std::mem::replace(&mut self.held, rest), stop: None }
-            }
+        self.held.text.push_str(piece);
+        self.search()
+    }
+
+    /// Takes a special token, by its text, that is not shown.
+    #[must_use]
+    pub fn push_hidden(&mut self, token: &str) -> StopOutput {
+        if self.is_stopped || self.stops.is_empty() || token.is_empty() {
+            return StopOutput::default();
         }
+        let start = self.held.text.len();
+        self.held.text.push_str(token);
+        self.held.hidden.push(start..self.held.text.len());
+        self.search()
+    }
+
+    /// Takes a piece in which nothing is searched for.
+    #[must_use]
+    pub fn pass(&mut self, piece: &str) -> String {
+        if self.is_stopped { String::new() } else { self.finish() + piece }
     }
 
     /// Hands out what was held back, when no more text comes.
     #[must_use]
     pub fn finish(&mut self) -> String {
-        std::mem::take(&mut self.held)
+        let held = std::mem::take(&mut self.held);
+        held.shown(0..held.text.len())
     }
 
-    /// Start, end and index of the stop string that is complete first.
-    fn first_stop(&self) -> Option<(usize, usize, usize)> {
+    fn search(&mut self) -> StopOutput {
+        match self.first_stop() {
+            Some(found) => {
+                self.is_stopped = true;
+                let held = std::mem::take(&mut self.held);
+                let mut text = held.shown(0..found.start);
+                if self.include_stop_str {
+                    let range = found.start..found.end;
+                    text += &if found.shows_hidden { held.text[range].to_owned() } else { held.shown(range) };
+                }
+                StopOutput { text, stop: Some(found.stop) }
+            }
+            None => StopOutput { text: self.release(), stop: None },
+        }
+    }
+
+    /// The stop string that is complete first.
+    fn first_stop(&self) -> Option<Found> {
         let stops = self.stops.iter().enumerate().filter(|(_, stop)| !stop.is_empty());
-        let found = stops.filter_map(|(index, stop)| self.held.find(stop).map(|start| (start, start + stop.len(), index)));
-        found.min_by_key(|&(start, end, index)| (end, start, index))
+        let found = stops.flat_map(|(index, stop)| [self.held.find_shown(stop, index), self.held.find_whole(stop, index)]);
+        found.flatten().min_by_key(|found| (found.end, found.start, found.stop))
     }
 
-    /// Bytes of the held text that cannot be part of a stop string: all before the longest end that one starts with.
-    fn safe_len(&self) -> usize {
-        let longest = self.stops.iter().map(String::len).max().unwrap_or(0);
-        let from = self.held.len().saturating_sub(longest);
-        let starts = self.held.char_indices().map(|(at, _)| at).filter(|&at| at >= from);
-        let mut may_grow = starts.filter(|&at| self.stops.iter().any(|stop| stop.starts_with(&self.held[at..])));
-        may_grow.next().unwrap_or(self.held.len())
+    /// Takes what cannot be part of a stop string: all before the longest end that one starts with.
+    fn release(&mut self) -> String {
+        let Self { stops, held, .. } = self;
+        let whole_start = held.starts().find(|&at| stops.iter().any(|stop| stop.starts_with(&held.text[at..])));
+        held.forget_hidden_before(whole_start.unwrap_or(held.text.len()));
+        let may_grow = |at: usize| {
+            let shown = held.shown(at..held.text.len());
+            let is_start = |stop: &String| (!shown.is_empty() && stop.starts_with(&shown)) || stop.starts_with(&held.text[at..]);
+            stops.iter().any(is_start)
+        };
+        let longest = stops.iter().map(String::len).max().unwrap_or(0);
+        let num_hidden = held.hidden.iter().map(Range::len).sum::<usize>();
+        let from = held.text.len().saturating_sub(longest + num_hidden);
+        let safe = held.starts().filter(|&at| at >= from).find(|&at| may_grow(at)).unwrap_or(held.text.len());
+        held.take(safe)
+    }
+}
+
+impl Held {
+    /// Where a stop string may start: at characters that are shown, and at whole tokens that are not.
+    fn starts(&self) -> impl Iterator<Item = usize> {
+        let is_inside = |at: usize| self.hidden.iter().any(|token| token.start < at && at < token.end);
+        self.text.char_indices().map(|(at, _)| at).filter(move |&at| !is_inside(at))
+    }
+
+    /// What is shown of `range`, which cuts no token that is not.
+    fn shown(&self, range: Range<usize>) -> String {
+        let mut text = String::with_capacity(range.len());
+        let mut at = range.start;
+        for token in self.hidden.iter().filter(|token| range.start <= token.start && token.end <= range.end) {
+            text.push_str(&self.text[at..token.start]);
+            at = token.end;
+        }
+        text + &self.text[at..range.end]
+    }
+
+    /// The first place of `stop` in the text as it is shown.
+    fn find_shown(&self, stop: &str, index: usize) -> Option<Found> {
+        let shown = if self.hidden.is_empty() { None } else { Some(self.shown(0..self.text.len())) };
+        let start = shown.as_deref().unwrap_or(&self.text).find(stop)?;
+        let (start, end) = (self.position(start), self.position(start + stop.len() - 1) + 1);
+        Some(Found { start, end, stop: index, shows_hidden: false })
+    }
+
+    /// The byte of the text that is number `shown` of those that are shown.
+    fn position(&self, shown: usize) -> usize {
+        self.hidden.iter().fold(shown, |at, token| if token.start <= at { at + token.len() } else { at })
+    }
+
+    /// The first place of `stop` in the text with all tokens, at least one of which that is not shown is part of it.
+    fn find_whole(&self, stop: &str, index: usize) -> Option<Found> {
+        let overlaps = |token: &&Range<usize>, at: usize| token.start < at + stop.len() && at < token.end;
+        let is_whole = |at: usize| {
+            let mut touched = self.hidden.iter().filter(|token| overlaps(token, at)).peekable();
+            touched.peek().is_some() && touched.all(|token| at <= token.start && token.end <= at + stop.len())
+        };
+        let start = self.starts().find(|&at| self.text[at..].starts_with(stop) && is_whole(at))?;
+        Some(Found { start, end: start + stop.len(), stop: index, shows_hidden: true })
+    }
+
+    /// Drops tokens that are not shown and begin before `end`: no stop string can contain them any more.
+    fn forget_hidden_before(&mut self, end: usize) {
+        let num_dropped = self.hidden.partition_point(|token| token.start < end);
+        let dropped: Vec<_> = self.hidden.drain(..num_dropped).collect();
+        for token in dropped.iter().rev() {
+            self.text.drain(token.clone());
+        }
+        let num_bytes = dropped.iter().map(Range::len).sum::<usize>();
+        self.hidden.iter_mut().for_each(|token| *token = token.start - num_bytes..token.end - num_bytes);
+    }
+
+    /// Takes the first bytes, of which what is shown is returned.
+    fn take(&mut self, num_bytes: usize) -> String {
+        let text = self.shown(0..num_bytes);
+        self.text.drain(..num_bytes);
+        self.hidden.retain(|token| token.start >= num_bytes);
+        self.hidden.iter_mut().for_each(|token| *token = token.start - num_bytes..token.end - num_bytes);
+        text
     }
 }
 
@@ -127,6 +244,44 @@ mod tests {
         let mut matcher = StopMatcher::new(vec!["END".to_owned()], true);
         assert_eq!(matcher.push("the EN").text, "the ");
         assert_eq!(matcher.push("D of it"), StopOutput { text: "END".to_owned(), stop: Some(0) });
+    }
+
+    #[test]
+    fn a_token_that_is_not_shown_is_part_of_a_stop_string() {
+        let check = |include: bool, stop: &str, expected: &[&str]| {
+            let mut matcher = StopMatcher::new(vec![stop.to_owned()], include);
+            let outputs = [matcher.push("a\n"), matcher.push_hidden("<|x|>"), matcher.push("b"), matcher.push("c")];
+            let mut texts: Vec<_> = outputs.iter().map(|output| output.text.clone()).collect();
+            texts.push(matcher.finish());
+            assert_eq!(texts, expected, "{stop}");
+        };
+        check(false, "<|x|>", &["a\n", "", "", "", ""]);
+        check(true, "<|x|>", &["a\n", "<|x|>", "", "", ""]);
+        check(false, "\n<|x|>", &["a", "", "", "", ""]);
+        check(false, "<|x|>b", &["a\n", "", "", "", ""]);
+        check(true, "<|x|>b", &["a\n", "", "<|x|>b", "", ""]);
+        check(false, "\nb", &["a", "", "", "", ""]);
+        check(true, "\nb", &["a", "", "\nb", "", ""]);
+        check(false, "<|", &["a\n", "", "b", "c", ""]);
+        check(false, "|>b", &["a\n", "", "b", "c", ""]);
+        check(false, "<|x|>c", &["a\n", "", "b", "c", ""]);
+    }
+
+    #[test]
+    fn tokens_that_are_not_shown_do_not_pile_up() {
+        let mut matcher = StopMatcher::new(vec!["ab".to_owned(), "<x>!".to_owned()], false);
+        assert_eq!(matcher.push("a").text, "");
+        for _ in 0..1000 {
+            assert_eq!(matcher.push_hidden("<x>").text, "");
+            assert!(matcher.held.text.len() <= 8, "{}", matcher.held.text);
+        }
+        assert_eq!(matcher.push("b"), StopOutput { text: String::new(), stop: Some(0) });
+    }
+
+    #[test]
+    fn a_piece_may_pass_unsearched() {
+        let mut matcher = StopMatcher::new(vec!["ab".to_owned()], false);
+        assert_eq!((matcher.pass("ab"), matcher.push("a").text, matcher.pass("b")), ("ab".into(), "".into(), "ab".into()));
     }
 
     /// The first prefix of `text` that ends in a stop string, searched without any state.

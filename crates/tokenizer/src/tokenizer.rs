@@ -206,6 +206,15 @@ impl Tokenizer {
         Ok(EncodedPrompt { token_ids, template, contents })
     }
 
+    /// Byte of `text` at which each token of [`Tokenizer::encode`] begins, without those that are put around a text. A token that is a
+    /// part of a character may begin inside of it or with it.
+    ///
+    /// # Errors
+    /// If the underlying library refuses the text.
+    pub fn token_starts(&self, text: &str) -> Result<Vec<usize>, TokenizerError> {
+        Ok(self.spans(text, &[], usize::MAX)?.into_iter().map(|span| span.bytes.start).collect())
+    }
+
     /// Encodes `text` with the names of special tokens taken as the characters they are.
     ///
     /// # Errors

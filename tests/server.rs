@@ -288,3 +288,75 @@ fn an_impossible_memory_budget_is_told_in_one_line() {
         check_refusal(&mut command, "memory");
     }
 }
+
+/// What `lm-eval` makes of an answer of its model type `local-completions`: the sum of the continuation's log probabilities, and whether
+/// greedy decoding would have given it. It looks for the number of each token in the values of its likeliest ones.
+fn lm_eval_verdict(answer: &Value, context_len: usize) -> (f64, bool) {
+    let logprobs = &answer["choices"][0]["logprobs"];
+    let continuation = |field: &str| {
+        let all = logprobs[field].as_array().unwrap();
+        all[context_len..all.len() - 1].to_vec()
+    };
+    let own: Vec<f64> = continuation("token_logprobs").iter().map(|number| number.as_f64().unwrap()).collect();
+    let likeliest = continuation("top_logprobs").into_iter().map(|top| {
+        let numbers = top.as_object().unwrap().values().map(|number| number.as_f64().unwrap());
+        numbers.fold(f64::NEG_INFINITY, f64::max)
+    });
+    let is_greedy = own.iter().zip(likeliest).all(|(own, best)| *own == best);
+    (own.iter().sum(), is_greedy)
+}
+
+#[tokio::test]
+async fn scores_of_a_greedy_continuation_say_that_it_is_greedy() {
+    let daemon = Daemon::start(&[]).await;
+    let tokens = async |text: &str| {
+        let answer: Value = daemon.send("/tokenize", &json!({"prompt": text})).await.json().await.unwrap();
+        answer["tokens"].as_array().unwrap().clone()
+    };
+    for text in ["Water freezes at zero degrees", "The capital of France is", "<|im_start|>user\nhi", "Grüße aus 東京 😀"] {
+        let context = tokens(text).await;
+        let greedy =
+            json!({"model": MODEL, "prompt": context, "max_tokens": 8, "temperature": 0, "logprobs": 1, "ignore_eos": true});
+        let answer: Value = daemon.send("/v1/completions", &greedy).await.json().await.unwrap();
+        let said = &answer["choices"][0]["logprobs"];
+        for (own, top) in said["token_logprobs"].as_array().unwrap().iter().zip(said["top_logprobs"].as_array().unwrap()) {
+            assert!(top.as_object().unwrap().values().any(|number| number == own), "{own} is not in {top}");
+        }
+        let continuation = tokens(answer["choices"][0]["text"].as_str().unwrap()).await;
+        let verdict = async |continuation: &[Value]| {
+            let all = [&context[..], continuation].concat();
+            let request = json!({
+                "model": MODEL, "prompt": [all], "max_tokens": 1, "temperature": 0, "logprobs": 1, "seed": 1234, "echo": true,
+            });
+            let answer: Value = daemon.send("/v1/completions", &request).await.json().await.unwrap();
+            lm_eval_verdict(&answer, context.len())
+        };
+        let (greedy, is_greedy) = verdict(&continuation[..3.min(continuation.len())]).await;
+        assert!(is_greedy, "{text:?}: {answer}");
+        let (other, is_greedy) = verdict(&tokens(" xylophone").await).await;
+        assert!(!is_greedy && other < greedy, "{text:?}");
+    }
+}
+
+#[tokio::test]
+async fn every_entry_of_an_unlikely_answer_is_there() {
+    let daemon = Daemon::start(&[]).await;
+    let wishes = json!({"model": MODEL, "prompt": "The", "max_tokens": 40, "temperature": 2, "seed": 7, "logprobs": 20, "ignore_eos": true});
+    let answer: Value = daemon.send("/v1/completions", &wishes).await.json().await.unwrap();
+    let logprobs = &answer["choices"][0]["logprobs"];
+    let column = |field: &str| logprobs[field].as_array().unwrap().clone();
+    let mut num_unlikely = 0;
+    for ((token, own), top) in column("tokens").iter().zip(column("token_logprobs")).zip(column("top_logprobs")) {
+        let top = top.as_object().unwrap();
+        assert_eq!(top[token.as_str().unwrap()], own);
+        assert!([20, 21].contains(&top.len()), "{}: {top:?}", top.len());
+        num_unlikely += top.len() - 20;
+    }
+    assert!(num_unlikely > 0, "no token was unlikely: {answer}");
+    let chat = with(question("hi"), json!({"logprobs": true, "top_logprobs": 5}));
+    let answer = daemon.chat(&chat).await;
+    for entry in answer["choices"][0]["logprobs"]["content"].as_array().unwrap() {
+        let same = entry["top_logprobs"].as_array().unwrap().iter().find(|top| top["bytes"] == entry["bytes"]).unwrap();
+        assert_eq!(same["logprob"].to_string(), entry["logprob"].to_string());
+    }
+}

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::object::read_only_from;
-use crate::{ChatLogProbs, FinishReason, SamplingFields, Usage};
+use crate::{ChatLogProbs, FinishReason, SamplingFields, TemplateFields, Usage};
 
 /// Body of a chat request.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -25,6 +25,9 @@ pub struct ChatCompletionRequest {
     /// Likeliest tokens to report at each position; needs `logprobs`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub top_logprobs: Option<i64>,
+    /// How the conversation becomes a prompt.
+    #[serde(flatten)]
+    pub template: TemplateFields,
     /// Everything else that is understood.
     #[serde(flatten)]
     pub sampling: SamplingFields,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::object::read_only_from;
 use crate::{KvSharingOptions, SegmentMark};
@@ -32,6 +33,12 @@ pub struct SamplingFields {
     /// Text that ends generation and is not returned.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop: Option<Stop>,
+    /// Whether the stop string that ended an answer is part of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub include_stop_str_in_output: Option<bool>,
+    /// Whether special tokens are left out of the text; true when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skip_special_tokens: Option<bool>,
     /// Tokens that end generation, besides those of the model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_token_ids: Option<Vec<u32>>,
@@ -44,7 +51,7 @@ pub struct SamplingFields {
     /// In `-2..=2`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub presence_penalty: Option<f32>,
-    /// Above 0; 1 does nothing.
+    /// In `0.01..=100`; 1 does nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repetition_penalty: Option<f32>,
     /// Token id, written as a string, to an addend of its logit in `-100..=100`.
@@ -74,6 +81,24 @@ pub struct SamplingFields {
     /// Another name of `kv_sharing.segments`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_segments: Option<Vec<SegmentMark>>,
+}
+
+/// How a conversation becomes a prompt: the same wherever one is sent.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TemplateFields {
+    /// Whether the prompt ends with the start of the assistant's answer; true when absent, unless `continue_final_message`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub add_generation_prompt: Option<bool>,
+    /// Whether the prompt ends with the text of the last message, which the answer continues.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub continue_final_message: Option<bool>,
+    /// Source of a template to take instead of the model's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<String>,
+    /// Further variables of the template.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chat_template_kwargs: Option<Map<String, Value>>,
 }
 
 /// One stop string or several.

@@ -25,11 +25,11 @@ pub use chat::{
     AssistantMessage, ChatChoice, ChatChunkChoice, ChatCompletionChunk, ChatCompletionRequest, ChatCompletionResponse,
     ChatMessage, ContentPart, Delta, MessageContent,
 };
-pub use common::{FinishReason, SamplingFields, Stop, StreamOptions};
+pub use common::{FinishReason, SamplingFields, Stop, StreamOptions, TemplateFields};
 pub use completion::{CompletionChoice, CompletionRequest, CompletionResponse, Prompt};
 pub use error::{ErrorBody, ErrorResponse};
 pub use explain::{CostEstimate, DonorSource, ExplainedSpan, Explanation};
-pub use logprobs::{ChatLogProb, ChatLogProbs, CompletionLogProbs, TopLogProb};
+pub use logprobs::{ChatLogProb, ChatLogProbs, CompletionLogProbs, NamedLogProbs, TopLogProb};
 pub use models::{ModelCard, ModelList};
 pub use sharing::{DeviationBound, KvSharingOptions, SegmentMark, SharingMode};
 pub use tokenize::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};

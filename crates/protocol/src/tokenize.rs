@@ -1,8 +1,9 @@
 //! `/tokenize` and `/detokenize`, in vLLM's shapes.
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
-use crate::ChatMessage;
+use crate::{ChatMessage, TemplateFields};
 
 /// A text, or a conversation, to be tokenized.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -23,6 +24,12 @@ pub struct TokenizeRequest {
     /// Whether to return the tokens' texts too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub return_token_strs: Option<bool>,
+    /// How the conversation becomes a prompt.
+    #[serde(flatten)]
+    pub template: TemplateFields,
+    /// Fields that are not understood. Some of them must be refused rather than ignored.
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
 }
 
 /// Tokens of a text.
@@ -39,7 +46,7 @@ pub struct TokenizeResponse {
 }
 
 /// Tokens to be turned back into text.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DetokenizeRequest {
     /// Name of the model.
@@ -48,11 +55,17 @@ pub struct DetokenizeRequest {
     /// The ids. Required.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens: Option<Vec<u32>>,
+    /// Whether special tokens are left out; false when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skip_special_tokens: Option<bool>,
+    /// Fields that are not understood. Some of them must be refused rather than ignored.
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
 }
 
 /// Text of tokens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DetokenizeResponse {
-    /// The text, special tokens included.
+    /// The text, special tokens included unless they were to be left out.
     pub prompt: String,
 }

@@ -6,6 +6,7 @@
 mod alone;
 mod choice;
 mod events;
+mod scores;
 mod start;
 mod usage;
 mod whole;

@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use tokenizer::{ChatError, ChatOptions, EncodedPrompt, SegmentRule, TokenizerError};
+use tokenizer::{ChatError, EncodedPrompt, SegmentRule, TokenizerError};
 use tokens::{TokenId, TokenRange};
 
+use crate::echo::EchoedPrompt;
 use crate::embedding::Embedding;
 use crate::error::ApiError;
 use crate::model::ServedModel;
 use crate::state::AppState;
-use crate::valid::PromptSource;
+use crate::valid::{Conversation, PromptSource};
 
 /// A tokenized prompt.
 pub(crate) struct Encoded {
@@ -20,8 +21,8 @@ pub(crate) struct Encoded {
     pub(crate) segments: Vec<u32>,
     /// What it means, as far as a quick embedder says.
     pub(crate) embedding: Option<Embedding>,
-    /// Its text, if it is to be echoed.
-    pub(crate) echo: Option<String>,
+    /// What answers show of it, if they are to start with it.
+    pub(crate) echo: Option<EchoedPrompt>,
     /// The request's field it came from.
     pub(crate) param: &'static str,
 }
@@ -39,7 +40,7 @@ const MIN_COUNTED: usize = 1 << 17;
 pub(crate) struct EncodeOptions {
     /// Where segments begin.
     pub(crate) segments: SegmentRule,
-    /// Whether the texts are needed too.
+    /// Whether answers start with their prompts.
     pub(crate) echo: bool,
     /// Whether a quick embedder is asked.
     pub(crate) embeds: bool,
@@ -83,7 +84,10 @@ pub(crate) fn max_counted(model: &ServedModel) -> usize {
 fn num_bytes(prompt: &PromptSource) -> usize {
     match prompt {
         PromptSource::Text(text) => text.len(),
-        PromptSource::Chat(messages) => messages.iter().map(|message| message.content.len() + MESSAGE_BYTES).sum(),
+        PromptSource::Chat(Conversation { messages, options }) => {
+            let template = options.template.as_ref().map_or(0, String::len);
+            template + messages.iter().map(|message| message.content.len() + MESSAGE_BYTES).sum::<usize>()
+        }
         PromptSource::Tokens(ids) => ids.len(),
     }
 }
@@ -97,9 +101,8 @@ fn encode_one(model: &ServedModel, prompt: PromptSource, options: &EncodeOptions
             (encoded.map_err(|error| tokenizer_error(model, param, &error))?, Some(text))
         }
         PromptSource::Tokens(token_ids) => (EncodedPrompt { token_ids, ..EncodedPrompt::default() }, None),
-        PromptSource::Chat(messages) => {
-            let chat = ChatOptions { add_generation_prompt: true, ..ChatOptions::default() };
-            let encoded = tokenizer.encode_chat_within(&messages, &chat, max_model_len);
+        PromptSource::Chat(Conversation { messages, options }) => {
+            let encoded = tokenizer.encode_chat_within(&messages, &options, max_model_len);
             (encoded.map_err(|error| chat_error(model, &error))?, None)
         }
     };
@@ -107,8 +110,11 @@ fn encode_one(model: &ServedModel, prompt: PromptSource, options: &EncodeOptions
         return Err(ApiError::param(param, "a prompt must not be empty"));
     }
     let segments = tokenizer.segment_starts(&prompt, &options.segments);
+    let echo = options.echo.then(|| match text {
+        Some(text) => EchoedPrompt::of_text(&model.tokenizer, text, &prompt),
+        None => EchoedPrompt::of_tokens(&model.tokenizer, &prompt.token_ids),
+    });
     let EncodedPrompt { token_ids, template, .. } = prompt;
-    let echo = options.echo.then(|| text.unwrap_or_else(|| tokenizer.decode(&token_ids, true)));
     let embedder = model.embedder.as_ref().filter(|embedder| options.embeds && embedder.is_quick());
     let embedding = embedder.and_then(|embedder| embedder.embed(&token_ids));
     Ok(Encoded { token_ids: token_ids.into(), template, segments, embedding, echo, param })
@@ -131,9 +137,7 @@ fn chat_error(model: &ServedModel, error: &ChatError) -> ApiError {
     match error {
         ChatError::NoTemplate | ChatError::Render { .. } => ApiError::param("messages", error.to_string()),
         ChatError::Encode(error) => tokenizer_error(model, "messages", error),
-        ChatError::Syntax { .. } => {
-            tracing::error!(%error, "chat template");
-            ApiError::Internal
-        }
+        // The model's own was compiled at the start.
+        ChatError::Syntax { .. } => ApiError::param("chat_template", error.to_string()),
     }
 }

@@ -14,6 +14,7 @@ mod body;
 mod config;
 mod connections;
 mod corpora;
+mod echo;
 mod embedding;
 mod encode;
 mod engine_thread;

@@ -56,7 +56,7 @@ pub(crate) fn document() -> Value {
             "TokenizeRequest": object(&[], tokenize_fields()),
             "KvSharingOptions": kv_sharing_options(),
             "CorpusRequest": object(&["name"], vec![("name", string("manuals")), ("text", string("hi")), ("messages", messages())]),
-            "DetokenizeRequest": object(&["tokens"], vec![("model", string("m")), ("tokens", ids())]),
+            "DetokenizeRequest": object(&["tokens"], detokenize_fields()),
             "KvSharingUsage": usage::kv_sharing_usage(),
             "KvExplanation": usage::explanation(),
             "ErrorResponse": error_response(),
@@ -177,12 +177,26 @@ fn messages() -> Value {
 }
 
 fn chat_fields() -> Vec<Field> {
-    vec![
+    let own = vec![
         ("model", string("m")),
         ("messages", messages()),
         ("max_completion_tokens", integer(1, 5)),
         ("logprobs", boolean()),
         ("top_logprobs", integer(0, 2)),
+    ];
+    [own, template_fields()].concat()
+}
+
+/// How a conversation becomes a prompt.
+fn template_fields() -> Vec<Field> {
+    let variables = json!({
+        "type": ["object", "null"], "description": "Further variables of the chat template.", "examples": [{"enable_thinking": false}],
+    });
+    vec![
+        ("add_generation_prompt", boolean()),
+        ("continue_final_message", boolean()),
+        ("chat_template", string("{{ messages[0].content }}")),
+        ("chat_template_kwargs", variables),
     ]
 }
 
@@ -222,11 +236,13 @@ fn shared_fields() -> Vec<Field> {
         ("min_p", number(0.0, 1.0, 0.5)),
         ("n", integer(1, 1)),
         ("stop", stop),
+        ("include_stop_str_in_output", boolean()),
+        ("skip_special_tokens", boolean()),
         ("stop_token_ids", ids()),
         ("seed", json!({"type": ["integer", "null"], "examples": [7]})),
         ("frequency_penalty", number(-2.0, 2.0, 0.5)),
         ("presence_penalty", number(-2.0, 2.0, 0.5)),
-        ("repetition_penalty", json!({"type": ["number", "null"], "exclusiveMinimum": 0, "examples": [1.5]})),
+        ("repetition_penalty", number(0.01, 100.0, 1.5)),
         ("logit_bias", logit_bias),
         ("ignore_eos", boolean()),
         ("min_tokens", integer(0, 1)),
@@ -282,13 +298,18 @@ fn kv_sharing_options() -> Value {
 }
 
 fn tokenize_fields() -> Vec<Field> {
-    vec![
+    let own = vec![
         ("model", string("m")),
         ("prompt", string("hi")),
         ("messages", messages()),
         ("add_special_tokens", boolean()),
         ("return_token_strs", boolean()),
-    ]
+    ];
+    [own, template_fields()].concat()
+}
+
+fn detokenize_fields() -> Vec<Field> {
+    vec![("model", string("m")), ("tokens", ids()), ("skip_special_tokens", boolean())]
 }
 
 fn error_response() -> Value {
@@ -306,7 +327,7 @@ mod tests {
 
     use protocol::{
         ChatCompletionRequest, CompletionRequest, CorpusRequest, DetokenizeRequest, ErrorBody, ErrorResponse, KvSharingOptions,
-        SamplingFields, StreamOptions, TokenizeRequest,
+        SamplingFields, StreamOptions, TemplateFields, TokenizeRequest,
     };
     use serde::Serialize;
     use serde::de::DeserializeOwned;
@@ -349,6 +370,8 @@ mod tests {
             min_p: Some(1.0),
             n: Some(1),
             stop: Some(protocol::Stop::One("x".into())),
+            include_stop_str_in_output: Some(true),
+            skip_special_tokens: Some(true),
             stop_token_ids: Some(vec![1]),
             seed: Some(1),
             frequency_penalty: Some(1.0),
@@ -366,6 +389,15 @@ mod tests {
         }
     }
 
+    fn template() -> TemplateFields {
+        TemplateFields {
+            add_generation_prompt: Some(true),
+            continue_final_message: Some(true),
+            chat_template: Some("x".into()),
+            chat_template_kwargs: Some(Map::new()),
+        }
+    }
+
     #[test]
     fn the_document_has_the_fields_of_the_types() {
         let chat = ChatCompletionRequest {
@@ -374,6 +406,7 @@ mod tests {
             max_completion_tokens: Some(1),
             logprobs: Some(true),
             top_logprobs: Some(1),
+            template: template(),
             sampling: sampling(),
             other: Map::new(),
         };
@@ -394,12 +427,20 @@ mod tests {
             messages: Some(vec![]),
             add_special_tokens: Some(true),
             return_token_strs: Some(true),
+            template: template(),
+            other: Map::new(),
         };
         check("TokenizeRequest", &tokenize);
         check("KvSharingOptions", &kv_sharing());
         let corpus = CorpusRequest { name: Some("c".into()), text: Some("x".into()), messages: Some(vec![]) };
         check("CorpusRequest", &corpus);
-        check("DetokenizeRequest", &DetokenizeRequest { model: Some("m".into()), tokens: Some(vec![1]) });
+        let detokenize = DetokenizeRequest {
+            model: Some("m".into()),
+            tokens: Some(vec![1]),
+            skip_special_tokens: Some(true),
+            other: Map::new(),
+        };
+        check("DetokenizeRequest", &detokenize);
     }
 
     #[test]

@@ -2,17 +2,18 @@
 //!
 //! What comes out needs no further check but the prompt's length, which only the tokenizer knows.
 
+mod fields;
 mod messages;
 mod sampling;
 mod sharing;
-mod unsupported;
 
 use engine::SamplingParams;
 use protocol::{ChatCompletionRequest, CompletionRequest, Prompt, SamplingFields};
-use tokenizer::ChatMessage;
 use tokens::TokenId;
 
-pub(crate) use messages::valid_messages;
+pub(crate) use fields::{CHAT, COMPLETIONS, DETOKENIZE, TOKENIZE, judge};
+pub(crate) use messages::{Conversation, valid_conversation};
+pub(crate) use sampling::TextOptions;
 pub(crate) use sharing::{ValidSharing, valid_session};
 
 use self::sampling::{ValidSampling, count, valid_sampling};
@@ -43,8 +44,8 @@ pub(crate) struct ValidRequest {
     pub(crate) max_tokens: MaxTokens,
     /// All but `max_tokens`, and with the seed of the first answer.
     pub(crate) sampling: SamplingParams,
-    /// Strings that end an answer.
-    pub(crate) stop: Vec<String>,
+    /// How tokens become text.
+    pub(crate) text: TextOptions,
     /// `None` for a whole answer.
     pub(crate) stream: Option<StreamMode>,
     pub(crate) sharing: ValidSharing,
@@ -58,7 +59,7 @@ pub(crate) struct ValidRequest {
 pub(crate) enum PromptSource {
     Text(String),
     Tokens(Vec<TokenId>),
-    Chat(Vec<ChatMessage>),
+    Chat(Conversation),
 }
 
 impl PromptSource {
@@ -126,9 +127,9 @@ const MAX_TOP_LOGPROBS: u32 = 20;
 impl ValidRequest {
     /// Checks a chat request.
     pub(crate) fn from_chat(request: ChatCompletionRequest, limits: Limits<'_>) -> Result<Self, ApiError> {
+        let request = judge(request, CHAT)?;
         let model = valid_model(request.model, limits.model)?;
-        unsupported::refuse_in_chat(&request.other)?;
-        let messages = valid_messages(request.messages)?;
+        let conversation = valid_conversation(request.messages, request.template)?;
         let logprobs = chat_logprobs(request.logprobs, request.top_logprobs)?;
         let (field, max_tokens) = match request.max_completion_tokens {
             Some(max_tokens) => ("max_completion_tokens", Some(max_tokens)),
@@ -139,14 +140,14 @@ impl ValidRequest {
             None => MaxTokens::AtMost(limits.config.sampling.max_tokens.unwrap_or(u32::MAX)),
         };
         let wishes =
-            Wishes { prompts: vec![PromptSource::Chat(messages)], max_tokens, logprobs, prompt_logprobs: None, echo: false };
+            Wishes { prompts: vec![PromptSource::Chat(conversation)], max_tokens, logprobs, prompt_logprobs: None, echo: false };
         Self::build(model, wishes, request.sampling, limits)
     }
 
     /// Checks a completion request.
     pub(crate) fn from_completion(request: CompletionRequest, limits: Limits<'_>) -> Result<Self, ApiError> {
+        let request = judge(request, COMPLETIONS)?;
         let model = valid_model(request.model, limits.model)?;
-        unsupported::refuse_in_completion(&request.other)?;
         let prompts = valid_prompts(request.prompt, limits.model)?;
         if request.best_of.is_some_and(|best_of| best_of != request.sampling.n.unwrap_or(1)) {
             return Err(ApiError::param("best_of", "`best_of` must equal `n`: answers are not ranked"));
@@ -166,14 +167,14 @@ impl ValidRequest {
     fn build(model: String, wishes: Wishes, fields: SamplingFields, limits: Limits<'_>) -> Result<Self, ApiError> {
         let Wishes { prompts, max_tokens, logprobs, prompt_logprobs, echo } = wishes;
         let fields = limits.config.sampling.fill(fields);
-        let ValidSampling { n, sampling, stop } = valid_sampling(&fields, limits)?;
+        let ValidSampling { n, sampling, text } = valid_sampling(&fields, limits)?;
         if let MaxTokens::Exactly(max_tokens) = max_tokens
             && sampling.min_tokens > max_tokens
         {
             return Err(ApiError::param("min_tokens", format!("must be at most `max_tokens`, which is {max_tokens}")));
         }
         let num_messages = match &prompts[..] {
-            [PromptSource::Chat(messages)] => Some(messages.len()),
+            [PromptSource::Chat(conversation)] => Some(conversation.messages.len()),
             _ => None,
         };
         let num_choices = prompts.len() * n as usize;
@@ -188,7 +189,7 @@ impl ValidRequest {
             n,
             max_tokens,
             sampling: SamplingParams { logprobs, prompt_logprobs, ..sampling },
-            stop,
+            text,
             stream: valid_stream(&fields)?,
             sharing: valid_sharing(fields.kv_sharing, fields.cache_segments, context, &limits.config.sharing)?,
             cache_salt: valid_cache_salt(fields.cache_salt)?,
@@ -227,7 +228,7 @@ fn valid_prompts(prompt: Option<Prompt>, model: &ModelInfo) -> Result<Vec<Prompt
     let is_empty = |prompt: &PromptSource| match prompt {
         PromptSource::Text(text) => text.is_empty(),
         PromptSource::Tokens(ids) => ids.is_empty(),
-        PromptSource::Chat(messages) => messages.is_empty(),
+        PromptSource::Chat(conversation) => conversation.messages.is_empty(),
     };
     if prompts.is_empty() || prompts.iter().any(is_empty) {
         return Err(ApiError::param("prompt", "a prompt must not be empty"));

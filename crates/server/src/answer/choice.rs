@@ -5,13 +5,16 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use engine::{EngineEvent, FinishReason, LogProb, TokenLogProbs};
-use tokenizer::{DetokenizeStream, StopMatcher, Tokenizer};
+use engine::{EngineEvent, FinishReason, TokenLogProbs};
+use tokenizer::{DetokenizeStream, StopMatcher, StopOutput, Tokenizer};
 use tokens::TokenId;
 
+use super::scores::ScoredToken;
 use super::usage::ChoiceUsage;
+use crate::echo::{EchoedPrompt, num_chars};
 use crate::engine_thread::{StreamError, TokenStream};
 use crate::error::ApiError;
+use crate::valid::TextOptions;
 
 /// One answer on its way.
 pub(crate) struct Choice {
@@ -29,7 +32,7 @@ pub(crate) struct Choice {
 
 /// What an answer starts with when its prompt is to be part of it.
 pub(super) struct Echo {
-    pub(super) text: String,
+    pub(super) prompt: EchoedPrompt,
     pub(super) token_ids: Arc<[TokenId]>,
 }
 
@@ -42,22 +45,11 @@ pub(super) struct ChoiceDelta {
     pub(super) finish_reason: Option<protocol::FinishReason>,
 }
 
-/// A token and how likely it was.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct ScoredToken {
-    pub(super) token: TokenId,
-    /// `None` for the first token of a prompt.
-    pub(super) logprob: Option<f32>,
-    pub(super) top: Vec<LogProb>,
-    /// Where its text starts in the answer, in characters.
-    pub(super) text_offset: u32,
-}
-
 /// What all answers of a request have in common.
 #[derive(Clone)]
 pub(super) struct ChoiceOptions {
     pub(super) tokenizer: Arc<Tokenizer>,
-    pub(super) stop: Vec<String>,
+    pub(super) text: TextOptions,
     pub(super) stop_token_ids: Arc<[TokenId]>,
     pub(super) wants_logprobs: bool,
 }
@@ -67,7 +59,7 @@ impl Choice {
         let mut choice = Self {
             index,
             events: Some(events),
-            text: TextStream::new(Arc::clone(&options.tokenizer), options.stop.clone()),
+            text: TextStream::new(options, echo.as_ref()),
             stop_token_ids: Arc::clone(&options.stop_token_ids),
             echo,
             wants_logprobs: options.wants_logprobs,
@@ -110,17 +102,17 @@ impl Choice {
 
     /// Sends the prompt, if it is still to be sent. `logprobs` are of its tokens but the first.
     fn send_echo(&mut self, logprobs: Vec<TokenLogProbs>) {
-        let Some(Echo { text, token_ids }) = self.echo.take() else { return };
-        let scores = if self.wants_logprobs { self.text.score_prompt(&token_ids, logprobs) } else { vec![] };
-        self.text.skip(&text);
-        self.ready.push_back(ChoiceDelta { text, scores, finish_reason: None });
+        let Some(Echo { prompt, token_ids }) = self.echo.take() else { return };
+        let scores = if self.wants_logprobs { score_prompt(&prompt, &token_ids, logprobs) } else { vec![] };
+        self.text.skip(&prompt.text);
+        self.ready.push_back(ChoiceDelta { text: prompt.text, scores, finish_reason: None });
     }
 
     fn accept(&mut self, token: TokenId, logprobs: Option<TokenLogProbs>) {
         // A prompt of one token has no scores to wait for.
         self.send_echo(vec![]);
         self.usage.num_generated += 1;
-        if self.stop_token_ids.contains(&token) {
+        if self.stop_token_ids.contains(&token) && !self.text.includes_stop {
             // It ends the answer and is no part of it; `Finished` follows.
             return;
         }
@@ -175,6 +167,11 @@ struct TextStream {
     tokenizer: Arc<Tokenizer>,
     detokenizer: DetokenizeStream,
     stops: StopMatcher,
+    skips_special: bool,
+    /// Whether what ends an answer is part of it.
+    includes_stop: bool,
+    /// Tokens, from now on, in which no stop string is searched for.
+    num_unsearched: u32,
     /// Scores of tokens whose text is held back.
     held_back: VecDeque<ScoredToken>,
     /// Characters that went into the stop matcher, and those that came out.
@@ -192,11 +189,21 @@ struct Piece {
 }
 
 impl TextStream {
-    fn new(tokenizer: Arc<Tokenizer>, stop: Vec<String>) -> Self {
+    /// The text of an answer, which goes on where `echo` ends if its prompt is shown.
+    fn new(options: &ChoiceOptions, echo: Option<&Echo>) -> Self {
+        let tokenizer = Arc::clone(&options.tokenizer);
+        let TextOptions { stop, skips_special, includes_stop, min_tokens } = options.text.clone();
+        let detokenizer = match echo {
+            Some(echo) => echo.prompt.following.clone().skipping_special(skips_special),
+            None => DetokenizeStream::after_prompt(Arc::clone(&tokenizer), skips_special),
+        };
         Self {
-            detokenizer: DetokenizeStream::after_prompt(Arc::clone(&tokenizer), true),
-            stops: StopMatcher::new(stop, false),
             tokenizer,
+            detokenizer,
+            stops: StopMatcher::new(stop, includes_stop),
+            skips_special,
+            includes_stop,
+            num_unsearched: min_tokens,
             held_back: VecDeque::new(),
             num_chars_in: 0,
             num_chars_out: 0,
@@ -204,12 +211,27 @@ impl TextStream {
     }
 
     fn push(&mut self, token: TokenId, logprobs: Option<TokenLogProbs>) -> Piece {
-        if let Some(TokenLogProbs { chosen, top }) = logprobs {
-            let text_offset = self.num_chars_in;
-            self.held_back.push_back(ScoredToken { token, logprob: Some(chosen.logprob), top, text_offset });
+        if let Some(logprobs) = logprobs {
+            let text_offset = self.num_chars_in + self.detokenizer.chars_broken_by(token);
+            self.held_back.push_back(ScoredToken::new(token, Some(logprobs), text_offset));
         }
         let text = self.detokenizer.push(token);
+        if self.num_unsearched > 0 {
+            self.num_unsearched -= 1;
+            return self.pass(&text);
+        }
+        if self.skips_special && self.tokenizer.is_special(token) {
+            let output = self.stops.push_hidden(&self.tokenizer.token_str(token));
+            return self.hand_out(output);
+        }
         if text.is_empty() { Piece::default() } else { self.release(&text) }
+    }
+
+    /// Hands `text` out without a search for stop strings.
+    fn pass(&mut self, text: &str) -> Piece {
+        self.num_chars_in += num_chars(text);
+        let output = StopOutput { text: self.stops.pass(text), stop: None };
+        self.hand_out(output)
     }
 
     /// What was held back only because more might have come.
@@ -226,25 +248,15 @@ impl TextStream {
     fn release(&mut self, text: &str) -> Piece {
         self.num_chars_in += num_chars(text);
         let output = self.stops.push(text);
+        self.hand_out(output)
+    }
+
+    fn hand_out(&mut self, output: StopOutput) -> Piece {
         self.num_chars_out += num_chars(&output.text);
         // A token belongs to the text that its first character is in.
         let num_released = self.held_back.partition_point(|score| score.text_offset < self.num_chars_out);
         let scores = self.held_back.drain(..num_released).collect();
         Piece { text: output.text, scores, is_stopped: output.stop.is_some() }
-    }
-
-    /// Scores of the prompt's tokens, whose text stands at the start of the answer.
-    fn score_prompt(&self, token_ids: &[TokenId], logprobs: Vec<TokenLogProbs>) -> Vec<ScoredToken> {
-        let mut detokenizer = DetokenizeStream::new(Arc::clone(&self.tokenizer), true);
-        let mut text_offset = 0;
-        let logprobs = std::iter::once(None).chain(logprobs.into_iter().map(Some));
-        let score = |(&token, logprobs): (&TokenId, Option<TokenLogProbs>)| {
-            let start = text_offset;
-            text_offset += num_chars(&detokenizer.push(token));
-            let (logprob, top) = logprobs.map_or((None, vec![]), |scored| (Some(scored.chosen.logprob), scored.top));
-            ScoredToken { token, logprob, top, text_offset: start }
-        };
-        token_ids.iter().zip(logprobs).map(score).collect()
     }
 
     /// Counts text that stands before everything that will be pushed.
@@ -254,6 +266,14 @@ impl TextStream {
     }
 }
 
-fn num_chars(text: &str) -> u32 {
-    u32::try_from(text.chars().count()).unwrap_or(u32::MAX)
+/// Scores of the tokens of a prompt that is shown. `logprobs` are of all but the first, or of none.
+fn score_prompt(prompt: &EchoedPrompt, token_ids: &[TokenId], logprobs: Vec<TokenLogProbs>) -> Vec<ScoredToken> {
+    let logprobs = std::iter::once(None).chain(logprobs.into_iter().map(Some));
+    let tokens = token_ids.iter().zip(&prompt.offsets[..]).zip(logprobs).enumerate();
+    tokens
+        .map(|(idx, ((&token, &text_offset), logprobs))| ScoredToken {
+            drops_space: prompt.drops_space == Some(idx),
+            ..ScoredToken::new(token, logprobs, text_offset)
+        })
+        .collect()
 }

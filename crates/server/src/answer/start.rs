@@ -53,14 +53,14 @@ pub(crate) async fn start(
     }
     let options = ChoiceOptions {
         tokenizer: Arc::clone(&app.model.tokenizer),
-        stop: request.stop,
+        text: request.text,
         stop_token_ids: request.sampling.stop_token_ids.into(),
         wants_logprobs: request.sampling.logprobs.is_some(),
     };
     let n = request.n as usize;
     let to_choice = |(index, events): (usize, _)| {
         let prompt = &prompts[index / n];
-        let echo = prompt.echo.as_ref().map(|text| Echo { text: text.clone(), token_ids: Arc::clone(&prompt.token_ids) });
+        let echo = prompt.echo.clone().map(|prompt| Echo { prompt, token_ids: Arc::clone(&prompts[index / n].token_ids) });
         Choice::new(u32::try_from(index).expect("the queue is shorter than that"), events, echo, &options)
     };
     Ok(Generation {

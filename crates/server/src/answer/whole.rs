@@ -7,7 +7,8 @@ use protocol::{
 };
 use tokenizer::Tokenizer;
 
-use super::choice::{Choice, ScoredToken};
+use super::choice::Choice;
+use super::scores::ScoredToken;
 use super::start::Generation;
 use super::usage::{ChoiceUsage, UsageSum};
 use super::writer::{AnswerHead, chat_logprobs, completion_logprobs, completion_response};

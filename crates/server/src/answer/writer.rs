@@ -7,11 +7,10 @@ use protocol::{
     ChatChunkChoice, ChatCompletionChunk, ChatLogProb, ChatLogProbs, CompletionChoice, CompletionLogProbs, CompletionResponse,
     Delta, TopLogProb, Usage,
 };
-use serde_json::{Map, Value};
 use tokenizer::Tokenizer;
-use tokens::TokenId;
 
-use super::choice::{ChoiceDelta, ScoredToken};
+use super::choice::ChoiceDelta;
+use super::scores::ScoredToken;
 use crate::state::AppState;
 
 /// What all parts of an answer share.
@@ -143,16 +142,10 @@ pub(super) fn chat_logprobs(tokenizer: &Tokenizer, scores: &[ScoredToken]) -> Ch
 
 /// Scores in the shape of the completions endpoint.
 pub(super) fn completion_logprobs(tokenizer: &Tokenizer, scores: &[ScoredToken]) -> CompletionLogProbs {
-    let text_of = |token: TokenId| tokenizer.token_str(token);
-    let top_of = |score: &ScoredToken| {
-        score
-            .logprob
-            .map(|_| score.top.iter().map(|entry| (text_of(entry.token), Value::from(entry.logprob))).collect::<Map<_, _>>())
-    };
     CompletionLogProbs {
-        tokens: scores.iter().map(|score| text_of(score.token)).collect(),
+        tokens: scores.iter().map(|score| score.name(tokenizer)).collect(),
         token_logprobs: scores.iter().map(|score| score.logprob).collect(),
-        top_logprobs: scores.iter().map(top_of).collect(),
+        top_logprobs: scores.iter().map(|score| score.named_top(tokenizer)).collect(),
         text_offset: scores.iter().map(|score| score.text_offset).collect(),
     }
 }

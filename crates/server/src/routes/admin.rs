@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use engine::{DonorInfo, Erase};
-use protocol::{Corpus, CorpusList, CorpusRequest, Donor, DonorList, Erased};
+use protocol::{Corpus, CorpusList, CorpusRequest, Donor, DonorList, Erased, TemplateFields};
 use serde::Deserialize;
 use tokens::{DonorId, TenantId, Timestamp};
 
@@ -22,7 +22,7 @@ use crate::requests::corpus_request;
 use crate::scope::{corpus_session, session_of};
 use crate::state::AppState;
 use crate::tenants::{PUBLIC, is_name};
-use crate::valid::{PromptSource, valid_messages};
+use crate::valid::{PromptSource, valid_conversation};
 
 /// Which donors are listed.
 #[derive(Deserialize)]
@@ -176,7 +176,7 @@ pub(super) async fn add_corpus(State(app): State<Arc<AppState>>, _: Admin, mut b
     app.corpora.has_room_for(&name)?;
     let source = match (text, messages) {
         (Some(text), None) => PromptSource::Text(text),
-        (None, Some(messages)) => PromptSource::Chat(valid_messages(Some(messages))?),
+        (None, Some(messages)) => PromptSource::Chat(valid_conversation(Some(messages), TemplateFields::default())?),
         _ => return Err(ApiError::param("text", "you must provide either `text` or `messages`")),
     };
     let prompt = encode_corpus(&app, source).await?;

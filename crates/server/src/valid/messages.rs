@@ -1,17 +1,44 @@
 //! Checks a conversation and brings it into the one form that chat templates read.
 
-use protocol::{ContentPart, MessageContent};
+use protocol::{ContentPart, MessageContent, TemplateFields};
 use serde_json::{Map, Value};
-use tokenizer::ChatMessage;
+use tokenizer::{ChatMessage, ChatOptions};
 
 use crate::error::ApiError;
 
 /// Fields of a message that this server knows but cannot honour.
 const UNSUPPORTED: &[&str] = &["tool_calls", "tool_call_id", "function_call", "audio"];
 
+/// A conversation, and how it becomes a prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Conversation {
+    /// At least one.
+    pub(crate) messages: Vec<ChatMessage>,
+    pub(crate) options: ChatOptions,
+}
+
+/// Checks a conversation and how it is to be rendered: alike for chat, for what explains it, and for what counts its tokens.
+pub(crate) fn valid_conversation(
+    messages: Option<Vec<protocol::ChatMessage>>,
+    fields: TemplateFields,
+) -> Result<Conversation, ApiError> {
+    let continues = fields.continue_final_message.unwrap_or(false);
+    if continues && fields.add_generation_prompt == Some(true) {
+        let message = "`continue_final_message` and `add_generation_prompt` cannot both be true";
+        return Err(ApiError::param("continue_final_message", message));
+    }
+    let options = ChatOptions {
+        add_generation_prompt: fields.add_generation_prompt.unwrap_or(!continues),
+        continue_final_message: continues,
+        template: fields.chat_template,
+        variables: fields.chat_template_kwargs.unwrap_or_default(),
+    };
+    Ok(Conversation { messages: valid_messages(messages)?, options })
+}
+
 /// Checks that there are messages, that roles are known and that content is text. Parts are joined into one text, and
 /// `developer`, the newer name, becomes `system`, the one that templates know.
-pub(crate) fn valid_messages(messages: Option<Vec<protocol::ChatMessage>>) -> Result<Vec<ChatMessage>, ApiError> {
+fn valid_messages(messages: Option<Vec<protocol::ChatMessage>>) -> Result<Vec<ChatMessage>, ApiError> {
     let messages = messages.ok_or_else(|| ApiError::param("messages", "you must provide messages"))?;
     if messages.is_empty() {
         return Err(ApiError::param("messages", "must not be empty"));

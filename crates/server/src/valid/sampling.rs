@@ -1,5 +1,6 @@
 //! Ranges of everything that decides how tokens are chosen.
 
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 
 use engine::SamplingParams;
@@ -13,7 +14,20 @@ use crate::error::ApiError;
 pub(super) struct ValidSampling {
     pub(super) n: u32,
     pub(super) sampling: SamplingParams,
-    pub(super) stop: Vec<String>,
+    pub(super) text: TextOptions,
+}
+
+/// How tokens become the text of an answer.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct TextOptions {
+    /// Strings that end it.
+    pub(crate) stop: Vec<String>,
+    /// Whether special tokens are left out.
+    pub(crate) skips_special: bool,
+    /// Whether the stop string or token that ends it is part of it.
+    pub(crate) includes_stop: bool,
+    /// Tokens before which no stop string ends it.
+    pub(crate) min_tokens: u32,
 }
 
 /// Stop strings of a request. Each one is searched for in every answer.
@@ -48,7 +62,22 @@ pub(super) fn valid_sampling(fields: &SamplingFields, limits: Limits<'_>) -> Res
         stop_token_ids: stop_token_ids(fields, limits)?,
         ..SamplingParams::greedy(0)
     };
-    Ok(ValidSampling { n, sampling, stop: stop_strings(fields.stop.as_ref())? })
+    if sampling.min_tokens > 0 && allows_nothing(&sampling.stop_token_ids, limits) {
+        return Err(ApiError::param("stop_token_ids", "some token must be left before `min_tokens`"));
+    }
+    let text = TextOptions {
+        stop: stop_strings(fields.stop.as_ref())?,
+        skips_special: fields.skip_special_tokens.unwrap_or(true),
+        includes_stop: fields.include_stop_str_in_output.unwrap_or(false),
+        min_tokens: sampling.min_tokens,
+    };
+    Ok(ValidSampling { n, sampling, text })
+}
+
+/// Whether no token is left when those in `masked` may not be chosen.
+fn allows_nothing(masked: &[TokenId], limits: Limits<'_>) -> bool {
+    masked.len() >= limits.model.vocab_size as usize
+        && masked.iter().collect::<BTreeSet<_>>().len() == limits.model.vocab_size as usize
 }
 
 /// A whole number within `range`.

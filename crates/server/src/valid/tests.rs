@@ -68,7 +68,10 @@ fn numbers_out_of_range_are_refused_by_name() {
     check_chat_refuses("max_completion_tokens", &[json!(0)]);
     check_chat_refuses("frequency_penalty", &[json!(3)]);
     check_chat_refuses("presence_penalty", &[json!(-3)]);
-    check_chat_refuses("repetition_penalty", &[json!(0), json!(-1)]);
+    check_chat_refuses(
+        "repetition_penalty",
+        &[json!(0), json!(-1), json!(1e-45), json!(1e-40), json!(0.009), json!(101), json!(1e38)],
+    );
     check_chat_refuses("min_tokens", &[json!(-1), json!(101)]);
     check_chat_refuses("top_logprobs", &[json!(21), json!(1)]);
     check_chat_refuses("stop", &[json!(""), json!(["a", ""])]);
@@ -85,8 +88,8 @@ fn what_is_asked_for_arrives() {
     assert_eq!(sampling.logit_bias, [(TokenId(7), -3.0)]);
     assert_eq!(chat("ignore_eos", json!(true)).unwrap().sampling.stop_token_ids, []);
     assert_eq!(chat("stop_token_ids", json!([5])).unwrap().sampling.stop_token_ids, [TokenId(5), TokenId(2)]);
-    assert_eq!(chat("stop", json!("x")).unwrap().stop, ["x"]);
-    assert_eq!(chat("stop", json!(["x", "y"])).unwrap().stop, ["x", "y"]);
+    assert_eq!(chat("stop", json!("x")).unwrap().text.stop, ["x"]);
+    assert_eq!(chat("stop", json!(["x", "y"])).unwrap().text.stop, ["x", "y"]);
     assert_eq!(chat("seed", json!(7)).unwrap().sampling.seed, 7);
     assert_eq!(chat("top_k", json!(-1)).unwrap().sampling.top_k, 0);
     assert_eq!(chat("logprobs", json!(true)).unwrap().sampling.logprobs, Some(0));
@@ -94,6 +97,19 @@ fn what_is_asked_for_arrives() {
     assert_eq!(completion("logprobs", json!(3)).unwrap().sampling.logprobs, Some(3));
     let sharing = chat("kv_sharing", json!({"mode": "span", "store": false})).unwrap();
     assert_eq!((sharing.sharing.mode, sharing.sharing.store), (SharingMode::Span, false));
+}
+
+#[test]
+fn some_token_is_left_to_choose() {
+    let all: Vec<u32> = (0..300).collect();
+    let wishes = |min_tokens: u32, ids: &[u32]| {
+        let request = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}], "min_tokens": min_tokens});
+        let (model, config) = (model(), ServerConfig::default());
+        let limits = Limits { model: &model, config: &config, max_choices: 10 };
+        ValidRequest::from_chat(serde_json::from_value(with(request, "stop_token_ids", json!(ids))).unwrap(), limits)
+    };
+    assert_eq!(param_of(wishes(1, &all)).as_deref(), Some("stop_token_ids"));
+    assert!(wishes(0, &all).is_ok() && wishes(1, &all[3..]).is_ok());
 }
 
 #[test]
@@ -109,7 +125,6 @@ fn fields_that_cannot_be_honoured_are_refused_by_name() {
     check_chat_refuses("reasoning_effort", &[json!("low")]);
     check_chat_refuses("guided_json", &[json!({})]);
     check_chat_refuses("parallel_tool_calls", &[json!(false)]);
-    check_chat_refuses("chat_template_kwargs", &[json!({"a": 1})]);
     assert_eq!(param_of(completion("suffix", json!("x"))).as_deref(), Some("suffix"));
 }
 
@@ -138,7 +153,7 @@ fn an_unknown_model_is_not_found_and_an_alias_is() {
 fn messages_are_brought_into_one_form() {
     let parts = json!([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]);
     let request = chat("messages", json!([{"role": "developer", "content": "s"}, {"role": "user", "content": parts}])).unwrap();
-    let [PromptSource::Chat(messages)] = &request.prompts[..] else { panic!("one chat prompt") };
+    let [PromptSource::Chat(Conversation { messages, .. })] = &request.prompts[..] else { panic!("one chat prompt") };
     assert_eq!(messages[0].role, "system");
     assert_eq!(messages[1].content, "ab");
 }

@@ -1,0 +1,138 @@
+//! How likely tokens were, and their names.
+
+use engine::{LogProb, TokenLogProbs};
+use protocol::NamedLogProbs;
+use tokenizer::Tokenizer;
+use tokens::TokenId;
+
+/// A token and how likely it was.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct ScoredToken {
+    pub(super) token: TokenId,
+    /// `None` for the first token of a prompt.
+    pub(super) logprob: Option<f32>,
+    /// The likeliest tokens at its position, descending; as many as were asked for.
+    pub(super) top: Vec<LogProb>,
+    /// Where its text starts in the answer, in characters.
+    pub(super) text_offset: u32,
+    /// Whether its leading space, which encoding had put there, is no part of the text.
+    pub(super) drops_space: bool,
+}
+
+/// The least that is reported: JSON has no infinity. vLLM's number.
+const LEAST_LOGPROB: f32 = -9999.0;
+
+impl ScoredToken {
+    /// `token`, whose text starts at `text_offset`. The number of a token is the same in `logprob` and in `top`, also where a device has
+    /// computed them apart.
+    pub(super) fn new(token: TokenId, scores: Option<TokenLogProbs>, text_offset: u32) -> Self {
+        let Some(TokenLogProbs { chosen, mut top }) = scores else {
+            return Self { token, logprob: None, top: Vec::new(), text_offset, drops_space: false };
+        };
+        top.iter_mut().for_each(|entry| entry.logprob = entry.logprob.max(LEAST_LOGPROB));
+        let listed = top.iter().find(|entry| entry.token == token);
+        let logprob = listed.map_or(chosen.logprob.max(LEAST_LOGPROB), |entry| entry.logprob);
+        Self { token, logprob: Some(logprob), top, text_offset, drops_space: false }
+    }
+
+    /// Its name at the completions endpoint.
+    pub(super) fn name(&self, tokenizer: &Tokenizer) -> String {
+        let mut name = token_name(tokenizer, self.token);
+        if self.drops_space && name.starts_with(' ') {
+            name.remove(0);
+        }
+        name
+    }
+
+    /// The likeliest tokens by name, and this one, which comes last if it is none of them. A name says one token: of several tokens with
+    /// the same text, this one or else the likeliest has it, and the others are called `token_id:N`, as vLLM calls tokens by id.
+    pub(super) fn named_top(&self, tokenizer: &Tokenizer) -> Option<NamedLogProbs> {
+        let own = (self.name(tokenizer), self.logprob?);
+        let mut named = NamedLogProbs::default();
+        for entry in &self.top {
+            let is_own = entry.token == self.token;
+            let name = if is_own { own.0.clone() } else { token_name(tokenizer, entry.token) };
+            let is_taken = !is_own && name == own.0;
+            if is_taken || !named.insert(name, entry.logprob) {
+                named.insert(format!("token_id:{}", entry.token.0), entry.logprob);
+            }
+        }
+        named.insert(own.0, own.1);
+        Some(named)
+    }
+}
+
+/// The text of `token`; of one that is no whole UTF-8, its bytes as OpenAI writes them: `bytes:\xf0\x9f`.
+fn token_name(tokenizer: &Tokenizer, token: TokenId) -> String {
+    let bytes = tokenizer.token_bytes(token);
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => {
+            let escaped = bytes.iter().map(|byte| match byte {
+                b'\\' => r"\\".to_owned(),
+                b' '..=b'~' => char::from(*byte).to_string(),
+                _ => format!("\\x{byte:02x}"),
+            });
+            format!("bytes:{}", escaped.collect::<String>())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokenizer::GgufVocabulary;
+
+    use super::*;
+
+    /// Ids 0 to 255 are bytes; 256 and 257 both say " a".
+    fn tokenizer() -> Tokenizer {
+        let mut tokens: Vec<String> = (0..=255u8).map(|byte| format!("<0x{byte:02X}>")).collect();
+        tokens.extend(["▁a", " a"].map(str::to_owned));
+        let mut token_types = vec![6; 256];
+        token_types.extend([1, 1]);
+        let scores = Some(vec![0.0; tokens.len()]);
+        let vocabulary = GgufVocabulary { model: "llama".into(), tokens, token_types, scores, ..GgufVocabulary::default() };
+        Tokenizer::from_gguf(vocabulary).unwrap()
+    }
+
+    fn entry(token: u32, logprob: f32) -> LogProb {
+        LogProb { token: TokenId(token), logprob, rank: 1 }
+    }
+
+    #[track_caller]
+    fn check(chosen: (u32, f32), top: &[(u32, f32)], expected: &[(&str, f32)]) {
+        let top = top.iter().map(|&(token, logprob)| entry(token, logprob)).collect();
+        let scores = TokenLogProbs { chosen: entry(chosen.0, chosen.1), top };
+        let tokenizer = tokenizer();
+        let scored = ScoredToken::new(TokenId(chosen.0), Some(scores), 0);
+        let named = scored.named_top(&tokenizer).unwrap();
+        assert_eq!(named.iter().collect::<Vec<_>>(), expected);
+        assert_eq!(named.get(&scored.name(&tokenizer)), scored.logprob);
+    }
+
+    #[test]
+    fn the_chosen_token_is_among_the_likeliest_or_follows_them() {
+        check((0x62, -0.5), &[(0x62, -0.5), (0x63, -1.0)], &[("b", -0.5), ("c", -1.0)]);
+        check((0x64, -7.0), &[(0x62, -0.5), (0x63, -1.0)], &[("b", -0.5), ("c", -1.0), ("d", -7.0)]);
+        check((0x64, -7.0), &[], &[("d", -7.0)]);
+    }
+
+    #[test]
+    fn a_token_has_one_number() {
+        check((0x62, -0.500_000_1), &[(0x62, -0.5)], &[("b", -0.5)]);
+        check((0x62, f32::NEG_INFINITY), &[(0x63, 0.0)], &[("c", 0.0), ("b", -9999.0)]);
+    }
+
+    #[test]
+    fn tokens_of_the_same_text_keep_their_entries() {
+        check((0x62, -3.0), &[(256, -1.0), (257, -2.0)], &[(" a", -1.0), ("token_id:257", -2.0), ("b", -3.0)]);
+        check((257, -2.0), &[(256, -1.0), (257, -2.0)], &[("token_id:256", -1.0), (" a", -2.0)]);
+        check((257, -2.0), &[(256, -1.0)], &[("token_id:256", -1.0), (" a", -2.0)]);
+    }
+
+    #[test]
+    fn parts_of_characters_are_named_by_their_bytes() {
+        let top = [(0xf0, -1.0), (0xf1, -2.0), (0x9f, -3.0)];
+        check((0xf0, -1.0), &top, &[("bytes:\\xf0", -1.0), ("bytes:\\xf1", -2.0), ("bytes:\\x9f", -3.0)]);
+    }
+}

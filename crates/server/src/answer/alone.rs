@@ -1,6 +1,6 @@
 //! Runs a request for what it leaves behind.
 
-use engine::{EngineEvent, Request};
+use engine::{EngineEvent, FinishReason, Request};
 
 use super::choice::stream_error;
 use super::start::submit_error;
@@ -11,6 +11,11 @@ use crate::state::AppState;
 pub(crate) async fn run_alone(app: &AppState, request: Request) -> Result<(), ApiError> {
     let mut streams = app.engine.submit(vec![vec![request]]).map_err(|error| submit_error(app, error))?;
     let mut events = streams.pop().expect("one request has one stream");
-    while !matches!(events.next().await.map_err(stream_error)?, EngineEvent::Finished { .. }) {}
-    Ok(())
+    loop {
+        match events.next().await.map_err(stream_error)? {
+            EngineEvent::Finished { reason: FinishReason::Faulty, .. } => return Err(ApiError::FaultyLogits),
+            EngineEvent::Finished { .. } => return Ok(()),
+            _ => {}
+        }
+    }
 }

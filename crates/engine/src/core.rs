@@ -1,6 +1,8 @@
 //! Scheduler and executor joined: one step after the other, the next one chosen while the device computes where that is possible.
 
-use tokens::{DonorId, RequestId, Timestamp};
+use std::time::Duration;
+
+use tokens::{DonorId, RequestId, TenantId, Timestamp};
 
 use crate::{
     ConfigError, DonorInfo, EngineEvent, EngineStats, Erase, ErasedCounts, Executor, ExecutorError, Explanation,
@@ -168,6 +170,11 @@ impl<E: Executor> EngineCore<E> {
     #[must_use]
     pub fn explain(&self, request: &Request) -> Explanation {
         self.scheduler.explain(request)
+    }
+
+    /// Counts time that a question of `tenant` took; see [`Scheduler::charge`].
+    pub fn charge(&mut self, tenant: TenantId, time: Duration) {
+        self.scheduler.charge(tenant, time);
     }
 
     /// Notes what the prompt of a request means; see [`Scheduler::attach_embedding`].

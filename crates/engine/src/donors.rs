@@ -34,6 +34,8 @@ pub(crate) struct DonorRegistry {
     donors: BTreeMap<DonorId, Donor>,
     /// By the hash of the last block, so that one prompt is one donor however often it comes.
     by_last_block: HashMap<BlockHash, DonorId>,
+    /// The youngest donor that each request left.
+    by_request: HashMap<RequestId, DonorId>,
     by_last_use: BTreeSet<(Timestamp, DonorId)>,
     /// By scope; those without donors have none.
     versions: HashMap<CacheSalt, ScopeVersion>,
@@ -191,7 +193,7 @@ impl DonorRegistry {
     pub(crate) fn new(config: &SchedulerConfig) -> Self {
         let SchedulerConfig { spans, block_size, donor_ttl, .. } = config;
         let index_config = config.span_index();
-        let (donors, by_last_block, by_last_use, versions) = Default::default();
+        let (donors, by_last_block, by_request, by_last_use, versions) = Default::default();
         Self {
             config: spans.clone(),
             index: SpanIndex::new(index_config.clone()),
@@ -202,6 +204,7 @@ impl DonorRegistry {
             ttl: *donor_ttl,
             donors,
             by_last_block,
+            by_request,
             by_last_use,
             versions,
             num_changes: 0,
@@ -272,9 +275,7 @@ impl DonorRegistry {
 
     /// Keeps the embedding of the prompt of `request`, which came late, if that is a donor by now.
     pub(crate) fn attach(&mut self, request: RequestId, embedding: &[f32]) {
-        // Donors come and go with their requests, so it is among the youngest.
-        let of_request = self.donors.iter().rev().find(|(_, donor)| donor.owner.request == request);
-        if let Some((&id, _)) = of_request {
+        if let Some(&id) = self.by_request.get(&request) {
             self.embed(id, embedding);
         }
     }
@@ -303,6 +304,7 @@ impl DonorRegistry {
         let evicted = self.index.insert_of(donor.owner.tenant, donor.salt, id, donor.tokens.clone(), donor.segments.clone());
         self.note_change(donor.salt, 1);
         self.by_last_block.insert(last, id);
+        self.by_request.insert(donor.owner.request, id);
         self.by_last_use.insert((donor.last_used, id));
         self.donors.insert(id, donor);
         evicted.into_iter().for_each(|evicted| self.forget(evicted));
@@ -322,6 +324,9 @@ impl DonorRegistry {
             self.note_change(donor.salt, -1);
             self.by_last_block.remove(donor.hashes.last().expect("a donor has blocks"));
             self.by_last_use.remove(&(donor.last_used, id));
+            if self.by_request.get(&donor.owner.request) == Some(&id) {
+                self.by_request.remove(&donor.owner.request);
+            }
         }
     }
 

@@ -30,16 +30,24 @@ impl InFlight {
         }
     }
 
-    /// `request_id` has computed these, or never will.
-    pub(crate) fn remove(&mut self, request_id: RequestId, hashes: &[BlockHash]) {
-        for hash in hashes {
-            if self.computing.get(hash) == Some(&request_id) {
-                self.computing.remove(hash);
+    /// `request_id` has computed these, or never will. Those that nobody computes any more are told.
+    pub(crate) fn remove(&mut self, request_id: RequestId, hashes: &[BlockHash], mut on_removed: impl FnMut(BlockHash)) {
+        for &hash in hashes {
+            if self.computing.get(&hash) == Some(&request_id) {
+                self.computing.remove(&hash);
+                on_removed(hash);
             }
         }
     }
 
-    pub(crate) fn contains(&self, hash: BlockHash) -> bool {
+    /// The last one of `hashes`, a chain, that is being computed without a gap behind its first one.
+    pub(crate) fn last_of(&self, hashes: &[BlockHash]) -> Option<BlockHash> {
+        let &first = hashes.first().filter(|&&hash| self.contains(hash))?;
+        let num_computing = hashes.partition_point(|&hash| self.contains(hash));
+        Some(num_computing.checked_sub(1).map_or(first, |last| hashes[last]))
+    }
+
+    fn contains(&self, hash: BlockHash) -> bool {
         self.computing.contains_key(&hash)
     }
 

@@ -20,6 +20,7 @@ mod explain;
 mod host;
 mod in_flight;
 mod output;
+mod parking;
 mod queue;
 mod request;
 mod scheduler;

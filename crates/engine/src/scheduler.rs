@@ -1,20 +1,21 @@
 //! Chooses the work of each step: arithmetic on counters.
 //!
-//! A step has one budget of rows. Running sequences come first, in the order of their admission; each takes what is left until its
-//! frontier reaches its newest token, which is one row in decode and many in prefill, or its share if far shorter ones wait. Then
-//! waiting requests are admitted.
+//! A step has one budget of rows. First, waiting requests are admitted while there are rows, seats and blocks for them; then the rows
+//! are divided among all that run: one is enough in decode, a prompt takes as many as its share allows.
 //! A request gets the blocks of its whole prompt when it is admitted, so only growth by generated tokens can find the pool full;
-//! then the last admitted sequence is preempted and computed anew later. The first admitted one always goes on, so all of them end.
+//! then the newest sequence of the tenant that holds most is preempted and computed anew later. A tenant with nothing running preempts
+//! too, where others have more than their part ([`seats`]). What was preempted before is safe until it has gained more than it lost,
+//! so all of them end.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use semantic::DecodeRepair;
-use tokens::{RequestId, Timestamp, TokenRange};
+use tokens::{RequestId, TenantId, Timestamp, TokenRange};
 
 use self::forecast::Pace;
 use self::planning::PlanBook;
 pub use self::planning::PlanningWork;
-use self::share::Shares;
+use self::share::Demand;
 use crate::ageing::Ageing;
 use crate::cost::StepTimes;
 use crate::donors::{DonorRegistry, Target, scopes};
@@ -35,6 +36,7 @@ mod dedupe;
 mod forecast;
 mod host;
 mod planning;
+mod seats;
 mod share;
 mod update;
 mod verification;
@@ -69,6 +71,14 @@ pub struct Scheduler {
     num_added: u64,
     num_preemptions: u64,
     num_last_scheduled: usize,
+    /// Searches for what is there of a waiting request so far.
+    num_examined: u64,
+    /// Predicted work of the answers of the step whose result is folded in, in microseconds.
+    answered: BTreeMap<TenantId, u64>,
+    /// Whether nobody that waits can be admitted before a sequence ends or something arrives.
+    is_stuck: bool,
+    /// The last step that was not chosen ahead.
+    last_chosen: u64,
     span_lookups: SpanLookups,
     num_shadowed_tokens: u64,
     /// Version of the prefix index when hits were last predicted.
@@ -118,6 +128,10 @@ impl Scheduler {
             num_added: 0,
             num_preemptions: 0,
             num_last_scheduled: 0,
+            num_examined: 0,
+            answered: BTreeMap::new(),
+            is_stuck: false,
+            last_chosen: 0,
             span_lookups: SpanLookups::default(),
             num_shadowed_tokens: 0,
             predicted_version: 0,
@@ -188,8 +202,8 @@ impl Scheduler {
         if let Some(sequence) = self.sequences.get_mut(&request_id) {
             sequence.request.embedding = Some(std::sync::Arc::clone(embedding));
         }
-        if !self.running.contains(&request_id)
-            && let Some(sequence) = self.sequences.get(&request_id)
+        if let Some(sequence) = self.sequences.get(&request_id)
+            && self.queue.get(sequence.arrival).is_some()
         {
             let similar = self.similar(&sequence.request);
             let sequence = self.sequences.get_mut(&request_id).expect("it was found above");
@@ -201,6 +215,7 @@ impl Scheduler {
 
     /// Forecasts what `sequence` will take and puts it into the queue.
     fn push_waiting(&mut self, key: ArrivalKey, sequence: &mut Sequence) {
+        self.is_stuck &= self.running.len() == self.config.max_num_seqs && self.queue.num_running(sequence.request.tenant) > 0;
         let queue_micros = self.queue_micros();
         sequence.arrived_micros = self.ageing.advance(key.arrival);
         sequence.similar = self.similar(&sequence.request);
@@ -252,6 +267,7 @@ impl Scheduler {
         EngineStats {
             num_running: self.running.len(),
             num_waiting: self.queue.len(),
+            examined_requests: self.num_examined,
             oldest_waiting_arrival: self.queue.oldest_arrival(),
             blocks: self.pool.stats(),
             host: self.pool.host_stats(),
@@ -280,14 +296,16 @@ impl Scheduler {
         let finished = std::mem::take(&mut self.finished);
         let retracted = std::mem::take(&mut self.retracted);
         let mut step = SchedulerOutput { finished, retracted, ..SchedulerOutput::default() };
-        let mut token_budget = self.token_budget();
-        let shares = self.shares(now);
-        let was_preempted = self.continue_running(&shares, &mut step, &mut token_budget);
+        let preempted = self.make_room_for_running();
         self.plan_postponed();
-        if !was_preempted {
+        if preempted.is_empty() {
             self.renew_forecasts();
-            self.admit_waiting(now, &shares, &mut step, &mut token_budget);
         }
+        self.queue.unpark(now);
+        let mut demand = self.demand(now);
+        self.admit_waiting(now, preempted, &mut demand, &mut step);
+        self.schedule_running(&demand, &mut step);
+        self.last_chosen = self.num_steps;
         debug_assert!(
             self.sequences.is_empty() || !step.sequences.is_empty() || !step.probes.is_empty(),
             "a waiting request can always run alone"
@@ -319,62 +337,73 @@ impl Scheduler {
         for request_id in &self.running {
             let sequence = &self.sequences[request_id];
             assert!(sequence.num_computed_tokens() <= sequence.num_tokens(), "{request_id} has computed more than it knows");
+            let tenant = sequence.request.tenant;
+            let num_running = self.running.iter().filter(|id| self.sequences[id].request.tenant == tenant).count();
+            assert_eq!(self.queue.num_running(tenant), num_running, "running sequences of {tenant:?}");
         }
     }
 
-    /// Gives each running sequence its rows, at least one. Whether a sequence had to be preempted.
-    fn continue_running(&mut self, shares: &Shares, step: &mut SchedulerOutput, token_budget: &mut usize) -> bool {
-        let num_before = self.running.len();
-        let mut idx = 0;
-        while idx < self.running.len() {
-            let request_id = self.running[idx];
-            if !self.make_room(request_id) {
-                continue; // Whoever came behind it has taken its place.
-            }
-            let reserved = self.running.len() - idx - 1;
-            let max_rows = shares.limit(request_id).min(*token_budget - reserved);
-            *token_budget -= self.schedule_rows(request_id, max_rows, step);
-            idx += 1;
+    /// Gives every running sequence the blocks for its newest token. The tenants of those that had to be preempted for it.
+    fn make_room_for_running(&mut self) -> BTreeSet<TenantId> {
+        let mut preempted = BTreeSet::new();
+        for request_id in self.running.clone() {
+            self.make_room(request_id, &mut preempted);
         }
-        self.running.len() < num_before
+        preempted
     }
 
-    /// Grows the lease of a running sequence to its newest token, preempting from the back; false if it was preempted itself. A full
-    /// quota preempts only sequences of its tenant.
-    fn make_room(&mut self, request_id: RequestId) -> bool {
-        loop {
+    /// Grows the lease of a running sequence to its newest token, preempting others or in the end itself. A full quota preempts only
+    /// sequences of its tenant.
+    fn make_room(&mut self, request_id: RequestId, preempted: &mut BTreeSet<TenantId>) {
+        while preempted.is_empty() || self.running.contains(&request_id) {
             let sequence = self.sequences.get_mut(&request_id).expect("a running sequence is known");
             let needed = self.config.block_size.blocks_for(sequence.num_tokens() as usize);
             let missing = needed.saturating_sub(sequence.lease.len());
             let tenant = sequence.request.tenant;
-            let (is_candidate, short_by): (&dyn Fn(&Sequence) -> bool, _) = match self.pool.grow(&mut sequence.lease, missing) {
-                kv::Allocation::Ready(()) => return true,
-                kv::Allocation::CapacityExhausted { short_by } => (&|_| true, short_by),
-                kv::Allocation::QuotaExhausted { short_by } => (&|sequence| sequence.request.tenant == tenant, short_by),
+            let (victim, short_by) = match self.pool.grow(&mut sequence.lease, missing) {
+                kv::Allocation::Ready(()) => return,
+                kv::Allocation::CapacityExhausted { short_by } => (self.victim_of_growth(), short_by),
+                kv::Allocation::QuotaExhausted { short_by } => (self.last_of(tenant), short_by),
             };
-            let last = self.running.iter().rposition(|id| is_candidate(&self.sequences[id])).expect("this one is running");
-            let victim = self.running[last];
-            tracing::debug!(victim = %victim, for_request = %request_id, short_by, "preempted");
-            self.preempt(last);
-            if victim == request_id {
-                return false;
-            }
+            tracing::debug!(%victim, for_request = %request_id, short_by, "preempted");
+            preempted.insert(self.sequences[&victim].request.tenant);
+            self.preempt(victim);
         }
     }
 
     /// Puts a running sequence back into the queue. Its KV is lost but for what others may find.
-    fn preempt(&mut self, idx: usize) {
-        let request_id = self.running.remove(idx);
+    fn preempt(&mut self, request_id: RequestId) {
+        self.running.retain(|&running| running != request_id);
+        self.compute_no_more(request_id);
         let sequence = self.sequences.get_mut(&request_id).expect("a running sequence is known");
-        self.in_flight.remove(request_id, sequence.block_hashes());
-        self.in_flight.remove_prompt(request_id);
+        sequence.tenure.lost = Some(sequence.num_computed_tokens());
         self.pool.free(sequence.reset());
-        self.queue.push_preempted(sequence.arrival, request_id);
+        self.queue.push_preempted(sequence.arrival, request_id, sequence.request.tenant);
         self.num_preemptions += 1;
+        self.is_stuck = false;
     }
 
-    /// Adds the next rows of a running sequence, at most `max_rows`, to `step`; how many they are.
-    fn schedule_rows(&mut self, request_id: RequestId, max_rows: usize, step: &mut SchedulerOutput) -> usize {
+    /// Nobody need wait for what `request_id` was about to compute.
+    fn compute_no_more(&mut self, request_id: RequestId) {
+        let Self { in_flight, queue, sequences, .. } = self;
+        let mut woke_any = false;
+        in_flight.remove(request_id, sequences[&request_id].block_hashes(), |hash| woke_any |= queue.wake_block(hash));
+        in_flight.remove_prompt(request_id);
+        woke_any |= queue.wake_prompt(request_id);
+        self.is_stuck &= !woke_any;
+    }
+
+    /// Adds the rows of all running sequences to `step`; those whose spans are measured have none yet.
+    fn schedule_running(&mut self, demand: &Demand, step: &mut SchedulerOutput) {
+        let grants = demand.grants(self.answer_micros(demand));
+        let measured: BTreeSet<_> = step.probes.iter().map(|probe| probe.request_id).collect();
+        for request_id in self.running.clone().into_iter().filter(|request_id| !measured.contains(request_id)) {
+            self.schedule_rows(request_id, 1 + grants.get(&request_id).copied().unwrap_or(0), step);
+        }
+    }
+
+    /// Adds the next rows of a running sequence, at most `max_rows`, to `step`.
+    fn schedule_rows(&mut self, request_id: RequestId, max_rows: usize, step: &mut SchedulerOutput) {
         let may_repair = |repair: DecodeRepair| {
             let has_slack = step.num_scheduled_tokens() < repair.max_batch_rows as usize && self.queue.len() == 0;
             repair.max_batch_rows == 0 || has_slack
@@ -390,7 +419,6 @@ impl Scheduler {
         rows.extend(sequence.next_rows(max_rows - rows.len()));
         let last_position = rows.last().expect("a running sequence has at least one row to compute").position;
         let num_blocks = self.config.block_size.blocks_for(last_position as usize + 1);
-        let num_rows = rows.len();
         step.sequences.push(ScheduledSequence {
             request_id,
             rows,
@@ -399,7 +427,6 @@ impl Scheduler {
             drift: sequence.drift(last_position),
             watch: if sequence.samples_at(last_position) { sequence.watched().to_vec() } else { Vec::new() },
         });
-        num_rows
     }
 }
 

@@ -53,6 +53,8 @@ pub(crate) struct Sequence {
     pub(crate) planned: Option<Planned>,
     /// From then on it goes first.
     pub(crate) deadline: Timestamp,
+    /// What its seat depends on.
+    pub(crate) tenure: Tenure,
     pub(crate) span_wait: SpanWait,
     /// Its arrival on the clock of [`crate::ageing`].
     pub(crate) arrived_micros: u64,
@@ -63,6 +65,35 @@ pub(crate) struct Sequence {
     prompt_logprobs: Vec<Option<TokenLogProbs>>,
     /// What it says, while that is to be verified.
     pub(crate) said: Option<Vec<TokenLogProbs>>,
+}
+
+/// How long a sequence has had its seat, and how long it may keep it. Steps are counted as [`crate::SchedulerOutput::step`] does.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tenure {
+    /// Step of its last admission.
+    pub(crate) since: u64,
+    /// Until it has computed so many tokens, others find another sequence to preempt.
+    pub(crate) protected_until: u32,
+    /// How many tokens it had computed when it was preempted, until it is admitted again.
+    pub(crate) lost: Option<u32>,
+    /// Step since which it is refused for want of blocks.
+    pub(crate) short_since: Option<u64>,
+    /// It claimed blocks to compute so many tokens.
+    pub(crate) claimed_until: u32,
+}
+
+/// Tokens that a preempted sequence gains before it is preempted again, at least. Chosen: a step of each of them costs about as much as
+/// its readmission.
+const MIN_GAIN: u32 = 16;
+
+impl Tenure {
+    /// A seat is taken in `step`, behind a prefix hit that ends at `prefix_end`. What was preempted before gains as much as it lost.
+    pub(crate) fn begin(&mut self, step: u64, prefix_end: u32) {
+        self.since = step;
+        self.short_since = None;
+        let gain = |lost: u32| lost + lost.saturating_sub(prefix_end).max(MIN_GAIN);
+        self.protected_until = self.lost.take().map_or(0, gain).max(std::mem::take(&mut self.claimed_until));
+    }
 }
 
 /// A request waits at most once for spans that somebody else is computing.
@@ -130,6 +161,7 @@ impl Sequence {
             sketch: None,
             planned: None,
             deadline: Timestamp::default(),
+            tenure: Tenure::default(),
             span_wait: SpanWait::default(),
             arrived_micros: 0,
             known_to_runner: false,
@@ -201,6 +233,11 @@ impl Sequence {
     pub(crate) fn scores_at(&self, position: u32) -> bool {
         let is_scored = self.sampling.prompt_logprobs.is_some() && position >= self.max_prefix_tokens();
         is_scored && position + 1 < self.num_prompt_tokens()
+    }
+
+    /// Tokens chosen to be recomputed with the next row.
+    pub(crate) fn num_due(&self) -> usize {
+        self.due.len()
     }
 
     /// Whether every KV of it was computed from exactly the tokens before.

@@ -9,6 +9,8 @@ pub struct EngineStats {
     pub num_running: usize,
     /// Requests that wait, preempted ones among them.
     pub num_waiting: usize,
+    /// Searches for what is there of a waiting request so far.
+    pub examined_requests: u64,
     /// When the longest waiting one arrived.
     pub oldest_waiting_arrival: Option<Timestamp>,
     /// Blocks by state, and evictions so far.

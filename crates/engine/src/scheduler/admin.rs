@@ -1,6 +1,8 @@
 //! What an operator asks between two steps: who left what, to erase it, and what a request would find.
 
-use tokens::{DonorId, Timestamp};
+use std::time::Duration;
+
+use tokens::{DonorId, TenantId, Timestamp};
 
 use super::admission::{admission_usage, prefix_end};
 use super::{OpenStep, Scheduler, target_of};
@@ -46,8 +48,11 @@ impl Scheduler {
         for sequence in self.sequences.values_mut().filter(|sequence| is_erased(&sequence.request.owner())) {
             sequence.request.store = false;
             sequence.said = None;
-            self.in_flight.remove(sequence.request_id, sequence.block_hashes());
+            self.in_flight.remove(sequence.request_id, sequence.block_hashes(), |hash| {
+                self.queue.wake_block(hash);
+            });
         }
+        self.is_stuck = false;
         ErasedCounts { donors: self.donors.erase(is_erased), blocks: self.pool.erase(is_erased) }
     }
 
@@ -107,6 +112,11 @@ impl Scheduler {
         let spans = if is_reused { plan.spans } else { Vec::new() };
         let plan = semantic::ReusePlan { spans, ..plan };
         Explanation { usage, policy_tokens, plan, matches, by_embedding: by_embedding.into_iter().collect() }
+    }
+
+    /// Counts time that an answer to a question of `tenant` took, as if it were work of its requests.
+    pub fn charge(&mut self, tenant: TenantId, time: Duration) {
+        self.queue.charge(tenant, time.as_micros() as u64);
     }
 
     /// Lets time pass, and forgets some of what was not used for too long.

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use tokens::{BlockId, DonorId, RequestId, Timestamp};
+use tokens::{BlockId, DonorId, RequestId, TenantId, Timestamp};
 
-use super::share::Shares;
+use super::seats::Way;
+use super::share::Demand;
 use super::{Scheduler, reused_ranges};
 use crate::donors::{FoundSpans, covering};
-use crate::queue::Ticket;
+use crate::queue::{Ticket, Until};
 use crate::sequence::Sequence;
 use crate::verifier::REUSE_TOP;
 use crate::{
@@ -16,8 +17,10 @@ use crate::{
     SpanOutcome,
 };
 
-/// Waiting requests looked at in one step. Chosen: far more than can be admitted, far fewer than may wait for one prefill.
-const MAX_EXAMINED_PER_STEP: usize = 128;
+/// Refusals in one step. Chosen: far more than there are tenants, and soon done.
+const MAX_REFUSED_PER_STEP: usize = 128;
+/// And of one tenant: those that come to wait for a prefix, or whose predictions are corrected.
+const MAX_REFUSED_OF_TENANT: usize = 32;
 
 /// A partly equal block is copied if at least this share of it is equal: one block in four. Chosen; a copy of few tokens saves
 /// nothing, and would count a common first token as a hit.
@@ -31,13 +34,16 @@ const TOLERATED_ERROR: u64 = 8;
 
 enum Verdict {
     Admitted,
+    /// It came first by a prediction that no longer holds.
+    Overrated,
     /// What it needs is being computed by somebody else.
-    WaitsForPrefill,
-    /// There is no time left in this step to plan its spans.
-    WaitsForPlan,
-    NoRoom,
-    /// Its tenant's quota is full of blocks in use.
-    OverQuota,
+    Parked(Until),
+    /// There is no row for it in this step, or no time to plan its spans.
+    NotNow,
+    /// There is no seat or room for it.
+    Refused,
+    /// It is refused no longer than until blocks come free, and nobody else gets them.
+    Claims,
 }
 
 /// Where a request's KV will be, and what fills it.
@@ -52,56 +58,74 @@ struct Placement {
 }
 
 impl Scheduler {
-    /// Admits waiting requests while there are rows, seats and blocks.
+    /// Admits waiting requests while there are rows, seats and blocks. A refusal passes its tenant over and goes on to others: requests of
+    /// one tenant do not slip past each other, or one that needs much might wait for ever. If running sequences were `preempted` for
+    /// want of blocks, only tenants with nothing running are looked at, and those of them not at all.
     pub(super) fn admit_waiting(
         &mut self,
         now: Timestamp,
-        shares: &Shares,
+        preempted: BTreeSet<TenantId>,
+        demand: &mut Demand,
         step: &mut SchedulerOutput,
-        token_budget: &mut usize,
     ) {
-        let mut passed_over = BTreeSet::new();
-        let mut over_quota = BTreeSet::new();
-        for _ in 0..MAX_EXAMINED_PER_STEP {
-            if self.running.len() == self.config.max_num_seqs || *token_budget == 0 {
+        let only_outsiders = !preempted.is_empty();
+        let mut passed_over = preempted;
+        let mut tries: BTreeMap<TenantId, usize> = BTreeMap::new();
+        let mut may_change = only_outsiders || self.queue.has_woken();
+        self.is_stuck = false;
+        let mut num_refused = 0;
+        while num_refused < MAX_REFUSED_PER_STEP {
+            let Some(ticket) = self.queue.next(now, &passed_over) else {
+                self.is_stuck = !may_change;
+                return;
+            };
+            let is_full = self.running.len() == self.config.max_num_seqs;
+            if self.queue.num_running(ticket.tenant) > 0 && (only_outsiders || is_full) {
+                // Tenants with nothing running come first, so all others have something too.
+                self.is_stuck = is_full && !may_change;
                 return;
             }
-            let Some(ticket) = self.queue.next(now, &passed_over) else { return };
-            let tenant = self.sequences[&ticket.request_id].request.tenant;
-            if over_quota.contains(&tenant) {
-                passed_over.insert(ticket.key);
-                continue;
-            }
-            if self.is_overrated(ticket) {
-                continue;
-            }
-            if self.queue.get(ticket.key).is_some_and(|waiting| !shares.admits(waiting)) {
-                return;
-            }
-            match self.try_admit(ticket.request_id, now, step) {
-                Verdict::Admitted => *token_budget -= self.schedule_first_rows(ticket.request_id, *token_budget, step),
-                Verdict::WaitsForPrefill | Verdict::WaitsForPlan => drop(passed_over.insert(ticket.key)),
-                // Whoever is next waits for room. Smaller ones do not slip past it, or it might wait for ever.
-                Verdict::NoRoom => return,
-                // Likewise among the requests of one tenant; those of others need not wait for it.
-                Verdict::OverQuota => {
-                    passed_over.insert(ticket.key);
-                    over_quota.insert(tenant);
+            // With nothing running, somebody has to be first, whatever is predicted.
+            let is_last_try = self.running.is_empty() && num_refused + 1 >= MAX_REFUSED_OF_TENANT;
+            let verdict = match self.no_place(ticket, demand) {
+                Some(verdict) => verdict,
+                None if !is_last_try && self.is_overrated(ticket) => Verdict::Overrated,
+                None => self.try_admit(ticket, now, demand, step),
+            };
+            let tries = tries.entry(ticket.tenant).or_default();
+            match verdict {
+                Verdict::Admitted => continue,
+                Verdict::Claims => return,
+                Verdict::Overrated => {}
+                Verdict::Parked(until) => self.queue.park(ticket.key, until),
+                Verdict::NotNow => {
+                    may_change = true;
+                    passed_over.insert(ticket.tenant);
                 }
+                Verdict::Refused => drop(passed_over.insert(ticket.tenant)),
+            }
+            num_refused += 1;
+            *tries += 1;
+            if *tries == MAX_REFUSED_OF_TENANT {
+                may_change = true;
+                passed_over.insert(ticket.tenant);
             }
         }
     }
 
-    /// Like [`Scheduler::schedule_rows`], but a request whose spans are being measured has no rows yet.
-    fn schedule_first_rows(&mut self, request_id: RequestId, max_rows: usize, step: &mut SchedulerOutput) -> usize {
+    /// Adds a request that was just admitted to `demand`. One whose spans are being measured has no rows yet.
+    fn demand_of_admitted(&self, request_id: RequestId, demand: &mut Demand, step: &SchedulerOutput) {
         match step.probes.last() {
-            Some(probe) if probe.request_id == request_id => max_rows.min(probe.token_ids.len() / PROBED_PER_COMPUTED_TOKEN),
-            _ => self.schedule_rows(request_id, max_rows, step),
+            Some(probe) if probe.request_id == request_id => {
+                demand.add_measured(probe.token_ids.len() / PROBED_PER_COMPUTED_TOKEN);
+            }
+            _ => self.add_demand(request_id, demand),
         }
     }
 
     /// Whether the request came first by a prediction that no longer holds; it is corrected.
     fn is_overrated(&mut self, ticket: Ticket) -> bool {
+        self.num_examined += 1;
         let Some(before) = ticket.forecast else { return false };
         let forecast = self.forecast(&self.sequences[&ticket.request_id]);
         let is_overrated = forecast.rank > before.rank && forecast.micros > before.micros + before.micros / TOLERATED_ERROR;
@@ -111,25 +135,34 @@ impl Scheduler {
         is_overrated
     }
 
-    fn try_admit(&mut self, request_id: RequestId, now: Timestamp, step: &mut SchedulerOutput) -> Verdict {
+    /// Why it is refused, if there is no row or seat for it.
+    fn no_place(&self, ticket: Ticket, demand: &Demand) -> Option<Verdict> {
+        if !demand.has_rows_for(&self.wanted(ticket)) {
+            return Some(Verdict::NotNow);
+        }
+        (!self.may_have_seat(ticket.tenant)).then_some(Verdict::Refused)
+    }
+
+    fn try_admit(&mut self, ticket: Ticket, now: Timestamp, demand: &mut Demand, step: &mut SchedulerOutput) -> Verdict {
+        let request_id = ticket.request_id;
         let sequence = &self.sequences[&request_id];
         let prefix = self.match_prefix(sequence);
-        if self.waits_for_prefill(sequence, &prefix) || self.waits_for_spans(request_id, prefix_end(&prefix), now, step) {
-            return Verdict::WaitsForPrefill;
+        let awaited = self.awaited_block(sequence, &prefix);
+        if let Some(until) = awaited.or_else(|| self.awaited_prompt(request_id, prefix_end(&prefix), now, step)) {
+            return Verdict::Parked(until);
         }
-        let sequence = &self.sequences[&request_id];
-        let num_new = self.config.block_size.blocks_for(sequence.num_tokens() as usize) - prefix.blocks.len();
-        match self.pool.check_room(&self.slot_request(sequence, &prefix, num_new)) {
-            kv::Allocation::Ready(()) => {}
-            kv::Allocation::CapacityExhausted { .. } => return Verdict::NoRoom,
-            kv::Allocation::QuotaExhausted { .. } => return Verdict::OverQuota,
+        if !self.may_plan(&self.sequences[&request_id], prefix_end(&prefix), step) {
+            return Verdict::NotNow;
         }
-        if !self.may_plan(sequence, prefix_end(&prefix), step) {
-            return Verdict::WaitsForPlan;
+        match self.make_way(ticket, &prefix, demand) {
+            Way::Free => {}
+            Way::Barred => return Verdict::Refused,
+            Way::Claimed => return Verdict::Claims,
         }
         let found = self.find_spans(request_id, prefix_end(&prefix));
         let placement = self.place(request_id, prefix, found);
         self.start(request_id, placement, now, step);
+        self.demand_of_admitted(request_id, demand, step);
         Verdict::Admitted
     }
 
@@ -145,10 +178,13 @@ impl Scheduler {
         prefix
     }
 
-    /// Whether the next full block is being computed right now. The wait is bounded: every running sequence computes in every step.
-    fn waits_for_prefill(&self, sequence: &Sequence, prefix: &kv::PrefixMatch) -> bool {
-        let next = sequence.block_hashes().get(prefix.blocks.len());
-        sequence.sharing() != KvSharingMode::Off && next.is_some_and(|&hash| self.in_flight.contains(hash))
+    /// What it waits for if the next block that it may share is being computed right now: the last of those behind `prefix` that are. The
+    /// wait is bounded: every running sequence computes in every step.
+    fn awaited_block(&self, sequence: &Sequence, prefix: &kv::PrefixMatch) -> Option<Until> {
+        let num_shared = self.config.block_size.full_blocks(sequence.max_prefix_tokens() as usize);
+        let missing = sequence.block_hashes().get(prefix.blocks.len()..num_shared);
+        let missing = missing.filter(|_| sequence.sharing() != KvSharingMode::Off)?;
+        self.in_flight.last_of(missing).map(Until::Block)
     }
 
     /// Whether `sequence` may copy the spans of `plan`, or why not.
@@ -268,6 +304,7 @@ impl Scheduler {
             step.span_copies.extend(span_copies(sequence, &spans.plan, &donors, &block_table, self.config.block_size.get()));
         }
         let num_exact = lease.num_exact().min(sequence.block_hashes().len());
+        sequence.tenure.begin(self.num_steps, prefix_end(&prefix));
         sequence.start(lease, prefix_end(&prefix), plan.map(reused_ranges).unwrap_or_default());
         if sequence.request.store {
             self.in_flight.insert(request_id, &sequence.block_hashes()[prefix.blocks.len()..num_exact]);

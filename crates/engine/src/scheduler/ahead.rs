@@ -13,9 +13,13 @@ use super::{OpenStep, Scheduler};
 use crate::sequence::Sequence;
 use crate::{SampledToken, ScheduledSequence, SchedulerOutput};
 
+/// Steps chosen ahead in a row while requests wait that could not be admitted. Chosen: what depends on the number of steps alone, such
+/// as the end of a turn, comes hardly later.
+const MAX_AHEAD_WHILE_WAITING: u64 = 16;
+
 impl Scheduler {
     /// Chooses the step behind `step`, the last one chosen, whose result is still to come; `None` if it does not follow from `step`,
-    /// if somebody waits to be admitted, or if there is no room for it. Then some sequences may have their next block already, and what
+    /// if somebody can be admitted, or if there is no room for it. Then some sequences may have their next block already, and what
     /// that pushed out or is to be zeroed is part of the next step that is chosen.
     ///
     /// Its tokens are not known: [`Scheduler::complete_ahead`] names them.
@@ -65,14 +69,16 @@ impl Scheduler {
         self.time_step(step, now);
     }
 
-    /// Whether all that `step` leaves open are its tokens, one for each running sequence, and nobody waits.
+    /// Whether all that `step` leaves open are its tokens, one for each running sequence, and nobody is to be admitted next.
     fn is_predictable(&self, step: &SchedulerOutput) -> bool {
         let is_settled = |scheduled: &ScheduledSequence| {
             let sequence = self.sequences.get(&scheduled.request_id);
             scheduled.sample && scheduled.watch.is_empty() && sequence.is_none_or(Sequence::is_settled)
         };
         let num_known = step.sequences.iter().filter(|scheduled| self.sequences.contains_key(&scheduled.request_id)).count();
-        let nobody_waits = self.queue.len() == 0 && num_known == self.running.len();
+        let is_looked_after = self.num_steps - self.last_chosen <= MAX_AHEAD_WHILE_WAITING;
+        let nobody_comes = self.queue.len() == 0 || self.is_stuck && is_looked_after;
+        let nobody_waits = nobody_comes && num_known == self.running.len();
         let measures_nothing = step.probes.is_empty() && step.span_copies.is_empty() && self.retracted.is_empty();
         nobody_waits && measures_nothing && step.sequences.iter().all(is_settled)
     }

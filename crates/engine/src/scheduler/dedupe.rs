@@ -6,6 +6,7 @@ use tokens::{RequestId, Timestamp};
 
 use super::Scheduler;
 use super::forecast::expected_reuse;
+use crate::queue::Until;
 use crate::sequence::{Sequence, SpanWait};
 use crate::{KvSharingMode, SchedulerOutput};
 
@@ -13,8 +14,15 @@ use crate::{KvSharingMode, SchedulerOutput};
 const MAX_WAIT_PART: u64 = 5;
 
 impl Scheduler {
-    /// Whether a request whose prefix hit ends at `from` waits for spans rather than join `step`. Each request looks once and waits once.
-    pub(super) fn waits_for_spans(&mut self, request_id: RequestId, from: u32, now: Timestamp, step: &SchedulerOutput) -> bool {
+    /// Until when a request whose prefix hit ends at `from` waits for spans rather than join `step`, and whose. Each request looks once and
+    /// waits once.
+    pub(super) fn awaited_prompt(
+        &mut self,
+        request_id: RequestId,
+        from: u32,
+        now: Timestamp,
+        step: &SchedulerOutput,
+    ) -> Option<Until> {
         let mut wait = self.sequences[&request_id].span_wait;
         if wait == SpanWait::Possible {
             wait = self.spans_to_wait_for(request_id, from, now, step);
@@ -25,7 +33,10 @@ impl Scheduler {
             wait = SpanWait::Over;
         }
         self.sequences.get_mut(&request_id).expect("a waiting sequence is known").span_wait = wait;
-        wait != SpanWait::Over
+        match wait {
+            SpanWait::For { owner, until } => Some(Until::Prompt(owner, until)),
+            SpanWait::Possible | SpanWait::Over => None,
+        }
     }
 
     /// Spans are worth waiting for if donors have none as good and they come in time: the step that is being made ends before.

@@ -96,9 +96,9 @@ impl Scheduler {
         }
     }
 
-    /// True if there is time to plan spans after a prefix hit up to `from` before `step` begins, as there is if the step is empty.
+    /// True if there is time to plan spans after a prefix hit up to `from` before `step` begins, as there is if nothing runs in it.
     pub(super) fn may_plan(&self, sequence: &Sequence, from: u32, step: &SchedulerOutput) -> bool {
-        let is_alone = step.sequences.is_empty() && step.probes.is_empty();
+        let is_alone = self.running.is_empty() && step.probes.is_empty();
         let is_due = is_due(sequence, from) && !self.is_planned(sequence, from);
         is_alone || !is_due || self.plans.has_time_for(sequence.num_tokens() as usize)
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use tokens::RequestId;
 
 use super::{OpenStep, Scheduler};
+use crate::cost::Work;
 use crate::donors::segments_of;
 use crate::sequence::Sequence;
 use crate::verifier::Case;
@@ -58,6 +59,7 @@ impl Scheduler {
             }
         }
         assert!(sampled.next().is_none(), "a token was sampled for nobody");
+        std::mem::take(&mut self.answered).into_iter().for_each(|(tenant, micros)| self.queue.charge(tenant, micros));
         self.verifier.absorb(&mut self.events);
         if self.sequences.is_empty() {
             self.timed_step = None; // What follows is a pause.
@@ -160,6 +162,8 @@ impl Scheduler {
                 self.retracted.push(request_id);
                 return;
             }
+            let answered = Work::of_rows(1, sequence.num_tokens());
+            *self.answered.entry(sequence.request.tenant).or_default() += self.step_times.micros(answered);
             sequence.append(token, self.config.block_size);
             let logprobs = sequence.note(logprobs);
             self.events.push(EngineEvent::Token { request_id, token, logprobs });
@@ -190,7 +194,9 @@ impl Scheduler {
         let before = full_blocks(sequence.num_computed_tokens());
         let reaches_prompt_end = sequence.advance(last_position);
         let num_computed = sequence.num_computed_tokens();
-        self.in_flight.remove(request_id, &sequence.block_hashes()[before..full_blocks(num_computed)]);
+        let (queue, is_stuck) = (&mut self.queue, &mut self.is_stuck);
+        let computed = &sequence.block_hashes()[before..full_blocks(num_computed)];
+        self.in_flight.remove(request_id, computed, |hash| *is_stuck &= !queue.wake_block(hash));
         if sequence.request.store {
             let on_duplicate = match sequence.sharing() {
                 KvSharingMode::Off => kv::OnDuplicate::Keep,
@@ -205,6 +211,7 @@ impl Scheduler {
     /// The prompt was computed: it may serve as donor, and its log probabilities are complete.
     fn report_prompt(&mut self, request_id: RequestId) {
         self.in_flight.remove_prompt(request_id);
+        self.is_stuck &= !self.queue.wake_prompt(request_id);
         let sequence = self.sequences.get_mut(&request_id).expect("a scheduled sequence is known");
         if let Some(logprobs) = sequence.take_prompt_logprobs() {
             self.events.push(EngineEvent::PromptLogProbs { request_id, logprobs });
@@ -219,10 +226,14 @@ impl Scheduler {
 
     /// Ends a request that is not in the queue any more.
     pub(super) fn finish(&mut self, request_id: RequestId, reason: FinishReason) {
+        self.compute_no_more(request_id);
         let mut sequence = self.sequences.remove(&request_id).expect("only known requests end");
+        let num_before = self.running.len();
         self.running.retain(|&running| running != request_id);
-        self.in_flight.remove(request_id, sequence.block_hashes());
-        self.in_flight.remove_prompt(request_id);
+        if self.running.len() < num_before {
+            self.queue.end_running(sequence.request.tenant);
+        }
+        self.is_stuck = false;
         if matches!(reason, FinishReason::Stop(_) | FinishReason::Length)
             && let Some(case) = verification(&mut sequence)
             && self.config.block_size.blocks_for(case.request.prompt_token_ids.len())

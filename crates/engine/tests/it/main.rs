@@ -10,6 +10,7 @@ mod memory;
 mod planning;
 mod random;
 mod scenarios;
+mod shares;
 mod sharing;
 mod similar;
 mod tenants;

@@ -1,0 +1,218 @@
+//! Who gives way when seats or blocks run out.
+//!
+//! Seats and blocks are shared by tenants like rows. A tenant with nothing running gets the next seat at the next step: if there is none,
+//! or no room, the tenant that holds most gives up its newest sequence, as long as it has more than its part. Where there are more tenants
+//! than seats, they take turns. A request that needs more than its tenant's part of the pool waits until the pool empties by itself; when
+//! it has waited long, it claims what it needs, and nobody else is admitted before it.
+//!
+//! A sequence that was preempted is readmitted before others of its tenant, and is then safe until it has gained more than it lost: at
+//! most half of all work is done twice.
+
+use std::collections::BTreeMap;
+
+use tokens::{RequestId, TenantId};
+
+use super::Scheduler;
+use super::share::Demand;
+use crate::queue::Ticket;
+use crate::sequence::Sequence;
+
+/// Steps of a sequence after which its seat may go to another tenant although its own has no second one. Chosen: a few dozen tokens make
+/// a readmission worth while.
+const TURN_STEPS: u64 = 64;
+
+/// Steps after which a request that was refused for want of blocks claims them. Chosen: most sequences end in that time.
+const CLAIM_STEPS: u64 = 256;
+
+/// Tokens that a request gains by a claim, at least. Chosen: as many steps as a turn.
+const CLAIM_GAIN: u32 = 64;
+
+/// Whether a request can run.
+pub(super) enum Way {
+    /// There is a seat and room for it.
+    Free,
+    /// There is not.
+    Barred,
+    /// There will be once others may be preempted, if nobody else takes it.
+    Claimed,
+}
+
+/// What a tenant holds.
+#[derive(Clone, Copy, Debug, Default)]
+struct Holding {
+    seats: usize,
+    blocks: usize,
+}
+
+/// What is missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Missing {
+    Seat,
+    /// Some blocks, for a request within its tenant's part of the pool.
+    Blocks,
+    /// Some blocks, for one that has waited long.
+    Claim,
+}
+
+impl Scheduler {
+    /// Whether a seat is free or can be freed for `tenant`.
+    pub(super) fn may_have_seat(&self, tenant: TenantId) -> bool {
+        self.running.len() < self.config.max_num_seqs || self.victim(tenant, Missing::Seat, &[]).is_some()
+    }
+
+    /// Finds a seat and room for a request behind the hit `prefix`, preempting others where it may.
+    pub(super) fn make_way(&mut self, ticket: Ticket, prefix: &kv::PrefixMatch, demand: &mut Demand) -> Way {
+        let mut victims = Vec::new();
+        if self.running.len() == self.config.max_num_seqs {
+            let Some(victim) = self.victim(ticket.tenant, Missing::Seat, &[]) else { return Way::Barred };
+            victims.push(victim);
+        }
+        let missing = self.missing(ticket);
+        loop {
+            let freed: usize = victims.iter().map(|victim| self.sequences[victim].lease.len()).sum();
+            match self.room(ticket.request_id, prefix) {
+                kv::Allocation::Ready(()) => break,
+                kv::Allocation::QuotaExhausted { .. } => return Way::Barred,
+                // Each victim leaves the block of its own growth besides.
+                kv::Allocation::CapacityExhausted { short_by } if short_by <= freed + victims.len() => break,
+                kv::Allocation::CapacityExhausted { .. } => {
+                    match missing.and_then(|missing| self.victim(ticket.tenant, missing, &victims)) {
+                        Some(victim) => victims.push(victim),
+                        None => return self.bar(ticket, prefix),
+                    }
+                }
+            }
+        }
+        self.preempt_all(ticket.request_id, victims, demand);
+        // Blocks that victims shared with others have not come free.
+        while !matches!(self.room(ticket.request_id, prefix), kv::Allocation::Ready(())) {
+            match missing.and_then(|missing| self.victim(ticket.tenant, missing, &[])) {
+                Some(victim) => self.preempt_all(ticket.request_id, vec![victim], demand),
+                None => return self.bar(ticket, prefix),
+            }
+        }
+        if missing == Some(Missing::Claim) {
+            let sequence = self.sequences.get_mut(&ticket.request_id).expect("a waiting sequence is known");
+            sequence.tenure.claimed_until = sequence.num_tokens() + CLAIM_GAIN;
+        }
+        Way::Free
+    }
+
+    fn preempt_all(&mut self, for_request: RequestId, victims: Vec<RequestId>, demand: &mut Demand) {
+        for victim in victims {
+            tracing::debug!(%victim, %for_request, "preempted for another tenant");
+            demand.remove(victim);
+            self.preempt(victim);
+        }
+    }
+
+    fn room(&self, request_id: RequestId, prefix: &kv::PrefixMatch) -> kv::Allocation<()> {
+        let sequence = &self.sequences[&request_id];
+        let num_new = self.config.block_size.blocks_for(sequence.num_tokens() as usize) - prefix.blocks.len();
+        self.pool.check_room(&self.slot_request(sequence, prefix, num_new))
+    }
+
+    /// For want of what blocks a request may preempt others, if it may.
+    fn missing(&self, ticket: Ticket) -> Option<Missing> {
+        let sequence = &self.sequences[&ticket.request_id];
+        if sequence.tenure.short_since.is_some_and(|since| self.num_steps - since >= CLAIM_STEPS) {
+            return Some(Missing::Claim);
+        }
+        let num_tenants = self.holdings(ticket.tenant).len();
+        let is_within_part = self.num_blocks_of(sequence) * num_tenants <= self.config.num_blocks;
+        (self.queue.num_running(ticket.tenant) == 0 && is_within_part).then_some(Missing::Blocks)
+    }
+
+    /// Notes that a request is refused for want of blocks. When it claims them, others wait for it as long as its own tenant does not
+    /// hold what it needs.
+    fn bar(&mut self, ticket: Ticket, prefix: &kv::PrefixMatch) -> Way {
+        let own = self.holdings(ticket.tenant)[&ticket.tenant];
+        let sequence = &self.sequences[&ticket.request_id];
+        let num_needed = self.num_blocks_of(sequence) - prefix.blocks.len() + own.blocks + own.seats;
+        let is_claim = self.missing(ticket) == Some(Missing::Claim);
+        let num_steps = self.num_steps;
+        let sequence = self.sequences.get_mut(&ticket.request_id).expect("a waiting sequence is known");
+        sequence.tenure.short_since.get_or_insert(num_steps);
+        if is_claim && num_needed <= self.config.num_blocks { Way::Claimed } else { Way::Barred }
+    }
+
+    fn num_blocks_of(&self, sequence: &Sequence) -> usize {
+        self.config.block_size.blocks_for(sequence.num_tokens() as usize)
+    }
+
+    /// What each tenant with running sequences holds; `also` is named in any case.
+    fn holdings(&self, also: TenantId) -> BTreeMap<TenantId, Holding> {
+        let mut holdings = BTreeMap::from([(also, Holding::default())]);
+        for sequence in self.running.iter().map(|id| &self.sequences[id]) {
+            let holding = holdings.entry(sequence.request.tenant).or_default();
+            holding.seats += 1;
+            holding.blocks += sequence.lease.len();
+        }
+        holdings
+    }
+
+    /// The sequence that gives way to `tenant`, besides those in `already`: the newest of the tenant that holds most, or one that has had
+    /// its turn.
+    fn victim(&self, tenant: TenantId, missing: Missing, already: &[RequestId]) -> Option<RequestId> {
+        let mut holdings = self.holdings(tenant);
+        for victim in already {
+            let sequence = &self.sequences[victim];
+            let holding = holdings.get_mut(&sequence.request.tenant).expect("a victim runs");
+            holding.seats -= 1;
+            holding.blocks -= sequence.lease.len();
+        }
+        let part = self.config.num_blocks / holdings.len();
+        let amount = |other: TenantId| match missing {
+            Missing::Seat => holdings[&other].seats,
+            Missing::Blocks | Missing::Claim => holdings[&other].blocks,
+        };
+        let has_more_than_its_part = |other: TenantId| match missing {
+            Missing::Seat => amount(other) > 1,
+            Missing::Blocks => amount(other) > part,
+            Missing::Claim => true,
+        };
+        let candidates = || {
+            let others = self.running.iter().map(|id| &self.sequences[id]).enumerate();
+            others.filter(|(_, sequence)| {
+                let may_go = self.may_be_preempted(sequence) && !already.contains(&sequence.request_id);
+                may_go && sequence.request.tenant != tenant
+            })
+        };
+        let rich = candidates().filter(|(_, sequence)| has_more_than_its_part(sequence.request.tenant));
+        let newest = rich.max_by_key(|&(idx, sequence)| (amount(sequence.request.tenant), idx));
+        let has_had_turn = |sequence: &Sequence| self.num_steps - sequence.tenure.since >= TURN_STEPS;
+        let longest = || {
+            let seated = candidates().filter(|(_, sequence)| missing == Missing::Seat && has_had_turn(sequence));
+            seated.min_by_key(|&(idx, sequence)| (sequence.tenure.since, idx))
+        };
+        newest.or_else(longest).map(|(_, sequence)| sequence.request_id)
+    }
+
+    /// Whether a running sequence may give way: it has computed something since its admission, and no less than it lost before.
+    fn may_be_preempted(&self, sequence: &Sequence) -> bool {
+        sequence.tenure.since < self.num_steps && sequence.num_computed_tokens() >= sequence.tenure.protected_until
+    }
+
+    /// The running sequence that gives way when one has no room to grow: the newest of the tenant that holds most, if it may be preempted.
+    pub(super) fn victim_of_growth(&self) -> RequestId {
+        let last = *self.running.last().expect("a sequence that grows is running");
+        let holdings = self.holdings(self.sequences[&last].request.tenant);
+        if holdings.len() == 1 {
+            return last;
+        }
+        let running = self.running.iter().map(|id| &self.sequences[id]).enumerate();
+        let rank = |&(idx, sequence): &(usize, &Sequence)| {
+            (self.may_be_preempted(sequence), holdings[&sequence.request.tenant].blocks, idx)
+        };
+        running.max_by_key(rank).map_or(last, |(_, sequence)| sequence.request_id)
+    }
+
+    /// The running sequence of `tenant` that was admitted last.
+    ///
+    /// # Panics
+    /// If nothing of it runs.
+    pub(super) fn last_of(&self, tenant: TenantId) -> RequestId {
+        let mut newest_first = self.running.iter().rev();
+        *newest_first.find(|id| self.sequences[*id].request.tenant == tenant).expect("a sequence that grows is running")
+    }
+}

@@ -102,7 +102,8 @@ fn load_model(
     let metrics = Arc::new(Metrics::new(&info, &scheduler));
     let engine = EngineCore::new(scheduler, loaded.model.runner).context("starting the engine")?;
     let model = ServedModel { info, tokenizer, embedder: chosen.map(|chosen| chosen.embedder) };
-    let bounds = EngineThreadConfig { max_queue: config.server.max_queue, ..EngineThreadConfig::default() };
+    let (max_queue, queue_timeout) = (config.server.max_queue, config.server.queue_timeout());
+    let bounds = EngineThreadConfig { max_queue, queue_timeout, ..EngineThreadConfig::default() };
     let handle =
         EngineThread::spawn(engine, bounds, Arc::clone(&metrics), runtime, end_process).context("starting the engine thread")?;
     let http = server::ServerConfig { sampling, ..http };
@@ -251,6 +252,7 @@ mod tests {
         let config = Config::default();
         assert_eq!(http_config(&config.server, &config.sharing), server::ServerConfig::default());
         assert_eq!(config.server.max_queue, EngineThreadConfig::default().max_queue);
+        assert_eq!(config.server.queue_timeout(), EngineThreadConfig::default().queue_timeout);
         assert_eq!(config.sharing.spans(), semantic::SpanConfig::default());
         let parts = SchedulerConfig::new(1, 2);
         assert_eq!(config.engine.batch_limits(Device::Cpu), (parts.max_num_batched_tokens, parts.max_num_seqs));

@@ -1,20 +1,24 @@
 //! The thread that owns the engine, and what the HTTP side holds of it.
 //!
-//! One OS thread named `engine` runs steps. Commands come in over one bounded channel; what a step brought goes out over another, to a
-//! task that hands it on over one bounded channel for each request. A request is taken back by dropping its [`TokenStream`]: the task
-//! looks for closed channels after every step, so nothing can be lost on the way and nothing has to be sent from a destructor.
-//! No lock is held across a step, and a slow reader never blocks one: when its channel is full, its request is aborted.
+//! One OS thread named `engine` runs steps. Commands come in over one channel, bounded by the places of the queue and permits to ask.
+//! What a step brought goes out over another, to a task that hands it on over one bounded channel for each request. A request is taken
+//! back by dropping its [`TokenStream`]: the task looks for closed channels after every step, so nothing can be lost on the way and
+//! nothing has to be sent from a destructor. No lock is held across a step, and a slow reader never blocks one: when its channel is full,
+//! its request is aborted.
 
 mod dispatch;
+mod explanations;
 mod handle;
 mod inspect;
+mod places;
 mod report;
 mod route;
 mod stream;
 mod worker;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use engine::{EngineCore, Executor, ExecutorError, Request};
 use tokio::runtime;
@@ -25,8 +29,10 @@ pub use handle::{EngineHandle, Phase};
 pub(crate) use stream::{StreamError, TokenStream};
 
 use self::dispatch::Dispatcher;
+use self::explanations::{Explanations, Question};
 use self::handle::Shared;
 use self::inspect::Inspection;
+use self::places::Places;
 use self::route::Submission;
 use self::worker::Worker;
 use crate::metrics::Metrics;
@@ -37,20 +43,26 @@ pub struct EngineThread;
 /// Bounds between the HTTP side and the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EngineThreadConfig {
-    /// Requests that may wait for admission; further ones are refused.
+    /// Requests that may wait for admission; further ones are refused. When as many wait, a tenant that has less than its equal part of
+    /// them waiting still gets that.
     pub max_queue: usize,
+    /// How long a request may wait for admission; `None` for ever.
+    pub queue_timeout: Option<Duration>,
     /// Events a reader may be behind before its request is aborted.
     pub stream_buffer: usize,
 }
 
 impl Default for EngineThreadConfig {
     fn default() -> Self {
-        Self { max_queue: 256, stream_buffer: 1024 }
+        Self { max_queue: 256, queue_timeout: None, stream_buffer: 1024 }
     }
 }
 
 /// Questions on their way to the engine; one more waits before it is asked. Chosen: each takes the engine less than a step.
 const MAX_INSPECTIONS: usize = 8;
+
+/// Requests on their way to be explained, at most one of each tenant; further ones wait before. Chosen.
+const MAX_EXPLANATIONS: usize = 8;
 
 /// Steps whose events wait for the task that hands them on; then the engine waits too. Chosen: that task is far quicker than a step.
 const MAX_STEPS_AHEAD: usize = 64;
@@ -75,6 +87,8 @@ enum EngineCommand {
     Add(Vec<Vec<Submission>>),
     /// Answer this between two steps.
     Inspect(Inspection, OwnedSemaphorePermit),
+    /// Answer this when steps leave time for it.
+    Explain(Question),
     /// Abort everything and end.
     Stop,
 }
@@ -101,15 +115,17 @@ impl EngineThread {
         E: Executor + Send + 'static,
     {
         assert!(config.max_queue > 0 && config.stream_buffer > 0, "a queue of nothing refuses everything: {config:?}");
-        // Each command but `Stop` holds a permit until it has been received, so this capacity is never exceeded.
-        let (commands, receiver) = mpsc::channel(config.max_queue + MAX_INSPECTIONS + 1);
+        // Each command but `Stop` holds a place or a permit until it has been received, which bounds it.
+        let (commands, receiver) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
             phase: watch::Sender::new(Phase::Running),
             stats: watch::Sender::new(engine.stats()),
             scheduler: engine.config().clone(),
             in_flight: watch::Sender::new(0),
-            queue: Arc::new(Semaphore::new(config.max_queue)),
+            places: Arc::new(Places::new(config.max_queue)),
             inspections: Arc::new(Semaphore::new(MAX_INSPECTIONS)),
+            explanations: Arc::new(Semaphore::new(MAX_EXPLANATIONS)),
+            explaining: Mutex::default(),
             config,
             next_id: 0.into(),
             started: std::time::Instant::now(),
@@ -123,6 +139,7 @@ impl EngineThread {
             dispatches,
             abandoned,
             places: BTreeMap::new(),
+            explanations: Explanations::default(),
             metrics,
             shared: Arc::clone(&shared),
         };

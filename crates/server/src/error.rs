@@ -185,6 +185,9 @@ pub enum ApiError {
         /// Seconds.
         retry_after_s: u64,
     },
+    /// The request waited as long as requests may.
+    #[error("the request waited too long in the queue and was not begun, try again later")]
+    QueueTimeout,
     /// The server is about to end and takes nothing new.
     #[error("the server is shutting down")]
     Draining,
@@ -232,7 +235,7 @@ impl ApiError {
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::BadHead { status } => StatusCode::from_u16(*status).unwrap_or(StatusCode::BAD_REQUEST),
             Self::QueueFull { .. } | Self::TooManyConnections { overload: Overload::Peer } => StatusCode::TOO_MANY_REQUESTS,
-            Self::Draining | Self::CutByShutdown | Self::Unavailable | Self::Busy | Self::Loading => {
+            Self::Draining | Self::CutByShutdown | Self::Unavailable | Self::Busy | Self::Loading | Self::QueueTimeout => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::TooManyConnections { overload: Overload::All } => StatusCode::SERVICE_UNAVAILABLE,
@@ -286,6 +289,7 @@ impl ApiError {
             Self::TooManyConnections { .. } => "too_many_connections",
             Self::Loading => "loading",
             Self::QueueFull { .. } => "queue_full",
+            Self::QueueTimeout => "queue_timeout",
             Self::Draining | Self::CutByShutdown => "shutting_down",
             Self::SlowReader => "slow_reader",
             Self::FaultyLogits => "faulty_logits",
@@ -297,7 +301,7 @@ impl ApiError {
         match self {
             Self::QueueFull { retry_after_s } => Some(*retry_after_s),
             // Another replica is the better address; until one is found, a second is enough.
-            Self::Draining | Self::Loading | Self::Busy | Self::TooManyConnections { .. } => Some(1),
+            Self::QueueTimeout | Self::Draining | Self::Loading | Self::Busy | Self::TooManyConnections { .. } => Some(1),
             _ => None,
         }
     }
@@ -365,10 +369,11 @@ mod tests {
 
     #[test]
     fn overload_says_when_to_come_back() {
-        for error in [ApiError::QueueFull { retry_after_s: 7 }, ApiError::Draining] {
+        for error in [ApiError::QueueFull { retry_after_s: 7 }, ApiError::QueueTimeout, ApiError::Draining] {
             assert!(error.clone().into_response().headers().contains_key(header::RETRY_AFTER), "{error}");
         }
         check(&ApiError::QueueFull { retry_after_s: 7 }, 429, "rate_limit_error", None, Some("queue_full"));
+        check(&ApiError::QueueTimeout, 503, "service_unavailable_error", None, Some("queue_timeout"));
         check(&ApiError::Draining, 503, "service_unavailable_error", None, Some("shutting_down"));
     }
 }

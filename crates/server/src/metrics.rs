@@ -70,7 +70,7 @@ pub(crate) struct RequestMetrics {
 /// Recorded at the door.
 pub(crate) struct HttpMetrics {
     responses: Vec<(&'static str, [Counter; 3])>,
-    shed: [Counter; 7],
+    shed: [Counter; ShedReason::LABELS.len()],
     refused_keys: [Counter; 2],
 }
 
@@ -128,10 +128,11 @@ impl Ending {
     const LABELS: [&'static str; 4] = ["stop", "length", "abort", "error"];
 }
 
-/// Why a request was not even queued.
+/// Why a request was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ShedReason {
     QueueFull,
+    QueueTimeout,
     Draining,
     BodyTooLarge,
     BodyTimeout,
@@ -141,8 +142,8 @@ pub(crate) enum ShedReason {
 }
 
 impl ShedReason {
-    const LABELS: [&'static str; 7] =
-        ["queue_full", "draining", "body_too_large", "body_timeout", "foreign_page", "busy", "connections"];
+    const LABELS: [&'static str; 8] =
+        ["queue_full", "queue_timeout", "draining", "body_too_large", "body_timeout", "foreign_page", "busy", "connections"];
 }
 
 impl Metrics {

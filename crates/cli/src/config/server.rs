@@ -1,5 +1,7 @@
 //! Where the daemon listens, and what it refuses.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use server::WebAccess;
 
@@ -18,8 +20,10 @@ pub(crate) struct ServerConfig {
     pub(crate) host: String,
     /// Port to listen on; 0 takes a free one.
     pub(crate) port: u16,
-    /// Requests that may wait; one more is answered 429.
+    /// Requests that may wait; one more is answered 429, unless its tenant has less than its equal part of them waiting.
     pub(crate) max_queue: usize,
+    /// A request that was not begun within this is answered 503; 0 waits for ever.
+    pub(crate) queue_timeout: Millis,
     /// Connections open at once; one more closes the one that has waited longest for its client.
     pub(crate) max_connections: usize,
     /// Connections open at once from one address.
@@ -48,6 +52,7 @@ impl Default for ServerConfig {
             host: "127.0.0.1".to_owned(),
             port: 8000,
             max_queue: 256,
+            queue_timeout: Millis::seconds(0),
             max_connections: 4096,
             max_connections_per_peer: 2048,
             body_limit: ByteSize::mib(2),
@@ -63,6 +68,11 @@ impl Default for ServerConfig {
 }
 
 impl ServerConfig {
+    /// How long a request may wait to be begun, if there is a bound.
+    pub(crate) fn queue_timeout(&self) -> Option<Duration> {
+        Some(self.queue_timeout.get()).filter(|timeout| !timeout.is_zero())
+    }
+
     pub(super) fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if self.host.is_empty() {
@@ -129,6 +139,9 @@ pub(crate) struct ServerArgs {
     /// Requests that may wait before one is answered 429 [default: 256]
     #[arg(long, env = "KVSHARE_MAX_QUEUE", value_name = "N")]
     max_queue: Option<usize>,
+    /// Time a request may wait to be begun before it is answered 503; 0s: for ever [default: 0s]
+    #[arg(long, env = "KVSHARE_QUEUE_TIMEOUT", value_name = "TIME")]
+    queue_timeout: Option<Millis>,
     /// Connections open at once [default: 4096]
     #[arg(long, env = "KVSHARE_MAX_CONNECTIONS", value_name = "N")]
     max_connections: Option<usize>,
@@ -166,6 +179,7 @@ impl ServerArgs {
         set(&mut config.host, self.host);
         set(&mut config.port, self.port);
         set(&mut config.max_queue, self.max_queue);
+        set(&mut config.queue_timeout, self.queue_timeout);
         set(&mut config.max_connections, self.max_connections);
         set(&mut config.max_connections_per_peer, self.max_connections_per_peer);
         set(&mut config.body_limit, self.body_limit);

@@ -157,6 +157,7 @@ impl Choice {
 pub(super) fn stream_error(error: StreamError) -> ApiError {
     match error {
         StreamError::TooSlow => ApiError::SlowReader,
+        StreamError::QueueTimeout => ApiError::QueueTimeout,
         StreamError::Stopped => ApiError::CutByShutdown,
         StreamError::Failed => ApiError::EngineFailed,
     }

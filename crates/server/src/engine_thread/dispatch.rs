@@ -13,7 +13,7 @@ use tracing::{debug, info};
 
 use super::handle::Shared;
 use super::route::Route;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, ShedReason};
 
 /// What the engine thread tells.
 pub(super) enum Dispatch {
@@ -76,6 +76,9 @@ impl Dispatcher {
         let now = self.shared.now();
         for (request_id, route) in self.routes.extract_if(.., |_, route| route.is_abandoned()) {
             debug!(%request_id, "reader has gone");
+            if route.has_timed_out() {
+                self.metrics.http.count_shed(ShedReason::QueueTimeout);
+            }
             let _ = self.abandoned.send(request_id); // An engine that has ended holds no request.
             route.end(FinishReason::Aborted, now, &self.metrics.requests);
         }

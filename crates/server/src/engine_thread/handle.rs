@@ -1,21 +1,24 @@
 //! What the HTTP side holds of the engine thread.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use engine::{DonorInfo, EngineStats, Erase, ErasedCounts, Explanation, Request, RequestError, SchedulerConfig};
 use tokens::{DonorId, RequestId, TenantId, Timestamp};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+use super::explanations::Question;
 use super::inspect::Inspection;
+use super::places::Places;
 use super::route::{InFlight, Link, Submission};
 use super::{EngineCommand, EngineThreadConfig, PromptGroup, TokenStream};
 
 /// Submits requests to the engine thread and reads its figures. Cheap to clone; the thread ends when the last one is dropped.
 #[derive(Clone)]
 pub struct EngineHandle {
-    commands: mpsc::Sender<EngineCommand>,
+    commands: mpsc::UnboundedSender<EngineCommand>,
     shared: Arc<Shared>,
 }
 
@@ -37,10 +40,14 @@ pub(super) struct Shared {
     pub(super) phase: watch::Sender<Phase>,
     pub(super) stats: watch::Sender<EngineStats>,
     pub(super) in_flight: watch::Sender<usize>,
-    /// One permit for each request that waits for admission.
-    pub(super) queue: Arc<Semaphore>,
+    /// Of requests that wait for admission.
+    pub(super) places: Arc<Places>,
     /// One permit for each question on its way.
     pub(super) inspections: Arc<Semaphore>,
+    /// One permit for each request on its way to be explained.
+    pub(super) explanations: Arc<Semaphore>,
+    /// One more for each tenant, so that none has two of those.
+    pub(super) explaining: Mutex<BTreeMap<TenantId, Arc<Semaphore>>>,
     pub(super) config: EngineThreadConfig,
     pub(super) scheduler: SchedulerConfig,
     pub(super) next_id: AtomicU64,
@@ -63,7 +70,7 @@ impl Shared {
 }
 
 impl EngineHandle {
-    pub(super) fn new(commands: mpsc::Sender<EngineCommand>, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(commands: mpsc::UnboundedSender<EngineCommand>, shared: Arc<Shared>) -> Self {
         Self { commands, shared }
     }
 
@@ -80,6 +87,11 @@ impl EngineHandle {
     /// Where the daemon is in its life, from now on.
     pub(super) fn watch_phase(&self) -> watch::Receiver<Phase> {
         self.shared.phase.subscribe()
+    }
+
+    /// How long a request may wait for admission.
+    pub(super) fn queue_timeout(&self) -> Option<Duration> {
+        self.shared.config.queue_timeout
     }
 
     /// Requests that may wait for admission.
@@ -104,21 +116,20 @@ impl EngineHandle {
             phase => return Err(SubmitError::NotRunning(phase)),
         }
         let num_requests = prompts.iter().map(Vec::len).sum::<usize>();
-        let num_permits = u32::try_from(num_requests).map_err(|_| SubmitError::QueueFull)?;
-        let mut permits =
-            Arc::clone(&self.shared.queue).try_acquire_many_owned(num_permits).map_err(|_| SubmitError::QueueFull)?;
+        let Some(tenant) = prompts.iter().flatten().map(|request| request.tenant).next() else { return Ok(Vec::new()) };
+        let mut places = Places::take(&self.shared.places, tenant, num_requests).ok_or(SubmitError::QueueFull)?;
         let mut streams = Vec::with_capacity(num_requests);
         let mut connect = |request| {
             let (sender, events) = mpsc::channel(self.shared.config.stream_buffer);
             let link = Arc::new(Link::default());
             let in_flight = InFlight::enter(&self.shared);
             streams.push(TokenStream::new(events, Arc::clone(&link), self, in_flight));
-            let permit = permits.split(1).expect("one permit was acquired for each request");
-            Submission { request, events: sender, link, permit }
+            let place = places.pop().expect("one place was taken for each request");
+            Submission { request, events: sender, link, place }
         };
         let groups = prompts.into_iter().map(|group| group.into_iter().map(&mut connect).collect()).collect();
-        // The permits guarantee a place in the channel, so this fails only when the thread has ended.
-        self.commands.try_send(EngineCommand::Add(groups)).map_err(|_| SubmitError::NotRunning(self.phase()))?;
+        // It fails only when the thread has ended.
+        self.commands.send(EngineCommand::Add(groups)).map_err(|_| SubmitError::NotRunning(self.phase()))?;
         Ok(streams)
     }
 
@@ -132,10 +143,17 @@ impl EngineHandle {
         self.inspect(|reply| Inspection::Erase { what, reply }).await
     }
 
-    /// What would be reused for `request`, which fits.
+    /// What would be reused for `request`, which fits. Tenants that ask take turns.
     pub(crate) async fn explain(&self, request: Request) -> Result<Explanation, SubmitError> {
-        let request = Box::new(request);
-        self.inspect(|reply| Inspection::Explain { request, reply }).await
+        let of_tenant = {
+            let mut explaining = self.shared.explaining.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(explaining.entry(request.tenant).or_insert_with(|| Arc::new(Semaphore::new(1))))
+        };
+        let own = of_tenant.acquire_owned().await.expect("the semaphore is never closed");
+        let common = Arc::clone(&self.shared.explanations).acquire_owned().await.expect("the semaphore is never closed");
+        let (reply, answer) = oneshot::channel();
+        let question = Question { request: Box::new(request), reply, permits: [own, common] };
+        self.ask(EngineCommand::Explain(question), answer).await
     }
 
     /// Tells what the prompt of a request means that was submitted before.
@@ -145,10 +163,15 @@ impl EngineHandle {
 
     /// Asks, and waits for the answer.
     async fn inspect<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Inspection) -> Result<T, SubmitError> {
-        let not_running = || SubmitError::NotRunning(self.phase());
         let permit = Arc::clone(&self.shared.inspections).acquire_owned().await.expect("the semaphore is never closed");
         let (reply, answer) = oneshot::channel();
-        self.commands.try_send(EngineCommand::Inspect(question(reply), permit)).map_err(|_| not_running())?;
+        self.ask(EngineCommand::Inspect(question(reply), permit), answer).await
+    }
+
+    /// Sends a question, and waits for its answer.
+    async fn ask<T>(&self, command: EngineCommand, answer: oneshot::Receiver<T>) -> Result<T, SubmitError> {
+        let not_running = || SubmitError::NotRunning(self.phase());
+        self.commands.send(command).map_err(|_| not_running())?;
         let mut phase = self.watch_phase();
         tokio::select! {
             biased;
@@ -202,8 +225,8 @@ impl EngineHandle {
             }
             !has_failed
         });
-        // It fails when the thread has ended, which is what was wanted, or has not yet seen another `Stop`.
-        let _ = self.commands.try_send(EngineCommand::Stop);
+        // It fails only when the thread has ended, which is what was wanted.
+        let _ = self.commands.send(EngineCommand::Stop);
     }
 
     /// Returns when `is_reached` holds for the engine's figures, or when the engine has ended.

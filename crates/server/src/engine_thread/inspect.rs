@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use engine::{DonorInfo, EngineCore, Erase, ErasedCounts, Executor, Explanation, Request};
+use engine::{DonorInfo, EngineCore, Erase, ErasedCounts, Executor};
 use tokens::{DonorId, RequestId};
 use tokio::sync::oneshot;
 
@@ -12,8 +12,6 @@ pub(super) enum Inspection {
     Donors { after: Option<DonorId>, limit: usize, reply: oneshot::Sender<Vec<DonorInfo>> },
     /// Forgets KV.
     Erase { what: Erase, reply: oneshot::Sender<ErasedCounts> },
-    /// What would be reused for a request.
-    Explain { request: Box<Request>, reply: oneshot::Sender<Explanation> },
     /// Notes what the prompt of a request means.
     Attach { request_id: RequestId, embedding: Arc<[f32]>, reply: oneshot::Sender<()> },
 }
@@ -29,7 +27,6 @@ impl Inspection {
                 publish(engine);
                 let _ = reply.send(counts);
             }
-            Self::Explain { request, reply } => drop(reply.send(engine.explain(&request))),
             Self::Attach { request_id, embedding, reply } => {
                 engine.attach_embedding(request_id, &embedding);
                 let _ = reply.send(());

@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use engine::{EngineEvent, FinishReason, KvSharingMode, KvUsage, Request};
 use tokens::Timestamp;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 
 use super::handle::Shared;
+use super::places::Place;
 use crate::metrics::{CacheOutcome, Ending, Metrics, RequestMetrics};
 
 /// A request on its way to the engine.
@@ -15,7 +16,8 @@ pub(super) struct Submission {
     pub(super) request: Request,
     pub(super) events: mpsc::Sender<EngineEvent>,
     pub(super) link: Arc<Link>,
-    pub(super) permit: OwnedSemaphorePermit,
+    /// In the queue.
+    pub(super) place: Place,
 }
 
 /// What both ends of a request's channel may say beside it.
@@ -25,6 +27,8 @@ pub(super) struct Link {
     pub(super) is_complete: AtomicBool,
     /// The reader fell behind.
     pub(super) is_too_slow: AtomicBool,
+    /// The reader waited for the admission as long as it may.
+    pub(super) has_timed_out: AtomicBool,
 }
 
 /// Counts a request as in flight until it is dropped.
@@ -88,6 +92,11 @@ impl Route {
     /// Whether its reader has gone.
     pub(super) fn is_abandoned(&self) -> bool {
         self.events.is_closed()
+    }
+
+    /// Whether its reader has gone because it was not admitted in time.
+    pub(super) fn has_timed_out(&self) -> bool {
+        self.link.has_timed_out.load(Ordering::Acquire)
     }
 
     /// Hands `event` to the reader. `false` when the reader is too far behind, or gone.

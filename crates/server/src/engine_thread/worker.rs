@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use engine::{EngineCore, EngineEvent, Executor};
 use tokens::RequestId;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error};
 
 use super::dispatch::Dispatch;
+use super::explanations::Explanations;
 use super::handle::{Phase, Shared};
-use super::inspect::Inspection;
+use super::places::Place;
 use super::report::describe_step;
 use super::route::{Group, Route, Submission};
 use super::{EngineCommand, Fatal};
@@ -22,26 +23,17 @@ use crate::metrics::Metrics;
 /// State of the engine thread.
 pub(super) struct Worker<E: Executor> {
     pub(super) engine: EngineCore<E>,
-    pub(super) commands: mpsc::Receiver<EngineCommand>,
+    pub(super) commands: mpsc::UnboundedReceiver<EngineCommand>,
     /// What the readers are to be told.
     pub(super) dispatches: mpsc::Sender<Dispatch>,
     /// Requests whose reader has gone.
     pub(super) abandoned: std::sync::mpsc::Receiver<RequestId>,
     /// Places in the queue, given back at admission.
-    pub(super) places: BTreeMap<RequestId, OwnedSemaphorePermit>,
+    pub(super) places: BTreeMap<RequestId, Place>,
+    /// Questions that wait for time between steps.
+    pub(super) explanations: Explanations,
     pub(super) metrics: Arc<Metrics>,
     pub(super) shared: Arc<Shared>,
-}
-
-/// The thread's next act after a command.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Next {
-    /// It takes the next one.
-    Command,
-    /// It runs a step: an explanation plans a whole prompt, and many of them shall not hold up those that are answered.
-    Step,
-    /// It ends.
-    End,
 }
 
 /// What ended a wait.
@@ -89,6 +81,7 @@ impl<E: Executor> Worker<E> {
     fn run_steps(&mut self) -> Result<(), Fatal> {
         while self.take_commands()? {
             self.abort_abandoned();
+            self.explanations.answer_next(&mut self.engine);
             if self.engine.has_work() || self.is_due() {
                 self.step()?;
             } else {
@@ -105,26 +98,24 @@ impl<E: Executor> Worker<E> {
 
     /// Takes what has been sent; waits for something when there is nothing to do. `false` when it is time to end.
     fn take_commands(&mut self) -> Result<bool, Fatal> {
-        if !self.engine.has_work() {
-            let next = match self.wait() {
+        if !self.engine.has_work() && self.explanations.is_empty() {
+            let goes_on = match self.wait() {
                 Waited::Command(command) => self.take(command)?,
-                Waited::Idle => Next::Command,
-                Waited::Closed => Next::End,
+                Waited::Idle => true,
+                Waited::Closed => false,
             };
-            if next == Next::End {
+            if !goes_on {
                 return Ok(false);
             }
         }
         loop {
-            let next = match self.commands.try_recv() {
+            let goes_on = match self.commands.try_recv() {
                 Ok(command) => self.take(command)?,
-                Err(mpsc::error::TryRecvError::Disconnected) => Next::End,
-                Err(mpsc::error::TryRecvError::Empty) => Next::Step,
+                Err(mpsc::error::TryRecvError::Disconnected) => false,
+                Err(mpsc::error::TryRecvError::Empty) => return Ok(true),
             };
-            match next {
-                Next::Command => {}
-                Next::Step => return Ok(true),
-                Next::End => return Ok(false),
+            if !goes_on {
+                return Ok(false);
             }
         }
     }
@@ -147,22 +138,20 @@ impl<E: Executor> Worker<E> {
         }
     }
 
-    fn take(&mut self, command: EngineCommand) -> Result<Next, Fatal> {
+    /// `false` when it is time to end.
+    fn take(&mut self, command: EngineCommand) -> Result<bool, Fatal> {
         match command {
             EngineCommand::Add(groups) => self.add(groups)?,
             EngineCommand::Inspect(inspection, permit) => {
                 // It has been received: another one may be sent.
                 drop(permit);
-                let is_explanation = matches!(inspection, Inspection::Explain { .. });
                 let shared = Arc::clone(&self.shared);
                 inspection.answer(&mut self.engine, |engine| publish(&shared, engine));
-                if is_explanation {
-                    return Ok(Next::Step);
-                }
             }
-            EngineCommand::Stop => return Ok(Next::End),
+            EngineCommand::Explain(question) => self.explanations.push(question),
+            EngineCommand::Stop => return Ok(false),
         }
-        Ok(Next::Command)
+        Ok(true)
     }
 
     fn add(&mut self, groups: Vec<Vec<Submission>>) -> Result<(), Fatal> {
@@ -177,10 +166,10 @@ impl<E: Executor> Worker<E> {
     }
 
     fn add_one(&mut self, submission: Submission, group: Arc<Group>) -> Result<(), Fatal> {
-        let Submission { request, events, link, permit } = submission;
+        let Submission { request, events, link, place } = submission;
         self.metrics.requests.params_max_tokens.record(request.sampling.max_tokens);
         let route = Route::new(&request, events, link, group);
-        self.places.insert(request.request_id, permit);
+        self.places.insert(request.request_id, place);
         debug!(request_id = %request.request_id, prompt_tokens = request.prompt_token_ids.len(), "added");
         self.tell(Dispatch::Open(request.request_id, route))?;
         self.engine.add_request(request, self.shared.now());

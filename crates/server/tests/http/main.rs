@@ -8,6 +8,7 @@ mod faults;
 mod info;
 mod limits;
 mod pages;
+mod queue;
 mod serving;
 mod sharing;
 mod streams;

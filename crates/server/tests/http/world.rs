@@ -246,7 +246,13 @@ impl World {
 
     /// Begins a streamed answer and returns its body, unread.
     pub(crate) async fn begin(&self, path: &str, body: &Value) -> Body {
+        self.begin_as("", path, body).await
+    }
+
+    /// The same with a key.
+    pub(crate) async fn begin_as(&self, key: &str, path: &str, body: &Value) -> Body {
         let request = Request::builder().method("POST").uri(path).header(CONTENT_TYPE, JSON);
+        let request = request.header("authorization", format!("Bearer {key}"));
         let request = request.body(Body::from(body.to_string())).unwrap();
         let response = self.router.clone().oneshot(request).await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);

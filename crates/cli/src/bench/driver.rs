@@ -198,6 +198,20 @@ impl Driver {
         self.flush()
     }
 
+    /// Does `what`; if that fails, takes back all it left behind, so that something else can be done.
+    ///
+    /// # Errors
+    /// Those of `what`.
+    pub(crate) fn attempt<T>(&mut self, what: impl FnOnce(&mut Self) -> anyhow::Result<T>) -> anyhow::Result<T> {
+        what(self).map_err(|error| {
+            let left: Vec<_> = (0..=self.num_requests).map(RequestId).collect();
+            match self.abort_all(&left) {
+                Ok(()) => error,
+                Err(worse) => error.context(format!("and taking it back: {worse:#}")),
+            }
+        })
+    }
+
     /// Forgets all KV.
     pub(crate) fn forget(&mut self) {
         self.engine.reset_prefix_cache();
@@ -265,9 +279,20 @@ pub(super) fn tiny_driver(num_blocks: usize) -> Driver {
     tiny_driver_with_host_tier(num_blocks, 0)
 }
 
+/// The same for so many sequences at once.
+#[cfg(test)]
+pub(super) fn tiny_driver_for(num_blocks: usize, max_num_seqs: usize) -> Driver {
+    tiny(num_blocks, 0, max_num_seqs)
+}
+
 /// The same with a host tier.
 #[cfg(test)]
 pub(super) fn tiny_driver_with_host_tier(num_blocks: usize, num_host_blocks: u32) -> Driver {
+    tiny(num_blocks, num_host_blocks, 64)
+}
+
+#[cfg(test)]
+fn tiny(num_blocks: usize, num_host_blocks: u32, max_num_seqs: usize) -> Driver {
     use engine::HostConfig;
     use runner::testing::{tiny_backend, tiny_config};
     use runner::{Architecture, KvDtype, RopeLayout};
@@ -276,7 +301,8 @@ pub(super) fn tiny_driver_with_host_tier(num_blocks: usize, num_host_blocks: u32
     // A tiny model computes faster than any gate asks for.
     let gate = semantic::Gate::open();
     let host = HostConfig { num_blocks: num_host_blocks, ..HostConfig::default() };
-    let config = SchedulerConfig { max_num_batched_tokens: 128, gate, host, ..SchedulerConfig::new(num_blocks, 2048) };
+    let max_num_batched_tokens = max_num_seqs.max(128);
+    let config = SchedulerConfig { max_num_batched_tokens, max_num_seqs, gate, host, ..SchedulerConfig::new(num_blocks, 2048) };
     let backend = tiny_backend(&model, 42, KvDtype::F16, num_blocks).with_host_tier(num_host_blocks as usize);
     Driver::new(config, ModelRunner::new(Box::new(backend), tokens::BlockSize::DEFAULT), 97).unwrap()
 }

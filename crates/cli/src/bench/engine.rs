@@ -10,6 +10,7 @@ mod load;
 
 use std::fmt::Write;
 
+use anyhow::bail;
 use serde::Serialize;
 
 use self::batches::{BatchBench, DecodeSpeed};
@@ -71,6 +72,16 @@ struct EngineReport {
     lengths: Vec<Latency>,
     batches: Vec<DecodeSpeed>,
     throughput: Option<LoadSpeed>,
+    /// What could not be measured, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    failures: Vec<Failure>,
+}
+
+/// A row that is missing.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct Failure {
+    what: String,
+    error: String,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde calls")]
@@ -81,7 +92,7 @@ fn is_zero(number: &u32) -> bool {
 /// Loads the model, measures, and prints the medians.
 ///
 /// # Errors
-/// If the model cannot be loaded, or a length or batch does not fit it.
+/// If the model cannot be loaded, a length or batch does not fit it, or something could not be measured; the rest is printed then.
 pub(crate) fn run(args: &EngineBenchArgs) -> anyhow::Result<()> {
     let num_requests = args.throughput.map(|load| load.num_requests);
     let num_seqs = args.batches.iter().copied().chain(num_requests).max().unwrap_or(1) as usize;
@@ -90,7 +101,11 @@ pub(crate) fn run(args: &EngineBenchArgs) -> anyhow::Result<()> {
     let vocab_size = source.vocab_size()?;
     let mut driver = Driver::new(source.scheduler, source.loaded.model.runner, vocab_size)?;
     measure(args, &mut driver, &mut report)?;
-    args.json.write(&report, &report.to_table())
+    args.json.write(&report, &report.to_table())?;
+    match &report.failures[..] {
+        [] => Ok(()),
+        failures => bail!("{} measurements failed", failures.len()),
+    }
 }
 
 fn empty_report(args: &EngineBenchArgs, source: &Source) -> EngineReport {
@@ -109,10 +124,11 @@ fn empty_report(args: &EngineBenchArgs, source: &Source) -> EngineReport {
         lengths: Vec::new(),
         batches: Vec::new(),
         throughput: None,
+        failures: Vec::new(),
     }
 }
 
-/// Everything that was asked for. What has no room is refused before anything is measured.
+/// Everything that was asked for. What has no room is refused before anything is measured; what fails then costs its own row only.
 fn measure(args: &EngineBenchArgs, driver: &mut Driver, report: &mut EngineReport) -> anyhow::Result<()> {
     let EngineBenchArgs { lengths, decode_tokens, donors, repeats, .. } = args;
     let latency = LatencyBench { lengths, decode_tokens: *decode_tokens, donors: *donors, repeats: *repeats };
@@ -123,15 +139,31 @@ fn measure(args: &EngineBenchArgs, driver: &mut Driver, report: &mut EngineRepor
     let num_kinds = args.lengths.len() + args.batches.len() + usize::from(args.throughput.is_some());
     let mut progress = Progress::new("measuring", Unit::Count, num_kinds as u64 * u64::from(args.repeats));
     let mut done = || progress.add(1);
-    report.lengths = latency.measure(driver, &mut done)?;
+    for (length, row) in latency.measure(driver, &mut done) {
+        report.lengths.extend(report.failures.keep(|| format!("a prompt of {length} tokens"), row));
+    }
     for &batch in &args.batches {
-        report.batches.push(batches.measure(driver, batch, &mut done)?);
+        let row = driver.attempt(|driver| batches.measure(driver, batch, &mut done));
+        report.batches.extend(report.failures.keep(|| format!("a batch of {batch}"), row));
     }
     if let Some(load) = args.throughput {
-        report.throughput = Some(load.measure(driver, args.repeats, &mut done)?);
+        let row = driver.attempt(|driver| load.measure(driver, args.repeats, &mut done));
+        report.throughput = report.failures.keep(|| "throughput".to_owned(), row);
     }
     progress.finish();
     Ok(())
+}
+
+/// Where failures go.
+trait Keep {
+    /// The row of `what`, unless that failed.
+    fn keep<T>(&mut self, what: impl FnOnce() -> String, row: anyhow::Result<T>) -> Option<T>;
+}
+
+impl Keep for Vec<Failure> {
+    fn keep<T>(&mut self, what: impl FnOnce() -> String, row: anyhow::Result<T>) -> Option<T> {
+        row.map_err(|error| self.push(Failure { what: what(), error: format!("{error:#}") })).ok()
+    }
 }
 
 impl EngineReport {
@@ -152,6 +184,9 @@ impl EngineReport {
         if let Some(speed) = &self.throughput {
             text += &format!("\n{speed}\n");
         }
+        for Failure { what, error } in &self.failures {
+            text += &format!("\nNot measured: {what}: {error}\n");
+        }
         text
     }
 }
@@ -160,7 +195,7 @@ impl EngineReport {
 mod tests {
     use clap::Parser;
 
-    use super::super::driver::{tiny_driver, tiny_driver_with_host_tier};
+    use super::super::driver::{tiny_driver, tiny_driver_for, tiny_driver_with_host_tier};
     use super::*;
 
     #[derive(Parser)]
@@ -190,6 +225,7 @@ mod tests {
             lengths: Vec::new(),
             batches: Vec::new(),
             throughput: None,
+            failures: Vec::new(),
         };
         measure(&args, driver, &mut report)?;
         Ok(report)
@@ -220,6 +256,25 @@ mod tests {
         let without = report(flags).unwrap();
         let text = serde_json::to_string(&without).unwrap() + &without.to_table();
         assert!(!text.contains("host"), "{text}");
+    }
+
+    #[test]
+    fn a_batch_of_any_size_runs() {
+        let mut driver = tiny_driver_for(1_600, 300);
+        let found =
+            report_of(&mut driver, "--lengths 20 --batches 1,300 --decode-prompt 40 --decode-tokens 4 --repeats 1").unwrap();
+        assert_eq!(found.failures, []);
+        assert_eq!(found.batches.iter().map(|row| row.batch).collect::<Vec<_>>(), [1, 300]);
+    }
+
+    #[test]
+    fn a_row_that_fails_leaves_the_others() {
+        // Eight sequences run at once, so that a ninth one never runs beside them.
+        let flags = "--lengths 20,30 --batches 9,2 --decode-prompt 20 --decode-tokens 4 --throughput 3x9+4 --repeats 1";
+        let found = report_of(&mut tiny_driver_for(128, 8), flags).unwrap();
+        assert_eq!(found.failures.iter().map(|failure| failure.what.as_str()).collect::<Vec<_>>(), ["a batch of 9"]);
+        assert_eq!((found.lengths.len(), found.batches.len(), found.throughput.is_some()), (2, 1, true));
+        assert!(found.to_table().contains("Not measured: a batch of 9: "), "{}", found.to_table());
     }
 
     #[test]

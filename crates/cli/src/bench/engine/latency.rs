@@ -67,22 +67,23 @@ impl LatencyBench<'_> {
     }
 
     /// Rounds go over all lengths, so that a slow phase of the machine meets each of them. The first one is not counted: it touches all
-    /// weights and memory once.
-    ///
-    /// # Errors
-    /// If the model fails.
-    pub(super) fn measure(&self, driver: &mut Driver, done: &mut dyn FnMut()) -> anyhow::Result<Vec<Latency>> {
-        let mut samples = vec![Vec::new(); self.lengths.len()];
+    /// weights and memory once. A length that fails once is not measured again.
+    pub(super) fn measure(&self, driver: &mut Driver, done: &mut dyn FnMut()) -> Vec<(u32, anyhow::Result<Latency>)> {
+        let mut rows: Vec<_> = self.lengths.iter().map(|&length| (length, Ok(Vec::new()))).collect();
         for round in 0..=self.repeats {
-            for (&length, samples) in self.lengths.iter().zip(&mut samples) {
-                let sample = self.measure_once(driver, length, round)?;
-                if round > 0 {
-                    samples.push(sample);
-                    done();
+            for (length, row) in &mut rows {
+                let Ok(samples) = row else { continue };
+                match driver.attempt(|driver| self.measure_once(driver, *length, round)) {
+                    Ok(_) if round == 0 => {}
+                    Ok(sample) => {
+                        samples.push(sample);
+                        done();
+                    }
+                    Err(error) => *row = Err(error),
                 }
             }
         }
-        Ok(self.lengths.iter().zip(&samples).map(|(&length, samples)| summary(length, samples)).collect())
+        rows.into_iter().map(|(length, row)| (length, row.map(|samples: Vec<Sample>| summary(length, &samples)))).collect()
     }
 
     /// Cold and miss take turns in who comes first, so that neither profits from the other.
@@ -166,7 +167,8 @@ mod tests {
     fn a_known_prompt_is_faster_and_every_value_is_there() {
         let mut rounds = 0;
         let bench = LatencyBench { lengths: &[900], decode_tokens: 8, donors: 3, repeats: 3 };
-        let found = bench.measure(&mut tiny_driver(128), &mut || rounds += 1).unwrap();
+        let found = bench.measure(&mut tiny_driver(128), &mut || rounds += 1);
+        let found: Vec<_> = found.into_iter().map(|(_, row)| row.unwrap()).collect();
         let [latency] = &found[..] else { panic!("{found:?}") };
         assert!(latency.hit_ttft_ms < latency.cold_ttft_ms / 2.0 && latency.hit_ttft_ms > 0.0, "{latency:?}");
         assert!(latency.miss_ttft_ms > latency.hit_ttft_ms && latency.decode_tokens_per_s > 0.0, "{latency:?}");

@@ -17,29 +17,30 @@ pub(crate) fn stated_default(arg: &clap::Arg) -> Option<String> {
     Some(stated.strip_suffix(']').expect("a stated default ends the help").to_owned())
 }
 
-/// Keys of settings that are found out at start.
-fn found_out_at_start() -> Vec<String> {
+/// The default of the setting that has the name of a flag, as the file writes it.
+fn default_in_file(long: &str) -> Option<toml::Value> {
     let table: toml::Table = toml::from_str(&Config::default().to_toml()).unwrap();
-    let settings = table.values().flat_map(|section| section.as_table().unwrap());
-    settings.filter(|(_, value)| value.as_str() == Some("auto")).map(|(key, _)| key.clone()).collect()
+    table.values().find_map(|section| section.get(long.replace('-', "_")).cloned())
 }
 
 #[test]
 fn what_the_help_of_a_flag_calls_its_default_is_the_default() {
-    let (words, mut unstated) = (found_out_at_start(), Vec::new());
+    let mut unstated = Vec::new();
     for arg in Line::command().get_arguments() {
         let long = arg.get_long().unwrap();
-        match stated_default(arg) {
-            None => unstated.push(long.to_owned()),
-            // Words say how it is found out.
-            Some(stated) if stated.contains(' ') => assert!(words.contains(&long.replace('-', "_")), "--{long}: {stated}"),
-            Some(stated) => {
-                let line = Line::try_parse_from(["kvshare", &format!("--{long}={stated}")]).unwrap();
-                assert_eq!(
-                    Config::resolve(line.config).unwrap(),
-                    Config::default(),
-                    "--{long} is said to be {stated} by default"
-                );
+        let Some(stated) = stated_default(arg) else {
+            unstated.push(long.to_owned());
+            continue;
+        };
+        // The value comes first; words after a comma explain it.
+        let value = stated.split(',').next().unwrap();
+        match default_in_file(long) {
+            // It is found out at start, and words say how.
+            Some(toml::Value::String(auto)) if auto == "auto" && stated.contains(' ') => {}
+            Some(toml::Value::Array(all)) if value == "none" => assert!(all.is_empty(), "--{long} has values by default"),
+            _ => {
+                let line = Line::try_parse_from(["kvshare", &format!("--{long}={value}")]).unwrap();
+                assert_eq!(Config::resolve(line.config).unwrap(), Config::default(), "--{long} is not {value} by default");
             }
         }
     }

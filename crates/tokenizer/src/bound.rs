@@ -74,11 +74,12 @@ mod tests {
         let tokens: [&[u8]; 5] = [b"a", b"ab", b"        ", b"x y", &[0xf0, 0x9f]];
         let lengths = TokenLengths::new(tokens);
         let len = 4 * MIN_WINDOW;
-        let at_ends = 4 * 2 * 7;
-        assert_eq!(lengths.min_tokens("a".repeat(len).as_bytes()), (len - at_ends) / 2);
-        assert_eq!(lengths.min_tokens(" ".repeat(len).as_bytes()), (len - at_ends) / 8 + 1);
-        assert_eq!(lengths.min_tokens("🦀".repeat(len / 4).as_bytes()), (len - at_ends) / 2);
-        assert_eq!(lengths.min_tokens("a ".repeat(len / 2).as_bytes()), (len - at_ends) / 8 + 1);
+        // Four windows, each without what two tokens of eight bytes can reach into it.
+        let expected = |longest| 4 * (MIN_WINDOW - 2 * 7usize).div_ceil(longest);
+        assert_eq!(lengths.min_tokens("a".repeat(len).as_bytes()), expected(2));
+        assert_eq!(lengths.min_tokens(" ".repeat(len).as_bytes()), expected(8));
+        assert_eq!(lengths.min_tokens("🦀".repeat(len / 4).as_bytes()), expected(2));
+        assert_eq!(lengths.min_tokens("a ".repeat(len / 2).as_bytes()), expected(8));
         assert_eq!(lengths.min_tokens(b"short"), 0);
         assert_eq!(lengths.min_tokens(b""), 0);
     }

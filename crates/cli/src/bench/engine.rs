@@ -262,7 +262,8 @@ mod tests {
     fn a_batch_of_any_size_runs() {
         let mut driver = tiny_driver_for(1_600, 300);
         let found =
-            report_of(&mut driver, "--lengths 20 --batches 1,300 --decode-prompt 40 --decode-tokens 4 --repeats 1").unwrap();
+            report_of(&mut driver, "--lengths 20 --donors 2 --batches 1,300 --decode-prompt 64 --decode-tokens 4 --repeats 1")
+                .unwrap();
         assert_eq!(found.failures, []);
         assert_eq!(found.batches.iter().map(|row| row.batch).collect::<Vec<_>>(), [1, 300]);
     }
@@ -270,7 +271,8 @@ mod tests {
     #[test]
     fn a_row_that_fails_leaves_the_others() {
         // Eight sequences run at once, so that a ninth one never runs beside them.
-        let flags = "--lengths 20,30 --batches 9,2 --decode-prompt 20 --decode-tokens 4 --throughput 3x9+4 --repeats 1";
+        let flags =
+            "--lengths 20,30 --donors 2 --batches 9,2 --decode-prompt 20 --decode-tokens 4 --throughput 3x9+4 --repeats 1";
         let found = report_of(&mut tiny_driver_for(128, 8), flags).unwrap();
         assert_eq!(found.failures.iter().map(|failure| failure.what.as_str()).collect::<Vec<_>>(), ["a batch of 9"]);
         assert_eq!((found.lengths.len(), found.batches.len(), found.throughput.is_some()), (2, 1, true));

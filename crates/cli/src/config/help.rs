@@ -45,7 +45,7 @@ fn what_the_help_of_a_flag_calls_its_default_is_the_default() {
         }
     }
     // A file, secrets, and what is off unless it is given.
-    assert_eq!(unstated, ["config", "load-format", "tokenizer", "hub-offline", "hub-token", "embedder-model"]);
+    assert_eq!(unstated, ["config", "hub-offline", "hub-token", "load-format", "tokenizer", "embedder-model"]);
 }
 
 #[test]

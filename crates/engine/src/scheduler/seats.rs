@@ -1,9 +1,10 @@
 //! Who gives way when seats or blocks run out.
 //!
 //! Seats and blocks are shared by tenants like rows. A tenant with nothing running gets the next seat at the next step: if there is none,
-//! or no room, the tenant that holds most gives up its newest sequence, as long as it has more than its part. Where there are more tenants
-//! than seats, they take turns. A request that needs more than its tenant's part of the pool waits until the pool empties by itself; when
-//! it has waited long, it claims what it needs, and nobody else is admitted before it.
+//! or no room, the tenant that holds most gives up its newest sequence, as long as it has more than its part and not only that one. Where
+//! there are more tenants than seats, or their only sequences fill the pool, they take turns. A request that needs more than its tenant's
+//! part of the pool waits until the pool empties by itself; when it has waited long, it claims what it needs, and nobody else is admitted
+//! before it.
 //!
 //! A sequence that was preempted is readmitted before others of its tenant, and is then safe until it has gained more than it lost: at
 //! most half of all work is done twice.
@@ -168,9 +169,10 @@ impl Scheduler {
         };
         let has_more_than_its_part = |other: TenantId| match missing {
             Missing::Seat => amount(other) > 1,
-            Missing::Blocks => amount(other) > part,
+            Missing::Blocks => amount(other) > part && holdings[&other].seats > 1,
             Missing::Claim => true,
         };
+        let may_lose_turn = |other: TenantId| missing == Missing::Seat || missing == Missing::Blocks && amount(other) > part;
         let candidates = || {
             let others = self.running.iter().map(|id| &self.sequences[id]).enumerate();
             others.filter(|(_, sequence)| {
@@ -182,7 +184,7 @@ impl Scheduler {
         let newest = rich.max_by_key(|&(idx, sequence)| (amount(sequence.request.tenant), idx));
         let has_had_turn = |sequence: &Sequence| self.num_steps - sequence.tenure.since >= TURN_STEPS;
         let longest = || {
-            let seated = candidates().filter(|(_, sequence)| missing == Missing::Seat && has_had_turn(sequence));
+            let seated = candidates().filter(|(_, sequence)| may_lose_turn(sequence.request.tenant) && has_had_turn(sequence));
             seated.min_by_key(|&(idx, sequence)| (sequence.tenure.since, idx))
         };
         newest.or_else(longest).map(|(_, sequence)| sequence.request_id)

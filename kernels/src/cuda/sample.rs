@@ -618,7 +618,7 @@ mod tests {
         let rows: Vec<Vec<f32>> = (0..num_rows).map(|row| Case::new(vocab_size, spread, row as u32).logits).collect();
         let mut logits = vec![f32::NAN; num_rows * stride];
         logits.chunks_mut(stride).zip(&rows).for_each(|(to, row)| to[..vocab_size].copy_from_slice(row));
-        let given = |row: usize| if row % 3 == 0 { cpu::argmax(&rows[row]) } else { (row * 7919 % vocab_size) as u32 };
+        let given = |row: usize| if row.is_multiple_of(3) { cpu::argmax(&rows[row]) } else { (row * 7919 % vocab_size) as u32 };
         let specs: Vec<ScoreSpec> = tops.iter().enumerate().map(|(row, &top)| ScoreSpec { token: given(row), top }).collect();
         let mut sampler = Sampler::new(&device, num_rows).unwrap();
         for _ in 0..2 {

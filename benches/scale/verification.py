@@ -126,6 +126,8 @@ def main():
     parser.add_argument("--markdown")
     parser.add_argument("binaries", nargs="+", metavar="NAME=BINARY")
     options = parser.parse_args()
+    # So that a run that is ended leaves no server behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     document = words("document", options.document_words)
     servers = []
     try:

@@ -16,7 +16,7 @@ mod route;
 mod stream;
 mod worker;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -139,6 +139,7 @@ impl EngineThread {
             dispatches,
             abandoned,
             places: BTreeMap::new(),
+            arrivals: VecDeque::new(),
             explanations: Explanations::default(),
             metrics,
             shared: Arc::clone(&shared),

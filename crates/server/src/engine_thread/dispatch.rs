@@ -21,6 +21,8 @@ pub(super) enum Dispatch {
     Open(RequestId, Route),
     /// A step has been made.
     Step(Vec<EngineEvent>),
+    /// A request waited too long for its admission and was taken back.
+    TimedOut(RequestId),
     /// The engine failed. Dropped when every reader was told.
     Fail(oneshot::Sender<()>),
 }
@@ -59,6 +61,7 @@ impl Dispatcher {
                     events.into_iter().for_each(|event| self.deliver(event));
                     self.end_abandoned();
                 }
+                Dispatch::TimedOut(request_id) => self.time_out(request_id),
                 Dispatch::Fail(done) => {
                     let now = self.shared.now();
                     std::mem::take(&mut self.routes).into_values().for_each(|route| route.fail(now, &self.metrics.requests));
@@ -76,12 +79,17 @@ impl Dispatcher {
         let now = self.shared.now();
         for (request_id, route) in self.routes.extract_if(.., |_, route| route.is_abandoned()) {
             debug!(%request_id, "reader has gone");
-            if route.has_timed_out() {
-                self.metrics.http.count_shed(ShedReason::QueueTimeout);
-            }
             let _ = self.abandoned.send(request_id); // An engine that has ended holds no request.
             route.end(FinishReason::Aborted, now, &self.metrics.requests);
         }
+    }
+
+    /// Ends a request that the engine has taken back because it waited too long. A reader that has gone before is counted as gone.
+    fn time_out(&mut self, request_id: RequestId) {
+        let Some(route) = self.routes.remove(&request_id) else { return };
+        self.metrics.http.count_shed(ShedReason::QueueTimeout);
+        route.time_out();
+        route.end(FinishReason::Aborted, self.shared.now(), &self.metrics.requests);
     }
 
     /// Tokens that `event` adds to its iteration, as vLLM counts them: a generated one, and with the first of a request its whole prompt,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use engine::{DonorInfo, EngineStats, Erase, ErasedCounts, Explanation, Request, RequestError, SchedulerConfig};
 use tokens::{DonorId, RequestId, TenantId, Timestamp};
@@ -87,11 +87,6 @@ impl EngineHandle {
     /// Where the daemon is in its life, from now on.
     pub(super) fn watch_phase(&self) -> watch::Receiver<Phase> {
         self.shared.phase.subscribe()
-    }
-
-    /// How long a request may wait for admission.
-    pub(super) fn queue_timeout(&self) -> Option<Duration> {
-        self.shared.config.queue_timeout
     }
 
     /// Requests that may wait for admission.

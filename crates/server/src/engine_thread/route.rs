@@ -27,7 +27,7 @@ pub(super) struct Link {
     pub(super) is_complete: AtomicBool,
     /// The reader fell behind.
     pub(super) is_too_slow: AtomicBool,
-    /// The reader waited for the admission as long as it may.
+    /// The engine did not begin the request in time.
     pub(super) has_timed_out: AtomicBool,
 }
 
@@ -94,9 +94,9 @@ impl Route {
         self.events.is_closed()
     }
 
-    /// Whether its reader has gone because it was not admitted in time.
-    pub(super) fn has_timed_out(&self) -> bool {
-        self.link.has_timed_out.load(Ordering::Acquire)
+    /// Tells the reader that the request was not begun in time, once the channel closes.
+    pub(super) fn time_out(&self) {
+        self.link.has_timed_out.store(true, Ordering::Release);
     }
 
     /// Hands `event` to the reader. `false` when the reader is too far behind, or gone.

@@ -5,7 +5,6 @@ use std::sync::atomic::Ordering;
 
 use engine::EngineEvent;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, timeout_at};
 
 use super::route::{InFlight, Link};
 use super::{EngineHandle, Phase};
@@ -15,8 +14,6 @@ pub(crate) struct TokenStream {
     events: mpsc::Receiver<EngineEvent>,
     link: Arc<Link>,
     phase: watch::Receiver<Phase>,
-    /// When it has waited long enough, until it is admitted.
-    admitted_by: Option<Instant>,
     _in_flight: InFlight,
 }
 
@@ -35,20 +32,15 @@ pub(crate) enum StreamError {
 
 impl TokenStream {
     pub(super) fn new(events: mpsc::Receiver<EngineEvent>, link: Arc<Link>, engine: &EngineHandle, in_flight: InFlight) -> Self {
-        let admitted_by = engine.queue_timeout().and_then(|timeout| Instant::now().checked_add(timeout));
-        Self { events, link, phase: engine.watch_phase(), admitted_by, _in_flight: in_flight }
+        Self { events, link, phase: engine.watch_phase(), _in_flight: in_flight }
     }
 
     /// Waits for the next event; the first one comes with the admission. The last one is [`EngineEvent::Finished`]; not to be called
     /// after it, nor after an error.
     pub(crate) async fn next(&mut self) -> Result<EngineEvent, StreamError> {
-        let event = match self.admitted_by {
-            None => self.receive().await,
-            Some(by) => timeout_at(by, self.receive()).await.map_err(|_| self.give_up())?,
-        };
-        self.admitted_by = None;
-        match event {
+        match self.receive().await {
             Some(event) => Ok(event),
+            None if self.link.has_timed_out.load(Ordering::Acquire) => Err(StreamError::QueueTimeout),
             None if self.link.is_too_slow.load(Ordering::Acquire) => Err(StreamError::TooSlow),
             None if *self.phase.borrow() == Phase::Stopped => Err(StreamError::Stopped),
             None => Err(StreamError::Failed),
@@ -62,12 +54,6 @@ impl TokenStream {
             // The engine may be in a step that lasts: its readers do not wait for the end of it.
             _ = self.phase.wait_for(|phase| *phase == Phase::Stopped) => None,
         }
-    }
-
-    /// Waits for the admission no longer.
-    fn give_up(&self) -> StreamError {
-        self.link.has_timed_out.store(true, Ordering::Release);
-        StreamError::QueueTimeout
     }
 
     /// Takes the request back because its answer is complete: a stop string was found.

@@ -1,13 +1,13 @@
 //! The loop of the engine thread.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use engine::{EngineCore, EngineEvent, Executor};
-use tokens::RequestId;
+use tokens::{RequestId, Timestamp};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error};
 
@@ -30,6 +30,8 @@ pub(super) struct Worker<E: Executor> {
     pub(super) abandoned: std::sync::mpsc::Receiver<RequestId>,
     /// Places in the queue, given back at admission.
     pub(super) places: BTreeMap<RequestId, Place>,
+    /// Requests in the order they came, kept only where a timeout bounds how long they wait. Some may run or have ended meanwhile.
+    pub(super) arrivals: VecDeque<(Timestamp, RequestId)>,
     /// Questions that wait for time between steps.
     pub(super) explanations: Explanations,
     pub(super) metrics: Arc<Metrics>,
@@ -170,6 +172,9 @@ impl<E: Executor> Worker<E> {
         self.metrics.requests.params_max_tokens.record(request.sampling.max_tokens);
         let route = Route::new(&request, events, link, group);
         self.places.insert(request.request_id, place);
+        if self.shared.config.queue_timeout.is_some() {
+            self.arrivals.push_back((request.arrival, request.request_id));
+        }
         debug!(request_id = %request.request_id, prompt_tokens = request.prompt_token_ids.len(), "added");
         self.tell(Dispatch::Open(request.request_id, route))?;
         self.engine.add_request(request, self.shared.now());
@@ -183,6 +188,20 @@ impl<E: Executor> Worker<E> {
         }
     }
 
+    /// Takes back requests that have waited longer than they may. Runs after a step, so that a request is refused only if a step was chosen
+    /// without it. One that was admitted has given its place back and is never refused, however long its steps last.
+    fn refuse_overdue(&mut self) -> Result<(), Fatal> {
+        let Some(timeout) = self.shared.config.queue_timeout else { return Ok(()) };
+        let now = self.shared.now();
+        while let Some((_, request_id)) = self.arrivals.pop_front_if(|(arrival, _)| now.since(*arrival) >= timeout) {
+            if self.places.remove(&request_id).is_some() {
+                self.engine.abort(request_id);
+                self.tell(Dispatch::TimedOut(request_id))?;
+            }
+        }
+        Ok(())
+    }
+
     fn step(&mut self) -> Result<(), Fatal> {
         let events = self.engine.step(self.shared.now())?;
         for event in &events {
@@ -193,7 +212,8 @@ impl<E: Executor> Worker<E> {
         // Who is told of the end of a request finds the figures without it.
         publish(&self.shared, &self.engine);
         // A step without news is told too: readers are looked after at each.
-        self.tell(Dispatch::Step(events))
+        self.tell(Dispatch::Step(events))?;
+        self.refuse_overdue()
     }
 
     /// Waits if the readers are many steps behind.

@@ -70,6 +70,18 @@ async fn who_waits_too_long_is_told_when_to_come_back() {
 }
 
 #[tokio::test]
+async fn who_is_begun_in_time_is_answered_however_long_its_steps_take() {
+    let world = busy(thread(8, Some(Duration::from_millis(100))));
+    world.control.slow_down(Duration::from_millis(250));
+    let short = completion("x", json!({"max_tokens": 2}));
+    for _ in 0..2 {
+        world.send_as(KEY_A, "POST", COMPLETIONS, &short).await.ok();
+    }
+    let metrics = world.get("/metrics").await.text;
+    assert!(metrics.contains("reason=\"queue_timeout\"} 0"), "{metrics}");
+}
+
+#[tokio::test]
 async fn a_question_is_answered_beside_streams_that_go_on() {
     let world = busy(thread(8, None));
     let long = completion("x", json!({"stream": true, "max_tokens": 900}));

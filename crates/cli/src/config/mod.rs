@@ -17,6 +17,8 @@ mod server;
 mod sharing;
 mod tenants;
 
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -121,8 +123,7 @@ impl Config {
     }
 
     fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse(&text, path)
+        Self::parse(&read_text(path)?, path)
     }
 
     /// `path` is only named in errors.
@@ -153,6 +154,33 @@ impl Config {
     pub(crate) fn to_toml(&self) -> String {
         toml::to_string(self).expect("every setting has a TOML form: scalars in sections")
     }
+}
+
+/// Bytes of a file that an operator writes by hand, at most. Chosen: ten thousand keys fit.
+const MAX_FILE_BYTES: u64 = 4 << 20;
+
+/// The content of a configuration or key file.
+///
+/// # Errors
+/// If the file cannot be read, is larger than [`MAX_FILE_BYTES`] (a device has no end), or is no UTF-8.
+fn read_text(path: &Path) -> Result<String, ConfigError> {
+    let bytes = read_bytes(path)?;
+    String::from_utf8(bytes).map_err(|error| {
+        let source = io::Error::new(io::ErrorKind::InvalidData, error.utf8_error());
+        ConfigError::Read { path: path.to_owned(), source }
+    })
+}
+
+/// As [`read_text`], of any bytes.
+fn read_bytes(path: &Path) -> Result<Vec<u8>, ConfigError> {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes));
+    let checked = read.and_then(|_| match bytes.len() as u64 > MAX_FILE_BYTES {
+        true => Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {} MiB", MAX_FILE_BYTES >> 20))),
+        false => Ok(()),
+    });
+    checked.map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    Ok(bytes)
 }
 
 /// The TOML `text` as `T`; `path` is only named in errors.
@@ -229,6 +257,13 @@ mod tests {
         let same: Vec<_> = changed.lines().filter(|line| line.contains('=') && defaults.lines().any(|d| d == *line)).collect();
         // These have no flag: they are measured properties of the method, not of a deployment.
         assert_eq!(same, ["head_tokens = 16", "tail_tokens = 16", "min_prompt = 128"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_without_end_is_refused() {
+        let message = read_text(Path::new("/dev/zero")).unwrap_err().to_string();
+        assert_eq!(message, "reading /dev/zero: more than 4 MiB");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use server::{Access, ApiKey, ScopeSecret, Tenants};
 
-use super::{Auto, ConfigError, parse_toml, set};
+use super::{Auto, parse_toml, read_bytes, read_text, set};
 
 /// `[tenants]` of the configuration file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -94,16 +94,14 @@ impl TenantsArgs {
 }
 
 fn read_keys(path: &Path, variable: impl Fn(&str) -> Option<String>) -> anyhow::Result<Tenants> {
-    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-    let file: KeyFile = parse_toml(&text, path)?;
+    let file: KeyFile = parse_toml(&read_text(path)?, path)?;
     let keys = file.key.into_iter().map(|entry| entry.into_key(&variable)).collect::<anyhow::Result<Vec<_>>>();
     let tenants = keys.and_then(|keys| Ok(Tenants::try_new(keys)?));
     tenants.with_context(|| format!("API keys in {}", path.display()))
 }
 
 fn read_secret(path: &Path) -> anyhow::Result<ScopeSecret> {
-    let bytes = std::fs::read(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-    ScopeSecret::from_bytes(&bytes).with_context(|| format!("the secret in {}", path.display()))
+    ScopeSecret::from_bytes(&read_bytes(path)?).with_context(|| format!("the secret in {}", path.display()))
 }
 
 impl KeyEntry {

@@ -184,6 +184,11 @@ impl RequestQueue {
         self.total_micros
     }
 
+    /// Whether more than one tenant has been here since all had left.
+    pub(crate) fn has_several_tenants(&self) -> bool {
+        self.tenants.len() + self.away.len() > 1
+    }
+
     /// Sequences of `tenant` that run.
     pub(crate) fn num_running(&self, tenant: TenantId) -> usize {
         self.tenants.get(&tenant).map_or(0, |account| account.num_running)

@@ -1,13 +1,14 @@
 //! How the rows of a step are divided.
 //!
 //! Every running sequence gets one row, which is all that an answer needs. The other rows are for prompts. Tenants get equal parts of
-//! them, and what one does not need goes to the others, so nobody is limited while no other tenant has use for a row. A tenant whose
+//! the time they take, and what one does not need goes to the others, so nobody is limited while no other tenant has use for a row. A tenant whose
 //! shortest prompt is longer than one of another tenant gets the smaller part for it, in proportion, down to `long_prompt_share`. So a
 //! prompt of many steps never keeps another tenant from a first token, however long it has been here. Lengths are those without any
 //! cache: what others have cached is not told.
 //!
 //! Beside answers of other tenants, the time that prompts take in a step is bounded by what the step takes without them: otherwise each
-//! token of those answers would take as long as a step full of prompt.
+//! token of those answers would take as long as a step full of prompt. And where several tenants come and go, no step takes many times as
+//! long as others because its rows are deep in a long prompt: a tenant that comes next has to wait for its end.
 //!
 //! Within a tenant prompts go in the order of their admission; by [`SchedulePolicy::RemainingWork`], one gets `long_prompt_share` while a
 //! far shorter one runs or is next. Only those who are far shorter profit: if several long prompts went on beside each other, all of
@@ -30,8 +31,12 @@ const LONG_RATIO: u64 = 4;
 /// times as long as alone, and a prompt 1.5 times.
 const PROMPT_TIME_RATIO: f64 = 2.0;
 
-/// Of a step's rows, prompts get at least one in so many all the same. Chosen: the prediction may be far off.
-const MIN_PROMPT_PART: usize = 32;
+/// Of the time that prompts may take in a step, they get this part all the same. Chosen: the prediction may be far off.
+const MIN_PROMPT_PART: f64 = 0.02;
+
+/// A step of prompts may take so many times as long as one whose rows all belong to a prompt of as many tokens. Chosen: smaller steps cost
+/// more each, and this is hardly met below some 10,000 tokens.
+const MAX_STEP_RATIO: f64 = 1.5;
 
 /// A sequence with more than one row to compute.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +65,10 @@ pub(super) struct Demand {
     /// Running sequences whose spans are measured have no rows, but cost as much as these.
     num_measured: usize,
     max_rows: usize,
+    /// Time of a step whose rows all belong to a prompt of as many tokens, in microseconds.
+    full_micros: f64,
+    /// Time that rows of prompts may take.
+    max_micros: f64,
     long_share: f64,
     ranks_prompts: bool,
     /// Predicted time of the next one that waits of each tenant with prompts.
@@ -72,8 +81,19 @@ struct Claim {
     rows: usize,
     /// Of its shortest prompt.
     uncached_micros: u64,
-    /// Mean over its rows.
+    /// Of a row that takes longest.
     row_micros: f64,
+}
+
+impl Claim {
+    fn micros(&self, num_rows: usize) -> f64 {
+        num_rows as f64 * self.row_micros
+    }
+
+    /// Rows in `micros`, at most those it wants. What is missing by rounding alone counts.
+    fn rows_in(&self, micros: f64) -> usize {
+        ((micros / self.row_micros.max(1e-3) + 1e-6) as usize).min(self.rows)
+    }
 }
 
 impl Prompt {
@@ -85,9 +105,8 @@ impl Prompt {
     fn add_to(&self, claims: &mut BTreeMap<TenantId, Claim>) {
         let &Self { tenant, rows, uncached_micros, row_micros, .. } = self;
         let claim = claims.entry(tenant).or_insert(Claim { rows: 0, uncached_micros, row_micros });
-        let sum = claim.rows.saturating_add(rows);
-        claim.row_micros += (row_micros - claim.row_micros) * (rows as f64 / sum.max(1) as f64);
-        claim.rows = sum;
+        claim.rows = claim.rows.saturating_add(rows);
+        claim.row_micros = claim.row_micros.max(row_micros);
         claim.uncached_micros = claim.uncached_micros.min(uncached_micros);
     }
 }
@@ -139,35 +158,42 @@ impl Demand {
         grants
     }
 
-    /// Divides `num_rows` among tenants.
+    /// Divides `num_rows` among tenants, by the time they take: a row deep in a long prompt takes many times as long as one of a short one.
     fn divide(&self, claims: &BTreeMap<TenantId, Claim>, num_rows: usize) -> BTreeMap<TenantId, usize> {
         let shortest = claims.values().map(|claim| claim.uncached_micros).min().unwrap_or(0) as f64;
         let least = self.long_share / (1.0 - self.long_share).max(self.long_share);
         let weight = |claim: &Claim| (shortest / claim.uncached_micros.max(1) as f64).max(least).clamp(1e-9, 1.0);
-        let wanted: Vec<_> = claims.iter().map(|(&id, claim)| (id, claim.rows, weight(claim))).collect();
-        let mut granted = BTreeMap::new();
-        fill(wanted, num_rows, &mut granted);
+        let mut by_cost: Vec<_> = claims.iter().collect();
+        by_cost.sort_by(|a, b| a.1.row_micros.total_cmp(&b.1.row_micros).then(a.0.cmp(b.0)));
+        let Some((_, cheapest)) = by_cost.first() else { return BTreeMap::new() };
+        let micros = (num_rows as f64 * cheapest.row_micros).min(self.max_micros);
+        let wanted = claims.iter().map(|(&id, claim)| (id, claim.micros(claim.rows), weight(claim)));
+        let parts = fill(wanted.collect(), micros);
+        let mut granted: BTreeMap<_, _> =
+            claims.iter().map(|(&id, claim)| (id, claim.rows_in(parts[&id]).min(num_rows))).collect();
+        // Rows are left if those of some take longer than the cheapest ones: first for who takes the least time with them.
+        let mut left = num_rows.saturating_sub(granted.values().sum());
+        let mut micros_left = self.max_micros - claims.iter().map(|(id, claim)| claim.micros(granted[id])).sum::<f64>();
+        for (id, claim) in by_cost {
+            let rows = granted.get_mut(id).expect("every claim is granted something");
+            // Whatever is predicted, a row is left for everybody while there are any.
+            let affordable = claim.rows_in(micros_left.max(0.0)).max(usize::from(*rows == 0));
+            let more = (claim.rows - *rows).min(left).min(affordable);
+            *rows += more;
+            left -= more;
+            micros_left -= claim.micros(more);
+        }
         granted
     }
 
-    /// Bounds the time of prompts beside answers of other tenants, which take `answer_micros`. What they give up goes to those whose own
-    /// answers those are.
+    /// Bounds the time of prompts in a step with answers, which take `answer_micros`, of a tenant that has no prompts in it.
     fn spare_answers(&self, claims: &BTreeMap<TenantId, Claim>, granted: &mut BTreeMap<TenantId, usize>, answer_micros: f64) {
-        let answering: BTreeSet<_> = self.answers.values().collect();
-        let is_limited = |tenant: &TenantId| answering.iter().any(|&other| other != tenant);
-        let limited = || granted.iter().filter(|(tenant, _)| is_limited(tenant));
-        let micros: f64 = limited().map(|(tenant, &rows)| rows as f64 * claims[tenant].row_micros).sum();
-        let num_rows: usize = limited().map(|(_, rows)| rows).sum();
-        let least = (self.max_rows / MIN_PROMPT_PART) as f64 / num_rows.max(1) as f64;
-        let scale = (PROMPT_TIME_RATIO * answer_micros / micros).max(least);
-        if num_rows == 0 || micros == 0.0 || scale >= 1.0 {
-            return;
+        let micros: f64 = granted.iter().map(|(tenant, &rows)| claims[tenant].micros(rows)).sum();
+        let least = MIN_PROMPT_PART * self.full_micros;
+        let scale = (PROMPT_TIME_RATIO * answer_micros).max(least) / micros;
+        if micros > 0.0 && scale < 1.0 && self.answers.values().any(|tenant| !claims.contains_key(tenant)) {
+            granted.values_mut().for_each(|rows| *rows = (*rows as f64 * scale) as usize);
         }
-        let before: usize = granted.values().sum();
-        granted.iter_mut().filter(|(tenant, _)| is_limited(tenant)).for_each(|(_, rows)| *rows = (*rows as f64 * scale) as usize);
-        let left = before - granted.values().sum::<usize>();
-        let others = claims.iter().filter(|(id, _)| !is_limited(id));
-        fill(others.map(|(&id, claim)| (id, claim.rows - granted[&id], 1.0)).collect(), left, granted);
     }
 
     /// Rows of a long prompt besides its first one, in a tenant that is granted `num_rows`.
@@ -193,29 +219,33 @@ impl Demand {
     }
 }
 
-/// Adds to what is `granted` of `num_rows` to each of `wanted` a part by its weight, and no more than it wants.
-fn fill(mut wanted: Vec<(TenantId, usize, f64)>, num_rows: usize, granted: &mut BTreeMap<TenantId, usize>) {
-    let mut weights: f64 = wanted.iter().map(|&(.., weight)| weight).sum();
+/// Gives each of `wanted` a part of `amount` by its weight, and no more than it wants.
+fn fill(mut wanted: Vec<(TenantId, f64, f64)>, amount: f64) -> BTreeMap<TenantId, f64> {
     // Those who are content with less than their part come first, so that what they leave goes to all others.
-    wanted.sort_by(|a, b| (a.1 as f64 / a.2).total_cmp(&(b.1 as f64 / b.2)).then(a.0.cmp(&b.0)));
-    let (num_wanted, mut left) = (wanted.len(), num_rows);
-    for (idx, (id, rows, weight)) in wanted.into_iter().enumerate() {
-        let part = if idx + 1 == num_wanted { left } else { (left as f64 * weight / weights) as usize };
-        let more = rows.min(part);
-        *granted.entry(id).or_insert(0) += more;
-        left -= more;
+    wanted.sort_by(|a, b| (a.1 / a.2).total_cmp(&(b.1 / b.2)).then(a.0.cmp(&b.0)));
+    let mut weights: f64 = wanted.iter().map(|&(.., weight)| weight).sum();
+    let mut left = amount;
+    let mut give = |(id, wanted, weight): (TenantId, f64, f64)| {
+        let part = wanted.min(left * weight / weights);
+        left -= part;
         weights -= weight;
-    }
+        (id, part)
+    };
+    wanted.into_iter().map(&mut give).collect()
 }
 
 impl Scheduler {
     /// What all running sequences could compute.
     pub(super) fn demand(&self, now: Timestamp) -> Demand {
+        let num_rows = self.config.max_num_batched_tokens as u32;
+        let full_micros = self.step_times.exact_micros(Work::of_rows(num_rows, num_rows));
         let mut demand = Demand {
             prompts: Vec::new(),
             answers: HashMap::new(),
             num_measured: 0,
             max_rows: self.token_budget(),
+            full_micros,
+            max_micros: if self.queue.has_several_tenants() { MAX_STEP_RATIO * full_micros } else { f64::INFINITY },
             long_share: self.config.long_prompt_share,
             ranks_prompts: self.config.policy == SchedulePolicy::RemainingWork,
             next_micros: BTreeMap::new(),
@@ -246,7 +276,9 @@ impl Scheduler {
             rows: num_rows - 1,
             micros,
             uncached_micros: self.step_times.micros(Work::of_rows(end, end)),
-            row_micros: self.step_times.exact_micros(Work::of_rows(1, end - num_left / 2)),
+            row_micros: self
+                .step_times
+                .exact_micros(Work::of_rows(1, end - num_left + num_left.min(self.config.max_num_batched_tokens as u32) / 2)),
             is_new: sequence.tenure.since == self.num_steps,
         }
     }

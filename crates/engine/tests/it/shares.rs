@@ -39,6 +39,8 @@ struct Clocked {
     executor: EchoExecutor,
     now: Timestamp,
     num_steps: u64,
+    /// Time of a row for each position before it.
+    pair_nanos: u64,
     arrivals: BTreeMap<RequestId, Timestamp>,
     first_tokens: BTreeMap<RequestId, Timestamp>,
     ends: BTreeMap<RequestId, Timestamp>,
@@ -51,7 +53,7 @@ impl Clocked {
         let executor = EchoExecutor::new(Reply::Successor { vocab_size: 1 << 20 }, config.block_size.as_usize());
         let scheduler = Scheduler::try_new(config).unwrap();
         let (now, num_steps, arrivals, first_tokens, ends, said) = Default::default();
-        Self { scheduler, executor, now, num_steps, arrivals, first_tokens, ends, said }
+        Self { scheduler, executor, now, num_steps, pair_nanos: 0, arrivals, first_tokens, ends, said }
     }
 
     fn add(&mut self, request: RequestBuilder) -> RequestId {
@@ -65,7 +67,10 @@ impl Clocked {
     fn step(&mut self) -> SchedulerOutput {
         let step = self.scheduler.schedule(self.now);
         let output = self.executor.execute_model(&step).unwrap();
+        let rows = step.sequences.iter().flat_map(|sequence| &sequence.rows);
+        let pairs: u64 = rows.map(|row| u64::from(row.position)).sum();
         self.now.0 += Duration::from_micros(step.num_scheduled_tokens() as u64 * ROW_MICROS + STEP_MICROS);
+        self.now.0 += Duration::from_nanos(pairs * self.pair_nanos);
         self.num_steps += 1;
         for event in self.scheduler.update_from_output(&step, output) {
             match event {
@@ -104,6 +109,8 @@ struct Client {
     tenant: u32,
     num_tokens: usize,
     max_tokens: u32,
+    /// Of the machine: time of a row for each position before it.
+    pair_nanos: u64,
 }
 
 struct Beside {
@@ -119,6 +126,7 @@ struct Beside {
 fn beside(config: &SchedulerConfig, others: &[RequestBuilder], client: Client) -> Beside {
     const FIRST: u64 = 1_000;
     let mut world = Clocked::new(config.clone());
+    world.pair_nanos = client.pair_nanos;
     // What the machine can do is known from earlier requests.
     let mut id = FIRST;
     for _ in 0..3 {
@@ -167,7 +175,7 @@ fn check_client(config: &SchedulerConfig, others: &[RequestBuilder], client: Cli
     found
 }
 
-const CLIENT: Client = Client { tenant: 2, num_tokens: 1_000, max_tokens: 8 };
+const CLIENT: Client = Client { tenant: 2, num_tokens: 1_000, max_tokens: 8, pair_nanos: 50 };
 
 #[test]
 fn one_long_prompt_delays_another_tenant_by_less_than_three_times() {
@@ -205,6 +213,16 @@ fn so_do_those_of_two_other_tenants() {
     }
 }
 
+/// Rows deep in the long prompt take ten times as long as those of the client.
+#[test]
+fn so_do_those_whose_rows_take_far_longer() {
+    for policy in POLICIES {
+        let client = Client { pair_nanos: 600, ..CLIENT };
+        check_client(&scheduling(policy), &[request(1, 1, 16_000, 1), request(2, 1, 9_600, 1)], client);
+        check_client(&scheduling(policy), &[request(1, 1, 9_000, 1), request(2, 3, 9_000, 1)], client);
+    }
+}
+
 /// Tokens of an answer come at most three times as slowly beside the prompts of others.
 #[test]
 fn a_long_answer_goes_on_beside_a_long_prompt() {
@@ -218,6 +236,7 @@ fn the_long_prompt_is_delayed_by_no_more_than_what_the_others_take() {
     for policy in POLICIES {
         let long = [request(1, 1, 30_000, 1)];
         let mut alone = Clocked::new(scheduling(policy));
+        alone.pair_nanos = CLIENT.pair_nanos;
         let id = alone.add(long[0].clone());
         while !alone.ends.contains_key(&id) {
             alone.step();

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::{Bytes, HttpBody};
-use axum::extract::rejection::QueryRejection;
 use axum::extract::{FromRequest, Request};
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderValue};
@@ -37,7 +36,7 @@ pub(crate) struct Body {
     _held: Option<Held>,
 }
 
-/// How often a body that does not come is looked at.
+/// The interval at which a body that does not come is looked at.
 const LOOK_AT: Duration = Duration::from_millis(500);
 /// Values that a body may have, or twice as many as the model has positions: prompts of token ids have the most. Each takes some hundred
 /// bytes while it is read.
@@ -153,18 +152,10 @@ fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
     }
 }
 
-/// Whether a content type is `application/json` or another type of JSON (RFC 6839), with whatever parameters.
+/// True if a content type is `application/json` or another type of JSON (RFC 6839), with whatever parameters.
 fn is_json(content_type: &str) -> bool {
     let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
-}
-
-/// A query string that does not say what it should.
-pub(crate) fn bad_query(rejection: &QueryRejection) -> ApiError {
-    // The library's words, without the names of its parts: what is wrong comes after them.
-    let text = rejection.body_text();
-    let reason = text.strip_prefix("Failed to deserialize query string: ").unwrap_or(&text);
-    ApiError::Invalid { param: None, message: format!("the query string is not understood: {reason}") }
 }
 
 impl Body {

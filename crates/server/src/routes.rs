@@ -5,6 +5,7 @@ mod completions;
 mod info;
 mod kv;
 mod path;
+mod query;
 mod tokenize;
 
 use std::any::Any;

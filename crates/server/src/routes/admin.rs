@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use engine::{DonorInfo, Erase};
 use protocol::{Corpus, CorpusList, CorpusRequest, Donor, DonorList, Erased, TemplateFields};
 use serde::Deserialize;
@@ -12,9 +11,10 @@ use tokens::{DonorId, TenantId, Timestamp};
 
 use super::kv::erase;
 use super::path::PathText;
+use super::query::QueryOf;
 use crate::access::Admin;
 use crate::answer::{fits, run_alone, submit_error};
-use crate::body::{Body, bad_query, shortened};
+use crate::body::{Body, shortened};
 use crate::embedding::await_whole;
 use crate::encode::{EncodeOptions, Encoded, encode_all};
 use crate::error::ApiError;
@@ -45,9 +45,8 @@ const MAX_PAGE: usize = 1000;
 pub(super) async fn donors(
     State(app): State<Arc<AppState>>,
     _: Admin,
-    query: Result<Query<DonorQuery>, QueryRejection>,
+    QueryOf(query): QueryOf<DonorQuery>,
 ) -> Result<Json<DonorList>, ApiError> {
-    let Query(query) = query.map_err(|rejection| bad_query(&rejection))?;
     let tenant = query.tenant.map(|name| find_tenant(&app, &name)).transpose()?;
     let limit = query.limit.map_or(Ok(DEFAULT_PAGE), |text| match text.parse() {
         Ok(limit) if (1..=MAX_PAGE).contains(&limit) => Ok(limit),
@@ -130,7 +129,7 @@ pub(super) async fn erase_tenant(
     erase(&app, Erase::Tenant(tenant)).await
 }
 
-/// Whose session it is.
+/// The tenant of a session.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct SessionQuery {
@@ -143,9 +142,8 @@ pub(super) async fn erase_session(
     State(app): State<Arc<AppState>>,
     _: Admin,
     PathText(session): PathText,
-    query: Result<Query<SessionQuery>, QueryRejection>,
+    QueryOf(SessionQuery { tenant }): QueryOf<SessionQuery>,
 ) -> Result<Json<Erased>, ApiError> {
-    let Query(SessionQuery { tenant }) = query.map_err(|rejection| bad_query(&rejection))?;
     let tenants = app.access.tenants();
     let name = match (tenant, tenants.only()) {
         (Some(name), _) => name,

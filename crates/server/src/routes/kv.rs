@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use engine::Erase;
 use protocol::{Erased, Explanation};
 use serde::Deserialize;
 
+use super::query::QueryOf;
 use crate::answer::{fits, submit_error};
-use crate::body::{Body, bad_query};
+use crate::body::Body;
 use crate::embedding::await_whole;
 use crate::encode::{EncodeOptions, encode_all};
 use crate::error::ApiError;
@@ -62,9 +63,8 @@ pub(super) struct OwnCache {
 pub(super) async fn erase_own(
     State(app): State<Arc<AppState>>,
     caller: Caller,
-    query: Result<Query<OwnCache>, axum::extract::rejection::QueryRejection>,
+    QueryOf(OwnCache { session }): QueryOf<OwnCache>,
 ) -> Result<Json<Erased>, ApiError> {
-    let Query(OwnCache { session }) = query.map_err(|rejection| bad_query(&rejection))?;
     let what = match valid_session("session", session)? {
         Some(session) => Erase::Session(caller.tenant, session_of(&app.access.secret, &caller.name, &session)),
         None => Erase::Tenant(caller.tenant),

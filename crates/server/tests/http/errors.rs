@@ -57,12 +57,22 @@ async fn a_path_that_is_no_text_is_a_bad_request() {
 #[tokio::test]
 async fn a_query_that_makes_no_sense_is_a_bad_request() {
     let world = World::new();
-    for query in ["limit=x", "limit=0", "limit=1e9", "after=-1", "x=1", "limit=1&limit=2", "tenant=%ff"] {
+    for query in ["limit=x", "limit=0", "limit=1e9", "after=-1", "x=1", "limit=1&limit=2", "limit=%ff", "limit=%zz"] {
         let answer = world.get(&format!("/admin/donors?{query}")).await;
         assert!(answer.status == 400 || answer.status == 404, "{query}: {}", answer.text);
         let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
         assert!(!RUST_WORDS.iter().any(|word| message.contains(word)), "{query}: {message}");
     }
+}
+
+#[tokio::test]
+async fn an_erasure_never_takes_a_name_for_another() {
+    let world = World::new();
+    for query in ["session=%ff", "session=%zz", "session=a%"] {
+        let answer = world.send("DELETE", &format!("/v1/kv/cache?{query}"), "").await;
+        assert_eq!(answer.status, 400, "{query}: {}", answer.text);
+    }
+    world.send("DELETE", "/v1/kv/cache?session=a%20%C3%A9", "").await.ok();
 }
 
 /// Words of the implementation that are none of the API's.

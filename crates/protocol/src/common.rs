@@ -33,10 +33,10 @@ pub struct SamplingFields {
     /// Text that ends generation and is not returned.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop: Option<Stop>,
-    /// Whether the stop string that ended an answer is part of it.
+    /// True if the stop string that ended an answer is part of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub include_stop_str_in_output: Option<bool>,
-    /// Whether special tokens are left out of the text; true when absent.
+    /// True if special tokens are left out of the text; true when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skip_special_tokens: Option<bool>,
     /// Tokens that end generation, besides those of the model.
@@ -75,6 +75,9 @@ pub struct SamplingFields {
     /// Narrows the scope of cache sharing to requests with the same salt.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_salt: Option<String>,
+    /// llama.cpp's: false computes the whole prompt, as `kv_sharing.mode` `off` does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_prompt: Option<bool>,
     /// What KV this request may reuse and leave behind.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kv_sharing: Option<KvSharingOptions>,
@@ -83,14 +86,14 @@ pub struct SamplingFields {
     pub cache_segments: Option<Vec<SegmentMark>>,
 }
 
-/// How a conversation becomes a prompt: the same wherever one is sent.
+/// The way a conversation becomes a prompt: the same wherever one is sent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TemplateFields {
-    /// Whether the prompt ends with the start of the assistant's answer; true when absent, unless `continue_final_message`.
+    /// True if the prompt ends with the start of the assistant's answer; true when absent, unless `continue_final_message`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub add_generation_prompt: Option<bool>,
-    /// Whether the prompt ends with the text of the last message, which the answer continues.
+    /// True if the prompt ends with the text of the last message, which the answer continues.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub continue_final_message: Option<bool>,
     /// Source of a template to take instead of the model's.

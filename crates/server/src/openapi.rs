@@ -187,7 +187,7 @@ fn chat_fields() -> Vec<Field> {
     [own, template_fields()].concat()
 }
 
-/// How a conversation becomes a prompt.
+/// The way a conversation becomes a prompt.
 fn template_fields() -> Vec<Field> {
     let variables = json!({
         "type": ["object", "null"], "description": "Further variables of the chat template.", "examples": [{"enable_thinking": false}],
@@ -250,6 +250,7 @@ fn shared_fields() -> Vec<Field> {
         ("stream_options", stream_options),
         ("user", string("me")),
         ("cache_salt", string("s")),
+        ("cache_prompt", boolean()),
         ("kv_sharing", kv_sharing),
         ("cache_segments", segments()),
     ]
@@ -384,6 +385,7 @@ mod tests {
             stream_options: Some(StreamOptions { include_usage: Some(true), continuous_usage_stats: None }),
             user: Some("u".into()),
             cache_salt: Some("s".into()),
+            cache_prompt: Some(false),
             kv_sharing: Some(kv_sharing()),
             cache_segments: Some(vec![]),
         }

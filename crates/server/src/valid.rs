@@ -44,7 +44,7 @@ pub(crate) struct ValidRequest {
     pub(crate) max_tokens: MaxTokens,
     /// All but `max_tokens`, and with the seed of the first answer.
     pub(crate) sampling: SamplingParams,
-    /// How tokens become text.
+    /// The way tokens become text.
     pub(crate) text: TextOptions,
     /// `None` for a whole answer.
     pub(crate) stream: Option<StreamMode>,
@@ -182,7 +182,9 @@ impl ValidRequest {
             let message = format!("{num_choices} answers asked for, at most {} are possible", limits.max_choices);
             return Err(ApiError::param(if n > 1 { "n" } else { "prompt" }, message));
         }
-        let context = SharingContext { num_messages, has_seed: fields.seed.is_some(), scores_prompt: prompt_logprobs.is_some() };
+        // A scored prompt is computed as a whole, and `cache_prompt: false` asks for it.
+        let computes_all = prompt_logprobs.is_some() || fields.cache_prompt == Some(false);
+        let context = SharingContext { num_messages, has_seed: fields.seed.is_some(), computes_all };
         Ok(Self {
             model,
             prompts,

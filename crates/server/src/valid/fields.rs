@@ -1,4 +1,4 @@
-//! What is done with each field of a request: one table says it for every field that OpenAI's API or a peer of this server knows.
+//! The verdict on each field of a request: one table says it for every field that OpenAI's API or a peer of this server knows.
 //!
 //! A field is honoured, accepted because it changes no answer here, or refused by name, but for values that ask for nothing. `null` is
 //! no value. What nobody knows is ignored, as vLLM, SGLang and llama.cpp do.
@@ -21,7 +21,7 @@ pub(super) struct Field {
     verdict: Verdict,
 }
 
-/// What is done with a field.
+/// The verdict on a field.
 #[derive(Clone, Copy)]
 enum Verdict {
     /// It does what its name says: it is a field of the request's type.
@@ -137,7 +137,7 @@ fn find(name: &str, endpoint: u8) -> Option<&'static Field> {
 }
 
 impl Field {
-    /// Who else knows it, in words.
+    /// The peers that know it, in words.
     fn known_to(&self) -> String {
         let peers = PEERS.iter().filter(|(bit, _)| self.known_to & bit != 0).map(|(_, name)| *name);
         let peers = peers.collect::<Vec<_>>().join(", ");
@@ -145,7 +145,7 @@ impl Field {
     }
 }
 
-/// Whether `value` is one of `harmless`. Numbers are compared as numbers.
+/// True if `value` is one of `harmless`. Numbers are compared as numbers.
 fn asks_for_nothing(value: &Value, harmless: &[&str]) -> bool {
     harmless.iter().any(|text| match (value.as_f64(), text.parse::<f64>()) {
         (Some(value), Ok(number)) => value.to_bits() == number.to_bits() || (value == 0.0 && number == 0.0),

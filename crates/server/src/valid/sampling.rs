@@ -17,14 +17,14 @@ pub(super) struct ValidSampling {
     pub(super) text: TextOptions,
 }
 
-/// How tokens become the text of an answer.
+/// The way tokens become the text of an answer.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct TextOptions {
     /// Strings that end it.
     pub(crate) stop: Vec<String>,
-    /// Whether special tokens are left out.
+    /// True if special tokens are left out.
     pub(crate) skips_special: bool,
-    /// Whether the stop string or token that ends it is part of it.
+    /// True if the stop string or token that ends it is part of it.
     pub(crate) includes_stop: bool,
     /// Tokens before which no stop string ends it.
     pub(crate) min_tokens: u32,
@@ -74,7 +74,7 @@ pub(super) fn valid_sampling(fields: &SamplingFields, limits: Limits<'_>) -> Res
     Ok(ValidSampling { n, sampling, text })
 }
 
-/// Whether no token is left when those in `masked` may not be chosen.
+/// True if no token is left when those in `masked` may not be chosen.
 fn allows_nothing(masked: &[TokenId], limits: Limits<'_>) -> bool {
     masked.len() >= limits.model.vocab_size as usize
         && masked.iter().collect::<BTreeSet<_>>().len() == limits.model.vocab_size as usize

@@ -35,8 +35,8 @@ pub(super) struct SharingContext {
     /// `None` where there are no messages.
     pub(super) num_messages: Option<usize>,
     pub(super) has_seed: bool,
-    /// Whether the prompt itself is scored: then all of it has to be computed.
-    pub(super) scores_prompt: bool,
+    /// True if all of the prompt has to be computed: it is scored, or the request asks for that.
+    pub(super) computes_all: bool,
 }
 
 /// Bytes of a separator, and of the name of a session. Chosen.
@@ -68,7 +68,7 @@ pub(super) fn valid_sharing(
     };
     let must_be_exact = max_deviation == Some(0.0) || (options.strict == Some(true) && context.has_seed);
     Ok(ValidSharing {
-        mode: allowed_mode(options.mode.unwrap_or(defaults.mode), must_be_exact, context.scores_prompt),
+        mode: allowed_mode(options.mode.unwrap_or(defaults.mode), must_be_exact, context.computes_all),
         repair,
         max_deviation,
         store: options.store.unwrap_or(true),
@@ -78,9 +78,9 @@ pub(super) fn valid_sharing(
 }
 
 /// The most that may be reused of what was asked for.
-fn allowed_mode(asked: SharingMode, must_be_exact: bool, scores_prompt: bool) -> SharingMode {
+fn allowed_mode(asked: SharingMode, must_be_exact: bool, computes_all: bool) -> SharingMode {
     match asked {
-        _ if scores_prompt => SharingMode::Off,
+        _ if computes_all => SharingMode::Off,
         SharingMode::Span | SharingMode::Semantic if must_be_exact => SharingMode::Prefix,
         mode => mode,
     }
@@ -135,7 +135,7 @@ mod tests {
 
     use super::*;
 
-    const CHAT: SharingContext = SharingContext { num_messages: Some(2), has_seed: true, scores_prompt: false };
+    const CHAT: SharingContext = SharingContext { num_messages: Some(2), has_seed: true, computes_all: false };
 
     fn parse(options: Value, context: SharingContext) -> Result<ValidSharing, ApiError> {
         let options: KvSharingOptions = serde_json::from_value(options).unwrap();
@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn a_prompt_that_is_scored_shares_nothing() {
-        check(json!({"mode": "semantic"}), SharingContext { scores_prompt: true, ..CHAT }, SharingMode::Off);
+        check(json!({"mode": "semantic"}), SharingContext { computes_all: true, ..CHAT }, SharingMode::Off);
     }
 
     #[test]

@@ -242,6 +242,7 @@ async fn an_equal_prefix_is_found_inside_its_scope_only() {
 async fn a_request_may_keep_to_itself() {
     assert_eq!(cached_after(json!({}), json!({"kv_sharing": {"mode": "off"}})).await, 0);
     assert_eq!(cached_after(json!({"kv_sharing": {"store": false}}), json!({})).await, 0);
+    assert_eq!(cached_after(json!({}), json!({"cache_prompt": false})).await, 0);
 }
 
 #[tokio::test]

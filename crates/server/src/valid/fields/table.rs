@@ -261,7 +261,7 @@ pub(super) const TABLE: &[Field] = &[
     field("adapter_id", GENERATE, T, EMPTY_TEXT),
     field("cache_salt", GENERATE, V | S, Honoured),
     field("extra_key", GENERATE, S, SameAs("cache_salt")),
-    field("cache_prompt", GENERATE, L, Accepted("an equal prefix changes no answer")),
+    field("cache_prompt", GENERATE, L, Honoured),
     field("n_cache_reuse", GENERATE, L, Accepted("`kv_sharing` decides what is reused")),
     field("id_slot", GENERATE, L, Accepted("there are no slots")),
     field("slot_id", GENERATE, L, Accepted("there are no slots")),

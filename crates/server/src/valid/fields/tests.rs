@@ -83,7 +83,7 @@ fn honoured_fields_are_those_of_the_types() {
     }
 }
 
-/// What becomes of `field` with `value` at each endpoint that takes it: `None` where it is accepted.
+/// The verdict on `field` with `value` at each endpoint that takes it: `None` where it is accepted.
 fn refusals(field: &Field, value: &Value) -> Vec<Option<String>> {
     let request = || json!({field.name: value});
     let refused = |result: Result<(), ApiError>| result.err().and_then(|error| error.body().error.param);

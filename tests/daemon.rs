@@ -112,7 +112,7 @@ impl Daemon {
         line.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<u64>().expect("a number of KiB") << 10
     }
 
-    /// How it has ended, if it has.
+    /// Its exit status, if it has ended.
     pub(crate) fn has_ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("the child is ours")
     }

@@ -1,4 +1,4 @@
-//! What a start says when memory is refused.
+//! The message of a start that is refused memory.
 
 use std::process::Command;
 

@@ -289,7 +289,7 @@ fn an_impossible_memory_budget_is_told_in_one_line() {
     }
 }
 
-/// What `lm-eval` makes of an answer of its model type `local-completions`: the sum of the continuation's log probabilities, and whether
+/// The score that `lm-eval` gives an answer in its model type `local-completions`: the sum of the continuation's log probabilities, and whether
 /// greedy decoding would have given it. It looks for the number of each token in the values of its likeliest ones.
 fn lm_eval_verdict(answer: &Value, context_len: usize) -> (f64, bool) {
     let logprobs = &answer["choices"][0]["logprobs"];

@@ -1,6 +1,6 @@
 //! Inner loops: everything the model runner would otherwise do in too many steps.
 //!
-//! What is here: CPU kernels chosen by the features of the machine at run time (`cpu`), and the allocator (`memory`).
+//! Here: CPU kernels chosen by the features of the machine at run time (`cpu`), and the allocator (`memory`).
 //! What is deliberately not here: tensors of any framework, models, and every crate of ours. This is the one crate with `unsafe`
 //! code: each block states why it is sound, and each safe wrapper checks shapes first.
 //!

@@ -54,7 +54,7 @@ pub(crate) enum Command {
 }
 
 impl Command {
-    /// Whether the command takes the settings of the daemon, from flags, file and environment.
+    /// True if the command takes the settings of the daemon, from flags, file and environment.
     pub(crate) fn reads_config(&self) -> bool {
         match self {
             Self::Serve(_) | Self::Eval(_) | Self::CheckConfig(_) => true,

@@ -1,4 +1,4 @@
-//! How many files this process may have open: each connection is one.
+//! The number of files this process may have open: each connection is one.
 
 use anyhow::bail;
 

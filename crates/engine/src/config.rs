@@ -130,7 +130,7 @@ pub enum ConfigError {
         name: &'static str,
         /// As given.
         configured: usize,
-        /// What the executor has.
+        /// The executor's value.
         limit: usize,
     },
     /// No prompt could be continued.

@@ -161,7 +161,7 @@ pub(crate) struct ExplainedSpans {
     pub(crate) found: FoundSpans,
     /// All equal spans, still there or not.
     pub(crate) matches: Vec<SpanMatch>,
-    /// Whether something is left of them, if there are any.
+    /// True if something is left of them, if there are any.
     pub(crate) is_resident: bool,
 }
 

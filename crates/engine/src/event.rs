@@ -95,6 +95,6 @@ pub struct KvUsage {
     pub class: Option<semantic::MatchClass>,
     /// What the tokens that stay as donors had them are estimated to change; see [`semantic::SelectedRows::deviation`].
     pub deviation: f32,
-    /// How the search for spans ended; `None` if what the request allows needs none.
+    /// Outcome of the search for spans; `None` if what the request allows needs none.
     pub outcome: Option<crate::SpanOutcome>,
 }

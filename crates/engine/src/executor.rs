@@ -4,7 +4,7 @@ use tokens::BlockSize;
 
 use crate::{ModelRunnerOutput, SchedulerOutput};
 
-/// What an executor is built for. A scheduler that goes beyond it is refused before the first step.
+/// Sizes that an executor is built for. A scheduler that goes beyond them is refused before the first step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExecutorLimits {
     /// Tokens in a block of its pool; `None` if it has none, and any will do.
@@ -24,7 +24,7 @@ impl ExecutorLimits {
 
 /// Runs one step of the model. Implemented by the model runner, by the simulator, and by fakes in tests.
 pub trait Executor {
-    /// What it is built for. Never changes.
+    /// Sizes it is built for. They never change.
     fn limits(&self) -> ExecutorLimits;
 
     /// Executes `step` and returns one sampled token for each sequence that asks for one.

@@ -1,8 +1,8 @@
-//! What sharing would give a request, without running it.
+//! The effect that sharing would have on a request, without running it.
 
 use crate::KvUsage;
 
-/// What an admission of a request would find and decide at this moment.
+/// The result of admitting a request at this moment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Explanation {
     /// As the request would announce it. A run may yet take back what it measures to be wrong.

@@ -6,7 +6,7 @@ use tokens::{BlockHash, RequestId, Timestamp};
 
 use crate::queue::{ArrivalKey, Until};
 
-/// Who waits for which block or prompt.
+/// Requests that wait, by the block or prompt they wait for.
 #[derive(Debug, Default)]
 pub(crate) struct Parking {
     by_block: HashMap<BlockHash, BTreeSet<ArrivalKey>>,

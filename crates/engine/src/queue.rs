@@ -29,7 +29,7 @@ pub(crate) struct Waiting {
     pub(crate) tenant: TenantId,
     /// Predicted by policy.
     pub(crate) forecast: Forecast,
-    /// What its prompt costs if nothing is cached, in microseconds: what the tenant is charged at its first admission.
+    /// Cost of its prompt if nothing is cached, in microseconds: the charge to its tenant at the first admission.
     pub(crate) uncached_micros: u64,
     /// From then on it is next in its tenant.
     pub(crate) deadline: Timestamp,
@@ -54,7 +54,7 @@ pub(crate) struct Ticket {
     pub(crate) forecast: Option<Forecast>,
 }
 
-/// What a parked request waits for.
+/// The event that ends a parked request's wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Until {
     /// This block is not being computed any more.
@@ -99,7 +99,7 @@ struct Entry {
     parked: Option<Until>,
 }
 
-/// What is known of a tenant.
+/// The account of a tenant.
 #[derive(Debug, Default)]
 struct Account {
     preempted: BTreeSet<ArrivalKey>,
@@ -184,7 +184,7 @@ impl RequestQueue {
         self.total_micros
     }
 
-    /// Whether more than one tenant has been here since all had left.
+    /// True if more than one tenant has been here since all had left.
     pub(crate) fn has_several_tenants(&self) -> bool {
         self.tenants.len() + self.away.len() > 1
     }
@@ -268,7 +268,7 @@ impl RequestQueue {
         self.waiting.get(&key).filter(|entry| !entry.is_preempted).map(|entry| &entry.waiting)
     }
 
-    /// What is known of a waiting request.
+    /// The entry of a waiting request.
     pub(crate) fn get(&self, key: ArrivalKey) -> Option<&Waiting> {
         self.waiting.get(&key).map(|entry| &entry.waiting)
     }
@@ -324,7 +324,7 @@ impl RequestQueue {
         }
     }
 
-    /// Whether some that were woken are not back in their places.
+    /// True if some that were woken are not back in their places.
     pub(crate) fn has_woken(&self) -> bool {
         !self.woken.is_empty()
     }
@@ -389,7 +389,7 @@ impl RequestQueue {
         self.away.get(&tenant).map_or(least, |&service| service.max(least))
     }
 
-    /// What a tenant owes is remembered as long as somebody is here to whom it owes that.
+    /// A tenant's debt is remembered as long as another tenant is here to whom it is owed.
     fn leave(&mut self, tenant: TenantId, service: u64) {
         if self.tenants.is_empty() {
             self.level = self.level.max(service);

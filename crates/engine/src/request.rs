@@ -116,13 +116,13 @@ pub struct SamplingParams {
 }
 
 impl SamplingParams {
-    /// What a temperature may be: with any of these, logits give a distribution of finite numbers. So with the ranges below.
+    /// Temperatures that may be asked for: with any of these, logits give a distribution of finite numbers. So with the ranges below.
     pub const TEMPERATURE: RangeInclusive<f32> = 0.0..=2.0;
-    /// What a repetition penalty may be: less would make a logit infinite.
+    /// Repetition penalties that may be asked for: less would make a logit infinite.
     pub const REPETITION_PENALTY: RangeInclusive<f32> = 0.01..=100.0;
-    /// What a presence or frequency penalty may be.
+    /// Presence and frequency penalties that may be asked for.
     pub const ADDITIVE_PENALTY: RangeInclusive<f32> = -2.0..=2.0;
-    /// What may be added to a logit.
+    /// Biases that may be added to a logit.
     pub const LOGIT_BIAS: RangeInclusive<f32> = -100.0..=100.0;
 
     /// Greedy continuation of `max_tokens` tokens, without stop tokens.

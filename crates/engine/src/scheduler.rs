@@ -75,7 +75,7 @@ pub struct Scheduler {
     num_examined: u64,
     /// Predicted work of the answers of the step whose result is folded in, in microseconds.
     answered: BTreeMap<TenantId, u64>,
-    /// Whether nobody that waits can be admitted before a sequence ends or something arrives.
+    /// True if nobody that waits can be admitted before a sequence ends or something arrives.
     is_stuck: bool,
     /// The last step that was not chosen ahead.
     last_chosen: u64,
@@ -249,7 +249,7 @@ impl Scheduler {
         true
     }
 
-    /// Whether a step would do anything for a request, or go on with a comparison; [`Scheduler::idle_work_at`] tells when one may begin.
+    /// True if a step would do anything for a request, or go on with a comparison; [`Scheduler::idle_work_at`] tells when one may begin.
     #[must_use]
     pub fn has_work(&self) -> bool {
         !self.sequences.is_empty() || !self.finished.is_empty() || !self.events.is_empty()

@@ -53,7 +53,7 @@ pub(crate) struct Sequence {
     pub(crate) planned: Option<Planned>,
     /// From then on it goes first.
     pub(crate) deadline: Timestamp,
-    /// What its seat depends on.
+    /// State that decides about its seat.
     pub(crate) tenure: Tenure,
     pub(crate) span_wait: SpanWait,
     /// Its arrival on the clock of [`crate::ageing`].
@@ -67,14 +67,14 @@ pub(crate) struct Sequence {
     pub(crate) said: Option<Vec<TokenLogProbs>>,
 }
 
-/// How long a sequence has had its seat, and how long it may keep it. Steps are counted as [`crate::SchedulerOutput::step`] does.
+/// The time a sequence has had its seat, and the time it may keep it. Steps are counted as [`crate::SchedulerOutput::step`] does.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Tenure {
     /// Step of its last admission.
     pub(crate) since: u64,
     /// Until it has computed so many tokens, others find another sequence to preempt.
     pub(crate) protected_until: u32,
-    /// How many tokens it had computed when it was preempted, until it is admitted again.
+    /// Tokens it had computed when it was preempted, until it is admitted again.
     pub(crate) lost: Option<u32>,
     /// Step since which it is refused for want of blocks.
     pub(crate) short_since: Option<u64>,
@@ -229,7 +229,7 @@ impl Sequence {
         }
     }
 
-    /// Whether the row at `position` says how likely the prompt's next token was.
+    /// True if the row at `position` says how likely the prompt's next token was.
     pub(crate) fn scores_at(&self, position: u32) -> bool {
         let is_scored = self.sampling.prompt_logprobs.is_some() && position >= self.max_prefix_tokens();
         is_scored && position + 1 < self.num_prompt_tokens()
@@ -491,7 +491,7 @@ impl Sequence {
     }
 }
 
-/// What is not a number is recomputed before anything else.
+/// Recomputes what is not a number before anything else.
 fn worst_if_nan(score: f32) -> f32 {
     if score.is_nan() { f32::INFINITY } else { score }
 }

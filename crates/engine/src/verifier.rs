@@ -34,7 +34,7 @@ pub(crate) struct Verifier {
     next_id: u64,
     /// Since when no request has been in the engine, as far as a step has seen it.
     idle_since: Option<Timestamp>,
-    /// Whether a step found no room for any comparison; nothing will change before the next request.
+    /// True if a step found no room for any comparison; nothing will change before the next request.
     is_stuck: bool,
     num_dropped: u64,
     num_put_off: u64,
@@ -105,7 +105,7 @@ impl Verifier {
         }
     }
 
-    /// Whether spans of `class` may be reused for `tenant`; see [`QualityGuard::allows`].
+    /// True if spans of `class` may be reused for `tenant`; see [`QualityGuard::allows`].
     pub(crate) fn allows(&self, tenant: TenantId, class: MatchClass) -> bool {
         self.config.share == 0.0 || self.guard.allows(tenant, class)
     }
@@ -128,7 +128,7 @@ impl Verifier {
         draw < share && is_comparable(sampling)
     }
 
-    /// Whether an answer may go on being recorded when all that are take `num_recording` bytes. Waiting answers make room, oldest first;
+    /// True if an answer may go on being recorded when all that are take `num_recording` bytes. Waiting answers make room, oldest first;
     /// if that is not enough, this one is given up, and counted.
     pub(crate) fn may_record(&mut self, num_recording: usize) -> bool {
         self.shrink_to(self.config.max_bytes.saturating_sub(num_recording));

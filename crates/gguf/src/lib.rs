@@ -3,7 +3,7 @@
 //! A file may come from anywhere, so every count is checked before anything is allocated for it, and what one file can make this crate
 //! allocate is bounded by [`MAX_HEADER_BYTES`] and [`MAX_ELEMENTS`], whatever it says.
 //!
-//! What is here: [`Header`] and [`Value`]. What is deliberately not here: tensor data and the meaning of any key.
+//! Here: [`Header`] and [`Value`]. Deliberately not here: tensor data and the meaning of any key.
 
 #![forbid(unsafe_code)]
 
@@ -20,7 +20,7 @@ pub use value::{Array, Value};
 
 use source::Source;
 
-/// What stands before the data of the tensors.
+/// Everything that stands before the data of the tensors.
 #[derive(Clone, Debug)]
 pub struct Header {
     /// Metadata by key.

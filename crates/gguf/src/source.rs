@@ -19,10 +19,10 @@ pub(crate) struct Source<R> {
     position: u64,
     /// Bytes that may still be read.
     left: u64,
-    /// Whether the file ends where `left` does.
+    /// True if the file ends where `left` does.
     ends_there: bool,
     elements_left: u64,
-    /// Whether lengths have 64 bits.
+    /// True if lengths have 64 bits.
     is_wide: bool,
 }
 
@@ -33,7 +33,7 @@ impl<R: Read> Source<R> {
         Self { reader, position: 0, left, ends_there: left == file_len, elements_left: MAX_ELEMENTS, is_wide: true }
     }
 
-    /// Whether lengths have 64 bits, as from version 2 on.
+    /// True if lengths have 64 bits, as from version 2 on.
     pub(crate) fn set_wide(&mut self, is_wide: bool) {
         self.is_wide = is_wide;
     }

@@ -61,7 +61,7 @@ pub(crate) struct MacroDef {
     /// Parameters and their defaults.
     pub(crate) parameters: Vec<(Name, Option<Expr>)>,
     pub(crate) body: Body,
-    /// Whether the body reads `varargs`, `kwargs` or `caller`; else further arguments are refused.
+    /// True if the body reads `varargs`, `kwargs` or `caller`; else further arguments are refused.
     pub(crate) reads_varargs: bool,
     pub(crate) reads_kwargs: bool,
     pub(crate) reads_caller: bool,

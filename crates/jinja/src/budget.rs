@@ -15,7 +15,7 @@ pub struct Limits {
     pub text_bytes: u64,
 }
 
-/// What is left of the [`Limits`].
+/// The rest of the [`Limits`].
 pub(crate) struct Budget {
     fuel: Cell<u64>,
     text_bytes: Cell<u64>,

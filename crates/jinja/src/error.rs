@@ -6,7 +6,7 @@ pub enum Error {
     /// The source is no template.
     #[error("{reason} (line {line} of the template)")]
     Syntax {
-        /// What was not understood.
+        /// The fault in the syntax.
         reason: String,
         /// Where, from 1.
         line: u32,
@@ -20,7 +20,7 @@ pub enum Error {
     /// The template does what Jinja refuses.
     #[error("{reason} (line {line} of the template)")]
     Render {
-        /// What it did.
+        /// The forbidden or impossible act.
         reason: String,
         /// Where, from 1; 0 until the statement is known.
         line: u32,

@@ -56,7 +56,7 @@ impl Cursor<'_> {
     }
 }
 
-/// What is left to be formatted.
+/// Values that are left to be formatted.
 struct PercentArgs<'v> {
     args: &'v Value,
     next: usize,

@@ -33,7 +33,7 @@ pub(crate) struct Interpreter<'c> {
     namespaces: RefCell<Vec<Rc<Object>>>,
 }
 
-/// What follows a statement.
+/// The step that follows a statement.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Flow {
     Next,
@@ -127,7 +127,7 @@ impl<'c> Interpreter<'c> {
         self.run(body, &inner, out)
     }
 
-    /// What `body` writes.
+    /// The text that `body` writes.
     fn captured(&self, body: &Body, scope: &Rc<Scope>) -> Result<Text> {
         let mut out = Builder::new(&self.budget);
         self.run(body, &Scope::inside(scope), &mut out)?;

@@ -9,7 +9,7 @@ use crate::value::{Value, float_repr};
 /// Arguments of `json.dumps`.
 pub(crate) struct JsonOptions {
     pub(crate) ensure_ascii: bool,
-    /// What one level is indented by; `None` writes one line.
+    /// The indentation of one level; `None` writes one line.
     pub(crate) indent: Option<Text>,
     pub(crate) item_separator: Text,
     pub(crate) key_separator: Text,

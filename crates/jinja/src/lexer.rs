@@ -58,7 +58,7 @@ struct Lexer<'s> {
     source: &'s str,
     at: usize,
     line: u32,
-    /// Whether the text at `at` begins a line, as far as the token before it says.
+    /// True if the text at `at` begins a line, as far as the token before it says.
     starts_line: bool,
     tokens: Vec<(Token, u32)>,
 }
@@ -85,7 +85,7 @@ impl<'s> Lexer<'s> {
         Ok(())
     }
 
-    /// Where the next tag begins.
+    /// The place where the next tag begins.
     fn next_tag(&self) -> Option<usize> {
         let mut at = self.at;
         loop {

@@ -5,7 +5,7 @@
 //! included. Each character of the output knows whether the template wrote it or one of the caller's strings, whatever filters it
 //! went through: text that a client sends can be told from the template's control tokens.
 //!
-//! What is here: [`Template`], [`Value`] and [`Text`]. What is deliberately not here: loading of other templates (`include`,
+//! Here: [`Template`], [`Value`] and [`Text`]. Deliberately not here: loading of other templates (`include`,
 //! `import`, `extends`), escaping for HTML by itself, randomness, and a clock: the caller brings one.
 
 #![forbid(unsafe_code)]
@@ -52,7 +52,7 @@ impl Template {
         Ok(Self { body: parser::parse(source)? })
     }
 
-    /// What the template writes, given these variables.
+    /// Renders the template, given these variables.
     ///
     /// # Errors
     /// If the template fails, refuses its variables, or exceeds `limits`.
@@ -67,7 +67,7 @@ mod tests {
 
     const LIMITS: Limits = Limits { fuel: 100_000, text_bytes: 1 << 20 };
 
-    /// What the template writes for the caller's string `x`, each of whose characters is followed by a dot.
+    /// Output of the template for the caller's string `x`, each of whose characters is followed by a dot.
     fn render(source: &str, x: &str) -> Result<String, Error> {
         let variables = HashMap::from([("x".to_owned(), Value::from_text(x, Some(0)))]);
         let text = Template::parse(source)?.render(variables, LIMITS, &|_| Ok(String::new()))?;

@@ -8,15 +8,15 @@ use crate::ast::For;
 use crate::scope::Scope;
 use crate::value::{Items, Value};
 
-/// Where a loop is.
+/// The position of a loop.
 pub struct LoopState {
     items: Items,
     index0: Cell<usize>,
     /// Loops around this one that are the same recursive loop.
     depth0: usize,
-    /// What `loop(...)` runs again, for a recursive loop.
+    /// The loop that `loop(...)` runs again, if it is recursive.
     pub(crate) recursion: Option<(Arc<For>, Rc<Scope>)>,
-    /// What `loop.changed` was told last, as printed.
+    /// The last argument of `loop.changed`, as printed.
     last: RefCell<Option<String>>,
 }
 
@@ -45,7 +45,7 @@ impl LoopState {
         self.index0.set(index0);
     }
 
-    /// Whether `printed` differs from what this was called with before.
+    /// True if `printed` differs from what this was called with before.
     pub(crate) fn changed(&self, printed: String) -> bool {
         let printed = Some(printed);
         let changed = *self.last.borrow() != printed;

@@ -16,7 +16,7 @@ const LIST: [&str; 3] = ["count", "index", "copy"];
 /// Those that change their list.
 const LIST_UNSAFE: [&str; 8] = ["append", "clear", "pop", "reverse", "insert", "sort", "extend", "remove"];
 
-/// Whether `value` has a method `name`.
+/// True if `value` has a method `name`.
 pub(crate) fn exists(value: &Value, name: &str) -> bool {
     match value {
         Value::Str(_) => strings::METHODS.contains(&name),
@@ -33,7 +33,7 @@ pub(crate) fn exists(value: &Value, name: &str) -> bool {
     }
 }
 
-/// Whether Jinja's sandbox keeps `name` of `value` from templates.
+/// True if Jinja's sandbox keeps `name` of `value` from templates.
 pub(crate) fn is_unsafe(value: &Value, name: &str) -> bool {
     match value {
         Value::Dict(_) => DICT_UNSAFE.contains(&name),

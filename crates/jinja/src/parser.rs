@@ -301,7 +301,7 @@ impl Parser {
         Ok(parameters)
     }
 
-    /// What an assignment or a loop assigns to.
+    /// The target that an assignment or a loop assigns to.
     fn target(&mut self, with_namespace: bool) -> Result<Target> {
         let mut targets = vec![self.single_target(with_namespace)?];
         let mut is_tuple = false;

@@ -9,7 +9,7 @@ use crate::interpreter::{Arguments, Interpreter};
 use crate::value::{Object, Value};
 
 impl Interpreter<'_> {
-    /// Whether `value is name(args)`.
+    /// True if `value is name(args)`.
     pub(crate) fn test(&self, name: &str, value: &Value, args: &Arguments) -> Result<bool> {
         let argument = || match &args.positional[..] {
             [argument] if args.keyword.is_empty() => Ok(argument),

@@ -41,7 +41,7 @@ pub enum Value {
     Tuple(Rc<Items>),
     /// A dictionary.
     Dict(Rc<Dict>),
-    /// What else the engine makes.
+    /// Other objects that the engine makes.
     Object(Rc<Object>),
 }
 

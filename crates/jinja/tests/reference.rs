@@ -1,4 +1,4 @@
-//! What this engine renders, beside what Jinja2 rendered. `tests/reference/make_templates.py` stored the other side.
+//! Output of this engine beside that of Jinja2. `tests/reference/make_templates.py` stored the other side.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};

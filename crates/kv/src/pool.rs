@@ -262,7 +262,7 @@ impl BlockPool {
         Allocation::Ready(())
     }
 
-    /// Whether [`BlockPool::allocate_slots`] would find room without giving up anything that is cached.
+    /// True if [`BlockPool::allocate_slots`] would find room without giving up anything that is cached.
     #[must_use]
     pub fn has_free_room(&self, wish: &SlotRequest<'_>) -> bool {
         let num_new = wish.num_exact + wish.num_approximate;

@@ -25,7 +25,7 @@ pub struct ChatCompletionRequest {
     /// Likeliest tokens to report at each position; needs `logprobs`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub top_logprobs: Option<i64>,
-    /// How the conversation becomes a prompt.
+    /// The way the conversation becomes a prompt.
     #[serde(flatten)]
     pub template: TemplateFields,
     /// Everything else that is understood.

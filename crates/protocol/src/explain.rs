@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{MatchClass, ReuseReason, SharingMode};
 
-/// What would be reused if the request were admitted now. Fields that `usage.kv_sharing` has too say what it would say, but that a run may
+/// Reuse that an admission would find now. Fields that `usage.kv_sharing` has too say what it would say, but that a run may
 /// yet compute up to `policy_tokens` of the tokens of spans, once they are measured, and all of them if they disagree with the prompt.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Explanation {
@@ -12,7 +12,7 @@ pub struct Explanation {
     pub object: String,
     /// Name of the model.
     pub model: String,
-    /// What would be allowed: the server's default when the request names none, and only exact sharing where the request asks for that.
+    /// The mode that would be allowed: the server's default when the request names none, and only exact sharing where it asks for that.
     pub mode: SharingMode,
     /// Which tokens of spans would be computed all the same: `name@ratio`, and `+deviation=` where a bound was set.
     pub policy: String,
@@ -30,7 +30,7 @@ pub struct Explanation {
     pub policy_tokens: u32,
     /// Donors that would give spans.
     pub donors: u32,
-    /// How far the worst span agrees with its donor on what stands left of it; `null` without spans.
+    /// The agreement of the worst span with its donor on what stands left of it; `null` without spans.
     pub class: Option<MatchClass>,
     /// Positions at which a segment of the prompt begins.
     pub segments: Vec<u32>,

@@ -48,7 +48,7 @@ pub struct CompletionLogProbs {
     /// Name of each likeliest token to its log probability, descending, the token of this position among them; `null` for the first
     /// token of an echoed prompt.
     pub top_logprobs: Vec<Option<NamedLogProbs>>,
-    /// Where each token starts in the answer, in characters. Tokens that the text does not show have no length.
+    /// The start of each token in the answer, in characters. Tokens that the text does not show have no length.
     pub text_offset: Vec<u32>,
 }
 

@@ -24,7 +24,7 @@ pub struct TokenizeRequest {
     /// Whether to return the tokens' texts too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub return_token_strs: Option<bool>,
-    /// How the conversation becomes a prompt.
+    /// The way the conversation becomes a prompt.
     #[serde(flatten)]
     pub template: TemplateFields,
     /// Fields that are not understood. Some of them must be refused rather than ignored.
@@ -55,7 +55,7 @@ pub struct DetokenizeRequest {
     /// The ids. Required.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens: Option<Vec<u32>>,
-    /// Whether special tokens are left out; false when absent.
+    /// True if special tokens are left out; false when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skip_special_tokens: Option<bool>,
     /// Fields that are not understood. Some of them must be refused rather than ignored.

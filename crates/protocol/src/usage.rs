@@ -69,7 +69,7 @@ pub enum ReuseReason {
     PrefixCovers,
     /// No earlier prompt that may be read has a span in common.
     NoDonor,
-    /// What is in common is too short, or has to be computed anyway.
+    /// The common text is too short, or has to be computed anyway.
     TooShort,
     /// All that is in common stands after a change in its own segment.
     Edited,

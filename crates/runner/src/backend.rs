@@ -23,7 +23,7 @@ pub struct BackendError(pub String);
 ///
 /// Calls come from one thread, in the order of a step: offloads, zeros, fetches, copies, probes, `forward`, `logits`, `score` and `sample`.
 pub trait Backend: Send {
-    /// What its pool and its buffers are built for.
+    /// Sizes its pool and its buffers are built for.
     fn limits(&self) -> ExecutorLimits;
 
     /// Tokens in the vocabulary: the length of a row of logits.

@@ -64,7 +64,7 @@ pub(crate) fn shown(name: &str) -> String {
     text
 }
 
-/// What a parser said, which may repeat what it read: one line, cut.
+/// A parser's message, which may repeat what it read: one line, cut.
 pub(crate) fn brief(error: &dyn std::fmt::Display) -> String {
     let text = error.to_string();
     let line = text.lines().next().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! How often the guard switches a class off that keeps its bounds, and how soon one that does not: by bootstrap of published answers.
+//! Measures how often the guard switches off a class that keeps its bounds, and how soon one that does not: by bootstrap of published answers.
 //!
 //! ```sh
 //! cargo run --release -p semantic --example guard_bootstrap > benches/scale/guard.md
@@ -55,7 +55,7 @@ impl Random {
     }
 }
 
-/// Where answers come from: `num_good` of `good`, then others.
+/// A source of answers: `num_good` of `good`, then others.
 struct Source {
     name: &'static str,
     kl: Vec<f64>,

@@ -1,8 +1,8 @@
-//! How far moved tokens are from fresh ones, where a measurement may be no number.
+//! The distance of moved tokens from fresh ones, where a measurement may be no number.
 
 use crate::TokenDeviation;
 
-/// How far some tokens together are from fresh ones. Tokens that are infinitely far are counted, so that they can be taken away again.
+/// The distance of some tokens together from fresh ones. Tokens that are infinitely far are counted, so that they can be taken away again.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Deviation {
     /// `‖ΔV‖₂²`, summed over the others.
@@ -42,7 +42,7 @@ impl std::iter::Sum for Deviation {
     }
 }
 
-/// Whether everything measured of a token is a finite number. Otherwise its KV, or the fresh one, is worthless.
+/// True if everything measured of a token is a finite number. Otherwise its KV, or the fresh one, is worthless.
 fn has_numbers(found: &TokenDeviation) -> bool {
     let TokenDeviation { attention, key_l2, value_l2, value_l1, value_norm, root_head_dim: _ } = *found;
     [attention, key_l2, value_l2, value_l1, value_norm].iter().all(|x| x.is_finite())

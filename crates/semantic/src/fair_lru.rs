@@ -21,7 +21,7 @@ struct Held<K> {
     weight: usize,
 }
 
-/// What a tenant's load is.
+/// The measure of a tenant's load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Load {
     /// Its entries.
@@ -30,7 +30,7 @@ pub(crate) enum Load {
     Weight,
 }
 
-/// Where an entry is: its tenant, its last use and its weight.
+/// The place of an entry: its tenant, its last use and its weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
     pub(crate) tenant: TenantId,

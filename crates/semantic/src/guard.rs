@@ -10,7 +10,7 @@
 //!   of the project's own evaluation, in 4 of 10,000 runs of 1,000 answers.
 //! - A class at three times its bound is switched off within 64 verified answers in at least 95 of 100 runs (`benches/scale/guard.md`).
 //!
-//! What is above 20 times its bound counts as 20 times: one answer alone never switches a class off. That lowers the mean, so it can
+//! A value above 20 times its bound counts as 20 times: one answer alone never switches a class off. That lowers the mean, so it can
 //! only keep a class on. A KL or an agreement that is not a number is as bad as can be.
 //!
 //! A class that was switched off is computed in full for a number of requests (the pause), then tried again: all of its answers are
@@ -62,7 +62,7 @@ pub enum Fault {
     Top1,
 }
 
-/// What is known of one class, over all tenants.
+/// The record of one class, over all tenants.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ClassQuality {
     /// Answers verified so far.
@@ -98,7 +98,7 @@ struct Record {
     evidence: [Evidence; Fault::ALL.len()],
     /// Answers of the present trial.
     num_tried: usize,
-    /// Whether it was switched off and has not passed a trial since.
+    /// True if it was switched off and has not passed a trial since.
     is_on_probation: bool,
     /// Requests still to be computed in full.
     pause: u64,
@@ -145,7 +145,7 @@ impl GuardConfig {
         ]
     }
 
-    /// What counts against each bound, and the bound.
+    /// Values that count against each bound, and the bound.
     fn measured(&self, verdict: &Verdict) -> [(f64, f64); Fault::ALL.len()] {
         let bounds = [(verdict.mean_kl, self.max_mean_kl), (1.0 - verdict.top1, 1.0 - self.min_top1)];
         bounds.map(|(value, bound)| (value.min(CLIP * bound), bound))
@@ -167,7 +167,7 @@ impl QualityGuard {
         Self { config, records: BTreeMap::new(), classes: Vec::new() }
     }
 
-    /// Whether requests of `tenant` may reuse spans of `class`.
+    /// True if requests of `tenant` may reuse spans of `class`.
     #[must_use]
     pub fn allows(&self, tenant: TenantId, class: MatchClass) -> bool {
         self.records.get(&(tenant, class)).is_none_or(|record| record.pause == 0)
@@ -189,7 +189,7 @@ impl QualityGuard {
         self.records.get(&(tenant, class)).is_none_or(|record| record.num_tried < self.config.trial_answers)
     }
 
-    /// Whether `class` was switched off before and has not passed a trial since: then every answer is verified.
+    /// True if `class` was switched off before and has not passed a trial since: then every answer is verified.
     #[must_use]
     pub fn is_on_probation(&self, tenant: TenantId, class: MatchClass) -> bool {
         self.records.get(&(tenant, class)).is_some_and(|record| record.is_on_probation)

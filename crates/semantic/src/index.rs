@@ -82,7 +82,7 @@ impl SpanIndex {
 
     /// Keeps `tokens` as `donor` of `tenant`, in place of what it was before, and returns the donors that had to go.
     ///
-    /// Where there is no room, the tenant with most donors, or most tokens, gives up its least recently used one, so that no
+    /// If there is no room, the tenant with most donors, or most tokens, gives up its least recently used one, so that no
     /// tenant can displace what others keep within an equal share. `donor` itself is returned if it cannot be kept: too short to
     /// hold a span, or too long for the whole index.
     pub fn insert_of(

@@ -21,7 +21,7 @@ pub struct Access {
     pub(crate) secret: ScopeSecret,
 }
 
-/// What came of reading keys again.
+/// The result of reading keys again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reload {
     /// Keys that are accepted from now on.
@@ -72,7 +72,7 @@ impl Access {
         Ok(reload)
     }
 
-    /// Whether requests need no key.
+    /// True if requests need no key.
     pub(crate) fn is_open(&self) -> bool {
         self.tenants().is_open()
     }
@@ -83,7 +83,7 @@ pub(crate) const HEALTH_PATHS: [&str; 3] = ["/health", "/health/live", "/health/
 /// The path that Prometheus reads.
 pub(crate) const METRICS_PATH: &str = "/metrics";
 
-/// Whether `path` needs no key. Everything but health checks and metrics does, also paths without a route.
+/// True if `path` needs no key. Everything but health checks and metrics does, also paths without a route.
 fn is_open_path(path: &str) -> bool {
     HEALTH_PATHS.contains(&path) || path == METRICS_PATH
 }

@@ -35,7 +35,7 @@ pub struct ServerConfig {
     pub web: WebAccess,
     /// What a request gets that does not say how to share KV.
     pub sharing: SharingDefaults,
-    /// What a request gets that does not say how to choose tokens.
+    /// Sampling of a request that does not say how to choose tokens.
     pub sampling: SamplingDefaults,
 }
 
@@ -100,7 +100,7 @@ pub enum ServerConfigError {
     /// A body is held in memory.
     #[error("`body_limit` must be at most 1 GiB, is {bytes} bytes")]
     BodyTooLarge {
-        /// What was given.
+        /// The given value.
         bytes: usize,
     },
     /// The HTTP parser needs this much.

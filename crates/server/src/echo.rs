@@ -5,12 +5,12 @@ use std::sync::Arc;
 use tokenizer::{DetokenizeStream, EncodedPrompt, Tokenizer};
 use tokens::TokenId;
 
-/// What an answer starts with when its prompt is to be part of it.
+/// The start of an answer of which its prompt is a part.
 #[derive(Clone)]
 pub(crate) struct EchoedPrompt {
     /// A prompt of text as it was sent; of token ids the text of all of them, special ones too, up to the last whole character.
     pub(crate) text: String,
-    /// Where the text of each token starts, in characters. What the server puts around a text is not shown, and has no length.
+    /// The start of each token's text, in characters. What the server puts around a text is not shown, and has no length.
     pub(crate) offsets: Arc<[u32]>,
     /// The token whose leading space, which encoding had put there, is not shown.
     pub(crate) drops_space: Option<usize>,

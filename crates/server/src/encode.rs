@@ -21,7 +21,7 @@ pub(crate) struct Encoded {
     pub(crate) segments: Vec<u32>,
     /// What it means, as far as a quick embedder says.
     pub(crate) embedding: Option<Embedding>,
-    /// What answers show of it, if they are to start with it.
+    /// The part of it that answers show, if they are to start with it.
     pub(crate) echo: Option<EchoedPrompt>,
     /// The request's field it came from.
     pub(crate) param: &'static str,
@@ -40,7 +40,7 @@ const MIN_COUNTED: usize = 1 << 17;
 pub(crate) struct EncodeOptions {
     /// Where segments begin.
     pub(crate) segments: SegmentRule,
-    /// Whether answers start with their prompts.
+    /// True if answers start with their prompts.
     pub(crate) echo: bool,
     /// Whether a quick embedder is asked.
     pub(crate) embeds: bool,

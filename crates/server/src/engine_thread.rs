@@ -1,7 +1,7 @@
 //! The thread that owns the engine, and what the HTTP side holds of it.
 //!
 //! One OS thread named `engine` runs steps. Commands come in over one channel, bounded by the places of the queue and permits to ask.
-//! What a step brought goes out over another, to a task that hands it on over one bounded channel for each request. A request is taken
+//! The result of a step goes out over another, to a task that hands it on over one bounded channel for each request. A request is taken
 //! back by dropping its [`TokenStream`]: the task looks for closed channels after every step, so nothing can be lost on the way and
 //! nothing has to be sent from a destructor. No lock is held across a step, and a slow reader never blocks one: when its channel is full,
 //! its request is aborted.
@@ -46,7 +46,7 @@ pub struct EngineThreadConfig {
     /// Requests that may wait for admission; further ones are refused. When as many wait, a tenant that has less than its equal part of
     /// them waiting still gets that.
     pub max_queue: usize,
-    /// How long a request may wait for admission; `None` for ever.
+    /// The longest a request may wait for admission; `None` for ever.
     pub queue_timeout: Option<Duration>,
     /// Events a reader may be behind before its request is aborted.
     pub stream_buffer: usize,

@@ -40,7 +40,7 @@ pub enum ApiError {
         prompt_tokens: usize,
         /// Tokens asked for.
         max_tokens: usize,
-        /// Whether all tokens of the prompt were counted: counting stops when it is clear that there are too many.
+        /// True if all tokens of the prompt were counted: counting stops when it is clear that there are too many.
         is_counted: bool,
     },
     /// Fits the model but not the KV pool.
@@ -85,7 +85,7 @@ pub enum ApiError {
          `--allowed-origins {origin}` to allow them"
     )]
     ForeignOrigin {
-        /// Where the page is from.
+        /// The origin of the page.
         origin: String,
     },
     /// The body is not sent as JSON.
@@ -100,7 +100,7 @@ pub enum ApiError {
     /// The body is compressed.
     #[error("a request body with `Content-Encoding: {encoding}` is not read: send it as it is")]
     BodyEncoding {
-        /// How it was sent.
+        /// The encoding it was sent in.
         encoding: String,
     },
     /// There is no such thing to look at or to erase.

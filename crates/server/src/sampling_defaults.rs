@@ -1,4 +1,4 @@
-//! How tokens are chosen for requests that do not say.
+//! Sampling of requests that do not say how tokens are chosen.
 
 use std::fmt;
 use std::ops::RangeInclusive;

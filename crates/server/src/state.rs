@@ -46,7 +46,7 @@ impl AppState {
         Ok(Arc::new(Self { model, engine, metrics, config, access, corpora, embedding_lane, heavy, body_memory, fingerprint }))
     }
 
-    /// Who may ask, and what keeps their KV apart.
+    /// Keys, and the secret that keeps the KV of tenants apart.
     #[must_use]
     pub fn access(&self) -> &Access {
         &self.access

@@ -27,7 +27,7 @@ pub struct WebAccess {
     pub origins: Vec<String>,
     /// Host names without a port; `*` stands for all.
     pub hosts: Vec<String>,
-    /// Whether the daemon listens on a loopback address. Elsewhere it also answers to addresses and to names that public DNS does not
+    /// True if the daemon listens on a loopback address. Elsewhere it also answers to addresses and to names that public DNS does not
     /// resolve, because pages cannot have those resolved to it.
     pub is_local: bool,
 }
@@ -138,7 +138,7 @@ fn is_loopback(name: &str) -> bool {
     address.map_or(name == "localhost" || name.ends_with(".localhost"), |address| address.to_canonical().is_loopback())
 }
 
-/// Whether a page cannot have had `name` resolved to an address of its choice.
+/// True if a page cannot have had `name` resolved to an address of its choice.
 fn is_private(name: &str) -> bool {
     let is_label = |name: &str| !name.is_empty() && !name.contains('.');
     name.parse::<IpAddr>().is_ok() || is_label(name) || PRIVATE_SUFFIXES.iter().any(|suffix| name.ends_with(suffix))

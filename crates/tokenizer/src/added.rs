@@ -15,9 +15,9 @@ pub(crate) struct AddedToken {
     pub(crate) id: TokenId,
     /// Whether it steers the model and is no text: left out by `skip_special`.
     pub(crate) is_special: bool,
-    /// Whether white space before it belongs to it.
+    /// True if white space before it belongs to it.
     pub(crate) takes_space_before: bool,
-    /// Whether white space after it belongs to it.
+    /// True if white space after it belongs to it.
     pub(crate) takes_space_after: bool,
 }
 
@@ -78,7 +78,7 @@ impl AddedTokens {
         start..end
     }
 
-    /// Whether `inputs` keep text from becoming a special token.
+    /// True if `inputs` keep text from becoming a special token.
     pub(crate) fn are_restricted(&self, text: &str, inputs: &[Range<usize>]) -> bool {
         let is_restricted = |found: regex::Match<'_>| self.tokens[found.as_str()].is_special && touches(inputs, &found.range());
         self.all.iter().flat_map(|all| all.find_iter(text)).any(is_restricted)
@@ -120,7 +120,7 @@ impl AddedTokens {
     }
 }
 
-/// Whether `range` has a byte in common with one of `inputs`.
+/// True if `range` has a byte in common with one of `inputs`.
 fn touches(inputs: &[Range<usize>], range: &Range<usize>) -> bool {
     let first = inputs.partition_point(|input| input.end <= range.start);
     inputs.get(first).is_some_and(|input| input.start < range.end)

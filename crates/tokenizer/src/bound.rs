@@ -1,4 +1,4 @@
-//! How few tokens a text can have, told by its bytes alone.
+//! A lower bound on the tokens of a text, told by its bytes alone.
 //!
 //! Each token covers no more bytes than the longest token that is made of such bytes, so a text that cannot fit a model is refused in one
 //! pass over its bytes, before it is tokenized. The longest token of most vocabularies is a run of spaces; emoji or letters have much

@@ -26,7 +26,7 @@ pub struct ChatMessage {
 pub struct ChatOptions {
     /// Whether to end with the start of the assistant's next message.
     pub add_generation_prompt: bool,
-    /// Whether to end with the text of the last message, for the model to go on with it.
+    /// True if to end with the text of the last message, for the model to go on with it.
     pub continue_final_message: bool,
     /// Source of a template to take instead of the model's own.
     pub template: Option<String>,

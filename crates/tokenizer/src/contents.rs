@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-/// Where a message's text is, or a piece of it.
+/// The place of a message's text, or of a piece of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Located {
     /// Index of the message.

@@ -106,7 +106,7 @@ impl TokenizerError {
     }
 }
 
-/// What a parser said, which may repeat what it read: one line, cut.
+/// A parser's message, which may repeat what it read: one line, cut.
 pub(crate) fn brief(error: &dyn std::fmt::Display) -> String {
     let text = error.to_string();
     let shown: String = text.lines().next().unwrap_or_default().chars().take(MAX_REASON_CHARS).collect();

@@ -8,15 +8,15 @@ use crate::pre_tokenizer::{GPT2, PreTokenizerKind};
 pub(crate) struct GgufRule {
     names: &'static [&'static str],
     pub(crate) cut: Cut,
-    /// Whether a piece that is a token is taken whole, before any merge.
+    /// True if a piece that is a token is taken whole, before any merge.
     pub(crate) ignores_merges: bool,
-    /// Whether prompts start with the beginning-of-text token when the file does not say.
+    /// True if prompts start with the beginning-of-text token when the file does not say.
     pub(crate) adds_bos: bool,
-    /// Whether the vocabulary was trained on text in Unicode's normal form C.
+    /// True if the vocabulary was trained on text in Unicode's normal form C.
     pub(crate) normalizes_to_nfc: bool,
 }
 
-/// How text is cut.
+/// The rule by which text is cut.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Cut {
     /// By a rule that has a quick path.

@@ -34,12 +34,12 @@ pub struct StopOutput {
     pub stop: Option<usize>,
 }
 
-/// Where a stop string is.
+/// The place of a stop string.
 struct Found {
     start: usize,
     end: usize,
     stop: usize,
-    /// Whether special tokens are part of it.
+    /// True if special tokens are part of it.
     shows_hidden: bool,
 }
 
@@ -130,13 +130,13 @@ impl StopMatcher {
 }
 
 impl Held {
-    /// Where a stop string may start: at characters that are shown, and at whole tokens that are not.
+    /// Places where a stop string may start: at characters that are shown, and at whole tokens that are not.
     fn starts(&self) -> impl Iterator<Item = usize> {
         let is_inside = |at: usize| self.hidden.iter().any(|token| token.start < at && at < token.end);
         self.text.char_indices().map(|(at, _)| at).filter(move |&at| !is_inside(at))
     }
 
-    /// What is shown of `range`, which cuts no token that is not.
+    /// The shown part of `range`, which cuts no token that is not.
     fn shown(&self, range: Range<usize>) -> String {
         let mut text = String::with_capacity(range.len());
         let mut at = range.start;

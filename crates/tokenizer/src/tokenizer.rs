@@ -499,13 +499,13 @@ impl Parts {
     }
 }
 
-/// Whether a SentencePiece vocabulary spells every byte of a text: none is dropped, and unknown ones are tokens of their own.
+/// True if a SentencePiece vocabulary spells every byte of a text: none is dropped, and unknown ones are tokens of their own.
 fn spells_bytes(hf: &tokenizers::Tokenizer) -> bool {
     let falls_back = matches!(hf.get_model(), tokenizers::ModelWrapper::BPE(bpe) if bpe.byte_fallback);
     falls_back && (0..=255u8).all(|byte| hf.token_to_id(&format!("<0x{byte:02X}>")).is_some()) && only_marks_spaces(hf)
 }
 
-/// Whether normalization writes spaces as `▁`, perhaps with one more at the start, and changes nothing else.
+/// True if normalization writes spaces as `▁`, perhaps with one more at the start, and changes nothing else.
 fn only_marks_spaces(hf: &tokenizers::Tokenizer) -> bool {
     let Ok(json) = serde_json::to_value(hf.get_normalizer()) else { return false };
     let steps = json["normalizers"].as_array().cloned().unwrap_or_else(|| vec![json]);

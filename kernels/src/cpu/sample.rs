@@ -146,7 +146,7 @@ fn draw_wide(
     ids[place - 1]
 }
 
-/// How many of the likeliest `ids` it takes until their weights in descending order are `enough`; all if they never are. They are moved to
+/// The number of the likeliest `ids` whose weights in descending order are `enough`; all if they never are. They are moved to
 /// the front, the last of them to the end of that.
 fn num_until(ids: &mut [u32], logits: &[f32], weight: impl Fn(u32) -> f64, enough: impl Fn(f64) -> bool) -> usize {
     let (mut start, mut end, mut before) = (0, ids.len(), 0.0);

@@ -350,7 +350,7 @@ impl Sampler {
     }
 }
 
-/// What several launches chose, still on the device, so that the next one need not wait for the host.
+/// Choices of several launches, still on the device, so that the next one need not wait for the host.
 pub struct Kept {
     device: Arc<Device>,
     choices: CudaSlice<RawChoice>,

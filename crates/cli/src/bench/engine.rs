@@ -72,7 +72,7 @@ struct EngineReport {
     lengths: Vec<Latency>,
     batches: Vec<DecodeSpeed>,
     throughput: Option<LoadSpeed>,
-    /// What could not be measured, and why.
+    /// Rows that could not be measured, and why.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     failures: Vec<Failure>,
 }
@@ -154,7 +154,7 @@ fn measure(args: &EngineBenchArgs, driver: &mut Driver, report: &mut EngineRepor
     Ok(())
 }
 
-/// Where failures go.
+/// Collects failures.
 trait Keep {
     /// The row of `what`, unless that failed.
     fn keep<T>(&mut self, what: impl FnOnce() -> String, row: anyhow::Result<T>) -> Option<T>;

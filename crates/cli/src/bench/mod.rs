@@ -30,7 +30,7 @@ pub(crate) enum BenchCommand {
 }
 
 impl BenchCommand {
-    /// Whether the engine runs in process, with the settings of the daemon.
+    /// True if the engine runs in process, with the settings of the daemon.
     pub(crate) fn reads_config(&self) -> bool {
         match self {
             Self::Engine(_) | Self::Donors(_) | Self::Sharing(_) => true,

@@ -25,7 +25,7 @@ pub(crate) struct ModelConfig {
     pub(crate) load_format: LoadFormat,
     /// A `tokenizer.json`, or a GGUF file with a vocabulary, to use instead of the model's own.
     pub(crate) tokenizer: Auto<PathBuf>,
-    /// Whether the names of control tokens in messages become those tokens; else they are text.
+    /// True if the names of control tokens in messages become those tokens; else they are text.
     pub(crate) content_control_tokens: bool,
     /// A folder with a `generation_config.json` for sampling defaults, or `none`; the model's own by default.
     pub(crate) generation_config: Auto<PathBuf>,
@@ -77,7 +77,7 @@ impl ModelConfig {
         self.cache_dir.as_ref().set().cloned().or_else(home)
     }
 
-    /// Whether sampling defaults of models are ignored.
+    /// True if sampling defaults of models are ignored.
     pub(crate) fn has_no_generation_config(&self) -> bool {
         self.generation_config.as_ref().set().is_some_and(|folder| folder.as_os_str() == "none")
     }

@@ -68,7 +68,7 @@ impl Default for ServerConfig {
 }
 
 impl ServerConfig {
-    /// How long a request may wait to be begun, if there is a bound.
+    /// The longest a request may wait to be begun, if there is a bound.
     pub(crate) fn queue_timeout(&self) -> Option<Duration> {
         Some(self.queue_timeout.get()).filter(|timeout| !timeout.is_zero())
     }

@@ -144,7 +144,7 @@ impl SharingConfig {
         }
     }
 
-    /// What such answers have to keep.
+    /// Bounds that such answers have to keep.
     pub(crate) fn guard(&self) -> engine::GuardConfig {
         engine::GuardConfig { max_mean_kl: self.max_mean_kl, min_top1: self.min_top1, ..engine::GuardConfig::default() }
     }

@@ -138,7 +138,7 @@ fn local_weights(path: &Path) -> anyhow::Result<Weights> {
     }
 }
 
-/// Whether `file` is another part than the first of a model that was split.
+/// True if `file` is another part than the first of a model that was split.
 fn is_later_part(file: &Path) -> bool {
     let name = file.file_name().and_then(|name| name.to_str());
     name.and_then(PartName::of).is_some_and(PartName::is_later)

@@ -19,7 +19,7 @@ impl<'n> PartName<'n> {
         Some(Self { prefix, number: digits(number)?, count: digits(count)? })
     }
 
-    /// Whether another part comes first.
+    /// True if another part comes first.
     pub(super) fn is_later(self) -> bool {
         self.number > 1
     }

@@ -61,7 +61,7 @@ fn run(mut pip: Command, wheel: &Wheel, incoming: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What pip's own words for a full disk mean, else the words.
+/// Explains pip's own words for a full disk; returns other words as they are.
 fn in_short(said: &str) -> String {
     match said.contains("[Errno 28]") || said.contains("No space left on device") {
         true => format!("no space is left on the disk ({said})"),

@@ -56,7 +56,7 @@ impl Scheduler {
         ErasedCounts { donors: self.donors.erase(is_erased), blocks: self.pool.erase(is_erased) }
     }
 
-    /// What `request` would find if it were admitted now. Nothing changes by asking, and nothing is told of scopes that it may not read.
+    /// Predicts the result of admitting `request` now. Nothing changes by asking, and nothing is told of scopes that it may not read.
     #[must_use]
     pub fn explain(&self, request: &Request) -> Explanation {
         let mut sequence = Sequence::new(request.clone(), ArrivalKey::default(), self.config.block_size);
@@ -82,7 +82,7 @@ impl Scheduler {
         Some(found)
     }
 
-    /// How the search ends as far as room does not decide.
+    /// Outcome of the search as far as room does not decide.
     fn outcome(&self, sequence: &Sequence, found: &ExplainedSpans) -> Result<(), SpanOutcome> {
         match found.found.plan.rejected {
             _ if !found.is_resident => Err(SpanOutcome::NotResident),

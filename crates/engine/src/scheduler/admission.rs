@@ -53,7 +53,7 @@ struct Placement {
     pins: kv::BlockLease,
     prefix: kv::PrefixMatch,
     spans: Option<FoundSpans>,
-    /// How the search for spans ended, if there was one.
+    /// Outcome of the search for spans, if there was one.
     outcome: Option<SpanOutcome>,
 }
 
@@ -178,7 +178,7 @@ impl Scheduler {
         prefix
     }
 
-    /// What it waits for if the next block that it may share is being computed right now: the last of those behind `prefix` that are. The
+    /// The block it waits for if the next one that it may share is being computed right now: the last of those after `prefix` that are. The
     /// wait is bounded: every running sequence computes in every step.
     fn awaited_block(&self, sequence: &Sequence, prefix: &kv::PrefixMatch) -> Option<Until> {
         let num_shared = self.config.block_size.full_blocks(sequence.max_prefix_tokens() as usize);
@@ -187,7 +187,7 @@ impl Scheduler {
         self.in_flight.last_of(missing).map(Until::Block)
     }
 
-    /// Whether `sequence` may copy the spans of `plan`, or why not.
+    /// Ok if `sequence` may copy the spans of `plan`; else the reason.
     pub(super) fn permission(&self, sequence: &Sequence, plan: &semantic::ReusePlan) -> Result<(), SpanOutcome> {
         let is_on = |class| self.verifier.allows(sequence.request.tenant, class);
         match plan.class() {
@@ -241,7 +241,7 @@ impl Scheduler {
         }
     }
 
-    /// Whether [`Scheduler::allocate`] would find room for `sequence`.
+    /// True if [`Scheduler::allocate`] would find room for `sequence`.
     pub(super) fn has_room(&self, sequence: &Sequence, prefix: &kv::PrefixMatch, spans: Option<&FoundSpans>) -> bool {
         let pinned = pinned(prefix, spans);
         let wish = kv::SlotRequest { pinned: &pinned, ..self.whole_request(sequence, prefix, spans) };
@@ -380,7 +380,7 @@ pub(super) fn admission_usage(
     }
 }
 
-/// What a sequence is filled from: the block of a partial hit, then those of donors.
+/// Sources that a sequence is filled from: the block of a partial hit, then those of donors.
 fn pinned(prefix: &kv::PrefixMatch, spans: Option<&FoundSpans>) -> Vec<kv::Place> {
     let partial = prefix.partial.map(|partial| partial.block);
     let sources = spans.into_iter().flat_map(|spans| &spans.sources).map(|source| source.place);

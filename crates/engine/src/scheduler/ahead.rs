@@ -69,7 +69,7 @@ impl Scheduler {
         self.time_step(step, now);
     }
 
-    /// Whether all that `step` leaves open are its tokens, one for each running sequence, and nobody is to be admitted next.
+    /// True if all that `step` leaves open are its tokens, one for each running sequence, and nobody is to be admitted next.
     fn is_predictable(&self, step: &SchedulerOutput) -> bool {
         let is_settled = |scheduled: &ScheduledSequence| {
             let sequence = self.sequences.get(&scheduled.request_id);

@@ -1,4 +1,4 @@
-//! Who gives way when seats or blocks run out.
+//! The choice of the sequence that gives way when seats or blocks run out.
 //!
 //! Seats and blocks are shared by tenants like rows. A tenant with nothing running gets the next seat at the next step: if there is none,
 //! or no room, the tenant that holds most gives up its newest sequence, as long as it has more than its part and not only that one. Where
@@ -28,7 +28,7 @@ const CLAIM_STEPS: u64 = 256;
 /// Tokens that a request gains by a claim, at least. Chosen: as many steps as a turn.
 const CLAIM_GAIN: u32 = 64;
 
-/// Whether a request can run.
+/// The way to a seat and blocks for a request.
 pub(super) enum Way {
     /// There is a seat and room for it.
     Free,
@@ -38,14 +38,14 @@ pub(super) enum Way {
     Claimed,
 }
 
-/// What a tenant holds.
+/// Seats and blocks that a tenant holds.
 #[derive(Clone, Copy, Debug, Default)]
 struct Holding {
     seats: usize,
     blocks: usize,
 }
 
-/// What is missing.
+/// The resource that is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Missing {
     Seat,
@@ -56,7 +56,7 @@ enum Missing {
 }
 
 impl Scheduler {
-    /// Whether a seat is free or can be freed for `tenant`.
+    /// True if a seat is free or can be freed for `tenant`.
     pub(super) fn may_have_seat(&self, tenant: TenantId) -> bool {
         self.running.len() < self.config.max_num_seqs || self.victim(tenant, Missing::Seat, &[]).is_some()
     }
@@ -141,7 +141,7 @@ impl Scheduler {
         self.config.block_size.blocks_for(sequence.num_tokens() as usize)
     }
 
-    /// What each tenant with running sequences holds; `also` is named in any case.
+    /// Holdings of each tenant with running sequences; `also` is named in any case.
     fn holdings(&self, also: TenantId) -> BTreeMap<TenantId, Holding> {
         let mut holdings = BTreeMap::from([(also, Holding::default())]);
         for sequence in self.running.iter().map(|id| &self.sequences[id]) {
@@ -190,7 +190,7 @@ impl Scheduler {
         newest.or_else(longest).map(|(_, sequence)| sequence.request_id)
     }
 
-    /// Whether a running sequence may give way: it has computed something since its admission, and no less than it lost before.
+    /// True if a running sequence may give way: it has computed something since its admission, and no less than it lost before.
     fn may_be_preempted(&self, sequence: &Sequence) -> bool {
         sequence.tenure.since < self.num_steps && sequence.num_computed_tokens() >= sequence.tenure.protected_until
     }

@@ -1,4 +1,4 @@
-//! How the rows of a step are divided.
+//! Divides the rows of a step.
 //!
 //! Every running sequence gets one row, which is all that an answer needs. The other rows are for prompts. Tenants get equal parts of
 //! the time they take, and what one does not need goes to the others, so nobody is limited while no other tenant has use for a row. A tenant whose
@@ -55,7 +55,7 @@ pub(super) struct Prompt {
     is_new: bool,
 }
 
-/// What running sequences could compute in the step that is being chosen.
+/// Rows that running sequences could compute in the step that is being chosen.
 #[derive(Debug)]
 pub(super) struct Demand {
     /// In the order of their admission.
@@ -75,7 +75,7 @@ pub(super) struct Demand {
     next_micros: BTreeMap<TenantId, u64>,
 }
 
-/// What prompts of a tenant could compute.
+/// Rows that prompts of a tenant could compute.
 #[derive(Clone, Copy, Debug)]
 struct Claim {
     rows: usize,
@@ -97,7 +97,7 @@ impl Claim {
 }
 
 impl Prompt {
-    /// Whether one of the same tenant that takes `micros` is far shorter.
+    /// True if one of the same tenant that takes `micros` is far shorter.
     fn is_long_beside(&self, micros: u64) -> bool {
         micros.saturating_mul(LONG_RATIO) <= self.micros
     }
@@ -132,7 +132,7 @@ impl Demand {
         claims
     }
 
-    /// Whether a row is left for `wanted` if it runs in this step too.
+    /// True if a row is left for `wanted` if it runs in this step too.
     pub(super) fn has_rows_for(&self, wanted: &Prompt) -> bool {
         let mut claims = self.claims();
         Prompt { rows: usize::MAX, ..*wanted }.add_to(&mut claims);
@@ -235,7 +235,7 @@ fn fill(mut wanted: Vec<(TenantId, f64, f64)>, amount: f64) -> BTreeMap<TenantId
 }
 
 impl Scheduler {
-    /// What all running sequences could compute.
+    /// Demand of all running sequences.
     pub(super) fn demand(&self, now: Timestamp) -> Demand {
         let num_rows = self.config.max_num_batched_tokens as u32;
         let full_micros = self.step_times.exact_micros(Work::of_rows(num_rows, num_rows));
@@ -283,7 +283,7 @@ impl Scheduler {
         }
     }
 
-    /// What a waiting request would compute.
+    /// Rows that a waiting request would compute.
     pub(super) fn wanted(&self, ticket: Ticket) -> Prompt {
         let prompt = self.prompt(&self.sequences[&ticket.request_id]);
         let forecast = self.queue.get(ticket.key).map(|waiting| waiting.forecast.micros).filter(|&micros| micros > 0);

@@ -43,7 +43,7 @@ impl Scheduler {
         }
     }
 
-    /// Whether `request` can run here without pushing out anything that is cached.
+    /// True if `request` can run here without pushing out anything that is cached.
     fn has_free_room(&self, request: Request) -> bool {
         let sequence = Sequence::new(request, ArrivalKey::default(), self.config.block_size);
         let prefix = self.match_prefix(&sequence);

@@ -1,4 +1,4 @@
-//! What is explained is what an admission then finds, whatever the engine holds.
+//! An explanation is what an admission then finds, whatever the engine holds.
 
 use std::collections::BTreeMap;
 

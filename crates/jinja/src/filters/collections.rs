@@ -197,7 +197,7 @@ impl Interpreter<'_> {
         Ok(sorted.into_iter().map(|(_, item)| item).collect())
     }
 
-    /// What is compared: of several attributes (`a,b`) a list.
+    /// The key that is compared: of several attributes (`a,b`) a list.
     fn sort_key(&self, item: &Value, attribute: Option<&Value>, case_sensitive: bool) -> Result<Value> {
         if let Some(Value::Str(paths)) = attribute
             && paths.as_str().contains(',')

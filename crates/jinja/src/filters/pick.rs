@@ -63,7 +63,7 @@ impl Interpreter<'_> {
         Value::generator(kept)
     }
 
-    /// What `attribute` of `item` names: `a.b.0`, a number, or the item itself.
+    /// The value that `attribute` of `item` names: `a.b.0`, a number, or the item itself.
     pub(super) fn path(&self, item: &Value, attribute: Option<&Value>) -> Result<Value> {
         match attribute {
             None | Some(Value::None) => Ok(item.clone()),

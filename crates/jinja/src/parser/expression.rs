@@ -298,7 +298,7 @@ impl Parser {
         Ok(if is_negated { Expr::Not(Box::new(test)) } else { test })
     }
 
-    /// What is between brackets: an index, a slice, or several of them.
+    /// The content of brackets: an index, a slice, or several of them.
     fn subscript(&mut self) -> Result<Expr> {
         self.expect_operator("[")?;
         let mut parts = Vec::new();

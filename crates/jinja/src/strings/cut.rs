@@ -91,7 +91,7 @@ pub(super) fn call(interpreter: &Interpreter<'_>, text: &Rc<Text>, name: &str, a
     }
 }
 
-/// What is left of `string` without `characters`, by default white space, at its ends.
+/// Removes `characters`, by default white space, from the ends of `string`.
 pub(crate) fn strip(string: &str, characters: Option<&str>, side: Side) -> Range<usize> {
     let is_stripped = |c: char| characters.map_or_else(|| is_space(c), |characters| characters.contains(c));
     let start = match side {

@@ -15,7 +15,7 @@ pub struct Dict {
     inner_nesting: usize,
 }
 
-/// What makes two keys the same.
+/// The identity of a key: equal ones are the same key.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Key {
     None,

@@ -62,7 +62,7 @@ struct Part {
     header: Header,
 }
 
-/// Where a tensor is.
+/// The location of a tensor.
 struct Place {
     part: usize,
     ty: GgmlType,

@@ -19,7 +19,7 @@ pub(crate) struct SafetensorsCheckpoint {
     folder: PathBuf,
     config: String,
     tensors: HashMap<String, Place>,
-    /// Whether embeddings and head are one matrix, though there are two tensors perhaps.
+    /// True if embeddings and head are one matrix, though there are two tensors perhaps.
     is_tied: bool,
 }
 
@@ -67,7 +67,7 @@ impl SafetensorsCheckpoint {
     }
 }
 
-/// Whether there is a head beside the embeddings, and it is another matrix: then both are used, whatever the configuration says of
+/// True if there is a head beside the embeddings, and it is another matrix: then both are used, whatever the configuration says of
 /// tying, as in transformers 5.
 fn differ(tensors: &HashMap<String, Place>) -> Result<bool, LoadError> {
     let (Some(embedding), Some(head)) = (tensors.get(EMBEDDING), tensors.get(HEAD)) else { return Ok(false) };

@@ -8,7 +8,7 @@ use tokens::{BlockSize, RequestId, Timestamp, TokenId};
 
 const POISON: u32 = 13;
 
-/// What the requests said and why they ended, in their order. All of them run at once.
+/// The tokens of the requests and why they ended, in their order. All of them run at once.
 fn answers(requests: &[(Vec<u32>, SamplingParams)]) -> Vec<(Vec<TokenId>, Option<FinishReason>)> {
     let config = tiny_config(Architecture::Llama, RopeLayout::Half);
     let runner = ModelRunner::new(Box::new(poisoned_backend(&config, 42, POISON, 64)), BlockSize::DEFAULT);

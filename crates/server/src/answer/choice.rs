@@ -169,7 +169,7 @@ struct TextStream {
     detokenizer: DetokenizeStream,
     stops: StopMatcher,
     skips_special: bool,
-    /// Whether what ends an answer is part of it.
+    /// True if what ends an answer is part of it.
     includes_stop: bool,
     /// Tokens, from now on, in which no stop string is searched for.
     num_unsearched: u32,

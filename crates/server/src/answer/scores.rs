@@ -1,4 +1,4 @@
-//! How likely tokens were, and their names.
+//! Log probabilities of tokens, and their names.
 
 use engine::{LogProb, TokenLogProbs};
 use protocol::NamedLogProbs;
@@ -13,9 +13,9 @@ pub(super) struct ScoredToken {
     pub(super) logprob: Option<f32>,
     /// The likeliest tokens at its position, descending; as many as were asked for.
     pub(super) top: Vec<LogProb>,
-    /// Where its text starts in the answer, in characters.
+    /// The start of its text in the answer, in characters.
     pub(super) text_offset: u32,
-    /// Whether its leading space, which encoding had put there, is no part of the text.
+    /// True if its leading space, which encoding had put there, is no part of the text.
     pub(super) drops_space: bool,
 }
 

@@ -1,4 +1,4 @@
-//! What is wrong with a body that has another shape than its endpoint takes, in JSON's words and with the field's path.
+//! Faults of a body that has another shape than its endpoint takes, in JSON's words and with the field's path.
 //!
 //! The library tells neither the path nor, for a value that may have several forms, which part of it is at fault. So parts of the body
 //! are tried alone until the smallest one that is refused is found.
@@ -10,9 +10,9 @@ use serde_json::{Map, Value};
 /// A value that is refused.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Fault {
-    /// Where it is; empty for the whole body.
+    /// Path of the field; empty for the whole body.
     pub(super) path: String,
-    /// What is wrong with it.
+    /// The fault.
     pub(super) message: String,
 }
 
@@ -129,12 +129,12 @@ fn without(fields: &Map<String, Value>, name: &str) -> Map<String, Value> {
     fields.iter().filter(|(other, _)| *other != name).map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
-/// Whether the library's message is about an unknown field of this name.
+/// True if the library's message is about an unknown field of this name.
 fn is_named(message: &str, name: &str) -> bool {
     message.strip_prefix("unknown field `").is_some_and(|rest| rest.starts_with(name))
 }
 
-/// Whether a message names the forms of a value, in the words of its type.
+/// True if a message names the forms of a value, in the words of its type.
 fn is_about_forms(message: &str) -> bool {
     ["a ", "an ", "the "].iter().any(|article| message.starts_with(article))
 }

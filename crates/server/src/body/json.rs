@@ -24,7 +24,7 @@ const HANDED_ON: [&str; 5] = ["chat_template_kwargs", "documents", "json_schema"
 pub(super) struct Refusal {
     /// The value at fault; empty for the body itself.
     pub(super) path: String,
-    /// What is wrong.
+    /// The fault.
     pub(super) message: String,
 }
 

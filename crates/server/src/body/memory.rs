@@ -58,7 +58,7 @@ impl BodyMemory {
         Held { _permit: permit }
     }
 
-    /// Whether a body that brought `num_bytes` in `elapsed` has to give way.
+    /// True if a body that brought `num_bytes` in `elapsed` has to give way.
     pub(super) fn gives_way(&self, num_bytes: usize, elapsed: Duration) -> bool {
         let is_slow = elapsed > GRACE && (num_bytes as u64) < MIN_BYTES_PER_SECOND * elapsed.as_secs();
         is_slow && self.num_waiting.load(Ordering::Relaxed) > 0

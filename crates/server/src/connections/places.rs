@@ -1,4 +1,4 @@
-//! Who has a connection, and who loses one when there are too many.
+//! Places of connections, and the choice of the one that loses its place when there are too many.
 //!
 //! A connection that waits for its client, for the head or the body of a request, costs that client nothing. So when connections run out,
 //! the one that has waited longest is closed, of the peer that has most of such. Connections whose request is being answered are never
@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 /// Connections beyond the limits, for health checks.
 pub(crate) const NUM_RESERVED: usize = 64;
 
-/// How many connections there may be.
+/// Bounds on the number of connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PlaceLimits {
     /// In all.

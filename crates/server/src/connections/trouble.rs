@@ -1,4 +1,4 @@
-//! What to do when the system gives no connection: pause, close one that can be spared, and say so now and then.
+//! The reaction to a system that gives no connection: pause, close one that can be spared, and say so now and then.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -44,7 +44,7 @@ impl Trouble {
         pause.min(MAX_PAUSE)
     }
 
-    /// How many failures were not told of since the last line of the log, if it is time for another one.
+    /// The number of failures since the last line of the log, if it is time for another one.
     fn says(&mut self, now: Instant) -> Option<u64> {
         if self.said_at.is_some_and(|said_at| now.duration_since(said_at) < LOG_EVERY) {
             self.num_unsaid += 1;
@@ -55,7 +55,7 @@ impl Trouble {
     }
 }
 
-/// Whether the peer has given up meanwhile: the next connection may be fine.
+/// True if the peer has given up meanwhile: the next connection may be fine.
 fn is_of_the_peer(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused)
 }

@@ -1,7 +1,7 @@
 //! Questions that take the engine as long as a step: what sharing could give a request.
 //!
 //! They are answered one at a time between two steps, and as long as there are steps to make they take at most a quarter of the time.
-//! What each took is counted as work of its tenant.
+//! The time each took is counted as work of its tenant.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

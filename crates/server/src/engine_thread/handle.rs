@@ -84,7 +84,7 @@ impl EngineHandle {
         RequestId(self.shared.next_id.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Where the daemon is in its life, from now on.
+    /// The phase of the daemon's life, from now on.
     pub(super) fn watch_phase(&self) -> watch::Receiver<Phase> {
         self.shared.phase.subscribe()
     }
@@ -138,7 +138,7 @@ impl EngineHandle {
         self.inspect(|reply| Inspection::Erase { what, reply }).await
     }
 
-    /// What would be reused for `request`, which fits. Tenants that ask take turns.
+    /// Predicts the reuse of `request`, which fits. Tenants that ask take turns.
     pub(crate) async fn explain(&self, request: Request) -> Result<Explanation, SubmitError> {
         let of_tenant = {
             let mut explaining = self.shared.explaining.lock().unwrap_or_else(PoisonError::into_inner);

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokens::TenantId;
 
-/// Who has how many. Its lock is held for a few instructions: to take places, and to give one back.
+/// Places in the queue by tenant. The lock is held for a few instructions: to take places, and to give one back.
 pub(super) struct Places {
     max: usize,
     taken: Mutex<Taken>,

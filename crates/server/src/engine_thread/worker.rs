@@ -38,7 +38,7 @@ pub(super) struct Worker<E: Executor> {
     pub(super) shared: Arc<Shared>,
 }
 
-/// What ended a wait.
+/// The end of a wait.
 enum Waited {
     Command(EngineCommand),
     /// Nothing came, and the engine has work of its own.
@@ -93,7 +93,7 @@ impl<E: Executor> Worker<E> {
         Ok(())
     }
 
-    /// Whether the engine has been idle for long enough to do what no client waits for.
+    /// True if the engine has been idle for long enough to do what no client waits for.
     fn is_due(&self) -> bool {
         self.engine.idle_work_at().is_some_and(|at| at <= self.shared.now())
     }

@@ -1,4 +1,4 @@
-//! What answers say about the KV they reused.
+//! Schemas of what answers say about the KV they reused.
 
 use protocol::ReuseReason;
 use serde_json::{Value, json};

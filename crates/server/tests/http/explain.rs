@@ -114,7 +114,7 @@ async fn told_and_used(world: &World, request: &Value) -> (Value, Value) {
     (told, usage["kv_sharing"].clone())
 }
 
-/// What is told of a run is what it used, but for the tokens that a policy chooses when it has measured them.
+/// A run uses what was told of it, but for the tokens that a policy chooses when it has measured them.
 #[track_caller]
 fn check_told(told: &Value, used: &Value, context: &str) {
     for field in ["mode", "prefix_tokens", "donors", "class", "reason"] {

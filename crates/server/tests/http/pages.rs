@@ -29,7 +29,7 @@ fn with_web(web: WebAccess) -> World {
     World::with(Options { server: ServerConfig { web, ..ServerConfig::default() }, ..Options::default() })
 }
 
-/// What a page may send to a path of each kind.
+/// Requests that a page may send to a path of each kind.
 const REQUESTS: [(&str, &str); 7] = [
     ("POST", CHAT),
     ("POST", "/admin/corpora"),

@@ -9,12 +9,12 @@ use super::activations::MAX_LOGIT_ROWS;
 use crate::sampler::named;
 use crate::{SampleRow, Sampled, ScoreRow};
 
-/// Whether the device can choose for all of `rows`: it reports some likeliest tokens, not all.
+/// True if the device can choose for all of `rows`: it reports some likeliest tokens, not all.
 pub(super) fn can_sample(rows: &[SampleRow]) -> bool {
     rows.iter().all(|row| row.logprobs.is_none_or(|top| top as usize <= MAX_TOP))
 }
 
-/// Whether the device can score all of `rows`.
+/// True if the device can score all of `rows`.
 pub(super) fn can_score(rows: &[ScoreRow]) -> bool {
     rows.iter().all(|row| row.top as usize <= MAX_TOP)
 }

@@ -52,7 +52,7 @@ pub(super) fn all_parts(path: &Path, first: Part) -> Result<Vec<Part>, LoadError
     }
 }
 
-/// Where part `index` (from 0) is, if `path` is named as a part of `count`.
+/// The path of part `index` (from 0), if `path` is named as a part of `count`.
 fn part_path(path: &Path, index: u64, count: u64) -> Option<PathBuf> {
     let name = path.file_name()?.to_str()?;
     let of = name.strip_suffix(&format!("-of-{count:05}.gguf"))?;

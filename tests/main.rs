@@ -11,5 +11,6 @@ mod openai_sdk;
 mod places;
 mod reference;
 mod server;
+mod terminal;
 mod tidy;
 mod vocabulary;

@@ -1,9 +1,10 @@
 //! A conversation with a server, in the terminal.
 
-use std::io::{self, BufRead, IsTerminal};
+mod lines;
 
 use anyhow::Context;
 
+use self::lines::{Line, Lines};
 use crate::client::{ChatEvent, ChatRequest, Client, Message, SharingChoice, Usage};
 use crate::config::{KvSharing, Secret};
 use crate::stdout;
@@ -38,10 +39,13 @@ pub(crate) struct ChatArgs {
     /// Print after each answer what it consumed and reused
     #[arg(long)]
     usage: bool,
+    /// Keep no history of what is typed
+    #[arg(long)]
+    no_history: bool,
 }
 
-const HELP: &str =
-    "/reset forgets the conversation, /usage switches the accounting on or off, /quit ends (also Ctrl-D); Ctrl-C stops an answer";
+const HELP: &str = "/reset forgets the conversation, /usage switches the accounting on or off, /quit ends (also Ctrl-D); Ctrl-C stops an \
+                    answer; Alt-Enter begins a new line, and pasted lines are one message";
 
 /// A conversation: who is asked, how, and what was said.
 struct Conversation {
@@ -77,16 +81,19 @@ pub(crate) fn run(args: ChatArgs) -> anyhow::Result<()> {
 }
 
 fn converse(conversation: &mut Conversation, runtime: &tokio::runtime::Runtime) -> anyhow::Result<()> {
-    if io::stdin().is_terminal() {
+    let mut lines = Lines::open(!conversation.args.no_history)?;
+    if lines.has_reader() {
         eprintln!("talking to {}; {HELP}", conversation.model);
     }
-    let mut line = String::new();
     loop {
-        prompt();
-        line.clear();
-        if io::stdin().lock().read_line(&mut line).context("reading the terminal")? == 0 {
-            return Ok(());
-        }
+        let line = match lines.next()? {
+            Line::Text(line) => line,
+            Line::Interrupted => {
+                eprintln!("Ctrl-D or /quit ends");
+                continue;
+            }
+            Line::End => return Ok(()),
+        };
         match parse_input(&line) {
             Input::Nothing => {}
             Input::Quit => return Ok(()),
@@ -104,12 +111,6 @@ fn converse(conversation: &mut Conversation, runtime: &tokio::runtime::Runtime) 
     }
 }
 
-fn prompt() {
-    if io::stdin().is_terminal() {
-        eprint!("> ");
-    }
-}
-
 fn parse_input(line: &str) -> Input<'_> {
     match line.trim() {
         "" => Input::Nothing,
@@ -117,7 +118,7 @@ fn parse_input(line: &str) -> Input<'_> {
         "/reset" => Input::Reset,
         "/usage" => Input::Usage,
         "/help" => Input::Help,
-        text if text.starts_with('/') && !text.contains(' ') => Input::Unknown(text),
+        text if text.starts_with('/') && !text.contains(char::is_whitespace) => Input::Unknown(text),
         text => Input::Say(text),
     }
 }
@@ -221,6 +222,8 @@ mod tests {
         check("/usage", Input::Usage);
         check("/resett\n", Input::Unknown("/resett"));
         check("/etc/hosts is what?\n", Input::Say("/etc/hosts is what?"));
+        check("/// a comment\n", Input::Say("/// a comment"));
+        check("/pasted\nlines\n", Input::Say("/pasted\nlines"));
         check("  hello \n", Input::Say("hello"));
         check("\n", Input::Nothing);
     }

@@ -1,0 +1,131 @@
+//! Lines typed at the prompt: edited and remembered on a terminal, read as they are from a pipe.
+
+use std::io::{self, BufRead, IsTerminal};
+use std::path::PathBuf;
+
+use anyhow::Context;
+use rustyline::error::ReadlineError;
+use rustyline::{Cmd, Config, DefaultEditor, KeyCode, KeyEvent, Modifiers};
+
+/// Lines kept in the history. Chosen: some weeks of use.
+const MAX_HISTORY: usize = 1000;
+
+/// The source of lines.
+pub(super) enum Lines {
+    /// A terminal, with line editing.
+    Terminal(Box<Terminal>),
+    /// Standard input as it is: a pipe, a file, or a terminal whose output goes elsewhere.
+    Plain,
+}
+
+/// One read.
+#[derive(Debug, PartialEq)]
+pub(super) enum Line {
+    /// Without its end. Pasted text is one line, however many line breaks it has.
+    Text(String),
+    /// Ctrl-C: the line is dropped.
+    Interrupted,
+    /// Ctrl-D, or the end of the input.
+    End,
+}
+
+/// An editor and where its history is kept.
+pub(super) struct Terminal {
+    editor: DefaultEditor,
+    /// `None` keeps the history in memory.
+    history: Option<PathBuf>,
+}
+
+impl Lines {
+    /// An editor if standard input and output are terminals. With `keeps_history`, earlier conversations' lines are there.
+    ///
+    /// # Errors
+    /// If the terminal cannot be set up.
+    pub(super) fn open(keeps_history: bool) -> anyhow::Result<Self> {
+        if !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
+            return Ok(Self::Plain);
+        }
+        let config = Config::builder().auto_add_history(true).history_ignore_space(true).bracketed_paste(true);
+        let config = config.max_history_size(MAX_HISTORY).context("setting up the history")?.build();
+        let mut editor = DefaultEditor::with_config(config).context("setting up the terminal")?;
+        editor.bind_sequence(KeyEvent(KeyCode::Enter, Modifiers::ALT), Cmd::Newline);
+        let history = if keeps_history { history_file() } else { None };
+        if let Some(file) = &history {
+            // There is none before the first conversation; one that cannot be read is no reason not to talk.
+            editor.load_history(file).ok();
+        }
+        Ok(Self::Terminal(Box::new(Terminal { editor, history })))
+    }
+
+    /// Whether a person reads what is printed beside the answers.
+    pub(super) fn has_reader(&self) -> bool {
+        matches!(self, Self::Terminal(_)) || io::stdin().is_terminal()
+    }
+
+    /// Waits for the next line.
+    ///
+    /// # Errors
+    /// If the input cannot be read.
+    pub(super) fn next(&mut self) -> anyhow::Result<Line> {
+        match self {
+            Self::Terminal(terminal) => terminal.next(),
+            Self::Plain => {
+                if io::stdin().is_terminal() {
+                    eprint!("> ");
+                }
+                plain(&mut io::stdin().lock())
+            }
+        }
+    }
+}
+
+impl Terminal {
+    fn next(&mut self) -> anyhow::Result<Line> {
+        match self.editor.readline("> ") {
+            Ok(text) => {
+                self.keep_history();
+                Ok(Line::Text(text))
+            }
+            Err(ReadlineError::Interrupted) => Ok(Line::Interrupted),
+            Err(ReadlineError::Eof) => Ok(Line::End),
+            Err(error) => Err(error).context("reading the terminal"),
+        }
+    }
+
+    /// Appends what is new to the file. If that fails, says so once and goes on without.
+    fn keep_history(&mut self) {
+        let Some(file) = &self.history else { return };
+        let folder = file.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(ReadlineError::from);
+        if let Err(error) = folder.and_then(|()| self.editor.append_history(file)) {
+            eprintln!("the history is not kept: {}: {error}", file.display());
+            self.history = None;
+        }
+    }
+}
+
+/// One line of `input`.
+fn plain(input: &mut impl BufRead) -> anyhow::Result<Line> {
+    let mut line = String::new();
+    match input.read_line(&mut line).context("reading standard input")? {
+        0 => Ok(Line::End),
+        _ => Ok(Line::Text(line.trim_end_matches(['\n', '\r']).to_owned())),
+    }
+}
+
+/// In the user's folder of application state; `None` if there is no such folder.
+fn history_file() -> Option<PathBuf> {
+    Some(dirs::state_dir().or_else(dirs::data_local_dir)?.join("kvshare").join("chat-history"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pipe_is_read_line_by_line_to_its_end() {
+        let mut input = "one\r\n\ntwo".as_bytes();
+        let lines: Vec<Line> = (0..4).map(|_| plain(&mut input).unwrap()).collect();
+        let text = |text: &str| Line::Text(text.to_owned());
+        assert_eq!(lines, [text("one"), text(""), text("two"), Line::End]);
+    }
+}

@@ -87,17 +87,28 @@ impl Choice {
             if let Some(delta) = self.ready.pop_front() {
                 return Ok(delta);
             }
-            let events = self.events.as_mut().expect("an answer without events has its last delta ready");
-            match events.next().await.map_err(stream_error)? {
-                EngineEvent::Admitted { usage, .. } => self.usage.kv = usage,
-                EngineEvent::PromptLogProbs { logprobs, .. } => self.send_echo(logprobs),
-                EngineEvent::Token { token, logprobs, .. } => self.accept(token, logprobs),
-                EngineEvent::Finished { reason, usage, .. } => {
-                    self.usage.kv = usage;
-                    self.finish(reason)?;
-                }
+            self.receive().await?;
+        }
+    }
+
+    /// Waits until the engine begins the answer, which its first event tells. To be called before [`Self::next`], at most once.
+    pub(super) async fn admitted(&mut self) -> Result<(), ApiError> {
+        self.receive().await
+    }
+
+    /// Takes in one event. No event is lost when the future is dropped.
+    async fn receive(&mut self) -> Result<(), ApiError> {
+        let events = self.events.as_mut().expect("an answer without events has its last delta ready");
+        match events.next().await.map_err(stream_error)? {
+            EngineEvent::Admitted { usage, .. } => self.usage.kv = usage,
+            EngineEvent::PromptLogProbs { logprobs, .. } => self.send_echo(logprobs),
+            EngineEvent::Token { token, logprobs, .. } => self.accept(token, logprobs),
+            EngineEvent::Finished { reason, usage, .. } => {
+                self.usage.kv = usage;
+                self.finish(reason)?;
             }
         }
+        Ok(())
     }
 
     /// Sends the prompt, if it is still to be sent. `logprobs` are of its tokens but the first.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use engine::{Request, SamplingParams};
+use futures::future::select_all;
 use protocol::SharingMode;
 use tokens::Timestamp;
 
@@ -26,6 +27,17 @@ pub(crate) struct Generation {
     pub(super) prompt_tokens: u32,
     pub(super) sharing: SharingMode,
     pub(super) wants_logprobs: bool,
+}
+
+impl Generation {
+    /// Waits until the engine begins one of the answers.
+    ///
+    /// # Errors
+    /// If one is refused before: nothing has been sent, so the refusal can have its status.
+    pub(crate) async fn admitted(&mut self) -> Result<(), ApiError> {
+        let begun = self.choices.iter_mut().map(|choice| Box::pin(choice.admitted()));
+        select_all(begun).await.0
+    }
 }
 
 /// Starts all answers of `request`, which `caller` sent and which came at `arrival`, or none of them.

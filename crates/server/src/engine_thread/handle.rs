@@ -99,6 +99,11 @@ impl EngineHandle {
         self.shared.scheduler.fits(request)
     }
 
+    /// True if a request may be refused while it waits for admission.
+    pub(crate) fn bounds_waiting(&self) -> bool {
+        self.shared.config.queue_timeout.is_some()
+    }
+
     /// Prompt and answer together of the longest request of `tenant` that the engine can run, in tokens.
     pub(crate) fn most_tokens(&self, tenant: TenantId) -> usize {
         self.shared.scheduler.most_tokens(tenant)

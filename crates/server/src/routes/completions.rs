@@ -26,7 +26,7 @@ pub(super) async fn chat(State(app): State<Arc<AppState>>, caller: Caller, mut b
     drop(body);
     let tokenizer = Arc::clone(&app.model.tokenizer);
     match stream {
-        Some(mode) => Ok(send_events(&app, Writer::chat(head, tokenizer), mode, generation)),
+        Some(mode) => send_events(&app, Writer::chat(head, tokenizer), mode, generation).await,
         None => Ok(Json(whole_chat(head, generation, &tokenizer).await?).into_response()),
     }
 }
@@ -40,7 +40,7 @@ pub(super) async fn completions(State(app): State<Arc<AppState>>, caller: Caller
     drop(body);
     let tokenizer = Arc::clone(&app.model.tokenizer);
     match stream {
-        Some(mode) => Ok(send_events(&app, Writer::completion(head, tokenizer), mode, generation)),
+        Some(mode) => send_events(&app, Writer::completion(head, tokenizer), mode, generation).await,
         None => Ok(Json(whole_completion(head, generation, &tokenizer).await?).into_response()),
     }
 }
@@ -59,10 +59,14 @@ async fn begin(
     Ok((stream, generation))
 }
 
-fn send_events(app: &AppState, writer: Writer, mode: StreamMode, generation: Generation) -> Response {
+/// Begins a stream; where waiting is bounded, not before the engine begins, so that a refusal has its status and `Retry-After`.
+async fn send_events(app: &AppState, writer: Writer, mode: StreamMode, mut generation: Generation) -> Result<Response, ApiError> {
+    if app.engine.bounds_waiting() {
+        generation.admitted().await?;
+    }
     let events = event_stream(writer, mode, generation);
     let keep_alive = KeepAlive::new().interval(app.config.keep_alive);
     // Proxies that buffer would hold tokens back.
     let unbuffered = (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
-    ([unbuffered], Sse::new(events).keep_alive(keep_alive)).into_response()
+    Ok(([unbuffered], Sse::new(events).keep_alive(keep_alive)).into_response())
 }

@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use axum::body::to_bytes;
 use engine::SchedulerConfig;
 use serde_json::json;
 use server::{Access, EngineThreadConfig, ScopeSecret};
 
-use crate::world::{COMPLETIONS, KEY_A, KEY_B, KEY_OPS, Options, World, completion, events_of, tenants};
+use crate::world::{COMPLETIONS, KEY_A, KEY_B, KEY_OPS, Options, World, completion, tenants};
 
 /// A server with two seats and slow steps.
 fn busy(thread: EngineThreadConfig) -> World {
@@ -51,19 +50,16 @@ async fn who_waits_too_long_is_told_when_to_come_back() {
         running.push(world.begin_as(KEY_A, COMPLETIONS, &long).await);
         world.wait_for("running", |stats| stats.num_running == num_before + 1).await;
     }
-    let refused = world.send_as(KEY_A, "POST", COMPLETIONS, &completion("x", json!({}))).await;
-    assert_eq!(refused.status, 503, "{}", refused.text);
-    let error = &refused.json()["error"];
-    assert_eq!((&error["code"], &error["type"]), (&json!("queue_timeout"), &json!("service_unavailable_error")));
-    assert!(refused.headers["retry-after"].to_str().unwrap().parse::<u64>().unwrap() >= 1);
-    let open = world.begin_as(KEY_A, COMPLETIONS, &long).await;
-    let text = String::from_utf8(to_bytes(open, usize::MAX).await.unwrap().to_vec()).unwrap();
-    let events = events_of(&text);
-    assert_eq!(events.last().unwrap()["error"]["code"], "queue_timeout", "{text}");
-    assert!(!text.contains("[DONE]"));
+    for request in [completion("x", json!({})), long, completion("x", json!({"stream": true, "n": 2}))] {
+        let refused = world.send_as(KEY_A, "POST", COMPLETIONS, &request).await;
+        assert_eq!(refused.status, 503, "{}", refused.text);
+        let error = &refused.json()["error"];
+        assert_eq!((&error["code"], &error["type"]), (&json!("queue_timeout"), &json!("service_unavailable_error")));
+        assert!(refused.headers["retry-after"].to_str().unwrap().parse::<u64>().unwrap() >= 1);
+    }
     world.wait_for("taken back", |stats| stats.num_waiting == 0 && stats.num_running == 2).await;
     let metrics = world.get("/metrics").await.text;
-    assert!(metrics.contains("reason=\"queue_timeout\"} 2"), "{metrics}");
+    assert!(metrics.contains("reason=\"queue_timeout\"} 4"), "{metrics}");
     // Those that run are not timed.
     drop(running);
     world.wait_until_free().await;
@@ -73,10 +69,9 @@ async fn who_waits_too_long_is_told_when_to_come_back() {
 async fn who_is_begun_in_time_is_answered_however_long_its_steps_take() {
     let world = busy(thread(8, Some(Duration::from_millis(100))));
     world.control.slow_down(Duration::from_millis(250));
-    let short = completion("x", json!({"max_tokens": 2}));
-    for _ in 0..2 {
-        world.send_as(KEY_A, "POST", COMPLETIONS, &short).await.ok();
-    }
+    world.send_as(KEY_A, "POST", COMPLETIONS, &completion("x", json!({"max_tokens": 2}))).await.ok();
+    let streamed = completion("x", json!({"max_tokens": 2, "stream": true}));
+    assert!(world.send_as(KEY_A, "POST", COMPLETIONS, &streamed).await.text.ends_with("data: [DONE]\n\n"));
     let metrics = world.get("/metrics").await.text;
     assert!(metrics.contains("reason=\"queue_timeout\"} 0"), "{metrics}");
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::stream::{self, Stream, StreamExt};
 use tokio::net::TcpListener;
 use tokio::time::{MissedTickBehavior, interval, timeout};
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::config::ServerConfig;
 use crate::connections::{Connections, Never};
@@ -21,7 +21,7 @@ pub enum Ended {
     Drained,
     /// The time to drain ran out: what still ran was cut with an error.
     Cut,
-    /// A second signal came: connections were dropped as they were.
+    /// A second signal came: what still ran was cut with an error, and readers had a moment to be told.
     Forced,
 }
 
@@ -29,12 +29,14 @@ pub enum Ended {
 const UPKEEP: Duration = Duration::from_secs(5);
 /// Time that answers which are complete, or cut, have to reach their readers.
 const FLUSH: Duration = Duration::from_secs(2);
+/// The same after a second signal.
+const FORCED_FLUSH: Duration = Duration::from_millis(200);
 
 /// Answers requests on `listener` until signals say otherwise.
 ///
 /// Until `loaded` gives the model, health checks are told that it is loading, and all other requests to come back. At the first item of
 /// `signals` the server is not ready any more and refuses new requests, but finishes those it has for as long as its configuration
-/// says; at the second one it returns at once.
+/// says; at the second one it cuts them, tells their readers and returns.
 ///
 /// # Errors
 /// The error of `loaded`, as soon as it is there.
@@ -65,7 +67,7 @@ pub async fn serve<E>(
     // Health checks and refusals are answered meanwhile.
     let ended = tokio::select! {
         biased;
-        _ = signals.next() => return Ok(force(&app).await),
+        _ = signals.next() => Ended::Forced,
         result = timeout(app.config.shutdown_timeout, app.engine.wait_idle()) => match result {
             Ok(()) => Ended::Drained,
             Err(_) => Ended::Cut,
@@ -75,11 +77,12 @@ pub async fn serve<E>(
     drop(listener);
     // From here on every reader is told that its answer was cut, however long the current step lasts.
     app.engine.stop();
-    tokio::select! {
+    let flush = if ended == Ended::Forced { FORCED_FLUSH } else { FLUSH };
+    let ended = tokio::select! {
         biased;
-        _ = signals.next() => return Ok(force(&app).await),
-        () = connections.close(FLUSH) => {}
-    }
+        _ = signals.next() => Ended::Forced,
+        () = connections.close(flush) => ended,
+    };
     info!(?ended, "stopped");
     Ok(ended)
 }
@@ -91,14 +94,6 @@ async fn keep_up(app: &AppState) -> Never {
         upkeep.tick().await;
         app.metrics.run_upkeep();
     }
-}
-
-async fn force(app: &AppState) -> Ended {
-    warn!(num_in_flight = app.engine.num_in_flight(), "second signal, ending at once");
-    app.engine.stop();
-    // Their readers get one chance to be told.
-    tokio::task::yield_now().await;
-    Ended::Forced
 }
 
 /// SIGTERM and SIGINT, as items.

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
-use axum::http::{HeaderValue, Method, Request, Response, header};
+use axum::http::{HeaderValue, Method, Request, Response, Version, header};
 use axum::response::IntoResponse;
 use hyper::body::{Frame, Incoming, SizeHint};
 use serde_json::json;
@@ -51,6 +51,7 @@ impl Front {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(answering.clone());
         let response = match (overload, self.opened.get()) {
+            _ if has_ambiguous_host(&request) => no_host(),
             (Some(overload), opened) if !is_health_check(&request) => too_many(overload, opened),
             (_, Some(opened)) => match opened.router.clone().oneshot(request).await {
                 Ok(response) => response,
@@ -61,6 +62,22 @@ impl Front {
         answering.begin();
         Ok(response.map(|body| Body::new(Watched { body, answering })))
     }
+}
+
+/// True if a request does not say once which host it is for, as HTTP/1.1 demands (RFC 9112, section 3.2).
+fn has_ambiguous_host(request: &Request<Body>) -> bool {
+    request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1
+}
+
+fn no_host() -> Response<Body> {
+    closing(ApiError::Invalid { param: None, message: "an HTTP/1.1 request has one `Host` header".to_owned() })
+}
+
+/// The answer after which the connection closes.
+fn closing(error: ApiError) -> Response<Body> {
+    let mut response = error.into_response();
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 fn is_health_check(request: &Request<Body>) -> bool {
@@ -80,9 +97,7 @@ fn too_many(overload: Overload, opened: Option<&Opened>) -> Response<Body> {
     if let Some(opened) = opened {
         opened.app.metrics.http.count_shed(ShedReason::Connections);
     }
-    let mut response = ApiError::TooManyConnections { overload }.into_response();
-    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    response
+    closing(ApiError::TooManyConnections { overload })
 }
 
 /// The body of an answer. When it is dropped, sent or not, its connection waits for its client again.

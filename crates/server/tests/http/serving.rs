@@ -126,11 +126,13 @@ async fn what_does_not_finish_in_time_is_cut_with_an_error() {
 async fn a_second_signal_ends_at_once() {
     let daemon = Daemon::start(ServerConfig::default()).await;
     daemon.world.control.slow_down(Duration::from_millis(20));
-    let _running = daemon.generate(999, true).await;
+    let running = daemon.generate(999, true).await;
     daemon.wait_until_running().await;
     let since = Instant::now();
     daemon.signal().await;
     daemon.signal().await;
+    let text = read_all(running).await;
+    assert!(text.contains("\"code\":\"shutting_down\"") && !text.contains("[DONE]"), "{text}");
     assert_eq!(daemon.ended().await, Ended::Forced);
     assert!(since.elapsed() < Duration::from_secs(10), "twice that is what the request needs");
 }
@@ -243,6 +245,8 @@ async fn what_the_parser_refuses_is_told_in_an_error_object() {
         ("G\u{e9}T /health HTTP/1.1\r\n\r\n".to_owned(), 400),
         ("GET /health HTTP/1.1\r\nbad header: x\r\n\r\n".to_owned(), 400),
         ("GET /health HTTP/1.1\r\nx: a\u{0}b\r\n\r\n".to_owned(), 400),
+        ("GET /health HTTP/1.1\r\n\r\n".to_owned(), 400),
+        ("GET /health HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n".to_owned(), 400),
         ("POST /tokenize HTTP/1.1\r\ncontent-length: many\r\n\r\n".to_owned(), 400),
         ("POST /tokenize HTTP/1.1\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n".to_owned(), 400),
         (format!("GET /health HTTP/1.1\r\n{fields}\r\n"), 431),

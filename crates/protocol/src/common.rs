@@ -8,7 +8,8 @@ use serde_json::{Map, Value};
 use crate::object::read_only_from;
 use crate::{KvSharingOptions, SegmentMark};
 
-/// How to choose tokens and when to stop, as sent. Ranges are not checked here.
+/// How to choose tokens and when to stop, as sent. Ranges are not checked here. Numbers are as
+/// exact as JSON has them, so that a message about one shows what was sent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SamplingFields {
@@ -17,16 +18,16 @@ pub struct SamplingFields {
     pub max_tokens: Option<i64>,
     /// 0 is greedy; 1 when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub temperature: Option<f32>,
+    pub temperature: Option<f64>,
     /// Nucleus, in `0 < p <= 1`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub top_p: Option<f32>,
+    pub top_p: Option<f64>,
     /// Likeliest tokens to keep; 0 and -1 keep all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub top_k: Option<i64>,
     /// Least share of the likeliest token's probability, in `0..=1`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub min_p: Option<f32>,
+    pub min_p: Option<f64>,
     /// Answers for each prompt; 1 when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub n: Option<i64>,
@@ -47,16 +48,16 @@ pub struct SamplingFields {
     pub seed: Option<i64>,
     /// In `-2..=2`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub frequency_penalty: Option<f32>,
+    pub frequency_penalty: Option<f64>,
     /// In `-2..=2`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub presence_penalty: Option<f32>,
+    pub presence_penalty: Option<f64>,
     /// In `0.01..=100`; 1 does nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub repetition_penalty: Option<f32>,
+    pub repetition_penalty: Option<f64>,
     /// Token id, written as a string, to an addend of its logit in `-100..=100`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub logit_bias: Option<BTreeMap<String, f32>>,
+    pub logit_bias: Option<BTreeMap<String, f64>>,
     /// Go on after an end-of-sequence token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ignore_eos: Option<bool>,

@@ -212,9 +212,12 @@ pub enum ApiError {
 }
 
 impl ApiError {
-    /// A fault of the field `param`.
+    /// A fault of the field `param`, which the message names also where `message` does not.
     pub(crate) fn param(param: impl Into<String>, message: impl Into<String>) -> Self {
-        Self::Invalid { param: Some(param.into()), message: message.into() }
+        let (param, message) = (param.into(), message.into());
+        let is_named = message.contains(&format!("`{param}`"));
+        let message = if is_named { message } else { format!("`{param}`: {message}") };
+        Self::Invalid { param: Some(param), message }
     }
 
     /// HTTP status, where nothing has been sent yet.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::RangeInclusive;
 
+use engine::SamplingParams;
 use protocol::SamplingFields;
 
 /// Sampling parameters of requests that name none, as the model's author recommends them. `None` is the API's own default.
@@ -16,7 +17,7 @@ pub struct SamplingDefaults {
     pub top_k: Option<u32>,
     /// In `0..=1`.
     pub min_p: Option<f32>,
-    /// Above 0; 1 does nothing.
+    /// In `0.01..=100`; 1 does nothing.
     pub repetition_penalty: Option<f32>,
     /// Tokens of a chat answer at most.
     pub max_tokens: Option<u32>,
@@ -30,10 +31,10 @@ impl SamplingDefaults {
     pub fn validate(&self) -> Result<(), String> {
         let smallest = f32::MIN_POSITIVE;
         let numbers: [(&str, Option<f32>, RangeInclusive<f32>); 4] = [
-            ("temperature", self.temperature, 0.0..=2.0),
+            ("temperature", self.temperature, SamplingParams::TEMPERATURE),
             ("top_p", self.top_p, smallest..=1.0),
             ("min_p", self.min_p, 0.0..=1.0),
-            ("repetition_penalty", self.repetition_penalty, smallest..=f32::MAX),
+            ("repetition_penalty", self.repetition_penalty, SamplingParams::REPETITION_PENALTY),
         ];
         for (name, value, range) in numbers {
             if let Some(value) = value.filter(|value| !range.contains(value)) {
@@ -46,11 +47,11 @@ impl SamplingDefaults {
     /// `fields`, where what was not sent is one of these.
     pub(crate) fn fill(&self, fields: SamplingFields) -> SamplingFields {
         SamplingFields {
-            temperature: fields.temperature.or(self.temperature),
-            top_p: fields.top_p.or(self.top_p),
+            temperature: fields.temperature.or(self.temperature.map(f64::from)),
+            top_p: fields.top_p.or(self.top_p.map(f64::from)),
             top_k: fields.top_k.or(self.top_k.map(i64::from)),
-            min_p: fields.min_p.or(self.min_p),
-            repetition_penalty: fields.repetition_penalty.or(self.repetition_penalty),
+            min_p: fields.min_p.or(self.min_p.map(f64::from)),
+            repetition_penalty: fields.repetition_penalty.or(self.repetition_penalty.map(f64::from)),
             ..fields
         }
     }
@@ -94,5 +95,6 @@ mod tests {
             assert!(with(temperature).validate().unwrap_err().contains("temperature"));
         }
         assert!(SamplingDefaults { top_p: Some(0.0), ..SamplingDefaults::default() }.validate().is_err());
+        assert!(SamplingDefaults { repetition_penalty: Some(1e-3), ..SamplingDefaults::default() }.validate().is_err());
     }
 }

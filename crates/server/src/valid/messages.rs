@@ -4,6 +4,7 @@ use protocol::{ContentPart, MessageContent, TemplateFields};
 use serde_json::{Map, Value};
 use tokenizer::{ChatMessage, ChatOptions};
 
+use crate::body::shortened;
 use crate::error::ApiError;
 
 /// Fields of a message that this server knows but cannot honour.
@@ -56,7 +57,10 @@ fn valid_message(idx: usize, message: protocol::ChatMessage) -> Result<ChatMessa
         "developer" => "system".to_owned(),
         "system" | "user" | "assistant" => message.role,
         "tool" | "function" => return Err(ApiError::Unsupported { param: format!("messages[{idx}].role") }),
-        role => return Err(ApiError::param(format!("messages[{idx}].role"), format!("unknown role `{role}`"))),
+        role => {
+            let message = format!("must be `system`, `developer`, `user` or `assistant`, not `{}`", shortened(role));
+            return Err(ApiError::param(format!("messages[{idx}].role"), message));
+        }
     };
     let content = match message.content {
         Some(MessageContent::Text(text)) => text,

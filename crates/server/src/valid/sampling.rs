@@ -92,17 +92,26 @@ pub(super) fn count(param: &str, value: i64, range: RangeInclusive<u32>) -> Resu
     })
 }
 
-fn number(param: &str, value: Option<f32>, default: f32, range: RangeInclusive<f32>) -> Result<f32, ApiError> {
-    let value = value.unwrap_or(default);
-    // Also refuses NaN and what was too large for an f32.
-    if range.contains(&value) {
-        return Ok(value);
+fn number(param: &str, value: Option<f64>, default: f32, range: RangeInclusive<f32>) -> Result<f32, ApiError> {
+    let Some(value) = value else { return Ok(default) };
+    if let Some(number) = within(value, &range) {
+        return Ok(number);
     }
     let wanted = match (range.start(), range.end()) {
         (low, &f32::MAX) => format!("at least {low}"),
         (low, high) => format!("between {low} and {high}"),
     };
-    Err(ApiError::param(param, format!("`{param}` must be {wanted}, is {value}")))
+    Err(ApiError::param(param, format!("`{param}` must be {wanted}, is {}", shown(value))))
+}
+
+/// `value` in the engine's precision. Rounding keeps the order of numbers, so the result is within `range` too.
+fn within(value: f64, range: &RangeInclusive<f32>) -> Option<f32> {
+    (f64::from(*range.start())..=f64::from(*range.end())).contains(&value).then_some(value as f32)
+}
+
+/// `value` in few characters, however large or small it is.
+fn shown(value: f64) -> String {
+    if value.fract() == 0.0 && value.abs() < 1e16 { format!("{value}") } else { format!("{value:?}") }
 }
 
 fn logit_bias(fields: &SamplingFields, limits: Limits<'_>) -> Result<Vec<(TokenId, f32)>, ApiError> {
@@ -110,12 +119,13 @@ fn logit_bias(fields: &SamplingFields, limits: Limits<'_>) -> Result<Vec<(TokenI
     if entries.clone().count() > MAX_TOKEN_ENTRIES {
         return Err(ApiError::param("logit_bias", format!("at most {MAX_TOKEN_ENTRIES} entries")));
     }
-    let check = |(id, &bias): (&String, &f32)| {
-        let token = id.parse().ok().filter(|&id: &u32| id < limits.model.vocab_size).map(TokenId);
+    let check = |(id, &bias): (&String, &f64)| {
+        // One way to write each id, so that no token has two biases.
+        let is_plain = |number: &u32| number.to_string() == *id && *number < limits.model.vocab_size;
+        let token = id.parse().ok().filter(is_plain).map(TokenId);
         let token = token.ok_or_else(|| ApiError::param("logit_bias", format!("`{id}` is not a token id of this model")))?;
-        if !SamplingParams::LOGIT_BIAS.contains(&bias) {
-            return Err(ApiError::param("logit_bias", format!("a bias must be between -100 and 100, that of {id} is {bias}")));
-        }
+        let message = || format!("a bias must be between -100 and 100, that of {id} is {}", shown(bias));
+        let bias = within(bias, &SamplingParams::LOGIT_BIAS).ok_or_else(|| ApiError::param("logit_bias", message()))?;
         Ok((token, bias))
     };
     entries.map(check).collect()

@@ -214,7 +214,7 @@ impl Checkpoint for GgufCheckpoint {
         let head_dim = self.optional_size("attention.key_length").unwrap_or(hidden_size / num_heads.max(1));
         let missing = |key: &str| LoadError::MissingKey { key: self.key(key) };
         let vocab_size = self.tensors.get("token_embd.weight").and_then(|place| place.shape.first().copied());
-        ModelConfig {
+        let config = ModelConfig {
             architecture,
             num_layers: self.size("block_count")?,
             hidden_size,
@@ -229,10 +229,12 @@ impl Checkpoint for GgufCheckpoint {
                 .ok_or_else(|| missing("attention.layer_norm_rms_epsilon"))? as f32,
             rope_theta: self.float("rope.freq_base").unwrap_or(10_000.0),
             rope_layout,
-            rope_scaling: self.rope_scaling(head_dim)?,
+            rope_scaling: RopeScaling::None,
             tied_head: !self.contains("output.weight"),
         }
-        .validated()
+        .validated()?;
+        // Read when the length of a head is known to be one.
+        ModelConfig { rope_scaling: self.rope_scaling(head_dim)?, ..config }.validated()
     }
 
     fn special_tokens(&self) -> SpecialTokens {

@@ -23,7 +23,9 @@ const LEAST_SIMILARITY: f64 = 0.85;
 pub(crate) fn refuse_unknown(command: &Command, names: impl Iterator<Item = String>) -> anyhow::Result<()> {
     let known = known_to(command);
     let is_of_a_service = |name: &str| OF_A_SERVICE.iter().any(|prefix| name.starts_with(prefix));
-    let ours = names.filter(|name| name.starts_with(PREFIX) && !is_of_a_service(name));
+    // In small letters too: a variable's name has one case, and nobody else's begins so.
+    let is_ours = |name: &str| name.get(..PREFIX.len()).is_some_and(|start| start.eq_ignore_ascii_case(PREFIX));
+    let ours = names.filter(|name| is_ours(name) && !is_of_a_service(name));
     let unknown: BTreeSet<String> = ours.filter(|name| !known.contains(name.as_str())).collect();
     if unknown.is_empty() {
         return Ok(());
@@ -33,7 +35,8 @@ pub(crate) fn refuse_unknown(command: &Command, names: impl Iterator<Item = Stri
 }
 
 fn describe(name: &str, known: &BTreeSet<String>) -> String {
-    let similarity = |other: &String| strsim::jaro_winkler(&name[PREFIX.len()..], &other[PREFIX.len()..]);
+    let typed = name[PREFIX.len()..].to_ascii_uppercase();
+    let similarity = |other: &String| strsim::jaro_winkler(&typed, &other[PREFIX.len()..]);
     let nearest = known.iter().max_by(|a, b| similarity(a).total_cmp(&similarity(b)));
     let hint = nearest.filter(|nearest| similarity(nearest) >= LEAST_SIMILARITY);
     let hint = hint.map_or(String::new(), |nearest| format!(", did you mean {nearest}?"));
@@ -73,6 +76,7 @@ mod tests {
     fn misspelt_variables_are_refused_with_what_was_meant() {
         for (typed, meant) in [
             ("KVSHARE_PROT", "KVSHARE_PORT"),
+            ("kvshare_port", "KVSHARE_PORT"),
             ("KVSHARE_KV_CACHE_MEM", "KVSHARE_KV_CACHE_MEMORY"),
             ("KVSHARE_APIKEYS", "KVSHARE_API_KEYS"),
             ("KVSHARE_MAX_NUM_SEQ", "KVSHARE_MAX_NUM_SEQS"),
@@ -86,7 +90,7 @@ mod tests {
 
     #[test]
     fn variables_of_others_are_left_alone() {
-        assert_eq!(refusal(&["PATH", "HF_TOKEN", "kvshare_port", "MY_KVSHARE_PROT", "KVSHARE_CUDA_TARGETS"]), None);
+        assert_eq!(refusal(&["PATH", "HF_TOKEN", "MY_KVSHARE_PROT", "KVSHARE_CUDA_TARGETS"]), None);
         assert_eq!(refusal(&["KVSHARE_SERVICE_HOST", "KVSHARE_SERVICE_PORT_HTTP", "KVSHARE_PORT_8000_TCP_ADDR"]), None);
     }
 }

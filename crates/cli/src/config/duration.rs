@@ -12,7 +12,7 @@ pub(crate) struct Millis(pub(crate) u64);
 
 /// Why a text is no duration.
 #[derive(Debug, thiserror::Error)]
-#[error("`{text}` is no duration: write a whole number and ms, s, m or h, at most a year")]
+#[error("`{text}` is no duration: write a number and ms, s, m or h (seconds if none), in whole milliseconds, at most a year")]
 pub(crate) struct InvalidDuration {
     text: String,
 }
@@ -40,13 +40,24 @@ impl FromStr for Millis {
     fn from_str(text: &str) -> Result<Self, InvalidDuration> {
         let invalid = || InvalidDuration { text: text.to_owned() };
         let trimmed = text.trim();
-        let digits = trimmed.find(|c: char| !c.is_ascii_digit()).unwrap_or(trimmed.len());
+        let digits = trimmed.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(trimmed.len());
         let (number, unit) = trimmed.split_at(digits);
         let unit = if unit.is_empty() { "s" } else { unit.trim() };
         let &(_, unit_ms) = UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(invalid)?;
-        let time = number.parse::<u64>().ok().and_then(|n| n.checked_mul(unit_ms)).map(Self);
-        time.filter(|time| *time <= Self::MAX).ok_or_else(invalid)
+        in_millis(number, unit_ms).map(Self).filter(|time| *time <= Self::MAX).ok_or_else(invalid)
     }
+}
+
+/// `number` times `unit_ms`; `None` if it is no decimal number, is too large, or is no whole number of milliseconds.
+fn in_millis(number: &str, unit_ms: u64) -> Option<u64> {
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    let is_empty = whole.is_empty() && fraction.is_empty();
+    let digits = fraction.trim_end_matches('0');
+    let scale = 10_u64.checked_pow(u32::try_from(digits.len()).ok()?)?;
+    let parse = |digits: &str| if digits.is_empty() { Some(0) } else { digits.parse::<u64>().ok() };
+    let whole_ms = parse(whole)?.checked_mul(unit_ms)?;
+    let scaled = parse(digits)?.checked_mul(unit_ms)?;
+    (!is_empty && scaled.is_multiple_of(scale)).then(|| whole_ms.checked_add(scaled / scale)).flatten()
 }
 
 impl fmt::Display for Millis {
@@ -92,8 +103,18 @@ mod tests {
     }
 
     #[test]
+    fn fractions_are_whole_milliseconds() {
+        check("1.5s", Some(1_500));
+        check("0.010", Some(10));
+        check(".5m", Some(30_000));
+        check("2.h", Some(7_200_000));
+        check("0.0001", None);
+        check("0.5ms", None);
+    }
+
+    #[test]
     fn what_is_no_duration_is_refused() {
-        for text in ["", "s", "-1s", "1.5s", "3 days", "99999999999999999h", "8761h", "18446744073709551615ms"] {
+        for text in ["", "s", "-1s", "1.2.3", ".", "1e3", "3 days", "99999999999999999h", "8761h", "18446744073709551615ms"] {
             check(text, None);
         }
     }

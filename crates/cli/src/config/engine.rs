@@ -121,6 +121,9 @@ impl EngineConfig {
         if self.threads == Auto::Set(0) {
             problems.push("engine.threads is 0".to_owned());
         }
+        if self.max_num_batched_tokens == Auto::Set(0) {
+            problems.push("engine.max_num_batched_tokens is 0, so no step would compute anything".to_owned());
+        }
         let counts = [
             ("threads", self.threads, MAX_THREADS),
             ("max_num_batched_tokens", self.max_num_batched_tokens, MAX_BATCHED_TOKENS),

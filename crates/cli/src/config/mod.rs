@@ -282,6 +282,7 @@ mod tests {
 
     #[test]
     fn settings_that_contradict_each_other_are_refused_together() {
+        check_refused("[engine]\nmax_num_batched_tokens = 0", &[], &["max_num_batched_tokens is 0"]);
         let file = "[engine]\nmax_num_seqs = 100\nmax_num_batched_tokens = 50\n[sharing]\nmin_span = 8";
         check_refused(file, &[], &["max_num_batched_tokens 50", "max_num_seqs 100", "; ", "min_span_tokens is 8"]);
         check_refused("", &["--kv-sharing", "span", "--max-model-len", "100"], &["max_model_len 100", "min_prompt 128"]);

@@ -12,6 +12,7 @@ mod byte_level;
 mod chat;
 mod contents;
 mod detokenize;
+mod enumeration;
 mod error;
 mod folder;
 mod gguf_rules;

@@ -3,12 +3,16 @@
 //! KV of such a piece is the likeliest to be of use in another place. Only text is looked at, so prompts of token ids have segments
 //! too.
 
+use std::borrow::Cow;
+
 use crate::ContentStart;
+use crate::enumeration::labels;
 
 /// What a segment begins with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SegmentRule {
-    /// A message, a paragraph after a blank line, or a heading: a line of 1 to 6 `#` and a space.
+    /// A message, a paragraph after a blank line, a heading (a line of 1 to 6 `#` and a space), a label that counts (`[3] `), and the text
+    /// behind it.
     Text,
     /// What the caller named, and nothing else.
     Named {
@@ -39,6 +43,23 @@ impl TokenText {
         Self { bytes, starts }
     }
 
+    /// The text, with a `?` in place of each byte that is no part of a character: offsets stay.
+    fn as_str(&self) -> Cow<'_, str> {
+        match std::str::from_utf8(&self.bytes) {
+            Ok(text) => text.into(),
+            Err(_) => self
+                .bytes
+                .utf8_chunks()
+                .fold(String::new(), |text, chunk| text + chunk.valid() + &"?".repeat(chunk.invalid().len()))
+                .into(),
+        }
+    }
+
+    /// The first byte of the token at `position`.
+    fn offset_of(&self, position: u32) -> Option<usize> {
+        self.starts.get(position as usize).copied()
+    }
+
     /// The first token that begins at byte `offset` or behind it: a token that reaches over a border belongs to what is before.
     fn position_of(&self, offset: usize) -> Option<u32> {
         let index = self.starts.partition_point(|&start| start < offset);
@@ -53,8 +74,12 @@ impl SegmentRule {
             Self::Text => true,
             Self::Named { messages, .. } => messages.contains(&content.message),
         };
-        let offsets = match self {
-            Self::Text => paragraph_offsets(&text.bytes),
+        let offsets: Vec<usize> = match self {
+            Self::Text => {
+                let messages: Vec<usize> = contents.iter().filter_map(|content| text.offset_of(content.position)).collect();
+                let labels = labels(&text.as_str(), &messages).into_iter().flat_map(|range| [range.start, range.end]);
+                paragraph_offsets(&text.bytes).into_iter().chain(labels).collect()
+            }
             Self::Named { separators, .. } => {
                 separators.iter().flat_map(|separator| offsets_behind(&text.bytes, separator.as_bytes())).collect()
             }
@@ -136,6 +161,11 @@ mod tests {
     fn a_heading_begins_a_section() {
         check(&SegmentRule::Text, "a|\n|##| b|\n|#|include|\n|c", &[], "a\n^## b\n#include\nc");
         check(&SegmentRule::Text, "a|\n|#######| b", &[], "a\n####### b");
+    }
+
+    #[test]
+    fn labels_that_count_are_apart_from_their_texts() {
+        check(&SegmentRule::Text, "<u>|[|1|]| a|.\n|[|2|] |b|</u>", &[1], "<u>^[1] a^.\n^[2] ^b</u>");
     }
 
     #[test]

@@ -76,7 +76,10 @@ fn numbers_out_of_range_are_refused_by_name() {
     check_chat_refuses("top_logprobs", &[json!(21), json!(1)]);
     check_chat_refuses("stop", &[json!(""), json!(["a", ""])]);
     check_chat_refuses("stop_token_ids", &[json!([300])]);
-    check_chat_refuses("logit_bias", &[json!({"300": 1}), json!({"x": 1}), json!({"1": 101}), json!({"01": 1}), json!({"+1": 1})]);
+    check_chat_refuses(
+        "logit_bias",
+        &[json!({"300": 1}), json!({"x": 1}), json!({"1": 101}), json!({"01": 1}), json!({"+1": 1})],
+    );
     check_chat_refuses("cache_salt", &[json!("")]);
     check_chat_refuses("stream_options", &[json!({"include_usage": true})]);
     check_chat_refuses("messages", &[json!([])]);

@@ -1,0 +1,258 @@
+//! Labels that count: `[3] `, `3. `, `Document 3:`, `<doc id="3">`, `c) `, `IV. `.
+//!
+//! Such a label goes with its place and not with the text behind it: put in another order, the same texts get other labels. So the text
+//! behind one is a piece of its own. Nothing is known of any word: a label is what its siblings have too, but for a number that counts
+//! on from line to line. What a number means (an amount, a year, a time) keeps it from being a label where it does not count.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+/// Bytes of a line up to its number.
+const MAX_BEFORE: usize = 48;
+/// Bytes of a remark in brackets between a number and the mark that ends its label.
+const MAX_REMARK: usize = 48;
+/// Numbers of labels are smaller: years are no labels.
+const END_OF_NUMBERS: u32 = 1000;
+/// Lines that count and do not begin at the first number.
+const LEAST_WITHOUT_FIRST: usize = 3;
+
+/// A line that may begin with a label.
+struct Candidate<'a> {
+    /// From the beginning of the line to the text behind the label.
+    range: Range<usize>,
+    value: u32,
+    key: Key<'a>,
+}
+
+/// Equal for siblings.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Key<'a> {
+    before: &'a str,
+    /// Behind the number; a digit stands for each number.
+    behind: String,
+    script: Script,
+}
+
+/// The kind of number.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Script {
+    Digits,
+    Lower,
+    Upper,
+    LowerRoman,
+    UpperRoman,
+}
+
+/// Where labels that count stand in `text`, ascending and disjoint. A message begins at each of `messages`, which ascend.
+pub(crate) fn labels(text: &str, messages: &[usize]) -> Vec<Range<usize>> {
+    let mut candidates: Vec<Candidate<'_>> = Vec::new();
+    let mut offset = 0;
+    let mut messages = messages.iter().copied().filter(|&start| text.is_char_boundary(start)).peekable();
+    for line in text.split_inclusive('\n') {
+        let end = offset + line.len();
+        while let Some(message) = messages.next_if(|&start| start < end) {
+            candidates.extend(candidates_of(text, offset, &text[offset..message]));
+            offset = message;
+        }
+        candidates.extend(candidates_of(text, offset, &text[offset..end]));
+        offset = end;
+    }
+    let mut found: Vec<Range<usize>> = counting(&candidates).map(|index| candidates[index].range.clone()).collect();
+    found.sort_unstable_by_key(|range| range.start);
+    found.dedup_by_key(|range| range.start);
+    found
+}
+
+/// Indices of the candidates that count on from a sibling.
+fn counting<'a>(candidates: &'a [Candidate<'_>]) -> impl Iterator<Item = usize> + 'a {
+    let mut chains: Vec<Vec<usize>> = Vec::new();
+    // The chain that ends with a value, the newest where lists of the same form lie within each other.
+    let mut open: HashMap<(&Key<'_>, u32), Vec<usize>> = HashMap::new();
+    for (index, candidate) in candidates.iter().enumerate() {
+        let before = candidate.value.checked_sub(1).and_then(|value| open.get_mut(&(&candidate.key, value))?.pop());
+        let chain = before.unwrap_or_else(|| {
+            chains.push(Vec::new());
+            chains.len() - 1
+        });
+        chains[chain].push(index);
+        open.entry((&candidate.key, candidate.value)).or_default().push(chain);
+    }
+    let counts = |chain: &Vec<usize>| {
+        let first = &candidates[chain[0]];
+        match first.key.script {
+            Script::Digits => first.value <= 1 || chain.len() >= LEAST_WITHOUT_FIRST,
+            // One letter alone may be a word or an initial.
+            _ => first.value == 1 && chain.len() > 1,
+        }
+    };
+    chains.into_iter().filter(counts).flatten()
+}
+
+/// What the line at `offset` may begin with: digits; or letters, which may be of two kinds.
+fn candidates_of<'a>(text: &'a str, offset: usize, line: &'a str) -> Vec<Candidate<'a>> {
+    let body = line.trim_start_matches([' ', '\t']);
+    let start = offset + line.len() - body.len();
+    let digits = body.find(|c: char| c.is_ascii_digit()).filter(|&at| at <= MAX_BEFORE);
+    let numbers = digits.into_iter().filter_map(|at| {
+        let len = body[at..].bytes().take_while(u8::is_ascii_digit).count();
+        let value = body[at..at + len].parse().ok().filter(|value| *value < END_OF_NUMBERS)?;
+        let is_apart = !body[..at].ends_with(['.', ',', ':', '-', '+', '$', '€', '£']);
+        is_apart.then_some((at..at + len, value, Script::Digits))
+    });
+    let letters = body.find(|c: char| c.is_ascii_alphabetic()).filter(|&at| at <= 1 + usize::from(body.starts_with("**")));
+    let letters = letters.into_iter().flat_map(|at| {
+        let len = body[at..].bytes().take_while(u8::is_ascii_alphabetic).count();
+        lettered(&body[at..at + len]).map(move |(value, script)| (at..at + len, value, script))
+    });
+    let candidate = |(number, value, script): (Range<usize>, u32, Script)| {
+        let (end, behind) = end_of_label(&body[number.end..], number.start > 0)?;
+        let key = Key { before: &body[..number.start], behind, script };
+        // Up to the text, also where that begins in another line.
+        let label_end = start + number.end + end;
+        let gap = text[label_end..].find(char::is_alphanumeric).unwrap_or(text.len() - label_end);
+        Some(Candidate { range: offset..label_end + gap, value, key })
+    };
+    numbers.chain(letters).filter_map(candidate).collect()
+}
+
+/// The values that `word` may have as a letter and as a roman numeral.
+fn lettered(word: &str) -> impl Iterator<Item = (u32, Script)> {
+    let is_upper = word.bytes().all(|byte| byte.is_ascii_uppercase());
+    let is_lower = word.bytes().all(|byte| byte.is_ascii_lowercase());
+    let letter = (word.len() == 1).then(|| u32::from(word.as_bytes()[0].to_ascii_lowercase() - b'a') + 1);
+    let (plain, roman) = if is_upper { (Script::Upper, Script::UpperRoman) } else { (Script::Lower, Script::LowerRoman) };
+    let letter = letter.map(|value| (value, plain));
+    let numeral = (is_upper || is_lower).then(|| roman_value(&word.to_ascii_uppercase())).flatten().map(|value| (value, roman));
+    letter.into_iter().chain(numeral)
+}
+
+/// Of I to XXXIX.
+fn roman_value(numeral: &str) -> Option<u32> {
+    const ONES: [&str; 10] = ["", "I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX"];
+    let ones = numeral.trim_start_matches('X');
+    let tens = numeral.len() - ones.len();
+    // The X of IX is behind its I, so it is not trimmed.
+    let value = tens * 10 + ONES.iter().position(|one| *one == ones)?;
+    (tens <= 3 && value > 0).then_some(value as u32)
+}
+
+/// The end of the label whose number `rest` follows, and what stands between, with a digit for each number. `None` if no mark ends it;
+/// a line break does where a word stands before the number.
+fn end_of_label(rest: &str, has_word: bool) -> Option<(usize, String)> {
+    let mut at = 0;
+    // `3/10`, and in writing without spaces a counter: one letter behind the number.
+    if let Some(total) = rest.strip_prefix('/') {
+        at += 1 + total.bytes().take_while(u8::is_ascii_digit).count();
+    }
+    if let Some(counter) = rest[at..].chars().next().filter(|c| !c.is_ascii() && c.is_alphanumeric()) {
+        at += counter.len_utf8();
+    }
+    let spaces = |at: usize| rest[at..].len() - rest[at..].trim_start_matches(' ').len();
+    if let Some((inner, close)) = [('(', ')'), ('[', ']')]
+        .iter()
+        .find_map(|(open, close)| Some((at + spaces(at), *close)).filter(|(inner, _)| rest[*inner..].starts_with(*open)))
+        && let Some(len) = rest[inner..].find(close).filter(|&len| len <= MAX_REMARK)
+        && !rest[inner..inner + len].contains(|c: char| c == '\n' || c.is_uppercase())
+    {
+        at = inner + len + 1;
+    }
+    let marks = rest[at..].len() - rest[at..].trim_start_matches(|c: char| !c.is_alphanumeric() && c != '\n').len();
+    let mark = &rest[at..at + marks];
+    let next = rest[at + marks..].chars().next();
+    let is_line_end = next.is_none_or(|c| c == '\n');
+    let has_mark = mark.contains(|c: char| !c.is_whitespace());
+    // `1.5`, `12:30` and `3-year` go on directly behind the mark.
+    let goes_on = mark.ends_with(['.', ':', ',', '-', '/', '%', '\'']) && !is_line_end;
+    let ends = if is_line_end { has_mark || has_word } else { has_mark && !goes_on };
+    ends.then(|| (at + marks, masked(&rest[..at + marks])))
+}
+
+/// `text` with one `0` in place of each number, and without what separates it from the next line.
+fn masked(text: &str) -> String {
+    let mut masked = String::new();
+    for c in text.trim_end().chars() {
+        match c.is_ascii_digit() {
+            true if masked.ends_with('0') => {}
+            true => masked.push('0'),
+            false => masked.push(c),
+        }
+    }
+    masked
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Labels are in braces in `expected`.
+    #[track_caller]
+    fn check(expected: &str) {
+        let text = expected.replace(['{', '}'], "");
+        let mut shown = text.clone();
+        for range in labels(&text, &[]).into_iter().rev() {
+            shown.insert(range.end, '}');
+            shown.insert(range.start, '{');
+        }
+        assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn siblings_that_count_are_labelled() {
+        check("{[1] }The cat\n\n{[2] }A dog");
+        check("{1. }The cat\n{2. }A dog\nsleeps\n{3. }Fish");
+        check("{Document 1:\n}The cat\n{Document 2:\n}A dog");
+        check("{### Document 1\n\n}The cat\n\n{### Document 2\n\n}A dog");
+        check("{- (1) }The cat\n{- (2) }A dog");
+        check("{**1.** }The cat\n{**2.** }A dog");
+        check("x\n{Chunk 1/9 - }The cat\n{Chunk 2/9 - }A dog");
+        check("{Document [1](}Title: Cats) They sleep\n{Document [2](}Title: Dogs) They bark");
+    }
+
+    #[test]
+    fn scores_behind_a_number_belong_to_its_label() {
+        check("{Document 1 (score: 0.93):\n}The cat\n{Document 2 (score: 0.5):\n}A dog");
+    }
+
+    #[test]
+    fn letters_and_roman_numerals_count() {
+        check("{a) }The cat\n{b) }A dog");
+        check("{I. }The cat\n{II. }A dog\n{III. }A fish\n{IV. }A bird");
+        check("{第1段：}猫\n{第2段：}犬");
+    }
+
+    #[test]
+    fn lists_lie_within_lists() {
+        check("{1. }Pets\n{ 1. }The cat\n{ 2. }A dog\n{2. }Fish");
+        check("{1. }Pets\n{1. }The cat\n{2. }A dog\n{2. }Fish");
+    }
+
+    #[test]
+    fn a_list_may_begin_later_or_have_one_entry() {
+        check("{[11] }a\n{[12] }b\n{[13] }c");
+        check("[11] a\n[12] b\n");
+        check("{[1] }The cat");
+    }
+
+    #[test]
+    fn what_does_not_count_is_no_label() {
+        check("[7] a\n[3] b\n[9] c");
+        check("2021: up\n2022: down\n2023: up");
+        check("1.5 million\n2.5 million");
+        check("12:30 tea\n13:30 cake");
+        check("1 cup\n2 eggs\n3 spoons");
+        check("A cat\nB sides");
+        check("Alice: yes\nBob: no");
+        check("price 1 euro\nprice 2 euros");
+    }
+
+    #[test]
+    fn a_message_begins_a_line() {
+        let text = "<user>[1] a\n[2] b<user>[3] c";
+        assert_eq!(labels(text, &[6, 23]), [6..10, 12..16, 23..27]);
+    }
+
+    #[test]
+    fn siblings_have_the_same_words() {
+        check("{Document 1: }a\nPassage 2: b");
+    }
+}

@@ -65,7 +65,7 @@ impl Case {
                 ..SamplingParams::greedy(0)
             },
             sharing: KvSharingMode::Prefix,
-            store: false,
+            // What is computed here is exact. Kept as that of any request, it is where the comparison goes on after it was put off.
             ..self.request.clone()
         }
     }

@@ -326,6 +326,33 @@ fn steps_of_a_comparison_are_as_short_as_predicted() {
     assert!(steps.iter().filter(|&&rows| rows >= 60).count() >= 20, "and hardly less than there is time for: {steps:?}");
 }
 
+/// Requests that come more often than a comparison takes do not keep it from ever being made.
+#[test]
+fn a_comparison_goes_on_where_it_was_put_off() {
+    let config = SchedulerConfig { verification: all(), ..SchedulerConfig::new(256, 4096) };
+    let block_size = config.block_size.as_usize();
+    let mut world = World::with(config, EchoExecutor::new(Reply::Prompt, 32));
+    let prompt = world.recipient_prompt();
+    world.next_id += 1;
+    world.core.add_request(RequestBuilder::new(1, &prompt).sharing(KvSharingMode::Span).build(), world.now);
+    world.run();
+    let (mut rows_at_once, mut num_rows) = (0, 0);
+    while world.num_verified() == 0 {
+        world.now = world.now.max(world.core.idle_work_at().expect("the answer waits to be compared"));
+        for _ in 0..4 {
+            rows_at_once = world.timed_step().iter().sum::<usize>().max(rows_at_once);
+            num_rows += world.core.last_step().sequences.iter().map(|sequence| sequence.rows.len()).sum::<usize>();
+        }
+        let other = world.new_text(40);
+        world.add(&other, KvSharingMode::Prefix, None);
+        world.run();
+        assert!(num_rows < 2 * prompt.len(), "it begins anew");
+    }
+    let num_put_off = world.core.stats().verification.num_put_off as usize;
+    assert!(num_put_off >= 3 && rows_at_once <= 16, "{num_put_off}, {rows_at_once}");
+    assert!(num_rows <= prompt.len() + 4 + num_put_off * block_size, "at most a block is computed again: {num_rows}");
+}
+
 #[test]
 fn a_comparison_pushes_nothing_out() {
     let mut world = World::with(

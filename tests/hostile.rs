@@ -307,3 +307,11 @@ fn a_taken_port_is_told_before_anything_is_loaded() {
     let ended = output(serve(port).arg("--model").arg(folder.path()));
     check_one_error(&String::from_utf8_lossy(&ended.stderr), &port.to_string());
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_cannot_be_said_is_no_panic() {
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let ended = Command::new(kvshare()).args(["serve", "--model", "/nowhere.gguf"]).stderr(full).status().unwrap();
+    assert_eq!(ended.code(), Some(1));
+}

@@ -1,4 +1,4 @@
-//! Sends what the crates trace to standard error.
+//! Sends what the crates trace to standard error. A log that cannot be written is lost, and nothing else with it.
 
 use std::io::IsTerminal;
 
@@ -12,7 +12,7 @@ use crate::config::{LogConfig, LogFormat};
 /// If the filter is invalid: the configuration was checked before.
 pub(crate) fn init(config: &LogConfig) {
     let filter = EnvFilter::try_new(&config.filter).expect("the filter was checked with the configuration");
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     match config.format {
         LogFormat::Text => subscriber.with_ansi(std::io::stderr().is_terminal()).init(),
         LogFormat::Json => subscriber.json().flatten_event(true).init(),

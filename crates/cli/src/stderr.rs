@@ -1,0 +1,10 @@
+//! What the daemon says to whoever started it. Nothing depends on whether anybody reads it: a full disk or a closed pipe ends no request.
+
+use std::fmt::Display;
+use std::io::Write;
+
+/// Writes one line to standard error, if that can be written.
+pub(crate) fn say(line: impl Display) {
+    // `eprintln` panics where this does not.
+    let _ = writeln!(std::io::stderr(), "{line}");
+}

@@ -7,6 +7,8 @@ use anyhow::Context;
 use rustyline::error::ReadlineError;
 use rustyline::{Cmd, Config, DefaultEditor, KeyCode, KeyEvent, Modifiers};
 
+use crate::stderr;
+
 /// Lines kept in the history. Chosen: some weeks of use.
 const MAX_HISTORY: usize = 1000;
 
@@ -88,6 +90,10 @@ impl Terminal {
             }
             Err(ReadlineError::Interrupted) => Ok(Line::Interrupted),
             Err(ReadlineError::Eof) => Ok(Line::End),
+            Err(ReadlineError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
+                stderr::say("that was no UTF-8 and is dropped");
+                Ok(Line::Text(String::new()))
+            }
             Err(error) => Err(error).context("reading the terminal"),
         }
     }
@@ -105,10 +111,11 @@ impl Terminal {
 
 /// One line of `input`.
 fn plain(input: &mut impl BufRead) -> anyhow::Result<Line> {
-    let mut line = String::new();
-    match input.read_line(&mut line).context("reading standard input")? {
+    let mut line = Vec::new();
+    match input.read_until(b'\n', &mut line).context("reading standard input")? {
         0 => Ok(Line::End),
-        _ => Ok(Line::Text(line.trim_end_matches(['\n', '\r']).to_owned())),
+        // What is no UTF-8 is replaced: one wrong byte does not end a conversation.
+        _ => Ok(Line::Text(String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']).to_owned())),
     }
 }
 
@@ -123,9 +130,9 @@ mod tests {
 
     #[test]
     fn a_pipe_is_read_line_by_line_to_its_end() {
-        let mut input = "one\r\n\ntwo".as_bytes();
+        let mut input = &b"one\r\n\ntw\xe9"[..];
         let lines: Vec<Line> = (0..4).map(|_| plain(&mut input).unwrap()).collect();
         let text = |text: &str| Line::Text(text.to_owned());
-        assert_eq!(lines, [text("one"), text(""), text("two"), Line::End]);
+        assert_eq!(lines, [text("one"), text(""), text("tw\u{fffd}"), Line::End]);
     }
 }

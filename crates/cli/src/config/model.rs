@@ -170,7 +170,7 @@ pub(crate) struct SourceArgs {
     cache_dir: Option<PathBuf>,
     /// Never contact the hub; read its cache only
     #[arg(long, env = "HF_HUB_OFFLINE", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL",
-          value_parser = clap::builder::FalseyValueParser::new())]
+          value_parser = clap::builder::BoolishValueParser::new())]
     hub_offline: Option<bool>,
     /// Access token for the hub
     #[arg(long, env = "HF_TOKEN", hide_env_values = true, value_name = "TOKEN")]

@@ -174,6 +174,9 @@ impl SharingConfig {
         }
         let refused = self.guard().checks().into_iter().filter(|(.., is_valid)| !is_valid);
         problems.extend(refused.map(|(name, value, range, _)| format!("sharing.{name} is {value}, but must be {range}")));
+        if self.verify_step == Millis(0) {
+            problems.push("sharing.verify_step is 0: use sharing.verify_share = 0 to compare nothing".to_owned());
+        }
         if self.donor_ttl == Auto::Set(Millis(0)) {
             problems.push("sharing.donor_ttl is 0: use sharing.mode = \"off\" to share nothing".to_owned());
         }

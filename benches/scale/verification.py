@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What verification in idle time costs the requests beside it (standard library only).
 
-usage: verification.py --model MODEL [--threads N] [--rounds N] [--markdown FILE] NAME=BINARY ...
+usage: verification.py --model MODEL [--device cpu|cuda:N] [--threads N] [--rounds N] [--markdown FILE] NAME=BINARY ...
 
 Starts each binary on a free port of the loopback, with `--verify-share` 0, its default, and 1. A client sends a prompt whose document an
 earlier one has too, so that its answer is one over moved spans; after a pause of 50 to 600 ms, which is the same in every run, a short
@@ -35,7 +35,7 @@ class Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        command = [binary, "serve", "--device", "cpu", "--port", str(self.port), "--model", options.model, "--log-filter", "warn"]
+        command = [binary, "serve", "--device", options.device, "--port", str(self.port), "--model", options.model, "--log-filter", "warn"]
         command += ["--threads", str(options.threads), "--kv-cache-memory", "512MiB", "--kv-sharing", "span"]
         command += ["--verify-share", share] if share is not None else []
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -121,6 +121,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--document-words", type=int, default=300)
     parser.add_argument("--markdown")

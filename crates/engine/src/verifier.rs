@@ -29,7 +29,7 @@ pub(crate) struct Verifier {
     config: VerificationConfig,
     guard: QualityGuard,
     pending: VecDeque<Case>,
-    active: Option<(RequestId, Case)>,
+    active: Option<Case>,
     /// Names of comparisons count down from the largest: requests count up from 0.
     next_id: u64,
     /// Since when no request has been in the engine, as far as a step has seen it.
@@ -55,10 +55,9 @@ impl Case {
     }
 
     /// The request that scores the answer.
-    fn scoring(&self, request_id: RequestId) -> Request {
+    fn scoring(&self) -> Request {
         let num_tokens = self.request.prompt_token_ids.len();
         Request {
-            request_id,
             sampling: SamplingParams {
                 prompt_logprobs: Some(FULL_TOP),
                 prompt_logprobs_from: (num_tokens - self.said.len()) as u32,
@@ -138,13 +137,16 @@ impl Verifier {
     }
 
     /// Takes an answer that is complete. `num_recording` bytes are those of answers that are still being recorded.
-    pub(crate) fn submit(&mut self, case: Case, num_recording: usize) {
+    pub(crate) fn submit(&mut self, mut case: Case, num_recording: usize) {
+        // One name however often it is put off: what it leaves in the pool is erased as one request's.
+        case.request.request_id = RequestId(self.next_id);
+        self.next_id -= 1;
         self.pending.push_back(case);
         self.shrink_to(self.config.max_bytes.saturating_sub(num_recording));
     }
 
     fn num_bytes(&self) -> usize {
-        self.pending.iter().chain(self.active.iter().map(|(_, case)| case)).map(Case::num_bytes).sum()
+        self.pending.iter().chain(self.active.iter()).map(Case::num_bytes).sum()
     }
 
     /// Drops waiting answers, oldest first, until all take at most `max_bytes`.
@@ -168,7 +170,8 @@ impl Verifier {
     pub(crate) fn put_off(&mut self) -> Option<RequestId> {
         self.idle_since = None;
         self.is_stuck = false;
-        let (request_id, case) = self.active.take()?;
+        let case = self.active.take()?;
+        let request_id = case.request.request_id;
         self.num_put_off += 1;
         self.pending.push_back(case);
         Some(request_id)
@@ -188,7 +191,7 @@ impl Verifier {
 
     /// The requests that would score the waiting answers, oldest first.
     pub(crate) fn candidates(&self) -> impl Iterator<Item = Request> + '_ {
-        self.pending.iter().map(|case| case.scoring(RequestId(self.next_id)))
+        self.pending.iter().map(Case::scoring)
     }
 
     /// Starts the comparison of candidate `idx`; the request for it, to be added to the idle engine. `None` says that there is no room
@@ -197,16 +200,14 @@ impl Verifier {
         debug_assert!(self.active.is_none(), "an idle engine compares nothing");
         self.is_stuck = idx.is_none();
         let case = self.pending.remove(idx?).expect("a candidate waits");
-        let request_id = RequestId(self.next_id);
-        let request = case.scoring(request_id);
-        self.next_id -= 1;
-        self.active = Some((request_id, case));
+        let request = case.scoring();
+        self.active = Some(case);
         Some(request)
     }
 
     /// The running comparison.
     pub(crate) fn active(&self) -> Option<RequestId> {
-        self.active.as_ref().map(|&(request_id, _)| request_id)
+        self.active.as_ref().map(|case| case.request.request_id)
     }
 
     /// Keeps what `events` say of the running comparison, which is nobody else's business.
@@ -223,7 +224,7 @@ impl Verifier {
     }
 
     fn conclude(&mut self, full: &[TokenLogProbs]) {
-        let Some((_, Case { class, said, request })) = &self.active else { return };
+        let Some(Case { class, said, request }) = &self.active else { return };
         let (class, tenant, verdict) = (*class, request.tenant, compare(full, said));
         let fault = self.guard.record(tenant, class, verdict);
         tracing::debug!(tenant = tenant.0, ?class, ?verdict, "an answer over reused KV was verified");

@@ -351,6 +351,14 @@ fn a_comparison_goes_on_where_it_was_put_off() {
     let num_put_off = world.core.stats().verification.num_put_off as usize;
     assert!(num_put_off >= 3 && rows_at_once <= 16, "{num_put_off}, {rows_at_once}");
     assert!(num_rows <= prompt.len() + 4 + num_put_off * block_size, "at most a block is computed again: {num_rows}");
+    let donor = world.core.donors(None, usize::MAX).last().expect("an exact prompt is a donor").id;
+    let erased = world.core.erase(engine::Erase::Donor(donor));
+    let num_own = 40 / block_size;
+    assert_eq!(
+        erased.blocks,
+        prompt.len() / block_size - num_own,
+        "of all attempts; the request itself left what is before its span"
+    );
 }
 
 #[test]

@@ -11,7 +11,7 @@ const READY: &str = "\u{1b}[?2004h";
 
 const SESSION: &str = include_str!("terminal/session.py");
 
-/// What the program wrote and its exit status, after `keys` were typed: each when a text has appeared.
+/// Output and exit status of the program after `keys` were typed: each when a text has appeared.
 fn session(keys: &Value, arguments: &[&str]) -> (String, i64) {
     let output = Command::new("python3").args(["-c", SESSION, &keys.to_string()]).arg(kvshare()).args(arguments).output();
     let output = output.expect("there is a Python");

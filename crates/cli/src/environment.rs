@@ -23,7 +23,7 @@ const LEAST_SIMILARITY: f64 = 0.85;
 pub(crate) fn refuse_unknown(command: &Command, names: impl Iterator<Item = String>) -> anyhow::Result<()> {
     let known = known_to(command);
     let is_of_a_service = |name: &str| OF_A_SERVICE.iter().any(|prefix| name.starts_with(prefix));
-    // In small letters too: a variable's name has one case, and nobody else's begins so.
+    // In small letters too: no other program's variables begin so.
     let is_ours = |name: &str| name.get(..PREFIX.len()).is_some_and(|start| start.eq_ignore_ascii_case(PREFIX));
     let ours = names.filter(|name| is_ours(name) && !is_of_a_service(name));
     let unknown: BTreeSet<String> = ours.filter(|name| !known.contains(name.as_str())).collect();

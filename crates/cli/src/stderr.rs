@@ -1,4 +1,4 @@
-//! What the daemon says to whoever started it. Nothing depends on whether anybody reads it: a full disk or a closed pipe ends no request.
+//! Lines to standard error that may be lost: a full disk or a closed pipe ends no request.
 
 use std::fmt::Display;
 use std::io::Write;

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use crate::object::read_only_from;
 use crate::{KvSharingOptions, SegmentMark};
 
-/// How to choose tokens and when to stop, as sent. Ranges are not checked here. Numbers are as
+/// Fields that choose tokens and end an answer, as sent. Ranges are not checked here. Numbers are as
 /// exact as JSON has them, so that a message about one shows what was sent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]

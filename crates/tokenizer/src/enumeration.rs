@@ -43,7 +43,7 @@ enum Script {
     UpperRoman,
 }
 
-/// Where labels that count stand in `text`, ascending and disjoint. A message begins at each of `messages`, which ascend.
+/// Ranges of the labels that count in `text`, ascending and disjoint. A message begins at each of `messages`, which ascend.
 pub(crate) fn labels(text: &str, messages: &[usize]) -> Vec<Range<usize>> {
     let mut candidates: Vec<Candidate<'_>> = Vec::new();
     let mut offset = 0;
@@ -88,7 +88,7 @@ fn counting<'a>(candidates: &'a [Candidate<'_>]) -> impl Iterator<Item = usize> 
     chains.into_iter().filter(counts).flatten()
 }
 
-/// What the line at `offset` may begin with: digits; or letters, which may be of two kinds.
+/// Labels that the line at `offset` may begin with: one of digits, or of letters, which may be of two kinds.
 fn candidates_of<'a>(text: &'a str, offset: usize, line: &'a str) -> Vec<Candidate<'a>> {
     let body = line.trim_start_matches([' ', '\t']);
     let start = offset + line.len() - body.len();

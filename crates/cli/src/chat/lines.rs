@@ -59,7 +59,7 @@ impl Lines {
         Ok(Self::Terminal(Box::new(Terminal { editor, history })))
     }
 
-    /// Whether a person reads what is printed beside the answers.
+    /// True if a person reads what is printed beside the answers.
     pub(super) fn has_reader(&self) -> bool {
         matches!(self, Self::Terminal(_)) || io::stdin().is_terminal()
     }

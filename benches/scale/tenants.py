@@ -45,6 +45,8 @@ def scenarios(args):
     long = args.long
     return [
         Scenario(f"A: a prompt of {long} tokens", [("a", 1, long, 1, False)]),
+        Scenario("the same, B sends 220 tokens for one", [("a", 1, long, 1, False)], client=(220, 1)),
+        Scenario("the same, B sends 220 tokens for 16", [("a", 1, long, 1, False)], client=(220, 16)),
         Scenario(f"A: a prompt of {long}, one of {long * 3 // 5} waits", [("a", 1, long, 1, False), ("a", 1, long * 3 // 5, 1, False)]),
         Scenario("A: prompts of 3900 tokens, three at a time", [("a", 3, 3900, 1, True)]),
         Scenario(f"A and C: a prompt of {long // 2} tokens each", [("a", 1, long // 2, 1, False), ("c", 1, long // 2, 1, False)]),

@@ -120,6 +120,11 @@ impl StepTimes {
         self.coefficients[0] * work.prompt_steps as f64 + self.exact_micros(work)
     }
 
+    /// Microseconds of a step with prompts besides its rows.
+    pub(crate) fn prompt_step_micros(&self) -> f64 {
+        self.prompt_micros(Work { prompt_steps: 1, ..Work::default() })
+    }
+
     /// Microseconds of a step of `work` alone.
     pub(crate) fn step_micros(&self, work: Work) -> u64 {
         self.coefficients[0] as u64 + self.micros(work)

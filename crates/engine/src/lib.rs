@@ -22,6 +22,7 @@ mod in_flight;
 mod output;
 mod parking;
 mod queue;
+mod recent;
 mod request;
 mod scheduler;
 mod sequence;

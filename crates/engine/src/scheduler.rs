@@ -22,6 +22,7 @@ use crate::donors::{DonorRegistry, Target, scopes};
 use crate::host::HostLink;
 use crate::in_flight::InFlight;
 use crate::queue::{ArrivalKey, RequestQueue, Waiting};
+use crate::recent::RecentPrompts;
 use crate::sequence::Sequence;
 use crate::verifier::Verifier;
 use crate::{
@@ -50,6 +51,7 @@ pub struct Scheduler {
     pool: kv::BlockPool,
     sequences: HashMap<RequestId, Sequence>,
     queue: RequestQueue,
+    recent: RecentPrompts,
     /// By admission, first one first.
     running: Vec<RequestId>,
     donors: DonorRegistry,
@@ -113,6 +115,7 @@ impl Scheduler {
                 .with_ttl(config.donor_ttl),
             sequences: HashMap::new(),
             queue: RequestQueue::default(),
+            recent: RecentPrompts::default(),
             running: Vec::new(),
             donors: DonorRegistry::new(&config),
             plans: PlanBook::default(),
@@ -173,6 +176,7 @@ impl Scheduler {
         let request_id = request.request_id;
         let key = ArrivalKey { arrival: request.arrival.min(now), ordinal: self.num_added };
         self.num_added += 1;
+        self.recent.push(request.tenant, request.prompt_token_ids.len() as u32, now);
         let mut sequence = Sequence::new(request, key, self.config.block_size);
         self.push_waiting(key, &mut sequence);
         let before = self.sequences.insert(request_id, sequence);
@@ -290,6 +294,7 @@ impl Scheduler {
     pub fn schedule(&mut self, now: Timestamp) -> SchedulerOutput {
         assert!(self.open_steps.is_empty(), "the last step is still open");
         self.forget_expired(now);
+        self.recent.forget_expired(now);
         self.observe_last_step(now);
         self.choose_what_goes_to_host();
         self.start_verification(now);

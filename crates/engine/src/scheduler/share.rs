@@ -6,6 +6,9 @@
 //! prompt of many steps never keeps another tenant from a first token, however long it has been here. Lengths are those without any
 //! cache: what others have cached is not told.
 //!
+//! While several tenants come and go, the prompts of one of them take no longer in a step than the shortest prompt that another one sent
+//! of late: that one may come again, and then waits for the end of a step and shares the next one. A step that would cost too much for its few rows is longer.
+//!
 //! Beside answers of other tenants, the time that prompts take in a step is bounded by what the step takes without them: otherwise each
 //! token of those answers would take as long as a step full of prompt. And where several tenants come and go, no step takes many times as
 //! long as others because its rows are deep in a long prompt: a tenant that comes next has to wait for its end.
@@ -38,6 +41,10 @@ const MIN_PROMPT_PART: f64 = 0.02;
 /// more each, and this is hardly met below some 10,000 tokens.
 const MAX_STEP_RATIO: f64 = 1.5;
 
+/// The prompts of a tenant take at least so many times what a step costs without rows. Chosen: they keep three quarters of their
+/// throughput.
+const MIN_STEP_COST_RATIO: f64 = 3.0;
+
 /// A sequence with more than one row to compute.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Prompt {
@@ -51,6 +58,8 @@ pub(super) struct Prompt {
     uncached_micros: u64,
     /// Predicted time of one row.
     row_micros: f64,
+    /// Time that its tenant's prompts may take in a step.
+    tenant_micros: f64,
     /// It is admitted in this step.
     is_new: bool,
 }
@@ -83,9 +92,16 @@ struct Claim {
     uncached_micros: u64,
     /// Of a row that takes longest.
     row_micros: f64,
+    max_micros: f64,
 }
 
 impl Claim {
+    /// No more rows than take the longest time that they may.
+    fn bounded(self) -> Self {
+        let rows = (self.max_micros / self.row_micros.max(1e-3)).max(1.0) as usize;
+        Self { rows: self.rows.min(rows), ..self }
+    }
+
     fn micros(&self, num_rows: usize) -> f64 {
         num_rows as f64 * self.row_micros
     }
@@ -103,8 +119,8 @@ impl Prompt {
     }
 
     fn add_to(&self, claims: &mut BTreeMap<TenantId, Claim>) {
-        let &Self { tenant, rows, uncached_micros, row_micros, .. } = self;
-        let claim = claims.entry(tenant).or_insert(Claim { rows: 0, uncached_micros, row_micros });
+        let &Self { tenant, rows, uncached_micros, row_micros, tenant_micros: max_micros, .. } = self;
+        let claim = claims.entry(tenant).or_insert(Claim { rows: 0, uncached_micros, row_micros, max_micros });
         claim.rows = claim.rows.saturating_add(rows);
         claim.row_micros = claim.row_micros.max(row_micros);
         claim.uncached_micros = claim.uncached_micros.min(uncached_micros);
@@ -126,16 +142,17 @@ impl Demand {
         self.max_rows.saturating_sub(self.prompts.len() + self.answers.len() + self.num_measured)
     }
 
-    fn claims(&self) -> BTreeMap<TenantId, Claim> {
+    /// Of the prompts here and `another` one.
+    fn claims(&self, another: Option<&Prompt>) -> BTreeMap<TenantId, Claim> {
         let mut claims = BTreeMap::new();
-        self.prompts.iter().for_each(|prompt| prompt.add_to(&mut claims));
+        self.prompts.iter().chain(another).for_each(|prompt| prompt.add_to(&mut claims));
+        claims.values_mut().for_each(|claim| *claim = claim.bounded());
         claims
     }
 
     /// True if a row is left for `wanted` if it runs in this step too.
     pub(super) fn has_rows_for(&self, wanted: &Prompt) -> bool {
-        let mut claims = self.claims();
-        Prompt { rows: usize::MAX, ..*wanted }.add_to(&mut claims);
+        let claims = self.claims(Some(&Prompt { rows: usize::MAX, ..*wanted }));
         let granted = self.divide(&claims, self.num_free())[&wanted.tenant];
         let limit = self.long_limit(granted);
         let own = self.prompts.iter().filter(|prompt| prompt.tenant == wanted.tenant);
@@ -148,7 +165,7 @@ impl Demand {
 
     /// Rows of each running sequence besides its first one; those that get none are left out.
     pub(super) fn grants(&self, answer_micros: f64) -> HashMap<RequestId, usize> {
-        let claims = self.claims();
+        let claims = self.claims(None);
         let mut granted = self.divide(&claims, self.num_free());
         self.spare_answers(&claims, &mut granted, answer_micros);
         let mut grants = HashMap::new();
@@ -279,8 +296,16 @@ impl Scheduler {
             row_micros: self
                 .step_times
                 .exact_micros(Work::of_rows(1, end - num_left + num_left.min(self.config.max_num_batched_tokens as u32) / 2)),
+            tenant_micros: self.tenant_micros(sequence.request.tenant),
             is_new: sequence.tenure.since == self.num_steps,
         }
+    }
+
+    /// Time that prompts of `tenant` may take in a step.
+    fn tenant_micros(&self, tenant: TenantId) -> f64 {
+        let Some(shortest) = self.recent.shortest_of_others(tenant) else { return f64::INFINITY };
+        let shortest = self.step_times.exact_micros(Work::of_rows(shortest, shortest));
+        shortest.max(MIN_STEP_COST_RATIO * self.step_times.prompt_step_micros())
     }
 
     /// Rows that a waiting request would compute.

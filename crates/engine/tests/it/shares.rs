@@ -194,6 +194,19 @@ fn so_do_several_that_run_or_wait() {
     }
 }
 
+/// Requests that take less than a full step do not wait for one.
+#[test]
+fn so_do_those_beside_which_a_full_step_takes_long() {
+    for policy in POLICIES {
+        for (num_tokens, max_tokens) in [(220, 1), (220, 16), (400, 8)] {
+            let client = Client { num_tokens, max_tokens, ..CLIENT };
+            check_client(&scheduling(policy), &[request(1, 1, 30_000, 1)], client);
+            let others: Vec<_> = (1..5).map(|id| request(id, 1, 6_000, 1)).collect();
+            check_client(&scheduling(policy), &others, client);
+        }
+    }
+}
+
 #[test]
 fn so_do_those_that_are_not_far_longer() {
     for policy in POLICIES {
@@ -254,15 +267,21 @@ fn the_long_prompt_is_delayed_by_no_more_than_what_the_others_take() {
 }
 
 #[test]
-fn nobody_is_limited_while_no_other_tenant_has_use_for_a_row() {
+fn nobody_is_limited_while_no_other_tenant_has_been_here_of_late() {
     for policy in POLICIES {
         let mut world = Clocked::new(scheduling(policy));
-        world.add(request(1, 1, 10_000, 1));
+        (10..13).for_each(|id| drop(world.add(request(id, 1, 30_000, 1))));
         assert_eq!(world.step().num_scheduled_tokens(), MAX_ROWS);
-        world.add(request(2, 2, 100, 1));
+        let short = world.add(request(2, 2, 100, 1));
         let step = world.step();
         assert_eq!(Clocked::rows_of(&step, |id| id.0 == 2), 100, "{policy:?}: a short prompt is computed at once");
-        assert_eq!(step.num_scheduled_tokens(), MAX_ROWS, "{policy:?}: and what it leaves is the long one's");
+        let beside = step.num_scheduled_tokens() - 100;
+        assert!((100..MAX_ROWS - 100).contains(&beside), "{policy:?}: beside {beside} rows of the long one");
+        let behind = world.step().num_scheduled_tokens();
+        assert!((100..MAX_ROWS - 100).contains(&behind), "{policy:?}: the next short one waits for {behind} rows");
+        while world.now.since(world.arrivals[&short]) <= Duration::from_mins(1) {
+            world.step();
+        }
         assert_eq!(world.step().num_scheduled_tokens(), MAX_ROWS);
     }
 }

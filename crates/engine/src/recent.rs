@@ -1,0 +1,103 @@
+//! Lengths of the prompts that came last, by tenant.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use tokens::{TenantId, Timestamp};
+
+/// Prompts of a tenant that are remembered. Chosen: enough to know its short ones.
+const NUM_REMEMBERED: usize = 8;
+
+/// A tenant is forgotten when it has sent nothing for so long. Chosen: a person who reads an answer comes back sooner.
+const MEMORY: Duration = Duration::from_secs(60);
+
+/// The last prompts of each tenant that came of late.
+#[derive(Debug, Default)]
+pub(crate) struct RecentPrompts {
+    by_tenant: BTreeMap<TenantId, Prompts>,
+    /// The shortest one of each.
+    shortest: BTreeSet<(u32, TenantId)>,
+    /// The last one of each.
+    newest: BTreeSet<(Timestamp, TenantId)>,
+}
+
+/// Those of a tenant.
+#[derive(Debug, Default)]
+struct Prompts {
+    lengths: VecDeque<u32>,
+    shortest: u32,
+    newest: Timestamp,
+}
+
+impl RecentPrompts {
+    /// Remembers a prompt of `num_tokens` that came at `now`.
+    pub(crate) fn push(&mut self, tenant: TenantId, num_tokens: u32, now: Timestamp) {
+        let mut prompts = self.remove(tenant);
+        prompts.lengths.push_back(num_tokens);
+        prompts.lengths.drain(..prompts.lengths.len().saturating_sub(NUM_REMEMBERED));
+        prompts.shortest = prompts.lengths.iter().copied().min().unwrap_or(num_tokens);
+        prompts.newest = now;
+        self.shortest.insert((prompts.shortest, tenant));
+        self.newest.insert((now, tenant));
+        self.by_tenant.insert(tenant, prompts);
+    }
+
+    /// Tokens of the shortest prompt of any tenant but `tenant`. O(log n).
+    pub(crate) fn shortest_of_others(&self, tenant: TenantId) -> Option<u32> {
+        self.shortest.iter().find(|&&(_, other)| other != tenant).map(|&(num_tokens, _)| num_tokens)
+    }
+
+    /// Forgets tenants that have sent nothing for a while.
+    pub(crate) fn forget_expired(&mut self, now: Timestamp) {
+        while let Some(&(newest, tenant)) = self.newest.first()
+            && now.since(newest) > MEMORY
+        {
+            self.remove(tenant);
+        }
+    }
+
+    fn remove(&mut self, tenant: TenantId) -> Prompts {
+        let prompts = self.by_tenant.remove(&tenant).unwrap_or_default();
+        self.shortest.remove(&(prompts.shortest, tenant));
+        self.newest.remove(&(prompts.newest, tenant));
+        prompts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The shortest prompt of others than tenant 1 after `pushed`, `tenant:tokens` each, one every ten seconds.
+    #[track_caller]
+    fn check(pushed: &str, expected: Option<u32>) {
+        let mut recent = RecentPrompts::default();
+        for (i, prompt) in (0..).zip(pushed.split_whitespace()) {
+            let now = Timestamp(Duration::from_secs(10 * i));
+            let (tenant, num_tokens) = prompt.split_once(':').unwrap();
+            recent.push(TenantId(tenant.parse().unwrap()), num_tokens.parse().unwrap(), now);
+            recent.forget_expired(now);
+        }
+        assert_eq!(recent.shortest_of_others(TenantId(1)), expected);
+    }
+
+    #[test]
+    fn the_own_prompts_do_not_count() {
+        check("", None);
+        check("1:5 1:7", None);
+        check("1:5 2:9 3:8", Some(8));
+    }
+
+    #[test]
+    fn a_short_one_is_forgotten_behind_eight_others() {
+        check("2:3 2:9 2:9 2:9 2:9 2:9 2:9 2:9", Some(3));
+        check("2:3 2:9 2:9 2:9 2:9 2:9 2:9 2:9 2:9", Some(9));
+    }
+
+    #[test]
+    fn so_is_a_tenant_that_sends_nothing_for_a_minute() {
+        check("2:3 3:4 1:9 1:9 1:9 1:9 1:9", Some(3));
+        check("2:3 3:4 1:9 1:9 1:9 1:9 1:9 1:9", Some(4));
+        check("2:3 3:4 1:9 1:9 1:9 1:9 1:9 1:9 1:9", None);
+    }
+}

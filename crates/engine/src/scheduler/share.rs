@@ -6,7 +6,7 @@
 //! prompt of many steps never keeps another tenant from a first token, however long it has been here. Lengths are those without any
 //! cache: what others have cached is not told.
 //!
-//! While several tenants come and go, the prompts of one of them take no longer in a step than the shortest prompt that another one sent
+//! While several tenants come and go, the prompts of one of them take less time in a step than the shortest prompt that another one sent
 //! of late: that one may come again, and then waits for the end of a step and shares the next one. A step that would cost too much for its few rows is longer.
 //!
 //! Beside answers of other tenants, the time that prompts take in a step is bounded by what the step takes without them: otherwise each
@@ -30,9 +30,9 @@ use crate::sequence::Sequence;
 /// A prompt is long beside another one that has this many times less work (algorithms of batch formation bin by the same ratio).
 const LONG_RATIO: u64 = 4;
 
-/// Prompts take at most this many times as long as the rest of a step with answers of other tenants. Chosen: those answers take three
-/// times as long as alone, and a prompt 1.5 times.
-const PROMPT_TIME_RATIO: f64 = 2.0;
+/// Prompts take at most this many times as long as the rest of a step with answers of other tenants. Chosen: those answers take 2.5
+/// times as long as alone, and a prompt 1.7 times.
+const PROMPT_TIME_RATIO: f64 = 1.5;
 
 /// Of the time that prompts may take in a step, they get this part all the same. Chosen: the prediction may be far off.
 const MIN_PROMPT_PART: f64 = 0.02;
@@ -40,6 +40,10 @@ const MIN_PROMPT_PART: f64 = 0.02;
 /// A step of prompts may take so many times as long as one whose rows all belong to a prompt of as many tokens. Chosen: smaller steps cost
 /// more each, and this is hardly met below some 10,000 tokens.
 const MAX_STEP_RATIO: f64 = 1.5;
+
+/// The prompts of a tenant take this part of the time of the shortest prompt that another one sent of late. Chosen: that one waits for
+/// such a step and shares the next, and is done after 2.5 times its own time.
+const SHORT_PROMPT_PART: f64 = 0.75;
 
 /// The prompts of a tenant take at least so many times what a step costs without rows. Chosen: they keep three quarters of their
 /// throughput.
@@ -305,7 +309,7 @@ impl Scheduler {
     fn tenant_micros(&self, tenant: TenantId) -> f64 {
         let Some(shortest) = self.recent.shortest_of_others(tenant) else { return f64::INFINITY };
         let shortest = self.step_times.exact_micros(Work::of_rows(shortest, shortest));
-        shortest.max(MIN_STEP_COST_RATIO * self.step_times.prompt_step_micros())
+        (SHORT_PROMPT_PART * shortest).max(MIN_STEP_COST_RATIO * self.step_times.prompt_step_micros())
     }
 
     /// Rows that a waiting request would compute.

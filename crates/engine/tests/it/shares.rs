@@ -270,7 +270,9 @@ fn the_long_prompt_is_delayed_by_no_more_than_what_the_others_take() {
 fn nobody_is_limited_while_no_other_tenant_has_been_here_of_late() {
     for policy in POLICIES {
         let mut world = Clocked::new(scheduling(policy));
-        (10..13).for_each(|id| drop(world.add(request(id, 1, 30_000, 1))));
+        for id in 10..13 {
+            world.add(request(id, 1, 30_000, 1));
+        }
         assert_eq!(world.step().num_scheduled_tokens(), MAX_ROWS);
         let short = world.add(request(2, 2, 100, 1));
         let step = world.step();

@@ -13,7 +13,7 @@ use semantic::{
     ByLeftContext, DonorQuery, DonorSource, EmbeddingIndex, PlanTarget, PromptView, RepairPolicy, ReusePlan, Search, Segments,
     Sketch, SpanConfig, SpanIndex, SpanIndexConfig, SpanMatch, SpanQuery, Steps, plan_counted,
 };
-use tokens::{BlockHash, BlockSize, CacheSalt, DonorId, RequestId, SessionId, TenantId, Timestamp, TokenId, TokenRange};
+use tokens::{BlockHash, BlockSize, Borders, CacheSalt, DonorId, RequestId, SessionId, TenantId, Timestamp, TokenId, TokenRange};
 
 use crate::host::FetchGate;
 use crate::{FoundDonors, SchedulerConfig, SpanOutcome};
@@ -99,8 +99,8 @@ pub(crate) struct Target<'a> {
     /// Its shingles, if they were sampled before.
     pub(crate) sketch: Option<&'a Sketch>,
     pub(crate) template: &'a [TokenRange],
-    /// Where its segments begin.
-    pub(crate) segments: &'a [u32],
+    /// Where its pieces begin.
+    pub(crate) borders: &'a Borders,
     /// End of its prefix hit.
     pub(crate) from: u32,
     pub(crate) policy: RepairPolicy,
@@ -348,8 +348,8 @@ impl DonorRegistry {
     }
 
     /// The shingles of a prompt that is looked up here, or among the prompts being computed.
-    pub(crate) fn sketch(&self, tokens: &[TokenId]) -> Sketch {
-        self.index.sketch(tokens)
+    pub(crate) fn sketch(&self, tokens: &[TokenId], borders: &Borders, template: &[TokenRange]) -> Sketch {
+        self.index.sketch(tokens, &segments_of(borders, template))
     }
 
     /// Forgets the donors left by an owner that `is_erased` names; how many they are.
@@ -452,7 +452,7 @@ impl DonorRegistry {
 
     /// The spans that would be copied into `target`, and all that are found, still there or not.
     pub(crate) fn explain(&self, pool: &kv::BlockPool, target: Target<'_>, gate: FetchGate<'_>) -> ExplainedSpans {
-        let sketch = target.sketch.is_none().then(|| self.sketch(target.tokens));
+        let sketch = target.sketch.is_none().then(|| self.sketch(target.tokens, target.borders, target.template));
         let target = Target { sketch: target.sketch.or(sketch.as_ref()), ..target };
         let estimated = self.plan_resident(pool, target, gate, Residency::Estimated);
         let (planning, sources) = match self.sources(pool, target, &estimated.spans.plan) {
@@ -521,7 +521,7 @@ impl DonorRegistry {
         if !is_worthwhile {
             return Matches { spans: Vec::new(), by_embedding: BTreeSet::new(), unusable: Vec::new(), steps: Steps::default() };
         }
-        let sampled = target.sketch.is_none().then(|| self.sketch(target.tokens));
+        let sampled = target.sketch.is_none().then(|| self.sketch(target.tokens, target.borders, target.template));
         let sketch = target.sketch.or(sampled.as_ref()).expect("it was sampled if it was not there");
         let scopes: Vec<_> = target.scopes().collect();
         let query = SpanQuery { scopes: &scopes, tokens: target.tokens, sketch, from: target.from };
@@ -543,7 +543,7 @@ impl DonorRegistry {
     }
 
     fn plan(&self, target: Target<'_>, matches: &[SpanMatch]) -> (ReusePlan, Steps) {
-        let prompt = PromptView { tokens: target.tokens, segments: &segments_of(target.segments, target.template) };
+        let prompt = PromptView { tokens: target.tokens, segments: &segments_of(target.borders, target.template) };
         let Target { from, template, .. } = target;
         let (planned, config) = (PlanTarget { prompt, from, template }, target.policy.spans(&self.config));
         match target.ranks_donors {
@@ -619,6 +619,6 @@ pub(crate) fn scopes(own: CacheSalt, readable: &[CacheSalt]) -> impl Iterator<It
 }
 
 /// Segments that begin at `starts`, and messages, which the tokens of the chat template part.
-pub(crate) fn segments_of(starts: &[u32], template: &[TokenRange]) -> Segments {
-    Segments::from_starts(starts.iter().copied()).parted_by(template)
+pub(crate) fn segments_of(borders: &Borders, template: &[TokenRange]) -> Segments {
+    Segments::from(borders).parted_by(template)
 }

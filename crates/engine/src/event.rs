@@ -83,6 +83,8 @@ pub enum FinishReason {
 pub struct KvUsage {
     /// Tokens found in the prefix index. Exact.
     pub prefix_tokens: u32,
+    /// Tokens behind them whose KV the conversation left: an earlier answer over moved spans goes on. Approximate.
+    pub continued_tokens: u32,
     /// Tokens copied from donors. Approximate.
     pub span_tokens: u32,
     /// Tokens computed.
@@ -91,7 +93,7 @@ pub struct KvUsage {
     pub recomputed_tokens: u32,
     /// Donors that gave spans.
     pub donors: u32,
-    /// The least equal of the spans.
+    /// The least equal of the spans, and of those in the continued tokens.
     pub class: Option<semantic::MatchClass>,
     /// What the tokens that stay as donors had them are estimated to change; see [`semantic::SelectedRows::deviation`].
     pub deviation: f32,

@@ -9,6 +9,7 @@
 
 mod ageing;
 mod config;
+mod continuations;
 mod core;
 mod cost;
 mod divergence;

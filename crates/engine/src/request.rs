@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use semantic::Repair;
-use tokens::{CacheSalt, RequestId, SessionId, TenantId, Timestamp, TokenId, TokenRange};
+use tokens::{Borders, CacheSalt, RequestId, SessionId, TenantId, Timestamp, TokenId, TokenRange};
 
 /// One prompt to continue.
 #[derive(Clone, Debug)]
@@ -32,9 +32,8 @@ pub struct Request {
     pub store: bool,
     /// Positions that are always computed although a donor has them: tokens of the chat template. Sorted, disjoint.
     pub template: Vec<TokenRange>,
-    /// Positions at which a piece of the prompt begins that does not depend on what stands before it: a message, a document, a
-    /// paragraph. Ascending.
-    pub segments: Vec<u32>,
+    /// Where pieces of the prompt begin.
+    pub borders: Borders,
     /// What the prompt means, as far as an embedder knows by now: of any length greater than 0. Finds donors for
     /// [`KvSharingMode::Semantic`], and this one for others.
     pub embedding: Option<Arc<[f32]>>,

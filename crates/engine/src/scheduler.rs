@@ -17,6 +17,7 @@ use self::planning::PlanBook;
 pub use self::planning::PlanningWork;
 use self::share::Demand;
 use crate::ageing::Ageing;
+use crate::continuations::Continuations;
 use crate::cost::StepTimes;
 use crate::donors::{DonorRegistry, Target, scopes};
 use crate::host::HostLink;
@@ -35,6 +36,7 @@ mod admission;
 mod ahead;
 mod dedupe;
 mod forecast;
+mod hit;
 mod host;
 mod planning;
 mod seats;
@@ -58,6 +60,7 @@ pub struct Scheduler {
     plans: PlanBook,
     host_link: HostLink,
     in_flight: InFlight,
+    continuations: Continuations,
     verifier: Verifier,
     /// Blocks that the open step copies from.
     pins: Vec<kv::BlockLease>,
@@ -121,6 +124,7 @@ impl Scheduler {
             plans: PlanBook::default(),
             host_link: HostLink::new(&config.host),
             in_flight: InFlight::new(config.span_index()),
+            continuations: Continuations::default(),
             verifier: Verifier::new(config.verification, semantic::QualityGuard::new(config.guard)),
             pins: Vec::new(),
             finished: Vec::new(),
@@ -261,6 +265,7 @@ impl Scheduler {
 
     /// Forgets all KV that no running request holds, and all donors.
     pub fn reset_prefix_cache(&mut self) {
+        self.continuations.extract(|_| true).into_iter().for_each(|lease| self.pool.free(lease));
         self.pool.reset_prefix_cache();
         self.donors.clear();
     }
@@ -273,7 +278,7 @@ impl Scheduler {
             num_waiting: self.queue.len(),
             examined_requests: self.num_examined,
             oldest_waiting_arrival: self.queue.oldest_arrival(),
-            blocks: self.pool.stats(),
+            blocks: self.block_stats(),
             host: self.pool.host_stats(),
             host_bandwidth: self.host_link.bandwidth(),
             preemptions: self.num_preemptions,
@@ -285,6 +290,13 @@ impl Scheduler {
             quality: self.verifier.guard().classes().to_vec(),
             verification: self.verifier.stats(self.num_recording_bytes()),
         }
+    }
+
+    /// States of all blocks. What is kept for conversations counts as cached: it is found, and given up when room is needed.
+    fn block_stats(&self) -> kv::PoolStats {
+        let num_kept = self.num_reclaimable(None, None);
+        let stats = self.pool.stats();
+        kv::PoolStats { active: stats.active - num_kept, cached: stats.cached + num_kept, ..stats }
     }
 
     /// Chooses the work of one step at `now`.
@@ -365,7 +377,12 @@ impl Scheduler {
             let needed = self.config.block_size.blocks_for(sequence.num_tokens() as usize);
             let missing = needed.saturating_sub(sequence.lease.len());
             let tenant = sequence.request.tenant;
-            let (victim, short_by) = match self.pool.grow(&mut sequence.lease, missing) {
+            let grown = self.pool.grow(&mut sequence.lease, missing);
+            let of_tenant = matches!(grown, kv::Allocation::QuotaExhausted { .. }).then_some(tenant);
+            if !matches!(grown, kv::Allocation::Ready(())) && self.reclaim(of_tenant, None) {
+                continue;
+            }
+            let (victim, short_by) = match grown {
                 kv::Allocation::Ready(()) => return,
                 kv::Allocation::CapacityExhausted { short_by } => (self.victim_of_growth(), short_by),
                 kv::Allocation::QuotaExhausted { short_by } => (self.last_of(tenant), short_by),
@@ -437,7 +454,8 @@ impl Scheduler {
 
 impl Drop for Scheduler {
     fn drop(&mut self) {
-        let leases = self.sequences.values_mut().map(Sequence::reset).chain(self.pins.drain(..));
+        let kept = self.continuations.extract(|_| true);
+        let leases = self.sequences.values_mut().map(Sequence::reset).chain(self.pins.drain(..)).chain(kept);
         leases.for_each(|lease| self.pool.free(lease));
     }
 }
@@ -449,7 +467,7 @@ fn target_of(sequence: &Sequence, from: u32) -> Target<'_> {
         tokens: &sequence.request.prompt_token_ids,
         sketch: sequence.sketch.as_ref(),
         template: &sequence.request.template,
-        segments: &sequence.request.segments,
+        borders: &sequence.request.borders,
         from,
         policy: sequence.request.repair.policy,
         ranks_donors: sequence.request.sharing == crate::KvSharingMode::Semantic,

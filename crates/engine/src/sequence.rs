@@ -7,6 +7,7 @@ use std::sync::Arc;
 use semantic::{DecodeRepair, Drift, Repair, TokenDeviation, follow_drift, select_rows};
 use tokens::{BlockHash, BlockSize, ContentHashes, RequestId, Timestamp, TokenId, TokenRange, complement, hash_next_block};
 
+use crate::continuations::Continued;
 use crate::donors::PlannedSpans;
 use crate::queue::ArrivalKey;
 use crate::{FinishReason, KvSharingMode, KvUsage, Request, Row, SamplingParams, SpanOutcome, TokenLogProbs};
@@ -38,6 +39,10 @@ pub(crate) struct Sequence {
     due: Vec<u32>,
     /// Spans as they were moved.
     moved: Vec<TokenRange>,
+    /// Their repair, if there are some.
+    repair: Option<Repair>,
+    /// Set if KV left of `prefix_end` is what the conversation left.
+    continued: Option<Continued>,
     /// Where the prefix hit of the current admission ends.
     prefix_end: u32,
     pub(crate) lease: kv::BlockLease,
@@ -153,6 +158,8 @@ impl Sequence {
             residual: Vec::new(),
             moved: Vec::new(),
             due: Vec::new(),
+            repair: None,
+            continued: None,
             prefix_end: 0,
             lease: kv::BlockLease::default(),
             usage: None,
@@ -242,7 +249,27 @@ impl Sequence {
 
     /// Whether every KV of it was computed from exactly the tokens before.
     pub(crate) fn is_exact(&self) -> bool {
-        self.reused.is_empty()
+        self.reused.is_empty() && self.continued.is_none()
+    }
+
+    /// What its conversation left, if it goes on behind that.
+    pub(crate) fn continued(&self) -> Option<Continued> {
+        self.continued
+    }
+
+    /// How its spans are repaired.
+    pub(crate) fn repair(&self) -> Repair {
+        self.repair.unwrap_or(self.request.repair)
+    }
+
+    /// Says how its spans are repaired.
+    pub(crate) fn repair_by(&mut self, repair: Repair) {
+        self.repair = Some(repair);
+    }
+
+    /// Says that what is left of its prefix's end is what the conversation left.
+    pub(crate) fn go_on(&mut self, continued: Continued) {
+        self.continued = Some(continued);
     }
 
     /// Positions whose KV came from donors.
@@ -320,7 +347,7 @@ impl Sequence {
     /// Chooses anew with twice the budget if the first token was a close call. Once; `None` if that changes nothing.
     pub(crate) fn reconsider(&mut self, margin: f32) -> Option<Vec<TokenRange>> {
         let measured = std::mem::take(&mut self.measured);
-        let repair = self.request.repair;
+        let repair = self.repair();
         let is_close = margin < repair.min_margin && !measured.is_empty();
         if !is_close || self.usage.is_none_or(|usage| usage.deviation <= repair.max_deviation / 2.0) {
             return None;
@@ -357,6 +384,7 @@ impl Sequence {
     pub(crate) fn reset(&mut self) -> kv::BlockLease {
         self.num_computed_tokens = 0;
         self.forget_reused();
+        self.continued = None;
         self.said = None;
         std::mem::take(&mut self.lease)
     }
@@ -373,6 +401,7 @@ impl Sequence {
         self.residual.clear();
         self.due.clear();
         self.moved.clear();
+        self.repair = None;
     }
 
     /// The next rows to compute, at most `max_rows`.

@@ -75,6 +75,17 @@ impl BlockLease {
         self.exact.len()
     }
 
+    /// This lease with the approximate blocks of `kept` behind its exact ones.
+    ///
+    /// # Panics
+    /// If `kept` has an exact block.
+    pub fn with_kept(mut self, mut kept: Self) -> Self {
+        assert!(kept.exact.is_empty(), "exact blocks are found, not kept");
+        kept.approximate.append(&mut self.approximate);
+        self.approximate = std::mem::take(&mut kept.approximate);
+        self
+    }
+
     /// The blocks in the order of the sequence: the block table.
     pub fn block_ids(&self) -> impl DoubleEndedIterator<Item = BlockId> + '_ {
         self.exact.iter().map(ExactBlock::id).chain(self.approximate.iter().map(ApproximateBlock::id))

@@ -326,6 +326,29 @@ impl BlockPool {
         lease.exact.extend((0..num_blocks).map(|_| ExactBlock::new(self.take_new(owner))));
     }
 
+    /// Takes back all blocks of `lease` but the first `num_blocks`.
+    pub fn truncate(&mut self, lease: &mut BlockLease, num_blocks: usize) {
+        let num_exact = lease.exact.len().min(num_blocks);
+        let approximate = lease.approximate.split_off((num_blocks - num_exact).min(lease.approximate.len()));
+        approximate.into_iter().rev().for_each(|block| self.release(block.id()));
+        let exact = lease.exact.split_off(num_exact);
+        exact.into_iter().rev().for_each(|block| self.release(block.id()));
+        lease.num_cached = lease.num_cached.min(num_exact);
+    }
+
+    /// Takes back the exact blocks of `lease`: what of them can be found stays so. The approximate ones are its alone.
+    pub fn free_exact(&mut self, lease: &mut BlockLease) {
+        let exact = std::mem::take(&mut lease.exact);
+        exact.into_iter().rev().for_each(|block| self.release(block.id()));
+        lease.num_cached = 0;
+    }
+
+    /// Time, as far as the pool knows.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.now
+    }
+
     /// Makes the exact blocks of `lease` that the first `num_computed_tokens` of `sequence` fill findable.
     pub fn cache_full_blocks(
         &mut self,

@@ -20,6 +20,9 @@ pub struct Explanation {
     pub prompt_tokens: u32,
     /// Tokens that would be reused as a prefix. Exact.
     pub prefix_tokens: u32,
+    /// Tokens behind them that the conversation left. Approximate.
+    #[serde(default)]
+    pub continued_tokens: u32,
     /// Tokens that would be copied from donors.
     pub span_tokens: u32,
     /// Tokens that a donor has and that would be computed all the same, before a policy chooses more.

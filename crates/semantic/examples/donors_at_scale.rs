@@ -104,7 +104,7 @@ fn timed(index: &SpanIndex, target: &[TokenId], mode: Mode) -> (ReusePlan, Durat
 
 fn plan(index: &SpanIndex, target: &[TokenId], mode: Mode) -> (ReusePlan, Steps) {
     let (segments, config) = (Segments::default(), SpanConfig::default());
-    let sketch = index.sketch(target);
+    let sketch = index.sketch(target, &Segments::default());
     let found = index.search(&SpanQuery { scopes: &[SCOPE], tokens: target, sketch: &sketch, from: 0 }, |_| u32::MAX);
     let planned = PlanTarget { prompt: PromptView { tokens: target, segments: &segments }, from: 0, template: &[] };
     let (plan, mut steps) = match mode {

@@ -10,7 +10,8 @@ const WINDOW_SHINGLES: u32 = 48;
 /// Which spans are worth copying, and which of their tokens are computed all the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SpanConfig {
-    /// Equal tokens that make a span. Below some 64 tokens, copying and checking cost more than computing.
+    /// Equal tokens that make a span: in one run, or in runs that follow each other closely. Below some 64 tokens, copying and checking
+    /// cost more than computing.
     pub min_span_tokens: u32,
     /// Tokens always recomputed at the start of a span: their KV depends most on what stood left of them.
     pub head_tokens: u32,
@@ -58,7 +59,8 @@ pub struct SpanIndexConfig {
     pub shingle_tokens: u32,
     /// Of so many consecutive shingles one is sampled.
     pub window_shingles: u32,
-    /// Shorter matches are not returned. At least `shingle_tokens + window_shingles - 1`, so that none is missed.
+    /// Shorter matches are not returned, unless they have a shingle's length or more and hold a whole segment, or follow others closely
+    /// that have as many tokens with them. At least `shingle_tokens + window_shingles - 1`, so that none is missed.
     pub min_span_tokens: u32,
     /// Runs that are found in one place of a target, those of the newest donors first; and places of one shingle in one donor that are
     /// remembered.

@@ -14,6 +14,9 @@ use crate::{SpanMatch, Steps};
 /// Matches at hand in any place of the target. More than a search finds in one place, but for text that repeats itself. Chosen.
 const MAX_COVER: usize = 16;
 
+/// A short run has a head of this part of it. Chosen: 16 tokens of 64.
+const HEAD_SHARE: u32 = 4;
+
 /// Lost for each change of donor. Small, so that it decides between equals only.
 const DONOR_COST: i64 = 1;
 
@@ -59,7 +62,8 @@ impl Rows {
         if found.has_same_past() {
             return found.target_pos;
         }
-        found.target_pos.max(found.run_start() + self.head_tokens)
+        let run_tokens = found.left_context + found.num_tokens;
+        found.target_pos.max(found.run_start() + self.head_tokens.min(run_tokens / HEAD_SHARE))
     }
 }
 

@@ -13,10 +13,14 @@
 //!   that only the donor has there is no edit: blank lines become other tokens where a passage opens its message;
 //! - or it follows such a run in the same segment, in the donor's order too: it was computed under the same old text.
 //!
-//! It stays so up to the end of the target's segment, however far: distance makes repair worse (ibid.). The segments after it are
-//! composition. So is every other run that begins inside a segment: text pasted behind other text, the documents of a message that
-//! were put into another order or of which some were replaced by others. Where segments are unknown the prompt counts as one, so that an
-//! edit reaches to its end; where the donor's are unknown or lie elsewhere only the four equal tokens decide.
+//! It is so up to the end of the target's segment. The segments after it are composition, and so is every other run that begins inside a
+//! segment: text pasted behind other text, the documents of a message that were put into another order or of which some were replaced by
+//! others. Where segments are unknown the prompt counts as one, so that an edit reaches to its end; where the donor's are unknown or lie
+//! elsewhere only the four equal tokens decide.
+//!
+//! [`EditPolicy`] says how far an edited run is computed: by default to the end of the changed sentence, contiguously, because that is what
+//! removes what was concluded from the old text. Sentences further on may have concluded from it too; they stay, are repaired as other
+//! moved text is, and are a class of their own for verification.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -34,8 +38,10 @@ const MAX_OPENING_TOKENS: u32 = 16;
 /// What is done with equal tokens downstream of an edit in their own segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum EditPolicy {
-    /// They are computed, contiguously to the end of the segment.
+    /// They are computed, contiguously to the end of the sentence or line; to the end of the segment where no sentences are known.
     #[default]
+    RecomputeSentence,
+    /// They are computed, contiguously to the end of the segment.
     RecomputeSegmentTail,
     /// They are copied as any others are. Stale conclusions come with them: for measurements.
     Reuse,
@@ -48,15 +54,24 @@ struct Edit {
     donor_pos: u32,
     /// End of that segment of the donor.
     donor_end: u32,
-    /// End of the segment of the target.
-    target_end: u32,
+    /// In the target.
+    reach: Reach,
+}
+
+/// Target positions up to which a run is downstream of an edit.
+#[derive(Clone, Copy, Debug, Default)]
+struct Reach {
+    /// In the changed sentence.
+    sentence_end: u32,
+    /// In the segment.
+    segment_end: u32,
 }
 
 /// The edits of one donor within one segment of the target.
 #[derive(Debug, Default)]
 struct SegmentEdits {
     donor: Option<DonorId>,
-    target_end: u32,
+    segment_end: u32,
     /// First changed position, by the end of its segment in the donor.
     first_changed: BTreeMap<u32, u32>,
 }
@@ -67,7 +82,7 @@ type RunKey = (DonorId, u32, u32);
 /// Up to where each run is downstream of an edit.
 #[derive(Debug, Default)]
 pub(crate) struct EditedRuns {
-    ends: HashMap<RunKey, u32>,
+    reaches: HashMap<RunKey, Reach>,
 }
 
 fn run_key(found: &SpanMatch) -> RunKey {
@@ -84,7 +99,7 @@ impl EditedRuns {
         let mut runs: Vec<_> = matches.iter().filter(|found| !found.has_same_past()).map(run_key).collect();
         runs.sort_unstable_by_key(|&(donor, donor_start, target_start)| (donor, target_start, donor_start));
         runs.dedup();
-        let mut ends = HashMap::new();
+        let mut reaches = HashMap::new();
         let mut edits = SegmentEdits::default();
         let mut prompt = None;
         for run in runs {
@@ -92,38 +107,64 @@ impl EditedRuns {
                 prompt = prompt_of(run.0);
                 edits = SegmentEdits { donor: Some(run.0), ..SegmentEdits::default() };
             }
-            if let Some(end) = prompt.and_then(|donor| edits.end_for(target, donor, run)) {
-                ends.insert(run, end);
+            if let Some(reach) = prompt.and_then(|donor| edits.reach_of(target, donor, run)) {
+                reaches.insert(run, reach);
             }
         }
-        Self { ends }
+        Self { reaches }
     }
 
     /// Target position up to which tokens of `found` are downstream of an edit; its own start if none is.
     pub(crate) fn end_in(&self, found: &SpanMatch) -> u32 {
-        self.ends.get(&run_key(found)).map_or(found.target_pos, |&end| end.clamp(found.target_pos, found.target_range().end))
+        self.end_of(found, |reach| reach.segment_end)
+    }
+
+    /// Target position up to which tokens of `found` are computed by `policy`; its own start if none is.
+    pub(crate) fn computed_end_in(&self, found: &SpanMatch, policy: EditPolicy) -> u32 {
+        match policy {
+            EditPolicy::RecomputeSentence => self.end_of(found, |reach| reach.sentence_end),
+            EditPolicy::RecomputeSegmentTail => self.end_in(found),
+            EditPolicy::Reuse => found.target_pos,
+        }
+    }
+
+    fn end_of(&self, found: &SpanMatch, end: impl Fn(&Reach) -> u32) -> u32 {
+        let range = found.target_range();
+        self.reaches.get(&run_key(found)).map_or(range.start, |reach| end(reach).clamp(range.start, range.end))
     }
 }
 
 impl SegmentEdits {
-    /// Target position up to which `run` is downstream of an edit, if it is: of an earlier one, or of one directly left of it. Runs have to
-    /// come by ascending target position.
-    fn end_for(&mut self, target: PromptView<'_>, donor: PromptView<'_>, run: RunKey) -> Option<u32> {
-        let (_, donor_start, target_start) = run;
-        if target_start >= self.target_end {
+    /// The reach of an edit into `run`: of an earlier one, or of one directly left of it. Runs have to come by ascending target position.
+    fn reach_of(&mut self, target: PromptView<'_>, donor: PromptView<'_>, run: RunKey) -> Option<Reach> {
+        let (_, _, target_start) = run;
+        if target_start >= self.segment_end {
             self.first_changed.clear();
         }
-        if !self.first_changed.is_empty() {
-            let donor_segment = donor.segment_at(donor_start);
-            if self.first_changed.get(&donor_segment.end).is_some_and(|&first| first <= donor_start) {
-                return Some(self.target_end);
-            }
+        let behind = self.behind_earlier(target, donor, run);
+        if behind.is_some_and(|reach| reach.sentence_end == reach.segment_end) {
+            return behind;
         }
-        let edit = edit_before(target, donor, run)?;
+        let Some(edit) = edit_before(target, donor, run) else { return behind };
         let first = self.first_changed.entry(edit.donor_end).or_insert(edit.donor_pos);
         *first = edit.donor_pos.min(*first);
-        self.target_end = edit.target_end;
-        Some(edit.target_end)
+        self.segment_end = edit.reach.segment_end;
+        Some(edit.reach)
+    }
+
+    /// The reach of an edit further left in the segments of `run`, if there is one.
+    fn behind_earlier(
+        &self,
+        target: PromptView<'_>,
+        donor: PromptView<'_>,
+        (_, donor_start, target_start): RunKey,
+    ) -> Option<Reach> {
+        if self.first_changed.is_empty() {
+            return None;
+        }
+        let first = *self.first_changed.get(&donor.segment_at(donor_start).end)?;
+        let sentence_end = if target.segments.knows_sentences() { target_start } else { self.segment_end };
+        (first <= donor_start).then_some(Reach { sentence_end, segment_end: self.segment_end })
     }
 }
 
@@ -143,7 +184,12 @@ fn edit_before(target: PromptView<'_>, donor: PromptView<'_>, run: RunKey) -> Op
         let is_opening = target_lead.len().max(donor_lead.len()) <= MAX_OPENING_TOKENS && !is_border;
         is_opening.then_some(donor_lead.len())
     })?;
-    Some(Edit { donor_pos: donor_start - donor_gap, donor_end: donor_segment.end, target_end: target_segment.end })
+    let sentence = target.sentence_at(target_start);
+    // A run that begins with a sentence is behind the changed one, if that is in the target.
+    let is_behind = target.segments.knows_sentences() && sentence.start == target_start && !target_lead.is_empty();
+    let sentence_end = if is_behind { target_start } else { sentence.end };
+    let reach = Reach { sentence_end, segment_end: target_segment.end };
+    Some(Edit { donor_pos: donor_start - donor_gap, donor_end: donor_segment.end, reach })
 }
 
 /// Donor tokens between the end of its lead and the nearest equal tokens before, at most [`MAX_GAP_TOKENS`] of either lead: nearest in

@@ -71,7 +71,8 @@ impl Numbers<'_> {
     }
 
     fn world(&mut self) -> World {
-        let edits = [EditPolicy::RecomputeSegmentTail, EditPolicy::Reuse][usize::from(self.below(8) == 7)];
+        let edits = [EditPolicy::RecomputeSegmentTail, EditPolicy::RecomputeSentence, EditPolicy::Reuse];
+        let edits = edits[self.below(8).saturating_sub(5)];
         let config = SpanConfig {
             min_span_tokens: 16 + self.below(30) as u32,
             head_tokens: self.below(8) as u32,
@@ -134,7 +135,7 @@ pub fn check_plan(bytes: &[u8]) -> usize {
     for span in &plan.spans {
         check_span(span, &target, &world);
     }
-    if world.config.edits == EditPolicy::RecomputeSegmentTail {
+    if world.config.edits != EditPolicy::Reuse {
         check_edits(&plan, &matches, &target, &world.index);
     }
     let reversed: Vec<_> = matches.iter().rev().copied().collect();
@@ -174,10 +175,13 @@ fn check_span(span: &ReuseSpan, target: &PlanTarget<'_>, world: &World) {
     assert_eq!(rest[..num_tokens], target_rest[..num_tokens], "ids are equal");
     let num_equal = left.iter().rev().zip(target_left.iter().rev()).take_while(|(a, b)| a == b).count();
     let has_same_past = num_equal == left.len() && num_equal == target_left.len();
-    assert!(has_same_past || num_equal >= world.config.head_tokens as usize, "the head of a run is computed");
+    // A short run has a short head.
+    let head = (world.config.head_tokens as usize).min((num_equal + num_tokens) / 4);
+    assert!(has_same_past || num_equal >= head, "the head of a run is computed");
     assert_eq!(span.class == MatchClass::SamePast, has_same_past);
     match world.config.edits {
-        EditPolicy::RecomputeSegmentTail => {
+        // No sentences are known here.
+        EditPolicy::RecomputeSegmentTail | EditPolicy::RecomputeSentence => {
             assert!(span.num_tokens >= world.config.min_piece_tokens);
             assert!(span.class != MatchClass::DownstreamOfEdit);
         }

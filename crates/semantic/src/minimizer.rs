@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use tokens::TokenId;
 
+use crate::Segments;
+
 /// Multiplier of the rolling polynomial; odd, so that no token drops out of the product. Chosen: the golden ratio of 2^64.
 const BASE: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -19,18 +21,31 @@ pub(crate) struct Sample {
     pub(crate) pos: u32,
 }
 
-/// The sampled shingles of one prompt, by ascending position.
+/// The sampled shingles of one prompt, by ascending position, and its segments.
 ///
-/// They depend on the tokens alone: a prompt is hashed once, however many scopes it is looked up in and however often.
+/// They depend on the prompt alone: it is hashed once, however many scopes it is looked up in and however often.
 #[derive(Clone, Debug, Default)]
 pub struct Sketch {
     samples: Arc<[Sample]>,
+    segments: Segments,
 }
 
 impl Sketch {
-    /// Samples `tokens`: of `window_shingles` consecutive shingles of `shingle_tokens` tokens, at least one.
-    pub(crate) fn of(tokens: &[TokenId], shingle_tokens: u32, window_shingles: u32) -> Self {
-        Self { samples: sample(tokens, shingle_tokens as usize, window_shingles as usize).into() }
+    /// Samples `tokens`: of `window_shingles` consecutive shingles of `shingle_tokens` tokens, at least one, and of each of `segments`
+    /// its first one, so that a segment too short for a window is found too.
+    pub(crate) fn of(tokens: &[TokenId], segments: &Segments, shingle_tokens: u32, window_shingles: u32) -> Self {
+        let keys = shingle_keys(tokens, shingle_tokens as usize);
+        let mut samples = sample(&keys, window_shingles as usize);
+        let firsts = segments.whole(tokens.len() as u32).filter(|segment| segment.len() >= shingle_tokens);
+        samples.extend(firsts.map(|segment| Sample { key: keys[segment.start as usize], pos: segment.start }));
+        samples.sort_unstable_by_key(|sample| sample.pos);
+        samples.dedup();
+        Self { samples: samples.into(), segments: segments.clone() }
+    }
+
+    /// Where the prompt's segments begin.
+    pub(crate) fn segments(&self) -> &Segments {
+        &self.segments
     }
 
     /// All samples.
@@ -52,11 +67,10 @@ impl Sketch {
     }
 }
 
-/// The samples of `tokens`, by ascending position, each once.
+/// The samples of a text whose shingles have the hashes `keys`, by ascending position, each once.
 ///
 /// Of shingles with equal hash in one window it is the leftmost.
-fn sample(tokens: &[TokenId], shingle_tokens: usize, window_shingles: usize) -> Vec<Sample> {
-    let keys = shingle_keys(tokens, shingle_tokens);
+fn sample(keys: &[u64], window_shingles: usize) -> Vec<Sample> {
     let mut samples: Vec<Sample> = Vec::with_capacity(2 * keys.len() / window_shingles + 1);
     let mut least = 0;
     for end in window_shingles..=keys.len() {
@@ -133,7 +147,7 @@ mod tests {
         let mut random = Random(3);
         for len in 0..200 {
             let tokens = random.tokens(len, 3);
-            assert_eq!(sample(&tokens, SHINGLE, WINDOW), from_definition(&tokens));
+            assert_eq!(sample(&shingle_keys(&tokens, SHINGLE), WINDOW), from_definition(&tokens));
         }
     }
 
@@ -143,14 +157,14 @@ mod tests {
         let shared = random.tokens(SHINGLE + WINDOW - 1, 1000);
         for (left, right) in [(0, 0), (1, 9), (50, 3)] {
             let text = [random.tokens(left, 1000), shared.clone(), random.tokens(right, 1000)].concat();
-            let alone = sample(&shared, SHINGLE, WINDOW)[0];
+            let alone = sample(&shingle_keys(&shared, SHINGLE), WINDOW)[0];
             let expected = Sample { pos: alone.pos + left as u32, ..alone };
-            assert!(sample(&text, SHINGLE, WINDOW).contains(&expected));
+            assert!(sample(&shingle_keys(&text, SHINGLE), WINDOW).contains(&expected));
         }
     }
 
     #[test]
     fn a_text_shorter_than_a_window_has_no_sample() {
-        assert_eq!(sample(&tokens(0..8), SHINGLE, WINDOW), []);
+        assert_eq!(sample(&shingle_keys(&tokens(0..8), SHINGLE), WINDOW), []);
     }
 }

@@ -6,8 +6,9 @@
 //!   another span, both sides of the cut had the same tokens to their left in the donor as in the target, so no new head is due there.
 //!   A run with the whole past in common has no head: nothing left of it differs. A run that begins at the start of its donor but
 //!   not of the target is covered too: the donor's first tokens, which drew attention as a sequence start does, are its head.
+//! - rows of a table whose header is another one in the donor, or is none: a cell is read by the name of its column.
 //! - tokens of the chat template: cheap, highly attended, and summing up what stands left of them.
-//! - what stands behind an edit in its own segment (`edits.rs` says when that is so), to the end of the segment.
+//! - what stands behind an edit in its own segment (`edits.rs` says when that is so), to the end of the sentence.
 //! - the *tail* of the prompt: the last token has to be computed to get logits, and those before it are the question's.
 
 use std::cmp::Reverse;
@@ -17,13 +18,19 @@ use tokens::{DonorId, TokenRange, complement};
 
 use crate::cover::{Candidate, Choice, Rows, choose_matches, thin_out};
 use crate::edits::EditedRuns;
-use crate::{DonorPrompts, EditPolicy, Estimate, PlanTarget, SpanConfig, SpanMatch, Steps};
+use crate::{DonorPrompts, EditPolicy, Estimate, PlanTarget, PromptView, SpanConfig, SpanMatch, Steps};
 
 /// Equal tokens directly to the left from which on a span counts as [`MatchClass::SameLeftContext`]. Chosen.
 const LEFT_CONTEXT_TOKENS: u32 = 256;
 
-/// Leading tokens of all donors together that may be held while spans are copied, whatever they give. Chosen: to find and hold the blocks of a
-/// quarter of a million tokens takes a millisecond or two.
+/// A piece of fewer tokens is short, unless it stands beside other ones as it does in its donor: most of it lies near a border. Chosen:
+/// entries of a FAQ and schemas of tools are short, passages are not.
+const SHORT_PIECE_TOKENS: u32 = 96;
+/// Tokens between two spans that stand beside each other, at the most. The gap of an edit.
+const MAX_GAP_TOKENS: u32 = 64;
+
+/// Leading tokens of all donors together that may be held while spans are copied, whatever they give. Chosen: to find and hold the blocks
+/// of a quarter of a million tokens takes a millisecond or two.
 const MAX_HELD_TOKENS: u64 = 1 << 18;
 /// Tokens held for each token copied, in a donor that is worth it even so. Chosen: computing a token takes longer than holding some blocks.
 const MAX_HELD_PER_GIVEN: u64 = 64;
@@ -60,6 +67,14 @@ pub struct ReuseSpan {
 }
 
 impl ReuseSpan {
+    /// True if `next` follows it in the donor nearly as it does in the target.
+    fn stands_beside(&self, next: &Self) -> bool {
+        let is_near = |end: u32, start: u32| start.checked_sub(end).is_some_and(|gap| gap <= MAX_GAP_TOKENS);
+        self.donor == next.donor
+            && is_near(self.target_pos + self.num_tokens, next.target_pos)
+            && is_near(self.donor_pos + self.num_tokens, next.donor_pos)
+    }
+
     /// Positions in the target.
     #[must_use]
     pub fn target_range(&self) -> TokenRange {
@@ -145,6 +160,14 @@ impl ReusePlan {
         self.spans.iter().map(|span| span.num_tokens).sum()
     }
 
+    /// Tokens that are copied in short pieces.
+    #[must_use]
+    pub fn num_short_tokens(&self) -> u32 {
+        let pieces = self.spans.chunk_by(ReuseSpan::stands_beside);
+        let tokens = pieces.map(|piece| piece.iter().map(|span| span.num_tokens).sum::<u32>());
+        tokens.filter(|&num_tokens| num_tokens < SHORT_PIECE_TOKENS).sum()
+    }
+
     /// The positions of a prompt of `prompt_len` tokens with a prefix hit up to `from` that are computed before anything is known of
     /// their deviation. Sorted, disjoint.
     #[must_use]
@@ -176,36 +199,64 @@ pub fn plan_counted(
     let edited = EditedRuns::of(target.prompt, &known, |donor| donors.prompt_of(donor));
     let gap = TokenRange::new(target.from, target.prompt.num_tokens());
     let mut steps = Steps { cells: matches.len() as u64, ..Steps::default() };
-    let prefer = |candidates: &[SpanMatch], steps: &mut Steps| donors.preferences(target, candidates, steps);
-    let plan = plan_around_edits(gap, &known, &edited, target.template, config, prefer, &mut steps);
+    let to_candidates = |mut matches: Vec<SpanMatch>, steps: &mut Steps| {
+        // What a search has found is enough as a whole.
+        matches.retain(|found| found.num_tokens >= config.min_piece_tokens);
+        let matches = thin_out(matches, steps);
+        let preferences = donors.preferences(target, &matches, steps);
+        matches.into_iter().zip(preferences).map(|(found, preference)| Candidate { found, preference }).collect()
+    };
+    let found = match config.edits {
+        EditPolicy::Reuse => Found { matches: known, other_rows: Vec::new() },
+        _ => under_equal_headers(target.prompt, &known, donors),
+    };
+    let plan = plan_around_edits(gap, &found, &edited, target.template, config, to_candidates, &mut steps);
     (plan, steps)
+}
+
+/// What a plan may choose from.
+struct Found {
+    matches: Vec<SpanMatch>,
+    /// Target positions of equal rows of tables under other headers.
+    other_rows: Vec<TokenRange>,
+}
+
+/// Parts of `matches` whose rows of tables stand under equal headers.
+fn under_equal_headers(target: PromptView<'_>, matches: &[SpanMatch], donors: &impl DonorPrompts) -> Found {
+    let (mut parts, mut rest) = (Vec::new(), Vec::new());
+    for found in matches {
+        let donor = donors.prompt_of(found.donor).expect("matches of unknown donors are left out");
+        let first = parts.len();
+        parts.extend(found.under_equal_headers(target, donor));
+        let kept: Vec<_> = parts[first..].iter().map(SpanMatch::target_range).collect();
+        rest.extend(complement(found.target_range(), &kept));
+    }
+    Found { matches: parts, other_rows: rest }
 }
 
 /// The plan for positions `gap`, the last of which is the last of the prompt.
 fn plan_around_edits(
     gap: TokenRange,
-    found: &[SpanMatch],
+    found: &Found,
     edited: &EditedRuns,
     template: &[TokenRange],
     config: &SpanConfig,
-    prefer: impl FnOnce(&[SpanMatch], &mut Steps) -> Vec<f32>,
+    to_candidates: impl FnOnce(Vec<SpanMatch>, &mut Steps) -> Vec<Candidate>,
     steps: &mut Steps,
 ) -> ReusePlan {
-    if let Some(reason) = rejection_before_search(gap, found, config) {
+    if let Some(reason) = rejection_before_search(gap, found.matches.is_empty() && found.other_rows.is_empty(), config) {
         return ReusePlan { rejected: Some(reason), ..ReusePlan::default() };
     }
-    let mut matches: Vec<_> = found.iter().filter_map(|found| found.within_target(gap)).collect();
-    let mut behind_edits = Vec::new();
-    if config.edits == EditPolicy::RecomputeSegmentTail {
-        behind_edits = tails(&matches, edited);
-        let without_tail = |found: &SpanMatch| found.within_target(TokenRange::new(edited.end_in(found), gap.end));
+    let mut matches: Vec<_> = found.matches.iter().filter_map(|found| found.within_target(gap)).collect();
+    let mut behind_edits: Vec<_> =
+        found.other_rows.iter().map(|rows| rows.intersect(gap)).filter(|rows| !rows.is_empty()).collect();
+    if config.edits != EditPolicy::Reuse {
+        let computed_end = |found: &SpanMatch| edited.computed_end_in(found, config.edits);
+        behind_edits.extend(tails(&matches, computed_end));
+        let without_tail = |found: &SpanMatch| found.within_target(TokenRange::new(computed_end(found), gap.end));
         matches = matches.iter().filter_map(without_tail).collect();
     }
-    matches.retain(|found| found.num_tokens >= config.min_span_tokens);
-    let matches = thin_out(matches, steps);
-    let preferences = prefer(&matches, steps);
-    let mut candidates: Vec<_> =
-        matches.into_iter().zip(preferences).map(|(found, preference)| Candidate { found, preference }).collect();
+    let mut candidates = to_candidates(matches, steps);
     let rows = Rows::new(reusable_rows(gap, template, config), config.head_tokens);
     let mut chosen = choose_matches(&candidates, &rows, config.min_piece_tokens, steps);
     if let Some(kept) = donors_to_keep(&chosen) {
@@ -213,7 +264,7 @@ fn plan_around_edits(
         chosen = choose_matches(&candidates, &rows, config.min_piece_tokens, steps);
     }
     let plan = assemble(&chosen, &rows, edited, config.min_piece_tokens);
-    with_edited(plan, &behind_edits)
+    with_edited(plan, behind_edits)
 }
 
 /// The donors that are worth what of them has to be held, if that is too much of all of them together.
@@ -244,19 +295,18 @@ fn donors_to_keep(chosen: &[Choice]) -> Option<BTreeSet<DonorId>> {
     Some(donors.into_iter().map(|(donor, _)| donor).collect())
 }
 
-/// Target positions of `matches` downstream of an edit. Sorted; they may overlap.
-fn tails(matches: &[SpanMatch], edited: &EditedRuns) -> Vec<TokenRange> {
-    let tails = matches.iter().map(|found| TokenRange::new(found.target_pos, edited.end_in(found)));
-    let mut tails: Vec<_> = tails.filter(|tail| !tail.is_empty()).collect();
-    tails.sort_unstable();
-    tails
+/// Target positions of `matches` up to their `computed_end`. They may overlap.
+fn tails(matches: &[SpanMatch], computed_end: impl Fn(&SpanMatch) -> u32) -> Vec<TokenRange> {
+    let tails = matches.iter().map(|found| TokenRange::new(found.target_pos, computed_end(found)));
+    tails.filter(|tail| !tail.is_empty()).collect()
 }
 
 /// Notes what of `tails` no other donor serves.
-fn with_edited(mut plan: ReusePlan, tails: &[TokenRange]) -> ReusePlan {
+fn with_edited(mut plan: ReusePlan, mut tails: Vec<TokenRange>) -> ReusePlan {
+    tails.sort_unstable();
     let Some(end) = tails.iter().map(|tail| tail.end).max() else { return plan };
     let all = TokenRange::new(0, end);
-    let mut served = complement(all, tails);
+    let mut served = complement(all, &tails);
     served.extend(plan.spans.iter().map(ReuseSpan::target_range));
     served.sort_unstable();
     plan.edited = complement(all, &served);
@@ -266,12 +316,12 @@ fn with_edited(mut plan: ReusePlan, tails: &[TokenRange]) -> ReusePlan {
     plan
 }
 
-fn rejection_before_search(gap: TokenRange, found: &[SpanMatch], config: &SpanConfig) -> Option<RejectReason> {
+fn rejection_before_search(gap: TokenRange, is_unknown: bool, config: &SpanConfig) -> Option<RejectReason> {
     if gap.end < config.min_prompt_tokens {
         Some(RejectReason::PromptTooShort)
     } else if gap.len() < config.min_span_tokens {
         Some(RejectReason::PrefixCovers)
-    } else if found.is_empty() {
+    } else if is_unknown {
         Some(RejectReason::NoDonor)
     } else {
         None
@@ -342,6 +392,7 @@ mod tests {
     use tokens::TokenId;
 
     use super::*;
+    use crate::Repair;
     use crate::testing::Random;
     use crate::{PromptView, Segments, SpanIndex, SpanIndexConfig};
 
@@ -354,9 +405,13 @@ mod tests {
     /// Plans a prompt without edits.
     fn plan_unedited(prompt_len: u32, from: u32, matches: &[SpanMatch], template: &[TokenRange]) -> ReusePlan {
         let gap = TokenRange::new(from, prompt_len);
-        let prefer = |matches: &[SpanMatch], _: &mut Steps| vec![0.0; matches.len()];
         let config = SpanConfig::default();
-        plan_around_edits(gap, matches, &EditedRuns::default(), template, &config, prefer, &mut Steps::default())
+        let to_candidates = |mut matches: Vec<SpanMatch>, steps: &mut Steps| {
+            matches.retain(|found| found.num_tokens >= config.min_piece_tokens);
+            thin_out(matches, steps).into_iter().map(|found| Candidate { found, preference: 0.0 }).collect()
+        };
+        let found = Found { matches: matches.to_vec(), other_rows: Vec::new() };
+        plan_around_edits(gap, &found, &EditedRuns::default(), template, &config, to_candidates, &mut Steps::default())
     }
 
     /// Plans a prompt of 1000 tokens. Spans print as `donor@donor_pos -> start..end`.
@@ -374,6 +429,54 @@ mod tests {
     fn check_rejected(prompt_len: u32, from: u32, matches: &[SpanMatch], expected: RejectReason) {
         let plan = plan_unedited(prompt_len, from, matches, &[]);
         assert_eq!(plan, ReusePlan { rejected: Some(expected), ..ReusePlan::default() });
+    }
+
+    /// Positions copied of a match of 300 tokens at 100 in the target and 0 in the donor, whose tables have `rows` under headers each.
+    #[track_caller]
+    fn check_tables(donor: &[(u32, u32, u64)], target: &[(u32, u32, u64)], expected: &str) {
+        let segments = |rows: &[(u32, u32, u64)]| {
+            let tables =
+                rows.iter().map(|&(start, end, header)| tokens::TableRows { range: TokenRange::new(start, end), header });
+            crate::Segments::default().with_tables(&tables.collect::<Vec<_>>())
+        };
+        let (donor, target) = (segments(donor), segments(target));
+        let view = |segments| PromptView { tokens: &[], segments };
+        let parts = span(1, 0, 100, 300).under_equal_headers(view(&target), view(&donor));
+        let print = |part: &SpanMatch| format!("{:?}", part.target_range());
+        assert_eq!(parts.iter().map(print).collect::<Vec<_>>().join(", "), expected);
+    }
+
+    #[test]
+    fn pieces_that_stand_apart_are_short_and_links_of_a_chain_are_not() {
+        let plan = |spans: &[(u32, u32, u32)]| {
+            let span = |&(donor_pos, target_pos, num_tokens)| ReuseSpan {
+                donor: DonorId(1),
+                donor_pos,
+                target_pos,
+                num_tokens,
+                class: MatchClass::Composition,
+            };
+            ReusePlan { spans: spans.iter().map(span).collect(), ..ReusePlan::default() }
+        };
+        assert_eq!(plan(&[(0, 100, 60), (300, 170, 40), (200, 220, 95)]).num_short_tokens(), 195);
+        assert_eq!(plan(&[(0, 100, 60), (70, 170, 40), (200, 300, 96)]).num_short_tokens(), 0);
+        let short = Repair { policy: crate::RepairPolicy::Impact, ratio: 0.15, ..Repair::structural() };
+        let ratio = |spans| short.for_plan(&plan(spans), 1_000).ratio;
+        assert!((ratio(&[(0, 100, 80)]) - 0.17).abs() < 1e-6 && (ratio(&[(0, 100, 200)]) - 0.15).abs() < 1e-6);
+    }
+
+    #[test]
+    fn rows_under_an_equal_header_are_one_text_with_what_is_around_them() {
+        check_tables(&[], &[], "100..400");
+        check_tables(&[(50, 150, 7)], &[(150, 250, 7)], "100..400");
+    }
+
+    #[test]
+    fn rows_under_another_header_are_another_text() {
+        check_tables(&[(50, 150, 7)], &[(150, 250, 8)], "100..150, 250..400");
+        check_tables(&[(50, 150, 7)], &[], "100..150, 250..400");
+        check_tables(&[], &[(0, 250, 8)], "250..400");
+        check_tables(&[(0, 150, 7)], &[(0, 200, 7), (200, 900, 8)], "100..200");
     }
 
     #[test]
@@ -464,8 +567,8 @@ mod tests {
         check_rejected(127, 0, &[span(1, 0, 20, 100)], RejectReason::PromptTooShort);
         check_rejected(1000, 950, &[span(1, 0, 20, 100)], RejectReason::PrefixCovers);
         check_rejected(1000, 0, &[], RejectReason::NoDonor);
-        check_rejected(1000, 0, &[span(1, 0, 20, 63)], RejectReason::TooShort);
-        check_rejected(1000, 60, &[span(1, 0, 20, 100)], RejectReason::TooShort);
+        check_rejected(1000, 0, &[span(1, 0, 20, 15)], RejectReason::TooShort);
+        check_rejected(1000, 60, &[span(1, 0, 20, 55)], RejectReason::TooShort);
     }
 
     #[test]
@@ -632,7 +735,7 @@ mod tests {
                 let donor = index.tokens_of(span.donor).unwrap();
                 let donor_range = span.donor_pos as usize..(span.donor_pos + span.num_tokens) as usize;
                 assert_eq!(donor[donor_range], target[range.as_usize()]);
-                check_left_context(span, donor, &target, config.head_tokens);
+                check_left_context(span, donor, &target);
                 num_spans += 1;
             }
             assert!(plan.num_reused_tokens() + plan.recomputed_tokens <= prompt_len - from);
@@ -640,11 +743,12 @@ mod tests {
         assert!(num_spans > 400, "{num_spans} spans are too few to mean much");
     }
 
-    /// Left of a reused token stand `head_tokens` equal ones, or its whole past is equal.
-    fn check_left_context(span: &ReuseSpan, donor: &[TokenId], target: &[TokenId], head_tokens: u32) {
+    /// Left of a reused token stands a head of equal ones, or its whole past is equal.
+    fn check_left_context(span: &ReuseSpan, donor: &[TokenId], target: &[TokenId]) {
         let (donor, target) = (&donor[..span.donor_pos as usize], &target[..span.target_pos as usize]);
         let equal = donor.iter().rev().zip(target.iter().rev()).take_while(|(a, b)| a == b).count();
-        assert!(equal >= head_tokens as usize || (equal == donor.len() && equal == target.len()));
+        let head = ((equal + span.num_tokens as usize) / 4).min(SpanConfig::default().head_tokens as usize);
+        assert!(equal >= head || (equal == donor.len() && equal == target.len()));
     }
 
     #[test]

@@ -19,6 +19,16 @@ impl PromptView<'_> {
         self.tokens.len() as u32
     }
 
+    /// The sentence that holds `pos`.
+    pub(crate) fn sentence_at(&self, pos: u32) -> TokenRange {
+        self.segments.sentence_at(pos, self.num_tokens())
+    }
+
+    /// The first segment that begins at `pos` or behind it.
+    pub(crate) fn first_segment_from(&self, pos: u32) -> Option<TokenRange> {
+        self.segments.first_from(pos, self.num_tokens())
+    }
+
     /// The segment that holds `pos`.
     pub(crate) fn segment_at(&self, pos: u32) -> TokenRange {
         self.segments.segment_at(pos, self.num_tokens())

@@ -15,7 +15,7 @@ use crate::donors::Donors;
 use crate::minimizer::Sketch;
 use crate::postings::{KeyHasher, Posting};
 use crate::runs::{common_prefix, common_suffix};
-use crate::{SpanIndexConfig, SpanMatch, Steps};
+use crate::{PromptView, SpanIndexConfig, SpanMatch, Steps};
 
 /// Tokens that all runs of a search cover, those at [`MIN_COVER`] apart: in a long prompt each place is covered by fewer runs than
 /// `max_postings`, so that its plan takes some milliseconds too. Chosen: 32,000 tokens that eight donors have.
@@ -33,6 +33,8 @@ const RARE_SHARE: usize = 2;
 /// Tokens compared for each token of the target and each run that may cover it, before comparisons become short. Chosen: several times
 /// what texts take that do not repeat themselves.
 const COMPARED_PER_TOKEN: u64 = 4;
+/// Tokens of donor and target between two runs of a chain. As wide as the gap of an edit.
+const MAX_LINK_GAP: u32 = 64;
 /// Tokens compared to the left of a shingle when comparisons have become short: as many as the best class of a moved run asks for.
 const SHORT_LEFT_TOKENS: usize = 256;
 
@@ -101,6 +103,8 @@ struct Follower<'a, F> {
     query: &'a SpanQuery<'a>,
     usable: F,
     min_span_tokens: u32,
+    /// Of a run that is short, but a whole segment or a link of a chain.
+    min_link_tokens: u32,
     /// Runs that may cover a token.
     max_cover: usize,
     /// Holders of a rare shingle.
@@ -112,6 +116,8 @@ struct Follower<'a, F> {
     /// Ends of the matches of popular shingles that reach beyond the current place.
     open_ends: BinaryHeap<Reverse<u32>>,
     found: Search,
+    /// Runs that are too short alone.
+    links: Vec<SpanMatch>,
 }
 
 /// Follows `places`, by ascending target position.
@@ -129,19 +135,48 @@ pub(crate) fn search<'a>(
         query,
         usable,
         min_span_tokens: config.min_span_tokens,
+        min_link_tokens: config.shingle_tokens,
         max_cover,
         max_rare: max_cover.min(config.max_postings as usize / RARE_SHARE),
         limits: vec![Limit::Unknown; donors.num_slots()],
         run_ends: HashMap::default(),
         open_ends: BinaryHeap::new(),
         found: Search::default(),
+        links: Vec::new(),
     };
     places.for_each(|place| follower.visit(&place));
-    let mut found = follower.found;
+    let Follower { mut found, links, .. } = follower;
+    found.steps.cells += (found.matches.len() + links.len()) as u64;
+    let chained = chained_links(&found.matches, links, config.min_span_tokens);
+    found.matches.extend(chained);
     found.matches.sort_unstable_by_key(|found: &SpanMatch| {
         (found.target_pos, Reverse(found.num_tokens), Reverse(found.donor), found.donor_pos)
     });
     found
+}
+
+/// Those of `links` that belong to a chain with one of `matches`, or with other links of `min_span_tokens` in all: runs of one donor that
+/// follow each other in donor and target, with small gaps, as the runs of a text do in which words were changed.
+fn chained_links(matches: &[SpanMatch], links: Vec<SpanMatch>, min_span_tokens: u32) -> Vec<SpanMatch> {
+    if links.is_empty() {
+        return links;
+    }
+    let mut runs: Vec<_> = matches.iter().map(|&run| (run, false)).chain(links.into_iter().map(|run| (run, true))).collect();
+    runs.sort_unstable_by_key(|(run, _)| (run.donor, run.target_pos, run.donor_pos));
+    let follows = |(before, _): &(SpanMatch, bool), (run, _): &(SpanMatch, bool)| {
+        let is_near = |end: u32, start: u32| start.checked_sub(end).is_some_and(|gap| gap <= MAX_LINK_GAP);
+        run.donor == before.donor
+            && is_near(before.target_range().end, run.target_pos)
+            && is_near(before.donor_range().end, run.donor_pos)
+    };
+    let mut kept = Vec::new();
+    for chain in runs.chunk_by(follows) {
+        let num_tokens: u32 = chain.iter().map(|(run, _)| run.num_tokens).sum();
+        if num_tokens >= min_span_tokens {
+            kept.extend(chain.iter().filter(|(_, is_link)| *is_link).map(|(run, _)| *run));
+        }
+    }
+    kept
 }
 
 impl<F: FnMut(DonorId) -> u32> Follower<'_, F> {
@@ -212,17 +247,24 @@ impl<F: FnMut(DonorId) -> u32> Follower<'_, F> {
         *run_end = hit.target_pos + right;
         self.found.steps.compared_tokens += u64::from(left + right + 1);
         let kept_left = left.min(hit.target_pos - self.query.from);
-        if kept_left + right >= self.min_span_tokens {
+        let found = SpanMatch {
+            donor: donor.id,
+            donor_pos: hit.donor_pos - kept_left,
+            target_pos: hit.target_pos - kept_left,
+            num_tokens: kept_left + right,
+            left_context: left - kept_left,
+        };
+        let holds_segment = || {
+            let target = PromptView { tokens: self.query.tokens, segments: self.query.sketch.segments() };
+            found.holds_segment(target, PromptView { tokens: &donor.tokens, segments: &donor.segments }, self.min_link_tokens)
+        };
+        if found.num_tokens >= self.min_span_tokens || holds_segment() {
             if !is_rare {
                 self.open_ends.push(Reverse(hit.target_pos + right));
             }
-            self.found.matches.push(SpanMatch {
-                donor: donor.id,
-                donor_pos: hit.donor_pos - kept_left,
-                target_pos: hit.target_pos - kept_left,
-                num_tokens: kept_left + right,
-                left_context: left - kept_left,
-            });
+            self.found.matches.push(found);
+        } else if found.num_tokens >= self.min_link_tokens {
+            self.links.push(found);
         }
     }
 }

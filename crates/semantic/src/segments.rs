@@ -3,7 +3,9 @@
 //! This crate sees ids and no text, so whoever tokenized the prompt says where pieces begin. What is not known to be independent is
 //! taken as dependent: a prompt of which nothing is said is one segment.
 
-use tokens::TokenRange;
+use std::sync::Arc;
+
+use tokens::{Borders, TableRows, TokenRange};
 
 /// Where the segments of one prompt begin.
 ///
@@ -11,24 +13,51 @@ use tokens::TokenRange;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
 pub struct Segments {
     /// Ascending, each once, without 0: the prompt begins a segment anyhow.
-    starts: Box<[u32]>,
+    starts: Arc<[u32]>,
+    /// Likewise where sentences begin, and segments; empty if nothing is known of sentences.
+    sentences: Arc<[u32]>,
+    /// Ascending, disjoint.
+    tables: Arc<[TableRows]>,
+}
+
+impl From<&Borders> for Segments {
+    fn from(borders: &Borders) -> Self {
+        let segments = Self::from_starts(borders.segments.iter().copied());
+        segments.with_sentences(borders.sentences.iter().copied()).with_tables(&borders.tables)
+    }
 }
 
 impl Segments {
     /// Segments that begin at `starts`, in any order.
     #[must_use]
     pub fn from_starts(starts: impl IntoIterator<Item = u32>) -> Self {
-        let mut starts: Vec<_> = starts.into_iter().filter(|&start| start > 0).collect();
-        starts.sort_unstable();
-        starts.dedup();
-        Self { starts: starts.into() }
+        Self { starts: sorted(starts), ..Self::default() }
+    }
+
+    /// These segments, with sentences that begin at `starts`, in any order, and where segments do.
+    #[must_use]
+    pub fn with_sentences(self, starts: impl IntoIterator<Item = u32>) -> Self {
+        let mut starts = starts.into_iter().peekable();
+        if starts.peek().is_none() {
+            return self;
+        }
+        Self { sentences: sorted(starts.chain(self.starts.iter().copied())), ..self }
+    }
+
+    /// These segments, with `tables`, which are disjoint.
+    #[must_use]
+    pub fn with_tables(self, tables: &[TableRows]) -> Self {
+        let mut tables = tables.to_vec();
+        tables.sort_unstable_by_key(|table| table.range);
+        Self { tables: tables.into(), ..self }
     }
 
     /// Segments that begin where those of `self` do, and at both ends of every range of `ranges`: chat template tokens part messages.
     #[must_use]
     pub fn parted_by(&self, ranges: &[TokenRange]) -> Self {
         let ends = ranges.iter().flat_map(|range| [range.start, range.end]);
-        Self::from_starts(self.starts.iter().copied().chain(ends))
+        let parted = Self::from_starts(self.starts.iter().copied().chain(ends));
+        Self { tables: Arc::clone(&self.tables), ..parted.with_sentences(self.sentences.iter().copied()) }
     }
 
     /// First positions of all segments but the first, ascending.
@@ -37,13 +66,56 @@ impl Segments {
         &self.starts
     }
 
+    /// All segments of a prompt of `prompt_len` tokens, ascending.
+    pub(crate) fn whole(&self, prompt_len: u32) -> impl Iterator<Item = TokenRange> + '_ {
+        let starts = std::iter::once(0).chain(self.starts.iter().copied()).filter(move |&start| start < prompt_len);
+        starts.map(move |start| self.segment_at(start, prompt_len))
+    }
+
+    /// The first segment of a prompt of `prompt_len` tokens that begins at `pos` or behind it.
+    pub(crate) fn first_from(&self, pos: u32, prompt_len: u32) -> Option<TokenRange> {
+        let start = if pos == 0 { Some(&0) } else { self.starts.get(self.starts.partition_point(|&start| start < pos)) };
+        start.filter(|&&start| start < prompt_len).map(|&start| self.segment_at(start, prompt_len))
+    }
+
     /// The segment of a prompt of `prompt_len` tokens that holds `pos`.
     #[must_use]
     pub fn segment_at(&self, pos: u32, prompt_len: u32) -> TokenRange {
-        let next = self.starts.partition_point(|&start| start <= pos);
-        let start = next.checked_sub(1).map_or(0, |last| self.starts[last]);
-        TokenRange::new(start, self.starts.get(next).map_or(prompt_len, |&end| end.min(prompt_len)))
+        piece_at(&self.starts, pos, prompt_len)
     }
+
+    /// The header of the row that holds `pos`, `None` outside of tables, and where that may change next.
+    pub(crate) fn header_at(&self, pos: u32) -> (Option<u64>, u32) {
+        match self.tables.get(self.tables.partition_point(|table| table.range.end <= pos)) {
+            Some(table) if table.range.start <= pos => (Some(table.header), table.range.end),
+            Some(table) => (None, table.range.start),
+            None => (None, u32::MAX),
+        }
+    }
+
+    /// False if each segment counts as one sentence.
+    pub(crate) fn knows_sentences(&self) -> bool {
+        !self.sentences.is_empty()
+    }
+
+    /// The sentence that holds `pos`; the segment if nothing is known of sentences.
+    pub(crate) fn sentence_at(&self, pos: u32, prompt_len: u32) -> TokenRange {
+        piece_at(if self.knows_sentences() { &self.sentences } else { &self.starts }, pos, prompt_len)
+    }
+}
+
+fn sorted(starts: impl IntoIterator<Item = u32>) -> Arc<[u32]> {
+    let mut starts: Vec<_> = starts.into_iter().filter(|&start| start > 0).collect();
+    starts.sort_unstable();
+    starts.dedup();
+    starts.into()
+}
+
+/// The piece of a prompt of `prompt_len` tokens that holds `pos`, where pieces begin at `starts`.
+fn piece_at(starts: &[u32], pos: u32, prompt_len: u32) -> TokenRange {
+    let next = starts.partition_point(|&start| start <= pos);
+    let start = next.checked_sub(1).map_or(0, |last| starts[last]);
+    TokenRange::new(start, starts.get(next).map_or(prompt_len, |&end| end.min(prompt_len)))
 }
 
 #[cfg(test)]

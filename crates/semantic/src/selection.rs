@@ -35,6 +35,22 @@ pub struct Repair {
     pub decode: Option<DecodeRepair>,
 }
 
+/// Of the tokens in short pieces, [`RepairPolicy::Impact`] recomputes this share besides its ratio. Measured on Qwen2.5-Coder-0.5B: FAQ
+/// entries and tool schemas in another order have a KL of .069 and .106 at a ratio of .15, and of .012 and .054 at .3.
+const SHORT_PIECE_RATIO: f32 = 0.25;
+
+impl Repair {
+    /// The same with a budget for what `plan` copies in short pieces, in a prompt of `prompt_len` tokens.
+    #[must_use]
+    pub fn for_plan(self, plan: &crate::ReusePlan, prompt_len: u32) -> Self {
+        if self.policy != RepairPolicy::Impact {
+            return self;
+        }
+        let more = SHORT_PIECE_RATIO * plan.num_short_tokens() as f32 / prompt_len.max(1) as f32;
+        Self { ratio: self.ratio + more, ..self }
+    }
+}
+
 /// Repair while tokens are generated: the query has moved on since the prompt, and other tokens matter now.
 ///
 /// KVShare (arXiv 2503.16525) recomputes 3 tokens in every step.

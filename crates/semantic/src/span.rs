@@ -2,6 +2,8 @@
 
 use tokens::{DonorId, TokenRange};
 
+use crate::PromptView;
+
 /// Tokens `donor_pos..` of a donor that equal tokens `target_pos..` of a target, id by id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SpanMatch {
@@ -61,6 +63,42 @@ impl SpanMatch {
     #[must_use]
     pub fn has_same_past(&self) -> bool {
         self.donor_pos == self.target_pos && self.left_context == self.target_pos
+    }
+
+    /// True if it holds a whole segment of at least `min_tokens` tokens that begins and ends in the target where it does in the donor.
+    pub(crate) fn holds_segment(&self, target: PromptView<'_>, donor: PromptView<'_>, min_tokens: u32) -> bool {
+        let range = self.target_range();
+        let in_target =
+            std::iter::successors(target.first_segment_from(range.start), |segment| target.first_segment_from(segment.end));
+        let mut held = in_target.take_while(|segment| segment.end <= range.end);
+        held.any(|segment| {
+            let at = self.donor_pos + (segment.start - range.start);
+            let in_donor = donor.segment_at(at);
+            segment.len() >= min_tokens && in_donor.start == at && in_donor.len() == segment.len()
+        })
+    }
+
+    /// Its parts whose rows of tables stand under equal headers, and that outside of tables stand outside: ascending, disjoint.
+    pub(crate) fn under_equal_headers(&self, target: PromptView<'_>, donor: PromptView<'_>) -> Vec<Self> {
+        if self.has_same_past() {
+            return vec![*self];
+        }
+        let mut parts = Vec::new();
+        let TokenRange { start, end } = self.target_range();
+        let (mut from, mut pos) = (start, start);
+        while pos < end {
+            let (header, until) = target.segments.header_at(pos);
+            let donor_pos = self.donor_pos + (pos - start);
+            let (donor_header, donor_until) = donor.segments.header_at(donor_pos);
+            let next = until.min(pos.saturating_add(donor_until - donor_pos)).min(end);
+            if header != donor_header {
+                parts.extend(self.within_target(TokenRange::new(from, pos)));
+                from = next;
+            }
+            pos = next;
+        }
+        parts.extend(self.within_target(TokenRange::new(from, end)));
+        parts
     }
 
     /// Target position at which the equal run begins, cuts undone.

@@ -173,7 +173,7 @@ fn holders_that_have_lost_their_kv_do_not_hide_one_that_has_not() {
     let target = random.shuffled(&chunks, 60);
     let of_one = coverage(&donors[..1], &target);
     let mut index = index_of(&donors);
-    let sketch = index.sketch(&target);
+    let sketch = index.sketch(&target, &Segments::default());
     let query = SpanQuery { scopes: &[SCOPE], tokens: &target, sketch: &sketch, from: 0 };
     // Of all but the oldest, a few blocks are left.
     let usable = |donor: DonorId| if donor.0 == 0 { u32::MAX } else { 32 * (donor.0 % 3) as u32 };
@@ -198,7 +198,7 @@ fn holders_that_have_lost_their_kv_do_not_hide_one_that_has_not() {
 
 /// Steps of search and plan in modes span and semantic.
 fn steps(index: &SpanIndex, target: &[TokenId]) -> [(ReusePlan, Steps); 2] {
-    let sketch = index.sketch(target);
+    let sketch = index.sketch(target, &Segments::default());
     let found = index.search(&SpanQuery { scopes: &[SCOPE], tokens: target, sketch: &sketch, from: 0 }, |_| u32::MAX);
     let segments = Segments::default();
     let planned = PlanTarget { prompt: PromptView { tokens: target, segments: &segments }, from: 0, template: &[] };

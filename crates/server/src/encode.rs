@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tokenizer::{ChatError, EncodedPrompt, SegmentRule, TokenizerError};
-use tokens::{TokenId, TokenRange};
+use tokens::{Borders, TokenId, TokenRange};
 
 use crate::echo::EchoedPrompt;
 use crate::embedding::Embedding;
@@ -17,8 +17,8 @@ pub(crate) struct Encoded {
     pub(crate) token_ids: Arc<[TokenId]>,
     /// Positions of the chat template's own tokens.
     pub(crate) template: Vec<TokenRange>,
-    /// Positions at which its segments begin.
-    pub(crate) segments: Vec<u32>,
+    /// Where its pieces begin.
+    pub(crate) borders: Borders,
     /// What it means, as far as a quick embedder says.
     pub(crate) embedding: Option<Embedding>,
     /// The part of it that answers show, if they are to start with it.
@@ -109,7 +109,7 @@ fn encode_one(model: &ServedModel, prompt: PromptSource, options: &EncodeOptions
     if prompt.token_ids.is_empty() {
         return Err(ApiError::param(param, "a prompt must not be empty"));
     }
-    let segments = tokenizer.segment_starts(&prompt, &options.segments);
+    let borders = tokenizer.borders(&prompt, &options.segments);
     let echo = options.echo.then(|| match text {
         Some(text) => EchoedPrompt::of_text(&model.tokenizer, text, &prompt),
         None => EchoedPrompt::of_tokens(&model.tokenizer, &prompt.token_ids),
@@ -117,7 +117,7 @@ fn encode_one(model: &ServedModel, prompt: PromptSource, options: &EncodeOptions
     let EncodedPrompt { token_ids, template, .. } = prompt;
     let embedder = model.embedder.as_ref().filter(|embedder| options.embeds && embedder.is_quick());
     let embedding = embedder.and_then(|embedder| embedder.embed(&token_ids));
-    Ok(Encoded { token_ids: token_ids.into(), template, segments, embedding, echo, param })
+    Ok(Encoded { token_ids: token_ids.into(), template, borders, embedding, echo, param })
 }
 
 fn tokenizer_error(model: &ServedModel, param: &'static str, error: &TokenizerError) -> ApiError {

@@ -107,7 +107,7 @@ impl CacheOutcome {
 
     /// A request that used spans is a span hit also when it had a prefix: its answer is approximate.
     pub(crate) fn of(usage: &engine::KvUsage) -> Self {
-        match (usage.span_tokens, usage.prefix_tokens) {
+        match (usage.span_tokens + usage.continued_tokens, usage.prefix_tokens) {
             (1.., _) => Self::HitSpan,
             (0, 1..) => Self::HitPrefix,
             (0, 0) => Self::Miss,
@@ -280,8 +280,8 @@ impl RequestMetrics {
 
     /// Counts the prompt of a request. To be called once for each, when it is admitted.
     pub(crate) fn count_prompt(&self, mode: engine::KvSharingMode, usage: &engine::KvUsage) -> CacheOutcome {
-        let (computed, prefix, span) =
-            (u64::from(usage.computed_tokens), u64::from(usage.prefix_tokens), u64::from(usage.span_tokens));
+        let approximate = usage.span_tokens + usage.continued_tokens;
+        let (computed, prefix, span) = (u64::from(usage.computed_tokens), u64::from(usage.prefix_tokens), u64::from(approximate));
         let all = computed + prefix + span;
         self.prompt_tokens.increment(all);
         self.prompt_tokens_cached.increment(prefix);

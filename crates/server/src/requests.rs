@@ -41,7 +41,7 @@ pub(crate) fn engine_request(
         repair: sharing.bounded_repair(),
         store: sharing.store,
         template: prompt.template.clone(),
-        segments: prompt.segments.clone(),
+        borders: prompt.borders.clone(),
         embedding: prompt.embedding.clone(),
         arrival,
     })
@@ -72,7 +72,7 @@ pub(crate) fn corpus_request(app: &AppState, corpus: &str, prompt: &Encoded, arr
         repair: Repair::structural(),
         store: true,
         template: prompt.template.clone(),
-        segments: prompt.segments.clone(),
+        borders: prompt.borders.clone(),
         embedding: prompt.embedding.clone(),
         arrival,
     })

@@ -8,7 +8,7 @@ use engine::{
     EngineCore, Executor, ExecutorError, KvSharingMode, ModelRunnerOutput, Repair, Request, SampledToken, SamplingParams,
     SchedulerConfig, SchedulerOutput,
 };
-use tokens::{CacheSalt, RequestId, TenantId, Timestamp, TokenId};
+use tokens::{Borders, CacheSalt, RequestId, TenantId, Timestamp, TokenId};
 
 const PROMPT_TOKENS: usize = 128_000;
 const NUM_DONORS: u64 = 64;
@@ -76,7 +76,7 @@ fn request(id: u64, prompt: Vec<TokenId>, sharing: KvSharingMode, max_tokens: u3
         repair: Repair::structural(),
         store: true,
         template: Vec::new(),
-        segments: Vec::new(),
+        borders: Borders::default(),
         embedding: None,
         arrival: Timestamp::default(),
     }

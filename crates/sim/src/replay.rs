@@ -6,7 +6,7 @@ use std::time::Duration;
 use engine::{
     EngineCore, EngineEvent, KvSharingMode, KvUsage, Request, RequestError, SamplingParams, SchedulePolicy, SchedulerConfig,
 };
-use tokens::{BlockSize, CacheSalt, RequestId, Timestamp};
+use tokens::{BlockSize, Borders, CacheSalt, RequestId, Timestamp};
 
 use crate::prompt::padded_prompt;
 use crate::report::{RunReport, TtftReport};
@@ -215,7 +215,7 @@ impl Replay<'_> {
             repair: engine::Repair::structural(),
             store: true,
             template: Vec::new(),
-            segments: Vec::new(),
+            borders: Borders::default(),
             embedding: None,
             session: None,
             readable: Vec::new(),

@@ -1,7 +1,7 @@
 //! Requests with everything by default.
 
 use engine::{KvSharingMode, Request, SamplingParams};
-use tokens::{CacheSalt, RequestId, SessionId, TenantId, Timestamp, TokenId, TokenRange};
+use tokens::{Borders, CacheSalt, RequestId, SessionId, TenantId, Timestamp, TokenId, TokenRange};
 
 /// A request under construction: greedy, 4 tokens, prefix sharing, stored, in scope 0, arrived at time 0.
 #[derive(Clone, Debug)]
@@ -23,7 +23,7 @@ impl RequestBuilder {
             repair: engine::Repair::structural(),
             store: true,
             template: Vec::new(),
-            segments: Vec::new(),
+            borders: Borders::default(),
             embedding: None,
             arrival: Timestamp::default(),
         })
@@ -95,7 +95,7 @@ impl RequestBuilder {
     /// Where its segments begin.
     #[must_use]
     pub fn segments(mut self, segments: Vec<u32>) -> Self {
-        self.0.segments = segments;
+        self.0.borders = segments.into();
         self
     }
 

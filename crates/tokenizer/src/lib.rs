@@ -20,6 +20,7 @@ mod pre_tokenizer;
 mod prompt;
 mod segments;
 mod stop;
+mod tables;
 mod token_bytes;
 mod tokenizer;
 mod vocabulary;

@@ -5,8 +5,11 @@
 
 use std::borrow::Cow;
 
+use tokens::{TableRows, TokenRange};
+
 use crate::ContentStart;
 use crate::enumeration::labels;
+use crate::tables::{TableText, tables};
 
 /// What a segment begins with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +56,27 @@ impl TokenText {
                 .fold(String::new(), |text, chunk| text + chunk.valid() + &"?".repeat(chunk.invalid().len()))
                 .into(),
         }
+    }
+
+    /// The tokens that begin a sentence or a line: ascending, each above 0.
+    pub(crate) fn sentence_starts(&self) -> Vec<u32> {
+        let mut starts: Vec<u32> = sentence_offsets(&self.as_str())
+            .filter_map(|offset| self.position_of(offset))
+            .filter(|&position| position > 0)
+            .collect();
+        starts.dedup();
+        starts
+    }
+
+    /// The rows of all tables, ascending and disjoint.
+    pub(crate) fn tables(&self) -> Vec<TableRows> {
+        let num_tokens = u32::try_from(self.starts.len()).expect("a prompt has less than 2^32 tokens");
+        let rows = |table: TableText| {
+            let start = self.position_of(table.bytes.start)?;
+            let end = self.position_of(table.bytes.end).unwrap_or(num_tokens);
+            Some(TableRows { range: TokenRange::new(start, end), header: table.header })
+        };
+        tables(&self.as_str()).into_iter().filter_map(rows).filter(|table| !table.range.is_empty()).collect()
     }
 
     /// The first byte of the token at `position`.
@@ -106,6 +130,23 @@ fn paragraph_offsets(text: &[u8]) -> Vec<usize> {
         offset += line.len();
     }
     offsets
+}
+
+/// Where lines and sentences begin: behind a line break, behind a mark that ends a sentence and white space, and directly behind such a
+/// mark of scripts that have no spaces.
+fn sentence_offsets(text: &str) -> impl Iterator<Item = usize> + '_ {
+    let mut before = ' ';
+    let mut ended = false;
+    text.char_indices().filter_map(move |(offset, c)| {
+        let begins = ended && !c.is_whitespace();
+        ended = match c {
+            '\n' | '。' | '！' | '？' => true,
+            _ if c.is_whitespace() => (ended && !begins) || matches!(before, '.' | '!' | '?'),
+            _ => false,
+        };
+        before = c;
+        begins.then_some(offset)
+    })
 }
 
 fn is_heading(line: &[u8]) -> bool {

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use tokenizers::NormalizerWrapper;
 use tokenizers::decoders::DecoderWrapper;
 use tokenizers::{Model, Normalizer, OffsetType, PreTokenizedString, PreTokenizer, Token};
-use tokens::{TokenId, TokenRange};
+use tokens::{Borders, TokenId, TokenRange};
 use unicode_normalization::UnicodeNormalization;
 
 use crate::added::{AddedToken, AddedTokens, Segment};
@@ -265,11 +265,11 @@ impl Tokenizer {
         Ok(EncodedPrompt { token_ids: spans.into_iter().map(|span| span.id).collect(), template, contents: starts })
     }
 
-    /// Positions at which segments of `prompt` begin by `rule`: ascending, each above 0.
+    /// Where segments of `prompt` begin by `rule`, its sentences and its tables.
     #[must_use]
-    pub fn segment_starts(&self, prompt: &EncodedPrompt, rule: &SegmentRule) -> Vec<u32> {
+    pub fn borders(&self, prompt: &EncodedPrompt, rule: &SegmentRule) -> Borders {
         let text = TokenText::new(prompt.token_ids.iter().map(|&id| self.token_bytes(id)));
-        rule.starts(&text, &prompt.contents)
+        Borders { segments: rule.starts(&text, &prompt.contents), sentences: text.sentence_starts(), tables: text.tables() }
     }
 
     /// Decodes `ids`; bytes that are no UTF-8 become U+FFFD. `skip_special` leaves special tokens out.

@@ -5,10 +5,12 @@
 
 #![forbid(unsafe_code)]
 
+mod borders;
 mod hash;
 mod ids;
 mod range;
 
+pub use borders::{Borders, TableRows};
 pub use hash::{BlockHash, ContentHashes, hash_full_blocks, hash_next_block};
 pub use ids::{BlockId, BlockSize, CacheSalt, DonorId, HostBlockId, RequestId, SessionId, TenantId, Timestamp, TokenId};
 pub use range::{TokenRange, complement};

@@ -132,7 +132,7 @@ impl Driver {
             embedding: None,
             store: ask.store,
             template: Vec::new(),
-            segments: ask.segments,
+            borders: ask.segments.into(),
             arrival: self.now(),
         };
         let request_id = request.request_id;

@@ -69,8 +69,12 @@ pub(crate) enum EmbedderKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Edits {
+    /// It is computed to the end of the changed sentence or line, and reused behind it.
+    Sentence,
     /// It is computed to the end of the segment: what it says may depend on the change.
-    Recompute,
+    #[value(alias = "recompute")]
+    #[serde(alias = "recompute")]
+    Segment,
     /// It is reused and repaired as any other.
     Reuse,
 }
@@ -103,7 +107,7 @@ impl Default for SharingConfig {
             tail_tokens: 16,
             min_prompt: 128,
             min_saved: Millis(5),
-            edits: Edits::Recompute,
+            edits: Edits::Sentence,
             max_donors: 10_000,
             max_donor_tokens: 16 << 20,
             donor_ttl: Auto::Auto,
@@ -157,7 +161,8 @@ impl SharingConfig {
             tail_tokens: self.tail_tokens,
             min_prompt_tokens: self.min_prompt,
             edits: match self.edits {
-                Edits::Recompute => semantic::EditPolicy::RecomputeSegmentTail,
+                Edits::Sentence => semantic::EditPolicy::RecomputeSentence,
+                Edits::Segment => semantic::EditPolicy::RecomputeSegmentTail,
                 Edits::Reuse => semantic::EditPolicy::Reuse,
             },
             ..semantic::SpanConfig::default()
@@ -252,7 +257,7 @@ pub(crate) struct SharingArgs {
     /// Time that reuse has to save, by prediction; a number alone is seconds [default: 5ms]
     #[arg(long, env = "KVSHARE_MIN_SAVED", value_name = "TIME")]
     min_saved: Option<Millis>,
-    /// What becomes of equal text behind a change inside its own paragraph [default: recompute]
+    /// What becomes of equal text behind a change inside its own paragraph [default: sentence]
     #[arg(long, env = "KVSHARE_EDITS", value_enum)]
     edits: Option<Edits>,
     /// Earlier prompts remembered as donors [default: 10000]

@@ -118,7 +118,7 @@ impl<E: Executor> Alone<E> {
             repair: reuse.repair,
             store: reuse.store,
             template: prompt.template.clone(),
-            segments: prompt.segments.clone(),
+            borders: prompt.borders.clone(),
             embedding: None,
             arrival: self.now(),
         }

@@ -166,8 +166,8 @@ pub(crate) fn encode(tokenizer: &Tokenizer, record: &Record) -> anyhow::Result<P
     let messages: Vec<_> = record.messages.iter().map(message).collect();
     let options = ChatOptions { add_generation_prompt: true, ..ChatOptions::default() };
     let prompt = tokenizer.encode_chat(&messages, &options)?;
-    let segments = tokenizer.segment_starts(&prompt, &SegmentRule::Text);
-    Ok(Prompt { token_ids: prompt.token_ids, template: prompt.template, segments })
+    let borders = tokenizer.borders(&prompt, &SegmentRule::Text);
+    Ok(Prompt { token_ids: prompt.token_ids, template: prompt.template, borders })
 }
 
 fn settings(args: &EvalArgs, loaded: &Loaded, tokenizer: &Tokenizer) -> Settings {
@@ -253,8 +253,9 @@ mod tests {
         };
         let limits = Limits { per_workload: None, max_prompt_tokens: usize::MAX };
         let plan = Plan::new(files, limits, &bytes).unwrap();
-        // Of each document: two questions at each of three distances, six instructions, one canary; and one problem.
-        assert_eq!((plan.groups.len(), plan.num_recipients()), (2 * (3 + 6 + 1 + 1), 2 * (6 + 6 + 1 + 1)));
+        // Of each document: two questions at each of three distances, six instructions, one canary; and one problem. Five kinds of rows and
+        // sentences that something else governs.
+        assert_eq!((plan.groups.len(), plan.num_recipients()), (2 * (3 + 6 + 1 + 1 + 5), 2 * (6 + 6 + 1 + 1 + 5)));
         for group in &plan.groups {
             let recipients: Vec<_> = group.recipients.iter().map(|recipient| &recipient.request.record).collect();
             let differs = recipients.iter().all(|record| record.messages != group.donor.record.messages);

@@ -1,6 +1,6 @@
 //! A request's prompt as the engine takes it.
 
-use tokens::{TokenId, TokenRange};
+use tokens::{Borders, TokenId, TokenRange};
 
 /// What the server would make of a request's messages.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -8,12 +8,12 @@ pub(crate) struct Prompt {
     pub(crate) token_ids: Vec<TokenId>,
     /// Tokens of the chat template.
     pub(crate) template: Vec<TokenRange>,
-    /// Where segments begin.
-    pub(crate) segments: Vec<u32>,
+    /// Where pieces begin.
+    pub(crate) borders: Borders,
 }
 
 impl Prompt {
-    /// Without template and segments.
+    /// Without template and borders.
     pub(crate) fn plain(token_ids: Vec<TokenId>) -> Self {
         Self { token_ids, ..Self::default() }
     }

@@ -31,7 +31,7 @@ fn probed_pairs(announced: &KvUsage, probe: Probe, layers: f64) -> f64 {
 
 /// The parts of a usage add up to the prompt.
 pub(crate) const fn num_prompt_tokens(usage: &KvUsage) -> u32 {
-    usage.prefix_tokens + usage.span_tokens + usage.computed_tokens
+    usage.prefix_tokens + usage.continued_tokens + usage.span_tokens + usage.computed_tokens
 }
 
 #[cfg(test)]

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use tokens::{DonorId, TenantId, Timestamp};
 
-use super::admission::{admission_usage, prefix_end};
+use super::admission::admission_usage;
+use super::hit::Hit;
 use super::{OpenStep, Scheduler, target_of};
+use crate::continuations::Kept;
 use crate::donors::ExplainedSpans;
 use crate::queue::ArrivalKey;
 use crate::sequence::Sequence;
@@ -53,7 +55,14 @@ impl Scheduler {
             });
         }
         self.is_stuck = false;
-        ErasedCounts { donors: self.donors.erase(is_erased), blocks: self.pool.erase(is_erased) }
+        let blocks_erased = |kept: &Kept| {
+            let owners = kept.lease.block_ids().filter_map(|block| self.pool.owner(block));
+            owners.chain([kept.owner]).any(|owner| is_erased(&owner))
+        };
+        let gone = self.continuations.extract(blocks_erased);
+        let num_kept: usize = gone.iter().map(kv::BlockLease::len).sum();
+        gone.into_iter().for_each(|lease| self.pool.free(lease));
+        ErasedCounts { donors: self.donors.erase(is_erased), blocks: num_kept + self.pool.erase(is_erased) }
     }
 
     /// Predicts the result of admitting `request` now. Nothing changes by asking, and nothing is told of scopes that it may not read.
@@ -61,16 +70,16 @@ impl Scheduler {
     pub fn explain(&self, request: &Request) -> Explanation {
         let mut sequence = Sequence::new(request.clone(), ArrivalKey::default(), self.config.block_size);
         sequence.similar = self.similar(&sequence.request);
-        let mut prefix = self.match_prefix(&sequence);
-        let Some(found) = self.explain_spans(&sequence, prefix_end(&prefix)) else {
-            return self.explanation(&sequence, &mut prefix, None, None);
+        let mut hit = self.hit(&sequence);
+        let Some(found) = self.explain_spans(&sequence, hit.end()) else {
+            return self.explanation(&sequence, &mut hit, None, None);
         };
         let outcome = match self.outcome(&sequence, &found) {
-            Ok(()) if self.has_room(&sequence, &prefix, Some(&found.found)) => SpanOutcome::Reused,
+            Ok(()) if self.has_room(&sequence, &hit, Some(&found.found)) => SpanOutcome::Reused,
             Ok(()) => SpanOutcome::NoRoom,
             Err(outcome) => outcome,
         };
-        self.explanation(&sequence, &mut prefix, Some(found), Some(outcome))
+        self.explanation(&sequence, &mut hit, Some(found), Some(outcome))
     }
 
     fn explain_spans(&self, sequence: &Sequence, from: u32) -> Option<ExplainedSpans> {
@@ -94,20 +103,20 @@ impl Scheduler {
     fn explanation(
         &self,
         sequence: &Sequence,
-        prefix: &mut kv::PrefixMatch,
+        hit: &mut Hit,
         found: Option<ExplainedSpans>,
         outcome: Option<SpanOutcome>,
     ) -> Explanation {
         let is_reused = outcome == Some(SpanOutcome::Reused);
-        if !is_reused && !self.has_room(sequence, prefix, None) {
-            prefix.partial = None;
+        if !is_reused && !self.has_room(sequence, hit, None) {
+            hit.prefix.partial = None;
         }
         let (plan, matches, by_embedding) = match found {
             Some(ExplainedSpans { found, matches, .. }) => (found.plan, matches, found.by_embedding),
             None => Default::default(),
         };
-        let usage = admission_usage(sequence, prefix_end(prefix), is_reused.then_some(&plan), outcome);
-        let semantic::Repair { policy, ratio, .. } = sequence.request.repair;
+        let usage = admission_usage(sequence, hit, is_reused.then_some(&plan), outcome);
+        let semantic::Repair { policy, ratio, .. } = sequence.request.repair.for_plan(&plan, sequence.num_prompt_tokens());
         let policy_tokens = usage.span_tokens.min(policy.budget(ratio, sequence.num_prompt_tokens()));
         let spans = if is_reused { plan.spans } else { Vec::new() };
         let plan = semantic::ReusePlan { spans, ..plan };
@@ -125,5 +134,9 @@ impl Scheduler {
         self.donors.advance(now);
         self.donors.expire(MAX_EXPIRED_DONORS_PER_STEP);
         self.pool.expire(MAX_EXPIRED_BLOCKS_PER_STEP);
+        if let Some(ttl) = self.config.donor_ttl {
+            let gone = self.continuations.extract(|kept| now.since(kept.since) > ttl);
+            gone.into_iter().for_each(|lease| self.pool.free(lease));
+        }
     }
 }

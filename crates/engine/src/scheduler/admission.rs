@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokens::{BlockId, DonorId, RequestId, TenantId, Timestamp};
 
+use super::hit::Hit;
 use super::seats::Way;
 use super::share::Demand;
 use super::{Scheduler, reused_ranges};
@@ -21,10 +22,6 @@ use crate::{
 const MAX_REFUSED_PER_STEP: usize = 128;
 /// And of one tenant: those that come to wait for a prefix, or whose predictions are corrected.
 const MAX_REFUSED_OF_TENANT: usize = 32;
-
-/// A partly equal block is copied if at least this share of it is equal: one block in four. Chosen; a copy of few tokens saves
-/// nothing, and would count a common first token as a hit.
-const MIN_PARTIAL_SHARE: usize = 4;
 
 /// Tokens measured at the cost of one computed: two or three layers of two or three dozen. Chosen: it only bounds a step's work.
 const PROBED_PER_COMPUTED_TOKEN: usize = 8;
@@ -51,7 +48,7 @@ struct Placement {
     lease: kv::BlockLease,
     /// What it is filled from: the block of a partial hit, then those of donors.
     pins: kv::BlockLease,
-    prefix: kv::PrefixMatch,
+    hit: Hit,
     spans: Option<FoundSpans>,
     /// Outcome of the search for spans, if there was one.
     outcome: Option<SpanOutcome>,
@@ -146,43 +143,31 @@ impl Scheduler {
     fn try_admit(&mut self, ticket: Ticket, now: Timestamp, demand: &mut Demand, step: &mut SchedulerOutput) -> Verdict {
         let request_id = ticket.request_id;
         let sequence = &self.sequences[&request_id];
-        let prefix = self.match_prefix(sequence);
-        let awaited = self.awaited_block(sequence, &prefix);
-        if let Some(until) = awaited.or_else(|| self.awaited_prompt(request_id, prefix_end(&prefix), now, step)) {
+        let hit = self.hit(sequence);
+        let awaited = self.awaited_block(sequence, &hit);
+        if let Some(until) = awaited.or_else(|| self.awaited_prompt(request_id, hit.end(), now, step)) {
             return Verdict::Parked(until);
         }
-        if !self.may_plan(&self.sequences[&request_id], prefix_end(&prefix), step) {
+        if !self.may_plan(&self.sequences[&request_id], hit.end(), step) {
             return Verdict::NotNow;
         }
-        match self.make_way(ticket, &prefix, demand) {
+        match self.make_way(ticket, &hit, demand) {
             Way::Free => {}
             Way::Barred => return Verdict::Refused,
             Way::Claimed => return Verdict::Claims,
         }
-        let found = self.find_spans(request_id, prefix_end(&prefix));
-        let placement = self.place(request_id, prefix, found);
+        let found = self.find_spans(request_id, hit.end());
+        let placement = self.place(request_id, hit, found);
         self.start(request_id, placement, now, step);
         self.demand_of_admitted(request_id, demand, step);
         Verdict::Admitted
     }
 
-    /// What is there of a waiting sequence. At least its last token is left to compute: there are no cached logits.
-    pub(super) fn match_prefix(&self, sequence: &Sequence) -> kv::PrefixMatch {
-        if sequence.sharing() == KvSharingMode::Off {
-            return kv::PrefixMatch::default();
-        }
-        let min_partial = self.config.block_size.as_usize().div_ceil(MIN_PARTIAL_SHARE);
-        let mut prefix = self.pool.match_prefix(sequence.hashed(), sequence.max_prefix_tokens() as usize);
-        prefix.partial = prefix.partial.filter(|partial| partial.num_tokens >= min_partial);
-        self.drop_unworthy(&mut prefix);
-        prefix
-    }
-
-    /// The block it waits for if the next one that it may share is being computed right now: the last of those after `prefix` that are. The
+    /// The block it waits for if the next one that it may share is being computed right now: the last of those after `hit` that are. The
     /// wait is bounded: every running sequence computes in every step.
-    fn awaited_block(&self, sequence: &Sequence, prefix: &kv::PrefixMatch) -> Option<Until> {
+    fn awaited_block(&self, sequence: &Sequence, hit: &Hit) -> Option<Until> {
         let num_shared = self.config.block_size.full_blocks(sequence.max_prefix_tokens() as usize);
-        let missing = sequence.block_hashes().get(prefix.blocks.len()..num_shared);
+        let missing = sequence.block_hashes().get(hit.num_blocks()..num_shared);
         let missing = missing.filter(|_| sequence.sharing() != KvSharingMode::Off)?;
         self.in_flight.last_of(missing).map(Until::Block)
     }
@@ -198,20 +183,15 @@ impl Scheduler {
     }
 
     /// Takes blocks; if room is short without spans, and then without copying a part of a block: both hold blocks of others too.
-    fn place(
-        &mut self,
-        request_id: RequestId,
-        mut prefix: kv::PrefixMatch,
-        found: Option<Result<FoundSpans, SpanOutcome>>,
-    ) -> Placement {
+    fn place(&mut self, request_id: RequestId, mut hit: Hit, found: Option<Result<FoundSpans, SpanOutcome>>) -> Placement {
         let mut outcome = None;
         if let Some(found) = found {
             let reason = match found {
-                Ok(spans) => match self.allocate(request_id, &prefix, Some(&spans)) {
+                Ok(spans) => match self.allocate(request_id, &hit, Some(&spans)) {
                     Some(kv::Slots { lease, pins }) => {
                         self.span_lookups.count(SpanOutcome::Reused);
                         self.donors.note_reuse(&spans);
-                        return Placement { lease, pins, prefix, spans: Some(spans), outcome: Some(SpanOutcome::Reused) };
+                        return Placement { lease, pins, hit, spans: Some(spans), outcome: Some(SpanOutcome::Reused) };
                     }
                     None => SpanOutcome::NoRoom,
                 },
@@ -220,63 +200,69 @@ impl Scheduler {
             self.span_lookups.count(reason);
             outcome = Some(reason);
         }
-        if let Some(kv::Slots { lease, pins }) = self.allocate(request_id, &prefix, None) {
-            return Placement { lease, pins, prefix, spans: None, outcome };
+        if let Some(kv::Slots { lease, pins }) = self.allocate(request_id, &hit, None) {
+            return Placement { lease, pins, hit, spans: None, outcome };
         }
-        prefix.partial = None;
-        let slots = self.allocate(request_id, &prefix, None);
+        hit.prefix.partial = None;
+        let slots = self.allocate(request_id, &hit, None);
         let kv::Slots { lease, pins } = slots.expect("there is room when nothing else is held");
-        Placement { lease, pins, prefix, spans: None, outcome }
+        Placement { lease, pins, hit, spans: None, outcome }
     }
 
     /// Blocks for all known tokens, exact ones up to the first span; and pins on what they are filled from: what was in the host tier is
     /// fetched.
-    fn allocate(&mut self, request_id: RequestId, prefix: &kv::PrefixMatch, spans: Option<&FoundSpans>) -> Option<kv::Slots> {
-        let sequence = &self.sequences[&request_id];
-        let pinned = pinned(prefix, spans);
-        let wish = kv::SlotRequest { pinned: &pinned, ..self.whole_request(sequence, prefix, spans) };
-        match self.pool.allocate_slots(&wish) {
-            kv::Allocation::Ready(slots) => Some(slots),
-            kv::Allocation::CapacityExhausted { .. } | kv::Allocation::QuotaExhausted { .. } => None,
+    fn allocate(&mut self, request_id: RequestId, hit: &Hit, spans: Option<&FoundSpans>) -> Option<kv::Slots> {
+        let pinned = pinned(&hit.prefix, spans);
+        loop {
+            let sequence = &self.sequences[&request_id];
+            let wish = kv::SlotRequest { pinned: &pinned, ..self.whole_request(sequence, hit, spans) };
+            let of_tenant = match self.pool.allocate_slots(&wish) {
+                kv::Allocation::Ready(slots) => return Some(self.behind_kept(hit, slots)),
+                kv::Allocation::CapacityExhausted { .. } => None,
+                kv::Allocation::QuotaExhausted { .. } => Some(wish.owner.tenant),
+            };
+            if !self.reclaim(of_tenant, hit.kept_id()) {
+                return None;
+            }
         }
     }
 
     /// True if [`Scheduler::allocate`] would find room for `sequence`.
-    pub(super) fn has_room(&self, sequence: &Sequence, prefix: &kv::PrefixMatch, spans: Option<&FoundSpans>) -> bool {
-        let pinned = pinned(prefix, spans);
-        let wish = kv::SlotRequest { pinned: &pinned, ..self.whole_request(sequence, prefix, spans) };
-        matches!(self.pool.check_room(&wish), kv::Allocation::Ready(()))
+    pub(super) fn has_room(&self, sequence: &Sequence, hit: &Hit, spans: Option<&FoundSpans>) -> bool {
+        let pinned = pinned(&hit.prefix, spans);
+        let wish = kv::SlotRequest { pinned: &pinned, ..self.whole_request(sequence, hit, spans) };
+        match self.pool.check_room(&wish) {
+            kv::Allocation::Ready(()) => true,
+            kv::Allocation::CapacityExhausted { short_by } => short_by <= self.num_reclaimable(None, hit.kept_id()),
+            kv::Allocation::QuotaExhausted { short_by } => {
+                short_by <= self.num_reclaimable(Some(wish.owner.tenant), hit.kept_id())
+            }
+        }
     }
 
-    /// Blocks for all known tokens behind `prefix`, exact ones up to the first span; nothing is pinned yet.
-    fn whole_request<'a>(
-        &self,
-        sequence: &Sequence,
-        prefix: &'a kv::PrefixMatch,
-        spans: Option<&FoundSpans>,
-    ) -> kv::SlotRequest<'a> {
+    /// Blocks for all known tokens behind `hit`, exact ones up to the first span; nothing is pinned yet.
+    fn whole_request<'a>(&self, sequence: &Sequence, hit: &'a Hit, spans: Option<&FoundSpans>) -> kv::SlotRequest<'a> {
         let block_size = self.config.block_size;
         let num_blocks = block_size.blocks_for(sequence.num_tokens() as usize);
         let first_span = spans.and_then(|spans| spans.plan.spans.first());
-        let num_exact = first_span.map_or(num_blocks, |span| block_size.full_blocks(span.target_pos as usize));
-        let num_new = num_blocks - prefix.blocks.len();
+        let num_exact = match (hit.kept, first_span) {
+            (Some(_), _) => hit.num_blocks(),
+            (None, Some(span)) => block_size.full_blocks(span.target_pos as usize),
+            (None, None) => num_blocks,
+        };
+        let num_new = num_blocks - hit.num_blocks();
         let num_approximate = num_blocks - num_exact;
-        let wish = self.slot_request(sequence, prefix, num_new);
+        let wish = self.slot_request(sequence, hit, num_new);
         kv::SlotRequest { num_exact: num_new - num_approximate, num_approximate, ..wish }
     }
 
-    /// `num_new` exact blocks behind `prefix`. Left free is one block for each running sequence, which may need it before long;
+    /// `num_new` exact blocks behind `hit`. Left free is one block for each running sequence, which may need it before long;
     /// otherwise the new one would be preempted as soon as it was admitted.
-    pub(super) fn slot_request<'a>(
-        &self,
-        sequence: &Sequence,
-        prefix: &'a kv::PrefixMatch,
-        num_new: usize,
-    ) -> kv::SlotRequest<'a> {
+    pub(super) fn slot_request<'a>(&self, sequence: &Sequence, hit: &'a Hit, num_new: usize) -> kv::SlotRequest<'a> {
         let tenant = sequence.request.tenant;
         kv::SlotRequest {
             owner: sequence.request.owner(),
-            shared: &prefix.blocks,
+            shared: &hit.prefix.blocks,
             pinned: &[],
             num_exact: num_new,
             num_approximate: 0,
@@ -287,28 +273,34 @@ impl Scheduler {
 
     /// Makes the request run.
     fn start(&mut self, request_id: RequestId, placement: Placement, now: Timestamp, step: &mut SchedulerOutput) {
-        let Placement { lease, pins, prefix, spans, outcome } = placement;
+        let Placement { lease, pins, hit, spans, outcome } = placement;
         let sequence = self.sequences.get_mut(&request_id).expect("a waiting sequence is known");
         let block_table: Vec<_> = lease.block_ids().collect();
         let held: Vec<_> = pins.block_ids().collect();
         let mut sources = held.into_iter();
-        if let Some(kv::PartialMatch { num_tokens, .. }) = prefix.partial {
+        if let Some(kv::PartialMatch { num_tokens, .. }) = hit.prefix.partial {
             let src = sources.next().expect("the block of a partial hit is pinned first");
-            let dst = block_table[prefix.blocks.len()];
+            let dst = block_table[hit.num_blocks()];
             step.block_copies.push(BlockCopy { src, dst, num_tokens: num_tokens as u32 });
         }
         let plan = spans.as_ref().map(|spans| &spans.plan);
-        let usage = admission_usage(sequence, prefix_end(&prefix), plan, outcome);
+        let usage = admission_usage(sequence, &hit, plan, outcome);
         if let Some(spans) = &spans {
             let donors = spans.sources.iter().map(|source| (source.donor, source.idx)).zip(sources).collect();
             step.span_copies.extend(span_copies(sequence, &spans.plan, &donors, &block_table, self.config.block_size.get()));
         }
         let num_exact = lease.num_exact().min(sequence.block_hashes().len());
-        sequence.tenure.begin(self.num_steps, prefix_end(&prefix));
-        sequence.start(lease, prefix_end(&prefix), plan.map(reused_ranges).unwrap_or_default());
+        sequence.tenure.begin(self.num_steps, hit.end());
+        sequence.start(lease, hit.end(), plan.map(reused_ranges).unwrap_or_default());
+        if let Some(plan) = plan {
+            sequence.repair_by(sequence.request.repair.for_plan(plan, sequence.num_prompt_tokens()));
+        }
+        if let Some(kept) = hit.kept {
+            sequence.go_on(kept.continued);
+        }
         if sequence.request.store {
-            self.in_flight.insert(request_id, &sequence.block_hashes()[prefix.blocks.len()..num_exact]);
-            if spans.is_none() {
+            self.in_flight.insert(request_id, &sequence.block_hashes()[hit.num_blocks().min(num_exact)..num_exact]);
+            if sequence.is_exact() {
                 self.in_flight.insert_prompt(&sequence.request);
             }
         }
@@ -361,20 +353,25 @@ pub(super) fn prefix_end(prefix: &kv::PrefixMatch) -> u32 {
 /// After a preemption, what the request had computed itself does not become a hit.
 pub(super) fn admission_usage(
     sequence: &Sequence,
-    prefix_end: u32,
+    hit: &Hit,
     plan: Option<&semantic::ReusePlan>,
     outcome: Option<SpanOutcome>,
 ) -> KvUsage {
-    let prefix_tokens = sequence.usage.map_or(prefix_end, |before| before.prefix_tokens.min(prefix_end));
+    let num_exact = hit.num_exact_tokens();
+    let prefix_tokens = sequence.usage.map_or(num_exact, |before| before.prefix_tokens.min(num_exact));
+    let continued_tokens = hit.end() - num_exact;
+    let continued_tokens = sequence.usage.map_or(continued_tokens, |before| before.continued_tokens.min(continued_tokens));
+    let continued_class = hit.kept.map(|kept| kept.continued.class);
     let spans = plan.map_or(&[][..], |plan| &plan.spans);
     let span_tokens = spans.iter().map(|span| span.num_tokens).sum();
     KvUsage {
         prefix_tokens,
+        continued_tokens,
         span_tokens,
-        computed_tokens: sequence.num_prompt_tokens() - prefix_tokens - span_tokens,
+        computed_tokens: sequence.num_prompt_tokens() - prefix_tokens - continued_tokens - span_tokens,
         recomputed_tokens: plan.map_or(0, |plan| plan.recomputed_tokens),
         donors: spans.iter().map(|span| span.donor).collect::<BTreeSet<_>>().len() as u32,
-        class: plan.and_then(semantic::ReusePlan::class),
+        class: plan.and_then(semantic::ReusePlan::class).max(continued_class),
         deviation: 0.0,
         outcome,
     }

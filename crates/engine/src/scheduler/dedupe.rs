@@ -63,7 +63,8 @@ impl Scheduler {
             return None;
         }
         let tokens = &sequence.request.prompt_token_ids;
-        let sampled = sequence.sketch.is_none().then(|| self.donors.sketch(tokens));
+        let sampled =
+            sequence.sketch.is_none().then(|| self.donors.sketch(tokens, &sequence.request.borders, &sequence.request.template));
         let sketch = sequence.sketch.as_ref().or(sampled.as_ref())?;
         self.in_flight.find_spans(&semantic::SpanQuery { scopes: &[sequence.request.cache_salt], tokens, sketch, from })
     }

@@ -137,7 +137,9 @@ impl Scheduler {
             return 0;
         }
         let num_blocks = self.pool.index().count_leading(sequence.hashed()) as u32;
-        (num_blocks * self.config.block_size.get()).min(sequence.num_tokens() - 1)
+        let prefix_end = (num_blocks * self.config.block_size.get()).min(sequence.num_tokens() - 1);
+        let kept = self.kept_for(sequence, num_blocks as usize);
+        kept.map_or(prefix_end, |(kept, _)| kept.num_tokens.max(prefix_end))
     }
 
     /// Renews the forecasts of some waiting requests, if the pool's content has changed.
@@ -161,16 +163,17 @@ impl Scheduler {
         if !self.step_times.is_fitted() {
             return plan;
         }
+        let repair = sequence.request.repair.for_plan(&plan, sequence.num_prompt_tokens());
         let num_reused = plan.spans.iter().map(|span| span.num_tokens).sum();
-        let millis = |num_reused| self.step_times.prompt_micros(self.steps_with(sequence, prefix_end, num_reused)) / 1e3;
+        let millis = |num_reused| self.step_times.prompt_micros(self.steps_with(sequence, repair, prefix_end, num_reused)) / 1e3;
         let fetch_ms = self.host_link.fetch_micros(found.num_fetched()) / 1e3;
         let estimate = semantic::Estimate { full_ms: millis(0), reuse_ms: millis(num_reused) + fetch_ms };
         self.config.gate.apply(plan, estimate)
     }
 
     /// [`work_with`] and the steps it takes. A probe has its own, since the rows to compute are known only after it.
-    fn steps_with(&self, sequence: &Sequence, prefix_end: u32, num_reused: u32) -> Work {
-        let work = work_with(sequence, prefix_end, num_reused);
+    fn steps_with(&self, sequence: &Sequence, repair: semantic::Repair, prefix_end: u32, num_reused: u32) -> Work {
+        let work = work_with(sequence, repair, prefix_end, num_reused);
         let row_steps = work.rows.div_ceil(self.config.max_num_batched_tokens as u64);
         Work { prompt_steps: row_steps + u64::from(work.probed_tokens > 0), ..work }
     }
@@ -178,13 +181,12 @@ impl Scheduler {
 
 /// Work until the first token behind a prefix hit. Spans are copied, perhaps measured, and recomputed in part.
 fn expected_work(sequence: &Sequence, prefix_end: u32) -> Work {
-    work_with(sequence, prefix_end, expected_reuse(sequence, prefix_end))
+    work_with(sequence, sequence.request.repair, prefix_end, expected_reuse(sequence, prefix_end))
 }
 
-/// The same with `num_reused` tokens of spans.
-fn work_with(sequence: &Sequence, prefix_end: u32, num_reused: u32) -> Work {
+/// The same with `num_reused` tokens of spans, repaired by `repair`.
+fn work_with(sequence: &Sequence, repair: semantic::Repair, prefix_end: u32, num_reused: u32) -> Work {
     let num_tokens = sequence.num_tokens();
-    let repair = sequence.request.repair;
     let num_repaired = num_reused.min((num_tokens as f32 * repair.ratio) as u32);
     let probes = num_reused > 0 && repair.policy.probe().is_some();
     Work {

@@ -11,7 +11,6 @@ use std::collections::VecDeque;
 use semantic::Steps;
 use tokens::RequestId;
 
-use super::admission::prefix_end;
 use super::{Scheduler, target_of};
 use crate::donors::{FoundSpans, PlannedSpans, Planning, Residency, scopes};
 use crate::host::FetchGate;
@@ -67,7 +66,7 @@ impl Scheduler {
         if self.config.policy == SchedulePolicy::Fcfs || !sequence.sharing().copies_spans() {
             return None;
         }
-        let prefix_end = prefix_end(&self.match_prefix(sequence));
+        let prefix_end = self.hit(sequence).end();
         if !self.plans.has_time_for(sequence.num_tokens() as usize) {
             self.plans.postponed.push_back(sequence.request_id);
             return None;
@@ -171,7 +170,10 @@ impl Scheduler {
 
     fn plan_spans(&mut self, sequence: &mut Sequence, from: u32, residency: Residency) -> Result<PlannedSpans, SpanOutcome> {
         if sequence.sketch.is_none() {
-            sequence.sketch = Some(self.donors.sketch(&sequence.request.prompt_token_ids));
+            sequence.sketch = Some({
+                let crate::Request { prompt_token_ids, borders, template, .. } = &sequence.request;
+                self.donors.sketch(prompt_token_ids, borders, template)
+            });
         }
         let target = target_of(sequence, from);
         let gate = FetchGate { step_times: &self.step_times, link: &self.host_link };

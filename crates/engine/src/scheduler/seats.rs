@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use tokens::{RequestId, TenantId};
 
 use super::Scheduler;
+use super::hit::Hit;
 use super::share::Demand;
 use crate::queue::Ticket;
 use crate::sequence::Sequence;
@@ -61,17 +62,18 @@ impl Scheduler {
         self.running.len() < self.config.max_num_seqs || self.victim(tenant, Missing::Seat, &[]).is_some()
     }
 
-    /// Finds a seat and room for a request behind the hit `prefix`, preempting others where it may.
-    pub(super) fn make_way(&mut self, ticket: Ticket, prefix: &kv::PrefixMatch, demand: &mut Demand) -> Way {
+    /// Finds a seat and room for a request behind `hit`, preempting others where it may.
+    pub(super) fn make_way(&mut self, ticket: Ticket, hit: &Hit, demand: &mut Demand) -> Way {
         let mut victims = Vec::new();
         if self.running.len() == self.config.max_num_seqs {
             let Some(victim) = self.victim(ticket.tenant, Missing::Seat, &[]) else { return Way::Barred };
             victims.push(victim);
         }
         let missing = self.missing(ticket);
+        self.reclaim_for(ticket, hit);
         loop {
             let freed: usize = victims.iter().map(|victim| self.sequences[victim].lease.len()).sum();
-            match self.room(ticket.request_id, prefix) {
+            match self.room(ticket.request_id, hit) {
                 kv::Allocation::Ready(()) => break,
                 kv::Allocation::QuotaExhausted { .. } => return Way::Barred,
                 // Each victim leaves the block of its own growth besides.
@@ -79,17 +81,17 @@ impl Scheduler {
                 kv::Allocation::CapacityExhausted { .. } => {
                     match missing.and_then(|missing| self.victim(ticket.tenant, missing, &victims)) {
                         Some(victim) => victims.push(victim),
-                        None => return self.bar(ticket, prefix),
+                        None => return self.bar(ticket, hit),
                     }
                 }
             }
         }
         self.preempt_all(ticket.request_id, victims, demand);
         // Blocks that victims shared with others have not come free.
-        while !matches!(self.room(ticket.request_id, prefix), kv::Allocation::Ready(())) {
+        while !matches!(self.room(ticket.request_id, hit), kv::Allocation::Ready(())) {
             match missing.and_then(|missing| self.victim(ticket.tenant, missing, &[])) {
                 Some(victim) => self.preempt_all(ticket.request_id, vec![victim], demand),
-                None => return self.bar(ticket, prefix),
+                None => return self.bar(ticket, hit),
             }
         }
         if missing == Some(Missing::Claim) {
@@ -107,10 +109,24 @@ impl Scheduler {
         }
     }
 
-    fn room(&self, request_id: RequestId, prefix: &kv::PrefixMatch) -> kv::Allocation<()> {
+    fn room(&self, request_id: RequestId, hit: &Hit) -> kv::Allocation<()> {
         let sequence = &self.sequences[&request_id];
-        let num_new = self.config.block_size.blocks_for(sequence.num_tokens() as usize) - prefix.blocks.len();
-        self.pool.check_room(&self.slot_request(sequence, prefix, num_new))
+        let num_new = self.config.block_size.blocks_for(sequence.num_tokens() as usize) - hit.num_blocks();
+        self.pool.check_room(&self.slot_request(sequence, hit, num_new))
+    }
+
+    /// Gives up what is kept for conversations while there is no room.
+    fn reclaim_for(&mut self, ticket: Ticket, hit: &Hit) {
+        loop {
+            let of_tenant = match self.room(ticket.request_id, hit) {
+                kv::Allocation::Ready(()) => return,
+                kv::Allocation::CapacityExhausted { .. } => None,
+                kv::Allocation::QuotaExhausted { .. } => Some(ticket.tenant),
+            };
+            if !self.reclaim(of_tenant, hit.kept_id()) {
+                return;
+            }
+        }
     }
 
     /// For want of what blocks a request may preempt others, if it may.
@@ -126,10 +142,10 @@ impl Scheduler {
 
     /// Notes that a request is refused for want of blocks. When it claims them, others wait for it as long as its own tenant does not
     /// hold what it needs.
-    fn bar(&mut self, ticket: Ticket, prefix: &kv::PrefixMatch) -> Way {
+    fn bar(&mut self, ticket: Ticket, hit: &Hit) -> Way {
         let own = self.holdings(ticket.tenant)[&ticket.tenant];
         let sequence = &self.sequences[&ticket.request_id];
-        let num_needed = self.num_blocks_of(sequence) - prefix.blocks.len() + own.blocks + own.seats;
+        let num_needed = self.num_blocks_of(sequence) - hit.num_blocks() + own.blocks + own.seats;
         let is_claim = self.missing(ticket) == Some(Missing::Claim);
         let num_steps = self.num_steps;
         let sequence = self.sequences.get_mut(&ticket.request_id).expect("a waiting sequence is known");

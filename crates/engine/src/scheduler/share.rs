@@ -1,13 +1,14 @@
 //! Divides the rows of a step.
 //!
-//! Every running sequence gets one row, which is all that an answer needs. The other rows are for prompts. Tenants get equal parts of
-//! the time they take, and what one does not need goes to the others, so nobody is limited while no other tenant has use for a row. A tenant whose
-//! shortest prompt is longer than one of another tenant gets the smaller part for it, in proportion, down to `long_prompt_share`. So a
-//! prompt of many steps never keeps another tenant from a first token, however long it has been here. Lengths are those without any
+//! Every running sequence gets one row, which is all that an answer needs. The other rows are for prompts. Tenants get equal parts of the
+//! time they take, and what one does not need goes to the others, so nobody is limited while no other tenant has use for a row. A tenant
+//! whose shortest prompt is longer than one of another tenant gets the smaller part for it, in proportion, down to `long_prompt_share`.
+//! So a prompt of many steps never keeps another tenant from a first token, however long it has been here. Lengths are those without any
 //! cache: what others have cached is not told.
 //!
 //! While several tenants come and go, the prompts of one of them take less time in a step than the shortest prompt that another one sent
-//! of late: that one may come again, and then waits for the end of a step and shares the next one. A step that would cost too much for its few rows is longer.
+//! of late: that one may come again, and then waits for the end of a step and shares the next one. A step that would cost too much for
+//! its few rows is longer.
 //!
 //! Beside answers of other tenants, the time that prompts take in a step is bounded by what the step takes without them: otherwise each
 //! token of those answers would take as long as a step full of prompt. And where several tenants come and go, no step takes many times as

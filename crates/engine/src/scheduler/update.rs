@@ -91,14 +91,16 @@ impl Scheduler {
         tracing::info!(%request_id, donor = %rejected.donor, error = rejected.max_relative_error, "donor rejected");
         self.donors.remove(rejected.donor);
         let sequence = self.sequences.get_mut(&request_id).expect("a rejected span has a receiver");
-        if sequence.is_exact() {
+        if sequence.reused().is_empty() {
             return; // Another donor of the same request was rejected before.
         }
         self.span_lookups.count(SpanOutcome::FailedCheck);
+        let class = sequence.continued().map(|continued| continued.class);
         let usage = sequence.usage.as_mut().expect("it was admitted");
         let computed_tokens = usage.computed_tokens + usage.span_tokens;
         let outcome = Some(SpanOutcome::FailedCheck);
-        *usage = KvUsage { prefix_tokens: usage.prefix_tokens, computed_tokens, outcome, ..KvUsage::default() };
+        *usage = KvUsage { span_tokens: 0, recomputed_tokens: 0, donors: 0, deviation: 0.0, computed_tokens, outcome, ..*usage };
+        usage.class = class;
         self.compute_in_full(request_id);
     }
 
@@ -106,7 +108,7 @@ impl Scheduler {
     fn repair(&mut self, probe: &ProbedSequence, measured: &[semantic::TokenDeviation]) {
         let request_id = probe.request_id;
         let sequence = self.sequences.get_mut(&request_id).expect("a probed sequence is known");
-        let repair = sequence.request.repair;
+        let repair = sequence.repair();
         let mut selected = semantic::select_rows(repair, sequence.num_prompt_tokens(), sequence.reused(), measured);
         let is_beyond = repair.bail_out > 0.0 && selected.deviation > repair.bail_out;
         let gives_up = is_beyond || !selected.deviation.is_finite();
@@ -116,11 +118,11 @@ impl Scheduler {
         let num_selected = sequence.recompute(&selected.ranges);
         sequence.keep_measured(measured);
         sequence.keep_residual(&probe.reused, measured);
-        let is_exact = sequence.is_exact();
+        let is_computed = sequence.reused().is_empty();
         let usage = sequence.usage.as_mut().expect("it was admitted");
         usage.recompute(num_selected);
         usage.deviation = selected.deviation;
-        if is_exact {
+        if is_computed {
             let outcome = if gives_up { SpanOutcome::BailedOut } else { SpanOutcome::Recomputed };
             usage.outcome = Some(outcome);
             self.span_lookups.count(outcome);
@@ -133,10 +135,14 @@ impl Scheduler {
         }
     }
 
-    /// Nothing computed so far depends on a donor: everything behind the prefix hit will be exact.
+    /// Nothing computed so far depends on a donor: everything behind the prefix hit will be exact, unless the conversation goes on behind
+    /// approximate KV.
     fn compute_in_full(&mut self, request_id: RequestId) {
         let sequence = self.sequences.get_mut(&request_id).expect("a running sequence is known");
         sequence.drop_spans();
+        if !sequence.is_exact() {
+            return;
+        }
         self.pool.exchange_approximate(&mut sequence.lease);
         if sequence.request.store {
             let first = self.config.block_size.full_blocks(sequence.prefix_end() as usize);
@@ -218,7 +224,7 @@ impl Scheduler {
         }
         if sequence.request.store && sequence.is_exact() {
             let tokens = &sequence.request.prompt_token_ids[..];
-            let segments = segments_of(&sequence.request.segments, &sequence.request.template);
+            let segments = segments_of(&sequence.request.borders, &sequence.request.template);
             let embedding = sequence.request.embedding.as_deref();
             self.donors.keep(kv::HashedTokens { tokens, ..sequence.hashed() }, segments, sequence.request.owner(), embedding);
         }
@@ -241,7 +247,8 @@ impl Scheduler {
         {
             self.verifier.submit(case, self.num_recording_bytes());
         }
-        self.pool.free(sequence.reset());
+        let is_answered = matches!(reason, FinishReason::Stop(_) | FinishReason::Length);
+        self.keep_or_free(&mut sequence, is_answered);
         if sequence.known_to_runner {
             self.finished.push(request_id);
         }

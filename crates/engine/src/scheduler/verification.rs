@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokens::Timestamp;
 
 use super::Scheduler;
-use super::admission::prefix_end;
+use super::hit::Hit;
 use crate::cost::Work;
 use crate::queue::ArrivalKey;
 use crate::sequence::Sequence;
@@ -46,9 +46,9 @@ impl Scheduler {
     /// True if `request` can run here without pushing out anything that is cached.
     fn has_free_room(&self, request: Request) -> bool {
         let sequence = Sequence::new(request, ArrivalKey::default(), self.config.block_size);
-        let prefix = self.match_prefix(&sequence);
-        let num_new = self.config.block_size.blocks_for(sequence.num_tokens() as usize) - prefix.blocks.len();
-        self.pool.has_free_room(&self.slot_request(&sequence, &prefix, num_new))
+        let hit = Hit { prefix: self.match_prefix(&sequence), kept: None };
+        let num_new = self.config.block_size.blocks_for(sequence.num_tokens() as usize) - hit.num_blocks();
+        self.pool.has_free_room(&self.slot_request(&sequence, &hit, num_new))
     }
 
     /// Rows of the next step: few while only an answer is compared, so that a request that arrives hardly waits for it.
@@ -64,7 +64,7 @@ impl Scheduler {
             return max_rows.min(ROWS_AT_FIRST);
         }
         let is_admitted = !sequence.lease.is_empty();
-        let from = if is_admitted { sequence.num_computed_tokens() } else { prefix_end(&self.match_prefix(sequence)) };
+        let from = if is_admitted { sequence.num_computed_tokens() } else { self.hit(sequence).end() };
         let takes = |num_rows: usize| {
             let end = from + num_rows as u32;
             let num_scored = end.saturating_sub(sequence.max_prefix_tokens()).min(num_rows as u32);

@@ -99,7 +99,9 @@ pub(crate) fn expect(request: Request) -> Expected {
 /// Compares one event with what must come; true if it was the last one.
 pub(crate) fn check_event(expected: &mut Expected, event: &EngineEvent) -> bool {
     let num_prompt_tokens = expected.request.prompt_token_ids.len() as u32;
-    let adds_up = |usage: &KvUsage| usage.prefix_tokens + usage.span_tokens + usage.computed_tokens == num_prompt_tokens;
+    let adds_up = |usage: &KvUsage| {
+        usage.prefix_tokens + usage.continued_tokens + usage.span_tokens + usage.computed_tokens == num_prompt_tokens
+    };
     match event {
         EngineEvent::Admitted { usage, .. } => {
             assert!(expected.admitted.replace(*usage).is_none(), "admitted twice");

@@ -1,6 +1,7 @@
 //! Tests of the scheduler from outside: scenarios as text, a long random run, fairness.
 
 mod blast;
+mod continuing;
 mod core;
 mod explained;
 mod fairness;

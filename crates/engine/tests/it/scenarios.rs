@@ -134,8 +134,8 @@ fn a_moved_passage_is_copied_and_the_rest_computed() {
             run r1 16..24*; r1 Length | rows 8 free 34+6
             run | rows 0 free 34+6
             admit r2 prefix=0 spans=22 recompute=2; run r2 0..8,30..35* | rows 13 free 25+6
-            run r2 35..36*; r2 Length | rows 1 free 32+8
-            run | rows 0 free 32+8
+            run r2 35..36*; r2 Length | rows 1 free 25+15
+            run | rows 0 free 25+15
         "#]],
     );
 }
@@ -302,10 +302,10 @@ fn spans_count_as_hits_when_ranking() {
             run r1 16..32 | rows 16 free 50+0
             run r1 32..40*; r1 Length | rows 8 free 50+10
             run | rows 0 free 50+10
-            admit r3 prefix=0 spans=38 recompute=2; run r3 0..5,43..45*; r3 Length | rows 7 free 49+11 wait 1
-            admit r2 prefix=0; run r2 0..16 | rows 16 free 44+11
-            run r2 16..20*; r2 Length | rows 4 free 44+16
-            run | rows 0 free 44+16
+            admit r3 prefix=0 spans=38 recompute=2; run r3 0..5,43..45*; r3 Length | rows 7 free 38+22 wait 1
+            admit r2 prefix=0; run r2 0..16 | rows 16 free 33+22
+            run r2 16..20*; r2 Length | rows 4 free 33+27
+            run | rows 0 free 33+27
         "#]],
     );
 }

@@ -154,11 +154,15 @@ fn describe(step: &SchedulerOutput, events: &[EngineEvent]) -> String {
     for event in events {
         match event {
             EngineEvent::Admitted { request_id, usage, .. } => {
+                let continued = match usage.continued_tokens {
+                    0 => String::new(),
+                    num_tokens => format!(" continued={num_tokens}"),
+                };
                 let spans = match usage.donors {
                     0 => String::new(),
                     _ => format!(" spans={} recompute={}", usage.span_tokens, usage.recomputed_tokens),
                 };
-                parts.push(format!("admit {request_id} prefix={}{spans}", usage.prefix_tokens));
+                parts.push(format!("admit {request_id} prefix={}{continued}{spans}", usage.prefix_tokens));
             }
             EngineEvent::PromptLogProbs { request_id, logprobs } => parts.push(format!("score {request_id} {}", logprobs.len())),
             EngineEvent::Token { .. } | EngineEvent::Finished { .. } => {}

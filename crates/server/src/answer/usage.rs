@@ -42,6 +42,7 @@ impl UsageSum {
             if self.reason.is_none_or(|(first, before)| before.is_some() && (reason.is_none() || index < first)) {
                 self.reason = Some((index, reason));
             }
+            self.kv.continued_tokens += usage.kv.continued_tokens;
             self.kv.span_tokens += usage.kv.span_tokens;
             self.kv.recomputed_tokens += usage.kv.recomputed_tokens;
             self.kv.donors += usage.kv.donors;
@@ -62,6 +63,7 @@ impl UsageSum {
             kv_sharing: KvSharingUsage {
                 mode: self.mode,
                 prefix_tokens: self.kv.prefix_tokens,
+                continued_tokens: self.kv.continued_tokens,
                 span_tokens: self.kv.span_tokens,
                 recomputed_tokens: self.kv.recomputed_tokens,
                 donors: self.kv.donors,

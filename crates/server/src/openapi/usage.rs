@@ -16,10 +16,11 @@ pub(super) fn kv_sharing_usage() -> Value {
     });
     json!({
         "type": "object",
-        "required": ["mode", "prefix_tokens", "span_tokens", "recomputed_tokens", "donors", "class", "deviation", "reason"],
+        "required": ["mode", "prefix_tokens", "continued_tokens", "span_tokens", "recomputed_tokens", "donors", "class", "deviation", "reason"],
         "properties": {
             "mode": mode,
             "prefix_tokens": count("Tokens reused as a prefix. Exact."),
+            "continued_tokens": count("Tokens behind them that the conversation left: the prompt goes on behind an earlier answer over spans. Approximate."),
             "span_tokens": count("Tokens reused as spans of other prompts. Approximate."),
             "recomputed_tokens": count("Tokens that a donor had and that were computed all the same."),
             "donors": count("Donors that gave spans."),
@@ -38,7 +39,7 @@ pub(super) fn explanation() -> Value {
         "description": "What usage.kv_sharing of the request would say if it ran now, and why. A run may compute up to policy_tokens of \
             span_tokens too, once they are measured.",
         "properties": {
-            "prompt_tokens": count, "prefix_tokens": count, "span_tokens": count, "recomputed_tokens": count,
+            "prompt_tokens": count, "prefix_tokens": count, "continued_tokens": count, "span_tokens": count, "recomputed_tokens": count,
             "computed_tokens": count, "policy_tokens": count, "donors": count, "class": class(), "reason": reason(),
         },
         "additionalProperties": true,
@@ -77,6 +78,7 @@ mod tests {
         let usage = KvSharingUsage {
             mode: SharingMode::Span,
             prefix_tokens: 1,
+            continued_tokens: 0,
             span_tokens: 1,
             recomputed_tokens: 1,
             donors: 1,

@@ -1,0 +1,144 @@
+//! KV that is there for a waiting sequence.
+
+use tokens::TenantId;
+
+use super::Scheduler;
+use crate::KvSharingMode;
+use crate::continuations::{Continued, Kept, KeptId};
+use crate::sequence::Sequence;
+
+/// A partly equal block is copied if at least this share of it is equal: one block in four. Chosen; a copy of few tokens saves
+/// nothing, and would count a common first token as a hit.
+const MIN_PARTIAL_SHARE: usize = 4;
+
+/// KV of the leading tokens of a sequence: a prefix that anybody may share, or what its conversation left.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Hit {
+    /// Exact.
+    pub(super) prefix: kv::PrefixMatch,
+    pub(super) kept: Option<KeptHit>,
+}
+
+/// What the conversation left.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct KeptHit {
+    pub(super) id: KeptId,
+    /// Tokens that are there, the exact prefix among them.
+    pub(super) num_tokens: u32,
+    /// Approximate blocks.
+    pub(super) num_blocks: usize,
+    pub(super) continued: Continued,
+}
+
+impl Hit {
+    /// Tokens.
+    pub(super) fn end(&self) -> u32 {
+        let partial = self.prefix.partial.map_or(0, |partial| partial.num_tokens);
+        self.kept.map_or((self.prefix.num_tokens + partial) as u32, |kept| kept.num_tokens)
+    }
+
+    /// Name of what the conversation left.
+    pub(super) fn kept_id(&self) -> Option<KeptId> {
+        self.kept.map(|kept| kept.id)
+    }
+
+    /// Leading tokens that are exact.
+    pub(super) fn num_exact_tokens(&self) -> u32 {
+        self.kept.map_or_else(|| self.end(), |_| self.prefix.num_tokens as u32)
+    }
+
+    /// Leading blocks that need not be allocated.
+    pub(super) fn num_blocks(&self) -> usize {
+        self.prefix.blocks.len() + self.kept.map_or(0, |kept| kept.num_blocks)
+    }
+}
+
+impl Scheduler {
+    /// What is there of a waiting sequence. At least its last token is left to compute: there are no cached logits.
+    pub(super) fn hit(&self, sequence: &Sequence) -> Hit {
+        let mut hit = Hit { prefix: self.match_prefix(sequence), kept: None };
+        if let Some((kept, num_exact)) = self.kept_for(sequence, hit.prefix.blocks.len())
+            && kept.num_tokens > hit.end()
+        {
+            hit.prefix.truncate(num_exact, self.config.block_size);
+            hit.prefix.partial = None;
+            hit.kept = Some(kept);
+        }
+        hit
+    }
+
+    /// The exact prefix that is there of a waiting sequence.
+    pub(super) fn match_prefix(&self, sequence: &Sequence) -> kv::PrefixMatch {
+        if sequence.sharing() == KvSharingMode::Off {
+            return kv::PrefixMatch::default();
+        }
+        let min_partial = self.config.block_size.as_usize().div_ceil(MIN_PARTIAL_SHARE);
+        let mut prefix = self.pool.match_prefix(sequence.hashed(), sequence.max_prefix_tokens() as usize);
+        prefix.partial = prefix.partial.filter(|partial| partial.num_tokens >= min_partial);
+        self.drop_unworthy(&mut prefix);
+        prefix
+    }
+
+    /// What its conversation left behind some of `num_found` exact blocks, if it accepts that; and how many of them.
+    pub(super) fn kept_for(&self, sequence: &Sequence, num_found: usize) -> Option<(KeptHit, usize)> {
+        if !sequence.sharing().copies_spans() {
+            return None;
+        }
+        let (hashes, tokens) = (sequence.block_hashes(), sequence.token_ids());
+        let (id, num_tokens) = self.continuations.find(hashes, tokens, sequence.max_prefix_tokens())?;
+        let &Kept { num_exact, continued, .. } = self.continuations.get(id);
+        let num_blocks = self.config.block_size.blocks_for(num_tokens as usize).saturating_sub(num_exact);
+        let is_worth_it =
+            num_blocks > 0 && num_exact <= num_found && self.verifier.allows(sequence.request.tenant, continued.class);
+        is_worth_it.then_some((KeptHit { id, num_tokens, num_blocks, continued }, num_exact))
+    }
+
+    /// The blocks that the conversation left, if `hit` is those, and `slots` behind them.
+    pub(super) fn behind_kept(&mut self, hit: &Hit, slots: kv::Slots) -> kv::Slots {
+        let Some(kept) = hit.kept else { return slots };
+        let mut lease = self.continuations.take(kept.id).lease;
+        self.pool.truncate(&mut lease, kept.num_blocks);
+        kv::Slots { lease: slots.lease.with_kept(lease), ..slots }
+    }
+
+    /// Blocks that come free if all is given up that is kept for conversations, but for `spared`.
+    pub(super) fn num_reclaimable(&self, tenant: Option<TenantId>, spared: Option<KeptId>) -> usize {
+        self.continuations.leases(tenant, spared).map(kv::BlockLease::len).sum()
+    }
+
+    /// Gives up what is kept for a conversation, so that there may be more room: of `tenant`, or of the one that keeps most. False if
+    /// nothing but `spared` is kept.
+    pub(super) fn reclaim(&mut self, tenant: Option<TenantId>, spared: Option<KeptId>) -> bool {
+        let lease = self.continuations.pop(tenant, spared);
+        let is_any = lease.is_some();
+        lease.into_iter().for_each(|lease| self.pool.free(lease));
+        is_any
+    }
+
+    /// Keeps the KV of an answered sequence for its conversation, or frees it.
+    pub(super) fn keep_or_free(&mut self, sequence: &mut Sequence, is_answered: bool) {
+        let tenant = sequence.request.tenant;
+        let class = sequence.usage.and_then(|usage| usage.class);
+        let is_of_use = is_answered && sequence.request.store && !sequence.is_exact() && sequence.sharing().copies_spans();
+        let (Some(class), true) = (class, is_of_use) else { return self.pool.free(sequence.reset()) };
+        let num_tokens = sequence.num_computed_tokens() as usize;
+        let answer_start = sequence.continued().map_or(sequence.num_prompt_tokens(), |continued| continued.answer_start);
+        let tokens = sequence.token_ids()[..num_tokens].to_vec();
+        let hashes = sequence.block_hashes().to_vec();
+        let mut lease = sequence.reset();
+        self.pool.truncate(&mut lease, self.config.block_size.blocks_for(num_tokens));
+        let num_exact = lease.num_exact();
+        self.pool.free_exact(&mut lease);
+        let kept = Kept {
+            owner: sequence.request.owner(),
+            tokens,
+            num_exact,
+            lease,
+            continued: Continued { answer_start, class },
+            since: self.pool.now(),
+        };
+        let config = &self.config;
+        let given_up = self.continuations.keep(kept, &hashes, config.block_size, |_| config.max_blocks(tenant));
+        given_up.into_iter().for_each(|lease| self.pool.free(lease));
+    }
+}

@@ -1,0 +1,214 @@
+//! Tables in a text: rows mean what their header says.
+//!
+//! A cell is read by the name of its column, which stands in the first line of the table and nowhere else. So equal rows under another
+//! header are not the same text. Tables are found by their shape: lines that follow each other with the same delimiter as often as each
+//! other (pipes need not be as many), or an HTML table. The first line is the header, unless it looks like the rows: it has numbers
+//! where they do, and they have some. Lines of JSON name their cells themselves.
+
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::ops::Range;
+
+/// Rows of a table in a text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TableText {
+    /// Bytes of all rows below the header.
+    pub(crate) bytes: Range<usize>,
+    /// Equal for equal headers.
+    pub(crate) header: u64,
+}
+
+/// The delimiter of the cells of a line, and how often it stands there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shape {
+    /// As often as it likes, twice or more: the cells of a row may be missing. Those of control tokens, `<|user|>`, do not count.
+    Pipes,
+    Tabs(usize),
+    Semicolons(usize),
+    Commas(usize),
+    /// Two spaces or more.
+    Gaps(usize),
+}
+
+impl Shape {
+    fn of(line: &str) -> Option<Self> {
+        let line = line.trim_end();
+        if line.contains("\":") {
+            return None;
+        }
+        let unquoted = |delimiter: char| {
+            let mut is_quoted = false;
+            let count = |c: &char| {
+                is_quoted ^= *c == '"';
+                *c == delimiter && (!is_quoted || delimiter == '|')
+            };
+            line.chars().filter(count).count()
+        };
+        Some(match () {
+            () if unquoted('|').saturating_sub(line.matches("<|").count() + line.matches("|>").count()) >= 2 => Self::Pipes,
+            () if unquoted('\t') >= 1 => Self::Tabs(unquoted('\t')),
+            () if unquoted(';') >= 2 => Self::Semicolons(unquoted(';')),
+            () if unquoted(',') >= 2 => Self::Commas(unquoted(',')),
+            () if num_gaps(line) >= 1 => Self::Gaps(num_gaps(line)),
+            () => return None,
+        })
+    }
+
+    fn cells(self, line: &str) -> impl Iterator<Item = &str> {
+        let delimiter = match self {
+            Self::Pipes => "|",
+            Self::Tabs(_) => "\t",
+            Self::Semicolons(_) => ";",
+            Self::Commas(_) => ",",
+            Self::Gaps(_) => "  ",
+        };
+        line.trim().trim_matches('|').split(delimiter).map(str::trim).filter(move |cell| self != Self::Pipes || !cell.is_empty())
+    }
+
+    /// Lines that make a table. Prose may have commas, and code gaps.
+    fn min_lines(self) -> usize {
+        match self {
+            Self::Pipes | Self::Tabs(_) => 2,
+            Self::Semicolons(_) | Self::Commas(_) | Self::Gaps(_) => 3,
+        }
+    }
+}
+
+/// Gaps of two spaces or more between words.
+fn num_gaps(line: &str) -> usize {
+    line.trim_start().split("  ").filter(|cell| !cell.trim().is_empty()).count().saturating_sub(1)
+}
+
+/// True for a line that parts a header from its rows: `|---|:-:|`, `+----+`, `====  ====`.
+fn is_rule(line: &str) -> bool {
+    let num_strokes = line.chars().filter(|c| matches!(c, '-' | '=' | '─' | '━')).count();
+    num_strokes >= 3 && line.trim_end().chars().all(|c| matches!(c, '-' | '=' | '─' | '━' | '|' | '+' | ':' | ' ' | '\t' | '┼'))
+}
+
+/// Rows of all tables in `text`, ascending and disjoint.
+pub(crate) fn tables(text: &str) -> Vec<TableText> {
+    let mut tables = Vec::new();
+    let mut lines: Vec<Range<usize>> = Vec::new();
+    let mut shape = None;
+    let mut offset = 0;
+    for line in text.split_inclusive('\n') {
+        let bytes = offset..offset + line.len();
+        offset = bytes.end;
+        let found = if is_rule(line) { shape } else { Shape::of(line) };
+        if found != shape {
+            tables.extend(shape.and_then(|shape: Shape| of_lines(text, &lines, shape)));
+            lines.clear();
+            shape = found;
+        }
+        lines.push(bytes);
+    }
+    tables.extend(shape.and_then(|shape: Shape| of_lines(text, &lines, shape)));
+    for table in of_html(text) {
+        tables.retain(|other: &TableText| other.bytes.end <= table.bytes.start || table.bytes.end <= other.bytes.start);
+        tables.push(table);
+    }
+    tables.sort_by_key(|table| table.bytes.start);
+    tables
+}
+
+/// The table of `lines` of one shape, if they are enough.
+fn of_lines(text: &str, lines: &[Range<usize>], shape: Shape) -> Option<TableText> {
+    if lines.len() < shape.min_lines() {
+        return None;
+    }
+    if looks_like_rows(text, lines, shape) {
+        return None;
+    }
+    let is_rule_at = |at: usize| lines.get(at).is_some_and(|line| is_rule(&text[line.clone()]));
+    let num_rules = (0..).take_while(|&at| is_rule_at(at)).count();
+    let first_row = num_rules + 1 + usize::from(is_rule_at(num_rules + 1));
+    let header = &text[lines.get(num_rules)?.clone()];
+    Some(TableText { bytes: lines.get(first_row)?.start..lines.last()?.end, header: hash(header) })
+}
+
+/// True if the first of `lines` has numbers in the columns in which most others have some, and only there; and if there are such. Years are
+/// names of columns whose rows have other numbers.
+fn looks_like_rows(text: &str, lines: &[Range<usize>], shape: Shape) -> bool {
+    let has_digit = |cell: &str| cell.contains(|c: char| c.is_ascii_digit());
+    let is_year = |cell: &str| cell.len() == 4 && (cell.starts_with("19") || cell.starts_with("20"));
+    let mut rows = lines.iter().map(|line| shape.cells(&text[line.clone()]).collect::<Vec<_>>());
+    let (Some(first), rows) = (rows.next(), rows.collect::<Vec<_>>()) else { return false };
+    let most = |column: usize, holds: &dyn Fn(&str) -> bool| {
+        let num = rows.iter().filter(|cells| cells.get(column).is_some_and(|cell| holds(cell))).count();
+        2 * num > rows.len()
+    };
+    let is_alike = |(column, cell): (usize, &&str)| {
+        has_digit(cell) == most(column, &has_digit) && (!is_year(cell) || most(column, &is_year))
+    };
+    first.iter().enumerate().all(is_alike) && first.iter().any(|cell| has_digit(cell))
+}
+
+/// Tables in HTML, the first row of which is the header.
+fn of_html(text: &str) -> Vec<TableText> {
+    let mut tables = Vec::new();
+    let mut from = 0;
+    while let Some(start) = text[from..].find("<table").map(|at| from + at) {
+        let end = text[start..].find("</table").map_or(text.len(), |at| start + at);
+        if let Some(rows) = text[start..end].find("</tr>").map(|at| start + at + "</tr>".len()) {
+            tables.push(TableText { bytes: rows..end, header: hash(&text[start..rows]) });
+        }
+        from = end.max(start + 1);
+    }
+    tables
+}
+
+fn hash(header: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    header.split_whitespace().for_each(|word| word.hash(&mut hasher));
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The rows of each table in `text`, without the line breaks around them.
+    #[track_caller]
+    fn check(text: &str, expected: &[&str]) {
+        let found: Vec<&str> = tables(text).iter().map(|table| text[table.bytes.clone()].trim_matches('\n')).collect();
+        assert_eq!(found, expected, "{text}");
+    }
+
+    #[test]
+    fn rows_are_lines_of_one_shape_below_the_first_one() {
+        check("name,price,weight\na,1,2\nb,3,4\n\nprose, and more\n", &["a,1,2\nb,3,4"]);
+        check("name\tprice\na\t1\n", &["a\t1"]);
+        check("name;price;weight\na;1;2\n\"b;c\";3;4", &["a;1;2\n\"b;c\";3;4"]);
+        check("NAME   READY  AGE\na      1/1    2d\nb      0/1    3d", &["a      1/1    2d\nb      0/1    3d"]);
+        check("intro:\n| a | b |\n|---|---|\n| 1 | 2 |\n| 3 |\n", &["| 1 | 2 |\n| 3 |"]);
+        check("+---+---+\n| a | b |\n+---+---+\n| 1 | 2 |\n+---+---+\n", &["| 1 | 2 |\n+---+---+"]);
+    }
+
+    #[test]
+    fn html_tables_have_their_header_in_the_first_row() {
+        check("x<table>\n<tr><th>a</th></tr>\n<tr><td>1</td></tr>\n</table>y", &["<tr><td>1</td></tr>"]);
+    }
+
+    #[test]
+    fn prose_lists_and_code_are_no_tables() {
+        check("One, two, and three.\nFour, five.\nSix, seven, eight, nine.\n", &[]);
+        check("- a, b\n- c\n- d\n", &[]);
+        check("a <|> b\nc <|> d\ne <|> f\n", &[]);
+        check("fn f(a: u8, b: u8) {\n    g(a);\n    h(b);\n}\n", &[]);
+    }
+
+    #[test]
+    fn rows_without_a_header_are_no_table() {
+        check("anna | 3 | 4\nbert | 5 | 6\nclara | 7 | 8\n", &[]);
+        check("{\"a\": 1, \"b\": 2, \"c\": 3}\n{\"a\": 4, \"b\": 5, \"c\": 6}\n{\"a\": 7, \"b\": 8, \"c\": 9}\n", &[]);
+        check("name | lead | city\nanna | bert | rome\n", &["anna | bert | rome"]);
+        check("region,2021,2022\nnorth,5,7\nsouth,6,8\n", &["north,5,7\nsouth,6,8"]);
+    }
+
+    #[test]
+    fn equal_headers_are_told_from_others() {
+        let header = |text: &str| tables(text)[0].header;
+        assert_eq!(header("a | b | c\n1 | 2 | 3\n"), header("prose\n\na  | b | c\n4 | 5 | 6\n"));
+        assert_eq!(header("<|im_start|>user\na | b | c\n1 | 2 | 3\n"), header("a | b | c\n4 | 5 | 6\n"));
+        assert_ne!(header("a | b | c\n1 | 2 | 3\n"), header("a | c | b\n1 | 2 | 3\n"));
+    }
+}

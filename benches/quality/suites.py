@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Requests that show where shared KV would be wrong rather than imprecise, one JSON object a line, for `kvshare eval`.
 
-usage: suites.py DATA_DIR edit|flip|canary|gsm8k|all [N] > SUITE.jsonl
+usage: suites.py DATA_DIR edit|flip|canary|governed|gsm8k|all [N] > SUITE.jsonl
 
   edit    one number of a document changes; asked for it, and for what follows from it 0, 250 or 1500 tokens further on
   flip    the same document behind the opposite instruction: JSON or prose, French or English, one sentence or several
   canary  a secret stands in front of a public document; another tenant asks for it behind the same document
+  governed  equal lines under something that changed: columns of a table swapped, with its rows in place or in another order; the
+          currency of a list; a "not" in a rule; the speaker of a sentence. All at the beginning of the paragraph, and far in it
   gsm8k   the same worked examples in another order before another problem
 
 N is the number of documents or problems (default 8). DATA_DIR holds longcontext_presidential.jsonl (id, text),
@@ -133,6 +135,45 @@ def canary(folder, n):
                      tenant="b", expect="no_reuse", stale_reference=[secret])
 
 
+ITEMS = ["apples", "bolts", "candles", "drums", "envelopes", "flutes", "gloves", "hammers", "irons", "jars", "kettles", "lamps"]
+PEOPLE = ["Anna", "Bert", "Clara", "David", "Emma", "Felix"]
+SYSTEM = "Answer from the text only, with one word or number."
+
+
+def governed(folder, n):
+    """Cases of five kinds, `n` of each."""
+    filler = [line for text, _ in zip(documents(folder, "governed", EDIT_CHARS), range(1)) for line in text.split("\n") if len(line) > 80] or ["The club meets in town."]
+    for i in range(n):
+        number = lambda item, column: digest(f"governed{i}{item}{column}") % 880 + 11
+        asked = ITEMS[digest(f"asked{i}") % len(ITEMS)]
+        rows = [f"{item} | {number(item, 0)} | {number(item, 1)} | shelf {number(item, 2) % 40} in hall {'ABCD'[number(item, 3) % 4]}" for item in ITEMS]
+        table = lambda header, items: "\n".join([header, *items])
+        ask = f"What is the price of {asked}?"
+        for part, items in (("columns", rows), ("columns_permuted", shuffled(rows, f"rows{i}", key=str))):
+            yield from pair(i, part, table("item | price | weight | place", rows), table("item | weight | price | place", items), ask,
+                            str(number(asked, 1)), str(number(asked, 0)))
+        prices = "\n".join(f"{item}: {number(item, 0)}, sold by the dozen at the counter of hall {'ABCD'[number(item, 3) % 4]}" for item in ITEMS)
+        units = ("euros", "dollars") if i % 2 else ("dollars", "euros")
+        yield from pair(i, "unit", *(f"All prices are in {unit}.\n{prices}" for unit in units),
+                        f"In which currency is the price of {asked}?", units[1], units[0])
+        before, after = filler[2 * i % len(filler)], filler[(2 * i + 1) % len(filler)]
+        rule = lambda may: f"{before} Members {may} bring guests to the evening meetings of the club, which begin at seven. {after}"
+        says = ("may", "may not") if i % 2 else ("may not", "may")
+        yield from pair(i, "negation", *map(rule, says), "May members bring guests to the evening meetings? Answer yes or no.",
+                        *("no" if say == "may not" else "yes" for say in says[::-1]))
+        who = shuffled(PEOPLE, f"who{i}", key=str)
+        talk = lambda speaker: f"{who[2]}: {before}\n{speaker}: I will pay the invoice for the {asked} on Friday, as we agreed last week at lunch.\n{who[3]}: {after}"
+        yield from pair(i, "speaker", talk(who[0]), talk(who[1]), f"Who will pay the invoice for the {asked}?", who[1], who[0])
+
+
+def pair(i, part, old, new, ask, reference, stale):
+    """A text, and the same with what governs the answer changed."""
+    common = {"metric": "contains", "max_tokens": 8}
+    yield record("governed", i, f"donor_{part}", SYSTEM, f"{old}\n\nQuestion: {ask}", reference=[stale], **common)
+    yield record("governed", i, part, SYSTEM, f"{new}\n\nQuestion: {ask}", f"donor_{part}", reference=[reference],
+                 stale_reference=[stale], **common)
+
+
 def gsm8k(folder, n):
     rows = shuffled(load(folder, "gsm8k.jsonl"), "gsm8k")
     shots, problems = rows[: 5 * NUM_SHOTS], rows[5 * NUM_SHOTS :]
@@ -148,7 +189,7 @@ def gsm8k(folder, n):
                          metric="final_number", reference=[problem["final"].replace(",", "")], max_tokens=256)
 
 
-SUITES = {"edit": edit, "flip": flip, "canary": canary, "gsm8k": gsm8k}
+SUITES = {"edit": edit, "flip": flip, "canary": canary, "governed": governed, "gsm8k": gsm8k}
 
 
 def main():

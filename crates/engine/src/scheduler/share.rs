@@ -46,6 +46,9 @@ const MAX_STEP_RATIO: f64 = 1.5;
 /// such a step and shares the next, and is done after 2.5 times its own time.
 const SHORT_PROMPT_PART: f64 = 0.75;
 
+/// A prompt of at most so many times the tokens of another one is about as short. Chosen.
+const ABOUT_AS_SHORT: u32 = 2;
+
 /// The prompts of a tenant take at least so many times what a step costs without rows. Chosen: they keep three quarters of their
 /// throughput.
 const MIN_STEP_COST_RATIO: f64 = 3.0;
@@ -128,6 +131,7 @@ impl Prompt {
         let claim = claims.entry(tenant).or_insert(Claim { rows: 0, uncached_micros, row_micros, max_micros });
         claim.rows = claim.rows.saturating_add(rows);
         claim.row_micros = claim.row_micros.max(row_micros);
+        claim.max_micros = claim.max_micros.max(max_micros);
         claim.uncached_micros = claim.uncached_micros.min(uncached_micros);
     }
 }
@@ -301,16 +305,18 @@ impl Scheduler {
             row_micros: self
                 .step_times
                 .exact_micros(Work::of_rows(1, end - num_left + num_left.min(self.config.max_num_batched_tokens as u32) / 2)),
-            tenant_micros: self.tenant_micros(sequence.request.tenant),
+            tenant_micros: self.tenant_micros(sequence.request.tenant, end),
             is_new: sequence.tenure.since == self.num_steps,
         }
     }
 
-    /// Time that prompts of `tenant` may take in a step.
-    fn tenant_micros(&self, tenant: TenantId) -> f64 {
+    /// Time that prompts of `tenant` may take in a step, one of `num_tokens` among them. That one is not cut if it is about as short as
+    /// those of others.
+    fn tenant_micros(&self, tenant: TenantId, num_tokens: u32) -> f64 {
         let Some(shortest) = self.recent.shortest_of_others(tenant) else { return f64::INFINITY };
-        let shortest = self.step_times.exact_micros(Work::of_rows(shortest, shortest));
-        (SHORT_PROMPT_PART * shortest).max(MIN_STEP_COST_RATIO * self.step_times.prompt_step_micros())
+        let micros = |num_tokens| self.step_times.exact_micros(Work::of_rows(num_tokens, num_tokens));
+        let whole = if num_tokens <= ABOUT_AS_SHORT * shortest { micros(num_tokens) } else { 0.0 };
+        whole.max(SHORT_PROMPT_PART * micros(shortest)).max(MIN_STEP_COST_RATIO * self.step_times.prompt_step_micros())
     }
 
     /// Rows that a waiting request would compute.

@@ -366,7 +366,7 @@ fn it_gets_its_blocks_too() {
         (0..20).for_each(|_| drop(world.step()));
         for id in 100..120 {
             let short = world.add(request(id, 2, 120, 10));
-            steps_to_first_token(&mut world, short, 3);
+            steps_to_first_token(&mut world, short, 4);
             while !world.ends.contains_key(&short) {
                 world.step();
             }

@@ -83,6 +83,8 @@ type RunKey = (DonorId, u32, u32);
 #[derive(Debug, Default)]
 pub(crate) struct EditedRuns {
     reaches: HashMap<RunKey, Reach>,
+    /// Where runs of a donor begin behind a small gap, in the target and in the donor, whatever the segments.
+    gaps: HashMap<DonorId, Vec<(u32, u32)>>,
 }
 
 fn run_key(found: &SpanMatch) -> RunKey {
@@ -99,7 +101,7 @@ impl EditedRuns {
         let mut runs: Vec<_> = matches.iter().filter(|found| !found.has_same_past()).map(run_key).collect();
         runs.sort_unstable_by_key(|&(donor, donor_start, target_start)| (donor, target_start, donor_start));
         runs.dedup();
-        let mut reaches = HashMap::new();
+        let (mut reaches, mut gaps) = (HashMap::new(), HashMap::<_, Vec<_>>::new());
         let mut edits = SegmentEdits::default();
         let mut prompt = None;
         for run in runs {
@@ -107,11 +109,25 @@ impl EditedRuns {
                 prompt = prompt_of(run.0);
                 edits = SegmentEdits { donor: Some(run.0), ..SegmentEdits::default() };
             }
+            let (donor, donor_start, target_start) = run;
+            let is_behind_gap = |view: PromptView<'_>| {
+                gap(&view.tokens[..donor_start as usize], &target.tokens[..target_start as usize]).is_some()
+            };
+            if prompt.is_some_and(is_behind_gap) {
+                gaps.entry(donor).or_default().push((target_start, donor_start));
+            }
             if let Some(reach) = prompt.and_then(|donor| edits.reach_of(target, donor, run)) {
                 reaches.insert(run, reach);
             }
         }
-        Self { reaches }
+        Self { reaches, gaps }
+    }
+
+    /// True if a change of at most 64 tokens stands anywhere left of both positions, in the target and in `donor`: a header governs its
+    /// rows from wherever it stands.
+    pub(crate) fn is_behind_change(&self, donor: DonorId, target_pos: u32, donor_pos: u32) -> bool {
+        let gaps = self.gaps.get(&donor).into_iter().flatten();
+        gaps.take_while(|(target_start, _)| *target_start <= target_pos).any(|&(_, donor_start)| donor_start <= donor_pos)
     }
 
     /// Target position up to which tokens of `found` are downstream of an edit; its own start if none is.

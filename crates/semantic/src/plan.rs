@@ -6,7 +6,8 @@
 //!   another span, both sides of the cut had the same tokens to their left in the donor as in the target, so no new head is due there.
 //!   A run with the whole past in common has no head: nothing left of it differs. A run that begins at the start of its donor but
 //!   not of the target is covered too: the donor's first tokens, which drew attention as a sequence start does, are its head.
-//! - rows of a table whose header is another one in the donor, or is none: a cell is read by the name of its column.
+//! - rows of a table whose header is another one in the donor, or is none, or that stand behind a change of the text before: a cell is
+//!   read by the name of its column, and that may stand anywhere to its left.
 //! - tokens of the chat template: cheap, highly attended, and summing up what stands left of them.
 //! - what stands behind an edit in its own segment (`edits.rs` says when that is so), to the end of the sentence.
 //! - the *tail* of the prompt: the last token has to be computed to get logits, and those before it are the question's.
@@ -208,7 +209,7 @@ pub fn plan_counted(
     };
     let found = match config.edits {
         EditPolicy::Reuse => Found { matches: known, other_rows: Vec::new() },
-        _ => under_equal_headers(target.prompt, &known, donors),
+        _ => under_equal_headers(target.prompt, &known, &edited, donors),
     };
     let plan = plan_around_edits(gap, &found, &edited, target.template, config, to_candidates, &mut steps);
     (plan, steps)
@@ -221,13 +222,14 @@ struct Found {
     other_rows: Vec<TokenRange>,
 }
 
-/// Parts of `matches` whose rows of tables stand under equal headers.
-fn under_equal_headers(target: PromptView<'_>, matches: &[SpanMatch], donors: &impl DonorPrompts) -> Found {
+/// Parts of `matches` whose rows of tables stand under equal headers and behind no change.
+fn under_equal_headers(target: PromptView<'_>, matches: &[SpanMatch], edited: &EditedRuns, donors: &impl DonorPrompts) -> Found {
     let (mut parts, mut rest) = (Vec::new(), Vec::new());
     for found in matches {
         let donor = donors.prompt_of(found.donor).expect("matches of unknown donors are left out");
         let first = parts.len();
-        parts.extend(found.under_equal_headers(target, donor));
+        let is_edited = |target_pos, donor_pos| edited.is_behind_change(found.donor, target_pos, donor_pos);
+        parts.extend(found.under_equal_headers(target, donor, is_edited));
         let kept: Vec<_> = parts[first..].iter().map(SpanMatch::target_range).collect();
         rest.extend(complement(found.target_range(), &kept));
     }
@@ -441,7 +443,7 @@ mod tests {
         };
         let (donor, target) = (segments(donor), segments(target));
         let view = |segments| PromptView { tokens: &[], segments };
-        let parts = span(1, 0, 100, 300).under_equal_headers(view(&target), view(&donor));
+        let parts = span(1, 0, 100, 300).under_equal_headers(view(&target), view(&donor), |_, _| false);
         let print = |part: &SpanMatch| format!("{:?}", part.target_range());
         assert_eq!(parts.iter().map(print).collect::<Vec<_>>().join(", "), expected);
     }

@@ -78,8 +78,14 @@ impl SpanMatch {
         })
     }
 
-    /// Its parts whose rows of tables stand under equal headers, and that outside of tables stand outside: ascending, disjoint.
-    pub(crate) fn under_equal_headers(&self, target: PromptView<'_>, donor: PromptView<'_>) -> Vec<Self> {
+    /// Its parts whose rows of tables stand under equal headers and, as `is_edited` says of a position in the target and in the donor,
+    /// not behind a change; and that outside of tables stand outside: ascending, disjoint.
+    pub(crate) fn under_equal_headers(
+        &self,
+        target: PromptView<'_>,
+        donor: PromptView<'_>,
+        is_edited: impl Fn(u32, u32) -> bool,
+    ) -> Vec<Self> {
         if self.has_same_past() {
             return vec![*self];
         }
@@ -91,7 +97,7 @@ impl SpanMatch {
             let donor_pos = self.donor_pos + (pos - start);
             let (donor_header, donor_until) = donor.segments.header_at(donor_pos);
             let next = until.min(pos.saturating_add(donor_until - donor_pos)).min(end);
-            if header != donor_header {
+            if header != donor_header || header.is_some() && is_edited(pos, donor_pos) {
                 parts.extend(self.within_target(TokenRange::new(from, pos)));
                 from = next;
             }

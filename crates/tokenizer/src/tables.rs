@@ -1,9 +1,9 @@
 //! Tables in a text: rows mean what their header says.
 //!
-//! A cell is read by the name of its column, which stands in the first line of the table and nowhere else. So equal rows under another
-//! header are not the same text. Tables are found by their shape: lines that follow each other with the same delimiter as often as each
-//! other (pipes need not be as many), or an HTML table. The first line is the header, unless it looks like the rows: it has numbers
-//! where they do, and they have some. Lines of JSON name their cells themselves.
+//! A cell is read by the name of its column, which stands above the table or in it and nowhere else. So equal rows under another header
+//! are not the same text. Tables are found by their shape: lines that follow each other with the same delimiter as often as each other
+//! (pipes need not be as many), or an HTML table. Its first lines are the header, up to one with numbers where most lines have some; a
+//! table may have none. Lines of JSON objects name their cells themselves.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::ops::Range;
@@ -13,9 +13,12 @@ use std::ops::Range;
 pub(crate) struct TableText {
     /// Bytes of all rows below the header.
     pub(crate) bytes: Range<usize>,
-    /// Equal for equal headers.
+    /// Equal for equal headers; [`NO_HEADER`] if its lines are all rows.
     pub(crate) header: u64,
 }
+
+/// The header of a table without one.
+const NO_HEADER: u64 = 0;
 
 /// The delimiter of the cells of a line, and how often it stands there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,8 +28,11 @@ enum Shape {
     Tabs(usize),
     Semicolons(usize),
     Commas(usize),
+    Ampersands(usize),
     /// Two spaces or more.
     Gaps(usize),
+    /// One space.
+    Spaces(usize),
 }
 
 impl Shape {
@@ -48,7 +54,9 @@ impl Shape {
             () if unquoted('\t') >= 1 => Self::Tabs(unquoted('\t')),
             () if unquoted(';') >= 2 => Self::Semicolons(unquoted(';')),
             () if unquoted(',') >= 2 => Self::Commas(unquoted(',')),
+            () if unquoted('&') >= 2 => Self::Ampersands(unquoted('&')),
             () if num_gaps(line) >= 1 => Self::Gaps(num_gaps(line)),
+            () if unquoted(' ') >= 1 => Self::Spaces(unquoted(' ')),
             () => return None,
         })
     }
@@ -59,7 +67,9 @@ impl Shape {
             Self::Tabs(_) => "\t",
             Self::Semicolons(_) => ";",
             Self::Commas(_) => ",",
+            Self::Ampersands(_) => "&",
             Self::Gaps(_) => "  ",
+            Self::Spaces(_) => " ",
         };
         line.trim().trim_matches('|').split(delimiter).map(str::trim).filter(move |cell| self != Self::Pipes || !cell.is_empty())
     }
@@ -68,8 +78,13 @@ impl Shape {
     fn min_lines(self) -> usize {
         match self {
             Self::Pipes | Self::Tabs(_) => 2,
-            Self::Semicolons(_) | Self::Commas(_) | Self::Gaps(_) => 3,
+            _ => 3,
         }
+    }
+
+    /// True if lines of this shape are a table only where a column has numbers: prose has spaces and commas too.
+    fn needs_numbers(self) -> bool {
+        matches!(self, Self::Spaces(_))
     }
 }
 
@@ -115,31 +130,70 @@ fn of_lines(text: &str, lines: &[Range<usize>], shape: Shape) -> Option<TableTex
     if lines.len() < shape.min_lines() {
         return None;
     }
-    if looks_like_rows(text, lines, shape) {
-        return None;
-    }
     let is_rule_at = |at: usize| lines.get(at).is_some_and(|line| is_rule(&text[line.clone()]));
     let num_rules = (0..).take_while(|&at| is_rule_at(at)).count();
-    let first_row = num_rules + 1 + usize::from(is_rule_at(num_rules + 1));
-    let header = &text[lines.get(num_rules)?.clone()];
-    Some(TableText { bytes: lines.get(first_row)?.start..lines.last()?.end, header: hash(header) })
+    let grid = Grid::of(text, &lines[num_rules..], shape);
+    if shape.needs_numbers() && !grid.has_numbers() {
+        return None;
+    }
+    let end_of_header = num_rules + grid.num_header_lines();
+    let first_row = end_of_header + usize::from(is_rule_at(end_of_header));
+    let header = match lines[num_rules..end_of_header] {
+        [] => NO_HEADER,
+        [ref first, ..] => hash(&text[first.start..lines[end_of_header - 1].end]),
+    };
+    Some(TableText { bytes: lines.get(first_row)?.start..lines.last()?.end, header })
 }
 
-/// True if the first of `lines` has numbers in the columns in which most others have some, and only there; and if there are such. Years are
-/// names of columns whose rows have other numbers.
-fn looks_like_rows(text: &str, lines: &[Range<usize>], shape: Shape) -> bool {
-    let has_digit = |cell: &str| cell.contains(|c: char| c.is_ascii_digit());
-    let is_year = |cell: &str| cell.len() == 4 && (cell.starts_with("19") || cell.starts_with("20"));
-    let mut rows = lines.iter().map(|line| shape.cells(&text[line.clone()]).collect::<Vec<_>>());
-    let (Some(first), rows) = (rows.next(), rows.collect::<Vec<_>>()) else { return false };
-    let most = |column: usize, holds: &dyn Fn(&str) -> bool| {
-        let num = rows.iter().filter(|cells| cells.get(column).is_some_and(|cell| holds(cell))).count();
-        2 * num > rows.len()
-    };
-    let is_alike = |(column, cell): (usize, &&str)| {
-        has_digit(cell) == most(column, &has_digit) && (!is_year(cell) || most(column, &is_year))
-    };
-    first.iter().enumerate().all(is_alike) && first.iter().any(|cell| has_digit(cell))
+/// Which cells of a table hold numbers.
+struct Grid<'a> {
+    cells: Vec<Vec<&'a str>>,
+    /// Of each column, whether most lines have a number there, and whether most have a year.
+    columns: Vec<(bool, bool)>,
+}
+
+/// Lines of names above the rows, at the most.
+const MAX_HEADER_LINES: usize = 4;
+
+impl<'a> Grid<'a> {
+    fn of(text: &'a str, lines: &[Range<usize>], shape: Shape) -> Self {
+        let rows = lines.iter().map(|line| &text[line.clone()]).filter(|line| !is_rule(line));
+        let cells: Vec<Vec<&str>> = rows.map(|line| shape.cells(line).collect()).collect();
+        let most = |column: usize, holds: fn(&str) -> bool| {
+            let num = cells.iter().filter(|cells| cells.get(column).is_some_and(|cell| holds(cell))).count();
+            2 * num > cells.len()
+        };
+        let num_columns = cells.iter().map(Vec::len).max().unwrap_or(0);
+        let columns = (0..num_columns).map(|column| (most(column, has_digit), most(column, is_year))).collect();
+        Self { cells, columns }
+    }
+
+    fn has_numbers(&self) -> bool {
+        self.columns.iter().any(|&(is_number, _)| is_number)
+    }
+
+    /// Lines that hold names: those in front of the first one that has a number where most others do. The first one holds names if no
+    /// column has numbers. Years are names where most others have other numbers.
+    fn num_header_lines(&self) -> usize {
+        if !self.has_numbers() {
+            return 1;
+        }
+        let is_row = |cells: &Vec<&str>| {
+            let is_number = |(cell, &(is_number, has_years)): (&&str, &(bool, bool))| {
+                is_number && has_digit(cell) && (!is_year(cell) || has_years)
+            };
+            cells.iter().zip(&self.columns).any(is_number)
+        };
+        self.cells.iter().take(MAX_HEADER_LINES).take_while(|cells| !is_row(cells)).count()
+    }
+}
+
+fn has_digit(cell: &str) -> bool {
+    cell.contains(|c: char| c.is_ascii_digit())
+}
+
+fn is_year(cell: &str) -> bool {
+    cell.len() == 4 && (cell.starts_with("19") || cell.starts_with("20"))
 }
 
 /// Tables in HTML, the first row of which is the header.
@@ -197,9 +251,17 @@ mod tests {
     }
 
     #[test]
-    fn rows_without_a_header_are_no_table() {
-        check("anna | 3 | 4\nbert | 5 | 6\nclara | 7 | 8\n", &[]);
+    fn the_header_is_what_has_no_numbers_where_others_do() {
+        assert_eq!(tables("anna | 3 | 4\nbert | 5 | 6\nclara | 7 | 8\n")[0].header, NO_HEADER);
+        assert_eq!(tables("x:\n('anna', 3, 4),\n('bert', 5, 6),\n('clara', 7, 8),\n")[0].header, NO_HEADER);
         check("{\"a\": 1, \"b\": 2, \"c\": 3}\n{\"a\": 4, \"b\": 5, \"c\": 6}\n{\"a\": 7, \"b\": 8, \"c\": 9}\n", &[]);
+        check("group,group,group\nname,price,weight\na,1,2\nb,3,4\nc,5,6\n", &["a,1,2\nb,3,4\nc,5,6"]);
+        check("Unit: kg\nanna: 3\nbert: 5\nclara: 7\n", &["anna: 3\nbert: 5\nclara: 7"]);
+        check("name weight price\nanna 3 4\nbert 5 6\n", &["anna 3 4\nbert 5 6"]);
+        check(
+            "a & b & c \\\\\n\\hline\n1 & 2 & 3 \\\\\n4 & 5 & 6 \\\\\n7 & 8 & 9 \\\\\n",
+            &["1 & 2 & 3 \\\\\n4 & 5 & 6 \\\\\n7 & 8 & 9 \\\\"],
+        );
         check("name | lead | city\nanna | bert | rome\n", &["anna | bert | rome"]);
         check("region,2021,2022\nnorth,5,7\nsouth,6,8\n", &["north,5,7\nsouth,6,8"]);
     }

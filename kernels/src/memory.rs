@@ -36,7 +36,7 @@ fn given(ptr: *mut u8, num_bytes: usize) -> *mut u8 {
 
 /// Says it without allocating anything, and ends.
 #[cold]
-fn out_of_memory(num_bytes: usize) -> ! {
+pub(crate) fn out_of_memory(num_bytes: usize) -> ! {
     // Nobody is left to be told when the line cannot be written.
     let _unwritten = writeln!(std::io::stderr(), "error: out of memory: {num_bytes} bytes could not be allocated");
     std::process::exit(1)

@@ -4,6 +4,8 @@ use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
+use memmap2::MmapMut;
+
 const CACHE_LINE: usize = 64;
 
 /// `len` zeroed elements. Pages that are never touched are never made resident.
@@ -11,10 +13,19 @@ const CACHE_LINE: usize = 64;
 /// One cache line more is allocated with the alignment the allocator gives anyway, and the buffer starts at the first whole line:
 /// asked for more alignment, the system's allocator would zero, and so touch, every page.
 pub(crate) struct AlignedBuffer<T: Plain> {
-    /// What the allocator gave; dangling for an empty buffer.
-    base: NonNull<u8>,
+    memory: Memory,
     ptr: NonNull<T>,
     len: usize,
+}
+
+/// Where a buffer lies.
+enum Memory {
+    /// Nowhere: it is empty.
+    None,
+    /// What the allocator gave.
+    Allocated(NonNull<u8>),
+    /// Pages of its own, given back when it is dropped.
+    Mapped { _pages: MmapMut },
 }
 
 /// Numbers for which all bits zero is a value.
@@ -36,14 +47,27 @@ impl<T: Plain> AlignedBuffer<T> {
     /// All zero.
     pub(crate) fn zeroed(len: usize) -> Self {
         if len == 0 {
-            return Self { base: NonNull::dangling(), ptr: NonNull::dangling(), len };
+            return Self { memory: Memory::None, ptr: NonNull::dangling(), len };
         }
         let layout = Self::layout(len);
         // SAFETY: the layout is not empty.
         let Some(base) = NonNull::new(unsafe { alloc_zeroed(layout) }) else { handle_alloc_error(layout) };
         // SAFETY: the offset is below the spare cache line.
         let ptr = unsafe { base.add(base.align_offset(CACHE_LINE)) };
-        Self { base, ptr: ptr.cast(), len }
+        Self { memory: Memory::Allocated(base), ptr: ptr.cast(), len }
+    }
+
+    /// All zero, in pages of its own. An allocator that has freed large buffers before takes further ones from its heap, and then zeroes,
+    /// and so touches, what nobody may ever write.
+    pub(crate) fn mapped(len: usize) -> Self {
+        let layout = Self::layout(len);
+        if len == 0 {
+            return Self { memory: Memory::None, ptr: NonNull::dangling(), len };
+        }
+        let Ok(mut pages) = MmapMut::map_anon(layout.size()) else { crate::memory::out_of_memory(layout.size()) };
+        // A page begins with a cache line, and a map is not empty.
+        let ptr = NonNull::from(&mut pages[..]).cast();
+        Self { memory: Memory::Mapped { _pages: pages }, ptr, len }
     }
 
     fn layout(len: usize) -> Layout {
@@ -70,9 +94,9 @@ impl<T: Plain> DerefMut for AlignedBuffer<T> {
 
 impl<T: Plain> Drop for AlignedBuffer<T> {
     fn drop(&mut self) {
-        if self.len > 0 {
+        if let Memory::Allocated(base) = self.memory {
             // SAFETY: allocated in `zeroed` with the same layout; elements need no drop.
-            unsafe { dealloc(self.base.as_ptr(), Self::layout(self.len)) }
+            unsafe { dealloc(base.as_ptr(), Self::layout(self.len)) }
         }
     }
 }

@@ -184,8 +184,8 @@ impl KvLayer {
         let len = shape.num_blocks * shape.block_len();
         // One block more than asked for: vector loads of a whole block from the last slots stay inside.
         let new = |len| match dtype {
-            KvDtype::F16 => Elements::F16(AlignedBuffer::zeroed(len)),
-            KvDtype::F32 => Elements::F32(AlignedBuffer::zeroed(len)),
+            KvDtype::F16 => Elements::F16(AlignedBuffer::mapped(len)),
+            KvDtype::F32 => Elements::F32(AlignedBuffer::mapped(len)),
         };
         Self { keys: new(len + BLOCK), values: new(len + BLOCK), shape }
     }

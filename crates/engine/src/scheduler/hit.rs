@@ -115,11 +115,14 @@ impl Scheduler {
         is_any
     }
 
-    /// Keeps the KV of an answered sequence for its conversation, or frees it.
-    pub(super) fn keep_or_free(&mut self, sequence: &mut Sequence, is_answered: bool) {
+    /// Keeps the KV of a sequence that has ended for its conversation, or frees it. Whoever takes a request back, or stops it at a text, may
+    /// go on too.
+    pub(super) fn keep_or_free(&mut self, sequence: &mut Sequence, is_sound: bool) {
         let tenant = sequence.request.tenant;
         let class = sequence.usage.and_then(|usage| usage.class);
-        let is_of_use = is_answered && sequence.request.store && !sequence.is_exact() && sequence.sharing().copies_spans();
+        let is_answered = sequence.num_computed_tokens() >= sequence.num_prompt_tokens();
+        let is_of_use =
+            is_sound && is_answered && sequence.request.store && !sequence.is_exact() && sequence.sharing().copies_spans();
         let (Some(class), true) = (class, is_of_use) else { return self.pool.free(sequence.reset()) };
         let num_tokens = sequence.num_computed_tokens() as usize;
         let answer_start = sequence.continued().map_or(sequence.num_prompt_tokens(), |continued| continued.answer_start);

@@ -247,8 +247,7 @@ impl Scheduler {
         {
             self.verifier.submit(case, self.num_recording_bytes());
         }
-        let is_answered = matches!(reason, FinishReason::Stop(_) | FinishReason::Length);
-        self.keep_or_free(&mut sequence, is_answered);
+        self.keep_or_free(&mut sequence, reason != FinishReason::Faulty);
         if sequence.known_to_runner {
             self.finished.push(request_id);
         }

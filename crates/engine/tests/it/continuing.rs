@@ -82,6 +82,21 @@ fn a_request_that_is_not_stored_leaves_nothing_to_its_conversation() {
 }
 
 #[test]
+fn an_answer_that_was_cut_off_goes_on() {
+    let mut world = World::new(config(200));
+    run(&mut world, RequestBuilder::new(1, &passage("doc", 32)).tenant(1).salt(1));
+    world.add(span(2, &opening()).max_tokens(50).build());
+    while world.output(2).len() < 5 {
+        world.step();
+    }
+    let said: Vec<_> = opening().into_iter().chain(world.output(2).into_iter().map(TokenId)).collect();
+    world.abort(2);
+    world.run();
+    let usage = run(&mut world, span(3, &behind(&said, "next")));
+    assert_eq!((usage.prefix_tokens, usage.continued_tokens), (8, 41));
+}
+
+#[test]
 fn it_goes_on_over_many_turns_and_never_becomes_a_donor() {
     let (mut world, mut said) = answered(|request| request);
     for turn in 3..12 {

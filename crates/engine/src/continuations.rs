@@ -28,7 +28,7 @@ pub(crate) struct Continued {
     pub(crate) class: MatchClass,
 }
 
-/// What an answered request leaves.
+/// KV that an answered request leaves.
 #[derive(Debug)]
 pub(crate) struct Kept {
     pub(crate) owner: kv::BlockOwner,
@@ -127,7 +127,7 @@ impl Continuations {
         Some(self.take(id).lease)
     }
 
-    /// What is kept of one tenant or of all, but for `spared`.
+    /// Leases kept for one tenant or for all, but for `spared`.
     pub(crate) fn leases(&self, tenant: Option<TenantId>, spared: Option<KeptId>) -> impl Iterator<Item = &kv::BlockLease> {
         let kept = self
             .kept

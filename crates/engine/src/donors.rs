@@ -99,7 +99,7 @@ pub(crate) struct Target<'a> {
     /// Its shingles, if they were sampled before.
     pub(crate) sketch: Option<&'a Sketch>,
     pub(crate) template: &'a [TokenRange],
-    /// Where its pieces begin.
+    /// Beginnings of its pieces.
     pub(crate) borders: &'a Borders,
     /// End of its prefix hit.
     pub(crate) from: u32,

@@ -78,7 +78,7 @@ pub enum FinishReason {
     Faulty,
 }
 
-/// Where the KV of a prompt came from. The three add up to the prompt's length.
+/// Where the KV of a prompt came from. The four add up to the prompt's length.
 #[derive(Clone, Copy, Debug, PartialEq, Default)]
 pub struct KvUsage {
     /// Tokens found in the prefix index. Exact.

@@ -32,7 +32,7 @@ pub struct Request {
     pub store: bool,
     /// Positions that are always computed although a donor has them: tokens of the chat template. Sorted, disjoint.
     pub template: Vec<TokenRange>,
-    /// Where pieces of the prompt begin.
+    /// Beginnings of the pieces of the prompt.
     pub borders: Borders,
     /// What the prompt means, as far as an embedder knows by now: of any length greater than 0. Finds donors for
     /// [`KvSharingMode::Semantic`], and this one for others.

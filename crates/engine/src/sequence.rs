@@ -252,7 +252,7 @@ impl Sequence {
         self.reused.is_empty() && self.continued.is_none()
     }
 
-    /// What its conversation left, if it goes on behind that.
+    /// The KV of its conversation that it goes on behind, if it does.
     pub(crate) fn continued(&self) -> Option<Continued> {
         self.continued
     }

@@ -17,7 +17,7 @@ pub(crate) struct Encoded {
     pub(crate) token_ids: Arc<[TokenId]>,
     /// Positions of the chat template's own tokens.
     pub(crate) template: Vec<TokenRange>,
-    /// Where its pieces begin.
+    /// Beginnings of its pieces.
     pub(crate) borders: Borders,
     /// What it means, as far as a quick embedder says.
     pub(crate) embedding: Option<Embedding>,

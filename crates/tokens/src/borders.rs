@@ -1,4 +1,4 @@
-//! Where pieces of a prompt begin.
+//! Beginnings of the pieces of a prompt.
 
 use crate::TokenRange;
 

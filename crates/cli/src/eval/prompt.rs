@@ -8,7 +8,7 @@ pub(crate) struct Prompt {
     pub(crate) token_ids: Vec<TokenId>,
     /// Tokens of the chat template.
     pub(crate) template: Vec<TokenRange>,
-    /// Where pieces begin.
+    /// Beginnings of its pieces.
     pub(crate) borders: Borders,
 }
 

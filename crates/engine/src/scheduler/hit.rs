@@ -19,7 +19,7 @@ pub(super) struct Hit {
     pub(super) kept: Option<KeptHit>,
 }
 
-/// What the conversation left.
+/// KV that the conversation left.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct KeptHit {
     pub(super) id: KeptId,
@@ -54,7 +54,7 @@ impl Hit {
 }
 
 impl Scheduler {
-    /// What is there of a waiting sequence. At least its last token is left to compute: there are no cached logits.
+    /// KV that is there for a waiting sequence. At least its last token is left to compute: there are no cached logits.
     pub(super) fn hit(&self, sequence: &Sequence) -> Hit {
         let mut hit = Hit { prefix: self.match_prefix(sequence), kept: None };
         if let Some((kept, num_exact)) = self.kept_for(sequence, hit.prefix.blocks.len())
@@ -79,7 +79,7 @@ impl Scheduler {
         prefix
     }
 
-    /// What its conversation left behind some of `num_found` exact blocks, if it accepts that; and how many of them.
+    /// KV that its conversation left behind some of `num_found` exact blocks, if it accepts that; and how many of them.
     pub(super) fn kept_for(&self, sequence: &Sequence, num_found: usize) -> Option<(KeptHit, usize)> {
         if !sequence.sharing().copies_spans() {
             return None;

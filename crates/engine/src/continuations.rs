@@ -1,149 +1,314 @@
-//! Approximate KV goes on with its conversation, and with nobody else.
+//! KV of answered conversations, each kept for its own next turn.
 //!
-//! KV over moved spans is no prefix for others: the index of prefixes holds what is exact. But the next turn of the same conversation
-//! repeats the prompt and the answer, and computing them anew costs it all that the first turn saved. So the blocks of an answered
-//! request are kept for the request whose prompt goes on behind that prompt: with the answer it got, or with what its client made of it.
-//! It gets the blocks themselves: a second one like it finds nothing, and what is kept never becomes a donor.
+//! KV over moved spans is approximate: it enters no prefix index and serves no other request. The next turn of the same conversation
+//! repeats the prompt and the answer, though, and computing these anew would cost what the first turn saved. So the approximate blocks of
+//! an answered request stay for the next request of the same scope that repeats the whole prompt and continues it, with the answer or with
+//! what the client made of it. That request takes the blocks over: a second one like it finds none, and they never become a donor.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::Duration;
 
 use semantic::MatchClass;
-use tokens::{BlockHash, BlockSize, TenantId, Timestamp, TokenId};
+use tokens::{BlockHash, BlockSize, CacheSalt, TenantId, Timestamp, TokenId};
 
-/// Answered requests that are kept at the most. Chosen: far more than a pool has room for.
+/// Answered requests kept at the most. Chosen: more than a pool has room for.
 const MAX_KEPT: usize = 1024;
 
-/// One part in so many of the pool, or of its tenant's quota, is kept at the most. Chosen: the rest is for what others find too.
+/// Answers to one prompt kept at the most: each is compared with a prompt that begins like it. Chosen: more than a client asks for.
+const MAX_PER_PROMPT: usize = 8;
+
+/// All tenants together keep one part in so many of the pool, and one tenant the same part of its quota. Chosen: the rest serves others.
 const POOL_PARTS: usize = 4;
 
-/// Name of an answered request.
+/// Number of an answered request.
 pub(crate) type KeptId = u64;
 
-/// Point from which on a sequence's KV is shared with its conversation only.
+/// The conversation that approximate KV belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Continued {
-    /// First position behind the first prompt of the conversation: whoever goes on repeats all that stands before.
+    /// Length of its first prompt, all of which the next turn has to repeat.
     pub(crate) answer_start: u32,
-    /// Of the spans in it.
+    /// The least exact class among its spans.
     pub(crate) class: MatchClass,
 }
 
-/// KV that an answered request leaves.
+/// KV of an answered request.
 #[derive(Debug)]
 pub(crate) struct Kept {
+    pub(crate) salt: CacheSalt,
     pub(crate) owner: kv::BlockOwner,
-    /// Those whose KV there was.
+    /// All tokens with KV.
     pub(crate) tokens: Vec<TokenId>,
-    /// Exact blocks in front of `lease`, which are found as a prefix or are lost.
+    /// Exact blocks before those of `lease`: found as a prefix, or lost.
     pub(crate) num_exact: usize,
-    /// Approximate ones.
+    /// Approximate blocks.
     pub(crate) lease: kv::BlockLease,
     pub(crate) continued: Continued,
     pub(crate) since: Timestamp,
 }
 
-/// Answered requests whose conversation may go on.
+/// Blocks that may be kept.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    /// Blocks that the tenant may hold.
+    pub(crate) of_tenant: usize,
+    /// Blocks of the pool.
+    pub(crate) of_all: usize,
+}
+
+/// The last full block of a first prompt: its index and its hash, which covers the scope and all tokens up to its end.
+type Name = (usize, BlockHash);
+
+/// Answered requests whose conversation may continue.
 #[derive(Debug, Default)]
 pub(crate) struct Continuations {
     /// Oldest first.
-    kept: BTreeMap<KeptId, (BlockHash, Kept)>,
-    /// By the last full block of the first prompt.
-    by_block: HashMap<BlockHash, Vec<KeptId>>,
-    num_kept: KeptId,
+    kept: BTreeMap<KeptId, (Name, Kept)>,
+    /// Oldest first, by the index of the block in their name: a prompt is looked up once for each length there is.
+    by_name: BTreeMap<usize, HashMap<BlockHash, VecDeque<KeptId>>>,
+    blocks: BTreeMap<TenantId, usize>,
+    next: KeptId,
 }
 
 impl Continuations {
-    /// Keeps what a request left whose full blocks are named `hashes`, if its first prompt fills a block. Gives back the leases that have
-    /// to go.
-    pub(crate) fn keep(
-        &mut self,
-        kept: Kept,
-        hashes: &[BlockHash],
-        block_size: BlockSize,
-        limit: impl Fn(TenantId) -> usize,
-    ) -> Vec<kv::BlockLease> {
-        let name = block_size.full_blocks(kept.continued.answer_start as usize).checked_sub(1).and_then(|idx| hashes.get(idx));
-        let (Some(&name), tenant) = (name, kept.owner.tenant) else { return vec![kept.lease] };
-        let most = limit(tenant) / POOL_PARTS;
-        if kept.lease.len() > most {
-            return vec![kept.lease];
-        }
+    /// Keeps `kept`, whose full blocks have the hashes `hashes`, if its first prompt fills a block and there is room. Returns the leases
+    /// that are not kept any more.
+    pub(crate) fn keep(&mut self, kept: Kept, hashes: &[BlockHash], block_size: BlockSize, room: Room) -> Vec<kv::BlockLease> {
+        let tenant = kept.owner.tenant;
+        let idx = block_size.full_blocks(kept.continued.answer_start as usize).checked_sub(1);
+        let name = idx.and_then(|idx| Some((idx, *hashes.get(idx)?)));
+        let num_blocks = kept.lease.len();
+        let (most_of_tenant, most) = (room.of_tenant / POOL_PARTS, room.of_all / POOL_PARTS);
+        let Some(name) = name.filter(|_| num_blocks <= most_of_tenant.min(most)) else { return vec![kept.lease] };
         let mut given_up = Vec::new();
-        while self.kept.len() >= MAX_KEPT || self.num_blocks(Some(tenant)) + kept.lease.len() > most {
-            let victim = if self.num_blocks(Some(tenant)) > 0 { Some(tenant) } else { None };
-            given_up.extend(self.pop(victim, None));
+        while self.num_blocks(Some(tenant)) + num_blocks > most_of_tenant {
+            given_up.extend(self.pop(Some(tenant), None));
         }
-        let id = self.num_kept;
-        self.num_kept += 1;
-        self.by_block.entry(name).or_default().push(id);
+        while self.kept.len() >= MAX_KEPT || self.num_blocks(None) + num_blocks > most {
+            given_up.extend(self.pop(None, None));
+        }
+        let same = self.by_name.get(&name.0).and_then(|names| names.get(&name.1));
+        let oldest = same.filter(|same| same.len() >= MAX_PER_PROMPT).and_then(|same| same.front().copied());
+        given_up.extend(oldest.map(|id| self.take(id).lease));
+        let id = self.next;
+        self.next += 1;
+        self.by_name.entry(name.0).or_default().entry(name.1).or_default().push_back(id);
+        *self.blocks.entry(tenant).or_default() += num_blocks;
         self.kept.insert(id, (name, kept));
         given_up
     }
 
-    /// The answered request that a prompt of `tokens`, whose full blocks are named `hashes`, goes on with; and how many tokens they have
-    /// in common, `max_tokens` at the most. O(blocks), and the tokens of those that begin alike.
-    pub(crate) fn find(&self, hashes: &[BlockHash], tokens: &[TokenId], max_tokens: u32) -> Option<(KeptId, u32)> {
-        if self.kept.is_empty() {
-            return None;
-        }
-        let ids = hashes.iter().filter_map(|hash| self.by_block.get(hash)).flatten();
+    /// The answered request that a prompt in scope `salt`, whose full blocks have the hashes `hashes`, continues; and the tokens that they have
+    /// in common, at most `max_tokens`. Takes a lookup for each length of a first prompt, and compares at most [`MAX_PER_PROMPT`] answers
+    /// for each prompt that is repeated.
+    pub(crate) fn find(
+        &self,
+        salt: CacheSalt,
+        hashes: &[BlockHash],
+        tokens: &[TokenId],
+        max_tokens: u32,
+    ) -> Option<(KeptId, u32)> {
+        let ids = self.by_name.iter().filter_map(|(&idx, names)| names.get(hashes.get(idx)?)).flatten();
         let agreeing = ids.filter_map(|&id| {
-            let (_, kept) = &self.kept[&id];
-            let num_equal = kept.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count() as u32;
-            let num_equal = num_equal.min(max_tokens);
+            // Hashes of different scopes and texts may be equal.
+            let kept = Some(self.get(id)).filter(|kept| kept.salt == salt)?;
+            let num_equal = kept.tokens.iter().zip(tokens).take(max_tokens as usize).take_while(|(a, b)| a == b).count() as u32;
             (num_equal >= kept.continued.answer_start).then_some((id, num_equal))
         });
         agreeing.max_by_key(|&(id, num_equal)| (num_equal, id))
     }
 
-    /// One that is kept.
+    /// The answered request `id`.
     ///
     /// # Panics
-    /// If it is not.
+    /// If it is not kept.
     pub(crate) fn get(&self, id: KeptId) -> &Kept {
         &self.kept[&id].1
     }
 
-    /// Takes out one that is kept.
+    /// Takes out the answered request `id`.
     ///
     /// # Panics
-    /// If it is not.
+    /// If it is not kept.
     pub(crate) fn take(&mut self, id: KeptId) -> Kept {
-        let (name, kept) = self.kept.remove(&id).expect("only what is kept is taken");
-        let ids = self.by_block.get_mut(&name).expect("what is kept is found by its prompt");
-        ids.retain(|&other| other != id);
-        if ids.is_empty() {
-            self.by_block.remove(&name);
+        let ((idx, hash), kept) = self.kept.remove(&id).expect("only a kept request is taken");
+        let names = self.by_name.get_mut(&idx).expect("every kept request has a name");
+        let same = names.get_mut(&hash).expect("every kept request has a name");
+        same.retain(|&other| other != id);
+        if same.is_empty() {
+            names.remove(&hash);
+        }
+        if names.is_empty() {
+            self.by_name.remove(&idx);
+        }
+        let tenant = kept.owner.tenant;
+        let blocks = self.blocks.get_mut(&tenant).expect("its tenant keeps blocks");
+        *blocks -= kept.lease.len();
+        if *blocks == 0 {
+            self.blocks.remove(&tenant);
         }
         kept
     }
 
-    /// Gives up the oldest one of `tenant`, or of the tenant that keeps most, but for `spared`.
+    /// Gives up the oldest request of `tenant`, or of the tenant that keeps most, but not `spared`.
     pub(crate) fn pop(&mut self, tenant: Option<TenantId>, spared: Option<KeptId>) -> Option<kv::BlockLease> {
-        let owners = || self.kept.values().map(|(_, kept)| kept.owner.tenant);
-        let tenant = tenant.or_else(|| owners().max_by_key(|&owner| (self.num_blocks(Some(owner)), owner)))?;
-        let is_victim = |(id, (_, kept)): &(&KeptId, &(BlockHash, Kept))| kept.owner.tenant == tenant && Some(**id) != spared;
-        let id = *self.kept.iter().find(is_victim)?.0;
-        Some(self.take(id).lease)
+        let oldest_of = |tenant: Option<TenantId>| {
+            let mut oldest_first = self.kept.iter().filter(|&(&id, _)| Some(id) != spared);
+            oldest_first.find(|(_, (_, kept))| tenant.is_none_or(|tenant| kept.owner.tenant == tenant)).map(|(&id, _)| id)
+        };
+        let largest = self.blocks.iter().max_by_key(|&(_, blocks)| blocks).map(|(&tenant, _)| tenant);
+        let id = match tenant {
+            Some(_) => oldest_of(tenant),
+            None => oldest_of(largest).or_else(|| oldest_of(None)),
+        };
+        id.map(|id| self.take(id).lease)
     }
 
-    /// Leases kept for one tenant or for all, but for `spared`.
-    pub(crate) fn leases(&self, tenant: Option<TenantId>, spared: Option<KeptId>) -> impl Iterator<Item = &kv::BlockLease> {
-        let kept = self
-            .kept
-            .iter()
-            .filter(move |&(&id, (_, kept))| Some(id) != spared && tenant.is_none_or(|tenant| kept.owner.tenant == tenant));
-        kept.map(|(_, (_, kept))| &kept.lease)
+    /// Gives up the oldest request if it was kept for longer than `ttl` at `now`.
+    pub(crate) fn pop_expired(&mut self, now: Timestamp, ttl: Duration) -> Option<kv::BlockLease> {
+        let (&id, (_, kept)) = self.kept.first_key_value()?;
+        (now.since(kept.since) > ttl).then(|| self.take(id).lease)
     }
 
-    /// Takes out all that `is_gone`.
+    /// Takes out all requests of which `is_gone` is true.
     pub(crate) fn extract(&mut self, is_gone: impl Fn(&Kept) -> bool) -> Vec<kv::BlockLease> {
         let gone: Vec<_> = self.kept.iter().filter(|(_, (_, kept))| is_gone(kept)).map(|(&id, _)| id).collect();
         gone.into_iter().map(|id| self.take(id).lease).collect()
     }
 
-    /// Blocks that are kept, of one tenant or of all.
+    /// Blocks kept for one tenant or for all.
     pub(crate) fn num_blocks(&self, tenant: Option<TenantId>) -> usize {
-        self.leases(tenant, None).map(kv::BlockLease::len).sum()
+        match tenant {
+            Some(tenant) => self.blocks.get(&tenant).copied().unwrap_or(0),
+            None => self.blocks.values().sum(),
+        }
+    }
+
+    /// Panics with a sentence if the books do not balance.
+    pub(crate) fn check_invariants(&self) {
+        let mut blocks: BTreeMap<TenantId, usize> = BTreeMap::new();
+        for (_, kept) in self.kept.values() {
+            *blocks.entry(kept.owner.tenant).or_default() += kept.lease.len();
+            assert_eq!(kept.lease.num_exact(), 0, "exact blocks are found, not kept");
+        }
+        assert_eq!(blocks, self.blocks, "blocks kept for conversations");
+        let num_named: usize = self.by_name.values().flat_map(HashMap::values).map(VecDeque::len).sum();
+        assert_eq!(num_named, self.kept.len(), "every kept request has one name");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokens::{ContentHashes, RequestId};
+
+    use super::*;
+
+    const BLOCK: u32 = 4;
+
+    /// A pool, and the requests of which something is kept in it.
+    struct World {
+        pool: kv::BlockPool,
+        kept: Continuations,
+        room: Room,
+    }
+
+    impl World {
+        fn new(of_tenant: usize, of_all: usize) -> Self {
+            let pool = kv::BlockPool::try_new(1_000, BlockSize::new(BLOCK).unwrap()).unwrap();
+            Self { pool, kept: Continuations::default(), room: Room { of_tenant, of_all } }
+        }
+
+        /// Keeps an answer of `tenant` to a prompt of two blocks that begins with `first`, in `num_blocks` approximate blocks.
+        fn keep(&mut self, tenant: u32, first: u32, answer: u32, num_blocks: usize) {
+            let owner = kv::BlockOwner { tenant: TenantId(tenant), session: None, request: RequestId(0) };
+            let wish = kv::SlotRequest {
+                owner,
+                shared: &[],
+                pinned: &[],
+                num_exact: 0,
+                num_approximate: num_blocks,
+                headroom: 0,
+                quota_headroom: 0,
+            };
+            let kv::Allocation::Ready(kv::Slots { lease, pins }) = self.pool.allocate_slots(&wish) else { panic!("no room") };
+            self.pool.free(pins);
+            let tokens: Vec<_> = (0..8).map(|i| TokenId(first + i)).chain([TokenId(answer)]).collect();
+            let hashes = self.hashes(tenant, &tokens);
+            let continued = Continued { answer_start: 8, class: MatchClass::Composition };
+            let salt = CacheSalt(tenant.into());
+            let kept = Kept { salt, owner, tokens, num_exact: 0, lease, continued, since: Timestamp::default() };
+            let given_up = self.kept.keep(kept, &hashes, BlockSize::new(BLOCK).unwrap(), self.room);
+            given_up.into_iter().for_each(|lease| self.pool.free(lease));
+            self.kept.check_invariants();
+        }
+
+        fn hashes(&self, tenant: u32, tokens: &[TokenId]) -> Vec<BlockHash> {
+            ContentHashes::of(tokens, BlockSize::new(BLOCK).unwrap()).in_scope(CacheSalt(tenant.into()))
+        }
+
+        /// True if a prompt of `tenant` with this beginning and answer continues a kept one up to its answer.
+        fn finds(&self, tenant: u32, first: u32, answer: u32) -> bool {
+            let tokens: Vec<_> = (0..8).map(|i| TokenId(first + i)).chain([TokenId(answer), TokenId(7)]).collect();
+            let salt = CacheSalt(tenant.into());
+            self.kept.find(salt, &self.hashes(tenant, &tokens), &tokens, 9).is_some_and(|(_, num_equal)| num_equal == 9)
+        }
+    }
+
+    impl Drop for World {
+        fn drop(&mut self) {
+            self.kept.extract(|_| true).into_iter().for_each(|lease| self.pool.free(lease));
+        }
+    }
+
+    #[test]
+    fn of_the_answers_to_one_prompt_the_newest_are_kept() {
+        let mut world = World::new(400, 400);
+        (0..20).for_each(|answer| world.keep(1, 100, 1_000 + answer, 2));
+        let found: Vec<_> = (0..20).filter(|answer| world.finds(1, 100, 1_000 + answer)).collect();
+        assert_eq!(found, (12..20).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_tenant_keeps_its_part_and_displaces_only_itself() {
+        let mut world = World::new(40, 400);
+        world.keep(1, 100, 1, 2);
+        (0..10).for_each(|i| world.keep(2, 200 + 10 * i, 1, 2));
+        assert_eq!((world.kept.num_blocks(Some(TenantId(1))), world.kept.num_blocks(Some(TenantId(2)))), (2, 10));
+        assert!(world.finds(1, 100, 1) && !world.finds(2, 200, 1) && world.finds(2, 290, 1));
+        assert!(!world.finds(2, 100, 1), "another scope has another hash");
+        world.keep(3, 300, 1, 11);
+        assert_eq!(world.kept.num_blocks(Some(TenantId(3))), 0, "more than its part");
+    }
+
+    #[test]
+    fn all_tenants_together_keep_a_part_of_the_pool_and_the_largest_gives_way() {
+        let mut world = World::new(400, 80);
+        world.keep(1, 100, 1, 4);
+        (0..4).for_each(|i| world.keep(2, 200 + 10 * i, 1, 4));
+        world.keep(3, 300, 1, 4);
+        assert_eq!(world.kept.num_blocks(None), 20);
+        assert!(world.finds(1, 100, 1) && world.finds(3, 300, 1) && !world.finds(2, 200, 1));
+    }
+
+    #[test]
+    fn a_spared_request_stays_and_others_give_way() {
+        let mut world = World::new(400, 400);
+        world.keep(1, 100, 1, 8);
+        world.keep(2, 200, 1, 2);
+        let lease = world.kept.pop(None, Some(0)).unwrap();
+        world.pool.free(lease);
+        assert!(world.finds(1, 100, 1) && !world.finds(2, 200, 1));
+        assert!(world.kept.pop(None, Some(0)).is_none());
+    }
+
+    #[test]
+    fn what_is_kept_too_long_expires() {
+        let mut world = World::new(400, 400);
+        world.keep(1, 100, 1, 2);
+        let second = Duration::from_secs(1);
+        assert!(world.kept.pop_expired(Timestamp(second), second).is_none());
+        let lease = world.kept.pop_expired(Timestamp(2 * second), second).unwrap();
+        world.pool.free(lease);
+        assert_eq!(world.kept.num_blocks(None), 0);
     }
 }

@@ -543,7 +543,11 @@ impl DonorRegistry {
     }
 
     fn plan(&self, target: Target<'_>, matches: &[SpanMatch]) -> (ReusePlan, Steps) {
-        let prompt = PromptView { tokens: target.tokens, segments: &segments_of(target.borders, target.template) };
+        let segments = match target.sketch {
+            Some(sketch) => sketch.segments(),
+            None => &segments_of(target.borders, target.template),
+        };
+        let prompt = PromptView { tokens: target.tokens, segments };
         let Target { from, template, .. } = target;
         let (planned, config) = (PlanTarget { prompt, from, template }, target.policy.spans(&self.config));
         match target.ranks_donors {

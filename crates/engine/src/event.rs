@@ -78,12 +78,12 @@ pub enum FinishReason {
     Faulty,
 }
 
-/// Where the KV of a prompt came from. The four add up to the prompt's length.
+/// Sources of the KV of a prompt. Prefix, continued, span and computed tokens add up to the prompt's length.
 #[derive(Clone, Copy, Debug, PartialEq, Default)]
 pub struct KvUsage {
     /// Tokens found in the prefix index. Exact.
     pub prefix_tokens: u32,
-    /// Tokens behind them whose KV the conversation left: an earlier answer over moved spans goes on. Approximate.
+    /// Tokens after them whose KV an earlier turn of the conversation computed over moved spans. Approximate.
     pub continued_tokens: u32,
     /// Tokens copied from donors. Approximate.
     pub span_tokens: u32,

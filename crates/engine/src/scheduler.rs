@@ -292,7 +292,7 @@ impl Scheduler {
         }
     }
 
-    /// States of all blocks. What is kept for conversations counts as cached: it is found, and given up when room is needed.
+    /// States of all blocks. Blocks kept for conversations count as cached: they are found, and given up when room is needed.
     fn block_stats(&self) -> kv::PoolStats {
         let num_kept = self.num_reclaimable(None, None);
         let stats = self.pool.stats();
@@ -350,6 +350,7 @@ impl Scheduler {
     /// Panics with a sentence if the books do not balance. Takes time in proportion to the pool.
     pub fn check_invariants(&self) {
         self.pool.check_invariants();
+        self.continuations.check_invariants();
         assert_eq!(self.running.len() + self.queue.len(), self.sequences.len(), "a request is neither running nor waiting");
         for request_id in &self.running {
             let sequence = &self.sequences[request_id];

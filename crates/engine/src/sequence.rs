@@ -41,7 +41,7 @@ pub(crate) struct Sequence {
     moved: Vec<TokenRange>,
     /// Their repair, if there are some.
     repair: Option<Repair>,
-    /// Set if KV left of `prefix_end` is what the conversation left.
+    /// Set if some KV before `prefix_end` is approximate.
     continued: Option<Continued>,
     /// Where the prefix hit of the current admission ends.
     prefix_end: u32,
@@ -252,22 +252,22 @@ impl Sequence {
         self.reused.is_empty() && self.continued.is_none()
     }
 
-    /// The KV of its conversation that it goes on behind, if it does.
+    /// The conversation whose approximate KV it continues, if it does.
     pub(crate) fn continued(&self) -> Option<Continued> {
         self.continued
     }
 
-    /// How its spans are repaired.
+    /// The repair of its spans.
     pub(crate) fn repair(&self) -> Repair {
         self.repair.unwrap_or(self.request.repair)
     }
 
-    /// Says how its spans are repaired.
+    /// Sets the repair of its spans.
     pub(crate) fn repair_by(&mut self, repair: Repair) {
         self.repair = Some(repair);
     }
 
-    /// Says that what is left of its prefix's end is what the conversation left.
+    /// Notes that it continues approximate KV of its conversation.
     pub(crate) fn go_on(&mut self, continued: Continued) {
         self.continued = Some(continued);
     }

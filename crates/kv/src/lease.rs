@@ -75,7 +75,7 @@ impl BlockLease {
         self.exact.len()
     }
 
-    /// This lease with the approximate blocks of `kept` behind its exact ones.
+    /// This lease with the approximate blocks of `kept` between its exact and its approximate ones.
     ///
     /// # Panics
     /// If `kept` has an exact block.

@@ -20,7 +20,7 @@ pub struct Explanation {
     pub prompt_tokens: u32,
     /// Tokens that would be reused as a prefix. Exact.
     pub prefix_tokens: u32,
-    /// Tokens behind them that the conversation left. Approximate.
+    /// Tokens after them whose KV an earlier turn of the conversation computed over spans. Approximate.
     #[serde(default)]
     pub continued_tokens: u32,
     /// Tokens that would be copied from donors.

@@ -42,7 +42,7 @@ pub struct KvSharingUsage {
     pub mode: SharingMode,
     /// Tokens reused as a prefix. Exact.
     pub prefix_tokens: u32,
-    /// Tokens behind them that the conversation left: the prompt goes on behind an earlier answer over spans. Approximate.
+    /// Tokens after them whose KV an earlier turn of the conversation computed over spans. Approximate.
     #[serde(default)]
     pub continued_tokens: u32,
     /// Tokens reused as spans of other prompts. Approximate.
@@ -51,8 +51,7 @@ pub struct KvSharingUsage {
     pub recomputed_tokens: u32,
     /// Donors that gave spans.
     pub donors: u32,
-    /// How far the worst span agrees with its donor on what stands left of it, also of those that an earlier answer used; `null`
-    /// without any.
+    /// Agreement of the worst span with its donor on what stands left of it, spans of continued turns included; `null` without any.
     pub class: Option<MatchClass>,
     /// How much of what was reused is left as it was, after repair: measured at one early layer, in tokens' worth of change; 0 where
     /// the policy measures nothing. `null` when no span was reused.

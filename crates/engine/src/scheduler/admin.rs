@@ -55,11 +55,11 @@ impl Scheduler {
             });
         }
         self.is_stuck = false;
-        let blocks_erased = |kept: &Kept| {
+        let holds_erased = |kept: &Kept| {
             let owners = kept.lease.block_ids().filter_map(|block| self.pool.owner(block));
             owners.chain([kept.owner]).any(|owner| is_erased(&owner))
         };
-        let gone = self.continuations.extract(blocks_erased);
+        let gone = self.continuations.extract(holds_erased);
         let num_kept: usize = gone.iter().map(kv::BlockLease::len).sum();
         gone.into_iter().for_each(|lease| self.pool.free(lease));
         ErasedCounts { donors: self.donors.erase(is_erased), blocks: num_kept + self.pool.erase(is_erased) }
@@ -135,8 +135,9 @@ impl Scheduler {
         self.donors.expire(MAX_EXPIRED_DONORS_PER_STEP);
         self.pool.expire(MAX_EXPIRED_BLOCKS_PER_STEP);
         if let Some(ttl) = self.config.donor_ttl {
-            let gone = self.continuations.extract(|kept| now.since(kept.since) > ttl);
-            gone.into_iter().for_each(|lease| self.pool.free(lease));
+            while let Some(lease) = self.continuations.pop_expired(now, ttl) {
+                self.pool.free(lease);
+            }
         }
     }
 }

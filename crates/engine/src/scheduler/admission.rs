@@ -217,7 +217,7 @@ impl Scheduler {
             let sequence = &self.sequences[&request_id];
             let wish = kv::SlotRequest { pinned: &pinned, ..self.whole_request(sequence, hit, spans) };
             let of_tenant = match self.pool.allocate_slots(&wish) {
-                kv::Allocation::Ready(slots) => return Some(self.behind_kept(hit, slots)),
+                kv::Allocation::Ready(slots) => return Some(self.after_kept(hit, slots)),
                 kv::Allocation::CapacityExhausted { .. } => None,
                 kv::Allocation::QuotaExhausted { .. } => Some(wish.owner.tenant),
             };
@@ -240,7 +240,7 @@ impl Scheduler {
         }
     }
 
-    /// Blocks for all known tokens behind `hit`, exact ones up to the first span; nothing is pinned yet.
+    /// Blocks for all known tokens after `hit`, exact ones up to the first span; nothing is pinned yet.
     fn whole_request<'a>(&self, sequence: &Sequence, hit: &'a Hit, spans: Option<&FoundSpans>) -> kv::SlotRequest<'a> {
         let block_size = self.config.block_size;
         let num_blocks = block_size.blocks_for(sequence.num_tokens() as usize);
@@ -256,7 +256,7 @@ impl Scheduler {
         kv::SlotRequest { num_exact: num_new - num_approximate, num_approximate, ..wish }
     }
 
-    /// `num_new` exact blocks behind `hit`. Left free is one block for each running sequence, which may need it before long;
+    /// `num_new` exact blocks after `hit`. Left free is one block for each running sequence, which may need it before long;
     /// otherwise the new one would be preempted as soon as it was admitted.
     pub(super) fn slot_request<'a>(&self, sequence: &Sequence, hit: &'a Hit, num_new: usize) -> kv::SlotRequest<'a> {
         let tenant = sequence.request.tenant;

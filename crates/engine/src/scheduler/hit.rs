@@ -1,25 +1,27 @@
-//! KV that is there for a waiting sequence.
+//! KV that a waiting sequence finds.
 
 use tokens::TenantId;
 
 use super::Scheduler;
 use crate::KvSharingMode;
-use crate::continuations::{Continued, Kept, KeptId};
+use crate::continuations::{Continued, Kept, KeptId, Room};
 use crate::sequence::Sequence;
 
 /// A partly equal block is copied if at least this share of it is equal: one block in four. Chosen; a copy of few tokens saves
 /// nothing, and would count a common first token as a hit.
 const MIN_PARTIAL_SHARE: usize = 4;
 
-/// KV of the leading tokens of a sequence: a prefix that anybody may share, or what its conversation left.
+/// KV of the leading tokens of a sequence: an exact prefix, which all requests of the scope share, and perhaps the approximate KV of its
+/// conversation after it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Hit {
-    /// Exact.
+    /// The exact part.
     pub(super) prefix: kv::PrefixMatch,
+    /// The approximate part.
     pub(super) kept: Option<KeptHit>,
 }
 
-/// KV that the conversation left.
+/// KV that the conversation kept.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct KeptHit {
     pub(super) id: KeptId,
@@ -37,7 +39,7 @@ impl Hit {
         self.kept.map_or((self.prefix.num_tokens + partial) as u32, |kept| kept.num_tokens)
     }
 
-    /// Name of what the conversation left.
+    /// The answered request that it continues.
     pub(super) fn kept_id(&self) -> Option<KeptId> {
         self.kept.map(|kept| kept.id)
     }
@@ -54,7 +56,7 @@ impl Hit {
 }
 
 impl Scheduler {
-    /// KV that is there for a waiting sequence. At least its last token is left to compute: there are no cached logits.
+    /// KV that a waiting sequence finds. At least its last token is left to compute: there are no cached logits.
     pub(super) fn hit(&self, sequence: &Sequence) -> Hit {
         let mut hit = Hit { prefix: self.match_prefix(sequence), kept: None };
         if let Some((kept, num_exact)) = self.kept_for(sequence, hit.prefix.blocks.len())
@@ -67,7 +69,7 @@ impl Scheduler {
         hit
     }
 
-    /// The exact prefix that is there of a waiting sequence.
+    /// The exact prefix that a waiting sequence finds.
     pub(super) fn match_prefix(&self, sequence: &Sequence) -> kv::PrefixMatch {
         if sequence.sharing() == KvSharingMode::Off {
             return kv::PrefixMatch::default();
@@ -79,13 +81,15 @@ impl Scheduler {
         prefix
     }
 
-    /// KV that its conversation left behind some of `num_found` exact blocks, if it accepts that; and how many of them.
+    /// KV that its conversation kept after the first of `num_found` exact blocks, if it accepts approximate KV; and how many exact blocks
+    /// come before it.
     pub(super) fn kept_for(&self, sequence: &Sequence, num_found: usize) -> Option<(KeptHit, usize)> {
         if !sequence.sharing().copies_spans() {
             return None;
         }
         let (hashes, tokens) = (sequence.block_hashes(), sequence.token_ids());
-        let (id, num_tokens) = self.continuations.find(hashes, tokens, sequence.max_prefix_tokens())?;
+        let (id, num_tokens) =
+            self.continuations.find(sequence.request.cache_salt, hashes, tokens, sequence.max_prefix_tokens())?;
         let &Kept { num_exact, continued, .. } = self.continuations.get(id);
         let num_blocks = self.config.block_size.blocks_for(num_tokens as usize).saturating_sub(num_exact);
         let is_worth_it =
@@ -93,21 +97,22 @@ impl Scheduler {
         is_worth_it.then_some((KeptHit { id, num_tokens, num_blocks, continued }, num_exact))
     }
 
-    /// The blocks that the conversation left, if `hit` is those, and `slots` behind them.
-    pub(super) fn behind_kept(&mut self, hit: &Hit, slots: kv::Slots) -> kv::Slots {
+    /// Puts the blocks that the conversation kept, if `hit` has some, before the new ones of `slots`.
+    pub(super) fn after_kept(&mut self, hit: &Hit, slots: kv::Slots) -> kv::Slots {
         let Some(kept) = hit.kept else { return slots };
         let mut lease = self.continuations.take(kept.id).lease;
         self.pool.truncate(&mut lease, kept.num_blocks);
         kv::Slots { lease: slots.lease.with_kept(lease), ..slots }
     }
 
-    /// Blocks that come free if all is given up that is kept for conversations, but for `spared`.
+    /// Blocks kept for conversations, without those of `spared`.
     pub(super) fn num_reclaimable(&self, tenant: Option<TenantId>, spared: Option<KeptId>) -> usize {
-        self.continuations.leases(tenant, spared).map(kv::BlockLease::len).sum()
+        let of_spared = spared.map(|id| self.continuations.get(id));
+        let of_spared = of_spared.filter(|kept| tenant.is_none_or(|tenant| kept.owner.tenant == tenant));
+        self.continuations.num_blocks(tenant) - of_spared.map_or(0, |kept| kept.lease.len())
     }
 
-    /// Gives up what is kept for a conversation, so that there may be more room: of `tenant`, or of the one that keeps most. False if
-    /// nothing but `spared` is kept.
+    /// Gives up the KV of a conversation to make room: one of `tenant`, or of the tenant that keeps most. False if only `spared` is left.
     pub(super) fn reclaim(&mut self, tenant: Option<TenantId>, spared: Option<KeptId>) -> bool {
         let lease = self.continuations.pop(tenant, spared);
         let is_any = lease.is_some();
@@ -115,8 +120,8 @@ impl Scheduler {
         is_any
     }
 
-    /// Keeps the KV of a sequence that has ended for its conversation, or frees it. Whoever takes a request back, or stops it at a text, may
-    /// go on too.
+    /// Keeps the KV of a sequence that has ended for its conversation, or frees it. A client that cancels a request, or stops it at a
+    /// text, may continue too.
     pub(super) fn keep_or_free(&mut self, sequence: &mut Sequence, is_sound: bool) {
         let tenant = sequence.request.tenant;
         let class = sequence.usage.and_then(|usage| usage.class);
@@ -133,6 +138,7 @@ impl Scheduler {
         let num_exact = lease.num_exact();
         self.pool.free_exact(&mut lease);
         let kept = Kept {
+            salt: sequence.request.cache_salt,
             owner: sequence.request.owner(),
             tokens,
             num_exact,
@@ -140,8 +146,8 @@ impl Scheduler {
             continued: Continued { answer_start, class },
             since: self.pool.now(),
         };
-        let config = &self.config;
-        let given_up = self.continuations.keep(kept, &hashes, config.block_size, |_| config.max_blocks(tenant));
+        let room = Room { of_tenant: self.config.max_blocks(tenant), of_all: self.config.num_blocks };
+        let given_up = self.continuations.keep(kept, &hashes, self.config.block_size, room);
         given_up.into_iter().for_each(|lease| self.pool.free(lease));
     }
 }

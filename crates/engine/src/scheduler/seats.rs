@@ -62,7 +62,7 @@ impl Scheduler {
         self.running.len() < self.config.max_num_seqs || self.victim(tenant, Missing::Seat, &[]).is_some()
     }
 
-    /// Finds a seat and room for a request behind `hit`, preempting others where it may.
+    /// Finds a seat and room for a request after `hit`, preempting others where it may.
     pub(super) fn make_way(&mut self, ticket: Ticket, hit: &Hit, demand: &mut Demand) -> Way {
         let mut victims = Vec::new();
         if self.running.len() == self.config.max_num_seqs {
@@ -115,7 +115,7 @@ impl Scheduler {
         self.pool.check_room(&self.slot_request(sequence, hit, num_new))
     }
 
-    /// Gives up what is kept for conversations while there is no room.
+    /// Gives up KV kept for conversations until there is room.
     fn reclaim_for(&mut self, ticket: Ticket, hit: &Hit) {
         loop {
             let of_tenant = match self.room(ticket.request_id, hit) {

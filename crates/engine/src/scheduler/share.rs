@@ -1,7 +1,7 @@
 //! Divides the rows of a step.
 //!
 //! Every running sequence gets one row, which is all that an answer needs. The other rows are for prompts. Tenants get equal parts of the
-//! time they take, and what one does not need goes to the others, so nobody is limited while no other tenant has use for a row. A tenant
+//! time they take, and what one does not need goes to the others: no tenant is limited while no other one has use for a row. A tenant
 //! whose shortest prompt is longer than one of another tenant gets the smaller part for it, in proportion, down to `long_prompt_share`.
 //! So a prompt of many steps never keeps another tenant from a first token, however long it has been here. Lengths are those without any
 //! cache: what others have cached is not told.

@@ -135,8 +135,8 @@ impl Scheduler {
         }
     }
 
-    /// Nothing computed so far depends on a donor: everything behind the prefix hit will be exact, unless the conversation goes on behind
-    /// approximate KV.
+    /// Nothing computed so far depends on a donor: everything after the prefix hit will be exact, unless that is approximate
+    /// itself.
     fn compute_in_full(&mut self, request_id: RequestId) {
         let sequence = self.sequences.get_mut(&request_id).expect("a running sequence is known");
         sequence.drop_spans();

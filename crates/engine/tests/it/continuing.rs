@@ -1,4 +1,4 @@
-//! KV over moved spans goes on with its conversation, and with nobody else.
+//! Approximate KV serves the next turn of its conversation, and no other request.
 
 use engine::{Erase, KvSharingMode, KvUsage};
 use testkit::{RequestBuilder, passage};
@@ -32,7 +32,7 @@ fn answered(first: impl Fn(RequestBuilder) -> RequestBuilder) -> (World, Vec<Tok
     (world, said)
 }
 
-/// What `next` finds of the conversation of request 2: the prefix and what is continued.
+/// Prefix and continued tokens that `next` finds after request 2.
 #[track_caller]
 fn check(next: impl Fn(&[TokenId]) -> RequestBuilder, expected: (u32, u32)) -> (World, Vec<TokenId>) {
     let (mut world, said) = answered(|request| request);

@@ -20,7 +20,7 @@ pub(super) fn kv_sharing_usage() -> Value {
         "properties": {
             "mode": mode,
             "prefix_tokens": count("Tokens reused as a prefix. Exact."),
-            "continued_tokens": count("Tokens behind them that the conversation left: the prompt goes on behind an earlier answer over spans. Approximate."),
+            "continued_tokens": count("Tokens after them whose KV an earlier turn of the conversation computed over spans. Approximate."),
             "span_tokens": count("Tokens reused as spans of other prompts. Approximate."),
             "recomputed_tokens": count("Tokens that a donor had and that were computed all the same."),
             "donors": count("Donors that gave spans."),

@@ -82,6 +82,36 @@ async fn a_tenant_reuses_its_own_and_nobody_elses() {
     assert_eq!(reused(KEY_OPS, KEY_A).await, (0, 0));
 }
 
+/// An answer over spans, its text put after its prompt, and what the next turn of `key` finds of both.
+#[tokio::test]
+async fn the_next_turn_takes_over_approximate_kv_in_its_own_tenant_alone() {
+    let span = json!({"kv_sharing": {"mode": "span", "session": "s"}, "max_tokens": 8});
+    let first = format!("another one, longer:\n\n{}", document());
+    let answered = async || {
+        let world = World::with_tenants();
+        world.usage_as(KEY_A, &format!("the first question:\n\n{}", document()), json!({})).await;
+        let answer = world.send_as(KEY_A, "POST", COMPLETIONS, &completion(first.clone(), span.clone())).await.ok();
+        assert!(answer["usage"]["kv_sharing"]["span_tokens"].as_u64() > Some(0), "{answer}");
+        (world, format!("{first}{}, and then?", answer["choices"][0]["text"].as_str().unwrap()))
+    };
+    let continued = async |world: &World, key: &str, text: &str, fields: &Value| {
+        let told = world.send_as(key, "POST", "/v1/kv/explain", &completion(text.to_owned(), fields.clone())).await.ok();
+        let usage = world.usage_as(key, text, fields.clone()).await["kv_sharing"].clone();
+        assert_eq!(told["continued_tokens"], usage["continued_tokens"], "{told} {usage}");
+        usage["continued_tokens"].as_u64().unwrap()
+    };
+    let (world, next) = answered().await;
+    assert_eq!(continued(&world, KEY_B, &next, &span).await, 0);
+    assert_eq!(continued(&world, KEY_A, &next, &json!({"kv_sharing": {"mode": "prefix", "store": false}})).await, 0);
+    assert_eq!(continued(&world, KEY_A, &first, &json!({"kv_sharing": {"mode": "span", "store": false}})).await, 0);
+    assert!(continued(&world, KEY_A, &next, &span).await > 150);
+    for path in ["/admin/tenants/a/cache", "/admin/sessions/s/cache?tenant=a"] {
+        let (world, next) = answered().await;
+        world.send_as(KEY_OPS, "DELETE", path, &Value::Null).await.ok();
+        assert_eq!(continued(&world, KEY_A, &next, &span).await, 0, "{path}");
+    }
+}
+
 #[tokio::test]
 async fn a_quota_is_a_bound_of_one_request() {
     let key = |quota| ApiKey { sha256: ApiKey::digest(KEY_A), tenant: "a".into(), is_admin: false, quota, public: vec![] };

@@ -58,9 +58,11 @@ impl TokenText {
         }
     }
 
-    /// The tokens that begin a sentence or a line: ascending, each above 0.
+    /// The tokens that begin a sentence or a line: ascending, each above 0. White space before the first word belongs to it.
     pub(crate) fn sentence_starts(&self) -> Vec<u32> {
-        let mut starts: Vec<u32> = sentence_offsets(&self.as_str())
+        let text = self.as_str();
+        let mut starts: Vec<u32> = sentence_offsets(&text)
+            .map(|offset| text[..offset].trim_end_matches([' ', '\t']).len())
             .filter_map(|offset| self.position_of(offset))
             .filter(|&position| position > 0)
             .collect();
@@ -132,8 +134,8 @@ fn paragraph_offsets(text: &[u8]) -> Vec<usize> {
     offsets
 }
 
-/// Where lines and sentences begin: behind a line break, behind a mark that ends a sentence and white space, and directly behind such a
-/// mark of scripts that have no spaces.
+/// Beginnings of lines and sentences: after a line break, after a mark that ends a sentence and white space, and directly after such a mark
+/// of scripts without spaces.
 fn sentence_offsets(text: &str) -> impl Iterator<Item = usize> + '_ {
     let mut before = ' ';
     let mut ended = false;
@@ -185,6 +187,31 @@ mod tests {
 
     fn named(messages: &[u32], separators: &[&str]) -> SegmentRule {
         SegmentRule::Named { messages: messages.into(), separators: separators.iter().map(|&text| text.to_owned()).collect() }
+    }
+
+    /// Each sentence of `text` after the first begins where `expected` has a `^`.
+    #[track_caller]
+    fn check_sentences(expected: &str) {
+        let text = expected.replace('^', "");
+        let mut shown = text.clone();
+        let starts: Vec<_> = sentence_offsets(&text).collect();
+        starts.iter().rev().for_each(|&offset| shown.insert(offset, '^'));
+        assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn sentences_and_lines_begin_after_their_marks() {
+        check_sentences("One. ^Two! ^Three? ^Four");
+        check_sentences("a line\n^another\n\n  ^a third.\n^end");
+        check_sentences("3.14 is no end, nor is e.g. ^this");
+        check_sentences("一。^二！^三？^四");
+        check_sentences("He said: \"No.\" and left");
+    }
+
+    #[test]
+    fn a_sentence_begins_with_the_first_token_in_it() {
+        let text = TokenText::new(["One", ".", " Two", " three", ".", "\n", "Four"].iter().map(|token| token.as_bytes()));
+        assert_eq!(text.sentence_starts(), [2, 6]);
     }
 
     #[test]

@@ -99,92 +99,100 @@ fn is_rule(line: &str) -> bool {
     num_strokes >= 3 && line.trim_end().chars().all(|c| matches!(c, '-' | '=' | '─' | '━' | '|' | '+' | ':' | ' ' | '\t' | '┼'))
 }
 
-/// Rows of all tables in `text`, ascending and disjoint.
+/// Rows of all tables in `text`, ascending and disjoint. Linear in the text.
 pub(crate) fn tables(text: &str) -> Vec<TableText> {
-    let mut tables = Vec::new();
-    let mut lines: Vec<Range<usize>> = Vec::new();
-    let mut shape = None;
-    let mut offset = 0;
-    for line in text.split_inclusive('\n') {
-        let bytes = offset..offset + line.len();
-        offset = bytes.end;
-        let found = if is_rule(line) { shape } else { Shape::of(line) };
-        if found != shape {
-            tables.extend(shape.and_then(|shape: Shape| of_lines(text, &lines, shape)));
-            lines.clear();
-            shape = found;
-        }
-        lines.push(bytes);
-    }
-    tables.extend(shape.and_then(|shape: Shape| of_lines(text, &lines, shape)));
-    for table in of_html(text) {
-        tables.retain(|other: &TableText| other.bytes.end <= table.bytes.start || table.bytes.end <= other.bytes.start);
-        tables.push(table);
-    }
+    let html = of_html(text);
+    let is_in_html = |table: &TableText| {
+        let next = html.partition_point(|other| other.bytes.end <= table.bytes.start);
+        html.get(next).is_some_and(|other| other.bytes.start < table.bytes.end)
+    };
+    let mut tables = of_shapes(text);
+    tables.retain(|table| !is_in_html(table));
+    tables.extend(html);
     tables.sort_by_key(|table| table.bytes.start);
     tables
 }
 
-/// The table of `lines` of one shape, if they are enough.
-fn of_lines(text: &str, lines: &[Range<usize>], shape: Shape) -> Option<TableText> {
-    if lines.len() < shape.min_lines() {
+/// Tables of lines that follow each other with one shape. Ascending, disjoint.
+fn of_shapes(text: &str) -> Vec<TableText> {
+    let mut tables = Vec::new();
+    let mut lines: Vec<&str> = Vec::new();
+    let (mut shape, mut offset) = (None, 0);
+    for line in text.split_inclusive('\n') {
+        let found = if is_rule(line) { shape } else { Shape::of(line) };
+        if found != shape {
+            tables.extend(shape.and_then(|shape| of_lines(&lines, shape, offset)));
+            lines.clear();
+            shape = found;
+        }
+        lines.push(line);
+        offset += line.len();
+    }
+    tables.extend(shape.and_then(|shape| of_lines(&lines, shape, offset)));
+    tables
+}
+
+/// The table of `lines` of one shape that end at byte `end`, if they make one.
+fn of_lines(lines: &[&str], shape: Shape, end: usize) -> Option<TableText> {
+    let columns = Columns::of(lines, shape);
+    if lines.len() < shape.min_lines() || shape.needs_numbers() && !columns.have_numbers() {
         return None;
     }
-    let is_rule_at = |at: usize| lines.get(at).is_some_and(|line| is_rule(&text[line.clone()]));
-    let num_rules = (0..).take_while(|&at| is_rule_at(at)).count();
-    let grid = Grid::of(text, &lines[num_rules..], shape);
-    if shape.needs_numbers() && !grid.has_numbers() {
-        return None;
-    }
-    let end_of_header = num_rules + grid.num_header_lines();
-    let first_row = end_of_header + usize::from(is_rule_at(end_of_header));
-    let header = match lines[num_rules..end_of_header] {
-        [] => NO_HEADER,
-        [ref first, ..] => hash(&text[first.start..lines[end_of_header - 1].end]),
+    let mut num_names = columns.num_header_lines();
+    let is_header = |line: &&&str| {
+        let is_name = !is_rule(line) && num_names > 0;
+        num_names -= usize::from(is_name);
+        is_name || is_rule(line)
     };
-    Some(TableText { bytes: lines.get(first_row)?.start..lines.last()?.end, header })
+    let header: Vec<&str> = lines.iter().take_while(is_header).copied().collect();
+    let rows: usize = lines[header.len()..].iter().map(|line| line.len()).sum();
+    let names = header.iter().filter(|line| !is_rule(line));
+    let hash = if names.clone().next().is_none() { NO_HEADER } else { hash(names.copied()) };
+    (rows > 0).then_some(TableText { bytes: end - rows..end, header: hash })
 }
 
-/// Which cells of a table hold numbers.
-struct Grid<'a> {
-    cells: Vec<Vec<&'a str>>,
+/// The columns of a table that hold numbers.
+struct Columns<'a> {
+    lines: Vec<&'a str>,
+    shape: Shape,
     /// Of each column, whether most lines have a number there, and whether most have a year.
-    columns: Vec<(bool, bool)>,
+    kinds: Vec<(bool, bool)>,
 }
 
-/// Lines of names above the rows, at the most.
+/// Lines of names above the rows, at the most. Chosen.
 const MAX_HEADER_LINES: usize = 4;
 
-impl<'a> Grid<'a> {
-    fn of(text: &'a str, lines: &[Range<usize>], shape: Shape) -> Self {
-        let rows = lines.iter().map(|line| &text[line.clone()]).filter(|line| !is_rule(line));
-        let cells: Vec<Vec<&str>> = rows.map(|line| shape.cells(line).collect()).collect();
-        let most = |column: usize, holds: fn(&str) -> bool| {
-            let num = cells.iter().filter(|cells| cells.get(column).is_some_and(|cell| holds(cell))).count();
-            2 * num > cells.len()
-        };
-        let num_columns = cells.iter().map(Vec::len).max().unwrap_or(0);
-        let columns = (0..num_columns).map(|column| (most(column, has_digit), most(column, is_year))).collect();
-        Self { cells, columns }
+impl<'a> Columns<'a> {
+    fn of(lines: &[&'a str], shape: Shape) -> Self {
+        let lines: Vec<_> = lines.iter().copied().filter(|line| !is_rule(line)).collect();
+        let mut counts: Vec<(usize, usize)> = Vec::new();
+        for (column, cell) in lines.iter().flat_map(|line| shape.cells(line).enumerate()) {
+            if column == counts.len() {
+                counts.push((0, 0));
+            }
+            counts[column].0 += usize::from(has_digit(cell));
+            counts[column].1 += usize::from(is_year(cell));
+        }
+        let is_most = |count: usize| 2 * count > lines.len();
+        let kinds = counts.into_iter().map(|(numbers, years)| (is_most(numbers), is_most(years))).collect();
+        Self { lines, shape, kinds }
     }
 
-    fn has_numbers(&self) -> bool {
-        self.columns.iter().any(|&(is_number, _)| is_number)
+    fn have_numbers(&self) -> bool {
+        self.kinds.iter().any(|&(is_number, _)| is_number)
     }
 
-    /// Lines that hold names: those in front of the first one that has a number where most others do. The first one holds names if no
-    /// column has numbers. Years are names where most others have other numbers.
+    /// Lines that hold names: those before the first one that has a number where most others do. The first one holds names if no column
+    /// has numbers. Years are names where most others have other numbers.
     fn num_header_lines(&self) -> usize {
-        if !self.has_numbers() {
+        if !self.have_numbers() {
             return 1;
         }
-        let is_row = |cells: &Vec<&str>| {
-            let is_number = |(cell, &(is_number, has_years)): (&&str, &(bool, bool))| {
-                is_number && has_digit(cell) && (!is_year(cell) || has_years)
-            };
-            cells.iter().zip(&self.columns).any(is_number)
+        let is_row = |line: &&str| {
+            let mut cells = self.shape.cells(line).zip(&self.kinds);
+            cells.any(|(cell, &(is_number, has_years))| is_number && has_digit(cell) && (!is_year(cell) || has_years))
         };
-        self.cells.iter().take(MAX_HEADER_LINES).take_while(|cells| !is_row(cells)).count()
+        self.lines.iter().take(MAX_HEADER_LINES).take_while(|line| !is_row(line)).count()
     }
 }
 
@@ -196,23 +204,24 @@ fn is_year(cell: &str) -> bool {
     cell.len() == 4 && (cell.starts_with("19") || cell.starts_with("20"))
 }
 
-/// Tables in HTML, the first row of which is the header.
+/// Tables in HTML, the first row of which is the header. Ascending, disjoint.
 fn of_html(text: &str) -> Vec<TableText> {
+    let lower = text.to_ascii_lowercase();
     let mut tables = Vec::new();
     let mut from = 0;
-    while let Some(start) = text[from..].find("<table").map(|at| from + at) {
-        let end = text[start..].find("</table").map_or(text.len(), |at| start + at);
-        if let Some(rows) = text[start..end].find("</tr>").map(|at| start + at + "</tr>".len()) {
-            tables.push(TableText { bytes: rows..end, header: hash(&text[start..rows]) });
+    while let Some(start) = lower[from..].find("<table").map(|at| from + at) {
+        let end = lower[start..].find("</table").map_or(text.len(), |at| start + at);
+        if let Some(rows) = lower[start..end].find("</tr>").map(|at| start + at + "</tr>".len()) {
+            tables.push(TableText { bytes: rows..end, header: hash([&text[start..rows]].into_iter()) });
         }
-        from = end.max(start + 1);
+        from = end;
     }
     tables
 }
 
-fn hash(header: &str) -> u64 {
+fn hash<'a>(header: impl Iterator<Item = &'a str>) -> u64 {
     let mut hasher = DefaultHasher::new();
-    header.split_whitespace().for_each(|word| word.hash(&mut hasher));
+    header.flat_map(str::split_whitespace).for_each(|word| word.hash(&mut hasher));
     hasher.finish()
 }
 
@@ -239,6 +248,7 @@ mod tests {
 
     #[test]
     fn html_tables_have_their_header_in_the_first_row() {
+        check("<TABLE><TR><TH>a</TH></TR><TR><TD>1</TD></TR></TABLE>", &["<TR><TD>1</TD></TR>"]);
         check("x<table>\n<tr><th>a</th></tr>\n<tr><td>1</td></tr>\n</table>y", &["<tr><td>1</td></tr>"]);
     }
 
@@ -257,6 +267,7 @@ mod tests {
         check("{\"a\": 1, \"b\": 2, \"c\": 3}\n{\"a\": 4, \"b\": 5, \"c\": 6}\n{\"a\": 7, \"b\": 8, \"c\": 9}\n", &[]);
         check("group,group,group\nname,price,weight\na,1,2\nb,3,4\nc,5,6\n", &["a,1,2\nb,3,4\nc,5,6"]);
         check("Unit: kg\nanna: 3\nbert: 5\nclara: 7\n", &["anna: 3\nbert: 5\nclara: 7"]);
+        check("| a | b |\n|---|---|\n| kg | m |\n| 1 | 2 |\n| 3 | 4 |\n| 5 | 6 |\n", &["| 1 | 2 |\n| 3 | 4 |\n| 5 | 6 |"]);
         check("name weight price\nanna 3 4\nbert 5 6\n", &["anna 3 4\nbert 5 6"]);
         check(
             "a & b & c \\\\\n\\hline\n1 & 2 & 3 \\\\\n4 & 5 & 6 \\\\\n7 & 8 & 9 \\\\\n",
@@ -264,6 +275,16 @@ mod tests {
         );
         check("name | lead | city\nanna | bert | rome\n", &["anna | bert | rome"]);
         check("region,2021,2022\nnorth,5,7\nsouth,6,8\n", &["north,5,7\nsouth,6,8"]);
+    }
+
+    /// A line of very many cells among very many lines, and tables in tables: each step looks at a cell once.
+    #[test]
+    fn hostile_shapes_take_time_in_proportion_to_the_text() {
+        let ragged = format!("{}\n{}", "|1".repeat(300_000), "|1|\n".repeat(100_000));
+        assert_eq!(tables(&ragged).len(), 1);
+        let nested = format!("{}{}", "<table></tr>1</table".repeat(50_000), "\n1,2,3\n4,5,6\n7,8,9\n\n".repeat(30_000));
+        assert_eq!(tables(&nested).len(), 80_000);
+        assert_eq!(tables(&"<table".repeat(100_000)), []);
     }
 
     #[test]

@@ -265,7 +265,7 @@ impl Tokenizer {
         Ok(EncodedPrompt { token_ids: spans.into_iter().map(|span| span.id).collect(), template, contents: starts })
     }
 
-    /// Where segments of `prompt` begin by `rule`, its sentences and its tables.
+    /// Segments of `prompt` by `rule`, its sentences and its tables.
     #[must_use]
     pub fn borders(&self, prompt: &EncodedPrompt, rule: &SegmentRule) -> Borders {
         let text = TokenText::new(prompt.token_ids.iter().map(|&id| self.token_bytes(id)));

@@ -2,7 +2,29 @@
 
 use std::process::Command;
 
+use crate::daemon::{Daemon, free_port, pull_default_model};
 use crate::places::kvshare;
+
+/// A pool takes memory where it is written: an idle daemon with a large one is as small as with a small one.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_pool_that_nobody_wrote_takes_no_memory() {
+    let idle = async |pool: &str| {
+        let port = free_port();
+        let mut command = Command::new(kvshare());
+        command.args(["serve", "--port", &port.to_string(), "--threads", "2", "--kv-cache-memory", pool]);
+        let mut daemon = Daemon::spawn(&mut command, port);
+        daemon.wait_until_ready().await;
+        daemon.memory("VmRSS")
+    };
+    pull_default_model();
+    let small = idle("64MiB").await;
+    // Layers of these sizes lie below the largest threshold at which an allocator maps pages.
+    for pool in ["512MiB", "1GiB"] {
+        let growth = idle(pool).await.saturating_sub(small);
+        assert!(growth < 32 << 20, "{pool}: {} MiB more than with 64 MiB", growth >> 20);
+    }
+}
 
 /// Gigabytes of random weights under a limit of 600 MB: one line, and no abort.
 #[cfg(target_os = "linux")]

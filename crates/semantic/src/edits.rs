@@ -29,7 +29,7 @@ use tokens::{DonorId, TokenId, TokenRange};
 use crate::{PromptView, SpanMatch};
 
 /// Widest gap of an edit, in tokens of either side.
-const MAX_GAP_TOKENS: usize = 64;
+const MAX_GAP_TOKENS: usize = crate::span::MAX_GAP_TOKENS as usize;
 /// Equal tokens that show on the other side of a gap that the texts belong together.
 const ANCHOR_TOKENS: usize = 4;
 /// Widest gap at the beginning of a segment.
@@ -83,7 +83,8 @@ type RunKey = (DonorId, u32, u32);
 #[derive(Debug, Default)]
 pub(crate) struct EditedRuns {
     reaches: HashMap<RunKey, Reach>,
-    /// Where runs of a donor begin behind a small gap, in the target and in the donor, whatever the segments.
+    /// Runs of each donor that begin after a small gap, whatever the segments: the start in the target, ascending, and the least start in the
+    /// donor of this run and those before it.
     gaps: HashMap<DonorId, Vec<(u32, u32)>>,
 }
 
@@ -110,11 +111,13 @@ impl EditedRuns {
                 edits = SegmentEdits { donor: Some(run.0), ..SegmentEdits::default() };
             }
             let (donor, donor_start, target_start) = run;
-            let is_behind_gap = |view: PromptView<'_>| {
+            let follows_gap = |view: PromptView<'_>| {
                 gap(&view.tokens[..donor_start as usize], &target.tokens[..target_start as usize]).is_some()
             };
-            if prompt.is_some_and(is_behind_gap) {
-                gaps.entry(donor).or_default().push((target_start, donor_start));
+            if prompt.is_some_and(follows_gap) {
+                let gaps = gaps.entry(donor).or_default();
+                let least = gaps.last().map_or(donor_start, |&(_, least)| donor_start.min(least));
+                gaps.push((target_start, least));
             }
             if let Some(reach) = prompt.and_then(|donor| edits.reach_of(target, donor, run)) {
                 reaches.insert(run, reach);
@@ -125,9 +128,10 @@ impl EditedRuns {
 
     /// True if a change of at most 64 tokens stands anywhere left of both positions, in the target and in `donor`: a header governs its
     /// rows from wherever it stands.
-    pub(crate) fn is_behind_change(&self, donor: DonorId, target_pos: u32, donor_pos: u32) -> bool {
-        let gaps = self.gaps.get(&donor).into_iter().flatten();
-        gaps.take_while(|(target_start, _)| *target_start <= target_pos).any(|&(_, donor_start)| donor_start <= donor_pos)
+    pub(crate) fn follows_change(&self, donor: DonorId, target_pos: u32, donor_pos: u32) -> bool {
+        let gaps = self.gaps.get(&donor).map_or(&[][..], Vec::as_slice);
+        let num_before = gaps.partition_point(|&(target_start, _)| target_start <= target_pos);
+        num_before > 0 && gaps[num_before - 1].1 <= donor_pos
     }
 
     /// Target position up to which tokens of `found` are downstream of an edit; its own start if none is.
@@ -201,9 +205,9 @@ fn edit_before(target: PromptView<'_>, donor: PromptView<'_>, run: RunKey) -> Op
         is_opening.then_some(donor_lead.len())
     })?;
     let sentence = target.sentence_at(target_start);
-    // A run that begins with a sentence is behind the changed one, if that is in the target.
-    let is_behind = target.segments.knows_sentences() && sentence.start == target_start && !target_lead.is_empty();
-    let sentence_end = if is_behind { target_start } else { sentence.end };
+    // A run that begins with a sentence follows the changed one, if that is in the target.
+    let follows = target.segments.knows_sentences() && sentence.start == target_start && !target_lead.is_empty();
+    let sentence_end = if follows { target_start } else { sentence.end };
     let reach = Reach { sentence_end, segment_end: target_segment.end };
     Some(Edit { donor_pos: donor_start - donor_gap, donor_end: donor_segment.end, reach })
 }
@@ -268,30 +272,37 @@ mod tests {
     use super::*;
     use crate::Segments;
 
-    /// Words of a text as tokens, `|` beginning a segment, `*n` standing for n words found nowhere else in it (equal in both texts if
+    /// Words of a text as tokens, `|` beginning a segment, `.` ending a sentence, `*n` standing for n words found nowhere else in it (equal in both texts if
     /// the letter before the star is).
     fn prompt(text: &str) -> (Vec<TokenId>, Segments) {
-        let (mut tokens, mut starts) = (Vec::new(), Vec::new());
+        let (mut tokens, mut starts, mut sentences) = (Vec::new(), Vec::new(), Vec::new());
         for word in text.split_whitespace() {
             let (letter, num) = word.split_once('*').unwrap_or((word, "1"));
             match letter {
                 "|" => starts.push(tokens.len() as u32),
+                "." => sentences.push(tokens.len() as u32),
                 _ => tokens.extend((0..num.parse().unwrap()).map(|i| TokenId(letter.as_bytes()[0] as u32 * 10_000 + i))),
             }
         }
-        (tokens, Segments::from_starts(starts))
+        (tokens, Segments::from_starts(starts).with_sentences(sentences))
     }
 
     /// Runs of at least 64 equal tokens in `target`, each as `start..end`, with `!end` if it is edited up to there.
     #[track_caller]
     fn check(donor: &str, target: &str, expected: &str) {
+        check_policy(EditPolicy::RecomputeSegmentTail, donor, target, expected);
+    }
+
+    /// The same for what `policy` computes.
+    #[track_caller]
+    fn check_policy(policy: EditPolicy, donor: &str, target: &str, expected: &str) {
         let ((donor, donor_segments), (target, segments)) = (prompt(donor), prompt(target));
         let mut index = crate::SpanIndex::new(crate::SpanIndexConfig::default());
         index.insert(tokens::CacheSalt(0), DonorId(0), donor.as_slice().into());
         let matches = index.find(tokens::CacheSalt(0), &target, 0);
         let donor = PromptView { tokens: &donor, segments: &donor_segments };
         let edited = EditedRuns::of(PromptView { tokens: &target, segments: &segments }, &matches, |_| Some(donor));
-        let print = |found: &SpanMatch| match edited.end_in(found) {
+        let print = |found: &SpanMatch| match edited.computed_end_in(found, policy) {
             end if end == found.target_pos => format!("{:?}", found.target_range()),
             end => format!("{:?}!{end}", found.target_range()),
         };
@@ -365,5 +376,43 @@ mod tests {
     #[test]
     fn a_prompt_without_known_segments_is_lost_to_its_end() {
         check("a*100 x b*100 c*100", "a*100 y b*100 c*100", "0..100, 101..301!301");
+    }
+
+    #[test]
+    fn after_a_change_its_sentence_is_computed_and_the_next_ones_are_not() {
+        let sentence = |donor, target, expected| check_policy(EditPolicy::RecomputeSentence, donor, target, expected);
+        sentence("a*100 . x b*40 . c*80 | d*100", "a*100 . y b*40 . c*80 | d*100", "0..100, 101..321!141");
+        sentence("a*100 . x . b*100 . c*80", "a*100 . y . b*100 . c*80", "0..100, 101..281");
+        sentence("a*100 x b*100 c*80", "a*100 y b*100 c*80", "0..100, 101..281!281");
+        check_policy(EditPolicy::Reuse, "a*100 . x b*40 . c*80", "a*100 . y b*40 . c*80", "0..100, 101..221");
+    }
+
+    #[test]
+    fn each_change_costs_its_own_sentence() {
+        let (donor, target) = ("a*90 . x b*80 . v c*80 . d*70", "a*90 . y b*80 . w c*80 . d*70");
+        check_policy(EditPolicy::RecomputeSentence, donor, target, "0..90, 91..171!171, 172..322!252");
+        check(donor, target, "0..90, 91..171!171, 172..322!322");
+    }
+
+    /// True for each of `positions`, in the target and in the donor, that follows a change.
+    #[track_caller]
+    fn check_follows(donor: &str, target: &str, positions: &[(u32, u32)], expected: &[bool]) {
+        let ((donor, donor_segments), (target, segments)) = (prompt(donor), prompt(target));
+        let mut index = crate::SpanIndex::new(crate::SpanIndexConfig::default());
+        index.insert(tokens::CacheSalt(0), DonorId(0), donor.as_slice().into());
+        let matches = index.find(tokens::CacheSalt(0), &target, 0);
+        let donor = PromptView { tokens: &donor, segments: &donor_segments };
+        let edited = EditedRuns::of(PromptView { tokens: &target, segments: &segments }, &matches, |_| Some(donor));
+        let found: Vec<_> = positions.iter().map(|&(target, donor)| edited.follows_change(DonorId(0), target, donor)).collect();
+        assert_eq!(found, expected);
+    }
+
+    /// A header in another message or paragraph governs rows far below it; a text in another place does not.
+    #[test]
+    fn a_change_is_followed_by_all_that_stands_right_of_it_in_both() {
+        let (donor, target) = ("a*90 x*9 | b*80 | c*90", "a*90 y*9 | b*80 | c*90");
+        check_follows(donor, target, &[(50, 50), (99, 99), (200, 200)], &[false, true, true]);
+        check_follows("c*90 | a*90 x b*80", "a*90 y b*80 | c*90", &[(100, 190), (180, 10)], &[true, false]);
+        check_follows("c*90 | b*80", "b*80 | c*90", &[(10, 100), (100, 10)], &[false, false]);
     }
 }

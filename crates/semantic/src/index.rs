@@ -325,6 +325,44 @@ mod tests {
         }
     }
 
+    /// Runs found of a donor of texts `donor` in a target of texts `target`: each text is a letter and its length, and begins a segment if
+    /// `are_segments`. Printed as positions of the target.
+    #[track_caller]
+    fn check_short(donor: &str, target: &str, are_segments: bool, expected: &str) {
+        let prompt = |text: &str| {
+            let (mut tokens, mut starts) = (Vec::new(), Vec::new());
+            for word in text.split_whitespace() {
+                starts.push(tokens.len() as u32);
+                let letter = word.as_bytes()[0] as u32 * 1_000;
+                tokens.extend((0..word[1..].parse().unwrap()).map(|i| TokenId(letter + i)));
+            }
+            (tokens, Segments::from_starts(if are_segments { starts } else { Vec::new() }))
+        };
+        let ((donor, donor_segments), (target, segments)) = (prompt(donor), prompt(target));
+        let mut index = SpanIndex::new(SpanIndexConfig::default());
+        index.insert_segmented(A, DonorId(1), donor.as_slice().into(), donor_segments);
+        let sketch = index.sketch(&target, &segments);
+        let query = SpanQuery { scopes: &[A], tokens: &target, sketch: &sketch, from: 0 };
+        let found = index.search(&query, |_| u32::MAX).matches;
+        let print = |found: &SpanMatch| format!("{:?}", found.target_range());
+        assert_eq!(found.iter().map(print).collect::<Vec<_>>().join(", "), expected);
+    }
+
+    #[test]
+    fn a_whole_segment_of_16_tokens_is_a_span() {
+        check_short("a40 b40 c40", "x30 c40 y30 a40", true, "30..70, 100..140");
+        check_short("a40 b40 c40", "x30 c40 y30 a40", false, "");
+        check_short("a40 b15 c16", "x30 c16 y30 b15", true, "30..46");
+        check_short("a40 b40", "x30 b30 y30", true, "");
+    }
+
+    #[test]
+    fn short_runs_that_follow_each_other_closely_are_one_span() {
+        check_short("a50 x1 b50 x1 c50", "a50 y2 b50 y2 c50", false, "0..50, 52..102, 104..154");
+        check_short("a50 x1 b50", "b50 y2 a50", false, "");
+        check_short("a50 x70 b50", "a50 y70 b50", false, "");
+    }
+
     #[test]
     fn the_default_sampling_misses_no_span_of_64_tokens() {
         let mut random = Random(9);

@@ -27,6 +27,7 @@ mod minimizer;
 mod plan;
 mod postings;
 mod prompt;
+mod reuse;
 mod runs;
 mod search;
 mod segments;
@@ -48,8 +49,9 @@ pub use gate::{Estimate, Gate};
 pub use guard::{ClassQuality, Fault, GuardConfig, QualityGuard, Verdict};
 pub use index::SpanIndex;
 pub use minimizer::Sketch;
-pub use plan::{MatchClass, RejectReason, ReusePlan, ReuseSpan, plan_counted, plan_reuse};
+pub use plan::{plan_counted, plan_reuse};
 pub use prompt::{DonorPrompts, PlanTarget, PromptView};
+pub use reuse::{MatchClass, RejectReason, ReusePlan, ReuseSpan};
 pub use search::{Search, SpanQuery};
 pub use segments::Segments;
 pub use selection::{

@@ -43,8 +43,9 @@ impl Sketch {
         Self { samples: samples.into(), segments: segments.clone() }
     }
 
-    /// Where the prompt's segments begin.
-    pub(crate) fn segments(&self) -> &Segments {
+    /// Segments of the prompt.
+    #[must_use]
+    pub fn segments(&self) -> &Segments {
         &self.segments
     }
 

@@ -6,10 +6,10 @@
 //!   another span, both sides of the cut had the same tokens to their left in the donor as in the target, so no new head is due there.
 //!   A run with the whole past in common has no head: nothing left of it differs. A run that begins at the start of its donor but
 //!   not of the target is covered too: the donor's first tokens, which drew attention as a sequence start does, are its head.
-//! - rows of a table whose header is another one in the donor, or is none, or that stand behind a change of the text before: a cell is
+//! - rows of a table whose header is another one in the donor, or is none, or that follow a change of the text before them: a cell is
 //!   read by the name of its column, and that may stand anywhere to its left.
 //! - tokens of the chat template: cheap, highly attended, and summing up what stands left of them.
-//! - what stands behind an edit in its own segment (`edits.rs` says when that is so), to the end of the sentence.
+//! - text after an edit in its own segment (`edits.rs` says when that is so), to the end of the sentence.
 //! - the *tail* of the prompt: the last token has to be computed to get logits, and those before it are the question's.
 
 use std::cmp::Reverse;
@@ -19,164 +19,19 @@ use tokens::{DonorId, TokenRange, complement};
 
 use crate::cover::{Candidate, Choice, Rows, choose_matches, thin_out};
 use crate::edits::EditedRuns;
-use crate::{DonorPrompts, EditPolicy, Estimate, PlanTarget, PromptView, SpanConfig, SpanMatch, Steps};
+use crate::{
+    DonorPrompts, EditPolicy, MatchClass, PlanTarget, PromptView, RejectReason, ReusePlan, ReuseSpan, SpanConfig, SpanMatch,
+    Steps,
+};
 
 /// Equal tokens directly to the left from which on a span counts as [`MatchClass::SameLeftContext`]. Chosen.
 const LEFT_CONTEXT_TOKENS: u32 = 256;
-
-/// A piece of fewer tokens is short, unless it stands beside other ones as it does in its donor: most of it lies near a border. Chosen:
-/// entries of a FAQ and schemas of tools are short, passages are not.
-const SHORT_PIECE_TOKENS: u32 = 96;
-/// Tokens between two spans that stand beside each other, at the most. The gap of an edit.
-const MAX_GAP_TOKENS: u32 = 64;
 
 /// Leading tokens of all donors together that may be held while spans are copied, whatever they give. Chosen: to find and hold the blocks
 /// of a quarter of a million tokens takes a millisecond or two.
 const MAX_HELD_TOKENS: u64 = 1 << 18;
 /// Tokens held for each token copied, in a donor that is worth it even so. Chosen: computing a token takes longer than holding some blocks.
 const MAX_HELD_PER_GIVEN: u64 = 64;
-
-/// What to copy for one prompt. Everything else right of the prefix hit is computed.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct ReusePlan {
-    /// By ascending `target_pos`, disjoint, right of the prefix hit.
-    pub spans: Vec<ReuseSpan>,
-    /// Tokens of the chosen runs that are recomputed on purpose.
-    pub recomputed_tokens: u32,
-    /// Positions that only donors could have served that have an edit in the same segment. Sorted, disjoint; none under
-    /// [`EditPolicy::Reuse`].
-    pub edited: Vec<TokenRange>,
-    /// What it costs, once that was asked; see [`crate::Gate`].
-    pub estimate: Option<Estimate>,
-    /// Why `spans` is empty; `None` if and only if it is not.
-    pub rejected: Option<RejectReason>,
-}
-
-/// Tokens whose KV is copied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ReuseSpan {
-    /// From whom.
-    pub donor: DonorId,
-    /// First position there.
-    pub donor_pos: u32,
-    /// First position in the target.
-    pub target_pos: u32,
-    /// How many.
-    pub num_tokens: u32,
-    /// How far donor and target agree on what is left of it.
-    pub class: MatchClass,
-}
-
-impl ReuseSpan {
-    /// True if `next` follows it in the donor nearly as it does in the target.
-    fn stands_beside(&self, next: &Self) -> bool {
-        let is_near = |end: u32, start: u32| start.checked_sub(end).is_some_and(|gap| gap <= MAX_GAP_TOKENS);
-        self.donor == next.donor
-            && is_near(self.target_pos + self.num_tokens, next.target_pos)
-            && is_near(self.donor_pos + self.num_tokens, next.donor_pos)
-    }
-
-    /// Positions in the target.
-    #[must_use]
-    pub fn target_range(&self) -> TokenRange {
-        TokenRange::new(self.target_pos, self.target_pos + self.num_tokens)
-    }
-}
-
-/// How much of the left context of a span is equal in donor and target. Best first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum MatchClass {
-    /// All of it, at the same positions: the copy is exact.
-    SamePast,
-    /// At least the last 256 tokens.
-    SameLeftContext,
-    /// Less: text put behind other text.
-    Composition,
-    /// Text left of it in its own segment was changed, so that its KV may hold what is no longer true.
-    DownstreamOfEdit,
-}
-
-impl MatchClass {
-    /// All of them, best first.
-    pub const ALL: [MatchClass; 4] = [Self::SamePast, Self::SameLeftContext, Self::Composition, Self::DownstreamOfEdit];
-
-    /// Its name in answers and as a metric label.
-    #[must_use]
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::SamePast => "same_past",
-            Self::SameLeftContext => "same_left_context",
-            Self::Composition => "composition",
-            Self::DownstreamOfEdit => "downstream_of_edit",
-        }
-    }
-}
-
-/// Why nothing is reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum RejectReason {
-    /// The prompt is shorter than `min_prompt_tokens`.
-    PromptTooShort,
-    /// The prefix hit leaves fewer than `min_span_tokens` to fill.
-    PrefixCovers,
-    /// No earlier prompt has a span in common.
-    NoDonor,
-    /// What is in common is shorter than `min_span_tokens`, or has to be recomputed anyway.
-    TooShort,
-    /// All that is in common stands behind edits in the same segments.
-    Edited,
-    /// Copying would not save enough time.
-    NotWorthIt,
-}
-
-impl RejectReason {
-    /// All of them.
-    pub const ALL: [RejectReason; 6] =
-        [Self::PromptTooShort, Self::PrefixCovers, Self::NoDonor, Self::TooShort, Self::Edited, Self::NotWorthIt];
-
-    /// Its name as a metric label.
-    #[must_use]
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::PromptTooShort => "prompt_too_short",
-            Self::PrefixCovers => "prefix_covers",
-            Self::NoDonor => "no_donor",
-            Self::TooShort => "too_short",
-            Self::Edited => "edited",
-            Self::NotWorthIt => "not_worth_it",
-        }
-    }
-}
-
-impl ReusePlan {
-    /// The least exact class among its spans; `None` if it has none.
-    #[must_use]
-    pub fn class(&self) -> Option<MatchClass> {
-        self.spans.iter().map(|span| span.class).max()
-    }
-
-    /// Tokens that are copied.
-    #[must_use]
-    pub fn num_reused_tokens(&self) -> u32 {
-        self.spans.iter().map(|span| span.num_tokens).sum()
-    }
-
-    /// Tokens that are copied in short pieces.
-    #[must_use]
-    pub fn num_short_tokens(&self) -> u32 {
-        let pieces = self.spans.chunk_by(ReuseSpan::stands_beside);
-        let tokens = pieces.map(|piece| piece.iter().map(|span| span.num_tokens).sum::<u32>());
-        tokens.filter(|&num_tokens| num_tokens < SHORT_PIECE_TOKENS).sum()
-    }
-
-    /// The positions of a prompt of `prompt_len` tokens with a prefix hit up to `from` that are computed before anything is known of
-    /// their deviation. Sorted, disjoint.
-    #[must_use]
-    pub fn mandatory_rows(&self, from: u32, prompt_len: u32) -> Vec<TokenRange> {
-        let copied: Vec<_> = self.spans.iter().map(ReuseSpan::target_range).collect();
-        complement(TokenRange::new(from, prompt_len), &copied)
-    }
-}
 
 /// Chooses what to copy into `target`.
 ///
@@ -215,20 +70,20 @@ pub fn plan_counted(
     (plan, steps)
 }
 
-/// What a plan may choose from.
+/// Matches that a plan may choose from.
 struct Found {
     matches: Vec<SpanMatch>,
     /// Target positions of equal rows of tables under other headers.
     other_rows: Vec<TokenRange>,
 }
 
-/// Parts of `matches` whose rows of tables stand under equal headers and behind no change.
+/// Parts of `matches` whose rows of tables stand under equal headers and follow no change.
 fn under_equal_headers(target: PromptView<'_>, matches: &[SpanMatch], edited: &EditedRuns, donors: &impl DonorPrompts) -> Found {
     let (mut parts, mut rest) = (Vec::new(), Vec::new());
     for found in matches {
         let donor = donors.prompt_of(found.donor).expect("matches of unknown donors are left out");
         let first = parts.len();
-        let is_edited = |target_pos, donor_pos| edited.is_behind_change(found.donor, target_pos, donor_pos);
+        let is_edited = |target_pos, donor_pos| edited.follows_change(found.donor, target_pos, donor_pos);
         parts.extend(found.under_equal_headers(target, donor, is_edited));
         let kept: Vec<_> = parts[first..].iter().map(SpanMatch::target_range).collect();
         rest.extend(complement(found.target_range(), &kept));
@@ -394,7 +249,6 @@ mod tests {
     use tokens::TokenId;
 
     use super::*;
-    use crate::Repair;
     use crate::testing::Random;
     use crate::{PromptView, Segments, SpanIndex, SpanIndexConfig};
 
@@ -431,54 +285,6 @@ mod tests {
     fn check_rejected(prompt_len: u32, from: u32, matches: &[SpanMatch], expected: RejectReason) {
         let plan = plan_unedited(prompt_len, from, matches, &[]);
         assert_eq!(plan, ReusePlan { rejected: Some(expected), ..ReusePlan::default() });
-    }
-
-    /// Positions copied of a match of 300 tokens at 100 in the target and 0 in the donor, whose tables have `rows` under headers each.
-    #[track_caller]
-    fn check_tables(donor: &[(u32, u32, u64)], target: &[(u32, u32, u64)], expected: &str) {
-        let segments = |rows: &[(u32, u32, u64)]| {
-            let tables =
-                rows.iter().map(|&(start, end, header)| tokens::TableRows { range: TokenRange::new(start, end), header });
-            crate::Segments::default().with_tables(&tables.collect::<Vec<_>>())
-        };
-        let (donor, target) = (segments(donor), segments(target));
-        let view = |segments| PromptView { tokens: &[], segments };
-        let parts = span(1, 0, 100, 300).under_equal_headers(view(&target), view(&donor), |_, _| false);
-        let print = |part: &SpanMatch| format!("{:?}", part.target_range());
-        assert_eq!(parts.iter().map(print).collect::<Vec<_>>().join(", "), expected);
-    }
-
-    #[test]
-    fn pieces_that_stand_apart_are_short_and_links_of_a_chain_are_not() {
-        let plan = |spans: &[(u32, u32, u32)]| {
-            let span = |&(donor_pos, target_pos, num_tokens)| ReuseSpan {
-                donor: DonorId(1),
-                donor_pos,
-                target_pos,
-                num_tokens,
-                class: MatchClass::Composition,
-            };
-            ReusePlan { spans: spans.iter().map(span).collect(), ..ReusePlan::default() }
-        };
-        assert_eq!(plan(&[(0, 100, 60), (300, 170, 40), (200, 220, 95)]).num_short_tokens(), 195);
-        assert_eq!(plan(&[(0, 100, 60), (70, 170, 40), (200, 300, 96)]).num_short_tokens(), 0);
-        let short = Repair { policy: crate::RepairPolicy::Impact, ratio: 0.15, ..Repair::structural() };
-        let ratio = |spans| short.for_plan(&plan(spans), 1_000).ratio;
-        assert!((ratio(&[(0, 100, 80)]) - 0.17).abs() < 1e-6 && (ratio(&[(0, 100, 200)]) - 0.15).abs() < 1e-6);
-    }
-
-    #[test]
-    fn rows_under_an_equal_header_are_one_text_with_what_is_around_them() {
-        check_tables(&[], &[], "100..400");
-        check_tables(&[(50, 150, 7)], &[(150, 250, 7)], "100..400");
-    }
-
-    #[test]
-    fn rows_under_another_header_are_another_text() {
-        check_tables(&[(50, 150, 7)], &[(150, 250, 8)], "100..150, 250..400");
-        check_tables(&[(50, 150, 7)], &[], "100..150, 250..400");
-        check_tables(&[], &[(0, 250, 8)], "250..400");
-        check_tables(&[(0, 150, 7)], &[(0, 200, 7), (200, 900, 8)], "100..200");
     }
 
     #[test]

@@ -24,7 +24,7 @@ impl PromptView<'_> {
         self.segments.sentence_at(pos, self.num_tokens())
     }
 
-    /// The first segment that begins at `pos` or behind it.
+    /// The first segment that begins at `pos` or after it.
     pub(crate) fn first_segment_from(&self, pos: u32) -> Option<TokenRange> {
         self.segments.first_from(pos, self.num_tokens())
     }

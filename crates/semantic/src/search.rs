@@ -15,6 +15,7 @@ use crate::donors::Donors;
 use crate::minimizer::Sketch;
 use crate::postings::{KeyHasher, Posting};
 use crate::runs::{common_prefix, common_suffix};
+use crate::span::is_near;
 use crate::{PromptView, SpanIndexConfig, SpanMatch, Steps};
 
 /// Tokens that all runs of a search cover, those at [`MIN_COVER`] apart: in a long prompt each place is covered by fewer runs than
@@ -33,8 +34,6 @@ const RARE_SHARE: usize = 2;
 /// Tokens compared for each token of the target and each run that may cover it, before comparisons become short. Chosen: several times
 /// what texts take that do not repeat themselves.
 const COMPARED_PER_TOKEN: u64 = 4;
-/// Tokens of donor and target between two runs of a chain. As wide as the gap of an edit.
-const MAX_LINK_GAP: u32 = 64;
 /// Tokens compared to the left of a shingle when comparisons have become short: as many as the best class of a moved run asks for.
 const SHORT_LEFT_TOKENS: usize = 256;
 
@@ -164,7 +163,6 @@ fn chained_links(matches: &[SpanMatch], links: Vec<SpanMatch>, min_span_tokens: 
     let mut runs: Vec<_> = matches.iter().map(|&run| (run, false)).chain(links.into_iter().map(|run| (run, true))).collect();
     runs.sort_unstable_by_key(|(run, _)| (run.donor, run.target_pos, run.donor_pos));
     let follows = |(before, _): &(SpanMatch, bool), (run, _): &(SpanMatch, bool)| {
-        let is_near = |end: u32, start: u32| start.checked_sub(end).is_some_and(|gap| gap <= MAX_LINK_GAP);
         run.donor == before.donor
             && is_near(before.target_range().end, run.target_pos)
             && is_near(before.donor_range().end, run.donor_pos)

@@ -72,7 +72,7 @@ impl Segments {
         starts.map(move |start| self.segment_at(start, prompt_len))
     }
 
-    /// The first segment of a prompt of `prompt_len` tokens that begins at `pos` or behind it.
+    /// The first segment of a prompt of `prompt_len` tokens that begins at `pos` or after it.
     pub(crate) fn first_from(&self, pos: u32, prompt_len: u32) -> Option<TokenRange> {
         let start = if pos == 0 { Some(&0) } else { self.starts.get(self.starts.partition_point(|&start| start < pos)) };
         start.filter(|&&start| start < prompt_len).map(|&start| self.segment_at(start, prompt_len))

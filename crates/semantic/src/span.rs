@@ -4,6 +4,15 @@ use tokens::{DonorId, TokenRange};
 
 use crate::PromptView;
 
+/// Tokens between two runs of one text in which something was changed, at the most. Chosen: a longer gap could hold a span of its own, and
+/// ids replaced in records are some 30 tokens long.
+pub(crate) const MAX_GAP_TOKENS: u32 = 64;
+
+/// True if a run that begins at `start` follows one that ends at `end` with at most such a gap.
+pub(crate) fn is_near(end: u32, start: u32) -> bool {
+    start.checked_sub(end).is_some_and(|gap| gap <= MAX_GAP_TOKENS)
+}
+
 /// Tokens `donor_pos..` of a donor that equal tokens `target_pos..` of a target, id by id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SpanMatch {
@@ -78,8 +87,8 @@ impl SpanMatch {
         })
     }
 
-    /// Its parts whose rows of tables stand under equal headers and, as `is_edited` says of a position in the target and in the donor,
-    /// not behind a change; and that outside of tables stand outside: ascending, disjoint.
+    /// Its parts whose rows of tables stand under equal headers and, by `is_edited` of a position in the target and in the donor,
+    /// after no change; and that outside of tables stand outside: ascending, disjoint.
     pub(crate) fn under_equal_headers(
         &self,
         target: PromptView<'_>,
@@ -136,5 +145,35 @@ mod tests {
         assert_eq!(SPAN.within_target(TokenRange::new(0, 20)), None);
         assert_eq!(SPAN.within_donor(TokenRange::new(0, 100)), None);
         assert_eq!(SPAN.within_donor(TokenRange::new(150, 160)), None);
+    }
+
+    /// Positions copied of a match of 300 tokens at 100 in the target and 0 in the donor, whose tables have `rows` under headers each.
+    #[track_caller]
+    fn check_tables(donor: &[(u32, u32, u64)], target: &[(u32, u32, u64)], expected: &str) {
+        let segments = |rows: &[(u32, u32, u64)]| {
+            let tables =
+                rows.iter().map(|&(start, end, header)| tokens::TableRows { range: TokenRange::new(start, end), header });
+            crate::Segments::default().with_tables(&tables.collect::<Vec<_>>())
+        };
+        let (donor, target) = (segments(donor), segments(target));
+        let found = SpanMatch { donor: DonorId(1), donor_pos: 0, target_pos: 100, num_tokens: 300, left_context: 0 };
+        let view = |segments| PromptView { tokens: &[], segments };
+        let parts = found.under_equal_headers(view(&target), view(&donor), |_, _| false);
+        let print = |part: &SpanMatch| format!("{:?}", part.target_range());
+        assert_eq!(parts.iter().map(print).collect::<Vec<_>>().join(", "), expected);
+    }
+
+    #[test]
+    fn rows_under_an_equal_header_are_one_text_with_what_is_around_them() {
+        check_tables(&[], &[], "100..400");
+        check_tables(&[(50, 150, 7)], &[(150, 250, 7)], "100..400");
+    }
+
+    #[test]
+    fn rows_under_another_header_are_another_text() {
+        check_tables(&[(50, 150, 7)], &[(150, 250, 8)], "100..150, 250..400");
+        check_tables(&[(50, 150, 7)], &[], "100..150, 250..400");
+        check_tables(&[], &[(0, 250, 8)], "250..400");
+        check_tables(&[(0, 150, 7)], &[(0, 200, 7), (200, 900, 8)], "100..200");
     }
 }

@@ -18,13 +18,13 @@ pub(crate) struct AlignedBuffer<T: Plain> {
     len: usize,
 }
 
-/// Where a buffer lies.
+/// Memory of a buffer.
 enum Memory {
-    /// Nowhere: it is empty.
+    /// None: the buffer is empty.
     None,
-    /// What the allocator gave.
+    /// Memory of the allocator.
     Allocated(NonNull<u8>),
-    /// Pages of its own, given back when it is dropped.
+    /// Pages of its own.
     Mapped { _pages: MmapMut },
 }
 
@@ -57,8 +57,8 @@ impl<T: Plain> AlignedBuffer<T> {
         Self { memory: Memory::Allocated(base), ptr: ptr.cast(), len }
     }
 
-    /// All zero, in pages of its own. An allocator that has freed large buffers before takes further ones from its heap, and then zeroes,
-    /// and so touches, what nobody may ever write.
+    /// All zero, in pages of its own. An allocator that has freed large buffers takes further ones from its heap, and zeroes, and so
+    /// touches, pages that may never be written.
     pub(crate) fn mapped(len: usize) -> Self {
         let layout = Self::layout(len);
         if len == 0 {

@@ -69,7 +69,7 @@ pub(crate) enum EmbedderKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Edits {
-    /// It is computed to the end of the changed sentence or line, and reused behind it.
+    /// It is computed to the end of the changed sentence or line, and reused after that.
     Sentence,
     /// It is computed to the end of the segment: what it says may depend on the change.
     #[value(alias = "recompute")]
@@ -257,7 +257,7 @@ pub(crate) struct SharingArgs {
     /// Time that reuse has to save, by prediction; a number alone is seconds [default: 5ms]
     #[arg(long, env = "KVSHARE_MIN_SAVED", value_name = "TIME")]
     min_saved: Option<Millis>,
-    /// What becomes of equal text behind a change inside its own paragraph [default: sentence]
+    /// Treatment of equal text after a change inside its own paragraph [default: sentence]
     #[arg(long, env = "KVSHARE_EDITS", value_enum)]
     edits: Option<Edits>,
     /// Earlier prompts remembered as donors [default: 10000]

@@ -37,6 +37,8 @@ pub(crate) struct Continued {
 pub(crate) struct Kept {
     pub(crate) salt: CacheSalt,
     pub(crate) owner: kv::BlockOwner,
+    /// Owners of the KV that was copied into it, earlier turns among them: it is erased with any of them.
+    pub(crate) sources: Vec<kv::BlockOwner>,
     /// All tokens with KV.
     pub(crate) tokens: Vec<TokenId>,
     /// Exact blocks before those of `lease`: found as a prefix, or lost.
@@ -68,6 +70,13 @@ pub(crate) struct Continuations {
     by_name: BTreeMap<usize, HashMap<BlockHash, VecDeque<KeptId>>>,
     blocks: BTreeMap<TenantId, usize>,
     next: KeptId,
+}
+
+impl Kept {
+    /// True if an owner of some of it is erased.
+    pub(crate) fn is_of(&self, is_erased: impl Fn(&kv::BlockOwner) -> bool) -> bool {
+        self.sources.iter().chain([&self.owner]).any(is_erased)
+    }
 }
 
 impl Continuations {
@@ -236,7 +245,8 @@ mod tests {
             let hashes = self.hashes(tenant, &tokens);
             let continued = Continued { answer_start: 8, class: MatchClass::Composition };
             let salt = CacheSalt(tenant.into());
-            let kept = Kept { salt, owner, tokens, num_exact: 0, lease, continued, since: Timestamp::default() };
+            let kept =
+                Kept { salt, owner, sources: Vec::new(), tokens, num_exact: 0, lease, continued, since: Timestamp::default() };
             let given_up = self.kept.keep(kept, &hashes, BlockSize::new(BLOCK).unwrap(), self.room);
             given_up.into_iter().for_each(|lease| self.pool.free(lease));
             self.kept.check_invariants();

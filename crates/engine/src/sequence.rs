@@ -43,6 +43,10 @@ pub(crate) struct Sequence {
     repair: Option<Repair>,
     /// Set if some KV before `prefix_end` is approximate.
     continued: Option<Continued>,
+    /// Owners of the KV that was copied into it, each once.
+    sources: Vec<kv::BlockOwner>,
+    /// False if some of these were erased: then nothing of it stays.
+    pub(crate) may_be_continued: bool,
     /// Where the prefix hit of the current admission ends.
     prefix_end: u32,
     pub(crate) lease: kv::BlockLease,
@@ -160,6 +164,8 @@ impl Sequence {
             due: Vec::new(),
             repair: None,
             continued: None,
+            sources: Vec::new(),
+            may_be_continued: true,
             prefix_end: 0,
             lease: kv::BlockLease::default(),
             usage: None,
@@ -265,6 +271,20 @@ impl Sequence {
     /// Sets the repair of its spans.
     pub(crate) fn repair_by(&mut self, repair: Repair) {
         self.repair = Some(repair);
+    }
+
+    /// Owners of the KV that was copied into it.
+    pub(crate) fn sources(&self) -> &[kv::BlockOwner] {
+        &self.sources
+    }
+
+    /// Notes that KV of `owners` was copied into it.
+    pub(crate) fn add_sources(&mut self, owners: impl IntoIterator<Item = kv::BlockOwner>) {
+        for owner in owners {
+            if !self.sources.contains(&owner) {
+                self.sources.push(owner);
+            }
+        }
     }
 
     /// Notes that it continues approximate KV of its conversation.
@@ -385,6 +405,8 @@ impl Sequence {
         self.num_computed_tokens = 0;
         self.forget_reused();
         self.continued = None;
+        self.sources.clear();
+        self.may_be_continued = true;
         self.said = None;
         std::mem::take(&mut self.lease)
     }

@@ -7,7 +7,6 @@ use tokens::{DonorId, TenantId, Timestamp};
 use super::admission::admission_usage;
 use super::hit::Hit;
 use super::{OpenStep, Scheduler, target_of};
-use crate::continuations::Kept;
 use crate::donors::ExplainedSpans;
 use crate::queue::ArrivalKey;
 use crate::sequence::Sequence;
@@ -54,12 +53,11 @@ impl Scheduler {
                 self.queue.wake_block(hash);
             });
         }
+        for sequence in self.sequences.values_mut() {
+            sequence.may_be_continued &= !sequence.sources().iter().any(is_erased);
+        }
         self.is_stuck = false;
-        let holds_erased = |kept: &Kept| {
-            let owners = kept.lease.block_ids().filter_map(|block| self.pool.owner(block));
-            owners.chain([kept.owner]).any(|owner| is_erased(&owner))
-        };
-        let gone = self.continuations.extract(holds_erased);
+        let gone = self.continuations.extract(|kept| kept.is_of(is_erased));
         let num_kept: usize = gone.iter().map(kv::BlockLease::len).sum();
         gone.into_iter().for_each(|lease| self.pool.free(lease));
         ErasedCounts { donors: self.donors.erase(is_erased), blocks: num_kept + self.pool.erase(is_erased) }

@@ -217,7 +217,7 @@ impl Scheduler {
             let sequence = &self.sequences[&request_id];
             let wish = kv::SlotRequest { pinned: &pinned, ..self.whole_request(sequence, hit, spans) };
             let of_tenant = match self.pool.allocate_slots(&wish) {
-                kv::Allocation::Ready(slots) => return Some(self.after_kept(hit, slots)),
+                kv::Allocation::Ready(slots) => return Some(self.after_kept(request_id, hit, slots)),
                 kv::Allocation::CapacityExhausted { .. } => None,
                 kv::Allocation::QuotaExhausted { .. } => Some(wish.owner.tenant),
             };
@@ -277,6 +277,9 @@ impl Scheduler {
         let sequence = self.sequences.get_mut(&request_id).expect("a waiting sequence is known");
         let block_table: Vec<_> = lease.block_ids().collect();
         let held: Vec<_> = pins.block_ids().collect();
+        if spans.is_some() {
+            sequence.add_sources(held.iter().filter_map(|&block| self.pool.owner(block)));
+        }
         let mut sources = held.into_iter();
         if let Some(kv::PartialMatch { num_tokens, .. }) = hit.prefix.partial {
             let src = sources.next().expect("the block of a partial hit is pinned first");

@@ -1,6 +1,6 @@
 //! KV that a waiting sequence finds.
 
-use tokens::TenantId;
+use tokens::{RequestId, TenantId};
 
 use super::Scheduler;
 use crate::KvSharingMode;
@@ -98,9 +98,11 @@ impl Scheduler {
     }
 
     /// Puts the blocks that the conversation kept, if `hit` has some, before the new ones of `slots`.
-    pub(super) fn after_kept(&mut self, hit: &Hit, slots: kv::Slots) -> kv::Slots {
+    pub(super) fn after_kept(&mut self, request_id: RequestId, hit: &Hit, slots: kv::Slots) -> kv::Slots {
         let Some(kept) = hit.kept else { return slots };
-        let mut lease = self.continuations.take(kept.id).lease;
+        let Kept { owner, sources, mut lease, .. } = self.continuations.take(kept.id);
+        let sequence = self.sequences.get_mut(&request_id).expect("a waiting sequence is known");
+        sequence.add_sources(sources.into_iter().chain([owner]));
         self.pool.truncate(&mut lease, kept.num_blocks);
         kv::Slots { lease: slots.lease.with_kept(lease), ..slots }
     }
@@ -126,13 +128,14 @@ impl Scheduler {
         let tenant = sequence.request.tenant;
         let class = sequence.usage.and_then(|usage| usage.class);
         let is_answered = sequence.num_computed_tokens() >= sequence.num_prompt_tokens();
-        let is_of_use =
-            is_sound && is_answered && sequence.request.store && !sequence.is_exact() && sequence.sharing().copies_spans();
+        let may_be_kept = sequence.request.store && sequence.may_be_continued && sequence.sharing().copies_spans();
+        let is_of_use = is_sound && is_answered && may_be_kept && !sequence.is_exact();
         let (Some(class), true) = (class, is_of_use) else { return self.pool.free(sequence.reset()) };
         let num_tokens = sequence.num_computed_tokens() as usize;
         let answer_start = sequence.continued().map_or(sequence.num_prompt_tokens(), |continued| continued.answer_start);
         let tokens = sequence.token_ids()[..num_tokens].to_vec();
         let hashes = sequence.block_hashes().to_vec();
+        let sources = sequence.sources().to_vec();
         let mut lease = sequence.reset();
         self.pool.truncate(&mut lease, self.config.block_size.blocks_for(num_tokens));
         let num_exact = lease.num_exact();
@@ -140,6 +143,7 @@ impl Scheduler {
         let kept = Kept {
             salt: sequence.request.cache_salt,
             owner: sequence.request.owner(),
+            sources,
             tokens,
             num_exact,
             lease,

@@ -2,7 +2,7 @@
 
 use engine::{Erase, KvSharingMode, KvUsage};
 use testkit::{RequestBuilder, passage};
-use tokens::{SessionId, TenantId, TokenId};
+use tokens::{DonorId, SessionId, TenantId, TokenId};
 
 use crate::sharing::last_usage;
 use crate::world::{World, config};
@@ -132,6 +132,39 @@ fn what_is_kept_gives_way_to_those_who_need_room() {
     let stats = world.scheduler.stats();
     assert_eq!((stats.blocks.active, stats.preemptions), (0, 0));
     assert_eq!(stats.blocks.evictions, 5, "what is kept goes before what others find");
+}
+
+/// What was copied into a conversation is erased with the donor it came from, also while a turn runs over it.
+#[test]
+fn it_is_erased_with_its_donors() {
+    let start = || {
+        let mut world = World::new(config(200));
+        run(&mut world, RequestBuilder::new(1, &passage("doc", 32)).tenant(1).salt(1).session(5));
+        run(&mut world, span(2, &opening()).session(7));
+        let said = opening().into_iter().chain(world.output(2).into_iter().map(TokenId)).collect::<Vec<_>>();
+        (world, said)
+    };
+    for what in [Erase::Session(TenantId(1), SessionId(5)), Erase::Donor(DonorId(0))] {
+        let (mut world, said) = start();
+        world.scheduler.erase(what);
+        assert_eq!(run(&mut world, span(3, &behind(&said, "next")).session(7)).continued_tokens, 0, "{what:?}");
+
+        let (mut world, said) = with_running_turn(start());
+        world.scheduler.erase(what);
+        world.run();
+        assert_eq!(run(&mut world, span(4, &said).session(7)).continued_tokens, 0, "{what:?} while a turn runs");
+    }
+    let (mut world, said) = with_running_turn(start());
+    world.run();
+    assert!(run(&mut world, span(4, &said).session(7)).continued_tokens > 50, "nothing was erased");
+}
+
+/// Request 3 continues request 2 and runs; and a prompt that repeats all of it.
+fn with_running_turn((mut world, said): (World, Vec<TokenId>)) -> (World, Vec<TokenId>) {
+    let prompt = behind(&said, "next");
+    world.add(span(3, &prompt).session(7).build());
+    world.step();
+    (world, behind(&prompt, "last"))
 }
 
 #[test]

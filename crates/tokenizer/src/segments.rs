@@ -58,14 +58,16 @@ impl TokenText {
         }
     }
 
-    /// The tokens that begin a sentence or a line: ascending, each above 0. White space before the first word belongs to it.
+    /// The tokens that begin a sentence or a line: ascending, each above 0. White space in the token of the first word belongs to it.
     pub(crate) fn sentence_starts(&self) -> Vec<u32> {
         let text = self.as_str();
-        let mut starts: Vec<u32> = sentence_offsets(&text)
-            .map(|offset| text[..offset].trim_end_matches([' ', '\t']).len())
-            .filter_map(|offset| self.position_of(offset))
-            .filter(|&position| position > 0)
-            .collect();
+        let first_token = |offset: usize| {
+            let next = self.starts.partition_point(|&start| start <= offset);
+            let holder = next.checked_sub(1)?;
+            let begins_in_it = text.as_bytes()[self.starts[holder]..offset].iter().all(u8::is_ascii_whitespace);
+            if begins_in_it { u32::try_from(holder).ok() } else { self.position_of(offset) }
+        };
+        let mut starts: Vec<u32> = sentence_offsets(&text).filter_map(first_token).filter(|&position| position > 0).collect();
         starts.dedup();
         starts
     }
@@ -212,6 +214,8 @@ mod tests {
     fn a_sentence_begins_with_the_first_token_in_it() {
         let text = TokenText::new(["One", ".", " Two", " three", ".", "\n", "Four"].iter().map(|token| token.as_bytes()));
         assert_eq!(text.sentence_starts(), [2, 6]);
+        let text = TokenText::new(["One", ". T", "wo", ".", " ", " Three"].iter().map(|token| token.as_bytes()));
+        assert_eq!(text.sentence_starts(), [2, 5], "a token over the border is left of it, and wide space is no sentence");
     }
 
     #[test]

@@ -88,9 +88,11 @@ impl Shape {
     }
 }
 
-/// Gaps of two spaces or more between words.
+/// Gaps of two spaces or more between words, but not those after a sentence.
 fn num_gaps(line: &str) -> usize {
-    line.trim_start().split("  ").filter(|cell| !cell.trim().is_empty()).count().saturating_sub(1)
+    let ends_sentence = |cell: &str| cell.trim_end().ends_with(['.', '!', '?', ':', ';']);
+    let cells: Vec<&str> = line.trim().split("  ").filter(|cell| !cell.trim().is_empty()).collect();
+    cells.iter().rev().skip(1).filter(|cell| !ends_sentence(cell)).count()
 }
 
 /// True for a line that parts a header from its rows: `|---|:-:|`, `+----+`, `====  ====`.
@@ -255,6 +257,7 @@ mod tests {
     #[test]
     fn prose_lists_and_code_are_no_tables() {
         check("One, two, and three.\nFour, five.\nSix, seven, eight, nine.\n", &[]);
+        check("It rained.  We went.\nThey sang.  All left.\nNo one came.  It ended.\n", &[]);
         check("- a, b\n- c\n- d\n", &[]);
         check("a <|> b\nc <|> d\ne <|> f\n", &[]);
         check("fn f(a: u8, b: u8) {\n    g(a);\n    h(b);\n}\n", &[]);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kv::{BlockFetch, BlockOffload};
 use semantic::{Drift, Probe, TokenDeviation};
-use tokens::{BlockId, DonorId, RequestId, TokenId, TokenRange};
+use tokens::{BlockId, DonorId, RequestId, TokenId, TokenRange, complement};
 
 use crate::SamplingParams;
 
@@ -139,6 +139,35 @@ pub struct ProbedSequence {
     pub block_table: Vec<BlockId>,
     /// What to measure.
     pub probe: Probe,
+}
+
+impl ProbedSequence {
+    /// Moved positions that are measured, ascending.
+    pub fn measured(&self) -> impl Iterator<Item = u32> + '_ {
+        semantic::sampled_positions(&self.reused, self.probe.stride)
+    }
+
+    /// Positions that were not moved. Sorted, disjoint.
+    #[must_use]
+    pub fn fresh(&self) -> Vec<TokenRange> {
+        let end = self.first_position + self.token_ids.len() as u32;
+        complement(TokenRange::new(self.first_position, end), &self.reused)
+    }
+
+    /// Positions that are computed up to the check layer: those that are measured, and all that were not moved. Ascending.
+    #[must_use]
+    pub fn rows(&self) -> Vec<u32> {
+        let mut rows: Vec<_> = self.fresh().into_iter().flat_map(TokenRange::positions).chain(self.measured()).collect();
+        rows.sort_unstable();
+        rows
+    }
+
+    /// How many [`rows`](Self::rows) there are.
+    #[must_use]
+    pub fn num_rows(&self) -> usize {
+        let num_reused: u32 = self.reused.iter().map(|range| range.len()).sum();
+        self.token_ids.len() - num_reused as usize + self.measured().count()
+    }
 }
 
 /// What came back from one step.

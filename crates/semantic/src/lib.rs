@@ -29,6 +29,7 @@ mod postings;
 mod prompt;
 mod reuse;
 mod runs;
+mod sample;
 mod search;
 mod segments;
 mod selection;
@@ -52,6 +53,7 @@ pub use minimizer::Sketch;
 pub use plan::{plan_counted, plan_reuse};
 pub use prompt::{DonorPrompts, PlanTarget, PromptView};
 pub use reuse::{MatchClass, RejectReason, ReusePlan, ReuseSpan};
+pub use sample::{sampled_positions, spread};
 pub use search::{Search, SpanQuery};
 pub use segments::Segments;
 pub use selection::{

@@ -29,6 +29,8 @@ pub struct Repair {
     /// If the two likeliest first tokens are nearer than this in their logits, and the deviation is not negligible, the budget is
     /// doubled once before anything is said; 0 never looks.
     pub min_margin: f32,
+    /// Of so many moved neighbours one is measured, and stands for the others; at least 1. Rules that ask who reads measure all.
+    pub sample: u32,
     /// Whether tokens that are not recomputed follow those that are; see [`crate::follow_drift`].
     pub drift: bool,
     /// What goes on after the first token; `None` leaves the rest as it is.
@@ -109,6 +111,8 @@ pub struct Probe {
     pub check_layer: u32,
     /// Whose attention counts.
     pub readers: Readers,
+    /// Of so many moved neighbours one is measured; at least 1.
+    pub stride: u32,
 }
 
 /// Rows whose attention to reused tokens is measured.
@@ -152,6 +156,14 @@ impl Repair {
         Self { policy: RepairPolicy::Impact, ratio: 0.15, drift: true, ..Self::structural() }
     }
 
+    /// The measurements that it needs; `None` if it never chooses anything.
+    #[must_use]
+    pub fn probe(&self) -> Option<Probe> {
+        let probe = self.policy.probe()?;
+        let stride = if probe.readers == Readers::None { self.sample.max(1) } else { 1 };
+        Some(Probe { stride, ..probe })
+    }
+
     /// Nothing but what is known before anything is computed: heads of spans, template tokens, the prompt's tail.
     #[must_use]
     pub const fn structural() -> Self {
@@ -161,6 +173,7 @@ impl Repair {
             max_deviation: 0.0,
             bail_out: 0.0,
             min_margin: 0.0,
+            sample: 1,
             drift: false,
             decode: None,
         }
@@ -212,7 +225,7 @@ impl RepairPolicy {
             Self::QueryLayer | Self::ImpactLayer => (3, Readers::FreshRows),
             Self::Query | Self::TwoPass => (1, Readers::FreshRowsAllLayers),
         };
-        Some(Probe { check_layer, readers })
+        Some(Probe { check_layer, readers, stride: 1 })
     }
 
     /// The settings of a plan under this rule: only [`RepairPolicy::None`] does without heads, and computes but the last token.
@@ -266,7 +279,7 @@ impl FromStr for RepairPolicy {
     }
 }
 
-/// `policy[@ratio][+drift][+deviation=d][+bail_out=d][+margin=m][+decode=tokens/every]`, as in `impact@0.6+drift+deviation=0.12`.
+/// `policy[@ratio][+drift][+sample=n][+deviation=d][+bail_out=d][+margin=m][+decode=tokens/every]`, as in `impact@0.6+drift+deviation=0.12`.
 impl FromStr for Repair {
     type Err = RepairError;
 
@@ -285,6 +298,7 @@ impl FromStr for Repair {
                 Some(("deviation", bound)) => repair.max_deviation = parse_bound(part, bound)?,
                 Some(("bail_out", bound)) => repair.bail_out = parse_bound(part, bound)?,
                 Some(("margin", bound)) => repair.min_margin = parse_bound(part, bound)?,
+                Some(("sample", sample)) => repair.sample = parse_sample(part, sample)?,
                 Some(("decode", decode)) => repair.decode = Some(decode_repair(decode)?),
                 _ => return Err(RepairError::Part(part.to_owned())),
             }
@@ -300,6 +314,9 @@ impl fmt::Display for Repair {
             write!(f, "@{}", self.ratio)?;
         }
         f.write_str(if self.drift { "+drift" } else { "" })?;
+        if self.sample != 1 {
+            write!(f, "+sample={}", self.sample)?;
+        }
         let bounds = [("deviation", self.max_deviation), ("bail_out", self.bail_out), ("margin", self.min_margin)];
         for (name, bound) in bounds.into_iter().filter(|(_, bound)| *bound > 0.0) {
             write!(f, "+{name}={bound}")?;
@@ -315,6 +332,11 @@ impl fmt::Display for Repair {
 fn parse_bound(part: &str, text: &str) -> Result<f32, RepairError> {
     let bound = text.parse().ok().filter(|bound: &f32| *bound > 0.0 && bound.is_finite());
     bound.ok_or_else(|| RepairError::Part(part.to_owned()))
+}
+
+/// A whole number from 1 on.
+fn parse_sample(part: &str, text: &str) -> Result<u32, RepairError> {
+    text.parse().ok().filter(|sample| *sample > 0).ok_or_else(|| RepairError::Part(part.to_owned()))
 }
 
 /// In every step, whatever else runs: what slack allows is a setting of the server.
@@ -338,7 +360,7 @@ pub enum RepairError {
     Ratio(String),
     /// Of what follows.
     #[error(
-        "{0:?} of a repair policy is not \"drift\", \"decode=tokens/every\", or a number above 0 for \"deviation\", \"bail_out\" or \"margin\""
+        "{0:?} of a repair policy is not \"drift\", \"sample=n\", \"decode=tokens/every\", or a number above 0 for \"deviation\", \"bail_out\" or \"margin\""
     )]
     Part(String),
 }
@@ -584,7 +606,7 @@ mod tests {
             "impact@0.3+drift",
             "dhd@0.3+decode=3/1",
             "query@1+drift+decode=48/16",
-            "impact@0.6+drift+deviation=0.12+bail_out=2+margin=1.5",
+            "impact@0.6+drift+sample=8+deviation=0.12+bail_out=2+margin=1.5",
         ] {
             assert_eq!(text.parse::<Repair>().map(|repair| repair.to_string()), Ok(text.to_owned()));
         }
@@ -600,6 +622,7 @@ mod tests {
             ("dhd+decode=3", "decode=3"),
             ("dhd+decode=3/0", "decode=3/0"),
             ("dhd+drif", "\"drif\""),
+            ("dhd+sample=0", "sample=0"),
             ("dhd+deviation=-1", "deviation=-1"),
             ("dhd+margin=inf", "margin=inf"),
         ] {

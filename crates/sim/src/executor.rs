@@ -97,8 +97,8 @@ impl Executor for SimExecutor {
 
 /// A measurement by which no token differs from another.
 fn unremarkable(probe: &ProbedSequence) -> ProbedSpans {
-    let num_reused = probe.reused.iter().map(|range| range.len() as usize).sum();
-    ProbedSpans { request_id: probe.request_id, deviations: vec![TokenDeviation::default(); num_reused] }
+    let deviations = probe.measured().map(|_| TokenDeviation::default()).collect();
+    ProbedSpans { request_id: probe.request_id, deviations }
 }
 
 fn sample(sequence: &ScheduledSequence) -> SampledToken {

@@ -191,7 +191,7 @@ impl<E: Executor> Evaluator<'_, E> {
         // The repetition takes a prefix of its own, which is no hit: the first run tells what full computation costs.
         let said = if policy == Policy::Off { &case.full } else { &run.said };
         let probe = match policy {
-            Policy::Span(repair) => repair.policy.probe(),
+            Policy::Span(repair) => repair.probe(),
             Policy::Off | Policy::Prefix => None,
         };
         let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;

@@ -4,7 +4,7 @@ use engine::{KvUsage, Probe, Readers};
 
 /// Share of the prompt's (token, layer) pairs that are computed, what is computed twice counted twice; so it can exceed 1.
 ///
-/// Rows that are computed count in all layers. A probe counts all rows behind the prefix hit in the layers up to the one whose
+/// Rows that are computed count in all layers. A probe counts the rows that it measures, and those that were not moved, in the layers up to the one whose
 /// keys and values it compares, that one included although only its projections are computed; with readers at all layers, the
 /// rows that were not moved count in all layers once more. That is an upper bound: those left of all spans are in truth
 /// computed once, but the usage does not say how many they are. Copies, and the check of layer 0 on a few tokens of a span, do
@@ -26,7 +26,7 @@ fn probed_pairs(announced: &KvUsage, probe: Probe, layers: f64) -> f64 {
         Readers::None | Readers::AllRows | Readers::FreshRows => 0.0,
     };
     let fresh = f64::from(announced.computed_tokens);
-    (f64::from(announced.span_tokens) + fresh) * checked + fresh * reading
+    (f64::from(announced.span_tokens.div_ceil(probe.stride)) + fresh) * checked + fresh * reading
 }
 
 /// The parts of a usage add up to the prompt.
@@ -45,7 +45,7 @@ mod tests {
     fn check(selected: u32, probe: Option<(u32, Readers)>, expected: f64) {
         let announced = KvUsage { prefix_tokens: 10, span_tokens: 60, computed_tokens: 30, ..KvUsage::default() };
         let last = KvUsage { span_tokens: 60 - selected, computed_tokens: 30 + selected, ..announced };
-        let probe = probe.map(|(check_layer, readers)| Probe { check_layer, readers });
+        let probe = probe.map(|(check_layer, readers)| Probe { check_layer, readers, stride: 1 });
         let share = computed_share(&announced, &last, probe, LAYERS);
         assert!((share - expected).abs() < 1e-9, "{share}");
     }
@@ -71,7 +71,7 @@ mod tests {
     #[test]
     fn without_spans_nothing_is_probed() {
         let miss = KvUsage { computed_tokens: 100, ..KvUsage::default() };
-        let probe = Some(Probe { check_layer: 1, readers: Readers::AllRows });
+        let probe = Some(Probe { check_layer: 1, readers: Readers::AllRows, stride: 1 });
         assert_eq!(computed_share(&miss, &miss, probe, LAYERS), 1.0);
     }
 }

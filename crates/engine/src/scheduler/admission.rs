@@ -114,7 +114,7 @@ impl Scheduler {
     fn demand_of_admitted(&self, request_id: RequestId, demand: &mut Demand, step: &SchedulerOutput) {
         match step.probes.last() {
             Some(probe) if probe.request_id == request_id => {
-                demand.add_measured(probe.token_ids.len() / PROBED_PER_COMPUTED_TOKEN);
+                demand.add_measured(probe.num_rows() / PROBED_PER_COMPUTED_TOKEN);
             }
             _ => self.add_demand(request_id, demand),
         }
@@ -337,7 +337,7 @@ impl Scheduler {
     /// Has measured what the choice of tokens to recompute depends on.
     fn probe(&mut self, request_id: RequestId, block_table: Vec<BlockId>, step: &mut SchedulerOutput) {
         let sequence = &self.sequences[&request_id];
-        let Some(probe) = sequence.request.repair.policy.probe() else { return };
+        let Some(probe) = sequence.request.repair.probe() else { return };
         step.probes.push(ProbedSequence {
             request_id,
             token_ids: sequence.request.prompt_token_ids[sequence.prefix_end() as usize..].to_vec(),

@@ -68,7 +68,7 @@ impl Scheduler {
     pub(super) fn work_of(&self, step: &SchedulerOutput) -> (Work, Work) {
         let moved = step.span_copies.iter().map(|copy| copy.token_ids.len() as u64);
         let copied = step.block_copies.iter().map(|copy| u64::from(copy.num_tokens));
-        let probed = step.probes.iter().map(|probe| probe.token_ids.len() as u64);
+        let probed = step.probes.iter().map(|probe| probe.num_rows() as u64);
         let is_of_prompts = !step.probes.is_empty() || step.sequences.iter().any(|scheduled| scheduled.rows.len() > 1);
         let mut work = Work {
             copied_tokens: moved.chain(copied).sum(),
@@ -188,11 +188,12 @@ fn expected_work(sequence: &Sequence, prefix_end: u32) -> Work {
 fn work_with(sequence: &Sequence, repair: semantic::Repair, prefix_end: u32, num_reused: u32) -> Work {
     let num_tokens = sequence.num_tokens();
     let num_repaired = num_reused.min((num_tokens as f32 * repair.ratio) as u32);
-    let probes = num_reused > 0 && repair.policy.probe().is_some();
+    let num_fresh = num_tokens - prefix_end - num_reused;
+    let probed = |probe: semantic::Probe| u64::from(num_fresh) + u64::from(num_reused.div_ceil(probe.stride));
     Work {
         copied_tokens: num_reused.into(),
-        probed_tokens: if probes { (num_tokens - prefix_end).into() } else { 0 },
-        ..Work::of_rows(num_tokens - prefix_end - num_reused + num_repaired, num_tokens)
+        probed_tokens: repair.probe().filter(|_| num_reused > 0).map_or(0, probed),
+        ..Work::of_rows(num_fresh + num_repaired, num_tokens)
     }
 }
 

@@ -109,6 +109,7 @@ impl Scheduler {
         let request_id = probe.request_id;
         let sequence = self.sequences.get_mut(&request_id).expect("a probed sequence is known");
         let repair = sequence.repair();
+        let measured = &semantic::spread(sequence.reused(), probe.probe.stride, measured);
         let mut selected = semantic::select_rows(repair, sequence.num_prompt_tokens(), sequence.reused(), measured);
         let is_beyond = repair.bail_out > 0.0 && selected.deviation > repair.bail_out;
         let gives_up = is_beyond || !selected.deviation.is_finite();

@@ -298,9 +298,9 @@ impl Memory {
     }
 
     fn measure(&mut self, probe: &ProbedSequence) -> ProbedSpans {
-        let num_reused = probe.reused.iter().map(|range| range.len()).sum::<u32>();
         let mut number = || self.random.below(1000) as f32 / 1000.0;
-        let deviations = (0..num_reused)
+        let deviations = probe
+            .measured()
             .map(|_| TokenDeviation { attention: number(), value_l2: number(), value_norm: 1.0, ..TokenDeviation::default() })
             .collect();
         ProbedSpans { request_id: probe.request_id, deviations }

@@ -73,6 +73,12 @@ fn cuda_i1_a_probe_of_exact_kv_finds_no_deviation_and_changes_nothing() {
 
 #[test]
 #[ignore = "needs a CUDA device"]
+fn cuda_a_sample_measures_what_a_probe_of_all_does() {
+    on_all_families(invariant::a_sampled_probe_finds_what_a_whole_one_does);
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
 fn cuda_i1_following_exact_kv_changes_nothing() {
     on_all_families(invariant::following_exact_kv_changes_nothing);
 }

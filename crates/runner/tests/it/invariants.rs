@@ -85,7 +85,26 @@ pub(crate) fn probe_of(tokens: &[u32], table: &[BlockId], reused: Range<u32>, re
         first_position: BLOCK,
         reused: vec![TokenRange::new(reused.start, reused.end)],
         block_table: table.to_vec(),
-        probe: Probe { check_layer: 1, readers },
+        probe: Probe { check_layer: 1, readers, stride: 1 },
+    }
+}
+
+/// A sample measures what a probe of all tokens does at its positions.
+pub(crate) fn a_sampled_probe_finds_what_a_whole_one_does(world: &mut World) {
+    let (tokens, table) = (world.prompt(150, 1), world.table(150));
+    let mut donor = tokens.clone();
+    donor[BLOCK as usize..40].copy_from_slice(&world.prompt(150, 7)[BLOCK as usize..40]);
+    let mut probe = probe_of(&tokens, &table, 40..120, Readers::None);
+    world.prefill(&donor, &table);
+    let whole = world.backend.probe(&probe).unwrap();
+    world.prefill(&donor, &table);
+    probe.probe.stride = 8;
+    let sampled = world.backend.probe(&probe).unwrap();
+    assert_eq!((whole.len(), sampled.len()), (80, 10));
+    for (found, expected) in sampled.iter().zip(whole.iter().step_by(8)) {
+        let bound = world.rounding.stored * expected.value_norm;
+        assert!(found.value_l2 > 2.0 * bound, "its left context was another one: {found:?}");
+        assert!((found.value_l2 - expected.value_l2).abs() <= bound, "{found:?} is not {expected:?}");
     }
 }
 
@@ -109,6 +128,11 @@ pub(crate) fn a_probe_of_exact_kv_finds_nothing(world: &mut World) {
 #[test]
 fn i1_a_probe_of_exact_kv_finds_no_deviation_and_changes_no_bit() {
     on_all_families(a_probe_of_exact_kv_finds_nothing);
+}
+
+#[test]
+fn a_sample_measures_what_a_probe_of_all_does() {
+    on_all_families(a_sampled_probe_finds_what_a_whole_one_does);
 }
 
 pub(crate) fn following_exact_kv_changes_nothing(world: &mut World) {

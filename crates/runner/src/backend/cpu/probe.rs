@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use engine::{ProbedSequence, Readers, Row, TokenDeviation};
 use kernels::cpu::{QuerySequence, add_attention_received};
-use tokens::{BlockSize, TokenRange, complement};
+use tokens::{BlockSize, TokenRange};
 
 use super::CpuBackend;
 use super::decoder::{Workspace, embed};
@@ -30,8 +30,7 @@ impl CpuBackend {
         }
         let mut deviations = self.compare(sequence, &mut received, &mut workspace);
         self.workspace = workspace;
-        let reused = sequence.reused.iter().flat_map(|range| range.positions());
-        for (position, found) in reused.zip(&mut deviations) {
+        for (position, found) in sequence.measured().zip(&mut deviations) {
             found.attention = received.sums[position as usize] / received.num_terms.max(1) as f32;
         }
         deviations
@@ -39,7 +38,7 @@ impl CpuBackend {
 
     /// Runs the fresh rows over the moved spans as they are, through all layers.
     fn read_as_moved(&mut self, sequence: &ProbedSequence, received: &mut Received, w: &mut Workspace) {
-        let fresh: Vec<u32> = fresh_ranges(sequence).into_iter().flat_map(TokenRange::positions).collect();
+        let fresh: Vec<u32> = sequence.fresh().into_iter().flat_map(TokenRange::positions).collect();
         for positions in fresh.chunks(CHUNK_ROWS) {
             let batch = batch_of(sequence, positions);
             embed(&self.weights.embedding, &batch.token_ids, self.config.hidden_size, &mut w.hidden);
@@ -53,12 +52,11 @@ impl CpuBackend {
         }
     }
 
-    /// Runs all rows up to the check layer, and compares what they put there with what was moved there.
+    /// Runs fresh and measured rows up to the check layer, and compares what they put there with what was moved there.
     fn compare(&mut self, sequence: &ProbedSequence, received: &mut Received, w: &mut Workspace) -> Vec<TokenDeviation> {
         let check_layer = (sequence.probe.check_layer as usize).min(self.config.num_layers - 1);
-        let end = sequence.first_position + sequence.token_ids.len() as u32;
-        let all: Vec<u32> = (sequence.first_position..end).collect();
-        let fresh = fresh_ranges(sequence);
+        let all = sequence.rows();
+        let fresh = sequence.fresh();
         let mut deviations = Vec::new();
         for positions in all.chunks(CHUNK_ROWS) {
             let batch = batch_of(sequence, positions);
@@ -133,12 +131,6 @@ impl CpuBackend {
         let qkv: Vec<f32> = rows.iter().flat_map(|row| &qkv[row * width..][..width]).copied().collect();
         self.ask(layer, &batch_of(sequence, &positions), &qkv, received);
     }
-}
-
-/// Positions behind the prefix hit that were not moved there.
-fn fresh_ranges(sequence: &ProbedSequence) -> Vec<TokenRange> {
-    let end = sequence.first_position + sequence.token_ids.len() as u32;
-    complement(TokenRange::new(sequence.first_position, end), &sequence.reused)
 }
 
 fn batch_of(sequence: &ProbedSequence, positions: &[u32]) -> InputBatch {

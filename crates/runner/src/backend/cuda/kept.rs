@@ -136,7 +136,7 @@ mod tests {
             first_position,
             reused: Vec::new(),
             block_table: table.iter().map(|&block| BlockId(block)).collect(),
-            probe: Probe { check_layer: 1, readers: Readers::None },
+            probe: Probe { check_layer: 1, readers: Readers::None, stride: 1 },
         }
     }
 

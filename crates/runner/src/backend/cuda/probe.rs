@@ -2,7 +2,7 @@
 
 use engine::{ProbedSequence, Readers, Row, TokenDeviation};
 use kernels::cuda::{CudaSlice, DeviceError, FreshRows};
-use tokens::{BlockSize, TokenRange, complement};
+use tokens::{BlockSize, TokenRange};
 
 use super::decoder::qkv_shape;
 use super::spans::MEASURES;
@@ -27,8 +27,7 @@ impl CudaBackend {
         let mut deviations = self.compare(sequence, &mut asked)?;
         if sequence.probe.readers != Readers::None {
             let sums = self.device.download(&asked.received.sums)?;
-            let reused = sequence.reused.iter().flat_map(|range| range.positions());
-            for (position, found) in reused.zip(&mut deviations) {
+            for (position, found) in sequence.measured().zip(&mut deviations) {
                 found.attention = sums[position as usize] / asked.num_terms.max(1) as f32;
             }
         }
@@ -37,7 +36,7 @@ impl CudaBackend {
 
     /// Runs the fresh rows over the moved spans as they are, through all layers.
     fn read_as_moved(&mut self, sequence: &ProbedSequence, asked: &mut Asked) -> Result<(), DeviceError> {
-        let fresh: Vec<u32> = fresh_ranges(sequence).into_iter().flat_map(TokenRange::positions).collect();
+        let fresh: Vec<u32> = sequence.fresh().into_iter().flat_map(TokenRange::positions).collect();
         for positions in fresh.chunks(self.decoder.activations.num_rows) {
             let step = step_of(sequence, positions);
             let rows = self.upload_step(&step)?;
@@ -56,11 +55,10 @@ impl CudaBackend {
         Ok(())
     }
 
-    /// Runs all rows up to the check layer, and compares what they put there with what was moved there.
+    /// Runs fresh and measured rows up to the check layer, and compares what they put there with what was moved there.
     fn compare(&mut self, sequence: &ProbedSequence, asked: &mut Asked) -> Result<Vec<TokenDeviation>, DeviceError> {
         let check_layer = (sequence.probe.check_layer as usize).min(self.decoder.config.num_layers - 1);
-        let last = sequence.first_position + sequence.token_ids.len() as u32;
-        let all: Vec<u32> = (sequence.first_position..last).collect();
+        let all = sequence.rows();
         let mut deviations = Vec::new();
         for positions in all.chunks(self.decoder.activations.num_rows) {
             let step = step_of(sequence, positions);
@@ -71,7 +69,7 @@ impl CudaBackend {
                 decoder.layer(i, &rows.on(upload), pool, None, false)?;
             }
             decoder.project(check_layer, positions.len())?;
-            if positions.len() == all.len() {
+            if positions.len() == sequence.token_ids.len() {
                 self.kept.keep(&self.device, sequence, check_layer, &decoder.activations.hidden)?;
             }
             decoder.rotate(check_layer, &rows.on(upload))?;
@@ -140,7 +138,7 @@ impl CudaBackend {
     ) -> Result<(), DeviceError> {
         let (run, readers): (_, Vec<u32>) = match sequence.probe.readers {
             Readers::AllRows => (Some(0), (0..positions.len() as u32).collect()),
-            Readers::FreshRows => (None, rows_in(positions, &fresh_ranges(sequence))),
+            Readers::FreshRows => (None, rows_in(positions, &sequence.fresh())),
             Readers::None | Readers::FreshRowsAllLayers => return Ok(()),
         };
         let Some(last) = readers.last() else { return Ok(()) };
@@ -169,12 +167,6 @@ fn end(positions: &[u32]) -> usize {
 fn rows_in(positions: &[u32], ranges: &[TokenRange]) -> Vec<u32> {
     let is_in = |position: &u32| ranges.iter().any(|range| range.contains(*position));
     (0..).zip(positions).filter(|(_, position)| is_in(position)).map(|(row, _)| row).collect()
-}
-
-/// Positions behind the prefix hit that were not moved there.
-fn fresh_ranges(sequence: &ProbedSequence) -> Vec<TokenRange> {
-    let end = sequence.first_position + sequence.token_ids.len() as u32;
-    complement(TokenRange::new(sequence.first_position, end), &sequence.reused)
 }
 
 fn step_of(sequence: &ProbedSequence, positions: &[u32]) -> Step {

@@ -265,7 +265,7 @@ mod tests {
         assert_eq!(config.sharing.max_donor_tokens, parts.max_donor_tokens);
         assert_eq!(config.sharing.gate(), parts.gate);
         assert_eq!(config.sharing.guard(), parts.guard);
-        let verification = engine::VerificationConfig { share: config.sharing.verify_share, ..parts.verification };
+        let verification = engine::VerificationConfig { share: config.sharing.verify_share, heals: true, ..parts.verification };
         assert_eq!(config.sharing.verification(), verification);
         assert_eq!(config.engine.host_kv_bandwidth, parts.host.bandwidth);
     }

@@ -65,6 +65,8 @@ pub struct SchedulerConfig {
     pub verification: VerificationConfig,
     /// What such answers have to keep.
     pub guard: semantic::GuardConfig,
+    /// What traffic in mode `auto` has to prove before it reuses.
+    pub proof: semantic::ProofConfig,
 }
 
 /// Comparison of answers over reused KV with full computation.
@@ -74,16 +76,21 @@ pub struct VerificationConfig {
     pub share: f64,
     /// Time without any request before a comparison begins.
     pub idle: Duration,
+    /// Cached blocks that nobody used for so long may be given up for a comparison.
+    pub unused: Duration,
     /// Longest step of a comparison, by prediction; one row is computed in any case. A request that arrives waits for one step at most.
     pub step: Duration,
+    /// Whether answers over reused KV that are not compared are computed exactly too, for the next turns of their conversations.
+    pub heals: bool,
     /// Bytes of the answers that are recorded or wait to be compared, together. Further ones are dropped and counted.
     pub max_bytes: usize,
 }
 
 impl Default for VerificationConfig {
-    /// Nothing is compared. 32 MiB hold 10,000 tokens of answers.
+    /// Nothing is compared or healed. 32 MiB hold 10,000 tokens of answers.
     fn default() -> Self {
-        Self { share: 0.0, idle: Duration::from_millis(100), step: Duration::from_millis(10), max_bytes: 32 << 20 }
+        let (idle, step) = (Duration::from_millis(100), Duration::from_millis(10));
+        Self { share: 0.0, idle, unused: Duration::from_secs(60), step, heals: false, max_bytes: 32 << 20 }
     }
 }
 
@@ -220,6 +227,7 @@ impl SchedulerConfig {
             quotas: BTreeMap::new(),
             verification: VerificationConfig::default(),
             guard: semantic::GuardConfig::default(),
+            proof: semantic::ProofConfig::default(),
         }
     }
 

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
-use semantic::MatchClass;
+use semantic::{MatchClass, TrafficClass};
 use tokens::{BlockHash, BlockSize, CacheSalt, TenantId, Timestamp, TokenId};
 
 /// Answered requests kept at the most. Chosen: more than a pool has room for.
@@ -46,6 +46,8 @@ pub(crate) struct Kept {
     /// Approximate blocks.
     pub(crate) lease: kv::BlockLease,
     pub(crate) continued: Continued,
+    /// Of a request in mode `auto`, the class whose proof it relied on.
+    pub(crate) traffic: Option<TrafficClass>,
     pub(crate) since: Timestamp,
 }
 
@@ -245,8 +247,8 @@ mod tests {
             let hashes = self.hashes(tenant, &tokens);
             let continued = Continued { answer_start: 8, class: MatchClass::Composition };
             let salt = CacheSalt(tenant.into());
-            let kept =
-                Kept { salt, owner, sources: Vec::new(), tokens, num_exact: 0, lease, continued, since: Timestamp::default() };
+            let (sources, since) = (Vec::new(), Timestamp::default());
+            let kept = Kept { salt, owner, sources, tokens, num_exact: 0, lease, continued, traffic: None, since };
             let given_up = self.kept.keep(kept, &hashes, BlockSize::new(BLOCK).unwrap(), self.room);
             given_up.into_iter().for_each(|lease| self.pool.free(lease));
             self.kept.check_invariants();

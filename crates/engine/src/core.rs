@@ -161,6 +161,12 @@ impl<E: Executor> EngineCore<E> {
         self.scheduler.donors(after, limit)
     }
 
+    /// Classes of traffic in mode `auto`; see [`Scheduler::traffic`].
+    #[must_use]
+    pub fn traffic(&self, tenant: Option<TenantId>) -> Vec<(semantic::TrafficClass, semantic::TrafficQuality)> {
+        self.scheduler.traffic(tenant)
+    }
+
     /// Erases what requests left behind; see [`Scheduler::erase`].
     pub fn erase(&mut self, what: Erase) -> ErasedCounts {
         self.scheduler.erase(what)

@@ -48,6 +48,6 @@ pub use request::{KvSharingMode, Request, SamplingParams};
 pub use scheduler::{PlanningWork, Scheduler};
 pub use semantic::{
     ClassQuality, DecodeRepair, Drift, EmbeddingIndexConfig, Fault, Gate, GuardConfig, MatchClass, Probe, Readers, RejectReason,
-    Repair, RepairPolicy, ReusePlan, ReuseSpan, SpanConfig, SpanMatch, Steps, TokenDeviation,
+    Repair, RepairPolicy, ReusePlan, ReuseSpan, SpanConfig, SpanMatch, Steps, TokenDeviation, TrafficClass, TrafficQuality,
 };
-pub use stats::{EngineStats, FoundDonors, SpanLookups, SpanOutcome, VerificationStats};
+pub use stats::{EngineStats, FoundDonors, SpanLookups, SpanOutcome, TrafficStats, VerificationStats};

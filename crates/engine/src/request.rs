@@ -54,6 +54,8 @@ pub enum KvSharingMode {
     /// Like `Span`, also from donors that mean something similar, and of donors of the same text the one whose left context has most
     /// in common with the request's.
     Semantic,
+    /// As `Span` where that has proven itself for requests like this one, and as `Prefix` elsewhere; see [`semantic::TrafficGuard`].
+    Auto,
     /// Blocks as with `Prefix`; spans are searched and counted, but not used. Exact.
     Shadow,
 }
@@ -72,10 +74,10 @@ impl KvSharingMode {
         self.copies_spans() || self == Self::Shadow
     }
 
-    /// Whether spans are copied.
+    /// Whether spans may be copied.
     #[must_use]
     pub fn copies_spans(self) -> bool {
-        matches!(self, Self::Span | Self::Semantic)
+        matches!(self, Self::Span | Self::Semantic | Self::Auto)
     }
 }
 

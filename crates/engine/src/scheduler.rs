@@ -24,7 +24,7 @@ use crate::host::HostLink;
 use crate::in_flight::InFlight;
 use crate::queue::{ArrivalKey, RequestQueue, Waiting};
 use crate::recent::RecentPrompts;
-use crate::sequence::Sequence;
+use crate::sequence::{Sequence, Trial};
 use crate::verifier::Verifier;
 use crate::{
     ConfigError, EngineEvent, EngineStats, Request, RequestError, ScheduledSequence, SchedulerConfig, SchedulerOutput,
@@ -125,7 +125,11 @@ impl Scheduler {
             host_link: HostLink::new(&config.host),
             in_flight: InFlight::new(config.span_index()),
             continuations: Continuations::default(),
-            verifier: Verifier::new(config.verification, semantic::QualityGuard::new(config.guard)),
+            verifier: Verifier::new(
+                config.verification,
+                semantic::QualityGuard::new(config.guard),
+                semantic::TrafficGuard::new(config.proof),
+            ),
             pins: Vec::new(),
             finished: Vec::new(),
             retracted: Vec::new(),
@@ -177,11 +181,17 @@ impl Scheduler {
     }
 
     fn enqueue(&mut self, request: Request, now: Timestamp) {
+        self.enqueue_sequence(request, None, now);
+    }
+
+    /// Puts `request`, which may be a trial, into the waiting queue.
+    fn enqueue_sequence(&mut self, request: Request, trial: Option<Trial>, now: Timestamp) {
         let request_id = request.request_id;
         let key = ArrivalKey { arrival: request.arrival.min(now), ordinal: self.num_added };
         self.num_added += 1;
         self.recent.push(request.tenant, request.prompt_token_ids.len() as u32, now);
         let mut sequence = Sequence::new(request, key, self.config.block_size);
+        sequence.trial = trial;
         self.push_waiting(key, &mut sequence);
         let before = self.sequences.insert(request_id, sequence);
         assert!(before.is_none(), "{request_id} is in the engine already");
@@ -289,6 +299,7 @@ impl Scheduler {
             shadowed_tokens: self.num_shadowed_tokens,
             quality: self.verifier.guard().classes().to_vec(),
             verification: self.verifier.stats(self.num_recording_bytes()),
+            traffic: self.verifier.traffic_stats(),
         }
     }
 
@@ -465,7 +476,7 @@ fn target_of(sequence: &Sequence, from: u32) -> Target<'_> {
     Target {
         salt: sequence.request.cache_salt,
         readable: &sequence.request.readable,
-        tokens: &sequence.request.prompt_token_ids,
+        tokens: &sequence.request.prompt_token_ids[..sequence.num_planned_tokens() as usize],
         sketch: sequence.sketch.as_ref(),
         template: &sequence.request.template,
         borders: &sequence.request.borders,

@@ -2,9 +2,10 @@
 //!
 //! There is no prefill phase and no decode phase: a sequence has known tokens and a frontier, and each step moves the frontier.
 
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 
-use semantic::{DecodeRepair, Drift, Repair, TokenDeviation, follow_drift, select_rows};
+use semantic::{DecodeRepair, Drift, Repair, TokenDeviation, TrafficClass, follow_drift, select_rows};
 use tokens::{BlockHash, BlockSize, ContentHashes, RequestId, Timestamp, TokenId, TokenRange, complement, hash_next_block};
 
 use crate::continuations::Continued;
@@ -74,6 +75,28 @@ pub(crate) struct Sequence {
     prompt_logprobs: Vec<Option<TokenLogProbs>>,
     /// What it says, while that is to be verified.
     pub(crate) said: Option<Vec<TokenLogProbs>>,
+    /// In mode `auto`, the class of what it reuses or could reuse.
+    pub(crate) traffic: Option<TrafficClass>,
+    /// What it could have reused, if that is to be tried when its answer is known.
+    pub(crate) shadow: Option<Shadow>,
+    /// Set if it is such a trial itself.
+    pub(crate) trial: Option<Trial>,
+}
+
+/// Reuse that was not made.
+#[derive(Clone, Debug)]
+pub(crate) struct Shadow {
+    /// End of the exact prefix before it.
+    pub(crate) prefix_end: u32,
+    pub(crate) spans: PlannedSpans,
+}
+
+/// A computation of what an answer would have been over reused KV.
+#[derive(Clone, Debug)]
+pub(crate) struct Trial {
+    pub(crate) shadow: Shadow,
+    /// Length of the prompt: its answer follows.
+    pub(crate) num_prompt_tokens: u32,
 }
 
 /// The time a sequence has had its seat, and the time it may keep it. Steps are counted as [`crate::SchedulerOutput::step`] does.
@@ -90,6 +113,9 @@ pub(crate) struct Tenure {
     /// It claimed blocks to compute so many tokens.
     pub(crate) claimed_until: u32,
 }
+
+/// Tokens of an answer that a trial computes at most. Chosen: the first ones say as much as all.
+const MAX_TRIED_TOKENS: usize = 64;
 
 /// Tokens that a preempted sequence gains before it is preempted again, at least. Chosen: a step of each of them costs about as much as
 /// its readmission.
@@ -181,6 +207,9 @@ impl Sequence {
             prompt_was_computed: false,
             prompt_logprobs: vec![None; num_scored],
             said: None,
+            traffic: None,
+            shadow: None,
+            trial: None,
             token_ids,
             request,
         }
@@ -227,6 +256,7 @@ impl Sequence {
     pub(crate) fn sharing(&self) -> KvSharingMode {
         match self.request.sharing {
             KvSharingMode::Off => KvSharingMode::Off,
+            _ if self.trial.is_some() => KvSharingMode::Span,
             _ if self.max_prefix_tokens() == 0 => KvSharingMode::Off,
             _ if self.sampling.prompt_logprobs.is_some() => KvSharingMode::Prefix,
             sharing => sharing,
@@ -236,15 +266,30 @@ impl Sequence {
     /// Leading tokens that need not be computed: at least the last token has to be, since there are no cached logits, and with it
     /// every row that a log probability comes from.
     pub(crate) fn max_prefix_tokens(&self) -> u32 {
-        match self.sampling.prompt_logprobs {
-            Some(_) => self.sampling.prompt_logprobs_from.max(1) - 1,
-            None => self.num_tokens() - 1,
-        }
+        let most = self.first_scored().unwrap_or(self.num_tokens() - 1);
+        self.trial.as_ref().map_or(most, |trial| trial.shadow.prefix_end.min(most))
+    }
+
+    /// The first position whose row says how likely the prompt's next token was.
+    pub(crate) fn first_scored(&self) -> Option<u32> {
+        self.sampling.prompt_logprobs.map(|_| self.sampling.prompt_logprobs_from.max(1) - 1)
+    }
+
+    /// Length of the prompt that spans are planned for.
+    pub(crate) fn num_planned_tokens(&self) -> u32 {
+        self.trial.as_ref().map_or(self.num_prompt_tokens(), |trial| trial.num_prompt_tokens)
+    }
+
+    /// The class of traffic it belongs to if it copies the spans of `plan`.
+    pub(crate) fn traffic_of(&self, plan: &semantic::ReusePlan) -> Option<TrafficClass> {
+        let Request { tenant, cache_salt, template, repair, .. } = &self.request;
+        let policy = BuildHasherDefault::<DefaultHasher>::default().hash_one(repair.to_string());
+        TrafficClass::of((*tenant, *cache_salt), plan, self.num_planned_tokens(), template.len(), policy)
     }
 
     /// True if the row at `position` says how likely the prompt's next token was.
     pub(crate) fn scores_at(&self, position: u32) -> bool {
-        let is_scored = self.sampling.prompt_logprobs.is_some() && position >= self.max_prefix_tokens();
+        let is_scored = self.first_scored().is_some_and(|first| position >= first);
         is_scored && position + 1 < self.num_prompt_tokens()
     }
 
@@ -408,6 +453,7 @@ impl Sequence {
         self.sources.clear();
         self.may_be_continued = true;
         self.said = None;
+        self.shadow = None;
         std::mem::take(&mut self.lease)
     }
 
@@ -473,13 +519,16 @@ impl Sequence {
 
     /// Records what was said of the newest token if that is to be verified; returns what the caller asked for of it.
     pub(crate) fn note(&mut self, logprobs: Option<TokenLogProbs>) -> Option<TokenLogProbs> {
+        let is_shadow = self.shadow.is_some();
         let Some(said) = &mut self.said else { return logprobs };
         let asked = self.request.sampling.logprobs.zip(logprobs.as_ref());
         let reported = asked.map(|(num_top, all)| {
             let top = all.top.iter().take(num_top as usize).copied().collect();
             TokenLogProbs { chosen: all.chosen, top }
         });
-        said.extend(logprobs);
+        if !is_shadow || said.len() < MAX_TRIED_TOKENS {
+            said.extend(logprobs);
+        }
         reported
     }
 

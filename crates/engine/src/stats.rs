@@ -35,6 +35,23 @@ pub struct EngineStats {
     pub quality: Vec<(semantic::MatchClass, semantic::ClassQuality)>,
     /// Answers that are to be verified.
     pub verification: VerificationStats,
+    /// Classes of traffic in mode `auto`.
+    pub traffic: TrafficStats,
+}
+
+/// Classes of traffic, and what became of them so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct TrafficStats {
+    /// Classes whose requests reuse.
+    pub num_open: usize,
+    /// Classes that are computed exactly, and compared.
+    pub num_in_shadow: usize,
+    /// Times that a class was opened.
+    pub num_opened: u64,
+    /// Times that one was closed.
+    pub num_closed: u64,
+    /// Answers whose reuse was computed in shadow.
+    pub num_trials: u64,
 }
 
 /// Answers over reused KV that are recorded, or wait to be compared with full computation.
@@ -48,6 +65,8 @@ pub struct VerificationStats {
     pub num_dropped: u64,
     /// Comparisons dropped so far because a request arrived; they are made again.
     pub num_put_off: u64,
+    /// Answers over reused KV that were computed exactly so far and kept.
+    pub num_healed: u64,
 }
 
 /// Donors that gave spans, by what found them.
@@ -84,6 +103,8 @@ pub enum SpanOutcome {
     SwitchedOff,
     /// Spans would have been copied, but the request is in shadow mode.
     Shadowed,
+    /// Spans would have been copied, but the request is in mode `auto` and its traffic has not proven yet that this is good for it.
+    Unproven,
     /// What was measured was beyond repair. Counted besides `Reused`.
     BailedOut,
     /// The policy had all of it computed anew. Counted besides `Reused`.
@@ -102,7 +123,7 @@ pub struct SpanLookups {
 
 impl SpanOutcome {
     /// All of them.
-    pub const ALL: [SpanOutcome; 15] = [
+    pub const ALL: [SpanOutcome; 16] = [
         Self::Reused,
         Self::Rejected(semantic::RejectReason::ALL[0]),
         Self::Rejected(semantic::RejectReason::ALL[1]),
@@ -114,6 +135,7 @@ impl SpanOutcome {
         Self::NoRoom,
         Self::SwitchedOff,
         Self::Shadowed,
+        Self::Unproven,
         Self::BailedOut,
         Self::Recomputed,
         Self::LowMargin,
@@ -130,6 +152,7 @@ impl SpanOutcome {
             Self::NoRoom => "no_room",
             Self::SwitchedOff => "switched_off",
             Self::Shadowed => "shadowed",
+            Self::Unproven => "unproven",
             Self::BailedOut => "bailed_out",
             Self::Recomputed => "recomputed",
             Self::LowMargin => "low_margin",
@@ -171,7 +194,7 @@ mod tests {
         }
         assert_eq!(
             lookups.iter().map(|(_, count)| count).collect::<Vec<_>>(),
-            [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]
+            [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]
         );
         let labels: std::collections::BTreeSet<_> = SpanOutcome::ALL.map(SpanOutcome::label).into();
         assert_eq!(labels.len(), SpanOutcome::ALL.len());

@@ -2,19 +2,24 @@
 //!
 //! The tokens that a request said over reused spans are scored again behind its prompt, computed exactly. Two distributions at every
 //! position of the answer then tell how far reuse was off, on the requests that really come, and [`QualityGuard`] draws the
-//! consequence. Clients come first: a comparison begins when the engine has been idle for a while, in steps so short that a request
-//! hardly waits for one, takes blocks that hold nothing, and is dropped when a request arrives. What is kept for comparisons is bounded
+//! consequence. An exact answer in mode `auto` is compared the other way round: its tokens are scored over the KV that it could have reused,
+//! and [`TrafficGuard`] opens its class of traffic when that is good. An answer over reused KV whose conversation may go on is computed
+//! exactly even if it is not compared: it is healed, and the next turn finds exact KV. Clients come first: a comparison begins when the engine has been idle for a while, in steps so short that a request
+//! hardly waits for one, takes blocks that hold nothing or that nobody used for long, and is dropped when a request arrives. What is kept for comparisons is bounded
 //! in bytes.
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::time::Duration;
 
-use semantic::{MatchClass, QualityGuard, Verdict};
-use tokens::{RequestId, TenantId, Timestamp, TokenId};
+use semantic::{MatchClass, QualityGuard, TrafficChange, TrafficClass, TrafficGuard, TrafficQuality, Verdict};
+use tokens::{CacheSalt, RequestId, TenantId, Timestamp, TokenId};
+
+use crate::sequence::{Shadow, Trial};
 
 use crate::{
-    EngineEvent, KvSharingMode, LogProb, Request, SamplingParams, TokenLogProbs, VerificationConfig, VerificationStats,
-    kl_divergence,
+    EngineEvent, KvSharingMode, KvUsage, LogProb, Request, SamplingParams, TokenLogProbs, TrafficStats, VerificationConfig,
+    VerificationStats, kl_divergence,
 };
 
 /// Likeliest tokens of full computation that are told apart; all others count as one.
@@ -23,19 +28,34 @@ const FULL_TOP: u32 = 64;
 pub(crate) const REUSE_TOP: u32 = 256;
 /// How much likelier an answer is verified while little is known of its class.
 const BOOST_WHEN_NEW: f64 = 10.0;
+/// Share of the answers over reused KV in mode `auto` that are verified at least. Chosen: few enough to cost little, and enough to find a
+/// class that turns bad within some dozen answers.
+const MIN_SHARE_IN_AUTO: f64 = 0.05;
+
+/// A time that does not come.
+const NEVER: Timestamp = Timestamp(Duration::MAX);
 
 /// What is verified, and what came of it.
 pub(crate) struct Verifier {
     config: VerificationConfig,
     guard: QualityGuard,
+    traffic: TrafficGuard,
+    num_opened: u64,
+    num_closed: u64,
+    num_trials: u64,
+    num_healed: u64,
+    /// Scope and tokens of an answer that was just computed exactly.
+    healed: Option<(CacheSalt, std::sync::Arc<[TokenId]>)>,
     pending: VecDeque<Case>,
     active: Option<Case>,
+    /// What full computation, or a trial, said of the running comparison.
+    scored: Option<Vec<TokenLogProbs>>,
     /// Names of comparisons count down from the largest: requests count up from 0.
     next_id: u64,
     /// Since when no request has been in the engine, as far as a step has seen it.
     idle_since: Option<Timestamp>,
-    /// True if a step found no room for any comparison; nothing will change before the next request.
-    is_stuck: bool,
+    /// Set if a step found no room for any comparison: before then, or the next request, nothing will change.
+    stuck_until: Option<Timestamp>,
     num_dropped: u64,
     num_put_off: u64,
 }
@@ -45,8 +65,19 @@ pub(crate) struct Case {
     pub(crate) class: MatchClass,
     /// Prompt and answer.
     pub(crate) request: Request,
-    /// At each position of the answer.
+    /// At each position of the answer; empty if it is only healed.
     pub(crate) said: Vec<TokenLogProbs>,
+    /// Of a request in mode `auto`.
+    pub(crate) traffic: Option<TrafficClass>,
+    /// What it could have reused, if the answer is exact.
+    pub(crate) shadow: Option<Shadow>,
+}
+
+/// A comparison as the engine runs it.
+pub(crate) struct Comparison {
+    pub(crate) request: Request,
+    /// Set if it is computed over reused KV.
+    pub(crate) trial: Option<Trial>,
 }
 
 impl Case {
@@ -55,18 +86,19 @@ impl Case {
     }
 
     /// The request that scores the answer.
-    fn scoring(&self) -> Request {
-        let num_tokens = self.request.prompt_token_ids.len();
-        Request {
-            sampling: SamplingParams {
-                prompt_logprobs: Some(FULL_TOP),
-                prompt_logprobs_from: (num_tokens - self.said.len()) as u32,
-                ..SamplingParams::greedy(0)
-            },
-            sharing: KvSharingMode::Prefix,
+    fn scoring(&self) -> Comparison {
+        // One row is scored at least: there is no request for less.
+        let num_prompt_tokens = (self.request.prompt_token_ids.len() - self.said.len().max(1)) as u32;
+        let sampling = SamplingParams { prompt_logprobs_from: num_prompt_tokens, ..SamplingParams::greedy(0) };
+        let Some(shadow) = &self.shadow else {
             // What is computed here is exact. Kept as that of any request, it is where the comparison goes on after it was put off.
-            ..self.request.clone()
-        }
+            let sampling = SamplingParams { prompt_logprobs: Some(FULL_TOP), ..sampling };
+            let request = Request { sampling, sharing: KvSharingMode::Prefix, ..self.request.clone() };
+            return Comparison { request, trial: None };
+        };
+        let sampling = SamplingParams { prompt_logprobs: Some(REUSE_TOP), ..sampling };
+        let request = Request { sampling, sharing: KvSharingMode::Span, store: false, ..self.request.clone() };
+        Comparison { request, trial: Some(Trial { shadow: shadow.clone(), num_prompt_tokens }) }
     }
 }
 
@@ -76,15 +108,22 @@ pub(crate) fn num_bytes(said: &[TokenLogProbs]) -> usize {
 }
 
 impl Verifier {
-    pub(crate) fn new(config: VerificationConfig, guard: QualityGuard) -> Self {
+    pub(crate) fn new(config: VerificationConfig, guard: QualityGuard, traffic: TrafficGuard) -> Self {
         Self {
             config,
             guard,
+            traffic,
+            num_opened: 0,
+            num_closed: 0,
+            num_trials: 0,
+            num_healed: 0,
+            healed: None,
+            scored: None,
             pending: VecDeque::new(),
             active: None,
             next_id: u64::MAX,
             idle_since: None,
-            is_stuck: false,
+            stuck_until: None,
             num_dropped: 0,
             num_put_off: 0,
         }
@@ -101,7 +140,41 @@ impl Verifier {
             num_bytes: self.num_bytes() + num_recording,
             num_dropped: self.num_dropped,
             num_put_off: self.num_put_off,
+            num_healed: self.num_healed,
         }
+    }
+
+    /// Classes of traffic over all tenants.
+    pub(crate) fn traffic_stats(&self) -> TrafficStats {
+        let is_open = self.traffic.classes(None).map(|(_, quality)| quality.is_open);
+        let (num_open, num_all) = is_open.fold((0, 0), |(open, all), is_open| (open + usize::from(is_open), all + 1));
+        let Self { num_opened, num_closed, num_trials, .. } = *self;
+        TrafficStats { num_open, num_in_shadow: num_all - num_open, num_opened, num_closed, num_trials }
+    }
+
+    /// Classes of traffic of `tenant`, or of all tenants.
+    pub(crate) fn traffic(&self, tenant: Option<TenantId>) -> Vec<(TrafficClass, TrafficQuality)> {
+        self.traffic.classes(tenant).collect()
+    }
+
+    /// True if requests of `class` may reuse in mode `auto`.
+    pub(crate) fn is_proven(&self, class: &TrafficClass) -> bool {
+        self.config.share > 0.0 && self.traffic.is_open(class)
+    }
+
+    /// Takes note of a request of `class` in mode `auto`.
+    pub(crate) fn note_traffic(&mut self, class: TrafficClass) {
+        self.traffic.note_request(class);
+    }
+
+    /// Forgets what is known of the traffic of `tenant`, or of all.
+    pub(crate) fn erase_traffic(&mut self, tenant: Option<TenantId>) {
+        self.traffic.erase(tenant);
+    }
+
+    /// True if an exact answer in mode `auto` that could have reused is to be recorded: all are, since a class opens only by them.
+    pub(crate) fn samples_shadow(&self, sampling: &SamplingParams) -> bool {
+        self.config.share > 0.0 && is_comparable(sampling)
     }
 
     /// True if spans of `class` may be reused for `tenant`; see [`QualityGuard::allows`].
@@ -114,17 +187,20 @@ impl Verifier {
         self.guard.count_refusal(tenant, class);
     }
 
-    /// Whether the answer of `request_id` is to be recorded. Depends on nothing but the arguments and what was verified before.
-    pub(crate) fn samples(&self, request_id: RequestId, tenant: TenantId, class: MatchClass, sampling: &SamplingParams) -> bool {
-        let share = if self.guard.is_on_probation(tenant, class) {
+    /// True if the answer to `request` over spans of `class` is to be recorded; `traffic` is its class in mode `auto`. Depends on nothing but the arguments and what was verified before.
+    pub(crate) fn samples(&self, request: &Request, class: MatchClass, traffic: Option<&TrafficClass>) -> bool {
+        let (request_id, tenant) = (request.request_id, request.tenant);
+        let is_doubted = traffic.is_some_and(|traffic| self.traffic.is_doubted(traffic));
+        let share = if is_doubted || self.guard.is_on_probation(tenant, class) {
             f64::from(u8::from(self.config.share > 0.0))
         } else if self.guard.is_new(tenant, class) {
             self.config.share * BOOST_WHEN_NEW
         } else {
             self.config.share
         };
+        let least = if traffic.is_some() && share > 0.0 { MIN_SHARE_IN_AUTO } else { 0.0 };
         let draw = BuildHasherDefault::<DefaultHasher>::default().hash_one(request_id.0) as f64 / u64::MAX as f64;
-        draw < share && is_comparable(sampling)
+        draw < share.max(least) && is_comparable(&request.sampling)
     }
 
     /// True if an answer may go on being recorded when all that are take `num_recording` bytes. Waiting answers make room, oldest first;
@@ -134,6 +210,11 @@ impl Verifier {
         let fits = self.num_bytes() + num_recording <= self.config.max_bytes;
         self.num_dropped += u64::from(!fits);
         fits
+    }
+
+    /// True if answers over reused KV are computed exactly afterwards.
+    pub(crate) fn heals(&self) -> bool {
+        self.config.heals
     }
 
     /// Takes an answer that is complete. `num_recording` bytes are those of answers that are still being recorded.
@@ -169,7 +250,7 @@ impl Verifier {
     /// come first then, so that a long one does not keep short ones from ever being made.
     pub(crate) fn put_off(&mut self) -> Option<RequestId> {
         self.idle_since = None;
-        self.is_stuck = false;
+        self.stuck_until = None;
         let case = self.active.take()?;
         let request_id = case.request.request_id;
         self.num_put_off += 1;
@@ -180,29 +261,36 @@ impl Verifier {
     /// A step at `now` has found no request. Whether the engine has been idle for long enough to compare something.
     pub(crate) fn is_due(&mut self, now: Timestamp) -> bool {
         let idle_since = *self.idle_since.get_or_insert(now);
-        !self.is_stuck && now.since(idle_since) >= self.config.idle
+        self.stuck_until.is_none_or(|until| now >= until) && now.since(idle_since) >= self.config.idle
     }
 
     /// From when on an idle engine has something to compare.
     pub(crate) fn due_at(&self) -> Option<Timestamp> {
-        let waits = self.active.is_none() && !self.is_stuck && !self.pending.is_empty();
-        waits.then(|| self.idle_since.map_or(Timestamp::default(), |since| Timestamp(since.0.saturating_add(self.config.idle))))
+        let waits = self.active.is_none() && !self.pending.is_empty();
+        let idle = || self.idle_since.map_or(Timestamp::default(), |since| Timestamp(since.0.saturating_add(self.config.idle)));
+        waits.then(|| self.stuck_until.map_or_else(idle, |until| until.max(idle()))).filter(|at| *at < NEVER)
     }
 
-    /// The requests that would score the waiting answers, oldest first.
-    pub(crate) fn candidates(&self) -> impl Iterator<Item = Request> + '_ {
-        self.pending.iter().map(Case::scoring)
+    /// The comparison that waits behind `idx` older ones.
+    pub(crate) fn candidate(&self, idx: usize) -> Option<Comparison> {
+        self.pending.get(idx).map(Case::scoring)
+    }
+
+    /// Drops the comparison that waits behind `idx` older ones: it cannot be made any more.
+    pub(crate) fn drop_candidate(&mut self, idx: usize) {
+        self.num_dropped += u64::from(self.pending.remove(idx).is_some());
     }
 
     /// Starts the comparison of candidate `idx`; the request for it, to be added to the idle engine. `None` says that there is no room
-    /// for any.
-    pub(crate) fn start(&mut self, idx: Option<usize>) -> Option<Request> {
+    /// for any at `now`.
+    pub(crate) fn start(&mut self, idx: Option<usize>, now: Timestamp) -> Option<Comparison> {
         debug_assert!(self.active.is_none(), "an idle engine compares nothing");
-        self.is_stuck = idx.is_none();
+        self.stuck_until = idx.is_none().then(|| Timestamp(now.0.saturating_add(self.config.unused)));
         let case = self.pending.remove(idx?).expect("a candidate waits");
-        let request = case.scoring();
+        let comparison = case.scoring();
         self.active = Some(case);
-        Some(request)
+        self.scored = None;
+        Some(comparison)
     }
 
     /// The running comparison.
@@ -210,22 +298,63 @@ impl Verifier {
         self.active.as_ref().map(|case| case.request.request_id)
     }
 
+    /// Scope and tokens of the conversation that was computed exactly since the last call.
+    pub(crate) fn take_healed(&mut self) -> Option<(CacheSalt, std::sync::Arc<[TokenId]>)> {
+        self.healed.take()
+    }
+
     /// Keeps what `events` say of the running comparison, which is nobody else's business.
     pub(crate) fn absorb(&mut self, events: &mut Vec<EngineEvent>) {
         let Some(active) = self.active() else { return };
-        let is_over = |event: &EngineEvent| matches!(event, EngineEvent::Finished { .. });
         for event in events.extract_if(.., |event| event.request_id() == active) {
             match event {
-                EngineEvent::PromptLogProbs { logprobs, .. } => self.conclude(&logprobs),
-                event if is_over(&event) => self.active = None,
+                EngineEvent::PromptLogProbs { logprobs, .. } => self.scored = Some(logprobs),
+                EngineEvent::Finished { usage, .. } => self.conclude(&usage),
                 _ => {}
             }
         }
     }
 
-    fn conclude(&mut self, full: &[TokenLogProbs]) {
-        let Some(Case { class, said, request }) = &self.active else { return };
-        let (class, tenant, verdict) = (*class, request.tenant, compare(full, said));
+    fn judge_traffic(&mut self, class: TrafficClass, verdict: Verdict) {
+        let change = self.traffic.record(class, verdict);
+        tracing::debug!(?class, ?verdict, ?change, "reuse in mode auto was compared");
+        match change {
+            Some(TrafficChange::Opened) => self.num_opened += 1,
+            Some(TrafficChange::Closed) => {
+                self.num_closed += 1;
+                tracing::warn!(
+                    tenant = class.tenant.0,
+                    ?class,
+                    "a class of traffic has turned bad: it is computed exactly again"
+                );
+            }
+            None => {}
+        }
+    }
+
+    /// Judges the running comparison, which has ended with `usage`.
+    fn conclude(&mut self, usage: &KvUsage) {
+        let (Some(case), Some(scored)) = (self.active.take(), self.scored.take()) else { return };
+        let Case { class, said, request, traffic, shadow } = &case;
+        if shadow.is_some() {
+            // A trial that computed everything after all says nothing of reuse.
+            if let Some(traffic) = traffic.filter(|_| usage.span_tokens > 0) {
+                self.num_trials += 1;
+                self.judge_traffic(traffic, compare(said, &scored));
+            }
+            return;
+        }
+        if request.store {
+            self.num_healed += 1;
+            self.healed = Some((request.cache_salt, std::sync::Arc::clone(&request.prompt_token_ids)));
+        }
+        if said.is_empty() {
+            return;
+        }
+        let (class, tenant, verdict) = (*class, request.tenant, compare(&scored, said));
+        if let Some(traffic) = *traffic {
+            self.judge_traffic(traffic, verdict);
+        }
         let fault = self.guard.record(tenant, class, verdict);
         tracing::debug!(tenant = tenant.0, ?class, ?verdict, "an answer over reused KV was verified");
         if let Some(fault) = fault {
@@ -249,7 +378,8 @@ fn is_comparable(sampling: &SamplingParams) -> bool {
 
 fn compare(full: &[TokenLogProbs], said: &[TokenLogProbs]) -> Verdict {
     let likeliest = |found: &TokenLogProbs| -> Option<TokenId> { found.top.first().map(|top| top.token) };
-    let kl: Vec<f64> = full.iter().zip(said).map(|(full, said)| kl_divergence(&full.top, &said.top)).collect();
+    let top = |full: &TokenLogProbs| full.top.len().min(FULL_TOP as usize);
+    let kl: Vec<f64> = full.iter().zip(said).map(|(full, said)| kl_divergence(&full.top[..top(full)], &said.top)).collect();
     let num_equal = full.iter().zip(said).filter(|(full, said)| likeliest(full) == likeliest(said)).count();
     let n = kl.len().max(1) as f64;
     Verdict { mean_kl: kl.iter().sum::<f64>() / n, first_kl: kl.first().copied().unwrap_or(0.0), top1: num_equal as f64 / n }

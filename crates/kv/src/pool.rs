@@ -262,13 +262,18 @@ impl BlockPool {
         Allocation::Ready(())
     }
 
-    /// True if [`BlockPool::allocate_slots`] would find room without giving up anything that is cached.
+    /// True if [`BlockPool::allocate_slots`] would find room without giving up anything cached that was used within `unused_for`.
     #[must_use]
-    pub fn has_free_room(&self, wish: &SlotRequest<'_>) -> bool {
+    pub fn has_idle_room(&self, wish: &SlotRequest<'_>, unused_for: Duration) -> bool {
         let num_new = wish.num_exact + wish.num_approximate;
-        let fetched: Vec<_> =
-            wish.places().into_iter().filter(|place| place.is_host()).map(|place| self.tenant_at(place)).collect();
-        let has_blocks = self.stats().free >= num_new + fetched.len() + wish.headroom;
+        let places = wish.places();
+        let fetched: Vec<_> = places.iter().filter(|place| place.is_host()).map(|&place| self.tenant_at(place)).collect();
+        let num_needed = num_new + fetched.len() + wish.headroom;
+        let is_unused = |block: &BlockId| self.now.since(self.last_used[block.0 as usize]) >= unused_for;
+        let is_spare = |block: &BlockId| !places.contains(&Place::Device(*block));
+        let unused = self.free_queue.iter_cached().take_while(is_unused).filter(is_spare);
+        let num_free = self.stats().free;
+        let has_blocks = num_free + unused.take(num_needed.saturating_sub(num_free)).count() >= num_needed;
         let paying: BTreeSet<_> = fetched.iter().copied().chain([wish.owner.tenant]).collect();
         has_blocks
             && paying.into_iter().all(|tenant| {

@@ -18,6 +18,7 @@ mod models;
 mod object;
 mod sharing;
 mod tokenize;
+mod traffic;
 mod usage;
 
 pub use admin::{Corpus, CorpusList, CorpusRequest, Donor, DonorList, Erased};
@@ -31,6 +32,7 @@ pub use error::{ErrorBody, ErrorResponse};
 pub use explain::{CostEstimate, DonorSource, ExplainedSpan, Explanation};
 pub use logprobs::{ChatLogProb, ChatLogProbs, CompletionLogProbs, NamedLogProbs, TopLogProb};
 pub use models::{ModelCard, ModelList};
-pub use sharing::{DeviationBound, KvSharingOptions, SegmentMark, SharingMode};
+pub use sharing::{DeviationBound, EditMode, KvSharingOptions, SegmentMark, SharingMode};
 pub use tokenize::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};
+pub use traffic::{TrafficClass, TrafficClassList, TrafficState};
 pub use usage::{CompletionTokensDetails, KvSharingUsage, MatchClass, PromptTokensDetails, ReuseReason, Usage};

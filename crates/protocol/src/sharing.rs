@@ -30,6 +30,12 @@ pub struct KvSharingOptions {
     /// absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strict: Option<bool>,
+    /// What a rewritten history keeps of what was removed from it; `tidy` when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub edit: Option<EditMode>,
+    /// Whether blanks that mean nothing are written one way before the prompt is tokenized. False when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub normalize: Option<bool>,
     /// A name under which what this request leaves behind can be erased.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub session: Option<String>,
@@ -47,10 +53,23 @@ pub enum SharingMode {
     Span,
     /// As `Span`, and of donors of the same text the one behind the most similar text. Approximate.
     Semantic,
+    /// As `Span` for requests like those where that has proven to change nothing that matters, and as `Prefix` for all others.
+    Auto,
     /// Finds what `Semantic` would reuse and records it, but reuses as `Prefix` does. Exact.
     Shadow,
 }
 
+/// What a rewritten history keeps of what was removed from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", remote = "Self")]
+pub enum EditMode {
+    /// Text after a removed part may be reused as it was computed behind that part.
+    Tidy,
+    /// Text after a change is computed exactly: nothing of what was removed is left. Reuses as `prefix` does.
+    Forget,
+}
+
+read_only_from!(deserialize_str, FromName, EditMode);
 read_only_from!(deserialize_map, FromObject, KvSharingOptions);
 read_only_from!(deserialize_str, FromName, SharingMode);
 

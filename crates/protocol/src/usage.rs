@@ -56,6 +56,9 @@ pub struct KvSharingUsage {
     /// How much of what was reused is left as it was, after repair: measured at one early layer, in tokens' worth of change; 0 where
     /// the policy measures nothing. `null` when no span was reused.
     pub deviation: Option<f32>,
+    /// Whether blanks were written one way before the prompt was tokenized.
+    #[serde(default)]
+    pub normalized: bool,
     /// Why no span was reused; `null` when one was. Of several prompts without spans, the reason of the first.
     pub reason: Option<ReuseReason>,
 }
@@ -84,6 +87,8 @@ pub enum ReuseReason {
     NoRoom,
     /// Verified answers of the tenant over such spans were too far from full computation.
     SwitchedOff,
+    /// In mode `auto` spans are used where that has proven itself on earlier requests like this one: `GET /v1/kv/classes` tells.
+    Unproven,
     /// In mode `shadow` spans are found and counted, and not used.
     Shadowed,
     /// More deviated than repair may leave, so everything was computed. Only known in a run.
@@ -96,7 +101,7 @@ pub enum ReuseReason {
 
 impl ReuseReason {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Mode,
         Self::PromptTooShort,
         Self::PrefixCovers,
@@ -107,6 +112,7 @@ impl ReuseReason {
         Self::NotResident,
         Self::NoRoom,
         Self::SwitchedOff,
+        Self::Unproven,
         Self::Shadowed,
         Self::BailedOut,
         Self::Recomputed,

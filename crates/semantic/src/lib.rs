@@ -40,6 +40,7 @@ mod steps;
 #[cfg(test)]
 mod testing;
 mod token_embedding;
+mod traffic;
 
 pub use align::{EditKind, EditOp, EditScript, align};
 pub use config::{SpanConfig, SpanConfigError, SpanIndexConfig};
@@ -64,3 +65,4 @@ pub use source::{DonorQuery, DonorSource, Proposal};
 pub use span::SpanMatch;
 pub use steps::Steps;
 pub use token_embedding::{TokenEmbedder, TokenVectors, unit};
+pub use traffic::{ProofConfig, TrafficChange, TrafficClass, TrafficFormat, TrafficGuard, TrafficQuality};

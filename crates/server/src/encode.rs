@@ -9,6 +9,7 @@ use crate::echo::EchoedPrompt;
 use crate::embedding::Embedding;
 use crate::error::ApiError;
 use crate::model::ServedModel;
+use crate::normalize::normalized;
 use crate::state::AppState;
 use crate::valid::{Conversation, PromptSource};
 
@@ -40,6 +41,8 @@ const MIN_COUNTED: usize = 1 << 17;
 pub(crate) struct EncodeOptions {
     /// Where segments begin.
     pub(crate) segments: SegmentRule,
+    /// True if blanks that mean nothing are written one way.
+    pub(crate) normalize: bool,
     /// True if answers start with their prompts.
     pub(crate) echo: bool,
     /// Whether a quick embedder is asked.
@@ -95,6 +98,7 @@ fn num_bytes(prompt: &PromptSource) -> usize {
 fn encode_one(model: &ServedModel, prompt: PromptSource, options: &EncodeOptions) -> Result<Encoded, ApiError> {
     let tokenizer = &*model.tokenizer;
     let (param, max_model_len) = (prompt.param(), model.info.max_model_len as usize);
+    let prompt = if options.normalize { with_normal_blanks(prompt) } else { prompt };
     let (prompt, text) = match prompt {
         PromptSource::Text(text) => {
             let encoded = tokenizer.encode_within(&text, true, max_model_len);
@@ -118,6 +122,19 @@ fn encode_one(model: &ServedModel, prompt: PromptSource, options: &EncodeOptions
     let embedder = model.embedder.as_ref().filter(|embedder| options.embeds && embedder.is_quick());
     let embedding = embedder.and_then(|embedder| embedder.embed(&token_ids));
     Ok(Encoded { token_ids: token_ids.into(), template, borders, embedding, echo, param })
+}
+
+fn with_normal_blanks(prompt: PromptSource) -> PromptSource {
+    match prompt {
+        PromptSource::Text(text) => PromptSource::Text(normalized(&text).into_owned()),
+        PromptSource::Chat(mut conversation) => {
+            for message in &mut conversation.messages {
+                message.content = normalized(&message.content).into_owned();
+            }
+            PromptSource::Chat(conversation)
+        }
+        tokens @ PromptSource::Tokens(_) => tokens,
+    }
 }
 
 fn tokenizer_error(model: &ServedModel, param: &'static str, error: &TokenizerError) -> ApiError {

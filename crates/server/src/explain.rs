@@ -1,7 +1,7 @@
 //! What the engine says about a request, in the words of the API.
 
-use engine::{Explanation, KvUsage, MatchClass, RejectReason, ReuseSpan, SpanMatch, SpanOutcome};
-use protocol::{CostEstimate, DonorSource, ExplainedSpan, ReuseReason, SharingMode};
+use engine::{Explanation, KvUsage, MatchClass, RejectReason, ReuseSpan, SpanMatch, SpanOutcome, TrafficClass, TrafficQuality};
+use protocol::{CostEstimate, DonorSource, ExplainedSpan, ReuseReason, SharingMode, TrafficState};
 use tokens::DonorId;
 
 use crate::encode::Encoded;
@@ -43,8 +43,8 @@ pub(crate) const fn reason_of(usage: &KvUsage, mode: SharingMode) -> Option<Reus
     Some(match usage.outcome {
         Some(SpanOutcome::Reused | SpanOutcome::LowMargin) => return None,
         // A prompt of one token is computed whatever its mode.
-        None if matches!(mode, SharingMode::Span | SharingMode::Semantic | SharingMode::Shadow) => ReuseReason::PromptTooShort,
-        None => ReuseReason::Mode,
+        None if matches!(mode, SharingMode::Off | SharingMode::Prefix) => ReuseReason::Mode,
+        None => ReuseReason::PromptTooShort,
         Some(SpanOutcome::Rejected(RejectReason::PromptTooShort)) => ReuseReason::PromptTooShort,
         Some(SpanOutcome::Rejected(RejectReason::PrefixCovers)) => ReuseReason::PrefixCovers,
         Some(SpanOutcome::Rejected(RejectReason::NoDonor)) => ReuseReason::NoDonor,
@@ -54,11 +54,33 @@ pub(crate) const fn reason_of(usage: &KvUsage, mode: SharingMode) -> Option<Reus
         Some(SpanOutcome::NotResident) => ReuseReason::NotResident,
         Some(SpanOutcome::NoRoom) => ReuseReason::NoRoom,
         Some(SpanOutcome::SwitchedOff) => ReuseReason::SwitchedOff,
+        Some(SpanOutcome::Unproven) => ReuseReason::Unproven,
         Some(SpanOutcome::Shadowed) => ReuseReason::Shadowed,
         Some(SpanOutcome::BailedOut) => ReuseReason::BailedOut,
         Some(SpanOutcome::Recomputed) => ReuseReason::Recomputed,
         Some(SpanOutcome::FailedCheck) => ReuseReason::FailedCheck,
     })
+}
+
+/// A class of traffic in the words of the API.
+pub(crate) fn traffic_class(class: &TrafficClass, quality: &TrafficQuality) -> protocol::TrafficClass {
+    let state = if quality.is_open { TrafficState::Open } else { TrafficState::Shadow };
+    protocol::TrafficClass {
+        object: "kv.class".to_owned(),
+        scope: format!("{:016x}", class.scope.0),
+        class: class_of(class.class),
+        length: class.length_label(),
+        format: class.format.to_string(),
+        policy: format!("{:016x}", class.policy),
+        state,
+        verified: quality.num_verified,
+        mean_kl: quality.mean_kl,
+        top1: quality.top1,
+        proof_kl: quality.proof[0],
+        proof_top1: quality.proof[1],
+        opened: quality.num_opened,
+        closed: quality.num_closed,
+    }
 }
 
 /// A class in the words of the API.

@@ -23,6 +23,7 @@ mod explain;
 mod heavy;
 mod metrics;
 mod model;
+mod normalize;
 mod openapi;
 mod repair;
 mod requests;

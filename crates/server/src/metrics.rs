@@ -417,7 +417,7 @@ impl EngineMetrics {
             counter.absolute(count);
         }
         self.shadowed_tokens.absolute(stats.shadowed_tokens);
-        self.quality.observe(&stats.quality, stats.verification);
+        self.quality.observe(stats);
         self.ready.set(f64::from(u8::from(is_ready)));
     }
 }

@@ -15,6 +15,7 @@ pub(crate) fn document() -> Value {
             "/v1/models": {"get": says("Lists the served models")},
             "/v1/models/{id}": {"get": about("id", says("Describes one served model"))},
             "/v1/kv/explain": {"post": explains()},
+            "/v1/kv/classes": {"get": says("Lists the classes of the caller's traffic in mode auto, and what is proven of each")},
             "/v1/kv/cache": {"delete": with_query(
                 erases("Erases what the caller's requests left behind"), &[("session", "Only what requests of this session left")],
             )},
@@ -267,8 +268,9 @@ fn segments() -> Value {
 
 fn kv_sharing_options() -> Value {
     let mode = json!({
-        "enum": ["off", "prefix", "span", "semantic", "shadow", null],
-        "description": "off and prefix are exact; span and semantic also move equal spans of other prompts; shadow only records what \
+        "enum": ["off", "prefix", "span", "semantic", "auto", "shadow", null],
+        "description": "off and prefix are exact; span and semantic also move equal spans of other prompts; auto does so for \
+            requests like those where that has proven itself; shadow only records what \
             semantic would reuse. A prompt that is scored (echo with logprobs) shares nothing.",
         "examples": ["span"],
     });
@@ -284,6 +286,14 @@ fn kv_sharing_options() -> Value {
     session["description"] = json!("A name under which what this request leaves behind can be erased. 1 to 64 bytes.");
     let mut strict = boolean();
     strict["description"] = json!("With a seed: share exactly, so that the answer does not depend on what the cache holds.");
+    let edit = json!({
+        "enum": ["tidy", "forget", null], "examples": ["tidy"],
+        "description": "What a rewritten history keeps of what was removed from it. tidy: text after it may be reused as it was computed \
+            behind it. forget: all of that is computed exactly.",
+    });
+    let mut normalize = boolean();
+    normalize["description"] =
+        json!("Write blanks that mean nothing one way before the prompt is tokenized, but not in code blocks.");
     let fields = vec![
         ("mode", mode),
         ("policy", policy),
@@ -291,6 +301,8 @@ fn kv_sharing_options() -> Value {
         ("store", boolean()),
         ("segments", segments()),
         ("strict", strict),
+        ("edit", edit),
+        ("normalize", normalize),
         ("session", session),
     ];
     let mut options = object(&[], fields);
@@ -358,6 +370,8 @@ mod tests {
             store: Some(true),
             segments: Some(vec![]),
             strict: Some(true),
+            edit: Some(protocol::EditMode::Tidy),
+            normalize: Some(true),
             session: Some("s".into()),
         }
     }

@@ -94,6 +94,7 @@ const fn engine_mode(mode: SharingMode) -> KvSharingMode {
         SharingMode::Prefix => KvSharingMode::Prefix,
         SharingMode::Span => KvSharingMode::Span,
         SharingMode::Semantic => KvSharingMode::Semantic,
+        SharingMode::Auto => KvSharingMode::Auto,
         SharingMode::Shadow => KvSharingMode::Shadow,
     }
 }

@@ -27,12 +27,13 @@ use crate::state::AppState;
 use crate::web::{check_page, cors};
 
 /// All paths, as the router spells them.
-pub(crate) const PATHS: [&str; 21] = [
+pub(crate) const PATHS: [&str; 22] = [
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/models",
     "/v1/models/{*id}",
     "/v1/kv/explain",
+    "/v1/kv/classes",
     "/v1/kv/cache",
     "/admin/donors",
     "/admin/donors/{id}",
@@ -70,6 +71,7 @@ pub fn router(app: Arc<AppState>) -> Router {
         .route("/v1/models", get(info::models))
         .route("/v1/models/{*id}", get(info::model))
         .route("/v1/kv/explain", post(kv::explain))
+        .route("/v1/kv/classes", get(kv::classes))
         .route("/v1/kv/cache", delete(kv::erase_own))
         .route("/admin/donors", get(admin::donors))
         .route("/admin/donors/{id}", delete(admin::erase_donor))

@@ -41,6 +41,8 @@ pub(crate) struct SharingConfig {
     pub(crate) verify_idle: Millis,
     /// Longest step of a comparison, by prediction: a request that arrives waits for one at most.
     pub(crate) verify_step: Millis,
+    /// Whether answers over reused spans are computed exactly in idle time, for the next turn of their conversation.
+    pub(crate) heal: bool,
     /// Memory for answers that are recorded or wait to be compared; further ones are dropped.
     pub(crate) verify_memory: ByteSize,
     /// Mean KL divergence from full computation, in nats, above which a class of matches is switched off for a tenant.
@@ -92,6 +94,8 @@ pub(crate) enum KvSharing {
     /// As span, also from donors that mean something similar if there is an embedder, and of donors of the same text the one behind
     /// the most similar text. Approximate.
     Semantic,
+    /// As span for requests like those where that has proven to be good, by comparisons in idle time; as prefix for all others.
+    Auto,
     /// Finds what span would reuse and records it, but reuses equal beginnings only. Exact.
     Shadow,
 }
@@ -114,6 +118,7 @@ impl Default for SharingConfig {
             verify_share: 0.01,
             verify_idle: Millis(100),
             verify_step: Millis(10),
+            heal: true,
             verify_memory: ByteSize(32 << 20),
             max_mean_kl: 0.05,
             min_top1: 0.95,
@@ -144,7 +149,9 @@ impl SharingConfig {
             share: self.verify_share,
             idle: self.verify_idle.get(),
             step: self.verify_step.get(),
+            heals: self.heal,
             max_bytes: usize::try_from(self.verify_memory.0).unwrap_or(usize::MAX),
+            ..engine::VerificationConfig::default()
         }
     }
 
@@ -209,6 +216,7 @@ impl KvSharing {
             Self::Prefix => "prefix",
             Self::Span => "span",
             Self::Semantic => "semantic",
+            Self::Auto => "auto",
             Self::Shadow => "shadow",
         }
     }
@@ -221,6 +229,7 @@ impl From<KvSharing> for engine::KvSharingMode {
             KvSharing::Prefix => Self::Prefix,
             KvSharing::Span => Self::Span,
             KvSharing::Semantic => Self::Semantic,
+            KvSharing::Auto => Self::Auto,
             KvSharing::Shadow => Self::Shadow,
         }
     }
@@ -233,6 +242,7 @@ impl From<KvSharing> for server::SharingMode {
             KvSharing::Prefix => Self::Prefix,
             KvSharing::Span => Self::Span,
             KvSharing::Semantic => Self::Semantic,
+            KvSharing::Auto => Self::Auto,
             KvSharing::Shadow => Self::Shadow,
         }
     }
@@ -245,7 +255,7 @@ pub(crate) struct SharingArgs {
     /// Which KV of earlier requests is reused [default: prefix]
     #[arg(long, env = "KVSHARE_KV_SHARING", value_enum)]
     kv_sharing: Option<KvSharing>,
-    /// Policy that chooses which reused tokens are computed all the same, as name@ratio [default: impact@0.15+drift]
+    /// Policy that chooses which reused tokens are computed all the same, as name@ratio [default: impact@0.25+drift+sample=8+deviation=0.12]
     #[arg(long, env = "KVSHARE_REPAIR", value_name = "POLICY")]
     repair: Option<RepairSetting>,
     /// Deviation at which no more tokens are computed: a number, strict, balanced or fast [default: the policy's own]
@@ -278,6 +288,9 @@ pub(crate) struct SharingArgs {
     /// Longest step of such a comparison, by prediction; a number alone is seconds [default: 10ms]
     #[arg(long, env = "KVSHARE_VERIFY_STEP", value_name = "TIME")]
     verify_step: Option<Millis>,
+    /// Compute answers over reused spans exactly in idle time, for the next turn of their conversation [default: true]
+    #[arg(long, env = "KVSHARE_HEAL", value_name = "BOOL")]
+    heal: Option<bool>,
     /// Memory for answers that wait to be compared; further ones are dropped [default: 32MiB]
     #[arg(long, env = "KVSHARE_VERIFY_MEMORY", value_name = "SIZE")]
     verify_memory: Option<ByteSize>,
@@ -308,6 +321,7 @@ impl SharingArgs {
         set(&mut config.verify_share, self.verify_share);
         set(&mut config.verify_idle, self.verify_idle);
         set(&mut config.verify_step, self.verify_step);
+        set(&mut config.heal, self.heal);
         set(&mut config.verify_memory, self.verify_memory);
         set(&mut config.max_mean_kl, self.max_mean_kl);
         set(&mut config.min_top1, self.min_top1);

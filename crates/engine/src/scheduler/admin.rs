@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use semantic::{TrafficClass, TrafficQuality};
 use tokens::{DonorId, TenantId, Timestamp};
 
 use super::admission::admission_usage;
@@ -21,6 +22,12 @@ impl Scheduler {
     #[must_use]
     pub fn donors(&self, after: Option<DonorId>, limit: usize) -> Vec<DonorInfo> {
         self.donors.list(&self.pool, after, limit)
+    }
+
+    /// Classes of traffic in mode `auto` of `tenant`, or of all tenants, with what is known of them.
+    #[must_use]
+    pub fn traffic(&self, tenant: Option<TenantId>) -> Vec<(TrafficClass, TrafficQuality)> {
+        self.verifier.traffic(tenant)
     }
 
     /// Erases donors, and blocks, also those in the host tier, with all that can only be found through them. Blocks that running requests hold cannot be found
@@ -46,9 +53,15 @@ impl Scheduler {
         };
         self.put_off_verification();
         self.verifier.erase(|request| is_erased(&request.owner()));
+        match what {
+            Erase::Tenant(tenant) => self.verifier.erase_traffic(Some(tenant)),
+            Erase::All => self.verifier.erase_traffic(None),
+            Erase::Donor(_) | Erase::Session(..) => {}
+        }
         for sequence in self.sequences.values_mut().filter(|sequence| is_erased(&sequence.request.owner())) {
             sequence.request.store = false;
             sequence.said = None;
+            sequence.shadow = None;
             self.in_flight.remove(sequence.request_id, sequence.block_hashes(), |hash| {
                 self.queue.wake_block(hash);
             });

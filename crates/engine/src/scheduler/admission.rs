@@ -177,9 +177,18 @@ impl Scheduler {
         let is_on = |class| self.verifier.allows(sequence.request.tenant, class);
         match plan.class() {
             _ if sequence.sharing() == KvSharingMode::Shadow => Err(SpanOutcome::Shadowed),
+            Some(_) if sequence.sharing() == KvSharingMode::Auto => match self.is_proven(sequence, plan) {
+                true => Ok(()),
+                false => Err(SpanOutcome::Unproven),
+            },
             Some(class) if !is_on(class) => Err(SpanOutcome::SwitchedOff),
             _ => Ok(()),
         }
+    }
+
+    /// True if traffic like `sequence`, which would copy the spans of `plan`, has proven that this is good for it.
+    pub(super) fn is_proven(&self, sequence: &Sequence, plan: &semantic::ReusePlan) -> bool {
+        sequence.traffic_of(plan).is_some_and(|class| self.verifier.is_proven(&class))
     }
 
     /// Takes blocks; if room is short without spans, and then without copying a part of a block: both hold blocks of others too.
@@ -189,8 +198,10 @@ impl Scheduler {
             let reason = match found {
                 Ok(spans) => match self.allocate(request_id, &hit, Some(&spans)) {
                     Some(kv::Slots { lease, pins }) => {
-                        self.span_lookups.count(SpanOutcome::Reused);
-                        self.donors.note_reuse(&spans);
+                        if self.sequences[&request_id].trial.is_none() {
+                            self.span_lookups.count(SpanOutcome::Reused);
+                            self.donors.note_reuse(&spans);
+                        }
                         return Placement { lease, pins, hit, spans: Some(spans), outcome: Some(SpanOutcome::Reused) };
                     }
                     None => SpanOutcome::NoRoom,
@@ -241,7 +252,7 @@ impl Scheduler {
     }
 
     /// Blocks for all known tokens after `hit`, exact ones up to the first span; nothing is pinned yet.
-    fn whole_request<'a>(&self, sequence: &Sequence, hit: &'a Hit, spans: Option<&FoundSpans>) -> kv::SlotRequest<'a> {
+    pub(super) fn whole_request<'a>(&self, sequence: &Sequence, hit: &'a Hit, spans: Option<&FoundSpans>) -> kv::SlotRequest<'a> {
         let block_size = self.config.block_size;
         let num_blocks = block_size.blocks_for(sequence.num_tokens() as usize);
         let first_span = spans.and_then(|spans| spans.plan.spans.first());
@@ -296,7 +307,7 @@ impl Scheduler {
         sequence.tenure.begin(self.num_steps, hit.end());
         sequence.start(lease, hit.end(), plan.map(reused_ranges).unwrap_or_default());
         if let Some(plan) = plan {
-            sequence.repair_by(sequence.request.repair.for_plan(plan, sequence.num_prompt_tokens()));
+            sequence.repair_by(sequence.request.repair.for_plan(plan, sequence.num_planned_tokens()));
         }
         if let Some(kept) = hit.kept {
             sequence.go_on(kept.continued);
@@ -310,10 +321,12 @@ impl Scheduler {
         if sequence.usage.replace(usage).is_none() {
             self.events.push(EngineEvent::Admitted { request_id, usage, at: now });
         }
-        if let Some(class) = usage.class
-            && !sequence.known_to_runner
-            && self.verifier.samples(request_id, sequence.request.tenant, class, &sequence.sampling)
-        {
+        let is_sampled = match usage.class {
+            _ if sequence.known_to_runner || sequence.trial.is_some() => false,
+            Some(class) => self.verifier.samples(&sequence.request, class, sequence.traffic.as_ref()),
+            None => sequence.shadow.is_some() && self.verifier.samples_shadow(&sequence.sampling),
+        };
+        if is_sampled {
             let logprobs = sequence.sampling.logprobs.max(Some(REUSE_TOP));
             sequence.sampling = Arc::new(SamplingParams { logprobs, ..SamplingParams::clone(&sequence.sampling) });
             sequence.said = Some(Vec::new());
@@ -381,7 +394,7 @@ pub(super) fn admission_usage(
 }
 
 /// Sources that a sequence is filled from: the block of a partial hit, then those of donors.
-fn pinned(prefix: &kv::PrefixMatch, spans: Option<&FoundSpans>) -> Vec<kv::Place> {
+pub(super) fn pinned(prefix: &kv::PrefixMatch, spans: Option<&FoundSpans>) -> Vec<kv::Place> {
     let partial = prefix.partial.map(|partial| partial.block);
     let sources = spans.into_iter().flat_map(|spans| &spans.sources).map(|source| source.place);
     partial.into_iter().chain(sources).collect()

@@ -84,24 +84,28 @@ impl Scheduler {
     /// KV that its conversation kept after the first of `num_found` exact blocks, if it accepts approximate KV; and how many exact blocks
     /// come before it.
     pub(super) fn kept_for(&self, sequence: &Sequence, num_found: usize) -> Option<(KeptHit, usize)> {
-        if !sequence.sharing().copies_spans() {
+        if !sequence.sharing().copies_spans() || sequence.trial.is_some() {
             return None;
         }
         let (hashes, tokens) = (sequence.block_hashes(), sequence.token_ids());
         let (id, num_tokens) =
             self.continuations.find(sequence.request.cache_salt, hashes, tokens, sequence.max_prefix_tokens())?;
-        let &Kept { num_exact, continued, .. } = self.continuations.get(id);
+        let &Kept { num_exact, continued, traffic, .. } = self.continuations.get(id);
+        let may_continue = match sequence.sharing() {
+            KvSharingMode::Auto => traffic.is_some_and(|class| self.verifier.is_proven(&class)),
+            _ => self.verifier.allows(sequence.request.tenant, continued.class),
+        };
         let num_blocks = self.config.block_size.blocks_for(num_tokens as usize).saturating_sub(num_exact);
-        let is_worth_it =
-            num_blocks > 0 && num_exact <= num_found && self.verifier.allows(sequence.request.tenant, continued.class);
+        let is_worth_it = num_blocks > 0 && num_exact <= num_found && may_continue;
         is_worth_it.then_some((KeptHit { id, num_tokens, num_blocks, continued }, num_exact))
     }
 
     /// Puts the blocks that the conversation kept, if `hit` has some, before the new ones of `slots`.
     pub(super) fn after_kept(&mut self, request_id: RequestId, hit: &Hit, slots: kv::Slots) -> kv::Slots {
         let Some(kept) = hit.kept else { return slots };
-        let Kept { owner, sources, mut lease, .. } = self.continuations.take(kept.id);
+        let Kept { owner, sources, mut lease, traffic, .. } = self.continuations.take(kept.id);
         let sequence = self.sequences.get_mut(&request_id).expect("a waiting sequence is known");
+        sequence.traffic = sequence.traffic.or(traffic);
         sequence.add_sources(sources.into_iter().chain([owner]));
         self.pool.truncate(&mut lease, kept.num_blocks);
         kv::Slots { lease: slots.lease.with_kept(lease), ..slots }
@@ -136,6 +140,7 @@ impl Scheduler {
         let tokens = sequence.token_ids()[..num_tokens].to_vec();
         let hashes = sequence.block_hashes().to_vec();
         let sources = sequence.sources().to_vec();
+        let traffic = sequence.traffic;
         let mut lease = sequence.reset();
         self.pool.truncate(&mut lease, self.config.block_size.blocks_for(num_tokens));
         let num_exact = lease.num_exact();
@@ -148,6 +153,7 @@ impl Scheduler {
             num_exact,
             lease,
             continued: Continued { answer_start, class },
+            traffic,
             since: self.pool.now(),
         };
         let room = Room { of_tenant: self.config.max_blocks(tenant), of_all: self.config.num_blocks };

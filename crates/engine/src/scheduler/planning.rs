@@ -14,8 +14,8 @@ use tokens::RequestId;
 use super::{Scheduler, target_of};
 use crate::donors::{FoundSpans, PlannedSpans, Planning, Residency, scopes};
 use crate::host::FetchGate;
-use crate::sequence::{ExpectedSpans, Planned, Sequence};
-use crate::{SchedulePolicy, SchedulerOutput, SpanOutcome};
+use crate::sequence::{ExpectedSpans, Planned, Sequence, Shadow};
+use crate::{KvSharingMode, SchedulePolicy, SchedulerOutput, SpanOutcome};
 
 /// Tokens of prompts planned for between two steps; one prompt may be longer. Chosen: the longest common context, some milliseconds.
 const MAX_PLANNED_TOKENS_PER_STEP: usize = 1 << 17;
@@ -63,7 +63,7 @@ impl Scheduler {
 
     /// Spans for a request that is added. They count like this until it is admitted.
     pub(super) fn expect_spans(&mut self, sequence: &mut Sequence) -> Option<ExpectedSpans> {
-        if self.config.policy == SchedulePolicy::Fcfs || !sequence.sharing().copies_spans() {
+        if self.config.policy == SchedulePolicy::Fcfs || !sequence.sharing().copies_spans() || sequence.trial.is_some() {
             return None;
         }
         let prefix_end = self.hit(sequence).end();
@@ -72,6 +72,9 @@ impl Scheduler {
             return None;
         }
         let spans = self.planned_spans(sequence, prefix_end).ok()?;
+        if sequence.sharing() == KvSharingMode::Auto && !self.is_proven(sequence, &spans.plan) {
+            return None;
+        }
         Some(ExpectedSpans { prefix_end, num_tokens: spans.plan.num_reused_tokens() })
     }
 
@@ -108,21 +111,41 @@ impl Scheduler {
             return None;
         }
         let mut sequence = self.sequences.remove(&request_id).expect("a waiting sequence is known");
+        if sequence.trial.is_some() {
+            let found = self.spans_of_trial(&sequence, from).ok_or(SpanOutcome::NotResident);
+            self.sequences.insert(request_id, sequence);
+            return Some(found);
+        }
         let found = self.resident_spans(&mut sequence, from);
         sequence.sketch = None;
         sequence.planned = None;
-        let found = found.and_then(|found| self.worthy_spans(found, &sequence, from));
+        let found = found.and_then(|found| self.worthy_spans(found, &mut sequence, from));
         self.sequences.insert(request_id, sequence);
         Some(found)
     }
 
-    /// `found` if it pays and may be used.
-    fn worthy_spans(&mut self, mut found: FoundSpans, sequence: &Sequence, from: u32) -> Result<FoundSpans, SpanOutcome> {
+    /// The spans that a trial is to reuse, if they are still there.
+    pub(super) fn spans_of_trial(&self, sequence: &Sequence, from: u32) -> Option<FoundSpans> {
+        let spans = sequence.trial.as_ref()?.shadow.spans.clone();
+        self.with_sources(spans, sequence, from)
+    }
+
+    /// `found` if it pays and may be used. What may not be used before it has proven itself is kept for a trial.
+    fn worthy_spans(&mut self, mut found: FoundSpans, sequence: &mut Sequence, from: u32) -> Result<FoundSpans, SpanOutcome> {
         found.plan = self.gated(&found, sequence, from);
         if let Some(reason) = found.plan.rejected {
             return Err(SpanOutcome::Rejected(reason));
         }
+        if sequence.sharing() == KvSharingMode::Auto {
+            sequence.traffic = sequence.traffic_of(&found.plan);
+            sequence.traffic.into_iter().for_each(|class| self.verifier.note_traffic(class));
+        }
         let permission = self.permission(sequence, &found.plan);
+        if permission == Err(SpanOutcome::Unproven) {
+            let FoundSpans { plan, by_embedding, .. } = &found;
+            let spans = PlannedSpans { plan: plan.clone(), by_embedding: by_embedding.clone() };
+            sequence.shadow = Some(Shadow { prefix_end: from, spans });
+        }
         match (permission, found.plan.class()) {
             (Err(SpanOutcome::Shadowed), _) => self.num_shadowed_tokens += u64::from(found.plan.num_reused_tokens()),
             (Err(SpanOutcome::SwitchedOff), Some(class)) => self.verifier.count_refusal(sequence.request.tenant, class),

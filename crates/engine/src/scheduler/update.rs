@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use tokens::RequestId;
 
 use super::{OpenStep, Scheduler};
+use crate::continuations::Kept;
 use crate::cost::Work;
 use crate::donors::segments_of;
 use crate::sequence::Sequence;
@@ -61,6 +62,7 @@ impl Scheduler {
         assert!(sampled.next().is_none(), "a token was sampled for nobody");
         std::mem::take(&mut self.answered).into_iter().for_each(|(tenant, micros)| self.queue.charge(tenant, micros));
         self.verifier.absorb(&mut self.events);
+        self.forget_healed();
         if self.sequences.is_empty() {
             self.timed_step = None; // What follows is a pause.
         }
@@ -110,7 +112,7 @@ impl Scheduler {
         let sequence = self.sequences.get_mut(&request_id).expect("a probed sequence is known");
         let repair = sequence.repair();
         let measured = &semantic::spread(sequence.reused(), probe.probe.stride, measured);
-        let mut selected = semantic::select_rows(repair, sequence.num_prompt_tokens(), sequence.reused(), measured);
+        let mut selected = semantic::select_rows(repair, sequence.num_planned_tokens(), sequence.reused(), measured);
         let is_beyond = repair.bail_out > 0.0 && selected.deviation > repair.bail_out;
         let gives_up = is_beyond || !selected.deviation.is_finite();
         if gives_up {
@@ -242,7 +244,7 @@ impl Scheduler {
         }
         self.is_stuck = false;
         if matches!(reason, FinishReason::Stop(_) | FinishReason::Length)
-            && let Some(case) = verification(&mut sequence)
+            && let Some(case) = verification(&mut sequence).or_else(|| self.healing(&sequence))
             && self.config.block_size.blocks_for(case.request.prompt_token_ids.len())
                 <= self.config.max_blocks(sequence.request.tenant)
         {
@@ -259,10 +261,30 @@ impl Scheduler {
     }
 }
 
+impl Scheduler {
+    /// Frees the approximate KV of a conversation that has exact KV now.
+    fn forget_healed(&mut self) {
+        let Some((salt, tokens)) = self.verifier.take_healed() else { return };
+        let is_healed = |kept: &Kept| kept.salt == salt && tokens.starts_with(&kept.tokens);
+        self.continuations.extract(is_healed).into_iter().for_each(|lease| self.pool.free(lease));
+    }
+
+    /// What is to be healed of a sequence that has ended: an answer over reused KV whose conversation may go on.
+    fn healing(&self, sequence: &Sequence) -> Option<Case> {
+        let is_due = self.verifier.heals() && sequence.request.store && sequence.may_be_continued && !sequence.is_exact();
+        let (class, traffic) = (sequence.usage?.class.filter(|_| is_due)?, sequence.traffic);
+        let request = crate::Request { prompt_token_ids: sequence.token_ids().into(), ..sequence.request.clone() };
+        Some(Case { class, request, said: Vec::new(), traffic, shadow: None })
+    }
+}
+
 /// What is to be verified of a sequence that has ended, if its answer was recorded.
 fn verification(sequence: &mut Sequence) -> Option<Case> {
     let said = sequence.said.take().filter(|said| !said.is_empty())?;
-    let class = sequence.usage?.class?;
-    let request = crate::Request { prompt_token_ids: sequence.token_ids().into(), ..sequence.request.clone() };
-    Some(Case { class, request, said })
+    let traffic = sequence.traffic;
+    let shadow = sequence.shadow.take();
+    let class = sequence.usage?.class.or(traffic.filter(|_| shadow.is_some()).map(|traffic| traffic.class))?;
+    let num_tokens = sequence.num_prompt_tokens() as usize + said.len();
+    let request = crate::Request { prompt_token_ids: sequence.token_ids()[..num_tokens].into(), ..sequence.request.clone() };
+    Some(Case { class, request, said, traffic, shadow })
 }

@@ -5,16 +5,27 @@ use std::time::Duration;
 use tokens::Timestamp;
 
 use super::Scheduler;
+use super::admission::pinned;
 use super::hit::Hit;
+use crate::EngineEvent;
 use crate::cost::Work;
 use crate::queue::ArrivalKey;
 use crate::sequence::Sequence;
-use crate::verifier::num_bytes;
-use crate::{EngineEvent, Request};
+use crate::verifier::{Comparison, num_bytes};
 
 /// Rows of a comparison's step before steps have shown what work costs. Chosen: on the slowest machines these still take a fraction of a
 /// second, and on all others far less than a step of a prompt.
 const ROWS_AT_FIRST: usize = 16;
+
+/// Room for a comparison.
+enum Room {
+    /// It can run without pushing out anything that was used lately.
+    Free,
+    /// There is too little at present.
+    Short,
+    /// What it is to reuse is not there any more.
+    Gone,
+}
 
 impl Scheduler {
     /// From when on a step compares an answer, if no request arrives before; `None` if there is nothing to compare. Only told while
@@ -32,23 +43,44 @@ impl Scheduler {
         }
     }
 
-    /// Begins a comparison at `now`, if the engine has been idle for long enough and blocks that hold nothing suffice.
+    /// Begins a comparison at `now`, if the engine has been idle for long enough and blocks suffice that hold nothing, or that
+    /// nobody used for long.
     pub(super) fn start_verification(&mut self, now: Timestamp) {
         if !self.sequences.is_empty() || !self.verifier.is_due(now) {
             return;
         }
-        let next = self.verifier.candidates().position(|request| self.has_free_room(request));
-        if let Some(request) = self.verifier.start(next) {
-            self.enqueue(request, now);
+        let next = self.next_comparison();
+        if let Some(Comparison { request, trial }) = self.verifier.start(next, now) {
+            self.enqueue_sequence(request, trial, now);
         }
     }
 
-    /// True if `request` can run here without pushing out anything that is cached.
-    fn has_free_room(&self, request: Request) -> bool {
-        let sequence = Sequence::new(request, ArrivalKey::default(), self.config.block_size);
+    /// The oldest comparison for which there is room. Those before it whose spans are gone are dropped.
+    fn next_comparison(&mut self) -> Option<usize> {
+        let mut idx = 0;
+        loop {
+            match self.room_for(self.verifier.candidate(idx)?) {
+                Room::Free => return Some(idx),
+                Room::Short => idx += 1,
+                Room::Gone => self.verifier.drop_candidate(idx),
+            }
+        }
+    }
+
+    fn room_for(&self, Comparison { request, trial }: Comparison) -> Room {
+        let mut sequence = Sequence::new(request, ArrivalKey::default(), self.config.block_size);
+        sequence.trial = trial;
         let hit = Hit { prefix: self.match_prefix(&sequence), kept: None };
-        let num_new = self.config.block_size.blocks_for(sequence.num_tokens() as usize) - hit.num_blocks();
-        self.pool.has_free_room(&self.slot_request(&sequence, &hit, num_new))
+        let spans = self.spans_of_trial(&sequence, hit.end());
+        if sequence.trial.is_some() && spans.is_none() {
+            return Room::Gone;
+        }
+        let pinned = pinned(&hit.prefix, spans.as_ref());
+        let wish = kv::SlotRequest { pinned: &pinned, ..self.whole_request(&sequence, &hit, spans.as_ref()) };
+        match self.pool.has_idle_room(&wish, self.config.verification.unused) {
+            true => Room::Free,
+            false => Room::Short,
+        }
     }
 
     /// Rows of the next step: few while only an answer is compared, so that a request that arrives hardly waits for it.
@@ -67,7 +99,7 @@ impl Scheduler {
         let from = if is_admitted { sequence.num_computed_tokens() } else { self.hit(sequence).end() };
         let takes = |num_rows: usize| {
             let end = from + num_rows as u32;
-            let num_scored = end.saturating_sub(sequence.max_prefix_tokens()).min(num_rows as u32);
+            let num_scored = end.saturating_sub(sequence.first_scored().unwrap_or(end)).min(num_rows as u32);
             let prompt_steps = u64::from(num_rows > 1);
             let work = Work { scored_rows: num_scored.into(), prompt_steps, ..Work::of_rows(num_rows as u32, end) };
             Duration::from_micros(self.step_times.step_micros(work))

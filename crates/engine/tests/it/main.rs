@@ -1,5 +1,6 @@
 //! Tests of the scheduler from outside: scenarios as text, a long random run, fairness.
 
+mod auto;
 mod blast;
 mod continuing;
 mod core;

@@ -362,16 +362,8 @@ fn a_comparison_goes_on_where_it_was_put_off() {
 }
 
 #[test]
-fn a_comparison_pushes_nothing_out() {
-    let mut world = World::with(
-        SchedulerConfig { verification: all(), ..SchedulerConfig::new(40, 4096) },
-        EchoExecutor::new(Reply::Prompt, 32),
-    );
-    world.answer_recipient();
-    let text = world.new_text(30 * 32);
-    let request = RequestBuilder::new(99, &text).max_tokens(1).build();
-    world.core.add_request(request, world.now);
-    world.run();
+fn a_comparison_pushes_nothing_out_that_was_used_lately() {
+    let mut world = full_pool(VerificationConfig { unused: Duration::MAX, ..all() });
     let full = world.core.stats().blocks;
     assert!(full.free < 10 && full.cached > 30, "{full:?}: nothing is left for the 10 blocks that the comparison takes");
     world.run_idle();
@@ -380,6 +372,32 @@ fn a_comparison_pushes_nothing_out() {
     world.core.erase(engine::Erase::Tenant(TenantId(0)));
     world.run_idle();
     assert_eq!((world.core.stats().blocks.evictions, world.num_verified()), (full.evictions, 1));
+}
+
+#[test]
+fn a_comparison_takes_blocks_that_nobody_used_for_long() {
+    let mut world = full_pool(all());
+    let full = world.core.stats().blocks;
+    world.now = world.core.idle_work_at().unwrap();
+    world.core.step(world.now).unwrap();
+    let retry = world.core.idle_work_at().expect("it looks again later");
+    assert_eq!((retry.since(world.now), world.num_verified()), (Duration::from_secs(60), 0));
+    world.run_idle();
+    assert_eq!(world.num_verified(), 1);
+    let evicted = world.core.stats().blocks.evictions - full.evictions;
+    assert!((1..=10).contains(&evicted), "{evicted}: no more than the comparison takes");
+}
+
+/// An answer that waits to be compared, in a pool whose other blocks are cached.
+fn full_pool(verification: VerificationConfig) -> World {
+    let mut world =
+        World::with(SchedulerConfig { verification, ..SchedulerConfig::new(40, 4096) }, EchoExecutor::new(Reply::Prompt, 32));
+    world.answer_recipient();
+    let text = world.new_text(30 * 32);
+    let request = RequestBuilder::new(99, &text).max_tokens(1).build();
+    world.core.add_request(request, world.now);
+    world.run();
+    world
 }
 
 #[test]

@@ -49,7 +49,7 @@ pub(crate) fn event_stream(writer: Writer, mode: StreamMode, generation: Generat
         writer,
         mode,
         num_choices: u32::try_from(generation.choices.len()).expect("the queue is shorter than that"),
-        usage: UsageSum::new(generation.sharing, generation.n, generation.prompt_tokens),
+        usage: UsageSum::new(generation.sharing, generation.n, generation.prompt_tokens).normalized(generation.normalized),
         choices: stream::select_all(generation.choices.into_iter().map(news_of)),
         stage: Stage::Opening(0),
     }

@@ -26,6 +26,8 @@ pub(crate) struct Generation {
     /// Of all prompts, each counted once.
     pub(super) prompt_tokens: u32,
     pub(super) sharing: SharingMode,
+    /// True if blanks of its prompts were written one way.
+    pub(super) normalized: bool,
     pub(super) wants_logprobs: bool,
 }
 
@@ -49,7 +51,12 @@ pub(crate) async fn start(
 ) -> Result<Generation, ApiError> {
     refuse_early(app)?;
     let embeds = request.sharing.store || request.sharing.mode == SharingMode::Semantic;
-    let options = EncodeOptions { segments: request.sharing.segments.clone(), echo: request.echo, embeds };
+    let options = EncodeOptions {
+        segments: request.sharing.segments.clone(),
+        normalize: request.sharing.normalize,
+        echo: request.echo,
+        embeds,
+    };
     let prompts = encode_all(app, std::mem::take(&mut request.prompts), options).await?;
     let prompt_tokens = prompts.iter().map(|prompt| prompt.token_ids.len()).sum::<usize>();
     let groups = prompts.iter().map(|prompt| group_of(app, caller, &request, prompt, arrival)).collect::<Result<Vec<_>, _>>()?;
@@ -80,6 +87,7 @@ pub(crate) async fn start(
         n: request.n,
         prompt_tokens: u32::try_from(prompt_tokens).unwrap_or(u32::MAX),
         sharing: request.sharing.mode,
+        normalized: request.sharing.normalize,
         wants_logprobs: options.wants_logprobs,
     })
 }

@@ -18,6 +18,7 @@ pub(super) struct ChoiceUsage {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct UsageSum {
     mode: SharingMode,
+    normalized: bool,
     n: u32,
     prompt_tokens: u32,
     completion_tokens: u32,
@@ -29,7 +30,12 @@ pub(super) struct UsageSum {
 impl UsageSum {
     /// `prompt_tokens` of all prompts, each with `n` answers.
     pub(super) fn new(mode: SharingMode, n: u32, prompt_tokens: u32) -> Self {
-        Self { mode, n, prompt_tokens, completion_tokens: 0, kv: KvUsage::default(), reason: None }
+        Self { mode, normalized: false, n, prompt_tokens, completion_tokens: 0, kv: KvUsage::default(), reason: None }
+    }
+
+    /// The same for prompts whose blanks were, or were not, written one way.
+    pub(super) fn normalized(self, normalized: bool) -> Self {
+        Self { normalized, ..self }
     }
 
     /// Adds the answer `index`. A prompt counts once, as its first answer found it: the others find what that one left.
@@ -69,6 +75,7 @@ impl UsageSum {
                 donors: self.kv.donors,
                 class: self.kv.class.map(class_of),
                 deviation: (self.kv.span_tokens > 0).then_some(self.kv.deviation),
+                normalized: self.normalized,
                 reason: self.reason.and_then(|(_, reason)| reason),
             },
         }

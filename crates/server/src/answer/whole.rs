@@ -66,7 +66,7 @@ pub(crate) async fn whole_completion(
 }
 
 async fn run_all(generation: Generation) -> Result<(Vec<WholeChoice>, Usage), ApiError> {
-    let mut sum = UsageSum::new(generation.sharing, generation.n, generation.prompt_tokens);
+    let mut sum = UsageSum::new(generation.sharing, generation.n, generation.prompt_tokens).normalized(generation.normalized);
     let choices = try_join_all(generation.choices.into_iter().map(run_one)).await?;
     for choice in &choices {
         sum.add(choice.index, choice.usage);

@@ -293,7 +293,7 @@ mod tests {
 
     #[test]
     fn other_values_and_fields_are_named() {
-        let modes = "`off`, `prefix`, `span`, `semantic`, `shadow`";
+        let modes = "`off`, `prefix`, `span`, `semantic`, `auto`, `shadow`";
         check::<ChatCompletionRequest>(
             json!({"kv_sharing": {"mode": "all"}}),
             "kv_sharing.mode",

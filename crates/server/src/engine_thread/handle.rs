@@ -5,7 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use engine::{DonorInfo, EngineStats, Erase, ErasedCounts, Explanation, Request, RequestError, SchedulerConfig};
+use engine::{
+    DonorInfo, EngineStats, Erase, ErasedCounts, Explanation, Request, RequestError, SchedulerConfig, TrafficClass,
+    TrafficQuality,
+};
 use tokens::{DonorId, RequestId, TenantId, Timestamp};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
@@ -136,6 +139,11 @@ impl EngineHandle {
     /// At most `limit` donors behind `after`, by id.
     pub(crate) async fn donors(&self, after: Option<DonorId>, limit: usize) -> Result<Vec<DonorInfo>, SubmitError> {
         self.inspect(|reply| Inspection::Donors { after, limit, reply }).await
+    }
+
+    /// Classes of the traffic of `tenant` in mode `auto`.
+    pub(crate) async fn traffic(&self, tenant: TenantId) -> Result<Vec<(TrafficClass, TrafficQuality)>, SubmitError> {
+        self.inspect(|reply| Inspection::Traffic { tenant, reply }).await
     }
 
     /// Forgets KV; what it was is told.

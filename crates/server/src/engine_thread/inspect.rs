@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
-use engine::{DonorInfo, EngineCore, Erase, ErasedCounts, Executor};
-use tokens::{DonorId, RequestId};
+use engine::{DonorInfo, EngineCore, Erase, ErasedCounts, Executor, TrafficClass, TrafficQuality};
+use tokens::{DonorId, RequestId, TenantId};
 use tokio::sync::oneshot;
 
 /// A question, and where its answer goes. Nobody may be left to hear it.
 pub(super) enum Inspection {
     /// A page of donors, by id.
     Donors { after: Option<DonorId>, limit: usize, reply: oneshot::Sender<Vec<DonorInfo>> },
+    /// Classes of a tenant's traffic.
+    Traffic { tenant: TenantId, reply: oneshot::Sender<Vec<(TrafficClass, TrafficQuality)>> },
     /// Forgets KV.
     Erase { what: Erase, reply: oneshot::Sender<ErasedCounts> },
     /// Notes what the prompt of a request means.
@@ -22,6 +24,7 @@ impl Inspection {
         // Whoever asked may have gone: then the answer is of no use, but what was to be erased is.
         match self {
             Self::Donors { after, limit, reply } => drop(reply.send(engine.donors(after, limit))),
+            Self::Traffic { tenant, reply } => drop(reply.send(engine.traffic(Some(tenant)))),
             Self::Erase { what, reply } => {
                 let counts = engine.erase(what);
                 publish(engine);

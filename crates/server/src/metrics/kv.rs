@@ -7,7 +7,7 @@ use super::registrar::Registrar;
 
 /// Recorded where KV is shared and managed.
 pub(crate) struct KvMetrics {
-    modes: [Counter; 5],
+    modes: [Counter; 6],
     /// In the order of the classes.
     classes: [Counter; MatchClass::ALL.len()],
     deviation: Histogram,
@@ -18,7 +18,7 @@ pub(crate) struct KvMetrics {
     corpora: Gauge,
 }
 
-const MODES: [&str; 5] = ["off", "prefix", "span", "semantic", "shadow"];
+const MODES: [&str; 6] = ["off", "prefix", "span", "semantic", "shadow", "auto"];
 const EXPLAINED: [&str; 3] = ["span", "prefix", "nothing"];
 const ERASED: [&str; 4] = ["donor", "session", "tenant", "all"];
 
@@ -58,6 +58,7 @@ impl KvMetrics {
             KvSharingMode::Span => 2,
             KvSharingMode::Semantic => 3,
             KvSharingMode::Shadow => 4,
+            KvSharingMode::Auto => 5,
         };
         self.modes[index].increment(1);
     }

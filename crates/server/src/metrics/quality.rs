@@ -1,6 +1,6 @@
 //! What verification found out about answers over reused spans, by class of match.
 
-use engine::{ClassQuality, Fault, MatchClass, VerificationStats};
+use engine::{ClassQuality, EngineStats, Fault, MatchClass};
 use metrics::{Counter, Gauge};
 
 use super::registrar::Registrar;
@@ -12,6 +12,12 @@ pub(super) struct QualityMetrics {
     bytes: Gauge,
     dropped: Counter,
     put_off: Counter,
+    /// Classes of traffic in mode `auto`: open ones and those in shadow.
+    traffic: [Gauge; 2],
+    /// Times that one was opened, and closed.
+    changes: [Counter; 2],
+    trials: Counter,
+    healed: Counter,
 }
 
 struct ClassMetrics {
@@ -48,10 +54,29 @@ impl QualityMetrics {
                 "Comparisons that were dropped, to be made later, because a request arrived.",
                 &[],
             ),
+            traffic: ["open", "shadow"].map(|state| {
+                let help = "Classes of traffic in mode auto: open ones reuse, those in shadow are computed exactly and compared.";
+                registrar.gauge("kvshare_traffic_classes", help, &[("state", state)])
+            }),
+            changes: ["opened", "closed"].map(|change| {
+                let help = "Times that a class of traffic in mode auto was opened or closed.";
+                registrar.counter("kvshare_traffic_class_changes_total", help, &[("change", change)])
+            }),
+            trials: registrar.counter(
+                "kvshare_traffic_trials_total",
+                "Exact answers whose reuse was computed afterwards, in idle time.",
+                &[],
+            ),
+            healed: registrar.counter(
+                "kvshare_healed_answers_total",
+                "Answers over reused spans that were computed exactly afterwards, in idle time, and kept.",
+                &[],
+            ),
         }
     }
 
-    pub(super) fn observe(&self, quality: &[(MatchClass, ClassQuality)], verification: VerificationStats) {
+    pub(super) fn observe(&self, stats: &EngineStats) {
+        let EngineStats { quality, verification, traffic, .. } = stats;
         for (class, found) in quality {
             self.classes[*class as usize].observe(found);
         }
@@ -59,6 +84,12 @@ impl QualityMetrics {
         self.bytes.set(verification.num_bytes as f64);
         self.dropped.absolute(verification.num_dropped);
         self.put_off.absolute(verification.num_put_off);
+        self.traffic[0].set(traffic.num_open as f64);
+        self.traffic[1].set(traffic.num_in_shadow as f64);
+        self.changes[0].absolute(traffic.num_opened);
+        self.changes[1].absolute(traffic.num_closed);
+        self.trials.absolute(traffic.num_trials);
+        self.healed.absolute(verification.num_healed);
     }
 }
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 pub(super) fn kv_sharing_usage() -> Value {
     let count = |description: &str| json!({"type": "integer", "minimum": 0, "description": description});
     let mode = json!({
-        "enum": ["off", "prefix", "span", "semantic", "shadow"],
+        "enum": ["off", "prefix", "span", "semantic", "auto", "shadow"],
         "description": "What was allowed: the server's default when the request named none.",
     });
     let deviation = json!({
@@ -16,7 +16,7 @@ pub(super) fn kv_sharing_usage() -> Value {
     });
     json!({
         "type": "object",
-        "required": ["mode", "prefix_tokens", "continued_tokens", "span_tokens", "recomputed_tokens", "donors", "class", "deviation", "reason"],
+        "required": ["mode", "prefix_tokens", "continued_tokens", "span_tokens", "recomputed_tokens", "donors", "class", "deviation", "normalized", "reason"],
         "properties": {
             "mode": mode,
             "prefix_tokens": count("Tokens reused as a prefix. Exact."),
@@ -26,6 +26,7 @@ pub(super) fn kv_sharing_usage() -> Value {
             "donors": count("Donors that gave spans."),
             "class": class(),
             "deviation": deviation,
+            "normalized": {"type": "boolean", "description": "Whether blanks were written one way before the prompt was tokenized."},
             "reason": reason(),
         },
     })
@@ -60,8 +61,8 @@ fn reason() -> Value {
         "description": "Why no span was reused; null when one was. mode: only prefixes, or nothing, may be reused. prompt_too_short, \
             prefix_covers, too_short: there is too little to reuse. no_donor: no earlier prompt has text in common. edited: all of that \
             stands after a change in its own segment. not_worth_it: it saves too little time. not_resident: its KV was evicted. no_room: \
-            the pool or the quota is full. switched_off: verified answers of the tenant were too far off. shadowed: it was only \
-            counted. bailed_out, recomputed, failed_check: what was measured in the run had all of it computed.",
+            the pool or the quota is full. switched_off: verified answers of the tenant were too far off. unproven: in mode auto, \
+            such requests have not proven yet that reuse is good for them. shadowed: it was only counted. bailed_out, recomputed, failed_check: what was measured in the run had all of it computed.",
     })
 }
 
@@ -84,6 +85,7 @@ mod tests {
             donors: 1,
             class: Some(MatchClass::Composition),
             deviation: Some(0.5),
+            normalized: false,
             reason: None,
         };
         let written = serde_json::to_value(usage).unwrap();
@@ -93,7 +95,7 @@ mod tests {
         assert_eq!(documented["required"].as_array().unwrap().len(), typed.len());
         let reasons = documented["properties"]["reason"]["enum"].as_array().unwrap();
         let words: BTreeSet<_> = reasons.iter().map(Value::to_string).collect();
-        assert_eq!((reasons.len(), words.len()), (15, 15));
+        assert_eq!((reasons.len(), words.len()), (16, 16));
         let text = documented["properties"]["reason"]["description"].as_str().unwrap();
         assert!(reasons.iter().filter_map(Value::as_str).all(|reason| text.contains(reason)), "each word is explained");
     }

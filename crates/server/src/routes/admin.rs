@@ -189,7 +189,7 @@ pub(super) async fn add_corpus(State(app): State<Arc<AppState>>, _: Admin, mut b
 }
 
 async fn encode_corpus(app: &AppState, source: PromptSource) -> Result<Encoded, ApiError> {
-    let options = EncodeOptions { segments: tokenizer::SegmentRule::Text, echo: false, embeds: true };
+    let options = EncodeOptions { segments: tokenizer::SegmentRule::Text, normalize: false, echo: false, embeds: true };
     let mut prompts = encode_all(app, vec![source], options).await?;
     let mut prompt = prompts.pop().expect("one prompt was given");
     await_whole(app, &mut prompt).await;

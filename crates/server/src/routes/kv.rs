@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use engine::Erase;
-use protocol::{Erased, Explanation};
+use protocol::{Erased, Explanation, TrafficClassList};
 use serde::Deserialize;
 
 use super::query::QueryOf;
@@ -14,7 +14,7 @@ use crate::body::Body;
 use crate::embedding::await_whole;
 use crate::encode::{EncodeOptions, encode_all};
 use crate::error::ApiError;
-use crate::explain::explanation;
+use crate::explain::{explanation, traffic_class};
 use crate::requests::engine_request;
 use crate::scope::session_of;
 use crate::state::AppState;
@@ -36,7 +36,8 @@ pub(super) async fn explain(
         return Err(ApiError::param("prompt", "only one prompt can be explained at a time"));
     }
     let embeds = request.sharing.mode == protocol::SharingMode::Semantic;
-    let options = EncodeOptions { segments: request.sharing.segments.clone(), echo: false, embeds };
+    let options =
+        EncodeOptions { segments: request.sharing.segments.clone(), normalize: request.sharing.normalize, echo: false, embeds };
     let mut prompts = encode_all(&app, std::mem::take(&mut request.prompts), options).await?;
     drop(body);
     let prompt = prompts.first_mut().expect("a valid request has a prompt");
@@ -49,6 +50,13 @@ pub(super) async fn explain(
     let found = app.engine.explain(wanted).await.map_err(|error| submit_error(&app, error))?;
     app.metrics.kv.count_explanation(&found);
     Ok(Json(explanation(request, prompt, found)))
+}
+
+/// `GET /v1/kv/classes`: what is known of the caller's traffic in mode `auto`.
+pub(super) async fn classes(State(app): State<Arc<AppState>>, caller: Caller) -> Result<Json<TrafficClassList>, ApiError> {
+    let found = app.engine.traffic(caller.tenant).await.map_err(|error| submit_error(&app, error))?;
+    let data = found.iter().map(|(class, quality)| traffic_class(class, quality)).collect();
+    Ok(Json(TrafficClassList { object: "list".to_owned(), data }))
 }
 
 /// What of the caller's cache is to be erased.

@@ -27,7 +27,7 @@ pub(super) async fn tokenize(State(app): State<Arc<AppState>>, mut body: Body) -
         }
         (None, Some(messages)) => {
             let prompt = PromptSource::Chat(valid_conversation(Some(messages), request.template)?);
-            let options = EncodeOptions { segments: SegmentRule::Text, echo: false, embeds: false };
+            let options = EncodeOptions { segments: SegmentRule::Text, normalize: false, echo: false, embeds: false };
             let encoded = encode_all(&app, vec![prompt], options).await?;
             encoded.iter().flat_map(|prompt| prompt.token_ids.iter().copied()).collect()
         }

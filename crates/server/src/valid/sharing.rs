@@ -1,7 +1,7 @@
 //! What a request says about sharing KV, checked, with the server's defaults filled in.
 
 use engine::Repair;
-use protocol::{DeviationBound, KvSharingOptions, SegmentMark, SharingMode};
+use protocol::{DeviationBound, EditMode, KvSharingOptions, SegmentMark, SharingMode};
 use tokenizer::SegmentRule;
 
 use crate::config::SharingDefaults;
@@ -19,6 +19,7 @@ pub(crate) struct ValidSharing {
     pub(crate) max_deviation: Option<f32>,
     pub(crate) store: bool,
     pub(crate) segments: SegmentRule,
+    pub(crate) normalize: bool,
     pub(crate) session: Option<String>,
 }
 
@@ -66,13 +67,15 @@ pub(super) fn valid_sharing(
         Some(bound) => Some(valid_bound(&bound)?),
         None => defaults.max_deviation,
     };
-    let must_be_exact = max_deviation == Some(0.0) || (options.strict == Some(true) && context.has_seed);
+    let forgets = options.edit == Some(EditMode::Forget);
+    let must_be_exact = forgets || max_deviation == Some(0.0) || (options.strict == Some(true) && context.has_seed);
     Ok(ValidSharing {
         mode: allowed_mode(options.mode.unwrap_or(defaults.mode), must_be_exact, context.computes_all),
         repair,
         max_deviation,
         store: options.store.unwrap_or(true),
         segments,
+        normalize: options.normalize.unwrap_or(false),
         session: valid_session("kv_sharing.session", options.session)?,
     })
 }
@@ -81,7 +84,7 @@ pub(super) fn valid_sharing(
 fn allowed_mode(asked: SharingMode, must_be_exact: bool, computes_all: bool) -> SharingMode {
     match asked {
         _ if computes_all => SharingMode::Off,
-        SharingMode::Span | SharingMode::Semantic if must_be_exact => SharingMode::Prefix,
+        SharingMode::Span | SharingMode::Semantic | SharingMode::Auto if must_be_exact => SharingMode::Prefix,
         mode => mode,
     }
 }
@@ -167,6 +170,9 @@ mod tests {
         check(json!({"mode": "span", "strict": true}), SharingContext { has_seed: false, ..CHAT }, SharingMode::Span);
         check(json!({"mode": "span", "strict": false}), CHAT, SharingMode::Span);
         check(json!({"mode": "off", "strict": true}), CHAT, SharingMode::Off);
+        check(json!({"mode": "span", "edit": "forget"}), CHAT, SharingMode::Prefix);
+        check(json!({"mode": "auto", "edit": "forget"}), CHAT, SharingMode::Prefix);
+        check(json!({"mode": "span", "edit": "tidy"}), CHAT, SharingMode::Span);
     }
 
     #[test]
@@ -177,7 +183,7 @@ mod tests {
     #[test]
     fn what_is_asked_for_arrives() {
         let sharing = parse(
-            json!({"policy": "dhd@0.5", "max_deviation": 0.25, "store": false, "session": "s", "segments": [1, "--"]}),
+            json!({"policy": "dhd@0.5", "max_deviation": 0.25, "store": false, "session": "s", "segments": [1, "--"], "normalize": true}),
             CHAT,
         );
         let expected = ValidSharing {
@@ -186,6 +192,7 @@ mod tests {
             max_deviation: Some(0.25),
             store: false,
             segments: SegmentRule::Named { messages: vec![1], separators: vec!["--".to_owned()] },
+            normalize: true,
             session: Some("s".to_owned()),
         };
         assert_eq!(sharing, Ok(expected));

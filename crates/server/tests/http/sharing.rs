@@ -1,8 +1,10 @@
 //! What a request may say about sharing, and what becomes of it.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
-use crate::world::{COMPLETIONS, World, completion, document};
+use crate::world::{COMPLETIONS, Options, World, completion, document};
 
 /// Usage of a request with these fields, after another one about the same document.
 async fn usage_after(fields: Value) -> Value {
@@ -71,4 +73,59 @@ async fn a_bad_wish_is_refused_by_name() {
         let answer = world.post(COMPLETIONS, &completion("x", fields)).await;
         assert_eq!((answer.status.as_u16(), answer.json()["error"]["param"].as_str()), (400, Some(param)), "{}", answer.text);
     }
+}
+
+#[tokio::test]
+async fn a_history_that_is_to_be_forgotten_is_computed_exactly() {
+    check(&usage_after(json!({"kv_sharing": {"mode": "span", "edit": "tidy"}})).await, "span", true);
+    check(&usage_after(json!({"kv_sharing": {"mode": "span", "edit": "forget"}})).await, "prefix", false);
+}
+
+#[tokio::test]
+async fn blanks_are_written_one_way_if_that_is_asked_for() {
+    let world = World::new();
+    let ask = async |prompt: &str, normalize: bool| {
+        let answer = world.post(COMPLETIONS, &completion(prompt, json!({"kv_sharing": {"normalize": normalize}}))).await;
+        (answer.json()["usage"]["prompt_tokens"].as_u64().unwrap(), answer.json()["usage"]["kv_sharing"]["normalized"].clone())
+    };
+    let (wide, narrow) = ("some   words \r\nand  more", "some words\nand more");
+    assert_eq!(ask(wide, true).await, (ask(narrow, false).await.0, json!(true)));
+    assert!(ask(wide, false).await.0 > ask(narrow, true).await.0);
+}
+
+#[tokio::test]
+async fn auto_reuses_what_has_proven_itself_and_tells_what_is_known() {
+    let verification = engine::VerificationConfig { share: 0.01, idle: Duration::ZERO, ..engine::VerificationConfig::default() };
+    let scheduler =
+        engine::SchedulerConfig { verification, gate: engine::Gate::open(), ..engine::SchedulerConfig::new(8192, 2000) };
+    let world = World::with(Options { scheduler, ..Options::default() });
+    let document: String = (0..60).map(|i| format!("Sentence number {i} of it. ")).collect();
+    let ask = async |i: u32| {
+        let prompt = format!("Another beginning, the {i}. one, that no other prompt has.\n\n{document}");
+        let body = completion(prompt, json!({"kv_sharing": {"mode": "auto"}, "max_tokens": 4, "temperature": 0}));
+        world.post(COMPLETIONS, &body).await.json()["usage"]["kv_sharing"].clone()
+    };
+    let classes = async || world.get("/v1/kv/classes").await.json();
+    assert_eq!(ask(0).await["reason"], "no_donor");
+    assert_eq!(ask(1).await["reason"], "unproven");
+    assert_eq!(classes().await["data"][0]["state"], "shadow");
+    let mut usage = Value::Null;
+    for i in 2..200 {
+        usage = ask(i).await;
+        // Some time without a request.
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        if usage["span_tokens"].as_u64() > Some(0) {
+            break;
+        }
+    }
+    assert_eq!((usage["mode"].as_str(), usage["reason"].is_null()), (Some("auto"), true), "{usage}");
+    let classes = classes().await["data"].as_array().unwrap().clone();
+    let class = classes.iter().find(|class| class["state"] == "open").expect("the class of the last one is open");
+    assert_eq!(
+        (&class["object"], &class["format"], &class["proof_kl"]),
+        (&json!("kv.class"), &json!("prompt,in_order"), &json!(1.0))
+    );
+    let metrics = world.get("/metrics").await.text;
+    let open = metrics.lines().find(|line| line.starts_with("kvshare_traffic_classes{") && line.contains("state=\"open\""));
+    assert!(open.is_some_and(|line| line.ends_with(" 1")), "{open:?}");
 }

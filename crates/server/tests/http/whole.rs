@@ -29,7 +29,7 @@ async fn a_chat_answer_has_openais_shape() {
             "prompt_tokens_details": {"cached_tokens": 0},
             "completion_tokens_details": {"reasoning_tokens": 0},
             "kv_sharing": {"mode": "prefix", "prefix_tokens": 0, "continued_tokens": 0, "span_tokens": 0, "recomputed_tokens": 0, "donors": 0,
-                           "class": null, "deviation": null, "reason": "mode"},
+                           "class": null, "deviation": null, "normalized": false, "reason": "mode"},
         })
     );
 }

@@ -1,0 +1,57 @@
+//! What is known of a tenant's traffic in mode `auto`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::MatchClass;
+
+/// The classes of a tenant's traffic.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrafficClassList {
+    /// `list`.
+    pub object: String,
+    /// In a fixed order.
+    pub data: Vec<TrafficClass>,
+}
+
+/// Requests that are alike in what foretells how reuse turns out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrafficClass {
+    /// `kv.class`.
+    pub object: String,
+    /// A number of tenant, model and `cache_salt`.
+    pub scope: String,
+    /// Agreement of the worst span with its donor on what stands left of it.
+    pub class: MatchClass,
+    /// The prompts' length in tokens: `below_1024`, `from_16384`.
+    pub length: String,
+    /// How prompts are made of spans: `prompt` or `conversation`, `in_order` or `reordered`, and `short_pieces`.
+    pub format: String,
+    /// A number of the policy.
+    pub policy: String,
+    /// Whether such requests reuse.
+    pub state: TrafficState,
+    /// Answers compared so far.
+    pub verified: u64,
+    /// Mean KL(full, reuse) of the answers compared since the class was closed last, in nats.
+    pub mean_kl: f64,
+    /// Their share of positions with the same likeliest token.
+    pub top1: f64,
+    /// How far the proof is that the mean KL is low enough, from 0 to 1.
+    pub proof_kl: f64,
+    /// How far the proof is that the agreement is high enough. At 1 both, the class is opened.
+    pub proof_top1: f64,
+    /// Times it was opened.
+    pub opened: u32,
+    /// Times it was closed.
+    pub closed: u32,
+}
+
+/// Whether requests of a class reuse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TrafficState {
+    /// They are computed exactly; what they would have reused is tried in idle time.
+    Shadow,
+    /// They reuse; some are verified.
+    Open,
+}

@@ -172,5 +172,12 @@ mod tests {
         let short = Repair { policy: crate::RepairPolicy::Impact, ratio: 0.15, ..Repair::structural() };
         let ratio = |spans| short.for_plan(&plan(spans), 1_000).ratio;
         assert!((ratio(&[(0, 100, 80)]) - 0.17).abs() < 1e-6 && (ratio(&[(0, 100, 200)]) - 0.15).abs() < 1e-6);
+        let of_long = |prompt_len| short.for_plan(&plan(&[(0, 100, 200)]), prompt_len).ratio * prompt_len as f32;
+        assert!(
+            (of_long(2048) - 307.2).abs() < 0.1 && (of_long(8192) - 611.3).abs() < 0.1,
+            "{} {}",
+            of_long(2048),
+            of_long(8192)
+        );
     }
 }

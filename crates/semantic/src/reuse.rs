@@ -174,10 +174,15 @@ mod tests {
         assert!((ratio(&[(0, 100, 80)]) - 0.17).abs() < 1e-6 && (ratio(&[(0, 100, 200)]) - 0.15).abs() < 1e-6);
         let of_long = |prompt_len| short.for_plan(&plan(&[(0, 100, 200)]), prompt_len).ratio * prompt_len as f32;
         assert!(
-            (of_long(2048) - 307.2).abs() < 0.1 && (of_long(8192) - 611.3).abs() < 0.1,
+            (of_long(2048) - 307.2).abs() < 0.1 && (of_long(8192) - 399.4).abs() < 0.1,
             "{} {}",
             of_long(2048),
             of_long(8192)
         );
+        let mut edited = plan(&[(0, 100, 200)]);
+        let bound = |plan: &ReusePlan| Repair { max_deviation: 0.5, ..short }.for_plan(plan, 1_000).max_deviation;
+        assert_eq!(bound(&edited), 0.5);
+        edited.spans[0].class = MatchClass::DownstreamOfEdit;
+        assert_eq!(bound(&edited), 0.0, "how little deviates says nothing there");
     }
 }

@@ -12,8 +12,8 @@ use std::str::FromStr;
 
 use tokens::TokenRange;
 
-use crate::SpanConfig;
 use crate::deviation::{Deviation, unit_of};
+use crate::{MatchClass, SpanConfig};
 
 /// A rule and its budget.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -46,10 +46,11 @@ const SHORT_PIECE_RATIO: f32 = 0.25;
 /// follow the budget from .05 to .3 of the prompt.
 const WHOLE_BUDGET_TOKENS: u32 = 2048;
 /// The part they count. Chosen.
-const LONG_PROMPT_PART: f32 = 0.33;
+const LONG_PROMPT_PART: f32 = 0.1;
 
 impl Repair {
     /// The same with a budget for what `plan` copies in short pieces, in a prompt of `prompt_len` tokens, and a smaller one for a long prompt.
+    /// Downstream of an edit all of it is spent: one word more changes what a rule says and hardly its KV at an early layer.
     #[must_use]
     pub fn for_plan(self, plan: &crate::ReusePlan, prompt_len: u32) -> Self {
         if self.policy != RepairPolicy::Impact {
@@ -58,7 +59,9 @@ impl Repair {
         let whole = prompt_len.min(WHOLE_BUDGET_TOKENS);
         let counted = whole as f32 + LONG_PROMPT_PART * (prompt_len - whole) as f32;
         let short = SHORT_PIECE_RATIO * plan.num_short_tokens() as f32;
-        Self { ratio: (self.ratio * counted + short) / prompt_len.max(1) as f32, ..self }
+        let ratio = (self.ratio * counted + short) / prompt_len.max(1) as f32;
+        let is_edited = plan.class() == Some(MatchClass::DownstreamOfEdit);
+        Self { ratio, max_deviation: if is_edited { 0.0 } else { self.max_deviation }, ..self }
     }
 }
 

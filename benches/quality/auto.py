@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """A mixed replay of several tenants in modes prefix, span and auto: what auto learns, what it reuses, and how its answers differ.
 
-usage: auto.py --kvshare BINARY --model MODEL [--tenants 3] [--requests N] [--markdown FILE] [--args "FLAGS OF serve"] WORKLOAD.jsonl...
+usage: auto.py --kvshare BINARY --model MODEL [--tenants 3] [--requests N] [--seconds S] [--markdown FILE] [--args "FLAGS OF serve"] W.jsonl...
 
 Lines as of workloads.py. Groups of all workloads are shuffled by a fixed seed, donors before their recipients, and each tenant sends all of
 them, in turn with the others. Each mode has a daemon of its own; the daemons run beside each other and get the same requests. After each
-request the daemon of auto is given time to make its comparisons, at most `--patience` seconds, as pauses between requests would.
+request the daemon of auto is given time to make its comparisons, at most `--patience` seconds, as pauses between requests would. After
+`--seconds` all stop, and what all of them have answered counts.
 """
 
 import argparse
@@ -34,6 +35,7 @@ def main():
     parser.add_argument("--model", required=True)
     parser.add_argument("--tenants", type=int, default=3)
     parser.add_argument("--requests", type=int, default=10**9, help="at most so many")
+    parser.add_argument("--seconds", type=float, default=1e9)
     parser.add_argument("--max-tokens", type=int, default=16)
     parser.add_argument("--patience", type=float, default=2.0)
     parser.add_argument("--args", default="", help="further flags of serve")
@@ -44,7 +46,10 @@ def main():
     stream = mixed(args)
     with concurrent.futures.ThreadPoolExecutor() as pool:
         runs = dict(zip(MODES, pool.map(lambda mode: replay(args, mode, stream), MODES)))
-    table = markdown(stream, runs)
+    num_answered = min(len(run["results"]) for run in runs.values())
+    for run in runs.values():
+        del run["results"][num_answered:]
+    table = markdown(stream[:num_answered], runs)
     print(table, end="")
     if args.markdown:
         args.markdown.write_text(table)
@@ -66,9 +71,11 @@ def mixed(args):
 
 
 def replay(args, mode, stream):
-    results = []
+    results, end = [], time.monotonic() + args.seconds
     with daemon(args, mode) as port:
         for tenant, request in stream:
+            if time.monotonic() > end:
+                break
             body = {"model": "m", "messages": request["messages"], "temperature": 0, "stream": True,
                     "max_tokens": min(args.max_tokens, request["max_tokens"]), "stream_options": {"include_usage": True}}
             results.append(ask(port, key(tenant), body))

@@ -122,7 +122,8 @@ fn whole_mib(size: ByteSize) -> ByteSize {
 ///
 /// # Errors
 /// If the model is longer than positions are counted.
-pub(crate) fn scheduler_config(config: &Config, model: &LoadedModel) -> anyhow::Result<engine::SchedulerConfig> {
+pub(crate) fn scheduler_config(config: &Config, loaded: &Loaded) -> anyhow::Result<engine::SchedulerConfig> {
+    let Loaded { device, model, .. } = loaded;
     let max_model_len = u32::try_from(model.max_model_len).context("the model's length")?;
     Ok(engine::SchedulerConfig {
         block_size: BlockSize::DEFAULT,
@@ -136,7 +137,7 @@ pub(crate) fn scheduler_config(config: &Config, model: &LoadedModel) -> anyhow::
         max_donors: config.sharing.max_donors,
         max_donor_tokens: config.sharing.max_donor_tokens,
         gate: config.sharing.gate(),
-        verification: config.sharing.verification(),
+        verification: config.sharing.verification(*device),
         guard: config.sharing.guard(),
         donor_ttl: config.sharing.donor_ttl.set().map(Millis::get),
         ..engine::SchedulerConfig::new(model.num_blocks, max_model_len)

@@ -94,7 +94,7 @@ fn load_model(
     let scheduler = SchedulerConfig {
         quotas: access.tenants().quota_blocks(loaded.model.num_blocks),
         embeddings: chosen.as_ref().map(|chosen| chosen.index_config(config.sharing.max_donors)),
-        ..loading::scheduler_config(config, &loaded.model)?
+        ..loading::scheduler_config(config, &loaded)?
     };
     let sampling = generation::defaults(&config.model, &loaded)?;
     let info = Arc::new(model_info(&loaded, &scheduler, tokenizer.eos_ids()));
@@ -265,8 +265,9 @@ mod tests {
         assert_eq!(config.sharing.max_donor_tokens, parts.max_donor_tokens);
         assert_eq!(config.sharing.gate(), parts.gate);
         assert_eq!(config.sharing.guard(), parts.guard);
-        let verification = engine::VerificationConfig { share: config.sharing.verify_share, heals: true, ..parts.verification };
-        assert_eq!(config.sharing.verification(), verification);
+        let verification = engine::VerificationConfig { share: config.sharing.verify_share, ..parts.verification };
+        assert_eq!(config.sharing.verification(Device::Cpu), verification);
+        assert!(config.sharing.verification(Device::Cuda(0)).heals, "where short steps cost little");
         assert_eq!(config.engine.host_kv_bandwidth, parts.host.bandwidth);
     }
 

@@ -285,6 +285,7 @@ impl Scheduler {
     pub fn stats(&self) -> EngineStats {
         EngineStats {
             num_running: self.running.len(),
+            num_comparing: self.verifier.active().iter().filter(|active| self.running.contains(active)).count(),
             num_waiting: self.queue.len(),
             examined_requests: self.num_examined,
             oldest_waiting_arrival: self.queue.oldest_arrival(),

@@ -5,8 +5,10 @@ use tokens::Timestamp;
 /// State of an engine between two steps.
 #[derive(Clone, Debug, Default)]
 pub struct EngineStats {
-    /// Requests that hold blocks.
+    /// Requests that hold blocks, a comparison among them.
     pub num_running: usize,
+    /// Comparisons among these: one at most.
+    pub num_comparing: usize,
     /// Requests that wait, preempted ones among them.
     pub num_waiting: usize,
     /// Searches for what is there of a waiting request so far.
@@ -63,6 +65,8 @@ pub struct VerificationStats {
     pub num_bytes: usize,
     /// Answers dropped so far because they would have taken more bytes than there may be.
     pub num_dropped: u64,
+    /// Answers whose reuse could not be tried any more so far: the KV that they would have reused was gone.
+    pub num_gone: u64,
     /// Comparisons dropped so far because a request arrived; they are made again.
     pub num_put_off: u64,
     /// Answers over reused KV that were computed exactly so far and kept.

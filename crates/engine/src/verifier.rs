@@ -57,6 +57,7 @@ pub(crate) struct Verifier {
     /// Set if a step found no room for any comparison: before then, or the next request, nothing will change.
     stuck_until: Option<Timestamp>,
     num_dropped: u64,
+    num_gone: u64,
     num_put_off: u64,
 }
 
@@ -125,6 +126,7 @@ impl Verifier {
             idle_since: None,
             stuck_until: None,
             num_dropped: 0,
+            num_gone: 0,
             num_put_off: 0,
         }
     }
@@ -139,6 +141,7 @@ impl Verifier {
             num_pending: self.pending.len() + usize::from(self.active.is_some()),
             num_bytes: self.num_bytes() + num_recording,
             num_dropped: self.num_dropped,
+            num_gone: self.num_gone,
             num_put_off: self.num_put_off,
             num_healed: self.num_healed,
         }
@@ -165,6 +168,11 @@ impl Verifier {
     /// Takes note of a request of `class` in mode `auto`.
     pub(crate) fn note_traffic(&mut self, class: TrafficClass) {
         self.traffic.note_request(class);
+    }
+
+    /// Counts an answer over reused KV of `class` in mode `auto`.
+    pub(crate) fn note_reuse(&mut self, class: &TrafficClass) {
+        self.traffic.note_reuse(class);
     }
 
     /// Forgets what is known of the traffic of `tenant`, or of all.
@@ -246,7 +254,7 @@ impl Verifier {
         self.pending.retain(|case| !is_erased(&case.request));
     }
 
-    /// A request has arrived: the running comparison, if there is one, is to be taken back by the caller, and made later. Those of others
+    /// A request has arrived: the running comparison, if there is one, is to be taken back by the caller, and made later. All others
     /// come first then, so that a long one does not keep short ones from ever being made.
     pub(crate) fn put_off(&mut self) -> Option<RequestId> {
         self.idle_since = None;
@@ -254,7 +262,7 @@ impl Verifier {
         let case = self.active.take()?;
         let request_id = case.request.request_id;
         self.num_put_off += 1;
-        self.pending.push_back(case);
+        self.pending.push_front(case);
         Some(request_id)
     }
 
@@ -271,6 +279,11 @@ impl Verifier {
         waits.then(|| self.stuck_until.map_or_else(idle, |until| until.max(idle()))).filter(|at| *at < NEVER)
     }
 
+    /// Comparisons that wait.
+    pub(crate) fn num_candidates(&self) -> usize {
+        self.pending.len()
+    }
+
     /// The comparison that waits behind `idx` older ones.
     pub(crate) fn candidate(&self, idx: usize) -> Option<Comparison> {
         self.pending.get(idx).map(Case::scoring)
@@ -278,7 +291,7 @@ impl Verifier {
 
     /// Drops the comparison that waits behind `idx` older ones: it cannot be made any more.
     pub(crate) fn drop_candidate(&mut self, idx: usize) {
-        self.num_dropped += u64::from(self.pending.remove(idx).is_some());
+        self.num_gone += u64::from(self.pending.remove(idx).is_some());
     }
 
     /// Starts the comparison of candidate `idx`; the request for it, to be added to the idle engine. `None` says that there is no room

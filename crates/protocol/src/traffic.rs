@@ -32,10 +32,10 @@ pub struct TrafficClass {
     pub state: TrafficState,
     /// Answers compared so far.
     pub verified: u64,
-    /// Mean KL(full, reuse) of the answers compared since the class was closed last, in nats.
-    pub mean_kl: f64,
+    /// Mean KL(full, reuse) of the answers compared since the class was closed last, in nats; `null` without any.
+    pub mean_kl: Option<f64>,
     /// Their share of positions with the same likeliest token.
-    pub top1: f64,
+    pub top1: Option<f64>,
     /// How far the proof is that the mean KL is low enough, from 0 to 1.
     pub proof_kl: f64,
     /// How far the proof is that the agreement is high enough. At 1 both, the class is opened.

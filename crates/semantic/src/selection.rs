@@ -372,7 +372,7 @@ pub enum RepairError {
     Ratio(String),
     /// Of what follows.
     #[error(
-        "{0:?} of a repair policy is not \"drift\", \"sample=n\", \"decode=tokens/every\", or a number above 0 for \"deviation\", \"bail_out\" or \"margin\""
+        "{0:?} of a repair policy is not \"drift\", \"sample=n\" with n from 1, \"decode=tokens/every\", or a number above 0 for \"deviation\", \"bail_out\" or \"margin\""
     )]
     Part(String),
 }

@@ -24,6 +24,8 @@ pub(crate) struct Encoded {
     pub(crate) embedding: Option<Embedding>,
     /// The part of it that answers show, if they are to start with it.
     pub(crate) echo: Option<EchoedPrompt>,
+    /// True if blanks in it were written one way.
+    pub(crate) normalized: bool,
     /// The request's field it came from.
     pub(crate) param: &'static str,
 }
@@ -98,7 +100,7 @@ fn num_bytes(prompt: &PromptSource) -> usize {
 fn encode_one(model: &ServedModel, prompt: PromptSource, options: &EncodeOptions) -> Result<Encoded, ApiError> {
     let tokenizer = &*model.tokenizer;
     let (param, max_model_len) = (prompt.param(), model.info.max_model_len as usize);
-    let prompt = if options.normalize { with_normal_blanks(prompt) } else { prompt };
+    let (prompt, normalized) = if options.normalize { with_normal_blanks(prompt) } else { (prompt, false) };
     let (prompt, text) = match prompt {
         PromptSource::Text(text) => {
             let encoded = tokenizer.encode_within(&text, true, max_model_len);
@@ -121,19 +123,27 @@ fn encode_one(model: &ServedModel, prompt: PromptSource, options: &EncodeOptions
     let EncodedPrompt { token_ids, template, .. } = prompt;
     let embedder = model.embedder.as_ref().filter(|embedder| options.embeds && embedder.is_quick());
     let embedding = embedder.and_then(|embedder| embedder.embed(&token_ids));
-    Ok(Encoded { token_ids: token_ids.into(), template, borders, embedding, echo, param })
+    Ok(Encoded { token_ids: token_ids.into(), template, borders, embedding, echo, normalized, param })
 }
 
-fn with_normal_blanks(prompt: PromptSource) -> PromptSource {
+/// The prompt with blanks written one way, and whether that changed something.
+fn with_normal_blanks(prompt: PromptSource) -> (PromptSource, bool) {
     match prompt {
-        PromptSource::Text(text) => PromptSource::Text(normalized(&text).into_owned()),
+        PromptSource::Text(text) => match normalized(&text) {
+            Some(text) => (PromptSource::Text(text), true),
+            None => (PromptSource::Text(text), false),
+        },
         PromptSource::Chat(mut conversation) => {
+            let mut is_changed = false;
             for message in &mut conversation.messages {
-                message.content = normalized(&message.content).into_owned();
+                if let Some(text) = normalized(&message.content) {
+                    message.content = text;
+                    is_changed = true;
+                }
             }
-            PromptSource::Chat(conversation)
+            (PromptSource::Chat(conversation), is_changed)
         }
-        tokens @ PromptSource::Tokens(_) => tokens,
+        tokens @ PromptSource::Tokens(_) => (tokens, false),
     }
 }
 

@@ -395,7 +395,8 @@ impl EngineMetrics {
     }
 
     fn observe(&self, stats: &engine::EngineStats, is_ready: bool, now: Timestamp) {
-        self.running.set(stats.num_running as f64);
+        // An idle daemon that compares something serves nobody.
+        self.running.set((stats.num_running - stats.num_comparing) as f64);
         self.waiting.set(stats.num_waiting as f64);
         self.queue_length.set(stats.num_waiting as f64);
         let oldest_age = stats.oldest_waiting_arrival.map_or(Duration::ZERO, |arrival| now.since(arrival));

@@ -1,52 +1,71 @@
-//! Whitespace that means nothing, made one.
+//! Blanks that mean nothing, written one way.
 //!
-//! Text that was pasted, converted or wrapped has other blanks, and other tokens, where it reads the same: with `kv_sharing.normalize` a
-//! request asks for all of that to be written one way before it is tokenized, so that more of it is found. What the model reads changes,
-//! so it is never done unasked.
+//! Text that was pasted or converted has other blanks, and other tokens, where it reads the same: with `kv_sharing.normalize` a request
+//! asks for these to be written one way before it is tokenized, so that more of it is found. What the model reads changes, so it is never
+//! done unasked; and blanks that may mean something stay: those of columns, indentation and code.
 
-use std::borrow::Cow;
+/// Ends of sentences: people put one blank or two behind them.
+const SENTENCE_ENDS: [char; 6] = ['.', '!', '?', ':', ';', ','];
 
-/// Begins and ends a block of code.
-const FENCES: [&str; 2] = ["```", "~~~"];
-
-/// `text` with `\n` for `\r\n`, one blank for a run of blanks and tabs inside a line, none at the end of a line, and at most one empty line in
-/// a row. Indentation stays, and so does everything between code fences.
-pub(crate) fn normalized(text: &str) -> Cow<'_, str> {
+/// `text` with `\n` for `\r\n`, one blank for two behind the end of a sentence, none at the end of a line, and at most one empty line in a row;
+/// `None` if that changes nothing or leaves nothing. Lines with tabs or backquotes keep the blanks inside them, and everything between code
+/// fences stays as it is.
+pub(crate) fn normalized(text: &str) -> Option<String> {
     let mut result = String::with_capacity(text.len());
-    let (mut is_code, mut num_empty) = (false, 0);
+    let mut fence: Option<&str> = None;
+    let mut num_empty = 0;
     for (idx, line) in text.split('\n').enumerate() {
-        let line = line.strip_suffix('\r').unwrap_or(line);
-        let is_fence = FENCES.iter().any(|fence| line.trim_start().starts_with(fence));
-        let is_empty = !is_code && line.trim().is_empty();
-        num_empty = if is_empty { num_empty + 1 } else { 0 };
+        let opens = fence.is_none().then(|| opening_fence(line)).flatten();
+        let is_code = fence.is_some() || opens.is_some();
+        let line_end = line.trim_end_matches([' ', '\t', '\r']);
+        num_empty = if !is_code && line_end.is_empty() { num_empty + 1 } else { 0 };
         if num_empty > 1 && idx > 1 {
             continue;
         }
         if idx > 0 {
             result.push('\n');
         }
-        match is_code || is_fence {
-            true => result.push_str(line),
-            false => push_line(&mut result, line),
+        match is_code {
+            true => result.push_str(line.strip_suffix('\r').unwrap_or(line)),
+            false => push_line(&mut result, line_end),
         }
-        is_code ^= is_fence;
+        fence = match fence {
+            Some(open) if closes(line, open) => None,
+            Some(open) => Some(open),
+            None => opens,
+        };
     }
-    if result == text { Cow::Borrowed(text) } else { Cow::Owned(result) }
+    (result != text && !result.is_empty()).then_some(result)
+}
+
+/// The marks of `line` if it opens a block of code, which may stand in a quotation.
+fn opening_fence(line: &str) -> Option<&str> {
+    let marks = line.trim_start_matches([' ', '\t', '>']);
+    let mark = marks.chars().next().filter(|mark| matches!(mark, '`' | '~'))?;
+    let num_marks = marks.chars().take_while(|&other| other == mark).count();
+    (num_marks >= 3).then(|| &marks[..num_marks])
+}
+
+/// True if `line` is nothing but at least as many marks as `open`.
+fn closes(line: &str, open: &str) -> bool {
+    let marks = line.trim_start_matches([' ', '\t', '>']).trim_end();
+    marks.len() >= open.len() && marks.chars().all(|mark| open.starts_with(mark))
 }
 
 fn push_line(result: &mut String, line: &str) {
-    let line = line.trim_end_matches([' ', '\t']);
-    let indentation = line.len() - line.trim_start_matches([' ', '\t']).len();
-    result.push_str(&line[..indentation]);
-    let mut is_blank = false;
-    for char in line[indentation..].chars() {
-        let was_blank = std::mem::replace(&mut is_blank, matches!(char, ' ' | '\t'));
-        match (was_blank, is_blank) {
-            (true, true) => {}
-            (_, true) => result.push(' '),
-            _ => result.push(char),
-        }
+    if line.contains(['\t', '`']) {
+        return result.push_str(line);
     }
+    let mut rest = line;
+    while let Some(at) = rest.find("  ") {
+        let (before, after) = rest.split_at(at);
+        let num_blanks = after.len() - after.trim_start_matches(' ').len();
+        let is_sentence = num_blanks == 2 && before.ends_with(SENTENCE_ENDS);
+        result.push_str(before);
+        result.push_str(if is_sentence { " " } else { &after[..num_blanks] });
+        rest = &after[num_blanks..];
+    }
+    result.push_str(rest);
 }
 
 #[cfg(test)]
@@ -55,28 +74,46 @@ mod tests {
 
     #[track_caller]
     fn check(text: &str, expected: &str) {
-        assert_eq!(normalized(text), expected);
-        assert_eq!(normalized(expected), expected, "once is enough");
+        assert_eq!(normalized(text).as_deref(), Some(expected));
+        assert_eq!(normalized(expected), None, "once is enough");
+    }
+
+    #[track_caller]
+    fn check_kept(text: &str) {
+        assert_eq!(normalized(text), None, "{text:?}");
     }
 
     #[test]
-    fn blanks_that_mean_nothing_become_one() {
-        check("a  b\t\tc \r\nd", "a b c\nd");
+    fn blanks_that_mean_nothing_are_written_one_way() {
+        check("One.  Two?  Three \r\nd", "One. Two? Three\nd");
         check("a\n\n\n\nb\n", "a\n\nb\n");
-        check("  - a   b  \n", "  - a b\n");
-        check("", "");
-        check("   ", "");
-        check("a\u{a0}\u{a0}b", "a\u{a0}\u{a0}b");
+        check("  - a.  b  \n", "  - a. b\n");
+    }
+
+    #[test]
+    fn blanks_that_may_mean_something_stay() {
+        check_kept("name   price\npen    3.");
+        check_kept("a\tb\tc\n1\t\t3");
+        check_kept("`a.  b`");
+        check_kept("x = [1,   2]");
+        check_kept("a\u{a0}\u{a0}b.");
+        check_kept("    if a:\n        b");
+    }
+
+    #[test]
+    fn text_is_never_emptied() {
+        check_kept("");
+        check_kept("   ");
+        check_kept("\r");
     }
 
     #[test]
     fn code_stays_as_it_is() {
-        check("x  y\n```\na  =  1   \n\n\n\nb\n```\nx  y", "x y\n```\na  =  1   \n\n\n\nb\n```\nx y");
-        check("    if  a:\n        b", "    if a:\n        b");
-    }
-
-    #[test]
-    fn what_needs_nothing_is_not_copied() {
-        assert!(matches!(normalized("a b\n\nc"), Cow::Borrowed(_)));
+        check("x.  y\n```\na.  =  1   \n\n\n\nb\n```\nx.  y", "x. y\n```\na.  =  1   \n\n\n\nb\n```\nx. y");
+        check_kept("````\n```\na.  b\n```\n````\nc");
+        check("````\n```\na.  b\n````\nc.  d", "````\n```\na.  b\n````\nc. d");
+        check_kept("```\nx.  y\n  ```not closed\n  a.  b\n```");
+        check_kept("> ```\n> a.  b\n> ```");
+        check_kept("~~~\na.  b\n```\nc.  d\n~~~");
     }
 }

@@ -41,7 +41,7 @@ impl Source {
         let loaded = loading::load(&config)?;
         let scheduler = SchedulerConfig {
             verification: engine::VerificationConfig::default(),
-            ..loading::scheduler_config(&config, &loaded.model)?
+            ..loading::scheduler_config(&config, &loaded)?
         };
         Ok(Self { config, loaded, scheduler })
     }

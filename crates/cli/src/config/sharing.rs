@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use super::{Auto, ByteSize, Deviation, Millis, RepairSetting, set};
+use super::{Auto, ByteSize, Deviation, Device, Millis, RepairSetting, set};
 
 /// `[sharing]` of the configuration file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -41,8 +41,8 @@ pub(crate) struct SharingConfig {
     pub(crate) verify_idle: Millis,
     /// Longest step of a comparison, by prediction: a request that arrives waits for one at most.
     pub(crate) verify_step: Millis,
-    /// Whether answers over reused spans are computed exactly in idle time, for the next turn of their conversation.
-    pub(crate) heal: bool,
+    /// Whether answers over reused spans are computed exactly in idle time, for the next turn of their conversation; by default on a GPU.
+    pub(crate) heal: Auto<bool>,
     /// Memory for answers that are recorded or wait to be compared; further ones are dropped.
     pub(crate) verify_memory: ByteSize,
     /// Mean KL divergence from full computation, in nats, above which a class of matches is switched off for a tenant.
@@ -118,7 +118,7 @@ impl Default for SharingConfig {
             verify_share: 0.01,
             verify_idle: Millis(100),
             verify_step: Millis(10),
-            heal: true,
+            heal: Auto::Auto,
             verify_memory: ByteSize(32 << 20),
             max_mean_kl: 0.05,
             min_top1: 0.95,
@@ -144,12 +144,12 @@ impl SharingConfig {
     }
 
     /// Which answers are compared with full computation, and when.
-    pub(crate) fn verification(&self) -> engine::VerificationConfig {
+    pub(crate) fn verification(&self, device: Device) -> engine::VerificationConfig {
         engine::VerificationConfig {
             share: self.verify_share,
             idle: self.verify_idle.get(),
             step: self.verify_step.get(),
-            heals: self.heal,
+            heals: self.heal.as_ref().set().copied().unwrap_or(device != Device::Cpu),
             max_bytes: usize::try_from(self.verify_memory.0).unwrap_or(usize::MAX),
             ..engine::VerificationConfig::default()
         }
@@ -288,7 +288,7 @@ pub(crate) struct SharingArgs {
     /// Longest step of such a comparison, by prediction; a number alone is seconds [default: 10ms]
     #[arg(long, env = "KVSHARE_VERIFY_STEP", value_name = "TIME")]
     verify_step: Option<Millis>,
-    /// Compute answers over reused spans exactly in idle time, for the next turn of their conversation [default: true]
+    /// Compute answers over reused spans exactly in idle time, for the next turn of their conversation [default: on a GPU]
     #[arg(long, env = "KVSHARE_HEAL", value_name = "BOOL")]
     heal: Option<bool>,
     /// Memory for answers that wait to be compared; further ones are dropped [default: 32MiB]
@@ -321,7 +321,7 @@ impl SharingArgs {
         set(&mut config.verify_share, self.verify_share);
         set(&mut config.verify_idle, self.verify_idle);
         set(&mut config.verify_step, self.verify_step);
-        set(&mut config.heal, self.heal);
+        set(&mut config.heal, self.heal.map(Auto::Set));
         set(&mut config.verify_memory, self.verify_memory);
         set(&mut config.max_mean_kl, self.max_mean_kl);
         set(&mut config.min_top1, self.min_top1);

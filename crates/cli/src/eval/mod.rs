@@ -128,7 +128,7 @@ fn measure(args: &EvalArgs) -> anyhow::Result<EvalReport> {
     let scheduler = SchedulerConfig {
         verification: engine::VerificationConfig::default(),
         gate,
-        ..loading::scheduler_config(&config, &loaded.model)?
+        ..loading::scheduler_config(&config, &loaded)?
     };
     let engine = EngineCore::new(scheduler, Forced::new(loaded.model.runner)).context("starting the engine")?;
     let decode = |tokens: &[TokenId]| tokenizer.decode(tokens, true);

@@ -321,6 +321,9 @@ impl Scheduler {
         if sequence.usage.replace(usage).is_none() {
             self.events.push(EngineEvent::Admitted { request_id, usage, at: now });
         }
+        if let (Some(traffic), Some(_), false) = (&sequence.traffic, usage.class, sequence.known_to_runner) {
+            self.verifier.note_reuse(traffic);
+        }
         let is_sampled = match usage.class {
             _ if sequence.known_to_runner || sequence.trial.is_some() => false,
             Some(class) => self.verifier.samples(&sequence.request, class, sequence.traffic.as_ref()),

@@ -55,16 +55,16 @@ impl Scheduler {
         }
     }
 
-    /// The oldest comparison for which there is room. Those before it whose spans are gone are dropped.
+    /// The newest comparison for which there is room: its KV is most likely still there. Those after it whose spans are gone are dropped.
     fn next_comparison(&mut self) -> Option<usize> {
-        let mut idx = 0;
-        loop {
+        for idx in (0..self.verifier.num_candidates()).rev() {
             match self.room_for(self.verifier.candidate(idx)?) {
                 Room::Free => return Some(idx),
-                Room::Short => idx += 1,
+                Room::Short => {}
                 Room::Gone => self.verifier.drop_candidate(idx),
             }
         }
+        None
     }
 
     fn room_for(&self, Comparison { request, trial }: Comparison) -> Room {

@@ -87,7 +87,7 @@ pub(crate) async fn start(
         n: request.n,
         prompt_tokens: u32::try_from(prompt_tokens).unwrap_or(u32::MAX),
         sharing: request.sharing.mode,
-        normalized: request.sharing.normalize,
+        normalized: prompts.iter().any(|prompt| prompt.normalized),
         wants_logprobs: options.wants_logprobs,
     })
 }

@@ -11,6 +11,7 @@ pub(super) struct QualityMetrics {
     pending: Gauge,
     bytes: Gauge,
     dropped: Counter,
+    gone: Counter,
     put_off: Counter,
     /// Classes of traffic in mode `auto`: open ones and those in shadow.
     traffic: [Gauge; 2],
@@ -49,6 +50,11 @@ impl QualityMetrics {
                 "Answers that were not compared because their memory was used up.",
                 &[],
             ),
+            gone: registrar.counter(
+                "kvshare_verification_gone_total",
+                "Answers whose reuse could not be tried because the KV that they would have reused was gone.",
+                &[],
+            ),
             put_off: registrar.counter(
                 "kvshare_verification_put_off_total",
                 "Comparisons that were dropped, to be made later, because a request arrived.",
@@ -83,6 +89,7 @@ impl QualityMetrics {
         self.pending.set(verification.num_pending as f64);
         self.bytes.set(verification.num_bytes as f64);
         self.dropped.absolute(verification.num_dropped);
+        self.gone.absolute(verification.num_gone);
         self.put_off.absolute(verification.num_put_off);
         self.traffic[0].set(traffic.num_open as f64);
         self.traffic[1].set(traffic.num_in_shadow as f64);

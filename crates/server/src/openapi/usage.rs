@@ -26,7 +26,7 @@ pub(super) fn kv_sharing_usage() -> Value {
             "donors": count("Donors that gave spans."),
             "class": class(),
             "deviation": deviation,
-            "normalized": {"type": "boolean", "description": "Whether blanks were written one way before the prompt was tokenized."},
+            "normalized": {"type": "boolean", "description": "Whether a prompt had blanks that were written another way before it was tokenized."},
             "reason": reason(),
         },
     })

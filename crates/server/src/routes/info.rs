@@ -73,7 +73,7 @@ pub(super) async fn load(State(app): State<Arc<AppState>>) -> Json<Value> {
     let stats = app.engine.stats();
     Json(json!({
         "server_load": app.engine.num_in_flight(),
-        "num_requests_running": stats.num_running,
+        "num_requests_running": stats.num_running - stats.num_comparing,
         "num_requests_waiting": stats.num_waiting,
     }))
 }

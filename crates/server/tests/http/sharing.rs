@@ -88,8 +88,9 @@ async fn blanks_are_written_one_way_if_that_is_asked_for() {
         let answer = world.post(COMPLETIONS, &completion(prompt, json!({"kv_sharing": {"normalize": normalize}}))).await;
         (answer.json()["usage"]["prompt_tokens"].as_u64().unwrap(), answer.json()["usage"]["kv_sharing"]["normalized"].clone())
     };
-    let (wide, narrow) = ("some   words \r\nand  more", "some words\nand more");
+    let (wide, narrow) = ("Some words. \r\nAnd.  More", "Some words.\nAnd. More");
     assert_eq!(ask(wide, true).await, (ask(narrow, false).await.0, json!(true)));
+    assert_eq!(ask(narrow, true).await.1, json!(false), "nothing had to be changed");
     assert!(ask(wide, false).await.0 > ask(narrow, true).await.0);
 }
 

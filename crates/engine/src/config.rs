@@ -65,7 +65,7 @@ pub struct SchedulerConfig {
     pub verification: VerificationConfig,
     /// What such answers have to keep.
     pub guard: semantic::GuardConfig,
-    /// What traffic in mode `auto` has to prove before it reuses.
+    /// Bounds that traffic in mode `auto` has to keep, by proof, before it reuses.
     pub proof: semantic::ProofConfig,
 }
 
@@ -76,11 +76,11 @@ pub struct VerificationConfig {
     pub share: f64,
     /// Time without any request before a comparison begins.
     pub idle: Duration,
-    /// Cached blocks that nobody used for so long may be given up for a comparison.
+    /// Cached blocks that were not used for so long may be given up for a comparison.
     pub unused: Duration,
     /// Longest step of a comparison, by prediction; one row is computed in any case. A request that arrives waits for one step at most.
     pub step: Duration,
-    /// Whether answers over reused KV that are not compared are computed exactly too, for the next turns of their conversations.
+    /// True to compute answers over reused KV exactly that are not compared, for the next turns of their conversations.
     pub heals: bool,
     /// Bytes of the answers that are recorded or wait to be compared, together. Further ones are dropped and counted.
     pub max_bytes: usize,

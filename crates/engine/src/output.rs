@@ -162,7 +162,7 @@ impl ProbedSequence {
         rows
     }
 
-    /// How many [`rows`](Self::rows) there are.
+    /// Number of [`rows`](Self::rows).
     #[must_use]
     pub fn num_rows(&self) -> usize {
         let num_reused: u32 = self.reused.iter().map(|range| range.len()).sum();

@@ -74,7 +74,7 @@ impl KvSharingMode {
         self.copies_spans() || self == Self::Shadow
     }
 
-    /// Whether spans may be copied.
+    /// True if spans may be copied.
     #[must_use]
     pub fn copies_spans(self) -> bool {
         matches!(self, Self::Span | Self::Semantic | Self::Auto)

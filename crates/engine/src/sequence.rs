@@ -77,7 +77,7 @@ pub(crate) struct Sequence {
     pub(crate) said: Option<Vec<TokenLogProbs>>,
     /// In mode `auto`, the class of what it reuses or could reuse.
     pub(crate) traffic: Option<TrafficClass>,
-    /// What it could have reused, if that is to be tried when its answer is known.
+    /// Reuse that was not made, if it is to be tried when the answer is known.
     pub(crate) shadow: Option<Shadow>,
     /// Set if it is such a trial itself.
     pub(crate) trial: Option<Trial>,

@@ -5,7 +5,7 @@
 //! consequence. An exact answer in mode `auto` is compared the other way round: its tokens are scored over the KV that it could have reused,
 //! and [`TrafficGuard`] opens its class of traffic when that is good. An answer over reused KV whose conversation may go on is computed
 //! exactly even if it is not compared: it is healed, and the next turn finds exact KV. Clients come first: a comparison begins when the engine has been idle for a while, in steps so short that a request
-//! hardly waits for one, takes blocks that hold nothing or that nobody used for long, and is dropped when a request arrives. What is kept for comparisons is bounded
+//! hardly waits for one, takes blocks that hold nothing or were not used for long, and is dropped when a request arrives. What is kept for comparisons is bounded
 //! in bytes.
 
 use std::collections::VecDeque;
@@ -48,7 +48,7 @@ pub(crate) struct Verifier {
     healed: Option<(CacheSalt, std::sync::Arc<[TokenId]>)>,
     pending: VecDeque<Case>,
     active: Option<Case>,
-    /// What full computation, or a trial, said of the running comparison.
+    /// Log probabilities by full computation, or by a trial, of the running comparison.
     scored: Option<Vec<TokenLogProbs>>,
     /// Names of comparisons count down from the largest: requests count up from 0.
     next_id: u64,
@@ -70,7 +70,7 @@ pub(crate) struct Case {
     pub(crate) said: Vec<TokenLogProbs>,
     /// Of a request in mode `auto`.
     pub(crate) traffic: Option<TrafficClass>,
-    /// What it could have reused, if the answer is exact.
+    /// Reuse that was not made, if the answer is exact.
     pub(crate) shadow: Option<Shadow>,
 }
 

@@ -30,10 +30,10 @@ pub struct KvSharingOptions {
     /// absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strict: Option<bool>,
-    /// What a rewritten history keeps of what was removed from it; `tidy` when absent.
+    /// Influence of removed text on a rewritten history; `tidy` when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub edit: Option<EditMode>,
-    /// Whether blanks that mean nothing are written one way before the prompt is tokenized. False when absent.
+    /// True to write blanks that mean nothing one way before the prompt is tokenized. False when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub normalize: Option<bool>,
     /// A name under which what this request leaves behind can be erased.
@@ -59,7 +59,7 @@ pub enum SharingMode {
     Shadow,
 }
 
-/// What a rewritten history keeps of what was removed from it.
+/// Influence of removed text on a rewritten history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", remote = "Self")]
 pub enum EditMode {

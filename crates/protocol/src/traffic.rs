@@ -24,11 +24,11 @@ pub struct TrafficClass {
     pub class: MatchClass,
     /// The prompts' length in tokens: `below_1024`, `from_16384`.
     pub length: String,
-    /// How prompts are made of spans: `prompt` or `conversation`, `in_order` or `reordered`, and `short_pieces`.
+    /// Composition of the prompts: `prompt` or `conversation`, `in_order` or `reordered`, and `short_pieces`.
     pub format: String,
     /// A number of the policy.
     pub policy: String,
-    /// Whether such requests reuse.
+    /// Treatment of such requests.
     pub state: TrafficState,
     /// Answers compared so far.
     pub verified: u64,
@@ -36,9 +36,9 @@ pub struct TrafficClass {
     pub mean_kl: Option<f64>,
     /// Their share of positions with the same likeliest token.
     pub top1: Option<f64>,
-    /// How far the proof is that the mean KL is low enough, from 0 to 1.
+    /// Progress of the proof that the mean KL is low enough, from 0 to 1.
     pub proof_kl: f64,
-    /// How far the proof is that the agreement is high enough. At 1 both, the class is opened.
+    /// Progress of the proof that the agreement is high enough. At 1 both, the class is opened.
     pub proof_top1: f64,
     /// Times it was opened.
     pub opened: u32,
@@ -46,7 +46,7 @@ pub struct TrafficClass {
     pub closed: u32,
 }
 
-/// Whether requests of a class reuse.
+/// Treatment of the requests of a class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TrafficState {

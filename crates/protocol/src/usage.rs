@@ -56,7 +56,7 @@ pub struct KvSharingUsage {
     /// How much of what was reused is left as it was, after repair: measured at one early layer, in tokens' worth of change; 0 where
     /// the policy measures nothing. `null` when no span was reused.
     pub deviation: Option<f32>,
-    /// Whether a prompt had blanks that were written another way before it was tokenized.
+    /// True if a prompt had blanks that were written another way before it was tokenized.
     #[serde(default)]
     pub normalized: bool,
     /// Why no span was reused; `null` when one was. Of several prompts without spans, the reason of the first.

@@ -61,13 +61,13 @@ pub struct TrafficClass {
     pub class: MatchClass,
     /// Index of the prompt's length among those that are told apart.
     pub length: u8,
-    /// How the prompt is made of its spans.
+    /// Composition of the prompt.
     pub format: TrafficFormat,
     /// A number of the repair policy.
     pub policy: u64,
 }
 
-/// How a prompt is made of what is reused.
+/// Composition of a prompt of reused text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TrafficFormat {
     /// True if all spans come from one donor, in its order.
@@ -89,7 +89,7 @@ pub struct ProofConfig {
     pub error_rate: f64,
 }
 
-/// What is known of one class.
+/// Findings about one class.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TrafficQuality {
     /// True if requests of the class reuse.
@@ -98,7 +98,7 @@ pub struct TrafficQuality {
     pub num_verified: u64,
     /// Mean KL and mean [top-1 agreement](Verdict::top1) of the answers compared since the class was closed last, if there are some.
     pub means: Option<(f64, f64)>,
-    /// How far the proofs for KL and top-1 are, from 0 to 1: at 1 both, the class is opened.
+    /// Progress of the proofs for KL and top-1, from 0 to 1: at 1 both, the class is opened.
     pub proof: [f64; 2],
     /// Times it was opened.
     pub num_opened: u32,
@@ -106,7 +106,7 @@ pub struct TrafficQuality {
     pub num_closed: u32,
 }
 
-/// What a comparison changed.
+/// Consequence of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TrafficChange {
     /// Requests of the class reuse from now on.
@@ -218,7 +218,7 @@ impl TrafficGuard {
         self.records.get(class).is_some_and(|record| record.num_doubted > 0)
     }
 
-    /// Takes note of a request of `class`: what nobody asks for is forgotten first.
+    /// Takes note of a request of `class`: the one asked for longest ago is forgotten first.
     pub fn note_request(&mut self, class: TrafficClass) {
         self.clock += 1;
         let clock = self.clock;

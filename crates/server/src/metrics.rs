@@ -395,7 +395,7 @@ impl EngineMetrics {
     }
 
     fn observe(&self, stats: &engine::EngineStats, is_ready: bool, now: Timestamp) {
-        // An idle daemon that compares something serves nobody.
+        // A daemon that compares something serves no client.
         self.running.set((stats.num_running - stats.num_comparing) as f64);
         self.waiting.set(stats.num_waiting as f64);
         self.queue_length.set(stats.num_waiting as f64);

@@ -41,7 +41,7 @@ pub(crate) struct SharingConfig {
     pub(crate) verify_idle: Millis,
     /// Longest step of a comparison, by prediction: a request that arrives waits for one at most.
     pub(crate) verify_step: Millis,
-    /// Whether answers over reused spans are computed exactly in idle time, for the next turn of their conversation; by default on a GPU.
+    /// True to compute answers over reused spans exactly in idle time, for the next turn of their conversation; by default on a GPU.
     pub(crate) heal: Auto<bool>,
     /// Memory for answers that are recorded or wait to be compared; further ones are dropped.
     pub(crate) verify_memory: ByteSize,

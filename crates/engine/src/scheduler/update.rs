@@ -269,7 +269,7 @@ impl Scheduler {
         self.continuations.extract(is_healed).into_iter().for_each(|lease| self.pool.free(lease));
     }
 
-    /// What is to be healed of a sequence that has ended: an answer over reused KV whose conversation may go on.
+    /// The answer of a sequence that has ended, if it is to be healed: one over reused KV whose conversation may go on.
     fn healing(&self, sequence: &Sequence) -> Option<Case> {
         let is_due = self.verifier.heals() && sequence.request.store && sequence.may_be_continued && !sequence.is_exact();
         let (class, traffic) = (sequence.usage?.class.filter(|_| is_due)?, sequence.traffic);

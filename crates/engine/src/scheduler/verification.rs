@@ -23,7 +23,7 @@ enum Room {
     Free,
     /// There is too little at present.
     Short,
-    /// What it is to reuse is not there any more.
+    /// The KV that it is to reuse is not there any more.
     Gone,
 }
 
@@ -44,7 +44,7 @@ impl Scheduler {
     }
 
     /// Begins a comparison at `now`, if the engine has been idle for long enough and blocks suffice that hold nothing, or that
-    /// nobody used for long.
+    /// were not used for long.
     pub(super) fn start_verification(&mut self, now: Timestamp) {
         if !self.sequences.is_empty() || !self.verifier.is_due(now) {
             return;

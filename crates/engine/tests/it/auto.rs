@@ -70,7 +70,7 @@ impl World {
                 match event {
                     EngineEvent::Finished { request_id, usage, .. } if request_id == id => found = Some(usage),
                     EngineEvent::Token { request_id, token, .. } if request_id == id => answer.push(token),
-                    event => assert_eq!(event.request_id(), id, "comparisons are nobody else's news"),
+                    event => assert_eq!(event.request_id(), id, "comparisons are no client's news"),
                 }
             }
         }
@@ -94,7 +94,7 @@ impl World {
             self.now = self.now.max(at);
             self.core.step(self.now).unwrap();
             while self.core.has_work() {
-                assert!(self.core.step(self.now).unwrap().is_empty(), "comparisons are nobody else's news");
+                assert!(self.core.step(self.now).unwrap().is_empty(), "comparisons are no client's news");
             }
         }
     }

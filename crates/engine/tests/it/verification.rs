@@ -86,7 +86,7 @@ impl World {
         let id = self.add(prompt, sharing, logprobs);
         let mut events = self.run();
         events.extend(self.run_idle());
-        assert!(events.iter().all(|event| event.request_id() == id), "comparisons are nobody else's news");
+        assert!(events.iter().all(|event| event.request_id() == id), "comparisons are no client's news");
         events
     }
 

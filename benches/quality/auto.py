@@ -18,12 +18,11 @@ import json
 import pathlib
 import random
 import shlex
-import signal
-import socket
 import statistics
-import subprocess
 import tempfile
 import time
+
+from daemon import daemon
 
 MODES = ("prefix", "span", "auto")
 QUARTERS = 4
@@ -72,7 +71,7 @@ def mixed(args):
 
 def replay(args, mode, stream):
     results, end = [], time.monotonic() + args.seconds
-    with daemon(args, mode) as port:
+    with tenants(args, mode) as port:
         for tenant, request in stream:
             if time.monotonic() > end:
                 break
@@ -127,29 +126,15 @@ def key(tenant):
 
 
 @contextlib.contextmanager
-def daemon(args, mode):
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+def tenants(args, mode):
+    """A daemon that knows the tenants' keys; its port."""
     with tempfile.TemporaryDirectory() as folder:
         keys = pathlib.Path(folder) / "keys.toml"
         entry = '[[key]]\ntenant = "t{}"\nsha256 = "{}"\n'
         keys.write_text("".join(entry.format(t, hashlib.sha256(key(t).encode()).hexdigest()) for t in range(args.tenants)))
-        command = [args.kvshare, "serve", "--model", args.model, "--port", str(port), "--kv-sharing", mode, "--served-model-name", "m",
-                   "--api-keys", str(keys), "--verify-idle", "1ms"]
-        process = subprocess.Popen(command + shlex.split(args.args), stderr=subprocess.DEVNULL)
-        try:
-            while True:
-                with contextlib.suppress(OSError):
-                    if '"ok"' in get(port, "/health/ready", ""):
-                        break
-                if process.poll() is not None:
-                    raise SystemExit("the daemon has ended")
-                time.sleep(0.2)
-            yield port
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
+        flags = ["--api-keys", str(keys), "--verify-idle", "1ms", *shlex.split(args.args)]
+        with daemon(args.kvshare, args.model, mode, flags) as url:
+            yield int(url.rpartition(":")[2])
 
 
 def markdown(stream, runs):

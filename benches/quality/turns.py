@@ -9,15 +9,12 @@ prompt tokens whose KV was neither found nor moved, by `usage`.
 
 import argparse
 import collections
-import contextlib
 import json
 import pathlib
 import shlex
-import signal
-import socket
-import subprocess
-import time
 import urllib.request
+
+from daemon import daemon
 
 
 def main():
@@ -39,7 +36,7 @@ def main():
 def computed(args, mode, requests):
     """Rows by turn, the seed being turn 0, over all conversations."""
     turns = collections.Counter()
-    with daemon(args, mode) as url:
+    with daemon(args.kvshare, args.model, mode, shlex.split(args.args)) as url:
         for request in requests:
             body = {"messages": request["messages"], "max_tokens": request["max_tokens"], "temperature": 0, "model": "m"}
             call = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"})
@@ -48,28 +45,6 @@ def computed(args, mode, requests):
             found = sum(usage["kv_sharing"].get(name, 0) for name in ("prefix_tokens", "continued_tokens", "span_tokens"))
             turns[request["turn"] if request["donor_id"] else 0] += usage["prompt_tokens"] - found
     return turns
-
-
-@contextlib.contextmanager
-def daemon(args, mode):
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    command = [args.kvshare, "serve", "--model", args.model, "--port", str(port), "--kv-sharing", mode, "--served-model-name", "m"]
-    process = subprocess.Popen(command + shlex.split(args.args), stderr=subprocess.DEVNULL)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        while True:
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"{url}/health/ready", timeout=2).close()
-                break
-            if process.poll() is not None:
-                raise SystemExit("the daemon has ended")
-            time.sleep(0.2)
-        yield url
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait()
 
 
 def markdown(rows):

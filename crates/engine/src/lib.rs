@@ -50,4 +50,4 @@ pub use semantic::{
     ClassQuality, DecodeRepair, Drift, EmbeddingIndexConfig, Fault, Gate, GuardConfig, MatchClass, Probe, Readers, RejectReason,
     Repair, RepairPolicy, ReusePlan, ReuseSpan, SpanConfig, SpanMatch, Steps, TokenDeviation, TrafficClass, TrafficQuality,
 };
-pub use stats::{EngineStats, FoundDonors, SpanLookups, SpanOutcome, TrafficStats, VerificationStats};
+pub use stats::{EngineStats, FoundDonors, SpanLookups, SpanOutcome, VerificationStats};

@@ -300,7 +300,7 @@ impl Scheduler {
             shadowed_tokens: self.num_shadowed_tokens,
             quality: self.verifier.guard().classes().to_vec(),
             verification: self.verifier.stats(self.num_recording_bytes()),
-            traffic: self.verifier.traffic_stats(),
+            traffic: self.verifier.traffic_counts(),
         }
     }
 

@@ -38,22 +38,7 @@ pub struct EngineStats {
     /// Answers that are to be verified.
     pub verification: VerificationStats,
     /// Classes of traffic in mode `auto`.
-    pub traffic: TrafficStats,
-}
-
-/// Classes of traffic, and what became of them so far.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct TrafficStats {
-    /// Classes whose requests reuse.
-    pub num_open: usize,
-    /// Classes that are computed exactly, and compared.
-    pub num_in_shadow: usize,
-    /// Times that a class was opened.
-    pub num_opened: u64,
-    /// Times that one was closed.
-    pub num_closed: u64,
-    /// Answers whose reuse was computed in shadow.
-    pub num_trials: u64,
+    pub traffic: semantic::TrafficCounts,
 }
 
 /// Answers over reused KV that are recorded, or wait to be compared with full computation.
@@ -71,6 +56,8 @@ pub struct VerificationStats {
     pub num_put_off: u64,
     /// Answers over reused KV that were computed exactly so far and kept.
     pub num_healed: u64,
+    /// Exact answers in mode `auto` whose reuse was computed so far.
+    pub num_trials: u64,
 }
 
 /// Donors that gave spans, by what found them.

@@ -4,22 +4,24 @@
 //! position of the answer then tell how far reuse was off, on the requests that really come, and [`QualityGuard`] draws the
 //! consequence. An exact answer in mode `auto` is compared the other way round: its tokens are scored over the KV that it could have reused,
 //! and [`TrafficGuard`] opens its class of traffic when that is good. An answer over reused KV whose conversation may go on is computed
-//! exactly even if it is not compared: it is healed, and the next turn finds exact KV. Clients come first: a comparison begins when the engine has been idle for a while, in steps so short that a request
-//! hardly waits for one, takes blocks that hold nothing or were not used for long, and is dropped when a request arrives. What is kept for comparisons is bounded
-//! in bytes.
+//! exactly even if it is not compared: it is healed, and the next turn finds exact KV.
+//!
+//! Clients come first: a comparison begins when the engine has been idle for a while, in steps so short that a request hardly waits for
+//! one, takes blocks that hold nothing or were not used for long, and is dropped when a request arrives. What is kept for comparisons is
+//! bounded in bytes.
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::sync::Arc;
 use std::time::Duration;
 
-use semantic::{MatchClass, QualityGuard, TrafficChange, TrafficClass, TrafficGuard, TrafficQuality, Verdict};
+use semantic::{MatchClass, QualityGuard, TrafficChange, TrafficClass, TrafficCounts, TrafficGuard, TrafficQuality, Verdict};
 use tokens::{CacheSalt, RequestId, TenantId, Timestamp, TokenId};
 
 use crate::sequence::{Shadow, Trial};
-
 use crate::{
-    EngineEvent, KvSharingMode, KvUsage, LogProb, Request, SamplingParams, TokenLogProbs, TrafficStats, VerificationConfig,
-    VerificationStats, kl_divergence,
+    EngineEvent, KvSharingMode, KvUsage, LogProb, Request, SamplingParams, TokenLogProbs, VerificationConfig, VerificationStats,
+    kl_divergence,
 };
 
 /// Likeliest tokens of full computation that are told apart; all others count as one.
@@ -40,12 +42,10 @@ pub(crate) struct Verifier {
     config: VerificationConfig,
     guard: QualityGuard,
     traffic: TrafficGuard,
-    num_opened: u64,
-    num_closed: u64,
     num_trials: u64,
     num_healed: u64,
     /// Scope and tokens of an answer that was just computed exactly.
-    healed: Option<(CacheSalt, std::sync::Arc<[TokenId]>)>,
+    healed: Option<(CacheSalt, Arc<[TokenId]>)>,
     pending: VecDeque<Case>,
     active: Option<Case>,
     /// Log probabilities by full computation, or by a trial, of the running comparison.
@@ -114,8 +114,6 @@ impl Verifier {
             config,
             guard,
             traffic,
-            num_opened: 0,
-            num_closed: 0,
             num_trials: 0,
             num_healed: 0,
             healed: None,
@@ -144,15 +142,13 @@ impl Verifier {
             num_gone: self.num_gone,
             num_put_off: self.num_put_off,
             num_healed: self.num_healed,
+            num_trials: self.num_trials,
         }
     }
 
     /// Classes of traffic over all tenants.
-    pub(crate) fn traffic_stats(&self) -> TrafficStats {
-        let is_open = self.traffic.classes(None).map(|(_, quality)| quality.is_open);
-        let (num_open, num_all) = is_open.fold((0, 0), |(open, all), is_open| (open + usize::from(is_open), all + 1));
-        let Self { num_opened, num_closed, num_trials, .. } = *self;
-        TrafficStats { num_open, num_in_shadow: num_all - num_open, num_opened, num_closed, num_trials }
+    pub(crate) fn traffic_counts(&self) -> TrafficCounts {
+        self.traffic.counts()
     }
 
     /// Classes of traffic of `tenant`, or of all tenants.
@@ -180,9 +176,11 @@ impl Verifier {
         self.traffic.erase(tenant);
     }
 
-    /// True if an exact answer in mode `auto` that could have reused is to be recorded: all are, since a class opens only by them.
-    pub(crate) fn samples_shadow(&self, sampling: &SamplingParams) -> bool {
-        self.config.share > 0.0 && is_comparable(sampling)
+    /// True if the exact answer to `request`, which could have reused as a request of `traffic`, is to be recorded: a class opens only by
+    /// such answers, so all are while there is hope.
+    pub(crate) fn samples_shadow(&self, request: &Request, traffic: &TrafficClass) -> bool {
+        let share = if self.traffic.is_tried_seldom(traffic) { MIN_SHARE_IN_AUTO } else { 1.0 };
+        self.config.share > 0.0 && is_drawn(request, share)
     }
 
     /// True if spans of `class` may be reused for `tenant`; see [`QualityGuard::allows`].
@@ -195,9 +193,10 @@ impl Verifier {
         self.guard.count_refusal(tenant, class);
     }
 
-    /// True if the answer to `request` over spans of `class` is to be recorded; `traffic` is its class in mode `auto`. Depends on nothing but the arguments and what was verified before.
+    /// True if the answer to `request` over spans of `class` is to be recorded; `traffic` is its class in mode `auto`. Depends on nothing but
+    /// the arguments and what was verified before.
     pub(crate) fn samples(&self, request: &Request, class: MatchClass, traffic: Option<&TrafficClass>) -> bool {
-        let (request_id, tenant) = (request.request_id, request.tenant);
+        let tenant = request.tenant;
         let is_doubted = traffic.is_some_and(|traffic| self.traffic.is_doubted(traffic));
         let share = if is_doubted || self.guard.is_on_probation(tenant, class) {
             f64::from(u8::from(self.config.share > 0.0))
@@ -207,8 +206,7 @@ impl Verifier {
             self.config.share
         };
         let least = if traffic.is_some() && share > 0.0 { MIN_SHARE_IN_AUTO } else { 0.0 };
-        let draw = BuildHasherDefault::<DefaultHasher>::default().hash_one(request_id.0) as f64 / u64::MAX as f64;
-        draw < share.max(least) && is_comparable(&request.sampling)
+        is_drawn(request, share.max(least))
     }
 
     /// True if an answer may go on being recorded when all that are take `num_recording` bytes. Waiting answers make room, oldest first;
@@ -284,12 +282,12 @@ impl Verifier {
         self.pending.len()
     }
 
-    /// The comparison that waits behind `idx` older ones.
+    /// The comparison that waits after `idx` older ones.
     pub(crate) fn candidate(&self, idx: usize) -> Option<Comparison> {
         self.pending.get(idx).map(Case::scoring)
     }
 
-    /// Drops the comparison that waits behind `idx` older ones: it cannot be made any more.
+    /// Drops the comparison that waits after `idx` older ones: it cannot be made any more.
     pub(crate) fn drop_candidate(&mut self, idx: usize) {
         self.num_gone += u64::from(self.pending.remove(idx).is_some());
     }
@@ -312,7 +310,7 @@ impl Verifier {
     }
 
     /// Scope and tokens of the conversation that was computed exactly since the last call.
-    pub(crate) fn take_healed(&mut self) -> Option<(CacheSalt, std::sync::Arc<[TokenId]>)> {
+    pub(crate) fn take_healed(&mut self) -> Option<(CacheSalt, Arc<[TokenId]>)> {
         self.healed.take()
     }
 
@@ -331,17 +329,8 @@ impl Verifier {
     fn judge_traffic(&mut self, class: TrafficClass, verdict: Verdict) {
         let change = self.traffic.record(class, verdict);
         tracing::debug!(?class, ?verdict, ?change, "reuse in mode auto was compared");
-        match change {
-            Some(TrafficChange::Opened) => self.num_opened += 1,
-            Some(TrafficChange::Closed) => {
-                self.num_closed += 1;
-                tracing::warn!(
-                    tenant = class.tenant.0,
-                    ?class,
-                    "a class of traffic has turned bad: it is computed exactly again"
-                );
-            }
-            None => {}
+        if change == Some(TrafficChange::Closed) {
+            tracing::warn!(tenant = class.tenant.0, ?class, "a class of traffic has turned bad: it is computed exactly again");
         }
     }
 
@@ -359,7 +348,7 @@ impl Verifier {
         }
         if request.store {
             self.num_healed += 1;
-            self.healed = Some((request.cache_salt, std::sync::Arc::clone(&request.prompt_token_ids)));
+            self.healed = Some((request.cache_salt, Arc::clone(&request.prompt_token_ids)));
         }
         if said.is_empty() {
             return;
@@ -387,6 +376,12 @@ fn is_comparable(sampling: &SamplingParams) -> bool {
     let SamplingParams { frequency_penalty, presence_penalty, repetition_penalty, min_tokens, .. } = sampling;
     (*frequency_penalty, *presence_penalty, *repetition_penalty, *min_tokens) == (0.0, 0.0, 1.0, 0)
         && sampling.logit_bias.is_empty()
+}
+
+/// True for `share` of the requests whose answers can be compared, by their names.
+fn is_drawn(request: &Request, share: f64) -> bool {
+    let draw = BuildHasherDefault::<DefaultHasher>::default().hash_one(request.request_id.0) as f64 / u64::MAX as f64;
+    draw < share && is_comparable(&request.sampling)
 }
 
 fn compare(full: &[TokenLogProbs], said: &[TokenLogProbs]) -> Verdict {

@@ -63,7 +63,7 @@ pub enum SharingMode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", remote = "Self")]
 pub enum EditMode {
-    /// Text after a removed part may be reused as it was computed behind that part.
+    /// Text after a removed part may be reused as it was computed after that part.
     Tidy,
     /// Text after a change is computed exactly: nothing of what was removed is left. Reuses as `prefix` does.
     Forget,

@@ -1,4 +1,4 @@
-//! What is known of a tenant's traffic in mode `auto`.
+//! A tenant's traffic in mode `auto`, and the findings about it.
 
 use serde::{Deserialize, Serialize};
 

@@ -65,4 +65,4 @@ pub use source::{DonorQuery, DonorSource, Proposal};
 pub use span::SpanMatch;
 pub use steps::Steps;
 pub use token_embedding::{TokenEmbedder, TokenVectors, unit};
-pub use traffic::{ProofConfig, TrafficChange, TrafficClass, TrafficFormat, TrafficGuard, TrafficQuality};
+pub use traffic::{ProofConfig, TrafficChange, TrafficClass, TrafficCounts, TrafficFormat, TrafficGuard, TrafficQuality};

@@ -8,7 +8,8 @@
 //!
 //! After a verified answer that misses a bound by far, all of the next ones are verified: a class that turns bad is found within a few dozen
 //! answers, though only a few of a hundred are verified while it is good. What decides is known before, so the bets stay fair. Where there
-//! is no time for comparisons, an open class gives a bounded number of answers and waits for the next one.
+//! is no time for comparisons, an open class gives a bounded number of answers and waits for the next one. A class that many trials have
+//! not opened is tried seldom.
 //!
 //! The bet on a mean below `m` multiplies a capital by `1 + b (1 − x/m)` at each value `x` (Waudby-Smith and Ramdas 2024, arXiv 2010.09686).
 //! A value above [`CLIP`] times its bound counts as that: otherwise one answer could cost all. So what is proven is that the mean of the
@@ -18,7 +19,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use tokens::{CacheSalt, DonorId, TenantId};
+use tokens::{CacheSalt, TenantId};
 
 use crate::evidence::Evidence;
 use crate::{MatchClass, ReusePlan, ReuseSpan, Verdict};
@@ -47,8 +48,12 @@ const MAX_CLASSES: usize = 16_384;
 /// Lengths of prompts that are told apart, in tokens: below the first, below the second, and so on.
 const LENGTHS: [u32; 3] = [1024, 4096, 16_384];
 
-/// Beginnings of template text from which on a prompt is a conversation: those of a system message, a question and an answer.
-const MIN_TURNS: usize = 3;
+/// Pieces of template text from which on a prompt is a conversation: a system message, a question and the beginning of an answer have three.
+const MIN_CONVERSATION_PIECES: usize = 4;
+
+/// Comparisons that have not opened a class, after which few of its answers are compared. Chosen: twice as many as open a class that is
+/// well below its bounds.
+const MAX_DENSE_TRIALS: u64 = 128;
 
 /// Requests that are alike in what foretells how reuse turns out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -120,8 +125,22 @@ pub enum TrafficChange {
 pub struct TrafficGuard {
     config: ProofConfig,
     records: BTreeMap<TrafficClass, Record>,
-    /// Counts records and questions.
+    counts: TrafficCounts,
+    /// Counts requests.
     clock: u64,
+}
+
+/// Classes of all tenants, and what became of them so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct TrafficCounts {
+    /// Classes that are proven.
+    pub num_open: usize,
+    /// Classes that are not.
+    pub num_in_shadow: usize,
+    /// Times that a class was opened.
+    pub num_opened: u64,
+    /// Times that one was closed.
+    pub num_closed: u64,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -160,7 +179,7 @@ impl TrafficClass {
         let format = TrafficFormat {
             keeps_order: keeps_order(&plan.spans),
             is_short: 2 * plan.num_short_tokens() > plan.num_reused_tokens(),
-            is_conversation: template >= MIN_TURNS,
+            is_conversation: template >= MIN_CONVERSATION_PIECES,
         };
         Some(Self { tenant, scope, class, length: length_idx(prompt_len), format, policy })
     }
@@ -188,15 +207,14 @@ fn length_idx(prompt_len: u32) -> u8 {
 }
 
 fn keeps_order(spans: &[ReuseSpan]) -> bool {
-    let donor = |span: &ReuseSpan| -> DonorId { span.donor };
-    spans.windows(2).all(|two| donor(&two[0]) == donor(&two[1]) && two[0].donor_pos < two[1].donor_pos)
+    spans.is_sorted_by(|before, after| before.donor == after.donor && before.donor_pos < after.donor_pos)
 }
 
 impl TrafficGuard {
     /// Nothing is proven.
     #[must_use]
     pub fn new(config: ProofConfig) -> Self {
-        Self { config, records: BTreeMap::new(), clock: 0 }
+        Self { config, records: BTreeMap::new(), counts: TrafficCounts::default(), clock: 0 }
     }
 
     /// True if reuse has proven itself for `class`.
@@ -224,6 +242,7 @@ impl TrafficGuard {
         let clock = self.clock;
         if !self.records.contains_key(&class) {
             self.make_room(class.tenant);
+            self.counts.num_in_shadow += 1;
         }
         self.records.entry(class).or_default().last_asked = clock;
     }
@@ -238,6 +257,7 @@ impl TrafficGuard {
         };
         if let Some((&oldest, _)) = oldest {
             self.records.remove(&oldest);
+            self.count_classes();
         }
     }
 
@@ -245,7 +265,7 @@ impl TrafficGuard {
     pub fn record(&mut self, class: TrafficClass, verdict: Verdict) -> Option<TrafficChange> {
         let config = self.config;
         let record = self.records.get_mut(&class)?;
-        // What is no number is as bad as can be.
+        // A value that is no number is as bad as can be.
         let kl = if verdict.mean_kl.is_finite() { verdict.mean_kl.max(0.0) } else { CLIP * config.max_mean_kl };
         let top1 = if verdict.top1.is_nan() { 0.0 } else { verdict.top1.clamp(0.0, 1.0) };
         record.num_verified += 1;
@@ -253,10 +273,33 @@ impl TrafficGuard {
         record.num_summed += 1;
         record.sums = [record.sums[0] + kl, record.sums[1] + top1];
         let values = [(kl, config.max_mean_kl), (1.0 - top1, 1.0 - config.min_top1)].map(|(x, m)| (x.min(CLIP * m), m));
-        match record.is_open {
+        let change = match record.is_open {
             true => record.doubt(values, config.error_rate).then_some(TrafficChange::Closed),
             false => record.prove(values, config.error_rate).then_some(TrafficChange::Opened),
+        };
+        if let Some(change) = change {
+            self.counts.num_opened += u64::from(change == TrafficChange::Opened);
+            self.counts.num_closed += u64::from(change == TrafficChange::Closed);
+            self.count_classes();
         }
+        change
+    }
+
+    /// Classes and changes. Takes no time: it is asked for after every step.
+    #[must_use]
+    pub fn counts(&self) -> TrafficCounts {
+        self.counts
+    }
+
+    /// True if `class` has been tried so often without opening that few of its answers are still compared.
+    #[must_use]
+    pub fn is_tried_seldom(&self, class: &TrafficClass) -> bool {
+        self.records.get(class).is_some_and(|record| !record.is_open && record.num_summed >= MAX_DENSE_TRIALS)
+    }
+
+    fn count_classes(&mut self) {
+        self.counts.num_open = self.records.values().filter(|record| record.is_open).count();
+        self.counts.num_in_shadow = self.records.len() - self.counts.num_open;
     }
 
     /// Every class of `tenant`, or of all tenants, with what is known of it.
@@ -268,6 +311,7 @@ impl TrafficGuard {
     /// Forgets the classes of `tenant`, or of all.
     pub fn erase(&mut self, tenant: Option<TenantId>) {
         self.records.retain(|class, _| tenant.is_some_and(|tenant| class.tenant != tenant));
+        self.count_classes();
     }
 }
 
@@ -326,6 +370,8 @@ impl Record {
 
 #[cfg(test)]
 mod tests {
+    use tokens::DonorId;
+
     use super::*;
     use crate::testing::Random;
 
@@ -359,6 +405,7 @@ mod tests {
         let opened = answers_until(&mut guard, TrafficChange::Opened, 1000, || verdict(mean_kl, top1));
         assert!(opened.is_some_and(|opened| expected.contains(&opened)), "{opened:?}");
         assert!(guard.is_open(&class(1, 0)) && !guard.is_open(&class(2, 0)) && !guard.is_open(&class(1, 1)));
+        assert!(!guard.is_tried_seldom(&class(1, 0)));
     }
 
     #[test]
@@ -374,6 +421,7 @@ mod tests {
             let mut guard = TrafficGuard::new(ProofConfig::default());
             let opened = answers_until(&mut guard, TrafficChange::Opened, 5000, || verdict(kl, top1));
             assert_eq!(opened, None, "{kl} {top1}");
+            assert!(guard.is_tried_seldom(&class(1, 0)));
         }
     }
 
@@ -401,6 +449,8 @@ mod tests {
         assert!(second > first, "{second} after {first}");
         let (_, quality) = guard.classes(None).next().unwrap();
         assert_eq!((quality.num_opened, quality.num_closed, quality.is_open, quality.proof), (2, 1, true, [1.0, 1.0]));
+        let expected = TrafficCounts { num_open: 1, num_in_shadow: 0, num_opened: 2, num_closed: 1 };
+        assert_eq!(guard.counts(), expected);
         assert!((quality.means.unwrap().0 - 0.002).abs() < 1e-9, "what was before it was closed does not count");
     }
 
@@ -442,10 +492,11 @@ mod tests {
         assert_eq!(policies, (44..300).collect::<Vec<_>>());
         assert_eq!(guard.classes(Some(TenantId(2))).count(), 1, "another tenant is not touched");
         assert_eq!(guard.record(class(1, 3), verdict(0.0, 1.0)), None, "a forgotten class learns nothing");
+        assert_eq!(guard.counts().num_in_shadow, 257);
         guard.erase(Some(TenantId(1)));
-        assert_eq!(guard.classes(None).count(), 1);
+        assert_eq!((guard.classes(None).count(), guard.counts().num_in_shadow), (1, 1));
         guard.erase(None);
-        assert_eq!(guard.classes(None).count(), 0);
+        assert_eq!((guard.classes(None).count(), guard.counts().num_in_shadow), (0, 0));
     }
 
     #[track_caller]

@@ -4,10 +4,10 @@
 //! asks for these to be written one way before it is tokenized, so that more of it is found. What the model reads changes, so it is never
 //! done unasked; and blanks that may mean something stay: those of columns, indentation and code.
 
-/// Ends of sentences: people put one blank or two behind them.
+/// Ends of sentences: people put one blank or two after them.
 const SENTENCE_ENDS: [char; 6] = ['.', '!', '?', ':', ';', ','];
 
-/// `text` with `\n` for `\r\n`, one blank for two behind the end of a sentence, none at the end of a line, and at most one empty line in a row;
+/// `text` with `\n` for `\r\n`, one blank for two after the end of a sentence, none at the end of a line, and at most one empty line in a row;
 /// `None` if that changes nothing or leaves nothing. Lines with tabs or backquotes keep the blanks inside them, and everything between code
 /// fences stays as it is.
 pub(crate) fn normalized(text: &str) -> Option<String> {

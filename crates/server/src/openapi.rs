@@ -289,7 +289,7 @@ fn kv_sharing_options() -> Value {
     let edit = json!({
         "enum": ["tidy", "forget", null], "examples": ["tidy"],
         "description": "What a rewritten history keeps of what was removed from it. tidy: text after it may be reused as it was computed \
-            behind it. forget: all of that is computed exactly.",
+            after it. forget: all of that is computed exactly.",
     });
     let mut normalize = boolean();
     normalize["description"] =

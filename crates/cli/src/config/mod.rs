@@ -288,6 +288,7 @@ mod tests {
         check_refused("", &["--kv-sharing", "span", "--max-model-len", "100"], &["max_model_len 100", "min_prompt 128"]);
         check_refused("", &["--host-kv-bandwidth", "0"], &["engine.host_kv_bandwidth must be above 0"]);
         check_refused("[sharing]\nmin_top1 = 1.0", &[], &["sharing.min_top1 is 1", "below 1"]);
+        check_refused("", &["--kv-sharing", "auto", "--verify-share", "0"], &["verify_share is 0", "ever be proven"]);
         check_refused("", &["--max-mean-kl", "0"], &["sharing.max_mean_kl is 0", "above 0"]);
         check_refused("[log]\nfilter = \"engine=loud\"", &[], &["log.filter"]);
         check_refused("[sharing]\nembedder = \"bert\"", &[], &["sharing.embedder_model names no folder"]);

@@ -186,6 +186,9 @@ impl SharingConfig {
         }
         let refused = self.guard().checks().into_iter().filter(|(.., is_valid)| !is_valid);
         problems.extend(refused.map(|(name, value, range, _)| format!("sharing.{name} is {value}, but must be {range}")));
+        if self.mode == KvSharing::Auto && self.verify_share == 0.0 {
+            problems.push("sharing.mode is \"auto\", but sharing.verify_share is 0: nothing would ever be proven".to_owned());
+        }
         if self.verify_step == Millis(0) {
             problems.push("sharing.verify_step is 0: use sharing.verify_share = 0 to compare nothing".to_owned());
         }

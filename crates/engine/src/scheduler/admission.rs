@@ -327,7 +327,10 @@ impl Scheduler {
         let is_sampled = match usage.class {
             _ if sequence.known_to_runner || sequence.trial.is_some() => false,
             Some(class) => self.verifier.samples(&sequence.request, class, sequence.traffic.as_ref()),
-            None => sequence.shadow.is_some() && self.verifier.samples_shadow(&sequence.sampling),
+            None => {
+                let traffic = sequence.traffic.as_ref().filter(|_| sequence.shadow.is_some());
+                traffic.is_some_and(|traffic| self.verifier.samples_shadow(&sequence.request, traffic))
+            }
         };
         if is_sampled {
             let logprobs = sequence.sampling.logprobs.max(Some(REUSE_TOP));

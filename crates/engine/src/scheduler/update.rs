@@ -5,11 +5,8 @@ use std::collections::BTreeSet;
 use tokens::RequestId;
 
 use super::{OpenStep, Scheduler};
-use crate::continuations::Kept;
 use crate::cost::Work;
 use crate::donors::segments_of;
-use crate::sequence::Sequence;
-use crate::verifier::Case;
 use crate::{
     EngineEvent, FinishReason, KvSharingMode, KvUsage, ModelRunnerOutput, ProbedSequence, RejectedSpan, SampledToken,
     ScheduledSequence, SchedulerOutput, SpanOutcome,
@@ -244,7 +241,7 @@ impl Scheduler {
         }
         self.is_stuck = false;
         if matches!(reason, FinishReason::Stop(_) | FinishReason::Length)
-            && let Some(case) = verification(&mut sequence).or_else(|| self.healing(&sequence))
+            && let Some(case) = self.comparison_of(&mut sequence)
             && self.config.block_size.blocks_for(case.request.prompt_token_ids.len())
                 <= self.config.max_blocks(sequence.request.tenant)
         {
@@ -259,32 +256,4 @@ impl Scheduler {
         tracing::debug!(%request_id, ?reason, num_output_tokens = sequence.num_output_tokens(), "finished");
         self.events.push(EngineEvent::Finished { request_id, reason, usage });
     }
-}
-
-impl Scheduler {
-    /// Frees the approximate KV of a conversation that has exact KV now.
-    fn forget_healed(&mut self) {
-        let Some((salt, tokens)) = self.verifier.take_healed() else { return };
-        let is_healed = |kept: &Kept| kept.salt == salt && tokens.starts_with(&kept.tokens);
-        self.continuations.extract(is_healed).into_iter().for_each(|lease| self.pool.free(lease));
-    }
-
-    /// The answer of a sequence that has ended, if it is to be healed: one over reused KV whose conversation may go on.
-    fn healing(&self, sequence: &Sequence) -> Option<Case> {
-        let is_due = self.verifier.heals() && sequence.request.store && sequence.may_be_continued && !sequence.is_exact();
-        let (class, traffic) = (sequence.usage?.class.filter(|_| is_due)?, sequence.traffic);
-        let request = crate::Request { prompt_token_ids: sequence.token_ids().into(), ..sequence.request.clone() };
-        Some(Case { class, request, said: Vec::new(), traffic, shadow: None })
-    }
-}
-
-/// What is to be verified of a sequence that has ended, if its answer was recorded.
-fn verification(sequence: &mut Sequence) -> Option<Case> {
-    let said = sequence.said.take().filter(|said| !said.is_empty())?;
-    let traffic = sequence.traffic;
-    let shadow = sequence.shadow.take();
-    let class = sequence.usage?.class.or(traffic.filter(|_| shadow.is_some()).map(|traffic| traffic.class))?;
-    let num_tokens = sequence.num_prompt_tokens() as usize + said.len();
-    let request = crate::Request { prompt_token_ids: sequence.token_ids()[..num_tokens].into(), ..sequence.request.clone() };
-    Some(Case { class, request, said, traffic, shadow })
 }

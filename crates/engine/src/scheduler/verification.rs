@@ -1,4 +1,4 @@
-//! When answers are compared with full computation, and in which steps.
+//! The answers that are compared with full computation, and the steps that do it.
 
 use std::time::Duration;
 
@@ -8,10 +8,11 @@ use super::Scheduler;
 use super::admission::pinned;
 use super::hit::Hit;
 use crate::EngineEvent;
+use crate::continuations::Kept;
 use crate::cost::Work;
 use crate::queue::ArrivalKey;
 use crate::sequence::Sequence;
-use crate::verifier::{Comparison, num_bytes};
+use crate::verifier::{Case, Comparison, num_bytes};
 
 /// Rows of a comparison's step before steps have shown what work costs. Chosen: on the slowest machines these still take a fraction of a
 /// second, and on all others far less than a step of a prompt.
@@ -119,5 +120,32 @@ impl Scheduler {
     pub(super) fn num_recording_bytes(&self) -> usize {
         let said = self.running.iter().filter_map(|id| self.sequences.get(id)?.said.as_deref());
         said.map(num_bytes).sum()
+    }
+
+    /// The answer of a sequence that has ended, if it is to be compared, or healed: computed exactly because its conversation may go on.
+    pub(super) fn comparison_of(&self, sequence: &mut Sequence) -> Option<Case> {
+        let said = sequence.said.take().filter(|said| !said.is_empty());
+        let shadow = sequence.shadow.take();
+        let may_go_on = sequence.request.store && sequence.may_be_continued;
+        // Answers that were computed exactly after all say nothing of reuse.
+        let is_due = match (&said, &shadow) {
+            (Some(_), Some(_)) => true,
+            (Some(_), None) => !sequence.is_exact(),
+            (None, _) => self.verifier.heals() && may_go_on && !sequence.is_exact(),
+        };
+        let traffic = sequence.traffic;
+        let class = sequence.usage?.class.or(traffic.filter(|_| shadow.is_some()).map(|traffic| traffic.class));
+        let class = class.filter(|_| is_due)?;
+        let num_said = said.as_ref().map_or(sequence.num_output_tokens() as usize, Vec::len);
+        let tokens = &sequence.token_ids()[..sequence.num_prompt_tokens() as usize + num_said];
+        let request = crate::Request { prompt_token_ids: tokens.into(), ..sequence.request.clone() };
+        Some(Case { class, request, said: said.unwrap_or_default(), traffic, shadow })
+    }
+
+    /// Frees the approximate KV of a conversation that has exact KV now.
+    pub(super) fn forget_healed(&mut self) {
+        let Some((salt, tokens)) = self.verifier.take_healed() else { return };
+        let is_healed = |kept: &Kept| kept.salt == salt && tokens.starts_with(&kept.tokens);
+        self.continuations.extract(is_healed).into_iter().for_each(|lease| self.pool.free(lease));
     }
 }

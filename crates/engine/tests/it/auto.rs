@@ -2,40 +2,11 @@
 
 use std::time::Duration;
 
-use engine::{
-    EngineCore, EngineEvent, Erase, Executor, ExecutorError, ExecutorLimits, KvSharingMode, KvUsage, LogProb, ModelRunnerOutput,
-    SchedulerConfig, SchedulerOutput, SpanOutcome, VerificationConfig,
-};
+use engine::{EngineCore, EngineEvent, Erase, KvSharingMode, KvUsage, SchedulerConfig, SpanOutcome, VerificationConfig};
 use testkit::{EchoExecutor, Reply, RequestBuilder};
 use tokens::{RequestId, TenantId, Timestamp, TokenId};
 
-/// A model that may be certain of another token wherever it reads copied KV, whether it says or scores.
-struct Misled {
-    inner: EchoExecutor,
-    is_misled: bool,
-    over_spans: Vec<RequestId>,
-}
-
-impl Executor for Misled {
-    fn limits(&self) -> ExecutorLimits {
-        self.inner.limits()
-    }
-
-    fn execute_model(&mut self, step: &SchedulerOutput) -> Result<ModelRunnerOutput, ExecutorError> {
-        self.over_spans.extend(step.span_copies.iter().map(|copy| copy.request_id));
-        let mut output = self.inner.execute_model(step)?;
-        let Self { is_misled, over_spans, .. } = self;
-        let is_wrong = |id: &RequestId| *is_misled && over_spans.contains(id);
-        let certain = |top: &mut Vec<LogProb>| *top = vec![LogProb { token: TokenId(7), logprob: 0.0, rank: 1 }; top.len()];
-        for sampled in output.sampled.iter_mut().filter(|sampled| is_wrong(&sampled.request_id)) {
-            sampled.logprobs.iter_mut().for_each(|logprobs| certain(&mut logprobs.top));
-        }
-        for (_, scored) in output.prompt_logprobs.iter_mut().filter(|(id, _)| is_wrong(id)) {
-            scored.iter_mut().for_each(|(_, logprobs)| certain(&mut logprobs.top));
-        }
-        Ok(output)
-    }
-}
+use crate::misled::Misled;
 
 struct World {
     core: EngineCore<Misled>,
@@ -52,7 +23,7 @@ impl World {
         let verification = VerificationConfig { share, heals, ..VerificationConfig::default() };
         let config = SchedulerConfig { verification, max_num_batched_tokens: 96, ..SchedulerConfig::new(2048, 4096) };
         let inner = EchoExecutor::new(Reply::Prompt, config.block_size.as_usize());
-        let core = EngineCore::new(config, Misled { inner, is_misled: false, over_spans: Vec::new() }).unwrap();
+        let core = EngineCore::new(config, Misled::new(inner, false)).unwrap();
         let mut world = Self { core, next_id: 0, now: Timestamp::default() };
         (1..3).for_each(|tenant| drop(world.ask(tenant, &tokens(0..300), KvSharingMode::Prefix)));
         world
@@ -99,7 +70,7 @@ impl World {
         }
     }
 
-    /// Requests of `tenant`, each with a pause behind it, until `outcome`; how many had another one.
+    /// Requests of `tenant`, each with a pause after it, until `outcome`; how many had another one.
     fn until(&mut self, tenant: u32, outcome: SpanOutcome, max: usize) -> Option<usize> {
         (0..max).find(|_| {
             let found = self.ask_auto(tenant).outcome;
@@ -118,7 +89,7 @@ fn traffic_is_computed_exactly_until_it_has_proven_itself_and_each_tenant_proves
     assert!((15..=30).contains(&num_unproven), "{num_unproven}");
     let stats = world.core.stats();
     assert_eq!((stats.traffic.num_open, stats.traffic.num_opened), (1, 1));
-    assert_eq!(stats.traffic.num_trials, num_unproven as u64 + 1);
+    assert_eq!(stats.verification.num_trials, num_unproven as u64 + 1);
     assert_eq!(stats.span_lookups.get(SpanOutcome::Reused), 1, "a trial is no request");
     assert_eq!(world.ask_auto(2).outcome, Some(SpanOutcome::Unproven), "another tenant's proof is its own");
     let classes = world.core.traffic(Some(TenantId(1)));
@@ -138,7 +109,7 @@ fn reuse_that_would_answer_wrongly_is_never_used() {
     let mut world = World::new(0.01, false);
     world.core.executor_mut().is_misled = true;
     assert_eq!(world.until(1, SpanOutcome::Reused, 80), None);
-    assert_eq!(world.core.stats().traffic.num_trials, 80, "and all of it was tried");
+    assert_eq!(world.core.stats().verification.num_trials, 80, "and all of it was tried");
 }
 
 #[test]
@@ -167,7 +138,7 @@ fn without_pauses_an_open_class_gives_a_bounded_number_of_answers() {
 fn nothing_opens_where_nothing_is_compared() {
     let mut world = World::new(0.0, false);
     assert_eq!(world.until(1, SpanOutcome::Reused, 50), None);
-    assert_eq!(world.core.stats().traffic.num_trials, 0);
+    assert_eq!(world.core.stats().verification.num_trials, 0);
 }
 
 #[test]
@@ -178,14 +149,14 @@ fn what_is_erased_is_tried_no_more_and_proves_nothing() {
     }
     world.core.erase(Erase::Tenant(TenantId(1)));
     world.idle();
-    assert_eq!((world.core.stats().traffic.num_trials, world.core.traffic(None).len()), (0, 0));
+    assert_eq!((world.core.stats().verification.num_trials, world.core.traffic(None).len()), (0, 0));
     // The donor alone: what was to be tried is gone.
     world.ask(1, &tokens(0..300), KvSharingMode::Prefix);
     world.ask_auto(1);
     let donor = world.core.donors(None, 100).into_iter().filter(|donor| donor.tenant == TenantId(1)).map(|donor| donor.id).min();
     world.core.erase(Erase::Donor(donor.unwrap()));
     world.idle();
-    assert_eq!((world.core.stats().traffic.num_trials, world.core.stats().verification.num_gone), (0, 1));
+    assert_eq!((world.core.stats().verification.num_trials, world.core.stats().verification.num_gone), (0, 1));
 }
 
 #[test]
@@ -198,11 +169,10 @@ fn a_trial_gives_way_to_a_request_and_leaves_nothing_behind() {
     world.core.step(world.now).unwrap();
     assert_eq!(world.core.stats().num_running, 1, "the trial has begun");
     world.ask(2, &tokens(9000..9040), KvSharingMode::Off);
-    assert_eq!((world.core.stats().traffic.num_trials, world.core.stats().verification.num_put_off), (0, 1));
+    assert_eq!((world.core.stats().verification.num_trials, world.core.stats().verification.num_put_off), (0, 1));
     world.idle();
-    assert_eq!(world.core.stats().traffic.num_trials, 1);
-    assert_eq!(donors(&world).len(), before.0.len() + usize::from(donors(&world).len() > before.0.len()));
-    assert!(before.0.iter().all(|donor| donors(&world).contains(donor)), "no donor counts a hit");
+    assert_eq!(world.core.stats().verification.num_trials, 1);
+    assert_eq!(donors(&world), before.0, "it is no donor, and no donor counts a hit");
     assert_eq!(world.core.stats().blocks.active, before.1.active, "it holds no blocks");
 }
 

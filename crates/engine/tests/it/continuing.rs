@@ -134,7 +134,7 @@ fn what_is_kept_gives_way_to_those_who_need_room() {
     assert_eq!(stats.blocks.evictions, 5, "what is kept goes before what others find");
 }
 
-/// What was copied into a conversation is erased with the donor it came from, also while a turn runs over it.
+/// KV that was copied into a conversation is erased with the donor it came from, also while a turn runs over it.
 #[test]
 fn it_is_erased_with_its_donors() {
     let start = || {

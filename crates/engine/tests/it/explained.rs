@@ -2,21 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use engine::{Executor, KvSharingMode, KvUsage, Repair, Request, SchedulerConfig, SpanOutcome};
+use engine::{Executor, KvUsage, Repair, Request, SchedulerConfig, SpanOutcome};
 use testkit::{RequestBuilder, passage};
 
 use crate::random::Random;
 use crate::sharing::last_usage;
-use crate::world::{World, config};
-
-const MODES: [KvSharingMode; 6] = [
-    KvSharingMode::Off,
-    KvSharingMode::Prefix,
-    KvSharingMode::Span,
-    KvSharingMode::Semantic,
-    KvSharingMode::Auto,
-    KvSharingMode::Shadow,
-];
+use crate::world::{ALL_MODES, World, config};
 
 /// A request of one of three tenants that asks about some of five documents in some order, in any mode and under several policies.
 fn any_request(id: u64, random: &mut Random) -> Request {
@@ -32,7 +23,7 @@ fn any_request(id: u64, random: &mut Random) -> Request {
     let mut request = RequestBuilder::new(id, &prompt)
         .tenant(tenant as u32)
         .salt(tenant)
-        .sharing(MODES[random.below(6) as usize])
+        .sharing(ALL_MODES[random.below(6) as usize])
         .store(!random.one_in(3))
         .segments(segments)
         .max_tokens(1 + random.below(3) as u32)

@@ -9,6 +9,7 @@ mod fairness;
 mod gate;
 mod host;
 mod memory;
+mod misled;
 mod planning;
 mod random;
 mod scenarios;

@@ -12,7 +12,7 @@ use tokens::{CacheSalt, DonorId, SessionId, TenantId, Timestamp};
 use crate::blast::{Expected, MAX_MODEL_LEN, check_event, expect, random_prompt, random_repair};
 use crate::random::Random;
 use crate::sharing::last_usage;
-use crate::world::{World, config};
+use crate::world::{ALL_MODES, World, config};
 
 const CORPUS: u64 = 30;
 
@@ -287,14 +287,6 @@ fn a_request_larger_than_its_quota_is_refused() {
 
 /// Scopes of the walk: tenant `t` owns `t` and `t + 10`; all may be allowed to read the corpora of tenant 0.
 fn random_request(id: u64, random: &mut Random, now: Timestamp) -> Request {
-    const MODES: [KvSharingMode; 6] = [
-        KvSharingMode::Off,
-        KvSharingMode::Prefix,
-        KvSharingMode::Span,
-        KvSharingMode::Semantic,
-        KvSharingMode::Auto,
-        KvSharingMode::Shadow,
-    ];
     let tenant = random.below(4) as u32;
     let salt = match tenant {
         0 => CORPUS + random.below(2),
@@ -303,7 +295,7 @@ fn random_request(id: u64, random: &mut Random, now: Timestamp) -> Request {
     let readable: Vec<_> = (CORPUS..CORPUS + 2).filter(|_| tenant > 0 && random.one_in(2)).collect();
     let request = RequestBuilder::new(id, &random_prompt(random))
         .max_tokens(1 + random.below(16) as u32)
-        .sharing(MODES[random.below(6) as usize])
+        .sharing(ALL_MODES[random.below(6) as usize])
         .tenant(tenant)
         .salt(salt)
         .readable(&readable)

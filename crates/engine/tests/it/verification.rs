@@ -2,46 +2,14 @@
 
 use std::time::Duration;
 
-use engine::{
-    EngineCore, EngineEvent, Executor, ExecutorError, ExecutorLimits, GuardConfig, KvSharingMode, LogProb, MatchClass,
-    ModelRunnerOutput, OverlappingExecutor, SchedulerConfig, SchedulerOutput, SpanOutcome, VerificationConfig,
-};
+use engine::{EngineCore, EngineEvent, GuardConfig, KvSharingMode, MatchClass, SchedulerConfig, SpanOutcome, VerificationConfig};
 use testkit::{EchoExecutor, Reply, RequestBuilder};
 use tokens::{RequestId, TenantId, Timestamp, TokenId};
 
-/// A model that is certain of another token wherever it reads copied KV.
-struct Shaken {
-    inner: EchoExecutor,
-    is_shaken: bool,
-    /// Requests that read copied KV.
-    over_spans: Vec<RequestId>,
-}
-
-impl Executor for Shaken {
-    fn limits(&self) -> ExecutorLimits {
-        self.inner.limits()
-    }
-
-    fn execute_model(&mut self, step: &SchedulerOutput) -> Result<ModelRunnerOutput, ExecutorError> {
-        self.over_spans.extend(step.span_copies.iter().map(|copy| copy.request_id));
-        let mut output = self.inner.execute_model(step)?;
-        for sampled in output.sampled.iter_mut().filter(|sampled| self.is_shaken && self.over_spans.contains(&sampled.request_id))
-        {
-            let certain = LogProb { token: TokenId(7), logprob: 0.0, rank: 1 };
-            if let Some(logprobs) = &mut sampled.logprobs {
-                logprobs.top = vec![certain; logprobs.top.len()];
-            }
-        }
-        Ok(output)
-    }
-
-    fn as_overlapping(&mut self) -> Option<&mut dyn OverlappingExecutor> {
-        if self.is_shaken { None } else { self.inner.as_overlapping() }
-    }
-}
+use crate::misled::Misled;
 
 struct World {
-    core: EngineCore<Shaken>,
+    core: EngineCore<Misled>,
     next_id: u64,
     now: Timestamp,
 }
@@ -56,26 +24,26 @@ fn tokens(range: std::ops::Range<u32>) -> Vec<TokenId> {
 }
 
 impl World {
-    fn new(verify_share: f64, is_shaken: bool) -> Self {
-        Self::with_quota(verify_share, is_shaken, usize::MAX)
+    fn new(verify_share: f64, is_misled: bool) -> Self {
+        Self::with_quota(verify_share, is_misled, usize::MAX)
     }
 
     fn with(config: SchedulerConfig, executor: EchoExecutor) -> Self {
-        let core = EngineCore::new(config, Shaken { inner: executor, is_shaken: false, over_spans: Vec::new() }).unwrap();
+        let core = EngineCore::new(config, Misled::new(executor, false)).unwrap();
         let mut world = Self { core, next_id: 0, now: Timestamp::default() };
         world.answer(&tokens(0..300), KvSharingMode::Prefix, None);
         world
     }
 
     /// The document is of tenant 0, all other requests of tenant 1, which has a quota.
-    fn with_quota(verify_share: f64, is_shaken: bool, quota: usize) -> Self {
+    fn with_quota(verify_share: f64, is_misled: bool, quota: usize) -> Self {
         let quotas = [(TenantId(1), quota)].into();
         let guard = GuardConfig { first_pause: 2, ..GuardConfig::default() };
         let verification = VerificationConfig { share: verify_share, ..VerificationConfig::default() };
         let config =
             SchedulerConfig { verification, guard, quotas, max_num_batched_tokens: 96, ..SchedulerConfig::new(256, 4096) };
         let inner = EchoExecutor::new(Reply::Prompt, config.block_size.as_usize());
-        let core = EngineCore::new(config, Shaken { inner, is_shaken, over_spans: Vec::new() }).unwrap();
+        let core = EngineCore::new(config, Misled::new(inner, is_misled)).unwrap();
         let mut world = Self { core, next_id: 0, now: Timestamp::default() };
         world.answer(&tokens(0..300), KvSharingMode::Prefix, None);
         world

@@ -190,5 +190,15 @@ fn ranges(rows: &[Row]) -> String {
     runs.map(|run| format!("{}..{}", run[0].position, run[run.len() - 1].position + 1)).collect::<Vec<_>>().join(",")
 }
 
+/// All modes.
+pub(crate) const ALL_MODES: [KvSharingMode; 6] = [
+    KvSharingMode::Off,
+    KvSharingMode::Prefix,
+    KvSharingMode::Span,
+    KvSharingMode::Semantic,
+    KvSharingMode::Auto,
+    KvSharingMode::Shadow,
+];
+
 /// Modes, for requests made by chance.
 pub(crate) const MODES: [KvSharingMode; 3] = [KvSharingMode::Off, KvSharingMode::Prefix, KvSharingMode::Span];

@@ -95,7 +95,7 @@ impl QualityMetrics {
         self.traffic[1].set(traffic.num_in_shadow as f64);
         self.changes[0].absolute(traffic.num_opened);
         self.changes[1].absolute(traffic.num_closed);
-        self.trials.absolute(traffic.num_trials);
+        self.trials.absolute(verification.num_trials);
         self.healed.absolute(verification.num_healed);
     }
 }

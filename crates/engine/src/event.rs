@@ -97,6 +97,8 @@ pub struct KvUsage {
     pub class: Option<semantic::MatchClass>,
     /// What the tokens that stay as donors had them are estimated to change; see [`semantic::SelectedRows::deviation`].
     pub deviation: f32,
+    /// The same per token of the prompt at a quarter of the model's depth, if it was measured there; see [`semantic::deep_deviation`].
+    pub deep_deviation: Option<f32>,
     /// Outcome of the search for spans; `None` if what the request allows needs none.
     pub outcome: Option<crate::SpanOutcome>,
 }

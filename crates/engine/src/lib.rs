@@ -47,7 +47,8 @@ pub use output::{
 pub use request::{KvSharingMode, Request, SamplingParams};
 pub use scheduler::{PlanningWork, Scheduler};
 pub use semantic::{
-    ClassQuality, DecodeRepair, Drift, EmbeddingIndexConfig, Fault, Gate, GuardConfig, MatchClass, Probe, Readers, RejectReason,
-    Repair, RepairPolicy, ReusePlan, ReuseSpan, SpanConfig, SpanMatch, Steps, TokenDeviation, TrafficClass, TrafficQuality,
+    ClassQuality, DecodeRepair, Depth, Drift, EmbeddingIndexConfig, Fault, Gate, GuardConfig, MatchClass, Probe, Readers,
+    RejectReason, Repair, RepairPolicy, ReusePlan, ReuseSpan, SpanConfig, SpanMatch, Steps, TokenDeviation, TrafficClass,
+    TrafficQuality,
 };
 pub use stats::{EngineStats, FoundDonors, SpanLookups, SpanOutcome, VerificationStats};

@@ -333,6 +333,7 @@ impl Scheduler {
         self.queue.unpark(now);
         let mut demand = self.demand(now);
         self.admit_waiting(now, preempted, &mut demand, &mut step);
+        self.look_deeper(&mut step);
         self.schedule_running(&demand, &mut step);
         self.last_chosen = self.num_steps;
         debug_assert!(

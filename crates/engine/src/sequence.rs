@@ -34,6 +34,8 @@ pub(crate) struct Sequence {
     reused: Vec<TokenRange>,
     /// What was measured of the spans, until the first token is said; empty if nobody will ask for more.
     measured: Vec<TokenDeviation>,
+    /// A second look at what stays as donors had it, to be taken before anything else is computed.
+    pub(crate) deep_probe: Option<semantic::Probe>,
     /// How far each reused token's V was found to be from a fresh one, in their order; empty unless repair goes on in decode.
     residual: Vec<f32>,
     /// Reused tokens to be recomputed with the next row. Ascending.
@@ -185,6 +187,7 @@ impl Sequence {
             num_computed_tokens: 0,
             reused: Vec::new(),
             measured: Vec::new(),
+            deep_probe: None,
             residual: Vec::new(),
             moved: Vec::new(),
             due: Vec::new(),
@@ -316,6 +319,11 @@ impl Sequence {
     /// Sets the repair of its spans.
     pub(crate) fn repair_by(&mut self, repair: Repair) {
         self.repair = Some(repair);
+    }
+
+    /// Spans as they were moved.
+    pub(crate) fn moved(&self) -> &[TokenRange] {
+        &self.moved
     }
 
     /// Owners of the KV that was copied into it.
@@ -459,13 +467,17 @@ impl Sequence {
 
     /// Forgets what donors gave: everything behind the prefix hit is to be computed.
     pub(crate) fn drop_spans(&mut self) {
-        debug_assert_eq!(self.num_computed_tokens, self.prefix_end, "spans are checked in the step that copies them");
+        debug_assert!(
+            self.reused.first().is_none_or(|first| self.num_computed_tokens <= first.start),
+            "nothing was computed that depends on a span"
+        );
         self.forget_reused();
     }
 
     fn forget_reused(&mut self) {
         self.reused.clear();
         self.measured.clear();
+        self.deep_probe = None;
         self.residual.clear();
         self.due.clear();
         self.moved.clear();
@@ -602,7 +614,7 @@ fn first_after(ranges: &[TokenRange], pos: u32) -> Option<&TokenRange> {
 }
 
 /// True if one of `ranges`, which are sorted and disjoint, holds `pos`.
-fn covers(ranges: &[TokenRange], pos: u32) -> bool {
+pub(crate) fn covers(ranges: &[TokenRange], pos: u32) -> bool {
     first_after(ranges, pos).is_some_and(|range| range.start <= pos)
 }
 

@@ -11,6 +11,7 @@
 mod align;
 mod config;
 mod cover;
+mod deep;
 mod deviation;
 mod donors;
 mod drift;
@@ -44,6 +45,7 @@ mod traffic;
 
 pub use align::{EditKind, EditOp, EditScript, align};
 pub use config::{SpanConfig, SpanConfigError, SpanIndexConfig};
+pub use deep::deep_deviation;
 pub use drift::{Drift, follow_drift};
 pub use edits::EditPolicy;
 pub use embedding::{EmbeddingIndex, EmbeddingIndexConfig, Similar};
@@ -58,7 +60,8 @@ pub use sample::{sampled_positions, spread};
 pub use search::{Search, SpanQuery};
 pub use segments::Segments;
 pub use selection::{
-    DecodeRepair, Probe, Readers, Repair, RepairError, RepairPolicy, SelectedRows, TokenDeviation, UnknownPolicy, select_rows,
+    DecodeRepair, Depth, Probe, Readers, Repair, RepairError, RepairPolicy, SelectedRows, TokenDeviation, UnknownPolicy,
+    select_rows,
 };
 pub use similarity::{ByLeftContext, left_context_similarity};
 pub use source::{DonorQuery, DonorSource, Proposal};

@@ -26,6 +26,9 @@ pub struct Repair {
     pub max_deviation: f32,
     /// Everything is computed if the deviation is above this at the end of the budget; 0 never gives up.
     pub bail_out: f32,
+    /// Everything is computed if what stays deviates by more than this per token of the prompt at a quarter of the model's depth; 0 never
+    /// looks there. See [`Repair::deep_probe`].
+    pub deep_bail_out: f32,
     /// If the two likeliest first tokens are nearer than this in their logits, and the deviation is not negligible, the budget is
     /// doubled once before anything is said; 0 never looks.
     pub min_margin: f32,
@@ -119,12 +122,34 @@ pub enum RepairPolicy {
 /// What has to be measured before tokens can be chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probe {
-    /// All rows are computed up to the keys and values of this layer, counted from 0, to compare them with the moved ones.
-    pub check_layer: u32,
+    /// Rows are computed up to the keys and values of this layer, to compare them with the moved ones.
+    pub depth: Depth,
     /// Whose attention counts.
     pub readers: Readers,
     /// Of so many moved neighbours one is measured; at least 1.
     pub stride: u32,
+}
+
+/// A layer of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// This one, counted from 0, or the last one.
+    Layer(u32),
+    /// The first one after a quarter of them; not before the third one, since nothing deviates at the first and little at the second.
+    Quarter,
+}
+
+impl Depth {
+    /// Its number in a model of `num_layers`, counted from 0.
+    #[must_use]
+    pub const fn layer(self, num_layers: usize) -> usize {
+        let layer = match self {
+            Self::Layer(layer) => layer as usize,
+            Self::Quarter if num_layers < 8 => 2,
+            Self::Quarter => num_layers / 4,
+        };
+        if layer < num_layers { layer } else { num_layers.saturating_sub(1) }
+    }
 }
 
 /// Rows whose attention to reused tokens is measured.
@@ -162,10 +187,19 @@ const RUN_TOKENS: u32 = 16;
 
 impl Repair {
     /// The rule that did best by its work in the project's own evaluation: [`RepairPolicy::Impact`] over a quarter of the prompt at most, less
-    /// of a long one, by one measured token in eight, until little deviates; and neighbours that follow.
+    /// of a long one, by one measured token in eight, until little deviates; neighbours that follow; and full computation where much deviates
+    /// deeper in the model all the same.
     #[must_use]
     pub const fn recommended() -> Self {
-        Self { policy: RepairPolicy::Impact, ratio: 0.25, max_deviation: 0.12, sample: 8, drift: true, ..Self::structural() }
+        Self {
+            policy: RepairPolicy::Impact,
+            ratio: 0.25,
+            max_deviation: 0.12,
+            deep_bail_out: 0.01,
+            sample: 8,
+            drift: true,
+            ..Self::structural()
+        }
     }
 
     /// The measurements that it needs; `None` if it never chooses anything.
@@ -184,6 +218,7 @@ impl Repair {
             ratio: 0.0,
             max_deviation: 0.0,
             bail_out: 0.0,
+            deep_bail_out: 0.0,
             min_margin: 0.0,
             sample: 1,
             drift: false,
@@ -229,7 +264,7 @@ impl RepairPolicy {
     /// What it needs to know before it chooses; `None` if it never chooses anything.
     #[must_use]
     pub const fn probe(self) -> Option<Probe> {
-        let (check_layer, readers) = match self {
+        let (layer, readers) = match self {
             Self::None | Self::Epic => return None,
             Self::Full | Self::Random => (0, Readers::None),
             Self::CacheBlend | Self::Impact => (1, Readers::None),
@@ -237,7 +272,7 @@ impl RepairPolicy {
             Self::QueryLayer | Self::ImpactLayer => (3, Readers::FreshRows),
             Self::Query | Self::TwoPass => (1, Readers::FreshRowsAllLayers),
         };
-        Some(Probe { check_layer, readers, stride: 1 })
+        Some(Probe { depth: Depth::Layer(layer), readers, stride: 1 })
     }
 
     /// The settings of a plan under this rule: only [`RepairPolicy::None`] does without heads, and computes but the last token.
@@ -291,7 +326,7 @@ impl FromStr for RepairPolicy {
     }
 }
 
-/// `policy[@ratio][+drift][+sample=n][+deviation=d][+bail_out=d][+margin=m][+decode=tokens/every]`, as in `impact@0.6+drift+deviation=0.12`.
+/// `policy[@ratio][+drift][+sample=n][+deviation=d][+bail_out=d][+deep_bail_out=d][+margin=m][+decode=tokens/every]`, as in `impact@0.6+drift+deviation=0.12`.
 impl FromStr for Repair {
     type Err = RepairError;
 
@@ -309,6 +344,7 @@ impl FromStr for Repair {
                 None if part == "drift" => repair.drift = true,
                 Some(("deviation", bound)) => repair.max_deviation = parse_bound(part, bound)?,
                 Some(("bail_out", bound)) => repair.bail_out = parse_bound(part, bound)?,
+                Some(("deep_bail_out", bound)) => repair.deep_bail_out = parse_bound(part, bound)?,
                 Some(("margin", bound)) => repair.min_margin = parse_bound(part, bound)?,
                 Some(("sample", sample)) => repair.sample = parse_sample(part, sample)?,
                 Some(("decode", decode)) => repair.decode = Some(decode_repair(decode)?),
@@ -329,7 +365,12 @@ impl fmt::Display for Repair {
         if self.sample != 1 {
             write!(f, "+sample={}", self.sample)?;
         }
-        let bounds = [("deviation", self.max_deviation), ("bail_out", self.bail_out), ("margin", self.min_margin)];
+        let bounds = [
+            ("deviation", self.max_deviation),
+            ("bail_out", self.bail_out),
+            ("deep_bail_out", self.deep_bail_out),
+            ("margin", self.min_margin),
+        ];
         for (name, bound) in bounds.into_iter().filter(|(_, bound)| *bound > 0.0) {
             write!(f, "+{name}={bound}")?;
         }
@@ -372,7 +413,7 @@ pub enum RepairError {
     Ratio(String),
     /// Of what follows.
     #[error(
-        "{0:?} of a repair policy is not \"drift\", \"sample=n\" with n from 1, \"decode=tokens/every\", or a number above 0 for \"deviation\", \"bail_out\" or \"margin\""
+        "{0:?} of a repair policy is not \"drift\", \"sample=n\" with n from 1, \"decode=tokens/every\", or a number above 0 for \"deviation\", \"bail_out\", \"deep_bail_out\" or \"margin\""
     )]
     Part(String),
 }
@@ -549,6 +590,13 @@ mod tests {
     }
 
     #[test]
+    fn a_depth_is_a_layer_of_the_model() {
+        let layers = |depth: Depth| [1, 2, 4, 24, 30].map(|num_layers| depth.layer(num_layers));
+        assert_eq!(layers(Depth::Layer(3)), [0, 1, 3, 3, 3]);
+        assert_eq!(layers(Depth::Quarter), [0, 1, 2, 6, 7]);
+    }
+
+    #[test]
     fn query_goes_by_attention_alone() {
         check(RepairPolicy::Query, 0.02, &[(20, 9.0, 0.0), (49, 0.0, 5.0), (60, 0.0, 6.0)], &[(49, 50), (60, 61)]);
     }
@@ -618,7 +666,7 @@ mod tests {
             "impact@0.3+drift",
             "dhd@0.3+decode=3/1",
             "query@1+drift+decode=48/16",
-            "impact@0.6+drift+sample=8+deviation=0.12+bail_out=2+margin=1.5",
+            "impact@0.6+drift+sample=8+deviation=0.12+bail_out=2+deep_bail_out=0.02+margin=1.5",
         ] {
             assert_eq!(text.parse::<Repair>().map(|repair| repair.to_string()), Ok(text.to_owned()));
         }

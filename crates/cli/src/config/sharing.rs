@@ -258,7 +258,7 @@ pub(crate) struct SharingArgs {
     /// Which KV of earlier requests is reused [default: prefix]
     #[arg(long, env = "KVSHARE_KV_SHARING", value_enum)]
     kv_sharing: Option<KvSharing>,
-    /// Policy that chooses which reused tokens are computed all the same, as name@ratio [default: impact@0.25+drift+sample=8+deviation=0.12]
+    /// Policy that chooses which reused tokens are computed all the same, as name@ratio [default: impact@0.25+drift+sample=8+deviation=0.12+deep_bail_out=0.01]
     #[arg(long, env = "KVSHARE_REPAIR", value_name = "POLICY")]
     repair: Option<RepairSetting>,
     /// Deviation at which no more tokens are computed: a number, strict, balanced or fast [default: the policy's own]

@@ -190,8 +190,8 @@ impl<E: Executor> Evaluator<'_, E> {
     fn measured(&self, case: &Case<'_>, policy: Policy, run: &Run, floor: &Run, answer: Option<AnswerScores>) -> Measured {
         // The repetition takes a prefix of its own, which is no hit: the first run tells what full computation costs.
         let said = if policy == Policy::Off { &case.full } else { &run.said };
-        let probe = match policy {
-            Policy::Span(repair) => repair.probe(),
+        let repair = match policy {
+            Policy::Span(repair) => Some(repair),
             Policy::Off | Policy::Prefix => None,
         };
         let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
@@ -212,8 +212,9 @@ impl<E: Executor> Evaluator<'_, E> {
             recomputed_tokens: said.usage.recomputed_tokens,
             donors: said.usage.donors,
             cover: case.cover,
-            work: computed_share(&said.announced, &said.usage, probe, self.settings.num_layers),
+            work: computed_share(&said.announced, &said.usage, repair, self.settings.num_layers),
             deviation: Some(f64::from(said.usage.deviation)).filter(|deviation| *deviation > 0.0),
+            deep_deviation: said.usage.deep_deviation,
             kl: run.kl.clone(),
             agrees: run.agrees.clone(),
             floor_kl: mean(&floor.kl),

@@ -43,6 +43,8 @@ pub(crate) struct Measured {
     pub(crate) work: f64,
     /// The deviation that the policy estimated to be left after repair, if it measured any; see `engine::KvUsage::deviation`.
     pub(crate) deviation: Option<f64>,
+    /// That of a second look, if one was taken; see `engine::KvUsage::deep_deviation`.
+    pub(crate) deep_deviation: Option<f32>,
     /// KL(full ‖ reuse) at each position of full computation's answer.
     pub(crate) kl: Vec<f64>,
     /// Whether the likeliest token is the same there.

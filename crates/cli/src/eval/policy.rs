@@ -115,7 +115,7 @@ mod tests {
         check("cacheblend@.15", Ok("cacheblend@0.15"));
         check("impact@0.3", Ok("impact@0.3"));
         check("random@0", Ok("random@0"));
-        let all = "impact@0.3+drift+sample=8+deviation=0.05+bail_out=0.5+margin=1+decode=3/1";
+        let all = "impact@0.3+drift+sample=8+deviation=0.05+bail_out=0.5+deep_bail_out=0.02+margin=1+decode=3/1";
         check(all, Ok(all));
         check("impact@.3+margin=1+drift", Ok("impact@0.3+drift+margin=1"));
         check("dhd", Err("dhd@0.15"));

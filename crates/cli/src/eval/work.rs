@@ -1,6 +1,6 @@
 //! How much of a prompt's computation is done: pairs of token and layer, of all there are.
 
-use engine::{KvUsage, Probe, Readers};
+use engine::{KvUsage, Probe, Readers, Repair};
 
 /// Share of the prompt's (token, layer) pairs that are computed, what is computed twice counted twice; so it can exceed 1.
 ///
@@ -9,18 +9,19 @@ use engine::{KvUsage, Probe, Readers};
 /// rows that were not moved count in all layers once more. That is an upper bound: those left of all spans are in truth
 /// computed once, but the usage does not say how many they are. Copies, and the check of layer 0 on a few tokens of a span, do
 /// not count. `announced` is the usage at admission, before the probe; `last` the final one.
-pub(crate) fn computed_share(announced: &KvUsage, last: &KvUsage, probe: Option<Probe>, num_layers: u32) -> f64 {
+pub(crate) fn computed_share(announced: &KvUsage, last: &KvUsage, repair: Option<Repair>, num_layers: u32) -> f64 {
     let layers = f64::from(num_layers);
-    let computed = f64::from(last.computed_tokens) * layers;
-    let probed = match probe.filter(|_| announced.span_tokens > 0) {
-        Some(probe) => probed_pairs(announced, probe, layers),
-        None => 0.0,
-    };
-    (computed + probed) / (f64::from(num_prompt_tokens(last)) * layers)
+    let mut pairs = f64::from(last.computed_tokens) * layers;
+    if let Some(repair) = repair.filter(|_| announced.span_tokens > 0) {
+        pairs += repair.probe().map_or(0.0, |probe| probed_pairs(announced, probe, layers));
+        let deep = last.deep_deviation.and_then(|_| repair.deep_probe(f32::INFINITY));
+        pairs += deep.map_or(0.0, |probe| probed_pairs(announced, probe, layers));
+    }
+    pairs / (f64::from(num_prompt_tokens(last)) * layers)
 }
 
 fn probed_pairs(announced: &KvUsage, probe: Probe, layers: f64) -> f64 {
-    let checked = f64::from(probe.check_layer + 1).min(layers);
+    let checked = (probe.depth.layer(layers as usize) + 1) as f64;
     let reading = match probe.readers {
         Readers::FreshRowsAllLayers => layers,
         Readers::None | Readers::AllRows | Readers::FreshRows => 0.0,
@@ -36,42 +37,54 @@ pub(crate) const fn num_prompt_tokens(usage: &KvUsage) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use engine::RepairPolicy;
+
     use super::*;
 
     const LAYERS: u32 = 10;
 
     /// A prompt of 100 tokens: 10 of a prefix, 60 moved, of which `selected` are recomputed.
     #[track_caller]
-    fn check(selected: u32, probe: Option<(u32, Readers)>, expected: f64) {
+    fn check(selected: u32, repair: Repair, deep_deviation: Option<f32>, expected: f64) {
         let announced = KvUsage { prefix_tokens: 10, span_tokens: 60, computed_tokens: 30, ..KvUsage::default() };
-        let last = KvUsage { span_tokens: 60 - selected, computed_tokens: 30 + selected, ..announced };
-        let probe = probe.map(|(check_layer, readers)| Probe { check_layer, readers, stride: 1 });
-        let share = computed_share(&announced, &last, probe, LAYERS);
+        let last = KvUsage { span_tokens: 60 - selected, computed_tokens: 30 + selected, deep_deviation, ..announced };
+        let share = computed_share(&announced, &last, Some(repair), LAYERS);
         assert!((share - expected).abs() < 1e-9, "{share}");
+    }
+
+    fn by(policy: RepairPolicy) -> Repair {
+        Repair { policy, ratio: 0.2, ..Repair::structural() }
     }
 
     #[test]
     fn rows_count_in_all_layers() {
-        check(0, None, 0.3);
-        check(20, None, 0.5);
+        check(0, Repair::structural(), None, 0.3);
+        check(20, Repair::structural(), None, 0.5);
     }
 
     #[test]
     fn a_probe_counts_all_rows_behind_the_prefix_in_its_layers() {
-        check(20, Some((0, Readers::None)), 0.5 + 0.9 * 0.1);
-        check(20, Some((1, Readers::AllRows)), 0.5 + 0.9 * 0.2);
-        check(0, Some((3, Readers::FreshRows)), 0.3 + 0.9 * 0.4);
+        check(20, by(RepairPolicy::Random), None, 0.5 + 0.9 * 0.1);
+        check(20, by(RepairPolicy::Dhd), None, 0.5 + 0.9 * 0.2);
+        check(0, by(RepairPolicy::ImpactLayer), None, 0.3 + 0.9 * 0.4);
+        check(20, Repair { sample: 8, ..by(RepairPolicy::Impact) }, None, 0.5 + 0.38 * 0.2);
     }
 
     #[test]
     fn readers_at_all_layers_count_fresh_rows_twice() {
-        check(20, Some((1, Readers::FreshRowsAllLayers)), 0.5 + 0.3 + 0.9 * 0.2);
+        check(20, by(RepairPolicy::TwoPass), None, 0.5 + 0.3 + 0.9 * 0.2);
+    }
+
+    #[test]
+    fn a_second_look_counts_its_rows_in_a_quarter_of_the_layers() {
+        let repair = Repair { deep_bail_out: 0.01, ..by(RepairPolicy::Impact) };
+        check(20, repair, Some(0.001), 0.5 + 0.9 * 0.2 + 0.31 * 0.3);
+        check(60, repair, Some(0.1), 0.9 + 0.9 * 0.2 + 0.31 * 0.3);
     }
 
     #[test]
     fn without_spans_nothing_is_probed() {
         let miss = KvUsage { computed_tokens: 100, ..KvUsage::default() };
-        let probe = Some(Probe { check_layer: 1, readers: Readers::AllRows, stride: 1 });
-        assert_eq!(computed_share(&miss, &miss, probe, LAYERS), 1.0);
+        assert_eq!(computed_share(&miss, &miss, Some(by(RepairPolicy::Dhd)), LAYERS), 1.0);
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use tokens::{BlockId, DonorId, RequestId, TenantId, Timestamp};
+use tokens::{BlockId, DonorId, RequestId, TenantId, Timestamp, TokenRange};
 
 use super::hit::Hit;
 use super::seats::Way;
@@ -349,22 +349,35 @@ impl Scheduler {
         self.running.push(request_id);
         self.pins.push(pins);
         if spans.is_some() {
-            self.probe(request_id, block_table, step);
+            let sequence = &self.sequences[&request_id];
+            step.probes
+                .extend(sequence.request.repair.probe().map(|probe| probed(sequence, sequence.reused(), block_table, probe)));
         }
     }
 
-    /// Has measured what the choice of tokens to recompute depends on.
-    fn probe(&mut self, request_id: RequestId, block_table: Vec<BlockId>, step: &mut SchedulerOutput) {
-        let sequence = &self.sequences[&request_id];
-        let Some(probe) = sequence.request.repair.probe() else { return };
-        step.probes.push(ProbedSequence {
-            request_id,
-            token_ids: sequence.request.prompt_token_ids[sequence.prefix_end() as usize..].to_vec(),
-            first_position: sequence.prefix_end(),
-            reused: sequence.reused().to_vec(),
-            block_table,
-            probe,
-        });
+    /// Adds to `step` the second look at running sequences whose first one found much. It measures tokens that will be recomputed as it does
+    /// others, which costs less than to recompute them for it.
+    pub(super) fn look_deeper(&mut self, step: &mut SchedulerOutput) {
+        for request_id in &self.running {
+            let sequence = self.sequences.get_mut(request_id).expect("a running sequence is known");
+            if let Some(probe) = sequence.deep_probe.take() {
+                let num_blocks = self.config.block_size.blocks_for(sequence.num_prompt_tokens() as usize);
+                let block_table = sequence.lease.block_ids().take(num_blocks).collect();
+                step.probes.push(probed(sequence, sequence.moved(), block_table, probe));
+            }
+        }
+    }
+}
+
+/// What is measured of `reused` tokens of `sequence`.
+fn probed(sequence: &Sequence, reused: &[TokenRange], block_table: Vec<BlockId>, probe: semantic::Probe) -> ProbedSequence {
+    ProbedSequence {
+        request_id: sequence.request_id,
+        token_ids: sequence.request.prompt_token_ids[sequence.prefix_end() as usize..].to_vec(),
+        first_position: sequence.prefix_end(),
+        reused: reused.to_vec(),
+        block_table,
+        probe,
     }
 }
 
@@ -395,6 +408,7 @@ pub(super) fn admission_usage(
         donors: spans.iter().map(|span| span.donor).collect::<BTreeSet<_>>().len() as u32,
         class: plan.and_then(semantic::ReusePlan::class).max(continued_class),
         deviation: 0.0,
+        deep_deviation: None,
         outcome,
     }
 }

@@ -68,11 +68,16 @@ impl Scheduler {
     pub(super) fn work_of(&self, step: &SchedulerOutput) -> (Work, Work) {
         let moved = step.span_copies.iter().map(|copy| copy.token_ids.len() as u64);
         let copied = step.block_copies.iter().map(|copy| u64::from(copy.num_tokens));
-        let probed = step.probes.iter().map(|probe| probe.num_rows() as u64);
+        let is_deep = |probe: &&crate::ProbedSequence| probe.probe.depth == semantic::Depth::Quarter;
+        let num_rows = |probe: &crate::ProbedSequence| probe.num_rows() as u64;
+        let deep = step.probes.iter().filter(is_deep).map(num_rows).sum::<u64>();
+        let all = step.probes.iter().map(num_rows).sum::<u64>();
         let is_of_prompts = !step.probes.is_empty() || step.sequences.iter().any(|scheduled| scheduled.rows.len() > 1);
         let mut work = Work {
             copied_tokens: moved.chain(copied).sum(),
-            probed_tokens: probed.sum(),
+            probed_tokens: all - deep,
+            // A quarter of the layers of each.
+            rows: deep / 4,
             prompt_steps: is_of_prompts.into(),
             ..Work::default()
         };

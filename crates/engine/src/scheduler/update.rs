@@ -7,6 +7,7 @@ use tokens::RequestId;
 use super::{OpenStep, Scheduler};
 use crate::cost::Work;
 use crate::donors::segments_of;
+use crate::sequence::covers;
 use crate::{
     EngineEvent, FinishReason, KvSharingMode, KvUsage, ModelRunnerOutput, ProbedSequence, RejectedSpan, SampledToken,
     ScheduledSequence, SchedulerOutput, SpanOutcome,
@@ -37,7 +38,10 @@ impl Scheduler {
         for probe in step.probes.iter().filter(|probe| !rejected.contains(&probe.request_id)) {
             let found = probed.next().expect("every probe is answered");
             assert_eq!(found.request_id, probe.request_id, "probes are answered in their order");
-            self.repair(probe, &found.deviations);
+            match probe.probe.depth {
+                semantic::Depth::Layer(_) => self.repair(probe, &found.deviations),
+                semantic::Depth::Quarter => self.trust(probe, &found.deviations),
+            }
         }
         assert!(probed.next().is_none(), "nobody asked for a probe");
         for watched in output.watched.iter().filter(|watched| !rejected.contains(&watched.request_id)) {
@@ -98,7 +102,16 @@ impl Scheduler {
         let usage = sequence.usage.as_mut().expect("it was admitted");
         let computed_tokens = usage.computed_tokens + usage.span_tokens;
         let outcome = Some(SpanOutcome::FailedCheck);
-        *usage = KvUsage { span_tokens: 0, recomputed_tokens: 0, donors: 0, deviation: 0.0, computed_tokens, outcome, ..*usage };
+        *usage = KvUsage {
+            span_tokens: 0,
+            recomputed_tokens: 0,
+            donors: 0,
+            deviation: 0.0,
+            deep_deviation: None,
+            computed_tokens,
+            outcome,
+            ..*usage
+        };
         usage.class = class;
         self.compute_in_full(request_id);
     }
@@ -122,6 +135,7 @@ impl Scheduler {
         let usage = sequence.usage.as_mut().expect("it was admitted");
         usage.recompute(num_selected);
         usage.deviation = selected.deviation;
+        sequence.deep_probe = sequence.request.repair.deep_probe(selected.deviation).filter(|_| !is_computed);
         if is_computed {
             let outcome = if gives_up { SpanOutcome::BailedOut } else { SpanOutcome::Recomputed };
             usage.outcome = Some(outcome);
@@ -133,6 +147,29 @@ impl Scheduler {
         if probe.probe.readers == semantic::Readers::FreshRowsAllLayers && first_span > probe.first_position {
             self.advance(request_id, first_span - 1);
         }
+    }
+
+    /// Computes everything if what stays of the moved spans of a request deviates too much deeper in the model.
+    fn trust(&mut self, probe: &ProbedSequence, measured: &[semantic::TokenDeviation]) {
+        let request_id = probe.request_id;
+        let sequence = self.sequences.get_mut(&request_id).expect("a probed sequence is known");
+        let measured = semantic::spread(&probe.reused, probe.probe.stride, measured);
+        let positions = probe.reused.iter().flat_map(|range| range.positions());
+        let staying = positions.zip(measured).filter(|(position, _)| covers(sequence.reused(), *position));
+        let staying: Vec<_> = staying.map(|(_, found)| found).collect();
+        let deviation = semantic::deep_deviation(sequence.num_prompt_tokens(), &staying);
+        let is_trusted = deviation <= sequence.repair().deep_bail_out;
+        let num_computed = if is_trusted { 0 } else { sequence.recompute(&probe.reused) };
+        let usage = sequence.usage.as_mut().expect("it was admitted");
+        usage.deep_deviation = Some(deviation);
+        if is_trusted {
+            return;
+        }
+        usage.recompute(num_computed);
+        usage.deviation = 0.0;
+        usage.outcome = Some(SpanOutcome::BailedOut);
+        self.span_lookups.count(SpanOutcome::BailedOut);
+        self.compute_in_full(request_id);
     }
 
     /// Nothing computed so far depends on a donor: everything after the prefix hit will be exact, unless that is approximate

@@ -72,6 +72,7 @@ pub(crate) fn random_repair(random: &mut Random) -> Repair {
         ratio: random.below(4) as f32 / 4.0,
         max_deviation: random.below(3) as f32 / 50.0,
         bail_out: random.below(3) as f32 / 5.0,
+        deep_bail_out: random.below(3) as f32 / 50.0,
         min_margin: random.below(3) as f32,
         sample: 1 + random.below(20) as u32,
         drift: random.one_in(2),

@@ -141,7 +141,7 @@ fn donor_and_recipient() -> (Vec<u32>, Vec<u32>) {
 #[test]
 fn a_step_tells_where_its_time_went() {
     let mut engine = Engine::new(&tiny_config(Architecture::Qwen2, RopeLayout::Half), KvDtype::F16);
-    engine.repair = Repair::recommended();
+    engine.repair = Repair { deep_bail_out: 0.0, ..Repair::recommended() };
     let (donor, recipient) = donor_and_recipient();
     engine.answer(&donor, KvSharingMode::Span, 1);
     engine.submit(&recipient, KvSharingMode::Span, 1);
@@ -404,6 +404,34 @@ fn every_policy_recomputes_its_share_and_never_donates() {
         assert_eq!(engine.core.stats().num_donors, 1, "{policy:?}: what was repaired is approximate");
         assert_eq!(engine.idle_blocks(), NUM_BLOCKS);
     }
+}
+
+/// An answer over moved spans under `deep_bail_out`, and that of full computation.
+fn looked_at_deeper(deep_bail_out: f32) -> [Answer; 2] {
+    let config = tiny_config(Architecture::Qwen2, RopeLayout::Half);
+    let (donor, recipient) = donor_and_recipient();
+    let dense = Engine::new(&config, KvDtype::F16).answer(&recipient, KvSharingMode::Off, 0);
+    let mut engine = Engine::new(&config, KvDtype::F16);
+    engine.answer(&donor, KvSharingMode::Prefix, 0);
+    engine.repair = Repair { deep_bail_out, ..Repair::recommended() };
+    let answer = engine.answer(&recipient, KvSharingMode::Span, 0);
+    assert_eq!(engine.idle_blocks(), NUM_BLOCKS);
+    let num_donors = if answer.usage.span_tokens == 0 { 2 } else { 1 };
+    assert_eq!(engine.core.stats().num_donors, num_donors, "what was computed in full is exact");
+    [answer, dense]
+}
+
+#[test]
+fn what_deviates_deep_in_the_model_is_computed_to_the_bit() {
+    // Random weights: moved KV has little to do with fresh one.
+    let [bailed_out, dense] = looked_at_deeper(0.01);
+    assert_eq!(bailed_out.tokens, dense.tokens);
+    assert_eq!((bailed_out.usage.span_tokens, bailed_out.usage.outcome), (0, Some(SpanOutcome::BailedOut)));
+    let [trusted, _] = looked_at_deeper(1e6);
+    assert!(trusted.usage.span_tokens > 64 && trusted.usage.outcome == Some(SpanOutcome::Reused), "{:?}", trusted.usage);
+    assert_eq!(trusted.usage.deep_deviation, bailed_out.usage.deep_deviation);
+    let [without, _] = looked_at_deeper(0.0);
+    assert_eq!((without.usage.deep_deviation, without.usage.span_tokens), (None, trusted.usage.span_tokens));
 }
 
 #[test]

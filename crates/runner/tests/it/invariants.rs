@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use crate::common::{Random, World, on_all_families};
-use engine::{Drift, LogProb, Probe, ProbedSequence, Readers, SpanCopy, TokenLogProbs};
+use engine::{Depth, Drift, LogProb, Probe, ProbedSequence, Readers, SpanCopy, TokenLogProbs};
 use runner::testing::tiny_config;
 use runner::{Architecture, KvDtype, ModelConfig, RopeLayout, RopeScaling, ScoreRow};
 use tokens::{BlockId, DonorId, RequestId, TokenId, TokenRange};
@@ -85,7 +85,7 @@ pub(crate) fn probe_of(tokens: &[u32], table: &[BlockId], reused: Range<u32>, re
         first_position: BLOCK,
         reused: vec![TokenRange::new(reused.start, reused.end)],
         block_table: table.to_vec(),
-        probe: Probe { check_layer: 1, readers, stride: 1 },
+        probe: Probe { depth: Depth::Layer(1), readers, stride: 1 },
     }
 }
 

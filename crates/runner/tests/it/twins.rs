@@ -372,7 +372,8 @@ fn cuda_a_document_behind_another_question_is_reused_and_repaired_as_on_the_cpu(
         let donor = [tokens_of(&config, 40, 2), document.clone(), tokens_of(&config, 20, 3)].concat();
         let recipient = [tokens_of(&config, 57, 4), document, tokens_of(&config, 30, 5)].concat();
         let [expected, found] = engines(&config).map(|mut engine| {
-            engine.repair = Repair::recommended();
+            // Of random weights everything would be computed.
+            engine.repair = Repair { deep_bail_out: 1e6, ..Repair::recommended() };
             let mut answers = Vec::new();
             for prompt in [&donor, &recipient] {
                 let sampling = SamplingParams { logprobs: Some(5), ..SamplingParams::greedy(6) };
@@ -386,8 +387,10 @@ fn cuda_a_document_behind_another_question_is_reused_and_repaired_as_on_the_cpu(
             agreement(expected, found, true);
         }
         let (expected, found) = (&expected[1].1.usage, &found[1].1.usage);
-        assert!(expected.span_tokens > 80 && found.span_tokens.abs_diff(expected.span_tokens) < 10, "{found:?}, {expected:?}");
+        assert!(expected.span_tokens > 64 && found.span_tokens.abs_diff(expected.span_tokens) < 10, "{found:?}, {expected:?}");
         assert_eq!((found.donors, found.prefix_tokens), (1, expected.prefix_tokens));
+        let (expected, found) = (expected.deep_deviation.unwrap(), found.deep_deviation.unwrap());
+        assert!((found / expected - 1.0).abs() < 0.05, "{found}, {expected}");
     }
 }
 

@@ -54,7 +54,7 @@ impl CpuBackend {
 
     /// Runs fresh and measured rows up to the check layer, and compares what they put there with what was moved there.
     fn compare(&mut self, sequence: &ProbedSequence, received: &mut Received, w: &mut Workspace) -> Vec<TokenDeviation> {
-        let check_layer = (sequence.probe.check_layer as usize).min(self.config.num_layers - 1);
+        let check_layer = sequence.probe.depth.layer(self.config.num_layers);
         let all = sequence.rows();
         let fresh = sequence.fresh();
         let mut deviations = Vec::new();

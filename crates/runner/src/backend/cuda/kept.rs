@@ -123,7 +123,7 @@ impl Places {
 
 #[cfg(test)]
 mod tests {
-    use engine::{Probe, Readers, Row};
+    use engine::{Depth, Probe, Readers, Row};
     use tokens::{BlockId, BlockSize, TokenId};
 
     use super::*;
@@ -136,7 +136,7 @@ mod tests {
             first_position,
             reused: Vec::new(),
             block_table: table.iter().map(|&block| BlockId(block)).collect(),
-            probe: Probe { check_layer: 1, readers: Readers::None, stride: 1 },
+            probe: Probe { depth: Depth::Layer(1), readers: Readers::None, stride: 1 },
         }
     }
 

@@ -57,7 +57,7 @@ impl CudaBackend {
 
     /// Runs fresh and measured rows up to the check layer, and compares what they put there with what was moved there.
     fn compare(&mut self, sequence: &ProbedSequence, asked: &mut Asked) -> Result<Vec<TokenDeviation>, DeviceError> {
-        let check_layer = (sequence.probe.check_layer as usize).min(self.decoder.config.num_layers - 1);
+        let check_layer = sequence.probe.depth.layer(self.decoder.config.num_layers);
         let all = sequence.rows();
         let mut deviations = Vec::new();
         for positions in all.chunks(self.decoder.activations.num_rows) {

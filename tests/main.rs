@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod daemon;
+mod demo;
 mod hostile;
 mod memory;
 mod openai_sdk;

@@ -24,6 +24,8 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     /// Serve a model over HTTP
     Serve(Box<ConfigArgs>),
+    /// Show in less than a minute what sharing does: three documents in two orders, in three modes
+    Demo(Box<ConfigArgs>),
     /// Fetch a model, so that it can be served offline
     Pull(PullArgs),
     /// Talk to a running server in the terminal
@@ -57,7 +59,7 @@ impl Command {
     /// True if the command takes the settings of the daemon, from flags, file and environment.
     pub(crate) fn reads_config(&self) -> bool {
         match self {
-            Self::Serve(_) | Self::Eval(_) | Self::CheckConfig(_) => true,
+            Self::Serve(_) | Self::Demo(_) | Self::Eval(_) | Self::CheckConfig(_) => true,
             Self::Bench { command } => command.reads_config(),
             Self::Pull(_) | Self::Chat(_) | Self::Simulate(_) | Self::Keys { .. } | Self::Completions { .. } => false,
         }

@@ -11,6 +11,7 @@ mod bench;
 mod chat;
 mod client;
 mod config;
+mod demo;
 mod embedders;
 mod environment;
 mod eval;
@@ -57,6 +58,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     }
     match command {
         Command::Serve(args) => serve::run(Config::resolve(*args)?),
+        Command::Demo(args) => demo::run(*args),
         Command::Pull(args) => pull::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Bench { command } => bench::run(command),
@@ -114,7 +116,7 @@ mod tests {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Args::command(), "kvshare", &mut script);
             let script = String::from_utf8(script).unwrap();
-            for command in ["serve", "pull", "chat", "bench", "eval", "simulate", "keys", "check-config", "completions"] {
+            for command in ["serve", "demo", "pull", "chat", "bench", "eval", "simulate", "keys", "check-config", "completions"] {
                 assert!(script.contains(command), "{shell} lacks {command}");
             }
         }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::num::NonZero;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow, bail};
 use engine::{EngineCore, SchedulerConfig};
@@ -14,7 +14,7 @@ use server::{
 use tokio::runtime::{self, Runtime};
 use tokio::sync::{oneshot, watch};
 
-use crate::config::{ByteSize, Config, Device, LogFormat, ServerConfig, SharingConfig, TenantsConfig};
+use crate::config::{Config, Device, LogFormat, ServerConfig, SharingConfig, TenantsConfig};
 use crate::embedders;
 use crate::generation;
 use crate::loading::{self, Loaded};
@@ -48,7 +48,10 @@ pub(crate) fn run(mut config: Config) -> anyhow::Result<()> {
     let mut http = http_config(&config.server, &config.sharing);
     http.web.is_local = listener.local_addr().context("the listener's address")?.ip().is_loopback();
     let runtime = runtime()?;
-    let ended = runtime.block_on(serve_model(config, listener, access, http));
+    let ended = runtime.block_on(async {
+        let signals = server::termination_signals().context("listening to signals")?;
+        serve_model(config, listener, access, http, signals).await
+    });
     // Tasks that embed prompts are not waited for: nobody wants their results any more.
     runtime.shutdown_background();
     match ended? {
@@ -57,11 +60,44 @@ pub(crate) fn run(mut config: Config) -> anyhow::Result<()> {
     }
 }
 
+/// Serves while `client` talks to the server at the address it is given; its result.
+///
+/// # Errors
+/// As [`run`], and those of `client`.
+pub(crate) fn while_serving<T>(config: Config, client: impl AsyncFnOnce(String) -> anyhow::Result<T>) -> anyhow::Result<T> {
+    logging::init(&config.log);
+    let listener = bind(&config.server)?;
+    let url = format!("http://{}", listener.local_addr().context("the listener's address")?);
+    let (access, http) = (config.tenants.access()?, http_config(&config.server, &config.sharing));
+    let runtime = runtime()?;
+    let result = runtime.block_on(async {
+        tokio::select! {
+            ended = serve_model(config, listener, access, http, futures::stream::pending()) => Err(ended.err().unwrap_or_else(|| anyhow!("the server ended"))),
+            result = ready(&url, client) => result,
+        }
+    });
+    runtime.shutdown_background();
+    result
+}
+
+/// Runs `client` once the server at `url` has loaded its model.
+async fn ready<T>(url: &str, client: impl AsyncFnOnce(String) -> anyhow::Result<T>) -> anyhow::Result<T> {
+    while !reqwest::get(format!("{url}/health/ready")).await.is_ok_and(|answer| answer.status().is_success()) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    client(url.to_owned()).await
+}
+
 /// Answers on `listener` while a thread of its own loads the model, and then with the model.
-async fn serve_model(config: Config, listener: TcpListener, access: Access, http: server::ServerConfig) -> anyhow::Result<Ended> {
+async fn serve_model(
+    config: Config,
+    listener: TcpListener,
+    access: Access,
+    http: server::ServerConfig,
+    signals: impl Stream<Item = ()>,
+) -> anyhow::Result<Ended> {
     let address = listener.local_addr().context("the listener's address")?;
     let listener = tokio::net::TcpListener::from_std(listener).context("preparing the listener")?;
-    let signals = server::termination_signals().context("listening to signals")?;
     let (apps, hangups) = (watch::Sender::new(None), server::hangup_signals().context("listening to signals")?);
     tokio::spawn(read_keys_again(config.tenants.clone(), apps.subscribe(), hangups));
     let (loaded, app) = oneshot::channel();
@@ -193,6 +229,14 @@ fn http_config(server: &ServerConfig, sharing: &SharingConfig) -> server::Server
     }
 }
 
+/// A pool's size as people write it: one of 4 GiB lacks a few blocks at most.
+fn gib(bytes: u64) -> String {
+    match bytes {
+        0x4000_0000.. => format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30)),
+        _ => format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)),
+    }
+}
+
 /// Where HTTP is spoken.
 fn runtime() -> anyhow::Result<Runtime> {
     let num_cores = std::thread::available_parallelism().map_or(1, NonZero::get);
@@ -226,7 +270,7 @@ impl Started {
             "{} KV blocks of {} tokens in {}{host}, up to {} tokens a request, sharing: {}, {device}",
             scheduler.num_blocks,
             scheduler.block_size.get(),
-            ByteSize(loaded.model.kv_bytes >> 20 << 20),
+            gib(loaded.model.kv_bytes),
             scheduler.max_model_len,
             config.sharing.mode.as_str()
         );
@@ -238,7 +282,10 @@ impl Started {
         let Self { model, facts, sampling, address } = self;
         match format {
             LogFormat::Text => {
-                stderr::say(format_args!("model    {model}\nengine   {facts}\nsampling {sampling}\nserving  {address}/v1"));
+                let next = format!("kvshare chat --url {address}    (or POST {address}/v1/chat/completions)");
+                stderr::say(format_args!(
+                    "model    {model}\nengine   {facts}\nsampling {sampling}\nserving  {address}/v1\ntry      {next}"
+                ));
             }
             LogFormat::Json => tracing::info!(model, engine = facts, sampling, address, "serving"),
         }
@@ -276,6 +323,12 @@ mod tests {
         let (here, everywhere) = (IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0]));
         assert!(needs_warning(true, everywhere));
         assert!(!needs_warning(true, here) && !needs_warning(false, everywhere));
+    }
+
+    #[test]
+    fn a_pool_is_as_large_as_it_was_asked_for() {
+        assert_eq!(gib((4 << 30) - 700_000), "4.0 GiB");
+        assert_eq!(gib(256 << 20), "256.0 MiB");
     }
 
     #[test]

@@ -1,0 +1,167 @@
+//! `kvshare demo`: shows on one page what sharing does to a prompt whose documents come in another order.
+//!
+//! It serves the model to itself and asks as a client would, so that what it prints is what a client gets.
+
+use std::time::Instant;
+
+use anyhow::Context;
+
+use crate::bench::table;
+use crate::client::{ChatEvent, ChatRequest, Client, Message, SharingChoice, Usage};
+use crate::config::{Config, ConfigArgs, KvSharing};
+use crate::{serve, stdout};
+
+const DOCUMENTS: [&str; 3] =
+    [include_str!("demo/lighthouse.txt"), include_str!("demo/bakery.txt"), include_str!("demo/trail.txt")];
+/// The documents in the order of each prompt, and the question after them.
+const PROMPTS: [([usize; 3], &str); 2] = [
+    ([0, 1, 2], "In which year was the lighthouse lit for the first time?"),
+    ([2, 0, 1], "What is the name of the founder of the bakery?"),
+];
+const MODES: [KvSharing; 3] = [KvSharing::Off, KvSharing::Prefix, KvSharing::Span];
+/// Enough for a sentence.
+const MAX_ANSWER_TOKENS: u32 = 48;
+
+/// An answer and how it came about.
+struct Asked {
+    ttft_ms: f64,
+    usage: Usage,
+    text: String,
+}
+
+/// Serves the model on a free port of this machine, asks about three documents, then about the same ones in another order, in each of three
+/// modes, and prints what the second prompt cost.
+///
+/// # Errors
+/// If the model cannot be had, memory does not suffice, or an answer breaks off.
+pub(crate) fn run(args: ConfigArgs) -> anyhow::Result<()> {
+    let mut config = Config::resolve(args)?;
+    config.server.host = "127.0.0.1".to_owned();
+    config.server.port = 0;
+    // Nothing else runs while an answer is timed, and keys of a daemon are not those of a demo.
+    config.sharing.verify_share = 0.0;
+    config.tenants = crate::config::TenantsConfig::default();
+    let report = serve::while_serving(config, async |url| ask_all(&Client::new(&url)?).await)?;
+    stdout::write(report)
+}
+
+async fn ask_all(client: &Client) -> anyhow::Result<String> {
+    let model = client.first_model().await?;
+    // Memory that is touched for the first time is slow.
+    ask(client, &model, "warm-up", KvSharing::Off, "Say hello.".to_owned()).await?;
+    let mut second = Vec::new();
+    for mode in MODES {
+        for (order, question) in PROMPTS {
+            let asked = ask(client, &model, mode.as_str(), mode, prompt(order, question)).await?;
+            if order == PROMPTS[1].0 {
+                second.push((mode, asked));
+            }
+        }
+    }
+    Ok(report(&second))
+}
+
+fn prompt(order: [usize; 3], question: &str) -> String {
+    let documents = order.map(|nth| DOCUMENTS[nth].trim_end()).join("\n\n");
+    format!("Read these documents.\n\n{documents}\n\n{question}")
+}
+
+async fn ask(client: &Client, model: &str, salt: &str, mode: KvSharing, content: String) -> anyhow::Result<Asked> {
+    let request = ChatRequest {
+        model,
+        messages: &[Message { role: "user".to_owned(), content }],
+        max_tokens: Some(MAX_ANSWER_TOKENS),
+        temperature: Some(0.0),
+        kv_sharing: Some(SharingChoice { mode }),
+        // Each mode starts without KV of the others.
+        cache_salt: Some(salt),
+    };
+    let began = Instant::now();
+    let mut stream = client.stream_chat(&request).await?;
+    let mut asked = Asked { ttft_ms: 0.0, usage: Usage::default(), text: String::new() };
+    while let Some(event) = stream.next().await.with_context(|| format!("asking in mode {}", mode.as_str()))? {
+        match event {
+            ChatEvent::Text(text) => {
+                if asked.text.is_empty() {
+                    asked.ttft_ms = began.elapsed().as_secs_f64() * 1e3;
+                }
+                asked.text.push_str(&text);
+            }
+            ChatEvent::Usage(usage) => asked.usage = usage,
+            ChatEvent::Finished(_) => {}
+        }
+    }
+    Ok(asked)
+}
+
+fn report(second: &[(KvSharing, Asked)]) -> String {
+    let (_, full) = &second[0];
+    let rows: Vec<_> = second.iter().map(|(mode, asked)| row(*mode, asked, full)).collect();
+    let header = ["mode", "first token", "speedup", "from prefix", "moved", "computed", "of these recomputed"];
+    let mut text = format!(
+        "\nThree documents and a question, then the same documents in another order and another question, {} tokens:\n\n{}",
+        full.usage.prompt_tokens,
+        table::markdown(&header, &rows, 1)
+    );
+    text += &format!("\n{}\n", PROMPTS[1].1);
+    for (mode, asked) in second {
+        text += &format!("  {:<8}{}\n", mode.as_str(), said(&asked.text, &full.text));
+    }
+    text + "\nServe it: kvshare serve --kv-sharing span\nTalk to it: kvshare chat --usage\n"
+}
+
+fn row(mode: KvSharing, asked: &Asked, full: &Asked) -> Vec<String> {
+    let sharing = &asked.usage.kv_sharing;
+    let computed = asked.usage.prompt_tokens - sharing.prefix_tokens - sharing.span_tokens;
+    vec![
+        mode.as_str().to_owned(),
+        format!("{:.0} ms", asked.ttft_ms),
+        format!("{:.1}x", full.ttft_ms / asked.ttft_ms.max(1e-3)),
+        sharing.prefix_tokens.to_string(),
+        sharing.span_tokens.to_string(),
+        computed.to_string(),
+        sharing.recomputed_tokens.to_string(),
+    ]
+}
+
+/// An answer beside that of full computation: where they part if they do.
+fn said(text: &str, full: &str) -> String {
+    let one_line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let (text, full) = (one_line(text), one_line(full));
+    let num_equal = text.split(' ').zip(full.split(' ')).take_while(|(a, b)| a == b).count();
+    match text == full {
+        true => text,
+        false => format!("{text}  (differs from the {}. word on)", num_equal + 1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::SharingUsage;
+
+    fn asked(ttft_ms: f64, span_tokens: u64, recomputed_tokens: u64, text: &str) -> Asked {
+        let kv_sharing = SharingUsage { prefix_tokens: 10, span_tokens, recomputed_tokens, donors: 1 };
+        let usage = Usage { prompt_tokens: 100, kv_sharing, ..Usage::default() };
+        Asked { ttft_ms, usage, text: text.to_owned() }
+    }
+
+    #[test]
+    fn a_row_says_where_the_prompt_came_from() {
+        let full = asked(200.0, 0, 0, "");
+        assert_eq!(row(KvSharing::Span, &asked(50.0, 60, 20, ""), &full), ["span", "50 ms", "4.0x", "10", "60", "30", "20"]);
+    }
+
+    #[test]
+    fn an_answer_says_where_it_parts_from_full_computation() {
+        assert_eq!(said("Fifty minutes.", "Fifty\nminutes."), "Fifty minutes.");
+        assert_eq!(said("It needs ten.", "It needs fifty."), "It needs ten.  (differs from the 3. word on)");
+    }
+
+    #[test]
+    fn both_prompts_hold_the_same_documents_in_another_order() {
+        let [first, second] = PROMPTS.map(|(order, question)| prompt(order, question));
+        assert!(DOCUMENTS.iter().all(|document| first.contains(document.trim_end()) && second.contains(document.trim_end())));
+        assert_ne!(first[..200], second[..200]);
+    }
+}

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
 use semantic::{MatchClass, TrafficClass};
-use tokens::{BlockHash, BlockSize, CacheSalt, TenantId, Timestamp, TokenId};
+use tokens::{BlockHash, BlockSize, Scope, TenantId, Timestamp, TokenId};
 
 /// Answered requests kept at the most. Chosen: more than a pool has room for.
 const MAX_KEPT: usize = 1024;
@@ -35,7 +35,7 @@ pub(crate) struct Continued {
 /// KV of an answered request.
 #[derive(Debug)]
 pub(crate) struct Kept {
-    pub(crate) salt: CacheSalt,
+    pub(crate) scope: Scope,
     pub(crate) owner: kv::BlockOwner,
     /// Owners of the KV that was copied into it, earlier turns among them: it is erased with any of them.
     pub(crate) sources: Vec<kv::BlockOwner>,
@@ -109,20 +109,14 @@ impl Continuations {
         given_up
     }
 
-    /// The answered request that a prompt in scope `salt`, whose full blocks have the hashes `hashes`, continues; and the tokens that they have
+    /// The answered request that a prompt in `scope`, whose full blocks have the hashes `hashes`, continues; and the tokens that they have
     /// in common, at most `max_tokens`. Takes a lookup for each length of a first prompt, and compares at most [`MAX_PER_PROMPT`] answers
     /// for each prompt that is repeated.
-    pub(crate) fn find(
-        &self,
-        salt: CacheSalt,
-        hashes: &[BlockHash],
-        tokens: &[TokenId],
-        max_tokens: u32,
-    ) -> Option<(KeptId, u32)> {
+    pub(crate) fn find(&self, scope: Scope, hashes: &[BlockHash], tokens: &[TokenId], max_tokens: u32) -> Option<(KeptId, u32)> {
         let ids = self.by_name.iter().filter_map(|(&idx, names)| names.get(hashes.get(idx)?)).flatten();
         let agreeing = ids.filter_map(|&id| {
             // Hashes of different scopes and texts may be equal.
-            let kept = Some(self.get(id)).filter(|kept| kept.salt == salt)?;
+            let kept = Some(self.get(id)).filter(|kept| kept.scope == scope)?;
             let num_equal = kept.tokens.iter().zip(tokens).take(max_tokens as usize).take_while(|(a, b)| a == b).count() as u32;
             (num_equal >= kept.continued.answer_start).then_some((id, num_equal))
         });
@@ -246,23 +240,23 @@ mod tests {
             let tokens: Vec<_> = (0..8).map(|i| TokenId(first + i)).chain([TokenId(answer)]).collect();
             let hashes = self.hashes(tenant, &tokens);
             let continued = Continued { answer_start: 8, class: MatchClass::Composition };
-            let salt = CacheSalt(tenant.into());
+            let scope = Scope(tenant.into());
             let (sources, since) = (Vec::new(), Timestamp::default());
-            let kept = Kept { salt, owner, sources, tokens, num_exact: 0, lease, continued, traffic: None, since };
+            let kept = Kept { scope, owner, sources, tokens, num_exact: 0, lease, continued, traffic: None, since };
             let given_up = self.kept.keep(kept, &hashes, BlockSize::new(BLOCK).unwrap(), self.room);
             given_up.into_iter().for_each(|lease| self.pool.free(lease));
             self.kept.check_invariants();
         }
 
         fn hashes(&self, tenant: u32, tokens: &[TokenId]) -> Vec<BlockHash> {
-            ContentHashes::of(tokens, BlockSize::new(BLOCK).unwrap()).in_scope(CacheSalt(tenant.into()))
+            ContentHashes::of(tokens, BlockSize::new(BLOCK).unwrap()).in_scope(Scope(tenant.into()))
         }
 
         /// True if a prompt of `tenant` with this beginning and answer continues a kept one up to its answer.
         fn finds(&self, tenant: u32, first: u32, answer: u32) -> bool {
             let tokens: Vec<_> = (0..8).map(|i| TokenId(first + i)).chain([TokenId(answer), TokenId(7)]).collect();
-            let salt = CacheSalt(tenant.into());
-            self.kept.find(salt, &self.hashes(tenant, &tokens), &tokens, 9).is_some_and(|(_, num_equal)| num_equal == 9)
+            let scope = Scope(tenant.into());
+            self.kept.find(scope, &self.hashes(tenant, &tokens), &tokens, 9).is_some_and(|(_, num_equal)| num_equal == 9)
         }
     }
 

@@ -13,7 +13,7 @@ use semantic::{
     ByLeftContext, DonorQuery, DonorSource, EmbeddingIndex, PlanTarget, PromptView, RepairPolicy, ReusePlan, Search, Segments,
     Sketch, SpanConfig, SpanIndex, SpanIndexConfig, SpanMatch, SpanQuery, Steps, plan_counted,
 };
-use tokens::{BlockHash, BlockSize, Borders, CacheSalt, DonorId, RequestId, SessionId, TenantId, Timestamp, TokenId, TokenRange};
+use tokens::{BlockHash, BlockSize, Borders, DonorId, RequestId, Scope, SessionId, TenantId, Timestamp, TokenId, TokenRange};
 
 use crate::host::FetchGate;
 use crate::{FoundDonors, SchedulerConfig, SpanOutcome};
@@ -38,7 +38,7 @@ pub(crate) struct DonorRegistry {
     by_request: HashMap<RequestId, DonorId>,
     by_last_use: BTreeSet<(Timestamp, DonorId)>,
     /// By scope; those without donors have none.
-    versions: HashMap<CacheSalt, ScopeVersion>,
+    versions: HashMap<Scope, ScopeVersion>,
     num_changes: u64,
     has_host_tier: bool,
     next_id: u64,
@@ -46,7 +46,7 @@ pub(crate) struct DonorRegistry {
 }
 
 struct Donor {
-    salt: CacheSalt,
+    scope: Scope,
     tokens: std::sync::Arc<[TokenId]>,
     segments: Segments,
     hashes: Box<[BlockHash]>,
@@ -74,7 +74,7 @@ pub struct DonorInfo {
     /// Whose request it was.
     pub tenant: TenantId,
     /// Where it is found.
-    pub scope: CacheSalt,
+    pub scope: Scope,
     /// The conversation it belongs to, if that was named.
     pub session: Option<SessionId>,
     /// Its length, in whole blocks.
@@ -92,9 +92,9 @@ pub struct DonorInfo {
 /// The prompt to be filled.
 #[derive(Clone, Copy)]
 pub(crate) struct Target<'a> {
-    pub(crate) salt: CacheSalt,
+    pub(crate) scope: Scope,
     /// Further scopes it may read.
-    pub(crate) readable: &'a [CacheSalt],
+    pub(crate) readable: &'a [Scope],
     pub(crate) tokens: &'a [TokenId],
     /// Its shingles, if they were sampled before.
     pub(crate) sketch: Option<&'a Sketch>,
@@ -184,8 +184,8 @@ impl FoundSpans {
 }
 
 impl Target<'_> {
-    fn scopes(&self) -> impl Iterator<Item = CacheSalt> + '_ {
-        scopes(self.salt, self.readable)
+    fn scopes(&self) -> impl Iterator<Item = Scope> + '_ {
+        scopes(self.scope, self.readable)
     }
 }
 
@@ -258,7 +258,7 @@ impl DonorRegistry {
         let &last = hashes.last().expect("a span fills at least one block");
         if let Some(&known) = self.by_last_block.get(&last) {
             if self.index.restore(known) {
-                self.note_change(prompt.salt, 0);
+                self.note_change(prompt.scope, 0);
             }
             return self.touch(known);
         }
@@ -266,7 +266,7 @@ impl DonorRegistry {
         superseded.into_iter().for_each(|donor| self.remove(donor));
         let (created, last_used) = (self.now, self.now);
         let (tokens, hashes, readable) = (tokens.into(), hashes.into(), prompt.readable.into());
-        let donor = Donor { salt: prompt.salt, tokens, segments, hashes, readable, owner, hits: 0, created, last_used };
+        let donor = Donor { scope: prompt.scope, tokens, segments, hashes, readable, owner, hits: 0, created, last_used };
         let id = self.insert(donor, last);
         if let Some(embedding) = embedding {
             self.embed(id, embedding);
@@ -284,12 +284,12 @@ impl DonorRegistry {
     fn embed(&mut self, id: DonorId, embedding: &[f32]) {
         let Some(donor) = self.donors.get(&id) else { return };
         if let Some(embeddings) = &mut self.embeddings {
-            drop(embeddings.insert_of(donor.owner.tenant, donor.salt, id, &[embedding]));
+            drop(embeddings.insert_of(donor.owner.tenant, donor.scope, id, &[embedding]));
         }
     }
 
     /// The few donors that mean most nearly what `embedding` does, of the scopes that may be read; the nearest first.
-    pub(crate) fn similar(&self, scopes: impl Iterator<Item = CacheSalt>, embedding: &[f32]) -> Vec<DonorId> {
+    pub(crate) fn similar(&self, scopes: impl Iterator<Item = Scope>, embedding: &[f32]) -> Vec<DonorId> {
         let Some(embeddings) = &self.embeddings else { return Vec::new() };
         let in_scope =
             |scope| embeddings.propose(&DonorQuery { scope, tokens: &[], from: 0, embedding: Some(embedding) }, MAX_SIMILAR);
@@ -301,8 +301,8 @@ impl DonorRegistry {
     fn insert(&mut self, donor: Donor, last: BlockHash) -> DonorId {
         let id = DonorId(self.next_id);
         self.next_id += 1;
-        let evicted = self.index.insert_of(donor.owner.tenant, donor.salt, id, donor.tokens.clone(), donor.segments.clone());
-        self.note_change(donor.salt, 1);
+        let evicted = self.index.insert_of(donor.owner.tenant, donor.scope, id, donor.tokens.clone(), donor.segments.clone());
+        self.note_change(donor.scope, 1);
         self.by_last_block.insert(last, id);
         self.by_request.insert(donor.owner.request, id);
         self.by_last_use.insert((donor.last_used, id));
@@ -321,7 +321,7 @@ impl DonorRegistry {
             embeddings.remove(id);
         }
         if let Some(donor) = self.donors.remove(&id) {
-            self.note_change(donor.salt, -1);
+            self.note_change(donor.scope, -1);
             self.by_last_block.remove(donor.hashes.last().expect("a donor has blocks"));
             self.by_last_use.remove(&(donor.last_used, id));
             if self.by_request.get(&donor.owner.request) == Some(&id) {
@@ -331,7 +331,7 @@ impl DonorRegistry {
     }
 
     /// Notes that a scope has `num_more` donors more, or that more of one is found.
-    fn note_change(&mut self, scope: CacheSalt, num_more: isize) {
+    fn note_change(&mut self, scope: Scope, num_more: isize) {
         self.num_changes += 1;
         let version = self.versions.entry(scope).or_default();
         version.last_change = self.num_changes;
@@ -342,7 +342,7 @@ impl DonorRegistry {
     }
 
     /// Another number after every donor of `scopes` that comes or goes, so that a caller knows whether an earlier plan may be stale.
-    pub(crate) fn version(&self, scopes: impl Iterator<Item = CacheSalt>) -> u64 {
+    pub(crate) fn version(&self, scopes: impl Iterator<Item = Scope>) -> u64 {
         let last_change = |scope| self.versions.get(&scope).map_or(0, |version| version.last_change);
         scopes.fold(0, |version: u64, scope| version.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(last_change(scope)))
     }
@@ -372,10 +372,10 @@ impl DonorRegistry {
     }
 
     fn info(&self, pool: &kv::BlockPool, id: DonorId, donor: &Donor) -> DonorInfo {
-        let &Donor { salt, owner: kv::BlockOwner { tenant, session, .. }, hits, created, last_used, .. } = donor;
+        let &Donor { scope, owner: kv::BlockOwner { tenant, session, .. }, hits, created, last_used, .. } = donor;
         let num_resident = pool.match_full_blocks(donor.hashed(&donor.readable)).len() as u32 * self.block_size.get();
         let num_tokens = donor.tokens.len() as u32;
-        DonorInfo { id, tenant, scope: salt, session, num_tokens, num_resident_tokens: num_resident, hits, created, last_used }
+        DonorInfo { id, tenant, scope, session, num_tokens, num_resident_tokens: num_resident, hits, created, last_used }
     }
 
     /// Notes that spans are copied.
@@ -602,12 +602,12 @@ impl DonorRegistry {
 impl Donor {
     /// The scopes that it could read, of those that `target` may read.
     fn readable_by(&self, target: Target<'_>) -> Vec<kv::ReadableScope> {
-        self.readable.iter().filter(|scope| target.scopes().any(|salt| salt == scope.salt)).cloned().collect()
+        self.readable.iter().filter(|readable| target.scopes().any(|scope| scope == readable.scope)).cloned().collect()
     }
 
     /// As the pool knows it, where it could read `readable`.
     fn hashed<'a>(&'a self, readable: &'a [kv::ReadableScope]) -> kv::HashedTokens<'a> {
-        kv::HashedTokens { salt: self.salt, tokens: &self.tokens, hashes: &self.hashes, readable }
+        kv::HashedTokens { scope: self.scope, tokens: &self.tokens, hashes: &self.hashes, readable }
     }
 }
 
@@ -617,8 +617,8 @@ pub(crate) fn covering(start: u32, num_tokens: u32, block_size: u32) -> Range<u3
 }
 
 /// Where donors may be found: its own scope first, then the others that may be read.
-pub(crate) fn scopes(own: CacheSalt, readable: &[CacheSalt]) -> impl Iterator<Item = CacheSalt> + '_ {
-    let others = readable.iter().copied().filter(move |&salt| salt != own);
+pub(crate) fn scopes(own: Scope, readable: &[Scope]) -> impl Iterator<Item = Scope> + '_ {
+    let others = readable.iter().copied().filter(move |&scope| scope != own);
     std::iter::once(own).chain(others)
 }
 

@@ -53,7 +53,7 @@ impl InFlight {
 
     /// This prompt will be computed exactly, so that it may give spans.
     pub(crate) fn insert_prompt(&mut self, request: &Request) {
-        let evicted = self.prompts.insert(request.cache_salt, as_donor(request.request_id), request.prompt_token_ids.clone());
+        let evicted = self.prompts.insert(request.scope, as_donor(request.request_id), request.prompt_token_ids.clone());
         drop(evicted); // They are computed twice, and nothing else.
     }
 

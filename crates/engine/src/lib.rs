@@ -48,7 +48,7 @@ pub use request::{KvSharingMode, Request, SamplingParams};
 pub use scheduler::{PlanningWork, Scheduler};
 pub use semantic::{
     ClassQuality, DecodeRepair, Depth, Drift, EmbeddingIndexConfig, Fault, Gate, GuardConfig, MatchClass, Probe, Readers,
-    RejectReason, Repair, RepairPolicy, ReusePlan, ReuseSpan, SpanConfig, SpanMatch, Steps, TokenDeviation, TrafficClass,
-    TrafficQuality,
+    RejectReason, Repair, RepairError, RepairPolicy, ReusePlan, ReuseSpan, SpanConfig, SpanMatch, Steps, TokenDeviation,
+    TrafficClass, TrafficQuality,
 };
 pub use stats::{EngineStats, FoundDonors, SpanLookups, SpanOutcome, VerificationStats};

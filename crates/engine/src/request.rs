@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use semantic::Repair;
-use tokens::{Borders, CacheSalt, RequestId, SessionId, TenantId, Timestamp, TokenId, TokenRange};
+use tokens::{Borders, RequestId, Scope, SessionId, TenantId, Timestamp, TokenId, TokenRange};
 
 /// One prompt to continue.
 #[derive(Clone, Debug)]
@@ -20,10 +20,10 @@ pub struct Request {
     /// The conversation it belongs to, if what that leaves behind may have to be erased.
     pub session: Option<SessionId>,
     /// Scope of every cache lookup and of what this request leaves behind.
-    pub cache_salt: CacheSalt,
+    pub scope: Scope,
     /// Further scopes it may read, public texts say. What such a scope holds should have been left by requests that could read
     /// nothing but it: what a request leaves behind text of another scope is only found by those who may read that scope too.
-    pub readable: Vec<CacheSalt>,
+    pub readable: Vec<Scope>,
     /// What may be reused.
     pub sharing: KvSharingMode,
     /// Which tokens of reused spans are computed all the same.

@@ -202,7 +202,7 @@ impl Scheduler {
     fn similar(&self, request: &Request) -> Vec<tokens::DonorId> {
         match &request.embedding {
             Some(embedding) if request.sharing == crate::KvSharingMode::Semantic => {
-                self.donors.similar(scopes(request.cache_salt, &request.readable), embedding)
+                self.donors.similar(scopes(request.scope, &request.readable), embedding)
             }
             _ => Vec::new(),
         }
@@ -476,7 +476,7 @@ impl Drop for Scheduler {
 
 fn target_of(sequence: &Sequence, from: u32) -> Target<'_> {
     Target {
-        salt: sequence.request.cache_salt,
+        scope: sequence.request.scope,
         readable: &sequence.request.readable,
         tokens: &sequence.request.prompt_token_ids[..sequence.num_planned_tokens() as usize],
         sketch: sequence.sketch.as_ref(),

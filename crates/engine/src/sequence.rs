@@ -182,7 +182,7 @@ impl Sequence {
             request_id: request.request_id,
             sampling: Arc::new(request.sampling.clone()),
             arrival,
-            block_hashes: content.in_scope(request.cache_salt),
+            block_hashes: content.in_scope(request.scope),
             readable: readable_scopes(&request, &content),
             num_computed_tokens: 0,
             reused: Vec::new(),
@@ -245,13 +245,13 @@ impl Sequence {
     /// Tokens, hashes and scope, for the pool.
     pub(crate) fn hashed(&self) -> kv::HashedTokens<'_> {
         let Self { token_ids, block_hashes, readable, .. } = self;
-        kv::HashedTokens { salt: self.request.cache_salt, tokens: token_ids, hashes: block_hashes, readable }
+        kv::HashedTokens { scope: self.request.scope, tokens: token_ids, hashes: block_hashes, readable }
     }
 
     /// The same together with the lease, which the pool changes.
     pub(crate) fn hashed_and_lease(&mut self) -> (kv::HashedTokens<'_>, &mut kv::BlockLease) {
         let Self { token_ids, block_hashes, readable, lease, .. } = self;
-        let hashed = kv::HashedTokens { salt: self.request.cache_salt, tokens: token_ids, hashes: block_hashes, readable };
+        let hashed = kv::HashedTokens { scope: self.request.scope, tokens: token_ids, hashes: block_hashes, readable };
         (hashed, lease)
     }
 
@@ -285,9 +285,9 @@ impl Sequence {
 
     /// The class of traffic it belongs to if it copies the spans of `plan`.
     pub(crate) fn traffic_of(&self, plan: &semantic::ReusePlan) -> Option<TrafficClass> {
-        let Request { tenant, cache_salt, template, repair, .. } = &self.request;
+        let Request { tenant, scope, template, repair, .. } = &self.request;
         let policy = BuildHasherDefault::<DefaultHasher>::default().hash_one(repair.to_string());
-        TrafficClass::of((*tenant, *cache_salt), plan, self.num_planned_tokens(), template.len(), policy)
+        TrafficClass::of((*tenant, *scope), plan, self.num_planned_tokens(), template.len(), policy)
     }
 
     /// True if the row at `position` says how likely the prompt's next token was.
@@ -519,7 +519,7 @@ impl Sequence {
         self.token_ids.push(token);
         if self.token_ids.len().is_multiple_of(block_size.as_usize()) {
             let block = &self.token_ids[self.token_ids.len() - block_size.as_usize()..];
-            let hash = hash_next_block(self.request.cache_salt, self.block_hashes.last().copied(), block);
+            let hash = hash_next_block(self.request.scope, self.block_hashes.last().copied(), block);
             self.block_hashes.push(hash);
         }
     }
@@ -625,8 +625,8 @@ fn overlapping(ranges: &[TokenRange], range: TokenRange) -> &[TokenRange] {
 }
 
 fn readable_scopes(request: &Request, content: &ContentHashes) -> Vec<kv::ReadableScope> {
-    let others = request.readable.iter().filter(|&&salt| salt != request.cache_salt);
-    others.map(|&salt| kv::ReadableScope { salt, hashes: content.in_scope(salt).into() }).collect()
+    let others = request.readable.iter().filter(|&&scope| scope != request.scope);
+    others.map(|&scope| kv::ReadableScope { scope, hashes: content.in_scope(scope).into() }).collect()
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use semantic::{MatchClass, QualityGuard, TrafficChange, TrafficClass, TrafficCounts, TrafficGuard, TrafficQuality, Verdict};
-use tokens::{CacheSalt, RequestId, TenantId, Timestamp, TokenId};
+use tokens::{RequestId, Scope, TenantId, Timestamp, TokenId};
 
 use crate::sequence::{Shadow, Trial};
 use crate::{
@@ -45,7 +45,7 @@ pub(crate) struct Verifier {
     num_trials: u64,
     num_healed: u64,
     /// Scope and tokens of an answer that was just computed exactly.
-    healed: Option<(CacheSalt, Arc<[TokenId]>)>,
+    healed: Option<(Scope, Arc<[TokenId]>)>,
     pending: VecDeque<Case>,
     active: Option<Case>,
     /// Log probabilities by full computation, or by a trial, of the running comparison.
@@ -310,7 +310,7 @@ impl Verifier {
     }
 
     /// Scope and tokens of the conversation that was computed exactly since the last call.
-    pub(crate) fn take_healed(&mut self) -> Option<(CacheSalt, Arc<[TokenId]>)> {
+    pub(crate) fn take_healed(&mut self) -> Option<(Scope, Arc<[TokenId]>)> {
         self.healed.take()
     }
 
@@ -348,7 +348,7 @@ impl Verifier {
         }
         if request.store {
             self.num_healed += 1;
-            self.healed = Some((request.cache_salt, Arc::clone(&request.prompt_token_ids)));
+            self.healed = Some((request.scope, Arc::clone(&request.prompt_token_ids)));
         }
         if said.is_empty() {
             return;

@@ -15,7 +15,7 @@ use std::hash::BuildHasherDefault;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use tokens::{BlockHash, BlockId, BlockSize, CacheSalt, HostBlockId, TokenId};
+use tokens::{BlockHash, BlockId, BlockSize, HostBlockId, Scope, TokenId};
 
 use crate::name_hasher::NameHasher;
 use crate::{ExactBlock, Place};
@@ -28,7 +28,7 @@ const MAX_PARTIAL_CANDIDATES: usize = 64;
 #[derive(Clone, Copy, Debug)]
 pub struct HashedTokens<'a> {
     /// Scope in which blocks are searched and stored.
-    pub salt: CacheSalt,
+    pub scope: Scope,
     /// The sequence from its start.
     pub tokens: &'a [TokenId],
     /// As of `tokens::hash_full_blocks` for the same scope and tokens.
@@ -41,7 +41,7 @@ pub struct HashedTokens<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReadableScope {
     /// Which.
-    pub salt: CacheSalt,
+    pub scope: Scope,
     /// As of `tokens::hash_full_blocks` for this scope and the sequence's tokens.
     pub hashes: Arc<[BlockHash]>,
 }
@@ -90,14 +90,14 @@ pub struct PrefixIndex {
     entries: Vec<Option<Entry>>,
     by_hash: HashMap<BlockHash, Place, BuildHasherDefault<NameHasher>>,
     /// Newest block of each scope at the start of sequences or below a block of another scope; the others are its siblings.
-    branches: BTreeMap<(Option<Place>, CacheSalt), Place>,
+    branches: BTreeMap<(Option<Place>, Scope), Place>,
     version: u64,
 }
 
 #[derive(Debug)]
 struct Entry {
     hash: BlockHash,
-    salt: CacheSalt,
+    scope: Scope,
     tokens: Box<[TokenId]>,
     /// Blocks before it on its path.
     depth: u32,
@@ -196,14 +196,14 @@ impl PrefixIndex {
     /// scopes it may read and goes on in its own.
     #[must_use]
     pub fn match_full_blocks(&self, sequence: HashedTokens<'_>) -> Vec<Place> {
-        let HashedTokens { salt, tokens, hashes, readable } = sequence;
+        let HashedTokens { scope, tokens, hashes, readable } = sequence;
         let mut longest = Vec::new();
-        self.extend_path(&mut longest, salt, tokens, hashes);
-        for scope in readable {
+        self.extend_path(&mut longest, scope, tokens, hashes);
+        for other in readable {
             let mut path = Vec::new();
-            self.extend_path(&mut path, scope.salt, tokens, &scope.hashes);
+            self.extend_path(&mut path, other.scope, tokens, &other.hashes);
             if !path.is_empty() {
-                self.extend_path(&mut path, salt, tokens, hashes);
+                self.extend_path(&mut path, scope, tokens, hashes);
             }
             if path.len() > longest.len() {
                 longest = path;
@@ -213,12 +213,12 @@ impl PrefixIndex {
     }
 
     /// Adds to `path` the blocks of one scope that go on behind it.
-    fn extend_path(&self, path: &mut Vec<Place>, salt: CacheSalt, tokens: &[TokenId], hashes: &[BlockHash]) {
+    fn extend_path(&self, path: &mut Vec<Place>, scope: Scope, tokens: &[TokenId], hashes: &[BlockHash]) {
         // All are looked up before the first comparison: lookups miss the caches, and side by side they wait together.
         let blocks = tokens.chunks_exact(self.block_size.as_usize()).zip(hashes).skip(path.len());
         let found: Vec<_> = blocks.map_while(|(tokens, hash)| Some((tokens, *self.by_hash.get(hash)?))).collect();
         for (tokens, block) in found {
-            if !self.holds(block, salt, path.last().copied(), tokens) {
+            if !self.holds(block, scope, path.last().copied(), tokens) {
                 return;
             }
             path.push(block);
@@ -237,16 +237,16 @@ impl PrefixIndex {
         let parent = blocks.last().copied();
         let whole = || {
             let tokens = sequence.tokens.get(num_tokens..num_tokens + block_size)?;
-            let block = self.find(sequence.salt, parent, *sequence.hashes.get(blocks.len())?, tokens)?;
+            let block = self.find(sequence.scope, parent, *sequence.hashes.get(blocks.len())?, tokens)?;
             (!rest.is_empty()).then_some(PartialMatch { block, num_tokens: rest.len() })
         };
-        let partial = whole().or_else(|| self.match_partial(sequence.salt, parent, rest));
+        let partial = whole().or_else(|| self.match_partial(sequence.scope, parent, rest));
         PrefixMatch { blocks, num_tokens, partial }
     }
 
     /// The block of one scope below `parent` that shares most leading tokens with `tokens`, the newest of equals.
-    fn match_partial(&self, salt: CacheSalt, parent: Option<Place>, tokens: &[TokenId]) -> Option<PartialMatch> {
-        let first = self.first_child(parent, salt);
+    fn match_partial(&self, scope: Scope, parent: Option<Place>, tokens: &[TokenId]) -> Option<PartialMatch> {
+        let first = self.first_child(parent, scope);
         let siblings = std::iter::successors(first, |&block| self.entry(block).next_sibling);
         let mut best: Option<PartialMatch> = None;
         for block in siblings.take(MAX_PARTIAL_CANDIDATES) {
@@ -258,35 +258,35 @@ impl PrefixIndex {
         best
     }
 
-    /// Newest block of scope `salt` directly below `parent`.
-    fn first_child(&self, parent: Option<Place>, salt: CacheSalt) -> Option<Place> {
+    /// Newest block of `scope` directly below `parent`.
+    fn first_child(&self, parent: Option<Place>, scope: Scope) -> Option<Place> {
         match parent.map(|parent| self.entry(parent)) {
-            Some(parent) if parent.salt == salt => parent.first_child,
-            _ => self.branches.get(&(parent, salt)).copied(),
+            Some(parent) if parent.scope == scope => parent.first_child,
+            _ => self.branches.get(&(parent, scope)).copied(),
         }
     }
 
     /// Makes `child` the newest one; returns which was.
-    fn replace_first_child(&mut self, parent: Option<Place>, salt: CacheSalt, child: Option<Place>) -> Option<Place> {
+    fn replace_first_child(&mut self, parent: Option<Place>, scope: Scope, child: Option<Place>) -> Option<Place> {
         match parent.map(|parent| self.entry_mut(parent)) {
-            Some(parent) if parent.salt == salt => std::mem::replace(&mut parent.first_child, child),
+            Some(parent) if parent.scope == scope => std::mem::replace(&mut parent.first_child, child),
             _ => match child {
-                Some(child) => self.branches.insert((parent, salt), child),
-                None => self.branches.remove(&(parent, salt)),
+                Some(child) => self.branches.insert((parent, scope), child),
+                None => self.branches.remove(&(parent, scope)),
             },
         }
     }
 
     /// The indexed block that holds `tokens` below `parent`.
-    fn find(&self, salt: CacheSalt, parent: Option<Place>, hash: BlockHash, tokens: &[TokenId]) -> Option<Place> {
+    fn find(&self, scope: Scope, parent: Option<Place>, hash: BlockHash, tokens: &[TokenId]) -> Option<Place> {
         let &block = self.by_hash.get(&hash)?;
-        self.holds(block, salt, parent, tokens).then_some(block)
+        self.holds(block, scope, parent, tokens).then_some(block)
     }
 
-    /// True if `block` holds `tokens` of scope `salt` below `parent`.
-    fn holds(&self, block: Place, salt: CacheSalt, parent: Option<Place>, tokens: &[TokenId]) -> bool {
+    /// True if `block` holds `tokens` of `scope` below `parent`.
+    fn holds(&self, block: Place, scope: Scope, parent: Option<Place>, tokens: &[TokenId]) -> bool {
         let entry = self.entry(block);
-        entry.salt == salt && entry.parent == parent && *entry.tokens == *tokens
+        entry.scope == scope && entry.parent == parent && *entry.tokens == *tokens
     }
 
     /// Makes the full block `idx` of `sequence`, which `block` holds, findable below `parent`, which holds the one before.
@@ -301,7 +301,7 @@ impl PrefixIndex {
         let tokens = &sequence.tokens[idx * block_size..(idx + 1) * block_size];
         let hash = sequence.hashes[idx];
         let (block, parent) = (Place::Device(block.id()), parent.map(|parent| Place::Device(parent.id())));
-        match self.find(sequence.salt, parent, hash, tokens) {
+        match self.find(sequence.scope, parent, hash, tokens) {
             Some(Place::Device(duplicate)) => return Insertion::Duplicate(duplicate),
             Some(Place::Host(slot)) => {
                 self.move_entry(Place::Host(slot), block);
@@ -312,19 +312,19 @@ impl PrefixIndex {
         if self.by_hash.contains_key(&hash) || parent.is_some_and(|parent| !self.contains(parent)) {
             return Insertion::Refused;
         }
-        self.link(block, NewEntry { hash, salt: sequence.salt, tokens, parent });
+        self.link(block, NewEntry { hash, scope: sequence.scope, tokens, parent });
         Insertion::Stored
     }
 
     fn link(&mut self, block: Place, new: NewEntry<'_>) {
-        let NewEntry { hash, salt, tokens, parent } = new;
-        let next_sibling = self.replace_first_child(parent, salt, Some(block));
+        let NewEntry { hash, scope, tokens, parent } = new;
+        let next_sibling = self.replace_first_child(parent, scope, Some(block));
         if let Some(next) = next_sibling {
             self.entry_mut(next).prev_sibling = Some(block);
         }
         let depth = parent.map_or(0, |parent| self.depth(parent) + 1);
         let tokens = tokens.into();
-        let entry = Entry { hash, salt, tokens, depth, parent, first_child: None, prev_sibling: None, next_sibling };
+        let entry = Entry { hash, scope, tokens, depth, parent, first_child: None, prev_sibling: None, next_sibling };
         let at = self.at(block);
         let before = self.entries[at].replace(entry);
         assert!(before.is_none(), "{block:?} is indexed already");
@@ -363,13 +363,13 @@ impl PrefixIndex {
         self.by_hash.insert(entry.hash, to);
         match entry.prev_sibling {
             Some(prev) => self.entry_mut(prev).next_sibling = Some(to),
-            None => drop(self.replace_first_child(entry.parent, entry.salt, Some(to))),
+            None => drop(self.replace_first_child(entry.parent, entry.scope, Some(to))),
         }
         if let Some(next) = entry.next_sibling {
             self.entry_mut(next).prev_sibling = Some(to);
         }
         for first in self.take_branches(from) {
-            self.branches.insert((Some(to), self.entry(first).salt), first);
+            self.branches.insert((Some(to), self.entry(first).scope), first);
             self.set_parent(first, to);
         }
         if let Some(first) = entry.first_child {
@@ -391,14 +391,14 @@ impl PrefixIndex {
 
     /// Takes `block` out of the list of its siblings.
     fn unlink(&mut self, block: Place) {
-        let &Entry { salt, parent, prev_sibling, next_sibling, .. } = self.entry(block);
+        let &Entry { scope, parent, prev_sibling, next_sibling, .. } = self.entry(block);
         if let Some(next) = next_sibling {
             self.entry_mut(next).prev_sibling = prev_sibling;
         }
         match prev_sibling {
             Some(prev) => self.entry_mut(prev).next_sibling = next_sibling,
             None => {
-                self.replace_first_child(parent, salt, next_sibling);
+                self.replace_first_child(parent, scope, next_sibling);
             }
         }
     }
@@ -431,17 +431,17 @@ impl PrefixIndex {
             if let Some(next) = entry.next_sibling {
                 let next = self.entry(next);
                 assert_eq!(next.prev_sibling, Some(block), "siblings of {block:?} disagree");
-                assert_eq!((next.parent, next.salt), (entry.parent, entry.salt), "siblings of {block:?} are not siblings");
+                assert_eq!((next.parent, next.scope), (entry.parent, entry.scope), "siblings of {block:?} are not siblings");
             }
             if entry.prev_sibling.is_none() {
-                let first = self.first_child(entry.parent, entry.salt);
+                let first = self.first_child(entry.parent, entry.scope);
                 assert_eq!(first, Some(block), "{block:?} is not the first child of its parent");
             }
         }
         assert_eq!(self.by_hash.len(), num_entries, "a hash leads nowhere");
-        for (&(parent, salt), &first) in &self.branches {
+        for (&(parent, scope), &first) in &self.branches {
             let entry = self.entry(first);
-            assert_eq!((entry.parent, entry.salt), (parent, salt), "a branch leads elsewhere");
+            assert_eq!((entry.parent, entry.scope), (parent, scope), "a branch leads elsewhere");
         }
     }
 
@@ -458,14 +458,14 @@ impl PrefixIndex {
 #[derive(Clone, Copy)]
 struct NewEntry<'a> {
     hash: BlockHash,
-    salt: CacheSalt,
+    scope: Scope,
     tokens: &'a [TokenId],
     parent: Option<Place>,
 }
 
 /// Keys of what branches off below `block` into other scopes.
-fn scopes_below(block: Place) -> RangeInclusive<(Option<Place>, CacheSalt)> {
-    (Some(block), CacheSalt(u64::MIN))..=(Some(block), CacheSalt(u64::MAX))
+fn scopes_below(block: Place) -> RangeInclusive<(Option<Place>, Scope)> {
+    (Some(block), Scope(u64::MIN))..=(Some(block), Scope(u64::MAX))
 }
 
 fn common_prefix(a: &[TokenId], b: &[TokenId]) -> usize {
@@ -484,18 +484,18 @@ mod tests {
         text.bytes().map(|byte| TokenId(byte.into())).collect()
     }
 
-    /// An index in which every sequence of `stored`, `salt:text`, got its own new blocks for what was not there; `1<2:text` is of
+    /// An index in which every sequence of `stored`, `scope:text`, got its own new blocks for what was not there; `1<2:text` is of
     /// scope 1 and may read scope 2.
     fn index_of(stored: &str) -> PrefixIndex {
         let mut index = PrefixIndex::new(32, 8, SIZE);
         let mut next = 0;
         for word in stored.split_whitespace() {
-            let (salt, text) = word.split_once(':').unwrap();
-            let (salt, readable) =
-                salt.split_once('<').map_or((salt, Vec::new()), |(own, other)| (own, vec![other.parse().unwrap()]));
-            let (salt, tokens) = (CacheSalt(salt.parse().unwrap()), ids(text));
-            let (hashes, readable) = (hash_full_blocks(salt, &tokens, SIZE), readable_of(&readable, &tokens));
-            let sequence = HashedTokens { salt, tokens: &tokens, hashes: &hashes, readable: &readable };
+            let (scope, text) = word.split_once(':').unwrap();
+            let (scope, readable) =
+                scope.split_once('<').map_or((scope, Vec::new()), |(own, other)| (own, vec![other.parse().unwrap()]));
+            let (scope, tokens) = (Scope(scope.parse().unwrap()), ids(text));
+            let (hashes, readable) = (hash_full_blocks(scope, &tokens, SIZE), readable_of(&readable, &tokens));
+            let sequence = HashedTokens { scope, tokens: &tokens, hashes: &hashes, readable: &readable };
             let mut chain: Vec<_> =
                 index.match_full_blocks(sequence).into_iter().map(|place| ExactBlock::new(device(place))).collect();
             for idx in chain.len()..hashes.len() {
@@ -520,24 +520,23 @@ mod tests {
         index.remove_subtree(Place::Device(BlockId(block))).into_iter().map(|place| device(place).0).collect()
     }
 
-    fn readable_of(salts: &[u64], tokens: &[TokenId]) -> Vec<ReadableScope> {
-        let scope =
-            |&salt| ReadableScope { salt: CacheSalt(salt), hashes: hash_full_blocks(CacheSalt(salt), tokens, SIZE).into() };
-        salts.iter().map(scope).collect()
+    fn readable_of(scopes: &[u64], tokens: &[TokenId]) -> Vec<ReadableScope> {
+        let scope = |&scope| ReadableScope { scope: Scope(scope), hashes: hash_full_blocks(Scope(scope), tokens, SIZE).into() };
+        scopes.iter().map(scope).collect()
     }
 
     #[track_caller]
-    fn check(index: &PrefixIndex, salt: u64, text: &str, max_tokens: usize, expected: &str) {
-        check_readable(index, &[salt], text, max_tokens, expected);
+    fn check(index: &PrefixIndex, scope: u64, text: &str, max_tokens: usize, expected: &str) {
+        check_readable(index, &[scope], text, max_tokens, expected);
     }
 
-    /// `salts`: the own scope, then those that may be read. `expected`: matched block ids, then the partly matched one as
+    /// `scopes`: the own scope, then those that may be read. `expected`: matched block ids, then the partly matched one as
     /// `block+tokens`.
     #[track_caller]
-    fn check_readable(index: &PrefixIndex, salts: &[u64], text: &str, max_tokens: usize, expected: &str) {
-        let (salt, tokens) = (CacheSalt(salts[0]), ids(text));
-        let (hashes, readable) = (hash_full_blocks(salt, &tokens, SIZE), readable_of(&salts[1..], &tokens));
-        let sequence = HashedTokens { salt, tokens: &tokens, hashes: &hashes, readable: &readable };
+    fn check_readable(index: &PrefixIndex, scopes: &[u64], text: &str, max_tokens: usize, expected: &str) {
+        let (scope, tokens) = (Scope(scopes[0]), ids(text));
+        let (hashes, readable) = (hash_full_blocks(scope, &tokens, SIZE), readable_of(&scopes[1..], &tokens));
+        let sequence = HashedTokens { scope, tokens: &tokens, hashes: &hashes, readable: &readable };
         let found = index.match_prefix(sequence, max_tokens);
         assert_eq!(
             index.count_leading(HashedTokens { tokens: &tokens[..max_tokens], ..sequence }).min(max_tokens / 2),
@@ -629,8 +628,8 @@ mod tests {
         let (a, b) = (ids("ab"), ids("xy"));
         let hashes = [BlockHash(7)];
         let (block, other) = (ExactBlock::new(BlockId(0)), ExactBlock::new(BlockId(1)));
-        let stored = HashedTokens { salt: CacheSalt(0), tokens: &a, hashes: &hashes, readable: &[] };
-        let collides = HashedTokens { salt: CacheSalt(0), tokens: &b, hashes: &hashes, readable: &[] };
+        let stored = HashedTokens { scope: Scope(0), tokens: &a, hashes: &hashes, readable: &[] };
+        let collides = HashedTokens { scope: Scope(0), tokens: &b, hashes: &hashes, readable: &[] };
         assert_eq!(index.insert(&block, None, stored, 0), Insertion::Stored);
         assert_eq!(index.match_full_blocks(collides), []);
         assert_eq!(index.insert(&other, None, collides, 0), Insertion::Refused);
@@ -641,9 +640,9 @@ mod tests {
     fn equal_hash_and_tokens_in_another_scope_are_a_miss() {
         let mut index = PrefixIndex::new(4, 0, SIZE);
         let (tokens, hashes) = (ids("ab"), [BlockHash(7)]);
-        let stored = HashedTokens { salt: CacheSalt(0), tokens: &tokens, hashes: &hashes, readable: &[] };
+        let stored = HashedTokens { scope: Scope(0), tokens: &tokens, hashes: &hashes, readable: &[] };
         assert_eq!(index.insert(&ExactBlock::new(BlockId(0)), None, stored, 0), Insertion::Stored);
-        assert_eq!(index.match_full_blocks(HashedTokens { salt: CacheSalt(1), ..stored }), []);
+        assert_eq!(index.match_full_blocks(HashedTokens { scope: Scope(1), ..stored }), []);
     }
 
     #[test]
@@ -653,8 +652,8 @@ mod tests {
         let chain = [BlockHash(1), BlockHash(7)];
         let other_chain = [BlockHash(2), BlockHash(7)];
         let blocks: Vec<_> = (0..3).map(|i| ExactBlock::new(BlockId(i))).collect();
-        let stored = HashedTokens { salt: CacheSalt(0), tokens: &first, hashes: &chain, readable: &[] };
-        let collides = HashedTokens { salt: CacheSalt(0), tokens: &second, hashes: &other_chain, readable: &[] };
+        let stored = HashedTokens { scope: Scope(0), tokens: &first, hashes: &chain, readable: &[] };
+        let collides = HashedTokens { scope: Scope(0), tokens: &second, hashes: &other_chain, readable: &[] };
         assert_eq!(index.insert(&blocks[0], None, stored, 0), Insertion::Stored);
         assert_eq!(index.insert(&blocks[1], Some(&blocks[0]), stored, 1), Insertion::Stored);
         assert_eq!(index.insert(&blocks[2], None, collides, 0), Insertion::Stored);
@@ -711,8 +710,8 @@ mod tests {
     fn what_is_computed_again_takes_the_place_of_its_copy_in_the_host() {
         let mut index = index_of("0:abcd");
         let tokens = ids("abcd");
-        let hashes = hash_full_blocks(CacheSalt(0), &tokens, SIZE);
-        let sequence = HashedTokens { salt: CacheSalt(0), tokens: &tokens, hashes: &hashes, readable: &[] };
+        let hashes = hash_full_blocks(Scope(0), &tokens, SIZE);
+        let sequence = HashedTokens { scope: Scope(0), tokens: &tokens, hashes: &hashes, readable: &[] };
         index.move_entry(Place::Device(BlockId(0)), Place::Host(HostBlockId(2)));
         index.move_entry(Place::Device(BlockId(1)), Place::Host(HostBlockId(3)));
         assert_eq!(index.insert(&ExactBlock::new(BlockId(7)), None, sequence, 0), Insertion::Replaced(HostBlockId(2)));

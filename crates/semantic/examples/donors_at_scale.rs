@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use semantic::{ByLeftContext, PlanTarget, PromptView, ReusePlan, Segments, SpanConfig, SpanIndex, SpanIndexConfig, Steps};
 use semantic::{SpanQuery, plan_counted};
-use tokens::{CacheSalt, DonorId, TokenId};
+use tokens::{DonorId, Scope, TokenId};
 
-const SCOPE: CacheSalt = CacheSalt(1);
+const SCOPE: Scope = Scope(1);
 const REPETITIONS: usize = 15;
 const DONORS: [usize; 5] = [1, 2, 4, 8, 64];
 

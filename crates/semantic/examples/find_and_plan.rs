@@ -15,7 +15,7 @@ use semantic::{
     ByLeftContext, DonorQuery, DonorSource, EmbeddingIndex, EmbeddingIndexConfig, PlanTarget, PromptView, Segments, SpanConfig,
     SpanIndex, SpanIndexConfig, SpanMatch, plan_reuse,
 };
-use tokens::{CacheSalt, DonorId, TokenId};
+use tokens::{DonorId, Scope, TokenId};
 
 const NUM_DONORS: u64 = 10_000;
 const NUM_DOCUMENTS: u64 = 4_000;
@@ -52,7 +52,7 @@ fn prompt(stream: u64, num_documents: u64, len: u64) -> Vec<TokenId> {
 fn main() {
     let config = SpanConfig::default();
     let mut index = SpanIndex::new(SpanIndexConfig { max_tokens: 1 << 26, ..SpanIndexConfig::for_spans(&config) });
-    let scope = CacheSalt(1);
+    let scope = Scope(1);
     let start = Instant::now();
     let mut embeddings = EmbeddingIndex::new(EmbeddingIndexConfig::new(NUM_DIMENSIONS as usize));
     for id in 0..NUM_DONORS {
@@ -78,7 +78,7 @@ fn embedding(topic: u64, stream: u64) -> Vec<f32> {
 
 /// What the index finds, and what the donors proposed by `embeddings` have.
 fn find(index: &SpanIndex, embeddings: Option<&EmbeddingIndex>, target: &[TokenId], embedding: &[f32]) -> Vec<SpanMatch> {
-    let scope = CacheSalt(1);
+    let scope = Scope(1);
     let mut matches = index.find(scope, target, 32);
     if let Some(embeddings) = embeddings {
         let query = DonorQuery { scope, tokens: target, from: 32, embedding: Some(embedding) };

@@ -9,7 +9,7 @@
 use std::time::Instant;
 
 use semantic::{DonorQuery, DonorSource, EmbeddingIndex, EmbeddingIndexConfig};
-use tokens::{CacheSalt, DonorId};
+use tokens::{DonorId, Scope};
 
 const NUM_TOPICS: u64 = 500;
 const REPETITIONS: u64 = 1_000;
@@ -36,13 +36,13 @@ fn main() {
         let config = EmbeddingIndexConfig { max_vectors: num_donors as usize, ..EmbeddingIndexConfig::new(num_dimensions) };
         let mut index = EmbeddingIndex::new(config);
         for id in 0..num_donors {
-            index.insert(CacheSalt(1), DonorId(id), &[&vector(id, num_dimensions)]);
+            index.insert(Scope(1), DonorId(id), &[&vector(id, num_dimensions)]);
         }
         let mut times = Vec::new();
         let mut num_proposals = 0;
         for repetition in 0..REPETITIONS {
             let embedding = vector(5_000_000 + repetition, num_dimensions);
-            let query = DonorQuery { scope: CacheSalt(1), tokens: &[], from: 0, embedding: Some(&embedding) };
+            let query = DonorQuery { scope: Scope(1), tokens: &[], from: 0, embedding: Some(&embedding) };
             let mut tries = [(); 5].map(|()| {
                 let start = Instant::now();
                 num_proposals += index.propose(&query, 8).len();

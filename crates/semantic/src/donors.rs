@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tokens::{CacheSalt, DonorId, TenantId, TokenId};
+use tokens::{DonorId, Scope, TenantId, TokenId};
 
 use crate::fair_lru::{FairLru, Load, Place};
 use crate::{Segments, Sketch};
@@ -11,7 +11,7 @@ use crate::{Segments, Sketch};
 /// A kept prompt.
 pub(crate) struct Donor {
     pub(crate) id: DonorId,
-    pub(crate) scope: CacheSalt,
+    pub(crate) scope: Scope,
     pub(crate) tokens: Arc<[TokenId]>,
     pub(crate) segments: Segments,
     /// Its sampled shingles.
@@ -25,7 +25,7 @@ pub(crate) struct Donor {
 pub(crate) struct NewDonor {
     pub(crate) tenant: TenantId,
     pub(crate) id: DonorId,
-    pub(crate) scope: CacheSalt,
+    pub(crate) scope: Scope,
     pub(crate) tokens: Arc<[TokenId]>,
     pub(crate) segments: Segments,
     pub(crate) sketch: Sketch,
@@ -75,7 +75,7 @@ impl Donors {
     }
 
     /// Those of `scope`, by id.
-    pub(crate) fn in_scope(&self, scope: CacheSalt) -> Vec<DonorId> {
+    pub(crate) fn in_scope(&self, scope: Scope) -> Vec<DonorId> {
         let mut donors: Vec<_> = self.slots.iter().flatten().filter(|donor| donor.scope == scope).map(|donor| donor.id).collect();
         donors.sort_unstable();
         donors

@@ -298,8 +298,8 @@ mod tests {
     fn check_policy(policy: EditPolicy, donor: &str, target: &str, expected: &str) {
         let ((donor, donor_segments), (target, segments)) = (prompt(donor), prompt(target));
         let mut index = crate::SpanIndex::new(crate::SpanIndexConfig::default());
-        index.insert(tokens::CacheSalt(0), DonorId(0), donor.as_slice().into());
-        let matches = index.find(tokens::CacheSalt(0), &target, 0);
+        index.insert(tokens::Scope(0), DonorId(0), donor.as_slice().into());
+        let matches = index.find(tokens::Scope(0), &target, 0);
         let donor = PromptView { tokens: &donor, segments: &donor_segments };
         let edited = EditedRuns::of(PromptView { tokens: &target, segments: &segments }, &matches, |_| Some(donor));
         let print = |found: &SpanMatch| match edited.computed_end_in(found, policy) {
@@ -399,8 +399,8 @@ mod tests {
     fn check_follows(donor: &str, target: &str, positions: &[(u32, u32)], expected: &[bool]) {
         let ((donor, donor_segments), (target, segments)) = (prompt(donor), prompt(target));
         let mut index = crate::SpanIndex::new(crate::SpanIndexConfig::default());
-        index.insert(tokens::CacheSalt(0), DonorId(0), donor.as_slice().into());
-        let matches = index.find(tokens::CacheSalt(0), &target, 0);
+        index.insert(tokens::Scope(0), DonorId(0), donor.as_slice().into());
+        let matches = index.find(tokens::Scope(0), &target, 0);
         let donor = PromptView { tokens: &donor, segments: &donor_segments };
         let edited = EditedRuns::of(PromptView { tokens: &target, segments: &segments }, &matches, |_| Some(donor));
         let found: Vec<_> = positions.iter().map(|&(target, donor)| edited.follows_change(DonorId(0), target, donor)).collect();

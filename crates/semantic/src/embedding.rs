@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use tokens::{CacheSalt, DonorId, TenantId};
+use tokens::{DonorId, Scope, TenantId};
 
 use crate::fair_lru::{FairLru, Load, Place};
 
@@ -48,7 +48,7 @@ pub struct Similar {
 /// Vectors of donors, by scope.
 pub struct EmbeddingIndex {
     config: EmbeddingIndexConfig,
-    shelves: BTreeMap<CacheSalt, Shelf>,
+    shelves: BTreeMap<Scope, Shelf>,
     donors: BTreeMap<DonorId, Entry>,
     /// Donors in the order in which they leave; an entry weighs its vectors.
     lru: FairLru<DonorId>,
@@ -72,7 +72,7 @@ struct Shelf {
 
 /// What is kept of a donor.
 struct Entry {
-    scope: CacheSalt,
+    scope: Scope,
     /// Its rows, by part.
     rows: Vec<u32>,
     place: Place,
@@ -117,7 +117,7 @@ impl EmbeddingIndex {
     ///
     /// # Panics
     /// As [`insert_of`](Self::insert_of).
-    pub fn insert(&mut self, scope: CacheSalt, donor: DonorId, vectors: &[&[f32]]) -> Vec<DonorId> {
+    pub fn insert(&mut self, scope: Scope, donor: DonorId, vectors: &[&[f32]]) -> Vec<DonorId> {
         self.insert_of(TenantId::default(), scope, donor, vectors)
     }
 
@@ -128,7 +128,7 @@ impl EmbeddingIndex {
     ///
     /// # Panics
     /// If a vector has another number of dimensions than the index.
-    pub fn insert_of(&mut self, tenant: TenantId, scope: CacheSalt, donor: DonorId, vectors: &[&[f32]]) -> Vec<DonorId> {
+    pub fn insert_of(&mut self, tenant: TenantId, scope: Scope, donor: DonorId, vectors: &[&[f32]]) -> Vec<DonorId> {
         self.remove(donor);
         let quantised: Option<Vec<_>> = vectors.iter().map(|vector| self.quantised(vector)).collect();
         let Some(vectors) = quantised.filter(|vectors| (1..=self.config.max_vectors).contains(&vectors.len())) else {
@@ -169,7 +169,7 @@ impl EmbeddingIndex {
     }
 
     /// Forgets all donors of `scope` and returns how many they were.
-    pub fn remove_scope(&mut self, scope: CacheSalt) -> usize {
+    pub fn remove_scope(&mut self, scope: Scope) -> usize {
         let gone: Vec<_> = self.donors.iter().filter(|(_, entry)| entry.scope == scope).map(|(&donor, _)| donor).collect();
         gone.iter().filter(|&&donor| self.remove(donor)).count()
     }
@@ -186,7 +186,7 @@ impl EmbeddingIndex {
     /// # Panics
     /// If `query` has another number of dimensions than the index.
     #[must_use]
-    pub fn nearest(&self, scope: CacheSalt, query: &[f32], max: usize) -> Vec<Similar> {
+    pub fn nearest(&self, scope: Scope, query: &[f32], max: usize) -> Vec<Similar> {
         let (Some(shelf), Some(query)) = (self.shelves.get(&scope), self.quantised(query)) else { return Vec::new() };
         let mut floor = self.config.min_cosine;
         let mut best: Vec<Similar> = Vec::with_capacity(max.min(shelf.owners.len()) + 1);
@@ -275,8 +275,8 @@ mod tests {
     use super::*;
     use crate::testing::Random;
 
-    const A: CacheSalt = CacheSalt(1);
-    const B: CacheSalt = CacheSalt(2);
+    const A: Scope = Scope(1);
+    const B: Scope = Scope(2);
 
     fn vector(random: &mut Random, num_dimensions: usize) -> Vec<f32> {
         (0..num_dimensions).map(|_| random.below(2001) as f32 / 1000.0 - 1.0).collect()
@@ -356,10 +356,10 @@ mod tests {
         let mut index = EmbeddingIndex::new(EmbeddingIndexConfig { max_vectors: 30, ..EmbeddingIndexConfig::new(1) });
         for (tenant, num_donors) in [(1, 10), (2, 200), (3, 10)] {
             for id in 0..num_donors {
-                index.insert_of(TenantId(tenant), CacheSalt(tenant.into()), DonorId(u64::from(tenant) * 1000 + id), &[&[1.0]]);
+                index.insert_of(TenantId(tenant), Scope(tenant.into()), DonorId(u64::from(tenant) * 1000 + id), &[&[1.0]]);
             }
         }
-        let kept = [1, 2, 3].map(|tenant| index.nearest(CacheSalt(tenant), &[1.0], 99).len());
+        let kept = [1, 2, 3].map(|tenant| index.nearest(Scope(tenant), &[1.0], 99).len());
         assert_eq!(kept, [10, 10, 10]);
     }
 
@@ -369,7 +369,7 @@ mod tests {
         let mut random = Random(3);
         let config = EmbeddingIndexConfig { max_vectors: 12, min_cosine: -1.0, ..EmbeddingIndexConfig::new(4) };
         let mut index = EmbeddingIndex::new(config);
-        let mut kept: BTreeMap<DonorId, (CacheSalt, Vec<Vec<f32>>)> = BTreeMap::new();
+        let mut kept: BTreeMap<DonorId, (Scope, Vec<Vec<f32>>)> = BTreeMap::new();
         for _ in 0..2000 {
             let donor = DonorId(random.below(9) as u64);
             match random.below(8) {

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tokens::{CacheSalt, DonorId, TenantId, TokenId};
+use tokens::{DonorId, Scope, TenantId, TokenId};
 
 use crate::donors::{Donors, NewDonor};
 use crate::fair_lru::Load;
@@ -20,7 +20,7 @@ use crate::{DonorPrompts, PromptView, Segments, SpanIndexConfig, SpanMatch};
 pub struct SpanIndex {
     config: SpanIndexConfig,
     donors: Donors,
-    postings: HashMap<CacheSalt, Postings>,
+    postings: HashMap<Scope, Postings>,
 }
 
 impl SpanIndex {
@@ -65,18 +65,12 @@ impl SpanIndex {
     }
 
     /// [`insert_segmented`](Self::insert_segmented) for a prompt of whose segments nothing is known.
-    pub fn insert(&mut self, scope: CacheSalt, donor: DonorId, tokens: Arc<[TokenId]>) -> Vec<DonorId> {
+    pub fn insert(&mut self, scope: Scope, donor: DonorId, tokens: Arc<[TokenId]>) -> Vec<DonorId> {
         self.insert_segmented(scope, donor, tokens, Segments::default())
     }
 
     /// [`insert_of`](Self::insert_of) where all donors are one tenant's.
-    pub fn insert_segmented(
-        &mut self,
-        scope: CacheSalt,
-        donor: DonorId,
-        tokens: Arc<[TokenId]>,
-        segments: Segments,
-    ) -> Vec<DonorId> {
+    pub fn insert_segmented(&mut self, scope: Scope, donor: DonorId, tokens: Arc<[TokenId]>, segments: Segments) -> Vec<DonorId> {
         self.insert_of(TenantId::default(), scope, donor, tokens, segments)
     }
 
@@ -88,7 +82,7 @@ impl SpanIndex {
     pub fn insert_of(
         &mut self,
         tenant: TenantId,
-        scope: CacheSalt,
+        scope: Scope,
         donor: DonorId,
         tokens: Arc<[TokenId]>,
         segments: Segments,
@@ -149,7 +143,7 @@ impl SpanIndex {
     }
 
     /// Forgets all donors of `scope` and returns how many they were.
-    pub fn remove_scope(&mut self, scope: CacheSalt) -> usize {
+    pub fn remove_scope(&mut self, scope: Scope) -> usize {
         let donors = self.donors.in_scope(scope);
         donors.iter().filter(|&&donor| self.remove(donor)).count()
     }
@@ -162,7 +156,7 @@ impl SpanIndex {
     /// The equal runs of `target` and the donors of `scope`, cut at `from`: [`search`](Self::search) for one scope, all of whose donors
     /// may be copied from.
     #[must_use]
-    pub fn find(&self, scope: CacheSalt, target: &[TokenId], from: u32) -> Vec<SpanMatch> {
+    pub fn find(&self, scope: Scope, target: &[TokenId], from: u32) -> Vec<SpanMatch> {
         let sketch = self.sketch(target, &Segments::default());
         self.search(&SpanQuery { scopes: &[scope], tokens: target, sketch: &sketch, from }, |_| u32::MAX).matches
     }
@@ -224,7 +218,7 @@ impl SpanIndex {
 }
 
 /// Removes the postings of the donor in `slot` at `from_pos` or later. A scope without any is forgotten.
-fn unpost(scopes: &mut HashMap<CacheSalt, Postings>, scope: CacheSalt, sketch: &Sketch, slot: u32, from_pos: u32) {
+fn unpost(scopes: &mut HashMap<Scope, Postings>, scope: Scope, sketch: &Sketch, slot: u32, from_pos: u32) {
     let Some(postings) = scopes.get_mut(&scope) else { return };
     for key in sketch.keys() {
         postings.remove(key, slot, from_pos);
@@ -247,8 +241,8 @@ mod tests {
     use super::*;
     use crate::testing::Random;
 
-    const A: CacheSalt = CacheSalt(1);
-    const B: CacheSalt = CacheSalt(2);
+    const A: Scope = Scope(1);
+    const B: Scope = Scope(2);
 
     fn small_config() -> SpanIndexConfig {
         SpanIndexConfig {
@@ -389,11 +383,11 @@ mod tests {
         let mut random = Random(1);
         let mut index = SpanIndex::new(small_config());
         for id in 0..40 {
-            let scope = CacheSalt(random.below(4) as u64);
+            let scope = Scope(random.below(4) as u64);
             let tokens: Arc<[_]> = random.tokens(30, 2).into();
             index.insert(scope, DonorId(id * 4 + scope.0), Arc::clone(&tokens));
             for other in 0..4 {
-                let found = index.find(CacheSalt(other), &tokens, 0);
+                let found = index.find(Scope(other), &tokens, 0);
                 assert!(found.iter().all(|found| found.donor.0 % 4 == other));
                 assert!(other != scope.0 || !found.is_empty());
             }
@@ -430,7 +424,7 @@ mod tests {
             for i in 0..num_donors {
                 let tokens = random.tokens(10, 100).into();
                 let id = DonorId(u64::from(tenant) * 100 + i as u64);
-                index.insert_of(TenantId(tenant), CacheSalt(tenant.into()), id, tokens, Segments::default());
+                index.insert_of(TenantId(tenant), Scope(tenant.into()), id, tokens, Segments::default());
             }
         }
         let kept = |index: &SpanIndex, tenant: u32| {
@@ -526,8 +520,8 @@ mod tests {
             match random.below(6) {
                 0 => drop(index.remove(donor)),
                 1 => index.touch(donor),
-                2 => drop(index.remove_scope(CacheSalt(random.below(9) as u64))),
-                _ => drop(index.insert(CacheSalt(random.below(2) as u64), donor, random.tokens(len, 3).into())),
+                2 => drop(index.remove_scope(Scope(random.below(9) as u64))),
+                _ => drop(index.insert(Scope(random.below(2) as u64), donor, random.tokens(len, 3).into())),
             }
             assert!(index.len() <= 6 && index.num_tokens() <= 300);
             let mut fresh = SpanIndex::new(config.clone());
@@ -535,7 +529,7 @@ mod tests {
                 fresh.insert(kept.scope, kept.id, Arc::clone(&kept.tokens));
             }
             let target = random.tokens(60, 3);
-            for scope in [CacheSalt(0), CacheSalt(1)] {
+            for scope in [Scope(0), Scope(1)] {
                 assert_eq!(index.find(scope, &target, 5), fresh.find(scope, &target, 5));
             }
         }

@@ -2,14 +2,14 @@
 //!
 //! For the tests of this crate and for `fuzz/`: the feature `invariants` shows it to other crates.
 
-use tokens::{CacheSalt, DonorId, TokenId, TokenRange};
+use tokens::{DonorId, Scope, TokenId, TokenRange};
 
 use crate::{
     DonorPrompts, EditKind, EditPolicy, MatchClass, PlanTarget, PromptView, ReusePlan, ReuseSpan, Segments, SpanConfig,
     SpanIndex, SpanIndexConfig, SpanMatch, align, plan_reuse,
 };
 
-const SCOPE: CacheSalt = CacheSalt(0);
+const SCOPE: Scope = Scope(0);
 
 /// Prompts made of bytes. Bytes that are missing count as 0.
 struct World {

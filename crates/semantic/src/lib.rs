@@ -28,6 +28,7 @@ mod minimizer;
 mod plan;
 mod postings;
 mod prompt;
+mod repair;
 mod reuse;
 mod runs;
 mod sample;
@@ -55,14 +56,12 @@ pub use index::SpanIndex;
 pub use minimizer::Sketch;
 pub use plan::{plan_counted, plan_reuse};
 pub use prompt::{DonorPrompts, PlanTarget, PromptView};
+pub use repair::{DecodeRepair, Repair, RepairError};
 pub use reuse::{MatchClass, RejectReason, ReusePlan, ReuseSpan};
 pub use sample::{sampled_positions, spread};
 pub use search::{Search, SpanQuery};
 pub use segments::Segments;
-pub use selection::{
-    DecodeRepair, Depth, Probe, Readers, Repair, RepairError, RepairPolicy, SelectedRows, TokenDeviation, UnknownPolicy,
-    select_rows,
-};
+pub use selection::{Depth, Probe, Readers, RepairPolicy, SelectedRows, TokenDeviation, UnknownPolicy, select_rows};
 pub use similarity::{ByLeftContext, left_context_similarity};
 pub use source::{DonorQuery, DonorSource, Proposal};
 pub use span::SpanMatch;

@@ -408,7 +408,7 @@ mod tests {
         target.extend((500..520).map(TokenId));
         let segments = Segments::from_starts([100, 250]);
         let mut index = SpanIndex::new(SpanIndexConfig::for_spans(&config));
-        let scope = tokens::CacheSalt(0);
+        let scope = tokens::Scope(0);
         index.insert_segmented(scope, DonorId(1), donor.as_slice().into(), segments.clone());
         if with_other {
             index.insert(scope, DonorId(2), target[60..240].into());
@@ -448,8 +448,8 @@ mod tests {
         let mut target = donor.clone();
         target[10] = TokenId(999);
         let mut index = SpanIndex::new(SpanIndexConfig::default());
-        index.insert(tokens::CacheSalt(0), DonorId(1), donor.into());
-        let matches = index.find(tokens::CacheSalt(0), &target, 0);
+        index.insert(tokens::Scope(0), DonorId(1), donor.into());
+        let matches = index.find(tokens::Scope(0), &target, 0);
         let prompt = PromptView { tokens: &target, segments: &Segments::default() };
         let plan = plan_reuse(&PlanTarget { prompt, from: 0, template: &[] }, &matches, &index, &SpanConfig::default());
         assert_eq!((plan.rejected, plan.edited), (Some(RejectReason::Edited), vec![TokenRange::new(11, 400)]));
@@ -473,10 +473,10 @@ mod tests {
         let text = Random(3).tokens(200, 50_000);
         let mut donors = Liked(SpanIndex::new(SpanIndexConfig::default()));
         for id in 1..4 {
-            donors.0.insert(tokens::CacheSalt(0), DonorId(id), text.as_slice().into());
+            donors.0.insert(tokens::Scope(0), DonorId(id), text.as_slice().into());
         }
         let target = [vec![TokenId(7)], text].concat();
-        let matches = donors.0.find(tokens::CacheSalt(0), &target, 0);
+        let matches = donors.0.find(tokens::Scope(0), &target, 0);
         let prompt = PromptView { tokens: &target, segments: &Segments::default() };
         let plan = plan_reuse(&PlanTarget { prompt, from: 0, template: &[] }, &matches, &donors, &SpanConfig::default());
         assert_eq!(plan.spans.iter().map(|span| span.donor.0).collect::<Vec<_>>(), [2]);
@@ -495,7 +495,7 @@ mod tests {
         let mut random = Random(seed);
         let alphabet = [3, 50_000][random.below(2)];
         let mut index = SpanIndex::new(SpanIndexConfig::default());
-        let scope = tokens::CacheSalt(0);
+        let scope = tokens::Scope(0);
         let mut donors: Vec<Vec<_>> = vec![random.tokens(400, alphabet)];
         for _ in 0..4 {
             let copied = random.below(300);

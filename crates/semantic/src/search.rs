@@ -9,7 +9,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::hash::BuildHasherDefault;
 
-use tokens::{CacheSalt, DonorId, TokenId};
+use tokens::{DonorId, Scope, TokenId};
 
 use crate::donors::Donors;
 use crate::minimizer::Sketch;
@@ -41,7 +41,7 @@ const SHORT_LEFT_TOKENS: usize = 256;
 #[derive(Clone, Copy, Debug)]
 pub struct SpanQuery<'a> {
     /// Scopes to search, each once, the most important first.
-    pub scopes: &'a [CacheSalt],
+    pub scopes: &'a [Scope],
     /// All of the prompt.
     pub tokens: &'a [TokenId],
     /// Of the prompt; see [`SpanIndex::sketch`](crate::SpanIndex::sketch).

@@ -7,79 +7,12 @@
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
-use std::fmt;
 use std::str::FromStr;
 
 use tokens::TokenRange;
 
 use crate::deviation::{Deviation, unit_of};
-use crate::{MatchClass, SpanConfig};
-
-/// A rule and its budget.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Repair {
-    /// Who is chosen.
-    pub policy: RepairPolicy,
-    /// Tokens chosen at most, as a share of the prompt. Rows that are computed in any case do not count.
-    pub ratio: f32,
-    /// No more are chosen once the deviation of the others is at most this; 0 spends the whole budget.
-    pub max_deviation: f32,
-    /// Everything is computed if the deviation is above this at the end of the budget; 0 never gives up.
-    pub bail_out: f32,
-    /// Everything is computed if what stays deviates by more than this per token of the prompt at a quarter of the model's depth; 0 never
-    /// looks there. See [`Repair::deep_probe`].
-    pub deep_bail_out: f32,
-    /// If the two likeliest first tokens are nearer than this in their logits, and the deviation is not negligible, the budget is
-    /// doubled once before anything is said; 0 never looks.
-    pub min_margin: f32,
-    /// Of so many moved neighbours one is measured, and stands for the others; at least 1. Rules that ask who reads measure all.
-    pub sample: u32,
-    /// Whether tokens that are not recomputed follow those that are; see [`crate::follow_drift`].
-    pub drift: bool,
-    /// What goes on after the first token; `None` leaves the rest as it is.
-    pub decode: Option<DecodeRepair>,
-}
-
-/// Of the tokens in short pieces, [`RepairPolicy::Impact`] recomputes this share besides its ratio. Measured on Qwen2.5-Coder-0.5B: FAQ
-/// entries and tool schemas in another order have a KL of .069 and .106 at a ratio of .15, and of .012 and .054 at .3.
-const SHORT_PIECE_RATIO: f32 = 0.25;
-
-/// Tokens of a prompt after these count in part for the budget of [`RepairPolicy::Impact`]: what deviates most is near the borders of runs,
-/// and a longer prompt has longer runs rather than more. Measured on ten documents of 600 tokens each, where a KL of .12 to .26 does not
-/// follow the budget from .05 to .3 of the prompt.
-const WHOLE_BUDGET_TOKENS: u32 = 2048;
-/// The part they count. Chosen.
-const LONG_PROMPT_PART: f32 = 0.1;
-
-impl Repair {
-    /// The same with a budget for what `plan` copies in short pieces, in a prompt of `prompt_len` tokens, and a smaller one for a long prompt.
-    /// Downstream of an edit all of it is spent: one word more changes what a rule says and hardly its KV at an early layer.
-    #[must_use]
-    pub fn for_plan(self, plan: &crate::ReusePlan, prompt_len: u32) -> Self {
-        if self.policy != RepairPolicy::Impact {
-            return self;
-        }
-        let whole = prompt_len.min(WHOLE_BUDGET_TOKENS);
-        let counted = whole as f32 + LONG_PROMPT_PART * (prompt_len - whole) as f32;
-        let short = SHORT_PIECE_RATIO * plan.num_short_tokens() as f32;
-        let ratio = (self.ratio * counted + short) / prompt_len.max(1) as f32;
-        let is_edited = plan.class() == Some(MatchClass::DownstreamOfEdit);
-        Self { ratio, max_deviation: if is_edited { 0.0 } else { self.max_deviation }, ..self }
-    }
-}
-
-/// Repair while tokens are generated: the query has moved on since the prompt, and other tokens matter now.
-///
-/// KVShare (arXiv 2503.16525) recomputes 3 tokens in every step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DecodeRepair {
-    /// Tokens recomputed at once.
-    pub tokens: u32,
-    /// Steps from one time to the next, at least 1.
-    pub every: u32,
-    /// Rows of all sequences in a step up to which it may take place, and then only while nobody waits; 0 never looks.
-    pub max_batch_rows: u32,
-}
+use crate::{Repair, SpanConfig};
 
 /// What is recomputed, and what that leaves.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -185,48 +118,6 @@ pub struct TokenDeviation {
 /// Tokens of a run: runs cost nothing in quality and are cheaper to execute than single tokens.
 const RUN_TOKENS: u32 = 16;
 
-impl Repair {
-    /// The rule that did best by its work in the project's own evaluation: [`RepairPolicy::Impact`] over a quarter of the prompt at most, less
-    /// of a long one, by one measured token in eight, until little deviates; neighbours that follow; and full computation where much deviates
-    /// deeper in the model all the same.
-    #[must_use]
-    pub const fn recommended() -> Self {
-        Self {
-            policy: RepairPolicy::Impact,
-            ratio: 0.25,
-            max_deviation: 0.12,
-            deep_bail_out: 0.01,
-            sample: 8,
-            drift: true,
-            ..Self::structural()
-        }
-    }
-
-    /// The measurements that it needs; `None` if it never chooses anything.
-    #[must_use]
-    pub fn probe(&self) -> Option<Probe> {
-        let probe = self.policy.probe()?;
-        let stride = if probe.readers == Readers::None { self.sample.max(1) } else { 1 };
-        Some(Probe { stride, ..probe })
-    }
-
-    /// Nothing but what is known before anything is computed: heads of spans, template tokens, the prompt's tail.
-    #[must_use]
-    pub const fn structural() -> Self {
-        Self {
-            policy: RepairPolicy::Epic,
-            ratio: 0.0,
-            max_deviation: 0.0,
-            bail_out: 0.0,
-            deep_bail_out: 0.0,
-            min_margin: 0.0,
-            sample: 1,
-            drift: false,
-            decode: None,
-        }
-    }
-}
-
 impl RepairPolicy {
     /// All of them.
     pub const ALL: [Self; 11] = [
@@ -273,6 +164,12 @@ impl RepairPolicy {
             Self::Query | Self::TwoPass => (1, Readers::FreshRowsAllLayers),
         };
         Some(Probe { depth: Depth::Layer(layer), readers, stride: 1 })
+    }
+
+    /// True if it spends a share of the prompt, rather than all or nothing.
+    #[must_use]
+    pub const fn has_ratio(self) -> bool {
+        !matches!(self, Self::None | Self::Epic | Self::Full)
     }
 
     /// The settings of a plan under this rule: only [`RepairPolicy::None`] does without heads, and computes but the last token.
@@ -324,98 +221,6 @@ impl FromStr for RepairPolicy {
     fn from_str(name: &str) -> Result<Self, UnknownPolicy> {
         Self::ALL.into_iter().find(|policy| policy.as_str() == name).ok_or_else(|| UnknownPolicy(name.to_owned()))
     }
-}
-
-/// `policy[@ratio][+drift][+sample=n][+deviation=d][+bail_out=d][+deep_bail_out=d][+margin=m][+decode=tokens/every]`, as in `impact@0.6+drift+deviation=0.12`.
-impl FromStr for Repair {
-    type Err = RepairError;
-
-    fn from_str(text: &str) -> Result<Self, RepairError> {
-        let mut parts = text.split('+');
-        let rule = parts.next().unwrap_or_default();
-        let (policy, ratio) = rule.split_once('@').map_or((rule, None), |(policy, ratio)| (policy, Some(ratio)));
-        let mut repair = Self { policy: policy.parse()?, ..Self::structural() };
-        if let Some(ratio) = ratio {
-            let in_range = |ratio: &f32| (0.0..=1.0).contains(ratio);
-            repair.ratio = ratio.parse().ok().filter(in_range).ok_or_else(|| RepairError::Ratio(ratio.to_owned()))?;
-        }
-        for part in parts {
-            match part.split_once('=') {
-                None if part == "drift" => repair.drift = true,
-                Some(("deviation", bound)) => repair.max_deviation = parse_bound(part, bound)?,
-                Some(("bail_out", bound)) => repair.bail_out = parse_bound(part, bound)?,
-                Some(("deep_bail_out", bound)) => repair.deep_bail_out = parse_bound(part, bound)?,
-                Some(("margin", bound)) => repair.min_margin = parse_bound(part, bound)?,
-                Some(("sample", sample)) => repair.sample = parse_sample(part, sample)?,
-                Some(("decode", decode)) => repair.decode = Some(decode_repair(decode)?),
-                _ => return Err(RepairError::Part(part.to_owned())),
-            }
-        }
-        Ok(repair)
-    }
-}
-
-impl fmt::Display for Repair {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.policy.as_str())?;
-        if self.policy.probe().is_some() && self.policy != RepairPolicy::Full {
-            write!(f, "@{}", self.ratio)?;
-        }
-        f.write_str(if self.drift { "+drift" } else { "" })?;
-        if self.sample != 1 {
-            write!(f, "+sample={}", self.sample)?;
-        }
-        let bounds = [
-            ("deviation", self.max_deviation),
-            ("bail_out", self.bail_out),
-            ("deep_bail_out", self.deep_bail_out),
-            ("margin", self.min_margin),
-        ];
-        for (name, bound) in bounds.into_iter().filter(|(_, bound)| *bound > 0.0) {
-            write!(f, "+{name}={bound}")?;
-        }
-        match self.decode {
-            Some(DecodeRepair { tokens, every, .. }) => write!(f, "+decode={tokens}/{every}"),
-            None => Ok(()),
-        }
-    }
-}
-
-/// A number above 0.
-fn parse_bound(part: &str, text: &str) -> Result<f32, RepairError> {
-    let bound = text.parse().ok().filter(|bound: &f32| *bound > 0.0 && bound.is_finite());
-    bound.ok_or_else(|| RepairError::Part(part.to_owned()))
-}
-
-/// A whole number from 1 on.
-fn parse_sample(part: &str, text: &str) -> Result<u32, RepairError> {
-    text.parse().ok().filter(|sample| *sample > 0).ok_or_else(|| RepairError::Part(part.to_owned()))
-}
-
-/// In every step, whatever else runs: what slack allows is a setting of the server.
-fn decode_repair(text: &str) -> Result<DecodeRepair, RepairError> {
-    let parse = || {
-        let (tokens, every) = text.split_once('/')?;
-        let (tokens, every) = (tokens.parse().ok()?, every.parse().ok().filter(|every| *every > 0)?);
-        Some(DecodeRepair { tokens, every, max_batch_rows: 0 })
-    };
-    parse().ok_or_else(|| RepairError::Part(format!("decode={text}")))
-}
-
-/// What is wrong with a description of a [`Repair`].
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RepairError {
-    /// Of the rule.
-    #[error(transparent)]
-    Policy(#[from] UnknownPolicy),
-    /// Of its budget.
-    #[error("the ratio {0:?} of a repair policy is not a number from 0 to 1")]
-    Ratio(String),
-    /// Of what follows.
-    #[error(
-        "{0:?} of a repair policy is not \"drift\", \"sample=n\" with n from 1, \"decode=tokens/every\", or a number above 0 for \"deviation\", \"bail_out\", \"deep_bail_out\" or \"margin\""
-    )]
-    Part(String),
 }
 
 /// No policy has this name.
@@ -653,41 +458,6 @@ mod tests {
                     assert_eq!(select(&measured, 0.25), 0.0, "{policy:?}: it was recomputed");
                 }
             }
-        }
-    }
-
-    #[test]
-    fn a_repair_is_read_back_as_it_is_written() {
-        for text in [
-            "none",
-            "epic",
-            "full",
-            "random@0.15",
-            "impact@0.3+drift",
-            "dhd@0.3+decode=3/1",
-            "query@1+drift+decode=48/16",
-            "impact@0.6+drift+sample=8+deviation=0.12+bail_out=2+deep_bail_out=0.02+margin=1.5",
-        ] {
-            assert_eq!(text.parse::<Repair>().map(|repair| repair.to_string()), Ok(text.to_owned()));
-        }
-    }
-
-    #[test]
-    fn a_bad_repair_is_refused_with_its_bad_part() {
-        for (text, part) in [
-            ("best@0.1", "\"best\""),
-            ("dhd@1.5", "\"1.5\""),
-            ("dhd@NaN", "\"NaN\""),
-            ("dhd@", "\"\""),
-            ("dhd+decode=3", "decode=3"),
-            ("dhd+decode=3/0", "decode=3/0"),
-            ("dhd+drif", "\"drif\""),
-            ("dhd+sample=0", "sample=0"),
-            ("dhd+deviation=-1", "deviation=-1"),
-            ("dhd+margin=inf", "margin=inf"),
-        ] {
-            let error = text.parse::<Repair>().unwrap_err().to_string();
-            assert!(error.contains(part), "{text}: {error}");
         }
     }
 

@@ -6,7 +6,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use tokens::{CacheSalt, DonorId, TokenId, TokenRange};
+use tokens::{DonorId, Scope, TokenId, TokenRange};
 
 use crate::{EmbeddingIndex, SpanIndex};
 
@@ -14,7 +14,7 @@ use crate::{EmbeddingIndex, SpanIndex};
 #[derive(Clone, Copy, Debug)]
 pub struct DonorQuery<'a> {
     /// Nothing outside it is proposed.
-    pub scope: CacheSalt,
+    pub scope: Scope,
     /// All of the prompt.
     pub tokens: &'a [TokenId],
     /// End of its prefix hit.
@@ -79,7 +79,7 @@ mod tests {
     use crate::testing::Random;
     use crate::{EmbeddingIndexConfig, SpanIndexConfig};
 
-    const SCOPE: CacheSalt = CacheSalt(1);
+    const SCOPE: Scope = Scope(1);
 
     #[track_caller]
     fn check(source: &impl DonorSource, query: DonorQuery<'_>, max: usize, expected: &[(u64, f32)]) {
@@ -96,7 +96,7 @@ mod tests {
         let texts = [0, 1, 2].map(|_| random.tokens(200, 50_000));
         index.insert(SCOPE, DonorId(1), texts[0].as_slice().into());
         index.insert(SCOPE, DonorId(2), [texts[2].clone(), texts[1].clone()].concat().into());
-        index.insert(CacheSalt(2), DonorId(3), texts.concat().into());
+        index.insert(Scope(2), DonorId(3), texts.concat().into());
         let target = [texts[0].clone(), texts[1].clone(), texts[2][..100].to_vec()].concat();
         let query = DonorQuery { scope: SCOPE, tokens: &target, from: 0, embedding: None };
         check(&index, query, 9, &[(2, 0.6), (1, 0.4)]);
@@ -111,6 +111,6 @@ mod tests {
         let query = DonorQuery { scope: SCOPE, tokens: &[], from: 0, embedding: Some(&[3.0, 0.0]) };
         check(&index, query, 9, &[(1, 1.0), (2, 0.71)]);
         check(&index, DonorQuery { embedding: None, ..query }, 9, &[]);
-        check(&index, DonorQuery { scope: CacheSalt(2), ..query }, 9, &[]);
+        check(&index, DonorQuery { scope: Scope(2), ..query }, 9, &[]);
     }
 }

@@ -19,7 +19,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use tokens::{CacheSalt, TenantId};
+use tokens::{Scope, TenantId};
 
 use crate::evidence::Evidence;
 use crate::{MatchClass, ReusePlan, ReuseSpan, Verdict};
@@ -60,8 +60,8 @@ const MAX_DENSE_TRIALS: u64 = 128;
 pub struct TrafficClass {
     /// Whose it is.
     pub tenant: TenantId,
-    /// Tenant, salt and model.
-    pub scope: CacheSalt,
+    /// Tenant, `cache_salt` and model.
+    pub scope: Scope,
     /// The least equal left context of the spans.
     pub class: MatchClass,
     /// Index of the prompt's length among those that are told apart.
@@ -173,7 +173,7 @@ impl TrafficClass {
     /// The class of a prompt of `prompt_len` tokens, with `template` pieces of the chat template, that `plan` fills in part. `None` if
     /// nothing is moved.
     #[must_use]
-    pub fn of(owner: (TenantId, CacheSalt), plan: &ReusePlan, prompt_len: u32, template: usize, policy: u64) -> Option<Self> {
+    pub fn of(owner: (TenantId, Scope), plan: &ReusePlan, prompt_len: u32, template: usize, policy: u64) -> Option<Self> {
         let (tenant, scope) = owner;
         let class = plan.class()?;
         let format = TrafficFormat {
@@ -377,7 +377,7 @@ mod tests {
 
     fn class(tenant: u32, policy: u64) -> TrafficClass {
         let plan = ReusePlan { spans: vec![span(1, 0, 100)], ..ReusePlan::default() };
-        TrafficClass::of((TenantId(tenant), CacheSalt(tenant.into())), &plan, 2000, 2, policy).unwrap()
+        TrafficClass::of((TenantId(tenant), Scope(tenant.into())), &plan, 2000, 2, policy).unwrap()
     }
 
     fn span(donor: u64, donor_pos: u32, target_pos: u32) -> ReuseSpan {
@@ -502,7 +502,7 @@ mod tests {
     #[track_caller]
     fn check_format(spans: &[ReuseSpan], template: usize, expected: &str) {
         let plan = ReusePlan { spans: spans.to_vec(), ..ReusePlan::default() };
-        let class = TrafficClass::of((TenantId(1), CacheSalt(1)), &plan, 1024, template, 0).unwrap();
+        let class = TrafficClass::of((TenantId(1), Scope(1)), &plan, 1024, template, 0).unwrap();
         assert_eq!((class.format.to_string().as_str(), class.length_label().as_str()), (expected, "below_4096"));
     }
 
@@ -513,6 +513,6 @@ mod tests {
         check_format(&[span(1, 0, 0), span(2, 200, 100)], 5, "conversation,reordered");
         let short = ReuseSpan { num_tokens: 50, ..span(1, 0, 0) };
         check_format(&[short], 2, "prompt,in_order,short_pieces");
-        assert_eq!(TrafficClass::of((TenantId(1), CacheSalt(1)), &ReusePlan::default(), 9, 2, 0), None);
+        assert_eq!(TrafficClass::of((TenantId(1), Scope(1)), &ReusePlan::default(), 9, 2, 0), None);
     }
 }

@@ -4,9 +4,9 @@ use semantic::{
     ByLeftContext, PlanTarget, PromptView, ReusePlan, Segments, SpanConfig, SpanIndex, SpanIndexConfig, SpanQuery, Steps,
     plan_counted, plan_reuse,
 };
-use tokens::{CacheSalt, DonorId, TokenId};
+use tokens::{DonorId, Scope, TokenId};
 
-const SCOPE: CacheSalt = CacheSalt(1);
+const SCOPE: Scope = Scope(1);
 
 /// `SplitMix64`.
 struct Random(u64);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use engine::{KvSharingMode, Repair, Request, SamplingParams};
 use protocol::SharingMode;
-use tokens::{CacheSalt, Timestamp};
+use tokens::{Scope, Timestamp};
 
 use crate::encode::Encoded;
 use crate::error::ApiError;
@@ -34,7 +34,7 @@ pub(crate) fn engine_request(
             ..request.sampling.clone()
         },
         tenant: caller.tenant,
-        cache_salt: scope(app, Owner::Tenant(&caller.name), request.cache_salt.as_deref()),
+        scope: scope(app, Owner::Tenant(&caller.name), request.cache_salt.as_deref()),
         session: sharing.session.as_ref().map(|session| session_of(&app.access.secret, &caller.name, session)),
         readable: readable_scopes(app, caller),
         sharing: engine_mode(sharing.mode),
@@ -65,7 +65,7 @@ pub(crate) fn corpus_request(app: &AppState, corpus: &str, prompt: &Encoded, arr
         prompt_token_ids: Arc::clone(&prompt.token_ids),
         sampling: SamplingParams::greedy(1),
         tenant: PUBLIC,
-        cache_salt: scope(app, Owner::Corpus(corpus), None),
+        scope: scope(app, Owner::Corpus(corpus), None),
         session: Some(corpus_session(&app.access.secret, corpus)),
         readable: Vec::new(),
         sharing: KvSharingMode::Off,
@@ -79,12 +79,12 @@ pub(crate) fn corpus_request(app: &AppState, corpus: &str, prompt: &Encoded, arr
 }
 
 /// Scopes of the public corpora that `caller` may read.
-fn readable_scopes(app: &AppState, caller: &Caller) -> Vec<CacheSalt> {
+fn readable_scopes(app: &AppState, caller: &Caller) -> Vec<Scope> {
     let names = app.corpora.readable(&caller.reads);
     names.iter().map(|name| scope(app, Owner::Corpus(name), None)).collect()
 }
 
-fn scope(app: &AppState, owner: Owner<'_>, cache_salt: Option<&str>) -> CacheSalt {
+fn scope(app: &AppState, owner: Owner<'_>, cache_salt: Option<&str>) -> Scope {
     scope_of(&app.access.secret, ScopeInputs { owner, epoch: &app.fingerprint, cache_salt })
 }
 

@@ -1,6 +1,6 @@
 //! The scope inside which a request may share KV, and the names under which it can be erased.
 
-use tokens::{CacheSalt, SessionId};
+use tokens::{Scope, SessionId};
 
 /// Key that makes scopes unpredictable for clients.
 #[derive(Clone)]
@@ -60,12 +60,12 @@ impl ScopeSecret {
 }
 
 /// Scope of a request: a keyed hash of its inputs.
-pub(crate) fn scope_of(secret: &ScopeSecret, inputs: ScopeInputs<'_>) -> CacheSalt {
+pub(crate) fn scope_of(secret: &ScopeSecret, inputs: ScopeInputs<'_>) -> Scope {
     let (kind, name) = match inputs.owner {
         Owner::Tenant(name) => ("tenant", name),
         Owner::Corpus(name) => ("corpus", name),
     };
-    CacheSalt(keyed_hash(secret, &[Some(kind), Some(name), Some(inputs.epoch), inputs.cache_salt]))
+    Scope(keyed_hash(secret, &[Some(kind), Some(name), Some(inputs.epoch), inputs.cache_salt]))
 }
 
 /// Name of a tenant's session. Another tenant's session of the same name is another one.

@@ -8,7 +8,7 @@ use engine::{
     EngineCore, Executor, ExecutorError, KvSharingMode, ModelRunnerOutput, Repair, Request, SampledToken, SamplingParams,
     SchedulerConfig, SchedulerOutput,
 };
-use tokens::{Borders, CacheSalt, RequestId, TenantId, Timestamp, TokenId};
+use tokens::{Borders, RequestId, Scope, TenantId, Timestamp, TokenId};
 
 const PROMPT_TOKENS: usize = 128_000;
 const NUM_DONORS: u64 = 64;
@@ -70,7 +70,7 @@ fn request(id: u64, prompt: Vec<TokenId>, sharing: KvSharingMode, max_tokens: u3
         sampling: SamplingParams::greedy(max_tokens),
         tenant: TenantId::default(),
         session: None,
-        cache_salt: CacheSalt(0),
+        scope: Scope(0),
         readable: Vec::new(),
         sharing,
         repair: Repair::structural(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use engine::{
     EngineCore, EngineEvent, KvSharingMode, KvUsage, Request, RequestError, SamplingParams, SchedulePolicy, SchedulerConfig,
 };
-use tokens::{BlockSize, Borders, CacheSalt, RequestId, Timestamp};
+use tokens::{BlockSize, Borders, RequestId, Scope, Timestamp};
 
 use crate::prompt::padded_prompt;
 use crate::report::{RunReport, TtftReport};
@@ -210,7 +210,7 @@ impl Replay<'_> {
             prompt_token_ids: padded_prompt(traced),
             sampling: SamplingParams::greedy(traced.output_tokens),
             tenant: tokens::TenantId::default(),
-            cache_salt: CacheSalt::default(),
+            scope: Scope::default(),
             sharing: self.config.sharing,
             repair: engine::Repair::structural(),
             store: true,

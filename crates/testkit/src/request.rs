@@ -1,7 +1,7 @@
 //! Requests with everything by default.
 
 use engine::{KvSharingMode, Request, SamplingParams};
-use tokens::{Borders, CacheSalt, RequestId, SessionId, TenantId, Timestamp, TokenId, TokenRange};
+use tokens::{Borders, RequestId, Scope, SessionId, TenantId, Timestamp, TokenId, TokenRange};
 
 /// A request under construction: greedy, 4 tokens, prefix sharing, stored, in scope 0, arrived at time 0.
 #[derive(Clone, Debug)]
@@ -17,7 +17,7 @@ impl RequestBuilder {
             sampling: SamplingParams::greedy(4),
             tenant: tokens::TenantId::default(),
             session: None,
-            cache_salt: CacheSalt(0),
+            scope: Scope(0),
             readable: Vec::new(),
             sharing: KvSharingMode::Prefix,
             repair: engine::Repair::structural(),
@@ -52,8 +52,8 @@ impl RequestBuilder {
 
     /// Its scope.
     #[must_use]
-    pub fn salt(mut self, salt: u64) -> Self {
-        self.0.cache_salt = CacheSalt(salt);
+    pub fn scope(mut self, scope: u64) -> Self {
+        self.0.scope = Scope(scope);
         self
     }
 
@@ -73,8 +73,8 @@ impl RequestBuilder {
 
     /// Further scopes it may read.
     #[must_use]
-    pub fn readable(mut self, salts: &[u64]) -> Self {
-        self.0.readable = salts.iter().copied().map(CacheSalt).collect();
+    pub fn readable(mut self, scopes: &[u64]) -> Self {
+        self.0.readable = scopes.iter().copied().map(Scope).collect();
         self
     }
 

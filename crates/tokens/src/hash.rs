@@ -3,7 +3,7 @@
 //! A block's hash covers its scope, all blocks before it and its own tokens, so equal hashes mean equal causal past.
 //! 64 bits are enough because every hit is confirmed by comparing tokens: a collision costs a miss, never a wrong answer.
 
-use crate::{BlockSize, CacheSalt, TokenId};
+use crate::{BlockSize, Scope, TokenId};
 
 /// Name of a full block together with its whole left context and its scope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -24,24 +24,24 @@ impl ContentHashes {
         Self(chain.collect())
     }
 
-    /// Names of the blocks in the scope of `salt`, one mixing step each.
+    /// Names of the blocks in `scope`, one mixing step each.
     #[must_use]
-    pub fn in_scope(&self, salt: CacheSalt) -> Vec<BlockHash> {
-        let key = scope_key(salt);
+    pub fn in_scope(&self, scope: Scope) -> Vec<BlockHash> {
+        let key = scope_key(scope);
         self.0.iter().map(|content| BlockHash(mix(content ^ key))).collect()
     }
 }
 
 /// Hashes of the blocks that `tokens` fill completely, first to last. A trailing partial block has none.
 #[must_use]
-pub fn hash_full_blocks(salt: CacheSalt, tokens: &[TokenId], block_size: BlockSize) -> Vec<BlockHash> {
-    ContentHashes::of(tokens, block_size).in_scope(salt)
+pub fn hash_full_blocks(scope: Scope, tokens: &[TokenId], block_size: BlockSize) -> Vec<BlockHash> {
+    ContentHashes::of(tokens, block_size).in_scope(scope)
 }
 
 /// Hash of one full block that follows `parent`, or that starts a sequence.
 #[must_use]
-pub fn hash_next_block(salt: CacheSalt, parent: Option<BlockHash>, block: &[TokenId]) -> BlockHash {
-    let key = scope_key(salt);
+pub fn hash_next_block(scope: Scope, parent: Option<BlockHash>, block: &[TokenId]) -> BlockHash {
+    let key = scope_key(scope);
     let start = parent.map_or(SEED, |parent| unmix(parent.0) ^ key);
     BlockHash(mix(chain_block(start, block) ^ key))
 }
@@ -53,8 +53,8 @@ fn chain_block(state: u64, block: &[TokenId]) -> u64 {
     rest.iter().fold(state, |state, token| mix(state ^ u64::from(token.0)))
 }
 
-fn scope_key(salt: CacheSalt) -> u64 {
-    mix(salt.0 ^ SCOPE_SEED)
+fn scope_key(scope: Scope) -> u64 {
+    mix(scope.0 ^ SCOPE_SEED)
 }
 
 /// Any odd-looking constant: it keeps the hash of an empty scope from being zero.
@@ -82,9 +82,9 @@ fn unmix(x: u64) -> u64 {
 mod tests {
     use super::*;
 
-    fn hashes(salt: u64, ids: &[u32]) -> Vec<BlockHash> {
+    fn hashes(scope: u64, ids: &[u32]) -> Vec<BlockHash> {
         let tokens: Vec<_> = ids.iter().copied().map(TokenId).collect();
-        hash_full_blocks(CacheSalt(salt), &tokens, BlockSize::new(2).unwrap())
+        hash_full_blocks(Scope(scope), &tokens, BlockSize::new(2).unwrap())
     }
 
     #[test]
@@ -105,17 +105,17 @@ mod tests {
 
     #[test]
     fn a_chain_is_extended_block_by_block() {
-        for salt in [0, 5, u64::MAX] {
-            let all = hashes(salt, &[1, 2, 3, 4, 5, 6]);
-            assert_eq!(hash_next_block(CacheSalt(salt), None, &[TokenId(1), TokenId(2)]), all[0]);
-            assert_eq!(hash_next_block(CacheSalt(salt), Some(all[0]), &[TokenId(3), TokenId(4)]), all[1]);
-            assert_eq!(hash_next_block(CacheSalt(salt), Some(all[1]), &[TokenId(5), TokenId(6)]), all[2]);
+        for scope in [0, 5, u64::MAX] {
+            let all = hashes(scope, &[1, 2, 3, 4, 5, 6]);
+            assert_eq!(hash_next_block(Scope(scope), None, &[TokenId(1), TokenId(2)]), all[0]);
+            assert_eq!(hash_next_block(Scope(scope), Some(all[0]), &[TokenId(3), TokenId(4)]), all[1]);
+            assert_eq!(hash_next_block(Scope(scope), Some(all[1]), &[TokenId(5), TokenId(6)]), all[2]);
         }
     }
 
     #[test]
     fn a_scope_and_a_block_of_the_same_numbers_do_not_change_places() {
-        let mut all: Vec<_> = (0..20).flat_map(|salt| (0..20).map(move |token| hashes(salt, &[token, 0])[0])).collect();
+        let mut all: Vec<_> = (0..20).flat_map(|scope| (0..20).map(move |token| hashes(scope, &[token, 0])[0])).collect();
         all.sort_unstable();
         all.dedup();
         assert_eq!(all.len(), 400);

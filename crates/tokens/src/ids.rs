@@ -39,11 +39,11 @@ impl fmt::Display for DonorId {
     }
 }
 
-/// The scope inside which KV may be shared: derived from tenant, salt and model, never taken from a request as it is.
+/// The scope inside which KV may be shared: derived from tenant, `cache_salt` and model, never taken from a request as it is.
 ///
 /// Every lookup takes one and finds nothing outside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct CacheSalt(pub u64);
+pub struct Scope(pub u64);
 
 /// Who pays for a request and owns what it leaves behind: derived from its key, never taken from its body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

@@ -12,5 +12,5 @@ mod range;
 
 pub use borders::{Borders, TableRows};
 pub use hash::{BlockHash, ContentHashes, hash_full_blocks, hash_next_block};
-pub use ids::{BlockId, BlockSize, CacheSalt, DonorId, HostBlockId, RequestId, SessionId, TenantId, Timestamp, TokenId};
+pub use ids::{BlockId, BlockSize, DonorId, HostBlockId, RequestId, Scope, SessionId, TenantId, Timestamp, TokenId};
 pub use range::{TokenRange, complement};

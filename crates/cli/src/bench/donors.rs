@@ -14,7 +14,7 @@ use semantic::{
     left_context_similarity, plan_reuse,
 };
 use serde::Serialize;
-use tokens::{BlockSize, CacheSalt, DonorId};
+use tokens::{BlockSize, DonorId, Scope};
 
 use super::stats::Summary;
 use super::{table, workload};
@@ -40,7 +40,7 @@ pub(crate) struct DonorBenchArgs {
     config: Box<ConfigArgs>,
 }
 
-const SCOPE: CacheSalt = CacheSalt(0);
+const SCOPE: Scope = Scope(0);
 
 /// Donors proposed by their embeddings, as in the engine.
 const MAX_SIMILAR: usize = 4;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use engine::{EngineCore, EngineEvent, EngineStats, KvSharingMode, KvUsage, Repair, Request, SamplingParams, SchedulerConfig};
 use runner::{ModelRunner, StepTimings};
-use tokens::{CacheSalt, RequestId, TenantId, Timestamp, TokenId};
+use tokens::{RequestId, Scope, TenantId, Timestamp, TokenId};
 
 /// The engine, and what has been asked of it.
 pub(crate) struct Driver {
@@ -125,7 +125,7 @@ impl Driver {
             sampling: SamplingParams::greedy(ask.max_tokens),
             tenant: TenantId::default(),
             session: None,
-            cache_salt: CacheSalt::default(),
+            scope: Scope::default(),
             readable: Vec::new(),
             sharing: ask.sharing,
             repair: ask.repair,

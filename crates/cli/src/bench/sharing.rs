@@ -371,7 +371,7 @@ mod tests {
 
     #[test]
     fn only_policies_over_spans_are_measured() {
-        for (policy, part) in [("off", "moves no spans"), ("prefix", "moves no spans"), ("dhd", "dhd@0.15"), ("best", "best")] {
+        for (policy, part) in [("off", "moves no spans"), ("prefix", "moves no spans"), ("best", "best")] {
             let error = parse(&format!("--policies {policy}")).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
         }

@@ -3,9 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use engine::Repair;
+use engine::{Repair, RepairError};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use server::{InvalidRepair, deviation_preset, parse_repair};
+use server::deviation_preset;
 
 /// A policy as requests name it: `impact@0.15`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,10 +28,10 @@ pub(crate) struct InvalidDeviation {
 }
 
 impl FromStr for RepairSetting {
-    type Err = InvalidRepair;
+    type Err = RepairError;
 
-    fn from_str(text: &str) -> Result<Self, InvalidRepair> {
-        parse_repair(text).map(Self)
+    fn from_str(text: &str) -> Result<Self, RepairError> {
+        text.parse().map(Self)
     }
 }
 

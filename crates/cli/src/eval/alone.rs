@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use engine::{EngineCore, EngineEvent, Executor, KvSharingMode, KvUsage, LogProb, Repair, Request, SamplingParams};
-use tokens::{CacheSalt, RequestId, TenantId, Timestamp, TokenId};
+use tokens::{RequestId, Scope, TenantId, Timestamp, TokenId};
 
 use super::forced::{Choice, Forced};
 use super::prompt::Prompt;
@@ -21,7 +21,7 @@ pub(crate) struct Alone<E> {
 #[derive(Clone, Copy)]
 pub(crate) struct Reuse {
     /// Scope of lookups.
-    pub(crate) scope: Scope,
+    pub(crate) scope: CaseScope,
     /// What may be reused.
     pub(crate) sharing: KvSharingMode,
     /// What is recomputed of it.
@@ -32,9 +32,9 @@ pub(crate) struct Reuse {
 
 /// Requests of one scope may share, and those of two cannot.
 #[derive(Clone, Copy)]
-pub(crate) struct Scope {
+pub(crate) struct CaseScope {
     tenant: TenantId,
-    cache_salt: CacheSalt,
+    scope: Scope,
 }
 
 /// What a request said, and how its prompt was filled.
@@ -68,10 +68,10 @@ impl<E: Executor> Alone<E> {
     }
 
     /// A scope in which nothing has been computed.
-    pub(crate) fn new_scope(&mut self) -> Scope {
+    pub(crate) fn new_scope(&mut self) -> CaseScope {
         self.num_scopes += 1;
         let tenant = TenantId(u32::try_from(self.num_scopes).expect("a run has fewer than four billion scopes"));
-        Scope { tenant, cache_salt: CacheSalt(self.num_scopes) }
+        CaseScope { tenant, scope: Scope(self.num_scopes) }
     }
 
     /// Runs a request to its end.
@@ -112,7 +112,7 @@ impl<E: Executor> Alone<E> {
             sampling,
             tenant: reuse.scope.tenant,
             session: None,
-            cache_salt: reuse.scope.cache_salt,
+            scope: reuse.scope.scope,
             readable: Vec::new(),
             sharing: reuse.sharing,
             repair: reuse.repair,
@@ -181,7 +181,7 @@ mod tests {
         Alone::new(EngineCore::new(config, Forced::new(echo)).unwrap())
     }
 
-    fn reuse(scope: Scope, sharing: KvSharingMode, store: bool) -> Reuse {
+    fn reuse(scope: CaseScope, sharing: KvSharingMode, store: bool) -> Reuse {
         Reuse { scope, sharing, repair: Repair::structural(), store }
     }
 

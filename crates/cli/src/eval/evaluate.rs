@@ -10,7 +10,7 @@ use engine::{Executor, KvSharingMode, Repair, RepairPolicy, SamplingParams};
 use semantic::MatchClass;
 use tokens::TokenId;
 
-use super::alone::{Alone, Reuse, Said, Scope};
+use super::alone::{Alone, CaseScope, Reuse, Said};
 use super::bleu::bleu;
 use super::cover::covered_share;
 use super::measured::{AnswerScores, Measured, mean, share};
@@ -64,7 +64,7 @@ struct Case<'a> {
     recipient: &'a Recipient,
     full: Said,
     /// Where its donor was computed, as far as it may look there.
-    scope: Scope,
+    scope: CaseScope,
     donor_ttft: Duration,
     cover: f64,
     /// Of an exact run with the donor's prefix.
@@ -104,7 +104,7 @@ impl<E: Executor> Evaluator<'_, E> {
     fn compute_in_full<'c>(
         &mut self,
         recipient: &'c Recipient,
-        scope: Scope,
+        scope: CaseScope,
         donor: &Prompted,
         donor_ttft: Duration,
     ) -> anyhow::Result<Case<'c>> {

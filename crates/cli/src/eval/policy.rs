@@ -5,8 +5,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use engine::{Repair, RepairPolicy};
-use semantic::RepairError;
+use engine::{Repair, RepairError};
 
 /// One way to fill a prompt's KV.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,12 +24,6 @@ pub(crate) enum PolicyError {
     /// No rule is written so.
     #[error("{0}; and there are off and prefix")]
     Unknown(String),
-    /// It has nothing to spend a share on.
-    #[error("{0} takes no share")]
-    NeedlessShare(String),
-    /// It recomputes as much as it is told to, and was told nothing.
-    #[error("{0} needs the share of the prompt that it may recompute, as in {0}@0.15")]
-    NoShare(String),
 }
 
 impl Policy {
@@ -50,15 +43,10 @@ impl Policy {
     /// The share of the prompt it may recompute beyond what is computed in any case; `None` if that is no setting of it.
     pub(crate) fn ratio(self) -> Option<f32> {
         match self {
-            Self::Span(repair) if has_budget(repair.policy) => Some(repair.ratio),
+            Self::Span(repair) if repair.policy.has_ratio() => Some(repair.ratio),
             _ => None,
         }
     }
-}
-
-/// Whether the rule spends a share of the prompt, rather than all or nothing.
-fn has_budget(policy: RepairPolicy) -> bool {
-    policy.probe().is_some() && policy != RepairPolicy::Full
 }
 
 /// `name@share` of a policy from its two parts.
@@ -76,14 +64,7 @@ impl FromStr for Policy {
             "prefix" => return Ok(Self::Prefix),
             _ => {}
         }
-        let repair: Repair = text.parse().map_err(|error: RepairError| PolicyError::Unknown(error.to_string()))?;
-        let has_share = text.split('+').next().is_some_and(|rule| rule.contains('@'));
-        let name = repair.policy.as_str();
-        match (has_budget(repair.policy), has_share) {
-            (true, false) => Err(PolicyError::NoShare(name.to_owned())),
-            (false, true) => Err(PolicyError::NeedlessShare(name.to_owned())),
-            _ => Ok(Self::Span(repair)),
-        }
+        text.parse().map(Self::Span).map_err(|error: RepairError| PolicyError::Unknown(error.to_string()))
     }
 }
 
@@ -118,14 +99,14 @@ mod tests {
         let all = "impact@0.3+drift+sample=8+deviation=0.05+bail_out=0.5+deep_bail_out=0.02+margin=1+decode=3/1";
         check(all, Ok(all));
         check("impact@.3+margin=1+drift", Ok("impact@0.3+drift+margin=1"));
-        check("dhd", Err("dhd@0.15"));
+        check("dhd", Ok("dhd@0.15"));
     }
 
     #[test]
     fn rules_without_a_budget_have_none() {
         for name in ["none", "full", "epic"] {
             check(name, Ok(name));
-            check(&format!("{name}@.1"), Err("takes no share"));
+            check(&format!("{name}@.1"), Err("takes no ratio"));
         }
         check("off", Ok("off"));
         check("prefix", Ok("prefix"));

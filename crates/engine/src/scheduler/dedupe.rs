@@ -66,6 +66,6 @@ impl Scheduler {
         let sampled =
             sequence.sketch.is_none().then(|| self.donors.sketch(tokens, &sequence.request.borders, &sequence.request.template));
         let sketch = sequence.sketch.as_ref().or(sampled.as_ref())?;
-        self.in_flight.find_spans(&semantic::SpanQuery { scopes: &[sequence.request.cache_salt], tokens, sketch, from })
+        self.in_flight.find_spans(&semantic::SpanQuery { scopes: &[sequence.request.scope], tokens, sketch, from })
     }
 }

@@ -88,8 +88,7 @@ impl Scheduler {
             return None;
         }
         let (hashes, tokens) = (sequence.block_hashes(), sequence.token_ids());
-        let (id, num_tokens) =
-            self.continuations.find(sequence.request.cache_salt, hashes, tokens, sequence.max_prefix_tokens())?;
+        let (id, num_tokens) = self.continuations.find(sequence.request.scope, hashes, tokens, sequence.max_prefix_tokens())?;
         let &Kept { num_exact, continued, traffic, .. } = self.continuations.get(id);
         let may_continue = match sequence.sharing() {
             KvSharingMode::Auto => traffic.is_some_and(|class| self.verifier.is_proven(&class)),
@@ -146,7 +145,7 @@ impl Scheduler {
         let num_exact = lease.num_exact();
         self.pool.free_exact(&mut lease);
         let kept = Kept {
-            salt: sequence.request.cache_salt,
+            scope: sequence.request.scope,
             owner: sequence.request.owner(),
             sources,
             tokens,

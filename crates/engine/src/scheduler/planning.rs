@@ -180,7 +180,7 @@ impl Scheduler {
     }
 
     fn version(&self, sequence: &Sequence) -> u64 {
-        self.donors.version(scopes(sequence.request.cache_salt, &sequence.request.readable))
+        self.donors.version(scopes(sequence.request.scope, &sequence.request.readable))
     }
 
     /// The plan that was kept if it still holds, else a new one.

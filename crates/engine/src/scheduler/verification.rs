@@ -144,8 +144,8 @@ impl Scheduler {
 
     /// Frees the approximate KV of a conversation that has exact KV now.
     pub(super) fn forget_healed(&mut self) {
-        let Some((salt, tokens)) = self.verifier.take_healed() else { return };
-        let is_healed = |kept: &Kept| kept.salt == salt && tokens.starts_with(&kept.tokens);
+        let Some((scope, tokens)) = self.verifier.take_healed() else { return };
+        let is_healed = |kept: &Kept| kept.scope == scope && tokens.starts_with(&kept.tokens);
         self.continuations.extract(is_healed).into_iter().for_each(|lease| self.pool.free(lease));
     }
 }

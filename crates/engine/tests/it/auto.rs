@@ -33,8 +33,10 @@ impl World {
     fn ask(&mut self, tenant: u32, prompt: &[TokenId], sharing: KvSharingMode) -> (KvUsage, Vec<TokenId>) {
         let id = RequestId(self.next_id);
         self.next_id += 1;
-        self.core
-            .add_request(RequestBuilder::new(id.0, prompt).sharing(sharing).tenant(tenant).salt(tenant.into()).build(), self.now);
+        self.core.add_request(
+            RequestBuilder::new(id.0, prompt).sharing(sharing).tenant(tenant).scope(tenant.into()).build(),
+            self.now,
+        );
         let (mut answer, mut found) = (Vec::new(), None);
         while self.core.has_work() {
             for event in self.core.step(self.now).unwrap() {
@@ -99,7 +101,7 @@ fn traffic_is_computed_exactly_until_it_has_proven_itself_and_each_tenant_proves
     assert_eq!((class.format.to_string().as_str(), world.core.traffic(Some(TenantId(2))).len()), ("prompt,in_order", 1));
     let prompt = world.prompt();
     let asking =
-        |tenant: u32| RequestBuilder::new(999, &prompt).sharing(KvSharingMode::Auto).tenant(tenant).salt(tenant.into()).build();
+        |tenant: u32| RequestBuilder::new(999, &prompt).sharing(KvSharingMode::Auto).tenant(tenant).scope(tenant.into()).build();
     let outcomes = [1, 2].map(|tenant| world.core.explain(&asking(tenant)).usage.outcome);
     assert_eq!(outcomes, [Some(SpanOutcome::Reused), Some(SpanOutcome::Unproven)], "explanations say the same");
 }

@@ -54,7 +54,7 @@ fn random_request(id: u64, random: &mut Random, now: Timestamp) -> Request {
     let request = RequestBuilder::new(id, &prompt)
         .max_tokens(max_tokens)
         .sharing(mode)
-        .salt(random.below(2))
+        .scope(random.below(2))
         .store(!random.one_in(4))
         .sampling(sampling);
     Request { arrival: now, repair: random_repair(random), ..request.build() }
@@ -87,7 +87,7 @@ pub(crate) fn expect(request: Request) -> Expected {
     let sampling = &request.sampling;
     let mut reason = FinishReason::Length;
     while tokens.len() - num_prompt_tokens < sampling.max_tokens as usize && tokens.len() < MAX_MODEL_LEN as usize {
-        let token = next_token(request.cache_salt.0, &tokens);
+        let token = next_token(request.scope.0, &tokens);
         tokens.push(token);
         if tokens.len() - num_prompt_tokens > sampling.min_tokens as usize && sampling.stop_token_ids.contains(&token) {
             reason = FinishReason::Stop(token);

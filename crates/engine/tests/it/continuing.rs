@@ -12,7 +12,7 @@ fn opening() -> Vec<TokenId> {
 }
 
 fn span(id: u64, prompt: &[TokenId]) -> RequestBuilder {
-    RequestBuilder::new(id, prompt).tenant(1).salt(1).sharing(KvSharingMode::Span).max_tokens(9)
+    RequestBuilder::new(id, prompt).tenant(1).scope(1).sharing(KvSharingMode::Span).max_tokens(9)
 }
 
 fn run(world: &mut World, request: RequestBuilder) -> KvUsage {
@@ -24,7 +24,7 @@ fn run(world: &mut World, request: RequestBuilder) -> KvUsage {
 /// A world in which request 2 was answered over a span of request 1; its prompt and what it said.
 fn answered(first: impl Fn(RequestBuilder) -> RequestBuilder) -> (World, Vec<TokenId>) {
     let mut world = World::new(config(200));
-    run(&mut world, RequestBuilder::new(1, &passage("doc", 32)).tenant(1).salt(1));
+    run(&mut world, RequestBuilder::new(1, &passage("doc", 32)).tenant(1).scope(1));
     let usage = run(&mut world, first(span(2, &opening())));
     assert_eq!((usage.span_tokens, usage.continued_tokens), (30, 0));
     let answer = world.output(2).into_iter().map(TokenId);
@@ -72,7 +72,7 @@ fn others_find_nothing() {
     let next = |said: &[TokenId]| span(3, &behind(said, "next"));
     check(|said| next(said).sharing(KvSharingMode::Prefix), (8, 0));
     check(|said| next(said).sharing(KvSharingMode::Shadow), (8, 0));
-    check(|said| next(said).salt(2).tenant(2), (0, 0));
+    check(|said| next(said).scope(2).tenant(2), (0, 0));
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn a_request_that_is_not_stored_leaves_nothing_to_its_conversation() {
 #[test]
 fn an_answer_that_was_cut_off_goes_on() {
     let mut world = World::new(config(200));
-    run(&mut world, RequestBuilder::new(1, &passage("doc", 32)).tenant(1).salt(1));
+    run(&mut world, RequestBuilder::new(1, &passage("doc", 32)).tenant(1).scope(1));
     world.add(span(2, &opening()).max_tokens(50).build());
     while world.output(2).len() < 5 {
         world.step();
@@ -123,11 +123,11 @@ fn an_earlier_turn_asked_again_finds_what_its_conversation_had() {
 #[test]
 fn what_is_kept_gives_way_to_those_who_need_room() {
     let mut world = World::new(config(56));
-    run(&mut world, RequestBuilder::new(1, &passage("doc", 32)).tenant(1).salt(1));
+    run(&mut world, RequestBuilder::new(1, &passage("doc", 32)).tenant(1).scope(1));
     run(&mut world, span(2, &opening()));
     let kept = world.scheduler.stats().blocks;
     assert_eq!((kept.active, kept.cached), (0, 8 + 14));
-    let large = RequestBuilder::new(3, &passage("large", 200)).tenant(1).salt(1);
+    let large = RequestBuilder::new(3, &passage("large", 200)).tenant(1).scope(1);
     assert_eq!(run(&mut world, large).computed_tokens, 200);
     let stats = world.scheduler.stats();
     assert_eq!((stats.blocks.active, stats.preemptions), (0, 0));
@@ -139,7 +139,7 @@ fn what_is_kept_gives_way_to_those_who_need_room() {
 fn it_is_erased_with_its_donors() {
     let start = || {
         let mut world = World::new(config(200));
-        run(&mut world, RequestBuilder::new(1, &passage("doc", 32)).tenant(1).salt(1).session(5));
+        run(&mut world, RequestBuilder::new(1, &passage("doc", 32)).tenant(1).scope(1).session(5));
         run(&mut world, span(2, &opening()).session(7));
         let said = opening().into_iter().chain(world.output(2).into_iter().map(TokenId)).collect::<Vec<_>>();
         (world, said)

@@ -22,7 +22,7 @@ fn any_request(id: u64, random: &mut Random) -> Request {
     let tenant = random.below(3);
     let mut request = RequestBuilder::new(id, &prompt)
         .tenant(tenant as u32)
-        .salt(tenant)
+        .scope(tenant)
         .sharing(ALL_MODES[random.below(6) as usize])
         .store(!random.one_in(3))
         .segments(segments)

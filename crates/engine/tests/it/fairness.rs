@@ -188,10 +188,10 @@ fn a_flood_of_one_tenant_hardly_delays_another() {
 /// Which tenant's requests are admitted, in order, when two ask at once about a document that only the first one has cached, or nobody.
 fn turns(is_cached: bool, policy: SchedulePolicy) -> Vec<u32> {
     let cached = if is_cached { 0 } else { 9 };
-    let warm = RequestBuilder::new(0, &question(900, cached, 1)).tenant(1).salt(1).max_tokens(1).build();
+    let warm = RequestBuilder::new(0, &question(900, cached, 1)).tenant(1).scope(1).max_tokens(1).build();
     let ask = |id: u64| {
         let tenant = 1 + (id % 2) as u32;
-        let request = RequestBuilder::new(id, &question(id, 0, 16)).tenant(tenant).salt(tenant.into());
+        let request = RequestBuilder::new(id, &question(id, 0, 16)).tenant(tenant).scope(tenant.into());
         request.max_tokens(2).arrival_micros(1_000_000).build()
     };
     let trace: Vec<_> = std::iter::once(warm).chain((1..41).map(ask)).collect();

@@ -20,13 +20,13 @@ fn with_host(num_blocks: u32) -> SchedulerConfig {
 
 /// Request `id` of tenant 1 for `num_tokens` tokens of `text`.
 fn request(id: u64, text: &str, num_tokens: usize) -> RequestBuilder {
-    RequestBuilder::new(id, &passage(text, num_tokens)).tenant(1).salt(1).max_tokens(1)
+    RequestBuilder::new(id, &passage(text, num_tokens)).tenant(1).scope(1).max_tokens(1)
 }
 
 /// Request `id` with 24 tokens of a document behind a question.
 fn asking(id: u64) -> RequestBuilder {
     let prompt = [passage("question", 7), passage("doc", 24), passage("end", 6)].concat();
-    RequestBuilder::new(id, &prompt).tenant(1).salt(1).max_tokens(1).sharing(KvSharingMode::Span)
+    RequestBuilder::new(id, &prompt).tenant(1).scope(1).max_tokens(1).sharing(KvSharingMode::Span)
 }
 
 fn run(world: &mut World, request: RequestBuilder) -> KvUsage {
@@ -82,7 +82,7 @@ fn a_part_of_a_block_is_copied_from_the_host() {
 fn of_a_donor_in_the_host_only_what_its_spans_need_is_fetched() {
     let mut world = World::new(SchedulerConfig { num_blocks: 24, ..with_host(40) });
     let donor = RequestBuilder::new(1, &[passage("front", 12), passage("doc", 24)].concat()).segments(vec![12]);
-    run(&mut world, donor.tenant(1).salt(1).max_tokens(1));
+    run(&mut world, donor.tenant(1).scope(1).max_tokens(1));
     run(&mut world, request(2, "big", 96));
     world.add(asking(3).segments(vec![7, 31]).build());
     let step = world.step();
@@ -109,7 +109,7 @@ fn what_is_erased_is_not_found_in_the_host() {
     for what in all {
         let mut world = world(40);
         run(&mut world, request(1, "doc", 24).session(7));
-        run(&mut world, request(2, "other", 48).tenant(2).salt(2));
+        run(&mut world, request(2, "other", 48).tenant(2).scope(2));
         let outcome = |world: &World| world.scheduler.explain(&asking(4).build()).usage.outcome;
         assert_eq!((world.scheduler.stats().host.used, outcome(&world)), (6, Some(SpanOutcome::NoRoom)));
         assert!(world.erase(what).blocks >= 6, "{what:?}");
@@ -149,12 +149,12 @@ fn what_was_not_used_for_too_long_is_forgotten_in_the_host_too() {
 fn a_tenant_with_a_quota_takes_no_place_of_others_beyond_its_share() {
     let quotas = [(TenantId(1), 9)].into();
     let mut world = World::new(SchedulerConfig { quotas, ..SchedulerConfig { num_blocks: 18, ..with_host(12) } });
-    run(&mut world, request(1, "mine", 24).tenant(2).salt(2));
-    run(&mut world, request(2, "big", 72).tenant(3).salt(3).store(false));
+    run(&mut world, request(1, "mine", 24).tenant(2).scope(2));
+    run(&mut world, request(2, "big", 72).tenant(3).scope(3).store(false));
     for id in 3..9 {
         run(&mut world, request(id, &id.to_string(), 36));
     }
-    let hit = run(&mut world, request(9, "mine", 25).tenant(2).salt(2)).prefix_tokens;
+    let hit = run(&mut world, request(9, "mine", 25).tenant(2).scope(2)).prefix_tokens;
     assert_eq!(hit, 24, "half of the host belongs to others");
 }
 

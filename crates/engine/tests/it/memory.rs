@@ -11,7 +11,7 @@ use engine::{
     ProbedSpans, Readers, RejectedSpan, Request, SampledToken, ScheduledSequence, SchedulerOutput, SpanCopy, TokenDeviation,
     TokenLogProbs, Transfer, WatchedSpans,
 };
-use tokens::{BlockId, CacheSalt, HostBlockId, RequestId, SessionId, TenantId, TokenId};
+use tokens::{BlockId, HostBlockId, RequestId, Scope, SessionId, TenantId, TokenId};
 
 use crate::random::{Random, mix};
 
@@ -32,7 +32,7 @@ struct Slot {
 
 struct Known {
     tokens: Vec<TokenId>,
-    salt: u64,
+    scope: u64,
     /// Scopes it may read, one bit each.
     clearance: u64,
     owner: Owner,
@@ -75,13 +75,13 @@ pub(crate) struct Memory {
 }
 
 /// What a request's past is at its end; decides the next token.
-fn past_of(salt: u64, tokens: &[TokenId]) -> u64 {
-    tokens.iter().fold(mix(salt), |past, token| mix(past ^ u64::from(token.0)))
+fn past_of(scope: u64, tokens: &[TokenId]) -> u64 {
+    tokens.iter().fold(mix(scope), |past, token| mix(past ^ u64::from(token.0)))
 }
 
 /// What the model says behind `tokens`.
-pub(crate) fn next_token(salt: u64, tokens: &[TokenId]) -> TokenId {
-    TokenId((past_of(salt, tokens) % VOCAB_SIZE) as u32)
+pub(crate) fn next_token(scope: u64, tokens: &[TokenId]) -> TokenId {
+    TokenId((past_of(scope, tokens) % VOCAB_SIZE) as u32)
 }
 
 impl Memory {
@@ -108,8 +108,8 @@ impl Memory {
     pub(crate) fn expect(&mut self, request: &Request) {
         let known = Known {
             tokens: request.prompt_token_ids.to_vec(),
-            salt: request.cache_salt.0,
-            clearance: request.readable.iter().fold(bit(request.cache_salt), |all, &salt| all | bit(salt)),
+            scope: request.scope.0,
+            clearance: request.readable.iter().fold(bit(request.scope), |all, &scope| all | bit(scope)),
             owner: Owner { tenant: request.tenant, session: request.session },
             era: None,
             sharing: if request.sampling.prompt_logprobs.is_some() { KvSharingMode::Off } else { request.sharing },
@@ -237,7 +237,7 @@ impl Memory {
         let mut rows = rows.iter().peekable();
         let mut written = Vec::new();
         let mut past = 0;
-        let mut labels = 1 << known.salt;
+        let mut labels = 1 << known.scope;
         let mut num_public_tokens = 0;
         let mut all_exact = true;
         for position in 0..=last {
@@ -254,7 +254,7 @@ impl Memory {
             assert_eq!((slot.token, slot.position), (token, position), "{request_id} reads something else at {position}");
             self.check_may_read(request_id, &slot);
             labels |= slot.labels;
-            num_public_tokens += u64::from(slot.labels != 1 << known.salt && slot.writer != request_id);
+            num_public_tokens += u64::from(slot.labels != 1 << known.scope && slot.writer != request_id);
             assert!(slot.past.is_none_or(|written| written == past), "{request_id} reads another past at {position}");
             all_exact &= slot.past.is_some();
             assert!(all_exact || !is_exact, "{request_id} reads approximate KV at {position}");
@@ -275,7 +275,7 @@ impl Memory {
         assert!(!probe.reused.is_empty(), "{request_id} has something to probe");
         let mut written = Vec::new();
         let mut past = 0;
-        let mut labels = 1 << known.salt;
+        let mut labels = 1 << known.scope;
         let mut all_exact = true;
         for (position, &token) in (0..).zip(prompt) {
             let at = self.slot(&probe.block_table, position as usize);
@@ -361,8 +361,8 @@ impl Memory {
     }
 }
 
-fn bit(salt: CacheSalt) -> u64 {
-    1 << salt.0
+fn bit(scope: Scope) -> u64 {
+    1 << scope.0
 }
 
 impl Executor for Memory {
@@ -398,7 +398,7 @@ impl Executor for Memory {
             let request_id = sequence.request_id;
             let known = self.known.get_mut(&request_id).expect("checked before");
             if sequence.sample {
-                let token = next_token(known.salt, &known.tokens);
+                let token = next_token(known.scope, &known.tokens);
                 known.tokens.push(token);
                 let margin = self.random.below(30) as f32 / 10.0;
                 output.sampled.push(SampledToken { request_id, token, margin, logprobs: None });

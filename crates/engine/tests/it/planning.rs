@@ -56,7 +56,7 @@ fn donors_of_another_scope_make_no_plan_stale() {
     let mut world = World::new(SchedulerConfig { max_num_seqs: 1, ..config(200) });
     world.add(RequestBuilder::new(1, &passage("doc", 32)).build());
     world.run();
-    world.add(RequestBuilder::new(2, &passage("other", 32)).salt(7).max_tokens(9).build());
+    world.add(RequestBuilder::new(2, &passage("other", 32)).scope(7).max_tokens(9).build());
     world.add(asking(3, "doc", "q").build());
     world.run();
     let usage_of_3 = world.events.iter().find_map(|event| match event {

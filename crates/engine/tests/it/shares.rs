@@ -30,7 +30,7 @@ fn scheduling(policy: SchedulePolicy) -> SchedulerConfig {
 }
 
 fn request(id: u64, tenant: u32, num_tokens: usize, max_tokens: u32) -> RequestBuilder {
-    RequestBuilder::new(id, &passage(&format!("r{id}"), num_tokens)).tenant(tenant).salt(tenant.into()).max_tokens(max_tokens)
+    RequestBuilder::new(id, &passage(&format!("r{id}"), num_tokens)).tenant(tenant).scope(tenant.into()).max_tokens(max_tokens)
 }
 
 /// An engine on a clock of its own.
@@ -454,7 +454,7 @@ fn a_step_looks_at_few_of_those_that_wait() {
         for id in 0..10_000 {
             let text = if common { passage("common", 600) } else { passage(&format!("r{id}"), 24) };
             let tenant = (id % num_tenants) as u32;
-            world.add(RequestBuilder::new(id, &text).tenant(tenant).salt(tenant.into()).max_tokens(30));
+            world.add(RequestBuilder::new(id, &text).tenant(tenant).scope(tenant.into()).max_tokens(30));
         }
         world.step();
         let mut most = 0;

@@ -39,13 +39,13 @@ fn asking(id: u64, question: &str) -> RequestBuilder {
 #[test]
 fn a_prefix_is_shared_within_a_scope_only() {
     check([first("a", 21), RequestBuilder::new(2, &passage("a", 21))], 20, 0);
-    check([first("a", 21), RequestBuilder::new(2, &passage("a", 21)).salt(1)], 0, 0);
+    check([first("a", 21), RequestBuilder::new(2, &passage("a", 21)).scope(1)], 0, 0);
 }
 
 #[test]
 fn a_span_is_shared_within_a_scope_only() {
     check([first("doc", 32), asking(2, "q")], 0, 30);
-    check([first("doc", 32), asking(2, "q").salt(1)], 0, 0);
+    check([first("doc", 32), asking(2, "q").scope(1)], 0, 0);
 }
 
 #[test]
@@ -202,9 +202,9 @@ fn the_model_length_ends_an_answer() {
     assert_eq!(world.events.iter().filter(admitted).count(), 1);
 }
 
-/// A document of 48 tokens is being computed when a request in `salt` comes with it behind `num_before` other tokens. Rows of a step
+/// A document of 48 tokens is being computed when a request in `scope` comes with it behind `num_before` other tokens. Rows of a step
 /// take `row_micros`. The tokens of spans that the second one gets, and the steps until it is admitted.
-fn asks_during_prefill(salt: u64, num_before: usize, row_micros: u64) -> (u32, usize) {
+fn asks_during_prefill(scope: u64, num_before: usize, row_micros: u64) -> (u32, usize) {
     let mut world = World::new(engine::SchedulerConfig { max_num_batched_tokens: 32, ..config(400) });
     let tick = |world: &mut World| {
         let step = world.step();
@@ -217,7 +217,7 @@ fn asks_during_prefill(salt: u64, num_before: usize, row_micros: u64) -> (u32, u
     world.add(first("doc", 48).build());
     tick(&mut world);
     let prompt = [passage("before", num_before), passage("doc", 48), passage("end", 6)].concat();
-    world.add(RequestBuilder::new(2, &prompt).sharing(KvSharingMode::Span).salt(salt).max_tokens(1).build());
+    world.add(RequestBuilder::new(2, &prompt).sharing(KvSharingMode::Span).scope(scope).max_tokens(1).build());
     let admitted =
         |world: &World| world.events.iter().any(|event| matches!(event, EngineEvent::Admitted { request_id: RequestId(2), .. }));
     let mut num_steps = 0;

@@ -89,8 +89,8 @@ fn a_similar_donor_without_equal_spans_gives_nothing() {
 
 #[test]
 fn nothing_similar_is_found_in_another_scope() {
-    check(with_embeddings(), nothing, asking().salt(1), 0, 0);
-    check(with_embeddings(), nothing, asking().salt(1).readable(&[0]), 0, 1);
+    check(with_embeddings(), nothing, asking().scope(1), 0, 0);
+    check(with_embeddings(), nothing, asking().scope(1).readable(&[0]), 0, 1);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use engine::{
     Erase, ErasedCounts, HostConfig, KvSharingMode, KvUsage, Request, RequestError, SchedulePolicy, SchedulerConfig, SpanOutcome,
 };
 use testkit::{RequestBuilder, passage};
-use tokens::{CacheSalt, DonorId, SessionId, TenantId, Timestamp};
+use tokens::{DonorId, Scope, SessionId, TenantId, Timestamp};
 
 use crate::blast::{Expected, MAX_MODEL_LEN, check_event, expect, random_prompt, random_repair};
 use crate::random::Random;
@@ -18,17 +18,17 @@ const CORPUS: u64 = 30;
 
 /// A request of tenant `tenant` in its own scope, which has the same number.
 fn request(id: u64, tenant: u32, text: &str, num_tokens: usize) -> RequestBuilder {
-    RequestBuilder::new(id, &passage(text, num_tokens)).tenant(tenant).salt(tenant.into()).max_tokens(1)
+    RequestBuilder::new(id, &passage(text, num_tokens)).tenant(tenant).scope(tenant.into()).max_tokens(1)
 }
 
 /// The same, with a document of 32 tokens behind other text.
 fn asking(id: u64, tenant: u32) -> RequestBuilder {
     let prompt = [passage("question", 7), passage("doc", 32), passage("end", 6)].concat();
-    RequestBuilder::new(id, &prompt).tenant(tenant).salt(tenant.into()).sharing(KvSharingMode::Span).max_tokens(1)
+    RequestBuilder::new(id, &prompt).tenant(tenant).scope(tenant.into()).sharing(KvSharingMode::Span).max_tokens(1)
 }
 
 fn corpus(id: u64) -> RequestBuilder {
-    request(id, 0, "doc", 32).salt(CORPUS)
+    request(id, 0, "doc", 32).scope(CORPUS)
 }
 
 fn run(world: &mut World, request: RequestBuilder) -> KvUsage {
@@ -61,23 +61,23 @@ fn a_corpus_is_read_by_those_who_may_and_by_nobody_else() {
 fn what_follows_a_corpus_stays_in_the_scope_of_its_request() {
     let longer = |id, tenant| {
         let prompt = [passage("doc", 32), passage("mine", 20)].concat();
-        RequestBuilder::new(id, &prompt).tenant(tenant).salt(tenant.into()).readable(&[CORPUS]).max_tokens(1)
+        RequestBuilder::new(id, &prompt).tenant(tenant).scope(tenant.into()).readable(&[CORPUS]).max_tokens(1)
     };
     check([corpus(1), longer(2, 1), longer(3, 1)], (51, 0));
     check([corpus(1), longer(2, 1), longer(3, 2)], (32, 0));
     check([corpus(1), longer(2, 1), longer(3, 1).readable(&[])], (0, 0));
-    check([corpus(1), longer(2, 1), request(3, 0, "doc", 33).salt(CORPUS)], (32, 0));
+    check([corpus(1), longer(2, 1), request(3, 0, "doc", 33).scope(CORPUS)], (32, 0));
 }
 
 #[test]
 fn a_donor_that_begins_in_a_corpus_serves_only_those_who_may_read_that() {
     let donor = |id| {
         let prompt = [passage("doc", 32), passage("mine", 32)].concat();
-        RequestBuilder::new(id, &prompt).tenant(1).salt(1).readable(&[CORPUS]).max_tokens(1)
+        RequestBuilder::new(id, &prompt).tenant(1).scope(1).readable(&[CORPUS]).max_tokens(1)
     };
     let target = |id| {
         let prompt = [passage("other", 5), passage("mine", 32), passage("end", 6)].concat();
-        RequestBuilder::new(id, &prompt).tenant(1).salt(1).sharing(KvSharingMode::Span).max_tokens(1)
+        RequestBuilder::new(id, &prompt).tenant(1).scope(1).sharing(KvSharingMode::Span).max_tokens(1)
     };
     check([corpus(1), donor(2), target(3).readable(&[CORPUS])], (0, 30));
     let world = check([corpus(1), donor(2), target(3)], (0, 0));
@@ -85,12 +85,12 @@ fn a_donor_that_begins_in_a_corpus_serves_only_those_who_may_read_that() {
     check([corpus(1), donor(2), target(3).store(false), target(4).readable(&[CORPUS])], (0, 30));
 }
 
-/// A scope stands for tenant, salt and model: a new model is a new scope for everybody.
+/// A scope stands for tenant, `cache_salt` and model: a new model means new scopes.
 #[test]
 fn another_scope_finds_nothing_of_the_same_text() {
-    let again = |id, salt| request(id, 1, "doc", 32).salt(salt).sharing(KvSharingMode::Span);
+    let again = |id, scope| request(id, 1, "doc", 32).scope(scope).sharing(KvSharingMode::Span);
     let world = check([again(1, 1), again(2, 40)], (0, 0));
-    let explained = world.scheduler.explain(&asking(3, 1).salt(41).readable(&[42]).build());
+    let explained = world.scheduler.explain(&asking(3, 1).scope(41).readable(&[42]).build());
     assert_eq!((explained.usage.prefix_tokens, explained.plan.spans.len(), explained.matches.len()), (0, 0, 0));
 }
 
@@ -121,7 +121,7 @@ fn donors_are_listed_by_age_with_what_became_of_them() {
     let expected = engine::DonorInfo {
         id: DonorId(0),
         tenant: TenantId(1),
-        scope: CacheSalt(1),
+        scope: Scope(1),
         session: Some(SessionId(7)),
         num_tokens: 32,
         num_resident_tokens: 32,
@@ -288,7 +288,7 @@ fn a_request_larger_than_its_quota_is_refused() {
 /// Scopes of the walk: tenant `t` owns `t` and `t + 10`; all may be allowed to read the corpora of tenant 0.
 fn random_request(id: u64, random: &mut Random, now: Timestamp) -> Request {
     let tenant = random.below(4) as u32;
-    let salt = match tenant {
+    let scope = match tenant {
         0 => CORPUS + random.below(2),
         tenant => u64::from(tenant) + 10 * u64::from(random.one_in(3)),
     };
@@ -297,7 +297,7 @@ fn random_request(id: u64, random: &mut Random, now: Timestamp) -> Request {
         .max_tokens(1 + random.below(16) as u32)
         .sharing(ALL_MODES[random.below(6) as usize])
         .tenant(tenant)
-        .salt(salt)
+        .scope(scope)
         .readable(&readable)
         .store(!random.one_in(6));
     let request = if random.one_in(2) { request.session(random.below(2)) } else { request };

@@ -1,6 +1,6 @@
 use std::collections::HashMap;
 
-use tokens::{BlockHash, CacheSalt, RequestId, SessionId, TokenId, hash_full_blocks};
+use tokens::{BlockHash, RequestId, Scope, SessionId, TokenId, hash_full_blocks};
 
 use super::*;
 use crate::{BlockFetch, BlockOffload, ReadableScope};
@@ -18,7 +18,7 @@ struct Holder {
 
 /// What a sequence says, and where.
 struct Text {
-    salt: CacheSalt,
+    scope: Scope,
     tokens: Vec<TokenId>,
     hashes: Vec<BlockHash>,
     readable: Vec<ReadableScope>,
@@ -26,27 +26,27 @@ struct Text {
 
 impl Text {
     /// `tokens` in a scope that may read [`PUBLIC`], as every scope may.
-    fn new(salt: CacheSalt, tokens: Vec<TokenId>) -> Self {
-        let hashes_in = |salt| hash_full_blocks(salt, &tokens, SIZE);
-        let readable = vec![ReadableScope { salt: PUBLIC, hashes: hashes_in(PUBLIC).into() }];
-        Self { salt, hashes: hashes_in(salt), readable, tokens }
+    fn new(scope: Scope, tokens: Vec<TokenId>) -> Self {
+        let hashes_in = |scope| hash_full_blocks(scope, &tokens, SIZE);
+        let readable = vec![ReadableScope { scope: PUBLIC, hashes: hashes_in(PUBLIC).into() }];
+        Self { scope, hashes: hashes_in(scope), readable, tokens }
     }
 
     fn of(text: &str) -> Self {
-        Self::new(CacheSalt(0), text.bytes().map(|byte| TokenId(byte.into())).collect())
+        Self::new(Scope(0), text.bytes().map(|byte| TokenId(byte.into())).collect())
     }
 
     fn hashed(&self) -> HashedTokens<'_> {
-        HashedTokens { salt: self.salt, tokens: &self.tokens, hashes: &self.hashes, readable: &self.readable }
+        HashedTokens { scope: self.scope, tokens: &self.tokens, hashes: &self.hashes, readable: &self.readable }
     }
 }
 
 /// A scope that all read and one tenant writes.
-const PUBLIC: CacheSalt = CacheSalt(9);
+const PUBLIC: Scope = Scope(9);
 
 /// The tenant that a scope belongs to in these tests.
-fn owner_in(salt: CacheSalt) -> BlockOwner {
-    BlockOwner { tenant: TenantId(salt.0 as u32), session: None, request: RequestId(0) }
+fn owner_in(scope: Scope) -> BlockOwner {
+    BlockOwner { tenant: TenantId(scope.0 as u32), session: None, request: RequestId(0) }
 }
 
 impl Holder {
@@ -73,10 +73,10 @@ fn hold(pool: &mut BlockPool, text: &str) -> Option<Holder> {
     hold_in(pool, 0, text)
 }
 
-/// The same in scope `salt`.
-fn hold_in(pool: &mut BlockPool, salt: u64, text: &str) -> Option<Holder> {
-    let text = Text::new(CacheSalt(salt), Text::of(text).tokens);
-    let owner = owner_in(text.salt);
+/// The same in `scope`.
+fn hold_in(pool: &mut BlockPool, scope: u64, text: &str) -> Option<Holder> {
+    let text = Text::new(Scope(scope), Text::of(text).tokens);
+    let owner = owner_in(text.scope);
     let mut holder = admit(pool, owner, text, 0)?;
     let num_tokens = holder.text.tokens.len();
     holder.cache(pool, num_tokens);
@@ -98,9 +98,9 @@ fn wish(owner: BlockOwner, shared: &[Place], num_exact: usize) -> SlotRequest<'_
     SlotRequest { owner, shared, pinned: &[], num_exact, num_approximate: 0, headroom: 0, quota_headroom: 0 }
 }
 
-/// Leading blocks of `text` that are found in scope `salt`.
-fn found(pool: &BlockPool, salt: u64, text: &str) -> usize {
-    pool.match_full_blocks(Text::new(CacheSalt(salt), Text::of(text).tokens).hashed()).len()
+/// Leading blocks of `text` that are found in `scope`.
+fn found(pool: &BlockPool, scope: u64, text: &str) -> usize {
+    pool.match_full_blocks(Text::new(Scope(scope), Text::of(text).tokens).hashed()).len()
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn a_full_pool_says_how_much_is_missing_and_changes_nothing() {
     let mut pool = pool(4);
     let a = hold(&mut pool, "aabb").unwrap();
     let before = pool.stats();
-    let owner = owner_in(CacheSalt(0));
+    let owner = owner_in(Scope(0));
     match pool.allocate_slots(&SlotRequest { num_approximate: 1, headroom: 1, ..wish(owner, &[], 3) }) {
         Allocation::CapacityExhausted { short_by } => assert_eq!(short_by, 3),
         other => panic!("4 blocks of 2, and one more to spare: {other:?}"),
@@ -168,7 +168,7 @@ fn an_idle_hit_counts_as_taken_room() {
     let a = hold(&mut pool, "aabb").unwrap();
     pool.free(a.lease);
     let found = pool.match_full_blocks(Text::of("aa").hashed());
-    match pool.allocate_slots(&wish(owner_in(CacheSalt(0)), &found, 2)) {
+    match pool.allocate_slots(&wish(owner_in(Scope(0)), &found, 2)) {
         Allocation::CapacityExhausted { short_by } => assert_eq!(short_by, 1),
         other => panic!("1 hit and 2 new blocks of 2: {other:?}"),
     }
@@ -177,7 +177,7 @@ fn an_idle_hit_counts_as_taken_room() {
 #[test]
 fn content_computed_twice_is_held_once() {
     let mut pool = pool(4);
-    let admit = |pool: &mut BlockPool| admit(pool, owner_in(CacheSalt(0)), Text::of("abcd"), 0).unwrap();
+    let admit = |pool: &mut BlockPool| admit(pool, owner_in(Scope(0)), Text::of("abcd"), 0).unwrap();
     let mut both = [admit(&mut pool), admit(&mut pool)];
     both.iter_mut().for_each(|holder| holder.cache(&mut pool, 4));
     assert_eq!(both[0].blocks(), both[1].blocks());
@@ -189,7 +189,7 @@ fn content_computed_twice_is_held_once() {
 fn a_sequence_that_must_not_read_others_keeps_its_blocks() {
     let mut pool = pool(4);
     let a = hold(&mut pool, "aa").unwrap();
-    let Allocation::Ready(Slots { mut lease, .. }) = pool.allocate_slots(&wish(owner_in(CacheSalt(0)), &[], 1)) else {
+    let Allocation::Ready(Slots { mut lease, .. }) = pool.allocate_slots(&wish(owner_in(Scope(0)), &[], 1)) else {
         panic!("3 are free")
     };
     let own: Vec<_> = lease.block_ids().collect();
@@ -202,7 +202,7 @@ fn a_sequence_that_must_not_read_others_keeps_its_blocks() {
 #[test]
 fn approximate_blocks_are_never_found() {
     let mut pool = pool(4);
-    let mut holder = admit(&mut pool, owner_in(CacheSalt(0)), Text::of("abcdef"), 2).unwrap();
+    let mut holder = admit(&mut pool, owner_in(Scope(0)), Text::of("abcdef"), 2).unwrap();
     holder.cache(&mut pool, 6);
     assert_eq!(found(&pool, 0, "abcdef"), 1);
     let Allocation::Ready(()) = pool.grow(&mut holder.lease, 1) else { panic!("1 is free") };
@@ -213,7 +213,7 @@ fn approximate_blocks_are_never_found() {
 #[test]
 fn exchanged_approximate_blocks_can_be_found_once_computed() {
     let mut pool = pool(3);
-    let mut holder = admit(&mut pool, owner_in(CacheSalt(0)), Text::of("abcdef"), 2).unwrap();
+    let mut holder = admit(&mut pool, owner_in(Scope(0)), Text::of("abcdef"), 2).unwrap();
     pool.exchange_approximate(&mut holder.lease);
     holder.cache(&mut pool, 6);
     assert_eq!(found(&pool, 0, "abcdef"), 3);
@@ -244,13 +244,13 @@ fn impossible_pools_are_refused() {
 #[test]
 fn what_follows_public_text_is_found_behind_it_in_its_own_scope_only() {
     let mut pool = pool(8);
-    for (salt, text) in [(PUBLIC.0, "abcd"), (1, "abcdef"), (2, "abcdxx")] {
-        let holder = hold_in(&mut pool, salt, text).unwrap();
+    for (scope, text) in [(PUBLIC.0, "abcd"), (1, "abcdef"), (2, "abcdxx")] {
+        let holder = hold_in(&mut pool, scope, text).unwrap();
         assert_eq!(holder.blocks()[..2], [0, 1]);
         pool.free(holder.lease);
     }
     assert_eq!(
-        [(1, "abcdef"), (2, "abcdef"), (1, "abcdxx"), (9, "abcdef")].map(|(salt, text)| found(&pool, salt, text)),
+        [(1, "abcdef"), (2, "abcdef"), (1, "abcdxx"), (9, "abcdef")].map(|(scope, text)| found(&pool, scope, text)),
         [3, 2, 2, 2]
     );
 }
@@ -258,12 +258,12 @@ fn what_follows_public_text_is_found_behind_it_in_its_own_scope_only() {
 #[test]
 fn a_full_quota_evicts_own_blocks_and_no_others() {
     let mut pool = pool(6).with_quotas(&[(TenantId(1), 3)].into());
-    for (salt, text) in [(0, "aabb"), (1, "ccdd"), (1, "ee"), (1, "ffgg")] {
-        let holder = hold_in(&mut pool, salt, text).unwrap();
+    for (scope, text) in [(0, "aabb"), (1, "ccdd"), (1, "ee"), (1, "ffgg")] {
+        let holder = hold_in(&mut pool, scope, text).unwrap();
         pool.free(holder.lease);
     }
     assert_eq!(pool.stats().evictions, 2);
-    assert_eq!([(0, "aabb"), (1, "ccdd"), (1, "ee"), (1, "ffgg")].map(|(salt, text)| found(&pool, salt, text)), [2, 0, 1, 2]);
+    assert_eq!([(0, "aabb"), (1, "ccdd"), (1, "ee"), (1, "ffgg")].map(|(scope, text)| found(&pool, scope, text)), [2, 0, 1, 2]);
 }
 
 #[test]
@@ -271,7 +271,7 @@ fn a_quota_full_of_held_blocks_is_an_answer_and_changes_nothing() {
     let mut pool = pool(8).with_quotas(&[(TenantId(1), 3)].into());
     let mut holder = hold_in(&mut pool, 1, "aabb").unwrap();
     let before = pool.stats();
-    match pool.allocate_slots(&SlotRequest { quota_headroom: 1, ..wish(owner_in(CacheSalt(1)), &[], 2) }) {
+    match pool.allocate_slots(&SlotRequest { quota_headroom: 1, ..wish(owner_in(Scope(1)), &[], 2) }) {
         Allocation::QuotaExhausted { short_by } => assert_eq!(short_by, 2),
         other => panic!("1 of 3 is left: {other:?}"),
     }
@@ -291,7 +291,7 @@ fn an_erased_block_is_not_found_and_stays_with_its_holder() {
     assert_eq!(pool.erase(|owner| owner.tenant == TenantId(1)), 2);
     pool.check_invariants();
     assert_eq!((found(&pool, 1, "aabb"), found(&pool, 2, "aabb"), pool.stats().active), (0, 2, 4));
-    holder.text = Text::new(CacheSalt(1), Text::of("aabbcc").tokens);
+    holder.text = Text::new(Scope(1), Text::of("aabbcc").tokens);
     let Allocation::Ready(()) = pool.grow(&mut holder.lease, 1) else { panic!("4 are free") };
     holder.cache(&mut pool, 6);
     pool.free(holder.lease);
@@ -302,8 +302,8 @@ fn an_erased_block_is_not_found_and_stays_with_its_holder() {
 #[test]
 fn a_block_that_changes_its_tenant_is_zeroed() {
     let mut pool = pool(2);
-    let mut check = |salt: u64, text: &str, expected: &[u32]| {
-        let holder = hold_in(&mut pool, salt, text).unwrap();
+    let mut check = |scope: u64, text: &str, expected: &[u32]| {
+        let holder = hold_in(&mut pool, scope, text).unwrap();
         pool.free(holder.lease);
         assert_eq!(pool.take_to_zero(), expected.iter().copied().map(BlockId).collect::<Vec<_>>(), "{text}");
     };

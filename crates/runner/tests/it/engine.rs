@@ -59,22 +59,22 @@ impl Engine {
         Self { core: EngineCore::new(config, runner).unwrap(), repair: Repair::structural(), next_id: 0 }
     }
 
-    fn submit(&mut self, prompt: &[u32], mode: KvSharingMode, salt: u64) -> RequestId {
+    fn submit(&mut self, prompt: &[u32], mode: KvSharingMode, scope: u64) -> RequestId {
         let sampling = SamplingParams { logprobs: Some(5), ..SamplingParams::greedy(6) };
-        self.submit_sampled(prompt, mode, salt, sampling)
+        self.submit_sampled(prompt, mode, scope, sampling)
     }
 
     pub(crate) fn submit_sampled(
         &mut self,
         prompt: &[u32],
         mode: KvSharingMode,
-        salt: u64,
+        scope: u64,
         sampling: SamplingParams,
     ) -> RequestId {
         let request_id = RequestId(self.next_id);
         self.next_id += 1;
         let prompt: Vec<TokenId> = prompt.iter().map(|id| TokenId(*id)).collect();
-        let request = RequestBuilder::new(request_id.0, &prompt).sharing(mode).salt(salt).sampling(|to| *to = sampling).build();
+        let request = RequestBuilder::new(request_id.0, &prompt).sharing(mode).scope(scope).sampling(|to| *to = sampling).build();
         let request = Request { repair: self.repair, ..request };
         self.core.fits(&request).unwrap();
         self.core.add_request(request, Timestamp::default());
@@ -110,8 +110,8 @@ impl Engine {
         answers
     }
 
-    fn answer(&mut self, prompt: &[u32], mode: KvSharingMode, salt: u64) -> Answer {
-        self.submit(prompt, mode, salt);
+    fn answer(&mut self, prompt: &[u32], mode: KvSharingMode, scope: u64) -> Answer {
+        self.submit(prompt, mode, scope);
         self.finish().pop().unwrap().1
     }
 
@@ -250,13 +250,13 @@ fn engine_on_gpu() -> Engine {
 #[ignore = "needs a CUDA device"]
 fn cuda_what_comes_back_from_the_host_gives_the_bits_of_what_stayed() {
     let mut engine = engine_on_gpu();
-    for (salt, len) in [96, 110, 250].into_iter().enumerate() {
-        let (prompt, salt) = (text(len, 7), salt as u64);
-        engine.answer(&prompt, KvSharingMode::Prefix, salt);
-        let stayed = engine.answer(&prompt, KvSharingMode::Prefix, salt);
+    for (scope, len) in [96, 110, 250].into_iter().enumerate() {
+        let (prompt, scope) = (text(len, 7), scope as u64);
+        engine.answer(&prompt, KvSharingMode::Prefix, scope);
+        let stayed = engine.answer(&prompt, KvSharingMode::Prefix, scope);
         push_out(&mut engine, &prompt);
         let before = engine.core.stats().host.fetches;
-        assert_eq!(engine.answer(&prompt, KvSharingMode::Prefix, salt), stayed, "prompt of {len}");
+        assert_eq!(engine.answer(&prompt, KvSharingMode::Prefix, scope), stayed, "prompt of {len}");
         assert_eq!(engine.core.stats().host.fetches - before, len as u64 / 32);
     }
     assert_eq!(engine.idle_blocks(), NUM_BLOCKS);
@@ -323,13 +323,13 @@ fn what_a_recipient_leaves_behind_is_not_reused() {
 
 #[test]
 fn another_scope_or_epoch_finds_nothing() {
-    // I8 and I15: tenant, salt, model, weights and tokenizer are all in the scope.
+    // I8 and I15: tenant, scope, model, weights and tokenizer are all in the scope.
     let config = tiny_config(Architecture::Qwen2, RopeLayout::Half);
     let (donor, recipient) = donor_and_recipient();
     let mut engine = Engine::new(&config, KvDtype::F16);
     engine.answer(&donor, KvSharingMode::Prefix, 1);
-    for (salt, prompt) in [(2, &donor), (3, &recipient)] {
-        let usage = engine.answer(prompt, KvSharingMode::Span, salt).usage;
+    for (scope, prompt) in [(2, &donor), (3, &recipient)] {
+        let usage = engine.answer(prompt, KvSharingMode::Span, scope).usage;
         assert_eq!((usage.prefix_tokens, usage.span_tokens), (0, 0));
     }
 }

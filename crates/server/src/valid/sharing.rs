@@ -1,12 +1,12 @@
 //! What a request says about sharing KV, checked, with the server's defaults filled in.
 
-use engine::Repair;
+use engine::{Repair, RepairError};
 use protocol::{DeviationBound, EditMode, KvSharingOptions, SegmentMark, SharingMode};
 use tokenizer::SegmentRule;
 
 use crate::config::SharingDefaults;
+use crate::deviation::deviation_preset;
 use crate::error::ApiError;
-use crate::repair::{deviation_preset, parse_repair};
 
 /// How a request shares KV.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,7 +60,7 @@ pub(super) fn valid_sharing(
         (None, None) => SegmentRule::Text,
     };
     let repair = match options.policy {
-        Some(text) => parse_repair(&text).map_err(|error| ApiError::param("kv_sharing.policy", error.to_string()))?,
+        Some(text) => text.parse().map_err(|error: RepairError| ApiError::param("kv_sharing.policy", error.to_string()))?,
         None => defaults.repair,
     };
     let max_deviation = match options.max_deviation {

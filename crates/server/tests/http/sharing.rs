@@ -44,7 +44,7 @@ async fn exactness_is_kept_where_it_was_asked_for() {
 
 #[tokio::test]
 async fn policies_are_taken_by_name() {
-    for policy in ["none", "full@0.5", "cacheblend", "dhd@0.3", "impact@0.15"] {
+    for policy in ["none", "full", "cacheblend", "dhd@0.3", "impact@0.15"] {
         let usage = usage_after(json!({"kv_sharing": {"mode": "span", "policy": policy, "max_deviation": "fast"}})).await;
         assert_eq!(usage["mode"], "span", "{policy}");
     }

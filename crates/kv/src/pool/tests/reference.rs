@@ -22,7 +22,7 @@ pub(super) struct Reference {
 }
 
 /// Scope of each block from the start of the sequence on, and the tokens to the end of the last.
-pub(super) type Path = (Vec<CacheSalt>, Vec<TokenId>);
+pub(super) type Path = (Vec<Scope>, Vec<TokenId>);
 
 /// Where content is. It does not matter in which place of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,10 +67,10 @@ impl Reference {
 
     /// The longest path that begins with some blocks of the public scope, the fewest of equals, as far as it has not expired and its
     /// owners have room for what is fetched.
-    pub(super) fn find(&self, salt: CacheSalt, tokens: &[TokenId]) -> Vec<Path> {
-        let own_only = self.follow(Vec::new(), salt, tokens);
+    pub(super) fn find(&self, scope: Scope, tokens: &[TokenId]) -> Vec<Path> {
+        let own_only = self.follow(Vec::new(), scope, tokens);
         let public = self.follow(Vec::new(), PUBLIC, tokens);
-        let mixed = if public.is_empty() { public } else { self.follow(public, salt, tokens) };
+        let mixed = if public.is_empty() { public } else { self.follow(public, scope, tokens) };
         let mut longest = if mixed.len() > own_only.len() { mixed } else { own_only };
         longest.truncate(longest.iter().take_while(|path| !self.is_expired(path)).count());
         let fits = |len: &usize| {
@@ -82,10 +82,10 @@ impl Reference {
         longest
     }
 
-    pub(super) fn follow(&self, mut paths: Vec<Path>, salt: CacheSalt, tokens: &[TokenId]) -> Vec<Path> {
+    pub(super) fn follow(&self, mut paths: Vec<Path>, scope: Scope, tokens: &[TokenId]) -> Vec<Path> {
         while 2 * (paths.len() + 1) <= tokens.len() {
             let mut scopes = paths.last().map_or(Vec::new(), |(scopes, _)| scopes.clone());
-            scopes.push(salt);
+            scopes.push(scope);
             let path = (scopes, tokens[..2 * (paths.len() + 1)].to_vec());
             if !self.content.contains_key(&path) {
                 break;
@@ -230,7 +230,7 @@ impl Reference {
     /// other scopes to the same tokens is a collision.
     pub(super) fn cache(
         &mut self,
-        salt: CacheSalt,
+        scope: Scope,
         tokens: &[TokenId],
         blocks: &mut [u32],
         num_cached: &mut usize,
@@ -243,9 +243,9 @@ impl Reference {
                 i => self.path_of(blocks[i - 1]),
             };
             let Some((mut scopes, _)) = parent else { break };
-            scopes.push(salt);
+            scopes.push(scope);
             let path = (scopes, tokens[..end].to_vec());
-            let collides = |other: &Path| *other != path && other.1 == path.1 && other.0.last() == Some(&salt);
+            let collides = |other: &Path| *other != path && other.1 == path.1 && other.0.last() == Some(&scope);
             if self.content.keys().any(collides) {
                 break;
             }

@@ -45,7 +45,7 @@ struct Walk {
 
 const NUM_BLOCKS: u32 = 12;
 
-const SCOPES: [CacheSalt; 3] = [CacheSalt(0), CacheSalt(1), PUBLIC];
+const SCOPES: [Scope; 3] = [Scope(0), Scope(1), PUBLIC];
 
 impl Walk {
     fn new(quotas: &[(TenantId, usize)], ttl_micros: Option<u64>, num_places: u32) -> Self {
@@ -69,16 +69,16 @@ impl Walk {
 
     /// Two tokens only, so that prefixes are shared all the time.
     fn random_text(&mut self) -> Text {
-        let salt = SCOPES[self.rng.below(3)];
+        let scope = SCOPES[self.rng.below(3)];
         let tokens = (0..1 + self.rng.below(9)).map(|_| TokenId(self.rng.below(2) as u32)).collect();
-        Text::new(salt, tokens)
+        Text::new(scope, tokens)
     }
 
     /// What is found of some text, to be held beside a new sequence, of what is in the host perhaps only the end; mostly nothing.
     fn random_pins(&mut self) -> (Vec<Place>, Vec<Path>) {
         let text = self.random_text();
         let places = self.pool.match_full_blocks(text.hashed());
-        let paths = self.reference.find(text.salt, &text.tokens);
+        let paths = self.reference.find(text.scope, &text.tokens);
         assert_eq!(places.len(), paths.len(), "the pool and the reference disagree about what is found");
         let (is_pinning, start) = (self.rng.below(3) == 0, self.rng.below(paths.len() + 1));
         let found = places.into_iter().zip(paths).enumerate();
@@ -89,10 +89,10 @@ impl Walk {
         let text = self.random_text();
         let (pinned, pinned_paths) = self.random_pins();
         let session = [None, Some(SessionId(1)), Some(SessionId(2))][self.rng.below(3)];
-        let owner = BlockOwner { session, request: RequestId(self.rng.below(4) as u64), ..owner_in(text.salt) };
+        let owner = BlockOwner { session, request: RequestId(self.rng.below(4) as u64), ..owner_in(text.scope) };
         let num_approximate = self.rng.below(4).saturating_sub(1);
         let reference = &mut self.reference;
-        let shared = reference.find(text.salt, &text.tokens);
+        let shared = reference.find(text.scope, &text.tokens);
         let num_new = text.tokens.len().div_ceil(2) - shared.len();
         let held: Vec<_> = shared.iter().chain(&pinned_paths).collect::<std::collections::BTreeSet<_>>().into_iter().collect();
         let is_idle =
@@ -122,7 +122,7 @@ impl Walk {
         let Walker { holder: Holder { text, lease }, blocks, num_exact, num_cached, .. } = &mut self.walkers[pick];
         self.pool.cache_full_blocks(lease, text.hashed(), text.tokens.len(), OnDuplicate::Exchange);
         let num_full = (*num_exact).min(text.tokens.len() / 2);
-        for (path, block) in self.reference.cache(text.salt, &text.tokens, &mut blocks[..num_full], num_cached) {
+        for (path, block) in self.reference.cache(text.scope, &text.tokens, &mut blocks[..num_full], num_cached) {
             self.device[block as usize] = Some(path);
         }
     }
@@ -249,7 +249,7 @@ impl Walk {
     fn check_match(&mut self) {
         let text = self.random_text();
         let found = self.pool.match_prefix(text.hashed(), text.tokens.len());
-        let expected = self.reference.find(text.salt, &text.tokens);
+        let expected = self.reference.find(text.scope, &text.tokens);
         let holds = |place: Place| match place {
             Place::Device(block) => self.device[block.0 as usize].clone(),
             Place::Host(slot) => self.host[slot.0 as usize].clone(),
@@ -258,8 +258,8 @@ impl Walk {
         if let Some(partial) = found.partial {
             let (scopes, tokens) = holds(partial.block).expect("a partly matched block was filled");
             assert!(tokens.starts_with(&text.tokens[..found.num_tokens + partial.num_tokens]), "it holds something else");
-            assert_eq!(scopes.last(), Some(&text.salt), "it is of another scope");
-            assert!(scopes.iter().all(|scope| [text.salt, PUBLIC].contains(scope)), "it is behind another scope");
+            assert_eq!(scopes.last(), Some(&text.scope), "it is of another scope");
+            assert!(scopes.iter().all(|scope| [text.scope, PUBLIC].contains(scope)), "it is behind another scope");
         }
     }
 

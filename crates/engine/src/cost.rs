@@ -53,7 +53,7 @@ const NUM_SWEEPS: usize = 8;
 
 /// What steps took so far, and what work will take.
 #[derive(Clone, Debug)]
-pub(crate) struct StepTimes {
+pub(crate) struct StepCostModel {
     /// Microseconds of one unit of each kind. Never negative.
     coefficients: [f64; KINDS],
     /// `Σ x xᵀ`, newer steps weighing more.
@@ -65,7 +65,7 @@ pub(crate) struct StepTimes {
     num_steps: u64,
 }
 
-impl Default for StepTimes {
+impl Default for StepCostModel {
     fn default() -> Self {
         Self {
             coefficients: SHAPE.map(|rows| rows * ROW_MICROS_AT_FIRST),
@@ -103,7 +103,7 @@ impl std::ops::AddAssign for Work {
     }
 }
 
-impl StepTimes {
+impl StepCostModel {
     /// Microseconds that `work` adds to the steps it is part of.
     pub(crate) fn micros(&self, work: Work) -> u64 {
         self.exact_micros(work) as u64
@@ -186,7 +186,7 @@ mod tests {
     /// Steps of prefill, decode and both, `count` of them, timed by `true_micros`; then the prediction for 1000 rows behind 3000 others,
     /// relative to the truth.
     fn learn(count: u64, true_micros: impl Fn(Work) -> f64) -> f64 {
-        let mut times = StepTimes::default();
+        let mut times = StepCostModel::default();
         for i in 0..count {
             let (rows, end) = ([512, 3, 40][(i % 3) as usize], 600 + (i * 977 % 5000) as u32);
             let work = Work { copied_tokens: i * 31 % 700, ..Work::of_rows(rows, end) };
@@ -217,7 +217,7 @@ mod tests {
     /// As a small model on a GPU: prompts of all lengths between long answers.
     #[test]
     fn what_a_prompt_step_costs_beside_its_rows_is_told_from_decode_steps() {
-        let mut times = StepTimes::default();
+        let mut times = StepCostModel::default();
         for i in 0..2000u64 {
             let rows = 100 + (i * 977 % 4000) as u32;
             let prompt = Work { prompt_steps: 1, ..Work::of_rows(rows, rows) };
@@ -235,7 +235,7 @@ mod tests {
 
     #[test]
     fn a_machine_that_changes_is_followed() {
-        let mut times = StepTimes::default();
+        let mut times = StepCostModel::default();
         let asked = Work::of_rows(100, 100);
         for row_micros in [10.0, 30.0] {
             for i in 0..2000 {
@@ -248,7 +248,7 @@ mod tests {
 
     #[test]
     fn an_interrupted_step_teaches_little() {
-        let mut times = StepTimes::default();
+        let mut times = StepCostModel::default();
         let work = |i: u64| Work::of_rows([100, 2][i as usize % 2], 100);
         (0..200).for_each(|i| times.observe(work(i), 100.0 + 10.0 * work(i).rows as f64));
         let before = times.micros(work(0));
@@ -258,7 +258,7 @@ mod tests {
 
     #[test]
     fn steps_without_time_teach_nothing() {
-        let mut times = StepTimes::default();
+        let mut times = StepCostModel::default();
         times.observe(Work::of_rows(10, 10), 0.0);
         assert_eq!(times.micros(Work::of_rows(10, 10)), 10 * ROW_MICROS_AT_FIRST as u64);
     }

@@ -4,7 +4,7 @@
 //! how long the transfer takes, here, from those that were measured.
 
 use crate::Transfer;
-use crate::cost::{StepTimes, Work};
+use crate::cost::{StepCostModel, Work};
 
 /// Settings of the host tier.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -29,7 +29,7 @@ pub(crate) struct HostLink {
 /// Decides between fetching and computing.
 #[derive(Clone, Copy)]
 pub(crate) struct FetchGate<'a> {
-    pub(crate) step_times: &'a StepTimes,
+    pub(crate) step_costs: &'a StepCostModel,
     pub(crate) link: &'a HostLink,
 }
 
@@ -78,12 +78,12 @@ impl FetchGate<'_> {
     /// Whether fetching `num_blocks` blocks beats computing `num_tokens` tokens that end at position `end`. Before steps have shown what
     /// work costs, it is taken to.
     pub(crate) fn pays(&self, num_blocks: usize, num_tokens: u32, end: u32) -> bool {
-        !self.step_times.is_fitted() || self.saved_micros(num_blocks, num_tokens, end) > 0.0
+        !self.step_costs.is_fitted() || self.saved_micros(num_blocks, num_tokens, end) > 0.0
     }
 
     /// Time that is saved by that, less the margin.
     pub(crate) fn saved_micros(&self, num_blocks: usize, num_tokens: u32, end: u32) -> f64 {
-        let computing = self.step_times.exact_micros(Work::of_rows(num_tokens, end));
+        let computing = self.step_costs.exact_micros(Work::of_rows(num_tokens, end));
         computing - FETCH_MARGIN * self.link.fetch_micros(num_blocks)
     }
 }
@@ -106,12 +106,12 @@ mod tests {
     #[test]
     fn computing_has_to_take_longer_by_a_margin() {
         let link = HostLink::new(&HostConfig { num_blocks: 1, block_bytes: 1_000_000, bandwidth: 10.0 });
-        let mut step_times = StepTimes::default();
-        assert!(FetchGate { step_times: &step_times, link: &link }.pays(1, 1, 1), "nothing is known of steps yet");
+        let mut step_costs = StepCostModel::default();
+        assert!(FetchGate { step_costs: &step_costs, link: &link }.pays(1, 1, 1), "nothing is known of steps yet");
         for rows in 0..40 {
-            step_times.observe(Work { rows, ..Work::default() }, 1e3 + 5.0 * rows as f64);
+            step_costs.observe(Work { rows, ..Work::default() }, 1e3 + 5.0 * rows as f64);
         }
-        let gate = FetchGate { step_times: &step_times, link: &link };
+        let gate = FetchGate { step_costs: &step_costs, link: &link };
         assert_eq!([20, 24, 26, 30].map(|num_tokens| gate.pays(1, num_tokens, num_tokens)), [false, false, true, true]);
         assert_eq!([48, 52].map(|num_tokens| gate.pays(2, num_tokens, num_tokens)), [false, true]);
     }

@@ -12,13 +12,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use semantic::DecodeRepair;
 use tokens::{RequestId, TenantId, Timestamp, TokenRange};
 
-use self::forecast::Pace;
+use self::forecast::PrefillSlowdown;
 use self::planning::PlanBook;
 pub use self::planning::PlanningWork;
 use self::share::Demand;
 use crate::ageing::Ageing;
 use crate::continuations::Continuations;
-use crate::cost::StepTimes;
+use crate::cost::StepCostModel;
 use crate::donors::{DonorRegistry, Target, scopes};
 use crate::host::HostLink;
 use crate::in_flight::InFlight;
@@ -88,8 +88,8 @@ pub struct Scheduler {
     num_shadowed_tokens: u64,
     /// Version of the prefix index when hits were last predicted.
     predicted_version: u64,
-    step_times: StepTimes,
-    pace: Pace,
+    step_costs: StepCostModel,
+    slowdown: PrefillSlowdown,
     ageing: Ageing,
     /// When the last step began and what it does, if the next one follows at its end.
     timed_step: Option<forecast::TimedStep>,
@@ -146,8 +146,8 @@ impl Scheduler {
             span_lookups: SpanLookups::default(),
             num_shadowed_tokens: 0,
             predicted_version: 0,
-            step_times: StepTimes::default(),
-            pace: Pace::default(),
+            step_costs: StepCostModel::default(),
+            slowdown: PrefillSlowdown::default(),
             ageing: Ageing::new(config.ageing, config.overtake_share),
             timed_step: None,
             config,
@@ -240,7 +240,7 @@ impl Scheduler {
         sequence.expected_spans = self.expect_spans(sequence);
         sequence.deadline = self.deadline(key.arrival, queue_micros);
         let forecast = self.forecast(sequence);
-        if self.step_times.is_fitted() {
+        if self.step_costs.is_fitted() {
             self.ageing.observe(forecast.micros, queue_micros);
         }
         self.queue.push(

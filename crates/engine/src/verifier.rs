@@ -46,8 +46,8 @@ pub(crate) struct Verifier {
     num_healed: u64,
     /// Scope and tokens of an answer that was just computed exactly.
     healed: Option<(Scope, Arc<[TokenId]>)>,
-    pending: VecDeque<Case>,
-    active: Option<Case>,
+    pending: VecDeque<AnswerToVerify>,
+    active: Option<AnswerToVerify>,
     /// Log probabilities by full computation, or by a trial, of the running comparison.
     scored: Option<Vec<TokenLogProbs>>,
     /// Names of comparisons count down from the largest: requests count up from 0.
@@ -62,7 +62,7 @@ pub(crate) struct Verifier {
 }
 
 /// An answer to be compared.
-pub(crate) struct Case {
+pub(crate) struct AnswerToVerify {
     pub(crate) class: MatchClass,
     /// Prompt and answer.
     pub(crate) request: Request,
@@ -81,7 +81,7 @@ pub(crate) struct Comparison {
     pub(crate) trial: Option<Trial>,
 }
 
-impl Case {
+impl AnswerToVerify {
     fn num_bytes(&self) -> usize {
         num_bytes(&self.said) + size_of_val(&self.request.prompt_token_ids[..])
     }
@@ -224,7 +224,7 @@ impl Verifier {
     }
 
     /// Takes an answer that is complete. `num_recording` bytes are those of answers that are still being recorded.
-    pub(crate) fn submit(&mut self, mut case: Case, num_recording: usize) {
+    pub(crate) fn submit(&mut self, mut case: AnswerToVerify, num_recording: usize) {
         // One name however often it is put off: what it leaves in the pool is erased as one request's.
         case.request.request_id = RequestId(self.next_id);
         self.next_id -= 1;
@@ -233,7 +233,7 @@ impl Verifier {
     }
 
     fn num_bytes(&self) -> usize {
-        self.pending.iter().chain(self.active.iter()).map(Case::num_bytes).sum()
+        self.pending.iter().chain(self.active.iter()).map(AnswerToVerify::num_bytes).sum()
     }
 
     /// Drops waiting answers, oldest first, until all take at most `max_bytes`.
@@ -284,7 +284,7 @@ impl Verifier {
 
     /// The comparison that waits after `idx` older ones.
     pub(crate) fn candidate(&self, idx: usize) -> Option<Comparison> {
-        self.pending.get(idx).map(Case::scoring)
+        self.pending.get(idx).map(AnswerToVerify::scoring)
     }
 
     /// Drops the comparison that waits after `idx` older ones: it cannot be made any more.
@@ -337,7 +337,7 @@ impl Verifier {
     /// Judges the running comparison, which has ended with `usage`.
     fn conclude(&mut self, usage: &KvUsage) {
         let (Some(case), Some(scored)) = (self.active.take(), self.scored.take()) else { return };
-        let Case { class, said, request, traffic, shadow } = &case;
+        let AnswerToVerify { class, said, request, traffic, shadow } = &case;
         if shadow.is_some() {
             // A trial that computed everything after all says nothing of reuse.
             if let Some(traffic) = traffic.filter(|_| usage.span_tokens > 0) {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use engine::{LogProb, SamplingParams, TokenLogProbs};
 use kernels::cpu::{Adjustment, Distribution, RankedLogProb};
-use tokens::TokenId;
+use tokens::{SPLITMIX64_STEP, TokenId, splitmix64};
 
 /// A token to choose from one row of logits.
 #[derive(Clone, Debug, PartialEq)]
@@ -191,15 +191,10 @@ fn put(adjustments: &mut Vec<Adjustment>, token: u32) -> &mut Adjustment {
     &mut adjustments[idx]
 }
 
-/// A number in 0..1 that depends on seed and position alone (SplitMix64's finaliser over both).
+/// A number in 0..1 that depends on seed and position alone (SplitMix64 over both).
 fn uniform(seed: u64, position: u32) -> f64 {
-    let mix = |x: u64| {
-        let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
-    };
-    let bits =
-        mix(mix(seed.wrapping_add(0x9e37_79b9_7f4a_7c15)).wrapping_add(u64::from(position).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+    let offset = u64::from(position).wrapping_sub(1).wrapping_mul(SPLITMIX64_STEP);
+    let bits = splitmix64(splitmix64(seed).wrapping_add(offset));
     (bits >> 11) as f64 / (1u64 << 53) as f64
 }
 

@@ -48,7 +48,7 @@ pub struct Similar {
 /// Vectors of donors, by scope.
 pub struct EmbeddingIndex {
     config: EmbeddingIndexConfig,
-    shelves: BTreeMap<Scope, Shelf>,
+    by_scope: BTreeMap<Scope, ScopeVectors>,
     donors: BTreeMap<DonorId, Entry>,
     /// Donors in the order in which they leave; an entry weighs its vectors.
     lru: FairLru<DonorId>,
@@ -57,7 +57,7 @@ pub struct EmbeddingIndex {
 
 /// The vectors of one scope, in rows without gaps.
 #[derive(Default)]
-struct Shelf {
+struct ScopeVectors {
     /// First halves, `[num_rows, num_dimensions.div_ceil(2)]`.
     heads: Vec<i8>,
     /// Second halves, `[num_rows, num_dimensions / 2]`.
@@ -97,8 +97,8 @@ impl EmbeddingIndex {
     #[must_use]
     pub fn new(config: EmbeddingIndexConfig) -> Self {
         assert!(config.num_dimensions > 0, "a vector has at least one dimension");
-        let (shelves, donors, lru) = Default::default();
-        Self { config, shelves, donors, lru, num_vectors: 0 }
+        let (by_scope, donors, lru) = Default::default();
+        Self { config, by_scope, donors, lru, num_vectors: 0 }
     }
 
     /// Vectors kept.
@@ -140,8 +140,8 @@ impl EmbeddingIndex {
             self.remove(victim);
             evicted.push(victim);
         }
-        let shelf = self.shelves.entry(scope).or_default();
-        let rows: Vec<_> = (0..).zip(&vectors).map(|(part, vector)| shelf.push((donor, part), vector)).collect();
+        let kept = self.by_scope.entry(scope).or_default();
+        let rows: Vec<_> = (0..).zip(&vectors).map(|(part, vector)| kept.push((donor, part), vector)).collect();
         self.num_vectors += rows.len();
         let place = self.lru.insert(tenant, donor, rows.len());
         self.donors.insert(donor, Entry { scope, rows, place });
@@ -153,17 +153,17 @@ impl EmbeddingIndex {
         let Some(Entry { scope, mut rows, place }) = self.donors.remove(&donor) else { return false };
         self.lru.remove(place);
         self.num_vectors -= rows.len();
-        let shelf = self.shelves.get_mut(&scope).expect("a donor's scope has a shelf");
+        let vectors = self.by_scope.get_mut(&scope).expect("a donor's scope has vectors");
         // From the last row on, so that no row that is still to go changes places.
         rows.sort_unstable();
         for row in rows.into_iter().rev() {
-            if let Some((owner, part)) = shelf.swap_remove(row) {
+            if let Some((owner, part)) = vectors.swap_remove(row) {
                 let owner = self.donors.get_mut(&owner).expect("a row of a removed donor is removed with it");
                 owner.rows[part as usize] = row;
             }
         }
-        if shelf.owners.is_empty() {
-            self.shelves.remove(&scope);
+        if vectors.owners.is_empty() {
+            self.by_scope.remove(&scope);
         }
         true
     }
@@ -187,20 +187,20 @@ impl EmbeddingIndex {
     /// If `query` has another number of dimensions than the index.
     #[must_use]
     pub fn nearest(&self, scope: Scope, query: &[f32], max: usize) -> Vec<Similar> {
-        let (Some(shelf), Some(query)) = (self.shelves.get(&scope), self.quantised(query)) else { return Vec::new() };
+        let (Some(vectors), Some(query)) = (self.by_scope.get(&scope), self.quantised(query)) else { return Vec::new() };
         let mut floor = self.config.min_cosine;
-        let mut best: Vec<Similar> = Vec::with_capacity(max.min(shelf.owners.len()) + 1);
-        let heads = shelf.heads.chunks_exact(query.head.len()).zip(&shelf.scales).zip(&shelf.tail_lengths);
+        let mut best: Vec<Similar> = Vec::with_capacity(max.min(vectors.owners.len()) + 1);
+        let heads = vectors.heads.chunks_exact(query.head.len()).zip(&vectors.scales).zip(&vectors.tail_lengths);
         for (row, ((head, scale), tail_length)) in heads.enumerate() {
             let scale = scale * query.scale;
             let in_head = dot(&query.head, head);
             if in_head as f32 * scale + query.tail_length * tail_length + ROUNDING < floor {
                 continue;
             }
-            let tail = &shelf.tails[row * query.tail.len()..][..query.tail.len()];
+            let tail = &vectors.tails[row * query.tail.len()..][..query.tail.len()];
             let cosine = (in_head + dot(&query.tail, tail)) as f32 * scale;
             if cosine >= floor {
-                let (donor, part) = shelf.owners[row];
+                let (donor, part) = vectors.owners[row];
                 insert_sorted(&mut best, Similar { donor, part, cosine }, max);
             }
             if best.len() == max {
@@ -226,7 +226,7 @@ impl EmbeddingIndex {
     }
 }
 
-impl Shelf {
+impl ScopeVectors {
     fn push(&mut self, owner: (DonorId, u32), vector: &Quantised) -> u32 {
         self.heads.extend(vector.head.iter().map(|&code| code as i8));
         self.tails.extend(vector.tail.iter().map(|&code| code as i8));

@@ -9,7 +9,7 @@ use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 use std::str::FromStr;
 
-use tokens::TokenRange;
+use tokens::{SPLITMIX64_STEP, TokenRange, splitmix64};
 
 use crate::deviation::{Deviation, unit_of};
 use crate::{Repair, SpanConfig};
@@ -315,12 +315,9 @@ fn scored_runs(policy: RepairPolicy, reused: &[TokenRange], measured: &[TokenDev
     runs
 }
 
-/// A number in 0..1 that depends on the position alone (splitmix64, Steele et al. 2014).
+/// A number in 0..1 that depends on the position alone.
 fn random_score(position: u32) -> f32 {
-    let mut z = (u64::from(position) + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 24) as f32
+    (splitmix64(u64::from(position).wrapping_mul(SPLITMIX64_STEP)) >> 40) as f32 / (1u64 << 24) as f32
 }
 
 fn merge_touching(sorted: Vec<TokenRange>) -> Vec<TokenRange> {

@@ -3,6 +3,7 @@
 //! A block's hash covers its scope, all blocks before it and its own tokens, so equal hashes mean equal causal past.
 //! 64 bits are enough because every hit is confirmed by comparing tokens: a collision costs a miss, never a wrong answer.
 
+use crate::splitmix::{splitmix64, unsplitmix64};
 use crate::{BlockSize, Scope, TokenId};
 
 /// Name of a full block together with its whole left context and its scope.
@@ -28,7 +29,7 @@ impl ContentHashes {
     #[must_use]
     pub fn in_scope(&self, scope: Scope) -> Vec<BlockHash> {
         let key = scope_key(scope);
-        self.0.iter().map(|content| BlockHash(mix(content ^ key))).collect()
+        self.0.iter().map(|content| BlockHash(splitmix64(content ^ key))).collect()
     }
 }
 
@@ -42,19 +43,19 @@ pub fn hash_full_blocks(scope: Scope, tokens: &[TokenId], block_size: BlockSize)
 #[must_use]
 pub fn hash_next_block(scope: Scope, parent: Option<BlockHash>, block: &[TokenId]) -> BlockHash {
     let key = scope_key(scope);
-    let start = parent.map_or(SEED, |parent| unmix(parent.0) ^ key);
-    BlockHash(mix(chain_block(start, block) ^ key))
+    let start = parent.map_or(SEED, |parent| unsplitmix64(parent.0) ^ key);
+    BlockHash(splitmix64(chain_block(start, block) ^ key))
 }
 
 /// Content of a block after content `state`. Two tokens at a time: each step waits for the one before.
 fn chain_block(state: u64, block: &[TokenId]) -> u64 {
     let (pairs, rest) = block.as_chunks::<2>();
-    let state = pairs.iter().fold(state, |state, [a, b]| mix(state ^ (u64::from(a.0) | u64::from(b.0) << 32)));
-    rest.iter().fold(state, |state, token| mix(state ^ u64::from(token.0)))
+    let state = pairs.iter().fold(state, |state, [a, b]| splitmix64(state ^ (u64::from(a.0) | u64::from(b.0) << 32)));
+    rest.iter().fold(state, |state, token| splitmix64(state ^ u64::from(token.0)))
 }
 
 fn scope_key(scope: Scope) -> u64 {
-    mix(scope.0 ^ SCOPE_SEED)
+    splitmix64(scope.0 ^ SCOPE_SEED)
 }
 
 /// Any odd-looking constant: it keeps the hash of an empty scope from being zero.
@@ -62,21 +63,6 @@ const SEED: u64 = 0x6b76_7368_6172_6521;
 
 /// Another one: scopes and first blocks are of different domains, or a scope and a block of the same number would change places unseen.
 const SCOPE_SEED: u64 = 0x7363_6f70_655f_6b65;
-
-/// Finaliser of SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators", fig. 19).
-fn mix(x: u64) -> u64 {
-    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
-}
-
-/// The inverse of [`mix`]: each of its steps can be undone (the factors are inverses modulo 2^64).
-fn unmix(x: u64) -> u64 {
-    let x = (x ^ (x >> 31) ^ (x >> 62)).wrapping_mul(0x3196_42b2_d24d_8ec3);
-    let x = (x ^ (x >> 27) ^ (x >> 54)).wrapping_mul(0x96de_1b17_3f11_9089);
-    (x ^ (x >> 30) ^ (x >> 60)).wrapping_sub(0x9e37_79b9_7f4a_7c15)
-}
 
 #[cfg(test)]
 mod tests {

@@ -9,8 +9,10 @@ mod borders;
 mod hash;
 mod ids;
 mod range;
+mod splitmix;
 
 pub use borders::{Borders, TableRows};
 pub use hash::{BlockHash, ContentHashes, hash_full_blocks, hash_next_block};
 pub use ids::{BlockId, BlockSize, DonorId, HostBlockId, RequestId, Scope, SessionId, TenantId, Timestamp, TokenId};
 pub use range::{TokenRange, complement};
+pub use splitmix::{SPLITMIX64_STEP, splitmix64};

@@ -1,5 +1,7 @@
 //! How sure a mean over a few requests is.
 
+use tokens::{SPLITMIX64_STEP, splitmix64};
+
 /// Resamples of an interval. Chosen as algorithms are compared in the field: 10,000.
 pub(crate) const NUM_RESAMPLES: u32 = 10_000;
 /// Start of the random numbers: the same values give the same interval.
@@ -28,11 +30,9 @@ struct SplitMix(u64);
 
 impl SplitMix {
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
+        let next = splitmix64(self.0);
+        self.0 = self.0.wrapping_add(SPLITMIX64_STEP);
+        next
     }
 
     /// Uniform in `0..n`, by the high half of a product; the bias is below `n / 2^64`.

@@ -29,10 +29,10 @@ const PROBED_PER_COMPUTED_TOKEN: usize = 8;
 /// A forecast may be too low by one in so many before it counts as wrong. Chosen: coefficients move a little with every step.
 const TOLERATED_ERROR: u64 = 8;
 
-enum Verdict {
+enum AdmissionOutcome {
     Admitted,
     /// It came first by a prediction that no longer holds.
-    Overrated,
+    TooLow,
     /// What it needs is being computed by somebody else.
     Parked(Until),
     /// There is no row for it in this step, or no time to plan its spans.
@@ -86,20 +86,20 @@ impl Scheduler {
             let is_last_try = self.running.is_empty() && num_refused + 1 >= MAX_REFUSED_OF_TENANT;
             let verdict = match self.no_place(ticket, demand) {
                 Some(verdict) => verdict,
-                None if !is_last_try && self.is_overrated(ticket) => Verdict::Overrated,
+                None if !is_last_try && self.forecast_was_too_low(ticket) => AdmissionOutcome::TooLow,
                 None => self.try_admit(ticket, now, demand, step),
             };
             let tries = tries.entry(ticket.tenant).or_default();
             match verdict {
-                Verdict::Admitted => continue,
-                Verdict::Claims => return,
-                Verdict::Overrated => {}
-                Verdict::Parked(until) => self.queue.park(ticket.key, until),
-                Verdict::NotNow => {
+                AdmissionOutcome::Admitted => continue,
+                AdmissionOutcome::Claims => return,
+                AdmissionOutcome::TooLow => {}
+                AdmissionOutcome::Parked(until) => self.queue.park(ticket.key, until),
+                AdmissionOutcome::NotNow => {
                     may_change = true;
                     passed_over.insert(ticket.tenant);
                 }
-                Verdict::Refused => drop(passed_over.insert(ticket.tenant)),
+                AdmissionOutcome::Refused => drop(passed_over.insert(ticket.tenant)),
             }
             num_refused += 1;
             *tries += 1;
@@ -121,46 +121,47 @@ impl Scheduler {
     }
 
     /// Whether the request came first by a prediction that no longer holds; it is corrected.
-    fn is_overrated(&mut self, ticket: Ticket) -> bool {
+    fn forecast_was_too_low(&mut self, ticket: Ticket) -> bool {
         self.num_examined += 1;
         let Some(before) = ticket.forecast else { return false };
         let forecast = self.forecast(&self.sequences[&ticket.request_id]);
-        let is_overrated = forecast.rank > before.rank && forecast.micros > before.micros + before.micros / TOLERATED_ERROR;
-        if is_overrated {
+        let forecast_was_too_low =
+            forecast.rank > before.rank && forecast.micros > before.micros + before.micros / TOLERATED_ERROR;
+        if forecast_was_too_low {
             self.queue.set_forecast(ticket.key, forecast);
         }
-        is_overrated
+        forecast_was_too_low
     }
 
     /// Why it is refused, if there is no row or seat for it.
-    fn no_place(&self, ticket: Ticket, demand: &Demand) -> Option<Verdict> {
+    fn no_place(&self, ticket: Ticket, demand: &Demand) -> Option<AdmissionOutcome> {
         if !demand.has_rows_for(&self.wanted(ticket)) {
-            return Some(Verdict::NotNow);
+            return Some(AdmissionOutcome::NotNow);
         }
-        (!self.may_have_seat(ticket.tenant)).then_some(Verdict::Refused)
+        (!self.may_have_seat(ticket.tenant)).then_some(AdmissionOutcome::Refused)
     }
 
-    fn try_admit(&mut self, ticket: Ticket, now: Timestamp, demand: &mut Demand, step: &mut SchedulerOutput) -> Verdict {
+    fn try_admit(&mut self, ticket: Ticket, now: Timestamp, demand: &mut Demand, step: &mut SchedulerOutput) -> AdmissionOutcome {
         let request_id = ticket.request_id;
         let sequence = &self.sequences[&request_id];
         let hit = self.hit(sequence);
         let awaited = self.awaited_block(sequence, &hit);
         if let Some(until) = awaited.or_else(|| self.awaited_prompt(request_id, hit.end(), now, step)) {
-            return Verdict::Parked(until);
+            return AdmissionOutcome::Parked(until);
         }
         if !self.may_plan(&self.sequences[&request_id], hit.end(), step) {
-            return Verdict::NotNow;
+            return AdmissionOutcome::NotNow;
         }
         match self.make_way(ticket, &hit, demand) {
             Way::Free => {}
-            Way::Barred => return Verdict::Refused,
-            Way::Claimed => return Verdict::Claims,
+            Way::Barred => return AdmissionOutcome::Refused,
+            Way::Claimed => return AdmissionOutcome::Claims,
         }
         let found = self.find_spans(request_id, hit.end());
         let placement = self.place(request_id, hit, found);
         self.start(request_id, placement, now, step);
         self.demand_of_admitted(request_id, demand, step);
-        Verdict::Admitted
+        AdmissionOutcome::Admitted
     }
 
     /// The block it waits for if the next one that it may share is being computed right now: the last of those after `hit` that are. The

@@ -48,8 +48,8 @@ impl Scheduler {
         let Some((owner, num_tokens)) = self.spans_in_flight(sequence, from) else { return SpanWait::Over };
         let num_gained = num_tokens.saturating_sub(expected_reuse(sequence, from));
         let bound = self.config.max_span_wait.min(Duration::from_micros(self.uncached_micros(sequence) / MAX_WAIT_PART));
-        let step_micros = self.step_times.step_micros(self.work_of(step).0);
-        let owner_micros = self.micros_left(&self.sequences[&owner]) as f64 * self.pace.ratio().max(1.0);
+        let step_micros = self.step_costs.step_micros(self.work_of(step).0);
+        let owner_micros = self.micros_left(&self.sequences[&owner]) as f64 * self.slowdown.ratio().max(1.0);
         let needed = Duration::from_micros(step_micros.max(owner_micros as u64));
         match num_gained >= self.config.spans.min_span_tokens && needed <= bound {
             true => SpanWait::For { owner, until: Timestamp(now.0 + bound) },

@@ -22,21 +22,21 @@ pub(super) struct TimedStep {
 
 /// How much time passes for a microsecond of predicted prefill, while there is a queue: answers take their share of each step.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Pace {
+pub(super) struct PrefillSlowdown {
     passed: f64,
     prefill: f64,
 }
 
 /// Weight of a step for the pace after the next one. Chosen: some 1000 steps are remembered, as many as a long queue takes.
-const PACE_MEMORY: f64 = 0.999;
+const SLOWDOWN_MEMORY: f64 = 0.999;
 
 /// A rank is a hit rate in parts of this.
 const WHOLE: u64 = 1_000_000;
 
-impl Pace {
+impl PrefillSlowdown {
     fn observe(&mut self, passed: f64, prefill: f64) {
-        self.passed = PACE_MEMORY * self.passed + passed;
-        self.prefill = PACE_MEMORY * self.prefill + prefill;
+        self.passed = SLOWDOWN_MEMORY * self.passed + passed;
+        self.prefill = SLOWDOWN_MEMORY * self.prefill + prefill;
     }
 
     pub(super) fn ratio(self) -> f64 {
@@ -52,16 +52,16 @@ impl Scheduler {
         if passed == 0.0 || work == Work::default() {
             return;
         }
-        self.step_times.observe(work, passed);
+        self.step_costs.observe(work, passed);
         if self.queue.len() > 0 {
-            self.pace.observe(passed, prefill_micros as f64);
+            self.slowdown.observe(passed, prefill_micros as f64);
         }
     }
 
     /// What is to be learnt from `step`, once it has ended.
     pub(super) fn timed(&self, step: &SchedulerOutput, began: Timestamp) -> TimedStep {
         let (work, prefill) = self.work_of(step);
-        TimedStep { began, work, prefill_micros: self.step_times.micros(prefill) }
+        TimedStep { began, work, prefill_micros: self.step_costs.micros(prefill) }
     }
 
     /// Work of `step`, and the part of it that prompts cause.
@@ -104,7 +104,7 @@ impl Scheduler {
             return Forecast { rank: 0, micros: self.uncached_micros(sequence) };
         }
         let prefix_end = self.predict_prefix_hit(sequence);
-        let micros = self.step_times.micros(expected_work(sequence, prefix_end));
+        let micros = self.step_costs.micros(expected_work(sequence, prefix_end));
         let rank = match self.config.policy {
             SchedulePolicy::Fcfs | SchedulePolicy::KvHitRate => WHOLE - hit_rate(sequence, prefix_end),
             SchedulePolicy::RemainingWork => micros + sequence.arrived_micros,
@@ -114,13 +114,13 @@ impl Scheduler {
 
     /// What its prompt costs if nothing of it is cached.
     pub(super) fn uncached_micros(&self, sequence: &Sequence) -> u64 {
-        self.step_times.micros(Work::of_rows(sequence.num_tokens(), sequence.num_tokens()))
+        self.step_costs.micros(Work::of_rows(sequence.num_tokens(), sequence.num_tokens()))
     }
 
     /// Predicted time until all that is here has its first token, in microseconds.
     pub(super) fn queue_micros(&self) -> u64 {
         let running: u64 = self.running.iter().map(|id| self.micros_left(&self.sequences[id])).sum();
-        ((self.queue.total_micros() + running) as f64 * self.pace.ratio()) as u64
+        ((self.queue.total_micros() + running) as f64 * self.slowdown.ratio()) as u64
     }
 
     /// From when on a request that found a queue of `queue_micros` at its arrival goes first in its tenant.
@@ -134,7 +134,7 @@ impl Scheduler {
 
     /// Predicted time until a running sequence has computed all it knows.
     pub(super) fn micros_left(&self, sequence: &Sequence) -> u64 {
-        self.step_times.micros(Work::of_rows(sequence.num_rows_left(), sequence.num_tokens()))
+        self.step_costs.micros(Work::of_rows(sequence.num_rows_left(), sequence.num_tokens()))
     }
 
     fn predict_prefix_hit(&self, sequence: &Sequence) -> u32 {
@@ -165,12 +165,12 @@ impl Scheduler {
     /// The plan of `found` for a prompt behind a prefix hit of `prefix_end` if it pays, as far as steps have shown what work costs.
     pub(super) fn gated(&self, found: &FoundSpans, sequence: &Sequence, prefix_end: u32) -> semantic::ReusePlan {
         let plan = found.plan.clone();
-        if !self.step_times.is_fitted() {
+        if !self.step_costs.is_fitted() {
             return plan;
         }
         let repair = sequence.request.repair.for_plan(&plan, sequence.num_prompt_tokens());
         let num_reused = plan.spans.iter().map(|span| span.num_tokens).sum();
-        let millis = |num_reused| self.step_times.prompt_micros(self.steps_with(sequence, repair, prefix_end, num_reused)) / 1e3;
+        let millis = |num_reused| self.step_costs.prompt_micros(self.steps_with(sequence, repair, prefix_end, num_reused)) / 1e3;
         let fetch_ms = self.host_link.fetch_micros(found.num_fetched()) / 1e3;
         let estimate = semantic::Estimate { full_ms: millis(0), reuse_ms: millis(num_reused) + fetch_ms };
         self.config.gate.apply(plan, estimate)

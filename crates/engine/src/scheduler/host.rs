@@ -24,12 +24,12 @@ impl Scheduler {
     }
 
     pub(super) fn fetch_gate(&self) -> FetchGate<'_> {
-        FetchGate { step_times: &self.step_times, link: &self.host_link }
+        FetchGate { step_costs: &self.step_costs, link: &self.host_link }
     }
 
     /// Leaves of `prefix` what is worth fetching: the leading blocks that save most, and a part of one more if its copy pays.
     pub(super) fn drop_unworthy(&self, prefix: &mut kv::PrefixMatch) {
-        if self.step_times.is_fitted() && prefix.blocks.iter().any(|place| place.is_host()) {
+        if self.step_costs.is_fitted() && prefix.blocks.iter().any(|place| place.is_host()) {
             prefix.truncate(self.num_worthy(&prefix.blocks), self.config.block_size);
         }
         if let Some(kv::PartialMatch { block: Place::Host(_), num_tokens }) = prefix.partial

@@ -264,7 +264,7 @@ impl Scheduler {
     /// Demand of all running sequences.
     pub(super) fn demand(&self, now: Timestamp) -> Demand {
         let num_rows = self.config.max_num_batched_tokens as u32;
-        let full_micros = self.step_times.exact_micros(Work::of_rows(num_rows, num_rows));
+        let full_micros = self.step_costs.exact_micros(Work::of_rows(num_rows, num_rows));
         let mut demand = Demand {
             prompts: Vec::new(),
             answers: HashMap::new(),
@@ -301,9 +301,9 @@ impl Scheduler {
             tenant: sequence.request.tenant,
             rows: num_rows - 1,
             micros,
-            uncached_micros: self.step_times.micros(Work::of_rows(end, end)),
+            uncached_micros: self.step_costs.micros(Work::of_rows(end, end)),
             row_micros: self
-                .step_times
+                .step_costs
                 .exact_micros(Work::of_rows(1, end - num_left + num_left.min(self.config.max_num_batched_tokens as u32) / 2)),
             tenant_micros: self.tenant_micros(sequence.request.tenant, end),
             is_new: sequence.tenure.since == self.num_steps,
@@ -314,9 +314,9 @@ impl Scheduler {
     /// those of others.
     fn tenant_micros(&self, tenant: TenantId, num_tokens: u32) -> f64 {
         let Some(shortest) = self.recent.shortest_of_others(tenant) else { return f64::INFINITY };
-        let micros = |num_tokens| self.step_times.exact_micros(Work::of_rows(num_tokens, num_tokens));
+        let micros = |num_tokens| self.step_costs.exact_micros(Work::of_rows(num_tokens, num_tokens));
         let whole = if num_tokens <= ABOUT_AS_SHORT * shortest { micros(num_tokens) } else { 0.0 };
-        whole.max(SHORT_PROMPT_PART * micros(shortest)).max(MIN_STEP_COST_RATIO * self.step_times.prompt_step_micros())
+        whole.max(SHORT_PROMPT_PART * micros(shortest)).max(MIN_STEP_COST_RATIO * self.step_costs.prompt_step_micros())
     }
 
     /// Rows that a waiting request would compute.
@@ -332,6 +332,6 @@ impl Scheduler {
         for request_id in demand.answers.keys() {
             work += Work::of_rows(1, self.sequences[request_id].num_tokens());
         }
-        self.step_times.step_micros(work) as f64
+        self.step_costs.step_micros(work) as f64
     }
 }

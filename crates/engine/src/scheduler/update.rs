@@ -206,7 +206,7 @@ impl Scheduler {
                 return;
             }
             let answered = Work::of_rows(1, sequence.num_tokens());
-            *self.answered.entry(sequence.request.tenant).or_default() += self.step_times.micros(answered);
+            *self.answered.entry(sequence.request.tenant).or_default() += self.step_costs.micros(answered);
             sequence.append(token, self.config.block_size);
             let logprobs = sequence.note(logprobs);
             self.events.push(EngineEvent::Token { request_id, token, logprobs });

@@ -12,7 +12,7 @@ use crate::continuations::Kept;
 use crate::cost::Work;
 use crate::queue::ArrivalKey;
 use crate::sequence::Sequence;
-use crate::verifier::{Case, Comparison, num_bytes};
+use crate::verifier::{AnswerToVerify, Comparison, num_bytes};
 
 /// Rows of a comparison's step before steps have shown what work costs. Chosen: on the slowest machines these still take a fraction of a
 /// second, and on all others far less than a step of a prompt.
@@ -93,7 +93,7 @@ impl Scheduler {
     /// The most rows of `sequence` that one step computes within the time that a comparison's step may take, at least 1.
     fn num_verification_rows(&self, sequence: &Sequence) -> usize {
         let max_rows = (sequence.num_rows_left() as usize).clamp(1, self.config.max_num_batched_tokens);
-        if !self.step_times.is_fitted() {
+        if !self.step_costs.is_fitted() {
             return max_rows.min(ROWS_AT_FIRST);
         }
         let is_admitted = !sequence.lease.is_empty();
@@ -103,7 +103,7 @@ impl Scheduler {
             let num_scored = end.saturating_sub(sequence.first_scored().unwrap_or(end)).min(num_rows as u32);
             let prompt_steps = u64::from(num_rows > 1);
             let work = Work { scored_rows: num_scored.into(), prompt_steps, ..Work::of_rows(num_rows as u32, end) };
-            Duration::from_micros(self.step_times.step_micros(work))
+            Duration::from_micros(self.step_costs.step_micros(work))
         };
         let (mut enough, mut too_many) = (1, max_rows + 1);
         while too_many - enough > 1 {
@@ -123,7 +123,7 @@ impl Scheduler {
     }
 
     /// The answer of a sequence that has ended, if it is to be compared, or healed: computed exactly because its conversation may go on.
-    pub(super) fn comparison_of(&self, sequence: &mut Sequence) -> Option<Case> {
+    pub(super) fn comparison_of(&self, sequence: &mut Sequence) -> Option<AnswerToVerify> {
         let said = sequence.said.take().filter(|said| !said.is_empty());
         let shadow = sequence.shadow.take();
         let may_go_on = sequence.request.store && sequence.may_be_continued;
@@ -139,7 +139,7 @@ impl Scheduler {
         let num_said = said.as_ref().map_or(sequence.num_output_tokens() as usize, Vec::len);
         let tokens = &sequence.token_ids()[..sequence.num_prompt_tokens() as usize + num_said];
         let request = crate::Request { prompt_token_ids: tokens.into(), ..sequence.request.clone() };
-        Some(Case { class, request, said: said.unwrap_or_default(), traffic, shadow })
+        Some(AnswerToVerify { class, request, said: said.unwrap_or_default(), traffic, shadow })
     }
 
     /// Frees the approximate KV of a conversation that has exact KV now.

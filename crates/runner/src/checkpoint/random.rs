@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use kernels::cpu::GgmlType;
+use tokens::splitmix64;
 
 use super::{Checkpoint, LayerRole, RawTensor, Role, SpecialTokens};
 use crate::config::{self, ModelConfig};
@@ -82,9 +83,9 @@ impl RandomCheckpoint {
     }
 
     fn bytes(&self, name: &str, num_elements: usize, spread: Spread) -> Vec<u8> {
-        let mut state = name.bytes().fold(self.seed, |state, byte| splitmix(state ^ u64::from(byte)));
+        let mut state = name.bytes().fold(self.seed, |state, byte| splitmix64(state ^ u64::from(byte)));
         let next = |_| {
-            state = splitmix(state);
+            state = splitmix64(state);
             spread.center + spread.width * ((state >> 40) as f32 / (1u64 << 24) as f32 - 0.5)
         };
         let numbers = (0..num_elements).map(next);
@@ -134,14 +135,6 @@ impl Checkpoint for RandomCheckpoint {
         // Tests of exactness compare devices: to them the numbers matter.
         (self.dtype == RandomDtype::Bf16).then_some(self.seed)
     }
-}
-
-/// SplitMix64 (Steele, Lea, Flood 2014).
-fn splitmix(x: u64) -> u64 {
-    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }
 
 #[cfg(test)]

@@ -1,11 +1,12 @@
-// Attention over the paged pool for arbitrary query positions; twin of cpu::attention. FlashAttention-2 (Dao 2023, alg. 1) on mma.sync.
+// Attention over the paged pool for arbitrary query positions; counterpart of cpu::attention. FlashAttention-2 (Dao 2023, alg. 1) on
+// mma.sync.
 //
-// A block of threads has one tile of query rows and one head of keys; tile row i is token i / group, head i % group of the group, so
-// that a key is read once for all heads that share it. Each warp has 16 tile rows. Masking goes by position alone. Keys come in order
-// from the first on, 64 at a time, so without splits a row's bits do not depend on the rows beside it.
+// A thread block computes one tile of query rows for one key head; tile row i is token i / group, head i % group of the group, so that a
+// key is read once for all heads that share it. Each warp has 16 tile rows. Masking depends on position alone. Keys are processed in order
+// from the first, 64 at a time, so without splits a row's bits do not depend on the rows beside it.
 //
-// Grid: (tiles, num_kv_heads, splits), 128 threads. With more than one split each takes a share of the keys, and
-// `combine_attention` brings them together.
+// Grid: (tiles, num_kv_heads, splits), 128 threads. With more than one split, each processes a share of the keys, and `combine_attention`
+// merges them.
 #include "mma.cuh"
 #include "paged.cuh"
 
@@ -20,7 +21,7 @@ struct Keys {
     uint32_t kv_len;
 };
 
-// Starts copies of keys and values of key tile `index`, which lies in the blocks `blocks`.
+// Starts copies of keys and values of key tile `index`, which is stored in `blocks`.
 template <int HEAD_DIM>
 __device__ __forceinline__ void fetch(const Keys &from, int index, uint2 blocks, uint32_t keys_to, uint32_t values_to) {
     constexpr int CHUNKS = HEAD_DIM / 8;
@@ -35,19 +36,19 @@ __device__ __forceinline__ void fetch(const Keys &from, int index, uint2 blocks,
     }
 }
 
-// The blocks of key tile `index`, of those the sequence has.
+// Returns the blocks of key tile `index`, as far as the sequence has them.
 __device__ __forceinline__ uint2 blocks_of(const Keys &from, int index) {
     uint32_t last = (from.kv_len - 1) / BLOCK, first = min((uint32_t)index * (TILE_KEYS / BLOCK), last);
     return make_uint2(__ldg(from.table + first), __ldg(from.table + min(first + 1, last)));
 }
 
-// Rows g and g + 8 of a warp's 16: their sums so far, weighted by 2^(score - max).
+// Rows g and g + 8 of a warp's 16: their running sums, weighted by 2^(score - max).
 template <int HEAD_DIM> struct Rows {
     float sums[HEAD_DIM / 8][4];
     float max[2], total[2];
 };
 
-// Takes 64 keys in: `scores` in, weights out, as the A fragments of the product with the values.
+// Processes 64 keys: turns `scores` into weights, as the A fragments of the product with the values.
 template <int HEAD_DIM>
 __device__ __forceinline__ void soften(Rows<HEAD_DIM> &rows, float (&scores)[TILE_KEYS / 8][4], uint32_t (&weights)[TILE_KEYS / 16][4], float scale) {
 #pragma unroll
@@ -58,7 +59,7 @@ __device__ __forceinline__ void soften(Rows<HEAD_DIM> &rows, float (&scores)[TIL
         largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
         largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 2));
         float max = fmaxf(rows.max[half], largest * scale);
-        // A row that has seen no key yet keeps sums of zero.
+        // A row that has not seen a key keeps sums of zero.
         float shift = max == -INFINITY ? 0.f : max;
         float correction = power_of_two(rows.max[half] - shift), total = 0.f;
 #pragma unroll
@@ -78,7 +79,7 @@ __device__ __forceinline__ void soften(Rows<HEAD_DIM> &rows, float (&scores)[TIL
     }
 }
 
-// One key tile in shared memory, for a warp. `visible[half]` keys of the tile are seen by row g + 8 half, if `masked`.
+// Processes one key tile in shared memory, for a warp. Row g + 8 half sees `visible[half]` keys of the tile, if `masked`.
 template <int HEAD_DIM>
 __device__ __forceinline__ void attend(Rows<HEAD_DIM> &rows, const uint32_t (&q)[HEAD_DIM / 16][4], uint32_t keys, uint32_t values, bool masked,
                                        const int (&visible)[2], float scale) {
@@ -116,9 +117,9 @@ __device__ __forceinline__ void attend(Rows<HEAD_DIM> &rows, const uint32_t (&q)
     }
 }
 
-// `out` [rows][num_heads * HEAD_DIM], `lse` [rows][num_heads] or null; with splits instead
-// `partial_sums` [slots][num_heads][splits][HEAD_DIM] and `partial_stats` [slots][num_heads][splits] (maximum, total), where the slot of
-// a token is its place in all tiles.
+// `out` [rows][num_heads * HEAD_DIM], `lse` [rows][num_heads] or null; with splits instead `partial_sums`
+// [slots][num_heads][splits][HEAD_DIM] and `partial_stats` [slots][num_heads][splits] (maximum, total), where the slot of a token is its
+// index among the tokens of all tiles.
 template <int HEAD_DIM>
 __device__ __forceinline__ void attention(const bf16 *q, const uint32_t *positions, const Tile *tiles, const uint32_t *block_tables,
                                           const bf16 *keys, const bf16 *values, Sizes sizes, bf16 *out, float *lse, float *partial_sums,
@@ -132,7 +133,7 @@ __device__ __forceinline__ void attention(const bf16 *q, const uint32_t *positio
     Keys from = {keys, values, block_tables + (size_t)tile.table * sizes.max_blocks, (size_t)sizes.layer * sizes.num_blocks,
                  sizes.num_kv_heads, kv_head, tile.kv_len};
 
-    // Tile rows of this thread, and the positions between which those of its warp lie. A warp without rows sees nothing.
+    // Tile rows of this thread, and the range of positions of its warp. A warp without rows sees nothing.
     int row[2], position[2];
     uint32_t fragments[HEAD_DIM / 16][4];
 #pragma unroll

@@ -1,15 +1,16 @@
-// Attention of prefill on Hopper: keys and values through the copy engine, products on warpgroups.
+// Prefill attention on Hopper: keys and values are loaded by TMA, products computed by warpgroups.
 //
 // A work item is a tile of tokens, one key head, and one split of the keys. Its rows are (token, head of the group), so that heads that
-// share a key head share one pass over the keys: 18 tokens of 7 heads each in 128 rows, for example. Warpgroup 0 loads; warpgroups 1 and
-// 2 compute 64 rows each and take turns: while one multiplies, the other takes exponents (Shah et al. 2024, FlashAttention-3, sec. 3.1).
-// Masking goes by position alone. Keys are met in ascending order, and those a row does not see change no bit of it.
+// share a key head share one pass over the keys: 18 tokens of 7 heads each in 128 rows, for example. Warpgroup 0 loads; warpgroups 1 and 2
+// compute 64 rows each and take turns: while one multiplies, the other computes exponentials (Shah et al. 2024, FlashAttention-3, sec.
+// 3.1). Masking depends on position alone. Keys are processed in ascending order, and those that a row does not see change no bit of it.
 #include "hopper.cuh"
 #include "paged.cuh"
 
 constexpr int THREADS = 384;
 
-// As cuda::attention_hopper::Arguments. Either `out` (and `lse` unless null), or `lse` alone, or the parts of `num_splits` splits.
+// As cuda::attention_hopper::Arguments. Either `out` (and `lse` unless null), or `lse` alone, or the partial results of `num_splits`
+// splits.
 struct Arguments {
     const uint32_t *positions;
     const Tile *tiles;
@@ -24,10 +25,10 @@ struct Arguments {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 constexpr int TILE_ROWS = 128;
-// More keys at once are fewer waits; 160 leave room for two buffers and all registers.
+// More keys per tile mean fewer waits; 160 leave room for two buffers and all registers.
 constexpr int TILE_KEYS = 160;
 constexpr int STAGES = 2;
-// A tile in shared memory is halves of 64 columns, rows of 128 bytes.
+// A tile in shared memory consists of halves of 64 columns, rows of 128 bytes.
 constexpr uint32_t Q_HALF_BYTES = TILE_ROWS * 128;
 constexpr uint32_t KV_HALF_BYTES = TILE_KEYS * 128;
 constexpr uint32_t BOX_BYTES = BLOCK * 128;
@@ -56,14 +57,14 @@ struct Shared {
     __device__ uint32_t v_empty(uint32_t stage) const { return barrier(2 + 3 * STAGES + stage); }
 };
 
-// What a block of threads computes in one round: key tiles `begin .. end` of a tile and a key head.
+// Work of a thread block in one round: key tiles `begin .. end` of a tile and a key head.
 struct Item {
     Tile tile;
     int tile_index, kv_head, split, begin, end;
 };
 
-// False where there is no item. Tiles are sorted, largest first. Every other round goes backwards, so that no block gets the largest of
-// every round.
+// Returns false if there is no item. Tiles are sorted, largest first. Every other round runs backwards, so that no block gets the largest
+// of every round.
 __device__ __forceinline__ bool find_item(const Arguments &a, int round, Item &item) {
     int index = round * gridDim.x + (round & 1 ? gridDim.x - 1 - blockIdx.x : blockIdx.x), num_kv_heads = a.sizes.num_kv_heads;
     if (index >= a.num_tiles * num_kv_heads * a.num_splits) return false;
@@ -79,7 +80,7 @@ __device__ __forceinline__ bool find_item(const Arguments &a, int round, Item &i
     return true;
 }
 
-// SUMS: whether values are read; without them, only the logarithms of the rows' sums are found.
+// SUMS: true if values are read; otherwise only the log-sum-exp of the rows is computed.
 template <int HD, bool SUMS>
 __device__ __forceinline__ void load_items(const Arguments &a, const TensorMap *q_map, const TensorMap *k_map, const TensorMap *v_map,
                                            const Shared<HD> &shared) {
@@ -97,7 +98,7 @@ __device__ __forceinline__ void load_items(const Arguments &a, const TensorMap *
         if (item.begin >= item.end) continue;
         const uint32_t *table = a.block_tables + (size_t)item.tile.table * sizes.max_blocks;
         uint32_t last_block = (item.tile.kv_len - 1) / BLOCK;
-        // Past the last block the last one is read again; the mask hides it.
+        // Past the last block, the last block is read again; the mask hides it.
         auto pool_row = [&](int i) {
             uint32_t block = table[min((uint32_t)(i * BLOCKS + lane % BLOCKS), last_block)];
             return (int)((((uint32_t)sizes.layer * sizes.num_blocks + block) * sizes.num_kv_heads + item.kv_head) * BLOCK);
@@ -136,13 +137,13 @@ __device__ __forceinline__ void load_items(const Arguments &a, const TensorMap *
     }
 }
 
-// The running softmax of the two rows a thread has numbers of (row and row + 8 of its warp's 16).
+// Running softmax of the two rows that a thread holds elements of (row and row + 8 of its warp's 16).
 struct Softmax {
     float max[2] = {-INFINITY, -INFINITY};
-    // Over this thread's columns only.
+    // Sum over this thread's columns only.
     float sum[2] = {0.f, 0.f};
 
-    // Turns scores into weights exp2(scale_log2 (s - max)) and returns the factors for what was summed before.
+    // Turns scores into weights exp2(scale_log2 (s - max)) and returns the factors for the earlier sums.
     __device__ __forceinline__ float2 update(float (&s)[TILE_KEYS / 2], float scale_log2) {
         float factor[2], shift[2], largest[4] = {max[0], max[1], max[0], max[1]}, sums[4] = {};
 #pragma unroll
@@ -152,7 +153,7 @@ struct Softmax {
             float top = fmaxf(largest[row], largest[row + 2]);
             top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
             top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-            // A row that has seen no key yet has no maximum to be measured from.
+            // A row that has not seen a key has no maximum.
             float origin = top == -INFINITY ? 0.f : top;
             factor[row] = power_of_two((max[row] - origin) * scale_log2);
             max[row] = top;
@@ -174,14 +175,14 @@ struct Softmax {
     }
 };
 
-// Hides keys behind a row's position. `limit[row]`: the position less the first key of the tile and this thread's first column.
+// Masks keys after a row's position. `limit[row]`: the position minus the first key of the tile and this thread's first column.
 __device__ __forceinline__ void hide(float (&s)[TILE_KEYS / 2], const int (&limit)[2]) {
 #pragma unroll
     for (int i = 0; i < TILE_KEYS / 2; i++)
         if (i / 4 * 8 + i % 2 > limit[i / 2 % 2]) s[i] = -INFINITY;
 }
 
-// In four lanes: lane t ends with v[j] of lane j's v[t].
+// Transposes over four lanes: lane t ends with v[j] of lane j's v[t].
 __device__ __forceinline__ void transpose_quad(uint32_t (&v)[4]) {
     bool odd = threadIdx.x & 1, upper = threadIdx.x & 2;
 #pragma unroll
@@ -196,7 +197,7 @@ __device__ __forceinline__ void transpose_quad(uint32_t (&v)[4]) {
     }
 }
 
-// Zeros in values behind the last key of a tile: weights there are zero, but whatever else a block held may be infinite or no number.
+// Zeroes values after the last key of a tile: their weights are zero, but the block may contain infinity or NaN there.
 template <int HD>
 __device__ __forceinline__ void clear_values(uint32_t v, int num_keys, int warpgroup) {
     int chunks = (TILE_KEYS - num_keys) * 8;
@@ -209,7 +210,7 @@ __device__ __forceinline__ void clear_values(uint32_t v, int num_keys, int warpg
     asm volatile("barrier.cta.sync.aligned %0, 128;" ::"r"(3 + warpgroup) : "memory");
 }
 
-// Writes two rows of a thread, or their parts.
+// Writes two rows of a thread, or their partial results.
 template <int HD, bool SUMS>
 __device__ __forceinline__ void store_rows(const Arguments &a, const Item &item, int first, const Softmax &softmax,
                                            const float (&o)[HD / 2]) {
@@ -245,19 +246,19 @@ __device__ __forceinline__ void store_rows(const Arguments &a, const Item &item,
     }
 }
 
-// What one thread of a computing warpgroup keeps.
+// State of one thread of a computing warpgroup.
 template <int HD, bool SUMS>
 struct Computer {
     const Arguments &a;
     const Shared<HD> shared;
     const int warpgroup, lane;
-    // Row of the tile; the thread's other one is 8 further.
+    // Row of the tile; the thread's other row is first + 8.
     const int first;
     Ring<STAGES> k_ring, v_ring;
     uint32_t q_phase;
-    // Largest key that each row sees.
+    // Last key that each row sees.
     int position[2];
-    // Key tiles before this one are visible to all rows of the warpgroup.
+    // Number of leading key tiles that are visible to all rows of the warpgroup.
     int num_visible;
     Softmax softmax;
     float scores[TILE_KEYS / 2], sums[HD / 2];
@@ -302,7 +303,7 @@ struct Computer {
         wgmma_commit();
     }
 
-    // Hides what rows do not see of key tile `i`, and turns its scores into weights, not yet packed. Returns the factors for earlier sums.
+    // Masks key tile `i`, and turns its scores into weights, not yet packed. Returns the factors for earlier sums.
     template <bool MASKED>
     __device__ __forceinline__ float2 soften(int i) {
         pin(scores);
@@ -327,7 +328,7 @@ struct Computer {
         v_ring.advance();
     }
 
-    // While the scores of tile `i` become weights, the sums of tile `i - 1` are multiplied.
+    // Multiplies the sums of tile `i - 1` while the scores of tile `i` become weights.
     template <bool MASKED>
     __device__ __forceinline__ void step(int i) {
         barrier_wait(shared.k_full(k_ring.stage), k_ring.phase);
@@ -337,7 +338,7 @@ struct Computer {
             barrier_wait(shared.v_full(v_ring.stage), v_ring.phase);
             issue_sums();
         }
-        // The other's products queue up behind these sums: passing the turn before the scores are there was slower at 64 columns.
+        // The other warpgroup's products queue after these sums: passing the turn before the scores are ready was slower at 64 columns.
         wgmma_wait<SUMS>();
         turn_pass(warpgroup);
         float2 factor = soften<MASKED>(i);

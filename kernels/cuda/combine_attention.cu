@@ -1,7 +1,7 @@
-// Brings together what splits of the keys gave: out = sum_s 2^(max_s - max) sums_s / sum_s 2^(max_s - max) total_s.
+// Combines the results of key splits: out = sum_s 2^(max_s - max) sums_s / sum_s 2^(max_s - max) total_s.
 //
-// Grid: (num_heads, slots), 128 threads. A split with a total of zero saw no key, and its sums were not written. Without `tiles`, slot
-// and row are one; otherwise a slot is a token's place in the tiles, of which each has `tile_tokens`.
+// Grid: (num_heads, slots), 128 threads. A split with a total of zero saw no key, and its sums were not written. Without `tiles`, slot and
+// row are the same; otherwise a slot is a token's index in the tiles, each of which has `tile_tokens`.
 #include "mma.cuh"
 #include "paged.cuh"
 

@@ -1,4 +1,4 @@
-// Words that all kernels share: types, the pool's layout, reductions.
+// Definitions shared by all kernels: types, the pool's layout, reductions.
 #pragma once
 #include <cuda_bf16.h>
 #include <stdint.h>
@@ -6,20 +6,20 @@
 typedef __nv_bfloat16 bf16;
 typedef __nv_bfloat162 bf16x2;
 
-// Slots of a block of the KV pool, as `tokens::BlockSize::DEFAULT`.
+// Slots per block of the KV pool, as `tokens::BlockSize::DEFAULT`.
 constexpr int BLOCK = 32;
 
-// A slot (or row) that is none: a row which only fills up a CUDA graph.
+// Marks a missing slot or row: a row that only pads a CUDA graph.
 constexpr uint32_t NO_ROW = 0xFFFFFFFF;
 
-// A pool of keys (or values) is [num_layers][num_blocks][num_kv_heads][BLOCK][head_dim] of bf16, keys rotated to their positions.
-// Offset, in numbers, of one head of slot `slot` in one layer.
+// A pool of keys (or values) is [num_layers][num_blocks][num_kv_heads][BLOCK][head_dim] of bf16, keys rotated to their positions. Returns
+// the offset, in elements, of one head of slot `slot` in one layer.
 __device__ __forceinline__ size_t pool_offset(int layer, int num_blocks, int num_kv_heads, int head_dim, uint32_t slot, int head) {
     size_t block = (size_t)layer * num_blocks + slot / BLOCK;
     return ((block * num_kv_heads + head) * BLOCK + slot % BLOCK) * head_dim;
 }
 
-// Eight numbers of 16 bits, one load or store of a thread.
+// Eight 16-bit elements, one load or store of a thread.
 struct alignas(16) bf16x8 {
     bf16x2 pair[4];
 };
@@ -52,7 +52,7 @@ __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
-// Sum over a block of threads; `scratch` has 32 numbers. Every thread gets it.
+// Returns the sum over a thread block to every thread; `scratch` has 32 elements.
 __device__ __forceinline__ float block_sum(float x, float *scratch) {
     x = warp_sum(x);
     if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = x;

@@ -1,24 +1,25 @@
-// Attention of one query token a sequence; twin of cpu::attention for rows that each have a sequence of their own.
+// Attention of one query token per sequence; counterpart of cpu::attention for rows that each have their own sequence.
 //
-// Reading keys and values is all the time there is: 2 * kv_len * head_dim * 2 bytes a head of keys. So each warp streams its own 16 keys
-// at a time through its own ring of asynchronous copies and waits for no other. Products are transposed, scores^T = K q^T and
-// out^T = V^T weights^T, so that keys fill the 16 rows of a product and a group of up to 8 heads its 8 columns.
+// Time is bounded by reading keys and values: 2 * kv_len * head_dim * 2 bytes per key head. So each warp streams its own 16 keys at a time
+// through its own ring of asynchronous copies, independent of the others. Products are transposed, scores^T = K q^T and out^T = V^T
+// weights^T, so that keys fill the 16 rows of a product and a group of up to 8 heads its 8 columns.
 //
-// Grid: (parts, num_kv_heads * ceil(group / heads a block)), 128 threads. A row has one or more parts, which follow each other; its blocks
-// of 32 keys are divided among them evenly, and the last of them to end adds them up. Position 0xffffffff is a row without a sequence: its
-// output is zero.
+// Grid: (parts, num_kv_heads * ceil(group / heads per block)), 128 threads. A row has one or more consecutive parts; its blocks of 32 keys
+// are divided among them evenly, and the last part to finish adds them up. Position 0xffffffff marks a row without a sequence: its output
+// is zero.
 #include "mma.cuh"
 #include "paged.cuh"
 
 constexpr int WARPS = 4;
 constexpr int STAGE_KEYS = 16;
-// Stages of a warp's ring: 24 KB a warp, 96 KB a block, so that two blocks fit a multiprocessor of sm_90 and one an sm_89's.
+// Stages of a warp's ring: 24 KB per warp, 96 KB per thread block, so that two thread blocks fit on a multiprocessor of sm_90 and one on
+// sm_89.
 template <int HEAD_DIM> constexpr int STAGES = 3 * 128 / HEAD_DIM;
 constexpr int SHARED_BYTES = WARPS * 24 * 1024;
 constexpr int MAX_PARTS = 128;
 constexpr uint32_t NO_SEQUENCE = 0xffffffff;
 
-// 16 keys and values in shared memory, for a warp and 8 * N heads. Scores beyond `visible` keys are masked.
+// Processes 16 keys and values in shared memory, for a warp and 8 * N heads. Scores beyond `visible` keys are masked.
 template <int HEAD_DIM, int N>
 __device__ __forceinline__ void attend(float (&sums)[N][HEAD_DIM / 16][4], float (&max)[N][2], float (&total)[N][2],
                                        const uint32_t (&q)[N][HEAD_DIM / 16][2], uint32_t keys, uint32_t values, int visible, float scale) {
@@ -28,7 +29,7 @@ __device__ __forceinline__ void attend(float (&sums)[N][HEAD_DIM / 16][4], float
     for (int k = 0; k < HEAD_DIM / 16; k++) {
         uint32_t a[4];
         load_matrices(a, keys + swizzled<HEAD_DIM>(lane % 16, 2 * k + lane / 16));
-        // Two chains of sums, as one would be the longest wait of this function.
+        // Two accumulator chains, as the latency of one would dominate this function.
 #pragma unroll
         for (int n = 0; n < N; n++) mma(scores[n][k % 2], a, q[n][k][0], q[n][k][1]);
     }
@@ -76,16 +77,16 @@ struct DecodePart {
     uint32_t row, first_part, num_parts;
 };
 
-// What a block of threads computes: part `index` of `count`, for `heads` heads from `first_head` of the row on.
+// Work of a thread block: part `index` of `count`, for `heads` heads from `first_head` of the row on.
 struct Share {
     int row, first_part, index, count, num_heads, first_head, heads;
 
-    // Of a head of the row's outputs, and of what a part gave for it.
+    // Index of a head in the row's outputs, and in the part's results.
     __device__ __forceinline__ size_t output(int head) const { return (size_t)row * num_heads + first_head + head; }
     __device__ __forceinline__ size_t partial(int part, int head) const { return (size_t)(first_part + part) * num_heads + first_head + head; }
 };
 
-// Where parts of a row are added up, in shared memory.
+// Shared memory in which the parts of a row are added up.
 template <int HEAD_DIM, int N> struct Combined {
     float2 stats[8 * N][MAX_PARTS];
     float weights[8 * N][MAX_PARTS];
@@ -104,7 +105,7 @@ __device__ __forceinline__ void fetch_parts(const Share &share, int first, int c
     commit_copies();
 }
 
-// Adds up what the parts of a row gave, in their order; run by whichever of their blocks of threads is last.
+// Adds up the parts of a row, in their order; run by the last thread block of the row to finish.
 template <int HEAD_DIM, int N>
 __device__ __forceinline__ void combine(const Share &share, const float *partial_sums, const float2 *partial_stats, bf16 *out,
                                         Combined<HEAD_DIM, N> &shared) {
@@ -155,19 +156,19 @@ __device__ __forceinline__ void combine(const Share &share, const float *partial
     }
 }
 
-// Counts one more part of a row as done; what others wrote before they were counted is seen after it.
+// Counts one more part of a row as done; writes of parts counted earlier are visible afterwards.
 __device__ __forceinline__ uint32_t arrive(uint32_t *arrived) {
     uint32_t before;
     asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;" : "=r"(before) : "l"(arrived) : "memory");
     return before;
 }
 
-// Brings the warps' sums together and writes them to `out` if the row has no other part, else to `partial_sums` and `partial_stats`.
+// Combines the warps' sums and writes them to `out` if the row has no other part, else to `partial_sums` and `partial_stats`.
 template <int HEAD_DIM, int N>
 __device__ __forceinline__ void store(const Share &share, float (&sums)[N][HEAD_DIM / 16][4], float (&max)[N][2], float (&total)[N][2], bf16 *out,
                                       float *partial_sums, float2 *partial_stats, float *shared) {
     __shared__ float2 stats[WARPS][8 * N];
-    // [WARPS][8 N][PITCH]; four numbers more than a head keep a warp's stores in different banks.
+    // [WARPS][8 N][PITCH]; four elements more than a head avoid bank conflicts between a warp's stores.
     constexpr int PITCH = HEAD_DIM + 4;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     __syncthreads();
@@ -231,7 +232,7 @@ __device__ __forceinline__ void decode(const bf16 *q, const uint32_t *positions,
     int kv_head = blockIdx.y / cuts, first_of_group = blockIdx.y % cuts * 8 * N;
     uint32_t position = positions[row], kv_len = position == NO_SEQUENCE ? 0 : position + 1;
     int blocks = (kv_len + BLOCK - 1) / BLOCK;
-    // A row with fewer blocks than parts leaves the last of them empty.
+    // If a row has fewer blocks than parts, its last parts are empty.
     Share share = {row,
                    (int)part.first_part,
                    (int)(blockIdx.x - part.first_part),
@@ -244,7 +245,7 @@ __device__ __forceinline__ void decode(const bf16 *q, const uint32_t *positions,
             out[share.output(0) * HEAD_DIM + i] = __float2bfloat16(0.f);
         return;
     }
-    // In stages: the last of them may have fewer keys.
+    // Counted in stages: the last of them may have fewer keys.
     int first = share.index * blocks / share.count * (BLOCK / STAGE_KEYS);
     int last = min((share.index + 1) * blocks / share.count * (BLOCK / STAGE_KEYS), (int)((kv_len + STAGE_KEYS - 1) / STAGE_KEYS));
 
@@ -260,7 +261,7 @@ __device__ __forceinline__ void decode(const bf16 *q, const uint32_t *positions,
         }
     }
 
-    // This warp's stages are first + warp, first + warp + WARPS, ...; its lanes hold the blocks of 32 of them, and of the 32 after.
+    // This warp's stages are first + warp, first + warp + WARPS, ...; its lanes hold the blocks of 32 of them, and of the next 32.
     const uint32_t *table = block_tables + (size_t)row * sizes.max_blocks;
     auto block_of = [&](int i) {
         int stage = first + warp + i * WARPS;
@@ -299,7 +300,7 @@ __device__ __forceinline__ void decode(const bf16 *q, const uint32_t *positions,
     }
     for (int i = 0; i < count; i++) {
         wait_copies<STAGES<HEAD_DIM> - 2>();
-        // Behind this all lanes' copies of stage i are seen, and all have read stage i - 1, whose place is filled next.
+        // After this, all lanes' copies of stage i are visible, and all have read stage i - 1, whose buffer is filled next.
         __syncwarp();
         if (i + STAGES<HEAD_DIM> - 1 < count) fetch(i + STAGES<HEAD_DIM> - 1);
         commit_copies();

@@ -1,6 +1,6 @@
-// How far what the pool holds of some rows is from fresh keys and values. Twin: the CPU backend's `deviations`.
+// Deviation of some rows in the pool from fresh keys and values. Counterpart: the CPU backend's `deviations`.
 //
-// A warp a row. 4,096 bytes a row of Qwen2.5-7B: 0.011 ms for 8,192 rows at 3.0 TB/s.
+// One warp per row. 4,096 bytes per row of Qwen2.5-7B: 0.011 ms for 8,192 rows at 3.0 TB/s.
 #include "common.cuh"
 
 // out[i] = [|dk|, |dv|, sum |dv_j|, |v|, |k|, 0] with d = fresh - pool, over all heads of row rows[i] of `fresh` and slot slots[rows[i]].

@@ -1,10 +1,10 @@
-// Moves keys and values of some slots by weighted sums of the changes of others. Twin: cpu::KvLayer::follow_drift.
+// Updates keys and values of some slots by weighted sums of the changes of others. Counterpart: cpu::KvLayer::follow_drift.
 //
-// A warp holds eight targets, so that a sample's change, 4,096 bytes of Qwen2.5-7B, comes from L2 once for them all. Samples near them
-// alone have weight: some 16 of a 512-token piece with one token in ten recomputed. That is 60 MB a layer for 8,000 targets.
+// A warp holds eight targets, so that a sample's change, 4,096 bytes of Qwen2.5-7B, comes from L2 once for them all. Only nearby samples
+// have weight: some 16 of a 512-token piece with one token in ten recomputed. That is 60 MB per layer for 8,000 targets.
 #include "heads.cuh"
 
-// Of a tile; and numbers of half a head that a thread sums for each of them.
+// Targets per tile; elements of half a head per thread; targets whose loads are issued together.
 constexpr int TARGETS = 8, NUMBERS = 4, TOGETHER = 4;
 
 // A tile is [first target, targets, first sample, samples, first weight]; weights are [targets][samples]. The grid is (tiles, groups of
@@ -56,8 +56,8 @@ __device__ __forceinline__ void follow(bf16 *keys, bf16 *values, int layer, int 
     bf16 *pool = is_v ? values : keys;
     int kv_head = is_v ? head - num_kv_heads : head;
     auto stored = [&](uint32_t slot) { return (Short<NUMBERS> *)(pool + pool_offset(layer, num_blocks, num_kv_heads, HEAD_DIM, slot, kv_head)); };
-    // What is added to is loaded before any of it is written, so that targets wait for memory together: half of them at a time, which
-    // leaves registers for more warps.
+    // Loads all operands before any write, so that the targets' memory latencies overlap: half of them at a time, which leaves registers
+    // for more warps.
 #pragma unroll
     for (int first = 0; first < TARGETS; first += TOGETHER) {
         uint32_t slot[TOGETHER], target[TOGETHER];

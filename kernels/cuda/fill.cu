@@ -1,7 +1,7 @@
-// Random numbers where weights come from nowhere.
+// Random elements for weights without a checkpoint.
 #include "common.cuh"
 
-// The 24 upper bits of output i of SplitMix64 for `seed`, as a whole number around 0.
+// Returns the 24 upper bits of output i of SplitMix64 for `seed`, as an integer centered at 0.
 __device__ __forceinline__ float noise(uint64_t seed, uint64_t i) {
     uint64_t x = seed + (i + 1) * 0x9E3779B97F4A7C15ull;
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9ull;

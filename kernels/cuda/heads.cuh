@@ -1,9 +1,9 @@
-// One head in the hands of HEAD_DIM / 2N threads: thread `lane` holds the N numbers at N lane and the N half a head behind them.
-// In either layout the numbers that rotate together are then one thread's. With N = 8 all accesses are of 16 bytes.
+// One head held by HEAD_DIM / 2N threads: thread `lane` holds the N elements from N lane on and the N elements half a head later. In either
+// layout, elements that rotate together then belong to one thread. With N = 8 all accesses are of 16 bytes.
 #pragma once
 #include "common.cuh"
 
-// Cosines and sines of the angles that one thread's numbers rotate by.
+// Cosines and sines of the rotation angles of one thread's elements.
 template <int N> struct Angles {
     float cos[N], sin[N];
 
@@ -29,14 +29,14 @@ template <int N> struct Angles {
     }
 };
 
-// Roundings are written out, so that no compilation of this gives other bits.
+// Roundings are explicit, so that every compilation gives the same bits.
 __device__ __forceinline__ void rotate_pair(float &a, float &b, float cos, float sin) {
     float turned = __fmaf_rn(a, cos, -__fmul_rn(b, sin));
     b = __fmaf_rn(a, sin, __fmul_rn(b, cos));
     a = turned;
 }
 
-// N numbers of 16 bits, one load or store of a thread.
+// N 16-bit elements, one load or store of a thread.
 template <int N> struct alignas(2 * N) Short {
     bf16x2 pair[N / 2];
 
@@ -112,7 +112,7 @@ template <int HEAD_DIM, int N = 8> struct HeadPart {
         }
     }
 
-    // Sum over the head; all its threads call it.
+    // Returns the sum over the head; all its threads must call it.
     __device__ __forceinline__ float sum_of_squares() const {
         float sum = 0.f;
 #pragma unroll

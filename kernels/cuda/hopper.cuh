@@ -1,8 +1,8 @@
-// Hopper's own instructions: barriers in shared memory, the copy engine (TMA), and products of warpgroups (wgmma).
+// Hopper's instructions: barriers in shared memory, the copy engine (TMA), and products of warpgroups (wgmma).
 #pragma once
 #include "mma.cuh"
 
-// Made by the host, cuTensorMapEncodeTiled.
+// Created on the host by cuTensorMapEncodeTiled.
 struct alignas(64) TensorMap {
     uint64_t words[16];
 };
@@ -17,7 +17,7 @@ __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
     asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// Arrives, and lets the phase end only when so many bytes were copied as well.
+// Arrives, and lets the phase end only after so many bytes were copied as well.
 __device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes) {
     asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
@@ -31,7 +31,7 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t phase) {
         "}" ::"r"(barrier), "r"(phase) : "memory");
 }
 
-// Stages of a buffer in the order both sides go through them.
+// Stages of a buffer in the order in which both sides use them.
 template <int STAGES>
 struct Ring {
     uint32_t stage = 0, phase = 0;
@@ -55,9 +55,9 @@ __device__ __forceinline__ void load_box(uint32_t to, const TensorMap *map, uint
 // Makes this thread's stores to shared memory visible to the copy engine and to products.
 __device__ __forceinline__ void fence_stores() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// Describes rows of 128 bytes at a multiple of 1024, their 16-byte chunks swizzled by row % 8 (PTX ISA, "Matrix descriptor format").
-// From 8 rows to the next it is 1024 bytes. `leading` bytes lead to the next 64 columns where columns are not what is summed over, and
-// mean nothing where they are.
+// Describes rows of 128 bytes at a multiple of 1024, their 16-byte chunks swizzled by row % 8 (PTX ISA, "Matrix descriptor format"). The
+// stride from 8 rows to the next is 1024 bytes. `leading` is the stride in bytes to the next 64 columns if columns are not the summed
+// dimension, and is ignored otherwise.
 __device__ __forceinline__ uint64_t matrix_descriptor(uint32_t address, uint32_t leading) {
     return (uint64_t)1 << 62 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)(leading >> 4) << 16 | (address & 0x3ffff) >> 4;
 }
@@ -71,7 +71,7 @@ __device__ __forceinline__ void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
-// Keeps the compiler from moving uses of registers across this point.
+// Prevents the compiler from moving uses of registers across this point.
 template <int N>
 __device__ __forceinline__ void pin(float (&x)[N]) {
 #pragma unroll

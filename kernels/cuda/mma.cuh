@@ -1,8 +1,8 @@
 // Tensor cores by mma.sync (sm_80 on), and asynchronous copies into swizzled shared memory.
 //
 // Of a product's fragments, thread `lane` with g = lane / 4, t = lane % 4 holds (PTX ISA, m16n8k16 with .bf16):
-//   A [16][16]: a0 (g, 2t..), a1 (g + 8, 2t..), a2 (g, 2t + 8..), a3 (g + 8, 2t + 8..), two numbers each
-//   B [16][8]:  b0 (2t.., g), b1 (2t + 8.., g), two numbers each
+//   A [16][16]: a0 (g, 2t..), a1 (g + 8, 2t..), a2 (g, 2t + 8..), a3 (g + 8, 2t + 8..), two elements each
+//   B [16][8]:  b0 (2t.., g), b1 (2t + 8.., g), two elements each
 //   C [16][8]:  c0 c1 (g, 2t..), c2 c3 (g + 8, 2t..)
 #pragma once
 #include "common.cuh"
@@ -13,7 +13,7 @@ __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint3
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Four matrices [8][8]: lanes 8 i .. 8 i + 7 give the addresses of the rows of matrix i; a thread gets (g, 2t..) of each.
+// Loads four matrices [8][8]: lanes 8 i .. 8 i + 7 give the addresses of the rows of matrix i; a thread gets (g, 2t..) of each.
 __device__ __forceinline__ void load_matrices(uint32_t (&to)[4], uint32_t address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
@@ -60,10 +60,11 @@ __device__ __forceinline__ void copy_async(uint32_t to, const void *from, bool t
 
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Waits until at most PENDING groups of this thread's copies are under way.
+// Waits until at most PENDING groups of this thread's copies are in flight.
 template <int PENDING> __device__ __forceinline__ void wait_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory"); }
 
-// Bytes from the start of rows of HEAD_DIM numbers to the 16-byte chunk `chunk` of row `row`. Chunks of eight rows lie in all 32 banks.
+// Returns the bytes from the start of rows of HEAD_DIM elements to the 16-byte chunk `chunk` of row `row`. The chunks of eight rows cover
+// all 32 banks.
 template <int HEAD_DIM> __device__ __forceinline__ uint32_t swizzled(int row, int chunk) {
     return row * (HEAD_DIM * 2) + ((chunk ^ (row & 7)) << 4);
 }

@@ -1,15 +1,15 @@
 // Embedding rows, RMSNorm, and the residual stream, which stays in f32.
 #include "common.cuh"
 
-// hidden[row] = table[token_ids[row]]; one block of threads a row.
+// hidden[row] = table[token_ids[row]]; one thread block per row.
 extern "C" __global__ void embed(const bf16 *table, const uint32_t *token_ids, float *hidden, int width) {
     const bf16 *from = table + (size_t)token_ids[blockIdx.x] * width;
     float *to = hidden + (size_t)blockIdx.x * width;
     for (int i = threadIdx.x; i < width; i += blockDim.x) to[i] = __bfloat162float(from[i]);
 }
 
-// hidden[row] += delta[row] (unless there is none), normed[row] = weight * hidden[row] / rms(hidden[row]); one block of threads a row.
-// `rows`, if there, names the row of hidden that normed[i] is made of; hidden stays as it is then. `width` is a multiple of 4.
+// hidden[row] += delta[row] (unless it is null), normed[row] = weight * hidden[row] / rms(hidden[row]); one thread block per row. `rows`,
+// if not null, gives the row of hidden that normed[i] is computed from; hidden is then not changed. `width` is a multiple of 4.
 extern "C" __global__ void add_rms_norm(float *hidden, const bf16 *delta, const float *weight, const uint32_t *rows, bf16 *normed,
                                         int width, float epsilon) {
     __shared__ float scratch[32];
@@ -37,7 +37,7 @@ extern "C" __global__ void add_rms_norm(float *hidden, const bf16 *delta, const 
     }
 }
 
-// packed[i] = hidden[rows[i]] + delta[rows[i]], or without delta if that is null; one block of threads a row. `width` is a multiple of 4.
+// packed[i] = hidden[rows[i]] + delta[rows[i]], or without delta if that is null; one thread block per row. `width` is a multiple of 4.
 extern "C" __global__ void gather_sum(const float *hidden, const bf16 *delta, const uint32_t *rows, float *packed, int width) {
     size_t row = rows[blockIdx.x];
     const float4 *h = (const float4 *)(hidden + row * width);

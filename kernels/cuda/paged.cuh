@@ -1,4 +1,4 @@
-// What attention kernels read: query rows of a batch, block tables, and one layer of the KV pool.
+// Inputs of attention kernels: query rows of a batch, block tables, and one layer of the KV pool.
 #pragma once
 #include "common.cuh"
 

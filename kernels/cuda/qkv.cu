@@ -1,13 +1,13 @@
-// What happens to a row of the fused product [num_heads of Q, num_kv_heads of K, as many of V] before attention: bias, norms of heads,
-// rotation, and K and V to the pool. Twin: cpu::{rms_norm_heads, rope, KvLayer::write, differences}.
+// Processing of a row of the fused product [num_heads of Q, num_kv_heads of K, as many of V] before attention: bias, norms of heads,
+// rotation, and K and V to the pool. Counterpart: cpu::{rms_norm_heads, rope, KvLayer::write, differences}.
 //
-// HEAD_DIM / 8 threads a head, heads of a row side by side: with twice the numbers a thread, registers let too few threads run, and all sizes
-// took a tenth longer. A row of Qwen2.5-7B is 9,216 bytes read and, when K and V are not kept in the
-// row, as many written: 0.05 ms for 8,192 rows at 3.0 TB/s.
+// HEAD_DIM / 8 threads per head, heads of a row adjacent: with twice the elements per thread, register pressure lowers occupancy, and all
+// sizes took a tenth longer. A row of Qwen2.5-7B is 9,216 bytes read and, when K and V are not kept in the row, as many written: 0.05 ms
+// for 8,192 rows at 3.0 TB/s.
 #include "heads.cuh"
 
 constexpr int ROTATE = 1, SCATTER = 2, KEEP_KV = 4;
-// Of half a head, in a thread.
+// Elements of half a head per thread.
 constexpr int NUMBERS = 4;
 
 template <int HEAD_DIM>
@@ -16,7 +16,7 @@ __device__ __forceinline__ void qkv_head(bf16 *qkv, int num_rows, int num_heads,
                                          bool interleaved, bf16 *keys, bf16 *values, int layer, int num_blocks, const uint32_t *slots,
                                          const int *difference_rows, float *differences, int mode) {
     typedef HeadPart<HEAD_DIM, NUMBERS> Part;
-    // A mere scatter leaves Q alone.
+    // A scatter without rotation skips Q.
     int all_heads = num_heads + 2 * num_kv_heads, first_head = mode & ROTATE ? 0 : num_heads, heads_here = all_heads - first_head;
     uint32_t index = blockIdx.x * blockDim.x + threadIdx.x;
     int lane = index % Part::LANES, head = first_head + index / Part::LANES % heads_here, row = index / Part::LANES / heads_here;
@@ -54,7 +54,7 @@ __device__ __forceinline__ void qkv_head(bf16 *qkv, int num_rows, int num_heads,
         Part change = Part::load(to, lane);
 #pragma unroll
         for (int i = 0; i < NUMBERS; i++) {
-            // As the pool will hold it: what does not change must differ by nothing.
+            // Rounded as the pool stores it: an unchanged element must have a difference of zero.
             change.low[i] = __bfloat162float(__float2bfloat16_rn(part.low[i])) - change.low[i];
             change.high[i] = __bfloat162float(__float2bfloat16_rn(part.high[i])) - change.high[i];
         }

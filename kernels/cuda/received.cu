@@ -1,7 +1,8 @@
-// Attention that positions of one sequence receive from some of its rows; twin of cpu::add_attention_received.
+// Attention that positions of one sequence receive from some of its rows; counterpart of cpu::add_attention_received.
 //
-// Weights are computed again from the rows' lse: exp(scale q k - lse). A block of threads has 128 keys of one head, 32 a warp, which stay in
-// registers; a share of the query rows, (row, head of the group) packed, passes by, 64 at a time. Sums are added in one order always.
+// Weights are recomputed from the rows' lse: exp(scale q k - lse). A thread block has 128 keys of one head, 32 per warp, which stay in
+// registers; a share of the query rows, (row, head of the group) packed, streams through, 64 at a time. Sums are always added in the same
+// order.
 #include "mma.cuh"
 #include "paged.cuh"
 
@@ -9,7 +10,7 @@ constexpr int WARPS = 4;
 constexpr int WARP_KEYS = 32;
 constexpr int TILE_ROWS = 64;
 
-// Query rows, of one head of keys.
+// Query rows for one key head.
 struct Givers {
     const bf16 *q;
     const uint32_t *rows, *positions;
@@ -17,8 +18,8 @@ struct Givers {
     int q_stride, num_heads, group, first_head;
 };
 
-// Starts the copy of packed rows `start ..`, of which those from `end` on are not there: their lse is infinite, so that their weights are
-// zero. `seen` gets lse (in powers of two) and position.
+// Starts the copy of packed rows `start ..`; those from `end` on do not exist: their lse is infinite, so that their weights are zero.
+// `seen` gets lse (in powers of two) and position.
 template <int HEAD_DIM> __device__ __forceinline__ void fetch(const Givers &from, int start, int end, bf16 *queries, float2 *seen) {
     constexpr int CHUNKS = HEAD_DIM / 8;
 #pragma unroll
@@ -40,8 +41,8 @@ template <int HEAD_DIM> __device__ __forceinline__ void fetch(const Givers &from
     }
 }
 
-// partial[share][kv_head][p] = sum over the share of the listed rows and heads of the group. `rows` names rows of q, `positions` and `lse`,
-// positions ascending. Grid: (ceil(len / 128), num_kv_heads, shares of the rows), 128 threads.
+// partial[share][kv_head][p] = sum over the share of the listed rows and heads of the group. `rows` indexes rows of q, `positions` and
+// `lse`, positions ascending. Grid: (ceil(len / 128), num_kv_heads, shares of the rows), 128 threads.
 template <int HEAD_DIM>
 __device__ __forceinline__ void receive(const bf16 *q, const uint32_t *rows, int num_rows, const uint32_t *positions, const float *lse,
                                         const uint32_t *table, const bf16 *keys, Sizes sizes, float *partial, int len) {

@@ -1,15 +1,15 @@
-// Attention that positions of one sequence receive from a run of its rows, on Hopper; as received.cu, whose partial sums it gives.
+// Attention that positions of one sequence receive from contiguous rows of it, on Hopper; computes the same partial sums as received.cu.
 //
 // A work item is 128 keys of one head and one share of the query rows that see any of them. The keys stay in shared memory; query rows,
-// (row, head of the group) packed, pass by through the copy engine. Warpgroup 0 loads; warpgroups 1 and 2 have 64 keys each, multiply
-// them with the rows and add up exp(scale q k - lse). They wait for nothing but their rows, so that one multiplies while the other
-// takes exponents. Sums are added in one order always.
+// (row, head of the group) packed, are streamed by the copy engine. Warpgroup 0 loads; warpgroups 1 and 2 have 64 keys each, multiply them
+// with the rows and add up exp(scale q k - lse). They wait only for their rows, so that one multiplies while the other computes
+// exponentials. Sums are always added in the same order.
 #include "hopper.cuh"
 #include "paged.cuh"
 
 constexpr int THREADS = 384;
 
-// As cuda::received_hopper::Arguments. Positions and lse are those of the first row of the run and the rows behind it.
+// As cuda::received_hopper::Arguments. Positions and lse start at the first row of the run.
 struct Arguments {
     const uint32_t *positions, *table;
     const float *lse;
@@ -23,7 +23,7 @@ struct Arguments {
 constexpr int TILE_KEYS = 128;
 constexpr int TILE_ROWS = 160;
 constexpr int STAGES = 3;
-// A tile in shared memory is halves of 64 columns, rows of 128 bytes.
+// A tile in shared memory consists of halves of 64 columns, rows of 128 bytes.
 constexpr uint32_t KEY_HALF_BYTES = TILE_KEYS * 128;
 constexpr uint32_t ROW_HALF_BYTES = TILE_ROWS * 128;
 constexpr uint32_t BOX_BYTES = BLOCK * 128;
@@ -50,7 +50,7 @@ struct Item {
     int first_key, kv_head, share, begin, end;
 };
 
-// False where there is no item. The first keys are seen by the most rows; every other round goes backwards, so that no block gets the
+// Returns false if there is no item. The first keys are seen by the most rows; every other round runs backwards, so that no block gets the
 // largest item of every round.
 __device__ __forceinline__ bool find_item(const Arguments &a, int tile_tokens, int round, Item &item) {
     int index = round * gridDim.x + (round & 1 ? gridDim.x - 1 - blockIdx.x : blockIdx.x), num_kv_heads = a.sizes.num_kv_heads;
@@ -88,7 +88,7 @@ __device__ __forceinline__ void load_items(const Arguments &a, const TensorMap *
         keys_phase ^= 1;
         if (lane == 0) barrier_expect(shared.keys_full(), Shared<HD>::KEY_BYTES);
         __syncwarp();
-        // Each lane copies one box: a block of the tile, one half of the columns. Past the last block the last one is read again.
+        // Each lane copies one box: a block of the tile, one half of the columns. Past the last block, the last block is read again.
         if (lane < HALVES * BLOCKS) {
             uint32_t block = a.table[min(item.first_key / BLOCK + lane % BLOCKS, last_block)];
             int row = (((uint32_t)sizes.layer * sizes.num_blocks + block) * sizes.num_kv_heads + item.kv_head) * BLOCK;
@@ -109,7 +109,7 @@ __device__ __forceinline__ void load_items(const Arguments &a, const TensorMap *
     }
 }
 
-// The lse (in powers of two) and the position of packed row `i` of a tile; what is no row of the share weighs nothing.
+// Returns the lse (in powers of two) and the position of packed row `i` of a tile; rows outside the share get weight zero.
 __device__ __forceinline__ float2 seen_of(const Arguments &a, const Item &item, int group, int token, int i) {
     int row = token + i / group;
     if (i >= TILE_ROWS / group * group || row >= item.end) return make_float2(INFINITY, __int_as_float(-1));
@@ -160,7 +160,7 @@ __device__ __forceinline__ void compute_items(const Arguments &a, const Shared<H
             for (int token = item.begin; token < item.end; token += tile_tokens, parity ^= 1) {
                 seen[parity][thread] = next[0];
                 if (thread + 128 < TILE_ROWS) seen[parity][thread + 128] = next[1];
-                // Who passes has read what is written next time.
+                // A warp that passes this barrier has read what is overwritten next.
                 asm volatile("barrier.cta.sync.aligned %0, 128;" ::"r"(1 + warpgroup) : "memory");
                 barrier_wait(shared.rows_full(ring.stage), ring.phase);
                 uint64_t k = matrix_descriptor(shared.keys() + warpgroup * 64 * 128, 0), q = matrix_descriptor(shared.rows(ring.stage), 0);
@@ -192,7 +192,7 @@ __device__ __forceinline__ void compute_items(const Arguments &a, const Shared<H
     }
 }
 
-// Zeros in packed rows that no copy fills: whatever they held may be no number.
+// Zeroes packed rows that no copy fills: they may contain NaN.
 template <int HD>
 __device__ __forceinline__ void clear_rows(const Shared<HD> &shared, int group) {
     int first = TILE_ROWS / group * group, chunks = (TILE_ROWS - first) * 8;

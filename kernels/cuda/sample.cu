@@ -1,29 +1,30 @@
-// Adjustments, the likeliest token, seeded draws from truncated distributions, and log probabilities. CPU twin: kernels/src/cpu/sample.rs.
+// Adjustments, the likeliest token, seeded draws from truncated distributions, and log probabilities. Counterpart:
+// kernels/src/cpu/sample.rs.
 //
-// Logits are f32, [rows][stride] with `vocab` numbers a row. A chain of two launches, or four where candidates are needed:
-//   sample_scan    a block of threads for each CHUNK of each row: adjusts it in place, its largest two logits and sums of weights,
-//                  and how many logits lie in each bucket of 1/16
-//   sample_decide  a block a row: chooses where no token is dropped; else the bucket from which on candidates are needed
-//   sample_gather  as sample_scan: lists the candidates, counts what is larger than the choice
-//   sample_choose  a block a row: sorts the candidates and draws from what top-k, top-p and min-p leave
-// If the candidates are more than a list holds, sample_gather weighs flat buckets instead: BUCKETS equal parts of the range that the row's
-// weighty logits take, so that a bucket holds few tokens however flat the row is. sample_choose then looks for each boundary (top-k, top-p,
-// the draw) in its bucket alone.
+// Logits are f32, [rows][stride] with `vocab` elements per row. A chain of two launches, or four if candidates are needed:
+//   sample_scan    a thread block per CHUNK of each row: adjusts it in place, finds its largest two logits and sums of weights,
+//                  and counts the logits in each bucket of 1/16
+//   sample_decide  a thread block per row: chooses if no token is dropped; else finds the bucket from which on candidates are needed
+//   sample_gather  as sample_scan: lists the candidates, counts logits larger than the choice
+//   sample_choose  a thread block per row: sorts the candidates and draws from what top-k, top-p and min-p leave
+// If there are more candidates than a list holds, sample_gather weighs flat buckets instead: BUCKETS equal parts of the range of the row's
+// logits that have weight, so that a bucket holds few tokens however flat the row is. sample_choose then searches for each boundary (top-k,
+// top-p, the draw) in its bucket alone.
 // A row whose token is given is scored: log probability and rank of that token, and the likeliest.
-// Masses of dropped and drawn tokens are integers, 2^40 for the likeliest, so that no order of additions changes a bit; what is
-// 2^40 times less likely than the likeliest weighs nothing. Tokens are equal to the twin's but for rounding at a boundary.
+// Masses of dropped and drawn tokens are integers, 2^40 for the likeliest, so that the order of additions changes no bit; a token 2^40
+// times less likely than the likeliest has mass zero. Tokens equal those of the CPU up to rounding at a boundary.
 #include "common.cuh"
 
 constexpr uint32_t NONE = ~0u;
 constexpr float LOG2E = 1.44269504088896341f;
 constexpr float INF = __builtin_huge_valf();
-// Stands for a logit that is NaN or infinite upwards. No logit is as large, so it shows that the row is no distribution.
+// Replaces a logit that is NaN or positive infinity. No logit is as large, so it marks a row that is not a distribution.
 constexpr float BROKEN = 3.402823466e38f;
 
 constexpr int SCAN_THREADS = 256, SCAN_NUMBERS = 16, CHUNK = SCAN_THREADS * SCAN_NUMBERS;
 constexpr int MAX_CHUNKS = 128;
 constexpr int DECIDE_THREADS = 256, CHOOSE_THREADS = 512;
-// Logits of -64 to 64; what lies outside counts as the nearest.
+// Buckets cover logits of -64 to 64; logits outside are clamped.
 constexpr int BUCKETS = 2048, BUCKETS_A_THREAD = BUCKETS / DECIDE_THREADS;
 constexpr float BUCKETS_A_UNIT = 16.f, LOWEST = -64.f;
 constexpr int MAX_CANDIDATES = 4096, CANDIDATES_A_THREAD = MAX_CANDIDATES / CHOOSE_THREADS;
@@ -39,7 +40,7 @@ struct Adjustment {
     float bias, repetition, subtract;
 };
 
-// What is asked of a row. Adjustments ascend by token; its likeliest tokens go to `first_likely` and after.
+// Parameters of a row. Adjustments ascend by token; its likeliest tokens are written from `first_likely` on.
 struct Request {
     const Adjustment *adjustments;
     double uniform;
@@ -51,7 +52,8 @@ struct Request {
 };
 static_assert(sizeof(Request) == 56, "as in sample.rs");
 
-// Of a chunk: the largest logit and its token, the second largest, the lowest, and sums of e^(l - first) and e^((l - first) / temperature).
+// Statistics of a chunk: the largest logit and its token, the second largest, the lowest, and sums of e^(l - first) and e^((l - first) /
+// temperature).
 struct Part {
     float first, second;
     uint32_t token;
@@ -59,7 +61,7 @@ struct Part {
 };
 static_assert(sizeof(Part) == 24, "as in sample.rs");
 
-// What sample_decide leaves to the next two. A draw is open while `token` is NONE.
+// Results of sample_decide for the next two launches. A draw is open while `token` is NONE.
 struct Progress {
     double total;
     float largest, log_total, chosen_logit;
@@ -90,33 +92,33 @@ __device__ __forceinline__ bool is_truncated(const Request &r) {
 }
 __device__ __forceinline__ bool is_counted(const Request &r) { return is_truncated(r) || ((r.flags & LOGPROBS) && r.num_top); }
 
-// Ascends with the logit.
+// Returns the bucket of a logit, in ascending order.
 __device__ __forceinline__ int bucket_of(float logit) {
     return (int)fminf(fmaxf((logit - LOWEST) * BUCKETS_A_UNIT, 0.f), BUCKETS - 1.f);
 }
 
-// The same for flat buckets, the last of which holds the largest.
+// Returns the flat bucket of a logit; the last one holds the largest.
 __device__ __forceinline__ int flat_bucket_of(float logit, float largest, float buckets_a_unit) {
     return BUCKETS - 1 - (int)fminf(fmaxf((largest - logit) * buckets_a_unit, 0.f), BUCKETS - 1.f);
 }
 
-// Flat buckets cover the row, or what of it weighs anything in a draw.
+// Returns the number of flat buckets per unit: they cover the row, or the part of it that has weight in a draw.
 __device__ __forceinline__ float flat_buckets_a_unit(const Request &r, float largest, float lowest) {
     constexpr float LN_ONE_MASS = 27.8f, WIDEST = 128.f;
     float range = fminf(largest - lowest, is_greedy(r) ? WIDEST : LN_ONE_MASS * r.temperature);
     return range > 0.f ? (BUCKETS - 1) / range : 0.f;
 }
 
-// Integers in the order of f32's total order.
+// Returns an integer in the order of f32's total order.
 __device__ __forceinline__ uint32_t key_of(float logit) {
     uint32_t bits = __float_as_uint(logit);
     return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
-// The key of the last number equal to it: zeros of either sign are equal.
+// Returns the largest key of an equal logit: zeros of either sign are equal.
 __device__ __forceinline__ uint32_t highest_key_of(float logit) { return key_of(logit == 0.f ? 0.f : logit); }
 __device__ __forceinline__ float logit_of(uint32_t key) { return __uint_as_float(key >> 31 ? key & 0x7fffffffu : ~key); }
 
-// e^((logit - largest) / temperature), where scale is log2(e) / temperature; 1 for the largest even if that is infinite.
+// Returns e^((logit - largest) / temperature), where scale is log2(e) / temperature; 1 for the largest even if that is infinite.
 __device__ __forceinline__ float weight(float logit, float largest, float scale) {
     return logit == largest ? 1.f : exp2f((logit - largest) * scale);
 }
@@ -129,7 +131,7 @@ struct Top {
     uint32_t token;
 };
 
-// Of two sets of tokens; the smallest token among equals.
+// Merges the maxima of two sets of tokens; the smallest token wins among equals.
 __device__ __forceinline__ Top merge(Top a, Top b) {
     bool takes_b = b.first > a.first || (b.first == a.first && b.token < a.token);
     Top winner = takes_b ? b : a;
@@ -147,12 +149,12 @@ __device__ __forceinline__ Top warp_merge(Top top) {
     return top;
 }
 
-// Sums over the threads before this one, up to it, and over all. `upto` is bit for bit the `before` of the next thread.
+// Sums over the threads before this one, up to it, and over all. `upto` is bitwise equal to the `before` of the next thread.
 template <class T> struct Running {
     T before, upto, all;
 };
 
-// `scratch` has 33 numbers.
+// Computes a prefix sum over the thread block; `scratch` has 33 elements.
 template <class T> __device__ __forceinline__ Running<T> running_sum(T x, T *scratch) {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, num_warps = blockDim.x / 32;
     T sum = x;
@@ -178,7 +180,7 @@ template <class T> __device__ __forceinline__ Running<T> running_sum(T x, T *scr
     return {lane ? scratch[warp] + before : scratch[warp], scratch[warp] + sum, scratch[32]};
 }
 
-// Number j of a thread is token `chunk_token(j)`; where that is `vocab` or more there is none.
+// Element j of a thread is token `chunk_token(j)`; there is none if that is `vocab` or more.
 __device__ __forceinline__ int chunk_token(int j) {
     return blockIdx.x * CHUNK + 4 * ((j / 4) * SCAN_THREADS + threadIdx.x) + j % 4;
 }
@@ -200,7 +202,7 @@ __device__ __forceinline__ void load_chunk(const float *row, int vocab, float *l
     }
 }
 
-// The first adjustment of token `token` or a later one.
+// Returns the first adjustment of `token` or a later token.
 __device__ __forceinline__ uint32_t lower_bound(const Request &r, uint32_t token) {
     uint32_t low = 0, high = r.num_adjustments;
     while (low < high) {
@@ -255,7 +257,7 @@ extern "C" __global__ void __launch_bounds__(SCAN_THREADS) sample_scan(float *al
         lowest = fminf(lowest, chunk_token(j) < vocab ? logits[j] : INF);
     }
     top = warp_merge(top);
-    // Integers in the order of floats; their minimum is one instruction.
+    // Integers in the order of floats; their minimum takes one instruction.
     uint32_t lowest_key = __reduce_min_sync(~0u, key_of(lowest));
     if (threadIdx.x % 32 == 0) tops[threadIdx.x / 32] = top, lowest_keys[threadIdx.x / 32] = lowest_key;
     __syncthreads();
@@ -289,8 +291,8 @@ extern "C" __global__ void __launch_bounds__(SCAN_THREADS) sample_scan(float *al
     }
 }
 
-// The token at which the weights, in the order of tokens, exceed `uniform` of their sum: first its chunk, then the token in it.
-// `shares` are the chunks' sums.
+// Returns the token at which the weights, in the order of tokens, exceed `uniform` of their sum: first finds its chunk, then the token in
+// it. `shares` are the chunks' sums.
 __device__ uint32_t draw_from_all(const Request &r, const float *row, int vocab, float largest, const double *shares,
                                   int num_chunks, double total) {
     __shared__ double scratch[33], rest;
@@ -333,8 +335,8 @@ __device__ uint32_t draw_from_all(const Request &r, const float *row, int vocab,
     return found == NONE ? last : found;
 }
 
-// From which bucket on are candidates needed? Each bound is the last bucket before which there is little enough: at most
-// vocab - k tokens (so that at least k are from there on), or less than 1 - top_p of the mass.
+// Finds the bucket from which on candidates are needed. Each bound is the last bucket preceded by at most vocab - k tokens (so that at
+// least k are from there on), or by less than 1 - top_p of the mass.
 struct Bounds {
     uint32_t draw_count, top_count;
     float mass;
@@ -355,7 +357,7 @@ __device__ __forceinline__ void take_counts(uint32_t *histogram, uint32_t *count
     }
 }
 
-// Sets what is needed of the row besides what is known: candidates from a bucket on, or none because they are too many.
+// Sets what else is needed of the row: candidates from a bucket on, or none because they are too many.
 __device__ void bound_candidates(const Request &r, uint32_t *histogram, int vocab, double total, float largest,
                                  Progress &progress) {
     __shared__ uint32_t count_scratch[33], num_before[BUCKETS];
@@ -368,7 +370,7 @@ __device__ void bound_candidates(const Request &r, uint32_t *histogram, int voca
     float scale = LOG2E / r.temperature, sum = 0.f, masses[BUCKETS_A_THREAD];
 #pragma unroll
     for (int i = 0; i < BUCKETS_A_THREAD; i++) {
-        // No logit of a bucket is above its upper end, but for rounding and the last bucket, which has none.
+        // No logit of a bucket exceeds its upper end, except by rounding and in the last bucket, which has none.
         float upper = first_bucket + i == BUCKETS - 1 ? INF : (first_bucket + i + 1) / BUCKETS_A_UNIT + LOWEST + 1e-4f;
         masses[i] = truncated && counts[i] ? counts[i] * weight(fminf(upper, largest), largest, scale) : 0.f;
         sum += masses[i];
@@ -458,12 +460,12 @@ extern "C" __global__ void __launch_bounds__(DECIDE_THREADS) sample_decide(const
     if (is_counted(r)) bound_candidates(r, histogram, vocab, progress.total, top.first, progress);
     if (threadIdx.x) return;
     all_progress[blockIdx.x] = progress;
-    // What is open here is written by sample_choose. The margin of a row that is no distribution is NaN, also where no token is allowed.
+    // sample_choose writes what is open here. The margin of a row that is not a distribution is NaN, also if no token is allowed.
     float margin = top.first == BROKEN ? __int_as_float(0x7fc00000) : top.first - top.second;
     choices[blockIdx.x] = {progress.token, margin, progress.chosen_logit - top.first - progress.log_total, 1};
 }
 
-// Counts and masses of each flat bucket of a chunk, added to those of its row.
+// Adds counts and masses of each flat bucket of a chunk to those of its row.
 __device__ void weigh_buckets(const float *logits, int vocab, float largest, float scale, float buckets_a_unit, uint32_t *histogram,
                               unsigned long long *row_masses) {
     __shared__ uint32_t counts[BUCKETS];
@@ -485,8 +487,8 @@ __device__ void weigh_buckets(const float *logits, int vocab, float largest, flo
     }
 }
 
-// Grid (chunks, rows), SCAN_THREADS threads. `candidates` is [rows][MAX_CANDIDATES], `histogram` and `bucket_masses` are
-// [rows][BUCKETS]; they and the counters are zero before, but for the candidates.
+// Grid (chunks, rows), SCAN_THREADS threads. `candidates` is [rows][MAX_CANDIDATES], `histogram` and `bucket_masses` are [rows][BUCKETS];
+// all but the candidates, and the counters, are zero before.
 extern "C" __global__ void __launch_bounds__(SCAN_THREADS)
     sample_gather(const float *all_logits, size_t stride, int vocab, const Request *requests, const Part *parts,
                   const Progress *all_progress, uint64_t *candidates, uint32_t *num_gathered, uint32_t *num_larger,
@@ -520,7 +522,7 @@ extern "C" __global__ void __launch_bounds__(SCAN_THREADS)
     Running<uint32_t> running = running_sum(num_listed, scratch);
     if (threadIdx.x == 0) start = atomicAdd(&num_gathered[blockIdx.y], running.all);
     __syncthreads();
-    // In any order of chunks: the list is sorted before it is read.
+    // Chunks in any order: the list is sorted before it is read.
     uint64_t *to = candidates + (size_t)blockIdx.y * MAX_CANDIDATES + start + running.before;
 #pragma unroll
     for (int j = 0; j < SCAN_NUMBERS; j++) {
@@ -528,7 +530,7 @@ extern "C" __global__ void __launch_bounds__(SCAN_THREADS)
     }
 }
 
-// Descending; `num` is a power of two.
+// Sorts in descending order; `num` is a power of two.
 __device__ void sort(uint64_t *list, int num) {
     for (int run = 2; run <= num; run *= 2) {
         for (int gap = run / 2; gap; gap /= 2) {
@@ -542,8 +544,8 @@ __device__ void sort(uint64_t *list, int num) {
     }
 }
 
-// The mass that top-k, top-p and min-p leave is the least of what each leaves alone, since each keeps a beginning of the same order.
-// A draw is the first token at which the mass reaches this.
+// Returns the mass that a draw must reach. The mass that top-k, top-p and min-p leave is the minimum of what each leaves alone, since each
+// keeps a prefix of the same order.
 __device__ __forceinline__ uint64_t draw_target(const Request &r, uint64_t kept) {
     return min((uint64_t)(r.uniform * (double)kept) + 1, kept);
 }
@@ -551,7 +553,7 @@ __device__ __forceinline__ uint64_t top_p_target(const Request &r, uint64_t tota
     return max((uint64_t)ceil((double)r.top_p * (double)total), (uint64_t)1);
 }
 
-// Draws from sorted candidates, which hold all that top-k, top-p and min-p leave.
+// Draws from sorted candidates, which contain all that top-k, top-p and min-p leave.
 __device__ uint32_t draw_from_list(const Request &r, const uint64_t *list, int num, double total, float largest) {
     __shared__ uint64_t scratch[33], kept[3];
     __shared__ uint32_t found;
@@ -609,7 +611,7 @@ struct FlatRow {
 
     __device__ __forceinline__ int bucket_of(float logit) const { return flat_bucket_of(logit, largest, buckets_a_unit); }
 
-    // Calls `f(token, logit)` for all tokens, spread over the threads of the block: sixteen loads at a time where the row lies well.
+    // Calls `f(token, logit)` for all tokens, distributed over the threads of the block: sixteen loads at a time if the row is aligned.
     template <class F> __device__ __forceinline__ void for_each(F f) const {
         int done = 0;
         if (is_on_16_bytes(logits)) {
@@ -636,7 +638,7 @@ struct FlatRow {
     }
 };
 
-// Counts or masses of the tokens whose keys are at least each of the ascending `pivots`.
+// Sums counts or masses of the tokens whose keys are at least each of the ascending `pivots`.
 template <int NUM> __device__ void sum_from(const FlatRow &row, bool by_mass, const uint32_t *pivots, uint64_t *sums) {
     __shared__ uint64_t scratch[CHOOSE_THREADS / 32][NUM];
 #pragma unroll
@@ -674,14 +676,14 @@ struct Place {
     uint64_t mass;
 };
 
-// A bucket, and what lies above it.
+// A bucket, and the count or mass above it.
 struct Level {
     int bucket;
     uint32_t count_above;
     uint64_t mass_above;
 };
 
-// The bucket where the count, or the mass, in descending order reaches `target`.
+// Finds the bucket in which the count, or the mass, in descending order reaches `target`.
 __device__ Level find_level(const FlatRow &row, bool by_mass, uint64_t target) {
     constexpr int A_THREAD = BUCKETS / CHOOSE_THREADS;
     __shared__ uint32_t count_scratch[33];
@@ -704,7 +706,7 @@ __device__ Level find_level(const FlatRow &row, bool by_mass, uint64_t target) {
     return level;
 }
 
-// The bucket's tokens in descending order, gone through from what lies above it.
+// Sorts the bucket's tokens in descending order and searches them, starting from the count or mass above the bucket.
 __device__ Place find_in_list(const FlatRow &row, bool by_mass, uint64_t target, Level level, int num) {
     __shared__ uint64_t scratch[33];
     __shared__ int num_listed;
@@ -742,7 +744,7 @@ __device__ Place find_in_list(const FlatRow &row, bool by_mass, uint64_t target,
     return found;
 }
 
-// The least key that lies in `bucket` or above.
+// Returns the smallest key in `bucket` or above.
 __device__ uint32_t first_key(const FlatRow &row, int bucket) {
     uint32_t low = key_of(-INF), high = key_of(INF);
     while (low < high) {
@@ -753,7 +755,7 @@ __device__ uint32_t first_key(const FlatRow &row, int bucket) {
     return low;
 }
 
-// The token that is number `place`, from 1 on, among those of equal key.
+// Returns the token with index `place`, from 1 on, among those of equal key.
 __device__ uint32_t token_at(const FlatRow &row, uint32_t key, uint64_t place) {
     __shared__ uint32_t scratch[33], found;
     uint32_t num = 0;
@@ -769,7 +771,7 @@ __device__ uint32_t token_at(const FlatRow &row, uint32_t key, uint64_t place) {
     return found;
 }
 
-// In a bucket of too many tokens for a list, found by summing, again and again, what lies above seven pivots.
+// Searches a bucket of too many tokens for a list, by repeatedly summing what is above seven pivots.
 __device__ Place find_by_pivots(const FlatRow &row, bool by_mass, uint64_t target, int bucket) {
     uint32_t low = first_key(row, bucket), high = highest_key_of(row.largest);
     if (bucket < BUCKETS - 1) high = min(high, first_key(row, bucket + 1) - 1);
@@ -792,7 +794,7 @@ __device__ Place find_by_pivots(const FlatRow &row, bool by_mass, uint64_t targe
     return {low, token_at(row, low, place), sum_from(row, true, low + 1) + place * one};
 }
 
-// The first token in descending order at which the count, or the mass, reaches `target`, which is at least 1 and at most that of all.
+// Finds the first token in descending order at which the count, or the mass, reaches `target`, which is at least 1 and at most the total.
 __device__ Place find_place(const FlatRow &row, bool by_mass, uint64_t target) {
     Level level = find_level(row, by_mass, target);
     int num = row.counts[level.bucket];
@@ -807,7 +809,7 @@ __device__ uint32_t draw_slowly(const Request &r, const FlatRow &row) {
     if (r.top_k) kept = find_place(row, false, min(r.top_k, row.vocab)).mass;
     if (r.top_p < 1.f) kept = min(kept, find_place(row, true, min(kept, top_p_target(r, kept))).mass);
     if (r.min_p > 0.f) {
-        // The least key whose mass suffices: masses ascend with keys.
+        // Smallest key with enough mass: masses ascend with keys.
         uint64_t least = __float2ull_ru(r.min_p * ONE_MASS);
         uint32_t low = key_of(-INF), high = highest_key_of(row.largest);
         while (low < high) {
@@ -831,7 +833,7 @@ __device__ uint32_t num_larger_in(const FlatRow &row, float logit) {
     return sum_from(row, false, highest_key_of(logit) + 1);
 }
 
-// The likeliest tokens, from the sorted list if they are in it.
+// Writes the likeliest tokens, from the sorted list if it contains them.
 __device__ void name_likeliest(const Request &r, const FlatRow &row, const Progress &progress, Likely *likely) {
     auto name = [&](int i, Likely one) {
         one.logprob = one.logprob - progress.largest - progress.log_total;
@@ -877,7 +879,7 @@ extern "C" __global__ void __launch_bounds__(CHOOSE_THREADS, 1)
     }
     if (progress.needed & (TOP_LISTED | TOP_SLOWLY)) name_likeliest(r, row, progress, likely + r.first_likely);
     __syncthreads();
-    // Last, because its lists take the place of the candidates.
+    // Last, because its lists overwrite the candidates.
     if (progress.needed & DRAW_SLOWLY) {
         token = draw_slowly(r, row);
         if (r.flags & LOGPROBS) rank = 1 + num_larger_in(row, row.logits[token]);

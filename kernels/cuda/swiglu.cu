@@ -1,9 +1,9 @@
-// activated[row][i] = silu(gate_up[row][i]) * gate_up[row][width + i], eight numbers a thread. Twin: cpu::swiglu.
+// activated[row][i] = silu(gate_up[row][i]) * gate_up[row][width + i], eight elements per thread. Counterpart: cpu::swiglu.
 //
 // A row of Qwen2.5-7B is 75,776 bytes read and 37,888 written: 0.31 ms for 8,192 rows at 3.0 TB/s.
 #include "common.cuh"
 
-// Both counts are in vectors of eight numbers.
+// Both counts are in vectors of eight elements.
 extern "C" __global__ void swiglu(const bf16x8 *gate_up, bf16x8 *activated, uint32_t num_vectors, uint32_t width) {
     uint32_t index = blockIdx.x * blockDim.x + threadIdx.x;
     if (index >= num_vectors) return;

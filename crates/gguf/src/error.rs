@@ -1,8 +1,8 @@
-//! Why a header cannot be read.
+//! Errors of reading a header.
 
 use std::fmt;
 
-/// One short line; names of the file are escaped and cut.
+/// An error that is one short line; names from the file are escaped and truncated.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "each message documents its variant and fields")]
 pub enum Error {
@@ -38,10 +38,10 @@ pub enum Error {
     Shape { name: String, shape: Vec<u64> },
 }
 
-/// A text of the file, as far as an error shows it.
+/// A string from the file, escaped and truncated for an error message.
 pub(crate) struct Shown<'s>(pub(crate) &'s str);
 
-/// Characters of a text that are shown.
+/// Number of characters of a string that are shown.
 const MAX_SHOWN: usize = 64;
 
 impl fmt::Display for Shown<'_> {

@@ -1,9 +1,9 @@
-//! The header of a GGUF file: metadata, and where each tensor is.
+//! The header of a GGUF file: metadata and the position of each tensor.
 //!
-//! A file may come from anywhere, so every count is checked before anything is allocated for it, and what one file can make this crate
-//! allocate is bounded by [`MAX_HEADER_BYTES`] and [`MAX_ELEMENTS`], whatever it says.
+//! A file may be untrusted, so every count is checked before anything is allocated for it. [`MAX_HEADER_BYTES`] and [`MAX_ELEMENTS`] bound
+//! what one file can make this crate allocate.
 //!
-//! Here: [`Header`] and [`Value`]. Deliberately not here: tensor data and the meaning of any key.
+//! Contains [`Header`] and [`Value`]. Deliberately not here: tensor data and the meaning of any key.
 
 #![forbid(unsafe_code)]
 
@@ -20,40 +20,40 @@ pub use value::{Array, Value};
 
 use source::Source;
 
-/// Everything that stands before the data of the tensors.
+/// Everything that precedes the tensor data.
 #[derive(Clone, Debug)]
 pub struct Header {
     /// Metadata by key.
     pub metadata: BTreeMap<String, Value>,
     /// Tensors by name.
     pub tensors: BTreeMap<String, Tensor>,
-    /// Byte of the file at which the data of the tensors begins.
+    /// Byte offset in the file at which the tensor data begins.
     pub data_start: u64,
 }
 
-/// One tensor.
+/// Type, shape and position of one tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tensor {
-    /// `enum ggml_type`.
+    /// Element type, as in `enum ggml_type`.
     pub ggml_type: u32,
-    /// Sizes, outermost first. None is 0, and their product fits 64 bits.
+    /// Sizes, outermost first. None is 0, and their product fits into 64 bits.
     pub shape: Vec<u64>,
-    /// Byte at which its data begins, counted from [`Header::data_start`].
+    /// Byte offset at which its data begins, relative to [`Header::data_start`].
     pub offset: u64,
 }
 
-/// Dimensions of a tensor at most: ggml's `GGML_MAX_DIMS`.
+/// Maximum number of dimensions of a tensor: ggml's `GGML_MAX_DIMS`.
 const MAX_DIMS: u32 = 4;
-/// Alignment of the data where the file names none.
+/// Alignment of the data if the file does not set one.
 const DEFAULT_ALIGNMENT: u64 = 32;
-/// The largest alignment that is believed: a page of any machine is smaller.
+/// Largest alignment that is accepted: pages of all machines are smaller.
 const MAX_ALIGNMENT: u64 = 1 << 20;
 
 impl Header {
     /// Reads the header of a file of `file_len` bytes from its start.
     ///
     /// # Errors
-    /// If it is no GGUF file, ends too soon, or says what cannot be.
+    /// If it is not a GGUF file, ends too soon, or contains invalid values.
     pub fn read(reader: impl Read, file_len: u64) -> Result<Self, Error> {
         let mut source = Source::new(reader, file_len);
         if source.bytes::<4>("the magic number")? != *b"GGUF" {
@@ -81,19 +81,19 @@ impl Header {
         Ok(Self { metadata, tensors, data_start })
     }
 
-    /// The string of `key`.
+    /// Returns the string value of `key`.
     #[must_use]
     pub fn string(&self, key: &str) -> Option<&str> {
         self.metadata.get(key)?.as_str()
     }
 
-    /// The whole number of `key`, which is not negative.
+    /// Returns the non-negative integer value of `key`.
     #[must_use]
     pub fn unsigned(&self, key: &str) -> Option<u64> {
         self.metadata.get(key)?.as_u64()
     }
 
-    /// The number of `key`.
+    /// Returns the numeric value of `key`.
     #[must_use]
     pub fn float(&self, key: &str) -> Option<f64> {
         self.metadata.get(key)?.as_f64()
@@ -102,7 +102,7 @@ impl Header {
 
 /// Bytes of the shortest entry: the length of its key, a type, a byte.
 const MIN_ENTRY_BYTES: u64 = 8 + 4 + 1;
-/// Bytes of the shortest tensor: the length of its name, its dimensions, a type, an offset. Version 1 has shorter lengths.
+/// Bytes of the shortest tensor entry: the length of its name, its dimensions, a type, an offset. Version 1 has shorter lengths.
 const MIN_TENSOR_BYTES: u64 = 4 + 4 + 4 + 8;
 
 fn read_tensors(source: &mut Source<impl Read>, num_tensors: u64) -> Result<BTreeMap<String, Tensor>, Error> {
@@ -139,7 +139,7 @@ fn alignment(metadata: &BTreeMap<String, Value>) -> Result<u64, Error> {
 mod tests {
     use super::*;
 
-    /// A file of one entry and one tensor.
+    /// Builds a file of one entry and one tensor.
     fn file(entry: &[u8], dims: &[u64]) -> Vec<u8> {
         let mut bytes = b"GGUF\x03\0\0\0".to_vec();
         bytes.extend(1u64.to_le_bytes());
@@ -220,7 +220,7 @@ mod tests {
         check_refused(&file(&entry(&name, 0, &[1]), &[1]), "a key");
     }
 
-    /// Every prefix, and every byte changed in a few ways: an answer or an error, never a panic.
+    /// Checks that every prefix, and every byte changed in a few ways, gives a result or an error, never a panic.
     #[test]
     fn broken_headers_are_answered() {
         let strings = [&8u32.to_le_bytes()[..], &2u64.to_le_bytes(), &string("a"), &string("b")].concat();

@@ -1,19 +1,19 @@
-//! Little-endian values from a reader that is not trusted.
+//! Reader of little-endian values from untrusted input.
 
 use std::io::{self, Read};
 
 use crate::Error;
 
-/// Bytes of a header at most. Chosen: those of models with 256k tokens and 500k merges have 15 MB.
+/// Maximum number of bytes of a header. Chosen: those of models with 256k tokens and 500k merges have 15 MB.
 pub const MAX_HEADER_BYTES: u64 = 64 << 20;
-/// Elements of all arrays together at most. Chosen: three times those of the largest vocabularies.
+/// Maximum number of elements of all arrays together. Chosen: three times those of the largest vocabularies.
 pub const MAX_ELEMENTS: u64 = 4 << 20;
-/// Bytes of a key or of a tensor's name at most.
+/// Maximum number of bytes of a key or of a tensor's name.
 const MAX_NAME_BYTES: u64 = 1024;
-/// Bytes allocated before any of a string was read.
+/// Bytes allocated before any of a string has been read.
 const CHUNK: usize = 64 << 10;
 
-/// Reads a header and counts.
+/// Reader of a header that enforces the limits.
 pub(crate) struct Source<R> {
     reader: R,
     position: u64,
@@ -27,13 +27,13 @@ pub(crate) struct Source<R> {
 }
 
 impl<R: Read> Source<R> {
-    /// Of a file of `file_len` bytes.
+    /// Creates a reader of a file of `file_len` bytes.
     pub(crate) fn new(reader: R, file_len: u64) -> Self {
         let left = file_len.min(MAX_HEADER_BYTES);
         Self { reader, position: 0, left, ends_there: left == file_len, elements_left: MAX_ELEMENTS, is_wide: true }
     }
 
-    /// True if lengths have 64 bits, as from version 2 on.
+    /// Sets lengths to 64 bits, as from version 2 on.
     pub(crate) fn set_wide(&mut self, is_wide: bool) {
         self.is_wide = is_wide;
     }
@@ -42,7 +42,7 @@ impl<R: Read> Source<R> {
         self.position
     }
 
-    /// Reserves `len` bytes of what may be read.
+    /// Subtracts `len` bytes from the bytes that may still be read.
     fn take(&mut self, len: u64, what: &'static str) -> Result<(), Error> {
         let too_long = if self.ends_there { Error::Ends { what } } else { Error::HeaderTooLong { limit: MAX_HEADER_BYTES } };
         self.left = self.left.checked_sub(len).ok_or(too_long)?;
@@ -65,12 +65,12 @@ impl<R: Read> Source<R> {
         self.bytes(what).map(u64::from_le_bytes)
     }
 
-    /// A length, a count or a size of a dimension.
+    /// Reads a length, a count or the size of a dimension.
     pub(crate) fn length(&mut self, what: &'static str) -> Result<u64, Error> {
         if self.is_wide { self.u64(what) } else { self.u32(what).map(u64::from) }
     }
 
-    /// A number of things of at least `min_bytes` each.
+    /// Reads a count of items of at least `min_bytes` each.
     pub(crate) fn count(&mut self, what: &'static str, min_bytes: u64) -> Result<u64, Error> {
         let count = self.length(what)?;
         match count.checked_mul(min_bytes) {
@@ -79,14 +79,14 @@ impl<R: Read> Source<R> {
         }
     }
 
-    /// The number of an array's elements, of at least `min_bytes` each.
+    /// Reads the number of elements of an array, of at least `min_bytes` each.
     pub(crate) fn elements(&mut self, min_bytes: u64) -> Result<usize, Error> {
         let count = self.count("elements", min_bytes)?;
         self.elements_left = self.elements_left.checked_sub(count).ok_or(Error::TooManyElements { limit: MAX_ELEMENTS })?;
         usize::try_from(count).map_err(|_| Error::Count { what: "elements", count })
     }
 
-    /// A key or a tensor's name.
+    /// Reads a key or a tensor's name.
     pub(crate) fn name(&mut self, what: &'static str) -> Result<String, Error> {
         let len = self.length(what)?;
         if len > MAX_NAME_BYTES {
@@ -95,7 +95,7 @@ impl<R: Read> Source<R> {
         String::from_utf8(self.raw(len, what)?).map_err(|_| Error::NotUtf8 { what })
     }
 
-    /// A string of any length; bytes that are no UTF-8 become U+FFFD. Some writers leave zeros at the end.
+    /// Reads a string of any length; invalid UTF-8 becomes U+FFFD. Trailing zeros, which some writers leave, are removed.
     pub(crate) fn string(&mut self, what: &'static str) -> Result<String, Error> {
         let len = self.length(what)?;
         let mut bytes = self.raw(len, what)?;

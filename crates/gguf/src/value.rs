@@ -7,18 +7,18 @@ use crate::Error;
 use crate::error::Shown;
 use crate::source::Source;
 
-/// A value of the metadata. Numbers of all widths are one kind.
+/// A value of the metadata. Numeric types of all widths share one variant.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
-    /// A whole number that is not negative, or of a type without sign.
+    /// Integer that is not negative, or of an unsigned type.
     Unsigned(u64),
-    /// A negative number.
+    /// Negative integer.
     Negative(i64),
-    /// Another number.
+    /// Floating-point number.
     Float(f64),
-    /// True or false.
+    /// Boolean.
     Bool(bool),
-    /// A text.
+    /// String.
     String(String),
     /// Several values of one type.
     Array(Array),
@@ -27,17 +27,17 @@ pub enum Value {
 /// Several values of one type.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Array {
-    /// Whole numbers; those of 64 bits without sign above 2^63 - 1 are 2^63 - 1.
+    /// Integers; unsigned 64-bit values above 2^63 - 1 are clamped to 2^63 - 1.
     Integers(Vec<i64>),
-    /// Other numbers.
+    /// Floating-point numbers.
     Floats(Vec<f64>),
-    /// Flags.
+    /// Booleans.
     Bools(Vec<bool>),
-    /// Texts.
+    /// Strings.
     Strings(Vec<String>),
 }
 
-/// Numbers of the types in a file (`enum gguf_type`).
+/// Type ids in a file (`enum gguf_type`).
 const BOOL: u32 = 7;
 const STRING: u32 = 8;
 const ARRAY: u32 = 9;
@@ -73,19 +73,19 @@ impl Value {
         })
     }
 
-    /// The text.
+    /// Returns the string.
     #[must_use]
     pub fn as_str(&self) -> Option<&str> {
         if let Self::String(text) = self { Some(text) } else { None }
     }
 
-    /// The whole number, if it is not negative.
+    /// Returns the integer, if it is not negative.
     #[must_use]
     pub fn as_u64(&self) -> Option<u64> {
         if let Self::Unsigned(number) = self { Some(*number) } else { None }
     }
 
-    /// The number, whatever its kind.
+    /// Returns the number, of any numeric variant.
     #[must_use]
     pub fn as_f64(&self) -> Option<f64> {
         match self {
@@ -96,7 +96,7 @@ impl Value {
         }
     }
 
-    /// The flag.
+    /// Returns the boolean.
     #[must_use]
     pub fn as_bool(&self) -> Option<bool> {
         if let Self::Bool(flag) = self { Some(*flag) } else { None }
@@ -140,7 +140,7 @@ impl Array {
         })
     }
 
-    /// Number of elements.
+    /// Returns the number of elements.
     #[must_use]
     pub fn len(&self) -> usize {
         match self {
@@ -151,7 +151,7 @@ impl Array {
         }
     }
 
-    /// True if it has no elements.
+    /// Returns true if it has no elements.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0

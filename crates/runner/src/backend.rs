@@ -1,4 +1,4 @@
-//! What a device must be able to do.
+//! The operations that every device must implement.
 
 pub mod cpu;
 #[cfg(feature = "cuda")]
@@ -14,7 +14,7 @@ use tokens::BlockId;
 
 use crate::{InputBatch, SampleRow, Sampled, ScoreRow};
 
-/// A fault of the device. After one, what the pool holds is unknown.
+/// A device fault. After one, the content of the pool is undefined.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct BackendError(pub String);
@@ -23,63 +23,63 @@ pub struct BackendError(pub String);
 ///
 /// Calls come from one thread, in the order of a step: offloads, zeros, fetches, copies, probes, `forward`, `logits`, `score` and `sample`.
 pub trait Backend: Send {
-    /// Sizes its pool and its buffers are built for.
+    /// Returns the limits that the pool and the buffers are sized for.
     fn limits(&self) -> ExecutorLimits;
 
-    /// Tokens in the vocabulary: the length of a row of logits.
+    /// Returns the number of tokens in the vocabulary: the length of a row of logits.
     fn vocab_size(&self) -> usize;
 
-    /// Copies whole blocks to the host tier, in all layers, or begins to: what is asked for later and writes over their sources comes
-    /// behind that, layer by layer.
+    /// Copies whole blocks to the host tier in all layers, or starts the copies: later operations that overwrite their sources are ordered
+    /// after them, layer by layer.
     ///
     /// # Errors
     /// If the device fails.
     fn offload_blocks(&mut self, offloads: &[BlockOffload]) -> Result<(), BackendError>;
 
-    /// Copies whole blocks from the host tier, in all layers, or begins to: what is asked for later and reads their targets comes behind
-    /// that, layer by layer.
+    /// Copies whole blocks from the host tier in all layers, or starts the copies: later operations that read their targets are ordered
+    /// after them, layer by layer.
     ///
-    /// Returns what fetches took that ended since the last call, these among them if they have; `None` if none has.
+    /// Returns the size and duration of fetches that ended since the last call, these among them if they have ended; `None` if none has.
     ///
     /// # Errors
     /// If the device fails.
     fn fetch_blocks(&mut self, fetches: &[BlockFetch]) -> Result<Option<Transfer>, BackendError>;
 
-    /// Fills blocks with zeros, in all layers: they held what their next owner must not see.
+    /// Fills blocks with zeros in all layers, so that their next owner does not see their old content.
     ///
     /// # Errors
     /// If the device fails.
     fn zero_blocks(&mut self, blocks: &[BlockId]) -> Result<(), BackendError>;
 
-    /// Copies leading slots of blocks, in all layers.
+    /// Copies the first slots of blocks, in all layers.
     ///
     /// # Errors
     /// If the device fails.
     fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), BackendError>;
 
-    /// Copies spans to their new positions in all layers, rotating their keys. No slot is both a source and a destination.
+    /// Copies spans to their new positions in all layers and rotates their keys. No slot is both a source and a destination.
     ///
     /// # Errors
     /// If the device fails.
     fn move_spans(&mut self, spans: &[SpanCopy]) -> Result<(), BackendError>;
 
-    /// Begins the layer-0 check of moved spans: the pool is compared as it is now.
+    /// Starts the layer-0 check of moved spans: it compares the pool as it is now.
     ///
     /// # Errors
     /// If the device fails.
     fn begin_check(&mut self, spans: &[SpanCopy]) -> Result<(), BackendError>;
 
-    /// What the check of `spans` found that was begun: for each of them the largest difference between its K or V and a fresh computation,
-    /// relative to the fresh one's length, over its tokens.
+    /// Returns the result of the check of `spans` that was started: for each span the largest difference between its K or V and a fresh
+    /// computation, relative to the norm of the fresh one, over its tokens.
     ///
-    /// K and V of layer 0 depend on token and position alone, so they prove ids, positions, rotation and weights, whatever the
-    /// donor's left context was.
+    /// K and V of layer 0 depend on token and position alone, so they prove ids, positions, rotation and weights, independent of the
+    /// donor's left context.
     ///
     /// # Errors
     /// If the device fails.
     fn finish_check(&mut self, spans: &[SpanCopy]) -> Result<Vec<f32>, BackendError>;
 
-    /// A check from its beginning to its end.
+    /// Runs a check from start to end.
     ///
     /// # Errors
     /// If the device fails.
@@ -88,46 +88,47 @@ pub trait Backend: Send {
         self.finish_check(spans)
     }
 
-    /// The largest [`Backend::span_deviations`] that storage in the pool's format explains.
+    /// Returns the largest [`Backend::span_deviations`] that rounding in the pool's format explains.
     fn max_span_deviation(&self) -> f32;
 
     /// Measures the moved spans of a sequence: one entry for each reused token, in the order of positions.
     ///
     /// Computes all rows up to the keys and values of the check layer and leaves them in the pool; with
-    /// [`engine::Readers::FreshRowsAllLayers`], computes before that the fresh rows through all layers.
+    /// [`engine::Readers::FreshRowsAllLayers`], first computes the fresh rows through all layers.
     ///
     /// # Errors
     /// If the device fails.
     fn probe(&mut self, sequence: &ProbedSequence) -> Result<Vec<TokenDeviation>, BackendError>;
 
-    /// What it took since the last call to compare moved spans with fresh rows and to ask these rows, by the device's own clock where it
-    /// has one: a probe less the layers that it computes.
+    /// Returns the time since the last call spent on comparing moved spans with fresh rows and on the attention of these rows, by the
+    /// device's clock if it has one: the time of a probe less that of the layers it computes.
     fn take_scoring_time(&mut self) -> Duration;
 
-    /// A new step begins. What a probe left for the rows it was made for can be used in the step after it, and not later.
+    /// Starts a new step. What a probe kept for its rows can be used in the next step only.
     fn begin_step(&mut self) {}
 
-    /// Runs all rows of `batch` through all layers, writing their K and V to the pool. Hidden states stay on the device.
+    /// Runs all rows of `batch` through all layers and writes their K and V to the pool. Hidden states stay on the device.
     ///
     /// # Errors
     /// If the device fails.
     fn forward(&mut self, batch: &InputBatch) -> Result<(), BackendError>;
 
-    /// Attention that the last row of a watched sequence of the last `forward` paid to positions `0..`, averaged over heads and layers.
+    /// Returns the attention that the last row of a watched sequence of the last `forward` paid to positions `0..`, averaged over heads and
+    /// layers.
     ///
     /// # Panics
     /// If the sequence was not watched.
     fn attention_paid(&self, sequence: usize) -> &[f32];
 
-    /// Logits of some rows of the last `forward`, `[rows.len(), vocab_size]`, for the caller to adjust in place.
+    /// Computes logits of some rows of the last `forward`, `[rows.len(), vocab_size]`; the caller may change them in place.
     ///
     /// # Errors
     /// If the device fails.
     fn logits(&mut self, rows: &[usize]) -> Result<&mut [f32], BackendError>;
 
-    /// Log probabilities of known tokens, one for each of some rows of the last `forward`, in their order.
+    /// Computes log probabilities of known tokens, one for each of some rows of the last `forward`, in their order.
     ///
-    /// Rows are as many as a prompt has tokens, so a backend holds logits of some of them at a time.
+    /// There are as many rows as a prompt has tokens, so a backend holds logits of some of them at a time.
     ///
     /// # Errors
     /// If the device fails.
@@ -135,9 +136,9 @@ pub trait Backend: Send {
         score_on_host(self, rows)
     }
 
-    /// Chooses a token from each of some rows of the last `forward`, in their order.
+    /// Samples a token from each of some rows of the last `forward`, in their order.
     ///
-    /// A device whose logits should not cross to the host every step does this its own way, to the same result but for rounding.
+    /// A device that should not copy its logits to the host every step overrides this; results may differ by rounding.
     ///
     /// # Errors
     /// If the device fails.
@@ -145,8 +146,8 @@ pub trait Backend: Send {
         sample_on_host(self, rows)
     }
 
-    /// Begins to choose as [`Backend::sample`] does, and returns while the device computes; `false` if this device does not choose from
-    /// these rows by itself. What was begun is finished before anything else is asked for.
+    /// Starts sampling as [`Backend::sample`] does and returns while the device computes; returns `false` if this device cannot sample
+    /// these rows itself. The caller finishes it before any other call.
     ///
     /// # Errors
     /// If the device fails.
@@ -155,7 +156,7 @@ pub trait Backend: Send {
         Ok(false)
     }
 
-    /// What was chosen since [`Backend::begin_sample`].
+    /// Returns the tokens of [`Backend::begin_sample`].
     ///
     /// # Errors
     /// If the device fails.
@@ -166,12 +167,12 @@ pub trait Backend: Send {
         unreachable!("nothing was begun")
     }
 
-    /// Whether the device computes by itself while the host goes on.
+    /// Returns true if the device computes asynchronously to the host.
     fn computes_beside_host(&self) -> bool {
         false
     }
 
-    /// Waits until all that was asked for is done. Only what returns numbers waits by itself.
+    /// Waits until all operations are done. Of the others, only those that return values wait.
     ///
     /// # Errors
     /// If the device fails, or anything since the last call did.
@@ -180,13 +181,14 @@ pub trait Backend: Send {
     }
 }
 
-/// Rows of logits that are scored together, at most about 16 MiB of them. Chosen: so many share one reading of the head's weights.
+/// Returns the number of rows of logits that are scored together, at most about 16 MiB of them. Chosen: so many share one read of the
+/// head's weights.
 pub(crate) fn scored_rows(vocab_size: usize) -> usize {
     const SCORED_LOGITS: usize = 4 << 20;
     (SCORED_LOGITS / vocab_size).clamp(1, 256)
 }
 
-/// Scores logits that are brought to the host.
+/// Scores logits that were copied to the host.
 pub(crate) fn score_on_host(
     backend: &mut (impl Backend + ?Sized),
     rows: &[ScoreRow],
@@ -201,7 +203,7 @@ pub(crate) fn score_on_host(
     Ok(scores)
 }
 
-/// Chooses from logits that are brought to the host.
+/// Samples from logits that were copied to the host.
 pub(crate) fn sample_on_host(backend: &mut (impl Backend + ?Sized), rows: &[SampleRow]) -> Result<Vec<Sampled>, BackendError> {
     let indices: Vec<usize> = rows.iter().map(|row| row.row).collect();
     let vocab_size = backend.vocab_size();

@@ -1,36 +1,36 @@
-//! One step as the arrays a device wants.
+//! One step as flat arrays for a device.
 
 use engine::{Drift, Row, ScheduledSequence};
 use tokens::{BlockSize, RequestId};
 
-/// All rows of a step side by side.
+/// All rows of a step, concatenated.
 #[derive(Clone, Debug, Default)]
 pub struct InputBatch {
     /// Token of each row.
     pub token_ids: Vec<u32>,
     /// Position of each row in its sequence.
     pub positions: Vec<u32>,
-    /// Slot of the pool each row's K and V go to: `block * block_size + offset`.
+    /// Slot of the pool that each row's K and V are written to: `block * block_size + offset`.
     pub slot_mapping: Vec<u32>,
-    /// The sequences, in the order of their rows.
+    /// Sequences, in the order of their rows.
     pub sequences: Vec<InputSequence>,
-    /// Rows whose logits can be asked for, ascending; `None` means all of them. A device need not finish the others: of what the
-    /// last layer makes, their K and V alone matter.
+    /// Rows whose logits may be requested, ascending; `None` means all. A device may leave the others unfinished: of their last layer, only
+    /// K and V are needed.
     pub logit_rows: Option<Vec<usize>>,
 }
 
 /// The rows of one sequence.
 #[derive(Clone, Debug, Default)]
 pub struct InputSequence {
-    /// Whose rows they are, where it is known.
+    /// Request that the rows belong to, if known.
     pub request_id: Option<RequestId>,
-    /// Its first row in the batch.
+    /// First row in the batch.
     pub first_row: usize,
-    /// How many.
+    /// Number of rows.
     pub num_rows: usize,
     /// Block of positions `i * block_size ..`.
     pub block_table: Vec<u32>,
-    /// Whether the attention of its last row is to be kept.
+    /// True if the attention of its last row is to be kept.
     pub watch: bool,
     /// Moved tokens that follow its rows.
     pub drift: Vec<Drift>,
@@ -52,7 +52,7 @@ impl InputBatch {
         batch
     }
 
-    /// Names the tokens of `sequences`, of which this batch was made.
+    /// Sets the tokens of `sequences`, from which this batch was built.
     pub(crate) fn set_tokens<'a>(&mut self, sequences: impl IntoIterator<Item = &'a ScheduledSequence>) {
         let rows = sequences.into_iter().flat_map(|sequence| &sequence.rows);
         self.token_ids.iter_mut().zip(rows).for_each(|(to, row)| *to = row.token.0);
@@ -70,7 +70,7 @@ impl InputBatch {
         self.sequences.push(InputSequence { first_row, num_rows: rows.len(), block_table, ..InputSequence::default() });
     }
 
-    /// Number of rows.
+    /// Returns the number of rows.
     #[must_use]
     pub fn num_rows(&self) -> usize {
         self.token_ids.len()

@@ -1,4 +1,4 @@
-//! Reading tensors by their role, from whichever file format holds them.
+//! Reading of tensors by their role, from any supported file format.
 
 mod gguf;
 mod random;
@@ -16,7 +16,7 @@ pub(crate) use self::random::{RandomCheckpoint, RandomDtype};
 pub(crate) use self::safetensors::SafetensorsCheckpoint;
 use crate::{LoadError, ModelConfig};
 
-/// What a tensor is for.
+/// Role of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     Embedding,
@@ -25,7 +25,7 @@ pub(crate) enum Role {
     Layer(usize, LayerRole),
 }
 
-/// What a tensor of one layer is for.
+/// Role of a tensor in one layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LayerRole {
     AttentionNorm,
@@ -45,7 +45,7 @@ pub(crate) enum LayerRole {
 }
 
 impl LayerRole {
-    /// Every role.
+    /// All roles.
     pub(crate) const ALL: [Self; 14] = [
         Self::AttentionNorm,
         Self::Query,
@@ -64,12 +64,12 @@ impl LayerRole {
     ];
 }
 
-/// Ids of the tokens that mean something to the engine.
+/// Ids of the tokens that have a meaning to the engine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SpecialTokens {
-    /// Begins a sequence.
+    /// Token that begins a sequence.
     pub bos: Option<u32>,
-    /// Each of them ends a generation.
+    /// Tokens that end a generation.
     pub eos: Vec<u32>,
 }
 
@@ -78,20 +78,20 @@ pub struct SpecialTokens {
 pub struct SamplingKeys {
     /// Temperature.
     pub temperature: Option<f64>,
-    /// Nucleus.
+    /// Nucleus sampling.
     pub top_p: Option<f64>,
-    /// Likeliest tokens to keep.
+    /// Number of likeliest tokens to keep.
     pub top_k: Option<u64>,
-    /// Least share of the likeliest token's probability.
+    /// Minimum share of the likeliest token's probability.
     pub min_p: Option<f64>,
-    /// Penalty of tokens that were there.
+    /// Penalty of tokens that occurred before.
     pub repetition_penalty: Option<f64>,
 }
 
 /// A tensor as stored.
 pub(crate) struct RawTensor {
     pub(crate) ty: GgmlType,
-    /// Outermost first.
+    /// Sizes, outermost first.
     pub(crate) shape: Vec<usize>,
     pub(crate) bytes: Vec<u8>,
 }
@@ -100,15 +100,15 @@ pub(crate) struct RawTensor {
 pub(crate) trait Checkpoint {
     fn config(&self) -> Result<ModelConfig, LoadError>;
     fn special_tokens(&self) -> SpecialTokens;
-    /// The tensor's name in this format.
+    /// Returns the tensor's name in this format.
     fn name(&self, role: Role) -> String;
-    /// The shape of a tensor, outermost first; `None` if there is none of this name.
+    /// Returns the shape of a tensor, outermost first; `None` if there is no tensor of this name.
     fn shape(&self, name: &str) -> Option<Vec<usize>>;
-    /// All tensors, in any order.
+    /// Returns the names of all tensors, in any order.
     fn names(&self) -> Vec<String>;
     fn read(&self, name: &str) -> Result<RawTensor, LoadError>;
 
-    /// Sampling parameters beside the weights. A folder has a file for them, which is none of this crate's.
+    /// Returns sampling parameters stored with the weights. A folder has a separate file for them, which this crate does not read.
     fn sampling(&self) -> SamplingKeys {
         SamplingKeys::default()
     }
@@ -117,14 +117,14 @@ pub(crate) trait Checkpoint {
         self.shape(name).is_some()
     }
 
-    /// If its matrices are nobody's: a device may make others of the same spread, which differ by this number.
+    /// Returns the seed if the matrices are random: a device may generate others of the same spread from it.
     #[cfg(feature = "cuda")]
     fn random_seed(&self) -> Option<u64> {
         None
     }
 }
 
-/// The shape of the tensor of `role`.
+/// Returns the shape of the tensor of `role`.
 pub(crate) fn shape_of(config: &ModelConfig, role: Role) -> Vec<usize> {
     use LayerRole::*;
     let (q, kv) = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);
@@ -142,10 +142,10 @@ pub(crate) fn shape_of(config: &ModelConfig, role: Role) -> Vec<usize> {
     }
 }
 
-/// Checks that every tensor is there and has its shape, before the first is read.
+/// Checks that every tensor exists and has its shape, before the first is read.
 ///
 /// # Errors
-/// Names the first that is not.
+/// Names the first that does not.
 pub(crate) fn check_shapes(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Result<(), LoadError> {
     use LayerRole::{KeyBias, KeyNorm, QueryBias, QueryNorm, ValueBias};
     let layers = (0..config.num_layers).flat_map(|layer| LayerRole::ALL.map(|role| Role::Layer(layer, role)));
@@ -165,7 +165,7 @@ pub(crate) fn check_shapes(config: &ModelConfig, checkpoint: &dyn Checkpoint) ->
     Ok(())
 }
 
-/// `len` bytes of a file from `start` on.
+/// Reads `len` bytes of a file from `start` on.
 pub(crate) fn read_range(path: &Path, start: u64, len: usize) -> Result<Vec<u8>, LoadError> {
     let io = |source| LoadError::Io { path: path.to_owned(), source };
     let mut file = File::open(path).map_err(io)?;
@@ -179,10 +179,10 @@ pub(crate) fn read_range(path: &Path, start: u64, len: usize) -> Result<Vec<u8>,
     Ok(bytes)
 }
 
-/// A text file of a checkpoint.
+/// Reads a text file of a checkpoint.
 ///
 /// # Errors
-/// If it cannot be read, or is too long to be what it should.
+/// If it cannot be read, or is longer than such a file can be.
 pub(crate) fn read_text(path: &Path) -> Result<String, LoadError> {
     let io = |source| LoadError::Io { path: path.to_owned(), source };
     let mut text = String::new();
@@ -194,10 +194,10 @@ pub(crate) fn read_text(path: &Path) -> Result<String, LoadError> {
     Ok(text)
 }
 
-/// Bytes of a configuration or an index at most. Chosen: the index of a model with 100,000 tensors has 10 MB.
+/// Maximum number of bytes of a configuration or an index. Chosen: the index of a model with 100,000 tensors has 10 MB.
 const MAX_TEXT_BYTES: u64 = 16 << 20;
 
-/// The tensor of `role`, of the given shape.
+/// Reads the tensor of `role`, of the given shape.
 pub(crate) fn tensor(checkpoint: &dyn Checkpoint, role: Role, shape: &[usize]) -> Result<RawTensor, LoadError> {
     let name = checkpoint.name(role);
     let tensor = checkpoint.read(&name)?;
@@ -205,7 +205,7 @@ pub(crate) fn tensor(checkpoint: &dyn Checkpoint, role: Role, shape: &[usize]) -
     Ok(tensor)
 }
 
-/// The `[n, k]` matrix of `role`, packed.
+/// Reads the `[n, k]` matrix of `role`, packed.
 pub(crate) fn matrix(checkpoint: &dyn Checkpoint, role: Role, n: usize, k: usize) -> Result<Matrix, LoadError> {
     let name = checkpoint.name(role);
     let tensor = tensor(checkpoint, role, &[n, k])?;
@@ -215,18 +215,18 @@ pub(crate) fn matrix(checkpoint: &dyn Checkpoint, role: Role, n: usize, k: usize
     Ok(Matrix::from_ggml(tensor.ty, n, k, &tensor.bytes))
 }
 
-/// The vector of `role`.
+/// Reads the vector of `role`.
 pub(crate) fn vector(checkpoint: &dyn Checkpoint, role: Role, len: usize) -> Result<Vec<f32>, LoadError> {
     let name = checkpoint.name(role);
     let tensor = checkpoint.read(&name)?;
     expect_shape(&name, &tensor.shape, &[len])?;
-    // Seen as a matrix of one row, so that every format a matrix may have is read the same way.
+    // Treated as a matrix of one row, so that every matrix format is read the same way.
     let mut out = vec![0.0; len];
     Matrix::from_ggml(tensor.ty, 1, len, &tensor.bytes).read_row(0, &mut out);
     Ok(out)
 }
 
-/// [`vector`], or `None` where the checkpoint has none.
+/// Calls [`vector`]; returns `None` if the checkpoint has no such vector.
 pub(crate) fn optional_vector(checkpoint: &dyn Checkpoint, role: Role, len: usize) -> Result<Option<Vec<f32>>, LoadError> {
     if checkpoint.contains(&checkpoint.name(role)) { vector(checkpoint, role, len).map(Some) } else { Ok(None) }
 }

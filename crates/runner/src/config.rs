@@ -1,6 +1,6 @@
-//! The facts of one checkpoint that its computation depends on.
+//! The properties of a checkpoint that its computation depends on.
 //!
-//! Whatever a checkpoint asks for and this crate does not compute is refused by name here: a model is served rightly or not at all.
+//! A checkpoint that requires something this crate does not compute is refused by name here, so that no model gives wrong output.
 
 use std::path::Path;
 
@@ -22,14 +22,14 @@ pub enum Architecture {
     Qwen3,
 }
 
-/// How rotary frequencies were stretched for long contexts.
+/// Scaling of rotary frequencies for long contexts.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
-    /// Not at all.
+    /// No scaling.
     None,
-    /// All divided by this factor.
+    /// All frequencies divided by this factor.
     Linear(f64),
-    /// Llama 3.1's rule: long wavelengths divided, short ones kept, a ramp between.
+    /// Llama 3.1's rule: long wavelengths are divided, short ones kept, with a ramp in between.
     Llama3 {
         /// Divisor of the long wavelengths.
         factor: f64,
@@ -37,48 +37,48 @@ pub enum RopeScaling {
         low_freq_factor: f64,
         /// Wavelengths below `original_max_position / high_freq_factor` are short.
         high_freq_factor: f64,
-        /// Context of the unstretched model.
+        /// Context length of the unscaled model.
         original_max_position: f64,
     },
-    /// A divisor for each frequency, as GGUF files store Llama 3.1's rule.
+    /// Divisor of each frequency, as GGUF files store Llama 3.1's rule.
     Factors(Vec<f64>),
 }
 
 /// Shape and constants of one model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    /// Family.
+    /// Model family.
     pub architecture: Architecture,
-    /// Decoder layers.
+    /// Number of decoder layers.
     pub num_layers: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
     /// Width of the feed-forward layer.
     pub intermediate_size: usize,
-    /// Query heads.
+    /// Number of query heads.
     pub num_heads: usize,
-    /// Key and value heads.
+    /// Number of key and value heads.
     pub num_kv_heads: usize,
-    /// Numbers in a head.
+    /// Elements per head.
     pub head_dim: usize,
-    /// Tokens in the vocabulary.
+    /// Number of tokens in the vocabulary.
     pub vocab_size: usize,
-    /// Positions the model was made for.
+    /// Maximum number of positions of the model.
     pub max_position: usize,
     /// Epsilon of the norms.
     pub rms_norm_eps: f32,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
-    /// Which numbers rotate together.
+    /// Pairing of elements that rotate together.
     pub rope_layout: RopeLayout,
-    /// Stretching of the frequencies.
+    /// Scaling of the frequencies.
     pub rope_scaling: RopeScaling,
-    /// Whether the output head is the embedding table.
+    /// True if the output head is the embedding table.
     pub tied_head: bool,
 }
 
 impl ModelConfig {
-    /// Rotary frequencies in radians a position, `theta^(-2i/d)` and their scaling (RoFormer, Su et al. 2021, sec. 3.2.2).
+    /// Returns the rotary frequencies in radians per position, `theta^(-2i/d)` with their scaling (RoFormer, Su et al. 2021, sec. 3.2.2).
     #[must_use]
     pub fn inv_freq(&self) -> Vec<f64> {
         let base = (0..self.head_dim / 2).map(|i| self.rope_theta.powf(-2.0 * i as f64 / self.head_dim as f64));
@@ -96,19 +96,19 @@ impl ModelConfig {
         }
     }
 
-    /// Columns of the fused Q, K, V projection.
+    /// Returns the number of columns of the fused Q, K, V projection.
     #[must_use]
     pub fn qkv_width(&self) -> usize {
         (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
     }
 
-    /// Bytes of K and V of one token over all layers, at `bytes` a number.
+    /// Returns the bytes of K and V of one token over all layers, at `bytes` per element.
     #[must_use]
     pub fn kv_bytes_per_token(&self, bytes: usize) -> u64 {
         (2 * self.num_layers * self.num_kv_heads * self.head_dim * bytes) as u64
     }
 
-    /// Checks every constant, so that nothing is allocated for one that cannot be meant.
+    /// Validates every constant, so that nothing is allocated for an implausible one.
     pub(crate) fn validated(self) -> Result<Self, LoadError> {
         let sizes = [
             ("layers", self.num_layers, MAX_LAYERS),
@@ -146,15 +146,15 @@ impl ModelConfig {
     }
 }
 
-/// Bounds of what a model can be. Chosen: ten times and more what the largest published models have, and small enough that no product
-/// of them leaves 64 bits.
+/// Bounds of a model's constants. Chosen: ten times and more what the largest published models have, and small enough that no product of
+/// them exceeds 64 bits.
 const MAX_LAYERS: usize = 4096;
 const MAX_WIDTH: usize = 1 << 24;
 const MAX_HEADS: usize = 1 << 14;
 const MAX_HEAD_DIM: usize = 1 << 14;
 const MAX_POSITIONS: usize = 1 << 30;
 
-/// `config.json` as Hugging Face writes it, the part that matters.
+/// The relevant part of `config.json` as Hugging Face writes it.
 #[derive(Deserialize)]
 struct HfConfig {
     architectures: Option<Vec<String>>,
@@ -170,7 +170,7 @@ struct HfConfig {
     hidden_act: Option<String>,
     rope_theta: Option<f64>,
     rope_scaling: Option<Value>,
-    /// Newer files keep theta and scaling together here.
+    /// Theta and scaling, which newer files store together here.
     rope_parameters: Option<Value>,
     partial_rotary_factor: Option<f64>,
     tie_word_embeddings: Option<bool>,
@@ -232,7 +232,7 @@ fn refuse(config: &HfConfig, name: &str) -> Result<(), LoadError> {
     if config.partial_rotary_factor.is_some_and(|factor| factor != 1.0) {
         return Err(LoadError::unsupported("partial_rotary_factor"));
     }
-    // Qwen files name a window and switch it off; Mistral's is in use unless it is null or spans the whole context.
+    // Qwen files set a window and disable it; Mistral's is in use unless it is null or spans the whole context.
     let switched_off =
         config.use_sliding_window == Some(false) || (name.starts_with("Qwen") && config.use_sliding_window.is_none());
     if let Some(window) = config.sliding_window.filter(|window| *window < config.max_position_embeddings && !switched_off) {

@@ -1,11 +1,11 @@
-//! The served model's input embeddings, for those who want to know what a text means without computing it.
+//! The served model's input embeddings, for callers that need the meaning of a text without running the model.
 
 use std::sync::Arc;
 
 use kernels::cpu::Matrix;
 use tokens::TokenId;
 
-/// Input embeddings, `[vocab_size, hidden_size]`, as stored: the weights themselves, not a copy.
+/// Input embeddings, `[vocab_size, hidden_size]`, as stored: shared with the weights, not a copy.
 #[derive(Clone)]
 pub struct EmbeddingTable {
     matrix: Arc<Matrix>,
@@ -16,13 +16,13 @@ impl EmbeddingTable {
         Self { matrix }
     }
 
-    /// Rows: ids are below this.
+    /// Returns the number of rows: ids are below this.
     #[must_use]
     pub fn num_tokens(&self) -> usize {
         self.matrix.n()
     }
 
-    /// Numbers in a row.
+    /// Returns the number of elements per row.
     #[must_use]
     pub fn num_dimensions(&self) -> usize {
         self.matrix.k()

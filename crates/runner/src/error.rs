@@ -1,8 +1,8 @@
-//! Why a model could not be loaded.
+//! Errors of loading a model.
 
 use std::path::PathBuf;
 
-/// Each says in one line what is wrong and with what.
+/// An error that states in one line what is wrong and where.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "each message documents its variant and fields")]
 pub enum LoadError {
@@ -49,7 +49,7 @@ impl From<kernels::cuda::DeviceError> for LoadError {
     }
 }
 
-/// A name of a file that comes from anywhere: escaped where it has to be, and cut.
+/// Escapes and truncates a name from an untrusted file.
 pub(crate) fn shown(name: &str) -> String {
     let is_plain = |c: char| {
         c.is_alphanumeric() || matches!(c, ' ' | '.' | '_' | '-' | '/' | ':' | '(' | ')' | '`' | '\'' | ',' | '[' | ']')
@@ -64,16 +64,16 @@ pub(crate) fn shown(name: &str) -> String {
     text
 }
 
-/// A parser's message, which may repeat what it read: one line, cut.
+/// Shortens a parser's message, which may repeat its input, to one line.
 pub(crate) fn brief(error: &dyn std::fmt::Display) -> String {
     let text = error.to_string();
     let line = text.lines().next().unwrap_or_default();
     match line.char_indices().nth(MAX_SHOWN) {
-        // The place, which parsers name last, is the most useful part.
+        // Parsers name the position last; it is the most useful part.
         Some((cut, _)) => format!("{}...{}", shown(&line[..cut]), line.rfind(" at line ").map_or("", |at| &line[at..])),
         None => shown(line),
     }
 }
 
-/// Characters of a text from a file that an error shows.
+/// Number of characters of a string from a file that an error shows.
 const MAX_SHOWN: usize = 120;

@@ -1,10 +1,10 @@
 //! Executes a `SchedulerOutput` on a device and owns all tensors.
 //!
-//! What is here: reading checkpoints ([`load`]), the decoder over a paged KV pool, span copies with their layer-0 check, sampling.
-//! What is deliberately not here: which tokens run when (`engine`), text (`tokenizer`), HTTP (`server`), and vector code (`kernels`).
+//! Contains: reading checkpoints ([`load()`]), the decoder over a paged KV pool, span copies with their layer-0 check, sampling. Deliberately
+//! not here: scheduling (`engine`), text (`tokenizer`), HTTP (`server`), and vector code (`kernels`).
 //!
-//! One seam separates what every device needs from what each does its own way: [`Backend`]. [`ModelRunner`] turns a step into an
-//! [`InputBatch`], drives a backend, and samples; `backend::cpu` is the backend of machines without an accelerator.
+//! [`Backend`] separates device-specific code from the rest. [`ModelRunner`] turns a step into an [`InputBatch`], drives a backend, and
+//! samples; `backend::cpu` is the backend of machines without an accelerator.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! From files to a runner that is ready to execute.
+//! Loading of files into a runner that is ready to execute.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,51 +13,51 @@ use crate::checkpoint::{
 use crate::embedding_table::EmbeddingTable;
 use crate::{Backend, KvDtype, LoadError, ModelConfig, ModelRunner};
 
-/// Where the weights are.
+/// Source of the weights.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WeightFiles {
     /// One GGUF file.
     Gguf(PathBuf),
     /// A folder with `config.json` and safetensors.
     Safetensors(PathBuf),
-    /// None: random weights in bf16, in the shape of a configuration. They say nothing that means anything.
+    /// No file: random weights in bf16, in the shape of a configuration. The output is meaningless.
     Random {
         /// A Hugging Face `config.json`, or the folder that holds it.
         config: PathBuf,
-        /// The same seed gives the same weights.
+        /// Seed; the same seed gives the same weights.
         seed: u64,
     },
 }
 
-/// How to load a model.
+/// Options of loading a model.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
-    /// Which files.
+    /// Files with the weights.
     pub weights: WeightFiles,
-    /// Where it runs.
+    /// Device to run on.
     pub device: DeviceOptions,
-    /// Bytes of main memory that the host tier may take besides; 0 for none.
+    /// Bytes of main memory that the host tier may take additionally; 0 for none.
     pub host_kv_bytes: u64,
-    /// Longest sequence; by default what the model was made for, as far as the pool holds it.
+    /// Longest sequence; by default the model's maximum, as far as the pool holds it.
     pub max_model_len: Option<usize>,
-    /// Most rows of a step.
+    /// Maximum number of rows of a step.
     pub max_num_batched_tokens: usize,
-    /// Most sequences of a step.
+    /// Maximum number of sequences of a step.
     pub max_num_seqs: usize,
-    /// Whether the host keeps the input embeddings though the model runs elsewhere.
+    /// True if the host keeps the input embeddings although the model runs on another device.
     pub keeps_embedding: bool,
 }
 
 /// A device and its memory.
 #[derive(Clone, Debug)]
 pub enum DeviceOptions {
-    /// The processor.
+    /// The CPU.
     Cpu {
-        /// Threads of the kernels; 0 takes one for each core.
+        /// Number of kernel threads; 0 takes one per core.
         threads: usize,
-        /// How the pool stores numbers.
+        /// Element type of the pool.
         kv_dtype: KvDtype,
-        /// Bytes the pool may take.
+        /// Bytes that the pool may take.
         kv_bytes: u64,
     },
     /// An NVIDIA GPU.
@@ -67,25 +67,25 @@ pub enum DeviceOptions {
 /// A GPU and its memory.
 #[derive(Clone, Copy, Debug)]
 pub struct GpuOptions {
-    /// Which, from 0.
+    /// GPU index, from 0.
     pub ordinal: usize,
     /// Share of its memory that weights, pool and activations may take together.
     pub memory_utilization: f64,
-    /// Bytes the pool may take; by default what the share leaves.
+    /// Bytes that the pool may take; by default what the share leaves.
     pub kv_bytes: Option<u64>,
 }
 
-/// A model ready to execute, and what others need to know of it.
+/// A model ready to execute, with its properties.
 pub struct LoadedModel {
-    /// Executes steps.
+    /// Runner that executes steps.
     pub runner: ModelRunner,
-    /// The checkpoint's facts.
+    /// Model configuration.
     pub config: ModelConfig,
     /// Longest sequence it serves.
     pub max_model_len: usize,
-    /// Blocks of the pool.
+    /// Number of blocks of the pool.
     pub num_blocks: usize,
-    /// Blocks of the host tier.
+    /// Number of blocks of the host tier.
     pub num_host_blocks: u32,
     /// Bytes of a block, all layers.
     pub block_bytes: u64,
@@ -93,26 +93,26 @@ pub struct LoadedModel {
     pub weight_bytes: usize,
     /// Bytes of the pool.
     pub kv_bytes: u64,
-    /// The device's own name.
+    /// Device name.
     pub device: String,
-    /// Most rows of a step.
+    /// Maximum number of rows of a step.
     pub max_num_batched_tokens: usize,
-    /// Most sequences of a step.
+    /// Maximum number of sequences of a step.
     pub max_num_seqs: usize,
-    /// Input embeddings, where the host has them: on the processor they share the runner's memory.
+    /// Input embeddings, if the host has them: on the CPU they share the runner's memory.
     pub embedding: Option<EmbeddingTable>,
     /// Begin and end tokens.
     pub special_tokens: SpecialTokens,
-    /// Sampling parameters beside the weights.
+    /// Sampling parameters stored with the weights.
     pub sampling: SamplingKeys,
-    /// The tokenizer, for a GGUF file.
+    /// Tokenizer, for a GGUF file.
     pub vocabulary: Option<GgufVocabulary>,
 }
 
 /// Loads a model. `progress` is called with the share of the weights read, 0 to 1.
 ///
 /// # Errors
-/// If a file is unreadable, truncated or not a model this crate computes rightly, or the pool is too small to be of use.
+/// If a file is unreadable, truncated or not a supported model, or the pool is too small to be of use.
 pub fn load(options: &LoadOptions, progress: &mut dyn FnMut(f32)) -> Result<LoadedModel, LoadError> {
     match &options.weights {
         WeightFiles::Gguf(path) => {
@@ -125,7 +125,7 @@ pub fn load(options: &LoadOptions, progress: &mut dyn FnMut(f32)) -> Result<Load
     }
 }
 
-/// The vocabulary in a GGUF file, whose weights are not read.
+/// Reads the vocabulary of a GGUF file without reading its weights.
 ///
 /// # Errors
 /// If the file is unreadable, or has none.
@@ -133,7 +133,7 @@ pub fn read_vocabulary(path: &Path) -> Result<GgufVocabulary, LoadError> {
     GgufCheckpoint::open(path)?.take_vocabulary()
 }
 
-/// Checks a checkpoint as far as that goes without reading its weights: every constant, and the shape of every tensor.
+/// Checks a checkpoint without reading its weights: every constant, and the shape of every tensor.
 ///
 /// # Errors
 /// As [`load`].
@@ -149,7 +149,7 @@ pub fn check_checkpoint(weights: &WeightFiles) -> Result<(), LoadError> {
     }
 }
 
-/// `checkpoint`, if its tensors are those that its configuration promises. Random weights need no such check.
+/// Returns `checkpoint` if its tensors match its configuration. Random weights need no such check.
 fn checked<C: Checkpoint>(checkpoint: C) -> Result<C, LoadError> {
     check_shapes(&checkpoint.config()?, &checkpoint)?;
     Ok(checkpoint)
@@ -204,7 +204,7 @@ fn build(
     })
 }
 
-/// Whether this build can use an NVIDIA GPU, and the machine has one.
+/// Returns true if this build can use an NVIDIA GPU and the machine has one.
 #[must_use]
 pub fn has_cuda_device() -> bool {
     #[cfg(feature = "cuda")]
@@ -247,24 +247,24 @@ pub(crate) struct Placed {
     pub(crate) device: String,
 }
 
-/// Bytes of a block, all layers.
+/// Returns the bytes of a block, all layers.
 fn block_bytes(config: &ModelConfig, dtype_bytes: usize) -> u64 {
     config.kv_bytes_per_token(dtype_bytes) * u64::from(BlockSize::DEFAULT.get())
 }
 
-/// Blocks that fit `host_kv_bytes`.
+/// Returns the number of blocks that fit into `host_kv_bytes`.
 pub(crate) fn num_host_blocks(config: &ModelConfig, dtype_bytes: usize, host_kv_bytes: u64) -> u32 {
     let num_blocks = host_kv_bytes / block_bytes(config, dtype_bytes);
     u32::try_from(num_blocks).unwrap_or(u32::MAX).min(MAX_HOST_BLOCKS)
 }
 
-/// So many that a slot of one is still a number of 32 bits.
+/// Limit at which slot indices still fit into 32 bits.
 const MAX_HOST_BLOCKS: u32 = u32::MAX / BlockSize::DEFAULT.get();
 
-/// Shortest context worth serving when the caller names none.
+/// Shortest context worth serving if the caller sets none.
 const MIN_MODEL_LEN: usize = 512;
 
-/// Blocks that fit `kv_bytes` at `dtype_bytes` a number, and the longest sequence they allow.
+/// Returns the number of blocks that fit into `kv_bytes` at `dtype_bytes` per element, and the longest sequence they allow.
 pub(crate) fn size_pool(
     config: &ModelConfig,
     dtype_bytes: usize,

@@ -13,59 +13,59 @@ use crate::sampler::{RequestState, SampleRow, Sampled, ScoreRow};
 use crate::timings::Stopwatch;
 use crate::{Backend, BackendError, InputBatch, InputSequence, StepTimings};
 
-/// Executes steps on one backend, and keeps the sampling state of the requests in flight.
+/// Executes steps on one backend, and keeps the sampling state of running requests.
 pub struct ModelRunner {
     backend: Box<dyn Backend>,
     block_size: BlockSize,
     requests: HashMap<RequestId, RequestState>,
-    /// Of the last step that has ended.
+    /// Timings of the last step that has ended.
     timings: StepTimings,
-    /// The step that was launched.
+    /// Step that was launched.
     launched: Option<Begun>,
-    /// A step's number and its batch, whose tokens are not known.
+    /// Step id and its batch, whose tokens are not yet known.
     prepared: Option<(u64, InputBatch)>,
 }
 
-/// A step whose tokens are being chosen.
+/// A step whose tokens are being sampled.
 #[derive(Default)]
 struct Begun {
-    /// All but the tokens.
+    /// Output without the tokens.
     output: ModelRunnerOutput,
     timings: StepTimings,
-    /// Whose tokens.
+    /// Requests that the tokens belong to.
     sampled: Vec<RequestId>,
-    /// How to choose them.
+    /// Rows and parameters of the sampling.
     rows: Vec<SampleRow>,
-    /// Whether the device is at it.
+    /// True if the device is sampling.
     is_device_choosing: bool,
 }
 
 impl ModelRunner {
-    /// A runner of `backend`, whose pool has blocks of `block_size`.
+    /// Creates a runner of `backend`, whose pool has blocks of `block_size`.
     #[must_use]
     pub fn new(backend: Box<dyn Backend>, block_size: BlockSize) -> Self {
         Self { backend, block_size, requests: HashMap::new(), timings: StepTimings::default(), launched: None, prepared: None }
     }
 
-    /// The backend, for tests that look into the pool.
+    /// Returns the backend, for tests that read the pool.
     #[must_use]
     pub fn backend(&self) -> &dyn Backend {
         self.backend.as_ref()
     }
 
-    /// Where the time of the last step went.
+    /// Returns the time spent in each phase of the last step.
     #[must_use]
     pub fn timings(&self) -> StepTimings {
         self.timings
     }
 
-    /// Forgets requests that have ended, and takes new ones over.
+    /// Removes finished requests and adds new ones.
     fn update_requests(&mut self, step: &SchedulerOutput) {
         for request_id in &step.finished {
             self.requests.remove(request_id);
         }
         for request_id in &step.retracted {
-            // A request that was aborted since is known no more.
+            // The request may have been aborted since.
             if let Some(state) = self.requests.get_mut(request_id) {
                 state.retract();
             }
@@ -75,7 +75,7 @@ impl ModelRunner {
         }
     }
 
-    /// Does all of `step` but to wait for its tokens.
+    /// Executes all of `step` except waiting for its tokens.
     fn begin(&mut self, step: &SchedulerOutput) -> Result<Begun, BackendError> {
         self.update_requests(step);
         let mut timings = StepTimings::default();
@@ -104,7 +104,7 @@ impl ModelRunner {
         Ok(begun)
     }
 
-    /// What happens to whole blocks before anything else. What fetches took, if some have ended.
+    /// Runs the operations on whole blocks, before anything else. Returns the timing of fetches that have ended.
     fn copy_blocks(&mut self, step: &SchedulerOutput) -> Result<Option<Transfer>, BackendError> {
         self.backend.offload_blocks(&step.offloads)?;
         self.backend.zero_blocks(&step.block_zeroes)?;
@@ -113,7 +113,7 @@ impl ModelRunner {
         Ok(transfer)
     }
 
-    /// The batch of these sequences, as it was prepared or a new one.
+    /// Returns the batch of these sequences: the prepared one or a new one.
     fn batch(&mut self, step: u64, sequences: &[&ScheduledSequence]) -> InputBatch {
         match self.prepared.take() {
             Some((prepared, mut batch)) if prepared == step && batch.sequences.len() == sequences.len() => {
@@ -124,7 +124,7 @@ impl ModelRunner {
         }
     }
 
-    /// Waits for the tokens of a step that has begun.
+    /// Waits for the tokens of a step that was started.
     fn end(&mut self, begun: Begun) -> Result<ModelRunnerOutput, BackendError> {
         let Begun { mut output, timings, sampled, rows, is_device_choosing } = begun;
         let mut watch = Stopwatch::start();
@@ -143,7 +143,7 @@ impl ModelRunner {
             self.requests.get_mut(&request_id).expect("its row was made from its state").record(token);
             output.sampled.push(SampledToken { request_id, token, margin, logprobs });
         }
-        // A step that samples nothing ends when it is computed, too: the scheduler learns from its time.
+        // A step that samples nothing also ends only when it is computed: the scheduler learns from its time.
         self.backend.synchronize()?;
         self.timings = StepTimings { sample: timings.sample + watch.lap(), ..timings };
         Ok(output)
@@ -168,7 +168,7 @@ impl ModelRunner {
         Ok((rejected, probed))
     }
 
-    /// Moves all spans, and begins to check each against a fresh computation of layer 0.
+    /// Moves all spans, and starts checking each against a fresh computation of layer 0.
     fn begin_move(&mut self, step: &SchedulerOutput, timings: &mut StepTimings) -> Result<(), BackendError> {
         if step.span_copies.is_empty() {
             return Ok(());
@@ -181,8 +181,8 @@ impl ModelRunner {
         Ok(())
     }
 
-    /// Spans that did not pass their check. It is read behind the probes, which a device has to wait for less then; what they measured of a
-    /// sequence whose span did not pass is void.
+    /// Returns the spans that failed their check. The check is read after the probes, since the host then waits less; measurements of a
+    /// sequence whose span failed are void.
     fn rejected_spans(&mut self, step: &SchedulerOutput, timings: &mut StepTimings) -> Result<Vec<RejectedSpan>, BackendError> {
         let mut rejected = Vec::new();
         if step.span_copies.is_empty() {
@@ -200,7 +200,7 @@ impl ModelRunner {
         Ok(rejected)
     }
 
-    /// What the last rows of watched sequences paid to the positions they asked about.
+    /// Returns the attention that the last rows of watched sequences paid to the positions they asked about.
     fn watched(&self, sequences: &[&ScheduledSequence]) -> Vec<WatchedSpans> {
         let watched = sequences.iter().enumerate().filter(|(_, sequence)| !sequence.watch.is_empty());
         watched
@@ -212,7 +212,7 @@ impl ModelRunner {
             .collect()
     }
 
-    /// Begins to choose the tokens of `sequences`, as far as the device does that by itself.
+    /// Starts sampling the tokens of `sequences`, if the device can sample them itself.
     fn begin_sample(
         &mut self,
         sequences: &[&ScheduledSequence],
@@ -229,7 +229,7 @@ impl ModelRunner {
         Ok(())
     }
 
-    /// Rows that a token is sampled from, and those of prompts that are scored.
+    /// Returns the rows that a token is sampled from, and the prompt rows that are scored.
     fn logit_rows(&self, sequences: &[&ScheduledSequence], batch: &InputBatch) -> Vec<usize> {
         let of_sequence = |(input, sequence): (&InputSequence, &&ScheduledSequence)| {
             let end = input.first_row + input.num_rows;
@@ -239,7 +239,7 @@ impl ModelRunner {
         batch.sequences.iter().zip(sequences).flat_map(of_sequence).collect()
     }
 
-    /// Log probabilities of prompt tokens, for the sequences that asked. All of them are scored in one call.
+    /// Computes log probabilities of prompt tokens, for the sequences that asked, in one call.
     fn score_prompts(&mut self, sequences: &[&ScheduledSequence], batch: &InputBatch) -> Result<PromptLogProbs, BackendError> {
         let mut asked = Vec::new();
         for (input, sequence) in batch.sequences.iter().zip(sequences) {
@@ -260,7 +260,7 @@ impl ModelRunner {
         Ok(asked.into_iter().map(with_scores).collect())
     }
 
-    /// Rows of one sequence whose next token is in its prompt and is scored.
+    /// Returns the rows of one sequence whose next token is in its prompt and is scored.
     fn scored_rows(&self, input: &InputSequence, sequence: &ScheduledSequence, batch: &InputBatch) -> Vec<ScoreRow> {
         let RequestState { params, prompt_token_ids, .. } = &self.requests[&sequence.request_id];
         let Some(top) = params.prompt_logprobs else { return Vec::new() };
@@ -273,7 +273,7 @@ impl ModelRunner {
     }
 }
 
-/// Requests with a score that is no number.
+/// Returns the requests with a score that is not a number.
 fn faulty_scores(scored: &PromptLogProbs) -> Vec<RequestId> {
     let is_faulty =
         |(_, found): &&(RequestId, Vec<(u32, TokenLogProbs)>)| found.iter().any(|(_, scores)| scores.chosen.logprob.is_nan());

@@ -1,9 +1,9 @@
-//! What was sampled for a request so far, and what that means for its next token.
+//! Tokens sampled for a request so far, and their effect on its next token.
 //!
 //! Order of operations: `logit_bias`, repetition, presence and frequency penalties, stop tokens masked before `min_tokens`; log
 //! probabilities are reported from there; then temperature, top-k, top-p, min-p, and a draw.
 //!
-//! The draw is a function of seed and position alone, so a preempted or batched request continues as if it had run alone.
+//! The draw depends on seed and position alone, so a preempted or batched request continues as if it had run alone.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,18 +12,18 @@ use engine::{LogProb, SamplingParams, TokenLogProbs};
 use kernels::cpu::{Adjustment, Distribution, RankedLogProb};
 use tokens::{SPLITMIX64_STEP, TokenId, splitmix64};
 
-/// A token to choose from one row of logits.
+/// A token to sample from one row of logits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SampleRow {
     /// Row of the last `forward`.
     pub row: usize,
-    /// By ascending token, each at most once.
+    /// Changes of logits by ascending token, each token at most once.
     pub adjustments: Vec<Adjustment>,
-    /// What is drawn from.
+    /// Distribution to draw from.
     pub distribution: Distribution,
-    /// Decides the draw; in 0..1.
+    /// Random number of the draw; in 0..1.
     pub uniform: f64,
-    /// Report log probabilities of the choice and of this many likeliest tokens.
+    /// Number of likeliest tokens to report log probabilities of, besides the sampled one.
     pub logprobs: Option<u32>,
 }
 
@@ -32,34 +32,34 @@ pub struct SampleRow {
 pub struct ScoreRow {
     /// Row of the last `forward`.
     pub row: usize,
-    /// The token that follows it in the prompt.
+    /// Token that follows it in the prompt.
     pub token: TokenId,
-    /// Report log probabilities of this many likeliest tokens besides.
+    /// Number of likeliest tokens to report log probabilities of as well.
     pub top: u32,
 }
 
 impl ScoreRow {
-    /// Scores on the host, from the row's logits as the model gives them.
+    /// Scores on the host, from the model's unmodified logits of the row.
     #[must_use]
     pub fn score(&self, logits: &[f32]) -> TokenLogProbs {
         log_probs(logits, self.token, self.top)
     }
 }
 
-/// What was chosen.
+/// Result of sampling one row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampled {
-    /// The choice.
+    /// Sampled token.
     pub token: TokenId,
-    /// By how much the largest logit exceeds the second largest, after adjustments, before temperature and truncation. NaN if the row
-    /// holds what is no number: then nothing was chosen.
+    /// Difference of the largest and the second largest logit, after adjustments, before temperature and truncation. NaN if the row
+    /// contains NaN: then no token was sampled.
     pub margin: f32,
-    /// If asked for: after adjustments, before temperature and truncation.
+    /// Log probabilities, if requested: after adjustments, before temperature and truncation.
     pub logprobs: Option<TokenLogProbs>,
 }
 
 impl SampleRow {
-    /// Chooses on the host, from the row's logits, which are adjusted in place.
+    /// Samples on the host, from the row's logits, which are adjusted in place.
     pub fn choose(&self, logits: &mut [f32]) -> Sampled {
         self.adjustments.iter().for_each(|adjustment| adjustment.apply(logits));
         let margin = kernels::cpu::margin(logits);
@@ -76,13 +76,13 @@ impl SampleRow {
     }
 }
 
-/// Log probability of `chosen` and of the `top` likeliest tokens.
+/// Returns the log probabilities of `chosen` and of the `top` likeliest tokens.
 fn log_probs(logits: &[f32], chosen: TokenId, top: u32) -> TokenLogProbs {
     let (chosen, top) = kernels::cpu::log_probs(logits, chosen.0, top);
     named(chosen, top)
 }
 
-/// As the engine calls it.
+/// Converts to the engine's type.
 pub(crate) fn named(chosen: RankedLogProb, top: Vec<RankedLogProb>) -> TokenLogProbs {
     let one = |found: RankedLogProb| LogProb { token: TokenId(found.token), logprob: found.logprob, rank: found.rank };
     TokenLogProbs { chosen: one(chosen), top: top.into_iter().map(one).collect() }
@@ -92,13 +92,13 @@ pub(crate) fn named(chosen: RankedLogProb, top: Vec<RankedLogProb>) -> TokenLogP
 pub(crate) struct RequestState {
     pub(crate) params: Arc<SamplingParams>,
     pub(crate) prompt_token_ids: Arc<[TokenId]>,
-    /// Tokens of the prompt, ascending, each once; empty without a repetition penalty, which alone asks for them.
+    /// Tokens of the prompt, ascending, each once; empty without a repetition penalty, the only parameter that needs them.
     prompt_vocabulary: Vec<u32>,
-    /// How often each token was generated; empty without penalties.
+    /// Number of times each token was generated; empty without penalties.
     output_counts: HashMap<u32, u32>,
     num_output_tokens: u32,
     last_token: Option<u32>,
-    /// By ascending token; changed where a token is recorded, so that a long prompt under a penalty is not gone through each time.
+    /// Changes by ascending token; updated when a token is recorded, so that a long prompt with a penalty is not scanned each time.
     adjustments: Vec<Adjustment>,
 }
 
@@ -127,7 +127,7 @@ impl RequestState {
         state
     }
 
-    /// How to choose the token after `position` from `row`.
+    /// Returns the parameters for sampling the token after `position` from `row`.
     pub(crate) fn sample_row(&self, row: usize, position: u32) -> SampleRow {
         let params = &self.params;
         let mut adjustments = self.adjustments.clone();
@@ -141,7 +141,7 @@ impl RequestState {
         SampleRow { row, adjustments, distribution, uniform: uniform(params.seed, position), logprobs: params.logprobs }
     }
 
-    /// Remembers that `token` was chosen.
+    /// Records that `token` was sampled.
     pub(crate) fn record(&mut self, token: TokenId) {
         self.num_output_tokens += 1;
         self.last_token = Some(token.0);
@@ -151,7 +151,7 @@ impl RequestState {
         }
     }
 
-    /// Forgets the last token.
+    /// Removes the last token.
     pub(crate) fn retract(&mut self) {
         let Some(token) = self.last_token.take() else { return };
         self.num_output_tokens -= 1;
@@ -166,7 +166,7 @@ impl RequestState {
         params.repetition_penalty != 1.0 || params.presence_penalty != 0.0 || params.frequency_penalty != 0.0
     }
 
-    /// What is done to `token` by what was said so far.
+    /// Returns the change of the logit of `token` by the tokens so far.
     fn adjustment(&self, token: u32) -> Adjustment {
         let params = &self.params;
         let mut adjustment = Adjustment::none(token);
@@ -182,7 +182,7 @@ impl RequestState {
     }
 }
 
-/// The entry of `token`, made if there is none.
+/// Returns the entry of `token`, inserted if missing.
 fn put(adjustments: &mut Vec<Adjustment>, token: u32) -> &mut Adjustment {
     let idx = adjustments.binary_search_by_key(&token, |adjustment| adjustment.token).unwrap_or_else(|idx| {
         adjustments.insert(idx, Adjustment::none(token));
@@ -191,7 +191,7 @@ fn put(adjustments: &mut Vec<Adjustment>, token: u32) -> &mut Adjustment {
     &mut adjustments[idx]
 }
 
-/// A number in 0..1 that depends on seed and position alone (SplitMix64 over both).
+/// Returns a number in 0..1 that depends on seed and position alone (SplitMix64 over both).
 fn uniform(seed: u64, position: u32) -> f64 {
     let offset = u64::from(position).wrapping_sub(1).wrapping_mul(SPLITMIX64_STEP);
     let bits = splitmix64(splitmix64(seed).wrapping_add(offset));
@@ -237,7 +237,7 @@ mod tests {
     /// A change of parameters.
     type Edit = Box<dyn Fn(&mut SamplingParams)>;
 
-    /// Every parameter at the ends of its range and at numbers too small for a normal f32, over logits of several kinds.
+    /// Checks every parameter at the ends of its range and at subnormal values, over logits of several kinds.
     #[test]
     fn no_parameter_that_is_accepted_gives_what_is_no_number() {
         let ends = |range: std::ops::RangeInclusive<f32>| [*range.start(), *range.end()];

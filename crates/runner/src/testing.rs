@@ -9,7 +9,7 @@ use crate::backend::cuda::{self, CudaBackend, LargestStep};
 use crate::checkpoint::{Checkpoint, RandomCheckpoint, RandomDtype, RawTensor, Role, SpecialTokens};
 use crate::{Architecture, KvDtype, ModelConfig, ModelRunner, RopeLayout, RopeScaling};
 
-/// A model of three layers and 97 tokens; `head_dim` 16, four query heads over two key heads.
+/// Returns a model of three layers and 97 tokens; `head_dim` 16, four query heads over two key heads.
 #[must_use]
 pub fn tiny_config(architecture: Architecture, rope_layout: RopeLayout) -> ModelConfig {
     ModelConfig {
@@ -30,7 +30,7 @@ pub fn tiny_config(architecture: Architecture, rope_layout: RopeLayout) -> Model
     }
 }
 
-/// A backend with random weights for `config`: the same for the same seed.
+/// Creates a backend with random weights for `config`: the same for the same seed.
 ///
 /// # Panics
 /// If the system gives no threads.
@@ -41,7 +41,7 @@ pub fn tiny_backend(config: &ModelConfig, seed: u64, kv_dtype: KvDtype, num_bloc
     CpuBackend::new(config.clone(), weights, kv_dtype, num_blocks, config.max_position, 2).expect("two threads can be started")
 }
 
-/// [`tiny_backend`] with a head of its own, and an embedding of `token` that holds no numbers: what has seen it gives no numbers either.
+/// Creates a [`tiny_backend`] with a head of its own, and a NaN embedding of `token`: rows that attend to it become NaN.
 ///
 /// # Panics
 /// If the system gives no threads.
@@ -96,8 +96,8 @@ impl Checkpoint for PoisonedCheckpoint {
     }
 }
 
-/// The weights of [`tiny_backend`] on GPU 0, in bf16, with a pool of bf16: for steps of up to [`MAX_TINY_ROWS`] rows and 32 sequences. Heads must be of
-/// 64 or 128 numbers.
+/// Creates a backend with the weights of [`tiny_backend`] on GPU 0, in bf16, with a pool of bf16: for steps of up to [`MAX_TINY_ROWS`] rows
+/// and 32 sequences. head_dim must be 64 or 128.
 ///
 /// # Errors
 /// If there is no such device, or it has no memory left.
@@ -108,11 +108,11 @@ pub fn tiny_cuda_backend(config: &ModelConfig, seed: u64, num_blocks: usize) -> 
     cuda::place_untuned(config, &checkpoint, num_blocks, largest)
 }
 
-/// Most rows of a step of [`tiny_cuda_backend`].
+/// Maximum number of rows of a step of [`tiny_cuda_backend`].
 #[cfg(feature = "cuda")]
 pub const MAX_TINY_ROWS: usize = 320;
 
-/// [`tiny_backend`] as an executor.
+/// Creates a [`tiny_backend`] as an executor.
 #[must_use]
 pub fn tiny_runner(config: &ModelConfig, seed: u64, kv_dtype: KvDtype, num_blocks: usize) -> ModelRunner {
     ModelRunner::new(Box::new(tiny_backend(config, seed, kv_dtype, num_blocks)), BlockSize::DEFAULT)

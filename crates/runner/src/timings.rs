@@ -1,35 +1,35 @@
-//! Where the time of a step goes.
+//! Time spent in each phase of a step.
 
 use std::ops::AddAssign;
 use std::time::{Duration, Instant};
 
-/// Time that the thread of the engine spent in each phase of a step.
+/// Time that the engine thread spent in each phase of a step.
 ///
-/// A device that works while the thread goes on is waited for in the phase that reads something back: the sum is right, and a phase
-/// may hold the end of the one before it.
+/// An asynchronous device is waited for in the phase that reads something back: the sum is right, but a phase may include the end of the
+/// one before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StepTimings {
-    /// Zeros and copies of blocks.
+    /// Zeroing and copying of blocks.
     pub copies: Duration,
-    /// Spans moved to their positions.
+    /// Moving of spans to their positions.
     pub moves: Duration,
-    /// Moved spans compared with a fresh layer 0.
+    /// Comparison of moved spans with a fresh layer 0.
     pub check: Duration,
-    /// Moved spans measured, for the choice of tokens to recompute.
+    /// Measurement of moved spans, for the selection of tokens to recompute.
     pub probe: Duration,
-    /// The part of `probe` that compares and asks, by the device's clock where it has one.
+    /// Part of `probe` that compares and sums attention, by the device's clock if it has one.
     pub scoring: Duration,
-    /// The batch made, and its rows run through all layers.
+    /// Building of the batch, and its rows run through all layers.
     pub forward: Duration,
-    /// Logits, log probabilities of prompts, tokens chosen.
+    /// Logits, log probabilities of prompts, sampling.
     pub sample: Duration,
 }
 
-/// Splits the time that passes into laps.
+/// Splits elapsed time into laps.
 pub(crate) struct Stopwatch(Instant);
 
 impl StepTimings {
-    /// All phases together.
+    /// Returns the sum of all phases.
     #[must_use]
     pub fn total(&self) -> Duration {
         self.copies + self.moves + self.check + self.probe + self.forward + self.sample
@@ -53,7 +53,7 @@ impl Stopwatch {
         Self(Instant::now())
     }
 
-    /// Time since the start or the last lap.
+    /// Returns the time since the start or the last lap.
     pub(crate) fn lap(&mut self) -> Duration {
         let now = Instant::now();
         now - std::mem::replace(&mut self.0, now)

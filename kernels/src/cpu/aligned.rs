@@ -8,10 +8,10 @@ use memmap2::MmapMut;
 
 const CACHE_LINE: usize = 64;
 
-/// `len` zeroed elements. Pages that are never touched are never made resident.
+/// `len` elements, zero at first. Pages that are never touched are never made resident.
 ///
-/// One cache line more is allocated with the alignment the allocator gives anyway, and the buffer starts at the first whole line:
-/// asked for more alignment, the system's allocator would zero, and so touch, every page.
+/// One cache line more is allocated with the allocator's default alignment, and the buffer starts at the first whole line: for a larger
+/// alignment, the system's allocator would zero, and so touch, every page.
 pub(crate) struct AlignedBuffer<T: Plain> {
     memory: Memory,
     ptr: NonNull<T>,
@@ -24,11 +24,11 @@ enum Memory {
     None,
     /// Memory of the allocator.
     Allocated(NonNull<u8>),
-    /// Pages of its own.
+    /// Pages from a memory map.
     Mapped { _pages: MmapMut },
 }
 
-/// Numbers for which all bits zero is a value.
+/// Types for which all bits zero is a valid value.
 ///
 /// # Safety
 /// Implement it only for such types, without `Drop`.
@@ -44,7 +44,7 @@ unsafe impl Plain for i8 {}
 unsafe impl Plain for u8 {}
 
 impl<T: Plain> AlignedBuffer<T> {
-    /// All zero.
+    /// Allocates zeroed elements.
     pub(crate) fn zeroed(len: usize) -> Self {
         if len == 0 {
             return Self { memory: Memory::None, ptr: NonNull::dangling(), len };
@@ -57,15 +57,15 @@ impl<T: Plain> AlignedBuffer<T> {
         Self { memory: Memory::Allocated(base), ptr: ptr.cast(), len }
     }
 
-    /// All zero, in pages of its own. An allocator that has freed large buffers takes further ones from its heap, and zeroes, and so
-    /// touches, pages that may never be written.
+    /// Allocates zeroed elements in pages of their own. An allocator that has freed large buffers takes further ones from its heap, and
+    /// zeroes, and so touches, pages that may never be written.
     pub(crate) fn mapped(len: usize) -> Self {
         let layout = Self::layout(len);
         if len == 0 {
             return Self { memory: Memory::None, ptr: NonNull::dangling(), len };
         }
         let Ok(mut pages) = MmapMut::map_anon(layout.size()) else { crate::memory::out_of_memory(layout.size()) };
-        // A page begins with a cache line, and a map is not empty.
+        // A page starts on a cache line, and a map is not empty.
         let ptr = NonNull::from(&mut pages[..]).cast();
         Self { memory: Memory::Mapped { _pages: pages }, ptr, len }
     }

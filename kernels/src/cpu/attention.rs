@@ -1,10 +1,10 @@
 //! Attention over the paged pool for arbitrary query positions.
 //!
-//! A query row attends to positions `0..=position` of its sequence, wherever the row stands in the batch: prefill, chunked prefill,
-//! decode and a few scattered rows are one kernel, and no row can see its future. Masking goes by position, never by the row's index.
+//! A query row attends to positions `0..=position` of its sequence, independent of its index in the batch: prefill, chunked prefill, decode
+//! and a few scattered rows use one kernel, and no row can see later positions. Masking depends on position, never on the row's index.
 //!
-//! One block of 32 positions at a time with a running maximum and sum (Milakov and Gimelshein 2018; Dao et al. 2022, alg. 1).
-//! A row meets the same blocks in the same order whatever rows are beside it, so its bits do not depend on them.
+//! Processes one block of 32 positions at a time with a running maximum and sum (Milakov and Gimelshein 2018; Dao et al. 2022, alg. 1). A
+//! row processes the same blocks in the same order whatever other rows are in the batch, so its bits do not depend on them.
 
 use std::cell::RefCell;
 
@@ -17,18 +17,18 @@ use super::threads::{SharedMut, Threads};
 /// Shape of the queries.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionShape {
-    /// Query heads; a multiple of the pool's heads.
+    /// Number of query heads; a multiple of the pool's heads.
     pub num_heads: usize,
-    /// Factor of the scores, `1 / sqrt(head_dim)` as a rule.
+    /// Factor of the scores, usually `1 / sqrt(head_dim)`.
     pub scale: f32,
-    /// Numbers from one query row to the next.
+    /// Elements from one query row to the next.
     pub q_stride: usize,
 }
 
-/// The query rows of one sequence.
+/// Query rows of one sequence.
 #[derive(Clone, Copy, Debug)]
 pub struct QuerySequence<'a> {
-    /// Its first row in the batch.
+    /// First row in the batch.
     pub first_row: usize,
     /// Position of each row, ascending.
     pub positions: &'a [u32],
@@ -39,7 +39,7 @@ pub struct QuerySequence<'a> {
 /// Query rows (token times head of its group) that share one pass over the keys. Chosen: their scores and sums stay in L1.
 pub(super) const TILE_ROWS: usize = 96;
 
-/// `out[row] = softmax(scale * q Kᵀ) V` for all rows; `out` is `[rows, num_heads * head_dim]`.
+/// Computes `out[row] = softmax(scale * q Kᵀ) V` for all rows; `out` is `[rows, num_heads * head_dim]`.
 ///
 /// # Panics
 /// If lengths do not fit, or a block table does not cover its rows.
@@ -75,7 +75,7 @@ pub fn attention(
         }
     }
     let out = SharedMut::new(out);
-    // The last tiles of a prompt look back the furthest: start with them.
+    // The last tiles of a prompt have the longest context: start with them.
     tasks.reverse();
     threads.for_each(tasks.len(), |i| {
         let job = Job { q: q.as_ptr(), out, shape, pool };
@@ -89,7 +89,7 @@ pub fn attention(
     });
 }
 
-/// Up to this many rows, keys and values are used as they are stored: widening them first pays only if they are read often.
+/// Number of rows up to which keys and values are used as stored: converting them to f32 first pays only if they are read often.
 const DIRECT_ROWS: usize = 12;
 
 pub(super) struct Job {
@@ -146,7 +146,7 @@ pub(super) struct Buffers<'a> {
 }
 
 impl Scratch {
-    /// Lends this thread's.
+    /// Calls `f` with this thread's scratch.
     pub(super) fn with(f: impl FnOnce(&mut Self)) {
         SCRATCH.with_borrow_mut(f);
     }
@@ -157,7 +157,7 @@ impl Scratch {
             let rows = rows.max(TILE_ROWS);
             self.sizes = (rows, head_dim);
             self.q = Some(AlignedBuffer::zeroed(rows * head_dim));
-            // A block is widened 32 numbers at a time: the last line may run over by one block.
+            // A block is converted 32 elements at a time: the last line may overrun by one block.
             self.keys = Some(AlignedBuffer::zeroed(head_dim * BLOCK));
             self.values = Some(AlignedBuffer::zeroed(BLOCK * padded + BLOCK));
             self.scores = Some(AlignedBuffer::zeroed(rows * BLOCK));
@@ -219,7 +219,7 @@ unsafe fn attend_tile<S: Simd, E: Element>(job: &Job, tile: &Tile<'_>, keys: *co
             if rows > DIRECT_ROWS {
                 widen_block::<S, E>(keys.add(base), values.add(base), head_dim, b.keys, b.values);
             }
-            // Rows whose position is before this block come first, since positions ascend: leave them out.
+            // Rows whose position is before this block come first, since positions ascend: skip them.
             let skip = tile.positions.partition_point(|p| (*p as usize) < i * BLOCK) * tile.group;
             let active = rows - skip;
             let scores = b.scores.as_mut_ptr().add(skip * BLOCK);
@@ -248,7 +248,7 @@ unsafe fn attend_tile<S: Simd, E: Element>(job: &Job, tile: &Tile<'_>, keys: *co
     }
 }
 
-/// Asks for a block that comes next. The prefetchers of a processor stop at the end of a page, which one head of a block fills.
+/// Prefetches the next block. Hardware prefetchers stop at the end of a page, which one head of a block fills.
 fn fetch_ahead<E: Element>(keys: *const E, values: *const E, len: usize) {
     let elements_per_line = 64 / size_of::<E>();
     for at in (0..len).step_by(elements_per_line) {
@@ -257,7 +257,7 @@ fn fetch_ahead<E: Element>(keys: *const E, values: *const E, len: usize) {
     }
 }
 
-/// Brings one head of a block to f32: keys as they lie, values with their rows padded to whole panels.
+/// Converts one head of a block to f32: keys in their layout, values with their rows padded to whole panels.
 ///
 /// # Safety
 /// `keys` and `values` are valid for a block and [`BLOCK`] elements more; the buffers are those of [`Scratch`].
@@ -300,7 +300,7 @@ pub(super) unsafe fn load_queries<S: Simd>(job: &Job, tile: &Tile<'_>, q: &mut [
     }
 }
 
-/// Turns the scores of one row and block into weights, and brings what was summed before to the new maximum.
+/// Turns the scores of one row and block into weights, and rescales earlier sums to the new maximum.
 ///
 /// # Safety
 /// The machine has `S`.
@@ -308,7 +308,7 @@ pub(super) unsafe fn load_queries<S: Simd>(job: &Job, tile: &Tile<'_>, q: &mut [
 pub(super) unsafe fn soften<S: Simd>(scores: &mut [f32], visible: usize, max: &mut f32, total: &mut f32, sums: &mut [f32]) {
     scores[visible..].fill(f32::NEG_INFINITY);
     let p = scores.as_mut_ptr();
-    // SAFETY: a row of scores holds 32 numbers, the sums whole vectors.
+    // SAFETY: a row of scores holds 32 elements, the sums whole vectors.
     unsafe {
         let mut largest = S::splat(f32::NEG_INFINITY);
         for i in (0..BLOCK).step_by(S::LANES) {
@@ -356,7 +356,7 @@ mod tests {
     use crate::cpu::testing::noise;
     use crate::cpu::{Isa, KvDtype};
 
-    /// What the pool holds for one sequence, and queries at some of its positions.
+    /// Pool content of one sequence, and queries at some of its positions.
     struct World {
         head_dim: usize,
         num_heads: usize,
@@ -389,7 +389,7 @@ mod tests {
             out
         }
 
-        /// Softmax over all visible positions at once, in f64.
+        /// Computes softmax over all visible positions at once, in f64.
         fn reference(&self) -> Vec<f32> {
             let kv_width = self.num_kv_heads * self.head_dim;
             let len = *self.positions.last().unwrap() as usize + 1;

@@ -1,7 +1,7 @@
 //! One layer of the paged KV pool in main memory.
 //!
-//! Keys of a block lie transposed, `[kv_head][head_dim][32]`, so that the scores of 32 positions are one panel of a matrix product;
-//! values lie as they come, `[kv_head][32][head_dim]`. A slot is `block * 32 + offset`.
+//! Keys of a block are stored transposed, `[kv_head][head_dim][32]`, so that the scores of 32 positions are one panel of a matrix product;
+//! values are not, `[kv_head][32][head_dim]`. A slot is `block * 32 + offset`.
 
 use super::aligned::AlignedBuffer;
 use super::isa::Isa;
@@ -9,20 +9,20 @@ use super::rows::RopeTable;
 use super::simd::{Simd, dispatch};
 use super::threads::{SharedMut, Threads};
 
-/// Positions in a block. The same number as a matrix panel is wide, which the attention kernel relies on.
+/// Positions per block. Equal to the width of a matrix panel, which the attention kernel relies on.
 pub(crate) const BLOCK: usize = 32;
 
-/// How the pool stores numbers.
+/// Element type of the pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KvDtype {
-    /// Half precision: half the memory and bandwidth; K and V of trained models keep well inside its range.
+    /// Half precision: half the memory and bandwidth; K and V of trained models stay well inside its range.
     F16,
     /// Full precision, for tests of exactness.
     F32,
 }
 
 impl KvDtype {
-    /// Bytes of one number.
+    /// Returns the bytes per element.
     #[must_use]
     pub fn bytes(self) -> usize {
         match self {
@@ -37,7 +37,7 @@ pub(crate) enum Elements {
     F32(AlignedBuffer<f32>),
 }
 
-/// A number as the pool stores it.
+/// An element as the pool stores it.
 pub(crate) trait Element: Copy + Send + Sync {
     /// # Safety
     /// `from` is valid for `S::LANES` reads, and the machine has `S`.
@@ -68,7 +68,7 @@ impl Element for f32 {
     }
 }
 
-/// Largest finite half: larger numbers are clamped, so that an unused slot can never turn a sum into NaN through `0 * inf`.
+/// Largest finite f16: larger values are clamped, so that an unused slot can never turn a sum into NaN through `0 * inf`.
 const F16_MAX: f32 = 65504.0;
 
 impl Element for u16 {
@@ -106,16 +106,16 @@ pub struct KvLayer {
 /// Sizes of a [`KvLayer`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvShape {
-    /// Blocks in the pool.
+    /// Number of blocks in the pool.
     pub num_blocks: usize,
-    /// Heads of keys and values.
+    /// Number of key and value heads.
     pub num_kv_heads: usize,
-    /// Numbers in one head.
+    /// Elements per head.
     pub head_dim: usize,
 }
 
 impl KvShape {
-    /// Numbers of one token's keys (or values).
+    /// Returns the elements of one token's keys (or values).
     #[must_use]
     pub fn width(self) -> usize {
         self.num_kv_heads * self.head_dim
@@ -145,7 +145,7 @@ macro_rules! with_elements {
 }
 pub(crate) use with_elements;
 
-/// Where to find the keys and values of a span, and where to put them.
+/// Source and destination of the keys and values of a span.
 #[derive(Clone, Copy, Debug)]
 pub struct SpanMove<'a> {
     /// Blocks from the one that holds `src_pos` on.
@@ -156,7 +156,7 @@ pub struct SpanMove<'a> {
     pub dst_blocks: &'a [u32],
     /// New position of the first token.
     pub dst_pos: usize,
-    /// Tokens.
+    /// Number of tokens.
     pub len: usize,
 }
 
@@ -178,11 +178,11 @@ impl SpanMove<'_> {
 }
 
 impl KvLayer {
-    /// An empty layer. Memory becomes resident only where it is written.
+    /// Creates an empty layer. Memory becomes resident only when it is written.
     #[must_use]
     pub fn new(dtype: KvDtype, shape: KvShape) -> Self {
         let len = shape.num_blocks * shape.block_len();
-        // One block more than asked for: vector loads of a whole block from the last slots stay inside.
+        // One block more than requested: vector loads of a whole block from the last slots stay inside.
         let new = |len| match dtype {
             KvDtype::F16 => Elements::F16(AlignedBuffer::mapped(len)),
             KvDtype::F32 => Elements::F32(AlignedBuffer::mapped(len)),
@@ -190,13 +190,13 @@ impl KvLayer {
         Self { keys: new(len + BLOCK), values: new(len + BLOCK), shape }
     }
 
-    /// Its sizes.
+    /// Returns the sizes.
     #[must_use]
     pub fn shape(&self) -> KvShape {
         self.shape
     }
 
-    /// Writes keys and values of `slots.len()` tokens. Rows of `k` and `v` start every `stride` numbers.
+    /// Writes keys and values of `slots.len()` tokens. Rows of `k` and `v` start every `stride` elements.
     ///
     /// # Panics
     /// If a slot lies outside the pool or occurs twice, or a slice is too short.
@@ -221,7 +221,7 @@ impl KvLayer {
         });
     }
 
-    /// Reads keys and values of one slot, `width` numbers each.
+    /// Reads keys and values of one slot, `width` elements each.
     ///
     /// # Panics
     /// If the slot lies outside the pool.
@@ -275,10 +275,10 @@ impl KvLayer {
         });
     }
 
-    /// Copies the whole block `src` of another pool of blocks of this size to block `dst`, bit by bit.
+    /// Copies the whole block `src` of another pool with this block size to block `dst`, bit by bit.
     ///
     /// # Panics
-    /// If a block lies outside its pool, or the pools differ in their numbers or heads.
+    /// If a block lies outside its pool, or the pools differ in element type or heads.
     pub fn copy_block_from(&mut self, from: &KvLayer, src: u32, dst: u32) {
         let len = self.shape.block_len();
         let heads = |shape: KvShape| (shape.num_kv_heads, shape.head_dim);
@@ -296,7 +296,7 @@ impl KvLayer {
 
     /// Copies spans to new positions, rotating their keys: `K' = R(dst_pos - src_pos) K` (RoFormer, Su et al. 2021, sec. 3.2).
     ///
-    /// The rotation is done in f32 from the stored numbers; a move by zero copies the bits.
+    /// The rotation is computed in f32 from the stored elements; a move by zero copies the bits.
     ///
     /// # Panics
     /// If a block lies outside the pool, or the block lists do not cover the span.
@@ -314,7 +314,7 @@ impl KvLayer {
                         };
                         match rotation.as_ref().and_then(|rotation| rotation.pair(i)) {
                             None => keys.copy_within(line(src, i)..line(src, i) + len, line(dst, i)),
-                            // The first of a pair rotates both; its partner comes later and has been written already.
+                            // The first of a pair rotates both; its partner comes later and is already written.
                             Some(pair) if pair.first == i => {
                                 let (a, b) = (line(src, i), line(src, pair.second));
                                 let to = (line(dst, i), line(dst, pair.second));
@@ -390,7 +390,7 @@ unsafe fn write_slot<E: Element>(
     }
 }
 
-/// Rotates `len` pairs of numbers `(x, y)` to `(x cos - y sin, x sin + y cos)`.
+/// Rotates `len` pairs of elements `(x, y)` to `(x cos - y sin, x sin + y cos)`.
 ///
 /// # Safety
 /// `BLOCK` elements are readable from both `from`, and `len` elements from both `to` are this thread's to write.
@@ -454,7 +454,7 @@ mod tests {
         (keys, values)
     }
 
-    /// Moves 40 tokens from `src_pos` to `dst_pos` and compares their keys with keys rotated at the new place to begin with.
+    /// Moves 40 tokens from `src_pos` to `dst_pos` and compares their keys with keys rotated directly to the new position.
     #[track_caller]
     fn check_move(dtype: KvDtype, layout: RopeLayout, src_pos: usize, dst_pos: usize, tolerance: f32) {
         const LEN: usize = 40;

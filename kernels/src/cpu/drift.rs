@@ -1,4 +1,4 @@
-//! Moves keys and values of some slots by a weighted sum of the changes of others.
+//! Updates keys and values of some slots by a weighted sum of the changes of others.
 
 use super::block::{BLOCK, KvLayer};
 use super::rows::RopeTable;
@@ -7,9 +7,9 @@ use super::threads::{SharedMut, Threads};
 /// A slot that is about to be overwritten.
 #[derive(Clone, Copy, Debug)]
 pub struct DriftSample<'a> {
-    /// Its position, which its key is rotated to.
+    /// Position that its key is rotated to.
     pub position: u32,
-    /// Where its old key and value are.
+    /// Slot of its old key and value.
     pub slot: u32,
     /// New key, all heads, rotated.
     pub k: &'a [f32],
@@ -18,8 +18,8 @@ pub struct DriftSample<'a> {
 }
 
 impl KvLayer {
-    /// Adds to the value of target `t` the sum over samples `s` of `weights[t, s] (V_new − V_old)[s]`, and the same to its key, with
-    /// the differences of keys rotated from their sample's position to the target's.
+    /// Adds to the value of target `t` the sum over samples `s` of `weights[t, s] (V_new − V_old)[s]`, and the same to its key, with the
+    /// differences of keys rotated from their sample's position to the target's.
     ///
     /// `targets` are `(position, slot)`, none of them a sample; `weights` is `[targets, samples]`.
     ///
@@ -58,7 +58,7 @@ impl KvLayer {
         self.write(threads, &slots, &moved, &moved[width.min(moved.len())..], 2 * width);
     }
 
-    /// New minus old of each sample, `[samples, K then V]`, keys as they were before rotation.
+    /// Returns new minus old of each sample, `[samples, K then V]`, keys as before rotation.
     pub(crate) fn differences(&self, threads: &Threads, rope: &RopeTable, samples: &[DriftSample<'_>]) -> Vec<f32> {
         let (width, head_dim) = (self.shape().width(), self.shape().head_dim);
         let mut differences = vec![0f32; samples.len() * 2 * width];
@@ -73,7 +73,7 @@ impl KvLayer {
         differences
     }
 
-    /// Adds what a slot holds to `k` and `v`.
+    /// Adds the content of a slot to `k` and `v`.
     fn add_slot(&self, slot: u32, k: &mut [f32], v: &mut [f32]) {
         let (mut old_k, mut old_v) = (vec![0.0; k.len()], vec![0.0; v.len()]);
         self.read(slot, &mut old_k, &mut old_v);
@@ -96,8 +96,8 @@ mod tests {
         (k, v)
     }
 
-    /// Two samples change by known amounts before rotation; a target with weights 0.25 and 0.5 must change by their weighted sum,
-    /// rotated to its own position, and nothing else may change.
+    /// Checks that, when two samples change by known amounts before rotation, a target with weights 0.25 and 0.5 changes by their weighted
+    /// sum, rotated to its own position, and nothing else changes.
     #[track_caller]
     fn check(layout: RopeLayout) {
         let threads = Threads::new(2).unwrap();

@@ -1,12 +1,12 @@
-//! Weight blocks of GGUF files, decoded to one form: small integers with a scale and perhaps a minimum for each group of 16 or 32.
+//! Weight blocks of GGUF files, decoded to one form: small integers with a scale and optionally a minimum for each group of 16 or 32.
 //!
-//! All ggml formats up to 8 bits are exactly `w = scale * code + min` with integer codes, so one matrix kernel serves them all and
-//! nothing is rounded but the product `d * sc` of the K formats, once, in f32.
-//! Block layouts: ggml, `ggml-common.h` and `ggml-quants.c` (`dequantize_row_*`).
+//! All ggml formats up to 8 bits are exactly `w = scale * code + min` with integer codes, so one matrix kernel supports them all and
+//! nothing is rounded but the product `d * sc` of the K formats, once, in f32. Block layouts: ggml, `ggml-common.h` and `ggml-quants.c`
+//! (`dequantize_row_*`).
 
 use half::f16;
 
-/// A weight format this crate can read.
+/// A supported weight format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "the names are ggml's")]
 pub enum GgmlType {
@@ -25,7 +25,7 @@ pub enum GgmlType {
     Q6K,
 }
 
-/// A format number that stands for none of [`GgmlType`].
+/// A format number that is not in [`GgmlType`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UnsupportedType(pub u32);
 
@@ -40,7 +40,7 @@ impl std::error::Error for UnsupportedType {}
 impl TryFrom<u32> for GgmlType {
     type Error = UnsupportedType;
 
-    /// From the number in a GGUF tensor header (`enum ggml_type`).
+    /// Converts the number in a GGUF tensor header (`enum ggml_type`).
     fn try_from(number: u32) -> Result<Self, UnsupportedType> {
         Ok(match number {
             0 => Self::F32,
@@ -62,7 +62,7 @@ impl TryFrom<u32> for GgmlType {
 }
 
 impl GgmlType {
-    /// Weights in one block.
+    /// Returns the number of weights per block.
     #[must_use]
     pub fn block_len(self) -> usize {
         match self {
@@ -72,7 +72,7 @@ impl GgmlType {
         }
     }
 
-    /// Bytes of one block.
+    /// Returns the bytes of one block.
     #[must_use]
     pub fn block_bytes(self) -> usize {
         match self {
@@ -91,7 +91,7 @@ impl GgmlType {
         }
     }
 
-    /// Weights that share a scale, for the quantised formats.
+    /// Returns the number of weights that share a scale, for the quantised formats.
     pub(crate) fn group(self) -> usize {
         match self {
             Self::Q2K | Self::Q3K | Self::Q6K => 16,
@@ -99,7 +99,7 @@ impl GgmlType {
         }
     }
 
-    /// For the formats of 4 bits: what is added to a decoded code to make it unsigned.
+    /// Returns, for 4-bit formats, the offset that makes a decoded code unsigned.
     pub(crate) fn nibble_offset(self) -> Option<i8> {
         match self {
             Self::Q4_0 => Some(8),
@@ -108,7 +108,7 @@ impl GgmlType {
         }
     }
 
-    /// Whether groups have a minimum.
+    /// Returns true if groups have a minimum.
     pub(crate) fn is_affine(self) -> bool {
         matches!(self, Self::Q4_1 | Self::Q5_1 | Self::Q2K | Self::Q4K | Self::Q5K)
     }
@@ -167,7 +167,7 @@ impl Block<'_> {
         }
     }
 
-    /// Q4_0, Q4_1, Q5_0, Q5_1: low nibbles are weights 0..16, high nibbles 16..32, a fifth bit comes from `high`.
+    /// Decodes Q4_0, Q4_1, Q5_0, Q5_1: low nibbles are weights 0..16, high nibbles 16..32, a fifth bit comes from `high`.
     fn nibbles(self, scale: f32, min: f32, offset: i8, high: &[u8], qs: &[u8]) {
         let high = u32::from_le_bytes([high[0], high[1], high[2], high[3]]);
         for j in 0..16 {
@@ -213,7 +213,7 @@ impl Block<'_> {
         }
     }
 
-    /// Q4_K and Q5_K: eight groups of 32, 6-bit scales and minima, and for Q5_K a plane of fifth bits.
+    /// Decodes Q4_K and Q5_K: eight groups of 32, 6-bit scales and minima, and for Q5_K a plane of fifth bits.
     fn q45k(self, b: &[u8], high: Option<&[u8]>, qs: &[u8]) {
         let (d, dmin, packed) = (half_at(b, 0), half_at(b, 2), &b[4..16]);
         for j in 0..8 {

@@ -1,4 +1,4 @@
-//! Which instruction set runs.
+//! Selection of the instruction set.
 
 /// An instruction set the kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,18 +9,18 @@ pub enum Isa {
     /// AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// Whatever the compiler makes of plain loops.
+    /// Plain loops, vectorised by the compiler if at all.
     Portable,
 }
 
 impl Isa {
-    /// The best this machine has.
+    /// Returns the best instruction set of this machine.
     #[must_use]
     pub fn detect() -> Self {
         Self::available()[0]
     }
 
-    /// All this machine has, best first.
+    /// Returns all instruction sets of this machine, best first.
     #[must_use]
     pub fn available() -> Vec<Self> {
         let mut all = Vec::new();

@@ -1,8 +1,8 @@
-//! `Y = X · Wᵀ`, for one row or thousands, with the weights as they were stored.
+//! `Y = X · Wᵀ`, for one row or thousands, with the weights as stored.
 //!
-//! Few rows: weights are decoded in registers and used at once, so that a step of decoding reads each weight byte once.
-//! Many rows: a panel is decoded into a tile of f32 that stays in cache, then multiplied by all rows.
-//! Both ways multiply the same f32 weights in the same order of `k` into one accumulator for each output, so both give the same bits.
+//! Few rows: weights are decoded in registers and used at once, so that a decode step reads each weight byte once. Many rows: a panel is
+//! decoded into a tile of f32 that stays in cache, then multiplied by all rows. Both multiply the same f32 weights in the same order of `k`
+//! into one accumulator per output, so both give the same bits.
 
 use std::cell::RefCell;
 
@@ -12,25 +12,25 @@ use super::matrix::{Linear, Matrix, PANEL, PanelRef, Panels, Scales};
 use super::simd::{Simd, dispatch, prefetch};
 use super::threads::{SharedMut, Threads};
 
-/// What the products are added to.
+/// Initial value of the outputs.
 #[derive(Clone, Copy)]
 pub enum Init<'a> {
-    /// Nothing.
+    /// Zero.
     Zero,
-    /// What `y` holds: a residual connection.
+    /// The content of `y`: a residual connection.
     Accumulate,
-    /// This bias, one for each output.
+    /// This bias, one element per output.
     Bias(&'a [f32]),
 }
 
 /// Inputs decoded into one tile. 1,024 x 32 f32 are 128 KiB, a small share of a core's L2.
 const TILE_K: usize = 1024;
 
-/// Up to this many rows, weights are decoded in registers. Chosen: the accumulators of four rows and two panels fit 16 registers.
+/// Number of rows up to which weights are decoded in registers. Chosen: the accumulators of four rows and two panels fit 16 registers.
 const STREAM_ROWS: usize = 4;
 
-/// Inputs by which a stream of weights is asked for ahead of its use: past the end of a panel comes the panel after those in hand.
-/// Measured by alternating runs of `kvshare bench engine --lengths 64`: decoding is about a tenth faster than without.
+/// Prefetch distance of weights in inputs: the end of a panel is followed by the panel after the current ones. Measured by alternating runs
+/// of `kvshare bench engine --lengths 64`: decoding is about a tenth faster than without.
 const FETCH_AHEAD: usize = 128;
 
 thread_local! {
@@ -53,7 +53,7 @@ pub fn matmul(threads: &Threads, x: &[f32], m: usize, w: &Linear, init: Init<'_>
     }
     let accumulate = !matches!(init, Init::Zero);
     let y = SharedMut::new(y);
-    // Eight tasks a thread even out threads of different speed; neighbouring panels in one task keep reads sequential.
+    // Eight tasks per thread even out threads of different speed; neighbouring panels in one task keep reads sequential.
     let panels_per_task = w.panels.len().div_ceil(threads.count() * 8).next_multiple_of(2);
     threads.for_each(w.panels.len().div_ceil(panels_per_task), |task| {
         let first = task * panels_per_task;
@@ -77,7 +77,7 @@ pub fn matmul(threads: &Threads, x: &[f32], m: usize, w: &Linear, init: Init<'_>
     });
 }
 
-/// Splits into pairs of neighbouring panels of one part: two panels give independent sums enough to hide the latency of an addition.
+/// Splits into pairs of neighbouring panels of one part: two panels give enough independent sums to hide the latency of an addition.
 fn pairs(mut panels: &[PanelRef]) -> impl Iterator<Item = &[PanelRef]> {
     std::iter::from_fn(move || {
         let take = match panels {
@@ -105,13 +105,13 @@ struct Job {
 /// # Safety of the methods
 /// `k`, `k + 1` and `group` must lie within the panel, `lane + S::LANES <= PANEL`, and the machine must have `S`.
 trait Weights: Copy {
-    /// Inputs that share a scale, given how many there are.
+    /// Returns the number of inputs that share a scale, of `k` in total.
     fn group(self, k: usize) -> usize;
-    /// Scales and minima of one group.
+    /// Loads scales and minima of one group.
     unsafe fn scales<S: Simd>(self, group: usize, lane: usize) -> (S::V, S::V);
-    /// Asks for the weights of input `k`, which may lie beyond the panel.
+    /// Prefetches the weights of input `k`, which may lie beyond the panel.
     fn fetch(self, k: usize);
-    /// Weights of inputs `k`, which is even, and `k + 1`.
+    /// Decodes the weights of inputs `k`, which is even, and `k + 1`.
     unsafe fn decode<S: Simd>(self, k: usize, lane: usize, scales: (S::V, S::V)) -> [S::V; 2];
 }
 
@@ -218,7 +218,7 @@ impl<const AFFINE: bool> Weights for NibbleWeights<AFFINE> {
         // SAFETY: the caller's promise.
         unsafe {
             let (scale, min) = self.scales.load::<S>(group, lane);
-            // The offset becomes part of the minimum. It is a power of two, so this product and the sum after it round as one.
+            // The offset becomes part of the minimum. It is a power of two, so this product and the following sum round as one.
             (scale, if AFFINE { min } else { S::mul(scale, S::splat(-f32::from(self.offset))) })
         }
     }
@@ -236,7 +236,7 @@ impl<const AFFINE: bool> Weights for NibbleWeights<AFFINE> {
     }
 }
 
-/// Evaluates `$body` with `$w` bound to a function from a panel's number to its [`Weights`].
+/// Evaluates `$body` with `$w` bound to a function from a panel index to its [`Weights`].
 macro_rules! with_weights {
     ($matrix:expr, |$w:ident| $body:expr) => {{
         let matrix: &Matrix = $matrix;
@@ -290,7 +290,7 @@ macro_rules! with_weights {
     }};
 }
 
-/// All rows (few) against one or two panels, decoding in registers.
+/// Multiplies all rows (few) by one or two panels, decoding in registers.
 ///
 /// # Safety
 /// `job.x` is `[m, k]`, `job.y` is `[m, ldy]` with no other thread in these panels' columns, and the machine has `S`.
@@ -427,10 +427,10 @@ unsafe fn store_columns<S: Simd, const NV: usize>(p: *mut f32, width: usize, val
     }
 }
 
-/// All rows (many) against one panel, decoded piece by piece into `tile`.
+/// Multiplies all rows (many) by one panel, decoded piece by piece into `tile`.
 ///
 /// # Safety
-/// As [`stream`]; `tile` holds `TILE_K * PANEL` numbers of this thread's own.
+/// As [`stream`]; `tile` holds `TILE_K * PANEL` elements of this thread's own.
 #[inline(always)]
 unsafe fn tiled<S: Simd>(job: &Job, matrix: &Matrix, panel: &PanelRef, tile: *mut f32) {
     let mut edge = [0f32; 16 * PANEL];
@@ -462,7 +462,7 @@ unsafe fn tiled<S: Simd>(job: &Job, matrix: &Matrix, panel: &PanelRef, tile: *mu
 }
 
 /// # Safety
-/// `k0 + kc <= k`, `k0` a multiple of every group; `tile` holds `kc * PANEL` numbers.
+/// `k0 + kc <= k`, `k0` a multiple of every group; `tile` holds `kc * PANEL` elements.
 #[inline(always)]
 unsafe fn decode_tile<S: Simd, W: Weights>(weights: W, k: usize, k0: usize, kc: usize, tile: *mut f32) {
     let group = weights.group(k);
@@ -484,7 +484,7 @@ unsafe fn decode_tile<S: Simd, W: Weights>(weights: W, k: usize, k0: usize, kc: 
     }
 }
 
-/// `C[rows, 32] (+)= A[rows, kc] · B[kc, 32]`, each sum in ascending order of `k`. `B` may be stored in halves.
+/// Computes `C[rows, 32] (+)= A[rows, kc] · B[kc, 32]`, each sum in ascending order of `k`. `B` may be stored in f16.
 ///
 /// # Safety
 /// The strides must keep all accesses inside the three arrays; `C` overlaps neither `A` nor `B`; the machine has `S`.
@@ -531,7 +531,7 @@ pub(crate) unsafe fn gemm_panel<S: Simd, E: Element>(
     }
 }
 
-/// The innermost loop: `MR` rows, `NV` vectors of columns, all sums in registers.
+/// Runs the innermost loop: `MR` rows, `NV` vectors of columns, all sums in registers.
 ///
 /// # Safety
 /// As [`gemm_panel`], for `MR` rows.
@@ -614,7 +614,7 @@ mod tests {
             for (i, (y, e)) in y.iter().zip(&expected).enumerate() {
                 assert!((y - e).abs() < 1e-4 * (1.0 + e.abs()), "{isa:?} m={m} at {i}: {y} is not {e}");
             }
-            // One row alone gives the bits it gives in company.
+            // A single row gives the same bits as in a batch.
             let r = m / 2;
             let mut alone = before[r * w.n()..][..w.n()].to_vec();
             matmul(&threads, &x[r * w.k()..][..w.k()], 1, w, Init::Accumulate, &mut alone);
@@ -625,7 +625,7 @@ mod tests {
     fn random_matrix(ty: GgmlType, n: usize, k: usize) -> Matrix {
         let bytes = k / ty.block_len() * ty.block_bytes();
         let mut raw: Vec<u8> = noise(n * bytes, 3).iter().map(|x| (x * 255.0) as i32 as u8).collect();
-        // Scales must be sane halves: overwrite each half-looking field's exponent through the whole block where it matters.
+        // Scales must be finite f16 values: overwrite the exponent of each field that may be one, through the whole block.
         for block in raw.chunks_exact_mut(ty.block_bytes()) {
             let halves: &[usize] = match ty {
                 GgmlType::Q4_0 | GgmlType::Q5_0 | GgmlType::Q8_0 => &[0],

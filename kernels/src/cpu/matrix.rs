@@ -1,15 +1,15 @@
 //! Weight matrices, packed for the kernels.
 //!
-//! Layout: output columns in panels of [`PANEL`]; inside a panel, input by input, the panel's 32 weights side by side:
-//! element `(n, k)` is at `(n / 32 * K + k) * 32 + n % 32`. A vector then holds the same input's weights of neighbouring outputs,
-//! every load is contiguous, and each output is summed over `k` in ascending order whatever the number of rows.
+//! Layout: output columns in panels of [`PANEL`]; inside a panel, input by input, the panel's 32 weights are adjacent: element `(n, k)` is
+//! at `(n / 32 * K + k) * 32 + n % 32`. A vector then holds the same input's weights of neighbouring outputs, every load is contiguous, and
+//! each output is summed over `k` in ascending order for any number of rows.
 
 use std::sync::Arc;
 
 use super::aligned::AlignedBuffer;
 use super::ggml::{DecodedRow, GgmlType};
 
-/// Output columns of a panel.
+/// Number of output columns per panel.
 pub(crate) const PANEL: usize = 32;
 
 /// One weight matrix, `[n, k]`: `n` outputs of `k` inputs.
@@ -23,13 +23,13 @@ pub(crate) enum Panels {
     F32(AlignedBuffer<f32>),
     F16(AlignedBuffer<u16>),
     Bf16(AlignedBuffer<u16>),
-    /// Codes of up to 8 bits, a byte each.
+    /// Codes of up to 8 bits, one byte each.
     Codes {
         codes: AlignedBuffer<i8>,
         scales: Scales,
     },
-    /// Codes of 4 bits. A step of decoding reads every weight, so its speed is that of memory: these take half of it.
-    /// (With a plane of fifth bits beside them, formats of 5 bits decode slower than as bytes.)
+    /// 4-bit codes. A decode step reads every weight, so its speed is bound by memory: these take half of it. (With a plane of fifth bits
+    /// beside them, 5-bit formats decode slower than as bytes.)
     Nibbles {
         /// `[panel][k / 2][32]`: input `k` in the low, `k + 1` in the high half of a byte.
         low: AlignedBuffer<u8>,
@@ -39,11 +39,11 @@ pub(crate) enum Panels {
     },
 }
 
-/// What turns codes into weights: `w = scale * code + min`.
+/// Scales and minima that turn codes into weights: `w = scale * code + min`.
 pub(crate) struct Scales {
     /// `[panel][k / group][32]`
     pub(crate) scales: AlignedBuffer<f32>,
-    /// As `scales`; empty where all are zero.
+    /// As `scales`; empty if all are zero.
     pub(crate) mins: AlignedBuffer<f32>,
     pub(crate) group: usize,
 }
@@ -53,7 +53,7 @@ impl Scales {
         4 * (self.scales.len() + self.mins.len())
     }
 
-    /// Weight of `code` at input `k` of a panel of `num_inputs`.
+    /// Returns the weight of `code` at input `k` of a panel of `num_inputs`.
     fn weight(&self, code: i8, panel: usize, num_inputs: usize, k: usize, lane: usize) -> f32 {
         let at = (panel * (num_inputs / self.group) + k / self.group) * PANEL + lane;
         f32::from(code).mul_add(self.scales[at], self.mins.get(at).copied().unwrap_or(0.0))
@@ -64,7 +64,7 @@ impl Matrix {
     /// Packs `bytes`, the `n` rows of a tensor of format `ty` with `k` weights each, little endian.
     ///
     /// # Panics
-    /// If `k` is odd or no multiple of the format's block, or `bytes` has another length than the shape says.
+    /// If `k` is odd or not a multiple of the format's block, or the length of `bytes` does not match the shape.
     #[must_use]
     pub fn from_ggml(ty: GgmlType, n: usize, k: usize, bytes: &[u8]) -> Self {
         assert_eq!(k % 2, 0, "kernels take inputs in pairs");
@@ -92,19 +92,19 @@ impl Matrix {
         Self { n, k, data }
     }
 
-    /// Number of outputs.
+    /// Returns the number of outputs.
     #[must_use]
     pub fn n(&self) -> usize {
         self.n
     }
 
-    /// Number of inputs.
+    /// Returns the number of inputs.
     #[must_use]
     pub fn k(&self) -> usize {
         self.k
     }
 
-    /// Bytes held.
+    /// Returns the number of bytes held.
     #[must_use]
     pub fn bytes(&self) -> usize {
         match &self.data {
@@ -115,7 +115,7 @@ impl Matrix {
         }
     }
 
-    /// Writes row `n` (`k` weights), as for an embedding table.
+    /// Writes row `row` (`k` weights) to `out`, as for an embedding table.
     ///
     /// # Panics
     /// If `row` is out of range or `out` is not `k` long.
@@ -193,12 +193,12 @@ fn pack_codes<'a>(ty: GgmlType, n: usize, k: usize, rows: impl Iterator<Item = &
     }
 }
 
-/// Matrices over the same input whose outputs stand side by side: Q, K and V, or gate and up.
+/// Matrices over the same input whose outputs are concatenated: Q, K and V, or gate and up.
 ///
 /// They stay separate because a file may store them in different formats; they run in one pass because a pass has a fixed cost.
 pub struct Linear {
     parts: Vec<Arc<Matrix>>,
-    /// For each panel of all parts: part, panel in it, and its first output column.
+    /// Part, panel in it, and first output column, for each panel of all parts.
     pub(crate) panels: Vec<PanelRef>,
     n: usize,
     k: usize,
@@ -222,7 +222,7 @@ impl Linear {
         Self::shared(parts.into_iter().map(Arc::new).collect())
     }
 
-    /// Stacks matrices that other stacks may hold too.
+    /// Stacks matrices that other stacks may share.
     ///
     /// # Panics
     /// As [`Linear::new`].
@@ -242,25 +242,25 @@ impl Linear {
         Self { parts, panels, n: column, k }
     }
 
-    /// Number of outputs of all parts.
+    /// Returns the number of outputs of all parts.
     #[must_use]
     pub fn n(&self) -> usize {
         self.n
     }
 
-    /// Number of inputs.
+    /// Returns the number of inputs.
     #[must_use]
     pub fn k(&self) -> usize {
         self.k
     }
 
-    /// Bytes held.
+    /// Returns the number of bytes held.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.parts.iter().map(|matrix| matrix.bytes()).sum()
     }
 
-    /// The parts, in order.
+    /// Returns the parts, in order.
     #[must_use]
     pub fn parts(&self) -> &[Arc<Matrix>] {
         &self.parts

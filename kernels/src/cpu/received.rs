@@ -1,7 +1,7 @@
-//! How much attention each position of a sequence receives from some query rows.
+//! Attention that each position of a sequence receives from some query rows.
 //!
-//! Flash attention never holds the weights, so they are computed again: a first pass over the keys finds each row's maximum and sum
-//! as [`super::attention()`] does, a second one adds up the weights by position.
+//! Flash attention never holds the weights, so they are recomputed: a first pass over the keys finds each row's maximum and sum as
+//! [`super::attention()`] does, a second one adds up the weights by position.
 
 use super::attention::{AttentionShape, Job, QuerySequence, Scratch, TILE_ROWS, Tile, load_queries, soften};
 use super::block::{BLOCK, Element, Elements, KvLayer, with_elements};
@@ -9,10 +9,10 @@ use super::matmul::gemm_panel;
 use super::simd::{Simd, dispatch};
 use super::threads::{SharedMut, Threads};
 
-/// `received[p] += Σ over rows and heads of softmax(scale * q Kᵀ)[p]` for the rows of one sequence.
+/// Computes `received[p] += Σ over rows and heads of softmax(scale * q Kᵀ)[p]` for the rows of one sequence.
 ///
-/// `q` is `[rows, q_stride]` from the batch's first row on, `received` has one entry for each position up to the last row's.
-/// The sums are added in one order whatever the threads do.
+/// `q` is `[rows, q_stride]` from the batch's first row on, `received` has one entry for each position up to the last row's. The sums are
+/// added in the same order for any number of threads.
 ///
 /// # Panics
 /// If lengths do not fit, or the block table does not cover the rows.
@@ -125,7 +125,7 @@ enum Pass {
 /// Adds the weights of one row in one block to the sums of its positions.
 ///
 /// # Safety
-/// The machine has `S`; `scores` and `sums` have [`BLOCK`] numbers.
+/// The machine has `S`; `scores` and `sums` have [`BLOCK`] elements.
 #[inline(always)]
 unsafe fn add_weights<S: Simd>(scores: &mut [f32], visible: usize, max: f32, total: f32, sums: &mut [f32]) {
     scores[visible..].fill(f32::NEG_INFINITY);

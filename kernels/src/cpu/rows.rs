@@ -1,9 +1,9 @@
-//! Kernels that treat each row by itself: normalisation, rotary positions, activation.
+//! Row-wise kernels: normalisation, rotary positions, activation.
 
 use super::simd::{Simd, dispatch};
 use super::threads::{SharedMut, Threads};
 
-/// How the two numbers that rotate together lie in a head. A fact of each checkpoint.
+/// Layout of the pairs of elements that rotate together in a head. A property of each checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RopeLayout {
     /// `(i, i + d/2)`: Hugging Face's "rotate half", GGUF's NEOX.
@@ -21,7 +21,7 @@ pub struct RopeTable {
     sin: Vec<f32>,
 }
 
-/// The rotation by one angle for each frequency.
+/// Rotation by one angle for each frequency.
 pub(crate) struct Rotation {
     layout: RopeLayout,
     cos_sin: Vec<(f32, f32)>,
@@ -35,7 +35,7 @@ pub(crate) struct RotatedPair {
 }
 
 impl Rotation {
-    /// The pair that number `i` of a head belongs to, `None` if it does not rotate.
+    /// Returns the pair that element `i` of a head belongs to, `None` if it does not rotate.
     pub(crate) fn pair(&self, i: usize) -> Option<RotatedPair> {
         let half = self.cos_sin.len();
         if i >= 2 * half {
@@ -51,9 +51,9 @@ impl Rotation {
 }
 
 impl RopeTable {
-    /// Angles `position * inv_freq[i]`, computed in f64, for positions below `num_positions`.
+    /// Computes the angles `position * inv_freq[i]` in f64, for positions below `num_positions`.
     ///
-    /// The first `2 * inv_freq.len()` numbers of a head rotate.
+    /// The first `2 * inv_freq.len()` elements of a head rotate.
     #[must_use]
     pub fn new(layout: RopeLayout, inv_freq: Vec<f64>, num_positions: usize) -> Self {
         let angles = || (0..num_positions).flat_map(|p| inv_freq.iter().map(move |f| p as f64 * f));
@@ -62,7 +62,7 @@ impl RopeTable {
         Self { layout, inv_freq, cos, sin }
     }
 
-    /// Positions it covers.
+    /// Returns the number of positions covered.
     #[must_use]
     pub fn num_positions(&self) -> usize {
         self.cos.len() / self.inv_freq.len()
@@ -82,23 +82,23 @@ impl RopeTable {
         }
     }
 
-    /// The rotation from one position to another `delta` further on.
+    /// Returns the rotation from one position to another `delta` further on.
     pub(crate) fn rotation(&self, delta: i64) -> Rotation {
         let cos_sin = self.inv_freq.iter().map(|f| (delta as f64 * f).sin_cos()).map(|(sin, cos)| (cos as f32, sin as f32));
         Rotation { layout: self.layout, cos_sin: cos_sin.collect() }
     }
 }
 
-/// Some heads side by side in the rows of an array.
+/// Adjacent heads in the rows of an array.
 #[derive(Clone, Copy, Debug)]
 pub struct Heads {
-    /// Numbers from one row to the next.
+    /// Elements from one row to the next.
     pub stride: usize,
-    /// Where in a row the first head starts.
+    /// Column at which the first head starts.
     pub column: usize,
-    /// How many heads.
+    /// Number of heads.
     pub count: usize,
-    /// Numbers in a head.
+    /// Elements per head.
     pub dim: usize,
 }
 
@@ -112,7 +112,7 @@ impl Heads {
     }
 }
 
-/// `out = x / sqrt(mean(x^2) + eps) * weight`, row by row (Zhang and Sennrich 2019, eq. 4).
+/// Computes `out = x / sqrt(mean(x^2) + eps) * weight`, row by row (Zhang and Sennrich 2019, eq. 4).
 ///
 /// # Panics
 /// If lengths do not fit.
@@ -129,7 +129,7 @@ pub fn rms_norm(threads: &Threads, x: &[f32], weight: &[f32], eps: f32, out: &mu
     });
 }
 
-/// [`rms_norm`] of each head in place (Qwen3's QK norm).
+/// Applies [`rms_norm`] to each head in place (Qwen3's QK norm).
 ///
 /// # Panics
 /// If lengths do not fit.
@@ -149,7 +149,7 @@ pub fn rms_norm_heads(threads: &Threads, x: &mut [f32], heads: Heads, weight: &[
 }
 
 /// # Safety
-/// `x` and `out` hold `weight.len()` numbers; they may be the same.
+/// `x` and `out` hold `weight.len()` elements; they may be the same.
 #[inline(always)]
 unsafe fn norm_row<S: Simd>(x: *const f32, weight: &[f32], eps: f32, out: *mut f32) {
     let width = weight.len();
@@ -205,7 +205,7 @@ pub fn rope(threads: &Threads, x: &mut [f32], heads: Heads, positions: &[u32], t
     });
 }
 
-/// `out = silu(gate) * up` for rows of `[gate, up]`, each `width` wide (Shazeer 2020, eq. 6).
+/// Computes `out = silu(gate) * up` for rows of `[gate, up]`, each `width` wide (Shazeer 2020, eq. 6).
 ///
 /// # Panics
 /// If lengths do not fit.
@@ -224,7 +224,7 @@ pub fn swiglu(threads: &Threads, gate_up: &[f32], width: usize, out: &mut [f32])
 }
 
 /// # Safety
-/// `out` holds `width` numbers.
+/// `out` holds `width` elements.
 #[inline(always)]
 unsafe fn swiglu_row<S: Simd>(gate_up: &[f32], width: usize, out: *mut f32) {
     let (gate, up) = gate_up.split_at(width);
@@ -242,7 +242,7 @@ unsafe fn swiglu_row<S: Simd>(gate_up: &[f32], width: usize, out: *mut f32) {
     }
 }
 
-/// Spreads rows over the threads, some at a time; a few rows stay on the calling thread, where they are done sooner.
+/// Distributes rows over the threads, some at a time; a few rows stay on the calling thread, where they finish sooner.
 fn for_rows(threads: &Threads, rows: usize, f: impl Fn(usize) + Sync) {
     const ROWS_WORTH_A_HANDOVER: usize = 16;
     if rows < ROWS_WORTH_A_HANDOVER {

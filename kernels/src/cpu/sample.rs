@@ -1,26 +1,26 @@
-//! From a row of logits to a token: adjustments, the likeliest, a draw from what truncation leaves, log probabilities.
+//! Sampling from a row of logits: adjustments, the likeliest token, a draw from what truncation leaves, log probabilities.
 
 use std::cmp::Ordering;
 
-/// What is done to the logit of one token before anything is chosen; each token occurs at most once in a row.
+/// Change of one token's logit before sampling; each token occurs at most once in a row.
 ///
-/// `l += bias`, then `l / repetition` if it is positive and `l * repetition` if not (Keskar et al. 2019, sec. 4.1, as Hugging Face
-/// does it), then `l -= subtract`, where infinity masks the token.
+/// `l += bias`, then `l / repetition` if it is positive and `l * repetition` if not (Keskar et al. 2019, sec. 4.1, as in Hugging Face),
+/// then `l -= subtract`, where infinity masks the token.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(C)]
 pub struct Adjustment {
-    /// Which; ids outside the vocabulary are ignored.
+    /// Token; ids outside the vocabulary are ignored.
     pub token: u32,
-    /// 0 does nothing.
+    /// Added bias; 0 has no effect.
     pub bias: f32,
-    /// 1 does nothing.
+    /// Repetition penalty; 1 has no effect.
     pub repetition: f32,
-    /// 0 does nothing.
+    /// Subtracted value; 0 has no effect.
     pub subtract: f32,
 }
 
 impl Adjustment {
-    /// Does nothing to `token`.
+    /// Returns an adjustment without effect on `token`.
     #[must_use]
     pub fn none(token: u32) -> Self {
         Self { token, bias: 0.0, repetition: 1.0, subtract: 0.0 }
@@ -35,49 +35,49 @@ impl Adjustment {
     }
 }
 
-/// Which tokens a draw may return, and how likely each is.
+/// Tokens that a draw may return, and their probabilities.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Distribution {
-    /// Logits are divided by it; 0 or less means that nothing is drawn: the likeliest token is taken.
+    /// Divisor of the logits; at 0 or less nothing is drawn: the likeliest token is taken.
     pub temperature: f32,
-    /// Keep this many likeliest tokens; 0 keeps all.
+    /// Number of likeliest tokens to keep; 0 keeps all.
     pub top_k: u32,
-    /// Then keep the smallest set of likeliest tokens that has this share of what top-k left; 1 keeps all.
+    /// Share of what top-k left; the smallest set of likeliest tokens that has it is kept; 1 keeps all.
     pub top_p: f32,
-    /// Drop tokens less likely than this share of the likeliest; 0 drops none.
+    /// Share of the likeliest token's probability below which tokens are dropped; 0 drops none.
     pub min_p: f32,
 }
 
 impl Distribution {
-    /// Whether the likeliest token is taken.
+    /// Returns true if the likeliest token is taken.
     #[must_use]
     pub fn is_greedy(&self) -> bool {
         self.temperature <= 0.0
     }
 
-    /// Whether some tokens may be dropped.
+    /// Returns true if some tokens may be dropped.
     #[must_use]
     pub fn is_truncated(&self) -> bool {
         self.top_k != 0 || self.top_p < 1.0 || self.min_p > 0.0
     }
 }
 
-/// Natural log probability of a token, and its rank, of which 1 is the likeliest.
+/// Natural log probability of a token, and its rank; rank 1 is the likeliest.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RankedLogProb {
-    /// Which.
+    /// Token id.
     pub token: u32,
-    /// At most 0.
+    /// Log probability; at most 0.
     pub logprob: f32,
-    /// 1 + the number of tokens with larger logits; in a list of likeliest tokens, the place in it.
+    /// 1 + the number of tokens with larger logits; in a list of likeliest tokens, the index in it from 1.
     pub rank: u32,
 }
 
-/// The largest logit minus the second largest. NaN if nothing can be chosen from the row: one of its logits is NaN or infinite upwards, or
+/// Returns the largest logit minus the second largest. NaN if the row cannot be sampled: one of its logits is NaN or positive infinity, or
 /// no token is allowed.
 #[must_use]
 pub fn margin(logits: &[f32]) -> f32 {
-    // Without a branch, so that it takes vectors.
+    // Without a branch, so that it vectorises.
     let is_broken = logits.iter().fold(false, |is_broken, x| is_broken | x.is_nan() | (*x == f32::INFINITY));
     if is_broken {
         return f32::NAN;
@@ -88,18 +88,18 @@ pub fn margin(logits: &[f32]) -> f32 {
     first - second
 }
 
-/// The likeliest token, the smallest id among equals.
+/// Returns the likeliest token, the smallest id among equals.
 #[must_use]
 pub fn argmax(logits: &[f32]) -> u32 {
     let best = logits.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (i, x)| if *x > best.1 { (i, *x) } else { best });
     best.0 as u32
 }
 
-/// Candidates that top-k, top-p and min-p look at before all others: a truncated distribution rarely needs more.
+/// Number of candidates that top-k, top-p and min-p consider first: a truncated distribution rarely needs more.
 const FIRST_CANDIDATES: usize = 1024;
 
-/// Draws a token with `u` in 0..1: the first at which the sum of weights exceeds `u` of the whole, in the order of tokens, or from
-/// the likeliest on where tokens are dropped.
+/// Draws a token with `u` in 0..1: the first at which the sum of weights exceeds `u` of the total, in the order of tokens, or from the
+/// likeliest on if tokens are dropped.
 #[must_use]
 pub fn draw(logits: &[f32], distribution: &Distribution, u: f64) -> u32 {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -125,8 +125,7 @@ pub fn draw(logits: &[f32], distribution: &Distribution, u: f64) -> u32 {
     draw_wide(logits, weight, distribution, u, total, ids)
 }
 
-/// [`draw`] where many tokens are kept, by top-p or min-p: boundaries are found by halving, so that no token is sorted that lies far from
-/// one.
+/// Draws as [`draw`] does if top-p or min-p keeps many tokens: finds boundaries by halving, so that only tokens near one are sorted.
 fn draw_wide(
     logits: &[f32],
     weight: impl Fn(f32) -> f64,
@@ -139,18 +138,18 @@ fn draw_wide(
     let enough = f64::from(distribution.top_p) * total;
     let by_mass = num_until(&mut ids, logits, weight, |sum| sum >= enough);
     ids.truncate(by_mass);
-    // Less likely tokens come last, so what min-p leaves is a beginning too.
+    // Less likely tokens come last, so min-p also leaves a prefix.
     ids.retain(|id| weight(*id) >= f64::from(distribution.min_p));
     let kept: f64 = ids.iter().map(|id| weight(*id)).sum();
     let place = num_until(&mut ids, logits, weight, |sum| sum > u * kept);
     ids[place - 1]
 }
 
-/// The number of the likeliest `ids` whose weights in descending order are `enough`; all if they never are. They are moved to
-/// the front, the last of them to the end of that.
+/// Returns the number of the likeliest `ids` whose weights in descending order are `enough`; all if they never are. Moves them to the
+/// front, the least likely of them last.
 fn num_until(ids: &mut [u32], logits: &[f32], weight: impl Fn(u32) -> f64, enough: impl Fn(f64) -> bool) -> usize {
     let (mut start, mut end, mut before) = (0, ids.len(), 0.0);
-    // It is the place in `start..end` at which the weights before `start`, and those up to it, are enough.
+    // The index in `start..end` at which the weights before `start`, and those up to it, are enough.
     while end - start > 1 {
         let middle = start + (end - start) / 2;
         ids[start..end].select_nth_unstable_by(middle - start, |a, b| by_logit(logits, *a, *b));
@@ -165,7 +164,7 @@ fn num_until(ids: &mut [u32], logits: &[f32], weight: impl Fn(u32) -> f64, enoug
     end
 }
 
-/// How many of the descending `weights` stay; at least one.
+/// Returns the number of the descending `weights` to keep; at least one.
 fn truncate(weights: impl Iterator<Item = f64>, total: f64, distribution: &Distribution) -> usize {
     let top_k = if distribution.top_k == 0 { usize::MAX } else { distribution.top_k as usize };
     // Top-p is a share of what top-k left, as in vLLM; the likeliest weight is 1 by construction.
@@ -183,7 +182,7 @@ fn truncate(weights: impl Iterator<Item = f64>, total: f64, distribution: &Distr
     kept
 }
 
-/// The first token at which the running sum of weights exceeds `target`.
+/// Returns the first token at which the running sum of weights exceeds `target`.
 fn pick(weights: impl Iterator<Item = (u32, f64)>, target: f64) -> u32 {
     let mut sum = 0.0;
     let mut last = 0;
@@ -197,7 +196,7 @@ fn pick(weights: impl Iterator<Item = (u32, f64)>, target: f64) -> u32 {
     last
 }
 
-/// Log probability of `chosen`, and of the `top` likeliest tokens in descending order.
+/// Returns the log probability of `chosen`, and of the `top` likeliest tokens in descending order.
 #[must_use]
 pub fn log_probs(logits: &[f32], chosen: u32, top: u32) -> (RankedLogProb, Vec<RankedLogProb>) {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -209,7 +208,7 @@ pub fn log_probs(logits: &[f32], chosen: u32, top: u32) -> (RankedLogProb, Vec<R
     (RankedLogProb { token: chosen, logprob: logprob(chosen), rank }, top)
 }
 
-/// The `top` likeliest tokens in descending order, or all if they are fewer.
+/// Returns the `top` likeliest tokens in descending order, or all if there are fewer.
 ///
 /// One pass keeps those above the last one known to be too unlikely; a long vocabulary is neither listed nor sorted.
 fn likeliest(logits: &[f32], top: usize) -> Vec<u32> {
@@ -237,7 +236,7 @@ fn likeliest(logits: &[f32], top: usize) -> Vec<u32> {
     kept
 }
 
-/// Descending, the smallest id first among equals.
+/// Compares in descending order, the smallest id first among equals.
 fn by_logit(logits: &[f32], a: u32, b: u32) -> Ordering {
     logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b))
 }
@@ -248,7 +247,7 @@ mod tests {
 
     const ALL: Distribution = Distribution { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
 
-    /// Tokens drawn with 2,000 evenly spaced numbers from the distribution `e^logits`.
+    /// Counts tokens drawn with 2,000 evenly spaced values of `u` from the distribution `e^logits`.
     fn histogram(logits: &[f32], distribution: Distribution) -> Vec<usize> {
         let mut counts = vec![0; logits.len()];
         for i in 0..2000 {
@@ -289,7 +288,7 @@ mod tests {
         assert!(counts.iter().skip(2 * FIRST_CANDIDATES).any(|count| *count > 0));
     }
 
-    /// Flat rows, with islands of equal logits, beside what sorting all tokens gives.
+    /// Compares flat rows, with groups of equal logits, with the result of sorting all tokens.
     #[test]
     fn wide_draws_are_those_of_a_sorted_vocabulary() {
         for (seed, levels) in [(1, 1e6), (2, 20.0)] {
@@ -304,7 +303,7 @@ mod tests {
                 let kept = truncate(sorted.iter().map(weight), sorted.iter().map(weight).sum(), &distribution);
                 let sum: f64 = sorted[..kept].iter().map(weight).sum();
                 for i in 0..50 {
-                    // Away from the boundaries, which other orders of additions move by their rounding.
+                    // Away from the boundaries, which other orders of additions shift by rounding.
                     let u = (f64::from(i) + 0.123_456_7) / 50.0;
                     let expected = pick(sorted[..kept].iter().map(|id| (*id, weight(id))), u * sum);
                     assert_eq!(draw(&logits, &distribution, u), expected, "{distribution:?} {u}");
@@ -326,7 +325,7 @@ mod tests {
     #[test]
     fn the_likeliest_are_those_of_a_sorted_vocabulary() {
         for (len, levels) in [(1, 3.0), (40, 3.0), (5000, 1e6), (5000, 7.0), (5000, 1.0)] {
-            // Few levels make many equal logits.
+            // Few levels give many equal logits.
             let mut logits: Vec<f32> = crate::cpu::testing::noise(len, 5).iter().map(|x| (x * levels).round()).collect();
             logits.iter_mut().step_by(11).for_each(|logit| *logit = f32::NEG_INFINITY);
             let mut sorted: Vec<u32> = (0..len as u32).collect();

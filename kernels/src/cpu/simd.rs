@@ -1,7 +1,7 @@
-//! The few vector operations the kernels need, once per instruction set, so that each kernel is written once.
+//! The vector operations that the kernels need, implemented per instruction set, so that each kernel is written once.
 //!
-//! Kernels are generic over [`Simd`], marked `#[inline(always)]`, and entered through `dispatch!`, which calls a function compiled
-//! with the target features of the instruction set found at run time. [`super::isa`] is the only place that picks one.
+//! Kernels are generic over [`Simd`], marked `#[inline(always)]`, and entered through `dispatch!`, which calls a function compiled with the
+//! target features of the instruction set detected at run time. Only [`super::isa`] selects one.
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{
@@ -17,10 +17,10 @@ use std::arch::x86_64::{
     _mm512_sub_ps,
 };
 
-/// Widest vector any implementation has, in lanes.
+/// Lanes of the widest vector of any implementation.
 pub(crate) const MAX_LANES: usize = 16;
 
-/// Asks for the cache line at `p`, which need not be valid: a hint can do no harm.
+/// Prefetches the cache line at `p`, which need not be valid: a hint has no effect on correctness.
 #[inline(always)]
 pub(crate) fn prefetch<T>(p: *const T) {
     #[cfg(target_arch = "x86_64")]
@@ -32,25 +32,25 @@ pub(crate) fn prefetch<T>(p: *const T) {
     let _ = p;
 }
 
-/// One vector of `f32` and what can be done with it.
+/// One vector of `f32` and its operations.
 ///
 /// # Safety of all methods
 /// The machine must have the instruction set of the implementation, and pointers must be valid for `LANES` elements.
 pub(crate) trait Simd: Copy {
-    /// A vector of `LANES` numbers.
+    /// Vector of `LANES` elements.
     type V: Copy;
-    /// Numbers in a vector.
+    /// Number of elements in a vector.
     const LANES: usize;
 
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load(p: *const f32) -> Self::V;
     unsafe fn store(p: *mut f32, v: Self::V);
     unsafe fn load_f16(p: *const u16) -> Self::V;
-    /// Stores the nearest halves, ties to even.
+    /// Stores the nearest f16 values, ties to even.
     unsafe fn store_f16(p: *mut u16, v: Self::V);
     unsafe fn load_bf16(p: *const u16) -> Self::V;
     unsafe fn load_i8(p: *const i8) -> Self::V;
-    /// The low halves of bytes, and the high halves.
+    /// Loads the low nibbles of bytes, and the high nibbles.
     unsafe fn load_nibbles(p: *const u8) -> [Self::V; 2];
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
@@ -58,14 +58,14 @@ pub(crate) trait Simd: Copy {
     unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
-    /// `a * b + c`
+    /// Returns `a * b + c`.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
-    /// `x` where `a < b`, else `y`
+    /// Returns `x` if `a < b`, else `y`, per lane.
     unsafe fn select_lt(a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V;
-    /// Nearest integers as floats, and `2^n` of them.
+    /// Returns the nearest integers `n` as floats, and `2^n`.
     unsafe fn round_and_exp2(a: Self::V) -> (Self::V, Self::V);
 
-    /// Sum of the lanes, always in the same order.
+    /// Returns the sum of the lanes, always added in the same order.
     #[inline(always)]
     unsafe fn reduce_add(v: Self::V) -> f32 {
         let mut lanes = [0f32; MAX_LANES];
@@ -74,7 +74,7 @@ pub(crate) trait Simd: Copy {
         lanes.iter().sum()
     }
 
-    /// Largest lane.
+    /// Returns the largest lane.
     #[inline(always)]
     unsafe fn reduce_max(v: Self::V) -> f32 {
         let mut lanes = [f32::NEG_INFINITY; MAX_LANES];
@@ -83,7 +83,7 @@ pub(crate) trait Simd: Copy {
         lanes.iter().copied().fold(f32::NEG_INFINITY, f32::max)
     }
 
-    /// `e^x`, relative error below 3e-7 for `x` in -87..=88; smaller `x` give 0.
+    /// Returns `e^x`, relative error below 3e-7 for `x` in -87..=88; smaller `x` give 0.
     ///
     /// Cephes' `expf`: `x = n ln 2 + r`, then a polynomial of degree 6 in `r`.
     #[inline(always)]
@@ -106,7 +106,7 @@ pub(crate) trait Simd: Copy {
     }
 }
 
-/// One number at a time: for machines without AVX2, and the reference the others are tested against.
+/// One element at a time: for machines without AVX2, and the reference that the others are tested against.
 #[derive(Clone, Copy)]
 pub(crate) struct Scalar;
 
@@ -180,7 +180,7 @@ impl Simd for Scalar {
     }
     #[inline(always)]
     unsafe fn fma(a: f32, b: f32, c: f32) -> f32 {
-        // Two roundings: without the instruction a fused one would be a library call.
+        // Rounds twice: without the instruction, a fused operation would be a library call.
         a * b + c
     }
     #[inline(always)]
@@ -323,7 +323,7 @@ impl Simd for Avx512 {
     unsafe fn load_i8(p: *const i8) -> __m512 {
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast::<__m128i>()))) }
     }
-    /// A permutation looks at the low four bits of its index alone, so it masks and converts at once.
+    /// Loads nibbles. A permutation uses only the low four bits of its index, so it masks and converts at once.
     #[inline(always)]
     unsafe fn load_nibbles(p: *const u8) -> [__m512; 2] {
         const COUNT: [f32; 16] = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
@@ -377,7 +377,7 @@ impl Simd for Avx512 {
 
 /// Calls `$kernel::<S>(..)` compiled for the instruction set `$isa`; each argument is written `name: type = value`.
 ///
-/// The kernel must be an `#[inline(always)] unsafe fn` generic over [`Simd`], so that its body is compiled anew with each set of features.
+/// The kernel must be an `#[inline(always)] unsafe fn` generic over [`Simd`], so that its body is compiled for each set of features.
 macro_rules! dispatch {
     ($isa:expr, $kernel:ident $([$generic:ident: $bound:path])? ( $($arg:ident : $ty:ty = $value:expr),* $(,)? )) => {{
         #[cfg(target_arch = "x86_64")]
@@ -393,7 +393,7 @@ macro_rules! dispatch {
             unsafe { $kernel::<$crate::cpu::simd::Avx2 $(, $generic)?>($($arg),*) }
         }
         match $isa {
-            // `Isa::available` hands out a set only where the machine has it.
+            // `Isa::available` returns a set only if the machine has it.
             #[cfg(target_arch = "x86_64")]
             $crate::cpu::Isa::Avx512 => avx512($($value),*),
             #[cfg(target_arch = "x86_64")]

@@ -1,6 +1,6 @@
-//! Numbers for tests.
+//! Test data.
 
-/// Numbers between -0.5 and 0.5 that look random, the same for the same seed (xorshift32).
+/// Returns pseudo-random values between -0.5 and 0.5, the same for the same seed (xorshift32).
 pub(crate) fn noise(len: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761) | 1;
     let mut next = || {

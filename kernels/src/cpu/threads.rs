@@ -1,8 +1,8 @@
 //! The threads that share the work of one kernel.
 //!
-//! A step of decoding starts some two hundred kernels of tens of microseconds, so starting one must cost about one: the calling
-//! thread works too, workers spin for a while before they sleep, and nobody waits for a worker that has not begun. A general pool
-//! (rayon was tried) spends a third of such a step on handing work over.
+//! A decode step starts some two hundred kernels of tens of microseconds, so starting one must cost about one: the calling thread works
+//! too, workers spin for a while before they sleep, and the caller does not wait for workers that have not begun. A general pool (rayon was
+//! tried) spends a third of such a step on handing over work.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
@@ -14,7 +14,7 @@ use std::{hint, io};
 
 use super::Isa;
 
-/// Some threads and their instruction set.
+/// A pool of threads and their instruction set.
 pub struct Threads {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
@@ -23,28 +23,28 @@ pub struct Threads {
     isa: Isa,
 }
 
-/// How often a worker looks for work before it sleeps. Chosen: some 50 microseconds, longer than the gaps inside a step.
+/// Number of times a worker checks for work before it sleeps. Chosen: some 50 microseconds, longer than the gaps inside a step.
 const SPINS: usize = 4096;
 
-/// A closure and how often to call it, as workers see it.
+/// A closure and the number of calls, as workers see it.
 #[derive(Clone, Copy)]
 struct Job {
-    /// Alive while the job is open or any worker is active.
+    /// Closure; alive while the job is open or any worker is active.
     f: *const (dyn Fn(usize) + Sync),
     n: usize,
 }
 
 struct Shared {
-    /// Counts jobs, so that a worker knows a new one.
+    /// Number of jobs so far, so that a worker recognises a new one.
     epoch: AtomicUsize,
-    /// Whether workers may still begin with the job.
+    /// True if workers may still begin with the job.
     open: AtomicBool,
-    /// Workers that may be looking at the job.
+    /// Number of workers that may be reading the job.
     active: AtomicUsize,
-    /// Next index nobody has taken.
+    /// Next index that no thread has taken.
     next: AtomicUsize,
     job: UnsafeCell<Option<Job>>,
-    /// What a worker's part of the job panicked with.
+    /// Payload of a panic in a worker's part of the job.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     sleepers: AtomicUsize,
     asleep: Mutex<()>,
@@ -59,7 +59,7 @@ unsafe impl Sync for Shared {}
 unsafe impl Send for Shared {}
 
 impl Threads {
-    /// `num_threads` threads, the caller's own among them (0: one for each core), with the best instruction set.
+    /// Starts `num_threads` threads, including the caller's own (0: one per core), with the best instruction set.
     ///
     /// # Errors
     /// If the system gives no threads.
@@ -67,7 +67,7 @@ impl Threads {
         Self::with_isa(num_threads, Isa::detect())
     }
 
-    /// As [`Threads::new`], with an instruction set from [`Isa::available`].
+    /// Starts threads as [`Threads::new`], with an instruction set from [`Isa::available`].
     ///
     /// # Errors
     /// If the system gives no threads.
@@ -93,19 +93,19 @@ impl Threads {
         Ok(threads)
     }
 
-    /// Number of threads.
+    /// Returns the number of threads.
     #[must_use]
     pub fn count(&self) -> usize {
         self.workers.len() + 1
     }
 
-    /// The instruction set.
+    /// Returns the instruction set.
     #[must_use]
     pub fn isa(&self) -> Isa {
         self.isa
     }
 
-    /// Calls `f` on every item, spread over the threads.
+    /// Calls `f` on every item, distributed over the threads.
     ///
     /// # Panics
     /// If `f` does.
@@ -115,7 +115,7 @@ impl Threads {
         self.for_each(len, |i| f(unsafe { &mut *items.at(i) }));
     }
 
-    /// Calls `f(i)` for every `i < n`, spread over the threads, low indices first.
+    /// Calls `f(i)` for every `i < n`, distributed over the threads, low indices first.
     ///
     /// # Panics
     /// If `f` does.
@@ -137,7 +137,8 @@ impl Threads {
         }
     }
 
-    /// The right to open a job, unless another caller has it. A panic in an earlier job does no harm: it was closed all the same.
+    /// Acquires the right to open a job, unless another caller has it. A panic in an earlier job does no harm: the job was closed
+    /// regardless.
     fn try_dispatch(&self) -> Option<MutexGuard<'_, ()>> {
         match self.dispatch.try_lock() {
             Ok(guard) => Some(guard),
@@ -152,7 +153,7 @@ impl Drop for Threads {
         self.shared.stop.store(true, Ordering::SeqCst);
         self.shared.wake_all();
         for worker in self.workers.drain(..) {
-            // A worker catches the panics of its jobs; there is nothing to learn from its end.
+            // Workers catch the panics of their jobs, so the result of joining one carries no information.
             let _ = worker.join();
         }
     }
@@ -170,7 +171,7 @@ impl Drop for Closing<'_> {
             spins += 1;
             if spins < SPINS { hint::spin_loop() } else { thread::yield_now() }
         }
-        // The caller's own panic goes on; a worker's beside it must not end a later job.
+        // The caller's own panic propagates; a worker's panic beside it must not end a later job.
         if thread::panicking() {
             *self.0.panic.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
@@ -190,7 +191,7 @@ impl Shared {
     }
 
     fn wake_all(&self) {
-        // Taking the lock makes sure that nobody is between looking at the epoch and going to sleep.
+        // Taking the lock ensures that no worker is between reading the epoch and going to sleep.
         drop(self.asleep.lock().unwrap_or_else(PoisonError::into_inner));
         self.wake.notify_all();
     }
@@ -206,14 +207,14 @@ impl Shared {
         }
     }
 
-    /// A worker's life.
+    /// Runs a worker until the pool ends.
     fn work(&self) {
         let mut seen = 0;
         while let Some(epoch) = self.next_epoch(seen) {
             seen = epoch;
             self.active.fetch_add(1, Ordering::SeqCst);
             if self.open.load(Ordering::SeqCst) {
-                // SAFETY: the job is open and this worker active, so nobody writes it and its closure is alive.
+                // SAFETY: the job is open and this worker active, so no thread writes it and its closure is alive.
                 let job = unsafe { *self.job.get() }.expect("an open job has been published");
                 if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.take_indices(job))) {
                     *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
@@ -223,7 +224,7 @@ impl Shared {
         }
     }
 
-    /// Waits for a job after `seen`; `None` when it is time to end.
+    /// Waits for a job after `seen`; returns `None` when the worker must end.
     fn next_epoch(&self, seen: usize) -> Option<usize> {
         let news = || {
             let epoch = self.epoch.load(Ordering::SeqCst);
@@ -249,7 +250,7 @@ impl Shared {
     }
 }
 
-/// A pointer that several threads may write through, each to places of its own.
+/// A pointer that several threads may write through, each to elements of its own.
 pub(crate) struct SharedMut<T>(*mut T);
 
 impl<T> Clone for SharedMut<T> {
@@ -270,7 +271,7 @@ impl<T> SharedMut<T> {
         Self(slice.as_mut_ptr())
     }
 
-    /// The element at `offset`.
+    /// Returns the element at `offset`.
     ///
     /// # Safety
     /// `offset` must lie within the slice, and no other thread may touch the elements reached through it.
@@ -296,7 +297,7 @@ mod tests {
             let threads = Threads::new(count).unwrap();
             assert_eq!(threads.count(), count);
             for n in [0, 1, 2, 3, 100] {
-                // Often enough to meet workers spinning, asleep and late.
+                // Often enough to hit workers that are spinning, asleep and late.
                 for round in 0..300 {
                     if round % 100 == 99 {
                         thread::sleep(std::time::Duration::from_millis(1));

@@ -1,4 +1,4 @@
-//! Attention for arbitrary query positions, on tensor cores of any chip from sm_80 on.
+//! Attention for arbitrary query positions, on tensor cores of any GPU from sm_80 on.
 
 use std::sync::Arc;
 
@@ -10,14 +10,14 @@ use super::paged::PagedQueries;
 use super::splits::{Combine, Partials, TileSlots};
 use super::tiles::Tile;
 
-/// Query rows (token times head of its group) of a tile: 16 a warp.
+/// Query rows (token times head of its group) of a tile: 16 per warp.
 const TILE_ROWS: usize = 64;
 /// `WARPS` of `attention.cu`.
 const THREADS: usize = 128;
-/// Keys that a tile meets at once, `TILE_KEYS` of `attention.cu`.
+/// Keys that a tile processes at once, `TILE_KEYS` of `attention.cu`.
 const TILE_KEYS: usize = 64;
 
-/// [`crate::cpu::attention()`].
+/// Device version of [`crate::cpu::attention()`].
 pub struct Attention {
     device: Arc<Device>,
     attention_64: CudaFunction,
@@ -27,11 +27,11 @@ pub struct Attention {
 
 /// Tiles of one launch, made by [`super::tiles()`] with [`Attention::tile_tokens`].
 pub struct TileList<'a> {
-    /// The tiles.
+    /// Tiles on the device.
     pub tiles: CudaView<'a, Tile>,
-    /// How many of them.
+    /// Number of tiles.
     pub num_tiles: usize,
-    /// Rows of the batch: tiles lie in `0..num_rows`.
+    /// Number of rows of the batch: tiles lie in `0..num_rows`.
     pub num_rows: usize,
 }
 
@@ -46,7 +46,7 @@ impl TileList<'_> {
     }
 }
 
-/// Where a launch writes: rows, or parts of them to be combined.
+/// Target of a launch: rows, or partial results to be combined.
 enum Output<'a> {
     Rows(&'a mut CudaSlice<bf16>, Option<&'a mut CudaSlice<f32>>),
     Parts(&'a mut Partials),
@@ -67,7 +67,7 @@ impl Attention {
         })
     }
 
-    /// Tokens of a tile when `group` query heads share a head of keys.
+    /// Returns the tokens of a tile when `group` query heads share a key head.
     ///
     /// # Panics
     /// If a token alone has more rows than a tile.
@@ -77,10 +77,10 @@ impl Attention {
         TILE_ROWS / group
     }
 
-    /// `out[row] = softmax(scale * q Kᵀ) V` for the rows of all tiles; key `j` is seen by a row at position `j` or later.
+    /// Computes `out[row] = softmax(scale * q Kᵀ) V` for the rows of all tiles; rows at position `j` or later see key `j`.
     ///
-    /// `out` is `[rows][num_heads * head_dim]`, `lse` (natural logarithm of the sum of exponentials) `[rows][num_heads]`; rows outside
-    /// the tiles are left alone. Whatever a block holds beyond the last position of a tile is not read.
+    /// `out` is `[rows][num_heads * head_dim]`, `lse` (natural logarithm of the sum of exponentials) `[rows][num_heads]`; rows outside the
+    /// tiles are not changed. Slots of a block beyond the last position of a tile are not read.
     ///
     /// # Errors
     /// If the launch fails.
@@ -95,7 +95,7 @@ impl Attention {
         self.launch(paged, list, 1, Output::Rows(out, lse))
     }
 
-    /// As [`Self::run`], with the keys of each tile divided into `num_splits` parts: for few tiles over many keys.
+    /// Runs as [`Self::run`], with the keys of each tile divided into `num_splits` parts: for few tiles over many keys.
     ///
     /// # Errors
     /// If a launch fails.
@@ -144,7 +144,7 @@ impl Attention {
     }
 }
 
-/// Two stages of keys and values.
+/// Returns the bytes of two stages of keys and values.
 fn shared_bytes(head_dim: usize) -> usize {
     2 * 2 * TILE_KEYS * head_dim * size_of::<bf16>()
 }
@@ -155,7 +155,7 @@ mod tests {
     use crate::cuda::testing::{PagedWorld, device};
     use crate::cuda::tiles;
 
-    /// Compares rows and their lse with the CPU's, whole and in parts.
+    /// Compares rows and their lse with the CPU's, unsplit and in parts.
     #[track_caller]
     fn check(world: &PagedWorld) {
         let device = device();

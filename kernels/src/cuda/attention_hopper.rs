@@ -1,4 +1,4 @@
-//! Attention of prefill on Hopper, for arbitrary query positions.
+//! Prefill attention on Hopper, for arbitrary query positions.
 
 use std::sync::Arc;
 
@@ -11,16 +11,16 @@ use super::paged::{PagedQueries, Sizes};
 use super::splits::{Combine, Partials, TileSlots};
 use super::tensor_map::{TensorMap, address};
 
-/// Query rows (token times head of its group) of a tile, keys met at once, buffers for keys and values, threads: as in
+/// Query rows (token times head of its group) of a tile, keys processed at once, buffers for keys and values, threads: as in
 /// `attention_hopper.cu`.
 const TILE_ROWS: usize = 128;
 const TILE_KEYS: usize = 160;
 const STAGES: usize = 2;
 const THREADS: usize = 384;
-/// Heads of a group: a tile has two tokens at least.
+/// Maximum number of heads of a group: a tile has at least two tokens.
 const MAX_GROUP: usize = 64;
 
-/// [`super::Attention`] through the copy engine and the warpgroup products of compute capability 9.0.
+/// Version of [`super::Attention`] with the copy engine and the warpgroup products of compute capability 9.0.
 pub struct AttentionHopper {
     device: Arc<Device>,
     num_multiprocessors: usize,
@@ -38,7 +38,7 @@ impl AttentionHopper {
     /// If the device cannot run them.
     ///
     /// # Panics
-    /// If [`Self::runs_on`] denies the device.
+    /// If [`Self::runs_on`] returns false for the device.
     pub fn new(device: &Arc<Device>) -> Result<Self, DeviceError> {
         assert!(Self::runs_on(device)?, "only compute capability 9.0 has these instructions");
         let function = |name, head_dim| device.function("attention_hopper", name, shared_bytes(head_dim));
@@ -53,7 +53,7 @@ impl AttentionHopper {
         })
     }
 
-    /// Whether the device has the instructions: later chips do not.
+    /// Returns true if the device has the instructions: later GPUs do not.
     ///
     /// # Errors
     /// If the device fails.
@@ -61,7 +61,7 @@ impl AttentionHopper {
         Ok(device.capability()? == 90)
     }
 
-    /// Tokens of a tile when `group` query heads share a head of keys.
+    /// Returns the tokens of a tile when `group` query heads share a key head.
     ///
     /// # Panics
     /// If there are more than 64.
@@ -71,13 +71,14 @@ impl AttentionHopper {
         TILE_ROWS / group
     }
 
-    /// Into how many parts to divide the keys of `num_tiles` tiles over up to `max_context` positions, so that a launch fills the GPU.
+    /// Returns the number of parts into which to divide the keys of `num_tiles` tiles over up to `max_context` positions, so that a launch
+    /// fills the GPU.
     #[must_use]
     pub fn num_splits(&self, num_tiles: usize, num_kv_heads: usize, max_context: usize) -> usize {
         num_splits(self.num_multiprocessors, num_tiles * num_kv_heads, max_context)
     }
 
-    /// Room for the parts of any launch divided into [`Self::num_splits`].
+    /// Allocates room for the parts of any launch divided into [`Self::num_splits`].
     ///
     /// # Errors
     /// If memory does not suffice.
@@ -85,11 +86,11 @@ impl AttentionHopper {
         Partials::new(&self.device, self.num_multiprocessors * TILE_ROWS, head_dim)
     }
 
-    /// `out[row] = softmax(scale * q Kᵀ) V` for the rows of all tiles; key `j` is seen by a row at position `j` or later.
+    /// Computes `out[row] = softmax(scale * q Kᵀ) V` for the rows of all tiles; rows at position `j` or later see key `j`.
     ///
-    /// `out` is `[rows][num_heads * head_dim]`, `lse` (natural logarithm of the sum of exponentials) `[rows][num_heads]`; rows outside
-    /// the tiles are left alone. Whatever a block holds beyond the last position of a tile does not matter. The bits of a row do not
-    /// depend on the rows beside it.
+    /// `out` is `[rows][num_heads * head_dim]`, `lse` (natural logarithm of the sum of exponentials) `[rows][num_heads]`; rows outside the
+    /// tiles are not changed. The content of slots beyond the last position of a tile does not matter. The bits of a row do not depend on
+    /// the rows beside it.
     ///
     /// # Errors
     /// If the launch fails.
@@ -106,7 +107,7 @@ impl AttentionHopper {
         self.launch(self.attention(paged), paged, list, 1, written)
     }
 
-    /// The `lse` of [`Self::run`] alone, for which values are not read.
+    /// Computes the `lse` of [`Self::run`] alone, for which values are not read.
     ///
     /// # Errors
     /// If the launch fails.
@@ -117,7 +118,7 @@ impl AttentionHopper {
         self.launch(function, paged, list, 1, written)
     }
 
-    /// As [`Self::run`], with the keys of each tile divided into `num_splits` parts: for few tiles over many keys. `partials` has room
+    /// Runs as [`Self::run`], with the keys of each tile divided into `num_splits` parts: for few tiles over many keys. `partials` has room
     /// for tiles × tokens of a tile × query heads × splits.
     ///
     /// # Errors
@@ -180,12 +181,13 @@ impl AttentionHopper {
     }
 }
 
-/// Most splits of a tile. Measured with 16 rows at 32k: more are slower to combine than they save.
+/// Maximum number of splits of a tile. Measured with 16 rows at 32k: more are slower to combine than they save.
 const MAX_SPLITS: usize = 32;
-/// Tiles of keys that pay for a split. Measured with 16 rows at 8k.
+/// Minimum number of key tiles per split. Measured with 16 rows at 8k.
 const MIN_KEY_TILES: usize = 2;
 
-/// Only what leaves multiprocessors idle is divided: measured, the combination costs more than an uneven last round.
+/// Returns the number of splits. Only launches that leave multiprocessors idle are divided: measured, the combination costs more than an
+/// uneven last round.
 fn num_splits(num_multiprocessors: usize, num_items: usize, max_context: usize) -> usize {
     let most = max_context.div_ceil(MIN_KEY_TILES * TILE_KEYS).clamp(1, MAX_SPLITS);
     (num_multiprocessors / num_items.max(1)).clamp(1, most)
@@ -203,7 +205,7 @@ struct Arguments {
     num_splits: i32,
 }
 
-/// Addresses that a launch writes to; 0 where there is nothing to write.
+/// Addresses that a launch writes to; 0 if there is nothing to write.
 #[derive(Default)]
 #[repr(C)]
 struct Written {
@@ -220,7 +222,7 @@ fn pointer<T>(slice: &mut CudaSlice<T>, stream: &Arc<CudaStream>) -> u64 {
     slice.device_ptr_mut(stream).0
 }
 
-/// A tile of queries, the buffers of keys and values, their barriers, and room to begin at a multiple of 1024.
+/// Returns the bytes of a tile of queries, the buffers of keys and values, their barriers, and alignment to a multiple of 1024.
 const fn shared_bytes(head_dim: usize) -> usize {
     (TILE_ROWS + 2 * STAGES * TILE_KEYS) * head_dim * size_of::<bf16>() + (2 + 4 * STAGES) * size_of::<u64>() + 1024
 }
@@ -231,7 +233,7 @@ mod tests {
     use crate::cuda::testing::{PagedWorld, device};
     use crate::cuda::tiles;
 
-    /// Compares rows and their lse with the CPU's, whole and in parts.
+    /// Compares rows and their lse with the CPU's, unsplit and in parts.
     #[track_caller]
     fn check(head_dim: usize, (num_heads, num_kv_heads): (usize, usize), sequences: &[Vec<u32>]) {
         let world = PagedWorld { head_dim, num_heads, num_kv_heads, sequences: sequences.to_vec() };

@@ -1,4 +1,4 @@
-//! Attention of one query token a sequence: a decode step.
+//! Attention of one query token per sequence: a decode step.
 
 use std::sync::Arc;
 
@@ -12,23 +12,23 @@ use super::splits::Partials;
 
 /// `WARPS` of `decode_attention.cu`.
 const THREADS: usize = 128;
-/// Rings of four warps, 24 KB each, whatever the head.
+/// Rings of four warps, 24 KB each, for any head_dim.
 const SHARED_BYTES: usize = 4 * 24 * 1024;
 
-/// [`crate::cpu::attention()`] for rows that each have a sequence of their own.
+/// Device version of [`crate::cpu::attention()`] for rows that each have their own sequence.
 pub struct DecodeAttention {
     device: Arc<Device>,
-    /// By head dimension (64, 128) and heads a block of threads computes together (8, 16).
+    /// Functions by head_dim (64, 128) and heads that a thread block computes together (8, 16).
     functions: [[CudaFunction; 2]; 2],
 }
 
 /// Parts of one launch, made by [`super::decode_parts()`].
 pub struct PartList<'a> {
-    /// The parts.
+    /// Parts on the device.
     pub parts: CudaView<'a, DecodePart>,
-    /// How many of them.
+    /// Number of parts.
     pub num_parts: usize,
-    /// Rows of the batch.
+    /// Number of rows of the batch.
     pub num_rows: usize,
 }
 
@@ -48,10 +48,10 @@ impl DecodeAttention {
         })
     }
 
-    /// `out[row] = softmax(scale * q Kᵀ) V` over the positions up to `positions[row]` of the sequence of table `row`.
+    /// Computes `out[row] = softmax(scale * q Kᵀ) V` over the positions up to `positions[row]` of the sequence of table `row`.
     ///
-    /// `out` is `[rows][num_heads * head_dim]`; a row at [`super::NO_SEQUENCE`] becomes zero and reads nothing. What is launched depends
-    /// on the length of the list alone, so that a graph captured once serves every list that [`DecodePart::NONE`] fills up to it.
+    /// `out` is `[rows][num_heads * head_dim]`; a row at [`super::NO_SEQUENCE`] becomes zero and reads nothing. The launch depends on the
+    /// length of the list alone, so that a graph captured once works for every list that is padded to it with [`DecodePart::NONE`].
     ///
     /// # Errors
     /// If the launch fails.
@@ -105,7 +105,7 @@ mod tests {
         let (mut expected, _) = world.expected();
         expected.resize(num_rows * width, 0.0);
         let all: Vec<u32> = positions.iter().copied().chain([NO_SEQUENCE; 2]).collect();
-        // From rows mostly whole to a part for every two blocks, and parts that were made for other positions.
+        // From rows mostly undivided to a part for every two blocks, and parts that were made for other positions.
         let mut lists: Vec<_> = [1, 8, 132, 1000].map(|processors| decode_parts(&all, num_kv_heads, processors)).into();
         lists.push(decode_parts(&vec![2000; num_rows], num_kv_heads, 132));
         for mut list in lists {
@@ -113,7 +113,7 @@ mod tests {
             let parts = device.upload(&list).unwrap();
             let list = PartList { parts: parts.as_view(), num_parts: list.len(), num_rows };
             let mut partials = Partials::new(&device, list.num_parts * num_heads, head_dim).unwrap();
-            // Twice: parts that arrived are counted from zero again.
+            // Twice: the counters of arrived parts must be zero again.
             for case in ["first", "second"] {
                 let mut out = device.upload(&vec![bf16::NAN; num_rows * width]).unwrap();
                 attention.run(&on_device.paged(&world), &list, &mut partials, &mut out).unwrap();

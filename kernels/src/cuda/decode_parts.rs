@@ -1,4 +1,4 @@
-//! How the rows of a decode step are dealt to blocks of threads.
+//! Assignment of the rows of a decode step to thread blocks.
 
 use std::cmp::Reverse;
 
@@ -7,15 +7,15 @@ use cudarc::driver::DeviceRepr;
 use super::paged::BLOCK;
 use super::upload::Words;
 
-/// One of the parts into which the keys of a row are divided evenly; parts of a row follow each other.
+/// One of the parts into which the keys of a row are divided evenly; parts of a row are consecutive.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DecodePart {
-    /// Row of the batch, or [`DecodePart::NONE`]'s.
+    /// Row of the batch, or that of [`DecodePart::NONE`].
     pub row: u32,
     /// Index of the row's first part.
     pub first_part: u32,
-    /// Parts the row has.
+    /// Number of parts of the row.
     pub num_parts: u32,
 }
 
@@ -27,38 +27,38 @@ unsafe impl Words for DecodePart {
 // SAFETY: three u32 in C's order, no padding.
 unsafe impl DeviceRepr for DecodePart {}
 
-/// Position of a row without a sequence, as rows beyond the batch in a captured graph.
+/// Position of a row without a sequence, such as padding rows in a captured graph.
 pub const NO_SEQUENCE: u32 = u32::MAX;
 
-/// Most parts of a row, `MAX_PARTS` of `decode_attention.cu`.
+/// Maximum number of parts of a row, `MAX_PARTS` of `decode_attention.cu`.
 const MAX_PARTS: usize = 128;
-/// Times the mean length that a part may have: the rest of the batch should not wait for one long row. Chosen.
+/// Maximum length of a part as a multiple of the mean row length: the rest of the batch should not wait for one long row. Chosen.
 const LONG_ROW: usize = 2;
-/// Parts that are added up in the time one block of 32 keys is read. Measured by the example `paged_attention_speed`: at batch 1 and 4096
-/// positions 16 parts take no longer than 32.
+/// Number of parts that are added up in the time it takes to read one block of 32 keys. Measured by the example `paged_attention_speed`: at
+/// batch 1 and 4096 positions 16 parts take no longer than 32.
 const PARTS_A_BLOCK: usize = 4;
 
 impl DecodePart {
-    /// Computes nothing: fills the list of a captured graph.
+    /// A part that computes nothing: pads the list of a captured graph.
     pub const NONE: Self = Self { row: u32::MAX, first_part: 0, num_parts: 0 };
 
-    /// As it lies in memory.
+    /// Returns its memory representation.
     #[must_use]
     pub const fn words(self) -> [u32; 3] {
         [self.row, self.first_part, self.num_parts]
     }
 
-    /// Most parts that [`decode_parts`] makes: so long is the list of a captured graph.
+    /// Returns the maximum number of parts that [`decode_parts`] makes: the length of the list of a captured graph.
     #[must_use]
     pub fn most(num_rows: usize, num_kv_heads: usize, num_multiprocessors: usize) -> usize {
         num_rows + num_multiprocessors.div_ceil(num_kv_heads).max(num_rows.div_ceil(LONG_ROW))
     }
 }
 
-/// Divides rows so that every multiprocessor has a part if the rows are few, and no part is much longer than a row of the mean length.
+/// Divides rows so that every multiprocessor has a part if there are few rows, and no part is much longer than a row of the mean length.
 ///
-/// Longer rows come first. The list is right for all later positions of the same rows too, only less even.
-/// A row without a sequence has one part.
+/// Longer rows come first. The list also remains valid for all later positions of the same rows, only less even. A row without a sequence
+/// has one part.
 #[must_use]
 pub fn decode_parts(positions: &[u32], num_kv_heads: usize, num_multiprocessors: usize) -> Vec<DecodePart> {
     let blocks = |row: usize| if positions[row] == NO_SEQUENCE { 0 } else { positions[row] as usize / BLOCK + 1 };
@@ -75,8 +75,8 @@ pub fn decode_parts(positions: &[u32], num_kv_heads: usize, num_multiprocessors:
     parts
 }
 
-/// Parts of a row of `blocks` blocks: the nearest number to shares of `share`, but no more than pay. `blocks / n` blocks are read while
-/// `n` parts wait to be added up; the sum is least at the root of `PARTS_A_BLOCK * blocks`.
+/// Returns the number of parts of a row of `blocks` blocks: the nearest to shares of `share`, but no more than pay. `blocks / n` blocks are
+/// read while `n` parts wait to be added up; the sum is smallest at the root of `PARTS_A_BLOCK * blocks`.
 fn count(blocks: usize, share: usize) -> usize {
     let paying = (PARTS_A_BLOCK * blocks).isqrt();
     ((2 * blocks + share) / (2 * share)).min(paying).clamp(1, MAX_PARTS)
@@ -86,7 +86,7 @@ fn count(blocks: usize, share: usize) -> usize {
 mod tests {
     use super::*;
 
-    /// Rows and their numbers of parts, in order.
+    /// Checks the rows and their numbers of parts, in order.
     #[track_caller]
     fn check(lens: &[u32], expected: &[(u32, u32)]) {
         let positions: Vec<u32> = lens.iter().map(|len| len.wrapping_sub(1)).collect();

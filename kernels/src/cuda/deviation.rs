@@ -1,4 +1,4 @@
-//! How far what the pool holds of some rows is from fresh keys and values.
+//! Deviation of some rows in the pool from fresh keys and values.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use super::device::{Device, DeviceError, launch};
 use super::pool::Pool;
 use super::qkv::QkvShape;
 
-/// Chosen: four rows a block of threads.
+/// Threads per block. Chosen: four rows per thread block.
 const THREADS: usize = 128;
 
 /// Rows with their rotated keys and values, as [`super::Qkv::rotate`] leaves them.
@@ -18,9 +18,9 @@ pub struct FreshRows<'a> {
     pub buffer: &'a CudaSlice<bf16>,
     /// Their heads.
     pub shape: QkvShape,
-    /// Those to be measured.
+    /// Rows to measure.
     pub rows: CudaView<'a, u32>,
-    /// Of each row of the buffer. A row whose slot is [`super::NO_ROW`] gives zeros.
+    /// Slot of each row of the buffer. A row whose slot is [`super::NO_ROW`] gives zeros.
     pub slots: CudaView<'a, u32>,
 }
 
@@ -31,7 +31,7 @@ pub struct Deviation {
 }
 
 impl Deviation {
-    /// Numbers found for each row.
+    /// Number of values per row.
     pub const WIDTH: usize = 6;
 
     /// Loads the function.
@@ -42,7 +42,7 @@ impl Deviation {
         Ok(Self { device: Arc::clone(device), function: device.function("deviation", "deviation", 0)? })
     }
 
-    /// `out[i] = [‖dK‖, ‖dV‖, Σ|dV|, ‖V‖, ‖K‖, 0]` of `fresh.rows[i]`, over all heads: d is fresh minus what the pool holds, V and K are
+    /// Computes `out[i] = [‖dK‖, ‖dV‖, Σ|dV|, ‖V‖, ‖K‖, 0]` of `fresh.rows[i]`, over all heads: d is fresh minus the pool, V and K are
     /// fresh.
     ///
     /// # Errors
@@ -76,8 +76,8 @@ impl Deviation {
             call.arg(size);
         });
         call.arg(out);
-        // SAFETY: results lie in `out`, as asserted; that the named rows lie in the buffer and their slots in the pool is the promise of
-        // who names them.
+        // SAFETY: results lie in `out`, as asserted; that the listed rows lie in the buffer and their slots in the pool is the caller's
+        // promise.
         unsafe { call.launch(launch((num_rows.div_ceil(THREADS / 32), 1, 1), THREADS, 0)) }?;
         Ok(())
     }

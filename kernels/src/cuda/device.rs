@@ -10,7 +10,7 @@ use cudarc::driver::{
 };
 use cudarc::nvrtc::Ptx;
 
-/// A fault of the device, or none there.
+/// A device fault, or a missing device or library.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// The driver's library is not installed.
@@ -19,30 +19,30 @@ pub enum DeviceError {
     /// There are fewer GPUs.
     #[error("there is no GPU {ordinal}: this machine has {count}, counted from 0")]
     NoSuchDevice {
-        /// The one asked for, from 0.
+        /// Requested GPU index, from 0.
         ordinal: usize,
-        /// How many there are.
+        /// Number of GPUs.
         count: usize,
     },
-    /// The driver reports an error. What the device's memory holds is unknown from then on.
+    /// The driver reports an error. The content of device memory is undefined from then on.
     #[error("CUDA: {0}")]
     Driver(#[from] DriverError),
     /// cuBLAS reports an error.
     #[error("cuBLASLt: {0:?}")]
     Blas(#[from] cudarc::cublaslt::result::CublasError),
-    /// The libraries of CUDA 13 are not where the loader looks.
+    /// The loader does not find the libraries of CUDA 13.
     #[error("cuBLASLt of CUDA 13 is not installed, or not where the loader looks (LD_LIBRARY_PATH)")]
     NoBlas,
 }
 
-/// A GPU that this process uses, with one stream that everything but a [`super::HostPool`]'s copies happens on in order.
+/// A GPU used by this process, with one stream on which everything except a [`super::HostPool`]'s copies runs in order.
 pub struct Device {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
 }
 
-/// Declares the modules that the build made of `cuda/*.cu`.
+/// Declares the modules that the build compiles from `cuda/*.cu`.
 macro_rules! modules {
     ($($name:literal),+ $(,)?) => {
         fn image(name: &str) -> &'static [u8] {
@@ -93,7 +93,7 @@ impl Device {
         Ok(Arc::new(Self { context, stream, modules: Mutex::default() }))
     }
 
-    /// As the driver names it.
+    /// Returns the driver's name of the device.
     ///
     /// # Errors
     /// If the device fails.
@@ -101,7 +101,7 @@ impl Device {
         Ok(self.context.name()?)
     }
 
-    /// Free and total bytes of memory.
+    /// Returns free and total bytes of memory.
     ///
     /// # Errors
     /// If the device fails.
@@ -109,7 +109,7 @@ impl Device {
         Ok(self.context.mem_get_info()?)
     }
 
-    /// Streaming multiprocessors.
+    /// Returns the number of streaming multiprocessors.
     ///
     /// # Errors
     /// If the device fails.
@@ -118,7 +118,7 @@ impl Device {
         Ok(self.context.attribute(COUNT)? as usize)
     }
 
-    /// Compute capability, as 90 for Hopper.
+    /// Returns the compute capability, such as 90 for Hopper.
     ///
     /// # Errors
     /// If the device fails.
@@ -127,19 +127,19 @@ impl Device {
         Ok((10 * major + minor) as u32)
     }
 
-    /// The stream of all launches.
+    /// Returns the stream of all launches.
     #[must_use]
     pub fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
     }
 
-    /// The context, for streams and events beside the one of all launches.
+    /// Returns the context, for streams and events besides the stream of all launches.
     #[must_use]
     pub fn context(&self) -> &Arc<CudaContext> {
         &self.context
     }
 
-    /// Waits until everything launched is done.
+    /// Waits until all launches are done.
     ///
     /// # Errors
     /// If anything launched since the last call failed.
@@ -147,7 +147,7 @@ impl Device {
         Ok(self.stream.synchronize()?)
     }
 
-    /// `len` numbers, all zero.
+    /// Allocates `len` zeroed elements.
     ///
     /// # Errors
     /// If memory does not suffice.
@@ -155,7 +155,7 @@ impl Device {
         Ok(self.stream.alloc_zeros(len.max(1))?)
     }
 
-    /// A copy of `host` on the device.
+    /// Copies `host` to the device.
     ///
     /// # Errors
     /// If memory does not suffice.
@@ -163,7 +163,7 @@ impl Device {
         Ok(self.stream.clone_htod(host)?)
     }
 
-    /// A copy of `slice` on the host; waits for what was launched before.
+    /// Copies `slice` to the host; waits for all earlier launches.
     ///
     /// # Errors
     /// If the device fails.
@@ -173,7 +173,7 @@ impl Device {
         Ok(host)
     }
 
-    /// Function `name` of module `module`, allowed `shared_bytes` of dynamic shared memory.
+    /// Returns function `name` of module `module`, with up to `shared_bytes` of dynamic shared memory.
     ///
     /// # Errors
     /// If the device cannot run it.
@@ -195,7 +195,7 @@ impl Device {
     }
 }
 
-/// A grid of `grid` blocks of `threads` threads each.
+/// Returns the configuration of a grid of `grid` blocks of `threads` threads each.
 pub(super) fn launch(grid: (usize, usize, usize), threads: usize, shared_bytes: usize) -> LaunchConfig {
     LaunchConfig {
         grid_dim: (grid.0 as u32, grid.1 as u32, grid.2 as u32),

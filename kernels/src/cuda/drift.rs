@@ -1,4 +1,4 @@
-//! Moves keys and values of some slots by weighted sums of the changes of others.
+//! Updates keys and values of some slots by weighted sums of the changes of others.
 
 use std::sync::Arc;
 
@@ -10,15 +10,15 @@ use super::rope::RopeTable;
 
 /// Targets of a tile, as in `drift.cu`.
 const TARGETS: usize = 8;
-/// Numbers of a thread, as in `drift.cu`.
+/// Elements per thread, as in `drift.cu`.
 const NUMBERS: usize = 8;
-/// Chosen: a tile of Qwen2.5-7B is one block of threads.
+/// Threads per block. Chosen: a tile of Qwen2.5-7B is one thread block.
 const THREADS: usize = 128;
 
-/// Up to eight targets of one piece: first target, how many, first sample, how many, first weight.
+/// Up to eight targets of one piece: first target, number of targets, first sample, number of samples, first weight.
 pub type DriftTile = [u32; 5];
 
-/// Tiles of pieces `(targets, samples)`, whose targets, samples and weights lie one behind the other.
+/// Returns tiles of pieces `(targets, samples)`, whose targets, samples and weights are each concatenated.
 ///
 /// # Panics
 /// If there are 2^32 weights.
@@ -37,9 +37,9 @@ pub fn drift_tiles(pieces: impl IntoIterator<Item = (usize, usize)>) -> Vec<Drif
     tiles
 }
 
-/// Targets of all pieces of a step, one piece behind the other.
+/// Targets of all pieces of a step, concatenated.
 pub struct DriftTargets<'a> {
-    /// Of [`drift_tiles`].
+    /// Tiles from [`drift_tiles`].
     pub tiles: CudaView<'a, DriftTile>,
     /// Position of each target.
     pub positions: CudaView<'a, u32>,
@@ -49,7 +49,7 @@ pub struct DriftTargets<'a> {
     pub weights: CudaView<'a, f32>,
 }
 
-/// [`crate::cpu::KvLayer::follow_drift`] of many pieces at once.
+/// Device version of [`crate::cpu::KvLayer::follow_drift`] for many pieces at once.
 pub struct Drift {
     device: Arc<Device>,
     function: CudaFunction,
@@ -57,13 +57,13 @@ pub struct Drift {
 }
 
 impl Drift {
-    /// Loads the function for heads of `head_dim` numbers.
+    /// Loads the function for heads of `head_dim` elements.
     ///
     /// # Errors
     /// If the device cannot run it.
     ///
     /// # Panics
-    /// If heads are neither of 64 nor of 128 numbers.
+    /// If `head_dim` is neither 64 nor 128.
     pub fn new(device: &Arc<Device>, head_dim: usize) -> Result<Self, DeviceError> {
         assert!(matches!(head_dim, 64 | 128), "kernels are compiled for heads of 64 and 128");
         let function = device.function("drift", &format!("follow_{head_dim}"), 0)?;
@@ -72,7 +72,7 @@ impl Drift {
 
     /// Adds to each target the sum of `weight * difference` over the samples of its piece, to its key as before rotation.
     ///
-    /// `differences` has a row for each sample, as [`super::Differences`] leaves them.
+    /// `differences` has a row for each sample, in the layout of [`super::Differences`].
     ///
     /// # Errors
     /// If the launch fails.
@@ -100,7 +100,7 @@ impl Drift {
         let mut call = self.device.stream().launch_builder(&self.function);
         call.arg(&keys).arg(&values).arg(&layer).arg(&num_blocks).arg(&kv_heads).arg(cos_sin).arg(&interleaved);
         call.arg(&targets.tiles).arg(&targets.positions).arg(&targets.slots).arg(&targets.weights).arg(differences);
-        // SAFETY: that tiles name targets, samples and weights which exist, and slots of the pool, is the promise of who made them.
+        // SAFETY: that tiles refer to existing targets, samples and weights, and to slots of the pool, is the caller's promise.
         unsafe { call.launch(launch((targets.tiles.len(), num_groups, 1), THREADS, 0)) }?;
         Ok(())
     }
@@ -115,7 +115,7 @@ mod tests {
 
     const NUM_POSITIONS: usize = 3000;
 
-    /// Pieces `(targets, samples)`, most of their weights 0.
+    /// Checks pieces `(targets, samples)`, most of whose weights are 0.
     #[track_caller]
     fn check(num_kv_heads: usize, head_dim: usize, layout: RopeLayout, pieces: &[(usize, usize)]) {
         let (device, threads) = (device(), Threads::new(1).unwrap());

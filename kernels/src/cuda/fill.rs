@@ -1,4 +1,4 @@
-//! Random numbers, for weights that come from nowhere.
+//! Random elements for weights without a checkpoint.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use super::device::{Device, DeviceError, launch};
 
 const THREADS: usize = 256;
 
-/// Fills buffers with numbers.
+/// Fills buffers with random elements.
 pub struct Fill {
     device: Arc<Device>,
     fill_bf16: CudaFunction,
@@ -24,7 +24,7 @@ impl Fill {
         Ok(Self { device: Arc::clone(device), fill_bf16: device.function("fill", "fill_bf16", 0)? })
     }
 
-    /// Uniform numbers of mean 0 and the given standard deviation; number `i` depends on `(seed, i)` alone.
+    /// Fills with uniform values of mean 0 and the given standard deviation; element `i` depends on `(seed, i)` alone.
     ///
     /// # Errors
     /// If the launch fails.
@@ -37,13 +37,13 @@ impl Fill {
         assert!(num_blocks < 1 << 31, "less than 2^39 numbers");
         let mut call = self.device.stream().launch_builder(&self.fill_bf16);
         call.arg(out).arg(&len).arg(&seed).arg(&scale);
-        // SAFETY: writes `len` numbers, which is what `out` has.
+        // SAFETY: writes `len` elements, which is the length of `out`.
         unsafe { call.launch(launch((num_blocks as usize, 1, 1), THREADS, 0)) }?;
         Ok(())
     }
 }
 
-/// What makes 24 random bits around 0 uniform numbers of a standard deviation: those within ±a have a / sqrt(3).
+/// Returns the factor that turns 24 random bits around 0 into uniform values of a standard deviation: values within ±a have a / sqrt(3).
 fn noise_scale(standard_deviation: f32) -> f32 {
     standard_deviation * 3f32.sqrt() / (1 << 23) as f32
 }
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
     use crate::cuda::testing::{device, rounded};
 
-    /// Numbers of SplitMix64 as [`Fill::uniform`] scales them.
+    /// Returns SplitMix64 values as [`Fill::uniform`] scales them.
     fn uniform(seed: u64, len: u64, scale: f32) -> Vec<f32> {
         let number = |i: u64| {
             let x = seed.wrapping_add((i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));

@@ -1,13 +1,13 @@
-//! Main memory for blocks that the pool has no room for.
+//! Main memory for blocks that do not fit into the pool.
 //!
-//! Copies are made by copy engines, which take nothing from the multiprocessors, and the host waits for none. They begin behind what was
-//! launched before, and go by groups of layers, the first layers first. What overlaps with what:
+//! Copies are made by copy engines, which use no multiprocessors, and the host does not wait for them. They start after earlier launches,
+//! in groups of layers, the first layers first. Overlaps:
 //!
-//! - Copies to the host and copies to the device use both directions of the link at once, on a stream each. But a fetch may write a block
-//!   that is being offloaded, or read a place that is being written: it comes behind that, a few blocks later (`turns.rs`).
-//! - What is launched for a layer waits for the copies of its group alone ([`HostPool::wait_for_layer`]), so that layers are computed
-//!   while those behind them are on their way.
-//! - The copies of a group are issued when the group before it is waited for, so that the host issues them while that one's are under way.
+//! - Copies to the host and copies to the device use both directions of the link at once, each on its own stream. But a fetch may write a
+//!   block that is being offloaded, or read a place that is being written: it is ordered after that, a few blocks later (`turns.rs`).
+//! - Launches for a layer wait for the copies of its group alone ([`HostPool::wait_for_layer`]), so that layers are computed while later
+//!   layers are in transfer.
+//! - The copies of a group are issued when the previous group is waited for, so that the host issues them while the previous copies run.
 
 mod ends;
 mod transfers;
@@ -26,40 +26,40 @@ use self::turns::in_turn;
 use super::device::{Device, DeviceError};
 use super::pool::{BLOCK, Pool, PoolShape};
 
-/// What a command moves at least, where a block has as many bytes: blocks with more go in that many groups of layers. Chosen: a command
-/// takes some 2 microseconds beside its bytes (`host_pool_speed`: 50 GB/s by commands of 1.8 MB, 47 by those of 917 kB, 41 by those of
-/// 459 kB, 35 by those of 262 kB), which soon is more than what is gained beside the forward pass of a short question (17.2 ms for 17.9 with
-/// three groups in place of one, for a prompt of 8,192 tokens of Qwen2.5-7B).
+/// Minimum bytes per copy command, if a block has as many: larger blocks are copied in that many groups of layers. Chosen: a command takes
+/// some 2 microseconds besides its bytes (`host_pool_speed`: 50 GB/s by commands of 1.8 MB, 47 by those of 917 kB, 41 by those of 459 kB,
+/// 35 by those of 262 kB), which soon exceeds the gain beside the forward pass of a short question (17.2 ms for 17.9 with three groups in
+/// place of one, for a prompt of 8,192 tokens of Qwen2.5-7B).
 const COMMAND_BYTES: usize = 576 << 10;
 
-/// Blocks that go to the host before those are fetched that had to wait for them. Chosen: few, so that both directions are soon at work, and
-/// yet more bytes than are lost while one stream waits for the other.
+/// Number of blocks copied to the host before the fetches that had to wait for them. Chosen: few, so that both directions soon run, yet
+/// more bytes than are lost while one stream waits for the other.
 const TURN_BLOCKS: usize = 4;
 
 /// Blocks in main memory that the device can read and write, each `[keys, values][num_layers][num_kv_heads][32][head_dim]`.
 ///
-/// Blocks that were begun with are pending until [`Self::wait_for_all`], or [`Self::wait_for_layer`] for the last layer. Before the wait
-/// for a layer, nothing may be launched that touches it: not the blocks that are fetched, and no write to those that are offloaded.
+/// Blocks whose copies were started are pending until [`Self::wait_for_all`], or [`Self::wait_for_layer`] for the last layer. Before the
+/// wait for a layer, nothing may be launched that touches it: no use of blocks that are fetched, and no write to blocks that are offloaded.
 pub struct HostPool {
     device: Arc<Device>,
     blocks: PinnedHostSlice<bf16>,
-    /// Of the pool whose blocks it takes.
+    /// Shape of the pool whose blocks it holds.
     shape: PoolShape,
     num_blocks: usize,
     max_pitch: usize,
     layers_per_group: usize,
     to_host: Transfers,
     to_device: Transfers,
-    /// Of each block that is fetched, how many leading ones of those that are offloaded come before it. Ascending.
+    /// Number of leading offloaded blocks that precede each fetched block. Ascending.
     turns: Vec<usize>,
-    /// Leading groups that launches are behind, of what is pending.
+    /// Number of leading groups of the pending copies that launches are ordered after.
     num_joined: usize,
-    /// Bytes of the last fetch, until its time is told.
+    /// Bytes of the last fetch, until its timing is returned.
     fetched_bytes: u64,
 }
 
 impl HostPool {
-    /// Room for `num_blocks` blocks of pools of `shape`. All of it is locked in memory now, which takes seconds for many gigabytes.
+    /// Allocates `num_blocks` blocks for pools of `shape`. All of it is page-locked now, which takes seconds for many gigabytes.
     ///
     /// # Errors
     /// If memory does not suffice.
@@ -67,13 +67,13 @@ impl HostPool {
         Self::with_groups(device, shape, num_blocks, layers_per_group(shape))
     }
 
-    /// The same with copies of `layers_per_group` layers at once, for measurements.
+    /// Allocates the same with copies of `layers_per_group` layers at once, for measurements.
     ///
     /// # Errors
     /// If memory does not suffice.
     ///
     /// # Panics
-    /// If these are no layers.
+    /// If `layers_per_group` is 0.
     pub fn with_groups(
         device: &Arc<Device>,
         shape: PoolShape,
@@ -99,31 +99,31 @@ impl HostPool {
         })
     }
 
-    /// Bytes of a block.
+    /// Returns the bytes of a block.
     #[must_use]
     pub fn block_bytes(&self) -> usize {
         2 * self.shape.num_layers * BLOCK * self.shape.width() * size_of::<bf16>()
     }
 
-    /// Bytes, both ways together, of what was begun and launches are not behind in all layers.
+    /// Returns the bytes, in both directions, of started copies that launches are not yet ordered after in all layers.
     #[must_use]
     pub fn pending_bytes(&self) -> usize {
         (self.to_host.pending().len() + self.to_device.pending().len()) * self.block_bytes()
     }
 
-    /// Whether launches are behind all copies that were begun.
+    /// Returns true if launches are ordered after all started copies.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.to_host.is_idle() && self.to_device.is_idle()
     }
 
-    /// Begins to copy blocks of `pool` here, of each pair the first to the second, behind all that was launched and begun before.
+    /// Starts copying blocks of `pool` here, of each pair the first to the second, after everything launched and started before.
     ///
     /// # Errors
     /// If the device fails.
     ///
     /// # Panics
-    /// If the pool has another shape, or a block is not there.
+    /// If the pool has another shape, or a block does not exist.
     pub fn begin_offload(&mut self, pool: &mut Pool, pairs: &[(u32, u32)]) -> Result<(), DeviceError> {
         if pairs.is_empty() {
             return Ok(());
@@ -134,19 +134,19 @@ impl HostPool {
         self.to_host.begin(pairs, self.device.stream())
     }
 
-    /// Begins to copy blocks to `pool` from here, of each pair the first to the second, behind all that was launched and begun before.
-    /// What shares no block and no place with a pending offload may come before that.
+    /// Starts copying blocks to `pool` from here, of each pair the first to the second, after everything launched and started before.
+    /// Copies that share no block and no place with a pending offload may run before it.
     ///
     /// # Errors
     /// If the device fails.
     ///
     /// # Panics
-    /// If the pool has another shape, or a block is not there.
+    /// If the pool has another shape, or a block does not exist.
     pub fn begin_fetch(&mut self, pool: &mut Pool, pairs: &[(u32, u32)]) -> Result<(), DeviceError> {
         if pairs.is_empty() {
             return Ok(());
         }
-        // A group that was waited for has been issued without these.
+        // A group that was waited for was issued without these.
         if !self.to_device.is_idle() || self.num_joined > 0 {
             self.wait_for_all(pool)?;
         }
@@ -158,8 +158,8 @@ impl HostPool {
         self.to_device.begin(pairs, self.device.stream())
     }
 
-    /// What is launched from now on is behind the copies of `layer` and those before it, as far as any are pending. The host does not
-    /// wait. Returns how many leading layers launches are behind.
+    /// Orders later launches after the pending copies of `layer` and of those before it. The host does not wait. Returns the number of
+    /// leading layers that launches are ordered after.
     ///
     /// # Errors
     /// If the device fails.
@@ -176,7 +176,7 @@ impl HostPool {
         Ok(if self.is_idle() { self.shape.num_layers } else { self.num_joined * self.layers_per_group })
     }
 
-    /// What is launched from now on is behind all copies that were begun. The host does not wait.
+    /// Orders later launches after all started copies. The host does not wait.
     ///
     /// # Errors
     /// If the device fails.
@@ -188,8 +188,8 @@ impl HostPool {
         Ok(())
     }
 
-    /// Bytes of the last fetch and the seconds that its copies took, those between groups left out, if it has ended; told once. Waiting for
-    /// blocks that leave counts: they make room for it, and are part of what it costs.
+    /// Returns the bytes of the last fetch and the seconds that its copies took, without the gaps between groups, if it has ended; returned
+    /// once. Waiting for blocks that are offloaded counts: they make room for the fetch, and are part of its cost.
     ///
     /// # Errors
     /// If the device fails.
@@ -206,14 +206,14 @@ impl HostPool {
         pairs.inspect(|pair| assert!(is_there(pair), "blocks and places are there: {pair:?}")).collect()
     }
 
-    /// Issues the copies of groups before `end` that were not.
+    /// Issues the copies of groups before `end` that were not yet issued.
     fn issue(&mut self, pool: &mut Pool, end: usize) -> Result<(), DeviceError> {
         let ends = self.ends(pool);
         let num_issued = self.to_host.num_issued_of_pending().max(self.to_device.num_issued_of_pending());
         (num_issued..end.min(self.num_groups())).try_for_each(|group| self.issue_group(&ends, group))
     }
 
-    /// Issues the copies of a group: those to the host a turn at a time, and behind each turn those to the device that waited for it.
+    /// Issues the copies of a group: those to the host a turn at a time, and after each turn those to the device that waited for it.
     fn issue_group(&mut self, ends: &Ends, group: usize) -> Result<(), DeviceError> {
         let layers = self.layers_of(group);
         let (num_offloads, num_fetches) = (self.to_host.pending().len(), self.to_device.pending().len());
@@ -221,7 +221,7 @@ impl HostPool {
         for first in (0..num_offloads).step_by(TURN_BLOCKS) {
             let end = (first + TURN_BLOCKS).min(num_offloads);
             // SAFETY: `checked` and `ends` made sure that all blocks lie in their buffers. The host never touches its own, and `drop` waits
-            // for the stream before it is freed; a pool waits for the whole device before it is.
+            // for the stream before it is freed; a pool waits for the whole device before it is freed.
             unsafe { self.to_host.issue(group, &layers, ends, first..end) }?;
             let ready = self.turns[..num_fetches].partition_point(|&num_before| num_before <= end);
             if ready > num_fetched {
@@ -271,14 +271,14 @@ impl HostPool {
 
 impl Drop for HostPool {
     fn drop(&mut self) {
-        // Copies may still be at work. If waiting for them fails, so has the device, and who asks next is told.
+        // Copies may still be running. If waiting for them fails, so has the device, and the next call reports it.
         for transfers in [&self.to_host, &self.to_device] {
             self.device.context().record_err(transfers.synchronize());
         }
     }
 }
 
-/// Layers whose rows one command copies; groups are as equal as they can be.
+/// Returns the number of layers whose rows one command copies; groups are as equal as possible.
 fn layers_per_group(shape: PoolShape) -> usize {
     let row_bytes = BLOCK * shape.width() * size_of::<bf16>();
     let num_groups = (2 * shape.num_layers * row_bytes / COMMAND_BYTES).clamp(1, shape.num_layers);
@@ -308,7 +308,7 @@ mod tests {
             Self { pool: Pool::new(&device, shape).unwrap(), host, device }
         }
 
-        /// With copies that take the link far longer than they take the host to issue: 7 layers in groups of three.
+        /// Creates a link with copies that take far longer than the host needs to issue them: 7 layers in groups of three.
         fn slow() -> Self {
             Self::new(PoolShape { num_layers: 7, num_blocks: 12, num_kv_heads: 64, head_dim: 128 }, 3)
         }
@@ -347,7 +347,7 @@ mod tests {
             assert!(self.host.is_idle());
         }
 
-        /// Whether each block, as a launch finds it now, holds in `layers` the bits of the block that `expected` names.
+        /// Checks that each block, as a launch reads it now, holds in `layers` the bits of the block that `expected` returns.
         #[track_caller]
         fn check<'a>(&self, layers: Range<usize>, expected: impl Fn(usize) -> (&'a Numbers, usize)) {
             let shape = self.pool.shape();
@@ -367,18 +367,18 @@ mod tests {
         }
     }
 
-    /// All blocks, each with the place of its number.
+    /// Returns all blocks, each with the place of the same index.
     fn all(link: &Link) -> Vec<(u32, u32)> {
         (0..link.pool.shape().num_blocks as u32).map(|block| (block, block)).collect()
     }
 
-    /// All places, each with the block behind the one of its number.
+    /// Returns all places, each with the block after the one of the same index.
     fn turned(link: &Link) -> Vec<(u32, u32)> {
         let num_blocks = link.pool.shape().num_blocks as u32;
         (0..num_blocks).map(|place| (place, (place + 1) % num_blocks)).collect()
     }
 
-    /// Blocks offloaded, overwritten and fetched to other places hold the same bits there, and no other block has changed.
+    /// Checks that blocks offloaded, overwritten and fetched to other places hold the same bits there, and no other block has changed.
     #[track_caller]
     fn check(num_layers: usize, num_kv_heads: usize, head_dim: usize, layers_per_group: usize, max_pitch: usize) {
         let mut link = Link::new(PoolShape { num_layers, num_blocks: 7, num_kv_heads, head_dim }, layers_per_group);
@@ -388,7 +388,7 @@ mod tests {
         link.wait();
         let others = link.fill(3);
         assert_eq!(link.host.take_timing().unwrap(), None, "nothing was fetched");
-        // Back in another order, the last to where it was.
+        // Back in another order, the last to its old place.
         link.fetch(&[(0, 3), (2, 5), (1, 6)]);
         link.wait();
         link.check(0..num_layers, |block| match [(3, 4), (5, 0), (6, 6)].iter().find(|(to, _)| *to == block) {
@@ -405,7 +405,7 @@ mod tests {
     fn cuda_blocks_come_back_from_the_host_as_they_went() {
         check(1, 1, 64, 1, usize::MAX);
         check(3, 3, 64, 1, usize::MAX);
-        // A last group of fewer layers, and a group of more than there are.
+        // A last group of fewer layers, and a group larger than all layers.
         check(3, 3, 64, 2, usize::MAX);
         check(3, 3, 64, 5, usize::MAX);
         check(28, 4, 128, 6, usize::MAX);
@@ -446,7 +446,7 @@ mod tests {
         let there = all(&link);
         let numbers = link.fill(1);
         link.offload(&there);
-        // What a layer writes comes behind what is offloaded of it.
+        // A layer's writes are ordered after its offloads.
         for layer in 0..7 {
             link.wait_for_layer(layer);
             let len = numbers[0].len() / 7;

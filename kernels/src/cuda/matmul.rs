@@ -1,4 +1,4 @@
-//! Matrix products through cuBLASLt: one plan for each shape, its algorithm chosen once.
+//! Matrix products with cuBLASLt: one plan per shape, its algorithm chosen once.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -15,16 +15,16 @@ use half::bf16;
 
 use super::device::{Device, DeviceError};
 
-/// Scratch memory of an algorithm. Chosen: what NVIDIA recommends for Hopper.
+/// Scratch memory of an algorithm. Chosen: NVIDIA's recommendation for Hopper.
 const WORKSPACE_BYTES: usize = 32 << 20;
-/// Algorithms that a tuned shape is timed with.
+/// Number of algorithms that are timed to tune a shape.
 const CANDIDATES: usize = 16;
-/// Timed runs of each candidate, after one that warms up.
+/// Timed runs of each candidate, after a warm-up run.
 const RUNS: usize = 6;
 
-/// What a product's results are stored as.
+/// Element type of a product's results.
 pub trait Output {
-    /// For cuBLASLt.
+    /// Element type for cuBLASLt.
     const TYPE: cudaDataType;
 }
 
@@ -52,14 +52,15 @@ pub struct Matmul {
     plans: HashMap<Shape, Plan>,
 }
 
-// SAFETY: the handle is used by whoever holds the `Matmul` mutably, one thread at a time; cuBLASLt handles are not bound to threads.
+// SAFETY: only the holder of exclusive access to the `Matmul` uses the handle, one thread at a time; cuBLASLt handles are not bound to
+// threads.
 unsafe impl Send for Matmul {}
 
 impl Matmul {
-    /// A handle and its workspace.
+    /// Creates a handle and its workspace.
     ///
     /// # Errors
-    /// If the library is not there, or memory does not suffice.
+    /// If the library is missing, or memory does not suffice.
     pub fn new(device: &Arc<Device>) -> Result<Self, DeviceError> {
         // SAFETY: looks for a library by name; its initialisers are NVIDIA's.
         if !unsafe { sys::is_culib_present() } {
@@ -69,13 +70,13 @@ impl Matmul {
         Ok(Self { device: Arc::clone(device), handle: lt::create_handle()?, workspace, plans: HashMap::new() })
     }
 
-    /// `out[rows, n] = x[rows, k] weight[n, k]ᵀ`.
+    /// Computes `out[rows, n] = x[rows, k] weight[n, k]ᵀ`.
     ///
     /// The algorithm of a new shape is cuBLASLt's first choice, unless [`Self::tune`] found a better one. (That of the next larger tuned
-    /// number of rows was tried: it is 15 % slower at 1,111 rows.)
+    /// row count was tried: it is 15 % slower at 1,111 rows.)
     ///
     /// # Errors
-    /// If the launch fails, or the library knows no algorithm for the shape.
+    /// If the launch fails, or the library has no algorithm for the shape.
     ///
     /// # Panics
     /// If a buffer is too short.
@@ -173,7 +174,7 @@ impl Matmul {
         Ok(())
     }
 
-    /// The likeliest algorithms, best first, as the library ranks them.
+    /// Returns the most promising algorithms, best first, as ranked by the library.
     fn candidates(&self, shape: Shape, out: cudaDataType, limit: usize) -> Result<Vec<Plan>, DeviceError> {
         let describe = || Descriptors::new(shape, out);
         let descriptors = describe()?;
@@ -213,7 +214,7 @@ impl Matmul {
 
 impl Drop for Matmul {
     fn drop(&mut self) {
-        // SAFETY: the handle was created by this value and nobody else has it. A failure leaves nothing to be done.
+        // SAFETY: this value created the handle and is its only user. A failure needs no handling.
         let _ = unsafe { lt::destroy_handle(self.handle) };
     }
 }
@@ -235,7 +236,7 @@ struct Descriptors {
 }
 
 impl Descriptors {
-    /// Rows of ours are columns of cuBLAS: `outᵀ[n, rows] = weight[k, n]ᵀ x[k, rows]`.
+    /// Creates a plan. Our rows are cuBLAS columns: `outᵀ[n, rows] = weight[k, n]ᵀ x[k, rows]`.
     fn new(shape: Shape, out: cudaDataType) -> Result<Self, DeviceError> {
         Ok(Self {
             product: Product::transposed_first()?,
@@ -251,7 +252,7 @@ struct Product(sys::cublasLtMatmulDesc_t);
 impl Product {
     fn transposed_first() -> Result<Self, DeviceError> {
         let new = Self(lt::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, cudaDataType::CUDA_R_32F)?);
-        /// `CUBLAS_OP_T`, which cudarc declares with cuBLAS alone.
+        /// `CUBLAS_OP_T`, which cudarc declares only with cuBLAS.
         const TRANSPOSED: i32 = 1;
         // SAFETY: the attribute is an operation, and this is one.
         unsafe {
@@ -264,7 +265,7 @@ impl Product {
 
 impl Drop for Product {
     fn drop(&mut self) {
-        // SAFETY: created by this value, used by nobody any more.
+        // SAFETY: created by this value, no longer used.
         let _ = unsafe { lt::destroy_matmul_desc(self.0) };
     }
 }
@@ -279,7 +280,7 @@ impl Layout {
 
 impl Drop for Layout {
     fn drop(&mut self) {
-        // SAFETY: created by this value, used by nobody any more.
+        // SAFETY: created by this value, no longer used.
         let _ = unsafe { lt::destroy_matrix_layout(self.0) };
     }
 }
@@ -301,7 +302,7 @@ impl PreferenceHandle {
 
 impl Drop for PreferenceHandle {
     fn drop(&mut self) {
-        // SAFETY: created by this value, used by nobody any more.
+        // SAFETY: created by this value, no longer used.
         let _ = unsafe { lt::destroy_matmul_pref(self.0) };
     }
 }

@@ -1,8 +1,7 @@
-//! Kernels for NVIDIA GPUs, each beside its CPU twin in [`super::cpu`].
+//! Kernels for NVIDIA GPUs, each beside its CPU counterpart in [`super::cpu`].
 //!
-//! Sources are in `kernels/cuda`; the build embeds machine code and PTX of each file. Numbers are bf16 in weights, activations and the
-//! KV pool, f32 in sums and in the residual stream. A launch returns at once; faults of the device surface at the next
-//! synchronisation.
+//! Sources are in `kernels/cuda`; the build embeds machine code and PTX of each file. Elements are bf16 in weights, activations and the KV
+//! pool, f32 in sums and in the residual stream. Launches are asynchronous; device faults surface at the next synchronisation.
 
 mod attention;
 mod attention_hopper;

@@ -7,7 +7,7 @@ use half::bf16;
 
 use super::device::{Device, DeviceError, launch};
 
-/// Threads a row. Chosen: a row of some thousand numbers keeps each of them busy with a few vectors.
+/// Threads per row. Chosen: a row of some thousand elements keeps each of them busy with a few vectors.
 const THREADS: usize = 256;
 
 /// Embedding rows and [`super::super::cpu::rms_norm`] with the addition before it.
@@ -33,7 +33,7 @@ impl Norm {
         })
     }
 
-    /// `hidden[row] = table[token_ids[row]]` for `num_rows` rows of `width` numbers.
+    /// Computes `hidden[row] = table[token_ids[row]]` for `num_rows` rows of `width` elements.
     ///
     /// # Errors
     /// If the launch fails.
@@ -49,12 +49,12 @@ impl Norm {
         let width = width as i32;
         let mut call = self.device.stream().launch_builder(&self.embed);
         call.arg(table).arg(token_ids).arg(hidden).arg(&width);
-        // SAFETY: rows lie in the buffers; token ids below the table's length are the caller's promise, checked where text enters.
+        // SAFETY: rows lie in the buffers; token ids below the table's length are the caller's promise, checked on entry of text.
         unsafe { call.launch(launch((num_rows, 1, 1), THREADS, 0)) }?;
         Ok(())
     }
 
-    /// `hidden += delta`, then `normed = weight * hidden / rms(hidden)`, for `num_rows` rows of `weight.len()` numbers.
+    /// Computes `hidden += delta`, then `normed = weight * hidden / rms(hidden)`, for `num_rows` rows of `weight.len()` elements.
     ///
     /// # Errors
     /// If the launch fails.
@@ -74,7 +74,7 @@ impl Norm {
         self.launch_rms_norm(hidden, delta, weight, epsilon, None, normed, num_rows)
     }
 
-    /// `normed[i] = weight * x / rms(x)` of `x = hidden[rows[i]] + delta[rows[i]]`, for the first `num_rows` of `rows`.
+    /// Computes `normed[i] = weight * x / rms(x)` of `x = hidden[rows[i]] + delta[rows[i]]`, for the first `num_rows` of `rows`.
     ///
     /// # Errors
     /// If the launch fails.
@@ -96,7 +96,7 @@ impl Norm {
         self.launch_rms_norm(hidden, delta, weight, epsilon, Some(rows), normed, num_rows)
     }
 
-    /// `packed[i] = hidden[rows[i]] + delta[rows[i]]`, rows of `width` numbers. Without `delta` nothing is added.
+    /// Computes `packed[i] = hidden[rows[i]] + delta[rows[i]]`, rows of `width` elements. Without `delta` nothing is added.
     ///
     /// # Errors
     /// If the launch fails.
@@ -121,7 +121,7 @@ impl Norm {
             None => call.arg(&none),
         };
         call.arg(rows).arg(packed).arg(&columns);
-        // SAFETY: results lie in their buffer, as asserted; rows that are named are those of a step, which the buffers hold.
+        // SAFETY: results lie in their buffer, as asserted; the listed rows are those of a step, which the buffers hold.
         unsafe { call.launch(launch((rows.len(), 1, 1), THREADS, 0)) }?;
         Ok(())
     }
@@ -153,8 +153,8 @@ impl Norm {
             None => call.arg(&none),
         };
         call.arg(normed).arg(&columns).arg(&epsilon);
-        // SAFETY: rows lie in their buffers, as asserted; rows that are named are those of a step, which the buffers hold; the row
-        // in work is kept in `width` floats of shared memory.
+        // SAFETY: rows lie in their buffers, as asserted; the listed rows are those of a step, which the buffers hold; the current row is
+        // kept in `width` floats of shared memory.
         unsafe { call.launch(launch((num_rows, 1, 1), THREADS, 4 * width)) }?;
         Ok(())
     }

@@ -1,42 +1,42 @@
-//! What attention kernels read: query rows of a batch, block tables, and one layer of the KV pool.
+//! Inputs of attention kernels: query rows of a batch, block tables, and one layer of the KV pool.
 
 use cudarc::driver::{CudaSlice, CudaView, DeviceRepr};
 use half::bf16;
 
-/// Positions in a block of the pool; `BLOCK` of `common.cuh`.
+/// Positions per block of the pool; `BLOCK` of `common.cuh`.
 pub(super) const BLOCK: usize = 32;
 
-/// Query rows, and the keys and values they may look at.
+/// Query rows, and the keys and values they may attend to.
 pub struct PagedQueries<'a> {
-    /// Rows of `row_stride` numbers, each beginning with `num_heads * head_dim` of rotated queries.
+    /// Rows of `row_stride` elements, each beginning with `num_heads * head_dim` of rotated queries.
     pub queries: &'a CudaSlice<bf16>,
-    /// Numbers from one row to the next; a multiple of 8.
+    /// Elements from one row to the next; a multiple of 8.
     pub row_stride: usize,
     /// Position of each row.
     pub positions: CudaView<'a, u32>,
-    /// Query heads; a multiple of `num_kv_heads`.
+    /// Number of query heads; a multiple of `num_kv_heads`.
     pub num_heads: usize,
-    /// Factor of the scores, positive; `1 / sqrt(head_dim)` as a rule.
+    /// Factor of the scores, positive; usually `1 / sqrt(head_dim)`.
     pub scale: f32,
     /// `[tables][max_blocks]`: block of positions `32 i ..`.
     pub block_tables: CudaView<'a, u32>,
-    /// Blocks a table has room for.
+    /// Number of blocks a table has room for.
     pub max_blocks: usize,
     /// Rotated keys of the pool, `[num_layers][num_blocks][num_kv_heads][32][head_dim]`.
     pub keys: CudaView<'a, bf16>,
-    /// Values of the pool, as the keys.
+    /// Values of the pool, in the same layout.
     pub values: CudaView<'a, bf16>,
     /// Layer of the pool.
     pub layer: usize,
-    /// Blocks of a layer.
+    /// Number of blocks of a layer.
     pub num_blocks: usize,
-    /// Heads of keys and values.
+    /// Number of key and value heads.
     pub num_kv_heads: usize,
-    /// Numbers in one head: 64 or 128.
+    /// Elements per head: 64 or 128.
     pub head_dim: usize,
 }
 
-/// Numbers that kernels take with the buffers, `Sizes` of `paged.cuh`.
+/// Sizes passed to kernels with the buffers, `Sizes` of `paged.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(super) struct Sizes {
@@ -49,11 +49,11 @@ pub(super) struct Sizes {
     scale: f32,
 }
 
-// SAFETY: seven numbers of four bytes in C's order, no padding.
+// SAFETY: seven fields of four bytes in C's order, no padding.
 unsafe impl DeviceRepr for Sizes {}
 
 impl PagedQueries<'_> {
-    /// Query heads that share a head of keys.
+    /// Returns the number of query heads that share a key head.
     ///
     /// # Panics
     /// If the heads do not divide evenly.

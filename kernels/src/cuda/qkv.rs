@@ -1,4 +1,4 @@
-//! Rows of the fused Q, K, V product between their matrix product and attention.
+//! Processing of rows of the fused Q, K, V product between their matrix product and attention.
 
 use std::sync::Arc;
 
@@ -9,13 +9,13 @@ use super::device::{Device, DeviceError, launch};
 use super::pool::Pool;
 use super::rope::RopeTable;
 
-/// Chosen: a row of one sequence is spread over several multiprocessors.
+/// Threads per block. Chosen: a row of one sequence is spread over several multiprocessors.
 const THREADS: usize = 128;
 
-/// Numbers of a thread, as in `qkv.cu`.
+/// Elements per thread, as in `qkv.cu`.
 const NUMBERS: usize = 8;
 
-// What a launch does, as in `qkv.cu`.
+// Modes of a launch, as in `qkv.cu`.
 const ROTATE: i32 = 1;
 const SCATTER: i32 = 2;
 const KEEP_KV: i32 = 4;
@@ -23,59 +23,59 @@ const KEEP_KV: i32 = 4;
 /// Heads of a row `[num_heads of Q, num_kv_heads of K, num_kv_heads of V]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QkvShape {
-    /// Heads of queries; 0 where keys and values are computed alone.
+    /// Number of query heads; 0 if keys and values are computed alone.
     pub num_heads: usize,
-    /// Heads of keys and values.
+    /// Number of key and value heads.
     pub num_kv_heads: usize,
-    /// Numbers in one head: 64 or 128.
+    /// Elements per head: 64 or 128.
     pub head_dim: usize,
 }
 
 impl QkvShape {
-    /// Numbers in a row.
+    /// Returns the elements per row.
     #[must_use]
     pub fn width(self) -> usize {
         (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
     }
 
-    /// Where keys begin in a row.
+    /// Returns the column at which keys begin in a row.
     #[must_use]
     pub fn k_column(self) -> usize {
         self.num_heads * self.head_dim
     }
 
-    /// Where values begin in a row.
+    /// Returns the column at which values begin in a row.
     #[must_use]
     pub fn v_column(self) -> usize {
         (self.num_heads + self.num_kv_heads) * self.head_dim
     }
 }
 
-/// What a layer does to the product before it rotates.
+/// Weights that a layer applies to the product before rotation.
 pub struct QkvWeights<'a> {
     /// `[width]`; begins at a multiple of 16 bytes.
     pub bias: Option<CudaView<'a, f32>>,
     /// Weights of [`crate::cpu::rms_norm_heads`] for heads of Q and of K, `[head_dim]` each.
     pub norms: Option<(CudaView<'a, f32>, CudaView<'a, f32>)>,
-    /// Of the norms.
+    /// Epsilon of the norms.
     pub epsilon: f32,
 }
 
-/// Where keys and values of rows go.
+/// Destination of the keys and values of rows.
 pub struct Scatter<'a> {
-    /// Of the same heads as the rows.
+    /// Pool with the same heads as the rows.
     pub pool: &'a mut Pool,
     /// Layer of the pool.
     pub layer: usize,
-    /// Of each row. A row whose slot is [`super::NO_ROW`] is neither read nor written.
+    /// Slot of each row. A row whose slot is [`super::NO_ROW`] is neither read nor written.
     pub slots: CudaView<'a, u32>,
-    /// What the rows change, for those that follow them.
+    /// Changes of the rows, for moved tokens that follow them.
     pub differences: Option<Differences<'a>>,
 }
 
 /// New minus old keys and values of some rows.
 ///
-/// New is what the pool will hold, rounded to bf16, so that what does not change differs by exactly 0.
+/// The new ones are rounded to bf16 as the pool stores them, so that unchanged elements differ by exactly 0.
 pub struct Differences<'a> {
     /// Row of `out` for each row, -1 for none.
     pub rows: CudaView<'a, i32>,
@@ -83,7 +83,7 @@ pub struct Differences<'a> {
     pub out: &'a mut CudaSlice<f32>,
 }
 
-/// Bias, norms of heads, rotation, and keys and values to their slots: [`crate::cpu::rms_norm_heads`], [`crate::cpu::rope`] and
+/// Bias, norms of heads, rotation, and writing keys and values to their slots: [`crate::cpu::rms_norm_heads`], [`crate::cpu::rope`] and
 /// [`crate::cpu::KvLayer::write`] in one pass.
 pub struct Qkv {
     device: Arc<Device>,
@@ -98,7 +98,7 @@ impl Qkv {
     /// If the device cannot run it.
     ///
     /// # Panics
-    /// If heads are neither of 64 nor of 128 numbers.
+    /// If head_dim is neither 64 nor 128.
     pub fn new(device: &Arc<Device>, shape: QkvShape) -> Result<Self, DeviceError> {
         assert!(matches!(shape.head_dim, 64 | 128), "kernels are compiled for heads of 64 and 128");
         let function = device.function("qkv", &format!("qkv_{}", shape.head_dim), 0)?;
@@ -123,15 +123,15 @@ impl Qkv {
         self.launch(&Rows { qkv, num_rows, positions }, Some(weights), rope, None, ROTATE | KEEP_KV)
     }
 
-    /// [`Qkv::rotate`], with keys and values to their slots. They are left in the rows too only if `keep_kv`.
+    /// Runs as [`Qkv::rotate`], and writes keys and values to their slots. They are also written back to the rows only if `keep_kv`.
     ///
     /// # Errors
     /// If the launch fails.
     ///
     /// # Panics
     /// If rows or weights do not lie in their buffers, or the pool has other heads.
-    #[expect(clippy::needless_pass_by_value, reason = "it holds what is written")]
-    #[expect(clippy::too_many_arguments, reason = "those of `rotate` in the same order, and where to")]
+    #[expect(clippy::needless_pass_by_value, reason = "it holds the buffers that are written")]
+    #[expect(clippy::too_many_arguments, reason = "the arguments of `rotate` in the same order, and the destination")]
     pub fn rotate_and_scatter(
         &self,
         qkv: &mut CudaSlice<bf16>,
@@ -146,14 +146,14 @@ impl Qkv {
         self.launch(&Rows { qkv, num_rows, positions }, Some(weights), rope, Some(&scatter), mode)
     }
 
-    /// Keys and values of rows that were rotated before, to their slots. Positions are read for differences alone.
+    /// Writes keys and values of rows that were rotated before to their slots. Positions are read for differences alone.
     ///
     /// # Errors
     /// If the launch fails.
     ///
     /// # Panics
     /// If rows do not lie in their buffers, or the pool has other heads.
-    #[expect(clippy::needless_pass_by_value, reason = "it holds what is written")]
+    #[expect(clippy::needless_pass_by_value, reason = "it holds the buffers that are written")]
     pub fn scatter(
         &self,
         qkv: &CudaSlice<bf16>,
@@ -190,8 +190,8 @@ impl Qkv {
         call.arg(cos_sin).arg(rows.positions).arg(&interleaved);
         push_scatter(&mut call, place.as_ref(), num_rows, shape);
         call.arg(&mode);
-        // SAFETY: rows, weights and slots lie in their buffers, as asserted. `qkv` is written only where the caller gave it as mutable:
-        // without ROTATE the kernel reads it alone. Positions within the table and slots within the pool are the scheduler's promise.
+        // SAFETY: rows, weights and slots lie in their buffers, as asserted. `qkv` is written only if the caller gave it as mutable:
+        // without ROTATE the kernel only reads it. Positions within the table and slots within the pool are the scheduler's promise.
         unsafe { call.launch(launch((num_threads.div_ceil(THREADS), 1, 1), THREADS, 0)) }?;
         Ok(())
     }
@@ -203,7 +203,7 @@ struct Rows<'a> {
     positions: &'a CudaView<'a, u32>,
 }
 
-/// Where rows are scattered to, as the kernel takes it.
+/// Destination of a scatter, as the kernel takes it.
 struct Place<'a> {
     scatter: &'a Scatter<'a>,
     keys: CudaView<'a, bf16>,
@@ -280,7 +280,7 @@ mod tests {
         cpu_rope: cpu::RopeTable,
         rows: Vec<bf16>,
         positions: Vec<u32>,
-        /// Of some rows none.
+        /// Slots of the rows; some rows have none.
         slots: Vec<u32>,
         bias: Option<CudaSlice<f32>>,
         norms: Option<[CudaSlice<f32>; 2]>,
@@ -336,13 +336,13 @@ mod tests {
             self.positions.len()
         }
 
-        /// Columns `columns` of all rows that have a slot, or of all that have none.
+        /// Returns columns `columns` of all rows that have a slot, or of all that have none.
         fn columns<T: Copy>(&self, rows: &[T], columns: std::ops::Range<usize>, with_slot: bool) -> Vec<T> {
             let rows = rows.chunks(self.shape.width()).zip(&self.slots).filter(|(_, slot)| (**slot != NO_ROW) == with_slot);
             rows.flat_map(|(row, _)| row[columns.clone()].to_vec()).collect()
         }
 
-        /// The CPU's pool takes keys and values of rows that have a slot.
+        /// Writes keys and values of rows that have a slot to the CPU's pool.
         fn write(&self, pools: &mut TwinPools, rows: &[f32]) {
             let slots: Vec<u32> = self.slots.iter().copied().filter(|slot| *slot != NO_ROW).collect();
             let k = self.columns(rows, self.shape.k_column()..self.shape.v_column(), true);
@@ -433,7 +433,7 @@ mod tests {
         check_two_steps((9, 3, 64), RopeLayout::Interleaved);
     }
 
-    /// Every other row that has a slot reports its change; the second time nothing changes.
+    /// Checks that every other row that has a slot reports its change; the second time nothing changes.
     #[track_caller]
     fn check_differences(shape: (usize, usize, usize), layout: RopeLayout) {
         let case = case(shape, layout, 37, false);

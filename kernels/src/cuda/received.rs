@@ -1,4 +1,4 @@
-//! How much attention each position of a sequence receives from some of its rows.
+//! Attention that each position of a sequence receives from some of its rows.
 
 use std::sync::Arc;
 
@@ -11,40 +11,40 @@ use super::received_hopper::ReceivedHopper;
 
 /// `WARPS` of `received.cu`.
 const THREADS: usize = 128;
-/// Keys of a block of threads.
+/// Keys of a thread block.
 const TILE_KEYS: usize = 128;
-/// Query rows (row times head of its group) that pass by at a time, `TILE_ROWS` of `received.cu`.
+/// Query rows (row times head of its group) processed at a time, `TILE_ROWS` of `received.cu`.
 const TILE_ROWS: usize = 64;
-/// Most shares of the rows. Chosen: with 16, a short sequence still fills the GPU, and sums stay small beside the keys.
+/// Maximum number of shares of the rows. Chosen: with 16, a short sequence still fills the GPU, and sums stay small beside the keys.
 const MAX_SHARES: usize = 16;
-/// Tiles of rows that pay for reading the keys into registers. Chosen.
+/// Minimum number of row tiles per share that pays for reading the keys into registers. Chosen.
 const SHARE_TILES: usize = 8;
 
-/// [`crate::cpu::add_attention_received`].
+/// Device version of [`crate::cpu::add_attention_received`].
 pub struct AttentionReceived {
     device: Arc<Device>,
     receive_64: CudaFunction,
     receive_128: CudaFunction,
     add_partials: CudaFunction,
-    /// Where the chip has its instructions.
+    /// Hopper version, if the GPU has its instructions.
     hopper: Option<ReceivedHopper>,
     num_multiprocessors: usize,
 }
 
-/// Rows of one sequence whose weights are added up.
+/// Rows of one sequence whose weights are summed.
 #[derive(Clone, Copy)]
 pub struct GivingRows<'a> {
     /// Rows of the batch, by position.
     pub rows: &'a CudaView<'a, u32>,
-    /// The first of them, if they lie one behind the other: that is quicker on some chips.
+    /// First of them, if they are contiguous: that is faster on some GPUs.
     pub run: Option<usize>,
-    /// How many of them.
+    /// Number of rows.
     pub num_rows: usize,
-    /// `[rows of the batch][num_heads]`, as attention gives it.
+    /// `[rows of the batch][num_heads]`, as computed by attention.
     pub lse: &'a CudaSlice<f32>,
     /// The sequence's row of the block tables.
     pub table: usize,
-    /// Position of the last row, plus one.
+    /// Position of the last row plus one.
     pub len: usize,
 }
 
@@ -65,15 +65,15 @@ impl AttentionReceived {
         })
     }
 
-    /// Numbers of scratch for sequences of up to `len` positions.
+    /// Returns the elements of scratch for sequences of up to `len` positions.
     #[must_use]
     pub fn scratch_len(num_kv_heads: usize, len: usize) -> usize {
         MAX_SHARES * num_kv_heads * len
     }
 
-    /// `received[p] += Σ over rows and heads of exp(scale * q k_p - lse[row, head])` for positions `p < len` that a row sees.
+    /// Computes `received[p] += Σ over rows and heads of exp(scale * q k_p - lse[row, head])` for positions `p < len` that a row sees.
     ///
-    /// `scratch` has room for [`Self::scratch_len`] numbers. The sums are added in one order always.
+    /// `scratch` has room for [`Self::scratch_len`] elements. The sums are always added in the same order.
     ///
     /// # Errors
     /// If a launch fails.
@@ -101,7 +101,7 @@ impl AttentionReceived {
         Ok(())
     }
 
-    /// Writes the sums of each of several shares of the rows; how many shares.
+    /// Writes the sums of each of several shares of the rows; returns the number of shares.
     fn receive(
         &self,
         paged: &PagedQueries<'_>,
@@ -118,14 +118,14 @@ impl AttentionReceived {
         call.arg(paged.queries).arg(giving.rows).arg(&num_rows).arg(&paged.positions).arg(giving.lse);
         call.arg(&table).arg(&paged.keys).arg(&sizes).arg(scratch).arg(&len);
         let grid = (giving.len.div_ceil(TILE_KEYS), paged.num_kv_heads, shares);
-        // SAFETY: the layer lies in the pool, sums in their buffers, as asserted; that the list names rows of the batch and the table
+        // SAFETY: the layer lies in the pool, sums in their buffers, as asserted; that the list contains rows of the batch and the table
         // covers them with blocks of the pool is the caller's promise.
         unsafe { call.launch(launch(grid, THREADS, shared_bytes(paged.head_dim))) }?;
         Ok(shares)
     }
 }
 
-/// Two stages of query rows.
+/// Returns the bytes of two stages of query rows.
 fn shared_bytes(head_dim: usize) -> usize {
     2 * TILE_ROWS * head_dim * size_of::<u16>()
 }
@@ -135,7 +135,7 @@ mod tests {
     use super::*;
     use crate::cuda::testing::{PagedWorld, assert_close, device};
 
-    /// Compares what every third row of the second sequence gives, and what all its rows give, with the CPU's.
+    /// Compares the attention given by every third row of the second sequence, and by all its rows, with the CPU's.
     #[track_caller]
     fn check(head_dim: usize, num_heads: usize, num_kv_heads: usize, positions: &[u32]) {
         let third: Vec<usize> = (0..positions.len()).step_by(if positions.len() > 3 { 3 } else { 1 }).collect();

@@ -1,4 +1,4 @@
-//! Attention received from a run of rows, on Hopper.
+//! Attention received from contiguous rows, on Hopper.
 
 use std::sync::Arc;
 
@@ -9,15 +9,15 @@ use super::paged::{PagedQueries, Sizes};
 use super::received::GivingRows;
 use super::tensor_map::{TensorMap, address};
 
-/// Keys of an item, query rows that pass by at a time, their buffers, threads: as in `received_hopper.cu`.
+/// Keys of an item, query rows processed at a time, their buffers, threads: as in `received_hopper.cu`.
 const TILE_KEYS: usize = 128;
 const TILE_ROWS: usize = 160;
 const STAGES: usize = 3;
 const THREADS: usize = 384;
-/// Tiles of rows that pay for reading the keys. Chosen.
+/// Minimum number of row tiles per share that pays for reading the keys. Chosen.
 const SHARE_TILES: usize = 4;
 
-/// The first half of [`super::AttentionReceived::add`], through the copy engine and the warpgroup products of compute capability 9.0.
+/// First half of [`super::AttentionReceived::add`], with the copy engine and the warpgroup products of compute capability 9.0.
 pub(super) struct ReceivedHopper {
     receive_64: CudaFunction,
     receive_128: CudaFunction,
@@ -51,8 +51,8 @@ impl ReceivedHopper {
         })
     }
 
-    /// Writes the sums of each of several shares of the rows, which begin at row `first_row`, to `scratch`; how many shares, `max_shares`
-    /// at most. Lengths have been checked.
+    /// Writes the sums of each of several shares of the rows, which begin at row `first_row`, to `scratch`; returns the number of shares,
+    /// at most `max_shares`. Lengths have been checked.
     pub(super) fn run(
         &self,
         device: &Device,
@@ -92,7 +92,7 @@ impl ReceivedHopper {
     }
 }
 
-/// A tile of keys, the buffers of query rows, their barriers, and room to begin at a multiple of 1024.
+/// Returns the bytes of a tile of keys, the buffers of query rows, their barriers, and alignment to a multiple of 1024.
 const fn shared_bytes(head_dim: usize) -> usize {
     (TILE_KEYS + STAGES * TILE_ROWS) * head_dim * size_of::<u16>() + (2 + 2 * STAGES) * size_of::<u64>() + 1024
 }

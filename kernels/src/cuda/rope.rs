@@ -7,7 +7,7 @@ use cudarc::driver::CudaSlice;
 use super::device::{Device, DeviceError};
 use crate::cpu::RopeLayout;
 
-/// Cosines and sines of all positions of one model, the same numbers as [`crate::cpu::RopeTable`] has.
+/// Cosines and sines of all positions of one model, the same values as in [`crate::cpu::RopeTable`].
 pub struct RopeTable {
     layout: RopeLayout,
     inv_freq: Vec<f64>,
@@ -17,8 +17,8 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// Angles `position * inv_freq[i]`, computed in f64, for positions below `num_positions`. All of a head's `2 * inv_freq.len()`
-    /// numbers rotate.
+    /// Computes the angles `position * inv_freq[i]` in f64, for positions below `num_positions`. All `2 * inv_freq.len()` elements of a
+    /// head rotate.
     ///
     /// # Errors
     /// If memory does not suffice.
@@ -28,24 +28,24 @@ impl RopeTable {
         Ok(Self { layout, inv_freq, cos_sin, num_positions })
     }
 
-    /// Positions it covers.
+    /// Returns the number of positions covered.
     #[must_use]
     pub fn num_positions(&self) -> usize {
         self.num_positions
     }
 
-    /// How pairs lie in a head.
+    /// Returns the layout of pairs in a head.
     #[must_use]
     pub fn layout(&self) -> RopeLayout {
         self.layout
     }
 
-    /// `[cos, sin]` of the rotation from one position to another `delta` further on, by frequency.
+    /// Returns `[cos, sin]` of the rotation from one position to another `delta` further on, by frequency.
     pub fn rotation(&self, delta: i64) -> impl Iterator<Item = [f32; 2]> {
         angles(&self.inv_freq, delta as f64)
     }
 
-    /// As kernels take it: the table, and whether pairs are interleaved.
+    /// Returns the kernel arguments: the table, and 1 if pairs are interleaved.
     pub(super) fn parts(&self, head_dim: usize) -> (&CudaSlice<[f32; 2]>, i32) {
         assert_eq!(2 * self.inv_freq.len(), head_dim, "all of a head rotates");
         (&self.cos_sin, interleaved(self.layout))

@@ -1,4 +1,4 @@
-//! Sampling where the logits are: adjustments, the likeliest token, seeded draws, log probabilities.
+//! Sampling on the device: adjustments, the likeliest token, seeded draws, log probabilities.
 
 use std::sync::Arc;
 
@@ -7,10 +7,10 @@ use cudarc::driver::{CudaFunction, CudaSlice, DevicePtr, DeviceRepr, PushKernelA
 use super::device::{Device, DeviceError, launch};
 use crate::cpu::{Adjustment, Distribution, RankedLogProb};
 
-/// Likeliest tokens that can be reported of a row at most: as many as the engine remembers of an answer that it verifies later.
+/// Maximum number of likeliest tokens that can be reported of a row: as many as the engine keeps of an answer that it verifies later.
 pub const MAX_TOP: usize = 256;
 
-/// Numbers of a row that a block of threads goes through, and the most blocks a row: as in `sample.cu`.
+/// Elements of a row that a thread block processes, and the maximum number of blocks per row: as in `sample.cu`.
 const CHUNK: usize = 4096;
 const MAX_CHUNKS: usize = 128;
 const BUCKETS: usize = 2048;
@@ -19,41 +19,41 @@ const SCAN_THREADS: usize = 256;
 const DECIDE_THREADS: usize = 256;
 const CHOOSE_THREADS: usize = 512;
 
-/// A token to choose from one row of logits.
+/// A token to sample from one row of logits.
 #[derive(Clone, Copy, Debug)]
 pub struct SampleSpec<'a> {
-    /// By ascending token, each at most once.
+    /// Changes of logits by ascending token, each token at most once.
     pub adjustments: &'a [Adjustment],
-    /// What is drawn from.
+    /// Distribution to draw from.
     pub distribution: Distribution,
-    /// Decides the draw; in 0..1.
+    /// Random number of the draw; in 0..1.
     pub uniform: f64,
-    /// Report log probabilities of the choice and of this many likeliest tokens, [`MAX_TOP`] at most.
+    /// Number of likeliest tokens to report log probabilities of, besides the sampled one; at most [`MAX_TOP`].
     pub logprobs: Option<u32>,
 }
 
-/// A token whose log probability is asked of one row of logits.
+/// A token whose log probability is requested from one row of logits.
 #[derive(Clone, Copy, Debug)]
 pub struct ScoreSpec {
-    /// Below the size of the vocabulary.
+    /// Token id, below the size of the vocabulary.
     pub token: u32,
-    /// Report this many likeliest tokens besides, [`MAX_TOP`] at most.
+    /// Number of likeliest tokens to report as well, at most [`MAX_TOP`].
     pub top: u32,
 }
 
-/// What was chosen from one row.
+/// Result of sampling one row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Choice {
-    /// The choice.
+    /// Sampled token.
     pub token: u32,
-    /// By how much the largest logit exceeds the second largest, after adjustments. NaN if the row is no distribution; then nothing else
-    /// means anything.
+    /// Difference of the largest and the second largest logit, after adjustments. NaN if the row is not a distribution; then the other
+    /// fields are meaningless.
     pub margin: f32,
-    /// If asked for: of the choice, and of the likeliest tokens in descending order.
+    /// Log probabilities, if requested: of the sampled token, and of the likeliest tokens in descending order.
     pub logprobs: Option<(RankedLogProb, Vec<RankedLogProb>)>,
 }
 
-/// The launches that some rows need.
+/// Launches that some rows need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SampleChain {
     /// Two: all rows are greedy or drawn from all tokens, without log probabilities of other tokens than a greedy choice.
@@ -112,7 +112,7 @@ struct RawLikely {
     logprob: f32,
 }
 
-// SAFETY: these are plain numbers laid out as in C, equal to the structs of `sample.cu`, whose sizes are asserted there.
+// SAFETY: these are plain fields laid out as in C, equal to the structs of `sample.cu`, whose sizes are asserted there.
 unsafe impl DeviceRepr for RawRequest {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for RawPart {}
@@ -124,7 +124,7 @@ unsafe impl DeviceRepr for RawChoice {}
 unsafe impl DeviceRepr for RawLikely {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for Adjustment {}
-// SAFETY: all bits zero is a value of each: numbers alone. A request of zeros is not active.
+// SAFETY: all bits zero is a value of each: they contain only numbers. A request of zeros is not active.
 unsafe impl ValidAsZeroBits for RawRequest {}
 // SAFETY: as above.
 unsafe impl ValidAsZeroBits for RawPart {}
@@ -137,18 +137,18 @@ unsafe impl ValidAsZeroBits for RawLikely {}
 // SAFETY: as above.
 unsafe impl ValidAsZeroBits for Adjustment {}
 
-/// The device's counterpart of [`Adjustment::apply`](crate::cpu::Adjustment::apply), [`argmax`](crate::cpu::argmax),
-/// [`margin`](crate::cpu::margin), [`draw`](crate::cpu::draw) and [`log_probs`](crate::cpu::log_probs).
+/// Device version of [`Adjustment::apply`](crate::cpu::Adjustment::apply), [`argmax`](crate::cpu::argmax), [`margin`](crate::cpu::margin),
+/// [`draw`](crate::cpu::draw) and [`log_probs`](crate::cpu::log_probs).
 ///
-/// A step is [`upload`](Self::upload) or [`upload_scores`](Self::upload_scores), [`launch`](Self::launch), [`results`](Self::results). Only the launch may be captured in a
-/// graph: all it depends on lies at fixed addresses, but for the number of rows and the chain.
+/// A step is [`upload`](Self::upload) or [`upload_scores`](Self::upload_scores), [`launch`](Self::launch), [`results`](Self::results). Only
+/// the launch may be captured in a graph: all its inputs are at fixed addresses, except the number of rows and the chain.
 pub struct Sampler {
     device: Arc<Device>,
     functions: Functions,
     max_rows: usize,
     requests: CudaSlice<RawRequest>,
     adjustments: CudaSlice<Adjustment>,
-    /// Of the rows uploaded last.
+    /// Requests for likeliest tokens of the rows uploaded last.
     uploaded: Vec<Option<u32>>,
     parts: CudaSlice<RawPart>,
     /// `[max_rows, BUCKETS]`, zero between launches.
@@ -156,13 +156,13 @@ pub struct Sampler {
     progress: CudaSlice<RawProgress>,
     /// `[max_rows, MAX_CANDIDATES]`.
     candidates: CudaSlice<u64>,
-    /// `[max_rows, BUCKETS]`, zero between launches, as all that follows but the results.
+    /// `[max_rows, BUCKETS]`, zero between launches, as all that follow except the results.
     bucket_masses: CudaSlice<u64>,
     /// `[max_rows]`.
     num_gathered: CudaSlice<u32>,
     num_larger: CudaSlice<u32>,
     choices: CudaSlice<RawChoice>,
-    /// Those of each row follow those of the row before it; room for `[max_rows, MAX_TOP]`.
+    /// Likeliest tokens of all rows, concatenated; room for `[max_rows, MAX_TOP]`.
     likely: CudaSlice<RawLikely>,
 }
 
@@ -174,7 +174,7 @@ struct Functions {
 }
 
 impl Sampler {
-    /// Loads the functions and allocates what `max_rows` rows need: about 64 KB each.
+    /// Loads the functions and allocates the buffers of `max_rows` rows: about 64 KB each.
     ///
     /// # Errors
     /// If the device cannot run them, or memory does not suffice.
@@ -205,13 +205,13 @@ impl Sampler {
         })
     }
 
-    /// Says what to choose from the first rows of the next launch; rows after them are left alone by it.
+    /// Uploads the parameters for the first rows of the next launch, which does not change later rows.
     ///
     /// # Errors
     /// If the device fails.
     ///
     /// # Panics
-    /// If there are too many rows, or more likeliest tokens asked for than can be reported, or adjustments out of order.
+    /// If there are too many rows, more likeliest tokens are requested than can be reported, or adjustments are out of order.
     pub fn upload(&mut self, rows: &[SampleSpec]) -> Result<SampleChain, DeviceError> {
         assert!(rows.len() <= self.max_rows, "{} rows are more than {}", rows.len(), self.max_rows);
         let adjustments: Vec<Adjustment> = rows.iter().flat_map(|row| row.adjustments).copied().collect();
@@ -234,13 +234,14 @@ impl Sampler {
         Ok(if rows.iter().any(needs_long_chain) { SampleChain::Long } else { SampleChain::Short })
     }
 
-    /// As [`upload`](Self::upload), for rows of which a token is given: nothing is adjusted or chosen, and `results` reports that token.
+    /// Uploads as [`upload`](Self::upload), for rows whose token is given: nothing is adjusted or sampled, and `results` reports that
+    /// token.
     ///
     /// # Errors
     /// If the device fails.
     ///
     /// # Panics
-    /// If there are too many rows, or more likeliest tokens asked for than can be reported.
+    /// If there are too many rows, or more likeliest tokens are requested than can be reported.
     pub fn upload_scores(&mut self, rows: &[ScoreSpec]) -> Result<SampleChain, DeviceError> {
         assert!(rows.len() <= self.max_rows, "{} rows are more than {}", rows.len(), self.max_rows);
         self.upload_requests(rows.iter().map(RawRequest::score).collect())?;
@@ -248,7 +249,7 @@ impl Sampler {
         Ok(SampleChain::Long)
     }
 
-    /// Gives each row its place among the likeliest, and fills up with rows that are left alone.
+    /// Assigns each row its range of likeliest tokens, and pads with inactive rows.
     fn upload_requests(&mut self, mut requests: Vec<RawRequest>) -> Result<(), DeviceError> {
         let mut first_likely = 0;
         for request in &mut requests {
@@ -259,7 +260,7 @@ impl Sampler {
         Ok(self.device.stream().memcpy_htod(&requests, &mut self.requests)?)
     }
 
-    /// Adjusts the first `num_rows` rows of `logits`, `[num_rows, stride]` with `vocab_size` numbers each, and chooses from them.
+    /// Adjusts the first `num_rows` rows of `logits`, `[num_rows, stride]` with `vocab_size` elements each, and samples from them.
     ///
     /// # Errors
     /// If a launch fails.
@@ -286,7 +287,7 @@ impl Sampler {
         let by_chunk = launch((chunks, num_rows, 1), SCAN_THREADS, 0);
         let mut call = stream.launch_builder(&functions.scan);
         call.arg(&mut *logits).arg(&stride).arg(&vocab).arg(&self.requests).arg(&mut self.parts).arg(&mut self.histogram);
-        // SAFETY: rows lie in the buffers, as asserted; adjustments lie behind the addresses that `upload` wrote.
+        // SAFETY: rows lie in the buffers, as asserted; adjustments lie at the addresses that `upload` wrote.
         unsafe { call.launch(by_chunk) }?;
         let mut call = stream.launch_builder(&functions.decide);
         call.arg(&*logits).arg(&stride).arg(&vocab).arg(&self.requests).arg(&self.parts).arg(&num_chunks);
@@ -300,7 +301,7 @@ impl Sampler {
         call.arg(&*logits).arg(&stride).arg(&vocab).arg(&self.requests).arg(&self.parts).arg(&self.progress);
         call.arg(&mut self.candidates).arg(&mut self.num_gathered).arg(&mut self.num_larger);
         call.arg(&mut self.histogram).arg(&mut self.bucket_masses);
-        // SAFETY: as above; a row has MAX_CANDIDATES candidates at most, else it is said to have none.
+        // SAFETY: as above; a row has at most MAX_CANDIDATES candidates, else it is marked as having none.
         unsafe { call.launch(by_chunk) }?;
         let mut call = stream.launch_builder(&functions.choose);
         call.arg(&*logits).arg(&stride).arg(&vocab).arg(&self.requests).arg(&self.progress).arg(&self.candidates);
@@ -311,7 +312,7 @@ impl Sampler {
         Ok(())
     }
 
-    /// What was chosen from the rows uploaded last; waits for the launch.
+    /// Returns the tokens sampled from the rows uploaded last; waits for the launch.
     ///
     /// # Errors
     /// If anything launched before failed.
@@ -319,7 +320,7 @@ impl Sampler {
         read(&self.device, &self.choices, &self.likely, &self.uploaded)
     }
 
-    /// Room on the device for what several launches choose from `num_rows` rows, with `num_likely` likeliest tokens in all.
+    /// Allocates device memory for the results of several launches of `num_rows` rows, with `num_likely` likeliest tokens in total.
     ///
     /// # Errors
     /// If memory does not suffice.
@@ -328,7 +329,7 @@ impl Sampler {
         Ok(Kept { device: Arc::clone(&self.device), choices, likely, rows: Vec::with_capacity(num_rows), num_likely: 0 })
     }
 
-    /// Keeps what was chosen from the rows uploaded last after what `kept` has, and waits for nothing.
+    /// Appends the results of the rows uploaded last to `kept`, without waiting.
     ///
     /// # Errors
     /// If the device fails.
@@ -350,7 +351,7 @@ impl Sampler {
     }
 }
 
-/// Choices of several launches, still on the device, so that the next one need not wait for the host.
+/// Results of several launches, still on the device, so that the next launch need not wait for the host.
 pub struct Kept {
     device: Arc<Device>,
     choices: CudaSlice<RawChoice>,
@@ -361,7 +362,7 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// All of it; waits for the launches.
+    /// Returns all results; waits for the launches.
     ///
     /// # Errors
     /// If anything launched before failed.
@@ -374,7 +375,7 @@ fn num_likely(rows: &[Option<u32>]) -> usize {
     rows.iter().flatten().sum::<u32>() as usize
 }
 
-/// Brings choices and likeliest tokens of `rows` to the host, each row's likeliest after those of the row before it.
+/// Copies results and likeliest tokens of `rows` to the host; the likeliest tokens of all rows are concatenated.
 fn read(
     device: &Device,
     choices: &CudaSlice<RawChoice>,
@@ -400,7 +401,7 @@ fn read(
 }
 
 impl RawRequest {
-    /// Of a row that is left alone.
+    /// Request of an inactive row.
     const NONE: Self = Self {
         adjustments: 0,
         uniform: 0.0,
@@ -445,11 +446,11 @@ fn checked_top(num_top: u32) -> u32 {
 
 impl RawChoice {
     fn named(&self, top: Option<&[RawLikely]>) -> Choice {
-        // Of a row that is no distribution, no number means anything.
+        // The values of a row that is not a distribution are meaningless.
         let logprob = if self.margin.is_nan() { f32::NAN } else { self.logprob };
         let chosen = RankedLogProb { token: self.token, logprob, rank: self.rank };
         let ranked = |(rank, likely): (u32, &RawLikely)| RankedLogProb { token: likely.token, logprob: likely.logprob, rank };
-        // A vocabulary smaller than what was asked for leaves the rest unnamed.
+        // A vocabulary smaller than the requested number leaves the rest unset.
         let top = top.map(|top| (1..).zip(top).filter(|(_, likely)| likely.token != u32::MAX).map(ranked).collect());
         Choice { token: self.token, margin: self.margin, logprobs: top.map(|top| (chosen, top)) }
     }
@@ -467,7 +468,7 @@ mod tests {
     use crate::cpu::{self, testing::noise};
     use crate::cuda::testing::device;
 
-    /// A row and what is asked of it.
+    /// A row and its sampling parameters.
     #[derive(Clone)]
     struct Case {
         logits: Vec<f32>,
@@ -478,7 +479,7 @@ mod tests {
     }
 
     impl Case {
-        /// Noise of variance one times `spread`, cubed so that few tokens stand out.
+        /// Creates noise of variance one times `spread`, cubed so that few tokens stand out.
         fn new(vocab_size: usize, spread: f32, seed: u32) -> Self {
             let logits = noise(vocab_size, seed).into_iter().map(|x| spread * 8.0 * x * x * x).collect();
             let uniform = f64::from(noise(1, seed + 1000)[0]) + 0.5;
@@ -495,7 +496,7 @@ mod tests {
             }
         }
 
-        /// The twin's choice.
+        /// Returns the CPU's choice.
         fn expected(&self, distribution: &Distribution, uniform: f64) -> Choice {
             let mut logits = self.logits.clone();
             self.adjustments.iter().for_each(|adjustment| adjustment.apply(&mut logits));
@@ -504,7 +505,8 @@ mod tests {
             Choice { token, margin: cpu::margin(&logits), logprobs }
         }
 
-        /// The twin's choice, or where rounding at a boundary may decide, the found one if the twin says so of numbers beside.
+        /// Returns the CPU's choice, or the found one where rounding at a boundary may decide and the CPU makes it with slightly changed
+        /// parameters.
         fn expected_beside(&self, found: &Choice) -> Choice {
             const BESIDE: [f64; 3] = [0.0, -4e-6, 4e-6];
             let mut choices = BESIDE.iter().flat_map(|u| BESIDE.iter().map(move |p| (u, p))).map(|(u, p)| {
@@ -531,7 +533,7 @@ mod tests {
         }
         let mut sampler = Sampler::new(&device, cases.len() + 1).unwrap();
         let specs: Vec<SampleSpec> = cases.iter().map(Case::spec).collect();
-        // Twice, because the first launch must leave its counters as it found them. A padding row follows.
+        // Twice, because the first launch must reset its counters. A padding row follows.
         for _ in 0..2 {
             let mut on_device = device.upload(&logits).unwrap();
             let chain = sampler.upload(&specs).unwrap();
@@ -563,7 +565,7 @@ mod tests {
         }
     }
 
-    /// All combinations of what may be asked, over peaked and flat rows, in batches.
+    /// Checks all combinations of parameters, over peaked and flat rows, in batches.
     fn check_combinations(vocab_size: usize, num_draws: u32) {
         let mut cases = Vec::new();
         for (spread, temperature) in [(1.0, 0.0), (1.0, 0.7), (6.0, 1.0), (30.0, 1.3), (0.05, 1.0), (1.0, 40.0), (60.0, 0.01)] {
@@ -591,7 +593,7 @@ mod tests {
         check_combinations(152_064, 5);
     }
 
-    /// Masked tokens and islands of equal logits, which no bucket tells apart, among others.
+    /// Checks masked tokens and groups of equal logits, which no bucket separates, among others.
     #[test]
     #[ignore = "needs a CUDA device"]
     fn cuda_flat_rows_with_islands_and_masks_are_drawn_as_on_the_cpu() {
@@ -610,7 +612,7 @@ mod tests {
         check(&cases);
     }
 
-    /// Scores of given tokens, likely ones and others, beside the twin's.
+    /// Compares scores of given tokens, likely ones and others, with the CPU's.
     #[track_caller]
     fn check_scores(vocab_size: usize, spread: f32, tops: &[u32]) {
         let (device, num_rows) = (device(), tops.len());

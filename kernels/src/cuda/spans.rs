@@ -1,4 +1,4 @@
-//! Tokens and blocks that are moved, copied or erased in all layers of the pool.
+//! Moves, copies and zeroing of tokens and blocks in all layers of the pool.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,22 +10,22 @@ use super::pool::Pool;
 use super::rope::interleaved;
 use crate::cpu::RopeLayout;
 
-/// Chosen: a block of threads moves a whole block of a head of 128 numbers.
+/// Threads per block. Chosen: a thread block moves a whole block of a head of 128 elements.
 const THREADS: usize = 256;
 
 /// Tokens of moved spans.
 pub struct MovedTokens<'a> {
-    /// Where each token is.
+    /// Source slot of each token.
     pub src_slots: CudaView<'a, u32>,
-    /// Where each token goes. No slot is both a source and a destination.
+    /// Destination slot of each token. No slot is both a source and a destination.
     pub dst_slots: CudaView<'a, u32>,
-    /// Which rotation each token takes.
+    /// Index of the rotation of each token.
     pub spans: CudaView<'a, u32>,
     /// `[spans][head_dim / 2]` of [`super::RopeTable::rotation`].
     pub rotations: CudaView<'a, [f32; 2]>,
 }
 
-/// [`crate::cpu::KvLayer`]'s `move_span`, `copy_block` and `zero_block` of many tokens and all layers at once.
+/// Device version of [`crate::cpu::KvLayer`]'s `move_span`, `copy_block` and `zero_block` for many tokens and all layers at once.
 pub struct Spans {
     device: Arc<Device>,
     move_tokens: CudaFunction,
@@ -35,13 +35,13 @@ pub struct Spans {
 }
 
 impl Spans {
-    /// Loads the functions for heads of `head_dim` numbers.
+    /// Loads the functions for heads of `head_dim` elements.
     ///
     /// # Errors
     /// If the device cannot run them.
     ///
     /// # Panics
-    /// If heads are neither of 64 nor of 128 numbers.
+    /// If `head_dim` is neither 64 nor 128.
     pub fn new(device: &Arc<Device>, head_dim: usize) -> Result<Self, DeviceError> {
         assert!(matches!(head_dim, 64 | 128), "kernels are compiled for heads of 64 and 128");
         let function = |name: &str| device.function("spans", name, 0);
@@ -54,14 +54,14 @@ impl Spans {
         })
     }
 
-    /// Copies keys and values of tokens, with keys rotated from their old positions to their new ones. Without a rotation the bits
-    /// stay.
+    /// Copies keys and values of tokens, with keys rotated from their old positions to their new ones. Without a rotation, bits are
+    /// unchanged.
     ///
     /// # Errors
     /// If the launch fails.
     ///
     /// # Panics
-    /// If lengths do not fit, or the pool's heads are others.
+    /// If lengths do not fit, or the pool has another head_dim.
     pub fn move_tokens(&self, pool: &mut Pool, tokens: &MovedTokens<'_>, layout: RopeLayout) -> Result<(), DeviceError> {
         let (shape, num_tokens) = (pool.shape(), tokens.src_slots.len());
         assert!(tokens.dst_slots.len() == num_tokens && tokens.spans.len() == num_tokens, "one of each for each token");
@@ -83,13 +83,13 @@ impl Spans {
         Ok(())
     }
 
-    /// Copies leading slots of blocks in some layers. An entry of `copies` is source, destination, and how many slots.
+    /// Copies leading slots of blocks in some layers. An entry of `copies` is source, destination, and number of slots.
     ///
     /// # Errors
     /// If the launch fails.
     ///
     /// # Panics
-    /// If the pool's heads are others, or it has fewer layers.
+    /// If the pool has another head_dim, or fewer layers.
     pub fn copy_blocks(&self, pool: &mut Pool, layers: Range<usize>, copies: &CudaView<'_, [u32; 3]>) -> Result<(), DeviceError> {
         self.each_block(&self.copy_blocks, pool, layers, copies)
     }
@@ -100,7 +100,7 @@ impl Spans {
     /// If the launch fails.
     ///
     /// # Panics
-    /// If the pool's heads are others.
+    /// If the pool has another head_dim.
     pub fn zero_blocks(&self, pool: &mut Pool, blocks: &CudaView<'_, u32>) -> Result<(), DeviceError> {
         let layers = 0..pool.shape().num_layers;
         self.each_block(&self.zero_blocks, pool, layers, blocks)
@@ -208,7 +208,7 @@ mod tests {
             }
             let (copies, zeroed) = (device.upload(&copies).unwrap(), device.upload(&zeroed).unwrap());
             let spans = Spans::new(&device, shape.head_dim).unwrap();
-            // Some layers and the rest.
+            // Some layers, then the rest.
             for layers in [0..0, 1..3, 0..1] {
                 spans.copy_blocks(&mut pools.pool, layers, &copies.as_view()).unwrap();
             }

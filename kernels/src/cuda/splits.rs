@@ -1,4 +1,4 @@
-//! Division of a row's keys among blocks of threads, where rows alone do not fill the GPU.
+//! Division of a row's keys among thread blocks, if the rows alone do not fill the GPU.
 
 use std::sync::Arc;
 
@@ -9,33 +9,34 @@ use super::device::{Device, DeviceError, launch};
 use super::paged::BLOCK;
 use super::tiles::Tile;
 
-/// Threads a block, `WARPS` of `combine_attention.cu`.
+/// Threads per block, `WARPS` of `combine_attention.cu`.
 const THREADS: usize = 128;
 
-/// Most splits of a launch over tiles. Chosen: beyond it the combination costs more than the keys.
+/// Maximum number of splits of a launch over tiles. Chosen: beyond it the combination costs more than the keys.
 const MAX_SPLITS: usize = 64;
-/// Blocks of 32 keys that pay for a split. Chosen.
+/// Minimum number of blocks of 32 keys per split. Chosen.
 const MIN_BLOCKS: usize = 8;
 
-/// Into how many parts the keys of `num_tiles` tiles over up to `max_context` positions are divided; 1 when the tiles fill the GPU.
+/// Returns the number of parts into which the keys of `num_tiles` tiles over up to `max_context` positions are divided; 1 when the tiles
+/// fill the GPU.
 #[must_use]
 pub fn num_splits(num_tiles: usize, num_kv_heads: usize, num_multiprocessors: usize, max_context: usize) -> usize {
     let (units, places) = ((num_tiles * num_kv_heads).max(1), 2 * num_multiprocessors);
     (places / units).min(max_context.div_ceil(MIN_BLOCKS * BLOCK)).clamp(1, MAX_SPLITS)
 }
 
-/// Room for what parts of rows give before they are combined.
+/// Buffers for the partial results of rows before they are combined.
 pub struct Partials {
     pub(super) sums: CudaSlice<f32>,
     /// Maximum and total of each part.
     pub(super) stats: CudaSlice<f32>,
-    /// Parts of a row and head of keys that are done; zero between launches.
+    /// Number of finished parts of a row and key head; zero between launches.
     pub(super) arrived: CudaSlice<u32>,
 }
 
 impl Partials {
-    /// Room for `num_parts` parts of one query head each, of `head_dim` numbers: rows (or [`super::DecodePart::most`]) times heads (times
-    /// splits).
+    /// Allocates room for `num_parts` parts of one query head each, of `head_dim` elements: rows (or [`super::DecodePart::most`]) times
+    /// heads (times splits).
     ///
     /// # Errors
     /// If memory does not suffice.
@@ -59,7 +60,7 @@ pub(super) struct TileSlots<'a> {
     pub(super) tile_tokens: usize,
 }
 
-/// Adds up parts.
+/// Combines parts.
 pub(super) struct Combine {
     device: Arc<Device>,
     combine_64: CudaFunction,
@@ -72,7 +73,7 @@ impl Combine {
         Ok(Self { device: Arc::clone(device), combine_64: function("combine_64")?, combine_128: function("combine_128")? })
     }
 
-    /// `slots` rows of `(num_heads, head_dim)`, each of `num_splits` parts; the caller has asserted that parts and rows fit.
+    /// Combines `slots` rows of `(num_heads, head_dim)`, each of `num_splits` parts; the caller has asserted that parts and rows fit.
     pub(super) fn run(
         &self,
         partials: &Partials,

@@ -7,10 +7,10 @@ use half::bf16;
 
 use super::device::{Device, DeviceError, launch};
 
-/// Chosen: eight numbers a thread, so a row of Qwen2.5-7B is nine blocks of threads.
+/// Threads per block. Chosen: eight elements per thread, so a row of Qwen2.5-7B is nine thread blocks.
 const THREADS: usize = 256;
 
-/// [`crate::cpu::swiglu`].
+/// Device version of [`crate::cpu::swiglu`].
 pub struct Swiglu {
     device: Arc<Device>,
     function: CudaFunction,
@@ -25,13 +25,13 @@ impl Swiglu {
         Ok(Self { device: Arc::clone(device), function: device.function("swiglu", "swiglu", 0)? })
     }
 
-    /// `activated = silu(gate) * up` for `num_rows` rows of `[gate, up]`, each `width` wide.
+    /// Computes `activated = silu(gate) * up` for `num_rows` rows of `[gate, up]`, each `width` wide.
     ///
     /// # Errors
     /// If the launch fails.
     ///
     /// # Panics
-    /// If rows do not lie in their buffers, or `width` is no multiple of 8.
+    /// If rows do not lie in their buffers, or `width` is not a multiple of 8.
     pub fn run(
         &self,
         gate_up: &CudaSlice<bf16>,

@@ -1,4 +1,4 @@
-//! How Hopper's copy engine reads what attention reads.
+//! Tensor maps with which Hopper's copy engine reads the inputs of attention.
 
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -15,18 +15,19 @@ use half::bf16;
 use super::device::DeviceError;
 use super::paged::{BLOCK, PagedQueries};
 
-/// Numbers of 128 bytes, the longest row the copy engine swizzles.
+/// Elements in 128 bytes, the longest row that the copy engine swizzles.
 const COLUMNS: usize = 64;
 
-/// How the copy engine reads a tensor of bf16.
+/// Description of a bf16 tensor for the copy engine.
 #[repr(transparent)]
 pub(super) struct TensorMap(CUtensorMap);
 
-// SAFETY: 128 bytes that mean something to the device only.
+// SAFETY: 128 bytes that only the device interprets.
 unsafe impl DeviceRepr for TensorMap {}
 
 impl TensorMap {
-    /// Queries of a batch of `num_rows`: a copy takes the heads of a group of `num_tokens` rows, one half or all of their columns.
+    /// Describes the queries of a batch of `num_rows`: a copy takes the heads of a group of `num_tokens` rows, one half or all of their
+    /// columns.
     pub(super) fn of_queries(
         paged: &PagedQueries<'_>,
         num_rows: usize,
@@ -38,7 +39,7 @@ impl TensorMap {
         Self::new(address, lens, [paged.head_dim, paged.row_stride], [COLUMNS, paged.group(), num_tokens])
     }
 
-    /// Keys or values of the pool: a copy takes one head of a block, one half or all of its columns.
+    /// Describes keys or values of the pool: a copy takes one head of a block, one half or all of its columns.
     pub(super) fn of_pool(
         paged: &PagedQueries<'_>,
         pool: &CudaView<'_, bf16>,
@@ -49,7 +50,7 @@ impl TensorMap {
         Self::new(address(pool, stream), [paged.head_dim, num_slots], [paged.head_dim], [COLUMNS, BLOCK])
     }
 
-    /// Tensor of `lens`, innermost first, at `address`, `strides` numbers from one to the next beyond the innermost; a copy takes
+    /// Describes a tensor of `lens`, innermost first, at `address`, with `strides` in elements for the outer dimensions; a copy takes
     /// `copied` of each and swizzles rows of 128 bytes.
     fn new<const RANK: usize, const OUTER: usize>(
         address: u64,
@@ -61,7 +62,7 @@ impl TensorMap {
         let mut map = Self(CUtensorMap { opaque: [0; 16] });
         let (lens, bytes) = (lens.map(|len| len as u64), strides.map(|stride| (stride * size_of::<bf16>()) as u64));
         let (copied, steps) = (copied.map(|len| len as u32), [1u32; RANK]);
-        // SAFETY: all pointers are valid for `RANK` numbers, the map for a write; the address is not read here.
+        // SAFETY: all pointers are valid for `RANK` elements, the map for a write; the address is not read here.
         unsafe {
             cuTensorMapEncodeTiled(
                 &raw mut map.0,
@@ -83,7 +84,7 @@ impl TensorMap {
     }
 }
 
-/// Where a buffer lies on the device.
+/// Returns the device address of a buffer.
 pub(super) fn address<T>(slice: &impl DevicePtr<T>, stream: &Arc<CudaStream>) -> u64 {
     slice.device_ptr(stream).0
 }

@@ -1,4 +1,4 @@
-//! What the tests of kernels share.
+//! Helpers shared by the tests of kernels.
 
 use std::sync::Arc;
 
@@ -7,12 +7,12 @@ use half::bf16;
 use super::{CudaSlice, Device, PagedQueries, Pool, PoolShape, TileSequence};
 use crate::cpu::{self, AttentionShape, KvDtype, KvLayer, KvShape, QuerySequence, Threads, testing::noise};
 
-/// The device of the tests; each of them is ignored where there is none.
+/// Opens the device of the tests; without one, the tests are ignored.
 pub(crate) fn device() -> Arc<Device> {
     Device::open(0).expect("a CUDA device")
 }
 
-/// Numbers of either width.
+/// Elements of either width.
 pub(crate) trait Number: Copy {
     fn wide(self) -> f32;
 }
@@ -29,7 +29,7 @@ impl Number for bf16 {
     }
 }
 
-/// Whether `‖found − expected‖ <= tolerance ‖expected‖`, and nothing is NaN.
+/// Checks that `‖found − expected‖ <= tolerance ‖expected‖`, and nothing is NaN.
 #[track_caller]
 pub(crate) fn assert_close<T: Number>(found: &[T], expected: &[f32], tolerance: f32) {
     assert_eq!(found.len(), expected.len());
@@ -48,7 +48,7 @@ pub(crate) fn wide(numbers: &[bf16]) -> Vec<f32> {
     numbers.iter().map(|x| x.to_f32()).collect()
 }
 
-/// A pool of random numbers on the device, and the same numbers in f32 on the CPU, for a kernel and its twin.
+/// A pool of random elements on the device, and the same elements in f32 on the CPU, for a kernel and its CPU counterpart.
 pub(crate) struct TwinPools {
     pub(crate) pool: Pool,
     pub(crate) layers: Vec<KvLayer>,
@@ -72,7 +72,7 @@ impl TwinPools {
         Self { layers: layers.collect(), pool }
     }
 
-    /// Whether every slot of the device holds what the CPU's does: the very bits, where bf16 can, as in all that was not computed.
+    /// Checks that every slot of the device equals the CPU's: bit by bit if bf16 can represent it, as for everything that was not computed.
     #[track_caller]
     pub(crate) fn assert_close(&self, device: &Arc<Device>, tolerance: f32) {
         let shape = self.pool.shape();
@@ -94,7 +94,7 @@ impl TwinPools {
     }
 }
 
-/// All heads of one slot, from the layout of [`Pool`].
+/// Returns all heads of one slot, from the layout of [`Pool`].
 fn slot_of(numbers: &[bf16], shape: PoolShape, layer: usize, slot: u32) -> Vec<f32> {
     let (block, offset) = (slot as usize / 32, slot as usize % 32);
     let head = |head| {
@@ -104,14 +104,14 @@ fn slot_of(numbers: &[bf16], shape: PoolShape, layer: usize, slot: u32) -> Vec<f
     (0..shape.num_kv_heads).flat_map(head).collect()
 }
 
-/// Positions of a block of the pool.
+/// Positions per block of the pool.
 const BLOCK: usize = 32;
-/// Layers of a world's pool; the last is the one in use, the others hold NaN.
+/// Number of layers of a world's pool; the last is the one in use, the others hold NaN.
 const NUM_LAYERS: usize = 2;
-/// Of the scores, times the root of the head's size: weights neither equal nor all on one key.
+/// Factor of the scores, times the root of head_dim: weights neither equal nor all on one key.
 const SCALE: f32 = 0.7;
 
-/// Sequences over a shuffled pool whose unused slots hold NaN, and the batch of their query rows, one sequence behind the other.
+/// Sequences over a shuffled pool whose unused slots hold NaN, and the batch of their query rows, sequences concatenated.
 pub(crate) struct PagedWorld {
     pub(crate) head_dim: usize,
     pub(crate) num_heads: usize,
@@ -129,7 +129,7 @@ pub(crate) struct PagedOnDevice {
     values: CudaSlice<bf16>,
 }
 
-/// Noise as bf16 holds it, with the spread of real keys.
+/// Returns noise rounded to bf16, with the spread of real keys.
 fn rounded_noise(len: usize, seed: u32) -> Vec<f32> {
     noise(len, seed).into_iter().map(|x| bf16::from_f32(4.0 * x).to_f32()).collect()
 }
@@ -147,7 +147,7 @@ impl PagedWorld {
         self.sequences.iter().map(|rows| Self::len(rows).div_ceil(BLOCK)).max().expect("a world has sequences") + 1
     }
 
-    /// One more than are in use.
+    /// Returns one more than are in use.
     fn num_blocks(&self) -> usize {
         self.sequences.iter().map(|rows| Self::len(rows).div_ceil(BLOCK)).sum::<usize>() + 1
     }
@@ -156,7 +156,7 @@ impl PagedWorld {
         (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
     }
 
-    /// Blocks of each sequence; no two share one.
+    /// Returns the blocks of each sequence; no two share one.
     fn tables(&self) -> Vec<Vec<u32>> {
         let num_blocks = self.num_blocks();
         let step = (num_blocks / 2..num_blocks * 2).find(|step| gcd(*step, num_blocks) == 1).unwrap_or(1);
@@ -170,7 +170,7 @@ impl PagedWorld {
         rounded_noise(self.num_rows() * self.row_stride(), 1)
     }
 
-    /// Keys (or values) of a sequence, `[len][num_kv_heads][head_dim]`.
+    /// Returns keys (or values) of a sequence, `[len][num_kv_heads][head_dim]`.
     fn numbers(&self, sequence: usize, seed: u32) -> Vec<f32> {
         let len = Self::len(&self.sequences[sequence]);
         rounded_noise(len * self.num_kv_heads * self.head_dim, seed + 10 * sequence as u32)
@@ -200,7 +200,7 @@ impl PagedWorld {
         AttentionShape { num_heads: self.num_heads, scale: SCALE / (self.head_dim as f32).sqrt(), q_stride: self.row_stride() }
     }
 
-    /// Outputs of all rows and their lse, by the CPU.
+    /// Computes outputs of all rows and their lse on the CPU.
     pub(crate) fn expected(&self) -> (Vec<f32>, Vec<f32>) {
         let threads = Threads::new(2).unwrap();
         let (tables, layer, queries) = (self.tables(), self.cpu_layer(&threads), self.queries());
@@ -222,7 +222,7 @@ impl PagedWorld {
         (out, lse)
     }
 
-    /// Natural logarithm of the sum of exponentials, in f64.
+    /// Returns the natural logarithm of the sum of exponentials, in f64.
     fn lse(&self, query: &[f32], head: usize, keys: &[f32], position: u32) -> f32 {
         let column = head / (self.num_heads / self.num_kv_heads) * self.head_dim;
         let scores = (0..=position as usize).map(|p| {
@@ -232,7 +232,7 @@ impl PagedWorld {
         scores.map(f64::exp).sum::<f64>().ln() as f32
     }
 
-    /// What positions `..len` of a sequence receive from `chosen` of its rows, by the CPU.
+    /// Computes the attention that positions `..len` of a sequence receive from `chosen` of its rows, on the CPU.
     pub(crate) fn received(&self, sequence: usize, chosen: &[usize], len: usize) -> Vec<f32> {
         let threads = Threads::new(2).unwrap();
         let (first, stride, queries) = (self.sequence_rows()[sequence].first_row, self.row_stride(), self.queries());
@@ -261,7 +261,7 @@ impl PagedWorld {
     pub(crate) fn upload(&self, device: &Device) -> PagedOnDevice {
         let mut tables = Vec::new();
         for mut table in self.tables() {
-            // A block that is not there: reading it would leave the pool.
+            // A block that does not exist: reading it would leave the pool.
             table.resize(self.max_blocks(), u32::MAX / 64);
             tables.extend(table);
         }
@@ -275,7 +275,7 @@ impl PagedWorld {
         }
     }
 
-    /// Outputs as near as weights in bf16 bring them; no row is far off either.
+    /// Checks that outputs are as close as bf16 weights allow, in total and for each row.
     #[track_caller]
     pub(crate) fn assert_rows(&self, found: &[bf16], expected: &[f32], case: &str) {
         assert_close(found, expected, 8e-3);
@@ -317,7 +317,7 @@ impl PagedOnDevice {
         }
     }
 
-    /// Adds rows at `position` whose queries are NaN and whose tables name no block.
+    /// Adds rows at `position` whose queries are NaN and whose tables contain no valid block.
     pub(crate) fn pad(&mut self, device: &Device, num_rows: usize, position: u32) {
         let old_rows = self.positions.len();
         let (stride, max_blocks) = (self.queries.len() / old_rows, self.block_tables.len() / old_rows);

@@ -1,4 +1,4 @@
-//! How query tokens are dealt to blocks of threads by the attention of prefill.
+//! Assignment of query tokens to thread blocks by prefill attention.
 
 use std::cmp::Reverse;
 
@@ -12,16 +12,16 @@ use super::upload::Words;
 pub struct Tile {
     /// Row of the first token in the batch.
     pub first_row: u32,
-    /// Tokens; their rows follow each other.
+    /// Number of tokens; their rows are consecutive.
     pub num_rows: u32,
     /// Row of the block tables.
     pub table: u32,
-    /// Keys that the last token sees: its position and one.
+    /// Number of keys that the last token sees: its position plus one.
     pub kv_len: u32,
 }
 
 impl Tile {
-    /// As it lies in memory.
+    /// Returns its memory representation.
     #[must_use]
     pub const fn words(self) -> [u32; 4] {
         [self.first_row, self.num_rows, self.table, self.kv_len]
@@ -36,7 +36,7 @@ unsafe impl Words for Tile {
 // SAFETY: four words, no padding.
 unsafe impl DeviceRepr for Tile {}
 
-/// The query tokens of one sequence.
+/// Query tokens of one sequence.
 #[derive(Clone, Copy, Debug)]
 pub struct TileSequence<'a> {
     /// Row of the first token in the batch; the others follow.
@@ -47,7 +47,8 @@ pub struct TileSequence<'a> {
     pub table: usize,
 }
 
-/// Tiles of up to `tile_tokens` tokens that cover all sequences. Those with the most keys come first: what ends last is short.
+/// Returns tiles of up to `tile_tokens` tokens that cover all sequences. Those with the most keys come first, so that the last ones to
+/// finish are short.
 #[must_use]
 pub fn tiles(sequences: &[TileSequence<'_>], tile_tokens: usize) -> Vec<Tile> {
     let mut tiles = Vec::new();

@@ -7,14 +7,14 @@ use cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
 
 use super::device::{Device, DeviceError};
 
-/// Two points of the stream, set anew as often as one likes.
+/// Two points of the stream; can be reused.
 pub struct Timer {
     began: CudaEvent,
     ended: CudaEvent,
 }
 
 impl Timer {
-    /// A timer of `device`.
+    /// Creates a timer of `device`.
     ///
     /// # Errors
     /// If the device fails.
@@ -23,7 +23,7 @@ impl Timer {
         Ok(Self { began: event()?, ended: event()? })
     }
 
-    /// Starts behind all that was launched.
+    /// Starts after everything launched before.
     ///
     /// # Errors
     /// If the device fails.
@@ -31,7 +31,7 @@ impl Timer {
         Ok(self.began.record(device.stream())?)
     }
 
-    /// Stops behind all that was launched.
+    /// Stops after everything launched before.
     ///
     /// # Errors
     /// If the device fails.
@@ -39,7 +39,7 @@ impl Timer {
         Ok(self.ended.record(device.stream())?)
     }
 
-    /// From start to stop; waits for the latter.
+    /// Returns the time from start to stop; waits for the latter.
     ///
     /// # Errors
     /// If it was not started and stopped, or the device fails.

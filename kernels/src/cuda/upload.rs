@@ -1,4 +1,4 @@
-//! Small arrays that the host writes for a step, brought to the device by one copy.
+//! Small arrays that the host writes for a step, uploaded to the device by one copy.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,15 +7,15 @@ use cudarc::driver::{CudaSlice, CudaView, PinnedHostSlice};
 
 use super::device::{Device, DeviceError};
 
-/// Words between the beginnings of two arrays are a multiple of this, so that vectors may be loaded.
+/// Alignment of arrays in words, so that vectors may be loaded.
 const ALIGNMENT: usize = 4;
 
-/// What some words can be read as.
+/// Types that words can be read as.
 ///
 /// # Safety
 /// Any `COUNT` words are a value, of the same layout on host and device.
 pub unsafe trait Words: Copy {
-    /// Words of a value.
+    /// Number of words of a value.
     const COUNT: usize;
 }
 
@@ -41,29 +41,29 @@ unsafe impl<const N: usize> Words for [f32; N] {
 
 /// A buffer of words on the host that the device can read, and its copy on the device.
 ///
-/// What is put first lies at the same addresses always, so a captured graph finds the arrays of the next step where those of the last one
-/// were.
+/// The arrays that are put first are always at the same addresses, so a captured graph finds the arrays of the next step where those of the
+/// last one were.
 pub struct Upload {
     device: Arc<Device>,
     host: PinnedHostSlice<u32>,
     copy: CudaSlice<u32>,
-    /// Words that may be on their way, from the first on.
+    /// Number of leading words that may be in transfer.
     in_flight: usize,
 }
 
 impl Upload {
-    /// Room for `capacity` words.
+    /// Allocates room for `capacity` words.
     ///
     /// # Errors
     /// If memory does not suffice.
     pub fn new(device: &Arc<Device>, capacity: usize) -> Result<Self, DeviceError> {
         let capacity = capacity.next_multiple_of(ALIGNMENT);
-        // SAFETY: what is read of it was written by `put` before.
+        // SAFETY: `put` writes words before they are read.
         let host = unsafe { device.context().alloc_pinned_with_flags(capacity.max(1), 0) }?;
         Ok(Self { device: Arc::clone(device), host, copy: device.zeros(capacity)?, in_flight: 0 })
     }
 
-    /// Where arrays of these lengths come to lie, and the words they take together.
+    /// Returns the ranges of arrays of these lengths, and the words they take together.
     #[must_use]
     pub fn layout<const N: usize>(lengths: [usize; N]) -> ([Range<usize>; N], usize) {
         let mut next = 0;
@@ -75,8 +75,8 @@ impl Upload {
         (ranges, next)
     }
 
-    /// Lets `write` fill arrays of the given lengths and copies them to the device, behind those that may be on their way; if there is no
-    /// room behind them, they are waited for. Returns where the arrays lie. What reads earlier arrays has to be launched before.
+    /// Lets `write` fill arrays of the given lengths and copies them to the device, after those that may be in transfer; if there is no
+    /// room after them, waits for them. Returns the ranges of the arrays. Kernels that read earlier arrays must be launched before.
     ///
     /// # Errors
     /// If the device fails.
@@ -111,7 +111,7 @@ impl Upload {
         Ok(ranges.map(|range| first + range.start..first + range.end))
     }
 
-    /// [`Self::put`] at the beginning, where a recorded graph looks for arrays of these lengths. Waits for what is on its way.
+    /// Runs [`Self::put`] at the beginning, where a recorded graph reads arrays of these lengths. Waits for pending transfers.
     ///
     /// # Errors
     /// If the device fails.
@@ -130,21 +130,21 @@ impl Upload {
         self.put(lengths, write)
     }
 
-    /// Says that the device was waited for since the last [`Self::put`].
+    /// Records that the device was waited for since the last [`Self::put`].
     pub fn arrived(&mut self) {
         self.in_flight = 0;
     }
 
-    /// Words on the device.
+    /// Returns words on the device.
     #[must_use]
     pub fn words(&self, range: Range<usize>) -> CudaView<'_, u32> {
         self.copy.slice(range)
     }
 
-    /// Words on the device, read as `T`.
+    /// Returns words on the device, read as `T`.
     ///
     /// # Panics
-    /// If the range is no whole number of them.
+    /// If the length of the range is not a multiple of `T`'s words.
     #[must_use]
     pub fn view<T: Words>(&self, range: Range<usize>) -> CudaView<'_, T> {
         assert!(range.len().is_multiple_of(T::COUNT), "{} words are whole values of {}", range.len(), T::COUNT);
@@ -153,7 +153,7 @@ impl Upload {
         unsafe { self.copy.slice(range).transmute(len) }.expect("the lengths agree")
     }
 
-    /// Room, in words.
+    /// Returns the capacity, in words.
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.copy.len()
@@ -198,7 +198,7 @@ mod tests {
         let put = |upload: &mut Upload, x: u32| upload.put([6], |[array]| array.fill(x)).unwrap()[0].clone();
         assert_eq!([put(&mut upload, 1), put(&mut upload, 2)], [0..6, 8..14]);
         assert_eq!(device.stream().clone_dtoh(&upload.words(0..14)).unwrap()[..6], [1; 6]);
-        // There is no room behind them.
+        // There is no room after them.
         assert_eq!(put(&mut upload, 3), 0..6);
         assert_eq!(upload.put_first([2], |[array]| array.fill(4)).unwrap()[0], 0..2);
         upload.arrived();

@@ -25,18 +25,18 @@ pub struct CpuBackend {
     weights: Weights,
     rope: RopeTable,
     kv: Vec<KvLayer>,
-    /// The host tier: here just more memory of the same kind.
+    /// Host tier: here more memory of the same kind.
     host: Vec<KvLayer>,
     kv_dtype: KvDtype,
     threads: Threads,
     workspace: Workspace,
-    /// What the check that was begun has found.
+    /// Results of the check that was started.
     checked: Vec<f32>,
     scoring_time: Duration,
 }
 
 impl CpuBackend {
-    /// A pool of `num_blocks` blocks for `weights`, and tables for positions below `max_model_len`.
+    /// Creates a backend with a pool of `num_blocks` blocks for `weights`, and tables for positions below `max_model_len`.
     ///
     /// # Errors
     /// If the system gives no threads.
@@ -66,7 +66,7 @@ impl CpuBackend {
         })
     }
 
-    /// Largest distance of a moved K or V of a span from a fresh one in layer 0, relative to the fresh one.
+    /// Returns the largest distance of a moved K or V of a span from a fresh one in layer 0, relative to the fresh one.
     fn span_deviation(&mut self, span: &SpanCopy) -> f32 {
         let block_size = BlockSize::DEFAULT.get();
         let first_block = span.dst_pos / block_size;
@@ -80,7 +80,7 @@ impl CpuBackend {
             let (k, v) = self.read_slot(0, block * block_size + position % block_size);
             let (fresh_k, fresh_v) = fresh[row * 2 * width..][..2 * width].split_at(width);
             for distance in [relative_distance(&k, fresh_k), relative_distance(&v, fresh_v)] {
-                // What is no number is worse than anything.
+                // NaN counts as the worst distance.
                 if distance.is_nan() {
                     return distance;
                 }
@@ -90,14 +90,14 @@ impl CpuBackend {
         worst
     }
 
-    /// The backend with a host tier of `num_blocks` blocks. Memory becomes resident only where it is written.
+    /// Returns the backend with a host tier of `num_blocks` blocks. Memory becomes resident only when it is written.
     #[must_use]
     pub fn with_host_tier(self, num_blocks: usize) -> Self {
         let layers = self.kv.iter().map(|layer| KvLayer::new(self.kv_dtype, KvShape { num_blocks, ..layer.shape() }));
         Self { host: layers.collect(), ..self }
     }
 
-    /// Keys and values of one slot of a layer, for tests that look into the pool.
+    /// Returns keys and values of one slot of a layer, for tests that read the pool.
     #[must_use]
     pub fn read_slot(&self, layer: usize, slot: u32) -> (Vec<f32>, Vec<f32>) {
         let width = self.config.num_kv_heads * self.config.head_dim;
@@ -176,7 +176,8 @@ impl Backend for CpuBackend {
         Ok(std::mem::take(&mut self.checked))
     }
 
-    /// A half keeps 11 bits of a number: 5e-4 relative when stored, as much again when moved. Twenty times that is no rounding.
+    /// Returns a bound that rounding does not reach: f16 keeps 11 bits, a relative error of 5e-4 when stored and as much again when moved.
+    /// Twenty times that is not rounding.
     fn max_span_deviation(&self) -> f32 {
         match self.kv_dtype {
             KvDtype::F16 => 2e-2,
@@ -205,7 +206,7 @@ impl Backend for CpuBackend {
         Ok(self.run_head(rows))
     }
 
-    /// The threads share the head's product, and then the rows.
+    /// Computes the head's product on all threads, then splits the rows over them.
     fn score(&mut self, rows: &[ScoreRow]) -> Result<Vec<TokenLogProbs>, BackendError> {
         let vocab_size = self.config.vocab_size;
         let mut scores = Vec::with_capacity(rows.len());
@@ -220,7 +221,7 @@ impl Backend for CpuBackend {
         Ok(scores)
     }
 
-    /// The threads share the rows, as those of [`Backend::score`].
+    /// Splits the rows over the threads, as [`Backend::score`] does.
     fn sample(&mut self, rows: &[SampleRow]) -> Result<Vec<Sampled>, BackendError> {
         let vocab_size = self.config.vocab_size;
         let indices: Vec<usize> = rows.iter().map(|row| row.row).collect();
@@ -232,7 +233,7 @@ impl Backend for CpuBackend {
     }
 }
 
-/// `|a - b| / |b|`, Euclidean.
+/// Returns `|a - b| / |b|` (Euclidean).
 fn relative_distance(a: &[f32], b: &[f32]) -> f32 {
     let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
     norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied()).max(f32::MIN_POSITIVE)

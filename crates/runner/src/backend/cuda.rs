@@ -43,21 +43,21 @@ pub struct CudaBackend {
     decoder: Decoder,
     pool: Pool,
     host: HostTier,
-    /// Arrays of a step; their place is fixed, so that graphs find them again.
+    /// Arrays of a step, at fixed addresses for recorded graphs.
     upload: Upload,
-    /// Arrays of what is rare: spans, drift, lists of rows.
+    /// Arrays that are rarely needed: spans, drift, lists of rows.
     extra: Upload,
     graphs: DecodeGraphs,
-    /// New minus old of the rows that others follow.
+    /// New minus old values of the rows that moved tokens follow.
     differences: CudaSlice<f32>,
     sampler: Sampler,
     kept: KeptRows,
-    /// The last step, for those who ask for its rows.
+    /// The last step, for calls that refer to its rows.
     step: Step,
     watched: Vec<Watched>,
-    /// What the check that was begun measures, part by part.
+    /// Measurements of the check that was started, part by part.
     checked: Vec<CudaSlice<f32>>,
-    /// Around what compares and asks in a probe.
+    /// Timer of the comparisons and attention sums in a probe.
     scoring: Timer,
     scoring_time: Duration,
     logits: Vec<f32>,
@@ -70,7 +70,7 @@ impl From<DeviceError> for BackendError {
 }
 
 impl CudaBackend {
-    /// The backend with a host tier of `num_blocks` blocks, all locked in main memory at once.
+    /// Returns the backend with a host tier of `num_blocks` blocks, all page-locked at once.
     ///
     /// # Errors
     /// If memory does not suffice.
@@ -79,13 +79,13 @@ impl CudaBackend {
         Ok(Self { host, ..self })
     }
 
-    /// Keys and values of one slot of a layer, for tests that look into the pool.
+    /// Returns keys and values of one slot of a layer, for tests that read the pool.
     ///
     /// # Errors
     /// If the device fails.
     ///
     /// # Panics
-    /// If blocks are on their way to the host tier or from it: [`Backend::synchronize`] waits for them.
+    /// If transfers to or from the host tier are pending: [`Backend::synchronize`] waits for them.
     pub fn read_slot(&self, layer: usize, slot: u32) -> Result<(Vec<f32>, Vec<f32>), BackendError> {
         assert!(self.host.is_idle(), "transfers are waited for before the pool is read");
         let shape = self.pool.shape();
@@ -105,12 +105,12 @@ impl CudaBackend {
         Ok(found)
     }
 
-    /// What is launched from now on finds all layers as transfers leave them. Without any, this costs nothing.
+    /// Orders later launches after all pending transfers, in all layers. Free if there are none.
     fn wait_for_transfers(&mut self) -> Result<(), DeviceError> {
         self.host.wait_for_all(&self.decoder.kernels.spans, &mut self.pool)
     }
 
-    /// Runs any step, launch by launch. Each layer waits for its own blocks on their way to the host tier and from it.
+    /// Runs any step, launch by launch. Each layer waits only for its own transfers to and from the host tier.
     fn run_step(&mut self, step: &Step, batch: &InputBatch) -> Result<(), DeviceError> {
         let layers = self.decoder.config.num_layers;
         let first_layer = step.resumed.as_ref().map_or(0, |resumed| resumed.layer);
@@ -142,7 +142,7 @@ impl CudaBackend {
         Ok(())
     }
 
-    /// `f32` logits of rows of the last step in the device's order, a few at a time.
+    /// Downloads `f32` logits of rows of the last step, in the device's order, a few at a time.
     fn download_logits(&mut self, rows: &[u32]) -> Result<(), DeviceError> {
         let vocab = self.decoder.config.vocab_size;
         let mut logits = std::mem::take(&mut self.logits);
@@ -168,7 +168,7 @@ impl Backend for CudaBackend {
             block_size: Some(tokens::BlockSize::DEFAULT),
             num_blocks: self.pool.shape().num_blocks,
             max_rows,
-            // Each has a row.
+            // Each sequence has a row.
             max_sequences: max_rows,
         }
     }
@@ -224,8 +224,8 @@ impl Backend for CudaBackend {
         Ok(self.finish_layer0_check(spans)?)
     }
 
-    /// bf16 keeps 8 bits of a number: 4e-3 relative when stored, as much again when moved, and the fresh computation is rounded too.
-    /// Another token, position or rotation is off by tenths.
+    /// Returns a bound that rounding does not reach: bf16 keeps 8 bits, a relative error of 4e-3 when stored and as much again when moved,
+    /// and the fresh computation is rounded too. Another token, position or rotation is off by tenths.
     fn max_span_deviation(&self) -> f32 {
         5e-2
     }
@@ -302,7 +302,7 @@ impl Backend for CudaBackend {
     }
 
     fn synchronize(&mut self) -> Result<(), BackendError> {
-        // A step without rows leaves blocks on their way.
+        // A step without rows leaves transfers pending.
         self.wait_for_transfers()?;
         self.device.synchronize()?;
         self.upload.arrived();
@@ -311,7 +311,7 @@ impl Backend for CudaBackend {
     }
 }
 
-/// Where the arrays of a step lie.
+/// Ranges of the arrays of a step in the upload buffer.
 #[derive(Default)]
 struct UploadedStep {
     num_rows: usize,
@@ -319,15 +319,15 @@ struct UploadedStep {
     num_single: usize,
     ranges: [Range<usize>; 5],
     parts: Range<usize>,
-    /// Tiles of wanted rows, and their list; empty where all are.
+    /// Tiles of wanted rows, and the list of these rows; empty if all rows are wanted.
     last_tiles: Range<usize>,
     wanted: Range<usize>,
-    /// Kept row of each row; empty where none goes on from there.
+    /// Kept row of each row; empty if no row resumes from one.
     kept: Range<usize>,
 }
 
 impl UploadedStep {
-    /// The same rows with tiles for the wanted ones alone.
+    /// Returns the same rows with tiles for the wanted ones alone.
     fn last<'a>(&self, upload: &'a Upload) -> StepRows<'a> {
         let tiles = upload.view(self.last_tiles.clone());
         StepRows { num_tiles: tiles.len(), tiles, ..self.on(upload) }

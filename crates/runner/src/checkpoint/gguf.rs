@@ -15,12 +15,12 @@ use crate::LoadError;
 use crate::config::{Architecture, ModelConfig, RopeScaling};
 use crate::error::shown;
 
-/// The tokenizer as a GGUF file describes it.
+/// Tokenizer as described by a GGUF file.
 #[derive(Clone, Debug, Default)]
 pub struct GgufVocabulary {
     /// `gpt2` (byte-level BPE) or `llama` (SPM).
     pub model: String,
-    /// Which pre-tokenizer splits text first; empty if the file does not say.
+    /// Name of the pre-tokenizer; empty if the file has none.
     pub pre: String,
     /// Token strings by id.
     pub tokens: Vec<String>,
@@ -30,21 +30,21 @@ pub struct GgufVocabulary {
     pub token_types: Vec<i32>,
     /// BPE merges, best first.
     pub merges: Vec<String>,
-    /// Begins a sequence.
+    /// Token that begins a sequence.
     pub bos: Option<u32>,
-    /// Ends a sequence.
+    /// Token that ends a sequence.
     pub eos: Option<u32>,
-    /// Ends a turn.
+    /// Token that ends a turn.
     pub eot: Option<u32>,
     /// Unknown token.
     pub unk: Option<u32>,
-    /// Padding.
+    /// Padding token.
     pub pad: Option<u32>,
-    /// Whether encoding starts with `bos`.
+    /// True if encoding starts with `bos`.
     pub add_bos: Option<bool>,
-    /// Whether encoding ends with `eos`.
+    /// True if encoding ends with `eos`.
     pub add_eos: Option<bool>,
-    /// Whether SPM puts a space in front of the text.
+    /// True if SPM prepends a space to the text.
     pub add_space_prefix: Option<bool>,
     /// Jinja source.
     pub chat_template: Option<String>,
@@ -62,12 +62,12 @@ struct Part {
     header: Header,
 }
 
-/// The location of a tensor.
+/// Location of a tensor.
 struct Place {
     part: usize,
     ty: GgmlType,
     shape: Vec<usize>,
-    /// Byte of its file.
+    /// Byte offset in its file.
     start: u64,
     len: usize,
 }
@@ -127,7 +127,7 @@ impl GgufCheckpoint {
         if self.optional_size("rope.dimension_count").is_some_and(|n| n != head_dim) {
             return Err(LoadError::unsupported("rotary positions on a part of each head"));
         }
-        // As llama.cpp reads it: linear when the file does not say, and 0 for a factor that is not there. Old files have `scale_linear`.
+        // As in llama.cpp: linear if the type is missing, and 0 for a missing factor. Old files have `scale_linear`.
         let factor = match self.header().string(&self.key("rope.scaling.type")).unwrap_or("linear") {
             "none" => 1.0,
             "linear" => {
@@ -152,7 +152,7 @@ impl GgufCheckpoint {
         Ok(if factor == 1.0 { RopeScaling::None } else { RopeScaling::Linear(factor) })
     }
 
-    /// The tokenizer and chat template stored beside the weights. Takes the lists, which are large.
+    /// Returns the tokenizer and chat template stored with the weights. Moves the lists out, since they are large.
     pub(crate) fn take_vocabulary(&mut self) -> Result<GgufVocabulary, LoadError> {
         let metadata = &mut self.parts[0].header.metadata;
         let mut take = |key: &str| metadata.remove(&format!("tokenizer.ggml.{key}"));
@@ -194,7 +194,7 @@ impl GgufCheckpoint {
         })
     }
 
-    /// The id of the special token `name`.
+    /// Returns the id of the special token `name`.
     fn token(&self, name: &str) -> Option<u32> {
         self.header().unsigned(&format!("tokenizer.ggml.{name}_token_id")).and_then(|id| u32::try_from(id).ok())
     }
@@ -233,7 +233,7 @@ impl Checkpoint for GgufCheckpoint {
             tied_head: !self.contains("output.weight"),
         }
         .validated()?;
-        // Read when the length of a head is known to be one.
+        // Read after head_dim has been validated.
         ModelConfig { rope_scaling: self.rope_scaling(head_dim)?, ..config }.validated()
     }
 
@@ -295,7 +295,7 @@ impl Checkpoint for GgufCheckpoint {
     }
 }
 
-/// Bytes of a name that is believed to be one.
+/// Maximum number of bytes of a tensor name that is accepted.
 const MAX_NAME_BYTES: usize = 256;
 
 fn open_part(path: &Path) -> Result<Part, LoadError> {
@@ -308,7 +308,7 @@ fn open_part(path: &Path) -> Result<Part, LoadError> {
     Ok(Part { path: path.to_owned(), header })
 }
 
-/// Every tensor lies inside of its file, before anything large is allocated.
+/// Checks that every tensor lies inside its file, before anything large is allocated.
 fn check_length(path: &Path, header: &Header, len: u64) -> Result<(), LoadError> {
     for (name, tensor) in &header.tensors {
         let (_, _, bytes) = layout(name, tensor)?;
@@ -320,7 +320,7 @@ fn check_length(path: &Path, header: &Header, len: u64) -> Result<(), LoadError>
     Ok(())
 }
 
-/// Type, shape and bytes of a tensor.
+/// Returns type, shape and bytes of a tensor.
 fn layout(name: &str, tensor: &Tensor) -> Result<(GgmlType, Vec<usize>, u64), LoadError> {
     let impossible = || LoadError::unsupported(format!("tensor {} of shape {:?}", shown(name), tensor.shape));
     let ty = GgmlType::try_from(tensor.ggml_type)
@@ -328,7 +328,7 @@ fn layout(name: &str, tensor: &Tensor) -> Result<(GgmlType, Vec<usize>, u64), Lo
     let shape: Vec<usize> =
         tensor.shape.iter().map(|&size| usize::try_from(size)).collect::<Result<_, _>>().map_err(|_| impossible())?;
     let (block_len, block_bytes) = (ty.block_len() as u64, ty.block_bytes() as u64);
-    // Rows are whole blocks.
+    // Rows consist of whole blocks.
     let row = tensor.shape.last().copied().unwrap_or(1);
     if row % block_len != 0 {
         return Err(impossible());
@@ -351,7 +351,7 @@ fn add_tensors(index: usize, part: &Part, tensors: &mut HashMap<String, Place>) 
     Ok(())
 }
 
-/// ggml's name of a type that is not computed.
+/// Returns ggml's name of a type that is not supported.
 fn type_name(number: u32) -> String {
     let name = match number {
         9 => "Q8_1",

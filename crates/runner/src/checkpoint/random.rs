@@ -1,4 +1,4 @@
-//! Weights of any shape without a file: for measurements of speed, which no weight changes, and for tests of exactness.
+//! Random weights of any shape without a file: for speed measurements, which do not depend on weights, and for tests of exactness.
 
 use std::path::Path;
 
@@ -9,22 +9,22 @@ use super::{Checkpoint, LayerRole, RawTensor, Role, SpecialTokens};
 use crate::config::{self, ModelConfig};
 use crate::{Architecture, LoadError};
 
-/// Random weights of a configuration, the same for the same seed.
+/// Random weights for a configuration, the same for the same seed.
 pub(crate) struct RandomCheckpoint {
     pub(crate) config: ModelConfig,
     pub(crate) seed: u64,
     pub(crate) dtype: RandomDtype,
 }
 
-/// How the numbers are stored.
+/// Storage format of the elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RandomDtype {
     F32,
-    /// As checkpoints of large models are.
+    /// bf16, as in checkpoints of large models.
     Bf16,
 }
 
-/// Numbers spread evenly around `center`, `width` from the least to the largest.
+/// Uniform distribution around `center`, with `width` from the minimum to the maximum.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Spread {
     pub(crate) center: f32,
@@ -32,21 +32,21 @@ pub(crate) struct Spread {
 }
 
 impl RandomCheckpoint {
-    /// In the shape of a Hugging Face `config.json`, or of the one in the folder `path`.
+    /// Opens random weights in the shape of a Hugging Face `config.json`, or of the one in the folder `path`.
     ///
     /// # Errors
-    /// If the file cannot be read, or names a model that is not computed here.
+    /// If the file cannot be read, or names a model that is not supported.
     pub(crate) fn open(path: &Path, seed: u64) -> Result<Self, LoadError> {
         let file = if path.is_dir() { path.join("config.json") } else { path.to_owned() };
         let json = super::read_text(&file)?;
         Ok(Self { config: config::from_hf(&file, &json)?, seed, dtype: RandomDtype::Bf16 })
     }
 
-    /// How the tensor of `role` is filled, whose rows are `inputs` long.
+    /// Returns the distribution of the tensor of `role`, whose rows are `inputs` long.
     ///
-    /// Norms lie near one. A matrix keeps the size of what it is given, a little less than one for each normed input of one, so that
-    /// every layer adds about as much to the residual stream as any other: it grows with the root of their number, and stays finite.
-    /// Attention is far from uniform at that size.
+    /// Norms are near one. A matrix preserves the magnitude of its input, a little less than one for each normed input of one, so that
+    /// every layer adds about as much to the residual stream as any other: it grows with the square root of the number of layers, and stays
+    /// finite. Attention is far from uniform at that magnitude.
     pub(crate) fn spread(role: Role, inputs: usize) -> Spread {
         use LayerRole::{AttentionNorm, FeedForwardNorm, KeyNorm, QueryNorm};
         match role {
@@ -57,13 +57,13 @@ impl RandomCheckpoint {
         }
     }
 
-    /// Standard deviation of a matrix whose rows are `inputs` long: that of numbers spread evenly.
+    /// Returns the standard deviation of a uniformly distributed matrix whose rows are `inputs` long.
     #[cfg(feature = "cuda")]
     pub(crate) fn deviation(inputs: usize) -> f32 {
         Self::spread(Role::Embedding, inputs).width / 12f32.sqrt()
     }
 
-    /// The shape of a tensor, `None` where the architecture has none.
+    /// Returns the shape of a tensor; `None` if the architecture does not have it.
     fn role_shape(&self, role: Role) -> Option<Vec<usize>> {
         use LayerRole::{KeyBias, KeyNorm, QueryBias, QueryNorm, ValueBias};
         let is_there = match role {
@@ -75,7 +75,7 @@ impl RandomCheckpoint {
         is_there.then(|| super::shape_of(&self.config, role))
     }
 
-    /// Every role with a tensor, and its shape.
+    /// Returns every role that has a tensor, with its shape.
     fn tensors(&self) -> impl Iterator<Item = (Role, Vec<usize>)> + '_ {
         let layers = (0..self.config.num_layers).flat_map(|layer| LayerRole::ALL.map(|role| Role::Layer(layer, role)));
         let roles = [Role::Embedding, Role::OutputNorm, Role::Head].into_iter().chain(layers);
@@ -91,7 +91,7 @@ impl RandomCheckpoint {
         let numbers = (0..num_elements).map(next);
         match self.dtype {
             RandomDtype::F32 => numbers.flat_map(f32::to_le_bytes).collect(),
-            // The upper half of a number: which way it is rounded does not matter here.
+            // Upper half of an f32: rounding does not matter here.
             RandomDtype::Bf16 => numbers.flat_map(|number| ((number.to_bits() >> 16) as u16).to_le_bytes()).collect(),
         }
     }
@@ -132,7 +132,7 @@ impl Checkpoint for RandomCheckpoint {
 
     #[cfg(feature = "cuda")]
     fn random_seed(&self) -> Option<u64> {
-        // Tests of exactness compare devices: to them the numbers matter.
+        // Tests of exactness compare devices, so they need the same elements.
         (self.dtype == RandomDtype::Bf16).then_some(self.seed)
     }
 }
@@ -146,7 +146,7 @@ mod tests {
     use crate::testing::tiny_config;
     use crate::{Backend, InputBatch, KvDtype, RopeLayout};
 
-    /// Logits behind a few tokens, in as many layers.
+    /// Computes logits after a few tokens, in as many layers.
     fn logits(num_layers: usize, seed: u64) -> Vec<f32> {
         let config = ModelConfig { num_layers, tied_head: false, ..tiny_config(Architecture::Qwen2, RopeLayout::Half) };
         let checkpoint = RandomCheckpoint { config: config.clone(), seed, dtype: RandomDtype::Bf16 };

@@ -1,4 +1,4 @@
-//! Folders of safetensors with a `config.json`, as Hugging Face lays them out.
+//! Folders of safetensors with a `config.json`, in the layout of Hugging Face.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -19,7 +19,7 @@ pub(crate) struct SafetensorsCheckpoint {
     folder: PathBuf,
     config: String,
     tensors: HashMap<String, Place>,
-    /// True if embeddings and head are one matrix, though there are two tensors perhaps.
+    /// True if embeddings and head are one matrix, even if there are two tensors.
     is_tied: bool,
 }
 
@@ -32,14 +32,14 @@ struct Place {
     shape: Vec<usize>,
 }
 
-/// The files with weights, and what an index says of them.
+/// Files with weights, and the content of their index.
 struct WeightFiles {
     files: Vec<PathBuf>,
-    /// The file of each tensor.
+    /// File of each tensor.
     index: Option<HashMap<String, PathBuf>>,
 }
 
-/// Headers are JSON of a hundred bytes a tensor; more than this is no header.
+/// Headers are JSON of a hundred bytes per tensor; a longer one is invalid.
 const MAX_HEADER_BYTES: u64 = 24 << 20;
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
@@ -60,15 +60,15 @@ impl SafetensorsCheckpoint {
             && !tensors.contains_key(EMBEDDING)
             && let Some(head) = tensors.remove(HEAD)
         {
-            // One of the two is as good as the other.
+            // With tied weights, either tensor serves as the embedding.
             tensors.insert(EMBEDDING.to_owned(), head);
         }
         Ok(Self { folder: folder.to_owned(), config, tensors, is_tied })
     }
 }
 
-/// True if there is a head beside the embeddings, and it is another matrix: then both are used, whatever the configuration says of
-/// tying, as in transformers 5.
+/// Returns true if there is a head besides the embeddings with other elements: then both are used, regardless of the configured tying, as
+/// in transformers 5.
 fn differ(tensors: &HashMap<String, Place>) -> Result<bool, LoadError> {
     let (Some(embedding), Some(head)) = (tensors.get(EMBEDDING), tensors.get(HEAD)) else { return Ok(false) };
     let is_alike = embedding.dtype == head.dtype && embedding.shape == head.shape && embedding.len == head.len;
@@ -90,8 +90,8 @@ fn differ(tensors: &HashMap<String, Place>) -> Result<bool, LoadError> {
 /// Bytes of two tensors that are compared at a time.
 const COMPARED_BYTES: usize = 4 << 20;
 
-/// `model.safetensors`, else the shards that the index names, else every other file of weights: no adapter, and not the copy in another
-/// layout that some publishers add.
+/// Returns `model.safetensors`, else the shards in the index, else all other weight files: no adapter, and not the copy in another layout
+/// that some publishers add.
 fn weight_files(folder: &Path) -> Result<WeightFiles, LoadError> {
     let single = folder.join("model.safetensors");
     if single.is_file() {
@@ -124,7 +124,7 @@ fn indexed_files(folder: &Path, path: &Path) -> Result<WeightFiles, LoadError> {
     let mut index = HashMap::new();
     for (tensor, file) in map {
         let name = file.as_str().ok_or_else(|| corrupt(format!("tensor {} is in no file", shown(tensor))))?;
-        // A checkpoint is its folder; a name that leaves it is none.
+        // A checkpoint is its folder; names that leave it are refused.
         if name.is_empty() || !Path::new(name).components().all(|part| matches!(part, Component::Normal(_))) {
             return Err(corrupt(format!("{} is no file of the folder", shown(name))));
         }
@@ -185,7 +185,7 @@ impl Checkpoint for SafetensorsCheckpoint {
         Ok(ModelConfig { tied_head: self.is_tied, ..config })
     }
 
-    /// From `generation_config.json` where there is one, which lists all tokens that end a turn, else from `config.json`.
+    /// Reads `generation_config.json` if it exists, since it lists all tokens that end a turn, else `config.json`.
     fn special_tokens(&self) -> SpecialTokens {
         let generation = read_text(&self.folder.join("generation_config.json")).unwrap_or_default();
         let sources: Vec<Value> =
@@ -256,7 +256,7 @@ mod tests {
     const CONFIG: &str = r#"{"architectures":["LlamaForCausalLM"],"hidden_size":2,"intermediate_size":2,"num_hidden_layers":1,
         "num_attention_heads":1,"vocab_size":2,"max_position_embeddings":64,"rms_norm_eps":1e-5,"tie_word_embeddings":true}"#;
 
-    /// A file with tensors of two by two F32, filled with a number.
+    /// Builds a file with F32 tensors of two by two, each filled with one value.
     fn safetensors(tensors: &[(&str, f32)]) -> Vec<u8> {
         let entry = |(index, (name, _)): (usize, &(&str, f32))| {
             format!(r#""{name}":{{"dtype":"F32","shape":[2,2],"data_offsets":[{},{}]}}"#, index * 16, index * 16 + 16)
@@ -275,14 +275,14 @@ mod tests {
             std::fs::write(folder.path().join(name), bytes).unwrap();
         }
         let checkpoint = SafetensorsCheckpoint::open(folder.path())?;
-        // The files are gone afterwards, so what tests look at is read here.
+        // The files are deleted afterwards, so the tensors that tests compare are read here.
         let first: Vec<_> =
             checkpoint.names().iter().map(|name| checkpoint.read(name).map(|tensor| tensor.bytes[..4].to_vec())).collect();
         assert!(first.iter().all(Result::is_ok));
         Ok(checkpoint)
     }
 
-    /// The files, whose tensors are `expected` afterwards.
+    /// Checks that the tensors of the files are `expected`.
     #[track_caller]
     fn check_names(files: &[(&str, &[u8])], expected: &[&str]) {
         let mut names = open(files).unwrap().names();

@@ -1,4 +1,4 @@
-//! Steps that are made ready while others run say the same as steps one after the other.
+//! Steps that are prepared while others run give the same tokens as steps run one after the other.
 
 use std::collections::BTreeMap;
 
@@ -14,10 +14,10 @@ use tokens::{BlockSize, RequestId, Timestamp, TokenId};
 use crate::common::Random;
 
 const NUM_BLOCKS: usize = 64;
-/// Tokens of the tiny models.
+/// Vocabulary size of the tiny models.
 const VOCAB_SIZE: u32 = 97;
 
-/// A runner that is driven as if its device computed beside it. Counts what is made ready.
+/// A runner that is driven as if its device were asynchronous. Counts the steps prepared ahead.
 struct Overlapping {
     runner: ModelRunner,
     num_prepared: usize,
@@ -52,7 +52,7 @@ impl OverlappingExecutor for Overlapping {
     }
 }
 
-/// What a request says, and why it ends.
+/// Tokens of a request and its finish reason.
 #[derive(Debug, Default, PartialEq)]
 struct Answer {
     tokens: Vec<TokenId>,
@@ -60,11 +60,11 @@ struct Answer {
     reason: Option<FinishReason>,
 }
 
-/// Requests that differ in all that decides a token.
+/// Returns requests that differ in all that decides a token.
 fn requests() -> Vec<Request> {
     let greedy = SamplingParams::greedy(40);
     let drawn = SamplingParams { temperature: 1.0, top_p: 0.95, seed: 5, ..greedy.clone() };
-    // A third of the vocabulary stops it, but not at once; its prompt is scored besides.
+    // A third of the vocabulary stops it, but not at once; its prompt is also scored.
     let stops = (0..VOCAB_SIZE).step_by(3).map(TokenId).collect();
     let sampling = [
         SamplingParams { logprobs: Some(3), ..greedy.clone() },
@@ -84,7 +84,7 @@ fn request(id: u64, sampling: SamplingParams) -> Request {
     RequestBuilder::new(id, &prompt).sampling(|to| *to = sampling).build()
 }
 
-/// Answers to [`requests`], of which one more comes every five steps.
+/// Returns answers to [`requests`], one of which arrives every five steps.
 fn answers<E: Executor>(core: &mut EngineCore<E>) -> BTreeMap<RequestId, Answer> {
     let mut answers: BTreeMap<RequestId, Answer> = BTreeMap::new();
     let mut waiting = requests().into_iter();
@@ -138,7 +138,7 @@ fn steps_made_ready_ahead_give_the_bits_of_steps_one_after_the_other() {
 #[ignore = "needs a CUDA device"]
 fn cuda_steps_made_ready_ahead_say_what_steps_one_after_the_other_do() {
     let (mut num_equal, mut num_all) = (0, 0);
-    // Some of them have a vocabulary that the device chooses from, some one that the host does.
+    // Some have a vocabulary that the device samples from, others one that the host does.
     for model in crate::gpu::families() {
         let [ahead, after] = [true, false].map(|run_ahead| {
             let gpu = runner::testing::tiny_cuda_backend(&model, 42, NUM_BLOCKS).expect("there is a GPU with some memory left");
@@ -156,6 +156,6 @@ fn cuda_steps_made_ready_ahead_say_what_steps_one_after_the_other_do() {
         }
     }
     println!("{num_equal} of {num_all} tokens are equal behind equal histories");
-    // A void row is one row more, for which cuBLASLt may take another algorithm: then a draw on a boundary differs, and all behind it.
+    // A void row adds one row, for which cuBLASLt may pick another algorithm: then a draw on a boundary differs, and all tokens after it.
     assert!(num_equal * 10 >= num_all * 7, "{num_equal} of {num_all} tokens are equal");
 }

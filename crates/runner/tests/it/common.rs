@@ -7,9 +7,9 @@ use runner::{Architecture, Backend, InputBatch, KvDtype, ModelConfig, RopeLayout
 use tokens::{BlockId, BlockSize, DonorId, RequestId, TokenId, TokenRange};
 
 pub(crate) const NUM_BLOCKS: usize = 256;
-/// Of all models' weights.
+/// Seed of all models' weights.
 pub(crate) const SEED: u64 = 42;
-/// Those below are for tests that name blocks.
+/// First block to allocate: those below are for tests that name blocks.
 const FIRST_BLOCK: u32 = 32;
 const BLOCK: u32 = BlockSize::DEFAULT.get();
 
@@ -25,7 +25,7 @@ impl Random {
     }
 }
 
-/// One model of each family, with both formats of the pool.
+/// Returns one model of each family, with both formats of the pool.
 pub(crate) fn all_families() -> Vec<(ModelConfig, KvDtype)> {
     let families = [
         tiny_config(Architecture::Llama, RopeLayout::Interleaved),
@@ -35,7 +35,7 @@ pub(crate) fn all_families() -> Vec<(ModelConfig, KvDtype)> {
     families.into_iter().flat_map(|config| [(config.clone(), KvDtype::F32), (config, KvDtype::F16)]).collect()
 }
 
-/// A backend whose pool can be looked into.
+/// A backend whose pool can be read.
 pub(crate) trait Device: Backend {
     fn read_slot(&self, layer: usize, slot: u32) -> (Vec<f32>, Vec<f32>);
 }
@@ -46,14 +46,14 @@ impl Device for CpuBackend {
     }
 }
 
-/// By how much what should be equal may differ; all are relative.
+/// Tolerances of values that should be equal; all are relative.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rounding {
-    /// Logits of one row, or K or V of one token, in steps of other numbers of rows; Euclidean. 0: every bit is equal.
+    /// Logits of one row, or K or V of one token, in steps of other row counts; Euclidean. 0: bitwise equal.
     pub(crate) batch: f32,
-    /// A number of the pool that was rotated there and back, relative to the largest beside it.
+    /// An element of the pool that was rotated there and back, relative to the largest beside it.
     pub(crate) moved: f32,
-    /// K or V of a token computed again, relative to their length.
+    /// K or V of a token computed again, relative to their norm.
     pub(crate) stored: f32,
 }
 
@@ -78,7 +78,7 @@ pub(crate) fn on_all_families(mut check: impl FnMut(&mut World)) {
     }
 }
 
-/// Logits of a row, or K or V of a token: how far `found` is from `expected`, relative to its length.
+/// Returns the distance of `found` from `expected`, logits of a row or K or V of a token, relative to the norm of `expected`.
 pub(crate) fn distance(found: &[f32], expected: &[f32]) -> f32 {
     let length = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
     length(&mut found.iter().zip(expected).map(|(a, b)| a - b)) / length(&mut expected.iter().copied())
@@ -93,18 +93,18 @@ impl World {
         Self { backend, config: config.clone(), rounding, next_block: FIRST_BLOCK }
     }
 
-    /// Gives all blocks back, with what they hold.
+    /// Frees all blocks and their content.
     pub(crate) fn clear(&mut self) {
         self.next_block = FIRST_BLOCK;
     }
 
-    /// A prompt of the model's tokens, the same for the same seed.
+    /// Returns a prompt of the model's tokens, the same for the same seed.
     pub(crate) fn prompt(&self, len: usize, seed: u64) -> Vec<u32> {
         let mut random = Random(seed);
         (0..len).map(|_| random.below(self.config.vocab_size as u32)).collect()
     }
 
-    /// Checks rows that were computed in steps of other numbers of rows than `expected`.
+    /// Checks rows that were computed in steps of other row counts than `expected`.
     #[track_caller]
     pub(crate) fn assert_near(&self, found: &[Vec<f32>], expected: &[Vec<f32>], what: &str) {
         assert_eq!(found.len(), expected.len(), "{what}");
@@ -114,7 +114,7 @@ impl World {
         }
     }
 
-    /// Checks numbers of the pool that were rotated or stored once more.
+    /// Checks elements of the pool that were rotated or stored once more.
     #[track_caller]
     pub(crate) fn assert_moved(&self, found: &[f32], expected: &[f32], what: &str) {
         let largest = expected.iter().fold(0f32, |largest, x| largest.max(x.abs()));
@@ -123,7 +123,7 @@ impl World {
         }
     }
 
-    /// Fresh blocks for `len` positions.
+    /// Allocates fresh blocks for `len` positions.
     pub(crate) fn table(&mut self, len: usize) -> Vec<BlockId> {
         let blocks = BlockSize::DEFAULT.blocks_for(len) as u32;
         let first = self.next_block;
@@ -137,7 +137,7 @@ impl World {
         self.logits_of_batch(&[(tokens, table, rows)]).pop().unwrap()
     }
 
-    /// The same, with moved tokens that follow.
+    /// Computes the same, with moved tokens that follow.
     pub(crate) fn logits_following(
         &mut self,
         tokens: &[u32],
@@ -161,7 +161,7 @@ impl World {
         batch.iter().map(|(_, _, rows)| logits.by_ref().take(rows.len()).collect()).collect()
     }
 
-    /// Attention that the last of `rows` paid to each position.
+    /// Returns the attention that the last of `rows` paid to each position.
     pub(crate) fn attention_paid(&mut self, tokens: &[u32], table: &[BlockId], rows: &[usize]) -> Vec<f32> {
         let other = self.table(1);
         let mut sequence = scheduled(tokens, table, rows);
@@ -170,7 +170,7 @@ impl World {
         self.backend.attention_paid(1).to_vec()
     }
 
-    /// Logits of all rows of `sequences`.
+    /// Returns logits of all rows of `sequences`.
     fn run(&mut self, sequences: &[ScheduledSequence]) -> Vec<Vec<f32>> {
         let input = InputBatch::new(sequences, BlockSize::DEFAULT);
         self.backend.forward(&input).unwrap();
@@ -211,7 +211,7 @@ impl World {
         self.backend.span_deviations(&[Self::span(&src, src_pos, &dst, dst_pos, claimed)]).unwrap()[0]
     }
 
-    /// Computes `span` at `pos`, and checks it where it lies as if it stood `blocks` blocks further on: its keys are rotated wrongly.
+    /// Computes `span` at `pos`, and checks it in place as if it were `blocks` blocks further on: its keys are rotated wrongly.
     pub(crate) fn deviation_of_wrong_rotation(&mut self, span: &[u32], pos: u32, blocks: u32) -> f32 {
         let tokens = [vec![1; pos as usize], span.to_vec()].concat();
         let table = self.table(tokens.len());
@@ -226,7 +226,7 @@ impl World {
     }
 }
 
-/// Some rows of `tokens`.
+/// Schedules some rows of `tokens`.
 fn scheduled(tokens: &[u32], table: &[BlockId], rows: &[usize]) -> ScheduledSequence {
     ScheduledSequence {
         request_id: RequestId(0),

@@ -1,4 +1,4 @@
-//! The whole engine on small random models: what a client sees when KV is reused.
+//! The whole engine on small random models: what a client observes when KV is reused.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ pub(crate) struct Engine {
     next_id: u64,
 }
 
-/// What came of one request.
+/// Result of one request.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Answer {
     pub(crate) tokens: Vec<(TokenId, Option<TokenLogProbs>)>,
@@ -32,7 +32,7 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// The answer but for what the search for spans found.
+    /// Returns the answer without the outcome of the span search.
     fn without_outcome(self) -> Self {
         Self { usage: KvUsage { outcome: None, ..self.usage }, ..self }
     }
@@ -47,7 +47,7 @@ impl Engine {
         Self::with_host_tier(backend, 0)
     }
 
-    /// `backend` has that host tier.
+    /// Creates an engine; `backend` must have that host tier.
     fn with_host_tier(backend: Box<dyn Backend>, num_blocks: u32) -> Self {
         Self::with_runner(ModelRunner::new(backend, BlockSize::DEFAULT), num_blocks)
     }
@@ -81,7 +81,7 @@ impl Engine {
         request_id
     }
 
-    /// Runs until nothing is left to do.
+    /// Runs until all requests have finished.
     pub(crate) fn finish(&mut self) -> Vec<(RequestId, Answer)> {
         let mut answers: Vec<(RequestId, Answer)> = Vec::new();
         while self.core.has_work() {
@@ -115,12 +115,12 @@ impl Engine {
         self.finish().pop().unwrap().1
     }
 
-    /// How many lookups of spans ended so.
+    /// Returns the number of span lookups with this outcome.
     pub(crate) fn spans(&self, outcome: SpanOutcome) -> u64 {
         self.core.stats().span_lookups.get(outcome)
     }
 
-    /// Blocks nobody holds.
+    /// Returns the number of blocks without an owner.
     fn idle_blocks(&self) -> usize {
         let blocks = self.core.stats().blocks;
         blocks.free + blocks.cached
@@ -132,7 +132,7 @@ fn text(len: usize, seed: u64) -> Vec<u32> {
     (0..len).map(|_| random.below(97)).collect()
 }
 
-/// A document behind one question, and the same document behind another.
+/// Returns a document after one question, and the same document after another.
 fn donor_and_recipient() -> (Vec<u32>, Vec<u32>) {
     let document = text(160, 1);
     ([text(40, 2), document.clone(), text(20, 3)].concat(), [text(57, 4), document, text(30, 5)].concat())
@@ -185,7 +185,7 @@ fn a_prefix_hit_gives_the_bits_of_a_miss() {
     }
 }
 
-/// An engine whose pool was filled by others after `prompt` was computed: `prompt` is in the host.
+/// Creates an engine whose pool was filled by other prompts after `prompt` was computed: `prompt` is in the host tier.
 fn engine_with_offloaded(config: &ModelConfig, dtype: KvDtype, prompt: &[u32]) -> Engine {
     let backend = tiny_backend(config, 42, dtype, NUM_BLOCKS).with_host_tier(200);
     let mut engine = Engine::with_host_tier(Box::new(backend), 200);
@@ -194,7 +194,7 @@ fn engine_with_offloaded(config: &ModelConfig, dtype: KvDtype, prompt: &[u32]) -
     engine
 }
 
-/// Fills the pool with others, until `prompt` is in the host.
+/// Fills the pool with other prompts, until `prompt` is in the host tier.
 fn push_out(engine: &mut Engine, prompt: &[u32]) {
     let before = engine.core.stats().host;
     for _ in 0..8 {
@@ -220,7 +220,7 @@ fn what_comes_back_from_the_host_gives_the_bits_of_a_miss() {
     }
 }
 
-/// A model of random weights on GPU 0, with a pool of [`NUM_BLOCKS`] blocks and 200 in the host.
+/// Creates an engine with a model of random weights on GPU 0, a pool of [`NUM_BLOCKS`] blocks and 200 in the host tier.
 #[cfg(feature = "cuda")]
 fn engine_on_gpu() -> Engine {
     let config = r#"{"architectures": ["Qwen2ForCausalLM"], "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3,
@@ -315,7 +315,7 @@ fn what_a_recipient_leaves_behind_is_not_reused() {
     engine.answer(&donor, KvSharingMode::Prefix, 0);
     let first = engine.answer(&recipient, KvSharingMode::Span, 0);
     assert!(first.usage.span_tokens > 0);
-    // Only the exact part in front of the document is in the prefix index.
+    // Only the exact part before the document is in the prefix index.
     let exact = engine.answer(&recipient, KvSharingMode::Prefix, 0);
     assert!(exact.usage.prefix_tokens <= 57 + 16, "{:?}", exact.usage);
     assert_eq!(exact.tokens, Engine::new(&config, KvDtype::F32).answer(&recipient, KvSharingMode::Off, 0).tokens);
@@ -406,7 +406,7 @@ fn every_policy_recomputes_its_share_and_never_donates() {
     }
 }
 
-/// An answer over moved spans under `deep_bail_out`, and that of full computation.
+/// Returns an answer over moved spans under `deep_bail_out`, and that of full computation.
 fn looked_at_deeper(deep_bail_out: f32) -> [Answer; 2] {
     let config = tiny_config(Architecture::Qwen2, RopeLayout::Half);
     let (donor, recipient) = donor_and_recipient();
@@ -423,7 +423,7 @@ fn looked_at_deeper(deep_bail_out: f32) -> [Answer; 2] {
 
 #[test]
 fn what_deviates_deep_in_the_model_is_computed_to_the_bit() {
-    // Random weights: moved KV has little to do with fresh one.
+    // Random weights: moved KV differs strongly from fresh KV.
     let [bailed_out, dense] = looked_at_deeper(0.01);
     assert_eq!(bailed_out.tokens, dense.tokens);
     assert_eq!((bailed_out.usage.span_tokens, bailed_out.usage.outcome), (0, Some(SpanOutcome::BailedOut)));
@@ -519,7 +519,7 @@ fn i12_a_rejected_donor_means_dense() {
     let dense = Engine::new(&config, KvDtype::F16).answer(&recipient, KvSharingMode::Off, 0);
     let mut engine = Engine::with_backend(Box::new(Distrusting(tiny_backend(&config, 42, KvDtype::F16, NUM_BLOCKS))));
     engine.answer(&donor, KvSharingMode::Prefix, 0);
-    // Beside another request, which must not notice.
+    // Runs beside another request, which must not be affected.
     let other = text(50, 77);
     let rejected = engine.submit(&recipient, KvSharingMode::Span, 0);
     let beside = engine.submit(&other, KvSharingMode::Off, 0);

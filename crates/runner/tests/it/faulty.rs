@@ -1,4 +1,4 @@
-//! Weights that hold what is no number: the request that meets it fails, and nobody else notices.
+//! Weights that contain NaN: the request that meets it fails, and no other request is affected.
 
 use engine::{EngineCore, EngineEvent, FinishReason, SamplingParams, SchedulerConfig};
 use runner::testing::{poisoned_backend, tiny_config};
@@ -8,7 +8,7 @@ use tokens::{BlockSize, RequestId, Timestamp, TokenId};
 
 const POISON: u32 = 13;
 
-/// The tokens of the requests and why they ended, in their order. All of them run at once.
+/// Returns the tokens of the requests and their finish reasons, in order. All of them run at once.
 fn answers(requests: &[(Vec<u32>, SamplingParams)]) -> Vec<(Vec<TokenId>, Option<FinishReason>)> {
     let config = tiny_config(Architecture::Llama, RopeLayout::Half);
     let runner = ModelRunner::new(Box::new(poisoned_backend(&config, 42, POISON, 64)), BlockSize::DEFAULT);

@@ -1,8 +1,8 @@
-//! The invariants on a GPU, and what its faults become.
+//! The invariants on a GPU, and handling of its faults.
 //!
 //! Norms, rotation, moves and attention in tiles give a row the same bits in any batch. But cuBLASLt sums a product in another order for
-//! another number of rows, and a sequence of one row has its own kernel for attention: a sum near the middle of two numbers of bf16 may
-//! become the other one. So a step of as many rows must give the same bits, and one of others the same numbers but for such roundings.
+//! another row count, and a single-row sequence has its own attention kernel: a sum near the middle of two bf16 values may round to the
+//! other one. So a step of the same row count must give the same bits, and one of another the same values up to such roundings.
 
 use crate::common::{Device, NUM_BLOCKS, Rounding, SEED, World};
 use crate::invariants as invariant;
@@ -16,13 +16,13 @@ impl Device for CudaBackend {
     }
 }
 
-/// A number of bf16 is off by up to 2^-8.
+/// A bf16 value is off by up to 2^-8.
 ///
-/// `batch`: some roundings of three layers fall otherwise; more than one part in thirty would be no rounding. `moved`: rotated there,
+/// `batch`: some roundings of three layers fall otherwise; more than one part in thirty would not be rounding. `moved`: rotated there,
 /// stored, rotated back and stored again, each up to 2^-8 of the pair. `stored`: two roundings and the fresh computation's own.
 pub(crate) const ROUNDING: Rounding = Rounding { batch: 3e-2, moved: 1.2e-2, stored: 1e-2 };
 
-/// One model of each family for each size of heads, with groups of all kinds, both layouts, and vocabularies that are whole vectors of four
+/// Returns one model of each family for each head_dim, with groups of all kinds, both layouts, and vocabularies that are multiples of four
 /// or not.
 pub(crate) fn families() -> Vec<ModelConfig> {
     let family = |architecture, layout, (num_heads, num_kv_heads), head_dim, vocab_size| ModelConfig {
@@ -52,7 +52,7 @@ fn on_all_families(check: impl Fn(&mut World)) {
     families().iter().for_each(|config| check(&mut world(config)));
 }
 
-/// A few of the scalings: each with both layouts, and each architecture.
+/// Runs `check` on a few of the scalings: each with both layouts, and each architecture.
 fn on_scalings(check: impl Fn(&mut World)) {
     for head_dim in [64, 128] {
         invariant::scalings(head_dim).iter().step_by(4).for_each(|config| check(&mut world(config)));
@@ -187,7 +187,7 @@ fn cuda_a_span_copy_names_blocks_from_the_one_that_holds_its_start() {
     on_all_families(invariant::a_span_copy_names_blocks);
 }
 
-/// Loads a small model of a published shape; the error must say `about`.
+/// Loads a small model of a published shape; the error must contain `about`.
 fn check_refusal(change: impl Fn(&mut serde_json::Value), gpu: GpuOptions, about: &str) {
     let mut config = serde_json::json!({
         "architectures": ["LlamaForCausalLM"], "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
@@ -195,7 +195,7 @@ fn check_refusal(change: impl Fn(&mut serde_json::Value), gpu: GpuOptions, about
         "rms_norm_eps": 1e-5
     });
     change(&mut config);
-    // Not in the folder of the build, which a machine that only runs this binary does not have.
+    // Not in the build folder, which a machine that only runs this binary does not have.
     let name = format!("kvshare-{}-{}.json", std::process::id(), about.replace(' ', "-"));
     let file = std::env::temp_dir().join(name);
     std::fs::write(&file, config.to_string()).unwrap();

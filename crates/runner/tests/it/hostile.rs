@@ -1,4 +1,4 @@
-//! Broken and hostile checkpoints: every one is answered with one short line, before anything large is allocated.
+//! Broken and hostile checkpoints: each gives one short error line, before anything large is allocated.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use runner::{LoadError, WeightFiles, check_checkpoint};
 const LAYERS: usize = 2;
 const WIDTH: u64 = 16;
 
-/// A GGUF file in the making.
+/// Builder of a GGUF file.
 #[derive(Default)]
 struct GgufWriter {
     entries: Vec<u8>,
@@ -59,7 +59,7 @@ impl GgufWriter {
     }
 }
 
-/// Metadata of a small Llama; `change` may add to it or, given first, be what counts.
+/// Builds metadata of a small Llama; `change` may add to it, or set entries first, which take precedence.
 fn llama(change: impl Fn(GgufWriter) -> GgufWriter) -> GgufWriter {
     let tokens = [&8u32.to_le_bytes()[..], &2u64.to_le_bytes(), &GgufWriter::string("a"), &GgufWriter::string("b")].concat();
     change(GgufWriter::default().text("general.architecture", "llama"))
@@ -112,14 +112,14 @@ fn check_refused(bytes: &[u8], named: &str) {
     assert!(error.to_string().contains(named), "{error}");
 }
 
-/// The small model with `from` replaced wherever it stands in the header.
+/// Builds the small model with every `from` in the header replaced.
 fn replaced(from: &[u8], to: &[u8]) -> Vec<u8> {
     let bytes = small_gguf();
     let at = bytes.windows(from.len()).position(|window| window == from).expect("it is there");
     [&bytes[..at], to, &bytes[at + from.len()..]].concat()
 }
 
-/// The entry of a size and the value it is changed to.
+/// Returns a header with the entry of a size changed to another value.
 fn with_size(key: &str, old: u64, new: u64) -> Vec<u8> {
     let entry = |value: u64| [key.as_bytes(), &10u32.to_le_bytes(), &value.to_le_bytes()].concat();
     replaced(&entry(old), &entry(new))
@@ -186,7 +186,7 @@ fn a_part_of_a_split_model_is_named_as_one() {
     assert!(later.contains("part 2 of 2") && later.contains("m-00001-of-00002.gguf"), "{later}");
 }
 
-/// A seeded walk over files with some bytes changed: an answer or a short error, never a panic.
+/// Checks files with randomly changed bytes (seeded): a result or a short error, never a panic.
 #[test]
 fn changed_gguf_files_are_answered() {
     let whole = small_gguf();
@@ -216,7 +216,7 @@ fn changed_gguf_files_are_answered() {
     assert!(num_refused > 1000, "{num_refused}");
 }
 
-/// The same over `config.json` and the header of a safetensors file.
+/// Checks the same for `config.json` and the header of a safetensors file.
 #[test]
 fn changed_folders_are_answered() {
     let config = r#"{"architectures":["LlamaForCausalLM"],"hidden_size":2,"intermediate_size":2,"num_hidden_layers":1,

@@ -1,7 +1,7 @@
-//! What must hold exactly whenever KV is reused, on small random models. The numbers are those of the project's list of invariants.
+//! Properties that must hold exactly whenever KV is reused, on small random models, numbered as in the project's list of invariants.
 //!
-//! Each is a function of a [`World`], so that every device is held to it. Where rows are computed in steps of as many rows, no device
-//! may change a bit; where the numbers differ, a device whose products depend on them may round otherwise.
+//! Each is a function of a [`World`], so that every device is tested against it. If row counts are equal, no device may change a bit; if
+//! they differ, a device whose products depend on the row count may round otherwise.
 
 use std::ops::Range;
 
@@ -13,12 +13,12 @@ use tokens::{BlockId, DonorId, RequestId, TokenId, TokenRange};
 
 const BLOCK: u32 = 32;
 
-/// Everything but `holes`, ascending.
+/// Returns all indices but `holes`, ascending.
 fn except(len: usize, holes: Range<usize>) -> Vec<usize> {
     (0..len).filter(|row| !holes.contains(row)).collect()
 }
 
-/// Those of `all` with the given numbers.
+/// Returns the elements of `all` at the given indices.
 fn pick(all: &[Vec<f32>], rows: &[usize]) -> Vec<Vec<f32>> {
     rows.iter().map(|row| all[*row].clone()).collect()
 }
@@ -89,7 +89,7 @@ pub(crate) fn probe_of(tokens: &[u32], table: &[BlockId], reused: Range<u32>, re
     }
 }
 
-/// A sample measures what a probe of all tokens does at its positions.
+/// Checks that a sampled probe measures the same at its positions as a probe of all tokens.
 pub(crate) fn a_sampled_probe_finds_what_a_whole_one_does(world: &mut World) {
     let (tokens, table) = (world.prompt(150, 1), world.table(150));
     let mut donor = tokens.clone();
@@ -150,7 +150,7 @@ fn i1_following_exact_kv_changes_no_bit() {
     on_f32_families(following_exact_kv_changes_nothing);
 }
 
-/// A donor and a target with the same 80 tokens, which are at 70 in the one and at 40 in the other.
+/// Returns a donor and a target with the same 80 tokens, at position 70 in the donor and 40 in the target.
 pub(crate) fn donor_and_target(world: &World) -> (Vec<u32>, Vec<u32>) {
     let span = world.prompt(80, 2);
     let donor = [world.prompt(70, 1), span.clone()].concat();
@@ -191,7 +191,7 @@ pub(crate) fn a_probe_sees_the_left_context(world: &mut World) {
         found[range.clone()].iter().map(|token| token.value_l2 / token.value_norm).sum::<f32>() / range.len() as f32
     };
     assert!(mean(0..10) > 1.2 * mean(70..80), "the first tokens of a span differ most: {} {}", mean(0..10), mean(70..80));
-    // Each reader pays 1 in all; what these positions do not receive, others do.
+    // Each reader pays 1 in total; the rest goes to other positions.
     let received: f32 = found.iter().map(|token| token.attention).sum();
     assert!(received > 0.1 && received < 0.95, "{received}");
     assert!(found[0].attention > found[79].attention, "early positions have more readers");
@@ -219,7 +219,7 @@ fn a_watched_row_pays_one_to_the_positions_before_it() {
     on_all_families(a_watched_row_pays_one_in_all);
 }
 
-/// Every way to stretch frequencies, in both layouts, for each architecture.
+/// Returns every frequency scaling, in both layouts, for each architecture.
 pub(crate) fn scalings(head_dim: usize) -> Vec<ModelConfig> {
     let llama3 = RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_position: 256.0 };
     let factors = RopeScaling::Factors((0..head_dim / 2).map(|i| 1.0 + i as f64).collect());
@@ -238,7 +238,7 @@ pub(crate) fn moved_keys_agree_with_layer_0(world: &mut World) {
     for (src, dst) in [(40u32, 41u32), (41, 40), (40, 57), (3, 1003), (1003, 3)] {
         let span = world.prompt(64, 5);
         let deviation = world.deviation_of_move(&span, &span, src, dst);
-        // Frequencies and angles are rounded, too.
+        // Frequencies and angles are also rounded.
         let bound = world.rounding.stored.max(1e-5);
         assert!(deviation < bound, "{:?} from {src} to {dst}: {deviation}", world.config);
         assert!(deviation < world.backend.max_span_deviation() / 5.0, "the bound leaves room for rounding");
@@ -261,7 +261,7 @@ pub(crate) fn the_layer_0_check_sees(world: &mut World) {
     let deviation = world.deviation_of_move(&span, &other, 40, 57);
     assert!(deviation > world.backend.max_span_deviation(), "one token differs: {deviation}");
     assert!(world.deviation_of_wrong_rotation(&span, 40, 0) <= world.backend.max_span_deviation());
-    // As a wrong layout, base or sign would leave them.
+    // The result of a wrong layout, base or sign.
     let deviation = world.deviation_of_wrong_rotation(&span, 40, 1);
     assert!(deviation > world.backend.max_span_deviation(), "rotated for another position: {deviation}");
 }
@@ -274,7 +274,7 @@ fn the_layer_0_check_sees_wrong_ids_and_wrong_rotation() {
 pub(crate) fn the_layer_0_check_tells_which_is_wrong(world: &mut World) {
     let (donor, donor_table) = (world.prompt(300, 1), world.table(300));
     world.prefill(&donor, &donor_table);
-    // Together more than any step has rows; the third begins with another token than was moved.
+    // In total more tokens than a step has rows; the third begins with another token than was moved.
     let mut spans: Vec<SpanCopy> = [(0u32, 64u32, 40u32), (33, 7, 90), (100, 150, 3), (64, 200, 70), (299, 1, 5)]
         .map(|(src, len, dst)| {
             let table = world.table((dst + len) as usize);
@@ -327,12 +327,12 @@ pub(crate) fn a_prefix_and_a_span_equal_two_spans(world: &mut World) {
     world.prefill(&first, &first_table);
     world.prefill(&second, &second_table);
     let fresh: Vec<usize> = (144..160).collect();
-    // The prefix in its own blocks, the span behind it.
+    // The prefix in its own blocks, followed by the span.
     let mut hybrid = world.table(160);
     hybrid[..2].copy_from_slice(&first_table[..2]);
     world.move_span(&second_table, 37, &hybrid, 64, &target[64..144]);
     let hybrid = world.logits(&target, &hybrid, &fresh);
-    // Both as spans, the first by zero.
+    // Both as spans, the first moved by zero.
     let spans = world.table(160);
     world.move_span(&first_table, 0, &spans, 0, &target[..64]);
     world.move_span(&second_table, 37, &spans, 64, &target[64..144]);
@@ -457,7 +457,7 @@ fn chunks_of_any_size_give_the_bits_of_one_pass() {
     on_all_families(chunks_give_one_pass);
 }
 
-/// Scores of more rows than are scored at once, beside those of their logits; a device that scores by itself rounds otherwise.
+/// Checks scores of more rows than are scored at once against those of their logits; a device that scores by itself rounds otherwise.
 pub(crate) fn scores_are_those_of_the_logits(world: &mut World) {
     let (tokens, table) = (world.prompt(300, 9), world.table(300));
     let logits = world.prefill(&tokens, &table);
@@ -480,13 +480,13 @@ pub(crate) fn scores_are_those_of_the_logits(world: &mut World) {
 #[test]
 fn scores_of_many_rows_have_the_bits_of_each_row_alone() {
     on_all_families(scores_are_those_of_the_logits);
-    // So wide that the rows are scored in several pieces.
+    // Vocabulary so large that the rows are scored in several chunks.
     let config = ModelConfig { vocab_size: 60_001, ..tiny_config(Architecture::Llama, RopeLayout::Half) };
     scores_are_those_of_the_logits(&mut World::new(&config, KvDtype::F16));
 }
 
 pub(crate) fn a_span_copy_names_blocks(world: &mut World) {
-    // The contract between planner and runner, spelled out once with literal blocks.
+    // The contract between planner and runner, written out once with literal block ids.
     let tokens = world.prompt(100, 1);
     let table: Vec<BlockId> = [9, 4, 7, 2].map(BlockId).into();
     world.prefill(&tokens, &table);

@@ -1,4 +1,4 @@
-//! Blocks on their way to the host tier and from it while a GPU computes.
+//! Pending transfers to and from the host tier while a GPU computes.
 
 use engine::{BlockCopy, BlockFetch, BlockOffload};
 use runner::testing::{tiny_config, tiny_cuda_backend};
@@ -8,17 +8,16 @@ use tokens::{BlockId, HostBlockId};
 use crate::common::{SEED, World};
 use crate::gpu::ROUNDING;
 
-/// Blocks of the pool; those before the first that a world gives out are not used.
+/// Blocks of the pool; those before the first that a world allocates are not used.
 const NUM_BLOCKS: usize = 160;
 const NUM_PLACES: usize = 120;
 const BLOCK: usize = 32;
-/// Tokens that come from the host.
+/// Tokens fetched from the host.
 const PREFIX: usize = 256;
-/// Blocks that are on their way before those that matter: each layer's copies take some milliseconds both ways, far longer than a tiny
-/// model's layer.
+/// Blocks in transfer before those under test: each layer's copies take some milliseconds both ways, far longer than a tiny model's layer.
 const NUM_OTHERS: usize = 100;
 
-/// A world whose layers go to the host and come back one by one: 512 kB of each for a block's keys.
+/// Creates a world whose layers are transferred one by one: 512 kB per layer for a block's keys.
 fn world() -> World {
     let config =
         ModelConfig { num_heads: 64, num_kv_heads: 64, head_dim: 128, ..tiny_config(Architecture::Qwen2, RopeLayout::Half) };
@@ -36,27 +35,27 @@ fn fetches(first_place: usize, blocks: &[BlockId]) -> Vec<BlockFetch> {
     blocks.iter().zip(places).map(|(&dst, src)| BlockFetch { src, dst }).collect()
 }
 
-/// Keys and values of all layers of some slots of blocks.
+/// Reads keys and values of all layers of some slots of blocks.
 fn read(world: &World, blocks: &[BlockId]) -> Vec<(Vec<f32>, Vec<f32>)> {
     let slots = (0..(blocks.len() * BLOCK) as u32).step_by(5);
     slots.flat_map(|slot| (0..world.config.num_layers).map(move |layer| world.read(layer, blocks, slot))).collect()
 }
 
-/// Some rows behind a prefix that is in the places from 0 on.
+/// Some rows after a prefix that is in the host places from 0 on.
 struct Rows {
     tokens: Vec<u32>,
-    /// Of the prefix.
+    /// Blocks of the prefix.
     prefix: Vec<BlockId>,
-    /// To which the prefix's last block is copied.
+    /// Block that the prefix's last block is copied to.
     copied: BlockId,
-    /// Of the rows.
+    /// Blocks of the rows.
     tail: Vec<BlockId>,
-    /// Those that are on their way before.
+    /// Blocks transferred before.
     others: Vec<BlockId>,
 }
 
 impl Rows {
-    /// Computes the prefix and offloads it. Returns the rows' logits as well.
+    /// Computes the prefix and offloads it. Also returns the rows' logits.
     fn new(world: &mut World, num_rows: usize) -> (Self, Vec<Vec<f32>>) {
         let rows = Self {
             tokens: world.prompt(PREFIX + num_rows, 5),
@@ -72,14 +71,14 @@ impl Rows {
         (rows, expected)
     }
 
-    /// Logits of the rows behind the prefix in these blocks.
+    /// Computes logits of the rows after the prefix in these blocks.
     fn logits(&self, world: &mut World, prefix: &[BlockId]) -> Vec<Vec<f32>> {
         let table = [prefix, &self.tail].concat();
         world.logits(&self.tokens, &table, &(PREFIX..self.tokens.len()).collect::<Vec<_>>())
     }
 
-    /// Logits of a step that fetches the prefix and writes rows over blocks that it offloads; and whether these came to the host as
-    /// they were.
+    /// Returns logits of a step that fetches the prefix and overwrites blocks that it offloads, and true if the offloaded blocks arrived
+    /// unchanged.
     fn step(&self, world: &mut World, waits: bool) -> (Vec<Vec<f32>>, bool) {
         let earlier = world.prompt(self.tail.len() * BLOCK, 6);
         world.prefill(&earlier, &self.tail);
@@ -104,7 +103,7 @@ impl Rows {
     }
 }
 
-/// A step of `num_rows` rows, several times: beside its transfers as behind them.
+/// Checks a step of `num_rows` rows several times: during its transfers and after them.
 #[track_caller]
 fn check(num_rows: usize) {
     let mut world = world();

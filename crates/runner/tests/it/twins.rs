@@ -1,7 +1,7 @@
-//! The same weights on GPU and CPU: f32 throughout on the one, bf16 weights, activations and pool on the other.
+//! The same weights on GPU and CPU: f32 throughout on the CPU, bf16 weights, activations and pool on the GPU.
 //!
-//! Rounding to bf16 makes each number wrong by up to 2^-8, at random; over three layers that adds up to parts in a hundred of a row of
-//! logits. Any mistake of an index, a mask or a rotation gives rows that have nothing to do with each other: a distance above 1.
+//! Rounding to bf16 changes each value by up to 2^-8, at random; over three layers that adds up to some hundredths of a row of logits. A
+//! wrong index, mask or rotation gives unrelated rows: a distance above 1.
 
 use crate::common::{NUM_BLOCKS, SEED, World, distance};
 use crate::engine::{self, Answer, Engine};
@@ -16,10 +16,10 @@ use tokens::{BlockId, TokenId};
 const MAX_DISTANCE: f32 = 5e-2;
 /// Largest mean divergence of the next token's distribution from the CPU's, in nats.
 const MAX_MEAN_KL: f64 = 1e-3;
-/// Rows of a step that is long.
+/// Number of rows of a long step.
 const CHUNK: usize = 300;
 
-/// One model on both devices, and how far they were apart.
+/// One model on both devices, and the distances between them.
 struct Twins {
     cpu: World,
     gpu: World,
@@ -28,7 +28,7 @@ struct Twins {
     largest: f32,
 }
 
-/// KL(p || q) of the distributions of two rows of logits.
+/// Returns KL(p || q) of the distributions of two rows of logits.
 fn divergence(p: &[f32], q: &[f32]) -> f64 {
     let log_sum = |row: &[f32]| row.iter().map(|x| f64::from(*x).exp()).sum::<f64>().ln();
     let (log_p, log_q) = (log_sum(p), log_sum(q));
@@ -40,7 +40,7 @@ impl Twins {
         Self { cpu: World::new(config, KvDtype::F32), gpu: gpu::world(config), kl_sum: 0.0, num_rows: 0, largest: 0.0 }
     }
 
-    /// Does the same on both.
+    /// Runs `act` on both.
     fn both<T>(&mut self, mut act: impl FnMut(&mut World) -> T) -> (T, T) {
         (act(&mut self.cpu), act(&mut self.gpu))
     }
@@ -65,7 +65,7 @@ impl Twins {
         }
     }
 
-    /// Computes a sequence on both, in steps of up to [`CHUNK`] rows, without a look at its logits.
+    /// Computes a sequence on both, in steps of up to [`CHUNK`] rows, without comparing its logits.
     fn fill(&mut self, tokens: &[u32], table: &[BlockId], rows: std::ops::Range<usize>) {
         let rows: Vec<usize> = rows.collect();
         for chunk in rows.chunks(CHUNK) {
@@ -80,7 +80,7 @@ impl Twins {
     }
 }
 
-/// Runs `check` on each family; over all its rows, the distributions must be close.
+/// Runs `check` on each family and checks that the distributions over all its rows are close.
 fn on_all_families(check: impl Fn(&mut Twins)) {
     for config in families() {
         let mut twins = Twins::new(&config);
@@ -132,8 +132,8 @@ fn cuda_prompts_beside_decoding_have_the_logits_of_the_cpu() {
     });
 }
 
-/// Decodes `steps` tokens of sequences of the given lengths, step by step: the first step of a bucket runs launch by launch, the second
-/// is recorded, and those after it are launched from what was recorded.
+/// Decodes `steps` tokens of sequences of the given lengths, step by step: the first step of a bucket is launched kernel by kernel, the
+/// second is recorded, and later ones replay the recorded graph.
 fn decode(twins: &mut Twins, lengths: &[usize], steps: usize) {
     let prompts: Vec<Vec<u32>> = lengths.iter().map(|len| twins.cpu.prompt(len + steps, *len as u64)).collect();
     let tables: Vec<_> = lengths.iter().map(|len| twins.table(len + steps)).collect();
@@ -154,7 +154,7 @@ fn cuda_decoding_has_the_logits_of_the_cpu_before_and_after_it_is_recorded() {
         decode(twins, &[50], 5);
         decode(twins, &[20, 95, 64], 5);
         decode(twins, &[1, 31, 32, 33, 63, 64, 100, 130, 200], 5);
-        // As many sequences as a recorded step: what was recorded must not remember those before.
+        // As many sequences as a recorded step: the graph must not depend on the earlier ones.
         decode(twins, &[129, 5, 77], 2);
     });
 }
@@ -188,7 +188,7 @@ fn cuda_a_moved_span_is_read_as_on_the_cpu() {
 #[ignore = "needs a CUDA device"]
 fn cuda_a_probe_measures_what_the_cpu_does() {
     on_all_families(|twins| {
-        // Longer than a step, so that it is computed in parts.
+        // Longer than a step, so that it is computed in chunks.
         let (donor, span) = (twins.cpu.prompt(370, 1), 20..320);
         let target = [twins.cpu.prompt(57, 2), donor[span.clone()].to_vec(), twins.cpu.prompt(90, 3)].concat();
         for readers in ALL_READERS {
@@ -223,7 +223,7 @@ fn cuda_rows_go_on_where_their_probe_ended() {
         let donor = twins.cpu.prompt(170, 1);
         let target = [twins.cpu.prompt(40, 2), donor[70..150].to_vec(), twins.cpu.prompt(30, 3)].concat();
         let rows: Vec<usize> = (40..150).filter(|row| row % 3 != 0 || *row >= 120).collect();
-        // The step after the probe, and a later one, which begins anew.
+        // The step after the probe, and a later one, which starts from the first layer.
         for num_steps in [1, 2] {
             twins.both(World::clear);
             let (donor_table, table) = (twins.table(170), twins.table(target.len()));
@@ -284,15 +284,15 @@ fn cuda_a_watched_row_pays_what_it_pays_on_the_cpu() {
     });
 }
 
-/// Two engines of one model.
+/// Creates two engines of one model.
 fn engines(config: &ModelConfig) -> [Engine; 2] {
     let num_blocks = engine::NUM_BLOCKS;
     let gpu = tiny_cuda_backend(config, SEED, num_blocks).expect("there is a GPU with some memory left");
     [Engine::with_backend(Box::new(tiny_backend(config, SEED, KvDtype::F32, num_blocks))), Engine::with_backend(Box::new(gpu))]
 }
 
-/// How many tokens were chosen behind equal histories, and how many of them are equal. Log probabilities behind equal histories must be
-/// close, and a greedy choice differ only between tokens that are nearly as likely.
+/// Returns the number of tokens sampled after equal histories, and how many of them are equal. Checks that log probabilities after equal
+/// histories are close, and that a greedy choice differs only between tokens of nearly equal probability.
 fn agreement(expected: &Answer, found: &Answer, is_greedy: bool) -> (usize, usize) {
     let (mut num_chosen, mut num_equal) = (0, 0);
     for ((expected, expected_logprobs), (found, found_logprobs)) in expected.tokens.iter().zip(&found.tokens) {
@@ -312,7 +312,7 @@ fn agreement(expected: &Answer, found: &Answer, is_greedy: bool) -> (usize, usiz
     (num_chosen, num_equal)
 }
 
-/// Answers to the same prompts, sampled as told; so many in a hundred of their tokens must be equal.
+/// Compares answers to the same prompts with the given sampling; at least `percent` of their tokens must be equal.
 fn check_sampling(sampling: &SamplingParams, percent: usize) {
     let (mut num_chosen, mut num_equal) = (0, 0);
     for config in families() {
@@ -359,8 +359,8 @@ fn cuda_seeded_answers_are_those_of_the_cpu() {
         logprobs: Some(5),
         ..SamplingParams::greedy(20)
     };
-    // A draw falls between other tokens wherever a boundary moved across it: some forty boundaries, each moved by up to a hundredth.
-    // Two draws that have nothing to do with each other agree in one of ten.
+    // A draw differs if a boundary moved across it: some forty boundaries, each moved by up to a hundredth. Two unrelated draws agree one
+    // time in ten.
     check_sampling(&sampling, 60);
 }
 
@@ -372,7 +372,7 @@ fn cuda_a_document_behind_another_question_is_reused_and_repaired_as_on_the_cpu(
         let donor = [tokens_of(&config, 40, 2), document.clone(), tokens_of(&config, 20, 3)].concat();
         let recipient = [tokens_of(&config, 57, 4), document, tokens_of(&config, 30, 5)].concat();
         let [expected, found] = engines(&config).map(|mut engine| {
-            // Of random weights everything would be computed.
+            // With random weights, everything would be recomputed.
             engine.repair = Repair { deep_bail_out: 1e6, ..Repair::recommended() };
             let mut answers = Vec::new();
             for prompt in [&donor, &recipient] {

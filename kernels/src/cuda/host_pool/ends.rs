@@ -1,4 +1,4 @@
-//! Where blocks lie at both ends of the link, and the commands that copy them.
+//! Positions of blocks at both ends of the link, and the commands that copy them.
 
 use std::ops::Range;
 
@@ -10,25 +10,25 @@ use super::transfers::Pair;
 use crate::cuda::device::DeviceError;
 use crate::cuda::pool::{BLOCK, PoolShape};
 
-/// Which way copies go.
+/// Direction of copies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Direction {
     ToHost,
     ToDevice,
 }
 
-/// A pool on the device and its places in main memory. At both ends, values lie as far behind keys as all layers are long.
+/// A pool on the device and its places in main memory. At both ends, values follow keys at a distance of all layers.
 pub(super) struct Ends {
-    /// Of the first place.
+    /// Address of the first place.
     pub(super) host: *mut bf16,
-    /// Of the pool's keys.
+    /// Address of the pool's keys.
     pub(super) device: sys::CUdeviceptr,
     pub(super) shape: PoolShape,
-    /// Rows farther apart than so many bytes are copied one by one.
+    /// Maximum pitch in bytes of a strided copy: rows farther apart are copied one by one.
     pub(super) max_pitch: usize,
 }
 
-/// Rows of some layers, of keys alone or of values too: one behind the other in main memory, `pitch` bytes apart on the device.
+/// Rows of some layers, of keys alone or of values too: contiguous in main memory, `pitch` bytes apart on the device.
 struct Rows {
     host: *mut bf16,
     device: sys::CUdeviceptr,
@@ -41,7 +41,7 @@ struct Rows {
 }
 
 impl Ends {
-    /// Issues copies of some layers of a block's keys and values, by one command where their pitch is allowed.
+    /// Issues copies of some layers of a block's keys and values, by one command if their pitch is allowed.
     ///
     /// # Safety
     /// Both blocks of `pair` and the layers lie within the buffers. These are not freed, and the host does not touch its own, before
@@ -54,17 +54,17 @@ impl Ends {
         layers: Range<usize>,
     ) -> Result<(), DeviceError> {
         if self.pitch() <= self.max_pitch {
-            // SAFETY: as promised to this function.
+            // SAFETY: the caller's promise.
             return unsafe { self.rows(0..2, pair, layers).copy(stream, direction) };
         }
         for (part, layer) in (0..2).flat_map(|part| layers.clone().map(move |layer| (part, layer))) {
-            // SAFETY: as promised to this function.
+            // SAFETY: the caller's promise.
             unsafe { self.rows(part..part + 1, pair, layer..layer + 1).copy(stream, direction) }?;
         }
         Ok(())
     }
 
-    /// Bytes from a block of a layer to the same one of the next.
+    /// Returns the bytes from a block of a layer to the same one of the next.
     fn pitch(&self) -> usize {
         self.shape.num_blocks * self.row_bytes()
     }
@@ -73,14 +73,14 @@ impl Ends {
         BLOCK * self.shape.width() * size_of::<bf16>()
     }
 
-    /// Of a block's keys (part 0) or values (part 1), or both.
+    /// Returns rows of a block's keys (part 0) or values (part 1), or both.
     fn rows(&self, parts: Range<usize>, pair: Pair, layers: Range<usize>) -> Rows {
         let (row_bytes, pitch, part_layers) = (self.row_bytes(), self.pitch(), self.shape.num_layers);
         let layer = parts.start * part_layers + layers.start;
         Rows {
             host: self.host.wrapping_byte_add((2 * pair.place as usize * part_layers + layer) * row_bytes),
             device: self.device + (layer * pitch + pair.block as usize * row_bytes) as u64,
-            // One row has no pitch that would have to be allowed.
+            // A single row has no pitch that needs to be allowed.
             pitch: if parts.len() * layers.len() == 1 { row_bytes } else { pitch },
             row_bytes,
             num_layers: layers.len(),

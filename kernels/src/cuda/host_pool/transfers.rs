@@ -1,4 +1,4 @@
-//! Blocks on their way in one direction.
+//! Pending block copies in one direction.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,15 +16,15 @@ pub(super) struct Pair {
     pub(super) place: u32,
 }
 
-/// Copies of blocks one way, on a stream of their own: groups of layers, one behind the other.
+/// Copies of blocks in one direction, on a stream of their own: groups of layers, one after the other.
 pub(super) struct Transfers {
     direction: Direction,
     stream: Arc<CudaStream>,
-    /// Blocks that launches are not behind yet, in all their layers.
+    /// Blocks that launches are not yet ordered after in all layers.
     pending: Vec<Pair>,
-    /// Around the copies of each group.
+    /// Events around the copies of each group.
     groups: Vec<GroupEvents>,
-    /// Leading groups whose copies were issued, of the blocks that were begun last.
+    /// Number of leading groups whose copies were issued, of the blocks that were started last.
     num_issued: usize,
 }
 
@@ -46,12 +46,12 @@ impl Transfers {
         })
     }
 
-    /// Whether launches are behind all that was begun.
+    /// Returns true if launches are ordered after all started copies.
     pub(super) fn is_idle(&self) -> bool {
         self.pending.is_empty()
     }
 
-    /// Takes `pairs` on, to be issued in their order behind what is on `stream`. None may be pending.
+    /// Takes on `pairs`, to be issued in their order after what is on `stream`. None may be pending.
     pub(super) fn begin(&mut self, pairs: Vec<Pair>, stream: &CudaStream) -> Result<(), DeviceError> {
         assert!(self.is_idle(), "events are of one list of blocks");
         self.stream.join(stream)?;
@@ -80,7 +80,7 @@ impl Transfers {
             began.record(&self.stream)?;
         }
         for pair in &self.pending[blocks.clone()] {
-            // SAFETY: as promised to this function.
+            // SAFETY: the caller's promise.
             unsafe { ends.copy(&self.stream, self.direction, *pair, layers.clone()) }?;
         }
         if blocks.end == self.pending.len() {
@@ -90,22 +90,22 @@ impl Transfers {
         Ok(())
     }
 
-    /// What is issued from now on comes behind what was issued to `other`.
+    /// Orders later copies after those issued to `other`.
     pub(super) fn come_behind(&self, other: &Self) -> Result<(), DeviceError> {
         Ok(self.stream.join(&other.stream)?)
     }
 
-    /// Blocks that launches are not behind.
+    /// Returns blocks that launches are not yet ordered after.
     pub(super) fn pending(&self) -> &[Pair] {
         &self.pending
     }
 
-    /// Leading groups that were issued of what is pending.
+    /// Returns the number of leading groups issued of the pending copies.
     pub(super) fn num_issued_of_pending(&self) -> usize {
         if self.is_idle() { 0 } else { self.num_issued }
     }
 
-    /// The end of the copies of an issued group, unless nothing is pending.
+    /// Returns the end of the copies of an issued group, unless nothing is pending.
     pub(super) fn end_of(&self, group: usize) -> Option<&CudaEvent> {
         if self.is_idle() {
             return None;
@@ -114,12 +114,12 @@ impl Transfers {
         Some(&self.groups[group].ended)
     }
 
-    /// Launches are behind all copies from now on.
+    /// Marks all copies as joined: launches are ordered after them.
     pub(super) fn finish(&mut self) {
         self.pending.clear();
     }
 
-    /// How long the copies took that were begun last, without the time between groups; `None` before all have ended.
+    /// Returns the duration of the copies that were started last, without the gaps between groups; `None` before all have ended.
     pub(super) fn seconds(&self) -> Result<Option<f64>, DeviceError> {
         let Some(last) = self.groups.last().filter(|_| self.num_issued == self.groups.len()) else { return Ok(None) };
         if !last.ended.try_is_complete()? {
@@ -129,7 +129,7 @@ impl Transfers {
         self.groups.iter().map(of_group).sum::<Result<f64, DeviceError>>().map(Some)
     }
 
-    /// Waits for all copies that were issued.
+    /// Waits for all issued copies.
     pub(super) fn synchronize(&self) -> Result<(), DriverError> {
         self.stream.synchronize()
     }

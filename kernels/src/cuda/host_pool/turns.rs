@@ -1,11 +1,11 @@
-//! Which blocks that come to the device have to stand behind which that leave it.
+//! Ordering of blocks that are fetched after blocks that are offloaded.
 
 use std::collections::HashMap;
 
 use super::transfers::Pair;
 
-/// `fetches`, each with the number of leading `offloads` that come before it, in the order of these numbers: it writes a block that one
-/// of them reads, or reads a place that one of them writes.
+/// Returns `fetches`, each with the number of leading `offloads` that precede it, sorted by it: a fetch must wait if it writes a block that
+/// an offload reads, or reads a place that an offload writes.
 pub(super) fn in_turn(fetches: Vec<Pair>, offloads: &[Pair]) -> Vec<(usize, Pair)> {
     let (mut of_block, mut of_place) = (HashMap::new(), HashMap::new());
     for (offload, num) in offloads.iter().zip(1..) {
@@ -42,7 +42,7 @@ mod tests {
             &[(0, (4, 8)), (0, (6, 6)), (1, (2, 0)), (2, (7, 1)), (3, (5, 9))],
         );
         check(&[(5, 9), (4, 8)], &[], &[(0, (5, 9)), (0, (4, 8))]);
-        // A place that is written twice is read as the second one leaves it.
+        // A place that is written twice is read after the second write.
         check(&[(1, 4)], &[(8, 4), (9, 5), (6, 4)], &[(3, (1, 4))]);
     }
 }

@@ -10,10 +10,10 @@ use tokens::BlockSize;
 use super::CpuBackend;
 use crate::{InputBatch, InputSequence};
 
-/// Slots of a block.
+/// Slots per block.
 const BLOCK: usize = BlockSize::DEFAULT.as_usize();
 
-/// Activations of one step, `[rows, width]` each. They keep their memory from step to step.
+/// Activations of one step, `[rows, width]` each. Their memory is reused from step to step.
 #[derive(Default)]
 pub(super) struct Workspace {
     /// Residual stream.
@@ -24,17 +24,17 @@ pub(super) struct Workspace {
     gate_up: Vec<f32>,
     activated: Vec<f32>,
     logits: Vec<f32>,
-    /// Attention that the last rows of watched sequences pay, with their place in the batch.
+    /// Attention paid by the last rows of watched sequences, with the index of the sequence in the batch.
     watched: Vec<(usize, Vec<f32>)>,
 }
 
 impl Workspace {
-    /// Of the last call of [`CpuBackend::run_head`].
+    /// Returns the logits of the last call of [`CpuBackend::run_head`].
     pub(super) fn logits(&self) -> &[f32] {
         &self.logits
     }
 
-    /// The same, to be adjusted.
+    /// Returns the same logits, mutable.
     pub(super) fn logits_mut(&mut self) -> &mut [f32] {
         &mut self.logits
     }
@@ -66,7 +66,7 @@ impl CpuBackend {
         self.workspace = workspace;
     }
 
-    /// Adds what the last rows of watched sequences pay in one layer.
+    /// Adds the attention that the last rows of watched sequences pay in one layer.
     fn watch(&self, i: usize, batch: &InputBatch, w: &mut Workspace) {
         let share = 1.0 / (self.config.num_layers * self.config.num_heads) as f32;
         for (idx, paid) in &mut w.watched {
@@ -80,7 +80,7 @@ impl CpuBackend {
         }
     }
 
-    /// `qkv = rope(Wqkv norm(hidden))`
+    /// Computes `qkv = rope(Wqkv norm(hidden))`.
     pub(super) fn project(&self, i: usize, positions: &[u32], w: &mut Workspace) {
         let (config, threads) = (&self.config, &self.threads);
         let (rows, width) = (positions.len(), config.qkv_width());
@@ -97,18 +97,18 @@ impl CpuBackend {
             rms_norm_heads(threads, qkv, q, q_norm, config.rms_norm_eps);
             rms_norm_heads(threads, qkv, k, k_norm, config.rms_norm_eps);
         }
-        // The heads of K follow those of Q, so one pass rotates both.
+        // K heads follow the Q heads, so one pass rotates both.
         let q_and_k = Heads { stride: width, column: 0, count: heads + kv_heads, dim: head_dim };
         rope(threads, qkv, q_and_k, positions, &self.rope);
     }
 
-    /// Puts K and V of the rows into their slots.
+    /// Writes K and V of the rows to their slots.
     pub(super) fn write_kv(&mut self, i: usize, slot_mapping: &[u32], w: &Workspace) {
         let (k_column, v_column) = self.kv_columns();
         self.kv[i].write(&self.threads, slot_mapping, &w.qkv[k_column..], &w.qkv[v_column..], self.config.qkv_width());
     }
 
-    /// Moves what follows the rows of this step, before they take their own slots.
+    /// Updates the moved tokens that follow rows of this step, before the rows overwrite their own slots.
     fn follow_drift(&mut self, i: usize, batch: &InputBatch, w: &Workspace) {
         let (k_column, v_column) = self.kv_columns();
         let width = self.config.qkv_width();
@@ -130,7 +130,7 @@ impl CpuBackend {
         }
     }
 
-    /// Where keys and values begin in a row of `qkv`.
+    /// Returns the columns at which keys and values begin in a row of `qkv`.
     pub(super) fn kv_columns(&self) -> (usize, usize) {
         let k_column = self.config.num_heads * self.config.head_dim;
         (k_column, k_column + self.config.num_kv_heads * self.config.head_dim)
@@ -142,7 +142,7 @@ impl CpuBackend {
         AttentionShape { num_heads: config.num_heads, scale, q_stride: config.qkv_width() }
     }
 
-    /// `hidden += Wo attention(qkv)`
+    /// Computes `hidden += Wo attention(qkv)`.
     pub(super) fn attend(&mut self, i: usize, batch: &InputBatch, w: &mut Workspace) {
         let (config, threads, layer) = (&self.config, &self.threads, &self.weights.layers[i]);
         let rows = batch.num_rows();
@@ -160,7 +160,7 @@ impl CpuBackend {
         matmul(threads, attended, rows, &layer.output, Init::Accumulate, &mut w.hidden);
     }
 
-    /// `hidden += Wdown (silu(Wgate norm(hidden)) * Wup norm(hidden))`
+    /// Computes `hidden += Wdown (silu(Wgate norm(hidden)) * Wup norm(hidden))`.
     pub(super) fn feed_forward(&self, i: usize, w: &mut Workspace) {
         let (config, threads, layer) = (&self.config, &self.threads, &self.weights.layers[i]);
         let rows = w.hidden.len() / config.hidden_size;
@@ -173,7 +173,7 @@ impl CpuBackend {
         matmul(threads, activated, rows, &layer.down, Init::Accumulate, &mut w.hidden);
     }
 
-    /// Logits of some rows of the last step.
+    /// Computes logits of some rows of the last step.
     pub(super) fn run_head(&mut self, rows: &[usize]) -> &mut [f32] {
         let (config, threads, w) = (&self.config, &self.threads, &mut self.workspace);
         let hidden: Vec<f32> =
@@ -186,7 +186,7 @@ impl CpuBackend {
         logits
     }
 
-    /// Keys, rotated to `positions`, and values of layer 0 for some tokens: `[rows, K then V]`.
+    /// Computes keys, rotated to `positions`, and values of layer 0 for some tokens: `[rows, K then V]`.
     pub(super) fn layer0_kv(&self, token_ids: &[u32], positions: &[u32]) -> Vec<f32> {
         let (config, threads, layer) = (&self.config, &self.threads, &self.weights.layers[0]);
         let mut hidden = Vec::new();
@@ -207,7 +207,7 @@ impl CpuBackend {
     }
 }
 
-/// An empty sum for each watched sequence, as long as its last row looks back.
+/// Returns a zeroed sum for each watched sequence, as long as the context of its last row.
 fn watched_sequences(batch: &InputBatch) -> Vec<(usize, Vec<f32>)> {
     let watched = batch.sequences.iter().enumerate().filter(|(_, sequence)| sequence.watch);
     let last_position = |sequence: &InputSequence| batch.positions[sequence.first_row + sequence.num_rows - 1] as usize;

@@ -1,4 +1,4 @@
-//! Measures moved spans: what a fresh computation of the first layers says of them, and who reads them.
+//! Measurement of moved spans: their deviation from a fresh computation of the first layers, and the attention they receive.
 
 use std::time::Instant;
 
@@ -10,13 +10,13 @@ use super::CpuBackend;
 use super::decoder::{Workspace, embed};
 use crate::InputBatch;
 
-/// Rows computed at once. Chosen: activations of a long prompt stay within some MB, and a chunk fills all threads.
+/// Rows computed at once. Chosen: activations of a long prompt stay within some MB, and a chunk keeps all threads busy.
 const CHUNK_ROWS: usize = 512;
 
-/// Attention received by position from 0 on.
+/// Attention received by each position from 0 on.
 struct Received {
     sums: Vec<f32>,
-    /// Rows, each once for every head and layer it was asked in.
+    /// Number of rows, each counted once per head and layer.
     num_terms: usize,
 }
 
@@ -36,7 +36,7 @@ impl CpuBackend {
         deviations
     }
 
-    /// Runs the fresh rows over the moved spans as they are, through all layers.
+    /// Runs the fresh rows through all layers over the moved spans as they are.
     fn read_as_moved(&mut self, sequence: &ProbedSequence, received: &mut Received, w: &mut Workspace) {
         let fresh: Vec<u32> = sequence.fresh().into_iter().flat_map(TokenRange::positions).collect();
         for positions in fresh.chunks(CHUNK_ROWS) {
@@ -52,7 +52,7 @@ impl CpuBackend {
         }
     }
 
-    /// Runs fresh and measured rows up to the check layer, and compares what they put there with what was moved there.
+    /// Runs fresh and measured rows up to the check layer, and compares their K and V with what was moved there.
     fn compare(&mut self, sequence: &ProbedSequence, received: &mut Received, w: &mut Workspace) -> Vec<TokenDeviation> {
         let check_layer = sequence.probe.depth.layer(self.config.num_layers);
         let all = sequence.rows();
@@ -85,7 +85,7 @@ impl CpuBackend {
         deviations
     }
 
-    /// K and V of the reused rows of `batch` beside what the pool holds for them.
+    /// Compares K and V of the reused rows of `batch` with what the pool holds for them.
     fn deviations(&self, layer: usize, sequence: &ProbedSequence, batch: &InputBatch, w: &Workspace) -> Vec<TokenDeviation> {
         let (k_column, v_column) = self.kv_columns();
         let (qkv_width, kv_width) = (self.config.qkv_width(), v_column - k_column);
@@ -116,7 +116,7 @@ impl CpuBackend {
         received.num_terms += batch.num_rows() * self.config.num_heads;
     }
 
-    /// The same of some rows.
+    /// Adds the attention that some rows pay.
     fn ask_rows(
         &self,
         layer: usize,
@@ -141,7 +141,7 @@ fn batch_of(sequence: &ProbedSequence, positions: &[u32]) -> InputBatch {
     batch
 }
 
-/// Euclidean length.
+/// Returns the Euclidean norm.
 fn l2(numbers: impl Iterator<Item = f32>) -> f32 {
     numbers.map(|x| x * x).sum::<f32>().sqrt()
 }

@@ -9,7 +9,7 @@ use crate::{LoadError, ModelConfig};
 
 /// Weights of one decoder.
 pub(crate) struct Weights {
-    /// `[vocab, hidden]`; also the head where the two are tied.
+    /// `[vocab, hidden]`; also the head if the two are tied.
     pub(crate) embedding: Linear,
     pub(crate) layers: Vec<Layer>,
     pub(crate) output_norm: Vec<f32>,
@@ -21,15 +21,15 @@ pub(crate) struct Weights {
 /// Weights of one layer.
 pub(crate) struct Layer {
     pub(crate) attention_norm: Vec<f32>,
-    /// Q, K and V side by side.
+    /// Q, K and V, concatenated.
     pub(crate) qkv: Linear,
-    /// Their biases side by side, for Qwen2.
+    /// Their biases, concatenated, for Qwen2.
     pub(crate) qkv_bias: Option<Vec<f32>>,
     /// Norms of the heads of Q and K, for Qwen3.
     pub(crate) qk_norm: Option<(Vec<f32>, Vec<f32>)>,
     pub(crate) output: Linear,
     pub(crate) feed_forward_norm: Vec<f32>,
-    /// Gate and up side by side.
+    /// Gate and up, concatenated.
     pub(crate) gate_up: Linear,
     pub(crate) down: Linear,
 }
@@ -38,7 +38,7 @@ impl Weights {
     /// Reads all tensors. `progress` is called with the share done, 0 to 1.
     ///
     /// # Errors
-    /// If a tensor is missing, of another shape, or one that this decoder would not use: it would be served wrongly without.
+    /// If a tensor is missing, has another shape, or is one that this decoder does not use: without it the output would be wrong.
     pub(crate) fn read(config: &ModelConfig, from: &dyn Checkpoint, progress: &mut dyn FnMut(f32)) -> Result<Self, LoadError> {
         refuse_unknown(config, from)?;
         let matrix = |role, n, k| checkpoint::matrix(from, role, n, k);
@@ -59,7 +59,7 @@ impl Weights {
         Ok(Self { embedding, layers, output_norm, head, layer0_kv })
     }
 
-    /// Bytes held.
+    /// Returns the number of bytes held.
     pub(crate) fn bytes(&self) -> usize {
         let layer = |layer: &Layer| layer.qkv.bytes() + layer.output.bytes() + layer.gate_up.bytes() + layer.down.bytes();
         self.embedding.bytes() + self.head.as_ref().map_or(0, Linear::bytes) + self.layers.iter().map(layer).sum::<usize>()
@@ -100,7 +100,7 @@ fn read_layer(config: &ModelConfig, from: &dyn Checkpoint, i: usize) -> Result<L
     })
 }
 
-/// A tensor nobody reads (a bias, an expert, a third norm) means a model that is not the one computed here.
+/// Refuses unknown tensors: one that is not read (a bias, an expert, a third norm) means that the model is not the one computed here.
 pub(crate) fn refuse_unknown(config: &ModelConfig, from: &dyn Checkpoint) -> Result<(), LoadError> {
     let layer_names = (0..config.num_layers).flat_map(|i| LayerRole::ALL.map(|role| from.name(Role::Layer(i, role))));
     let known: HashSet<String> =

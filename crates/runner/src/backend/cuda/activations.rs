@@ -1,26 +1,26 @@
-//! Buffers of one step. They are taken once, for the largest step, so that a step allocates nothing and graphs find them again.
+//! Buffers of one step. They are allocated once for the largest step, so that steps allocate nothing and graphs have fixed addresses.
 
 use kernels::cuda::{CudaSlice, Device, DeviceError, bf16};
 
 use crate::ModelConfig;
 
-/// Rows of logits computed at once; more go in turns.
+/// Rows of logits computed at once; more rows are processed in chunks.
 pub(super) const MAX_LOGIT_ROWS: usize = 256;
 
 /// `[rows, width]` each.
 pub(super) struct Activations {
-    /// Residual stream, without what the last product adds to it.
+    /// Residual stream without the output of the last product.
     pub(super) hidden: CudaSlice<f32>,
     pub(super) normed: CudaSlice<bf16>,
     pub(super) qkv: CudaSlice<bf16>,
     pub(super) attended: CudaSlice<bf16>,
-    /// What a product adds to the residual stream; the next norm does it.
+    /// Output of a product, which the next norm adds to the residual stream.
     pub(super) delta: CudaSlice<bf16>,
     pub(super) gate_up: CudaSlice<bf16>,
     pub(super) activated: CudaSlice<bf16>,
-    /// Residual stream of the rows that go on behind the last layer's attention, `[MAX_LOGIT_ROWS, hidden]`.
+    /// Residual stream of the rows that are computed past the last layer's attention, `[MAX_LOGIT_ROWS, hidden]`.
     pub(super) packed: CudaSlice<f32>,
-    /// Log of the sum of the exponentials of each row's scores, by head.
+    /// Log-sum-exp of each row's scores, by head.
     pub(super) lse: CudaSlice<f32>,
     /// `[MAX_LOGIT_ROWS, vocab]`
     pub(super) logits: CudaSlice<f32>,

@@ -1,4 +1,4 @@
-//! Decode steps as recorded graphs, one for each size of batch and context.
+//! Decode steps as recorded graphs, one for each bucket of batch size and context length.
 
 use std::collections::HashMap;
 
@@ -8,12 +8,12 @@ use super::decoder::StepRows;
 use super::step::{BLOCK, Step};
 use super::{CudaBackend, UploadedStep};
 
-/// Most rows of a step that is recorded. Chosen: beyond, launches hide behind what they launch.
+/// Maximum number of rows of a recorded step. Chosen: with more rows, launch overhead is hidden by kernel time.
 pub(super) const MAX_ROWS: usize = 256;
-/// Blocks of the shortest context that is told apart. Chosen: below, attention is no part of a step's time.
+/// Blocks of the smallest context bucket. Chosen: below, attention is no part of a step's time.
 const MIN_BLOCKS: usize = 16;
 
-/// Rows and blocks that a graph has room for.
+/// Number of rows and blocks that a graph has room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Bucket {
     pub(super) rows: usize,
@@ -21,21 +21,21 @@ pub(super) struct Bucket {
 }
 
 impl Bucket {
-    /// The smallest that holds `rows` rows of up to `blocks` blocks.
+    /// Returns the smallest bucket that holds `rows` rows of up to `blocks` blocks.
     pub(super) fn of(rows: usize, blocks: usize) -> Self {
         let rows = if rows <= 4 { rows.next_power_of_two() } else { rows.next_multiple_of(8) };
         Self { rows, blocks: blocks.next_power_of_two().max(MIN_BLOCKS) }
     }
 
-    /// All numbers of rows that are told apart.
+    /// Returns the row counts of all buckets.
     pub(super) fn all_rows() -> impl Iterator<Item = usize> {
         [1, 2, 4].into_iter().chain((8..=MAX_ROWS).step_by(8))
     }
 }
 
-/// The graphs recorded so far.
+/// Graphs recorded so far.
 pub(super) struct DecodeGraphs {
-    /// `None` for a bucket that was met once: its products have their algorithms from then on, and it can be recorded.
+    /// `None` for a bucket that was run once: its products have their algorithms from then on, and it can be recorded.
     recorded: HashMap<Bucket, Option<Graph>>,
     max_rows: usize,
 }
@@ -45,7 +45,7 @@ impl DecodeGraphs {
         Self { recorded: HashMap::new(), max_rows: max_rows.min(MAX_ROWS) }
     }
 
-    /// Whether a step is one row for each of a number of sequences that is recorded.
+    /// Returns true if a step has one row per sequence and a number of rows that is recorded.
     pub(super) fn fits(&self, step: &Step) -> bool {
         step.runs.is_empty() && step.num_rows() > 0 && step.num_rows() <= self.max_rows
     }
@@ -53,7 +53,7 @@ impl DecodeGraphs {
 
 impl CudaBackend {
     pub(super) fn run_decode(&mut self, step: &Step) -> Result<(), DeviceError> {
-        // Nothing can be waited for in the midst of a recorded graph.
+        // A recorded graph cannot wait for transfers.
         self.wait_for_transfers()?;
         let last = step.positions.iter().max().expect("a step has rows");
         let bucket = Bucket::of(step.num_rows(), *last as usize / BLOCK + 1);
@@ -81,7 +81,7 @@ impl CudaBackend {
         (0..decoder.config.num_layers).try_for_each(|i| decoder.layer(i, &rows, pool, None, false))
     }
 
-    /// The step's arrays, filled up with rows of no sequence.
+    /// Uploads the step's arrays, padded with rows of no sequence.
     fn upload_decode(&mut self, step: &Step, bucket: Bucket) -> Result<UploadedStep, DeviceError> {
         const NOWHERE: u32 = NO_SEQUENCE;
         let Bucket { rows, blocks } = bucket;

@@ -14,7 +14,7 @@ use super::prefill::Prefill;
 use super::weights::Weights;
 use crate::ModelConfig;
 
-/// One model's weights with everything that computes with them.
+/// Weights of one model, with the kernels and buffers that compute with them.
 pub(super) struct Decoder {
     pub(super) config: ModelConfig,
     pub(super) weights: Weights,
@@ -26,7 +26,7 @@ pub(super) struct Decoder {
     pub(super) num_multiprocessors: usize,
 }
 
-/// Functions of the device.
+/// Kernels of the device.
 pub(super) struct Kernels {
     pub(super) norm: Norm,
     pub(super) qkv: Qkv,
@@ -72,16 +72,16 @@ pub(super) struct StepRows<'a> {
     /// `[sequences, max_blocks]`
     pub(super) tables: CudaView<'a, u32>,
     pub(super) max_blocks: usize,
-    /// Rows `0..num_single` are sequences of their own.
+    /// Number of single-row sequences, which are rows `0..num_single`.
     pub(super) num_single: usize,
-    /// Of their keys.
+    /// Parts of their keys.
     pub(super) parts: CudaView<'a, DecodePart>,
-    /// Of all other rows.
+    /// Tiles of all other rows.
     pub(super) tiles: CudaView<'a, Tile>,
     pub(super) num_tiles: usize,
 }
 
-/// What follows the rows of a step.
+/// Moved tokens that follow the rows of a step.
 pub(super) struct Followers<'a> {
     /// Row of `differences` that each row of the step fills; -1 for none.
     pub(super) rows: CudaView<'a, i32>,
@@ -89,39 +89,39 @@ pub(super) struct Followers<'a> {
     pub(super) targets: DriftTargets<'a>,
 }
 
-/// Steps of up to so many rows have their products filled up, [`PADDING_ROWS`] beyond those of a decode step.
+/// Steps of up to so many rows have their products padded, [`PADDING_ROWS`] beyond those of a decode step.
 const MAX_PADDED_ROWS: usize = 2048;
-/// Products of that many rows more are tuned. Chosen: the height of a tile of the fast algorithms.
+/// Spacing of the tuned row counts. Chosen: the height of a tile of the fast algorithms.
 const PADDING_ROWS: usize = 128;
 
 impl Decoder {
-    /// Numbers of rows that products are filled up to.
+    /// Returns the row counts that products are padded to.
     pub(super) fn padded_rows() -> impl Iterator<Item = usize> {
         (decode::MAX_ROWS + PADDING_ROWS..=MAX_PADDED_ROWS).step_by(PADDING_ROWS)
     }
 
-    /// Rows of the products of a step of `num_rows`: a tuned number, if one is near. What the rows behind the step's hold does not
-    /// matter to those of the step.
+    /// Returns the rows of the products of a step of `num_rows`: a tuned row count, if one is near. The padding rows do not affect those of
+    /// the step.
     fn product_rows(&self, num_rows: usize) -> usize {
         let padded = num_rows.next_multiple_of(PADDING_ROWS);
         let is_tuned = num_rows > decode::MAX_ROWS && padded <= MAX_PADDED_ROWS.min(self.activations.num_rows);
         if is_tuned { padded } else { num_rows }
     }
 
-    /// `hidden = table[tokens]`
+    /// Computes `hidden = table[tokens]`.
     pub(super) fn embed(&mut self, rows: &StepRows<'_>) -> Result<(), DeviceError> {
         let a = &mut self.activations;
         self.kernels.norm.embed(&self.weights.embedding, &rows.token_ids, &mut a.hidden, rows.num_rows, self.config.hidden_size)
     }
 
-    /// `hidden[i] = kept[rows[i]]`, to which nothing is left to add.
+    /// Computes `hidden[i] = kept[rows[i]]`, with nothing left to add.
     pub(super) fn resume(&mut self, device: &Device, kept: &CudaSlice<f32>, rows: &CudaView<'_, u32>) -> Result<(), DeviceError> {
         let (a, width) = (&mut self.activations, self.config.hidden_size);
         device.stream().memset_zeros(&mut a.delta.slice_mut(..rows.len() * width))?;
         self.kernels.norm.gather_sum(kept, None, rows, &mut a.hidden, width)
     }
 
-    /// All of one layer. What it adds last stays in `delta` for the next norm.
+    /// Computes all of one layer. Its last output stays in `delta` for the next norm.
     pub(super) fn layer(
         &mut self,
         i: usize,
@@ -136,7 +136,7 @@ impl Decoder {
         self.feed_forward(i, rows.num_rows)
     }
 
-    /// `hidden += delta`, `qkv = Wqkv norm(hidden)`
+    /// Computes `hidden += delta`, `qkv = Wqkv norm(hidden)`.
     pub(super) fn project(&mut self, i: usize, num_rows: usize) -> Result<(), DeviceError> {
         let product_rows = self.product_rows(num_rows);
         let (config, layer, a) = (&self.config, &self.weights.layers[i], &mut self.activations);
@@ -146,7 +146,7 @@ impl Decoder {
         self.matmul.run(&a.normed, product_rows, &layer.qkv, (config.qkv_width(), config.hidden_size), &mut a.qkv)
     }
 
-    /// Bias, norms of heads and rotation; K and V to the pool, and with them whatever follows.
+    /// Applies bias, norms of heads and rotation, writes K and V to the pool, and updates the moved tokens that follow.
     fn rotate_and_scatter(
         &mut self,
         i: usize,
@@ -174,19 +174,19 @@ impl Decoder {
         kernels.drift.follow(pool, i, &self.rope, &followers.targets, followers.differences)
     }
 
-    /// Bias, norms of heads and rotation in place; nothing goes to the pool.
+    /// Applies bias, norms of heads and rotation in place; writes nothing to the pool.
     pub(super) fn rotate(&mut self, i: usize, rows: &StepRows<'_>) -> Result<(), DeviceError> {
         let weights = qkv_weights(&self.config, &self.weights, i);
         self.kernels.qkv.rotate(&mut self.activations.qkv, rows.num_rows, &rows.positions, &weights, &self.rope)
     }
 
-    /// K and V of rotated rows to the pool.
+    /// Writes K and V of rotated rows to the pool.
     pub(super) fn scatter(&mut self, i: usize, rows: &StepRows<'_>, pool: &mut Pool) -> Result<(), DeviceError> {
         let scatter = Scatter { pool, layer: i, slots: rows.slots.slice(..), differences: None };
         self.kernels.qkv.scatter(&self.activations.qkv, rows.num_rows, &rows.positions, &self.rope, scatter)
     }
 
-    /// `attended = attention(qkv)`, `delta = Wo attended`
+    /// Computes `attended = attention(qkv)`, `delta = Wo attended`.
     pub(super) fn attend(&mut self, i: usize, rows: &StepRows<'_>, pool: &Pool, lse: bool) -> Result<(), DeviceError> {
         self.attention(i, rows, pool, lse)?;
         let product_rows = self.product_rows(rows.num_rows);
@@ -196,7 +196,7 @@ impl Decoder {
         self.matmul.run(&a.attended, product_rows, &self.weights.layers[i].output, shape, &mut a.delta)
     }
 
-    /// `attended = attention(qkv)`; with `lse`, every row is in a tile and leaves the logarithm of its sum.
+    /// Computes `attended = attention(qkv)`; with `lse`, every row is in a tile and its log-sum-exp is stored.
     pub(super) fn attention(&mut self, i: usize, rows: &StepRows<'_>, pool: &Pool, lse: bool) -> Result<(), DeviceError> {
         let a = &mut self.activations;
         let paged = paged_queries(&self.config, i, &a.qkv, rows, pool);
@@ -211,14 +211,14 @@ impl Decoder {
         Ok(())
     }
 
-    /// Only the logarithms of the sums of [`Self::attention`]. Every row is in a tile.
+    /// Computes only the log-sum-exp of [`Self::attention`]. Every row is in a tile.
     pub(super) fn log_sums(&mut self, i: usize, rows: &StepRows<'_>, pool: &Pool) -> Result<(), DeviceError> {
         let a = &mut self.activations;
         let paged = paged_queries(&self.config, i, &a.qkv, rows, pool);
         self.kernels.prefill.log_sums(&paged, rows, &mut a.attended, &mut a.lse)
     }
 
-    /// The last layer, of which only `wanted` rows go on behind attention: `tiles` hold those of them that are not single.
+    /// Computes the last layer, in which only `wanted` rows are computed past attention: `tiles` hold those of them that are not single.
     pub(super) fn last_layer(
         &mut self,
         i: usize,
@@ -241,7 +241,7 @@ impl Decoder {
         self.multiply_feed_forward(i, wanted.len())
     }
 
-    /// `hidden += delta`, `delta = Wdown (silu(Wgate norm(hidden)) * Wup norm(hidden))`
+    /// Computes `hidden += delta`, `delta = Wdown (silu(Wgate norm(hidden)) * Wup norm(hidden))`.
     pub(super) fn feed_forward(&mut self, i: usize, num_rows: usize) -> Result<(), DeviceError> {
         let (config, layer, a) = (&self.config, &self.weights.layers[i], &mut self.activations);
         let norm = &self.kernels.norm;
@@ -249,7 +249,7 @@ impl Decoder {
         self.multiply_feed_forward(i, num_rows)
     }
 
-    /// `delta = Wdown (silu(Wgate normed) * Wup normed)`
+    /// Computes `delta = Wdown (silu(Wgate normed) * Wup normed)`.
     fn multiply_feed_forward(&mut self, i: usize, num_rows: usize) -> Result<(), DeviceError> {
         let product_rows = self.product_rows(num_rows);
         let (config, layer, a) = (&self.config, &self.weights.layers[i], &mut self.activations);
@@ -259,7 +259,7 @@ impl Decoder {
         self.matmul.run(&a.activated, product_rows, &layer.down, (hidden, wide), &mut a.delta)
     }
 
-    /// Logits of rows of the last step, into the first rows of `logits`; `is_packed` if its last layer was [`Self::last_layer`].
+    /// Computes logits of rows of the last step into the first rows of `logits`; `is_packed` if its last layer was [`Self::last_layer`].
     pub(super) fn head(&mut self, rows: &CudaView<'_, u32>, is_packed: bool) -> Result<(), DeviceError> {
         let (config, a, num_rows) = (&self.config, &mut self.activations, rows.len());
         let norm = &self.kernels.norm;
@@ -270,7 +270,7 @@ impl Decoder {
         self.matmul.run(&a.normed, num_rows, head, (config.vocab_size, config.hidden_size), &mut a.logits)
     }
 
-    /// Keys and values of layer 0 of some tokens, rotated, `[rows, K then V]`, in `qkv`.
+    /// Computes rotated keys and values of layer 0 of some tokens, `[rows, K then V]`, into `qkv`.
     pub(super) fn layer0_kv(&mut self, rows: &StepRows<'_>) -> Result<(), DeviceError> {
         self.embed(rows)?;
         let (config, layer, a) = (&self.config, &self.weights.layers[0], &mut self.activations);

@@ -1,7 +1,7 @@
-//! The host tier: blocks on their way to it and from it, and copies of blocks that stand behind them.
+//! The host tier: pending block transfers to and from it, and block copies that are ordered after them.
 //!
-//! Layers are computed while blocks of those behind them are on their way. A copy of a block, as at the end of every prompt that is known
-//! to its last token, would wait for all of its layers: beside transfers it is made layer by layer, as they arrive.
+//! Layers are computed while blocks of later layers are in transfer. A copy of a block, as at the end of every prompt whose last token is
+//! cached, would wait for all of its layers: while transfers are pending it is made layer by layer, as they arrive.
 
 use engine::{BlockFetch, BlockOffload, Transfer};
 use kernels::cuda::{CudaSlice, Device, DeviceError, HostPool, Pool, Spans};
@@ -9,13 +9,13 @@ use kernels::cuda::{CudaSlice, Device, DeviceError, HostPool, Pool, Spans};
 /// Chosen: one to two milliseconds on a link of 48 GB/s each way.
 const LONG_TRANSFER_BYTES: usize = 64 << 20;
 
-/// Main memory for blocks, and what is pending.
+/// Main memory for blocks, and pending copies.
 pub(super) struct HostTier {
     blocks: HostPool,
     late: Vec<LateCopies>,
 }
 
-/// Copies of blocks, each its source, its destination and how many slots, that were launched in the layers before `next_layer`.
+/// Copies of blocks (source, destination, number of slots) that were launched for the layers before `next_layer`.
 struct LateCopies {
     copies: CudaSlice<[u32; 3]>,
     next_layer: usize,
@@ -26,25 +26,25 @@ impl HostTier {
         Self { blocks, late: Vec::new() }
     }
 
-    /// Whether launches are behind all transfers, and no copy is left to be launched behind them.
+    /// Returns true if launches are ordered after all transfers, and no late copy is pending.
     pub(super) fn is_idle(&self) -> bool {
         self.blocks.is_idle()
     }
 
-    /// Whether transfers take longer than it takes to launch a step's kernels one by one, so that its first layers had better not wait for
-    /// all of them.
+    /// Returns true if transfers take longer than launching a step's kernels one by one, so that its first layers should not wait for all
+    /// of them.
     pub(super) fn is_long(&self) -> bool {
         self.blocks.pending_bytes() > LONG_TRANSFER_BYTES
     }
 
-    /// Begins to copy blocks to the host.
+    /// Starts copying blocks to the host.
     pub(super) fn offload(&mut self, spans: &Spans, pool: &mut Pool, offloads: &[BlockOffload]) -> Result<(), DeviceError> {
         let pairs: Vec<_> = offloads.iter().map(|offload| (offload.src.0, offload.dst.0)).collect();
         self.launch_before(&pairs, spans, pool)?;
         self.blocks.begin_offload(pool, &pairs)
     }
 
-    /// Begins to copy blocks from the host. Returns what the fetch before took, if it has ended since it was asked for.
+    /// Starts copying blocks from the host. Returns the timing of the previous fetch, if it has ended since it was started.
     pub(super) fn fetch(
         &mut self,
         spans: &Spans,
@@ -58,14 +58,14 @@ impl HostTier {
         Ok(before.map(|(bytes, seconds)| Transfer { bytes, seconds }))
     }
 
-    /// Leaves copies of blocks to those who wait for layers. Transfers are pending.
+    /// Defers copies of blocks until layers arrive. Transfers must be pending.
     pub(super) fn copy_later(&mut self, device: &Device, copies: &[[u32; 3]]) -> Result<(), DeviceError> {
         assert!(!self.is_idle(), "nobody waits for transfers any more");
         self.late.push(LateCopies { copies: device.upload(copies)?, next_layer: 0 });
         Ok(())
     }
 
-    /// What is launched from now on finds `layer` and those before it as all that was begun leaves them.
+    /// Orders later launches after all transfers and copies of `layer` and of those before it.
     pub(super) fn wait_for_layer(&mut self, spans: &Spans, pool: &mut Pool, layer: usize) -> Result<(), DeviceError> {
         if self.is_idle() {
             return Ok(());
@@ -81,12 +81,12 @@ impl HostTier {
         Ok(())
     }
 
-    /// The same for all layers.
+    /// Orders later launches after those of all layers.
     pub(super) fn wait_for_all(&mut self, spans: &Spans, pool: &mut Pool) -> Result<(), DeviceError> {
         self.wait_for_layer(spans, pool, pool.shape().num_layers - 1)
     }
 
-    /// Before blocks begin to move, copies are launched that still stand behind others.
+    /// Launches pending late copies that involve these blocks before the blocks are transferred.
     fn launch_before(&mut self, pairs: &[(u32, u32)], spans: &Spans, pool: &mut Pool) -> Result<(), DeviceError> {
         if pairs.is_empty() || self.late.is_empty() { Ok(()) } else { self.wait_for_all(spans, pool) }
     }

@@ -1,7 +1,7 @@
-//! Residual streams of probed rows: the step that recomputes some of them goes on from there.
+//! Residual streams of probed rows, from which the step that recomputes some of them resumes.
 //!
-//! A probe computes all rows up to its check layer, and leaves exact keys and values of the layers before in the pool. Rows that are
-//! chosen by it and run in the next step, with no others beside them, need not go through those layers again.
+//! A probe computes all rows up to its check layer, and leaves exact keys and values of the earlier layers in the pool. Rows that it
+//! selects and that run in the next step, with no others beside them, skip those layers.
 
 use engine::ProbedSequence;
 use kernels::cuda::{CudaSlice, Device, DeviceError};
@@ -10,38 +10,38 @@ use tokens::RequestId;
 use super::step::Step;
 use crate::InputBatch;
 
-/// What probes left. Its room is taken once, for the largest step, as that of activations is.
+/// Rows kept by probes. The buffer is allocated once, for the largest step, as that of activations is.
 pub(super) struct KeptRows {
-    /// `[rows, hidden]`, with what the layers before the check layer add.
+    /// `[rows, hidden]`, including what the layers before the check layer add.
     hidden: CudaSlice<f32>,
     width: usize,
     places: Places,
 }
 
-/// Which rows are kept, and where.
+/// Positions of kept rows in the buffer.
 #[derive(Default)]
 struct Places {
     max_rows: usize,
-    /// Of probes of the last step.
+    /// Probes of the last step.
     usable: Vec<Kept>,
-    /// Of those of this step.
+    /// Probes of this step.
     new: Vec<Kept>,
 }
 
 /// Rows of one probe.
 struct Kept {
     request_id: RequestId,
-    /// Of the sequence: one that lost its blocks has others.
+    /// Block table of the sequence: a preempted sequence gets other blocks.
     block_table: Vec<u32>,
     first_position: u32,
     num_rows: usize,
-    /// Row of the first position.
+    /// Kept row of the first position.
     first_row: usize,
-    /// They go on in this layer.
+    /// Layer at which they resume.
     layer: usize,
 }
 
-/// Where the rows of a step go on.
+/// Rows and layer from which a step resumes.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Resumed {
     pub(super) layer: usize,
@@ -76,19 +76,19 @@ impl KeptRows {
         Ok(device.stream().memcpy_dtod(&hidden.slice(..len), &mut to)?)
     }
 
-    /// Where `step`, made of `batch`, goes on, if all its rows were kept in the last step.
+    /// Returns the rows from which `step`, made of `batch`, resumes, if all its rows were kept in the last step.
     pub(super) fn resumed(&self, batch: &InputBatch, step: &Step) -> Option<Resumed> {
         self.places.resumed(batch, step)
     }
 }
 
 impl Places {
-    /// What is not used in the step after its probe is of no use: the sequence may have lost its blocks.
+    /// Drops rows of probes before the last step: their sequences may have lost their blocks.
     fn begin_step(&mut self) {
         self.usable = std::mem::take(&mut self.new);
     }
 
-    /// Room for the rows of a probe, behind those that are kept already.
+    /// Reserves room for the rows of a probe, after those that are already kept.
     fn take(&mut self, sequence: &ProbedSequence, layer: usize) -> Option<usize> {
         let num_rows = sequence.token_ids.len();
         let first_row = self.usable.iter().chain(&self.new).map(|kept| kept.first_row + kept.num_rows).max().unwrap_or(0);
@@ -128,7 +128,7 @@ mod tests {
 
     use super::*;
 
-    /// A probe of all positions of the request named by the first block of its table, from `first_position` on.
+    /// Builds a probe of all positions from `first_position` on; the request is named by the first block of its table.
     fn probe(table: &[u32], first_position: u32, num_tokens: usize) -> ProbedSequence {
         ProbedSequence {
             request_id: RequestId(table[0].into()),
@@ -140,7 +140,7 @@ mod tests {
         }
     }
 
-    /// Kept rows of a step of requests, each named by the first block of its table, with its positions.
+    /// Checks the kept rows of a step of requests, each named by the first block of its table, with its positions.
     #[track_caller]
     fn check(places: &Places, sequences: &[(&[u32], &[u32])], expected: Option<&[u32]>) {
         let mut batch = InputBatch::default();

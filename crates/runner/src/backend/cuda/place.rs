@@ -1,4 +1,4 @@
-//! A model onto a GPU: weights, buffers, algorithms, and a pool of what memory is left.
+//! Placement of a model on a GPU: weights, buffers, algorithms, and a pool in the remaining memory.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +22,7 @@ use crate::embedding_table::EmbeddingTable;
 use crate::load::{Placed, num_host_blocks, size_pool};
 use crate::{GpuOptions, LoadError, LoadOptions, ModelConfig};
 
-/// Whether there is a driver and a GPU.
+/// Returns true if there is a driver and a GPU.
 pub(crate) fn has_device() -> bool {
     Device::open(0).is_ok()
 }
@@ -64,7 +64,7 @@ pub(crate) fn place(
     })
 }
 
-/// A model on GPU 0 whose products are not tuned, since none runs long: for tests.
+/// Loads a model onto GPU 0 without tuning its products, for tests, which are short.
 pub(crate) fn place_untuned(
     config: &ModelConfig,
     from: &dyn Checkpoint,
@@ -79,16 +79,16 @@ pub(crate) fn place_untuned(
     Ok(assemble(device, decoder, buffers, num_blocks)?)
 }
 
-/// What buffers must have room for.
+/// Limits that buffers are sized for.
 #[derive(Clone, Copy)]
 pub(crate) struct LargestStep {
     pub(crate) num_rows: usize,
     pub(crate) num_sequences: usize,
-    /// Tokens of the longest sequence.
+    /// Number of tokens of the longest sequence.
     pub(crate) num_tokens: usize,
 }
 
-/// Buffers of a step beside the decoder's own.
+/// Buffers of a step besides the decoder's own.
 struct Buffers {
     upload: Upload,
     extra: Upload,
@@ -112,7 +112,7 @@ impl Buffers {
     }
 }
 
-/// A backend with an empty pool of `num_blocks` blocks.
+/// Builds a backend with an empty pool of `num_blocks` blocks.
 fn assemble(device: Arc<Device>, decoder: Decoder, buffers: Buffers, num_blocks: usize) -> Result<CudaBackend, DeviceError> {
     let ModelConfig { num_layers, num_kv_heads, head_dim, .. } = decoder.config;
     let Buffers { upload, extra, sampler, differences, graphs, kept } = buffers;
@@ -137,12 +137,12 @@ fn assemble(device: Arc<Device>, decoder: Decoder, buffers: Buffers, num_blocks:
     })
 }
 
-/// The input embeddings once more, for those who read them on the host.
+/// Reads the input embeddings again, for reading on the host.
 fn embedding_table(config: &ModelConfig, from: &dyn Checkpoint) -> Result<EmbeddingTable, LoadError> {
     Ok(EmbeddingTable::new(Arc::new(checkpoint::matrix(from, Role::Embedding, config.vocab_size, config.hidden_size)?)))
 }
 
-/// Names what these kernels do not compute.
+/// Refuses configurations that these kernels do not compute.
 fn refuse(config: &ModelConfig) -> Result<(), LoadError> {
     let group = config.num_heads / config.num_kv_heads;
     if !matches!(config.head_dim, 64 | 128) {
@@ -174,27 +174,27 @@ fn decoder(device: &Arc<Device>, config: &ModelConfig, weights: Weights, largest
     })
 }
 
-/// Parts of the rows of the largest decode step.
+/// Returns the number of parts of the rows of the largest decode step.
 fn most_parts(device: &Device, config: &ModelConfig, largest: LargestStep) -> Result<usize, DeviceError> {
     let num_rows = largest.num_sequences.max(decode::MAX_ROWS);
     Ok(DecodePart::most(num_rows, config.num_kv_heads, device.num_multiprocessors()?))
 }
 
-/// Largest arrays that may be on their way at once: those of a check, of a probe and of a step.
+/// Number of largest arrays that may be in transfer at once: those of a check, of a probe and of a step.
 const UPLOADS_IN_FLIGHT: usize = 3;
 
-/// Words of the arrays of the largest step: three of each row, its tiles, parts, wanted and kept rows, and the block tables of all sequences,
-/// as wide as those of a recorded step.
+/// Returns the words of the arrays of the largest step: three per row, its tiles, parts, wanted and kept rows, and the block tables of all
+/// sequences, as wide as those of a recorded step.
 fn upload_words(largest: LargestStep, most_parts: usize) -> usize {
     let rows = largest.num_rows.next_multiple_of(8);
     let blocks = Bucket::of(1, BlockSize::DEFAULT.blocks_for(largest.num_tokens)).blocks;
-    // A tile has a token at least; of wanted rows, each has a tile and a place. What begins at whole vectors takes up to three more.
+    // A tile has at least one token; each wanted row has a tile and a place. Alignment to whole vectors takes up to three more.
     let of_rows = (3 + 4 + 4 + 1 + 1) * rows;
     of_rows + largest.num_sequences.next_multiple_of(8).max(1) * (blocks + 1) + 3 * most_parts + 64
 }
 
-/// Rows of long prompts that products are tuned for, beside those of [`Decoder::product_rows`]. Chosen: what is between runs as well on
-/// cuBLASLt's own choice.
+/// Row counts of long prompts that products are tuned for, besides those of [`Decoder::product_rows`]. Chosen: cuBLASLt's own choice is as
+/// fast for those in between.
 const PREFILL_ROWS: [usize; 3] = [2048, 4096, 8192];
 
 /// Finds the best algorithm of each product, for each size of a decode step and some of prefill.
@@ -216,7 +216,7 @@ fn tune(decoder: &mut Decoder, max_rows: usize) -> Result<(), DeviceError> {
     Ok(())
 }
 
-/// Bytes of the pool: those asked for, or what the share of memory leaves beside all that was taken before.
+/// Returns the bytes of the pool: those requested, or what the memory share leaves after all earlier allocations.
 fn kv_bytes(device: &Device, gpu: GpuOptions) -> Result<u64, LoadError> {
     device.synchronize()?;
     let (free, total) = device.memory()?;

@@ -1,4 +1,4 @@
-//! Attention of rows in tiles, by the kernel that is best on the chip.
+//! Attention of rows in tiles, by the kernel that is fastest on the GPU.
 
 use std::sync::Arc;
 
@@ -9,9 +9,9 @@ use super::step::BLOCK;
 
 /// Attention of many rows of a sequence.
 pub(super) enum Prefill {
-    /// On an H100 or its kin; few rows are computed in parts.
+    /// H100 and its family; few rows are computed in parts.
     Hopper(Box<AttentionHopper>, Partials),
-    /// On any chip with tensor cores for bf16.
+    /// Any GPU with bf16 tensor cores.
     Portable(Attention),
 }
 
@@ -25,7 +25,7 @@ impl Prefill {
         Ok(Self::Hopper(Box::new(kernel), partials))
     }
 
-    /// Tokens of a tile where `group` query heads share a key head.
+    /// Returns the tokens of a tile if `group` query heads share a key head.
     pub(super) fn tile_tokens(&self, group: usize) -> usize {
         match self {
             Self::Hopper(..) => AttentionHopper::tile_tokens(group),
@@ -33,7 +33,7 @@ impl Prefill {
         }
     }
 
-    /// The `lse` of [`Self::run`]; `out` is overwritten where that is what it takes.
+    /// Computes the `lse` of [`Self::run`]; may overwrite `out`.
     pub(super) fn log_sums(
         &mut self,
         paged: &PagedQueries<'_>,
@@ -47,7 +47,7 @@ impl Prefill {
         }
     }
 
-    /// `out[row] = softmax(scale * q Kᵀ) V` for the rows of all tiles.
+    /// Computes `out[row] = softmax(scale * q Kᵀ) V` for the rows of all tiles.
     pub(super) fn run(
         &mut self,
         paged: &PagedQueries<'_>,

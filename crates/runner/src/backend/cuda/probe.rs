@@ -1,4 +1,4 @@
-//! Measures moved spans, as the CPU's backend does.
+//! Measurement of moved spans, as in the CPU backend.
 
 use engine::{ProbedSequence, Readers, Row, TokenDeviation};
 use kernels::cuda::{CudaSlice, DeviceError, FreshRows};
@@ -11,7 +11,7 @@ use super::watch::{Giving, Received};
 use super::{CudaBackend, UploadedStep};
 use crate::InputBatch;
 
-/// Attention received by position from 0 on, and how many terms each sum has.
+/// Attention received by position from 0 on, and the number of terms in each sum.
 struct Asked {
     received: Received,
     num_terms: usize,
@@ -34,7 +34,7 @@ impl CudaBackend {
         Ok(deviations)
     }
 
-    /// Runs the fresh rows over the moved spans as they are, through all layers.
+    /// Runs the fresh rows through all layers over the moved spans as they are.
     fn read_as_moved(&mut self, sequence: &ProbedSequence, asked: &mut Asked) -> Result<(), DeviceError> {
         let fresh: Vec<u32> = sequence.fresh().into_iter().flat_map(TokenRange::positions).collect();
         for positions in fresh.chunks(self.decoder.activations.num_rows) {
@@ -55,7 +55,7 @@ impl CudaBackend {
         Ok(())
     }
 
-    /// Runs fresh and measured rows up to the check layer, and compares what they put there with what was moved there.
+    /// Runs fresh and measured rows up to the check layer, and compares their K and V with what was moved there.
     fn compare(&mut self, sequence: &ProbedSequence, asked: &mut Asked) -> Result<Vec<TokenDeviation>, DeviceError> {
         let check_layer = sequence.probe.depth.layer(self.decoder.config.num_layers);
         let all = sequence.rows();
@@ -79,7 +79,7 @@ impl CudaBackend {
             decoder.scatter(check_layer, &rows.on(upload), pool)?;
             self.ask(check_layer, sequence, positions, &rows, asked)?;
             self.scoring.stop(&self.device)?;
-            // Read when all is launched.
+            // Read after all launches.
             if let Some(measured) = measured {
                 deviations.extend(self.deviations(&measured)?);
             }
@@ -88,7 +88,7 @@ impl CudaBackend {
         Ok(deviations)
     }
 
-    /// Measures K and V of the reused rows in work beside what the pool holds for them, if there are such rows.
+    /// Compares K and V of the reused rows in work with what the pool holds for them, if there are such rows.
     fn measure(
         &mut self,
         layer: usize,
@@ -113,7 +113,7 @@ impl CudaBackend {
         Ok(Some(measured))
     }
 
-    /// What was measured, brought to the host; attention is still to be filled in.
+    /// Copies the measurements to the host; attention is filled in later.
     fn deviations(&self, measured: &CudaSlice<f32>) -> Result<Vec<TokenDeviation>, DeviceError> {
         let root_head_dim = (self.decoder.config.head_dim as f32).sqrt();
         let of_row = |row: &[f32]| TokenDeviation {
@@ -158,12 +158,12 @@ impl CudaBackend {
     }
 }
 
-/// Position behind the last.
+/// Returns the last position plus one.
 fn end(positions: &[u32]) -> usize {
     positions.last().map_or(0, |position| *position as usize + 1)
 }
 
-/// Rows whose position lies in one of `ranges`.
+/// Returns the rows whose position lies in one of `ranges`.
 fn rows_in(positions: &[u32], ranges: &[TokenRange]) -> Vec<u32> {
     let is_in = |position: &u32| ranges.iter().any(|range| range.contains(*position));
     (0..).zip(positions).filter(|(_, position)| is_in(position)).map(|(row, _)| row).collect()

@@ -1,4 +1,4 @@
-//! Sampling where the logits are, so that they need not cross to the host.
+//! Sampling on the device, so that logits are not copied to the host.
 
 use engine::TokenLogProbs;
 use kernels::cuda::{Choice, DeviceError, MAX_TOP, SampleChain, SampleSpec, ScoreSpec};
@@ -9,19 +9,19 @@ use super::activations::MAX_LOGIT_ROWS;
 use crate::sampler::named;
 use crate::{SampleRow, Sampled, ScoreRow};
 
-/// True if the device can choose for all of `rows`: it reports some likeliest tokens, not all.
+/// Returns true if the device can sample all of `rows`: it reports a limited number of likeliest tokens.
 pub(super) fn can_sample(rows: &[SampleRow]) -> bool {
     rows.iter().all(|row| row.logprobs.is_none_or(|top| top as usize <= MAX_TOP))
 }
 
-/// True if the device can score all of `rows`.
+/// Returns true if the device can score all of `rows`.
 pub(super) fn can_score(rows: &[ScoreRow]) -> bool {
     rows.iter().all(|row| row.top as usize <= MAX_TOP)
 }
 
 impl CudaBackend {
-    /// Scores all of `rows`, some at a time: head and log probabilities follow each other on the device, which waits for the host only at
-    /// the end. What crosses to the host is as long as the answer.
+    /// Scores all of `rows` in chunks: head and log probabilities are queued on the device, and the host waits only at the end. Only the
+    /// results are copied to the host.
     pub(super) fn score_on_device(&mut self, rows: &[ScoreRow]) -> Result<Vec<TokenLogProbs>, DeviceError> {
         let num_likely = rows.iter().map(|row| row.top as usize).sum();
         let mut kept = self.sampler.room_for(rows.len(), num_likely)?;
@@ -37,7 +37,7 @@ impl CudaBackend {
         Ok(scores)
     }
 
-    /// Chooses for all of `rows`, some at a time.
+    /// Samples all of `rows` in chunks.
     pub(super) fn sample_on_device(&mut self, rows: &[SampleRow]) -> Result<Vec<Sampled>, DeviceError> {
         let mut sampled = Vec::with_capacity(rows.len());
         for rows in rows.chunks(MAX_LOGIT_ROWS) {
@@ -47,7 +47,7 @@ impl CudaBackend {
         Ok(sampled)
     }
 
-    /// Launches the choice for `rows`, at most [`MAX_LOGIT_ROWS`].
+    /// Launches sampling of `rows`, at most [`MAX_LOGIT_ROWS`].
     pub(super) fn begin_choice(&mut self, rows: &[SampleRow]) -> Result<(), DeviceError> {
         let specs: Vec<SampleSpec<'_>> = rows.iter().map(spec).collect();
         let chain = self.sampler.upload(&specs)?;
@@ -63,7 +63,7 @@ impl CudaBackend {
         self.sampler.launch(&mut self.decoder.activations.logits, vocab, vocab, places.len(), chain)
     }
 
-    /// Waits for the choice that was launched.
+    /// Waits for the launched sampling.
     pub(super) fn finish_choice(&mut self) -> Result<Vec<Sampled>, DeviceError> {
         let choices = self.sampler.results()?;
         self.extra.arrived();

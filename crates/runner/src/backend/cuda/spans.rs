@@ -1,4 +1,4 @@
-//! Moved spans and what follows their recomputed tokens.
+//! Moved spans and the tokens that follow their recomputed ones.
 
 use std::ops::Range;
 
@@ -11,12 +11,12 @@ use super::step::{BLOCK, Step};
 use super::{CudaBackend, UploadedStep};
 use crate::InputBatch;
 
-/// Numbers that [`kernels::cuda::Deviation`] gives for a row: lengths of differences of K and V, the latter's sum of absolute
-/// values, lengths of V and K, and nothing.
+/// Values per row from [`kernels::cuda::Deviation`]: norms of the differences of K and V, the latter's sum of absolute values, norms of V
+/// and K, and padding.
 pub(super) const MEASURES: usize = 6;
 
 impl CudaBackend {
-    /// One launch for all of them.
+    /// Moves all spans in one launch.
     pub(super) fn move_all_spans(&mut self, spans: &[SpanCopy]) -> Result<(), DeviceError> {
         let len = spans.iter().map(|span| span.token_ids.len()).sum();
         let delta = |span: &SpanCopy| i64::from(span.dst_pos) - i64::from(span.src_pos);
@@ -56,7 +56,7 @@ impl CudaBackend {
         Ok(())
     }
 
-    /// Largest distance of a moved K or V of each span from a fresh one in layer 0, relative to the fresh one.
+    /// Returns the largest distance of a moved K or V of each span from a fresh one in layer 0, relative to the fresh one.
     pub(super) fn finish_layer0_check(&mut self, spans: &[SpanCopy]) -> Result<Vec<f32>, DeviceError> {
         let mut measured = Vec::new();
         for part in std::mem::take(&mut self.checked) {
@@ -66,14 +66,14 @@ impl CudaBackend {
         let worst_of = |span: &SpanCopy| {
             let (of_span, behind) = rest.split_at(span.token_ids.len() * MEASURES);
             rest = behind;
-            // NaN is worse than anything, and stays.
+            // NaN counts as the worst, and propagates.
             let worse = |a: f32, b: f32| if a.is_nan() || b.is_nan() { f32::NAN } else { a.max(b) };
             of_span.chunks_exact(MEASURES).map(relative_error).fold(0.0, worse)
         };
         Ok(spans.iter().map(worst_of).collect())
     }
 
-    /// `[tokens, MEASURES]` of tokens, each named by its span and its place there.
+    /// Measures tokens, each given by its span and its index there, as `[tokens, MEASURES]`.
     fn measure_layer0(&mut self, spans: &[SpanCopy], tokens: &[(usize, usize)]) -> Result<CudaSlice<f32>, DeviceError> {
         let len = tokens.len();
         let ranges = self.upload.put([len, len, len, 0, 0], |[ids, positions, slots, ..]| {
@@ -96,7 +96,7 @@ impl CudaBackend {
         Ok(measured)
     }
 
-    /// Arrays of all that follows rows of `batch`; `None` if nothing does.
+    /// Uploads the arrays of all moved tokens that follow rows of `batch`; `None` if none do.
     pub(super) fn upload_followers(&mut self, step: &Step, batch: &InputBatch) -> Result<Option<UploadedFollowers>, DeviceError> {
         let pieces =
             || batch.sequences.iter().enumerate().flat_map(|(idx, sequence)| sequence.drift.iter().map(move |d| (idx, d)));
@@ -130,7 +130,7 @@ impl CudaBackend {
         Ok(Some(UploadedFollowers { ranges }))
     }
 
-    /// [`Upload::put`] of arrays that are rare, and as long as prompts are.
+    /// Calls [`Upload::put`] for arrays that are rarely needed and as long as prompts.
     pub(super) fn put_extra<const N: usize>(
         &mut self,
         lengths: [usize; N],
@@ -145,20 +145,20 @@ impl CudaBackend {
     }
 }
 
-/// Of one token's measures: the larger one of those of K and V.
+/// Returns the larger relative error of K and V in one token's measures.
 fn relative_error(measures: &[f32]) -> f32 {
     let [key, value, _, value_norm, key_norm, _] = measures else { unreachable!("the chunk's length") };
     let (key, value) = (key / key_norm.max(f32::MIN_POSITIVE), value / value_norm.max(f32::MIN_POSITIVE));
     if key.is_nan() || value.is_nan() { f32::NAN } else { key.max(value) }
 }
 
-/// Slot of the `i`th token of a span whose blocks begin with the one of its first position.
+/// Returns the slot of the `i`th token of a span whose blocks begin with the one of its first position.
 fn slot_of(blocks: &[BlockId], first_position: u32, i: usize) -> u32 {
     let offset = first_position as usize % BLOCK + i;
     blocks[offset / BLOCK].0 * BLOCK as u32 + (offset % BLOCK) as u32
 }
 
-/// Where the arrays of followers lie.
+/// Ranges of the arrays of followers in the upload buffer.
 pub(super) struct UploadedFollowers {
     ranges: [Range<usize>; 5],
 }

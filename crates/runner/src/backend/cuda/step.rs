@@ -1,4 +1,4 @@
-//! The rows of one step as the device wants them: sequences of one row first, then all others in tiles.
+//! The rows of one step in the device's order: single-row sequences first, then all others in tiles.
 
 use kernels::cuda::{Tile, TileSequence, tiles};
 use tokens::BlockSize;
@@ -7,7 +7,7 @@ use super::activations::MAX_LOGIT_ROWS;
 use super::kept::Resumed;
 use crate::{InputBatch, InputSequence};
 
-/// Slots of a block.
+/// Slots per block.
 pub(super) const BLOCK: usize = BlockSize::DEFAULT.as_usize();
 
 /// Rows of a step in the device's order, on the host.
@@ -20,17 +20,17 @@ pub(super) struct Step {
     pub(super) tables: Vec<u32>,
     /// Blocks in the longest sequence.
     pub(super) max_blocks: usize,
-    /// Rows `0..num_single` are sequences of their own, each with the table of its number.
+    /// Number of single-row sequences, which are rows `0..num_single`; row `i` has table `i`.
     pub(super) num_single: usize,
-    /// Where each row of the batch went.
+    /// Device row of each row of the batch.
     pub(super) places: Vec<u32>,
-    /// Rows whose logits can be asked for, if few: they alone go on behind the last layer's attention.
+    /// Rows whose logits may be requested, if few: only these are computed past the last layer's attention.
     pub(super) wanted: Option<Vec<u32>>,
-    /// Where the rows go on, if not at the first layer.
+    /// Kept rows to resume from, if the step does not begin at the first layer.
     pub(super) resumed: Option<Resumed>,
     /// Table of each sequence of the batch.
     pub(super) table_of: Vec<u32>,
-    /// Sequences of several rows: first row, rows, table.
+    /// Sequences of several rows: first row, number of rows, table.
     pub(super) runs: Vec<Run>,
 }
 
@@ -43,12 +43,12 @@ pub(super) struct Run {
 }
 
 impl Step {
-    /// Orders the rows of `batch`: sequences of one row first.
+    /// Orders the rows of `batch`: single-row sequences first.
     pub(super) fn new(batch: &InputBatch) -> Self {
         Self::with_single(batch, |sequence| sequence.num_rows == 1)
     }
 
-    /// The rows of `batch` in their order, all of them in tiles.
+    /// Keeps the rows of `batch` in their order, all of them in tiles.
     pub(super) fn of_runs(batch: &InputBatch) -> Self {
         Self::with_single(batch, |_| false)
     }
@@ -93,7 +93,7 @@ impl Step {
         self.table_of[idx] = table as u32;
     }
 
-    /// Names the rows whose logits can be asked for, if that saves work.
+    /// Sets the rows whose logits may be requested, if that saves work.
     pub(super) fn want(&mut self, logit_rows: &[usize]) {
         if logit_rows.len() <= MAX_LOGIT_ROWS && 2 * logit_rows.len() <= self.num_rows() {
             let mut wanted: Vec<u32> = logit_rows.iter().map(|row| self.places[*row]).collect();
@@ -102,10 +102,10 @@ impl Step {
         }
     }
 
-    /// Where the last layer left a row of the batch.
+    /// Returns the device row that holds a row of the batch after the last layer.
     ///
     /// # Panics
-    /// If its logits were not to be asked for.
+    /// If its logits may not be requested.
     pub(super) fn place(&self, row: usize) -> u32 {
         let place = self.places[row];
         match &self.wanted {
@@ -114,7 +114,7 @@ impl Step {
         }
     }
 
-    /// Tiles of the wanted rows that are not single.
+    /// Returns tiles of the wanted rows that are not single.
     pub(super) fn wanted_tiles(&self) -> Vec<Tile> {
         let of_row = |&row: &u32| {
             let run = self.runs.iter().find(|run| (run.first_row..run.first_row + run.num_rows).contains(&(row as usize)))?;
@@ -128,7 +128,7 @@ impl Step {
         self.token_ids.len()
     }
 
-    /// Tiles of all runs, those that look back the furthest first.
+    /// Returns tiles of all runs, those with the longest context first.
     pub(super) fn tiles(&self, tile_tokens: usize) -> Vec<Tile> {
         let of_run = |run: &Run| {
             let positions = &self.positions[run.first_row..][..run.num_rows];
@@ -137,7 +137,7 @@ impl Step {
         tiles(&self.runs.iter().map(of_run).collect::<Vec<_>>(), tile_tokens)
     }
 
-    /// Slot of a position of a sequence.
+    /// Returns the slot of a position of a sequence.
     pub(super) fn slot(&self, table: u32, position: u32) -> u32 {
         let block = self.tables[table as usize * self.max_blocks + position as usize / BLOCK];
         block * BLOCK as u32 + position % BLOCK as u32

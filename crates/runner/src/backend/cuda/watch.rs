@@ -1,4 +1,4 @@
-//! Attention that the last rows of watched sequences pay.
+//! Attention paid by the last rows of watched sequences.
 
 use kernels::cuda::{AttentionReceived, CudaSlice, CudaView, DeviceError, GivingRows, Pool, Upload};
 
@@ -9,7 +9,7 @@ use crate::InputBatch;
 
 /// Attention received from some rows of one sequence, summed over layers and heads.
 pub(super) struct Received {
-    /// By position.
+    /// Sums by position.
     pub(super) sums: CudaSlice<f32>,
     scratch: CudaSlice<f32>,
 }
@@ -23,7 +23,7 @@ impl Received {
         })
     }
 
-    /// Adds what rows pay in a layer whose keys are in the pool and whose logarithms attention has left.
+    /// Adds the attention that rows pay in a layer whose keys are in the pool and whose log-sum-exp attention has stored.
     pub(super) fn add(
         &mut self,
         layer: usize,
@@ -40,22 +40,22 @@ impl Received {
     }
 }
 
-/// Rows whose attention is added up.
+/// Rows whose attention is summed.
 #[derive(Clone, Copy)]
 pub(super) struct Giving<'a> {
     /// Rows of the step, by position.
     pub(super) rows: &'a CudaView<'a, u32>,
-    /// The first of them, if they lie one behind the other.
+    /// First of them, if they are contiguous.
     pub(super) run: Option<usize>,
     /// Table of their sequence.
     pub(super) table: usize,
-    /// Position of the last row, plus one.
+    /// Position of the last row plus one.
     pub(super) len: usize,
 }
 
 /// One watched sequence of a step.
 pub(super) struct Watched {
-    /// Its place in the batch.
+    /// Index in the batch.
     pub(super) sequence: usize,
     table: usize,
     len: usize,
@@ -66,20 +66,20 @@ pub(super) struct Watched {
 }
 
 impl Watched {
-    /// Adds what the row pays in one layer; after the last, what it paid is known.
+    /// Adds the attention that the row pays in one layer; after the last layer, the sums are complete.
     pub(super) fn add(&mut self, layer: usize, decoder: &Decoder, step: &StepRows<'_>, pool: &Pool) -> Result<(), DeviceError> {
         let row = self.row.words(0..1);
         self.received.add(layer, Giving { rows: &row, run: None, table: self.table, len: self.len }, decoder, step, pool)
     }
 
-    /// Attention to positions `0..`, averaged over heads and layers.
+    /// Returns attention to positions `0..`, averaged over heads and layers.
     pub(super) fn paid(&self) -> &[f32] {
         &self.paid
     }
 }
 
 impl CudaBackend {
-    /// Empty sums for the watched sequences of `batch`.
+    /// Creates zeroed sums for the watched sequences of `batch`.
     pub(super) fn watch(&self, step: &Step, batch: &InputBatch) -> Result<Vec<Watched>, DeviceError> {
         let mut all = Vec::new();
         for (sequence, input) in batch.sequences.iter().enumerate().filter(|(_, input)| input.watch) {
@@ -93,7 +93,7 @@ impl CudaBackend {
         Ok(all)
     }
 
-    /// Brings the sums of all layers to the host.
+    /// Copies the sums of all layers to the host.
     pub(super) fn download_watched(&self, watched: &mut [Watched]) -> Result<(), DeviceError> {
         let config = &self.decoder.config;
         let share = 1.0 / (config.num_layers * config.num_heads) as f32;

@@ -11,7 +11,7 @@ use crate::{LoadError, ModelConfig};
 
 /// Weights of one decoder.
 pub(crate) struct Weights {
-    /// `[vocab, hidden]`; also the head where the two are tied.
+    /// `[vocab, hidden]`; also the head if the two are tied.
     pub(crate) embedding: CudaSlice<bf16>,
     pub(crate) layers: Vec<Layer>,
     pub(crate) output_norm: CudaSlice<f32>,
@@ -21,7 +21,7 @@ pub(crate) struct Weights {
 /// Weights of one layer.
 pub(crate) struct Layer {
     pub(crate) attention_norm: CudaSlice<f32>,
-    /// Q, K and V one below the other, `[qkv_width, hidden]`.
+    /// Q, K and V, stacked: `[qkv_width, hidden]`.
     pub(crate) qkv: CudaSlice<bf16>,
     /// Their biases, for Qwen2.
     pub(crate) qkv_bias: Option<CudaSlice<f32>>,
@@ -29,7 +29,7 @@ pub(crate) struct Layer {
     pub(crate) qk_norm: Option<(CudaSlice<f32>, CudaSlice<f32>)>,
     pub(crate) output: CudaSlice<bf16>,
     pub(crate) feed_forward_norm: CudaSlice<f32>,
-    /// Gate and up one below the other.
+    /// Gate and up, stacked.
     pub(crate) gate_up: CudaSlice<bf16>,
     pub(crate) down: CudaSlice<bf16>,
 }
@@ -38,7 +38,7 @@ impl Weights {
     /// Reads all tensors. `progress` is called with the share done, 0 to 1.
     ///
     /// # Errors
-    /// If a tensor is missing, of another shape, or one that this decoder would not use; if memory does not suffice.
+    /// If a tensor is missing, has another shape, or is one that this decoder does not use; if memory does not suffice.
     pub(crate) fn read(
         config: &ModelConfig,
         from: &dyn Checkpoint,
@@ -59,7 +59,7 @@ impl Weights {
         Ok(Self { embedding, layers, output_norm: reader.vector(Role::OutputNorm, hidden)?, head })
     }
 
-    /// Bytes held by matrices.
+    /// Returns the number of bytes held by matrices.
     pub(crate) fn bytes(&self) -> usize {
         let of_layer = |layer: &Layer| layer.qkv.len() + layer.output.len() + layer.gate_up.len() + layer.down.len();
         let numbers =
@@ -100,11 +100,11 @@ impl Reader<'_> {
         })
     }
 
-    /// Matrices of `k` columns one below the other.
+    /// Reads matrices of `k` columns and stacks them.
     fn matrix(&mut self, parts: &[(Role, usize)], k: usize) -> Result<CudaSlice<bf16>, LoadError> {
         let rows: usize = parts.iter().map(|(_, rows)| rows).sum();
         if let Some(seed) = self.from.random_seed() {
-            // No file to read: the device makes the numbers itself.
+            // There is no file to read: the device generates the elements.
             self.num_random += 1;
             let mut numbers = self.device.zeros(rows * k)?;
             let seed = seed.wrapping_add(self.num_random << 32);
@@ -123,7 +123,7 @@ impl Reader<'_> {
         Ok(self.device.upload(&checkpoint::vector(self.from, role, len)?)?)
     }
 
-    /// Vectors behind one another; `None` if the checkpoint lacks the first.
+    /// Reads vectors and concatenates them; `None` if the checkpoint lacks the first.
     fn optional_vector(&self, parts: &[(Role, usize)]) -> Result<Option<CudaSlice<f32>>, LoadError> {
         let (first, _) = parts[0];
         if !self.from.contains(&self.from.name(first)) {
@@ -137,7 +137,7 @@ impl Reader<'_> {
     }
 }
 
-/// The numbers of a `[rows, k]` tensor, rounded to bf16.
+/// Returns the elements of a `[rows, k]` tensor, rounded to bf16.
 fn to_bf16(tensor: &RawTensor, rows: usize, k: usize) -> Vec<bf16> {
     if tensor.ty == GgmlType::Bf16 {
         return tensor.bytes.chunks_exact(2).map(|bytes| bf16::from_le_bytes([bytes[0], bytes[1]])).collect();

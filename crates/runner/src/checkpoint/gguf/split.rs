@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use super::{Part, open_part};
 use crate::LoadError;
 
-/// Parts of a model at most. Chosen: the largest models have some fifty.
+/// Maximum number of parts of a model. Chosen: the largest models have some fifty.
 const MAX_PARTS: u64 = 1024;
 
-/// All parts of the model whose first is `first`, at `path`.
+/// Opens all parts of the model whose first part is `first`, at `path`.
 ///
 /// # Errors
-/// If `path` is another part than the first, or a part is missing or belongs to another model.
+/// If `path` is not the first part, or a part is missing or belongs to another model.
 pub(super) fn all_parts(path: &Path, first: Part) -> Result<Vec<Part>, LoadError> {
     let count = first.header.unsigned("split.count").unwrap_or(1);
     if count <= 1 {
@@ -52,7 +52,7 @@ pub(super) fn all_parts(path: &Path, first: Part) -> Result<Vec<Part>, LoadError
     }
 }
 
-/// The path of part `index` (from 0), if `path` is named as a part of `count`.
+/// Returns the path of part `index` (from 0), if `path` is named as a part of `count`.
 fn part_path(path: &Path, index: u64, count: u64) -> Option<PathBuf> {
     let name = path.file_name()?.to_str()?;
     let of = name.strip_suffix(&format!("-of-{count:05}.gguf"))?;

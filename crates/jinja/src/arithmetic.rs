@@ -7,7 +7,7 @@ use crate::format::percent;
 use crate::interpreter::Interpreter;
 use crate::value::{Items, Number, Value};
 
-/// `left operator right`.
+/// Evaluates `left operator right`.
 pub(crate) fn binary(operator: Operator, left: &Value, right: &Value, interpreter: &Interpreter<'_>) -> Result<Value> {
     left.defined()?;
     right.defined()?;
@@ -108,7 +108,7 @@ fn integers(operator: Operator, a: i128, b: i128) -> Result<Value> {
     result.map(Value::Int).ok_or_else(|| Error::render("integer too large"))
 }
 
-/// The quotient rounded down. Neither is `i128::MIN / -1`.
+/// Returns the quotient rounded down. The arguments are not `i128::MIN / -1`.
 fn floor_div(a: i128, b: i128) -> i128 {
     let quotient = a / b;
     if a % b != 0 && (a < 0) != (b < 0) { quotient - 1 } else { quotient }
@@ -134,7 +134,7 @@ fn floats(operator: Operator, a: f64, b: f64) -> Result<f64> {
     })
 }
 
-/// `-value`.
+/// Evaluates `-value`.
 pub(crate) fn negative(value: &Value) -> Result<Value> {
     match value.defined()?.number() {
         Some(Number::Int(number)) => number.checked_neg().map(Value::Int).ok_or_else(|| Error::render("integer too large")),
@@ -143,7 +143,7 @@ pub(crate) fn negative(value: &Value) -> Result<Value> {
     }
 }
 
-/// `+value`.
+/// Evaluates `+value`.
 pub(crate) fn positive(value: &Value) -> Result<Value> {
     match value.defined()?.number() {
         Some(Number::Int(number)) => Ok(Value::Int(number)),

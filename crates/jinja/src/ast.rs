@@ -1,4 +1,4 @@
-//! A parsed template.
+//! The syntax tree of a template.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ pub(crate) type Name = Arc<str>;
 /// Statements, in order.
 pub(crate) type Body = Vec<Stmt>;
 
-/// A statement and the line it begins in.
+/// A statement and the line where it begins.
 #[derive(Debug)]
 pub(crate) struct Stmt {
     pub(crate) line: u32,
@@ -61,7 +61,7 @@ pub(crate) struct MacroDef {
     /// Parameters and their defaults.
     pub(crate) parameters: Vec<(Name, Option<Expr>)>,
     pub(crate) body: Body,
-    /// True if the body reads `varargs`, `kwargs` or `caller`; else further arguments are refused.
+    /// True if the body reads `varargs`, `kwargs` or `caller`; otherwise extra arguments are refused.
     pub(crate) reads_varargs: bool,
     pub(crate) reads_kwargs: bool,
     pub(crate) reads_caller: bool,

@@ -1,4 +1,4 @@
-//! Bounds of one rendering: steps and bytes of text.
+//! Limits of one rendering: steps and bytes of text.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -6,16 +6,16 @@ use std::ops::Range;
 use crate::error::{Error, Result};
 use crate::text::Text;
 
-/// The most that one rendering may take.
+/// Limits of one rendering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Expressions, statements and elements that are visited.
+    /// Number of expressions, statements and elements that may be visited.
     pub fuel: u64,
-    /// Bytes of all strings that are made, the output and those in between.
+    /// Bytes of all strings that may be created, the output and intermediate ones.
     pub text_bytes: u64,
 }
 
-/// The rest of the [`Limits`].
+/// Remainder of the [`Limits`].
 pub(crate) struct Budget {
     fuel: Cell<u64>,
     text_bytes: Cell<u64>,
@@ -26,20 +26,20 @@ impl Budget {
         Self { fuel: Cell::new(limits.fuel), text_bytes: Cell::new(limits.text_bytes) }
     }
 
-    /// Pays for `steps`.
+    /// Charges `steps`.
     pub(crate) fn step(&self, steps: usize) -> Result<()> {
         self.fuel.set(self.fuel.get().checked_sub(steps as u64).ok_or(Error::OutOfFuel)?);
         Ok(())
     }
 
-    /// Pays for `bytes` of text, before they are written.
+    /// Charges `bytes` of text, before they are written.
     pub(crate) fn write(&self, bytes: usize) -> Result<()> {
         self.text_bytes.set(self.text_bytes.get().checked_sub(bytes as u64).ok_or(Error::TooMuchText)?);
         Ok(())
     }
 }
 
-/// A string in the making, paid for as it grows.
+/// A string under construction, charged as it grows.
 pub(crate) struct Builder<'b> {
     text: Text,
     budget: &'b Budget,
@@ -60,7 +60,7 @@ impl<'b> Builder<'b> {
         Ok(())
     }
 
-    /// Appends text of the template's own.
+    /// Appends text of the template.
     pub(crate) fn push_str(&mut self, string: &str) -> Result<()> {
         self.push_from(string, None)
     }

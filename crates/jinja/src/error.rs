@@ -1,48 +1,48 @@
-//! Why a template cannot be parsed or rendered.
+//! Errors of parsing and rendering templates.
 
-/// One line, in Jinja's words where it has some.
+/// A one-line error, in Jinja's words where it has some.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The source is no template.
+    /// The source is not a valid template.
     #[error("{reason} (line {line} of the template)")]
     Syntax {
-        /// The fault in the syntax.
+        /// Description of the syntax error.
         reason: String,
-        /// Where, from 1.
+        /// Line number, from 1.
         line: u32,
     },
     /// The template called `raise_exception`.
     #[error("{message}")]
     Raised {
-        /// Its own words.
+        /// Message of the template.
         message: String,
     },
-    /// The template does what Jinja refuses.
+    /// The template does something that Jinja refuses.
     #[error("{reason} (line {line} of the template)")]
     Render {
-        /// The forbidden or impossible act.
+        /// Description of the failed operation.
         reason: String,
-        /// Where, from 1; 0 until the statement is known.
+        /// Line number, from 1; 0 until the statement is known.
         line: u32,
     },
-    /// The template took more steps than it may.
+    /// The template exceeded its step limit.
     #[error("the template ran out of fuel: it takes too many steps")]
     OutOfFuel,
-    /// The template wrote more text than it may.
+    /// The template exceeded its text limit.
     #[error("the template writes too much text")]
     TooMuchText,
 }
 
-/// A result of this crate.
+/// Result type of this crate.
 pub(crate) type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// A failure whose line is added by the statement it happens in.
+    /// Creates a failure; the enclosing statement adds the line.
     pub(crate) fn render(reason: impl Into<String>) -> Self {
         Self::Render { reason: reason.into(), line: 0 }
     }
 
-    /// The same with its line, if it has none yet.
+    /// Sets the line, if none is set yet.
     pub(crate) fn at(self, line: u32) -> Self {
         match self {
             Self::Render { reason, line: 0 } => Self::Render { reason, line },

@@ -32,7 +32,7 @@ impl Interpreter<'_> {
                 let [attribute] = args.bind(name, ["name"])?;
                 let attribute = self.soft_text(&attribute.unwrap_or(Value::None))?;
                 match &value {
-                    // An attribute alone: elements are not looked at.
+                    // An attribute only: elements are not searched.
                     Value::Dict(_) => match crate::methods::exists(&value, attribute.as_str()) {
                         true => self.attribute(&value, attribute.as_str()),
                         false => Ok(Value::undefined(format!("'dict object' has no attribute '{}'", attribute.as_str()))),
@@ -46,7 +46,7 @@ impl Interpreter<'_> {
         }
     }
 
-    /// `str(value)` without a copy of what is a string.
+    /// Returns `str(value)` without copying strings.
     pub(crate) fn soft_text(&self, value: &Value) -> Result<Rc<Text>> {
         match value {
             Value::Str(text) => Ok(Rc::clone(text)),
@@ -135,7 +135,7 @@ fn round(value: &Value, precision: i128, method: &str) -> Result<Value> {
     let rounded = match method {
         "ceil" => (number * scale).ceil() / scale,
         "floor" => (number * scale).floor() / scale,
-        // The nearest number with so many decimals, as Python's `round` finds it.
+        // Rounds to the nearest number with the given decimals, like Python's `round`.
         _ if precision >= 0 => {
             let text = format!("{number:.0$}", usize::try_from(precision).unwrap_or(0));
             text.parse().unwrap_or(number)
@@ -145,7 +145,7 @@ fn round(value: &Value, precision: i128, method: &str) -> Result<Value> {
     Ok(Value::Float(rounded))
 }
 
-/// Python's `round` of a whole number: half goes to even.
+/// Rounds a whole number like Python's `round`: half goes to even.
 fn round_int(int: i128, precision: i128) -> i128 {
     let power = u32::try_from(precision.saturating_neg()).unwrap_or(0);
     if power == 0 {
@@ -176,12 +176,12 @@ fn to_int(value: &Value, base: i128) -> Option<i128> {
     }
 }
 
-/// A number cut to a whole one, if it is a number at all.
+/// Truncates a number to a whole one, if its magnitude is below 1e38.
 fn truncated(number: f64) -> Option<i128> {
     (number.is_finite() && number.abs() < 1e38).then_some(number.trunc() as i128)
 }
 
-/// A number as Python's `float` reads it.
+/// Parses a number like Python's `float`.
 fn parse_float(text: &str) -> Option<f64> {
     let text = text.trim();
     let is_number = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.' | b'_'));

@@ -12,7 +12,7 @@ use crate::value::{Value, repr, to_text};
 
 use spec::{Spec, ascii, format_value, pad, percent_number};
 
-/// `format % args`.
+/// Evaluates `format % args`.
 pub(crate) fn percent(format: &Text, args: &Value, interpreter: &Interpreter<'_>) -> Result<Text> {
     let budget = &interpreter.budget;
     let mut out = Builder::new(budget);
@@ -56,7 +56,7 @@ impl Cursor<'_> {
     }
 }
 
-/// Values that are left to be formatted.
+/// Values that remain to be formatted.
 struct PercentArgs<'v> {
     args: &'v Value,
     next: usize,
@@ -147,7 +147,7 @@ fn percent_one(cursor: &mut Cursor<'_>, values: &mut PercentArgs<'_>, out: &mut 
     }
 }
 
-/// A width or precision: digits, or `*` for an argument.
+/// Parses a width or precision: digits, or `*` for an argument.
 fn percent_size(cursor: &mut Cursor<'_>, values: &mut PercentArgs<'_>) -> Result<Option<usize>> {
     if cursor.skip('*') {
         let value = values.next()?.int().ok_or_else(|| Error::render("* wants int"))?;
@@ -162,7 +162,7 @@ fn percent_size(cursor: &mut Cursor<'_>, values: &mut PercentArgs<'_>) -> Result
     text.parse().map(Some).map_err(|_| Error::render("width too big"))
 }
 
-/// `format.format(*args, **kwargs)`.
+/// Evaluates `format.format(*args, **kwargs)`.
 pub(crate) fn format_method(format: &Rc<Text>, args: &Arguments, interpreter: &Interpreter<'_>) -> Result<Text> {
     let mut formatter = Formatter { args, interpreter, next: 0 };
     formatter.format(format, 2)
@@ -175,7 +175,7 @@ struct Formatter<'f, 'c> {
 }
 
 impl Formatter<'_, '_> {
-    /// Fills in the fields of `format`; fields within fields as deep as `depth`.
+    /// Fills in the fields of `format`, with nested fields up to `depth`.
     fn format(&mut self, format: &Text, depth: u32) -> Result<Text> {
         let budget = &self.interpreter.budget;
         let mut out = Builder::new(budget);
@@ -237,7 +237,7 @@ impl Formatter<'_, '_> {
         format_value(&value, spec, out, budget)
     }
 
-    /// The value of `0.name[key]`.
+    /// Evaluates a field such as `0.name[key]`.
     fn lookup(&mut self, field: &str) -> Result<Value> {
         let first_len = field.find(['.', '[']).unwrap_or(field.len());
         let (first, mut rest) = field.split_at(first_len);
@@ -284,7 +284,7 @@ impl Formatter<'_, '_> {
     }
 }
 
-/// Bytes up to the brace that closes a field.
+/// Returns the bytes up to the brace that closes a field.
 fn field_len(string: &str) -> Option<usize> {
     let mut open = 0usize;
     for (at, c) in string.char_indices() {
@@ -298,7 +298,7 @@ fn field_len(string: &str) -> Option<usize> {
     None
 }
 
-/// Bytes of a field's name, before `!` and `:`, which may stand in brackets.
+/// Returns the bytes of a field's name before `!` and `:`, which may occur in brackets.
 fn field_name_len(string: &str) -> usize {
     let mut in_brackets = false;
     for (at, c) in string.char_indices() {

@@ -1,4 +1,4 @@
-//! Runs statements.
+//! Execution of statements.
 
 mod attributes;
 mod call;
@@ -19,21 +19,21 @@ use crate::value::{Items, Object, Value, write_str};
 
 pub(crate) use call::Arguments;
 
-/// Tells the time in a `strftime` format, or why it cannot.
+/// Clock that formats the time by a `strftime` format, or returns an error.
 pub type Clock<'c> = &'c dyn Fn(&str) -> std::result::Result<String, String>;
 
-/// One rendering.
+/// State of one rendering.
 pub(crate) struct Interpreter<'c> {
     pub(crate) budget: Budget,
     context: HashMap<String, Value>,
     clock: Clock<'c>,
     depth: Cell<u32>,
-    /// Scopes that macros live in.
+    /// Scopes in which macros were defined.
     scopes: RefCell<Vec<Rc<Scope>>>,
     namespaces: RefCell<Vec<Rc<Object>>>,
 }
 
-/// The step that follows a statement.
+/// Control flow after a statement.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Flow {
     Next,
@@ -41,7 +41,7 @@ enum Flow {
     Continue,
 }
 
-/// Calls of the interpreter inside of one another: a stack of 2 MiB holds them in a build without optimisation.
+/// Maximum nesting of interpreter calls: a stack of 2 MiB holds them in an unoptimized build.
 const MAX_DEPTH: u32 = 350;
 
 impl<'c> Interpreter<'c> {
@@ -127,7 +127,7 @@ impl<'c> Interpreter<'c> {
         self.run(body, &inner, out)
     }
 
-    /// The text that `body` writes.
+    /// Returns the text that `body` writes.
     fn captured(&self, body: &Body, scope: &Rc<Scope>) -> Result<Text> {
         let mut out = Builder::new(&self.budget);
         self.run(body, &Scope::inside(scope), &mut out)?;
@@ -146,7 +146,7 @@ impl<'c> Interpreter<'c> {
         self.loop_over(definition, &iterated, 0, scope, out)
     }
 
-    /// Runs a loop over `iterated`; `depth0` recursive loops are around it.
+    /// Runs a loop over `iterated`, nested in `depth0` recursive loops.
     fn loop_over(
         &self,
         definition: &Arc<For>,
@@ -245,7 +245,7 @@ impl<'c> Interpreter<'c> {
 }
 
 impl Drop for Interpreter<'_> {
-    /// Macros and namespaces may hold one another in circles, which counting references does not free.
+    /// Breaks reference cycles between macros and namespaces, which reference counting does not free.
     fn drop(&mut self) {
         for scope in self.scopes.take() {
             scope.clear();

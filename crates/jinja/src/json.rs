@@ -1,4 +1,4 @@
-//! `tojson` as Python's `json.dumps` writes it, which models were trained on.
+//! `tojson` in the format of Python's `json.dumps`, which models were trained on.
 
 use crate::budget::{Budget, Builder};
 use crate::error::{Error, Result};
@@ -6,17 +6,17 @@ use crate::order::{less, sorted};
 use crate::text::Text;
 use crate::value::{Value, float_repr};
 
-/// Arguments of `json.dumps`.
+/// Options of `json.dumps`.
 pub(crate) struct JsonOptions {
     pub(crate) ensure_ascii: bool,
-    /// The indentation of one level; `None` writes one line.
+    /// Indentation per level; `None` writes one line.
     pub(crate) indent: Option<Text>,
     pub(crate) item_separator: Text,
     pub(crate) key_separator: Text,
     pub(crate) sort_keys: bool,
 }
 
-/// `value` as JSON.
+/// Serializes `value` as JSON.
 pub(crate) fn to_json(value: &Value, options: &JsonOptions, budget: &Budget) -> Result<Text> {
     let mut writer = Writer { out: Builder::new(budget), options, budget };
     writer.value(value, 0)?;
@@ -132,7 +132,7 @@ impl Writer<'_> {
     }
 }
 
-/// `\uXXXX` of each UTF-16 unit. Python leaves U+007F as it is.
+/// Escapes each UTF-16 unit as `\uXXXX`. Python leaves U+007F unescaped.
 fn escape_non_ascii(c: char) -> String {
     if c == '\x7f' {
         return c.to_string();

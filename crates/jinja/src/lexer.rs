@@ -1,4 +1,4 @@
-//! Source to tokens, with Jinja's rules for white space: `trim_blocks` and `lstrip_blocks` are on, as transformers sets them.
+//! Lexer with Jinja's white space rules: `trim_blocks` and `lstrip_blocks` are on, as transformers sets them.
 
 use std::sync::LazyLock;
 
@@ -21,7 +21,7 @@ pub(crate) enum Token {
     End,
 }
 
-/// The tokens of `source`, each with its line; the last is [`Token::End`].
+/// Returns the tokens of `source`, each with its line; the last is [`Token::End`].
 pub(crate) fn tokenize(source: &str) -> Result<Vec<(Token, u32)>> {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let source = source.strip_suffix('\n').unwrap_or(&source);
@@ -37,7 +37,7 @@ const OPERATORS: [&str; 25] = [
     ",",
 ];
 
-/// `{% raw %}` and what it does with white space after itself.
+/// `{% raw %}` with its control of the white space after it.
 static RAW_BEGIN: LazyLock<Regex> = LazyLock::new(|| constant(r"^\{%[-+]?\s*raw\s*(?:-%\}\s*|%\})"));
 static RAW_END: LazyLock<Regex> = LazyLock::new(|| constant(r"\{%([-+]?)\s*endraw\s*(?:\+%\}|-%\}\s*|%\}\n?)"));
 static COMMENT_END: LazyLock<Regex> = LazyLock::new(|| constant(r"\+#\}|-#\}\s*|#\}\n?"));
@@ -58,7 +58,7 @@ struct Lexer<'s> {
     source: &'s str,
     at: usize,
     line: u32,
-    /// True if the text at `at` begins a line, as far as the token before it says.
+    /// True if the text at `at` begins a line, judging by the token before it.
     starts_line: bool,
     tokens: Vec<(Token, u32)>,
 }
@@ -85,7 +85,7 @@ impl<'s> Lexer<'s> {
         Ok(())
     }
 
-    /// The place where the next tag begins.
+    /// Returns the start of the next tag.
     fn next_tag(&self) -> Option<usize> {
         let mut at = self.at;
         loop {
@@ -97,7 +97,7 @@ impl<'s> Lexer<'s> {
         }
     }
 
-    /// Pushes the text up to `end`, without the white space that the tag there takes away.
+    /// Pushes the text up to `end`, without the white space that the tag there removes.
     fn push_data(&mut self, end: usize, sign: Option<u8>, takes_indentation: bool) {
         let text = &self.source[self.at..end];
         let mut kept = text;
@@ -133,7 +133,7 @@ impl<'s> Lexer<'s> {
         Ok(())
     }
 
-    /// Tokens of a tag up to its end.
+    /// Reads the tokens of a tag up to its end.
     fn inside(&mut self, begin: Token, end: Token, end_regex: &Regex, sign_len: usize) -> Result<()> {
         self.push(begin);
         self.advance(2 + sign_len);
@@ -217,7 +217,7 @@ impl<'s> Lexer<'s> {
     }
 }
 
-/// White space as Python sees it.
+/// True for white space in Python's sense.
 pub(crate) fn is_space(c: char) -> bool {
     c.is_whitespace() || matches!(c, '\x1c'..='\x1f')
 }
@@ -231,7 +231,7 @@ fn integer(digits: &str) -> Option<i128> {
     }
 }
 
-/// The escapes of a Python string literal.
+/// Resolves the escapes of a Python string literal.
 fn unescape(literal: &str) -> std::result::Result<String, &'static str> {
     let mut out = String::with_capacity(literal.len());
     let mut rest = literal;
@@ -270,7 +270,7 @@ fn unescape(literal: &str) -> std::result::Result<String, &'static str> {
     Ok(out)
 }
 
-/// The character of `\xXX`, `\uXXXX` or `\UXXXXXXXX`, and the number of its digits. A pair of surrogates is one character.
+/// Returns the character of `\xXX`, `\uXXXX` or `\UXXXXXXXX`, and the number of its digits. A pair of surrogates is one character.
 fn hexadecimal(digits: &str, kind: char) -> Option<(char, usize)> {
     let len = match kind {
         'x' => 2,
@@ -295,7 +295,7 @@ fn hexadecimal(digits: &str, kind: char) -> Option<(char, usize)> {
 mod tests {
     use super::*;
 
-    /// The template text that is left of `source`, tags shown as `#`.
+    /// Checks the template text left in `source`, with tags shown as `#`.
     #[track_caller]
     fn check(source: &str, expected: &str) {
         let mut shown = String::new();

@@ -1,12 +1,12 @@
-//! Jinja templates with Python's semantics and strings that remember where they came from.
+//! Jinja templates with Python's semantics and strings that track their origin.
 //!
-//! Chat templates are programs for Jinja2 in the sandbox that Hugging Face transformers sets up, and what they print decides which
-//! tokens a model sees. This engine follows Jinja2 3.1 there, Python's spelling of values and methods of `str`, `list` and `dict`
-//! included. Each character of the output knows whether the template wrote it or one of the caller's strings, whatever filters it
-//! went through: text that a client sends can be told from the template's control tokens.
+//! Chat templates are programs for Jinja2 in the sandbox of Hugging Face transformers, and their output determines the tokens that a model
+//! sees. This engine follows Jinja2 3.1 there, including Python's spelling of values and methods of `str`, `list` and `dict`. Each
+//! character of the output is tagged with its origin, the template or one of the caller's strings, whatever filters it went through:
+//! client text can be distinguished from the template's control tokens.
 //!
-//! Here: [`Template`], [`Value`] and [`Text`]. Deliberately not here: loading of other templates (`include`,
-//! `import`, `extends`), escaping for HTML by itself, randomness, and a clock: the caller brings one.
+//! Contains [`Template`], [`Value`] and [`Text`]. Deliberately excludes loading of other templates (`include`, `import`, `extends`),
+//! automatic HTML escaping, randomness, and a clock, which the caller provides.
 
 #![forbid(unsafe_code)]
 
@@ -47,12 +47,12 @@ impl Template {
     /// Parses `source`.
     ///
     /// # Errors
-    /// If it is no template, with the line.
+    /// If it is not a valid template, with the line.
     pub fn parse(source: &str) -> Result<Self, Error> {
         Ok(Self { body: parser::parse(source)? })
     }
 
-    /// Renders the template, given these variables.
+    /// Renders the template with these variables.
     ///
     /// # Errors
     /// If the template fails, refuses its variables, or exceeds `limits`.
@@ -67,7 +67,7 @@ mod tests {
 
     const LIMITS: Limits = Limits { fuel: 100_000, text_bytes: 1 << 20 };
 
-    /// Output of the template for the caller's string `x`, each of whose characters is followed by a dot.
+    /// Renders the template with the caller's string `x`, each of whose characters is followed by a dot in the output.
     fn render(source: &str, x: &str) -> Result<String, Error> {
         let variables = HashMap::from([("x".to_owned(), Value::from_text(x, Some(0)))]);
         let text = Template::parse(source)?.render(variables, LIMITS, &|_| Ok(String::new()))?;
@@ -144,7 +144,7 @@ mod tests {
         check("{% set ns = namespace() %}{% set ns.a = ns %}{{ ns }}", "", "<Namespace object>");
     }
 
-    /// Every prefix of a template, and it with a few characters exchanged: an answer or an error, never a panic.
+    /// Every prefix of a template, and versions with a few characters exchanged, give an output or an error, never a panic.
     #[test]
     fn broken_templates_are_answered() {
         let source = "{%- macro m(a, b=1) -%}{{ a[::2]|d('x')~b }}{% endmacro %}{% for k, v in {'a': [1.5e3, x]}.items() if v is not none %}\

@@ -8,15 +8,15 @@ use crate::ast::For;
 use crate::scope::Scope;
 use crate::value::{Items, Value};
 
-/// The position of a loop.
+/// State of a loop.
 pub struct LoopState {
     items: Items,
     index0: Cell<usize>,
-    /// Loops around this one that are the same recursive loop.
+    /// Number of enclosing levels of the same recursive loop.
     depth0: usize,
-    /// The loop that `loop(...)` runs again, if it is recursive.
+    /// Loop that `loop(...)` runs again, if it is recursive.
     pub(crate) recursion: Option<(Arc<For>, Rc<Scope>)>,
-    /// The last argument of `loop.changed`, as printed.
+    /// Last argument of `loop.changed`, as printed.
     last: RefCell<Option<String>>,
 }
 
@@ -45,7 +45,7 @@ impl LoopState {
         self.index0.set(index0);
     }
 
-    /// True if `printed` differs from what this was called with before.
+    /// True if `printed` differs from the argument of the previous call.
     pub(crate) fn changed(&self, printed: String) -> bool {
         let printed = Some(printed);
         let changed = *self.last.borrow() != printed;
@@ -53,12 +53,12 @@ impl LoopState {
         changed
     }
 
-    /// Picks the value of this turn.
+    /// Returns the value for this iteration.
     pub(crate) fn cycle(&self, values: &[Value]) -> Option<Value> {
         values.get(self.index0.get().checked_rem(values.len())?).cloned()
     }
 
-    /// The attribute `name`; `None` if there is none.
+    /// Returns the attribute `name`; `None` if it does not exist.
     pub(crate) fn attribute(&self, name: &str) -> Option<Value> {
         let (index0, len) = (self.index0.get(), self.items.len());
         let int = |number: usize| Value::Int(number as i128);

@@ -1,4 +1,4 @@
-//! Methods of Python's types, as far as Jinja's sandbox allows them.
+//! Methods of Python's types that Jinja's sandbox allows.
 
 use std::rc::Rc;
 
@@ -9,11 +9,11 @@ use crate::value::{Dict, Items, Object, Value};
 
 /// Methods of dictionaries.
 const DICT: [&str; 5] = ["get", "items", "keys", "values", "copy"];
-/// Those that change their dictionary, which the sandbox refuses.
+/// Mutating methods of dictionaries, which the sandbox refuses.
 const DICT_UNSAFE: [&str; 5] = ["clear", "pop", "popitem", "setdefault", "update"];
 /// Methods of lists and tuples.
 const LIST: [&str; 3] = ["count", "index", "copy"];
-/// Those that change their list.
+/// Mutating methods of lists.
 const LIST_UNSAFE: [&str; 8] = ["append", "clear", "pop", "reverse", "insert", "sort", "extend", "remove"];
 
 /// True if `value` has a method `name`.
@@ -33,7 +33,7 @@ pub(crate) fn exists(value: &Value, name: &str) -> bool {
     }
 }
 
-/// True if Jinja's sandbox keeps `name` of `value` from templates.
+/// True if Jinja's sandbox refuses `name` of `value`.
 pub(crate) fn is_unsafe(value: &Value, name: &str) -> bool {
     match value {
         Value::Dict(_) => DICT_UNSAFE.contains(&name),
@@ -58,7 +58,7 @@ fn dict_method(interpreter: &Interpreter<'_>, dict: &Rc<Dict>, name: &str, args:
     if name == "get" {
         let [key, default] = args.bind("get", ["key", "default"])?;
         let key = key.ok_or_else(|| Error::render("get expected at least 1 argument, got 0"))?;
-        // An undefined key has a hash in Python, and equals none.
+        // An undefined key is hashable in Python and equals no key.
         let found = if matches!(key, Value::Undefined(_)) { None } else { dict.get(&key)? };
         return Ok(found.cloned().or(default).unwrap_or(Value::None));
     }
@@ -73,7 +73,7 @@ fn dict_method(interpreter: &Interpreter<'_>, dict: &Rc<Dict>, name: &str, args:
     }
 }
 
-/// The entries of `dict` as tuples.
+/// Returns the entries of `dict` as tuples.
 pub(crate) fn pairs(dict: &Dict) -> Result<Vec<Value>> {
     dict.entries().iter().map(|(key, value)| Value::tuple(vec![key.clone(), value.clone()])).collect()
 }

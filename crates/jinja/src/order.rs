@@ -1,19 +1,19 @@
-//! Sorting with comparisons that may fail, or have no order.
+//! Sorting with comparisons that may fail or be unordered.
 
 use std::cmp::Ordering;
 
 use crate::error::Result;
 use crate::value::Value;
 
-/// Python's `a < b`.
+/// Evaluates Python's `a < b`.
 pub(crate) fn less(a: &Value, b: &Value) -> Result<bool> {
     Ok(a.compare(b, "<")? == Some(Ordering::Less))
 }
 
-/// `items` sorted by `is_less`, equal ones in their order: a merge sort, because the standard one demands a total order.
+/// Sorts `items` stably by `is_less`: a merge sort, because the standard one requires a total order.
 ///
 /// # Errors
-/// The first of `is_less`.
+/// The first error of `is_less`.
 pub(crate) fn sorted<T>(items: Vec<T>, is_less: impl Fn(&T, &T) -> Result<bool>) -> Result<Vec<T>> {
     let mut runs: Vec<Vec<T>> = items.into_iter().map(|item| vec![item]).collect();
     while runs.len() > 1 {

@@ -1,4 +1,4 @@
-//! Tokens to statements.
+//! Parser of statements.
 
 mod expression;
 
@@ -8,7 +8,7 @@ use crate::ast::{Args, Body, Expr, FilterCall, For, MacroDef, Name, Stmt, StmtKi
 use crate::error::{Error, Result};
 use crate::lexer::{Token, tokenize};
 
-/// The statements of a template.
+/// Parses the statements of a template.
 pub(crate) fn parse(source: &str) -> Result<Body> {
     let mut parser = Parser { tokens: tokenize(source)?, at: 0, depth: 0, read: Vec::new(), loop_depth: 0 };
     let body = parser.body(&[])?;
@@ -18,14 +18,14 @@ pub(crate) fn parse(source: &str) -> Result<Body> {
     }
 }
 
-/// Statements and expressions inside of one another. Chosen: real templates stay below 20.
+/// Maximum nesting of statements and expressions. Chosen: real templates stay below 20.
 const MAX_DEPTH: u32 = 64;
 
 struct Parser {
     tokens: Vec<(Token, u32)>,
     at: usize,
     depth: u32,
-    /// Names read since the innermost macro began.
+    /// Names read since the start of the innermost macro.
     read: Vec<Name>,
     loop_depth: u32,
 }
@@ -129,7 +129,7 @@ impl Parser {
         parsed
     }
 
-    /// Statements up to a block that begins with one of `ends`, which is left standing after its `{%`.
+    /// Parses statements up to a block that begins with one of `ends`, which stays unconsumed after its `{%`.
     fn body(&mut self, ends: &[&str]) -> Result<Body> {
         self.deeper(|parser| {
             let mut body = Body::new();
@@ -156,7 +156,7 @@ impl Parser {
         })
     }
 
-    /// A body that ends with `{% end %}`; the end tag is consumed up to its `%}`.
+    /// Parses a body that ends with `{% end %}`; the end tag is consumed up to its `%}`.
     fn body_until(&mut self, end: &str) -> Result<Body> {
         self.expect(&Token::BlockEnd)?;
         let body = self.body(&[end])?;
@@ -301,7 +301,7 @@ impl Parser {
         Ok(parameters)
     }
 
-    /// The target that an assignment or a loop assigns to.
+    /// Parses the target of an assignment or a loop.
     fn target(&mut self, with_namespace: bool) -> Result<Target> {
         let mut targets = vec![self.single_target(with_namespace)?];
         let mut is_tuple = false;
@@ -334,14 +334,14 @@ impl Parser {
         Ok(Target::Name(name))
     }
 
-    /// Filters without a value: `{% filter upper %}`.
+    /// Parses filters without a value: `{% filter upper %}`.
     fn filters_inline(&mut self) -> Result<Vec<FilterCall>> {
         let mut filters = vec![self.filter_call()?];
         filters.extend(self.filters()?);
         Ok(filters)
     }
 
-    /// Filters that follow with `|`.
+    /// Parses the filters that follow with `|`.
     fn filters(&mut self) -> Result<Vec<FilterCall>> {
         let mut filters = Vec::new();
         while self.skip_operator("|") {

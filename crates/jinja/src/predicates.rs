@@ -1,4 +1,4 @@
-//! Jinja's tests: what follows `is`.
+//! Jinja's tests, which follow `is`.
 
 use std::rc::Rc;
 
@@ -81,7 +81,7 @@ impl Interpreter<'_> {
     }
 }
 
-/// Python's `is`, as far as values here have an identity.
+/// Evaluates Python's `is`, as far as values here have an identity.
 fn is_same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::List(a), Value::List(b)) | (Value::Tuple(a), Value::Tuple(b)) => Rc::ptr_eq(a, b),

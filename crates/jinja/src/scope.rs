@@ -1,4 +1,4 @@
-//! Variables, and where they are visible.
+//! Variables and their scopes.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -6,7 +6,7 @@ use std::rc::Rc;
 use crate::ast::Name;
 use crate::value::Value;
 
-/// Variables of one loop turn, macro call or block; what is not found here is looked for outside.
+/// Variables of one loop iteration, macro call or block; others are looked up in the parent.
 #[derive(Default)]
 pub struct Scope {
     variables: RefCell<Vec<(Name, Value)>>,
@@ -14,7 +14,7 @@ pub struct Scope {
 }
 
 impl Scope {
-    /// A scope inside of `parent`.
+    /// Creates a scope inside `parent`.
     pub(crate) fn inside(parent: &Rc<Self>) -> Rc<Self> {
         Rc::new(Self { variables: RefCell::default(), parent: Some(Rc::clone(parent)) })
     }
@@ -39,7 +39,7 @@ impl Scope {
         }
     }
 
-    /// Forgets all variables, so that a macro and the scope it lives in do not keep one another.
+    /// Clears all variables, which breaks the reference cycle between a macro and its scope.
     pub(crate) fn clear(&self) {
         self.variables.take();
     }

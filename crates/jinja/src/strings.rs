@@ -110,7 +110,7 @@ fn join(interpreter: &Interpreter<'_>, separator: &Text, iterable: &Value) -> Re
     Ok(Value::text(out.finish()))
 }
 
-/// The string in `value`, the argument of `method`.
+/// Returns the string in `value`, the argument of `method`.
 fn string_argument(method: &str, value: Option<Value>) -> Result<Rc<Text>> {
     match value {
         Some(Value::Str(text)) => Ok(text),
@@ -122,7 +122,7 @@ fn string_argument(method: &str, value: Option<Value>) -> Result<Rc<Text>> {
     }
 }
 
-/// The whole number in `value`, if there is one.
+/// Returns the whole number in `value`, if there is one.
 fn int_argument(method: &str, value: Option<Value>) -> Result<Option<i128>> {
     match value {
         None | Some(Value::None) => Ok(None),

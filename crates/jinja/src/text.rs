@@ -1,48 +1,48 @@
-//! Strings that remember which of their bytes the caller supplied.
+//! Strings that track which of their bytes come from the caller.
 
 use std::ops::Range;
 
-/// A string with the origin of its bytes: the template, or one of the caller's own strings.
+/// A string with the origin of its bytes: the template, or one of the caller's strings.
 #[derive(Clone, Debug, Default)]
 pub struct Text {
     string: String,
-    /// Bytes that the caller supplied: sorted, disjoint, not empty; neighbours of one origin are one mark.
+    /// Byte ranges from the caller: sorted, disjoint, not empty; adjacent ones of the same origin are merged.
     marks: Vec<Mark>,
 }
 
 /// Bytes that come from one of the caller's strings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mark {
-    /// The bytes.
+    /// Byte range.
     pub bytes: Range<usize>,
-    /// The number that the caller gave the string.
+    /// Number that the caller assigned to the string.
     pub origin: u32,
 }
 
 impl Text {
-    /// A string of the template's own.
+    /// Creates a string of the template.
     pub(crate) fn literal(string: impl Into<String>) -> Self {
         Self { string: string.into(), marks: Vec::new() }
     }
 
-    /// The characters.
+    /// Returns the characters.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.string
     }
 
-    /// The string and its marks.
+    /// Returns the string and its marks.
     #[must_use]
     pub fn into_parts(self) -> (String, Vec<Mark>) {
         (self.string, self.marks)
     }
 
-    /// Number of bytes.
+    /// Returns the number of bytes.
     pub(crate) fn len(&self) -> usize {
         self.string.len()
     }
 
-    /// The origin of the byte at `at`; `None` for the template's own.
+    /// Returns the origin of the byte at `at`; `None` for the template.
     pub(crate) fn origin_at(&self, at: usize) -> Option<u32> {
         let index = self.marks.partition_point(|mark| mark.bytes.end <= at);
         self.marks.get(index).filter(|mark| mark.bytes.start <= at).map(|mark| mark.origin)
@@ -68,14 +68,14 @@ impl Text {
         }
     }
 
-    /// `bytes` of this string.
+    /// Returns `bytes` of this string.
     pub(crate) fn slice(&self, bytes: Range<usize>) -> Self {
         let mut text = Self::default();
         text.push_range(self, bytes);
         text
     }
 
-    /// Each character replaced by `map`, with the origin it had.
+    /// Replaces each character by `map`, preserving its origin.
     pub(crate) fn map_chars<I: IntoIterator<Item = char>>(&self, mut map: impl FnMut(char) -> I) -> Self {
         let mut text = Self { string: String::with_capacity(self.string.len()), marks: Vec::new() };
         for (at, c) in self.string.char_indices() {

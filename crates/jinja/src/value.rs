@@ -23,7 +23,7 @@ pub(crate) use repr::{float_repr, is_printable, repr, to_text, write_str};
 /// A value.
 #[derive(Clone)]
 pub enum Value {
-    /// Nothing is known of it; says in errors what was looked for.
+    /// An undefined value, with the reason for error messages.
     Undefined(Rc<str>),
     /// `none`.
     None,
@@ -31,7 +31,7 @@ pub enum Value {
     Bool(bool),
     /// A whole number.
     Int(i128),
-    /// Another number.
+    /// A floating-point number.
     Float(f64),
     /// A string.
     Str(Rc<Text>),
@@ -41,18 +41,18 @@ pub enum Value {
     Tuple(Rc<Items>),
     /// A dictionary.
     Dict(Rc<Dict>),
-    /// Other objects that the engine makes.
+    /// Another object created by the engine.
     Object(Rc<Object>),
 }
 
-/// Values that come from the engine alone.
+/// Values that only the engine creates.
 #[expect(private_interfaces, reason = "no other crate sees into these values")]
 pub enum Object {
-    /// `dict.items()` and its like: a list that cannot be indexed. Carries Python's name of its type.
+    /// `dict.items()` and similar views: a list that cannot be indexed. Carries Python's name of its type.
     View(&'static str, Items),
-    /// A generator: read once, and always true.
+    /// A generator: can be read once, and is always true.
     Generator(RefCell<Items>),
-    /// A group of `groupby`: what its members have in common, and their list.
+    /// A group of `groupby`: the common key of its members, and their list.
     Group(Items),
     /// `namespace()`.
     Namespace(RefCell<Dict>),
@@ -64,14 +64,14 @@ pub enum Object {
     Method(Value, Box<str>),
     /// `loop`.
     Loop(LoopState),
-    /// `cycler()`: its values and the index of the next.
+    /// `cycler()`: its values and the index of the next one.
     Cycler(Items, std::cell::Cell<usize>),
-    /// `joiner()`: its separator, and whether it was used.
+    /// `joiner()`: its separator, with a flag that is set after the first use.
     Joiner(Rc<Text>, std::cell::Cell<bool>),
 }
 
 impl Value {
-    /// A string of the template's own.
+    /// Creates a string of the template.
     pub(crate) fn literal(string: &str) -> Self {
         Self::Str(Rc::new(Text::literal(string)))
     }
@@ -84,12 +84,12 @@ impl Value {
         Self::Undefined(reason.as_ref().into())
     }
 
-    /// A list, unless it nests too deeply.
+    /// Creates a list, unless it nests too deeply.
     pub(crate) fn list(items: Vec<Self>) -> Result<Self> {
         Ok(Self::List(Rc::new(Items::new(items)?)))
     }
 
-    /// A tuple, unless it nests too deeply.
+    /// Creates a tuple, unless it nests too deeply.
     pub(crate) fn tuple(items: Vec<Self>) -> Result<Self> {
         Ok(Self::Tuple(Rc::new(Items::new(items)?)))
     }
@@ -98,12 +98,12 @@ impl Value {
         Self::Object(Rc::new(object))
     }
 
-    /// A generator over `items`.
+    /// Creates a generator over `items`.
     pub(crate) fn generator(items: Vec<Self>) -> Result<Self> {
         Ok(Self::object(Object::Generator(RefCell::new(Items::new(items)?))))
     }
 
-    /// A JSON value whose strings are of `origin`.
+    /// Converts a JSON value whose strings have the origin `origin`.
     ///
     /// # Errors
     /// If it nests too deeply.
@@ -130,7 +130,7 @@ impl Value {
         })
     }
 
-    /// A dictionary with these keys, which are of the template's own kind.
+    /// Creates a dictionary with these keys, which count as the template's.
     ///
     /// # Errors
     /// If it nests too deeply.
@@ -142,7 +142,7 @@ impl Value {
         Ok(Self::Dict(Rc::new(dict)))
     }
 
-    /// A list.
+    /// Creates a list.
     ///
     /// # Errors
     /// If it nests too deeply.
@@ -150,13 +150,13 @@ impl Value {
         Self::list(items)
     }
 
-    /// A string of the caller's, numbered `origin`; the template's own without a number.
+    /// Creates a string of the caller with the number `origin`; without one, of the template.
     #[must_use]
     pub fn from_text(string: &str, origin: Option<u32>) -> Self {
         Self::from_parts(&[(string, origin)])
     }
 
-    /// A string of several such parts.
+    /// Creates a string of several such parts.
     #[must_use]
     pub fn from_parts(parts: &[(&str, Option<u32>)]) -> Self {
         let mut text = Text::default();
@@ -166,7 +166,7 @@ impl Value {
         Self::text(text)
     }
 
-    /// Levels of containers in it: what bounds every recursion over values. Namespaces and macros count as none.
+    /// Returns the number of nested container levels, which bounds every recursion over values. Namespaces and macros count as none.
     pub(crate) fn nesting(&self) -> usize {
         match self {
             Self::List(items) | Self::Tuple(items) => items.nesting(),
@@ -182,7 +182,7 @@ impl Value {
         }
     }
 
-    /// Python's name of its type.
+    /// Returns Python's name of its type.
     pub(crate) fn type_name(&self) -> &'static str {
         match self {
             Self::Undefined(_) => "Undefined",
@@ -233,7 +233,7 @@ impl Value {
         }
     }
 
-    /// The attributes of a namespace.
+    /// Returns the attributes of a namespace.
     pub(crate) fn namespace(&self) -> Option<&RefCell<Dict>> {
         match self {
             Self::Object(object) => match &**object {
@@ -244,7 +244,7 @@ impl Value {
         }
     }
 
-    /// As a number, which true and false are too.
+    /// Converts to a number; booleans count as numbers.
     pub(crate) fn number(&self) -> Option<Number> {
         match self {
             Self::Bool(value) => Some(Number::Int(i128::from(*value))),
@@ -254,7 +254,7 @@ impl Value {
         }
     }
 
-    /// As a whole number.
+    /// Converts to a whole number.
     pub(crate) fn int(&self) -> Option<i128> {
         match self.number()? {
             Number::Int(number) => Some(number),
@@ -262,7 +262,7 @@ impl Value {
         }
     }
 
-    /// Python's `==`.
+    /// Evaluates Python's `==`.
     pub(crate) fn equals(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Undefined(_), Self::Undefined(_)) | (Self::None, Self::None) => true,
@@ -279,7 +279,7 @@ impl Value {
         }
     }
 
-    /// Python's order, or `None` for numbers that have none.
+    /// Returns Python's order, or `None` for unordered numbers.
     ///
     /// # Errors
     /// If the types have no order.

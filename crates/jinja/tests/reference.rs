@@ -1,4 +1,4 @@
-//! Output of this engine beside that of Jinja2. `tests/reference/make_templates.py` stored the other side.
+//! Compares the output of this engine with that of Jinja2, stored by `tests/reference/make_templates.py`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ type Json = serde_json::Value;
 #[derive(Deserialize)]
 struct Construct {
     template: String,
-    /// `None`: Jinja2 fails.
+    /// Expected output; `None` if Jinja2 fails.
     expected: Option<String>,
 }
 
@@ -50,7 +50,7 @@ fn render(source: &str, variables: &Map<String, Json>) -> Result<String, jinja::
     Ok(rendered.as_str().to_owned())
 }
 
-/// A line of the report if the two sides differ.
+/// Returns a line of the report if the outputs differ.
 fn difference(name: &str, found: &Result<String, jinja::Error>, expected: Option<&String>) -> Option<String> {
     match (found, expected) {
         (Ok(found), Some(expected)) if found == expected => None,

@@ -1,4 +1,4 @@
-//! Looking at and erasing what requests have left behind.
+//! Inspection and erasure of the KV that requests stored.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,47 +9,47 @@ use crate::ChatMessage;
 pub struct DonorList {
     /// `list`.
     pub object: String,
-    /// By ascending id.
+    /// Donors by ascending id.
     pub data: Vec<Donor>,
-    /// Whether there are more; the next page starts with `after` set to the last id of this one.
+    /// True if there are more donors; the next page starts with `after` set to the last id of this one.
     pub has_more: bool,
 }
 
 /// An earlier prompt whose spans may be reused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Donor {
-    /// Its name inside this process.
+    /// Id of the donor, unique inside this process.
     pub id: u64,
     /// `kv.donor`.
     pub object: String,
-    /// Who left it; `null` for a public corpus.
+    /// Tenant whose request stored it; `null` for a public corpus.
     pub tenant: Option<String>,
-    /// Length of its prompt.
+    /// Length of the prompt in tokens.
     pub tokens: u32,
-    /// Tokens of it whose KV is still there.
+    /// Tokens of the prompt whose KV is still resident.
     pub resident_tokens: u32,
-    /// How often it was reused.
+    /// Number of times it was reused.
     pub hits: u64,
-    /// Seconds since it was left behind.
+    /// Seconds since it was stored.
     pub age_seconds: f64,
-    /// Seconds since it was last reused, or left behind.
+    /// Seconds since it was last reused or stored.
     pub idle_seconds: f64,
 }
 
-/// What was erased.
+/// Counts of an erasure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Erased {
-    /// Prompts that can be found no more.
+    /// Donors removed from the index.
     pub donors: usize,
-    /// Blocks of KV that were forgotten.
+    /// KV blocks removed from the cache.
     pub blocks: usize,
 }
 
-/// A public text, to be computed with nothing before it.
+/// A public text, to be computed without any preceding context.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CorpusRequest {
-    /// By which keys are allowed to read it. Required.
+    /// Name that keys refer to for read access. Required.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// A text. Either this or `messages`.
@@ -63,13 +63,13 @@ pub struct CorpusRequest {
 /// A public corpus: all texts that were registered under one name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Corpus {
-    /// Its name.
+    /// Name of the corpus.
     pub name: String,
     /// `kv.corpus`.
     pub object: String,
-    /// Texts registered since the start.
+    /// Texts registered since the server started.
     pub texts: u64,
-    /// Tokens of them.
+    /// Tokens of these texts.
     pub tokens: u64,
 }
 
@@ -78,6 +78,6 @@ pub struct Corpus {
 pub struct CorpusList {
     /// `list`.
     pub object: String,
-    /// By name.
+    /// Corpora by name.
     pub data: Vec<Corpus>,
 }

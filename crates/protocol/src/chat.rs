@@ -19,19 +19,19 @@ pub struct ChatCompletionRequest {
     /// Newer name of `max_tokens`; wins over it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_completion_tokens: Option<i64>,
-    /// Whether to report log probabilities.
+    /// True to report log probabilities.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<bool>,
     /// Likeliest tokens to report at each position; needs `logprobs`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub top_logprobs: Option<i64>,
-    /// The way the conversation becomes a prompt.
+    /// Options of rendering the conversation into a prompt.
     #[serde(flatten)]
     pub template: TemplateFields,
-    /// Everything else that is understood.
+    /// All other supported fields.
     #[serde(flatten)]
     pub sampling: SamplingFields,
-    /// Fields that are not understood. Some of them must be refused rather than ignored.
+    /// Unknown fields. Some of them must be refused rather than ignored.
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }
@@ -42,12 +42,12 @@ pub struct ChatCompletionRequest {
 pub struct ChatMessage {
     /// `system`, `developer`, `user` or `assistant`.
     pub role: String,
-    /// What was said.
+    /// Content of the message.
     pub content: Option<MessageContent>,
-    /// Who said it, for templates that know names.
+    /// Name of the author, for templates that use names.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Fields that are not understood.
+    /// Unknown fields.
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }
@@ -79,7 +79,7 @@ read_only_from!(deserialize_map, FromObject, ContentPart);
 /// Body of a chat answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ChatCompletionResponse {
-    /// Name of this answer.
+    /// Id of this response.
     pub id: String,
     /// `chat.completion`.
     pub object: String,
@@ -87,28 +87,28 @@ pub struct ChatCompletionResponse {
     pub created: u64,
     /// Name of the model.
     pub model: String,
-    /// Changes when the same seed may give another answer.
+    /// Changes when the same seed may give another response.
     pub system_fingerprint: String,
-    /// One for each `n`.
+    /// One choice for each of the `n`.
     pub choices: Vec<ChatChoice>,
-    /// Accounting.
+    /// Token counts.
     pub usage: Usage,
 }
 
-/// One answer.
+/// One of the `n` answers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ChatChoice {
-    /// Which of the `n`.
+    /// Index among the `n`.
     pub index: u32,
-    /// The answer.
+    /// The message.
     pub message: AssistantMessage,
-    /// `null` unless asked for.
+    /// `null` unless requested.
     pub logprobs: Option<ChatLogProbs>,
-    /// Why it ends.
+    /// Reason why generation ended.
     pub finish_reason: FinishReason,
 }
 
-/// What the model said.
+/// A message of the model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AssistantMessage {
     /// `assistant`.
@@ -122,7 +122,7 @@ pub struct AssistantMessage {
 /// One event of a streamed chat answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ChatCompletionChunk {
-    /// The same in all chunks of an answer.
+    /// Id of the response, the same in all its chunks.
     pub id: String,
     /// `chat.completion.chunk`.
     pub object: String,
@@ -134,31 +134,31 @@ pub struct ChatCompletionChunk {
     pub system_fingerprint: String,
     /// Empty in the chunk that carries the usage.
     pub choices: Vec<ChatChunkChoice>,
-    /// Only in the last chunk, if asked for.
+    /// Set only in the last chunk, if requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
 }
 
-/// News of one answer.
+/// Update of one choice.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ChatChunkChoice {
-    /// Which of the `n`.
+    /// Index among the `n`.
     pub index: u32,
-    /// What is new.
+    /// Text added by this chunk.
     pub delta: Delta,
-    /// Of the tokens in `delta`.
+    /// Log probabilities of the tokens in `delta`.
     pub logprobs: Option<ChatLogProbs>,
-    /// Set in the last chunk of this answer.
+    /// Set in the last chunk of this choice.
     pub finish_reason: Option<FinishReason>,
 }
 
-/// What a chunk adds to the message.
+/// Increment that a chunk adds to the message.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delta {
-    /// Only in the first chunk.
+    /// Set only in the first chunk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<String>,
-    /// More text.
+    /// Further text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
 }

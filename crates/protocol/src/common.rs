@@ -8,86 +8,86 @@ use serde_json::{Map, Value};
 use crate::object::read_only_from;
 use crate::{KvSharingOptions, SegmentMark};
 
-/// Fields that choose tokens and end an answer, as sent. Ranges are not checked here. Numbers are as
-/// exact as JSON has them, so that a message about one shows what was sent.
+/// Sampling and stopping fields, as sent. Ranges are not checked here. Numbers keep JSON's precision, so that an error message shows the
+/// value as it was sent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SamplingFields {
-    /// Tokens to generate at most.
+    /// Maximum number of tokens to generate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<i64>,
-    /// 0 is greedy; 1 when absent.
+    /// Temperature; 0 is greedy; 1 when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f64>,
-    /// Nucleus, in `0 < p <= 1`.
+    /// Nucleus sampling mass, in `0 < p <= 1`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub top_p: Option<f64>,
     /// Likeliest tokens to keep; 0 and -1 keep all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub top_k: Option<i64>,
-    /// Least share of the likeliest token's probability, in `0..=1`.
+    /// Minimum probability relative to the likeliest token, in `0..=1`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_p: Option<f64>,
-    /// Answers for each prompt; 1 when absent.
+    /// Number of answers for each prompt; 1 when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub n: Option<i64>,
     /// Text that ends generation and is not returned.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop: Option<Stop>,
-    /// True if the stop string that ended an answer is part of it.
+    /// True if the text includes the stop string that ended it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub include_stop_str_in_output: Option<bool>,
-    /// True if special tokens are left out of the text; true when absent.
+    /// True if special tokens are omitted from the text; true when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skip_special_tokens: Option<bool>,
-    /// Tokens that end generation, besides those of the model.
+    /// Tokens that end generation, in addition to those of the model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_token_ids: Option<Vec<u32>>,
-    /// Makes the answer repeatable.
+    /// Seed that makes the answer repeatable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seed: Option<i64>,
-    /// In `-2..=2`.
+    /// Penalty in `-2..=2`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub frequency_penalty: Option<f64>,
-    /// In `-2..=2`.
+    /// Penalty in `-2..=2`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub presence_penalty: Option<f64>,
-    /// In `0.01..=100`; 1 does nothing.
+    /// Penalty in `0.01..=100`; 1 has no effect.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repetition_penalty: Option<f64>,
     /// Token id, written as a string, to an addend of its logit in `-100..=100`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logit_bias: Option<BTreeMap<String, f64>>,
-    /// Go on after an end-of-sequence token.
+    /// True to continue after an end-of-sequence token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ignore_eos: Option<bool>,
-    /// Tokens to generate before a stop token may be chosen.
+    /// Tokens to generate before a stop token may be sampled.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_tokens: Option<i64>,
-    /// Whether to answer in server-sent events.
+    /// True to answer in server-sent events.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stream: Option<bool>,
-    /// Only with `stream`.
+    /// Options of the stream; only with `stream`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stream_options: Option<StreamOptions>,
-    /// The caller's own user; carried, never interpreted.
+    /// End user of the caller; passed on, never interpreted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// Narrows the scope of cache sharing to requests with the same salt.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_salt: Option<String>,
-    /// llama.cpp's: false computes the whole prompt, as `kv_sharing.mode` `off` does.
+    /// Option of llama.cpp: false computes the whole prompt, as `kv_sharing.mode` `off` does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_prompt: Option<bool>,
-    /// What KV this request may reuse and leave behind.
+    /// KV that this request may reuse and store.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kv_sharing: Option<KvSharingOptions>,
-    /// Another name of `kv_sharing.segments`.
+    /// Alias of `kv_sharing.segments`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_segments: Option<Vec<SegmentMark>>,
 }
 
-/// The way a conversation becomes a prompt: the same wherever one is sent.
+/// Options of rendering a conversation into a prompt, common to all endpoints that take one.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TemplateFields {
@@ -97,10 +97,10 @@ pub struct TemplateFields {
     /// True if the prompt ends with the text of the last message, which the answer continues.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub continue_final_message: Option<bool>,
-    /// Source of a template to take instead of the model's.
+    /// Source of a template that replaces the model's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chat_template: Option<String>,
-    /// Further variables of the template.
+    /// Additional template variables.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chat_template_kwargs: Option<Map<String, Value>>,
 }
@@ -109,9 +109,9 @@ pub struct TemplateFields {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "a string or a list of strings")]
 pub enum Stop {
-    /// One.
+    /// A single string.
     One(String),
-    /// Several: the first to occur counts.
+    /// Several strings; the first occurrence of any ends generation.
     Many(Vec<String>),
 }
 
@@ -119,17 +119,17 @@ pub enum Stop {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(remote = "Self")]
 pub struct StreamOptions {
-    /// Whether a last chunk carries the usage.
+    /// True if a last chunk carries the usage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub include_usage: Option<bool>,
-    /// Whether every chunk carries the usage so far. Known, not supported.
+    /// True if every chunk carries the usage so far. Known, not supported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub continuous_usage_stats: Option<bool>,
 }
 
 read_only_from!(deserialize_map, FromObject, StreamOptions);
 
-/// Why an answer ends.
+/// Reason why generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FinishReason {

@@ -12,22 +12,22 @@ pub struct CompletionRequest {
     /// Name of the model. Required.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// What to continue. Required.
+    /// Prompt to continue. Required.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt: Option<Prompt>,
-    /// Report log probabilities of the chosen token and of this many likeliest ones.
+    /// Number of likeliest tokens whose log probabilities are reported besides that of the sampled token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<i64>,
-    /// Whether the answer starts with the prompt.
+    /// True if the text starts with the prompt.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub echo: Option<bool>,
     /// Must equal `n`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub best_of: Option<i64>,
-    /// Everything else that is understood.
+    /// All other supported fields.
     #[serde(flatten)]
     pub sampling: SamplingFields,
-    /// Fields that are not understood. Some of them must be refused rather than ignored.
+    /// Unknown fields. Some of them must be refused rather than ignored.
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }
@@ -38,7 +38,7 @@ pub struct CompletionRequest {
 pub enum Prompt {
     /// One text.
     Text(String),
-    /// One list of token ids. An empty list is read as this one.
+    /// One list of token ids. An empty list deserializes as this variant.
     Tokens(Vec<u32>),
     /// Several texts.
     Texts(Vec<String>),
@@ -49,7 +49,7 @@ pub enum Prompt {
 /// Body of a completion answer, and one event of a streamed one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CompletionResponse {
-    /// Name of this answer, the same in all its events.
+    /// Id of this response, the same in all its events.
     pub id: String,
     /// `text_completion`.
     pub object: String,
@@ -57,25 +57,25 @@ pub struct CompletionResponse {
     pub created: u64,
     /// Name of the model.
     pub model: String,
-    /// Changes when the same seed may give another answer.
+    /// Changes when the same seed may give another response.
     pub system_fingerprint: String,
-    /// Prompt by prompt, `n` for each.
+    /// Choices by prompt, `n` for each.
     pub choices: Vec<CompletionChoice>,
-    /// Accounting: in whole answers, and in the last event if asked for.
+    /// Token counts: in whole responses, and in the last event if requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
 }
 
-/// One continuation, or what is new of it.
+/// One continuation, or an increment of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CompletionChoice {
     /// `prompt_idx * n + i`.
     pub index: u32,
     /// The text.
     pub text: String,
-    /// `null` unless asked for.
+    /// `null` unless requested.
     pub logprobs: Option<CompletionLogProbs>,
-    /// `null` until it ends.
+    /// `null` until generation ends.
     pub finish_reason: Option<FinishReason>,
 }
 

@@ -1,24 +1,24 @@
-//! The one shape of every error.
+//! The shape of every error.
 
 use serde::{Deserialize, Serialize};
 
-/// Body of every answer that is not a success.
+/// Body of every unsuccessful response.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorResponse {
-    /// What went wrong.
+    /// The error.
     pub error: ErrorBody,
 }
 
-/// What went wrong.
+/// Description of an error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
-    /// For a human.
+    /// Message for a human.
     pub message: String,
     /// Kind of error, such as `invalid_request_error`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// The request's field that caused it.
+    /// Field of the request that caused it.
     pub param: Option<String>,
-    /// For a program, such as `context_length_exceeded`.
+    /// Code for a program, such as `context_length_exceeded`.
     pub code: Option<String>,
 }

@@ -1,9 +1,9 @@
-//! What OpenAI clients send and receive, and nothing else.
+//! Request and response bodies of OpenAI's API.
 //!
-//! What is here: the bodies of the HTTP API as serde types, in the shapes that OpenAI's clients (and, for `/tokenize` and the
-//! sampling extras, vLLM's) already speak. Request fields are all optional here, so that a missing or malformed one can be
-//! reported by name; what is required and which ranges are allowed is decided by the server, once.
-//! What is deliberately not here: HTTP, validation, and any other crate of ours.
+//! Contains the bodies of the HTTP API as serde types, in the shapes that OpenAI's clients (and, for `/tokenize` and the sampling extras,
+//! vLLM's) already use. All request fields are optional here, so that a missing or malformed one can be reported by name; the server
+//! decides once which are required and which ranges are allowed.
+//! Deliberately excludes HTTP, validation, and any other crate of ours.
 
 #![forbid(unsafe_code)]
 

@@ -8,18 +8,18 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// Log probabilities of a chat answer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ChatLogProbs {
-    /// Token by token.
+    /// Entries by token.
     pub content: Vec<ChatLogProb>,
 }
 
 /// One token of a chat answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ChatLogProb {
-    /// Its text; broken UTF-8 is replaced.
+    /// Text of the token; invalid UTF-8 is replaced.
     pub token: String,
-    /// Natural logarithm of its probability.
+    /// Natural logarithm of the probability.
     pub logprob: f32,
-    /// Its bytes.
+    /// Bytes of the token.
     pub bytes: Vec<u8>,
     /// The likeliest tokens at its position, descending.
     pub top_logprobs: Vec<TopLogProb>,
@@ -28,36 +28,36 @@ pub struct ChatLogProb {
 /// One of the likeliest tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TopLogProb {
-    /// Its text; broken UTF-8 is replaced.
+    /// Text of the token; invalid UTF-8 is replaced.
     pub token: String,
-    /// Natural logarithm of its probability.
+    /// Natural logarithm of the probability.
     pub logprob: f32,
-    /// Its bytes.
+    /// Bytes of the token.
     pub bytes: Vec<u8>,
 }
 
-/// Log probabilities of a completion: parallel lists, one entry a token.
+/// Log probabilities of a completion: parallel lists with one entry per token.
 ///
-/// A number that occurs in several places is written with the same digits in each.
+/// A value that occurs in several places is written with the same digits in each.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct CompletionLogProbs {
-    /// Names: texts, and `bytes:\xNN` for what is no whole character.
+    /// Token names: texts, and `bytes:\xNN` for an incomplete character.
     pub tokens: Vec<String>,
     /// Natural logarithms; `null` for the first token of an echoed prompt.
     pub token_logprobs: Vec<Option<f32>>,
-    /// Name of each likeliest token to its log probability, descending, the token of this position among them; `null` for the first
-    /// token of an echoed prompt.
+    /// Log probabilities by name of the likeliest tokens, descending, including the token of this position; `null` for the first token of
+    /// an echoed prompt.
     pub top_logprobs: Vec<Option<NamedLogProbs>>,
-    /// The start of each token in the answer, in characters. Tokens that the text does not show have no length.
+    /// Start of each token in the answer, in characters. Tokens that the text does not show have no length.
     pub text_offset: Vec<u32>,
 }
 
-/// Log probabilities by name, in order: an object in JSON. Names differ.
+/// Ordered log probabilities by name, an object in JSON. Names are unique.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct NamedLogProbs(Vec<(String, f32)>);
 
 impl NamedLogProbs {
-    /// Adds an entry, unless there is one of this name. Whether it was added.
+    /// Adds an entry unless the name exists. Returns true if it was added.
     pub fn insert(&mut self, name: String, logprob: f32) -> bool {
         let is_new = self.get(&name).is_none();
         if is_new {
@@ -66,13 +66,13 @@ impl NamedLogProbs {
         is_new
     }
 
-    /// The entry of `name`.
+    /// Returns the entry of `name`.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<f32> {
         self.0.iter().find(|(known, _)| known == name).map(|(_, logprob)| *logprob)
     }
 
-    /// All entries.
+    /// Returns all entries.
     pub fn iter(&self) -> impl Iterator<Item = (&str, f32)> {
         self.0.iter().map(|(name, logprob)| (name.as_str(), *logprob))
     }

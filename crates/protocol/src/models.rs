@@ -20,10 +20,10 @@ pub struct ModelCard {
     pub object: String,
     /// Seconds since 1970.
     pub created: u64,
-    /// Who serves it.
+    /// Owner of the model.
     pub owned_by: String,
-    /// What this name stands for, when it is an alias.
+    /// Model that this name refers to, when it is an alias.
     pub root: String,
-    /// Tokens of prompt and answer together.
+    /// Maximum number of tokens of prompt and answer together.
     pub max_model_len: u32,
 }

@@ -1,7 +1,7 @@
-//! Objects that are read from objects, and names that are read from strings.
+//! Types that deserialize from objects only, and names that deserialize from strings only.
 //!
-//! The derived code also reads a struct from an array of its fields, and a name from an object with that one field. JSON's clients mean
-//! neither: such a value is a mistake that has to be told.
+//! Derived code also reads a struct from an array of its fields, and a name from an object with that one field. JSON clients mean neither,
+//! so such a value is reported as an error.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -9,13 +9,13 @@ use std::marker::PhantomData;
 use serde::de::value::{MapAccessDeserializer, StrDeserializer};
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 
-/// The derived code of a type, which `#[serde(remote = "Self")]` keeps apart from what others call.
+/// Derived implementation of a type, which `#[serde(remote = "Self")]` keeps apart from the public one.
 pub(crate) trait Derived: Sized {
-    /// Reads it as derived.
+    /// Deserializes with the derived implementation.
     fn derived<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error>;
 }
 
-/// Reads `T` from an object and from nothing else.
+/// Deserializes `T` from an object only.
 pub(crate) struct FromObject<T>(pub(crate) PhantomData<T>);
 
 impl<'de, T: Derived> Visitor<'de> for FromObject<T> {
@@ -30,7 +30,7 @@ impl<'de, T: Derived> Visitor<'de> for FromObject<T> {
     }
 }
 
-/// Reads `T` from a string and from nothing else.
+/// Deserializes `T` from a string only.
 pub(crate) struct FromName<T>(pub(crate) PhantomData<T>);
 
 impl<'de, T: Derived> Visitor<'de> for FromName<T> {
@@ -45,12 +45,12 @@ impl<'de, T: Derived> Visitor<'de> for FromName<T> {
     }
 }
 
-/// Has `$type`, which derives with `remote = "Self"`, read from an object only (or, with `name`, from a string only).
+/// Makes `$type`, which derives with `remote = "Self"`, deserialize from an object only (or, with `name`, from a string only).
 macro_rules! read_only_from {
     ($method:ident, $visitor:ident, $type:ty) => {
         impl $crate::object::Derived for $type {
             fn derived<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                // The derived function goes before that of the trait.
+                // Inherent functions take precedence over the trait's, so this calls the derived one.
                 Self::deserialize(deserializer)
             }
         }

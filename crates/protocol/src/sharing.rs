@@ -1,47 +1,45 @@
-//! What a request says about sharing KV.
+//! KV sharing options of a request.
 
 use serde::{Deserialize, Serialize};
 
 use crate::object::read_only_from;
 
-/// A request's wishes about sharing KV.
+/// Options of KV sharing for one request.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, remote = "Self")]
 pub struct KvSharingOptions {
-    /// What may be reused; the server's default when absent.
+    /// KV that may be reused; the server's default when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<SharingMode>,
-    /// Which tokens of reused spans are computed all the same: `name`, or `name@ratio` with a share of the prompt in `0..=1`, and what
-    /// the policy has further (`+drift`, `+decode=tokens/every`). The
-    /// server's default when absent.
+    /// Policy that selects the reused span tokens to recompute: `name`, or `name@ratio` with a share of the prompt in `0..=1`, and further
+    /// options (`+drift`, `+decode=tokens/every`). The server's default when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<String>,
-    /// No more tokens are recomputed once what is left deviates from full computation by at most this, as `usage` reports it. The
-    /// server's default when absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_deviation: Option<DeviationBound>,
-    /// Whether later requests may reuse this one's KV; true when absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub store: Option<bool>,
-    /// Where pieces of the prompt begin that do not depend on what stands before them. Found in the text when absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub segments: Option<Vec<SegmentMark>>,
-    /// Whether an answer with a `seed` must be the same whatever the cache holds: then only exact sharing is used. False when
+    /// Deviation from full computation, as `usage` reports it, at or below which no more tokens are recomputed. The server's default when
     /// absent.
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_deviation: Option<DeviationBound>,
+    /// True if later requests may reuse this one's KV; true when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub store: Option<bool>,
+    /// Starts of segments of the prompt that do not depend on preceding text. Detected in the text when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub segments: Option<Vec<SegmentMark>>,
+    /// True if an answer with a `seed` must not depend on the cache: only exact sharing is used then. False when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub strict: Option<bool>,
-    /// Influence of removed text on a rewritten history; `tidy` when absent.
+    /// Handling of removed text in a rewritten history; `tidy` when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub edit: Option<EditMode>,
-    /// True to write blanks that mean nothing one way before the prompt is tokenized. False when absent.
+    /// True to normalize insignificant whitespace before the prompt is tokenized. False when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub normalize: Option<bool>,
-    /// A name under which what this request leaves behind can be erased.
+    /// Name under which the KV that this request stores can be erased.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub session: Option<String>,
 }
 
-/// Which KV of earlier requests may be used.
+/// KV of earlier requests that may be reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", remote = "Self")]
 pub enum SharingMode {
@@ -51,21 +49,21 @@ pub enum SharingMode {
     Prefix,
     /// Also equal spans at other positions. Approximate.
     Span,
-    /// As `Span`, and of donors of the same text the one behind the most similar text. Approximate.
+    /// Same as `Span`, but prefers, among donors of the same text, the one with the most similar left context. Approximate.
     Semantic,
-    /// As `Span` for requests like those where that has proven to change nothing that matters, and as `Prefix` for all others.
+    /// Same as `Span` for requests of classes in which span reuse has proven harmless, and as `Prefix` for all others.
     Auto,
-    /// Finds what `Semantic` would reuse and records it, but reuses as `Prefix` does. Exact.
+    /// Finds and records what `Semantic` would reuse, but reuses as `Prefix` does. Exact.
     Shadow,
 }
 
-/// Influence of removed text on a rewritten history.
+/// Handling of removed text in a rewritten history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", remote = "Self")]
 pub enum EditMode {
     /// Text after a removed part may be reused as it was computed after that part.
     Tidy,
-    /// Text after a change is computed exactly: nothing of what was removed is left. Reuses as `prefix` does.
+    /// Text after a change is recomputed, so that nothing of the removed text remains. Reuses as `prefix` does.
     Forget,
 }
 
@@ -73,23 +71,23 @@ read_only_from!(deserialize_str, FromName, EditMode);
 read_only_from!(deserialize_map, FromObject, KvSharingOptions);
 read_only_from!(deserialize_str, FromName, SharingMode);
 
-/// How far an answer may be from the one of full computation.
+/// Maximum deviation of an answer from full computation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "a number, or one of \"strict\", \"balanced\" and \"fast\"")]
 pub enum DeviationBound {
-    /// At least 0. 0 asks for exact sharing.
+    /// A bound of at least 0. 0 requires exact sharing.
     Number(f32),
-    /// The name of a number.
+    /// Name of a predefined bound.
     Preset(String),
 }
 
-/// Where segments of a prompt begin.
+/// Start of a segment of a prompt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "the index of a message, or a text that stands before a segment")]
 pub enum SegmentMark {
-    /// At the text of this message, counted from 0.
+    /// Start of the text of this message, counted from 0.
     Message(u32),
-    /// Behind each occurrence of this text.
+    /// End of each occurrence of this text.
     Separator(String),
 }
 

@@ -18,16 +18,16 @@ pub struct TokenizeRequest {
     /// A conversation, rendered by the chat template. Either this or `prompt`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub messages: Option<Vec<ChatMessage>>,
-    /// Whether the model's special tokens are added to a text; true when absent.
+    /// True if the model's special tokens are added to a text; true when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub add_special_tokens: Option<bool>,
-    /// Whether to return the tokens' texts too.
+    /// True to return the texts of the tokens too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub return_token_strs: Option<bool>,
-    /// The way the conversation becomes a prompt.
+    /// Options of rendering the conversation into a prompt.
     #[serde(flatten)]
     pub template: TemplateFields,
-    /// Fields that are not understood. Some of them must be refused rather than ignored.
+    /// Unknown fields. Some of them must be refused rather than ignored.
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }
@@ -35,13 +35,13 @@ pub struct TokenizeRequest {
 /// Tokens of a text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenizeResponse {
-    /// How many.
+    /// Number of tokens.
     pub count: usize,
-    /// Tokens of prompt and answer together.
+    /// Maximum number of tokens of prompt and answer together.
     pub max_model_len: u32,
-    /// The ids.
+    /// Ids of the tokens.
     pub tokens: Vec<u32>,
-    /// The texts, if asked for.
+    /// Texts of the tokens, if requested.
     pub token_strs: Option<Vec<String>>,
 }
 
@@ -52,13 +52,13 @@ pub struct DetokenizeRequest {
     /// Name of the model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// The ids. Required.
+    /// Ids of the tokens. Required.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens: Option<Vec<u32>>,
-    /// True if special tokens are left out; false when absent.
+    /// True if special tokens are omitted; false when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skip_special_tokens: Option<bool>,
-    /// Fields that are not understood. Some of them must be refused rather than ignored.
+    /// Unknown fields. Some of them must be refused rather than ignored.
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }
@@ -66,6 +66,6 @@ pub struct DetokenizeRequest {
 /// Text of tokens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DetokenizeResponse {
-    /// The text, special tokens included unless they were to be left out.
+    /// The text, special tokens included unless the request omits them.
     pub prompt: String,
 }

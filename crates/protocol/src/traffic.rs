@@ -1,57 +1,57 @@
-//! A tenant's traffic in mode `auto`, and the findings about it.
+//! Verification results of a tenant's traffic in mode `auto`.
 
 use serde::{Deserialize, Serialize};
 
 use crate::MatchClass;
 
-/// The classes of a tenant's traffic.
+/// Traffic classes of a tenant.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrafficClassList {
     /// `list`.
     pub object: String,
-    /// In a fixed order.
+    /// Classes in a fixed order.
     pub data: Vec<TrafficClass>,
 }
 
-/// Requests that are alike in what foretells how reuse turns out.
+/// A class of requests with equal predictors of reuse quality.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrafficClass {
     /// `kv.class`.
     pub object: String,
-    /// A number of tenant, model and `cache_salt`.
+    /// Hash of tenant, model and `cache_salt`.
     pub scope: String,
-    /// Agreement of the worst span with its donor on what stands left of it.
+    /// Agreement of the left context of the worst span with its donor's.
     pub class: MatchClass,
-    /// The prompts' length in tokens: `below_1024`, `from_16384`.
+    /// Length bucket of the prompts in tokens: `below_1024`, `from_16384`.
     pub length: String,
     /// Composition of the prompts: `prompt` or `conversation`, `in_order` or `reordered`, and `short_pieces`.
     pub format: String,
-    /// A number of the policy.
+    /// Hash of the policy.
     pub policy: String,
-    /// Treatment of such requests.
+    /// State of the class.
     pub state: TrafficState,
-    /// Answers compared so far.
+    /// Number of answers compared so far.
     pub verified: u64,
-    /// Mean KL(full, reuse) of the answers compared since the class was closed last, in nats; `null` without any.
+    /// Mean KL(full, reuse) of the answers compared since the class was last closed, in nats; `null` without any.
     pub mean_kl: Option<f64>,
-    /// Their share of positions with the same likeliest token.
+    /// Share of positions in these answers with the same likeliest token.
     pub top1: Option<f64>,
     /// Progress of the proof that the mean KL is low enough, from 0 to 1.
     pub proof_kl: f64,
-    /// Progress of the proof that the agreement is high enough. At 1 both, the class is opened.
+    /// Progress of the proof that top-1 agreement is high enough. The class opens when both are 1.
     pub proof_top1: f64,
-    /// Times it was opened.
+    /// Times the class was opened.
     pub opened: u32,
-    /// Times it was closed.
+    /// Times the class was closed.
     pub closed: u32,
 }
 
-/// Treatment of the requests of a class.
+/// State of a traffic class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TrafficState {
-    /// They are computed exactly; what they would have reused is tried in idle time.
+    /// Requests are computed exactly; the reuse they would have had is verified in idle time.
     Shadow,
-    /// They reuse; some are verified.
+    /// Requests reuse spans; some are verified.
     Open,
 }

@@ -1,106 +1,106 @@
-//! What a request consumed, and where its KV came from.
+//! Token usage of a request, and the source of its KV.
 
 use serde::{Deserialize, Serialize};
 
 use crate::SharingMode;
 
-/// Accounting of one request.
+/// Token counts of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Usage {
-    /// Of all prompts; a prompt with several answers counts once.
+    /// Tokens of all prompts; a prompt with several answers counts once.
     pub prompt_tokens: u32,
-    /// Of all answers, stop tokens included.
+    /// Tokens of all answers, stop tokens included.
     pub completion_tokens: u32,
-    /// Both.
+    /// Sum of both.
     pub total_tokens: u32,
     /// Always present.
     pub prompt_tokens_details: PromptTokensDetails,
     /// Always present.
     pub completion_tokens_details: CompletionTokensDetails,
-    /// Where the prompts' KV came from.
+    /// Source of the prompts' KV.
     pub kv_sharing: KvSharingUsage,
 }
 
-/// Part of the prompt that cost nothing.
+/// Prompt tokens that were not computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PromptTokensDetails {
-    /// Tokens whose KV was found exactly, as a prefix. Tokens of spans are not counted here.
+    /// Tokens whose KV was reused exactly, as a prefix. Span tokens are not counted here.
     pub cached_tokens: u32,
 }
 
-/// Part of the answer that is not text.
+/// Completion tokens that are not text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CompletionTokensDetails {
-    /// Always 0: reasoning is not told apart from text.
+    /// Always 0: reasoning is not distinguished from text.
     pub reasoning_tokens: u32,
 }
 
-/// Where the prompts' KV came from. What is in neither of the first two was computed.
+/// Source of the prompts' KV. Tokens outside of the prefix, continued and span tokens were computed.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KvSharingUsage {
-    /// What was allowed.
+    /// Mode that applied.
     pub mode: SharingMode,
     /// Tokens reused as a prefix. Exact.
     pub prefix_tokens: u32,
-    /// Tokens after them whose KV an earlier turn of the conversation computed over spans. Approximate.
+    /// Tokens after the prefix whose KV an earlier turn of the conversation computed over spans. Approximate.
     #[serde(default)]
     pub continued_tokens: u32,
     /// Tokens reused as spans of other prompts. Approximate.
     pub span_tokens: u32,
-    /// Tokens that a donor had and that were computed all the same.
+    /// Tokens that a donor had and that were recomputed anyway.
     pub recomputed_tokens: u32,
     /// Donors that gave spans.
     pub donors: u32,
-    /// Agreement of the worst span with its donor on what stands left of it, spans of continued turns included; `null` without any.
+    /// Agreement of the left context of the worst span with its donor's, spans of continued turns included; `null` without any.
     pub class: Option<MatchClass>,
-    /// How much of what was reused is left as it was, after repair: measured at one early layer, in tokens' worth of change; 0 where
-    /// the policy measures nothing. `null` when no span was reused.
+    /// Deviation that remains in the reused KV after repair, measured at one early layer, in tokens' worth of change; 0 where the policy
+    /// measures nothing. `null` when no span was reused.
     pub deviation: Option<f32>,
-    /// True if a prompt had blanks that were written another way before it was tokenized.
+    /// True if whitespace of a prompt was normalized before it was tokenized.
     #[serde(default)]
     pub normalized: bool,
-    /// Why no span was reused; `null` when one was. Of several prompts without spans, the reason of the first.
+    /// Reason why no span was reused; `null` when one was. With several prompts and no spans, the reason of the first.
     pub reason: Option<ReuseReason>,
 }
 
-/// Why no span was reused.
+/// Reason why no span was reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReuseReason {
-    /// The mode that the request was run with shares nothing but prefixes, or nothing at all.
+    /// The applied mode shares only prefixes, or nothing.
     Mode,
-    /// The prompt is shorter than prompts with spans have to be.
+    /// The prompt is shorter than the minimum for span reuse.
     PromptTooShort,
-    /// The prefix leaves too little to compute.
+    /// The prefix leaves too few tokens to compute.
     PrefixCovers,
-    /// No earlier prompt that may be read has a span in common.
+    /// No readable earlier prompt has a span in common.
     NoDonor,
-    /// The common text is too short, or has to be computed anyway.
+    /// The common text is too short, or must be computed anyway.
     TooShort,
-    /// All that is in common stands after a change in its own segment.
+    /// All common text follows a change in its own segment.
     Edited,
     /// Copying would not save enough time.
     NotWorthIt,
     /// Earlier prompts have spans in common, but their KV has been evicted.
     NotResident,
-    /// The pool or the tenant's quota has no room to hold the spans beside the request's own KV.
+    /// The pool or the tenant's quota has no room for the spans in addition to the request's own KV.
     NoRoom,
     /// Verified answers of the tenant over such spans were too far from full computation.
     SwitchedOff,
-    /// In mode `auto` spans are used where that has proven itself on earlier requests like this one: `GET /v1/kv/classes` tells.
+    /// Mode `auto` has not yet proven span reuse on earlier requests of this class; see `GET /v1/kv/classes`.
     Unproven,
-    /// In mode `shadow` spans are found and counted, and not used.
+    /// Mode `shadow` finds and counts spans but does not use them.
     Shadowed,
-    /// More deviated than repair may leave, so everything was computed. Only known in a run.
+    /// The deviation exceeded what repair may leave, so everything was computed. Known only after a run.
     BailedOut,
-    /// The policy had everything computed anew. Only known in a run.
+    /// The policy recomputed everything. Known only after a run.
     Recomputed,
-    /// The KV of the donor disagreed with a fresh computation of the first layer. Only known in a run.
+    /// The KV of the donor disagreed with a fresh computation of the first layer. Known only after a run.
     FailedCheck,
 }
 
 impl ReuseReason {
-    /// All of them.
+    /// All reasons.
     pub const ALL: [Self; 15] = [
         Self::Mode,
         Self::PromptTooShort,
@@ -120,16 +120,16 @@ impl ReuseReason {
     ];
 }
 
-/// How much of the left context of a reused span is equal in donor and target. Best first.
+/// Extent to which the left context of a reused span is equal in donor and target. Best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MatchClass {
-    /// All of it, at the same positions: the copy is exact.
+    /// Entire left context at the same positions: the copy is exact.
     SamePast,
     /// At least the last 256 tokens.
     SameLeftContext,
-    /// Less: text put behind other text.
+    /// Less than that: text placed after other text.
     Composition,
-    /// Text behind a change inside its own segment.
+    /// Text after a change inside its own segment.
     DownstreamOfEdit,
 }

@@ -1,4 +1,4 @@
-//! The door: which requests need a key, whose they are, and what only an administrator may ask.
+//! Access control: requests that need a key, their tenants, and the routes reserved for administrators.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -13,54 +13,54 @@ use crate::scope::ScopeSecret;
 use crate::state::AppState;
 use crate::tenants::{Caller, KeyError, Tenants};
 
-/// Who may ask, and what keeps their KV apart.
+/// Access control of requests, and the secret that separates tenants' KV.
 pub struct Access {
-    /// Replaced as a whole when keys are read again. Held for a clone, never across an `await`.
+    /// Replaced as a whole when keys are reloaded. Locked for a clone, never across an `await`.
     tenants: RwLock<Arc<Tenants>>,
-    /// The key of all scopes.
+    /// Key of all scope hashes.
     pub(crate) secret: ScopeSecret,
 }
 
-/// The result of reading keys again.
+/// Result of reloading keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reload {
-    /// Keys that are accepted from now on.
+    /// Number of keys accepted from now on.
     pub num_keys: usize,
     /// Tenants whose quota differs from the one that the engine was started with: it changes at the next start.
     pub other_quotas: Vec<String>,
 }
 
-/// Why keys are not replaced.
+/// Reason why keys are not replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReloadError {
-    /// There is nothing to read again.
+    /// The server was started without keys.
     #[error("the daemon was started without a file of keys")]
     NoKeys,
 }
 
 impl Access {
-    /// Nobody needs a key, and the secret is this process's own.
+    /// Creates access without keys, with a secret of this process.
     #[must_use]
     pub fn open() -> Self {
         Self::new(Tenants::open(), ScopeSecret::random())
     }
 
-    /// Access for `tenants`.
+    /// Creates access for `tenants`.
     #[must_use]
     pub fn new(tenants: Tenants, secret: ScopeSecret) -> Self {
         Self { tenants: RwLock::new(Arc::new(tenants)), secret }
     }
 
-    /// Those who may ask now.
+    /// Returns the current tenants.
     #[must_use]
     pub fn tenants(&self) -> Arc<Tenants> {
         Arc::clone(&self.tenants.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Accepts the keys of `next` from now on, and no others. Requests that run go on.
+    /// Replaces the accepted keys by those of `next`. Running requests continue.
     ///
     /// # Errors
-    /// If no keys were needed so far: then all that is cached belongs to everybody.
+    /// If no keys were needed so far: then all cached KV belongs to every client.
     pub fn replace(&self, next: Tenants) -> Result<Reload, ReloadError> {
         let mut tenants = self.tenants.write().unwrap_or_else(PoisonError::into_inner);
         if tenants.is_open() || next.is_open() {
@@ -78,17 +78,17 @@ impl Access {
     }
 }
 
-/// Health checks of load balancers.
+/// Health check paths of load balancers.
 pub(crate) const HEALTH_PATHS: [&str; 3] = ["/health", "/health/live", "/health/ready"];
-/// The path that Prometheus reads.
+/// Path that Prometheus scrapes.
 pub(crate) const METRICS_PATH: &str = "/metrics";
 
-/// True if `path` needs no key. Everything but health checks and metrics does, also paths without a route.
+/// True if `path` needs no key. All paths but health checks and metrics need one, including paths without a route.
 fn is_open_path(path: &str) -> bool {
     HEALTH_PATHS.contains(&path) || path == METRICS_PATH
 }
 
-/// Lets a request through that needs no key or has a good one, with its [`Caller`].
+/// Passes a request on, with its [`Caller`], if it needs no key or has a valid one.
 pub(crate) async fn check_key(State(app): State<Arc<AppState>>, mut request: Request, next: Next) -> Response {
     if is_open_path(request.uri().path()) {
         return next.run(request).await;
@@ -105,7 +105,7 @@ pub(crate) async fn check_key(State(app): State<Arc<AppState>>, mut request: Req
     }
 }
 
-/// The key of a request. The scheme's name has no case (RFC 9110, section 11.1).
+/// Returns the key of a request. The scheme's name is case-insensitive (RFC 9110, section 11.1).
 fn bearer(request: &Request) -> Option<&str> {
     let (scheme, key) = request.headers().get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())

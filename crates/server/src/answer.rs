@@ -1,7 +1,7 @@
-//! Runs a valid request and turns what the engine says into an answer, whole or streamed.
+//! Runs a valid request and turns engine events into an answer, whole or streamed.
 //!
-//! A request with `n` answers, or several prompts, is as many engine requests, merged by `index`. Dropping the future or the
-//! stream in any state takes all of them back.
+//! A request with `n` answers, or several prompts, becomes as many engine requests, merged by `index`. Dropping the future or the stream
+//! in any state aborts all of them.
 
 mod alone;
 mod choice;

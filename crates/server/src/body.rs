@@ -1,4 +1,4 @@
-//! Request bodies: read within limits of time and memory, and parsed with the field at fault named.
+//! Request bodies: read within limits of time and memory, and parsed with the invalid field named.
 
 mod fault;
 mod json;
@@ -26,8 +26,8 @@ use crate::heavy::Heavy;
 use crate::metrics::ShedReason;
 use crate::state::AppState;
 
-/// A whole body that was sent as JSON. It holds its share of the memory for bodies until it is dropped: keep it while its text is
-/// tokenized, drop it before an answer is generated.
+/// A complete JSON body. It holds its share of the memory for bodies until it is dropped: keep it while its text is tokenized, drop it
+/// before an answer is generated.
 pub(crate) struct Body {
     bytes: Bytes,
     num_bytes: usize,
@@ -36,9 +36,9 @@ pub(crate) struct Body {
     _held: Option<Held>,
 }
 
-/// The interval at which a body that does not come is looked at.
+/// Interval at which a body that stalls is checked.
 const LOOK_AT: Duration = Duration::from_millis(500);
-/// Values that a body may have, or twice as many as the model has positions: prompts of token ids have the most. Each takes some hundred
+/// Maximum values of a body, or twice the number of the model's positions: prompts of token ids have the most. Each takes some hundred
 /// bytes while it is read.
 const MAX_VALUES: usize = 1 << 17;
 
@@ -84,7 +84,7 @@ async fn read(body: axum::body::Body, app: &AppState) -> Result<(Bytes, Option<H
             return Err(too_large);
         }
         if held.is_none() && bytes.len() + part.len() > SMALL_BYTES {
-            // A body that does not tell its length may become as long as any.
+            // A body without a length may become as long as any.
             held = Some(hold(app, limit, deadline).await?);
             incoming.since = Instant::now();
         }
@@ -97,7 +97,7 @@ async fn hold(app: &AppState, num_bytes: usize, deadline: Deadline) -> Result<He
     timeout_at(deadline, app.body_memory.hold(num_bytes)).await.map_err(|_| ApiError::Busy)
 }
 
-/// A body on its way.
+/// A body being received.
 struct Incoming {
     body: axum::body::Body,
     since: Instant,
@@ -105,7 +105,7 @@ struct Incoming {
 }
 
 impl Incoming {
-    /// The next bytes; `None` at the end.
+    /// Returns the next bytes; `None` at the end.
     async fn next(&mut self, app: &AppState, deadline: Deadline) -> Result<Option<Bytes>, ApiError> {
         loop {
             let look_again = deadline.min(Deadline::now() + LOOK_AT);
@@ -113,7 +113,7 @@ impl Incoming {
             match timeout_at(look_again, frame).await {
                 Ok(None) => return Ok(None),
                 Ok(Some(Ok(frame))) => {
-                    // Trailers say nothing here.
+                    // Trailers are ignored.
                     let Ok(part) = frame.into_data() else { continue };
                     self.num_bytes += part.len();
                     return Ok(Some(part));
@@ -127,7 +127,7 @@ impl Incoming {
     }
 }
 
-/// The cause of all causes: those around it name parts of the server.
+/// Returns the innermost cause: the outer ones name parts of the server.
 fn innermost(error: &dyn std::error::Error) -> String {
     let mut innermost = error;
     while let Some(source) = innermost.source() {
@@ -136,8 +136,8 @@ fn innermost(error: &dyn std::error::Error) -> String {
     innermost.to_string()
 }
 
-/// Refuses a body that is not sent as JSON. A web page may send anything else to any address without asking first, so the type also
-/// keeps such pages out.
+/// Refuses a body that is not sent as JSON. A web page may send any other type to any address without a preflight, so the check also keeps
+/// such pages out.
 fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
     let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
     match headers.get(CONTENT_TYPE) {
@@ -152,20 +152,20 @@ fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
     }
 }
 
-/// True if a content type is `application/json` or another type of JSON (RFC 6839), with whatever parameters.
+/// True if a content type is `application/json` or another JSON type (RFC 6839), with any parameters.
 fn is_json(content_type: &str) -> bool {
     let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
 
 impl Body {
-    /// The body as `T`.
+    /// Parses the body as `T`.
     pub(crate) async fn parse<T: DeserializeOwned + Send + 'static>(&mut self) -> Result<T, ApiError> {
         let (bytes, max_values) = (std::mem::take(&mut self.bytes), self.max_values);
         self.heavy.run(self.num_bytes, SMALL_BYTES, move || parse(&bytes, max_values)).await
     }
 
-    /// The body as `A` if it is an object with the field `name`, whatever its value, else as `B`.
+    /// Parses the body as `A` if it is an object with the field `name`, whatever its value, else as `B`.
     pub(crate) async fn parse_either<A, B>(&mut self, name: &'static str) -> Result<Result<A, B>, ApiError>
     where
         A: DeserializeOwned + Send + 'static,

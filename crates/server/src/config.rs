@@ -1,4 +1,4 @@
-//! Limits of the HTTP side. What the engine may do is configured in the engine.
+//! Limits of the HTTP side. The engine has its own configuration.
 
 use std::time::Duration;
 
@@ -7,53 +7,53 @@ use protocol::SharingMode;
 use crate::sampling_defaults::SamplingDefaults;
 use crate::web::WebAccess;
 
-/// How much the server takes in, and how long it waits.
+/// Limits and timeouts of the server.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServerConfig {
-    /// Open connections at most. One more closes the one that has waited longest for its client; while all are being answered, it is
-    /// answered health checks only.
+    /// Maximum open connections. One more closes the connection that has waited longest for its client; if all are being answered, the new
+    /// one gets health checks only.
     pub max_connections: usize,
-    /// Open connections of one peer at most: an IPv4 address, or an IPv6 network of 64 bits.
+    /// Maximum open connections of one peer: an IPv4 address, or an IPv6 network of 64 bits.
     pub max_connections_per_peer: usize,
-    /// Bytes of a request body at most.
+    /// Maximum bytes of a request body.
     pub body_limit: usize,
-    /// Time a client has to send its body.
+    /// Time limit for a client to send its body.
     pub body_read_timeout: Duration,
-    /// Time a client has to send its headers, counted from the last answer on a kept connection: also the idle timeout.
+    /// Time limit for a client to send its headers, counted from the last answer on a kept connection: also the idle timeout.
     pub header_read_timeout: Duration,
-    /// Header fields of a request at most.
+    /// Maximum header fields of a request.
     pub max_headers: usize,
-    /// Bytes of a request head at most.
+    /// Maximum bytes of a request head.
     pub max_header_bytes: usize,
-    /// Answers one request may ask for (`n`).
+    /// Maximum answers per request (`n`).
     pub max_n: u32,
-    /// Time between comments on a silent event stream, so that proxies keep it open.
+    /// Interval of comments on a silent event stream, so that proxies keep it open.
     pub keep_alive: Duration,
-    /// Time that running requests have to finish after the first signal.
+    /// Time for running requests to finish after the first signal.
     pub shutdown_timeout: Duration,
-    /// Pages and names that may reach a daemon without keys.
+    /// Web pages and host names that may reach a daemon without keys.
     pub web: WebAccess,
-    /// What a request gets that does not say how to share KV.
+    /// Sharing defaults of requests that specify none.
     pub sharing: SharingDefaults,
-    /// Sampling of a request that does not say how to choose tokens.
+    /// Sampling defaults of requests that specify none.
     pub sampling: SamplingDefaults,
 }
 
-/// How KV is shared for requests that do not say.
+/// KV sharing options of requests that specify none.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SharingDefaults {
-    /// What may be reused.
+    /// KV that may be reused.
     pub mode: SharingMode,
-    /// Which tokens of reused spans are computed all the same.
+    /// Policy that selects the reused span tokens to recompute.
     pub repair: engine::Repair,
-    /// Deviation at which no more tokens are recomputed, in the unit of [`engine::Repair::max_deviation`]. 0 asks for exact sharing;
-    /// `None` leaves it to the policy.
+    /// Deviation at or below which no more tokens are recomputed, in the unit of [`engine::Repair::max_deviation`]. 0 asks for exact
+    /// sharing; `None` leaves it to the policy.
     pub max_deviation: Option<f32>,
 }
 
-/// The longest time that can be waited for.
+/// Maximum timeout.
 const MAX_TIME: Duration = Duration::from_secs(365 * 24 * 3600);
-/// The largest body that can be allowed.
+/// Maximum configurable body limit.
 const MAX_BODY_LIMIT: usize = 1 << 30;
 
 impl Default for ServerConfig {
@@ -82,46 +82,46 @@ impl Default for SharingDefaults {
     }
 }
 
-/// Why a [`ServerConfig`] cannot be served.
+/// Reason why a [`ServerConfig`] is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
 pub enum ServerConfigError {
-    /// A limit of nothing would refuse everything.
+    /// A limit of zero would refuse everything.
     #[error("`{field}` must not be zero")]
     Zero {
-        /// Which.
+        /// Name of the field.
         field: &'static str,
     },
-    /// Clocks do not count so far.
+    /// The time exceeds what clocks can represent.
     #[error("`{field}` must be at most 365 days")]
     TooLong {
-        /// Which.
+        /// Name of the field.
         field: &'static str,
     },
-    /// A body is held in memory.
+    /// The body limit is too large, because a body is held in memory.
     #[error("`body_limit` must be at most 1 GiB, is {bytes} bytes")]
     BodyTooLarge {
-        /// The given value.
+        /// Configured value.
         bytes: usize,
     },
-    /// The HTTP parser needs this much.
+    /// The HTTP parser needs a larger header buffer.
     #[error("`max_header_bytes` must be at least 8192, is {bytes}")]
     HeaderBufferTooSmall {
-        /// What was given.
+        /// Configured value.
         bytes: usize,
     },
-    /// No answer deviates by less than nothing.
+    /// A deviation bound cannot be negative.
     #[error("`max_deviation` must be at least 0, is {bound}")]
     Deviation {
-        /// What was given.
+        /// Configured value.
         bound: f32,
     },
 }
 
 impl ServerConfig {
-    /// Checks that every limit lets something through.
+    /// Checks that every limit is usable.
     ///
     /// # Errors
-    /// Names the first field that does not.
+    /// Names the first field that is invalid.
     pub fn validate(&self) -> Result<(), ServerConfigError> {
         let zero = |is_zero: bool, field| if is_zero { Err(ServerConfigError::Zero { field }) } else { Ok(()) };
         zero(self.max_connections == 0, "max_connections")?;

@@ -1,4 +1,4 @@
-//! Open connections: who may have one, and how each is served.
+//! Open connections: admission and serving.
 
 mod front;
 mod places;
@@ -37,11 +37,11 @@ pub(crate) struct Connections {
     trouble: Trouble,
 }
 
-/// The type of a future that does not end: accepting does not end by itself.
+/// Type of a future that never ends: accepting does not end by itself.
 pub(crate) enum Never {}
 
 impl Connections {
-    /// No connections yet. Each is told that the model is loading.
+    /// Creates an empty set. Until [`Self::open`], requests are answered that the model is loading.
     pub(crate) fn new(config: &ServerConfig) -> Self {
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
@@ -59,7 +59,7 @@ impl Connections {
         }
     }
 
-    /// From now on requests, of open connections too, are answered by `app`.
+    /// Lets `app` answer requests from now on, including those on open connections.
     pub(crate) fn open(&self, app: &Arc<AppState>) {
         self.front.open(app);
     }
@@ -71,7 +71,7 @@ impl Connections {
                     Ok((socket, address)) => self.welcome(socket, address),
                     Err(error) => sleep(self.trouble.met(&error, &self.places, Instant::now())).await,
                 },
-                // Finished tasks are forgotten one by one.
+                // Removes finished tasks one by one.
                 Some(_) = self.tasks.join_next() => {}
             }
         }

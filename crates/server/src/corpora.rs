@@ -1,4 +1,4 @@
-//! Public corpora: texts that every tenant with the right may reuse, because they were computed with nothing private before them.
+//! Public corpora: texts that every authorized tenant may reuse, because they were computed with no private context.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -8,10 +8,10 @@ use protocol::{Corpus, CorpusList};
 use crate::error::ApiError;
 use crate::tenants::PublicReads;
 
-/// What has been registered. The KV itself is the engine's.
+/// Registered corpora. The engine holds the KV itself.
 #[derive(Default)]
 pub(crate) struct Corpora {
-    /// By name. Held for a look-up or an addition, never across an `await`.
+    /// Counts by name. Locked for a look-up or an addition, never across an `await`.
     counts: Mutex<BTreeMap<String, Counts>>,
 }
 
@@ -21,11 +21,11 @@ struct Counts {
     tokens: u64,
 }
 
-/// Corpora at most: each one a request may read is one more look-up for it. Chosen.
+/// Maximum corpora: each one that a request may read costs it one more look-up. Chosen.
 const MAX_CORPORA: usize = 64;
 
 impl Corpora {
-    /// Whether `name` may be registered.
+    /// Checks that `name` may be registered.
     pub(crate) fn has_room_for(&self, name: &str) -> Result<(), ApiError> {
         let counts = self.lock();
         match counts.contains_key(name) || counts.len() < MAX_CORPORA {
@@ -45,12 +45,12 @@ impl Corpora {
         describe(name, *counts)
     }
 
-    /// Forgets a corpus. Whether there was one.
+    /// Removes a corpus. Returns false if it did not exist.
     pub(crate) fn remove(&self, name: &str) -> bool {
         self.lock().remove(name).is_some()
     }
 
-    /// Names of those that may be read, in their order.
+    /// Returns the names of readable corpora, in order.
     pub(crate) fn readable(&self, reads: &PublicReads) -> Vec<String> {
         let is_readable = |name: &&String| match reads {
             PublicReads::All => true,

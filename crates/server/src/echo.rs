@@ -1,25 +1,25 @@
-//! A prompt as an answer with `echo` shows it.
+//! Prompts shown in an answer with `echo`.
 
 use std::sync::Arc;
 
 use tokenizer::{DetokenizeStream, EncodedPrompt, Tokenizer};
 use tokens::TokenId;
 
-/// The start of an answer of which its prompt is a part.
+/// Start of an answer that includes its prompt.
 #[derive(Clone)]
 pub(crate) struct EchoedPrompt {
-    /// A prompt of text as it was sent; of token ids the text of all of them, special ones too, up to the last whole character.
+    /// Text prompt as sent; for token ids, the text of all of them, including special ones, up to the last complete character.
     pub(crate) text: String,
-    /// The start of each token's text, in characters. What the server puts around a text is not shown, and has no length.
+    /// Start of each token's text, in characters. Tokens that the server adds around a text are not shown and have no length.
     pub(crate) offsets: Arc<[u32]>,
-    /// The token whose leading space, which encoding had put there, is not shown.
+    /// Index of the token whose leading space, which encoding had added, is not shown.
     pub(crate) drops_space: Option<usize>,
-    /// Goes on where the prompt ends.
+    /// Stream that continues after the prompt.
     pub(crate) following: DetokenizeStream,
 }
 
 impl EchoedPrompt {
-    /// The prompt that `encoded` is of `text`.
+    /// Creates the echo of `text` with its encoding `encoded`.
     pub(crate) fn of_text(tokenizer: &Arc<Tokenizer>, text: String, encoded: &EncodedPrompt) -> Self {
         let is_around = |position: usize| encoded.template.iter().any(|range| range.as_usize().contains(&position));
         let ids = &encoded.token_ids;
@@ -39,7 +39,7 @@ impl EchoedPrompt {
         }
     }
 
-    /// The prompt that the client sent as `ids`.
+    /// Creates the echo of a prompt sent as `ids`.
     pub(crate) fn of_tokens(tokenizer: &Arc<Tokenizer>, ids: &[TokenId]) -> Self {
         let (text, offsets, following) = streamed(tokenizer, ids);
         let drops_space = ids.first().is_some_and(|&id| tokenizer.token_bytes(id).starts_with(b" ")) && !text.starts_with(' ');
@@ -47,7 +47,7 @@ impl EchoedPrompt {
     }
 }
 
-/// The text of `ids` with special tokens, where each starts in it, and the stream that has decoded them.
+/// Returns the text of `ids` with special tokens, the start of each token in it, and the stream that decoded them.
 fn streamed(tokenizer: &Arc<Tokenizer>, ids: &[TokenId]) -> (String, Vec<u32>, DetokenizeStream) {
     let mut stream = DetokenizeStream::new(Arc::clone(tokenizer), false);
     let (mut text, mut offsets, mut at) = (String::new(), Vec::with_capacity(ids.len()), 0);
@@ -60,7 +60,7 @@ fn streamed(tokenizer: &Arc<Tokenizer>, ids: &[TokenId]) -> (String, Vec<u32>, D
     (text, offsets, stream)
 }
 
-/// Characters of `text` before the one that holds each of these bytes, which do not descend.
+/// Counts the characters of `text` before the one that holds each of these bytes, which are in ascending order.
 fn chars_before(text: &str, bytes: &[usize]) -> Vec<u32> {
     let mut starts = text.char_indices().map(|(start, _)| start).peekable();
     let mut num_started = 0u32;
@@ -83,8 +83,8 @@ mod tests {
 
     use super::*;
 
-    /// SentencePiece with a beginning: ids 0 to 255 are the bytes, then "<s>" (begins a text), "▁hi", "▁", "<|x|>" (control). A text is
-    /// spelt, since nothing says how to join its characters.
+    /// SentencePiece with a bos token: ids 0 to 255 are the bytes, then "<s>" (begins a text), "▁hi", "▁", "<|x|>" (control). A text is
+    /// spelt, since there are no merges.
     fn tokenizer() -> Arc<Tokenizer> {
         let mut tokens: Vec<String> = (0..=255u8).map(|byte| format!("<0x{byte:02X}>")).collect();
         tokens.extend(["<s>", "▁hi", "▁", "<|x|>"].map(str::to_owned));

@@ -1,9 +1,9 @@
-//! What prompts mean, found out before the engine sees them or beside it, never in a step.
+//! Prompt embeddings, computed before or concurrently with the engine, never in a step.
 //!
-//! A quick embedder runs where a prompt is tokenized. A slow one has a lane of its own: one prompt at a time, a few waiting. No request
-//! waits for it: its embedding is attached when it is done, to the request if that is still queued, which then is searched with it, or
+//! A quick embedder runs where a prompt is tokenized. A slow one has a lane of its own: one prompt at a time, with a short queue. No
+//! request waits for it: its embedding is attached when ready, to the request if that is still queued, which then is searched with it, or
 //! to the donor that it has become, which then is found by it. (Waiting would take longer than most prompts take to compute, see
-//! `benches/serve/embedders.md`.) A prompt that finds the lane full has no embedding: it is found by its spans as before.
+//! `benches/serve/embedders.md`.) A prompt that finds the lane full has no embedding and is found by its spans only.
 
 use std::sync::Arc;
 
@@ -17,22 +17,22 @@ use crate::state::AppState;
 /// An embedding, of any length greater than 0.
 pub type Embedding = Arc<[f32]>;
 
-/// Something that knows what prompts mean.
+/// Embedding model for prompts.
 pub trait Embedder: Send + Sync {
-    /// Numbers in an embedding: what the engine's index is made for.
+    /// Returns the number of elements of an embedding, for which the engine's index is built.
     fn num_dimensions(&self) -> usize;
 
-    /// Whether a prompt takes no longer than tokenizing it.
+    /// True if embedding a prompt takes no longer than tokenizing it.
     fn is_quick(&self) -> bool;
 
-    /// What a prompt of the served model means; `None` if that cannot be said.
+    /// Embeds a prompt of the served model; `None` if that is not possible.
     fn embed(&self, tokens: &[TokenId]) -> Option<Embedding>;
 }
 
-/// Prompts that wait for a slow embedder at most. Chosen: further ones would be done after their answers.
+/// Maximum prompts that wait for a slow embedder. Chosen: further ones would be done after their answers.
 const MAX_WAITING: usize = 16;
 
-/// The lane of a slow embedder.
+/// Lane of a slow embedder.
 pub(crate) struct Lane {
     /// One permit: embedding takes the processor from the engine.
     turn: Arc<Semaphore>,
@@ -49,7 +49,7 @@ impl Default for Lane {
 }
 
 impl Pending {
-    /// Has `tokens` embedded, if there is a slow embedder with a free place.
+    /// Starts embedding `tokens` if there is a slow embedder with a free place.
     fn begin(app: &AppState, tokens: Arc<[TokenId]>) -> Option<Self> {
         let embedder = app.model.embedder.as_ref().filter(|embedder| !embedder.is_quick())?;
         let place = Arc::clone(&app.embedding_lane.places).try_acquire_owned().ok()?;
@@ -66,7 +66,7 @@ impl Pending {
         })))
     }
 
-    /// Gives it to the engine as that of `request_id` when it is done.
+    /// Attaches the embedding to `request_id` when ready.
     fn attach(self, app: &AppState, request_id: RequestId) {
         let engine = app.engine.clone();
         tokio::spawn(async move {
@@ -86,7 +86,7 @@ fn told(embedded: Result<Option<Embedding>, tokio::task::JoinError>) -> Option<E
     })
 }
 
-/// Has the prompts of requests that are on their way embedded by a slow embedder, for them and for those that come later.
+/// Embeds the prompts of submitted requests with a slow embedder, for these requests and later ones.
 pub(crate) fn embed_later(app: &AppState, prompts: impl Iterator<Item = (RequestId, Arc<[TokenId]>)>) {
     for (request_id, tokens) in prompts {
         if let Some(pending) = Pending::begin(app, tokens) {
@@ -95,7 +95,7 @@ pub(crate) fn embed_later(app: &AppState, prompts: impl Iterator<Item = (Request
     }
 }
 
-/// Has `prompt` embedded by a slow embedder, however long that takes.
+/// Embeds `prompt` with a slow embedder and waits for it.
 pub(crate) async fn await_whole(app: &AppState, prompt: &mut Encoded) {
     if prompt.embedding.is_none()
         && let Some(Pending(handle)) = Pending::begin(app, Arc::clone(&prompt.token_ids))

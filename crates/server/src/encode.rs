@@ -1,4 +1,4 @@
-//! Prompts to tokens, without holding up other requests when it takes long.
+//! Tokenizes prompts without delaying other requests.
 
 use std::sync::Arc;
 
@@ -18,36 +18,35 @@ pub(crate) struct Encoded {
     pub(crate) token_ids: Arc<[TokenId]>,
     /// Positions of the chat template's own tokens.
     pub(crate) template: Vec<TokenRange>,
-    /// Beginnings of its pieces.
+    /// Starts of its segments, sentences and tables.
     pub(crate) borders: Borders,
-    /// What it means, as far as a quick embedder says.
+    /// Its embedding, if a quick embedder provides one.
     pub(crate) embedding: Option<Embedding>,
-    /// The part of it that answers show, if they are to start with it.
+    /// The part of it that answers echo, if requested.
     pub(crate) echo: Option<EchoedPrompt>,
-    /// True if blanks in it were written one way.
+    /// True if its whitespace was normalized.
     pub(crate) normalized: bool,
-    /// The request's field it came from.
+    /// Field of the request that it came from.
     pub(crate) param: &'static str,
 }
 
-/// Bytes that are tokenized where they arrive. Chosen: at about 10 MB/s, which text of rare words takes, this is below half a
-/// millisecond.
+/// Maximum bytes that are tokenized inline. Chosen: at about 10 MB/s, the speed on text of rare words, this is below half a millisecond.
 const INLINE_BYTES: usize = 4 << 10;
-/// Rendering a message takes as long as tokenizing so many bytes, roughly.
+/// Approximate bytes whose tokenization takes as long as rendering a message.
 const MESSAGE_BYTES: usize = 64;
-/// Tokens that `/tokenize` counts at least, whatever the model's length. Chosen: the answer has below a megabyte.
+/// Minimum of the tokens that `/tokenize` counts, whatever the model's length. Chosen: the answer has below a megabyte.
 const MIN_COUNTED: usize = 1 << 17;
 
-/// How prompts are tokenized.
+/// Options of tokenizing prompts.
 #[derive(Clone, Debug)]
 pub(crate) struct EncodeOptions {
-    /// Where segments begin.
+    /// Rule for the starts of segments.
     pub(crate) segments: SegmentRule,
-    /// True if blanks that mean nothing are written one way.
+    /// True to normalize insignificant whitespace.
     pub(crate) normalize: bool,
     /// True if answers start with their prompts.
     pub(crate) echo: bool,
-    /// Whether a quick embedder is asked.
+    /// True to run a quick embedder.
     pub(crate) embeds: bool,
 }
 
@@ -81,7 +80,7 @@ pub(crate) async fn encode_text(app: &AppState, text: String, add_special_tokens
     app.heavy.run(num_text_bytes, INLINE_BYTES, encode).await
 }
 
-/// Tokens that are counted, or turned back into text, for their own sake.
+/// Returns the maximum number of tokens to count or to decode without generation.
 pub(crate) fn max_counted(model: &ServedModel) -> usize {
     MIN_COUNTED.max(model.info.max_model_len as usize)
 }
@@ -126,7 +125,7 @@ fn encode_one(model: &ServedModel, prompt: PromptSource, options: &EncodeOptions
     Ok(Encoded { token_ids: token_ids.into(), template, borders, embedding, echo, normalized, param })
 }
 
-/// The prompt with blanks written one way, and whether that changed something.
+/// Normalizes the whitespace of the prompt; returns true if that changed it.
 fn with_normal_blanks(prompt: PromptSource) -> (PromptSource, bool) {
     match prompt {
         PromptSource::Text(text) => match normalized(&text) {
@@ -164,7 +163,7 @@ fn chat_error(model: &ServedModel, error: &ChatError) -> ApiError {
     match error {
         ChatError::NoTemplate | ChatError::Render { .. } => ApiError::param("messages", error.to_string()),
         ChatError::Encode(error) => tokenizer_error(model, "messages", error),
-        // The model's own was compiled at the start.
+        // The model's own template was compiled at the start.
         ChatError::Syntax { .. } => ApiError::param("chat_template", error.to_string()),
     }
 }

@@ -1,10 +1,9 @@
-//! The thread that owns the engine, and what the HTTP side holds of it.
+//! The thread that owns the engine, and its handles on the HTTP side.
 //!
-//! One OS thread named `engine` runs steps. Commands come in over one channel, bounded by the places of the queue and permits to ask.
-//! The result of a step goes out over another, to a task that hands it on over one bounded channel for each request. A request is taken
-//! back by dropping its [`TokenStream`]: the task looks for closed channels after every step, so nothing can be lost on the way and
-//! nothing has to be sent from a destructor. No lock is held across a step, and a slow reader never blocks one: when its channel is full,
-//! its request is aborted.
+//! One OS thread named `engine` runs steps. Commands arrive over one channel, bounded by queue places and inspection permits. The result
+//! of a step goes over another channel to a task that dispatches it over one bounded channel per request. A request is aborted by dropping
+//! its [`TokenStream`]: the task checks for closed channels after every step, so nothing can be lost on the way and nothing has to be sent
+//! from a destructor. No lock is held across a step, and a slow reader never blocks one: when its channel is full, its request is aborted.
 
 mod dispatch;
 mod explanations;
@@ -37,18 +36,18 @@ use self::route::Submission;
 use self::worker::Worker;
 use crate::metrics::Metrics;
 
-/// The thread that runs the engine. It ends when it is told to, when all its handles are gone, or with [`Fatal`].
+/// The thread that runs the engine. It ends on command, when all its handles are dropped, or with [`Fatal`].
 pub struct EngineThread;
 
-/// Bounds between the HTTP side and the engine.
+/// Limits between the HTTP side and the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EngineThreadConfig {
-    /// Requests that may wait for admission; further ones are refused. When as many wait, a tenant that has less than its equal part of
-    /// them waiting still gets that.
+    /// Maximum requests waiting for admission; further ones are refused. At the limit, a tenant with less than its equal share of the
+    /// waiting requests still gets that share.
     pub max_queue: usize,
-    /// The longest a request may wait for admission; `None` for ever.
+    /// Maximum time a request may wait for admission; `None` for no limit.
     pub queue_timeout: Option<Duration>,
-    /// Events a reader may be behind before its request is aborted.
+    /// Maximum events a reader may lag before its request is aborted.
     pub stream_buffer: usize,
 }
 
@@ -58,49 +57,48 @@ impl Default for EngineThreadConfig {
     }
 }
 
-/// Questions on their way to the engine; one more waits before it is asked. Chosen: each takes the engine less than a step.
+/// Maximum inspections sent to the engine; further ones wait before being sent. Chosen: each takes the engine less than a step.
 const MAX_INSPECTIONS: usize = 8;
 
-/// Requests on their way to be explained, at most one of each tenant; further ones wait before. Chosen.
+/// Maximum requests sent to be explained, at most one per tenant; further ones wait before being sent. Chosen.
 const MAX_EXPLANATIONS: usize = 8;
 
-/// Steps whose events wait for the task that hands them on; then the engine waits too. Chosen: that task is far quicker than a step.
+/// Maximum steps whose events wait for the dispatch task; beyond it the engine waits. Chosen: that task is far quicker than a step.
 const MAX_STEPS_AHEAD: usize = 64;
 
-/// Why the engine cannot go on. The process should end: the pool may be half updated.
+/// Reason why the engine cannot continue. The process should end: the pool may be half updated.
 #[derive(Debug, thiserror::Error)]
 pub enum Fatal {
-    /// The device or the weights are at fault.
+    /// The device or the weights failed.
     #[error("the engine stopped: {0}")]
     Executor(#[from] ExecutorError),
-    /// A defect.
+    /// A panic, which is a bug.
     #[error("the engine thread panicked: {0}")]
     Panic(String),
-    /// A defect, too: the task that hands events on has ended before the engine.
+    /// The dispatch task ended before the engine, which is a bug too.
     #[error("nobody hands the engine's events on")]
     NoReaders,
 }
 
-/// What the HTTP side tells the engine.
+/// Command from the HTTP side to the engine.
 enum EngineCommand {
-    /// Run these. One inner list for each prompt, one entry for each of its `n` answers.
+    /// Adds requests. One inner list per prompt, one entry for each of its `n` answers.
     Add(Vec<Vec<Submission>>),
-    /// Answer this between two steps.
+    /// Answers an inspection between two steps.
     Inspect(Inspection, OwnedSemaphorePermit),
-    /// Answer this when steps leave time for it.
+    /// Answers an explanation when steps leave time for it.
     Explain(Question),
-    /// Abort everything and end.
+    /// Aborts all requests and ends.
     Stop,
 }
 
 impl EngineThread {
-    /// Starts the thread, and on `runtime` the task that hands on what it says.
+    /// Starts the thread, and on `runtime` the task that dispatches its events.
     ///
-    /// `on_fatal` is called on the thread as the last thing it does after a fault, when every stream has been cut; a daemon
-    /// ends the process there.
+    /// The thread calls `on_fatal` as its last action after a fault, when every stream has been cut; a daemon ends the process there.
     ///
     /// # Errors
-    /// When the operating system refuses a thread.
+    /// If the operating system refuses a thread.
     ///
     /// # Panics
     /// If a bound of `config` is zero.
@@ -115,7 +113,7 @@ impl EngineThread {
         E: Executor + Send + 'static,
     {
         assert!(config.max_queue > 0 && config.stream_buffer > 0, "a queue of nothing refuses everything: {config:?}");
-        // Each command but `Stop` holds a place or a permit until it has been received, which bounds it.
+        // Each command but `Stop` holds a place or a permit until it has been received, which bounds the channel.
         let (commands, receiver) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
             phase: watch::Sender::new(Phase::Running),
@@ -149,5 +147,5 @@ impl EngineThread {
     }
 }
 
-/// The answers of one prompt: equal but for their ids and seeds.
+/// Requests of one prompt, equal except for their ids and seeds.
 pub(crate) type PromptGroup = Vec<Request>;

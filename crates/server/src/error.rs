@@ -1,4 +1,4 @@
-//! Everything that can go wrong with a request, and OpenAI's error object for it.
+//! Request errors, and their mapping to OpenAI's error object.
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -7,21 +7,21 @@ use protocol::{ErrorBody, ErrorResponse};
 
 use crate::connections::Overload;
 
-/// Why a request is not answered, or not to its end.
+/// Reason why a request is not answered, or not completely.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ApiError {
-    /// The body is not what the endpoint takes.
+    /// The body does not match the endpoint.
     #[error("{message}")]
     Invalid {
-        /// The field at fault, where there is one.
+        /// Name of the invalid field, if there is one.
         param: Option<String>,
-        /// What is wrong with it.
+        /// Description of the fault.
         message: String,
     },
-    /// A field that this server knows but cannot honour.
+    /// A known field that this server does not support.
     #[error("`{param}` is not supported by this server")]
     Unsupported {
-        /// The field.
+        /// Name of the field.
         param: String,
     },
     /// The prompt leaves no room for the answer.
@@ -32,51 +32,51 @@ pub enum ApiError {
         prompt_tokens + max_tokens
     )]
     ContextLengthExceeded {
-        /// The field that holds the prompt.
+        /// Field that holds the prompt.
         param: &'static str,
-        /// Tokens of prompt and answer together.
+        /// Maximum tokens of prompt and answer together.
         max_model_len: usize,
         /// Tokens of the prompt.
         prompt_tokens: usize,
-        /// Tokens asked for.
+        /// Completion tokens requested.
         max_tokens: usize,
-        /// True if all tokens of the prompt were counted: counting stops when it is clear that there are too many.
+        /// True if all tokens of the prompt were counted: counting stops when there are clearly too many.
         is_counted: bool,
     },
-    /// Fits the model but not the KV pool.
+    /// The request fits the model but not the KV pool.
     #[error("a request of {prompt_tokens} prompt tokens and {max_tokens} completion tokens does not fit the KV pool: {reason}")]
     PoolTooSmall {
         /// Tokens of the prompt.
         prompt_tokens: usize,
-        /// Tokens asked for.
+        /// Completion tokens requested.
         max_tokens: usize,
-        /// What the engine says.
+        /// Error of the engine.
         reason: String,
     },
-    /// A key is needed, and the one sent is not known; or none was sent.
+    /// A key is required, and the one sent is unknown; or none was sent.
     #[error("{}", match is_missing {
         true => "You didn't provide an API key. Send it as `Authorization: Bearer KEY`.",
         false => "Incorrect API key provided.",
     })]
     Unauthorized {
-        /// Whether no key was sent.
+        /// True if no key was sent.
         is_missing: bool,
     },
-    /// The key does not allow this.
+    /// The key does not permit this operation.
     #[error("this key may not {method} {path}: a key with `admin = true` may")]
     Forbidden {
-        /// Method.
+        /// HTTP method.
         method: String,
-        /// Path.
+        /// Path of the request.
         path: String,
     },
-    /// The request was sent to a name that is not this daemon's.
+    /// The request was sent to a host name that does not belong to this daemon.
     #[error(
         "the host `{host}` is not allowed: a server without API keys answers to names of this machine only. Start it with \
          `--allowed-hosts {host}` to allow it"
     )]
     ForeignHost {
-        /// The name.
+        /// Host name.
         host: String,
     },
     /// The request came from a web page that is not allowed.
@@ -85,7 +85,7 @@ pub enum ApiError {
          `--allowed-origins {origin}` to allow them"
     )]
     ForeignOrigin {
-        /// The origin of the page.
+        /// Origin of the page.
         origin: String,
     },
     /// The body is not sent as JSON.
@@ -94,61 +94,61 @@ pub enum ApiError {
         None => "the request has no `Content-Type`".to_owned(),
     })]
     MediaType {
-        /// The type that was sent.
+        /// Content type that was sent.
         found: Option<String>,
     },
     /// The body is compressed.
     #[error("a request body with `Content-Encoding: {encoding}` is not read: send it as it is")]
     BodyEncoding {
-        /// The encoding it was sent in.
+        /// Content encoding of the body.
         encoding: String,
     },
-    /// There is no such thing to look at or to erase.
+    /// The object to inspect or to erase does not exist.
     #[error("there is no {what} `{name}`")]
     NotFound {
-        /// What kind of thing.
+        /// Kind of object.
         what: &'static str,
-        /// Its name.
+        /// Name of the object.
         name: String,
     },
     /// Another model is served.
     #[error("The model `{model}` does not exist")]
     ModelNotFound {
-        /// What was asked for.
+        /// Model that was requested.
         model: String,
     },
-    /// No such path.
+    /// The path does not exist.
     #[error("Unknown request URL: {method} {path}")]
     RouteNotFound {
-        /// Method.
+        /// HTTP method.
         method: String,
-        /// Path.
+        /// Path of the request.
         path: String,
     },
-    /// The path exists, the method does not.
+    /// The path exists but not with this method.
     #[error("Not allowed to {method} on {path}")]
     MethodNotAllowed {
-        /// Method.
+        /// HTTP method.
         method: String,
-        /// Path.
+        /// Path of the request.
         path: String,
     },
     /// The body is too long.
     #[error("request body exceeds the limit of {limit} bytes")]
     BodyTooLarge {
-        /// Bytes.
+        /// Maximum bytes.
         limit: usize,
     },
     /// The body did not arrive in time.
     #[error("the request body did not arrive in time")]
     BodyTimeout,
-    /// The body broke off, or is not sent as its head says.
+    /// The body was cut off, or does not match its headers.
     #[error("reading the request body: {reason}")]
     BodyBroken {
-        /// What happened.
+        /// Cause of the failure.
         reason: String,
     },
-    /// The head of the request cannot be read.
+    /// The head of the request cannot be parsed.
     #[error("{}", match status {
         414 => "the URI of the request is too long",
         431 => "the head of the request has too many or too long fields",
@@ -158,61 +158,61 @@ pub enum ApiError {
         /// HTTP status: 400, 414 or 431.
         status: u16,
     },
-    /// The path has bytes that stand for no text.
+    /// The path contains bytes that are not valid text.
     #[error("the path of the request is not valid: {reason}")]
     BadPath {
-        /// Why.
+        /// Description of the fault.
         reason: String,
     },
-    /// Large requests wait for memory already.
+    /// Large requests are already waiting for memory.
     #[error("too many large requests at once, try again later")]
     Busy,
-    /// No more connections are taken for now.
+    /// No more connections are accepted for now.
     #[error("{}", match overload {
         Overload::All => "too many connections",
         Overload::Peer => "too many connections from this address",
     })]
     TooManyConnections {
-        /// Of whom.
+        /// Limit that was reached.
         overload: Overload,
     },
-    /// There is no model yet.
+    /// No model is loaded yet.
     #[error("the model is loading")]
     Loading,
-    /// As many requests wait as may wait.
+    /// The queue is full.
     #[error("the queue is full, try again in {retry_after_s} s")]
     QueueFull {
-        /// Seconds.
+        /// Seconds until a retry.
         retry_after_s: u64,
     },
-    /// The request waited as long as requests may.
+    /// The request reached the queue timeout.
     #[error("the request waited too long in the queue and was not begun, try again later")]
     QueueTimeout,
-    /// The server is about to end and takes nothing new.
+    /// The server is about to end and accepts no new requests.
     #[error("the server is shutting down")]
     Draining,
-    /// The answer was cut because the server ends.
+    /// The answer was cut because the server is ending.
     #[error("the server shut down before the answer was complete")]
     CutByShutdown,
-    /// The answer was cut because its reader fell behind.
+    /// The answer was cut because its reader lagged too far.
     #[error("the answer was dropped because it was not read fast enough")]
     SlowReader,
     /// The engine has failed; the process is about to end.
     #[error("the engine has failed")]
     EngineFailed,
-    /// The model's logits are no numbers: there is no next token.
+    /// The model's logits are not numbers: there is no next token.
     #[error("the model gave no valid probabilities for this request")]
     FaultyLogits,
-    /// The engine has failed, as a health check sees it.
+    /// The engine has failed, as reported by a health check.
     #[error("the engine does not run")]
     Unavailable,
-    /// A defect of the server.
+    /// A bug of the server.
     #[error("internal error")]
     Internal,
 }
 
 impl ApiError {
-    /// A fault of the field `param`, which the message names also where `message` does not.
+    /// Creates an error about the field `param`. Adds its name to `message` if that lacks it.
     pub(crate) fn param(param: impl Into<String>, message: impl Into<String>) -> Self {
         let (param, message) = (param.into(), message.into());
         let is_named = message.contains(&format!("`{param}`"));
@@ -220,7 +220,7 @@ impl ApiError {
         Self::Invalid { param: Some(param), message }
     }
 
-    /// HTTP status, where nothing has been sent yet.
+    /// Returns the HTTP status, for errors before anything has been sent.
     pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::Invalid { .. }
@@ -246,7 +246,7 @@ impl ApiError {
         }
     }
 
-    /// OpenAI's object for it.
+    /// Returns OpenAI's error object.
     pub(crate) fn body(&self) -> ErrorResponse {
         let kind = match self.status() {
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",

@@ -1,4 +1,4 @@
-//! What the engine says about a request, in the words of the API.
+//! Conversion of the engine's results into types of the API.
 
 use engine::{Explanation, KvUsage, MatchClass, RejectReason, ReuseSpan, SpanMatch, SpanOutcome, TrafficClass, TrafficQuality};
 use protocol::{CostEstimate, DonorSource, ExplainedSpan, ReuseReason, SharingMode, TrafficState};
@@ -7,7 +7,7 @@ use tokens::DonorId;
 use crate::encode::Encoded;
 use crate::valid::ValidRequest;
 
-/// The answer to `request` with its one `prompt`.
+/// Builds the answer to `request` with its one `prompt`.
 pub(crate) fn explanation(request: ValidRequest, prompt: &Encoded, found: Explanation) -> protocol::Explanation {
     let Explanation { usage, policy_tokens, plan, mut matches, by_embedding } = found;
     let source_of = |donor: DonorId| match by_embedding.contains(&donor) {
@@ -38,7 +38,7 @@ pub(crate) fn explanation(request: ValidRequest, prompt: &Encoded, found: Explan
     }
 }
 
-/// Why a request of `mode` reused no span; `None` if it did.
+/// Returns the reason why a request of `mode` reused no span; `None` if it did.
 pub(crate) const fn reason_of(usage: &KvUsage, mode: SharingMode) -> Option<ReuseReason> {
     Some(match usage.outcome {
         Some(SpanOutcome::Reused | SpanOutcome::LowMargin) => return None,
@@ -62,7 +62,7 @@ pub(crate) const fn reason_of(usage: &KvUsage, mode: SharingMode) -> Option<Reus
     })
 }
 
-/// A class of traffic in the words of the API.
+/// Converts a traffic class into its API type.
 pub(crate) fn traffic_class(class: &TrafficClass, quality: &TrafficQuality) -> protocol::TrafficClass {
     let state = if quality.is_open { TrafficState::Open } else { TrafficState::Shadow };
     protocol::TrafficClass {
@@ -83,7 +83,7 @@ pub(crate) fn traffic_class(class: &TrafficClass, quality: &TrafficQuality) -> p
     }
 }
 
-/// A class in the words of the API.
+/// Converts a match class into its API type.
 pub(crate) const fn class_of(class: MatchClass) -> protocol::MatchClass {
     match class {
         MatchClass::SamePast => protocol::MatchClass::SamePast,

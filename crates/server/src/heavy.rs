@@ -1,7 +1,7 @@
-//! Long work on the processor, kept away from the tasks that move bytes.
+//! Runs CPU-bound work away from the tasks that do I/O.
 //!
-//! Parsing and tokenizing megabytes takes long enough for health checks and streams to notice. Such work goes to other threads, a few
-//! pieces at a time, so that any number of large requests takes the memory of a few.
+//! Parsing and tokenizing megabytes would delay health checks and streams noticeably. Such work runs on other threads, a few pieces at a
+//! time, so that any number of large requests takes the memory of a few.
 
 use std::num::NonZero;
 use std::panic::resume_unwind;
@@ -10,15 +10,15 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
-/// Work that is short enough is done where it arises. Larger pieces do not hold up those of medium size.
+/// Executor of CPU-bound work. Short work runs inline. Large pieces do not delay those of medium size.
 pub(crate) struct Heavy {
     medium: Arc<Semaphore>,
     large: Arc<Semaphore>,
 }
 
-/// Bytes from which on work is large. Chosen: a book chapter is below.
+/// Minimum bytes of large work. Chosen: a book chapter is below.
 const LARGE_BYTES: usize = 256 << 10;
-/// Pieces of medium size at once, at most. Chosen: the engine's threads want the processor too.
+/// Maximum concurrent pieces of medium size. Chosen: the engine's threads need the processor too.
 const MAX_MEDIUM: usize = 8;
 
 impl Default for Heavy {
@@ -30,7 +30,7 @@ impl Default for Heavy {
 }
 
 impl Heavy {
-    /// Does `work` on `num_bytes`: here if they are at most `max_inline_bytes`, else on another thread when it is its turn.
+    /// Runs `work` on `num_bytes`: inline if they are at most `max_inline_bytes`, else on another thread in its turn.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         num_bytes: usize,
@@ -47,7 +47,7 @@ impl Heavy {
             drop(turn);
             result
         });
-        // Only a panic ends it early, and that is the request's.
+        // Only a panic ends it early; it is resumed in the request.
         done.await.unwrap_or_else(|error| resume_unwind(error.into_panic()))
     }
 }

@@ -1,10 +1,9 @@
-//! OpenAI over HTTP: routes, validation, the engine thread, streams, metrics, shutdown.
+//! OpenAI API over HTTP: routes, validation, the engine thread, streams, metrics, shutdown.
 //!
-//! What is here: [`EngineThread`] runs an engine on a thread of its own; [`router`] answers requests through its
-//! [`EngineHandle`]; [`serve`] accepts connections until it is told to end. A request is checked once, in `valid.rs`, and every
-//! error is OpenAI's error object.
-//! What is deliberately not here: models and tensors (the engine thread alone is generic over what executes), scheduling, and
-//! the command line.
+//! Contains [`EngineThread`], which runs an engine on a thread of its own; [`router`], which answers requests through its
+//! [`EngineHandle`]; and [`serve()`], which accepts connections until it is signalled to end. A request is validated once, in `valid.rs`,
+//! and every error is OpenAI's error object. Deliberately excludes models and tensors (only the engine thread is generic over the
+//! executor), scheduling, and the command line.
 
 #![forbid(unsafe_code)]
 

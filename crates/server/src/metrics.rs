@@ -1,7 +1,6 @@
-//! What the daemon tells Prometheus: vLLM's metrics under their own names, units and buckets, and `kvshare_*` for what only
-//! this daemon does.
+//! Prometheus metrics: vLLM's metrics under their own names, units and buckets, and `kvshare_*` for features specific to this daemon.
 //!
-//! Every series exists from the start. Everything about one request's prompt is counted once, when it is admitted.
+//! Every series exists from the start. All figures about one request's prompt are counted once, when it is admitted.
 
 mod buckets;
 mod host;
@@ -32,7 +31,7 @@ pub struct Metrics {
     engine: EngineMetrics,
 }
 
-/// Recorded as requests go by.
+/// Metrics recorded per request.
 pub(crate) struct RequestMetrics {
     pub(crate) prompt_tokens: Counter,
     pub(crate) generation_tokens: Counter,
@@ -67,14 +66,14 @@ pub(crate) struct RequestMetrics {
     pub(crate) ttft_by_cache: [Histogram; 3],
 }
 
-/// Recorded at the door.
+/// Metrics recorded by the HTTP layer.
 pub(crate) struct HttpMetrics {
     responses: Vec<(&'static str, [Counter; 3])>,
     shed: [Counter; ShedReason::LABELS.len()],
     refused_keys: [Counter; 2],
 }
 
-/// Set from the engine's own counters whenever somebody looks.
+/// Metrics set from the engine's own counters at each scrape.
 struct EngineMetrics {
     running: Gauge,
     waiting: Gauge,
@@ -87,14 +86,14 @@ struct EngineMetrics {
     evictions: Counter,
     donors: Gauge,
     span_lookups: Vec<Counter>,
-    /// By span, by embedding.
+    /// Donors found by span, by embedding.
     found_donors: [Counter; 2],
     shadowed_tokens: Counter,
     quality: QualityMetrics,
     ready: Gauge,
 }
 
-/// Where the KV of a request's prompt came from, in one word.
+/// Source of the KV of a request's prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CacheOutcome {
     HitPrefix,
@@ -105,7 +104,7 @@ pub(crate) enum CacheOutcome {
 impl CacheOutcome {
     const LABELS: [&'static str; 3] = ["hit_prefix", "hit_span", "miss"];
 
-    /// A request that used spans is a span hit also when it had a prefix: its answer is approximate.
+    /// Returns the outcome. A request that used spans is a span hit even if it had a prefix: its answer is approximate.
     pub(crate) fn of(usage: &engine::KvUsage) -> Self {
         match (usage.span_tokens + usage.continued_tokens, usage.prefix_tokens) {
             (1.., _) => Self::HitSpan,
@@ -115,7 +114,7 @@ impl CacheOutcome {
     }
 }
 
-/// How a request ended, for `vllm:request_success_total`.
+/// Outcome of a request, for `vllm:request_success_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
     Stop,
@@ -128,7 +127,7 @@ impl Ending {
     const LABELS: [&'static str; 4] = ["stop", "length", "abort", "error"];
 }
 
-/// Why a request was refused.
+/// Reason why a request was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ShedReason {
     QueueFull,
@@ -147,7 +146,7 @@ impl ShedReason {
 }
 
 impl Metrics {
-    /// All series of a server of `model`, run by an engine that is set up as `scheduler`.
+    /// Registers all series of a server of `model`, run by an engine configured by `scheduler`.
     #[must_use]
     pub fn new(model: &ModelInfo, scheduler: &engine::SchedulerConfig) -> Self {
         let registrar = Registrar::new(&model.id, &bucket_table(model.max_model_len));
@@ -166,13 +165,13 @@ impl Metrics {
         }
     }
 
-    /// Text for a scrape that happens at `now`.
+    /// Renders the text of a scrape at `now`.
     pub(crate) fn render(&self, stats: &engine::EngineStats, is_ready: bool, now: Timestamp) -> String {
         self.engine.observe(stats, is_ready, now);
         self.handle.render()
     }
 
-    /// Folds samples into buckets. Without it a server that is never scraped would keep every sample.
+    /// Folds samples into buckets. Otherwise a server that is never scraped would keep every sample.
     pub(crate) fn run_upkeep(&self) {
         self.handle.run_upkeep();
     }
@@ -278,7 +277,7 @@ impl RequestMetrics {
         &self.success[ending as usize]
     }
 
-    /// Counts the prompt of a request. To be called once for each, when it is admitted.
+    /// Counts the prompt of a request. To be called once per request, when it is admitted.
     pub(crate) fn count_prompt(&self, mode: engine::KvSharingMode, usage: &engine::KvUsage) -> CacheOutcome {
         let approximate = usage.span_tokens + usage.continued_tokens;
         let (computed, prefix, span) = (u64::from(usage.computed_tokens), u64::from(usage.prefix_tokens), u64::from(approximate));
@@ -334,7 +333,7 @@ impl HttpMetrics {
         }
     }
 
-    /// Counts an answer. `route` is the router's pattern, `None` where no route matched.
+    /// Counts a response. `route` is the router's pattern, `None` if no route matched.
     pub(crate) fn count_response(&self, route: Option<&str>, status: u16) {
         let class = match status {
             0..400 => 0,
@@ -395,7 +394,7 @@ impl EngineMetrics {
     }
 
     fn observe(&self, stats: &engine::EngineStats, is_ready: bool, now: Timestamp) {
-        // A daemon that compares something serves no client.
+        // Requests that run for a comparison serve no client.
         self.running.set((stats.num_running - stats.num_comparing) as f64);
         self.waiting.set(stats.num_waiting as f64);
         self.queue_length.set(stats.num_waiting as f64);

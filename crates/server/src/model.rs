@@ -1,4 +1,4 @@
-//! The served model, as far as HTTP is concerned: its names, its limits, and how text becomes tokens.
+//! The served model as seen by the HTTP layer: its names, its limits, and its tokenizer.
 
 use std::sync::Arc;
 
@@ -6,49 +6,49 @@ use tokens::TokenId;
 
 use crate::embedding::Embedder;
 
-/// Facts of the served model.
+/// Properties of the served model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelInfo {
-    /// Its name in answers, metrics and scopes.
+    /// Name in answers, metrics and scopes.
     pub id: String,
-    /// Other names a request may use.
+    /// Other names that requests may use.
     pub aliases: Vec<String>,
-    /// Tokens of prompt and answer together.
+    /// Maximum number of tokens of prompt and answer together.
     pub max_model_len: u32,
-    /// Ids are below this.
+    /// Exclusive upper bound of token ids.
     pub vocab_size: u32,
     /// Tokens that end an answer.
     pub eos_token_ids: Vec<TokenId>,
-    /// When it was loaded, in seconds since 1970.
+    /// Load time, in seconds since 1970.
     pub created: u64,
 }
 
 impl ModelInfo {
-    /// Whether a request may call it `name`.
+    /// True if a request may call it `name`.
     pub(crate) fn is_called(&self, name: &str) -> bool {
         self.names().any(|known| known == name)
     }
 
-    /// All names, the main one first.
+    /// Returns all names, the main one first.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         std::iter::once(self.id.as_str()).chain(self.aliases.iter().map(String::as_str))
     }
 
-    /// A short name of everything that decides what a seed gives: model and version of the daemon.
+    /// Returns a short hash of everything that determines the result of a seed: model and version of the daemon.
     pub(crate) fn fingerprint(&self) -> String {
         let hash = blake3::hash(format!("{}\0{}", self.id, env!("CARGO_PKG_VERSION")).as_bytes());
         format!("fp_{}", &hash.to_hex()[..10])
     }
 }
 
-/// The served model with what turns text into its tokens.
+/// The served model with its tokenizer and embedder.
 #[derive(Clone)]
 pub struct ServedModel {
-    /// Its facts.
+    /// Properties of the model.
     pub info: Arc<ModelInfo>,
-    /// Text to tokens and back, and conversations to text if it has a chat template.
+    /// Tokenizer, with a chat template if the model has one.
     pub tokenizer: Arc<tokenizer::Tokenizer>,
-    /// Prompts to what they mean; `None` finds donors by their spans alone.
+    /// Prompt embedder; with `None` donors are found by their spans alone.
     pub embedder: Option<Arc<dyn Embedder>>,
 }
 

@@ -1,15 +1,15 @@
-//! Blanks that mean nothing, written one way.
+//! Normalization of insignificant whitespace.
 //!
-//! Text that was pasted or converted has other blanks, and other tokens, where it reads the same: with `kv_sharing.normalize` a request
-//! asks for these to be written one way before it is tokenized, so that more of it is found. What the model reads changes, so it is never
-//! done unasked; and blanks that may mean something stay: those of columns, indentation and code.
+//! Pasted or converted text has different whitespace, and so different tokens, where it reads the same. With `kv_sharing.normalize` a
+//! request asks for normalization before tokenization, so that more of its text matches. It changes the model's input, so it is never done
+//! unasked; and whitespace that may be significant stays: that of columns, indentation and code.
 
-/// Ends of sentences: people put one blank or two after them.
+/// Sentence ends, which people follow with one blank or two.
 const SENTENCE_ENDS: [char; 6] = ['.', '!', '?', ':', ';', ','];
 
-/// `text` with `\n` for `\r\n`, one blank for two after the end of a sentence, none at the end of a line, and at most one empty line in a row;
-/// `None` if that changes nothing or leaves nothing. Lines with tabs or backquotes keep the blanks inside them, and everything between code
-/// fences stays as it is.
+/// Replaces in `text` `\r\n` by `\n`, two blanks after the end of a sentence by one, removes blanks at the end of a line, and keeps at most
+/// one empty line in a row. Returns `None` if that changes nothing or leaves nothing. Lines with tabs or backquotes keep their inner
+/// blanks, and text between code fences stays unchanged.
 pub(crate) fn normalized(text: &str) -> Option<String> {
     let mut result = String::with_capacity(text.len());
     let mut fence: Option<&str> = None;
@@ -38,7 +38,7 @@ pub(crate) fn normalized(text: &str) -> Option<String> {
     (result != text && !result.is_empty()).then_some(result)
 }
 
-/// The marks of `line` if it opens a block of code, which may stand in a quotation.
+/// Returns the fence of `line` if it opens a code block, which may be inside a quotation.
 fn opening_fence(line: &str) -> Option<&str> {
     let marks = line.trim_start_matches([' ', '\t', '>']);
     let mark = marks.chars().next().filter(|mark| matches!(mark, '`' | '~'))?;
@@ -46,7 +46,7 @@ fn opening_fence(line: &str) -> Option<&str> {
     (num_marks >= 3).then(|| &marks[..num_marks])
 }
 
-/// True if `line` is nothing but at least as many marks as `open`.
+/// True if `line` consists of at least as many fence characters as `open`.
 fn closes(line: &str, open: &str) -> bool {
     let marks = line.trim_start_matches([' ', '\t', '>']).trim_end();
     marks.len() >= open.len() && marks.chars().all(|mark| open.starts_with(mark))

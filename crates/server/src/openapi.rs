@@ -1,10 +1,10 @@
-//! The OpenAPI document. Written by hand: the types are few, and a test holds it against the router and the types.
+//! The OpenAPI document. Written by hand: the types are few, and a test compares it with the router and the types.
 
 mod usage;
 
 use serde_json::{Map, Value, json};
 
-/// The document, as served.
+/// Returns the document as served.
 pub(crate) fn document() -> Value {
     json!({
         "openapi": "3.1.0",
@@ -71,13 +71,13 @@ fn says(summary: &str) -> Value {
     json!({"summary": summary, "responses": responses(json!({"application/json": {}}))})
 }
 
-/// An operation on what the parameter `name` of its path names.
+/// Adds the path parameter `name` to an operation.
 fn about(name: &str, mut operation: Value) -> Value {
     operation["parameters"] = json!([{"name": name, "in": "path", "required": true, "schema": {"type": "string"}}]);
     operation
 }
 
-/// An operation with optional parameters, each with what it does.
+/// Adds optional query parameters to an operation, each with its description.
 fn with_query(mut operation: Value, names: &[(&str, &str)]) -> Value {
     let mut parameters = operation["parameters"].as_array().cloned().unwrap_or_default();
     parameters.extend(names.iter().map(|(name, description)| {
@@ -87,13 +87,13 @@ fn with_query(mut operation: Value, names: &[(&str, &str)]) -> Value {
     operation
 }
 
-/// An operation that needs no key.
+/// Marks an operation as needing no key.
 fn open(mut operation: Value) -> Value {
     operation["security"] = json!([]);
     operation
 }
 
-/// An operation that needs a key with `admin = true`.
+/// Marks an operation as needing a key with `admin = true`.
 fn admin(mut operation: Value) -> Value {
     operation["description"] = json!("Needs an administrator's key.");
     operation
@@ -188,7 +188,7 @@ fn chat_fields() -> Vec<Field> {
     [own, template_fields()].concat()
 }
 
-/// The way a conversation becomes a prompt.
+/// Returns the fields that control how a conversation becomes a prompt.
 fn template_fields() -> Vec<Field> {
     let variables = json!({
         "type": ["object", "null"], "description": "Further variables of the chat template.", "examples": [{"enable_thinking": false}],
@@ -347,7 +347,7 @@ mod tests {
 
     use super::*;
 
-    /// The document's fields of `schema`, each with its example, must be all fields of `full`, a value that has every field.
+    /// Compares the document's fields of `schema`, each with its example, with all fields of `full`, a value that has every field.
     #[track_caller]
     fn check<T: Serialize + DeserializeOwned>(schema: &str, full: &T) {
         let document = document();

@@ -1,4 +1,4 @@
-//! From a valid request and its tokens to what the engine is asked.
+//! Conversion of a valid request and its tokens into engine requests.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::state::AppState;
 use crate::tenants::{Caller, PUBLIC};
 use crate::valid::ValidRequest;
 
-/// What `caller` asks with one of its prompts, for the first of its answers.
+/// Builds the engine request of `caller` for one of its prompts and the first of its answers.
 pub(crate) fn engine_request(
     app: &AppState,
     caller: &Caller,
@@ -47,7 +47,7 @@ pub(crate) fn engine_request(
     })
 }
 
-/// The clean-room computation of a public text: it reads nothing, and what it leaves behind is the corpus's.
+/// Builds the clean-room computation of a public text: it reads no cached KV, and its KV belongs to the corpus.
 pub(crate) fn corpus_request(app: &AppState, corpus: &str, prompt: &Encoded, arrival: Timestamp) -> Result<Request, ApiError> {
     let num_tokens = prompt.token_ids.len();
     if num_tokens >= app.model.info.max_model_len as usize {
@@ -78,7 +78,7 @@ pub(crate) fn corpus_request(app: &AppState, corpus: &str, prompt: &Encoded, arr
     })
 }
 
-/// Scopes of the public corpora that `caller` may read.
+/// Returns the scopes of the public corpora that `caller` may read.
 fn readable_scopes(app: &AppState, caller: &Caller) -> Vec<Scope> {
     let names = app.corpora.readable(&caller.reads);
     names.iter().map(|name| scope(app, Owner::Corpus(name), None)).collect()

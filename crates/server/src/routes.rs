@@ -1,4 +1,4 @@
-//! The routes, and what surrounds all of them.
+//! The routes and their common middleware.
 
 mod admin;
 mod completions;
@@ -54,7 +54,7 @@ pub(crate) const PATHS: [&str; 22] = [
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Everything the daemon answers.
+/// Builds the router of all endpoints.
 pub fn router(app: Arc<AppState>) -> Router {
     let layers = ServiceBuilder::new()
         .layer(SetRequestIdLayer::new(REQUEST_ID, MakeRequestUuid))

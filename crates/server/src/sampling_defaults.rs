@@ -1,4 +1,4 @@
-//! Sampling of requests that do not say how tokens are chosen.
+//! Default sampling parameters.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -6,28 +6,28 @@ use std::ops::RangeInclusive;
 use engine::SamplingParams;
 use protocol::SamplingFields;
 
-/// Sampling parameters of requests that name none, as the model's author recommends them. `None` is the API's own default.
+/// Sampling parameters of requests that specify none, as recommended by the model's author. `None` is the API's own default.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct SamplingDefaults {
-    /// In `0..=2`; 0 is greedy.
+    /// Temperature in `0..=2`; 0 is greedy.
     pub temperature: Option<f32>,
-    /// In `0 < p <= 1`.
+    /// Nucleus sampling mass in `0 < p <= 1`.
     pub top_p: Option<f32>,
-    /// 0 keeps all tokens.
+    /// Number of likeliest tokens to keep; 0 keeps all.
     pub top_k: Option<u32>,
-    /// In `0..=1`.
+    /// Minimum relative probability in `0..=1`.
     pub min_p: Option<f32>,
-    /// In `0.01..=100`; 1 does nothing.
+    /// Penalty in `0.01..=100`; 1 has no effect.
     pub repetition_penalty: Option<f32>,
-    /// Tokens of a chat answer at most.
+    /// Maximum tokens of a chat answer.
     pub max_tokens: Option<u32>,
 }
 
 impl SamplingDefaults {
-    /// Checks all ranges, which are those of requests.
+    /// Checks all ranges, which equal those of requests.
     ///
     /// # Errors
-    /// Names the first value that no request could have.
+    /// Names the first value that would be invalid in a request.
     pub fn validate(&self) -> Result<(), String> {
         let smallest = f32::MIN_POSITIVE;
         let numbers: [(&str, Option<f32>, RangeInclusive<f32>); 4] = [
@@ -44,7 +44,7 @@ impl SamplingDefaults {
         if self.max_tokens == Some(0) { Err("max_new_tokens is 0".to_owned()) } else { Ok(()) }
     }
 
-    /// `fields`, where what was not sent is one of these.
+    /// Fills the absent values of `fields` with these.
     pub(crate) fn fill(&self, fields: SamplingFields) -> SamplingFields {
         SamplingFields {
             temperature: fields.temperature.or(self.temperature.map(f64::from)),

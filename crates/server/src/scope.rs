@@ -1,4 +1,4 @@
-//! The scope inside which a request may share KV, and the names under which it can be erased.
+//! The scope within which a request may share KV, and the ids by which KV can be erased.
 
 use tokens::{Scope, SessionId};
 
@@ -6,39 +6,39 @@ use tokens::{Scope, SessionId};
 #[derive(Clone)]
 pub struct ScopeSecret([u8; 32]);
 
-/// What a scope depends on. Two requests share KV if and only if all of it is equal.
+/// Inputs of a scope. Two requests share KV if and only if all of them are equal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ScopeInputs<'a> {
-    /// Whose KV it is.
+    /// Owner of the KV.
     pub(crate) owner: Owner<'a>,
-    /// Model whose KV it is, and the version of the daemon that computes it.
+    /// Model of the KV, and the version of the daemon that computes it.
     pub(crate) epoch: &'a str,
-    /// What the client put into `cache_salt`.
+    /// `cache_salt` of the client.
     pub(crate) cache_salt: Option<&'a str>,
 }
 
-/// Whose KV a scope holds.
+/// Owner of the KV in a scope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Owner<'a> {
-    /// A tenant's, by its name.
+    /// A tenant, by its name.
     Tenant(&'a str),
     /// A public corpus, by its name.
     Corpus(&'a str),
 }
 
-/// Bytes that a secret has at least: those of the hash's key.
+/// Minimum bytes of a secret: those of the hash's key.
 const MIN_SECRET_BYTES: usize = 32;
 
-/// A secret that could be guessed.
+/// Error of a secret short enough to be guessed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a secret has at least {MIN_SECRET_BYTES} bytes, this one has {len}")]
 pub struct ShortSecret {
-    /// Bytes that were given.
+    /// Bytes given.
     pub len: usize,
 }
 
 impl ScopeSecret {
-    /// From the operating system's randomness: never the same in two processes.
+    /// Creates a secret from the operating system's randomness: never the same in two processes.
     #[must_use]
     pub fn random() -> Self {
         let mut secret = [0; 32];
@@ -47,10 +47,10 @@ impl ScopeSecret {
         Self(secret)
     }
 
-    /// From bytes that several processes know.
+    /// Creates a secret from bytes that several processes share.
     ///
     /// # Errors
-    /// If they are too few.
+    /// If there are too few bytes.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, ShortSecret> {
         match bytes.len() < MIN_SECRET_BYTES {
             true => Err(ShortSecret { len: bytes.len() }),
@@ -59,7 +59,7 @@ impl ScopeSecret {
     }
 }
 
-/// Scope of a request: a keyed hash of its inputs.
+/// Returns the scope of a request: a keyed hash of its inputs.
 pub(crate) fn scope_of(secret: &ScopeSecret, inputs: ScopeInputs<'_>) -> Scope {
     let (kind, name) = match inputs.owner {
         Owner::Tenant(name) => ("tenant", name),
@@ -68,21 +68,21 @@ pub(crate) fn scope_of(secret: &ScopeSecret, inputs: ScopeInputs<'_>) -> Scope {
     Scope(keyed_hash(secret, &[Some(kind), Some(name), Some(inputs.epoch), inputs.cache_salt]))
 }
 
-/// Name of a tenant's session. Another tenant's session of the same name is another one.
+/// Returns the id of a tenant's session. Sessions of the same name of two tenants differ.
 pub(crate) fn session_of(secret: &ScopeSecret, tenant: &str, session: &str) -> SessionId {
     SessionId(keyed_hash(secret, &[Some("session"), Some(tenant), Some(session)]))
 }
 
-/// Name of a corpus as a session of the owner of all corpora.
+/// Returns the id of a corpus as a session of the owner of all corpora.
 pub(crate) fn corpus_session(secret: &ScopeSecret, corpus: &str) -> SessionId {
     SessionId(keyed_hash(secret, &[Some("corpus session"), Some(corpus)]))
 }
 
-/// Each part has its length before it, so that no two lists run together.
+/// Hashes each part preceded by its length, so that no two lists collide by concatenation.
 fn keyed_hash(secret: &ScopeSecret, parts: &[Option<&str>]) -> u64 {
     let mut hasher = blake3::Hasher::new_keyed(&secret.0);
     for part in parts {
-        // An absent part is not the empty one.
+        // An absent part differs from an empty one.
         hasher.update(&part.map_or(u64::MAX, |part| part.len() as u64).to_le_bytes());
         hasher.update(part.unwrap_or_default().as_bytes());
     }

@@ -1,4 +1,4 @@
-//! From the first connection to the end: loading, serving, draining.
+//! Life cycle of the server: loading, serving, draining.
 
 use std::io;
 use std::pin::pin;
@@ -14,39 +14,39 @@ use crate::config::ServerConfig;
 use crate::connections::{Connections, Never};
 use crate::state::AppState;
 
-/// How serving ended.
+/// Outcome of serving.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
     /// Every request was answered.
     Drained,
-    /// The time to drain ran out: what still ran was cut with an error.
+    /// The shutdown timeout expired: running requests were cut with an error.
     Cut,
-    /// A second signal came: what still ran was cut with an error, and readers had a moment to be told.
+    /// A second signal arrived: running requests were cut with an error, and readers had a moment to receive it.
     Forced,
 }
 
-/// Time between foldings of metric samples into their buckets.
+/// Interval of folding metric samples into their buckets.
 const UPKEEP: Duration = Duration::from_secs(5);
-/// Time that answers which are complete, or cut, have to reach their readers.
+/// Time for complete or cut answers to reach their readers.
 const FLUSH: Duration = Duration::from_secs(2);
-/// The same after a second signal.
+/// The same time after a second signal.
 const FORCED_FLUSH: Duration = Duration::from_millis(200);
 
-/// Answers requests on `listener` until signals say otherwise.
+/// Answers requests on `listener` until signals end it.
 ///
-/// Until `loaded` gives the model, health checks are told that it is loading, and all other requests to come back. At the first item of
-/// `signals` the server is not ready any more and refuses new requests, but finishes those it has for as long as its configuration
-/// says; at the second one it cuts them, tells their readers and returns.
+/// Until `loaded` gives the model, health checks report that it is loading, and all other requests are told to retry. At the first item of
+/// `signals` the server stops being ready and refuses new requests, but finishes running ones for as long as its configuration allows; at
+/// the second one it cuts them, notifies their readers and returns.
 ///
 /// # Errors
-/// The error of `loaded`, as soon as it is there.
+/// The error of `loaded`, as soon as it occurs.
 pub async fn serve<E>(
     listener: TcpListener,
     config: &ServerConfig,
     loaded: impl Future<Output = Result<Arc<AppState>, E>>,
     signals: impl Stream<Item = ()>,
 ) -> Result<Ended, E> {
-    // After its end a stream of signals is silent, not ready.
+    // After its end a stream of signals stays pending.
     let mut signals = pin!(signals.chain(stream::pending()));
     let mut connections = Connections::new(config);
     let app = tokio::select! {
@@ -64,7 +64,7 @@ pub async fn serve<E>(
     }
     info!(num_in_flight = app.engine.num_in_flight(), "draining");
     app.engine.begin_drain();
-    // Health checks and refusals are answered meanwhile.
+    // Health checks and refusals are answered in the meantime.
     let ended = tokio::select! {
         biased;
         _ = signals.next() => Ended::Forced,
@@ -75,7 +75,7 @@ pub async fn serve<E>(
         never = connections.accept_all(&listener) => match never {},
     };
     drop(listener);
-    // From here on every reader is told that its answer was cut, however long the current step lasts.
+    // From here on every reader learns that its answer was cut, however long the current step lasts.
     app.engine.stop();
     let flush = if ended == Ended::Forced { FORCED_FLUSH } else { FLUSH };
     let ended = tokio::select! {
@@ -96,10 +96,10 @@ async fn keep_up(app: &AppState) -> Never {
     }
 }
 
-/// SIGTERM and SIGINT, as items.
+/// Returns a stream of SIGTERM and SIGINT.
 ///
 /// # Errors
-/// When the operating system refuses a handler.
+/// If the operating system refuses a handler.
 #[cfg(unix)]
 pub fn termination_signals() -> io::Result<impl Stream<Item = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
@@ -110,10 +110,10 @@ pub fn termination_signals() -> io::Result<impl Stream<Item = ()>> {
     }))
 }
 
-/// SIGHUP, as items: keys are to be read again.
+/// Returns a stream of SIGHUP, which reloads the keys.
 ///
 /// # Errors
-/// When the operating system refuses a handler.
+/// If the operating system refuses a handler.
 #[cfg(unix)]
 pub fn hangup_signals() -> io::Result<impl Stream<Item = ()>> {
     use tokio::signal::unix::{SignalKind, signal};

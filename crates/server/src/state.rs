@@ -1,4 +1,4 @@
-//! What every request handler shares.
+//! State that all request handlers share.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::metrics::Metrics;
 use crate::model::ServedModel;
 use crate::valid::Limits;
 
-/// The model, the engine, and the limits between them and the world.
+/// Model, engine, access control and limits of the server.
 pub struct AppState {
     pub(crate) model: ServedModel,
     pub(crate) engine: EngineHandle,
@@ -28,10 +28,10 @@ pub struct AppState {
 }
 
 impl AppState {
-    /// Puts together what has been started. `metrics` are those the engine thread was given.
+    /// Combines the started components. `metrics` are those given to the engine thread.
     ///
     /// # Errors
-    /// When `config` would refuse everything.
+    /// If `config` is invalid.
     pub fn new(
         model: ServedModel,
         engine: EngineHandle,
@@ -46,7 +46,7 @@ impl AppState {
         Ok(Arc::new(Self { model, engine, metrics, config, access, corpora, embedding_lane, heavy, body_memory, fingerprint }))
     }
 
-    /// Keys, and the secret that keeps the KV of tenants apart.
+    /// Returns the access control, with the secret that separates tenants' KV.
     #[must_use]
     pub fn access(&self) -> &Access {
         &self.access

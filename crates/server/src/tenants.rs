@@ -1,6 +1,6 @@
-//! Who may ask: API keys, the tenants they stand for, and what each may read.
+//! API keys, their tenants, and the corpora that each may read.
 //!
-//! Keys are known by their SHA-256 only. A tenant is named by its key and by nothing that a request says.
+//! Only the SHA-256 of a key is stored. The tenant is determined by the key and by nothing else in a request.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -9,64 +9,64 @@ use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 use tokens::TenantId;
 
-/// A key that is accepted, and what it allows.
+/// An accepted key with its permissions.
 #[derive(Clone, PartialEq)]
 pub struct ApiKey {
     /// SHA-256 of the key.
     pub sha256: [u8; 32],
-    /// Whose it is. Several keys may be of one tenant.
+    /// Tenant of the key. Several keys may belong to one tenant.
     pub tenant: String,
-    /// Whether it may look at and erase what others left behind, and register public corpora.
+    /// True if it may list and erase the KV of other tenants, and register public corpora.
     pub is_admin: bool,
     /// Share of the KV pool that the tenant may hold, above 0 and at most 1.
     pub quota: Option<f64>,
-    /// Public corpora that it may read.
+    /// Public corpora that the tenant may read.
     pub public: Vec<String>,
 }
 
-/// Why a list of keys is refused.
+/// Reason why a list of keys is refused.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum TenantsError {
-    /// Names are shown in lists and stand in paths.
+    /// A name is not usable in lists and paths.
     #[error("`{0}` is no name: 1 to 64 letters, digits, `-`, `_` or `.`")]
     Name(String),
-    /// Out of range.
+    /// A quota is out of range.
     #[error("the quota of tenant `{tenant}` must be above 0 and at most 1, is {quota}")]
     Quota {
-        /// Whose.
+        /// Name of the tenant.
         tenant: String,
-        /// As given.
+        /// Quota as given.
         quota: f64,
     },
-    /// Two keys of one tenant disagree.
+    /// Two keys of one tenant have different quotas.
     #[error("the keys of tenant `{tenant}` give different quotas")]
     Quotas {
-        /// Whose.
+        /// Name of the tenant.
         tenant: String,
     },
-    /// Two entries have one key, so it would be unclear what it allows.
+    /// Two entries have the same key, so its permissions would be ambiguous.
     #[error("a key of tenant `{tenant}` is listed twice")]
     Twice {
-        /// Whose, the second time.
+        /// Tenant of the second entry.
         tenant: String,
     },
-    /// A list without keys would refuse everybody.
+    /// A list without keys would refuse every request.
     #[error("there are no keys")]
     Empty,
 }
 
-/// All tenants. Without keys there is one, and everybody is it.
+/// All tenants. Without keys there is one, to which every request belongs.
 pub struct Tenants {
     keys: Vec<ApiKey>,
-    /// By id.
+    /// Names by id.
     names: Vec<String>,
-    /// By id.
+    /// Quotas by id.
     quotas: Vec<Option<f64>>,
-    /// By id, of those that the engine was started with.
+    /// Quotas by id that the engine was started with.
     engine_quotas: Vec<Option<f64>>,
 }
 
-/// Who sent a request, and what its key allows.
+/// Sender of a request, with the permissions of its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Caller {
     pub(crate) tenant: TenantId,
@@ -75,16 +75,16 @@ pub(crate) struct Caller {
     pub(crate) reads: PublicReads,
 }
 
-/// Public corpora a caller may read.
+/// Public corpora that a caller may read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum PublicReads {
-    /// All there are: nobody else is here.
+    /// All corpora, because there is only one tenant.
     All,
-    /// These.
+    /// These corpora.
     Named(BTreeSet<String>),
 }
 
-/// Why a key is not accepted.
+/// Reason why a key is not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum KeyError {
     Missing,
@@ -95,27 +95,27 @@ impl KeyError {
     pub(crate) const LABELS: [&'static str; 2] = ["missing_key", "unknown_key"];
 }
 
-/// Tenant of every request as long as there are no keys.
+/// Tenant of every request while there are no keys.
 const DEFAULT_TENANT: &str = "default";
-/// Owner of public corpora: no key is of it.
+/// Owner of public corpora: no key belongs to it.
 pub(crate) const PUBLIC: TenantId = TenantId(u32::MAX);
-/// Bytes of a name. Chosen.
+/// Maximum bytes of a name. Chosen.
 const MAX_NAME_BYTES: usize = 64;
 
-/// Whether `name` can name a tenant or a corpus: what can stand in a path and in a table.
+/// True if `name` can name a tenant or a corpus, so that it fits in a path and in a table.
 pub(crate) fn is_name(name: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     (1..=MAX_NAME_BYTES).contains(&name.len()) && name.bytes().all(is_plain) && !name.bytes().all(|byte| byte == b'.')
 }
 
 impl ApiKey {
-    /// A new key: 244 bits from the operating system's randomness.
+    /// Generates a key with 244 bits of the operating system's randomness.
     #[must_use]
     pub fn generate() -> String {
         format!("kvs-{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple())
     }
 
-    /// What is known of `key`.
+    /// Returns the stored digest of `key`.
     #[must_use]
     pub fn digest(key: &str) -> [u8; 32] {
         Sha256::digest(key).into()
@@ -130,16 +130,16 @@ impl fmt::Debug for ApiKey {
 }
 
 impl Tenants {
-    /// No keys: everybody is the one tenant, and may do everything.
+    /// Creates tenants without keys: every request belongs to one tenant with all permissions.
     #[must_use]
     pub fn open() -> Self {
         Self { keys: Vec::new(), names: vec![DEFAULT_TENANT.to_owned()], quotas: vec![None], engine_quotas: vec![None] }
     }
 
-    /// The tenants of `keys`, numbered as they occur.
+    /// Builds the tenants of `keys`, numbered in order of occurrence.
     ///
     /// # Errors
-    /// If there are no keys, a name or quota makes no sense, or two entries contradict each other.
+    /// If there are no keys, a name or quota is invalid, or two entries contradict each other.
     pub fn try_new(keys: Vec<ApiKey>) -> Result<Self, TenantsError> {
         let (mut names, mut quotas): (Vec<String>, Vec<Option<f64>>) = Default::default();
         for (index, key) in keys.iter().enumerate() {
@@ -162,7 +162,7 @@ impl Tenants {
         if keys.is_empty() { Err(TenantsError::Empty) } else { Ok(Self { keys, names, engine_quotas: quotas.clone(), quotas }) }
     }
 
-    /// The keys of `next`, with the tenants of `self` under their numbers: KV is kept by number. A tenant without keys keeps its number.
+    /// Combines the keys of `next` with the tenant ids of `self`: KV is stored by id. A tenant without keys keeps its id.
     pub(crate) fn succeeded_by(&self, next: Self) -> Self {
         let mut names = self.names.clone();
         names.extend(next.names.iter().filter(|name| !self.names.contains(name)).cloned());
@@ -175,31 +175,31 @@ impl Tenants {
         self.keys.len()
     }
 
-    /// Names of the tenants whose quota is not the one that the engine knows.
+    /// Returns the names of tenants whose quota differs from the engine's.
     pub(crate) fn other_quotas(&self) -> Vec<String> {
         let differs = |index: usize| self.quotas[index] != self.engine_quotas.get(index).copied().flatten();
         (0..self.names.len()).filter(|&index| differs(index)).map(|index| self.names[index].clone()).collect()
     }
 
-    /// Whether requests need no key.
+    /// True if requests need no key.
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.keys.is_empty()
     }
 
-    /// Blocks that each tenant with a quota may hold, of a pool of `num_blocks`; at least one.
+    /// Returns the blocks that each tenant with a quota may hold, of a pool of `num_blocks`; at least one.
     #[must_use]
     pub fn quota_blocks(&self, num_blocks: usize) -> BTreeMap<TenantId, usize> {
         let blocks = |quota: f64| ((quota * num_blocks as f64) as usize).max(1);
         (0..).map(TenantId).zip(&self.quotas).filter_map(|(id, quota)| Some((id, blocks((*quota)?)))).collect()
     }
 
-    /// Name of a tenant; `None` for the owner of public corpora.
+    /// Returns the name of a tenant; `None` for the owner of public corpora.
     pub(crate) fn name(&self, id: TenantId) -> Option<&str> {
         self.names.get(id.0 as usize).map(String::as_str)
     }
 
-    /// Name of the one tenant, if there is only one.
+    /// Returns the name of the only tenant, if there is only one.
     pub(crate) fn only(&self) -> Option<&str> {
         match &self.names[..] {
             [only] => Some(only),
@@ -207,12 +207,12 @@ impl Tenants {
         }
     }
 
-    /// The tenant of this name.
+    /// Returns the tenant of this name.
     pub(crate) fn find(&self, name: &str) -> Option<TenantId> {
         (0..).map(TenantId).zip(&self.names).find(|(_, known)| *known == name).map(|(id, _)| id)
     }
 
-    /// Whom `key` stands for. Every key is compared, each in constant time, so that the time taken tells nothing about any.
+    /// Returns the caller of `key`. Every key is compared, each in constant time, so that the duration reveals nothing about any.
     pub(crate) fn authenticate(&self, key: Option<&str>) -> Result<Caller, KeyError> {
         if self.is_open() {
             let name = DEFAULT_TENANT.to_owned();

@@ -1,6 +1,6 @@
-//! From what a client sent to what can be run: everything is checked here, once.
+//! Validation of client requests, done once and only here.
 //!
-//! What comes out needs no further check but the prompt's length, which only the tokenizer knows.
+//! A validated request needs no further check except of the prompt's length, which only the tokenizer knows.
 
 mod fields;
 mod messages;
@@ -22,39 +22,39 @@ use crate::config::ServerConfig;
 use crate::error::ApiError;
 use crate::model::ModelInfo;
 
-/// What requests are checked against.
+/// Limits that requests are validated against.
 #[derive(Clone, Copy)]
 pub(crate) struct Limits<'a> {
     pub(crate) model: &'a ModelInfo,
     pub(crate) config: &'a ServerConfig,
-    /// Answers one request may ask for in all: more than this could never be queued.
+    /// Maximum answers of one request in total: more could never be queued.
     pub(crate) max_choices: usize,
 }
 
-/// A request that can be run.
+/// A validated request.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ValidRequest {
-    /// The model, by the name the client used.
+    /// Model name as used by the client.
     pub(crate) model: String,
-    /// At least one.
+    /// Prompts, at least one.
     pub(crate) prompts: Vec<PromptSource>,
-    /// Answers for each prompt, at least 1.
+    /// Answers per prompt, at least 1.
     pub(crate) n: u32,
-    /// `None` fills the model's length.
+    /// Limit of generated tokens.
     pub(crate) max_tokens: MaxTokens,
-    /// All but `max_tokens`, and with the seed of the first answer.
+    /// Sampling parameters except `max_tokens`, with the seed of the first answer.
     pub(crate) sampling: SamplingParams,
-    /// The way tokens become text.
+    /// Options of detokenization.
     pub(crate) text: TextOptions,
-    /// `None` for a whole answer.
+    /// Streaming mode; `None` for a whole answer.
     pub(crate) stream: Option<StreamMode>,
     pub(crate) sharing: ValidSharing,
     pub(crate) cache_salt: Option<String>,
-    /// Whether answers start with their prompt.
+    /// True if answers start with their prompt.
     pub(crate) echo: bool,
 }
 
-/// What is to be continued, before it is tokenized.
+/// A prompt before tokenization.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum PromptSource {
     Text(String),
@@ -63,7 +63,7 @@ pub(crate) enum PromptSource {
 }
 
 impl PromptSource {
-    /// The request's field it came from.
+    /// Returns the field of the request that it came from.
     pub(crate) fn param(&self) -> &'static str {
         match self {
             Self::Text(_) | Self::Tokens(_) => "prompt",
@@ -72,17 +72,17 @@ impl PromptSource {
     }
 }
 
-/// How many tokens to generate at most.
+/// Limit of the number of generated tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MaxTokens {
-    /// As many as asked for, or an error.
+    /// The requested number, or an error.
     Exactly(u32),
-    /// As many as fit, but no more than this.
+    /// As many as fit, up to this number.
     AtMost(u32),
 }
 
 impl MaxTokens {
-    /// Tokens to generate after a prompt of `prompt_tokens`, which came from the field `param`.
+    /// Returns the tokens to generate after a prompt of `prompt_tokens`, which came from the field `param`.
     pub(crate) fn after(self, prompt_tokens: usize, max_model_len: u32, param: &'static str) -> Result<u32, ApiError> {
         let max_model_len = max_model_len as usize;
         let room = max_model_len.saturating_sub(prompt_tokens);
@@ -102,8 +102,8 @@ impl MaxTokens {
         Ok(u32::try_from(granted).expect("a length within max_model_len is a u32"))
     }
 
-    /// `granted` tokens where the KV pool, or the tenant's part of it, has room for `room` behind the prompt: a length that nobody asked for
-    /// ends there. One is left in any case, so that a prompt without any room is refused as what it is.
+    /// Limits `granted` to `room`, the tokens that fit the KV pool or the tenant's share of it after the prompt, unless the request set
+    /// the number. At least one token remains, so that a prompt without any room is refused for its length.
     pub(crate) fn within(self, granted: u32, room: usize) -> u32 {
         match self {
             Self::Exactly(_) => granted,
@@ -112,20 +112,20 @@ impl MaxTokens {
     }
 }
 
-/// How a streamed answer ends.
+/// Options at the end of a streamed answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct StreamMode {
     pub(crate) include_usage: bool,
 }
 
-/// Tokens that a completion gets when it does not say: OpenAI's number.
+/// Default tokens of a completion, as in OpenAI's API.
 const DEFAULT_COMPLETION_TOKENS: u32 = 16;
 
-/// Likeliest tokens one may ask for at a position: OpenAI's number for chat.
+/// Maximum likeliest tokens reported per position, as in OpenAI's chat API.
 const MAX_TOP_LOGPROBS: u32 = 20;
 
 impl ValidRequest {
-    /// Checks a chat request.
+    /// Validates a chat request.
     pub(crate) fn from_chat(request: ChatCompletionRequest, limits: Limits<'_>) -> Result<Self, ApiError> {
         let request = judge(request, CHAT)?;
         let model = valid_model(request.model, limits.model)?;
@@ -144,7 +144,7 @@ impl ValidRequest {
         Self::build(model, wishes, request.sampling, limits)
     }
 
-    /// Checks a completion request.
+    /// Validates a completion request.
     pub(crate) fn from_completion(request: CompletionRequest, limits: Limits<'_>) -> Result<Self, ApiError> {
         let request = judge(request, COMPLETIONS)?;
         let model = valid_model(request.model, limits.model)?;
@@ -158,7 +158,7 @@ impl ValidRequest {
             Some(max_tokens) => MaxTokens::Exactly(count("max_tokens", max_tokens, u32::from(!echo)..=u32::MAX)?),
             None => MaxTokens::AtMost(DEFAULT_COMPLETION_TOKENS),
         };
-        // Scoring a prompt is what the engine can do without generating, also when nobody reads the scores.
+        // The engine can score a prompt without generating, even if no scores are requested.
         let only_echoes = max_tokens == MaxTokens::Exactly(0);
         let prompt_logprobs = if echo && (logprobs.is_some() || only_echoes) { logprobs.or(Some(0)) } else { None };
         Self::build(model, Wishes { prompts, max_tokens, logprobs, prompt_logprobs, echo }, request.sampling, limits)
@@ -182,7 +182,7 @@ impl ValidRequest {
             let message = format!("{num_choices} answers asked for, at most {} are possible", limits.max_choices);
             return Err(ApiError::param(if n > 1 { "n" } else { "prompt" }, message));
         }
-        // A scored prompt is computed as a whole, and `cache_prompt: false` asks for it.
+        // A scored prompt is computed as a whole, and `cache_prompt: false` asks for that.
         let computes_all = prompt_logprobs.is_some() || fields.cache_prompt == Some(false);
         let context = SharingContext { num_messages, has_seed: fields.seed.is_some(), computes_all };
         Ok(Self {
@@ -200,7 +200,7 @@ impl ValidRequest {
     }
 }
 
-/// What the two endpoints say in their own ways.
+/// Fields that the two endpoints express differently.
 struct Wishes {
     prompts: Vec<PromptSource>,
     max_tokens: MaxTokens,
@@ -209,7 +209,7 @@ struct Wishes {
     echo: bool,
 }
 
-/// Checks the name of the model. Without one it is the one model there is, as vLLM and llama.cpp have it.
+/// Validates the model name. Without one it is the only served model, as in vLLM and llama.cpp.
 pub(crate) fn valid_model(name: Option<String>, model: &ModelInfo) -> Result<String, ApiError> {
     match name {
         Some(name) if model.is_called(&name) => Ok(name),
@@ -238,7 +238,7 @@ fn valid_prompts(prompt: Option<Prompt>, model: &ModelInfo) -> Result<Vec<Prompt
     Ok(prompts)
 }
 
-/// Checks that all `ids` are of the vocabulary.
+/// Checks that all `ids` are in the vocabulary.
 pub(crate) fn valid_tokens(param: &str, ids: Vec<u32>, model: &ModelInfo) -> Result<Vec<TokenId>, ApiError> {
     let check = |id: u32| {
         let is_known = id < model.vocab_size;

@@ -1,8 +1,9 @@
-//! Web pages that may reach the daemon, and the names under which they may do so.
+//! Access of web pages to the daemon, and the host names under which it answers.
 //!
-//! A browser sends a page's requests to any address, loopback too. Without API keys nothing else tells such a page from the user's own
-//! programs, so a daemon without keys checks two headers. `Origin` names the page: it must be local, or allowed. `Host` is the name that
-//! was resolved: a page that had its own name resolved to this machine (DNS rebinding) has no foreign origin, but a foreign host.
+//! A browser sends a page's requests to any address, including loopback. Without API keys nothing else distinguishes such a page from the
+//! user's own programs, so a daemon without keys checks two headers. `Origin` names the page: it must be local, or allowed. `Host` is the
+//! name that was resolved: a page that had its own name resolved to this machine (DNS rebinding) has no foreign origin, but a foreign
+//! host.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -20,21 +21,21 @@ use crate::error::ApiError;
 use crate::metrics::ShedReason;
 use crate::state::AppState;
 
-/// Pages and names that are allowed besides local ones.
+/// Pages and host names that are allowed besides local ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WebAccess {
-    /// Origins, as `https://ui.example:8443`; `null` stands for pages without an origin and `*` for all pages.
+    /// Allowed origins, as `https://ui.example:8443`; `null` matches pages without an origin and `*` all pages.
     pub origins: Vec<String>,
-    /// Host names without a port; `*` stands for all.
+    /// Allowed host names without a port; `*` matches all.
     pub hosts: Vec<String>,
-    /// True if the daemon listens on a loopback address. Elsewhere it also answers to addresses and to names that public DNS does not
+    /// True if the daemon listens on a loopback address. Otherwise it also answers to addresses and to names that public DNS does not
     /// resolve, because pages cannot have those resolved to it.
     pub is_local: bool,
 }
 
-/// Time for which a browser remembers the answer to a preflight. Chosen.
+/// Time for which a browser caches a preflight response. Chosen.
 const PREFLIGHT_AGE: Duration = Duration::from_secs(600);
-/// Ends of names that public DNS does not resolve (RFC 6762, RFC 8375, and ICANN's reservation of 2024).
+/// Suffixes of names that public DNS does not resolve (RFC 6762, RFC 8375, and ICANN's reservation of 2024).
 const PRIVATE_SUFFIXES: [&str; 3] = [".local", ".internal", ".home.arpa"];
 
 impl Default for WebAccess {
@@ -44,7 +45,7 @@ impl Default for WebAccess {
 }
 
 impl WebAccess {
-    /// The first entry that can match no request, if there is one.
+    /// Returns the first entry that can match no request, if there is one.
     #[must_use]
     pub fn meaningless_entry(&self) -> Option<&str> {
         let is_origin = |text: &str| matches!(text, "*" | "null") || parse_origin(text).is_some();
@@ -53,9 +54,9 @@ impl WebAccess {
         origin.or_else(|| self.hosts.iter().find(|text| !is_host(text))).map(String::as_str)
     }
 
-    /// Checks the page and the name that a request for `uri` came with.
+    /// Checks the page and the host name of a request for `uri`.
     fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), ApiError> {
-        // A browser always sends a host; what sends none is no browser.
+        // A browser always sends a host, so a client that sends none is not a browser.
         let hosts = headers.get_all(HOST).iter().map(|host| host.to_str().unwrap_or_default());
         let skips_host = uri.path() == METRICS_PATH && !self.is_local;
         let mut hosts = hosts.chain(uri.authority().map(|authority| authority.as_str()));
@@ -74,7 +75,7 @@ impl WebAccess {
         is_listed || is_loopback(&name) || (!self.is_local && is_private(&name))
     }
 
-    /// A page is allowed if it is listed, on this machine, or of a host that is listed and was asked for.
+    /// True if the page is listed, local, or of a listed host that the request is addressed to.
     fn allows_origin(&self, origin: &HeaderValue, headers: &HeaderMap) -> bool {
         let Ok(origin) = origin.to_str() else { return false };
         if self.origins.iter().any(|known| known == "*" || known.trim_end_matches('/').eq_ignore_ascii_case(origin)) {
@@ -91,7 +92,7 @@ impl WebAccess {
     }
 }
 
-/// Refuses requests of foreign pages and to foreign names, where no key tells who asks. Health checks are always answered.
+/// Refuses requests of foreign pages and to foreign names when no key identifies the caller. Health checks are always answered.
 pub(crate) async fn check_page(State(app): State<Arc<AppState>>, request: Request, next: Next) -> Response {
     if app.access.is_open()
         && !HEALTH_PATHS.contains(&request.uri().path())
@@ -103,7 +104,7 @@ pub(crate) async fn check_page(State(app): State<Arc<AppState>>, request: Reques
     next.run(request).await
 }
 
-/// Answers preflights, and tells browsers which pages may read an answer.
+/// Answers preflights, and sends the headers that let allowed pages read an answer.
 pub(crate) fn cors(app: &Arc<AppState>, request_id: HeaderName) -> CorsLayer {
     let app = Arc::clone(app);
     CorsLayer::new()
@@ -115,18 +116,18 @@ pub(crate) fn cors(app: &Arc<AppState>, request_id: HeaderName) -> CorsLayer {
         .max_age(PREFLIGHT_AGE)
 }
 
-/// The authority of an origin on the web.
+/// Returns the authority of a web origin.
 fn parse_origin(origin: &str) -> Option<&str> {
     let (scheme, authority) = origin.trim_end_matches('/').split_once("://")?;
     let is_scheme = !scheme.is_empty() && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
     (is_scheme && !authority.is_empty() && !authority.contains(['/', '?', '#', '@', ' '])).then_some(authority)
 }
 
-/// The name in an authority: no port, no brackets, no final dot, in lower case.
+/// Returns the host name of an authority: no port, no brackets, no final dot, in lower case.
 fn host_name(authority: &str) -> String {
     let name = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((address, _)) => address,
-        // An address of version 6 without brackets has colons of its own.
+        // An IPv6 address without brackets has colons of its own.
         None if authority.parse::<IpAddr>().is_ok() => authority,
         None => authority.rsplit_once(':').map_or(authority, |(name, _)| name),
     };
@@ -144,7 +145,7 @@ fn is_private(name: &str) -> bool {
     name.parse::<IpAddr>().is_ok() || is_label(name) || PRIVATE_SUFFIXES.iter().any(|suffix| name.ends_with(suffix))
 }
 
-/// `text` for a message.
+/// Truncates `text` for a message.
 fn shortened(text: &str) -> String {
     const MAX_CHARS: usize = 128;
     text.chars().filter(|character| !character.is_control()).take(MAX_CHARS).collect()

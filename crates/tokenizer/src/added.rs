@@ -1,4 +1,4 @@
-//! Tokens whose text is taken out of a prompt before anything else is cut.
+//! Added tokens, whose text is matched in a prompt before pre-tokenization.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -6,41 +6,41 @@ use std::ops::Range;
 use regex::Regex;
 use tokens::TokenId;
 
-/// One token that is matched as it is written.
+/// A token that is matched verbatim.
 #[derive(Clone, Debug)]
 pub(crate) struct AddedToken {
-    /// Its text.
+    /// Text of the token.
     pub(crate) text: String,
-    /// Its id.
+    /// Id of the token.
     pub(crate) id: TokenId,
-    /// Whether it steers the model and is no text: left out by `skip_special`.
+    /// True if it is a control token and not text: `skip_special` omits it.
     pub(crate) is_special: bool,
-    /// True if white space before it belongs to it.
+    /// True if the token absorbs white space before it.
     pub(crate) takes_space_before: bool,
-    /// True if white space after it belongs to it.
+    /// True if the token absorbs white space after it.
     pub(crate) takes_space_after: bool,
 }
 
-/// Finds added tokens in text: the leftmost first, and of several the longest.
+/// Matcher of added tokens in text: leftmost first, and the longest of several.
 pub(crate) struct AddedTokens {
-    /// `None` when there are none.
+    /// Expression of all added tokens; `None` without any.
     all: Option<Regex>,
-    /// Those that are text; `None` when there are none.
+    /// Expression of those that are text; `None` without any.
     plain: Option<Regex>,
     tokens: HashMap<String, AddedToken>,
 }
 
-/// A stretch of a prompt.
+/// A segment of a prompt.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Segment<'a> {
-    /// Text to cut and merge.
+    /// Text to pre-tokenize and merge.
     Text(&'a str),
     /// An added token and its length in bytes.
     Added(TokenId, usize),
 }
 
 impl AddedTokens {
-    /// A matcher for `tokens`.
+    /// Compiles a matcher for `tokens`.
     pub(crate) fn new(tokens: &[AddedToken]) -> Result<Self, regex::Error> {
         let plain: Vec<&AddedToken> = tokens.iter().filter(|token| !token.is_special).collect();
         Ok(Self {
@@ -50,8 +50,8 @@ impl AddedTokens {
         })
     }
 
-    /// `text`, cut at its added tokens; no segment is empty. Of a special token, no byte is in one of `inputs`, which are sorted and
-    /// disjoint: what the caller wrote is text.
+    /// Splits `text` at its added tokens into non-empty segments. Special tokens that overlap one of `inputs`, which are sorted and
+    /// disjoint, are not matched: the caller's input is text.
     pub(crate) fn segments<'a>(&self, text: &'a str, inputs: &[Range<usize>]) -> Vec<Segment<'a>> {
         let mut segments = Vec::new();
         let mut at = 0;
@@ -69,7 +69,7 @@ impl AddedTokens {
         segments
     }
 
-    /// `range` with the white space that belongs to its token, as far back as `from`.
+    /// Extends `range` by the white space that belongs to its token, back to `from` at most.
     fn with_space(&self, text: &str, from: usize, range: Range<usize>) -> Range<usize> {
         let token = &self.tokens[&text[range.clone()]];
         let start = if token.takes_space_before { from + text[from..range.start].trim_end().len() } else { range.start };
@@ -78,13 +78,13 @@ impl AddedTokens {
         start..end
     }
 
-    /// True if `inputs` keep text from becoming a special token.
+    /// True if `inputs` prevent a special token in `text` from being matched.
     pub(crate) fn are_restricted(&self, text: &str, inputs: &[Range<usize>]) -> bool {
         let is_restricted = |found: regex::Match<'_>| self.tokens[found.as_str()].is_special && touches(inputs, &found.range());
         self.all.iter().flat_map(|all| all.find_iter(text)).any(is_restricted)
     }
 
-    /// The first added token from `from` on.
+    /// Returns the first added token at or after `from`.
     fn next(&self, text: &str, from: usize, inputs: &[Range<usize>]) -> Option<(Range<usize>, TokenId)> {
         let all = self.all.as_ref()?;
         let mut at = from;
@@ -97,7 +97,7 @@ impl AddedTokens {
         }
     }
 
-    /// The token that starts where `found` does, which may be a shorter one than `found`.
+    /// Returns the token that starts at the start of `found`; it may be shorter than `found`.
     fn accepted(&self, text: &str, found: &regex::Match<'_>, inputs: &[Range<usize>]) -> Option<(Range<usize>, TokenId)> {
         let token = &self.tokens[found.as_str()];
         if !token.is_special || !touches(inputs, &found.range()) {
@@ -108,7 +108,7 @@ impl AddedTokens {
             regex.find_at(text, start).filter(|found| found.start() == start).map(|found| found.range())
         };
         let plain = self.plain.as_ref().and_then(|plain| starts_here(plain, text));
-        // What is before the next input may hold a token that is the template's alone.
+        // Text before the next input may hold a special token written by the template.
         let next_input = inputs.partition_point(|input| input.end <= start);
         let of_template = match inputs.get(next_input) {
             Some(input) if input.start > start => self.all.as_ref().and_then(|all| starts_here(all, &text[..input.start])),
@@ -120,13 +120,13 @@ impl AddedTokens {
     }
 }
 
-/// True if `range` has a byte in common with one of `inputs`.
+/// True if `range` overlaps one of `inputs`.
 fn touches(inputs: &[Range<usize>], range: &Range<usize>) -> bool {
     let first = inputs.partition_point(|input| input.end <= range.start);
     inputs.get(first).is_some_and(|input| input.start < range.end)
 }
 
-/// An expression that matches any of `tokens`, the longest first: it takes the first alternative that matches.
+/// Builds an expression that matches any of `tokens`, longest first, because the first matching alternative is taken.
 fn any_of<'a>(tokens: impl Iterator<Item = &'a AddedToken>) -> Result<Option<Regex>, regex::Error> {
     let mut texts: Vec<&str> = tokens.map(|token| token.text.as_str()).filter(|text| !text.is_empty()).collect();
     texts.sort_by_key(|text| std::cmp::Reverse(text.len()));
@@ -155,7 +155,7 @@ mod tests {
         assert_eq!(added().segments(text, &[]), expected);
     }
 
-    /// `input` stands for what the caller wrote, in place of `#`.
+    /// Substitutes `input`, which represents the caller's input, for `#`.
     #[track_caller]
     fn check_input(template: &str, input: &str, expected: &[Segment<'_>]) {
         let mut inputs = Vec::new();

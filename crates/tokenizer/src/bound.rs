@@ -1,19 +1,19 @@
-//! A lower bound on the tokens of a text, told by its bytes alone.
+//! A lower bound on the number of tokens of a text, computed from its bytes alone.
 //!
-//! Each token covers no more bytes than the longest token that is made of such bytes, so a text that cannot fit a model is refused in one
-//! pass over its bytes, before it is tokenized. The longest token of most vocabularies is a run of spaces; emoji or letters have much
+//! Each token covers no more bytes than the longest token made of the same byte classes, so a text that cannot fit a model is refused in
+//! one pass over its bytes, before it is tokenized. The longest token of most vocabularies is a run of spaces; emoji or letters have much
 //! shorter ones, hence the classes.
 
-/// Bytes that are looked at together, at least. Chosen: long beside a token, short beside what stands between two languages.
+/// Minimum bytes of a window. Chosen: long relative to a token, short relative to the stretches of one language.
 const MIN_WINDOW: usize = 4096;
 
-/// The longest token of each set of byte classes.
+/// Length of the longest token for each set of byte classes.
 pub(crate) struct TokenLengths {
-    /// By set of classes, one bit each: bytes of the longest token that has no byte of another class. 0: there is none.
+    /// Bytes of the longest token that has no byte of another class, by set of classes with one bit each. 0 if there is none.
     longest: [u32; 256],
 }
 
-/// The class of a byte, as one bit.
+/// Returns the class of a byte as one bit.
 const fn class_of(byte: u8) -> u8 {
     match byte {
         b'a'..=b'z' => 1,
@@ -22,9 +22,9 @@ const fn class_of(byte: u8) -> u8 {
         b' ' => 8,
         // Other white space and punctuation.
         0..=0x7f => 16,
-        // Inside of a character.
+        // Continuation bytes.
         0x80..=0xbf => 32,
-        // The start of a character of two or three bytes, and of four, as emoji are.
+        // Lead bytes of two- or three-byte characters, and of four-byte ones such as emoji.
         0xc0..=0xef => 64,
         0xf0..=0xff => 128,
     }
@@ -35,14 +35,14 @@ fn classes_of(bytes: &[u8]) -> u8 {
 }
 
 impl TokenLengths {
-    /// From the bytes of all tokens.
+    /// Builds the table from the bytes of all tokens.
     pub(crate) fn new<'a>(tokens: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut longest = [0; 256];
         for token in tokens {
             let known: &mut u32 = &mut longest[usize::from(classes_of(token))];
             *known = (*known).max(u32::try_from(token.len()).unwrap_or(u32::MAX));
         }
-        // Each set takes over what the sets with one class less have.
+        // Each set inherits from the sets with one class less.
         for classes in 0..longest.len() {
             let without_one = (0..8).filter(|bit| classes & (1 << bit) != 0).map(|bit| longest[classes & !(1 << bit)]);
             longest[classes] = without_one.max().unwrap_or(0).max(longest[classes]);
@@ -50,10 +50,10 @@ impl TokenLengths {
         Self { longest }
     }
 
-    /// No tokenization of `text` into these tokens has fewer.
+    /// Returns a lower bound on the number of tokens in any tokenization of `text`.
     ///
-    /// At most two tokens reach over the ends of a window, and each has at least one byte outside. The others lie inside, so they are
-    /// made of its classes.
+    /// At most two tokens cross the ends of a window, each with at least one byte outside. The others lie inside, so they consist of its
+    /// classes.
     pub(crate) fn min_tokens(&self, text: &[u8]) -> usize {
         let longest_of_all = self.longest[255] as usize;
         let at_ends = 2 * longest_of_all.saturating_sub(1);
@@ -74,7 +74,7 @@ mod tests {
         let tokens: [&[u8]; 5] = [b"a", b"ab", b"        ", b"x y", &[0xf0, 0x9f]];
         let lengths = TokenLengths::new(tokens);
         let len = 4 * MIN_WINDOW;
-        // Four windows, each without what two tokens of eight bytes can reach into it.
+        // Four windows, each without the bytes that two tokens of eight bytes can cover across its ends.
         let expected = |longest| 4 * (MIN_WINDOW - 2 * 7usize).div_ceil(longest);
         assert_eq!(lengths.min_tokens("a".repeat(len).as_bytes()), expected(2));
         assert_eq!(lengths.min_tokens(" ".repeat(len).as_bytes()), expected(8));

@@ -1,7 +1,7 @@
-//! The quick path of byte-level BPE: cut, look the piece up, and merge only what was never seen.
+//! The fast path of byte-level BPE: pre-tokenize, look each piece up, and merge only pieces not seen before.
 //!
-//! Text repeats its words, so nearly every piece is answered by one hash lookup. The merging itself stays with the
-//! `tokenizers` crate, which sees each distinct piece once.
+//! Text repeats its words, so nearly every piece takes one hash lookup. Merging stays with the `tokenizers` crate, which sees each
+//! distinct piece once.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -13,7 +13,7 @@ use tokens::TokenId;
 use crate::TokenizerError;
 use crate::pre_tokenizer::{PreTokenizerKind, Splitter};
 
-/// Cuts text and remembers the tokens of each piece.
+/// Pre-tokenizer with a cache of the tokens of each piece.
 pub(crate) struct ByteLevelEncoder {
     splitter: Splitter,
     /// Tokens by piece. The lock guards a pure cache: a poisoned one still holds only correct entries.
@@ -21,15 +21,15 @@ pub(crate) struct ByteLevelEncoder {
     symbols: [char; 256],
 }
 
-/// Pieces remembered at most; then all are forgotten and merged anew as they come. Chosen.
+/// Maximum number of cached pieces; beyond it the cache is cleared. Chosen.
 const MAX_CACHED_PIECES: usize = 65_536;
-/// A longer piece is refused: merging takes a hundred bytes of memory for each byte of it. Chosen: no word of any language is as long.
+/// Maximum bytes of a piece: merging takes a hundred bytes of memory for each byte of it. Chosen: no word of any language is as long.
 const MAX_PIECE_BYTES: usize = 256 << 10;
-/// Longer pieces are rare and not worth keeping.
+/// Maximum bytes of a cached piece: longer ones are rare and not worth keeping.
 const MAX_CACHED_PIECE_BYTES: usize = 64;
 
 impl ByteLevelEncoder {
-    /// An encoder with an empty cache.
+    /// Creates an encoder with an empty cache.
     pub(crate) fn new(kind: PreTokenizerKind) -> Self {
         Self { splitter: Splitter::new(kind), cache: RwLock::default(), symbols: byte_symbols() }
     }
@@ -58,7 +58,7 @@ impl ByteLevelEncoder {
         Ok(())
     }
 
-    /// Visits pieces under one read lock until one is not in the cache; returns where that one starts.
+    /// Visits pieces under one read lock until one is not cached; returns the start of that piece.
     fn visit_cached(
         &self,
         text: &str,
@@ -75,7 +75,7 @@ impl ByteLevelEncoder {
         ControlFlow::Continue(start)
     }
 
-    /// Tokens of a piece that was not seen before.
+    /// Merges a piece that is not cached.
     fn merge(&self, model: &ModelWrapper, piece: &str) -> Result<Box<[TokenId]>, TokenizerError> {
         if piece.len() > MAX_PIECE_BYTES {
             return Err(TokenizerError::RunTooLong { num_bytes: piece.len(), max_bytes: MAX_PIECE_BYTES });
@@ -94,8 +94,8 @@ impl ByteLevelEncoder {
     }
 }
 
-/// The printable character that stands for each byte in a byte-level vocabulary (Radford et al. 2019, `bytes_to_unicode`):
-/// printable Latin-1 stands for itself, the others follow from U+0100 in order.
+/// Returns the printable character of each byte in a byte-level vocabulary (Radford et al. 2019, `bytes_to_unicode`): printable Latin-1
+/// maps to itself, the others follow from U+0100 in order.
 pub(crate) fn byte_symbols() -> [char; 256] {
     let mut next_free = 0x100u32;
     std::array::from_fn(|byte| {

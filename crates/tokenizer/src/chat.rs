@@ -1,4 +1,4 @@
-//! Chat templates: messages to the text the model was trained on.
+//! Chat templates: rendering messages into the text format that the model was trained on.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -10,27 +10,27 @@ use serde_json::Map;
 use crate::ChatError;
 use crate::contents::Located;
 
-/// One message of a conversation. Content given in parts is joined before.
+/// One message of a conversation. Content parts are joined beforehand.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChatMessage {
-    /// "system", "user", "assistant", "tool", or what else the template knows.
+    /// Role: "system", "user", "assistant", "tool", or another that the template supports.
     pub role: String,
-    /// The text.
+    /// Text of the message.
     pub content: String,
     /// Other fields that a template may read, such as `name` or `tool_calls`.
     pub extra: Map<String, serde_json::Value>,
 }
 
-/// How to render a conversation.
+/// Options of rendering a conversation.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ChatOptions {
-    /// Whether to end with the start of the assistant's next message.
+    /// True to end with the start of the assistant's next message.
     pub add_generation_prompt: bool,
-    /// True if to end with the text of the last message, for the model to go on with it.
+    /// True to end with the text of the last message, which the model continues.
     pub continue_final_message: bool,
-    /// Source of a template to take instead of the model's own.
+    /// Source of a template that replaces the model's own.
     pub template: Option<String>,
-    /// Variables for the template beside the usual ones, such as `enable_thinking`.
+    /// Variables for the template in addition to the standard ones, such as `enable_thinking`.
     pub variables: Map<String, serde_json::Value>,
 }
 
@@ -42,41 +42,41 @@ pub struct ChatTemplate {
     tokens: Map<String, serde_json::Value>,
 }
 
-/// A conversation as a template wrote it.
+/// A conversation rendered by a template.
 pub(crate) struct RenderedChat {
     pub(crate) text: String,
-    /// Bytes that come from messages and variables, whatever the template did to them: sorted and disjoint.
+    /// Bytes that come from messages and variables, even if the template transformed them: sorted and disjoint.
     pub(crate) inputs: Vec<Range<usize>>,
-    /// Those of them that come from contents of messages.
+    /// Those of `inputs` that come from the contents of messages.
     pub(crate) contents: Vec<Located>,
 }
 
-/// Steps that one rendering may take. Chosen: a conversation of 10,000 messages in Qwen2.5's template takes fewer, and a template that
-/// never ends is stopped within a few tenths of a second.
+/// Maximum steps of one rendering. Chosen: a conversation of 10,000 messages in Qwen2.5's template takes fewer, and a template that never
+/// ends is stopped within a few tenths of a second.
 const MAX_FUEL: u64 = 2_000_000;
-/// Bytes of text that one rendering may make for itself, and for each byte that it is given.
+/// Bytes of text that one rendering may create: a base amount, and an amount for each input byte.
 const BASE_TEXT_BYTES: u64 = 16 << 20;
 const TEXT_BYTES_PER_BYTE: u64 = 16;
 
-/// Stands after a text that is to be continued. Private-use characters that no template changes; told from others by their origin.
+/// Marker after a text that is to be continued. Private-use characters that no template changes; identified by their origin.
 const END_MARK: &str = "\u{10fffc}\u{10fffc}";
-/// The origin of [`END_MARK`].
+/// Origin of [`END_MARK`].
 const END: u32 = u32::MAX;
-/// The origin of the caller's strings that are no content.
+/// Origin of the caller's strings that are not content.
 const OTHER: u32 = u32::MAX - 1;
 
-/// Roles that templates know. Their names are the template's words: some write control tokens around them, such as `<|user|>`.
+/// Roles that templates know. Their names count as the template's text: some write control tokens around them, such as `<|user|>`.
 const ROLES: [&str; 10] =
     ["system", "developer", "user", "assistant", "tool", "function", "ipython", "observation", "environment", "model"];
 
 impl ChatMessage {
-    /// A message of text alone.
+    /// Creates a message with text only.
     #[must_use]
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self { role: role.into(), content: content.into(), extra: Map::new() }
     }
 
-    /// Bytes of its text and its other fields, about.
+    /// Returns the approximate bytes of its text and its other fields.
     fn num_bytes(&self) -> usize {
         self.content.len() + self.extra.values().map(num_bytes).sum::<usize>()
     }
@@ -86,13 +86,13 @@ impl ChatTemplate {
     /// Compiles `source`. `tokens` are variables with the texts of the model's special tokens, which the template may write.
     ///
     /// # Errors
-    /// If the source is no valid template.
+    /// If the source is not a valid template.
     pub fn new(source: &str, tokens: Map<String, serde_json::Value>) -> Result<Self, ChatError> {
         let template = Template::parse(source).map_err(|error| ChatError::Syntax { reason: error.to_string() })?;
         Ok(Self { template, tokens })
     }
 
-    /// The prompt that `messages` make.
+    /// Renders `messages` into a prompt.
     ///
     /// # Errors
     /// If the template refuses the messages, fails on them, does not end, or writes too much.
@@ -100,7 +100,7 @@ impl ChatTemplate {
         self.render_chat(messages, options).map(|rendered| rendered.text)
     }
 
-    /// The prompt that `messages` make, and which of its bytes are theirs.
+    /// Renders `messages` into a prompt, with the byte ranges that come from them.
     pub(crate) fn render_chat(&self, messages: &[ChatMessage], options: &ChatOptions) -> Result<RenderedChat, ChatError> {
         let refused = |reason: &str| ChatError::Render { reason: reason.to_owned() };
         let open = match options.continue_final_message {
@@ -147,7 +147,7 @@ fn to_value(index: usize, message: &ChatMessage, is_open: bool) -> Result<Value,
     let origin = u32::try_from(index).ok().filter(|origin| *origin < OTHER).unwrap_or(OTHER);
     let role = Value::from_text(&message.role, if ROLES.contains(&&*message.role) { None } else { Some(OTHER) });
     let content = match is_open {
-        // As in transformers, a mark after the text shows where the template goes on, and a space whether it strips the text.
+        // As in transformers, a mark after the text shows where the template continues, and a space shows if it strips the text.
         true => Value::from_parts(&[(&message.content, Some(origin)), (END_MARK, Some(END)), (" ", None)]),
         false => Value::from_text(&message.content, Some(origin)),
     };
@@ -158,7 +158,7 @@ fn to_value(index: usize, message: &ChatMessage, is_open: bool) -> Result<Value,
     Value::from_pairs(fields)
 }
 
-/// Cuts `text` at the last [`END_MARK`]; `None` if there is none.
+/// Truncates `text` at the last [`END_MARK`]; `None` if there is none.
 fn cut_after_content(text: &mut String, marks: &[Mark]) -> Option<()> {
     let end = marks.iter().rev().find(|mark| mark.origin == END)?;
     let is_spacing_kept = text[end.bytes.end..].starts_with(' ');
@@ -181,7 +181,7 @@ fn located(text: String, marks: &[Mark], num_messages: usize) -> RenderedChat {
     RenderedChat { text, inputs, contents }
 }
 
-/// Bytes of the strings in `value`.
+/// Returns the bytes of the strings in `value`.
 fn num_bytes(value: &serde_json::Value) -> usize {
     match value {
         serde_json::Value::String(text) => text.len(),
@@ -191,7 +191,7 @@ fn num_bytes(value: &serde_json::Value) -> usize {
     }
 }
 
-/// The local time, as templates that print today's date expect it.
+/// Formats the local time for templates that print today's date.
 fn strftime_now(format: &str) -> Result<String, String> {
     let mut text = String::new();
     match write!(text, "{}", chrono::Local::now().format(format)) {
@@ -277,7 +277,7 @@ mod tests {
         assert_eq!(template.render(&[], &ChatOptions { variables, ..options() }).unwrap(), "False");
     }
 
-    /// Turns as ChatML writes them.
+    /// ChatML turns.
     const TURNS: &str =
         "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}";
 

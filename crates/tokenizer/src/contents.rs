@@ -1,12 +1,12 @@
-//! Where the contents of messages are in the prompt that a chat template made of them.
+//! Locations of message contents in a rendered prompt.
 
 use std::ops::Range;
 
-/// The place of a message's text, or of a piece of it.
+/// Location of a message's text, or of a part of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Located {
     /// Index of the message.
     pub(crate) message: usize,
-    /// Bytes of the prompt.
+    /// Byte range in the prompt.
     pub(crate) bytes: Range<usize>,
 }

@@ -1,4 +1,4 @@
-//! Text as it becomes complete, token by token.
+//! Incremental detokenization.
 
 use std::sync::Arc;
 
@@ -8,40 +8,40 @@ use crate::Tokenizer;
 
 /// Decodes a sequence one token at a time.
 ///
-/// The pieces, put together, are what [`Tokenizer::decode`] gives for the whole. A piece never ends inside of a character: bytes
-/// that may still become one wait for the next token. Each byte is looked at a bounded number of times.
+/// The concatenated pieces equal the result of [`Tokenizer::decode`] for the whole sequence. A piece never ends inside a character: bytes
+/// of an incomplete character wait for the next token. Each byte is examined a bounded number of times.
 #[derive(Clone)]
 pub struct DetokenizeStream {
     tokenizer: Arc<Tokenizer>,
     skip_special: bool,
-    /// Whether a space that comes next is the start of the text, put there by encoding.
+    /// True if a leading space is an artifact of encoding and is dropped.
     strips_space: bool,
-    /// The start of a character: at most three bytes between two calls.
+    /// Bytes of an incomplete character: at most three between two calls.
     pending: Vec<u8>,
 }
 
 impl DetokenizeStream {
-    /// A stream for a text from its start. `skip_special` leaves special tokens out.
+    /// Creates a stream for a text from its start. `skip_special` omits special tokens.
     #[must_use]
     pub fn new(tokenizer: Arc<Tokenizer>, skip_special: bool) -> Self {
         let strips_space = tokenizer.strips_leading_space();
         Self { tokenizer, skip_special, strips_space, pending: Vec::new() }
     }
 
-    /// A stream for what follows a prompt: a space in front belongs to the text.
+    /// Creates a stream for the continuation of a prompt: a leading space belongs to the text.
     #[must_use]
     pub fn after_prompt(tokenizer: Arc<Tokenizer>, skip_special: bool) -> Self {
         Self { strips_space: false, ..Self::new(tokenizer, skip_special) }
     }
 
-    /// The same stream, which leaves special tokens out from now on or shows them.
+    /// Sets the handling of special tokens from now on: omitted if true.
     #[must_use]
     pub fn skipping_special(self, skip_special: bool) -> Self {
         Self { skip_special, ..self }
     }
 
-    /// Characters of the text that `id` would complete which end before the first byte of `id`: 1 if it breaks off an unfinished
-    /// character, else 0.
+    /// Returns the number of characters that `id` would complete before its own first byte: 1 if it breaks off an incomplete character,
+    /// else 0.
     #[must_use]
     pub fn chars_broken_by(&self, id: TokenId) -> u32 {
         let is_skipped = self.skip_special && self.tokenizer.is_special(id);
@@ -54,7 +54,7 @@ impl DetokenizeStream {
         }
     }
 
-    /// The text that `id` completes; empty while a character is unfinished.
+    /// Adds `id` and returns the text that it completes; empty while a character is incomplete.
     #[must_use]
     pub fn push(&mut self, id: TokenId) -> String {
         if self.skip_special && self.tokenizer.is_special(id) {
@@ -69,13 +69,13 @@ impl DetokenizeStream {
         self.take_complete()
     }
 
-    /// What is left at the end: U+FFFD if the last character never became complete.
+    /// Returns the remaining text: U+FFFD if the last character never became complete.
     #[must_use]
     pub fn finish(&mut self) -> String {
         String::from_utf8_lossy(&std::mem::take(&mut self.pending)).into_owned()
     }
 
-    /// Takes all that later bytes cannot change.
+    /// Takes all text that later bytes cannot change.
     fn take_complete(&mut self) -> String {
         let mut text = String::new();
         let mut num_taken = 0;
@@ -94,7 +94,7 @@ impl DetokenizeStream {
     }
 }
 
-/// Whether `bytes`, which are no UTF-8, are the start of a character.
+/// True if `bytes`, which are not UTF-8, are the start of a character.
 fn may_continue(bytes: &[u8]) -> bool {
     std::str::from_utf8(bytes).is_err_and(|error| error.error_len().is_none())
 }
@@ -115,7 +115,7 @@ mod tests {
         Arc::new(Tokenizer::from_gguf(vocabulary).unwrap())
     }
 
-    /// `expected` has a piece for each token and one for the end.
+    /// Compares with `expected`, which has a piece for each token and one for the end.
     #[track_caller]
     fn check(ids: &[u32], expected: &[&str]) {
         let tokenizer = tokenizer();

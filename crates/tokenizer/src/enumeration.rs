@@ -1,39 +1,39 @@
-//! Labels that count: `[3] `, `3. `, `Document 3:`, `<doc id="3">`, `c) `, `IV. `.
+//! Enumeration labels: `[3] `, `3. `, `Document 3:`, `<doc id="3">`, `c) `, `IV. `.
 //!
-//! Such a label goes with its place and not with the text behind it: put in another order, the same texts get other labels. So the text
-//! behind one is a piece of its own. Nothing is known of any word: a label is what its siblings have too, but for a number that counts
-//! on from line to line. What a number means (an amount, a year, a time) keeps it from being a label where it does not count.
+//! Such a label belongs to its position and not to the text after it: the same texts in another order get other labels. So the text after
+//! a label is a segment of its own. No word list is used: a label has the same form as its siblings, except for a number that increments
+//! from line to line. A number with a meaning (an amount, a year, a time) is not a label where it does not increment.
 
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// Bytes of a line up to its number.
+/// Maximum bytes of a line before its number.
 const MAX_BEFORE: usize = 48;
-/// Bytes of a remark in brackets between a number and the mark that ends its label.
+/// Maximum bytes of a bracketed remark between a number and the mark that ends its label.
 const MAX_REMARK: usize = 48;
-/// Numbers of labels are smaller: years are no labels.
+/// Exclusive upper bound of label numbers: years are not labels.
 const END_OF_NUMBERS: u32 = 1000;
-/// Lines that count and do not begin at the first number.
+/// Minimum lines of an enumeration that does not begin at the first number.
 const LEAST_WITHOUT_FIRST: usize = 3;
 
 /// A line that may begin with a label.
 struct Candidate<'a> {
-    /// From the beginning of the line to the text behind the label.
+    /// Bytes from the start of the line to the text after the label.
     range: Range<usize>,
     value: u32,
     key: Key<'a>,
 }
 
-/// Equal for siblings.
+/// Form of a label, equal for siblings.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Key<'a> {
     before: &'a str,
-    /// Behind the number; a digit stands for each number.
+    /// Text after the number; a digit stands for each number.
     behind: String,
     script: Script,
 }
 
-/// The kind of number.
+/// Script of the number.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Script {
     Digits,
@@ -43,7 +43,7 @@ enum Script {
     UpperRoman,
 }
 
-/// Ranges of the labels that count in `text`, ascending and disjoint. A message begins at each of `messages`, which ascend.
+/// Returns the ranges of the enumeration labels in `text`, ascending and disjoint. `messages` are the ascending starts of messages.
 pub(crate) fn labels(text: &str, messages: &[usize]) -> Vec<Range<usize>> {
     let mut candidates: Vec<Candidate<'_>> = Vec::new();
     let mut offset = 0;
@@ -63,10 +63,10 @@ pub(crate) fn labels(text: &str, messages: &[usize]) -> Vec<Range<usize>> {
     found
 }
 
-/// Indices of the candidates that count on from a sibling.
+/// Returns the indices of the candidates that belong to an enumeration.
 fn counting<'a>(candidates: &'a [Candidate<'_>]) -> impl Iterator<Item = usize> + 'a {
     let mut chains: Vec<Vec<usize>> = Vec::new();
-    // The chain that ends with a value, the newest where lists of the same form lie within each other.
+    // Chains by their last value, the newest last, since lists of the same form may be nested.
     let mut open: HashMap<(&Key<'_>, u32), Vec<usize>> = HashMap::new();
     for (index, candidate) in candidates.iter().enumerate() {
         let before = candidate.value.checked_sub(1).and_then(|value| open.get_mut(&(&candidate.key, value))?.pop());
@@ -81,14 +81,14 @@ fn counting<'a>(candidates: &'a [Candidate<'_>]) -> impl Iterator<Item = usize> 
         let first = &candidates[chain[0]];
         match first.key.script {
             Script::Digits => first.value <= 1 || chain.len() >= LEAST_WITHOUT_FIRST,
-            // One letter alone may be a word or an initial.
+            // A single letter may be a word or an initial.
             _ => first.value == 1 && chain.len() > 1,
         }
     };
     chains.into_iter().filter(counts).flatten()
 }
 
-/// Labels that the line at `offset` may begin with: one of digits, or of letters, which may be of two kinds.
+/// Returns the labels that the line at `offset` may begin with: one of digits, or of letters, which may have two scripts.
 fn candidates_of<'a>(text: &'a str, offset: usize, line: &'a str) -> Vec<Candidate<'a>> {
     let body = line.trim_start_matches([' ', '\t']);
     let start = offset + line.len() - body.len();
@@ -107,7 +107,7 @@ fn candidates_of<'a>(text: &'a str, offset: usize, line: &'a str) -> Vec<Candida
     let candidate = |(number, value, script): (Range<usize>, u32, Script)| {
         let (end, behind) = end_of_label(&body[number.end..], number.start > 0)?;
         let key = Key { before: &body[..number.start], behind, script };
-        // Up to the text, also where that begins in another line.
+        // The range extends up to the text, even if that begins on another line.
         let label_end = start + number.end + end;
         let gap = text[label_end..].find(char::is_alphanumeric).unwrap_or(text.len() - label_end);
         Some(Candidate { range: offset..label_end + gap, value, key })
@@ -115,7 +115,7 @@ fn candidates_of<'a>(text: &'a str, offset: usize, line: &'a str) -> Vec<Candida
     numbers.chain(letters).filter_map(candidate).collect()
 }
 
-/// The values that `word` may have as a letter and as a roman numeral.
+/// Returns the values of `word` as a letter and as a roman numeral.
 fn lettered(word: &str) -> impl Iterator<Item = (u32, Script)> {
     let is_upper = word.bytes().all(|byte| byte.is_ascii_uppercase());
     let is_lower = word.bytes().all(|byte| byte.is_ascii_lowercase());
@@ -126,21 +126,21 @@ fn lettered(word: &str) -> impl Iterator<Item = (u32, Script)> {
     letter.into_iter().chain(numeral)
 }
 
-/// Of I to XXXIX.
+/// Returns the value of I to XXXIX.
 fn roman_value(numeral: &str) -> Option<u32> {
     const ONES: [&str; 10] = ["", "I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX"];
     let ones = numeral.trim_start_matches('X');
     let tens = numeral.len() - ones.len();
-    // The X of IX is behind its I, so it is not trimmed.
+    // The X of IX follows its I, so it is not trimmed.
     let value = tens * 10 + ONES.iter().position(|one| *one == ones)?;
     (tens <= 3 && value > 0).then_some(value as u32)
 }
 
-/// The end of the label whose number `rest` follows, and what stands between, with a digit for each number. `None` if no mark ends it;
-/// a line break does where a word stands before the number.
+/// Returns the end of the label in `rest`, the text after its number, and the text between, with a digit for each number. `None` if no
+/// mark ends it; a line break does if a word precedes the number.
 fn end_of_label(rest: &str, has_word: bool) -> Option<(usize, String)> {
     let mut at = 0;
-    // `3/10`, and in writing without spaces a counter: one letter behind the number.
+    // `3/10`, and in scripts without spaces a counter: one letter after the number.
     if let Some(total) = rest.strip_prefix('/') {
         at += 1 + total.bytes().take_while(u8::is_ascii_digit).count();
     }
@@ -161,13 +161,13 @@ fn end_of_label(rest: &str, has_word: bool) -> Option<(usize, String)> {
     let next = rest[at + marks..].chars().next();
     let is_line_end = next.is_none_or(|c| c == '\n');
     let has_mark = mark.contains(|c: char| !c.is_whitespace());
-    // `1.5`, `12:30` and `3-year` go on directly behind the mark.
+    // `1.5`, `12:30` and `3-year` continue directly after the mark.
     let goes_on = mark.ends_with(['.', ':', ',', '-', '/', '%', '\'']) && !is_line_end;
     let ends = if is_line_end { has_mark || has_word } else { has_mark && !goes_on };
     ends.then(|| (at + marks, masked(&rest[..at + marks])))
 }
 
-/// `text` with one `0` in place of each number, and without what separates it from the next line.
+/// Replaces each number in `text` by one `0`, and trims trailing white space.
 fn masked(text: &str) -> String {
     let mut masked = String::new();
     for c in text.trim_end().chars() {
@@ -184,7 +184,7 @@ fn masked(text: &str) -> String {
 mod tests {
     use super::*;
 
-    /// Labels are in braces in `expected`.
+    /// Marks labels by braces in `expected`.
     #[track_caller]
     fn check(expected: &str) {
         let text = expected.replace(['{', '}'], "");

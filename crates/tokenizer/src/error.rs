@@ -1,72 +1,72 @@
-//! Everything that can go wrong between text and tokens.
+//! Errors of building tokenizers and of encoding.
 
 use std::path::PathBuf;
 
-/// Why a tokenizer could not be built or could not encode.
+/// Reason why a tokenizer could not be built or could not encode.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
     /// A file could not be read.
     #[error("cannot read {}: {source}", path.display())]
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the operating system.
         source: std::io::Error,
     },
-    /// A file was read and is not what its name promises.
+    /// The content of a file does not match its name.
     #[error("cannot parse {}: {reason}", path.display())]
     Parse {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the parser said.
+        /// Error of the parser.
         reason: String,
     },
-    /// The GGUF key `tokenizer.ggml.model` names a kind of vocabulary that is not served.
+    /// The GGUF key `tokenizer.ggml.model` names an unsupported kind of vocabulary.
     #[error("tokenizer model {model:?} is not supported (supported: gpt2, llama)")]
     UnsupportedModel {
-        /// The name in the file.
+        /// Name in the file.
         model: String,
     },
-    /// The GGUF key `tokenizer.ggml.pre` names a way of splitting text that is not known. Guessing would serve wrong tokens.
+    /// The GGUF key `tokenizer.ggml.pre` names an unknown pre-tokenizer. Guessing would serve wrong tokens.
     #[error("pre-tokenizer {pre:?} is not supported (supported: {supported})")]
     UnsupportedPreTokenizer {
-        /// The name in the file.
+        /// Name in the file.
         pre: String,
-        /// Names that are known.
+        /// Names of the known pre-tokenizers.
         supported: String,
     },
     /// The decoder of a `tokenizer.json` is neither byte-level nor SentencePiece with byte fallback.
     #[error("decoder {decoder} is not supported (supported: ByteLevel, SentencePiece with ByteFallback)")]
     UnsupportedDecoder {
-        /// The decoder, as JSON.
+        /// Decoder as JSON.
         decoder: String,
     },
-    /// A list of the vocabulary has another length than its list of tokens.
+    /// A list of the vocabulary differs in length from its list of tokens.
     #[error("{field} has {found} entries, the vocabulary has {expected} tokens")]
     LengthMismatch {
-        /// The shorter or longer list.
+        /// Name of the list.
         field: &'static str,
-        /// Its length.
+        /// Length of the list.
         found: usize,
         /// Number of tokens.
         expected: usize,
     },
-    /// A list that this kind of vocabulary cannot do without is absent.
+    /// A list that this kind of vocabulary requires is absent.
     #[error("the vocabulary has no {field}")]
     MissingField {
-        /// The list.
+        /// Name of the list.
         field: &'static str,
     },
     /// A merge rule is not two pieces with a space between them.
     #[error("merge rule {merge:?} is not two pieces")]
     MalformedMerge {
-        /// The rule.
+        /// Text of the rule.
         merge: String,
     },
-    /// A special token names an id outside of the vocabulary.
+    /// The id of a special token is outside of the vocabulary.
     #[error("token id {id} is outside of a vocabulary of {vocab_size} tokens")]
     TokenOutOfRange {
-        /// The id.
+        /// Id of the token.
         id: u32,
         /// Number of tokens.
         vocab_size: usize,
@@ -74,27 +74,27 @@ pub enum TokenizerError {
     /// A special token named in `tokenizer_config.json` is not in the vocabulary.
     #[error("special token {token:?} is not in the vocabulary")]
     UnknownToken {
-        /// Its text.
+        /// Text of the token.
         token: String,
     },
-    /// The text has more tokens than were asked for. Most of it was not tokenized.
+    /// The text has more tokens than the caller allows. Most of it was not tokenized.
     #[error("the text has at least {at_least} tokens")]
     TooManyTokens {
-        /// Tokens that it has at least.
+        /// Lower bound on its number of tokens.
         at_least: usize,
     },
-    /// The text has a run without a place to cut it, so long that merging it would take too much memory.
+    /// The text has an uncuttable run so long that merging it would take too much memory.
     #[error("a run of {num_bytes} bytes without a word boundary is longer than {max_bytes} bytes")]
     RunTooLong {
         /// Bytes of the run.
         num_bytes: usize,
-        /// Bytes that a run may have.
+        /// Maximum bytes of a run.
         max_bytes: usize,
     },
     /// The underlying library refused the vocabulary or the text.
     #[error("tokenizer: {reason}")]
     Library {
-        /// What it said.
+        /// Error of the library.
         reason: String,
     },
 }
@@ -106,7 +106,7 @@ impl TokenizerError {
     }
 }
 
-/// A parser's message, which may repeat what it read: one line, cut.
+/// Formats a parser's message, which may repeat its input, as one truncated line.
 pub(crate) fn brief(error: &dyn std::fmt::Display) -> String {
     let text = error.to_string();
     let shown: String = text.lines().next().unwrap_or_default().chars().take(MAX_REASON_CHARS).collect();
@@ -114,25 +114,25 @@ pub(crate) fn brief(error: &dyn std::fmt::Display) -> String {
     shown.chars().map(|c| if c.is_control() { '?' } else { c }).collect::<String>() + if is_cut { "..." } else { "" }
 }
 
-/// Characters of a parser's words that an error shows.
+/// Maximum characters of a parser's message in an error.
 const MAX_REASON_CHARS: usize = 160;
 
-/// Why messages could not be turned into a prompt. Every variant but `Encode` and `Syntax` is the caller's to correct.
+/// Reason why messages could not be turned into a prompt. The caller can correct every variant but `Encode` and `Syntax`.
 #[derive(Debug, thiserror::Error)]
 pub enum ChatError {
-    /// The model came without a chat template. None is invented: a wrong one gives wrong answers silently.
+    /// The model has no chat template. None is invented: a wrong one silently gives wrong answers.
     #[error("this model has no chat template: use completions with a raw prompt")]
     NoTemplate,
-    /// The template itself is not valid.
+    /// The template itself is invalid.
     #[error("chat template is invalid: {reason}")]
     Syntax {
-        /// What the template engine said, with the line.
+        /// Error of the template engine, with the line.
         reason: String,
     },
     /// The template refuses these messages (`raise_exception`), or fails on them.
     #[error("chat template cannot render these messages: {reason}")]
     Render {
-        /// The template's own words, or the template engine's.
+        /// Message of the template or of the template engine.
         reason: String,
     },
     /// The rendered prompt could not be encoded.

@@ -1,4 +1,4 @@
-//! A tokenizer from a folder in the layout of the Hugging Face hub.
+//! Loading a tokenizer from a folder in the layout of the Hugging Face hub.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -11,7 +11,7 @@ use crate::error::brief;
 use crate::{ChatError, Tokenizer, TokenizerError};
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` and, where they are, `tokenizer_config.json`, `special_tokens_map.json`, `generation_config.json`,
+    /// Reads `tokenizer.json` and, if present, `tokenizer_config.json`, `special_tokens_map.json`, `generation_config.json`,
     /// `config.json`, `chat_template.jinja` and `chat_template.json` of `folder`: added and special tokens, and the chat template.
     ///
     /// # Errors
@@ -43,7 +43,7 @@ impl Tokenizer {
         }
     }
 
-    /// The token with this text.
+    /// Returns the token with this text.
     fn named_token(&self, text: Option<&Value>) -> Result<Option<TokenId>, TokenizerError> {
         let Some(text) = text.and_then(Value::as_str) else { return Ok(None) };
         let id = self.token_id(text).ok_or_else(|| TokenizerError::UnknownToken { token: brief(&text) })?;
@@ -51,10 +51,10 @@ impl Tokenizer {
     }
 }
 
-/// Names under which transformers tells a chat template the special tokens.
+/// Names of special tokens that transformers passes to chat templates.
 const NAMES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// The texts of special tokens by name: those of `tokenizer_config.json`, else those of `special_tokens_map.json`.
+/// Returns the texts of special tokens by name, from `tokenizer_config.json`, else from `special_tokens_map.json`.
 fn named_tokens(config: &Value, map: &Value) -> Map<String, Value> {
     let text = |value: &Value| value.as_str().or_else(|| value["content"].as_str()).map(str::to_owned);
     let mut named = Map::new();
@@ -72,7 +72,7 @@ fn named_tokens(config: &Value, map: &Value) -> Map<String, Value> {
     named
 }
 
-/// The tokens of `added_tokens_decoder`, in order of id.
+/// Returns the tokens of `added_tokens_decoder`, ordered by id.
 fn added_tokens(decoder: &Value) -> Vec<tokenizers::AddedToken> {
     let mut tokens: Vec<(u32, tokenizers::AddedToken)> = Vec::new();
     for (id, token) in decoder.as_object().into_iter().flatten() {
@@ -89,25 +89,25 @@ fn added_tokens(decoder: &Value) -> Vec<tokenizers::AddedToken> {
     tokens.into_iter().map(|(_, token)| token).collect()
 }
 
-/// The ids in `2` or `[2, 3]`.
+/// Returns the ids in `2` or `[2, 3]`.
 fn ids(value: &Value) -> Vec<TokenId> {
     let values = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
     values.iter().filter_map(Value::as_u64).filter_map(|id| u32::try_from(id).ok()).map(TokenId).collect()
 }
 
-/// The template in `"..."` or, of several named ones, the default.
+/// Returns the template in `"..."` or, of several named ones, the default.
 fn template_of(value: &Value) -> Option<String> {
     let default = || value.as_array()?.iter().find(|entry| entry["name"] == "default")?["template"].as_str();
     value.as_str().or_else(default).map(str::to_owned)
 }
 
-/// `null` when there is no such file.
+/// Reads JSON; `null` if the file does not exist.
 fn read_json(path: &Path) -> Result<Value, TokenizerError> {
     let Some(text) = read_text(path)? else { return Ok(Value::Null) };
     serde_json::from_str(&text).map_err(|error| TokenizerError::Parse { path: path.to_owned(), reason: brief(&error) })
 }
 
-/// `None` when there is no such file.
+/// Reads text; `None` if the file does not exist.
 fn read_text(path: &Path) -> Result<Option<String>, TokenizerError> {
     let bytes = match read_bounded(path, MAX_TEXT_BYTES) {
         Ok(bytes) => bytes,
@@ -118,10 +118,10 @@ fn read_text(path: &Path) -> Result<Option<String>, TokenizerError> {
     String::from_utf8(bytes).map(Some).map_err(parse_error)
 }
 
-/// Bytes of a configuration at most.
+/// Maximum bytes of a configuration file.
 const MAX_TEXT_BYTES: u64 = 16 << 20;
 
-/// The bytes of a file of at most `max_bytes`.
+/// Reads a file of at most `max_bytes`.
 pub(crate) fn read_bounded(path: &Path, max_bytes: u64) -> Result<Vec<u8>, TokenizerError> {
     let failed = |source| TokenizerError::Read { path: path.to_owned(), source };
     let mut bytes = Vec::new();
@@ -147,7 +147,7 @@ mod tests {
         Tokenizer::from_folder(folder.path())
     }
 
-    /// `expected` is bos, the end tokens and what the template makes of one message "x".
+    /// Checks against bos, the end tokens and the rendering of one message "x".
     #[track_caller]
     fn check(files: &[(&str, &str)], expected_bos: Option<u32>, expected_eos: &[u32], expected_prompt: Option<&str>) {
         let tokenizer = load(files).unwrap();

@@ -1,27 +1,27 @@
-//! The rules for cutting text that GGUF files name in `tokenizer.ggml.pre`, as llama.cpp knows them.
+//! The pre-tokenization rules that GGUF files name in `tokenizer.ggml.pre`, as llama.cpp defines them.
 
 use crate::TokenizerError;
 use crate::pre_tokenizer::{GPT2, PreTokenizerKind};
 
-/// A rule, and what else follows from its name.
+/// A pre-tokenization rule with the properties that its name implies.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct GgufRule {
     names: &'static [&'static str],
     pub(crate) cut: Cut,
     /// True if a piece that is a token is taken whole, before any merge.
     pub(crate) ignores_merges: bool,
-    /// True if prompts start with the beginning-of-text token when the file does not say.
+    /// True if prompts start with the beginning-of-text token unless the file specifies otherwise.
     pub(crate) adds_bos: bool,
     /// True if the vocabulary was trained on text in Unicode's normal form C.
     pub(crate) normalizes_to_nfc: bool,
 }
 
-/// The rule by which text is cut.
+/// Method of splitting text.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Cut {
-    /// By a rule that has a quick path.
+    /// A rule with a fast path.
     Quick(PreTokenizerKind),
-    /// By each expression in turn: what matches is a piece, and so is what is between.
+    /// Expressions applied in turn: matches are pieces, and so is the text between them.
     Steps(&'static [&'static str]),
 }
 
@@ -29,7 +29,7 @@ const fn rule(names: &'static [&'static str], cut: Cut) -> GgufRule {
     GgufRule { names, cut, ignores_merges: false, adds_bos: false, normalizes_to_nfc: false }
 }
 
-/// Words of scripts without case go with either letters.
+/// Letters of scripts without case count as both upper and lower case.
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const GPT_4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const DEEPSEEK_V3: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##;
@@ -39,7 +39,7 @@ const SEED_CODER: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+";
 const BAILING: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
 const BLOOM: &str = r" ?[^(\s|.,!?…。，、।۔،)]+";
-/// Han and Hangul, and what lies between them.
+/// Han and Hangul, and the characters between them.
 const EAST_ASIAN: &str = "[一-龥\u{800}-一가-\u{d7ff}]+";
 const HAN_AND_KANA: &str = "[一-龥\u{3040}-ゟ゠-ヿ]+";
 
@@ -100,7 +100,7 @@ const RULES: [GgufRule; 17] = [
 ];
 
 impl GgufRule {
-    /// The rule that the key names.
+    /// Returns the rule with the name `pre`.
     ///
     /// # Errors
     /// If it is not known: guessing would serve wrong tokens.

@@ -1,8 +1,8 @@
-//! Text to tokens and back: vocabularies, chat templates, incremental detokenization, stop strings.
+//! Tokenization and detokenization: vocabularies, chat templates, incremental detokenization, stop strings.
 //!
-//! What is here: [`Tokenizer`] (from `tokenizer.json` or from the vocabulary of a GGUF file), [`ChatTemplate`],
-//! [`DetokenizeStream`], [`StopMatcher`] and [`SegmentRule`].
-//! What is deliberately not here: reading GGUF files (the model loader fills [`GgufVocabulary`]), HTTP, and the engine.
+//! Contains [`Tokenizer`] (from `tokenizer.json` or from the vocabulary of a GGUF file), [`ChatTemplate`], [`DetokenizeStream`],
+//! [`StopMatcher`] and [`SegmentRule`]. Deliberately excludes reading GGUF files (the model loader fills [`GgufVocabulary`]), HTTP, and
+//! the engine.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! How text is cut into the pieces that byte-level BPE then merges, one variant per published rule.
+//! Pre-tokenization for byte-level BPE, one variant per published rule.
 
 use regex::Regex;
 use serde_json::Value;
@@ -11,23 +11,23 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 
 use crate::gguf_rules::Cut;
 
-/// A known way of cutting text.
+/// A known pre-tokenization rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PreTokenizerKind {
     /// GPT-2's expression.
     Gpt2,
-    /// Every digit alone, then GPT-2's expression.
+    /// Single digits, then GPT-2's expression.
     Smollm,
-    /// Qwen2's expression: digits alone, line breaks end a run of white space.
+    /// Qwen2's expression: single digits; line breaks end a run of white space.
     Qwen2,
-    /// Llama 3's expression: as Qwen2's, with digits in groups of up to three.
+    /// Llama 3's expression: like Qwen2's, with digits in groups of up to three.
     LlamaBpe,
 }
 
-/// Cuts text as the published expression does, without its look-ahead.
+/// Splitter equivalent to the published expression, without its look-ahead.
 ///
-/// All expressions end in `\s+(?!\S)|\s+`: a run of white space leaves its last character to the word that follows.
-/// The `regex` crate has no look-ahead, so the run is matched whole here and shortened afterwards.
+/// All expressions end in `\s+(?!\S)|\s+`: a run of white space leaves its last character to the following word. The `regex` crate has no
+/// look-ahead, so the run is matched whole and shortened afterwards.
 pub(crate) struct Splitter {
     regex: Regex,
     kind: PreTokenizerKind,
@@ -41,21 +41,21 @@ const LLAMA_BPE: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// GPT-2's expression (Radford et al. 2019, `encoder.py`).
 pub(crate) const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
-/// The same without the look-ahead.
+/// GPT-2's expression without the look-ahead.
 const GPT2_WITHOUT_LOOKAHEAD: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+";
-/// The same when digits were cut off before: no digit takes a space along.
+/// The same after digits were split off: no digit takes a preceding space.
 const SMOLLM_WITHOUT_LOOKAHEAD: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+";
 
 impl PreTokenizerKind {
     const ALL: [Self; 4] = [Self::Gpt2, Self::Smollm, Self::Qwen2, Self::LlamaBpe];
 
-    /// The kind that `pre_tokenizer` of a `tokenizer.json` is, or `None` when it is none of these.
+    /// Returns the kind of the `pre_tokenizer` in a `tokenizer.json`, or `None` if it is none of these.
     pub(crate) fn recognize(pre_tokenizer: &PreTokenizerWrapper) -> Option<Self> {
         let wanted = comparable(pre_tokenizer);
         Self::ALL.into_iter().find(|kind| comparable(&kind.reference()) == wanted)
     }
 
-    /// The same rule in the `tokenizers` crate: slower, and the reference that [`Splitter`] is tested against.
+    /// Returns the same rule in the `tokenizers` crate: slower, and the reference that [`Splitter`] is tested against.
     pub(crate) fn reference(self) -> PreTokenizerWrapper {
         let byte_level = |use_regex| ByteLevel::new(false, false, use_regex).into();
         let steps = match self {
@@ -67,14 +67,14 @@ impl PreTokenizerKind {
         Sequence::new(steps).into()
     }
 
-    /// Whether `\s*[\r\n]+` takes line breaks before the last rule sees them.
+    /// True if `\s*[\r\n]+` takes line breaks before the last rule sees them.
     fn breaks_lines(self) -> bool {
         matches!(self, Self::Qwen2 | Self::LlamaBpe)
     }
 }
 
 impl Cut {
-    /// The rule in the `tokenizers` crate.
+    /// Returns the rule in the `tokenizers` crate.
     pub(crate) fn reference(self) -> PreTokenizerWrapper {
         match self {
             Self::Quick(kind) => kind.reference(),
@@ -86,19 +86,19 @@ impl Cut {
     }
 }
 
-/// Pieces that match `pattern`, and those between.
+/// Splits into matches of `pattern` and the text between them.
 fn split(pattern: &str) -> PreTokenizerWrapper {
     let pattern = SplitPattern::Regex(pattern.to_owned());
     Split::new(pattern, SplitDelimiterBehavior::Isolated, false).expect("the published expressions compile").into()
 }
 
-/// The rule as JSON, without the one field that changes offsets only.
+/// Returns the rule as JSON, without the one field that changes offsets only.
 fn comparable(pre_tokenizer: &PreTokenizerWrapper) -> Option<Value> {
     let mut value = serde_json::to_value(pre_tokenizer).ok()?;
     let drop_offsets = |step: &mut Value| {
         if let Some(fields) = step.as_object_mut() {
             fields.remove("trim_offsets");
-            // The regular expression is applied by a step of its own, so this default is absent in some files.
+            // A separate step applies the regular expression, so some files omit this default.
             fields.entry("use_regex").or_insert(Value::Bool(true));
         }
     };
@@ -123,7 +123,7 @@ impl Splitter {
         Self { regex: Regex::new(&pattern).expect("the expressions are constants"), kind }
     }
 
-    /// End of the piece of `text` that starts at byte `start`, which must be inside of it.
+    /// Returns the end of the piece of `text` that starts at byte `start`, which must be inside of it.
     pub(crate) fn piece_end(&self, text: &str, start: usize) -> usize {
         if let Some(end) = plain_word_end(text.as_bytes(), start) {
             return end;
@@ -133,7 +133,7 @@ impl Splitter {
         found.end() - self.bytes_left_to_next(text, found.as_str(), found.end())
     }
 
-    /// Bytes at the end of a run of white space that belong to the following piece: what `\s+(?!\S)` gives back.
+    /// Returns the bytes at the end of a white space run that belong to the following piece, which `\s+(?!\S)` excludes.
     fn bytes_left_to_next(&self, text: &str, piece: &str, end: usize) -> usize {
         let last = piece.chars().next_back().expect("no rule matches nothing");
         let is_space_run = last.is_whitespace() && !(self.kind.breaks_lines() && matches!(last, '\r' | '\n'));
@@ -142,15 +142,15 @@ impl Splitter {
         }
         match text[end..].chars().next() {
             None => 0,
-            // Digits were cut off before the run was looked at, so for the run the text ends here.
+            // Digits were split off before, so the text ends here as far as the run is concerned.
             Some(next) if self.kind == PreTokenizerKind::Smollm && next.is_numeric() => 0,
             Some(_) => last.len_utf8(),
         }
     }
 }
 
-/// End of the word of ASCII letters that starts at `start`, behind a space perhaps: all rules cut that alike, and most text is that.
-/// `None` where something else starts, or where the word may go on in another alphabet.
+/// Returns the end of the ASCII word, with an optional leading space, at `start`: all rules split these alike, and most text consists of
+/// them. `None` if something else starts there, or the word may continue in another alphabet.
 fn plain_word_end(text: &[u8], start: usize) -> Option<usize> {
     let letters = start + usize::from(text[start] == b' ');
     let end = letters + text[letters..].iter().take_while(|byte| byte.is_ascii_alphabetic()).count();
@@ -221,7 +221,7 @@ mod tests {
         }
     }
 
-    /// Characters where the rules differ: spaces of several widths, digits of several scripts, marks, letters that fold.
+    /// Characters on which the rules differ: spaces of several widths, digits of several scripts, marks, letters that fold.
     const ALPHABET: &[char] = &[
         ' ', ' ', ' ', '\n', '\r', '\t', 'a', 'S', 't', 'l', 'v', 'e', '\'', '1', '2', '9', '٣', '½', 'Ⅷ', 'é', 'ſ', 'ß', 'İ',
         'K', '\u{301}', 'ा', 'क', '語', '\u{3000}', '\u{a0}', '\u{2028}', '\u{85}', '\u{200b}', '\u{180e}', '.', '-', '_', '😀',

@@ -1,4 +1,4 @@
-//! A prompt as tokens, and which of them are the template's.
+//! Encoded prompts, and the token ranges that belong to the template.
 
 use std::ops::Range;
 
@@ -9,35 +9,35 @@ use crate::contents::Located;
 /// An encoded prompt.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EncodedPrompt {
-    /// The tokens.
+    /// Tokens of the prompt.
     pub token_ids: Vec<TokenId>,
-    /// Positions of tokens that do not come from the caller's own text: special tokens, roles, line breaks and default prompts
-    /// of a chat template. Sorted and disjoint. KV of earlier prompts is never copied to them.
+    /// Positions of tokens that do not come from the caller's own text: special tokens, roles, line breaks and default prompts of a chat
+    /// template. Sorted and disjoint. KV of earlier prompts is never copied to them.
     pub template: Vec<TokenRange>,
-    /// Where the texts of messages begin, by position. Empty texts, and those that the template rewrote, are left out. A text that is
-    /// no conversation is message 0.
+    /// Starts of the texts of messages, by position. Omits empty texts and those that the template rewrote. A text without a conversation
+    /// is message 0.
     pub contents: Vec<ContentStart>,
 }
 
-/// Where the text of a message begins.
+/// Start of the text of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ContentStart {
     /// Index of the message.
     pub message: u32,
-    /// Position of the first token that is wholly of its text.
+    /// Position of the first token that lies wholly within its text.
     pub position: u32,
 }
 
-/// A token and the bytes of the prompt it covers.
+/// A token and the byte range of the prompt that it covers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TokenSpan {
     pub(crate) id: TokenId,
     pub(crate) bytes: Range<usize>,
 }
 
-/// Positions of the tokens that are special or not wholly inside one of `contents`, which are sorted and disjoint.
+/// Returns the positions of tokens that are special or not wholly inside one of `contents`, which are sorted and disjoint.
 ///
-/// A token that reaches over the border of a content is the template's: it differs when the template does.
+/// A token that crosses the border of a content belongs to the template, because it changes with the template.
 pub(crate) fn template_ranges(
     spans: &[TokenSpan],
     contents: &[Range<usize>],
@@ -59,8 +59,8 @@ pub(crate) fn template_ranges(
     ranges
 }
 
-/// Position of the first token that begins in each of `contents`, which are sorted and disjoint. Of the pieces that a template cut a
-/// message into, the first counts.
+/// Returns the position of the first token that begins in each of `contents`, which are sorted and disjoint. Of several pieces of one
+/// message, the first counts.
 pub(crate) fn content_starts(spans: &[TokenSpan], contents: &[Located]) -> Vec<ContentStart> {
     let first_in = |content: &Located| {
         let index = spans.partition_point(|span| span.bytes.start < content.bytes.start);
@@ -80,7 +80,7 @@ fn to_u32(index: usize) -> u32 {
 mod tests {
     use super::*;
 
-    /// Tokens of the given lengths, one after the other; token 9 is special.
+    /// Builds consecutive tokens of the given lengths; token 9 is special.
     #[track_caller]
     fn check(tokens: &[(u32, usize)], contents: &[(usize, usize)], expected: &[(u32, u32)]) {
         let contents: Vec<_> = contents.iter().map(|&(start, end)| start..end).collect();

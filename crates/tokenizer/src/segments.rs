@@ -1,7 +1,6 @@
-//! Where pieces of a prompt begin that do not depend on what stands before them: messages, paragraphs, sections.
+//! Starts of prompt segments that do not depend on preceding text: messages, paragraphs, sections.
 //!
-//! KV of such a piece is the likeliest to be of use in another place. Only text is looked at, so prompts of token ids have segments
-//! too.
+//! KV of such a segment is the most likely to be reusable elsewhere. Only text is examined, so prompts of token ids have segments too.
 
 use std::borrow::Cow;
 
@@ -11,22 +10,22 @@ use crate::ContentStart;
 use crate::enumeration::labels;
 use crate::tables::{TableText, tables};
 
-/// What a segment begins with.
+/// Rule that determines where segments begin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SegmentRule {
-    /// A message, a paragraph after a blank line, a heading (a line of 1 to 6 `#` and a space), a label that counts (`[3] `), and the text
-    /// behind it.
+    /// A message, a paragraph after a blank line, a heading (a line of 1 to 6 `#` and a space), an enumeration label (`[3] `), and the
+    /// text after it.
     Text,
-    /// What the caller named, and nothing else.
+    /// Only what the caller named.
     Named {
         /// Indices of messages.
         messages: Vec<u32>,
-        /// Texts; a segment begins behind each occurrence of each of them. None is empty.
+        /// Non-empty texts; a segment begins after each occurrence of any of them.
         separators: Vec<String>,
     },
 }
 
-/// The text of a prompt, and where each of its tokens begins in it.
+/// Text of a prompt, and the start of each of its tokens in it.
 pub(crate) struct TokenText {
     bytes: Vec<u8>,
     starts: Vec<usize>,
@@ -36,7 +35,7 @@ pub(crate) struct TokenText {
 const MAX_HEADING_LEVEL: usize = 6;
 
 impl TokenText {
-    /// From the bytes of each token.
+    /// Builds the text from the bytes of each token.
     pub(crate) fn new<'a>(tokens: impl Iterator<Item = &'a [u8]>) -> Self {
         let (mut bytes, mut starts) = (Vec::new(), Vec::new());
         for token in tokens {
@@ -46,7 +45,7 @@ impl TokenText {
         Self { bytes, starts }
     }
 
-    /// The text, with a `?` in place of each byte that is no part of a character: offsets stay.
+    /// Returns the text with `?` in place of each byte that is not part of a character, which preserves offsets.
     fn as_str(&self) -> Cow<'_, str> {
         match std::str::from_utf8(&self.bytes) {
             Ok(text) => text.into(),
@@ -58,7 +57,8 @@ impl TokenText {
         }
     }
 
-    /// The tokens that begin a sentence or a line: ascending, each above 0. White space in the token of the first word belongs to it.
+    /// Returns the tokens that begin a sentence or a line: ascending, each above 0. White space in the token of the first word belongs to
+    /// it.
     pub(crate) fn sentence_starts(&self) -> Vec<u32> {
         let text = self.as_str();
         let first_token = |offset: usize| {
@@ -72,7 +72,7 @@ impl TokenText {
         starts
     }
 
-    /// The rows of all tables, ascending and disjoint.
+    /// Returns the rows of all tables, ascending and disjoint.
     pub(crate) fn tables(&self) -> Vec<TableRows> {
         let num_tokens = u32::try_from(self.starts.len()).expect("a prompt has less than 2^32 tokens");
         let rows = |table: TableText| {
@@ -83,12 +83,12 @@ impl TokenText {
         tables(&self.as_str()).into_iter().filter_map(rows).filter(|table| !table.range.is_empty()).collect()
     }
 
-    /// The first byte of the token at `position`.
+    /// Returns the first byte of the token at `position`.
     fn offset_of(&self, position: u32) -> Option<usize> {
         self.starts.get(position as usize).copied()
     }
 
-    /// The first token that begins at byte `offset` or behind it: a token that reaches over a border belongs to what is before.
+    /// Returns the first token that begins at byte `offset` or later: a token that crosses a border belongs to the preceding segment.
     fn position_of(&self, offset: usize) -> Option<u32> {
         let index = self.starts.partition_point(|&start| start < offset);
         (index < self.starts.len()).then(|| u32::try_from(index).expect("a prompt has less than 2^32 tokens"))
@@ -96,7 +96,7 @@ impl TokenText {
 }
 
 impl SegmentRule {
-    /// Positions at which segments begin: ascending, each above 0.
+    /// Returns the positions at which segments begin: ascending, each above 0.
     pub(crate) fn starts(&self, text: &TokenText, contents: &[ContentStart]) -> Vec<u32> {
         let is_named = |content: &&ContentStart| match self {
             Self::Text => true,
@@ -121,7 +121,7 @@ impl SegmentRule {
     }
 }
 
-/// Where lines begin that are not blank and that follow a blank one or are headings.
+/// Returns the starts of non-blank lines that follow a blank line or are headings.
 fn paragraph_offsets(text: &[u8]) -> Vec<usize> {
     let (mut offset, mut was_blank) = (0, false);
     let mut offsets = Vec::new();
@@ -136,8 +136,8 @@ fn paragraph_offsets(text: &[u8]) -> Vec<usize> {
     offsets
 }
 
-/// Beginnings of lines and sentences: after a line break, after a mark that ends a sentence and white space, and directly after such a mark
-/// of scripts without spaces.
+/// Returns the starts of lines and sentences: after a line break, after a sentence-ending mark and white space, and directly after such a
+/// mark of scripts without spaces.
 fn sentence_offsets(text: &str) -> impl Iterator<Item = usize> + '_ {
     let mut before = ' ';
     let mut ended = false;
@@ -158,7 +158,7 @@ fn is_heading(line: &[u8]) -> bool {
     (1..=MAX_HEADING_LEVEL).contains(&level) && line.get(level) == Some(&b' ')
 }
 
-/// Where occurrences of `separator`, which do not overlap, end.
+/// Returns the ends of the non-overlapping occurrences of `separator`.
 fn offsets_behind(text: &[u8], separator: &[u8]) -> Vec<usize> {
     let (mut offset, mut offsets) = (0, Vec::new());
     while let Some(found) = text[offset..].windows(separator.len()).position(|window| window == separator) {
@@ -172,7 +172,7 @@ fn offsets_behind(text: &[u8], separator: &[u8]) -> Vec<usize> {
 mod tests {
     use super::*;
 
-    /// `tokens` are separated by `|`; `contents` are positions of the messages. The expected text has a `^` where segments begin.
+    /// Splits `tokens` at `|`; `contents` are positions of the messages. The expected text has a `^` where segments begin.
     #[track_caller]
     fn check(rule: &SegmentRule, tokens: &str, contents: &[u32], expected: &str) {
         let tokens: Vec<&str> = tokens.split('|').collect();
@@ -191,7 +191,7 @@ mod tests {
         SegmentRule::Named { messages: messages.into(), separators: separators.iter().map(|&text| text.to_owned()).collect() }
     }
 
-    /// Each sentence of `text` after the first begins where `expected` has a `^`.
+    /// Checks that each sentence of `text` after the first begins at a `^` of `expected`.
     #[track_caller]
     fn check_sentences(expected: &str) {
         let text = expected.replace('^', "");

@@ -2,55 +2,55 @@
 
 use std::ops::Range;
 
-/// Holds back text that may turn out to be the start of a stop string.
+/// Matcher that holds back text which may be the start of a stop string.
 ///
-/// A stop string counts as soon as its last character is there; of two that end at the same place the longer one counts. So the
-/// result does not depend on how the text is cut into pieces, and no text after a stop is ever waited for.
+/// A stop string matches as soon as its last character arrives; of two that end at the same place the longer one wins. So the result does
+/// not depend on how the text is split into pieces, and no text after a stop is awaited.
 ///
-/// Special tokens that the text does not show can be part of a stop string all the same: a stop string matches the text as it is shown,
-/// and the text with all special tokens in it, of which it then contains each one wholly.
+/// Hidden special tokens can be part of a stop string too: a stop string matches the text as shown, and the text including all special
+/// tokens, of which it must then contain each one wholly.
 pub struct StopMatcher {
     stops: Vec<String>,
     include_stop_str: bool,
-    /// Text that was not handed out: empty or the start of a stop string.
+    /// Text not yet released: empty or the start of a stop string.
     held: Held,
     is_stopped: bool,
 }
 
-/// Text with special tokens in it that are not shown.
+/// Text that may include hidden special tokens.
 #[derive(Default)]
 struct Held {
     text: String,
-    /// Bytes of those tokens: sorted and disjoint.
+    /// Byte ranges of the hidden tokens: sorted and disjoint.
     hidden: Vec<Range<usize>>,
 }
 
-/// What a piece of text came to.
+/// Result of processing a piece of text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StopOutput {
-    /// Text that may be handed out now.
+    /// Text that may be released now.
     pub text: String,
-    /// Index of the stop string that was hit. Everything after it is dropped.
+    /// Index of the stop string that matched. Everything after it is dropped.
     pub stop: Option<usize>,
 }
 
-/// The place of a stop string.
+/// Location of a matched stop string.
 struct Found {
     start: usize,
     end: usize,
     stop: usize,
-    /// True if special tokens are part of it.
+    /// True if the match includes special tokens.
     shows_hidden: bool,
 }
 
 impl StopMatcher {
-    /// A matcher for `stops`; an empty one never matches. `include_stop_str` hands out the stop string itself too.
+    /// Creates a matcher for `stops`; an empty one never matches. `include_stop_str` releases the stop string itself too.
     #[must_use]
     pub fn new(stops: Vec<String>, include_stop_str: bool) -> Self {
         Self { stops, include_stop_str, held: Held::default(), is_stopped: false }
     }
 
-    /// Takes the next piece. After a stop was hit, all further text is dropped.
+    /// Processes the next piece. After a match, all further text is dropped.
     #[must_use]
     pub fn push(&mut self, piece: &str) -> StopOutput {
         if self.is_stopped {
@@ -63,7 +63,7 @@ impl StopMatcher {
         self.search()
     }
 
-    /// Takes a special token, by its text, that is not shown.
+    /// Processes a hidden special token, given by its text.
     #[must_use]
     pub fn push_hidden(&mut self, token: &str) -> StopOutput {
         if self.is_stopped || self.stops.is_empty() || token.is_empty() {
@@ -75,13 +75,13 @@ impl StopMatcher {
         self.search()
     }
 
-    /// Takes a piece in which nothing is searched for.
+    /// Passes a piece through without searching it.
     #[must_use]
     pub fn pass(&mut self, piece: &str) -> String {
         if self.is_stopped { String::new() } else { self.finish() + piece }
     }
 
-    /// Hands out what was held back, when no more text comes.
+    /// Releases the held text at the end of the stream.
     #[must_use]
     pub fn finish(&mut self) -> String {
         let held = std::mem::take(&mut self.held);
@@ -104,14 +104,14 @@ impl StopMatcher {
         }
     }
 
-    /// The stop string that is complete first.
+    /// Returns the stop string that completes first.
     fn first_stop(&self) -> Option<Found> {
         let stops = self.stops.iter().enumerate().filter(|(_, stop)| !stop.is_empty());
         let found = stops.flat_map(|(index, stop)| [self.held.find_shown(stop, index), self.held.find_whole(stop, index)]);
         found.flatten().min_by_key(|found| (found.end, found.start, found.stop))
     }
 
-    /// Takes what cannot be part of a stop string: all before the longest end that one starts with.
+    /// Takes the text that cannot be part of a stop string: all before the longest suffix that starts one.
     fn release(&mut self) -> String {
         let Self { stops, held, .. } = self;
         let whole_start = held.starts().find(|&at| stops.iter().any(|stop| stop.starts_with(&held.text[at..])));
@@ -130,13 +130,13 @@ impl StopMatcher {
 }
 
 impl Held {
-    /// Places where a stop string may start: at characters that are shown, and at whole tokens that are not.
+    /// Returns the offsets where a stop string may start: at shown characters, and at the starts of hidden tokens.
     fn starts(&self) -> impl Iterator<Item = usize> {
         let is_inside = |at: usize| self.hidden.iter().any(|token| token.start < at && at < token.end);
         self.text.char_indices().map(|(at, _)| at).filter(move |&at| !is_inside(at))
     }
 
-    /// The shown part of `range`, which cuts no token that is not.
+    /// Returns the shown part of `range`, which splits no hidden token.
     fn shown(&self, range: Range<usize>) -> String {
         let mut text = String::with_capacity(range.len());
         let mut at = range.start;
@@ -147,7 +147,7 @@ impl Held {
         text + &self.text[at..range.end]
     }
 
-    /// The first place of `stop` in the text as it is shown.
+    /// Returns the first match of `stop` in the text as shown.
     fn find_shown(&self, stop: &str, index: usize) -> Option<Found> {
         let shown = if self.hidden.is_empty() { None } else { Some(self.shown(0..self.text.len())) };
         let start = shown.as_deref().unwrap_or(&self.text).find(stop)?;
@@ -155,12 +155,12 @@ impl Held {
         Some(Found { start, end, stop: index, shows_hidden: false })
     }
 
-    /// The byte of the text that is number `shown` of those that are shown.
+    /// Converts an offset in the shown text into one in the whole text.
     fn position(&self, shown: usize) -> usize {
         self.hidden.iter().fold(shown, |at, token| if token.start <= at { at + token.len() } else { at })
     }
 
-    /// The first place of `stop` in the text with all tokens, at least one of which that is not shown is part of it.
+    /// Returns the first match of `stop` in the whole text that includes at least one hidden token.
     fn find_whole(&self, stop: &str, index: usize) -> Option<Found> {
         let overlaps = |token: &&Range<usize>, at: usize| token.start < at + stop.len() && at < token.end;
         let is_whole = |at: usize| {
@@ -171,7 +171,7 @@ impl Held {
         Some(Found { start, end: start + stop.len(), stop: index, shows_hidden: true })
     }
 
-    /// Drops tokens that are not shown and begin before `end`: no stop string can contain them any more.
+    /// Drops hidden tokens that begin before `end`, because no stop string can contain them any more.
     fn forget_hidden_before(&mut self, end: usize) {
         let num_dropped = self.hidden.partition_point(|token| token.start < end);
         let dropped: Vec<_> = self.hidden.drain(..num_dropped).collect();
@@ -182,7 +182,7 @@ impl Held {
         self.hidden.iter_mut().for_each(|token| *token = token.start - num_bytes..token.end - num_bytes);
     }
 
-    /// Takes the first bytes, of which what is shown is returned.
+    /// Removes the first bytes and returns the shown part of them.
     fn take(&mut self, num_bytes: usize) -> String {
         let text = self.shown(0..num_bytes);
         self.text.drain(..num_bytes);
@@ -196,7 +196,7 @@ impl Held {
 mod tests {
     use super::*;
 
-    /// `expected` is what each piece hands out; the last is what the end does.
+    /// Compares with `expected`, the released text of each piece and, last, of the end.
     #[track_caller]
     fn check(stops: &[&str], pieces: &[&str], expected: &[&str], expected_stop: Option<usize>) {
         let mut matcher = StopMatcher::new(stops.iter().map(|&stop| stop.to_owned()).collect(), false);
@@ -284,7 +284,7 @@ mod tests {
         assert_eq!((matcher.pass("ab"), matcher.push("a").text, matcher.pass("b")), ("ab".into(), "".into(), "ab".into()));
     }
 
-    /// The first prefix of `text` that ends in a stop string, searched without any state.
+    /// Returns the first prefix of `text` that ends in a stop string, by a stateless search.
     fn naive(stops: &[String], text: &str) -> (String, Option<usize>) {
         for end in (1..=text.len()).filter(|&end| text.is_char_boundary(end)) {
             let hits = stops.iter().enumerate().filter(|(_, stop)| !stop.is_empty() && text[..end].ends_with(stop.as_str()));

@@ -1,9 +1,9 @@
-//! Tables in a text: rows mean what their header says.
+//! Tables in a text, whose rows depend on their header.
 //!
-//! A cell is read by the name of its column, which stands above the table or in it and nowhere else. So equal rows under another header
-//! are not the same text. Tables are found by their shape: lines that follow each other with the same delimiter as often as each other
-//! (pipes need not be as many), or an HTML table. Its first lines are the header, up to one with numbers where most lines have some; a
-//! table may have none. Lines of JSON objects name their cells themselves.
+//! A cell is read by the name of its column, which appears only above or in the table. So equal rows under another header are not the same
+//! text. Tables are detected by their shape: consecutive lines with the same number of the same delimiter (pipes may differ in number), or
+//! an HTML table. The first lines are the header, up to one with numbers where most lines have some; a table may have none. Lines of JSON
+//! objects name their cells themselves.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::ops::Range;
@@ -11,27 +11,27 @@ use std::ops::Range;
 /// Rows of a table in a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TableText {
-    /// Bytes of all rows below the header.
+    /// Byte range of all rows below the header.
     pub(crate) bytes: Range<usize>,
-    /// Equal for equal headers; [`NO_HEADER`] if its lines are all rows.
+    /// Hash of the header; [`NO_HEADER`] if all lines are rows.
     pub(crate) header: u64,
 }
 
-/// The header of a table without one.
+/// Header value of a table without one.
 const NO_HEADER: u64 = 0;
 
-/// The delimiter of the cells of a line, and how often it stands there.
+/// Cell delimiter of a line and its count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Shape {
-    /// As often as it likes, twice or more: the cells of a row may be missing. Those of control tokens, `<|user|>`, do not count.
+    /// Pipes, two or more in any number, because a row may lack cells. Those of control tokens, `<|user|>`, do not count.
     Pipes,
     Tabs(usize),
     Semicolons(usize),
     Commas(usize),
     Ampersands(usize),
-    /// Two spaces or more.
+    /// Gaps of two spaces or more.
     Gaps(usize),
-    /// One space.
+    /// Single spaces.
     Spaces(usize),
 }
 
@@ -74,7 +74,7 @@ impl Shape {
         line.trim().trim_matches('|').split(delimiter).map(str::trim).filter(move |cell| self != Self::Pipes || !cell.is_empty())
     }
 
-    /// Lines that make a table. Prose may have commas, and code gaps.
+    /// Returns the minimum number of lines of a table. Prose may have commas, and code gaps.
     fn min_lines(self) -> usize {
         match self {
             Self::Pipes | Self::Tabs(_) => 2,
@@ -82,26 +82,26 @@ impl Shape {
         }
     }
 
-    /// True if lines of this shape are a table only where a column has numbers: prose has spaces and commas too.
+    /// True if lines of this shape are a table only if a column has numbers, because prose has spaces and commas too.
     fn needs_numbers(self) -> bool {
         matches!(self, Self::Spaces(_))
     }
 }
 
-/// Gaps of two spaces or more between words, but not those after a sentence.
+/// Counts gaps of two spaces or more between words, except after a sentence.
 fn num_gaps(line: &str) -> usize {
     let ends_sentence = |cell: &str| cell.trim_end().ends_with(['.', '!', '?', ':', ';']);
     let cells: Vec<&str> = line.trim().split("  ").filter(|cell| !cell.trim().is_empty()).collect();
     cells.iter().rev().skip(1).filter(|cell| !ends_sentence(cell)).count()
 }
 
-/// True for a line that parts a header from its rows: `|---|:-:|`, `+----+`, `====  ====`.
+/// True for a line that separates a header from its rows: `|---|:-:|`, `+----+`, `====  ====`.
 fn is_rule(line: &str) -> bool {
     let num_strokes = line.chars().filter(|c| matches!(c, '-' | '=' | '─' | '━')).count();
     num_strokes >= 3 && line.trim_end().chars().all(|c| matches!(c, '-' | '=' | '─' | '━' | '|' | '+' | ':' | ' ' | '\t' | '┼'))
 }
 
-/// Rows of all tables in `text`, ascending and disjoint. Linear in the text.
+/// Returns the rows of all tables in `text`, ascending and disjoint. Linear in the text.
 pub(crate) fn tables(text: &str) -> Vec<TableText> {
     let html = of_html(text);
     let is_in_html = |table: &TableText| {
@@ -115,7 +115,7 @@ pub(crate) fn tables(text: &str) -> Vec<TableText> {
     tables
 }
 
-/// Tables of lines that follow each other with one shape. Ascending, disjoint.
+/// Returns the tables of consecutive lines with one shape. Ascending, disjoint.
 fn of_shapes(text: &str) -> Vec<TableText> {
     let mut tables = Vec::new();
     let mut lines: Vec<&str> = Vec::new();
@@ -134,7 +134,7 @@ fn of_shapes(text: &str) -> Vec<TableText> {
     tables
 }
 
-/// The table of `lines` of one shape that end at byte `end`, if they make one.
+/// Returns the table of `lines` of one shape that end at byte `end`, if they form one.
 fn of_lines(lines: &[&str], shape: Shape, end: usize) -> Option<TableText> {
     let columns = Columns::of(lines, shape);
     if lines.len() < shape.min_lines() || shape.needs_numbers() && !columns.have_numbers() {
@@ -153,15 +153,15 @@ fn of_lines(lines: &[&str], shape: Shape, end: usize) -> Option<TableText> {
     (rows > 0).then_some(TableText { bytes: end - rows..end, header: hash })
 }
 
-/// The columns of a table that hold numbers.
+/// Columns of a table, with those that hold numbers.
 struct Columns<'a> {
     lines: Vec<&'a str>,
     shape: Shape,
-    /// Of each column, whether most lines have a number there, and whether most have a year.
+    /// Flags of each column: most lines have a number in it, and most have a year.
     kinds: Vec<(bool, bool)>,
 }
 
-/// Lines of names above the rows, at the most. Chosen.
+/// Maximum header lines above the rows. Chosen.
 const MAX_HEADER_LINES: usize = 4;
 
 impl<'a> Columns<'a> {
@@ -184,8 +184,8 @@ impl<'a> Columns<'a> {
         self.kinds.iter().any(|&(is_number, _)| is_number)
     }
 
-    /// Lines that hold names: those before the first one that has a number where most others do. The first one holds names if no column
-    /// has numbers. Years are names where most others have other numbers.
+    /// Counts the header lines: those before the first line that has a number where most lines do. The first line is the header if no
+    /// column has numbers. Years count as names in columns where most numbers are not years.
     fn num_header_lines(&self) -> usize {
         if !self.have_numbers() {
             return 1;
@@ -206,7 +206,7 @@ fn is_year(cell: &str) -> bool {
     cell.len() == 4 && (cell.starts_with("19") || cell.starts_with("20"))
 }
 
-/// Tables in HTML, the first row of which is the header. Ascending, disjoint.
+/// Returns the tables in HTML, whose first row is the header. Ascending, disjoint.
 fn of_html(text: &str) -> Vec<TableText> {
     let lower = text.to_ascii_lowercase();
     let mut tables = Vec::new();
@@ -231,7 +231,7 @@ fn hash<'a>(header: impl Iterator<Item = &'a str>) -> u64 {
 mod tests {
     use super::*;
 
-    /// The rows of each table in `text`, without the line breaks around them.
+    /// Compares the rows of each table in `text`, without the surrounding line breaks.
     #[track_caller]
     fn check(text: &str, expected: &[&str]) {
         let found: Vec<&str> = tables(text).iter().map(|table| text[table.bytes.clone()].trim_matches('\n')).collect();
@@ -280,7 +280,7 @@ mod tests {
         check("region,2021,2022\nnorth,5,7\nsouth,6,8\n", &["north,5,7\nsouth,6,8"]);
     }
 
-    /// A line of very many cells among very many lines, and tables in tables: each step looks at a cell once.
+    /// Lines of very many cells among very many lines, and nested tables: each step examines a cell once.
     #[test]
     fn hostile_shapes_take_time_in_proportion_to_the_text() {
         let ragged = format!("{}\n{}", "|1".repeat(300_000), "|1|\n".repeat(100_000));

@@ -1,4 +1,4 @@
-//! What each token stands for, as bytes: decoding is concatenation.
+//! Bytes of each token: decoding is concatenation.
 
 use std::collections::HashMap;
 
@@ -6,23 +6,23 @@ use tokens::TokenId;
 
 use crate::byte_level::byte_symbols;
 
-/// How the text of a vocabulary entry stands for bytes.
+/// Encoding of bytes in the text of a vocabulary entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Spelling {
-    /// Each character is one byte.
+    /// Each character represents one byte.
     ByteLevel,
-    /// `▁` is a space, `<0x0A>` is a byte, all else is itself.
+    /// `▁` represents a space, `<0x0A>` a byte, and all other text itself.
     SentencePiece,
 }
 
-/// Bytes of all tokens in one buffer; `ends[id]` is where token `id` stops.
+/// Bytes of all tokens in one buffer; `ends[id]` is the end of token `id`.
 pub(crate) struct TokenBytes {
     bytes: Vec<u8>,
     ends: Vec<u32>,
 }
 
 impl TokenBytes {
-    /// From the bytes of each token, in order of id.
+    /// Builds the buffer from the bytes of each token, ordered by id.
     pub(crate) fn new(tokens: impl IntoIterator<Item = Vec<u8>>) -> Self {
         let (mut bytes, mut ends) = (Vec::new(), Vec::new());
         for token in tokens {
@@ -32,7 +32,7 @@ impl TokenBytes {
         Self { bytes, ends }
     }
 
-    /// Bytes of `id`; none for an id that has no token.
+    /// Returns the bytes of `id`; none for an id without a token.
     pub(crate) fn get(&self, id: TokenId) -> &[u8] {
         let index = id.0 as usize;
         let Some(&end) = self.ends.get(index) else { return &[] };
@@ -40,13 +40,13 @@ impl TokenBytes {
         &self.bytes[start as usize..end as usize]
     }
 
-    /// Number of tokens.
+    /// Returns the number of tokens.
     pub(crate) fn len(&self) -> usize {
         self.ends.len()
     }
 }
 
-/// Turns the spelling of vocabulary entries into bytes.
+/// Converter of vocabulary entries into bytes.
 pub(crate) struct Speller {
     spelling: Spelling,
     bytes_by_symbol: HashMap<char, u8>,
@@ -58,10 +58,10 @@ impl Speller {
         Self { spelling, bytes_by_symbol }
     }
 
-    /// Bytes that the ordinary entry `text` stands for.
+    /// Returns the bytes that the ordinary entry `text` represents.
     pub(crate) fn bytes(&self, text: &str) -> Vec<u8> {
         match self.spelling {
-            // An entry with a character that stands for no byte is its own text, as in the reference decoder.
+            // An entry with a character that represents no byte is taken literally, as in the reference decoder.
             Spelling::ByteLevel => {
                 let bytes: Option<Vec<u8>> = text.chars().map(|symbol| self.bytes_by_symbol.get(&symbol).copied()).collect();
                 bytes.unwrap_or_else(|| text.as_bytes().to_vec())
@@ -74,7 +74,7 @@ impl Speller {
     }
 }
 
-/// The byte that `<0x0A>` stands for.
+/// Returns the byte that `<0x0A>` represents.
 fn byte_of_fallback(text: &str) -> Option<u8> {
     let digits = text.strip_prefix("<0x")?.strip_suffix('>')?;
     if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }

@@ -1,4 +1,4 @@
-//! Text to tokens and back.
+//! Tokenization and detokenization.
 
 use std::ops::ControlFlow;
 use std::ops::Range;
@@ -23,17 +23,17 @@ use crate::segments::{SegmentRule, TokenText};
 use crate::token_bytes::{Speller, Spelling, TokenBytes};
 use crate::{ChatError, ChatMessage, ChatOptions, ChatTemplate, EncodedPrompt, GgufVocabulary, TokenizerError};
 
-/// The vocabulary of one model, with its chat template if it has one. Shared between threads behind an `Arc`.
+/// Vocabulary of one model, with its chat template if it has one. Shared between threads in an `Arc`.
 ///
-/// Two paths give the same tokens. Byte-level BPE with a known pre-tokenizer takes the quick one (`byte_level.rs`);
-/// everything else, and text that normalization would change, goes through the `tokenizers` crate as a whole.
+/// Two paths give the same tokens. Byte-level BPE with a known pre-tokenizer takes the fast one (`byte_level.rs`); everything else, and
+/// text that normalization would change, goes through the whole `tokenizers` crate.
 pub struct Tokenizer {
     hf: tokenizers::Tokenizer,
     quick: Option<QuickPath>,
     bytes: TokenBytes,
-    /// `None` where tokens do not spell the bytes of a text one by one.
+    /// Bounds by token length; `None` if tokens do not spell the bytes of a text one by one.
     lengths: Option<TokenLengths>,
-    /// By id: whether `skip_special` leaves the token out.
+    /// True, by id, if `skip_special` omits the token.
     is_special: Vec<bool>,
     strips_leading_space: bool,
     prefix: Vec<TokenId>,
@@ -42,22 +42,22 @@ pub struct Tokenizer {
     eos: Vec<TokenId>,
     chat_template: Option<ChatTemplate>,
     added: AddedTokens,
-    /// Variables of chat templates that name special tokens, such as `pad_token`.
+    /// Chat template variables that name special tokens, such as `pad_token`.
     named_tokens: Map<String, Value>,
     content_control_tokens: bool,
 }
 
-/// What a source of vocabularies hands over.
+/// Components that a vocabulary source provides.
 pub(crate) struct Parts {
     /// Whole pipeline, added tokens included, without post-processing.
     pub(crate) hf: tokenizers::Tokenizer,
-    /// The pre-tokenizer when it is a known byte-level one.
+    /// Pre-tokenizer, if it is a known byte-level one.
     pub(crate) pre_tokenizer: Option<PreTokenizerKind>,
     pub(crate) added: Vec<AddedToken>,
     pub(crate) bytes: TokenBytes,
-    /// Whether decoding drops one space at the start, which encoding had put there.
+    /// True if decoding drops one leading space, which encoding had added.
     pub(crate) strips_leading_space: bool,
-    /// Tokens put before and after a text by `add_special_tokens`.
+    /// Tokens that `add_special_tokens` puts before and after a text.
     pub(crate) prefix: Vec<TokenId>,
     pub(crate) suffix: Vec<TokenId>,
     pub(crate) bos: Option<TokenId>,
@@ -80,7 +80,7 @@ impl Tokenizer {
         Self::assemble(vocabulary.into_parts()?)
     }
 
-    /// Reads a `tokenizer.json`. The file does not say which tokens begin and end a text: see [`Tokenizer::from_folder`] and
+    /// Reads a `tokenizer.json`. The file does not specify which tokens begin and end a text: see [`Tokenizer::from_folder`] and
     /// [`Tokenizer::with_special_ids`].
     ///
     /// # Errors
@@ -89,25 +89,25 @@ impl Tokenizer {
         Self::from_file_with(path, &[])
     }
 
-    /// The same with further added tokens, those that `tokenizer_config.json` lists.
+    /// Reads a `tokenizer.json`, with the further added tokens that `tokenizer_config.json` lists.
     pub(crate) fn from_file_with(path: &Path, added: &[tokenizers::AddedToken]) -> Result<Self, TokenizerError> {
         let json = read_bounded(path, MAX_FILE_BYTES)?;
         let mut hf = tokenizers::Tokenizer::from_bytes(json)
             .map_err(|error| TokenizerError::Parse { path: path.to_owned(), reason: brief(&error) })?;
         hf.with_truncation(None).map_err(TokenizerError::library)?;
         hf.with_padding(None);
-        // What the file has already stays as it is; what it has with other flags is replaced.
+        // Tokens that the file already has stay unchanged; those with other flags are replaced.
         hf.add_tokens(added.iter().cloned()).map_err(TokenizerError::library)?;
         Self::assemble(Parts::from_library(hf)?)
     }
 
-    /// The same tokenizer with other tokens at the beginning and the end of a text.
+    /// Sets the tokens at the beginning and the end of a text.
     #[must_use]
     pub fn with_special_ids(self, bos: Option<TokenId>, eos: Vec<TokenId>) -> Self {
         Self { bos, eos, ..self }
     }
 
-    /// The same tokenizer with a chat template, rendered with this vocabulary's special tokens.
+    /// Sets the chat template, rendered with this vocabulary's special tokens.
     ///
     /// # Errors
     /// If the template is not valid.
@@ -116,19 +116,19 @@ impl Tokenizer {
         Ok(self)
     }
 
-    /// The same tokenizer, for which the names of control tokens in messages are those tokens, or text (the default).
+    /// Sets the treatment of control token names in messages: those tokens if true, text by default.
     #[must_use]
     pub fn with_content_control_tokens(self, content_control_tokens: bool) -> Self {
         Self { content_control_tokens, ..self }
     }
 
-    /// The same tokenizer, whose chat template is told these special tokens by name.
+    /// Sets the special tokens that the chat template receives by name.
     #[must_use]
     pub(crate) fn with_named_tokens(self, named_tokens: Map<String, Value>) -> Self {
         Self { named_tokens, ..self }
     }
 
-    /// A chat template with this vocabulary's special tokens.
+    /// Compiles a chat template with this vocabulary's special tokens.
     fn compile(&self, source: &str) -> Result<ChatTemplate, ChatError> {
         let mut tokens = self.named_tokens.clone();
         for (name, id) in [("bos_token", self.bos), ("eos_token", self.eos.first().copied())] {
@@ -172,7 +172,7 @@ impl Tokenizer {
     }
 
     /// Encodes `text`. The text of a special token in it becomes that token, as in the models' own tokenizers; see
-    /// [`Tokenizer::encode_as_text`] for text that must not. `add_special_tokens` adds what the model expects around a text,
+    /// [`Tokenizer::encode_as_text`] for text that must not. `add_special_tokens` adds the tokens that the model expects around a text,
     /// such as a beginning-of-text token.
     ///
     /// # Errors
@@ -181,7 +181,7 @@ impl Tokenizer {
         self.encode_within(text, add_special_tokens, usize::MAX)
     }
 
-    /// As [`Tokenizer::encode`], for a text of at most `max_tokens` tokens. A longer one is refused as early as its length is known.
+    /// Encodes like [`Tokenizer::encode`] a text of at most `max_tokens` tokens. A longer one is refused as early as its length is known.
     ///
     /// # Errors
     /// [`TokenizerError::TooManyTokens`] if the text is longer; else as [`Tokenizer::encode`].
@@ -206,8 +206,8 @@ impl Tokenizer {
         Ok(EncodedPrompt { token_ids, template, contents })
     }
 
-    /// Byte of `text` at which each token of [`Tokenizer::encode`] begins, without those that are put around a text. A token that is a
-    /// part of a character may begin inside of it or with it.
+    /// Returns the byte of `text` at which each token of [`Tokenizer::encode`] begins, without the tokens added around a text. A token
+    /// that is part of a character may begin inside of it or at its start.
     ///
     /// # Errors
     /// If the underlying library refuses the text.
@@ -215,7 +215,7 @@ impl Tokenizer {
         Ok(self.spans(text, &[], usize::MAX)?.into_iter().map(|span| span.bytes.start).collect())
     }
 
-    /// Encodes `text` with the names of special tokens taken as the characters they are.
+    /// Encodes `text`, taking the names of special tokens literally.
     ///
     /// # Errors
     /// If the underlying library refuses the text.
@@ -233,9 +233,9 @@ impl Tokenizer {
         Ok(token_ids)
     }
 
-    /// Renders `messages` with the model's chat template, or the one that `options` bring, and encodes the result. The template itself
-    /// writes the beginning-of-text token where the model wants one. Control tokens are the template's alone: their names in messages and
-    /// variables are text, whatever the template does to it; see [`Tokenizer::with_content_control_tokens`].
+    /// Renders `messages` with the model's chat template, or the one in `options`, and encodes the result. The template itself writes the
+    /// beginning-of-text token if the model needs one. Only the template can write control tokens: their names in messages and variables
+    /// are text, even if the template transforms them; see [`Tokenizer::with_content_control_tokens`].
     ///
     /// # Errors
     /// If there is no template, or the one in `options` is not valid, the template refuses the messages, or the text cannot be encoded.
@@ -243,7 +243,7 @@ impl Tokenizer {
         self.encode_chat_within(messages, options, usize::MAX)
     }
 
-    /// As [`Tokenizer::encode_chat`], for a prompt of at most `max_tokens` tokens. A longer one is refused as early as its length is
+    /// Encodes like [`Tokenizer::encode_chat`] a prompt of at most `max_tokens` tokens. A longer one is refused as early as its length is
     /// known.
     ///
     /// # Errors
@@ -265,14 +265,14 @@ impl Tokenizer {
         Ok(EncodedPrompt { token_ids: spans.into_iter().map(|span| span.id).collect(), template, contents: starts })
     }
 
-    /// Segments of `prompt` by `rule`, its sentences and its tables.
+    /// Returns the segments of `prompt` by `rule`, its sentences and its tables.
     #[must_use]
     pub fn borders(&self, prompt: &EncodedPrompt, rule: &SegmentRule) -> Borders {
         let text = TokenText::new(prompt.token_ids.iter().map(|&id| self.token_bytes(id)));
         Borders { segments: rule.starts(&text, &prompt.contents), sentences: text.sentence_starts(), tables: text.tables() }
     }
 
-    /// Decodes `ids`; bytes that are no UTF-8 become U+FFFD. `skip_special` leaves special tokens out.
+    /// Decodes `ids`; invalid UTF-8 becomes U+FFFD. `skip_special` omits special tokens.
     #[must_use]
     pub fn decode(&self, ids: &[TokenId], skip_special: bool) -> String {
         let mut bytes = Vec::new();
@@ -283,65 +283,65 @@ impl Tokenizer {
         String::from_utf8_lossy(text).into_owned()
     }
 
-    /// Bytes that `id` stands for, a part of a character perhaps; none for an id that has no token.
+    /// Returns the bytes of `id`, possibly part of a character; none for an id without a token.
     #[must_use]
     pub fn token_bytes(&self, id: TokenId) -> &[u8] {
         self.bytes.get(id)
     }
 
-    /// Text of `id` alone; U+FFFD where it is a part of a character.
+    /// Returns the text of `id` alone; U+FFFD if it is part of a character.
     #[must_use]
     pub fn token_str(&self, id: TokenId) -> String {
         String::from_utf8_lossy(self.token_bytes(id)).into_owned()
     }
 
-    /// The token that is written `text` in the vocabulary, special ones included.
+    /// Returns the token spelled `text` in the vocabulary, including special ones.
     #[must_use]
     pub fn token_id(&self, text: &str) -> Option<TokenId> {
         self.hf.token_to_id(text).map(TokenId)
     }
 
-    /// Number of ids, special and unused ones included. A model may have more rows.
+    /// Returns the number of ids, including special and unused ones. A model may have more rows.
     #[must_use]
     pub fn vocab_size(&self) -> usize {
         self.bytes.len()
     }
 
-    /// The token that begins a text.
+    /// Returns the token that begins a text.
     #[must_use]
     pub fn bos(&self) -> Option<TokenId> {
         self.bos
     }
 
-    /// Tokens that end an answer, the model's main one first.
+    /// Returns the tokens that end an answer, the model's main one first.
     #[must_use]
     pub fn eos_ids(&self) -> &[TokenId] {
         &self.eos
     }
 
-    /// The chat template, if the model has one.
+    /// Returns the chat template, if the model has one.
     #[must_use]
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
         self.chat_template.as_ref()
     }
 
-    /// Whether `id` steers the model and is no text.
+    /// True if `id` is a control token and not text.
     #[must_use]
     pub fn is_special(&self, id: TokenId) -> bool {
         self.is_special.get(id.0 as usize).copied().unwrap_or(false)
     }
 
-    /// Whether decoding from the start of a text drops one leading space.
+    /// True if decoding from the start of a text drops one leading space.
     pub(crate) fn strips_leading_space(&self) -> bool {
         self.strips_leading_space
     }
 
-    /// The quick path, if it gives the right tokens for `text`.
+    /// Returns the fast path if it gives the right tokens for `text`.
     fn quick_path(&self, text: &str) -> Option<&QuickPath> {
         self.quick.as_ref().filter(|quick| !quick.needs_nfc || text.is_ascii() || unicode_normalization::is_nfc(text))
     }
 
-    /// Refuses a text whose bytes alone tell that it has more than `max_tokens` tokens.
+    /// Refuses a text that, by its bytes alone, has more than `max_tokens` tokens.
     fn check_length(&self, text: &str, max_tokens: usize) -> Result<(), TokenizerError> {
         let Some(lengths) = self.lengths.as_ref().filter(|_| text.len() > max_tokens) else { return Ok(()) };
         let changes = self.quick.as_ref().is_some_and(|quick| quick.needs_nfc) && self.quick_path(text).is_none();
@@ -372,8 +372,8 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// The tokens of `text`, at most `max_tokens`, with the bytes each covers. No special token has a byte in `inputs`, which are sorted
-    /// and disjoint.
+    /// Returns the tokens of `text`, at most `max_tokens`, with the bytes that each covers. No special token overlaps `inputs`, which are
+    /// sorted and disjoint.
     fn spans(&self, text: &str, inputs: &[Range<usize>], max_tokens: usize) -> Result<Vec<TokenSpan>, TokenizerError> {
         let Some(quick) = self.quick_path(text) else {
             let encoding = match self.added.are_restricted(text, inputs) {
@@ -406,7 +406,7 @@ impl Tokenizer {
         Ok(spans)
     }
 
-    /// Byte-level tokens have known lengths, so where each starts is a running sum.
+    /// Appends the tokens of a piece. Byte-level tokens have known lengths, so the start of each is a running sum.
     fn push_piece(&self, piece_start: usize, ids: &[TokenId], spans: &mut Vec<TokenSpan>) {
         let mut start = piece_start;
         for &id in ids {
@@ -416,7 +416,7 @@ impl Tokenizer {
         }
     }
 
-    /// The library's pipeline with our search for added tokens, because its own knows no inputs.
+    /// Runs the library's pipeline with our search for added tokens, because its own does not support inputs.
     fn encode_restricted(&self, text: &str, inputs: &[Range<usize>]) -> tokenizers::Result<tokenizers::Encoding> {
         let mut pieces = PreTokenizedString::from(text);
         pieces.split(|_, whole| {
@@ -439,7 +439,7 @@ impl Tokenizer {
         self.cut_and_merge(pieces)
     }
 
-    /// The library's pipeline without its search for added tokens.
+    /// Runs the library's pipeline without its search for added tokens.
     fn encode_without_added(&self, text: &str) -> tokenizers::Result<Vec<u32>> {
         let mut normalized = tokenizers::NormalizedString::from(text);
         if let Some(normalizer) = self.hf.get_normalizer() {
@@ -448,7 +448,7 @@ impl Tokenizer {
         Ok(self.cut_and_merge(PreTokenizedString::from(normalized))?.get_ids().to_vec())
     }
 
-    /// The last steps of the library's pipeline.
+    /// Runs the last steps of the library's pipeline.
     fn cut_and_merge(&self, mut pieces: PreTokenizedString) -> tokenizers::Result<tokenizers::Encoding> {
         if let Some(pre_tokenizer) = self.hf.get_pre_tokenizer() {
             pre_tokenizer.pre_tokenize(&mut pieces)?;
@@ -459,7 +459,7 @@ impl Tokenizer {
 }
 
 impl Parts {
-    /// Reads off a library tokenizer what the quick path and decoding need.
+    /// Extracts from a library tokenizer what the fast path and decoding need.
     fn from_library(hf: tokenizers::Tokenizer) -> Result<Self, TokenizerError> {
         let (spelling, strips_leading_space) = spelling_of(hf.get_decoder())?;
         let library_added = hf.get_added_tokens_decoder();
@@ -499,13 +499,13 @@ impl Parts {
     }
 }
 
-/// True if a SentencePiece vocabulary spells every byte of a text: none is dropped, and unknown ones are tokens of their own.
+/// True if a SentencePiece vocabulary spells every byte of a text: none is dropped, and unknown ones are separate tokens.
 fn spells_bytes(hf: &tokenizers::Tokenizer) -> bool {
     let falls_back = matches!(hf.get_model(), tokenizers::ModelWrapper::BPE(bpe) if bpe.byte_fallback);
     falls_back && (0..=255u8).all(|byte| hf.token_to_id(&format!("<0x{byte:02X}>")).is_some()) && only_marks_spaces(hf)
 }
 
-/// True if normalization writes spaces as `▁`, perhaps with one more at the start, and changes nothing else.
+/// True if normalization writes spaces as `▁`, possibly with one more at the start, and changes nothing else.
 fn only_marks_spaces(hf: &tokenizers::Tokenizer) -> bool {
     let Ok(json) = serde_json::to_value(hf.get_normalizer()) else { return false };
     let steps = json["normalizers"].as_array().cloned().unwrap_or_else(|| vec![json]);
@@ -525,7 +525,7 @@ fn go_on_if(goes_on: bool) -> ControlFlow<()> {
     if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
 }
 
-/// Bytes of a `tokenizer.json` at most. Chosen: those with 256k tokens have 35 MB.
+/// Maximum bytes of a `tokenizer.json`. Chosen: those with 256k tokens have 35 MB.
 const MAX_FILE_BYTES: u64 = 96 << 20;
 
 fn bytes_by_id(hf: &tokenizers::Tokenizer, added: &[AddedToken], spelling: Spelling) -> TokenBytes {
@@ -542,7 +542,7 @@ fn bytes_by_id(hf: &tokenizers::Tokenizer, added: &[AddedToken], spelling: Spell
     TokenBytes::new(bytes)
 }
 
-/// How a library decoder spells tokens, and whether it drops a leading space.
+/// Returns the spelling of a library decoder, and true if it drops a leading space.
 fn spelling_of(decoder: Option<&DecoderWrapper>) -> Result<(Spelling, bool), TokenizerError> {
     let json = serde_json::to_value(decoder).map_err(TokenizerError::library)?;
     let steps: Vec<&serde_json::Value> = match json["decoders"].as_array() {
@@ -562,7 +562,7 @@ fn spelling_of(decoder: Option<&DecoderWrapper>) -> Result<(Spelling, bool), Tok
     Err(TokenizerError::UnsupportedDecoder { decoder: brief(&json) })
 }
 
-/// What post-processing puts before and after a text, seen on a text of one letter.
+/// Returns the tokens that post-processing puts before and after a text, determined on a text of one letter.
 fn affixes(hf: &tokenizers::Tokenizer) -> Result<(Vec<TokenId>, Vec<TokenId>), TokenizerError> {
     let encode = |add_special| hf.encode_fast("a", add_special).map(|encoding| encoding.get_ids().to_vec());
     let plain = encode(false).map_err(TokenizerError::library)?;
@@ -583,7 +583,8 @@ pub(crate) mod tests {
     use super::*;
     use crate::byte_level::byte_symbols;
 
-    /// `tokenizer.json` of a byte-level vocabulary: 256 bytes, a few merges, `<s>` (special) put in front, `<t>` (not special).
+    /// Returns the `tokenizer.json` of a byte-level vocabulary: 256 bytes, a few merges, `<s>` (special) put in front, `<t>` (not
+    /// special).
     pub(crate) fn tokenizer_json() -> String {
         let merges = [("h", "e"), ("l", "l"), ("Ġ", "he"), ("Ã", "©"), ("Ċ", "Ċ"), ("Ġ", "Ġ")];
         let symbols = byte_symbols().map(String::from).into_iter();
@@ -611,7 +612,7 @@ pub(crate) mod tests {
         Tokenizer::from_file(&path).unwrap()
     }
 
-    /// `expected` shows each token's bytes as text, and template positions as `#`.
+    /// Compares with `expected`, each token's bytes as text, and template positions as `#`.
     #[track_caller]
     fn check_chat(messages: &[ChatMessage], expected: &[&str], expected_template: &str) {
         let source = "{% for m in messages %}<s>{{ m.role }}:{{ m.content | trim }}{% endfor %}";

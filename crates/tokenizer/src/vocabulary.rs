@@ -1,4 +1,4 @@
-//! A tokenizer rebuilt from the vocabulary that a GGUF file carries.
+//! Building a tokenizer from the vocabulary in a GGUF file.
 
 use serde_json::{Map, Value};
 use tokenizers::decoders::byte_level::ByteLevel;
@@ -17,12 +17,12 @@ use crate::pre_tokenizer::PreTokenizerKind;
 use crate::token_bytes::{Speller, Spelling, TokenBytes};
 use crate::tokenizer::Parts;
 
-/// The `tokenizer.ggml.*` keys of a GGUF file, as they are in the file. An absent key is `None` or empty.
+/// The `tokenizer.ggml.*` keys of a GGUF file, unmodified. An absent key is `None` or empty.
 #[derive(Clone, Debug, Default)]
 pub struct GgufVocabulary {
     /// `model`: "gpt2" is byte-level BPE, "llama" is SentencePiece.
     pub model: String,
-    /// `pre`: how byte-level BPE cuts text. Not read for SentencePiece.
+    /// `pre`: pre-tokenizer of byte-level BPE. Not read for SentencePiece.
     pub pre: String,
     /// `tokens`, in order of id.
     pub tokens: Vec<String>,
@@ -54,25 +54,25 @@ pub struct GgufVocabulary {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TokenKind {
     Normal,
-    /// Steers the model: unknown (2) and control (3).
+    /// A control token: unknown (2) and control (3).
     Control,
     UserDefined,
-    /// Fills the vocabulary up to a round size: never produced, stands for nothing.
+    /// Padding of the vocabulary to a round size: never generated, decodes to nothing.
     Unused,
     Byte,
 }
 
-/// What follows from the kind of vocabulary.
+/// Properties that the kind of vocabulary implies.
 #[derive(Clone, Copy)]
 struct Traits {
     pre_tokenizer: Option<PreTokenizerKind>,
     spelling: Spelling,
     strips_leading_space: bool,
-    /// Whether a text starts with the beginning-of-text token when the file does not say.
+    /// True if a text starts with the beginning-of-text token unless the file specifies otherwise.
     adds_bos: bool,
 }
 
-/// Control tokens that end an answer whatever `eos_token_id` says: files name one, models were trained with several.
+/// Control tokens that end an answer regardless of `eos_token_id`: files name one, models were trained with several.
 const END_TOKENS: [&str; 8] =
     ["<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|end|>", "<end_of_turn>", "</s>"];
 
@@ -167,7 +167,7 @@ impl GgufVocabulary {
         self.finish(hf, kinds, traits)
     }
 
-    /// Ids by text of all tokens that text may become.
+    /// Returns ids by text of all tokens that text may become.
     fn model_vocab(&self, kinds: &[TokenKind]) -> Vocab {
         let used = self.tokens.iter().zip(0u32..).zip(kinds).filter(|(_, kind)| **kind != TokenKind::Unused);
         used.map(|((token, id), _)| (token.clone(), id)).collect()
@@ -193,7 +193,7 @@ impl GgufVocabulary {
         })
     }
 
-    /// Texts of the special tokens that chat templates know by name.
+    /// Returns the texts of the special tokens that chat templates know by name.
     fn named_tokens(&self) -> Map<String, Value> {
         let named = [("bos_token", self.bos), ("eos_token", self.eos), ("unk_token", self.unk), ("pad_token", self.pad)];
         let text = |(name, id): (&str, Option<u32>)| Some((name.to_owned(), self.tokens[id? as usize].clone().into()));
@@ -224,7 +224,7 @@ impl GgufVocabulary {
         self.tokens.iter().zip(kinds).map(bytes).collect()
     }
 
-    /// Tokens that end an answer; the file's own first.
+    /// Returns the tokens that end an answer, the file's own first.
     fn end_tokens(&self, added: &[AddedToken]) -> Vec<TokenId> {
         let mut ids: Vec<TokenId> = [self.eos, self.eot].into_iter().flatten().map(TokenId).collect();
         ids.extend(added.iter().filter(|token| END_TOKENS.contains(&&*token.text)).map(|token| token.id));
@@ -256,8 +256,8 @@ fn parse_merge(merge: &str) -> Result<(String, String), TokenizerError> {
     }
 }
 
-/// The merge rules that joining the two neighbours of the highest score amounts to: every way to cut a piece into two pieces,
-/// in order of the score of the whole.
+/// Returns the merge rules equivalent to joining the two neighbours of the highest score: every way to split a piece into two pieces,
+/// ordered by the score of the whole.
 fn merges_by_score(tokens: &[String], scores: &[f32], kinds: &[TokenKind]) -> Merges {
     let is_normal = |id: usize| kinds[id] == TokenKind::Normal;
     let normal: std::collections::HashSet<&str> =
@@ -277,7 +277,7 @@ mod tests {
     use super::*;
     use crate::Tokenizer;
 
-    /// SentencePiece over "▁", letters and a few merged pieces; ids 0..=2 are control tokens, 3..=258 bytes.
+    /// Returns a SentencePiece vocabulary of "▁", letters and a few merged pieces; ids 0..=2 are control tokens, 3..=258 bytes.
     fn sentencepiece() -> GgufVocabulary {
         let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(str::to_owned).to_vec();
         tokens.extend((0..=255u8).map(|byte| format!("<0x{byte:02X}>")));

@@ -86,7 +86,7 @@ impl Interpreter<'_> {
         Ok(Value::text(out.finish()))
     }
 
-    /// `batch`: lists of so many items. `slice`: so many lists.
+    /// Evaluates `batch`, which gives lists of that many items, and `slice`, which gives that many lists.
     fn pieces(&self, name: &str, value: &Value, args: Arguments) -> Result<Value> {
         let [count, fill] = args.bind(name, ["count", "fill_with"])?;
         let count = count.and_then(|count| count.int()).and_then(|count| usize::try_from(count).ok()).unwrap_or(0);
@@ -192,12 +192,12 @@ impl Interpreter<'_> {
         for item in items {
             keyed.push((self.sort_key(&item, attribute, case_sensitive)?, item));
         }
-        // Python keeps equal items in their order also when it sorts backwards.
+        // Python sorts stably even in reverse.
         let sorted = sorted(keyed, |(a, _), (b, _)| if reverse { less(b, a) } else { less(a, b) })?;
         Ok(sorted.into_iter().map(|(_, item)| item).collect())
     }
 
-    /// The key that is compared: of several attributes (`a,b`) a list.
+    /// Returns the sort key: a list for several attributes (`a,b`).
     fn sort_key(&self, item: &Value, attribute: Option<&Value>, case_sensitive: bool) -> Result<Value> {
         if let Some(Value::Str(paths)) = attribute
             && paths.as_str().contains(',')
@@ -211,7 +211,7 @@ impl Interpreter<'_> {
         Ok(self.folded(&self.path(item, attribute)?, case_sensitive))
     }
 
-    /// A string in small letters, unless case matters.
+    /// Lowers a string, unless the comparison is case-sensitive.
     fn folded(&self, value: &Value, case_sensitive: bool) -> Value {
         match value {
             Value::Str(text) if !case_sensitive => Value::literal(&text.as_str().to_lowercase()),

@@ -1,4 +1,4 @@
-//! `map`, `select`, `reject` and what they look at.
+//! `map`, `select`, `reject` and attribute lookup.
 
 use std::rc::Rc;
 
@@ -63,7 +63,7 @@ impl Interpreter<'_> {
         Value::generator(kept)
     }
 
-    /// The value that `attribute` of `item` names: `a.b.0`, a number, or the item itself.
+    /// Returns the value that `attribute` of `item` names: `a.b.0`, a number, or the item itself.
     pub(super) fn path(&self, item: &Value, attribute: Option<&Value>) -> Result<Value> {
         match attribute {
             None | Some(Value::None) => Ok(item.clone()),

@@ -99,7 +99,7 @@ impl Interpreter<'_> {
         if first {
             out.push(&indention)?;
         }
-        // Jinja adds a line break before it splits, so that one at the end makes an empty line.
+        // Jinja adds a line break before splitting, so that one at the end makes an empty line.
         let mut lines = split_lines(text.as_str(), false);
         if text.len() == 0 || text.as_str().ends_with(['\n', '\r', '\x0b', '\x0c', '\u{85}', '\u{2028}', '\u{2029}']) {
             lines.push(text.len()..text.len());

@@ -1,4 +1,4 @@
-//! Format specifications of one value: width, precision and kind.
+//! Format specifications of a value: width, precision and type.
 
 use crate::budget::{Budget, Builder};
 use crate::error::{Error, Result};
@@ -18,11 +18,11 @@ pub(super) struct Spec {
     kind: Option<char>,
 }
 
-/// More digits than any number has.
+/// Maximum precision: more digits than any number has.
 const MAX_PRECISION: usize = 400;
 
 impl Spec {
-    /// Of a `%` conversion, which aligns to the right.
+    /// Returns the default spec of a `%` conversion, which aligns to the right.
     pub(super) fn for_percent() -> Self {
         Self { fill: ' ', align: Some('>'), sign: '-', alternate: false, width: 0, grouping: None, precision: None, kind: None }
     }
@@ -76,7 +76,7 @@ impl Spec {
     }
 }
 
-/// The number at `at` and where it ends.
+/// Parses the number at `at`, and returns its end.
 fn digits(chars: &[char], at: usize) -> Result<Option<(usize, usize)>> {
     let len = chars[at.min(chars.len())..].iter().take_while(|c| c.is_ascii_digit()).count();
     if len == 0 {
@@ -121,7 +121,7 @@ pub(super) fn format_value(value: &Value, spec: &str, out: &mut Builder<'_>, bud
     }
 }
 
-/// Appends `%` conversions of numbers.
+/// Appends the `%` conversion of a number.
 pub(super) fn percent_number(value: &Value, kind: char, spec: &Spec, out: &mut Builder<'_>) -> Result<()> {
     let number = match value.defined()?.number() {
         Some(number) => number,
@@ -168,7 +168,7 @@ fn write_number(is_negative: bool, prefix: &str, digits: &str, spec: &Spec, out:
     pad(&Text::literal(format!("{sign}{prefix}{digits}")), &Spec { precision: None, ..*spec }, '>', out)
 }
 
-/// Appends `text`, cut to the precision and filled up to the width.
+/// Appends `text`, truncated to the precision and padded to the width.
 pub(super) fn pad(text: &Text, spec: &Spec, default_align: char, out: &mut Builder<'_>) -> Result<()> {
     let string = text.as_str();
     let end = spec.precision.and_then(|precision| string.char_indices().nth(precision)).map_or(string.len(), |(at, _)| at);
@@ -184,7 +184,7 @@ pub(super) fn pad(text: &Text, spec: &Spec, default_align: char, out: &mut Build
     out.repeat(&fill, missing - left)
 }
 
-/// Digits of `|number|` in groups of three.
+/// Groups the digits of `|number|` by threes.
 fn grouped(digits: String, grouping: Option<char>) -> String {
     let Some(separator) = grouping else { return digits };
     let (whole, rest) = digits.split_at(digits.find('.').unwrap_or(digits.len()));
@@ -198,7 +198,7 @@ fn grouped(digits: String, grouping: Option<char>) -> String {
     out + rest
 }
 
-/// Digits of `|number|`; `None` for a kind that numbers do not have.
+/// Formats the digits of `|number|`; `None` for a type that does not apply to numbers.
 fn float_digits(number: f64, kind: Option<char>, spec: &Spec) -> Option<String> {
     let absolute = number.abs();
     if !absolute.is_finite() {
@@ -230,7 +230,7 @@ fn exponent(number: f64, precision: usize) -> String {
     format!("{digits}e{sign}{exponent:0>2}")
 }
 
-/// The shorter of both spellings at `precision` digits (C's `%g`).
+/// Returns the shorter notation with `precision` digits (C's `%g`).
 fn general(number: f64, precision: usize, keeps_zeros: bool) -> String {
     let precision = precision.max(1);
     let scientific = exponent(number, precision - 1);
@@ -247,7 +247,7 @@ fn general(number: f64, precision: usize, keeps_zeros: bool) -> String {
     trim(&format!("{number:.decimals$}"))
 }
 
-/// `ascii()`: characters that are not ASCII as escapes.
+/// Implements `ascii()`: escapes characters that are not ASCII.
 pub(super) fn ascii(text: &Text) -> Text {
     text.map_chars(|c| match u32::from(c) {
         0..0x80 => vec![c],

@@ -7,7 +7,7 @@ use crate::methods;
 use crate::value::{Object, Value};
 
 impl Interpreter<'_> {
-    /// `value.name`: an attribute, or else an element of that name.
+    /// Evaluates `value.name`: an attribute, or else an element of that name.
     pub(crate) fn attribute(&self, value: &Value, name: &str) -> Result<Value> {
         value.defined()?;
         if let Some(found) = own_attribute(value, name)? {
@@ -21,11 +21,11 @@ impl Interpreter<'_> {
         Ok(Value::undefined(format!("'{}' has no attribute '{name}'", object_type(value))))
     }
 
-    /// `value[key]`: an element, or else an attribute of that name.
+    /// Evaluates `value[key]`: an element, or else an attribute of that name.
     pub(crate) fn item(&self, value: &Value, key: &Value) -> Result<Value> {
         value.defined()?;
         let found = match value {
-            // A key that cannot be hashed is not there.
+            // An unhashable key is not found.
             Value::Dict(dict) => dict.get(key).ok().flatten().cloned(),
             Value::List(items) | Value::Tuple(items) => {
                 key.int().and_then(|index| index_of(index, items.len())).map(|index| items[index].clone())
@@ -66,7 +66,7 @@ impl Interpreter<'_> {
         Ok(at.map(|(at, c)| Value::text(text.slice(at..at + c.len_utf8()))))
     }
 
-    /// `value[start:stop:step]`.
+    /// Evaluates `value[start:stop:step]`.
     pub(crate) fn slice(&self, value: &Value, [start, stop, step]: [Option<i128>; 3]) -> Result<Value> {
         value.defined()?;
         let step = step.unwrap_or(1);
@@ -108,7 +108,7 @@ impl Interpreter<'_> {
     }
 }
 
-/// Attributes of the value itself: methods, and what the engine's own objects have.
+/// Returns attributes of the value itself: methods, and those of the engine's own objects.
 fn own_attribute(value: &Value, name: &str) -> Result<Option<Value>> {
     if methods::is_unsafe(value, name) {
         return Ok(Some(Value::undefined(format!("access to attribute '{name}' of '{}' object is unsafe.", value.type_name()))));
@@ -141,7 +141,7 @@ fn own_attribute(value: &Value, name: &str) -> Result<Option<Value>> {
     })
 }
 
-/// Jinja's words for a type in errors.
+/// Returns Jinja's name of a type for errors.
 fn object_type(value: &Value) -> String {
     match value {
         Value::None => "None".to_owned(),
@@ -149,13 +149,13 @@ fn object_type(value: &Value) -> String {
     }
 }
 
-/// The index that a Python index means.
+/// Converts a Python index.
 fn index_of(index: i128, len: usize) -> Option<usize> {
     let from_start = if index < 0 { index + len as i128 } else { index };
     usize::try_from(from_start).ok().filter(|&index| index < len)
 }
 
-/// The indices of a slice (Python's `slice.indices`).
+/// Returns the indices of a slice (Python's `slice.indices`).
 fn slice_indices(start: Option<i128>, stop: Option<i128>, step: i128, len: usize) -> impl Iterator<Item = usize> {
     let len = len as i128;
     let (low, high) = if step > 0 { (0, len) } else { (-1, len - 1) };

@@ -1,4 +1,4 @@
-//! Calls: macros, methods, and the functions that every template has.
+//! Calls: macros, methods, and global functions.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -20,17 +20,17 @@ pub(crate) struct Arguments {
     pub(crate) keyword: Vec<(Name, Value)>,
 }
 
-/// Functions that every template may call.
+/// Names of the global functions.
 pub(super) const FUNCTIONS: [&str; 7] = ["range", "dict", "namespace", "cycler", "joiner", "raise_exception", "strftime_now"];
 
-/// The longest range: that of Jinja's sandbox.
+/// Maximum length of a range, as in Jinja's sandbox.
 const MAX_RANGE: i128 = 100_000;
 
 impl Arguments {
-    /// The arguments by name; positional ones are in the order of `names`.
+    /// Binds the arguments to names; positional ones follow the order of `names`.
     ///
     /// # Errors
-    /// If there are more, others, or one twice.
+    /// If there are too many, unknown ones, or one twice.
     pub(crate) fn bind<const N: usize>(self, function: &str, names: [&str; N]) -> Result<[Option<Value>; N]> {
         if self.positional.len() > N {
             let found = self.positional.len();
@@ -133,7 +133,7 @@ impl Interpreter<'_> {
         Value::list((0..len).map(|index| Value::Int(start + index * step)).collect())
     }
 
-    /// The dictionary of `dict(...)` and `namespace(...)`.
+    /// Builds the dictionary of `dict(...)` and `namespace(...)`.
     fn dict_of(&self, args: Arguments) -> Result<Dict> {
         let mut dict = Dict::default();
         for source in args.positional {
@@ -201,7 +201,7 @@ impl Interpreter<'_> {
         Ok(Value::text(out.finish()))
     }
 
-    /// Methods of the engine's own objects.
+    /// Calls a method of one of the engine's own objects.
     pub(crate) fn call_object_method(&self, object: &Object, name: &str, args: Arguments) -> Result<Value> {
         match (object, name) {
             (Object::Loop(state), "cycle") => {
@@ -225,7 +225,7 @@ impl Interpreter<'_> {
     }
 }
 
-/// Refuses names of attributes that transformers keeps from namespaces.
+/// Refuses attribute names that transformers disallows in namespaces.
 pub(super) fn check_attribute(name: &Value) -> Result<()> {
     match name {
         Value::Str(name) if name.as_str().starts_with('_') => {

@@ -1,4 +1,4 @@
-//! Evaluates expressions.
+//! Evaluation of expressions.
 
 use std::cmp::Ordering;
 use std::rc::Rc;
@@ -86,7 +86,7 @@ impl Interpreter<'_> {
         }
     }
 
-    /// `or` stops at what is true, `and` at what is not.
+    /// Evaluates `or`, which stops at a true value, or `and`, which stops at a false one.
     fn either(&self, left: &Expr, right: &Expr, stops_at: bool, scope: &Rc<Scope>) -> Result<Value> {
         let left = self.evaluate(left, scope)?;
         if left.is_true() == stops_at { Ok(left) } else { self.evaluate(right, scope) }
@@ -135,7 +135,7 @@ impl Interpreter<'_> {
                 Value::None => None,
                 value => match value.int() {
                     Some(int) => Some(int),
-                    // Python's TypeError, which Jinja takes for a missing element.
+                    // Python raises TypeError here, which Jinja treats as a missing element.
                     None => return Ok(Value::undefined("slice indices must be integers or None")),
                 },
             };

@@ -1,23 +1,23 @@
-//! Tokens to expressions, with Jinja's precedence.
+//! Parser of expressions, with Jinja's precedence.
 
 use super::Parser;
 use crate::ast::{Args, Comparison, Expr, FilterCall, Operator};
 use crate::error::Result;
 use crate::lexer::Token;
 
-/// Operands of one level that make a chain, which nests to the left.
+/// Maximum operands of a chain on one level, which nests to the left.
 const MAX_CHAIN: usize = 100;
 
-/// Makes one expression of two operands.
+/// Combines two operands into one expression.
 type Join = fn(Box<Expr>, Box<Expr>) -> Expr;
 
 impl Parser {
-    /// One expression, or several with commas between them as a tuple.
+    /// Parses one expression, or several separated by commas as a tuple.
     pub(super) fn tuple(&mut self) -> Result<Expr> {
         self.tuple_of(Self::expression, false)
     }
 
-    /// The same, where `if` begins something else.
+    /// Parses the same, without a trailing `if`.
     pub(super) fn tuple_without_condition(&mut self) -> Result<Expr> {
         self.tuple_of(|parser| parser.deeper(Self::or), false)
     }
@@ -55,7 +55,7 @@ impl Parser {
         })
     }
 
-    /// Operands of `parse` joined from the left while `next` finds an operator.
+    /// Joins operands of `parse` from the left while `next` finds an operator.
     fn chain(&mut self, parse: fn(&mut Self) -> Result<Expr>, next: fn(&mut Self) -> Option<Join>) -> Result<Expr> {
         let mut left = parse(self)?;
         let mut len = 0;
@@ -298,7 +298,7 @@ impl Parser {
         Ok(if is_negated { Expr::Not(Box::new(test)) } else { test })
     }
 
-    /// The content of brackets: an index, a slice, or several of them.
+    /// Parses the content of brackets: an index, a slice, or several of them.
     fn subscript(&mut self) -> Result<Expr> {
         self.expect_operator("[")?;
         let mut parts = Vec::new();

@@ -1,4 +1,4 @@
-//! Methods that give another string.
+//! Methods that return a changed string.
 
 use std::rc::Rc;
 
@@ -61,19 +61,19 @@ pub(super) fn call(interpreter: &Interpreter<'_>, text: &Rc<Text>, name: &str, a
     }))
 }
 
-/// Characters that `text` is short of `width`.
+/// Returns the number of characters that `text` lacks to `width`.
 fn missing(text: &Text, width: Option<i128>) -> usize {
     let width = width.map_or(0, |width| usize::try_from(width.max(0)).unwrap_or(usize::MAX));
     width.saturating_sub(text.as_str().chars().count())
 }
 
-/// Of `missing` characters, those that `str.center` puts to the left.
+/// Returns the number of `missing` characters that `str.center` puts to the left.
 fn left_of_center(text: &Text, missing: usize) -> usize {
     let width = missing.saturating_add(text.as_str().chars().count());
     missing / 2 + (missing & width & 1)
 }
 
-/// `text` in the middle of `width` characters, as `str.center` has it.
+/// Centers `text` in `width` characters, like `str.center`.
 pub(crate) fn center(text: &Text, width: i128, budget: &Budget) -> Result<Text> {
     let missing = missing(text, Some(width));
     let left = left_of_center(text, missing);
@@ -88,7 +88,7 @@ fn padded(text: &Text, fill: &Text, left: usize, right: usize, budget: &Budget) 
     Ok(out.finish())
 }
 
-/// In small letters. A sigma at the end of a word depends on its neighbours, so the string is mapped as a whole where it has one.
+/// Lowers `text`. A sigma at the end of a word depends on its neighbours, so a string that contains one is mapped as a whole.
 fn lower(text: &Text) -> Text {
     if !text.as_str().contains('Σ') {
         return text.map_chars(char::to_lowercase);
@@ -98,7 +98,7 @@ fn lower(text: &Text) -> Text {
     text.map_chars(|c| chars.by_ref().take(c.to_lowercase().count()).collect::<Vec<_>>())
 }
 
-/// The first letter large, the others small.
+/// Capitalizes the first letter and lowers the others.
 pub(crate) fn capitalize(text: &Text) -> Text {
     let mut is_first = true;
     text.map_chars(|c| {
@@ -108,7 +108,7 @@ pub(crate) fn capitalize(text: &Text) -> Text {
     })
 }
 
-/// Letters that follow no letter large, the others small.
+/// Capitalizes the start of each word, which extends while `goes_on` is true, and lowers the other letters.
 pub(crate) fn title(text: &Text, goes_on: impl Fn(char) -> bool) -> Text {
     let mut in_word = false;
     text.map_chars(|c| {
@@ -118,7 +118,7 @@ pub(crate) fn title(text: &Text, goes_on: impl Fn(char) -> bool) -> Text {
     })
 }
 
-/// Large letters small and small ones large.
+/// Swaps the case of letters.
 fn swap_case(text: &Text) -> Text {
     text.map_chars(|c| -> Vec<char> {
         match c {
@@ -129,7 +129,7 @@ fn swap_case(text: &Text) -> Text {
     })
 }
 
-/// `str.replace`; a negative `count` replaces all.
+/// Implements `str.replace`; a negative `count` replaces all.
 pub(crate) fn replace(text: &Text, old: &Text, new: &Text, count: i128, budget: &Budget) -> Result<Text> {
     let count = usize::try_from(count).unwrap_or(usize::MAX);
     let string = text.as_str();
@@ -165,7 +165,7 @@ fn expand_tabs(text: &Text, size: i128, budget: &Budget) -> Result<Text> {
     Ok(out.finish())
 }
 
-/// `str.translate` with a dictionary of code points.
+/// Implements `str.translate` with a dictionary of code points.
 fn translate(text: &Text, table: &Value, budget: &Budget) -> Result<Text> {
     let Value::Dict(table) = table else { return Err(Error::render("translate() takes a dictionary")) };
     let mut out = Builder::new(budget);

@@ -1,4 +1,4 @@
-//! Methods that take a string apart.
+//! Methods that split or strip a string.
 
 use std::ops::Range;
 use std::rc::Rc;
@@ -10,7 +10,7 @@ use crate::lexer::is_space;
 use crate::text::Text;
 use crate::value::Value;
 
-/// Which ends of a string are stripped.
+/// Ends of a string to strip.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
     Left,
@@ -124,7 +124,7 @@ fn split_by(string: &str, separator: &str, max: usize, from_right: bool) -> Vec<
     ranges
 }
 
-/// Words; after `max` cuts the rest is one piece.
+/// Splits into words; after `max` cuts the rest is one piece.
 fn split_white(string: &str, max: usize) -> Vec<Range<usize>> {
     let mut ranges = Vec::new();
     let mut at = string.len() - string.trim_start_matches(is_space).len();
@@ -156,7 +156,7 @@ fn rsplit_white(string: &str, max: usize) -> Vec<Range<usize>> {
     ranges
 }
 
-/// Lines, with or without their ends.
+/// Splits into lines, with or without their ends.
 pub(crate) fn split_lines(string: &str, keep_ends: bool) -> Vec<Range<usize>> {
     let is_break = |c: char| matches!(c, '\n'..='\r' | '\x1c'..='\x1e' | '\u{85}' | '\u{2028}' | '\u{2029}');
     let mut ranges = Vec::new();

@@ -1,4 +1,4 @@
-//! Methods that search in a string or tell something of it.
+//! Methods that search or inspect a string.
 
 use std::ops::Range;
 
@@ -49,7 +49,7 @@ fn affix(name: &str, within: &str, in_range: bool, wanted: Option<Value>) -> Res
     }
 }
 
-/// The bytes between two character positions; `None` if the start is behind the end.
+/// Returns the bytes between two character positions; `None` if the start is greater than the end.
 fn char_range(string: &str, start: Option<i128>, end: Option<i128>) -> Option<Range<usize>> {
     if start.is_none() && end.is_none() {
         return Some(0..string.len());
@@ -64,7 +64,7 @@ fn char_range(string: &str, start: Option<i128>, end: Option<i128>) -> Option<Ra
     (start <= end).then(|| byte(start)..byte(end))
 }
 
-/// The methods `isalpha` and so on.
+/// Evaluates the methods `isalpha` and so on.
 pub(super) fn is(name: &str, string: &str) -> bool {
     let all = |test: fn(char) -> bool| !string.is_empty() && string.chars().all(test);
     let is_cased = |c: char| c.is_lowercase() || c.is_uppercase();

@@ -1,4 +1,4 @@
-//! Dictionaries in order of insertion.
+//! Insertion-ordered dictionaries.
 
 use std::collections::HashMap;
 
@@ -11,26 +11,26 @@ use crate::error::{Error, Result};
 pub struct Dict {
     entries: Vec<(Value, Value)>,
     index: HashMap<Key, usize>,
-    /// Levels of containers in its values.
+    /// Nested container levels of its values.
     inner_nesting: usize,
 }
 
-/// The identity of a key: equal ones are the same key.
+/// Identity of a key: equal keys have the same identity.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Key {
     None,
     Int(i128),
-    /// Bits of a number that is not whole.
+    /// Bits of a floating-point number that is not whole.
     Float(u64),
     Str(Box<str>),
     Tuple(Vec<Key>),
 }
 
 impl Key {
-    /// The key that `value` is.
+    /// Returns the key for `value`.
     ///
     /// # Errors
-    /// If it can change, as lists can.
+    /// If it is mutable, as lists are.
     pub(crate) fn of(value: &Value) -> Result<Self> {
         Ok(match value {
             Value::None => Self::None,
@@ -46,10 +46,10 @@ impl Key {
 }
 
 impl Dict {
-    /// Sets `key`; of an equal key the value is replaced.
+    /// Sets `key`; replaces the value of an equal key.
     ///
     /// # Errors
-    /// If `key` can be no key, or `value` nests too deeply.
+    /// If `key` is unhashable, or `value` nests too deeply.
     pub(crate) fn insert(&mut self, key: Value, value: Value) -> Result<()> {
         let hashed = Key::of(&key)?;
         self.inner_nesting = self.inner_nesting.max(value.nesting()).max(key.nesting());
@@ -64,7 +64,7 @@ impl Dict {
         Ok(())
     }
 
-    /// The value of the string `key`.
+    /// Returns the value of the string `key`.
     pub(crate) fn get_str(&self, key: &str) -> Option<&Value> {
         self.get_key(&Key::Str(key.into()))
     }
@@ -77,12 +77,12 @@ impl Dict {
         self.index.get(key).map(|&at| &self.entries[at].1)
     }
 
-    /// Levels of containers, this one included.
+    /// Returns the number of nested container levels, including this one.
     pub(crate) fn nesting(&self) -> usize {
         1 + self.inner_nesting
     }
 
-    /// Forgets everything.
+    /// Removes all entries.
     pub(crate) fn clear(&mut self) {
         *self = Self::default();
     }

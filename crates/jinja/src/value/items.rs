@@ -1,22 +1,22 @@
-//! The elements of lists and tuples.
+//! Elements of lists and tuples.
 
 use std::ops::Deref;
 
 use super::Value;
 use crate::error::{Error, Result};
 
-/// Values in order, which know how deep they nest.
+/// Values in order, with their nesting level.
 #[derive(Clone, Default)]
 pub struct Items {
     values: Vec<Value>,
     nesting: usize,
 }
 
-/// Containers inside of one another. Chosen: JSON of requests is bounded to 128 by its parser.
+/// Maximum nesting of containers. Chosen: JSON of requests is bounded to 128 by its parser.
 const MAX_NESTING: usize = 200;
 
 impl Items {
-    /// These values.
+    /// Creates the items from `values`.
     ///
     /// # Errors
     /// If they nest too deeply.
@@ -26,7 +26,7 @@ impl Items {
         Ok(Self { values, nesting })
     }
 
-    /// Levels of containers, this one included.
+    /// Returns the number of nested container levels, including this one.
     pub(crate) fn nesting(&self) -> usize {
         self.nesting
     }
@@ -44,7 +44,7 @@ impl Deref for Items {
     }
 }
 
-/// Refuses what recursion over values could not bear.
+/// Refuses nesting too deep for recursion over values.
 pub(super) fn check_nesting(nesting: usize) -> Result<()> {
     if nesting > MAX_NESTING { Err(Error::render("lists and dictionaries nest too deeply")) } else { Ok(()) }
 }

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::text::Text;
 
 impl Value {
-    /// Its elements, each paid for.
+    /// Returns its elements, each charged to the budget.
     ///
     /// # Errors
     /// If it has none.
@@ -52,7 +52,7 @@ impl Value {
         }
     }
 
-    /// Python's `len`.
+    /// Evaluates Python's `len`.
     pub(crate) fn length(&self) -> Result<usize> {
         match self {
             Self::Undefined(_) => Ok(0),
@@ -73,7 +73,7 @@ impl Value {
         Error::render(format!("object of type '{}' has no len()", self.type_name()))
     }
 
-    /// Python's `needle in self`.
+    /// Evaluates Python's `needle in self`.
     pub(crate) fn contains(&self, needle: &Self, budget: &Budget) -> Result<bool> {
         match (self, needle) {
             (Self::Str(text), Self::Str(part)) => {
@@ -85,7 +85,7 @@ impl Value {
                 Err(Error::render(format!("'in <string>' requires string as left operand, not {}", other.type_name())))
             }
             (Self::Dict(dict), key) => match key {
-                // Jinja's undefined values have a hash, and no key equals one.
+                // Jinja's undefined values are hashable, and equal no key.
                 Self::Undefined(_) => Ok(false),
                 key => Ok(dict.get(key)?.is_some()),
             },
@@ -97,7 +97,7 @@ impl Value {
     }
 }
 
-/// Each character as a string.
+/// Returns each character as a string.
 fn characters(text: &Text) -> Vec<Value> {
     text.as_str().char_indices().map(|(at, c)| Value::text(text.slice(at..at + c.len_utf8()))).collect()
 }

@@ -1,4 +1,4 @@
-//! Values as Python prints them.
+//! Python's representation of values.
 
 use std::sync::LazyLock;
 
@@ -9,7 +9,7 @@ use crate::budget::{Budget, Builder};
 use crate::error::Result;
 use crate::text::Text;
 
-/// Python's `str(value)`.
+/// Returns Python's `str(value)`.
 pub(crate) fn to_text(value: &Value, budget: &Budget) -> Result<Text> {
     if let Value::Str(text) = value {
         budget.write(text.len())?;
@@ -20,7 +20,7 @@ pub(crate) fn to_text(value: &Value, budget: &Budget) -> Result<Text> {
     Ok(out.finish())
 }
 
-/// Python's `repr(value)`.
+/// Returns Python's `repr(value)`.
 pub(crate) fn repr(value: &Value, budget: &Budget) -> Result<Text> {
     let mut out = Builder::new(budget);
     write_repr(value, &mut out, budget)?;
@@ -90,7 +90,7 @@ fn write_dict(dict: &Dict, out: &mut Builder<'_>, budget: &Budget) -> Result<()>
     out.push_str("}")
 }
 
-/// Characters that Python shows as escapes: of the categories C and Z, but for the space.
+/// Characters that Python escapes: those of the categories C and Z, except the space.
 static NOT_PRINTABLE: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r"^[\p{C}\p{Z}&&[^ ]]$").expect("the expression is a constant"));
 
@@ -124,7 +124,7 @@ fn write_quoted(text: &Text, out: &mut Builder<'_>) -> Result<()> {
     out.push_str(&quote_text)
 }
 
-/// Python's `repr` of a float: the shortest digits that give it back, with an exponent below 1e-4 and from 1e16 on.
+/// Returns Python's `repr` of a float: the shortest digits that round-trip, with an exponent below 1e-4 and from 1e16 on.
 pub(crate) fn float_repr(number: f64) -> String {
     if number.is_nan() {
         return "nan".to_owned();

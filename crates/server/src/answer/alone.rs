@@ -1,4 +1,4 @@
-//! Runs a request for what it leaves behind.
+//! Runs a request for the KV that it stores.
 
 use engine::{EngineEvent, FinishReason, Request};
 
@@ -7,7 +7,7 @@ use super::start::submit_error;
 use crate::error::ApiError;
 use crate::state::AppState;
 
-/// Runs `request`, which fits, to its end. What it says is dropped.
+/// Runs `request`, which fits, to its end. Its output is dropped.
 pub(crate) async fn run_alone(app: &AppState, request: Request) -> Result<(), ApiError> {
     let mut streams = app.engine.submit(vec![vec![request]]).map_err(|error| submit_error(app, error))?;
     let mut events = streams.pop().expect("one request has one stream");

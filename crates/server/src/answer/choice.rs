@@ -1,4 +1,4 @@
-//! One answer: tokens of the engine in, text that may be shown out.
+//! One answer: converts engine tokens into text that may be released.
 //!
 //! Text is held back while it may be part of a character or of a stop string, and a token's score waits for its text.
 
@@ -16,10 +16,10 @@ use crate::engine_thread::{StreamError, TokenStream};
 use crate::error::ApiError;
 use crate::valid::TextOptions;
 
-/// One answer on its way.
+/// An answer in progress.
 pub(crate) struct Choice {
     index: u32,
-    /// `None` when the engine has no more to say.
+    /// Engine events; `None` after the last one.
     events: Option<TokenStream>,
     text: TextStream,
     stop_token_ids: Arc<[TokenId]>,
@@ -30,22 +30,22 @@ pub(crate) struct Choice {
     ready: VecDeque<ChoiceDelta>,
 }
 
-/// What an answer starts with when its prompt is to be part of it.
+/// Start of an answer that includes its prompt.
 pub(super) struct Echo {
     pub(super) prompt: EchoedPrompt,
     pub(super) token_ids: Arc<[TokenId]>,
 }
 
-/// What is new of an answer. The last one has a finish reason and nothing else.
+/// An increment of an answer. The last one has only a finish reason.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct ChoiceDelta {
     pub(super) text: String,
-    /// Of the tokens whose text is complete with `text`; empty unless asked for.
+    /// Scores of the tokens whose text is complete with `text`; empty unless requested.
     pub(super) scores: Vec<ScoredToken>,
     pub(super) finish_reason: Option<protocol::FinishReason>,
 }
 
-/// What all answers of a request have in common.
+/// Options that all answers of a request share.
 #[derive(Clone)]
 pub(super) struct ChoiceOptions {
     pub(super) tokenizer: Arc<Tokenizer>,
@@ -76,12 +76,12 @@ impl Choice {
         self.index
     }
 
-    /// What it consumed so far; all of it after the last delta.
+    /// Returns the usage so far; it is complete after the last delta.
     pub(super) fn usage(&self) -> ChoiceUsage {
         self.usage
     }
 
-    /// Waits for more of the answer. Not to be called after a delta with a finish reason.
+    /// Waits for the next delta. Must not be called after a delta with a finish reason.
     pub(super) async fn next(&mut self) -> Result<ChoiceDelta, ApiError> {
         loop {
             if let Some(delta) = self.ready.pop_front() {
@@ -91,12 +91,12 @@ impl Choice {
         }
     }
 
-    /// Waits until the engine begins the answer, which its first event tells. To be called before [`Self::next`], at most once.
+    /// Waits for the engine's first event, which reports the admission. To be called before [`Self::next`], at most once.
     pub(super) async fn admitted(&mut self) -> Result<(), ApiError> {
         self.receive().await
     }
 
-    /// Takes in one event. No event is lost when the future is dropped.
+    /// Processes one event. No event is lost when the future is dropped.
     async fn receive(&mut self) -> Result<(), ApiError> {
         let events = self.events.as_mut().expect("an answer without events has its last delta ready");
         match events.next().await.map_err(stream_error)? {
@@ -111,7 +111,7 @@ impl Choice {
         Ok(())
     }
 
-    /// Sends the prompt, if it is still to be sent. `logprobs` are of its tokens but the first.
+    /// Sends the prompt if it has not been sent. `logprobs` cover its tokens except the first.
     fn send_echo(&mut self, logprobs: Vec<TokenLogProbs>) {
         let Some(Echo { prompt, token_ids }) = self.echo.take() else { return };
         let scores = if self.wants_logprobs { score_prompt(&prompt, &token_ids, logprobs) } else { vec![] };
@@ -124,7 +124,7 @@ impl Choice {
         self.send_echo(vec![]);
         self.usage.num_generated += 1;
         if self.stop_token_ids.contains(&token) && !self.text.includes_stop {
-            // It ends the answer and is no part of it; `Finished` follows.
+            // The stop token is not part of the answer; `Finished` follows.
             return;
         }
         let piece = self.text.push(token, logprobs.filter(|_| self.wants_logprobs));
@@ -143,7 +143,7 @@ impl Choice {
         let reason = match reason {
             FinishReason::Stop(_) => protocol::FinishReason::Stop,
             FinishReason::Length => protocol::FinishReason::Length,
-            // Only the reader takes requests back, and a reader that did reads no more.
+            // Only the reader aborts requests, and a reader that did reads no more.
             FinishReason::Aborted => return Err(ApiError::Internal),
             FinishReason::Faulty => return Err(ApiError::FaultyLogits),
         };
@@ -174,34 +174,34 @@ pub(super) fn stream_error(error: StreamError) -> ApiError {
     }
 }
 
-/// Tokens in, text that may be shown out, with the scores of the tokens it is made of.
+/// Converter of tokens into text that may be released, with the scores of its tokens.
 struct TextStream {
     tokenizer: Arc<Tokenizer>,
     detokenizer: DetokenizeStream,
     stops: StopMatcher,
     skips_special: bool,
-    /// True if what ends an answer is part of it.
+    /// True if the text includes the stop string or token that ends it.
     includes_stop: bool,
-    /// Tokens, from now on, in which no stop string is searched for.
+    /// Number of next tokens in which no stop string is searched for.
     num_unsearched: u32,
     /// Scores of tokens whose text is held back.
     held_back: VecDeque<ScoredToken>,
-    /// Characters that went into the stop matcher, and those that came out.
+    /// Characters that entered the stop matcher, and those that left it.
     num_chars_in: u32,
     num_chars_out: u32,
 }
 
-/// What one more token released.
+/// Text and scores released by one more token.
 #[derive(Default)]
 struct Piece {
     text: String,
     scores: Vec<ScoredToken>,
-    /// A stop string was found: nothing follows.
+    /// True if a stop string matched: nothing follows.
     is_stopped: bool,
 }
 
 impl TextStream {
-    /// The text of an answer, which goes on where `echo` ends if its prompt is shown.
+    /// Creates the stream; it continues after `echo` if the prompt is shown.
     fn new(options: &ChoiceOptions, echo: Option<&Echo>) -> Self {
         let tokenizer = Arc::clone(&options.tokenizer);
         let TextOptions { stop, skips_special, includes_stop, min_tokens } = options.text.clone();
@@ -239,14 +239,14 @@ impl TextStream {
         if text.is_empty() { Piece::default() } else { self.release(&text) }
     }
 
-    /// Hands `text` out without a search for stop strings.
+    /// Releases `text` without searching for stop strings.
     fn pass(&mut self, text: &str) -> Piece {
         self.num_chars_in += num_chars(text);
         let output = StopOutput { text: self.stops.pass(text), stop: None };
         self.hand_out(output)
     }
 
-    /// What was held back only because more might have come.
+    /// Releases the text held back only because more might have followed.
     fn finish(&mut self) -> Piece {
         let rest = self.detokenizer.finish();
         let mut piece = self.release(&rest);
@@ -265,20 +265,20 @@ impl TextStream {
 
     fn hand_out(&mut self, output: StopOutput) -> Piece {
         self.num_chars_out += num_chars(&output.text);
-        // A token belongs to the text that its first character is in.
+        // A token belongs to the text that contains its first character.
         let num_released = self.held_back.partition_point(|score| score.text_offset < self.num_chars_out);
         let scores = self.held_back.drain(..num_released).collect();
         Piece { text: output.text, scores, is_stopped: output.stop.is_some() }
     }
 
-    /// Counts text that stands before everything that will be pushed.
+    /// Counts text that precedes everything that will be pushed.
     fn skip(&mut self, text: &str) {
         self.num_chars_in += num_chars(text);
         self.num_chars_out += num_chars(text);
     }
 }
 
-/// Scores of the tokens of a prompt that is shown. `logprobs` are of all but the first, or of none.
+/// Returns the scores of the tokens of an echoed prompt. `logprobs` cover all but the first, or none.
 fn score_prompt(prompt: &EchoedPrompt, token_ids: &[TokenId], logprobs: Vec<TokenLogProbs>) -> Vec<ScoredToken> {
     let logprobs = std::iter::once(None).chain(logprobs.into_iter().map(Some));
     let tokens = token_ids.iter().zip(&prompt.offsets[..]).zip(logprobs).enumerate();

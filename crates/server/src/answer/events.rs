@@ -1,4 +1,4 @@
-//! An answer as server-sent events: opening, deltas, finish, usage if asked for, `[DONE]`; or an error, and then nothing.
+//! Server-sent events of an answer: opening, deltas, finish, usage if requested, `[DONE]`; or an error, and then nothing.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -14,26 +14,26 @@ use super::writer::Writer;
 use crate::error::ApiError;
 use crate::valid::StreamMode;
 
-/// News of one of the answers.
+/// An update of one of the answers.
 struct News {
     index: u32,
-    /// What was consumed, with the last delta.
+    /// The delta with the usage so far, or an error.
     result: Result<(ChoiceDelta, ChoiceUsage), ApiError>,
 }
 
-/// Where the stream is.
+/// Stage of the stream.
 enum Stage {
-    /// Opening chunks of the answers from this index on are still to be sent.
+    /// Opening chunks of the answers from this index on are pending.
     Opening(u32),
-    /// Deltas of all answers, as they come.
+    /// Deltas of all answers, in order of arrival.
     Deltas,
-    /// The end marker is still to be sent.
+    /// The end marker is pending.
     Done,
-    /// Nothing follows.
+    /// The stream has ended.
     Over,
 }
 
-/// The events of one HTTP request. Dropping it takes its requests back.
+/// Event stream of one HTTP request. Dropping it aborts its requests.
 pub(crate) struct EventStream {
     writer: Writer,
     mode: StreamMode,
@@ -43,7 +43,7 @@ pub(crate) struct EventStream {
     stage: Stage,
 }
 
-/// Streams what `generation` produces.
+/// Streams the answers of `generation`.
 pub(crate) fn event_stream(writer: Writer, mode: StreamMode, generation: Generation) -> EventStream {
     EventStream {
         writer,
@@ -55,7 +55,7 @@ pub(crate) fn event_stream(writer: Writer, mode: StreamMode, generation: Generat
     }
 }
 
-/// The news of one answer, which end with its finish or with an error.
+/// Streams the updates of one answer up to its finish or an error.
 fn news_of(choice: Choice) -> BoxStream<'static, News> {
     stream::unfold(Some(choice), |choice| async move {
         let mut choice = choice?;

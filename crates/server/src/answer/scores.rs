@@ -1,30 +1,30 @@
-//! Log probabilities of tokens, and their names.
+//! Log probabilities of tokens, and token names.
 
 use engine::{LogProb, TokenLogProbs};
 use protocol::NamedLogProbs;
 use tokenizer::Tokenizer;
 use tokens::TokenId;
 
-/// A token and how likely it was.
+/// A token with its log probability.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct ScoredToken {
     pub(super) token: TokenId,
-    /// `None` for the first token of a prompt.
+    /// Log probability; `None` for the first token of a prompt.
     pub(super) logprob: Option<f32>,
-    /// The likeliest tokens at its position, descending; as many as were asked for.
+    /// Requested number of likeliest tokens at its position, descending.
     pub(super) top: Vec<LogProb>,
-    /// The start of its text in the answer, in characters.
+    /// Start of its text in the answer, in characters.
     pub(super) text_offset: u32,
-    /// True if its leading space, which encoding had put there, is no part of the text.
+    /// True if its leading space, which encoding had added, is not part of the text.
     pub(super) drops_space: bool,
 }
 
-/// The least that is reported: JSON has no infinity. vLLM's number.
+/// Minimum reported log probability, as in vLLM: JSON has no infinity.
 const LEAST_LOGPROB: f32 = -9999.0;
 
 impl ScoredToken {
-    /// `token`, whose text starts at `text_offset`. The number of a token is the same in `logprob` and in `top`, also where a device has
-    /// computed them apart.
+    /// Creates the score of `token`, whose text starts at `text_offset`. The token's value is equal in `logprob` and in `top`, even if a
+    /// device has computed them separately.
     pub(super) fn new(token: TokenId, scores: Option<TokenLogProbs>, text_offset: u32) -> Self {
         let Some(TokenLogProbs { chosen, mut top }) = scores else {
             return Self { token, logprob: None, top: Vec::new(), text_offset, drops_space: false };
@@ -35,7 +35,7 @@ impl ScoredToken {
         Self { token, logprob: Some(logprob), top, text_offset, drops_space: false }
     }
 
-    /// Its name at the completions endpoint.
+    /// Returns its name at the completions endpoint.
     pub(super) fn name(&self, tokenizer: &Tokenizer) -> String {
         let mut name = token_name(tokenizer, self.token);
         if self.drops_space && name.starts_with(' ') {
@@ -44,8 +44,8 @@ impl ScoredToken {
         name
     }
 
-    /// The likeliest tokens by name, and this one, which comes last if it is none of them. A name says one token: of several tokens with
-    /// the same text, this one or else the likeliest has it, and the others are called `token_id:N`, as vLLM calls tokens by id.
+    /// Returns the likeliest tokens by name, and this one, last if it is not among them. Names are unique: of several tokens with the same
+    /// text, this one or else the likeliest takes the name, and the others are called `token_id:N`, as vLLM calls tokens by id.
     pub(super) fn named_top(&self, tokenizer: &Tokenizer) -> Option<NamedLogProbs> {
         let own = (self.name(tokenizer), self.logprob?);
         let mut named = NamedLogProbs::default();
@@ -62,7 +62,7 @@ impl ScoredToken {
     }
 }
 
-/// The text of `token`; of one that is no whole UTF-8, its bytes as OpenAI writes them: `bytes:\xf0\x9f`.
+/// Returns the text of `token`, or for incomplete UTF-8 its bytes as OpenAI writes them: `bytes:\xf0\x9f`.
 fn token_name(tokenizer: &Tokenizer, token: TokenId) -> String {
     let bytes = tokenizer.token_bytes(token);
     match std::str::from_utf8(bytes) {
@@ -84,7 +84,7 @@ mod tests {
 
     use super::*;
 
-    /// Ids 0 to 255 are bytes; 256 and 257 both say " a".
+    /// Ids 0 to 255 are bytes; 256 and 257 both have the text " a".
     fn tokenizer() -> Tokenizer {
         let mut tokens: Vec<String> = (0..=255u8).map(|byte| format!("<0x{byte:02X}>")).collect();
         tokens.extend(["▁a", " a"].map(str::to_owned));

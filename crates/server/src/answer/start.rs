@@ -1,4 +1,4 @@
-//! Tokenizes the prompts of a valid request and hands them to the engine.
+//! Tokenizes the prompts of a valid request and submits them to the engine.
 
 use std::sync::Arc;
 
@@ -18,21 +18,21 @@ use crate::state::AppState;
 use crate::tenants::Caller;
 use crate::valid::ValidRequest;
 
-/// Answers that the engine is working on. Dropping it takes them back.
+/// Answers in progress in the engine. Dropping it aborts them.
 pub(crate) struct Generation {
-    /// Prompt by prompt, `n` for each.
+    /// Answers by prompt, `n` for each.
     pub(super) choices: Vec<Choice>,
     pub(super) n: u32,
-    /// Of all prompts, each counted once.
+    /// Tokens of all prompts, each counted once.
     pub(super) prompt_tokens: u32,
     pub(super) sharing: SharingMode,
-    /// True if blanks of its prompts were written one way.
+    /// True if whitespace of its prompts was normalized.
     pub(super) normalized: bool,
     pub(super) wants_logprobs: bool,
 }
 
 impl Generation {
-    /// Waits until the engine begins one of the answers.
+    /// Waits until the engine admits one of the answers.
     ///
     /// # Errors
     /// If one is refused before: nothing has been sent, so the refusal can have its status.
@@ -42,7 +42,7 @@ impl Generation {
     }
 }
 
-/// Starts all answers of `request`, which `caller` sent and which came at `arrival`, or none of them.
+/// Starts all answers of `request`, sent by `caller` and received at `arrival`, or none of them.
 pub(crate) async fn start(
     app: &AppState,
     caller: &Caller,
@@ -63,7 +63,7 @@ pub(crate) async fn start(
     for group in &groups {
         group.first().map_or(Ok(()), |request| fits(app, request))?;
     }
-    // The others of a group say the same, and one prompt is one donor.
+    // All requests of a group have the same prompt, and one prompt is one donor.
     let firsts = groups.iter().filter_map(|group| group.first());
     let firsts: Vec<_> = firsts.map(|first| (first.request_id, Arc::clone(&first.prompt_token_ids))).collect();
     let streams = app.engine.submit(groups).map_err(|error| submit_error(app, error))?;
@@ -92,7 +92,7 @@ pub(crate) async fn start(
     })
 }
 
-/// Saves the work of tokenizing for a server that is about to end.
+/// Refuses requests before tokenization when the server is about to end.
 fn refuse_early(app: &AppState) -> Result<(), ApiError> {
     match app.engine.phase() {
         Phase::Running => Ok(()),
@@ -100,7 +100,7 @@ fn refuse_early(app: &AppState) -> Result<(), ApiError> {
     }
 }
 
-/// The `n` answers of one prompt, with successive seeds.
+/// Creates the `n` requests of one prompt, with successive seeds.
 fn group_of(
     app: &AppState,
     caller: &Caller,
@@ -118,7 +118,7 @@ fn group_of(
     Ok(std::iter::once(first).chain(others).collect())
 }
 
-/// Refuses what the pool could never hold. The answers of a group are equally long.
+/// Refuses requests that the pool could never hold. The requests of a group are equally long.
 pub(crate) fn fits(app: &AppState, request: &Request) -> Result<(), ApiError> {
     app.engine.fits(request).map_err(|reason| ApiError::PoolTooSmall {
         prompt_tokens: request.prompt_token_ids.len(),
@@ -131,7 +131,7 @@ pub(crate) fn submit_error(app: &AppState, error: SubmitError) -> ApiError {
     match error {
         SubmitError::QueueFull => {
             app.metrics.http.count_shed(ShedReason::QueueFull);
-            // As long as the oldest has waited is the best guess of how long one waits.
+            // The wait of the oldest request is the best estimate of the waiting time.
             let oldest = app.engine.stats().oldest_waiting_arrival.map(|arrival| app.engine.now().since(arrival));
             ApiError::QueueFull { retry_after_s: oldest.unwrap_or_default().as_secs().clamp(1, 30) }
         }

@@ -1,16 +1,16 @@
-//! Adds up what the answers of one HTTP request consumed.
+//! Sums the usage of the answers of one HTTP request.
 
 use engine::KvUsage;
 use protocol::{CompletionTokensDetails, KvSharingUsage, PromptTokensDetails, ReuseReason, SharingMode, Usage};
 
 use crate::explain::{class_of, reason_of};
 
-/// What one answer consumed.
+/// Usage of one answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct ChoiceUsage {
-    /// Stop tokens included.
+    /// Generated tokens, stop tokens included.
     pub(super) num_generated: u32,
-    /// Where its prompt's KV came from.
+    /// Source of its prompt's KV.
     pub(super) kv: KvUsage,
 }
 
@@ -23,27 +23,27 @@ pub(super) struct UsageSum {
     prompt_tokens: u32,
     completion_tokens: u32,
     kv: KvUsage,
-    /// Index of the first answer that decides why no span was reused, and the reason.
+    /// Index of the first answer that determines why no span was reused, and the reason.
     reason: Option<(u32, Option<ReuseReason>)>,
 }
 
 impl UsageSum {
-    /// `prompt_tokens` of all prompts, each with `n` answers.
+    /// Creates the sums for `prompt_tokens` of all prompts, each with `n` answers.
     pub(super) fn new(mode: SharingMode, n: u32, prompt_tokens: u32) -> Self {
         Self { mode, normalized: false, n, prompt_tokens, completion_tokens: 0, kv: KvUsage::default(), reason: None }
     }
 
-    /// The same for prompts whose blanks were, or were not, written one way.
+    /// Sets the flag for normalized whitespace of the prompts.
     pub(super) fn normalized(self, normalized: bool) -> Self {
         Self { normalized, ..self }
     }
 
-    /// Adds the answer `index`. A prompt counts once, as its first answer found it: the others find what that one left.
+    /// Adds the answer `index`. A prompt counts once, by its first answer: the others reuse what that one stored.
     pub(super) fn add(&mut self, index: u32, usage: ChoiceUsage) {
         self.completion_tokens += usage.num_generated;
         if index.is_multiple_of(self.n) {
             self.kv.prefix_tokens += usage.kv.prefix_tokens;
-            // A prompt with spans, or else the first.
+            // The reason of a prompt with spans, or else of the first.
             let reason = reason_of(&usage.kv, self.mode);
             if self.reason.is_none_or(|(first, before)| before.is_some() && (reason.is_none() || index < first)) {
                 self.reason = Some((index, reason));
@@ -58,7 +58,7 @@ impl UsageSum {
         }
     }
 
-    /// As OpenAI's clients read it.
+    /// Returns the usage in OpenAI's form.
     pub(super) fn total(&self) -> Usage {
         Usage {
             prompt_tokens: self.prompt_tokens,

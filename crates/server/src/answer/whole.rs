@@ -14,7 +14,7 @@ use super::usage::{ChoiceUsage, UsageSum};
 use super::writer::{AnswerHead, chat_logprobs, completion_logprobs, completion_response};
 use crate::error::ApiError;
 
-/// An answer, from its first token to its last.
+/// A complete answer.
 struct WholeChoice {
     index: u32,
     text: String,

@@ -1,4 +1,4 @@
-//! The two shapes of an answer. One value is written again and again, so that a token costs no copy of what all chunks share.
+//! Writers of both response shapes. One value is rewritten for each chunk, so that a token costs no copy of the shared fields.
 
 use std::sync::Arc;
 
@@ -13,32 +13,32 @@ use super::choice::ChoiceDelta;
 use super::scores::ScoredToken;
 use crate::state::AppState;
 
-/// What all parts of an answer share.
+/// Fields that all parts of an answer share.
 #[derive(Clone, Debug)]
 pub(crate) struct AnswerHead {
     pub(crate) id: String,
-    /// Seconds since 1970.
+    /// Creation time in seconds since 1970.
     pub(crate) created: u64,
     pub(crate) model: String,
     pub(crate) fingerprint: String,
 }
 
 impl AnswerHead {
-    /// A new answer whose name starts with `prefix`, to a request that called the model `model`.
+    /// Creates the head of an answer with an id prefix `prefix`, for a request that called the model `model`.
     pub(crate) fn new(prefix: &str, model: String, app: &AppState) -> Self {
         let created = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
         Self { id: format!("{prefix}-{}", uuid::Uuid::new_v4().simple()), created, model, fingerprint: app.fingerprint.clone() }
     }
 }
 
-/// Writes chunks in the shape of one endpoint.
+/// Writer of chunks in the shape of one endpoint.
 pub(crate) enum Writer {
     Chat { chunk: ChatCompletionChunk, tokenizer: Arc<Tokenizer> },
     Completion { chunk: CompletionResponse, tokenizer: Arc<Tokenizer> },
 }
 
 impl Writer {
-    /// Chunks of a chat answer.
+    /// Creates a writer of chat chunks.
     pub(crate) fn chat(head: AnswerHead, tokenizer: Arc<Tokenizer>) -> Self {
         let chunk = ChatCompletionChunk {
             id: head.id,
@@ -52,12 +52,12 @@ impl Writer {
         Self::Chat { chunk, tokenizer }
     }
 
-    /// Events of a completion.
+    /// Creates a writer of completion events.
     pub(crate) fn completion(head: AnswerHead, tokenizer: Arc<Tokenizer>) -> Self {
         Self::Completion { chunk: completion_response(head, vec![], None), tokenizer }
     }
 
-    /// The chunk that opens answer `index`, where there is one: a chat answer starts with its role.
+    /// Writes the chunk that opens answer `index`, if there is one: a chat answer starts with its role.
     pub(super) fn opening(&mut self, index: u32) -> Option<String> {
         match self {
             Self::Chat { chunk, .. } => {
@@ -69,7 +69,7 @@ impl Writer {
         }
     }
 
-    /// The chunk that carries `delta` of answer `index`.
+    /// Writes the chunk that carries `delta` of answer `index`.
     pub(super) fn delta(&mut self, index: u32, delta: ChoiceDelta) -> String {
         let finish_reason = delta.finish_reason;
         match self {
@@ -90,7 +90,7 @@ impl Writer {
         }
     }
 
-    /// The chunk that carries nothing but the usage.
+    /// Writes the chunk that carries only the usage.
     pub(super) fn usage(&mut self, usage: Usage) -> String {
         match self {
             Self::Chat { chunk, .. } => {
@@ -111,7 +111,7 @@ fn to_json<T: serde::Serialize>(value: &T) -> String {
     serde_json::to_string(value).expect("answers have string keys only")
 }
 
-/// A completion with everything in it.
+/// Builds a whole completion.
 pub(super) fn completion_response(head: AnswerHead, choices: Vec<CompletionChoice>, usage: Option<Usage>) -> CompletionResponse {
     CompletionResponse {
         id: head.id,
@@ -124,7 +124,7 @@ pub(super) fn completion_response(head: AnswerHead, choices: Vec<CompletionChoic
     }
 }
 
-/// Scores in the shape of the chat endpoint.
+/// Converts scores to the shape of the chat endpoint.
 pub(super) fn chat_logprobs(tokenizer: &Tokenizer, scores: &[ScoredToken]) -> ChatLogProbs {
     let top = |entry: &LogProb| {
         let bytes = tokenizer.token_bytes(entry.token).to_vec();
@@ -132,7 +132,7 @@ pub(super) fn chat_logprobs(tokenizer: &Tokenizer, scores: &[ScoredToken]) -> Ch
     };
     let content = scores.iter().map(|score| ChatLogProb {
         token: tokenizer.token_str(score.token),
-        // Chat answers have no unscored token: those are in echoed prompts only.
+        // Chat answers have no unscored token: only echoed prompts do.
         logprob: score.logprob.unwrap_or(0.0),
         bytes: tokenizer.token_bytes(score.token).to_vec(),
         top_logprobs: score.top.iter().map(top).collect(),
@@ -140,7 +140,7 @@ pub(super) fn chat_logprobs(tokenizer: &Tokenizer, scores: &[ScoredToken]) -> Ch
     ChatLogProbs { content: content.collect() }
 }
 
-/// Scores in the shape of the completions endpoint.
+/// Converts scores to the shape of the completions endpoint.
 pub(super) fn completion_logprobs(tokenizer: &Tokenizer, scores: &[ScoredToken]) -> CompletionLogProbs {
     CompletionLogProbs {
         tokens: scores.iter().map(|score| score.name(tokenizer)).collect(),

@@ -1,7 +1,7 @@
-//! Faults of a body that has another shape than its endpoint takes, in JSON's words and with the field's path.
+//! Faults of a body whose shape does not match its endpoint, in JSON's terms and with the field's path.
 //!
-//! The library tells neither the path nor, for a value that may have several forms, which part of it is at fault. So parts of the body
-//! are tried alone until the smallest one that is refused is found.
+//! The library reports neither the path nor, for a value that may have several forms, the invalid part of it. So parts of the body are
+//! tried alone until the smallest one that is refused is found.
 
 use std::fmt::Write;
 
@@ -12,25 +12,25 @@ use serde_json::{Map, Value};
 pub(super) struct Fault {
     /// Path of the field; empty for the whole body.
     pub(super) path: String,
-    /// The fault.
+    /// Description of the fault.
     pub(super) message: String,
 }
 
-/// Tells what is wrong with a body: `None` if nothing is, else in the library's words.
+/// Check of a body: `None` if it is valid, else the library's message.
 pub(super) type Check<'a> = &'a dyn Fn(Value) -> Option<String>;
 
-/// Objects with more fields are not tried without each of them.
+/// Maximum fields of an object that is tried without each of them.
 const MAX_FIELDS_TRIED: usize = 32;
-/// Characters of a value that are shown.
+/// Maximum characters of a value that are shown.
 const MAX_SHOWN: usize = 64;
 
-/// The smallest part of `body` that `check` refuses.
+/// Finds the smallest part of `body` that `check` refuses.
 pub(super) fn find_fault(body: Value, check: Check<'_>) -> Option<Fault> {
     let message = check(body.clone())?;
     Some(descend(Part { value: body, path: String::new(), message, form: None }, &|value| value, check))
 }
 
-/// A path for a message.
+/// Formats a path for a message.
 pub(super) fn named(path: &str) -> String {
     if path.is_empty() { "the body".to_owned() } else { format!("`{path}`") }
 }
@@ -51,11 +51,11 @@ struct Part {
     value: Value,
     path: String,
     message: String,
-    /// The value with several forms that the message is about, if it is about one: this part or one around it.
+    /// Path of the value with several forms that the message is about, if any: this part or one around it.
     form: Option<String>,
 }
 
-/// `wrap` puts a value where the part is in an otherwise empty body.
+/// Descends into the smallest refused part. `wrap` puts a value at the part's place in an otherwise empty body.
 fn descend(part: Part, wrap: &dyn Fn(Value) -> Value, check: Check<'_>) -> Fault {
     let Part { value, mut path, message, mut form } = part;
     if form.is_none() && is_about_forms(&message) && check(wrap(Value::Object(Map::new()))).as_ref() == Some(&message) {
@@ -84,7 +84,7 @@ fn descend(part: Part, wrap: &dyn Fn(Value) -> Value, check: Check<'_>) -> Fault
     }
 }
 
-/// Index of an element that is refused alone; `None` if the array itself is, or only the elements together are.
+/// Returns the index of an element that is refused alone; `None` if the array itself is, or only the elements together are.
 fn refused_item(items: &[Value], check: &dyn Fn(Vec<Value>) -> Option<String>) -> Option<usize> {
     let (mut start, mut end) = (0, items.len());
     if end == 0 || check(Vec::new()).is_some() {
@@ -100,7 +100,7 @@ fn refused_item(items: &[Value], check: &dyn Fn(Vec<Value>) -> Option<String>) -
     check(items[start..end].to_vec()).map(|_| start)
 }
 
-/// A field that is refused, with what is wrong with it.
+/// Returns a field that is refused, with its fault.
 fn refused_field(
     fields: &Map<String, Value>,
     message: &str,
@@ -117,7 +117,7 @@ fn refused_field(
     if let Some(found) = fields.iter().find_map(alone) {
         return Some(found);
     }
-    // Of an object that has required fields, no field is accepted alone: one is at fault if the others are accepted without it.
+    // No field of an object with required fields is accepted alone: one is at fault if the others are accepted without it.
     if !needs_others || fields.len() > MAX_FIELDS_TRIED {
         return None;
     }
@@ -134,7 +134,7 @@ fn is_named(message: &str, name: &str) -> bool {
     message.strip_prefix("unknown field `").is_some_and(|rest| rest.starts_with(name))
 }
 
-/// True if a message names the forms of a value, in the words of its type.
+/// True if a message lists the forms of a value, as worded by its type.
 fn is_about_forms(message: &str) -> bool {
     ["a ", "an ", "the "].iter().any(|article| message.starts_with(article))
 }
@@ -147,7 +147,7 @@ fn described(path: String, form: Option<String>, message: &str) -> Fault {
     Fault { path, message }
 }
 
-/// The library's message about the value at `place`, without the names of types.
+/// Rewrites the library's message about the value at `place` without the names of types.
 fn in_plain_words(place: &str, message: &str) -> String {
     let split = |prefix| message.strip_prefix(prefix).and_then(|rest: &str| rest.rsplit_once(", expected "));
     if let Some((found, expected)) = split("invalid type: ") {
@@ -215,7 +215,7 @@ fn plain_value(found: &str) -> String {
     }
 }
 
-/// `text` for a message: its beginning.
+/// Truncates `text` for a message.
 pub(crate) fn shortened(text: &str) -> String {
     match text.char_indices().nth(MAX_SHOWN) {
         Some((end, _)) => format!("{}...", &text[..end]),

@@ -1,34 +1,34 @@
-//! JSON within limits: how deep, how wide, and how many values in all.
+//! JSON parsing with limits on depth, width, and the total number of values.
 //!
-//! A body of two megabytes can hold a million values, which take fifty times its size once parsed. The limits are checked while it is
-//! read, so that no more than they allow is ever built.
+//! A body of two megabytes can hold a million values, which take fifty times its size once parsed. The limits are checked during parsing,
+//! so that no more than they allow is ever built.
 
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-/// Objects and arrays inside one another. Chosen: schemas of tools are the deepest that clients send.
+/// Maximum nesting of objects and arrays. Chosen: schemas of tools are the deepest that clients send.
 const MAX_DEPTH: usize = 64;
-/// Fields of one object. Chosen: `logit_bias` is the largest that is accepted.
+/// Maximum fields of one object. Chosen: `logit_bias` is the largest that is accepted.
 const MAX_FIELDS: usize = 1024;
-/// Elements of one array, but for numbers. Chosen: messages of the longest conversations.
+/// Maximum elements of one array, except of numbers. Chosen: messages of the longest conversations.
 const MAX_ITEMS: usize = 4096;
-/// Whole numbers up to 2^53 have their own floating-point number.
+/// Largest whole number up to which all are exact in floating point: 2^53.
 const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
-/// Fields whose values are handed on as they are: there 1.0 stays 1.0.
+/// Fields whose values are passed on unchanged: there 1.0 stays 1.0.
 const HANDED_ON: [&str; 5] = ["chat_template_kwargs", "documents", "json_schema", "response_format", "tools"];
 
-/// Why a body is refused.
+/// Reason why a body is refused.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
-    /// The value at fault; empty for the body itself.
+    /// Path of the invalid value; empty for the body itself.
     pub(super) path: String,
-    /// The fault.
+    /// Description of the fault.
     pub(super) message: String,
 }
 
-/// Reads a body that has to be an object of at most `max_values` values. Whole numbers are integers, however they are written.
+/// Reads a body that must be an object of at most `max_values` values. Whole numbers become integers, however they are written.
 pub(super) fn read_object(bytes: &[u8], max_values: usize) -> Result<Map<String, Value>, Refusal> {
     let mut reader = Reader { max_values, ..Reader::default() };
     let mut json = serde_json::Deserializer::from_slice(bytes);
@@ -43,7 +43,7 @@ pub(super) fn read_object(bytes: &[u8], max_values: usize) -> Result<Map<String,
     }
 }
 
-/// A value's kind in JSON's words.
+/// Returns a value's kind in JSON's terms.
 pub(super) const fn kind_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -60,7 +60,7 @@ struct Reader {
     max_values: usize,
     num_values: usize,
     path: Vec<Step>,
-    /// Objects around the current value that are handed on as they are.
+    /// Number of enclosing objects that are passed on unchanged.
     num_handed_on: usize,
     refusal: Option<Refusal>,
 }
@@ -71,7 +71,7 @@ enum Step {
 }
 
 impl Reader {
-    /// Notes why the current value is refused. The library's own error would not tell where it is.
+    /// Records why the current value is refused. The library's own error lacks the path.
     fn refuse<E: Error>(&mut self, message: impl FnOnce(&str) -> String) -> E {
         let path = self.shown_path();
         let message = message(&super::fault::named(&path));
@@ -109,7 +109,7 @@ impl Reader {
     }
 }
 
-/// Reads one value.
+/// Deserializer of one value.
 struct Node<'a>(&'a mut Reader);
 
 impl<'de> DeserializeSeed<'de> for Node<'_> {

@@ -1,4 +1,4 @@
-//! The memory of request bodies: a body that is not small waits until its bytes fit beside those of the others.
+//! Memory of request bodies: a body that is not small waits until its bytes fit in the shared budget.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,29 +6,29 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Bodies of the largest size that are held at once. Chosen: as many as the processor has work for in a second.
+/// Number of bodies of the largest size that are held at once. Chosen: as many as the processor has work for in a second.
 const MAX_LARGEST: usize = 8;
-/// Bytes that one permit stands for.
+/// Bytes per permit.
 const UNIT: usize = 1024;
-/// Bytes of a body that is small: it needs no permit. All connections together hold 64 MiB of them.
+/// Maximum bytes of a small body, which needs no permit. All connections together hold 64 MiB of them.
 pub(super) const SMALL_BYTES: usize = 16 << 10;
-/// A body may be as slow as its client is for so long, also while others wait for memory.
+/// Time for which a body may be arbitrarily slow, even while others wait for memory.
 const GRACE: Duration = Duration::from_secs(2);
-/// After that it has to bring so many bytes a second on average, or else it gives way to those that wait. Chosen: any client that works.
+/// Minimum average bytes per second after that; a slower body is dropped in favour of waiting ones. Chosen: any client that works.
 const MIN_BYTES_PER_SECOND: u64 = 32 << 10;
 
-/// The memory that bodies share.
+/// Memory that bodies share.
 pub(crate) struct BodyMemory {
     units: Arc<Semaphore>,
     num_waiting: AtomicUsize,
 }
 
-/// Memory that a body may take, until it is dropped.
+/// Memory held by a body until it is dropped.
 pub(crate) struct Held {
     _permit: OwnedSemaphorePermit,
 }
 
-/// Counts a body as waiting while it exists.
+/// Counter of a waiting body, for as long as it exists.
 struct Waiting<'a>(&'a AtomicUsize);
 
 impl Drop for Waiting<'_> {
@@ -38,13 +38,13 @@ impl Drop for Waiting<'_> {
 }
 
 impl BodyMemory {
-    /// Memory for bodies of at most `body_limit` bytes.
+    /// Creates memory for bodies of at most `body_limit` bytes.
     pub(crate) fn new(body_limit: usize) -> Self {
         let units = (MAX_LARGEST * units_of(body_limit)).min(Semaphore::MAX_PERMITS);
         Self { units: Arc::new(Semaphore::new(units)), num_waiting: AtomicUsize::new(0) }
     }
 
-    /// Waits for memory for `num_bytes`, which are within the limit. Bodies are served in the order in which they come.
+    /// Waits for memory for `num_bytes`, which are within the limit. Bodies are served in order of arrival.
     pub(super) async fn hold(&self, num_bytes: usize) -> Held {
         let wanted = u32::try_from(units_of(num_bytes)).expect("the limit of a body is below 4 TiB");
         let permit = match Arc::clone(&self.units).try_acquire_many_owned(wanted) {
@@ -58,7 +58,7 @@ impl BodyMemory {
         Held { _permit: permit }
     }
 
-    /// True if a body that brought `num_bytes` in `elapsed` has to give way.
+    /// True if a body that received `num_bytes` in `elapsed` must yield its memory.
     pub(super) fn gives_way(&self, num_bytes: usize, elapsed: Duration) -> bool {
         let is_slow = elapsed > GRACE && (num_bytes as u64) < MIN_BYTES_PER_SECOND * elapsed.as_secs();
         is_slow && self.num_waiting.load(Ordering::Relaxed) > 0

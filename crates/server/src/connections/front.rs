@@ -1,4 +1,4 @@
-//! The first to see a request: it knows whether there is a model yet, and whether there are too many connections.
+//! Handler in front of the router: it checks if the model is loaded and if there are too many connections.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -20,7 +20,7 @@ use crate::metrics::ShedReason;
 use crate::routes::router;
 use crate::state::AppState;
 
-/// Answers the requests of all connections. Clones share what they know.
+/// Handler of the requests of all connections. Clones share their state.
 #[derive(Clone, Default)]
 pub(super) struct Front {
     opened: Arc<OnceLock<Opened>>,
@@ -32,13 +32,13 @@ struct Opened {
 }
 
 impl Front {
-    /// The model has been loaded.
+    /// Starts serving with the loaded model.
     pub(super) fn open(&self, app: &Arc<AppState>) {
-        // A second model would be a defect, and the first one goes on being served.
+        // A second call would be a bug; the first model stays in service.
         let _ = self.opened.set(Opened { app: Arc::clone(app), router: router(Arc::clone(app)) });
     }
 
-    /// Answers one request of a connection that was taken in with `overload`.
+    /// Answers one request of a connection that was accepted with `overload`.
     pub(super) async fn answer(
         self,
         request: Request<Incoming>,
@@ -64,7 +64,7 @@ impl Front {
     }
 }
 
-/// True if a request does not say once which host it is for, as HTTP/1.1 demands (RFC 9112, section 3.2).
+/// True if a request does not specify its host exactly once, as HTTP/1.1 requires (RFC 9112, section 3.2).
 fn has_ambiguous_host(request: &Request<Body>) -> bool {
     request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1
 }
@@ -73,7 +73,7 @@ fn no_host() -> Response<Body> {
     closing(ApiError::Invalid { param: None, message: "an HTTP/1.1 request has one `Host` header".to_owned() })
 }
 
-/// The answer after which the connection closes.
+/// Builds the answer after which the connection closes.
 fn closing(error: ApiError) -> Response<Body> {
     let mut response = error.into_response();
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -84,7 +84,7 @@ fn is_health_check(request: &Request<Body>) -> bool {
     HEALTH_PATHS.contains(&request.uri().path())
 }
 
-/// The answer while there is no model: the process lives, and takes no requests.
+/// Builds the answer while no model is loaded: the process is alive but accepts no requests.
 fn loading(request: &Request<Body>) -> Response<Body> {
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
     match request.uri().path() {
@@ -100,7 +100,7 @@ fn too_many(overload: Overload, opened: Option<&Opened>) -> Response<Body> {
     closing(ApiError::TooManyConnections { overload })
 }
 
-/// The body of an answer. When it is dropped, sent or not, its connection waits for its client again.
+/// Body of an answer. Dropping it, sent or not, marks its connection as waiting for its client again.
 struct Watched {
     body: Body,
     answering: Answering,

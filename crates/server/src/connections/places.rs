@@ -1,8 +1,8 @@
-//! Places of connections, and the choice of the one that loses its place when there are too many.
+//! Connection slots, and the eviction of connections when there are too many.
 //!
 //! A connection that waits for its client, for the head or the body of a request, costs that client nothing. So when connections run out,
-//! the one that has waited longest is closed, of the peer that has most of such. Connections whose request is being answered are never
-//! closed for others. When there is none to close, a few more connections are taken all the same, for health checks.
+//! the peer with the most waiting connections loses the one that has waited longest. Connections whose request is being answered are never
+//! closed for others. If none can be closed, a few more connections are accepted anyway, for health checks.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
@@ -16,29 +16,29 @@ pub(crate) const NUM_RESERVED: usize = 64;
 /// Bounds on the number of connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PlaceLimits {
-    /// In all.
+    /// Maximum connections in total.
     pub(crate) max_connections: usize,
-    /// From one address.
+    /// Maximum connections of one peer.
     pub(crate) max_per_peer: usize,
 }
 
-/// Why a connection is answered health checks only.
+/// Reason why a connection is answered health checks only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Overload {
-    /// There are as many connections as there may be, and all of them are being answered.
+    /// The total limit is reached, and all connections are being answered.
     All,
-    /// So it is with those of one peer.
+    /// The limit of the peer is reached, and all its connections are being answered.
     Peer,
 }
 
 /// All connections.
 pub(crate) struct Places {
     limits: PlaceLimits,
-    /// Held for a few look-ups, never across an `await`.
+    /// Locked for a few look-ups, never across an `await`.
     state: Mutex<State>,
 }
 
-/// One connection's place. Given back when dropped.
+/// Slot of one connection. Released when dropped.
 pub(crate) struct Place {
     places: Arc<Places>,
     id: u64,
@@ -46,7 +46,7 @@ pub(crate) struct Place {
     closed: Arc<Notify>,
 }
 
-/// Says that the request of a connection has arrived and is being answered, until the answer has been sent.
+/// Handle that marks the request of a connection as being answered, until the answer has been sent.
 #[derive(Clone)]
 pub(crate) struct Answering {
     places: Arc<Places>,
@@ -55,11 +55,11 @@ pub(crate) struct Answering {
 
 #[derive(Default)]
 struct State {
-    /// Numbers of connections, and of the moments at which they began to wait.
+    /// Next number, for connections and for the moments at which they began to wait.
     next: u64,
     open: HashMap<u64, Entry>,
     peers: HashMap<IpAddr, Peer>,
-    /// By moment: reserved connections that wait.
+    /// Waiting reserved connections by moment.
     waiting_reserved: BTreeMap<u64, u64>,
     num_reserved: usize,
 }
@@ -74,7 +74,7 @@ struct Entry {
 #[derive(Default)]
 struct Peer {
     num_open: usize,
-    /// By moment: connections that wait for the peer.
+    /// Waiting connections of the peer by moment.
     waiting: BTreeMap<u64, u64>,
 }
 
@@ -83,7 +83,7 @@ impl Places {
         Arc::new(Self { limits, state: Mutex::default() })
     }
 
-    /// A place for a connection from `address`; `None` if even those for health checks are all being answered.
+    /// Takes a slot for a connection from `address`; `None` if even those for health checks are all being answered.
     pub(crate) fn enter(self: &Arc<Self>, address: IpAddr) -> Option<Place> {
         let peer = peer_of(address);
         let mut state = self.lock();
@@ -103,14 +103,14 @@ impl Places {
         Some(Place { places: Arc::clone(self), id, overload, closed })
     }
 
-    /// Closes the connection that can best be spared. Whether there was one.
+    /// Closes the connection that has waited longest. Returns false if there is none.
     pub(crate) fn close_one(&self) -> bool {
         let mut state = self.lock();
         let spared = state.longest_waiting();
         spared.inspect(|&id| state.close(id)).is_some()
     }
 
-    /// Makes room for one more connection of `peer` by closing another; tells if there is none to close.
+    /// Makes room for one more connection of `peer` by closing another. Returns the overload if none can be closed.
     fn make_room(&self, state: &mut State, peer: IpAddr) -> Option<Overload> {
         let num_of_peer = state.peers.get(&peer).map_or(0, |peer| peer.num_open);
         let (overload, spared) = if num_of_peer >= self.limits.max_per_peer {
@@ -145,13 +145,13 @@ impl State {
         self.peers.get(&peer)?.waiting.first_key_value().map(|(_, &id)| id)
     }
 
-    /// Of the peer with the most connections that wait.
+    /// Returns the longest waiting connection of the peer with the most waiting connections.
     fn longest_waiting(&self) -> Option<u64> {
         let greediest = self.peers.values().max_by_key(|peer| peer.waiting.len())?;
         greediest.waiting.first_key_value().map(|(_, &id)| id)
     }
 
-    /// Takes the place of connection `id` and has its task end.
+    /// Removes connection `id` and notifies its task to end.
     fn close(&mut self, id: u64) {
         if let Some(entry) = self.remove(id) {
             entry.closed.notify_one();
@@ -172,7 +172,7 @@ impl State {
         Some(entry)
     }
 
-    /// Notes that connection `id` waits for its client from now on.
+    /// Marks connection `id` as waiting for its client.
     fn wait(&mut self, id: u64) {
         let now = self.tick();
         let Some(entry) = self.open.get_mut(&id).filter(|entry| entry.waits_since.is_none()) else { return };
@@ -183,7 +183,7 @@ impl State {
         };
     }
 
-    /// Notes that it does not wait any more.
+    /// Marks connection `id` as no longer waiting.
     fn answer(&mut self, id: u64) {
         let Some(entry) = self.open.get_mut(&id) else { return };
         let Some(since) = entry.waits_since.take() else { return };
@@ -195,17 +195,17 @@ impl State {
 }
 
 impl Place {
-    /// Set if the connection is for health checks only.
+    /// Returns the overload if the connection is for health checks only.
     pub(crate) fn overload(&self) -> Option<Overload> {
         self.overload
     }
 
-    /// The handle of the connection's requests.
+    /// Returns the handle for the connection's requests.
     pub(crate) fn answering(&self) -> Answering {
         Answering { places: Arc::clone(&self.places), id: self.id }
     }
 
-    /// Returns when the place was given to another connection.
+    /// Waits until the slot is given to another connection.
     pub(crate) async fn closed(&self) {
         self.closed.notified().await;
     }
@@ -218,18 +218,18 @@ impl Drop for Place {
 }
 
 impl Answering {
-    /// The whole request is there.
+    /// Marks the request as completely received.
     pub(crate) fn begin(&self) {
         self.places.lock().answer(self.id);
     }
 
-    /// The answer has been sent: the connection waits for the next request.
+    /// Marks the answer as sent: the connection waits for the next request.
     pub(crate) fn end(&self) {
         self.places.lock().wait(self.id);
     }
 }
 
-/// The peer of an address: of version 6, providers give each client a network of 2^64 addresses.
+/// Returns the peer of an address. Providers give each IPv6 client a network of 2^64 addresses.
 fn peer_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),

@@ -1,7 +1,7 @@
-//! A socket on which the HTTP library's own replies to broken requests become error objects, and readers that never read are left.
+//! Socket wrapper that replaces the HTTP library's replies to malformed requests by error objects, and drops peers that never read.
 //!
-//! The library answers a head that it cannot parse before any of our code has seen it, with a status and no body. That reply is the
-//! first and only thing of its write, so it is recognized by what it lacks: an id and a body.
+//! The library answers a head that it cannot parse before any of our code has seen it, with a status and no body. That reply is the first
+//! and only content of its write, so it is recognized by the missing id and body.
 
 use std::io;
 use std::pin::Pin;
@@ -13,10 +13,10 @@ use tokio::time::{Sleep, sleep};
 
 use crate::error::ApiError;
 
-/// A peer that takes nothing of an answer for so long is left. Chosen: twice what a head or a body may take.
+/// Timeout of a peer that takes nothing of an answer. Chosen: twice what a head or a body may take.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A socket, with what is to be written in place of the library's last reply.
+/// Socket with a pending replacement of the library's last reply.
 pub(crate) struct Replies<S> {
     socket: S,
     own: Vec<u8>,
@@ -33,7 +33,7 @@ impl<S: AsyncWrite + Unpin> Replies<S> {
         Self { socket, own: Vec::new(), write_timeout, stalled: None }
     }
 
-    /// Writes what is to be written in place of the library's reply.
+    /// Writes the replacement of the library's reply.
     fn poll_own(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.own.is_empty() {
             let written = Pin::new(&mut self.socket).poll_write(cx, &self.own);
@@ -43,7 +43,7 @@ impl<S: AsyncWrite + Unpin> Replies<S> {
         Poll::Ready(Ok(()))
     }
 
-    /// `written`, or an error if the peer has taken nothing for too long.
+    /// Returns `written`, or an error if the peer has taken nothing for too long.
     fn within_time(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if written.is_ready() {
             self.stalled = None;
@@ -99,7 +99,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Replies<S> {
     }
 }
 
-/// The reply to write in place of `bytes`, if they are the library's own reply to a request that it could not read.
+/// Returns the replacement for `bytes` if they are the library's own reply to a request that it could not parse.
 fn error_object_for(bytes: &[u8]) -> Option<Vec<u8>> {
     let is_error = bytes.starts_with(b"HTTP/1.1 4") || bytes.starts_with(b"HTTP/1.0 4");
     let head = is_error.then(|| std::str::from_utf8(bytes).ok()).flatten()?;
@@ -122,7 +122,7 @@ mod tests {
 
     use super::*;
 
-    /// `sent` on the socket arrives as `expected`.
+    /// Checks that `sent` on the socket arrives as `expected`.
     async fn check(sent: &str, expected: &str) {
         let (ours, mut theirs) = duplex(64);
         let mut ours = Replies::new(ours);

@@ -1,4 +1,4 @@
-//! The reaction to a system that gives no connection: pause, close one that can be spared, and say so now and then.
+//! Backoff when the system accepts no connection: pause, close a waiting connection, and log occasionally.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -7,14 +7,14 @@ use tracing::{debug, warn};
 
 use super::places::Places;
 
-/// The pause after the first failure; each further one doubles it.
+/// Pause after the first failure; each further one doubles it.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
-/// The longest pause: health checks should not fail for it.
+/// Maximum pause: health checks should not fail for it.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
-/// Time between two lines of the log about the same trouble.
+/// Interval of log lines about the same failure.
 const LOG_EVERY: Duration = Duration::from_secs(30);
 
-/// Failures to accept a connection, one after another.
+/// Consecutive failures to accept a connection.
 #[derive(Default)]
 pub(super) struct Trouble {
     num_failures: u32,
@@ -23,12 +23,12 @@ pub(super) struct Trouble {
 }
 
 impl Trouble {
-    /// A connection was accepted.
+    /// Resets the count after a connection was accepted.
     pub(super) fn is_over(&mut self) {
         self.num_failures = 0;
     }
 
-    /// Tells how long to wait after `error`.
+    /// Returns the time to wait after `error`.
     pub(super) fn met(&mut self, error: &io::Error, places: &Places, now: Instant) -> Duration {
         if is_of_the_peer(error) {
             debug!(%error, "accepting a connection");
@@ -37,14 +37,14 @@ impl Trouble {
         if let Some(num_unsaid) = self.says(now) {
             warn!(%error, num_unsaid, "accepting a connection");
         }
-        // Descriptors and memory come back when a connection ends.
+        // Descriptors and memory are freed when a connection ends.
         places.close_one();
         let pause = FIRST_PAUSE * 2u32.pow(self.num_failures.min(10));
         self.num_failures = self.num_failures.saturating_add(1);
         pause.min(MAX_PAUSE)
     }
 
-    /// The number of failures since the last line of the log, if it is time for another one.
+    /// Returns the number of failures since the last log line, if another one is due.
     fn says(&mut self, now: Instant) -> Option<u64> {
         if self.said_at.is_some_and(|said_at| now.duration_since(said_at) < LOG_EVERY) {
             self.num_unsaid += 1;
@@ -55,7 +55,7 @@ impl Trouble {
     }
 }
 
-/// True if the peer has given up meanwhile: the next connection may be fine.
+/// True if the peer has given up in the meantime: the next connection may be fine.
 fn is_of_the_peer(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused)
 }

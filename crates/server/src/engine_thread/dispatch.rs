@@ -1,7 +1,7 @@
-//! Hands what the engine says to the readers, in a task of the HTTP side.
+//! Dispatches engine events to the readers, in a task of the HTTP side.
 //!
-//! To wake a reader from a thread outside of the runtime takes microseconds, a hundred times a step with as many streams. So the engine
-//! wakes this one task a step, which wakes the readers from inside the runtime while the engine is at its next step.
+//! Waking a reader from a thread outside of the runtime takes microseconds, a hundred times a step with as many streams. So the engine
+//! wakes only this task once per step, which wakes the readers from inside the runtime while the engine is at its next step.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,24 +15,24 @@ use super::handle::Shared;
 use super::route::Route;
 use crate::metrics::{Metrics, ShedReason};
 
-/// What the engine thread tells.
+/// Message from the engine thread.
 pub(super) enum Dispatch {
     /// A request was added.
     Open(RequestId, Route),
-    /// A step has been made.
+    /// A step has been completed.
     Step(Vec<EngineEvent>),
-    /// A request waited too long for its admission and was taken back.
+    /// A request exceeded its queue timeout and was aborted.
     TimedOut(RequestId),
-    /// The engine failed. Dropped when every reader was told.
+    /// The engine failed. The sender is dropped when every reader has been notified.
     Fail(oneshot::Sender<()>),
 }
 
 /// State of the task.
 pub(super) struct Dispatcher {
     dispatches: mpsc::Receiver<Dispatch>,
-    /// Requests whose reader has gone, for the engine.
+    /// Requests whose reader is gone, for the engine.
     abandoned: std::sync::mpsc::Sender<RequestId>,
-    /// Ordered, so that requests are taken back in the order of their ids.
+    /// Ordered, so that requests are aborted in the order of their ids.
     routes: BTreeMap<RequestId, Route>,
     metrics: Arc<Metrics>,
     shared: Arc<Shared>,
@@ -48,7 +48,7 @@ impl Dispatcher {
         Self { dispatches, abandoned, routes: BTreeMap::new(), metrics, shared }
     }
 
-    /// Runs until the engine thread ends; then cuts what is left.
+    /// Runs until the engine thread ends; then cuts the remaining streams.
     pub(super) async fn run(mut self) {
         while let Some(dispatch) = self.dispatches.recv().await {
             match dispatch {
@@ -74,7 +74,7 @@ impl Dispatcher {
         self.routes.into_values().for_each(|route| route.end(FinishReason::Aborted, now, &self.metrics.requests));
     }
 
-    /// Takes back every request whose reader has gone.
+    /// Aborts every request whose reader is gone.
     fn end_abandoned(&mut self) {
         let now = self.shared.now();
         for (request_id, route) in self.routes.extract_if(.., |_, route| route.is_abandoned()) {
@@ -84,7 +84,7 @@ impl Dispatcher {
         }
     }
 
-    /// Ends a request that the engine has taken back because it waited too long. A reader that has gone before is counted as gone.
+    /// Ends a request that the engine has aborted after its queue timeout. A reader that left before counts as gone.
     fn time_out(&mut self, request_id: RequestId) {
         let Some(route) = self.routes.remove(&request_id) else { return };
         self.metrics.http.count_shed(ShedReason::QueueTimeout);
@@ -92,8 +92,8 @@ impl Dispatcher {
         route.end(FinishReason::Aborted, self.shared.now(), &self.metrics.requests);
     }
 
-    /// Tokens that `event` adds to its iteration, as vLLM counts them: a generated one, and with the first of a request its whole prompt,
-    /// also what was found in the cache. A request that generates nothing counts when it ends.
+    /// Counts the tokens that `event` adds to its iteration, as vLLM does: a generated one, and with the first of a request its whole
+    /// prompt, including cached tokens. A request that generates nothing counts when it ends.
     fn iteration_tokens(&self, event: &EngineEvent) -> u64 {
         let Some(route) = self.routes.get(&event.request_id()) else { return 0 };
         match event {
@@ -103,12 +103,12 @@ impl Dispatcher {
         }
     }
 
-    /// Measures `event` and hands it to its reader. Events of requests that were taken back have no reader.
+    /// Records metrics of `event` and sends it to its reader. Events of aborted requests have no reader.
     fn deliver(&mut self, event: EngineEvent) {
         let now = self.shared.now();
         let request_id = event.request_id();
         if let EngineEvent::Finished { reason, usage, .. } = &event {
-            // Who is told of the end finds it counted.
+            // Counted before the reader sees the end.
             let Some(route) = self.routes.remove(&request_id) else { return };
             self.metrics.kv.count_reuse(usage);
             route.end(*reason, now, &self.metrics.requests);

@@ -1,7 +1,7 @@
-//! Questions that take the engine as long as a step: what sharing could give a request.
+//! Explanations of the sharing that a request would get, which take the engine as long as a step.
 //!
-//! They are answered one at a time between two steps, and as long as there are steps to make they take at most a quarter of the time.
-//! The time each took is counted as work of its tenant.
+//! They are answered one at a time between two steps, and while there are steps to run they take at most a quarter of the time. Their time
+//! is charged to the tenant.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -9,21 +9,21 @@ use std::time::{Duration, Instant};
 use engine::{EngineCore, Executor, Explanation, Request};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-/// After a question, steps have so many times as long as it took. Chosen.
+/// Ratio of the time reserved for steps after a question to the time that it took. Chosen.
 const STEPS_PER_QUESTION: u32 = 3;
 
-/// A question, where its answer goes, and its permits.
+/// A question with its reply channel and its permits.
 pub(super) struct Question {
     pub(super) request: Box<Request>,
     pub(super) reply: oneshot::Sender<Explanation>,
     pub(super) permits: [OwnedSemaphorePermit; 2],
 }
 
-/// Those that wait.
+/// Waiting questions.
 #[derive(Default)]
 pub(super) struct Explanations {
     waiting: VecDeque<Question>,
-    /// Until then, steps come first.
+    /// Time until which steps have priority.
     next_at: Option<Instant>,
 }
 
@@ -36,14 +36,14 @@ impl Explanations {
         self.waiting.is_empty()
     }
 
-    /// Answers the next question, if it is time.
+    /// Answers the next question if it is due.
     pub(super) fn answer_next<E: Executor>(&mut self, engine: &mut EngineCore<E>) {
         let began = Instant::now();
         if engine.has_work() && self.next_at.is_some_and(|at| began < at) {
             return;
         }
         let Some(Question { request, reply, permits }) = self.waiting.pop_front() else { return };
-        // The caller may have gone.
+        // The caller may have disconnected.
         if !reply.is_closed() {
             let _ = reply.send(engine.explain(&request));
         }

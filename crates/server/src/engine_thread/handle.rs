@@ -1,4 +1,4 @@
-//! What the HTTP side holds of the engine thread.
+//! Handle of the engine thread for the HTTP side.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,38 +18,38 @@ use super::places::Places;
 use super::route::{InFlight, Link, Submission};
 use super::{EngineCommand, EngineThreadConfig, PromptGroup, TokenStream};
 
-/// Submits requests to the engine thread and reads its figures. Cheap to clone; the thread ends when the last one is dropped.
+/// Handle that submits requests to the engine thread and reads its figures. Cheap to clone; the thread ends when the last one is dropped.
 #[derive(Clone)]
 pub struct EngineHandle {
     commands: mpsc::UnboundedSender<EngineCommand>,
     shared: Arc<Shared>,
 }
 
-/// Where the daemon is in its life.
+/// Phase of the daemon's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Takes requests.
+    /// Accepts requests.
     Running,
-    /// Finishes what it has, takes nothing new.
+    /// Finishes running requests and accepts no new ones.
     Draining,
-    /// Has cut what was left.
+    /// Has cut the remaining requests.
     Stopped,
-    /// The engine failed.
+    /// The engine has failed.
     Failed,
 }
 
-/// Seen by the thread and by all handles.
+/// State shared by the thread and all handles.
 pub(super) struct Shared {
     pub(super) phase: watch::Sender<Phase>,
     pub(super) stats: watch::Sender<EngineStats>,
     pub(super) in_flight: watch::Sender<usize>,
-    /// Of requests that wait for admission.
+    /// Queue places of requests that wait for admission.
     pub(super) places: Arc<Places>,
-    /// One permit for each question on its way.
+    /// One permit per inspection in progress.
     pub(super) inspections: Arc<Semaphore>,
-    /// One permit for each request on its way to be explained.
+    /// One permit per explanation in progress.
     pub(super) explanations: Arc<Semaphore>,
-    /// One more for each tenant, so that none has two of those.
+    /// One permit per tenant, which limits each to one explanation in progress.
     pub(super) explaining: Mutex<BTreeMap<TenantId, Arc<Semaphore>>>,
     pub(super) config: EngineThreadConfig,
     pub(super) scheduler: SchedulerConfig,
@@ -57,12 +57,12 @@ pub(super) struct Shared {
     pub(super) started: Instant,
 }
 
-/// Why a request was not taken.
+/// Reason why a request was not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SubmitError {
-    /// As many requests wait as may wait.
+    /// The queue is full.
     QueueFull,
-    /// Not running any more.
+    /// The engine is not running any more.
     NotRunning(Phase),
 }
 
@@ -77,27 +77,27 @@ impl EngineHandle {
         Self { commands, shared }
     }
 
-    /// Time on the engine's clock.
+    /// Returns the time on the engine's clock.
     pub(crate) fn now(&self) -> Timestamp {
         self.shared.now()
     }
 
-    /// A name for a new request.
+    /// Returns the id for a new request.
     pub(crate) fn next_request_id(&self) -> RequestId {
         RequestId(self.shared.next_id.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// The phase of the daemon's life, from now on.
+    /// Returns a receiver of phase changes.
     pub(super) fn watch_phase(&self) -> watch::Receiver<Phase> {
         self.shared.phase.subscribe()
     }
 
-    /// Requests that may wait for admission.
+    /// Returns the maximum number of requests waiting for admission.
     pub(crate) fn max_queue(&self) -> usize {
         self.shared.config.max_queue
     }
 
-    /// Whether the engine can ever run `request`. To be asked before it is submitted.
+    /// Checks if the engine can ever run `request`. To be called before it is submitted.
     pub(crate) fn fits(&self, request: &Request) -> Result<(), RequestError> {
         self.shared.scheduler.fits(request)
     }
@@ -107,12 +107,12 @@ impl EngineHandle {
         self.shared.config.queue_timeout.is_some()
     }
 
-    /// Prompt and answer together of the longest request of `tenant` that the engine can run, in tokens.
+    /// Returns the maximum length, prompt and answer together, of a request of `tenant` that the engine can run, in tokens.
     pub(crate) fn most_tokens(&self, tenant: TenantId) -> usize {
         self.shared.scheduler.most_tokens(tenant)
     }
 
-    /// Hands over all answers of all prompts of one HTTP request, or none of them. The streams are in the given order.
+    /// Submits all answers of all prompts of one HTTP request, or none of them. The streams are in the given order.
     pub(crate) fn submit(&self, prompts: Vec<PromptGroup>) -> Result<Vec<TokenStream>, SubmitError> {
         match self.phase() {
             Phase::Running => {}
@@ -131,27 +131,27 @@ impl EngineHandle {
             Submission { request, events: sender, link, place }
         };
         let groups = prompts.into_iter().map(|group| group.into_iter().map(&mut connect).collect()).collect();
-        // It fails only when the thread has ended.
+        // Fails only if the thread has ended.
         self.commands.send(EngineCommand::Add(groups)).map_err(|_| SubmitError::NotRunning(self.phase()))?;
         Ok(streams)
     }
 
-    /// At most `limit` donors behind `after`, by id.
+    /// Returns at most `limit` donors after `after`, by id.
     pub(crate) async fn donors(&self, after: Option<DonorId>, limit: usize) -> Result<Vec<DonorInfo>, SubmitError> {
         self.inspect(|reply| Inspection::Donors { after, limit, reply }).await
     }
 
-    /// Classes of the traffic of `tenant` in mode `auto`.
+    /// Returns the traffic classes of `tenant` in mode `auto`.
     pub(crate) async fn traffic(&self, tenant: TenantId) -> Result<Vec<(TrafficClass, TrafficQuality)>, SubmitError> {
         self.inspect(|reply| Inspection::Traffic { tenant, reply }).await
     }
 
-    /// Forgets KV; what it was is told.
+    /// Erases KV and returns the counts.
     pub(crate) async fn erase(&self, what: Erase) -> Result<ErasedCounts, SubmitError> {
         self.inspect(|reply| Inspection::Erase { what, reply }).await
     }
 
-    /// Predicts the reuse of `request`, which fits. Tenants that ask take turns.
+    /// Predicts the reuse of `request`, which fits. Tenants take turns.
     pub(crate) async fn explain(&self, request: Request) -> Result<Explanation, SubmitError> {
         let of_tenant = {
             let mut explaining = self.shared.explaining.lock().unwrap_or_else(PoisonError::into_inner);
@@ -164,19 +164,19 @@ impl EngineHandle {
         self.ask(EngineCommand::Explain(question), answer).await
     }
 
-    /// Tells what the prompt of a request means that was submitted before.
+    /// Attaches the embedding of the prompt to a submitted request.
     pub(crate) async fn attach_embedding(&self, request_id: RequestId, embedding: Arc<[f32]>) -> Result<(), SubmitError> {
         self.inspect(|reply| Inspection::Attach { request_id, embedding, reply }).await
     }
 
-    /// Asks, and waits for the answer.
+    /// Sends an inspection and waits for the answer.
     async fn inspect<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Inspection) -> Result<T, SubmitError> {
         let permit = Arc::clone(&self.shared.inspections).acquire_owned().await.expect("the semaphore is never closed");
         let (reply, answer) = oneshot::channel();
         self.ask(EngineCommand::Inspect(question(reply), permit), answer).await
     }
 
-    /// Sends a question, and waits for its answer.
+    /// Sends a command and waits for its answer.
     async fn ask<T>(&self, command: EngineCommand, answer: oneshot::Receiver<T>) -> Result<T, SubmitError> {
         let not_running = || SubmitError::NotRunning(self.phase());
         self.commands.send(command).map_err(|_| not_running())?;
@@ -188,25 +188,25 @@ impl EngineHandle {
         }
     }
 
-    /// Where the daemon is in its life.
+    /// Returns the current phase.
     #[must_use]
     pub fn phase(&self) -> Phase {
         *self.shared.phase.borrow()
     }
 
-    /// The engine's figures after its last step.
+    /// Returns the engine's figures after its last step.
     #[must_use]
     pub fn stats(&self) -> EngineStats {
         self.shared.stats.borrow().clone()
     }
 
-    /// Requests that were submitted and whose reader still listens.
+    /// Returns the number of submitted requests whose reader still listens.
     #[must_use]
     pub fn num_in_flight(&self) -> usize {
         *self.shared.in_flight.borrow()
     }
 
-    /// Takes nothing new from now on.
+    /// Stops accepting requests.
     pub fn begin_drain(&self) {
         self.shared.phase.send_if_modified(|phase| {
             let was_running = *phase == Phase::Running;
@@ -217,14 +217,14 @@ impl EngineHandle {
         });
     }
 
-    /// Returns when nobody waits for an answer any more.
+    /// Waits until no request is in flight.
     pub async fn wait_idle(&self) {
         let mut in_flight = self.shared.in_flight.subscribe();
         // The sender is in `self`, so the channel cannot close.
         let _ = in_flight.wait_for(|&num_requests| num_requests == 0).await;
     }
 
-    /// Cuts what still runs, at once, and ends the thread after its current step.
+    /// Cuts running requests at once, and ends the thread after its current step.
     pub fn stop(&self) {
         self.shared.phase.send_if_modified(|phase| {
             let has_failed = *phase == Phase::Failed;
@@ -233,11 +233,11 @@ impl EngineHandle {
             }
             !has_failed
         });
-        // It fails only when the thread has ended, which is what was wanted.
+        // Fails only if the thread has already ended.
         let _ = self.commands.send(EngineCommand::Stop);
     }
 
-    /// Returns when `is_reached` holds for the engine's figures, or when the engine has ended.
+    /// Waits until `is_reached` holds for the engine's figures, or the engine has ended.
     pub async fn wait_for_stats(&self, is_reached: impl FnMut(&EngineStats) -> bool) {
         let mut stats = self.shared.stats.subscribe();
         // The sender is in `self`, so the channel cannot close.

@@ -1,4 +1,4 @@
-//! Questions about what the engine holds, answered between two steps.
+//! Inspections of the engine's state, answered between two steps.
 
 use std::sync::Arc;
 
@@ -6,22 +6,22 @@ use engine::{DonorInfo, EngineCore, Erase, ErasedCounts, Executor, TrafficClass,
 use tokens::{DonorId, RequestId, TenantId};
 use tokio::sync::oneshot;
 
-/// A question, and where its answer goes. Nobody may be left to hear it.
+/// An inspection with its reply channel, whose receiver may be gone.
 pub(super) enum Inspection {
     /// A page of donors, by id.
     Donors { after: Option<DonorId>, limit: usize, reply: oneshot::Sender<Vec<DonorInfo>> },
     /// Classes of a tenant's traffic.
     Traffic { tenant: TenantId, reply: oneshot::Sender<Vec<(TrafficClass, TrafficQuality)>> },
-    /// Forgets KV.
+    /// Erases KV.
     Erase { what: Erase, reply: oneshot::Sender<ErasedCounts> },
-    /// Notes what the prompt of a request means.
+    /// Attaches the embedding of a request's prompt.
     Attach { request_id: RequestId, embedding: Arc<[f32]>, reply: oneshot::Sender<()> },
 }
 
 impl Inspection {
-    /// Answers. What changes the engine's figures has them published before, so that the one who asked finds them changed.
+    /// Answers the inspection. Changed figures are published before the reply, so that the caller observes the change.
     pub(super) fn answer<E: Executor>(self, engine: &mut EngineCore<E>, publish: impl FnOnce(&EngineCore<E>)) {
-        // Whoever asked may have gone: then the answer is of no use, but what was to be erased is.
+        // The caller may be gone: then the answer is useless, but the erasure still takes effect.
         match self {
             Self::Donors { after, limit, reply } => drop(reply.send(engine.donors(after, limit))),
             Self::Traffic { tenant, reply } => drop(reply.send(engine.traffic(Some(tenant)))),

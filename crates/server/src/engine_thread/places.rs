@@ -1,11 +1,11 @@
-//! Places in the queue, shared by tenants.
+//! Queue places, shared by tenants.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokens::TenantId;
 
-/// Places in the queue by tenant. The lock is held for a few instructions: to take places, and to give one back.
+/// Queue places by tenant. The lock is held for a few instructions: to take places, and to release one.
 pub(super) struct Places {
     max: usize,
     taken: Mutex<Taken>,
@@ -17,20 +17,20 @@ struct Taken {
     by_tenant: BTreeMap<TenantId, usize>,
 }
 
-/// One of them, until it is dropped.
+/// A queue place, released when dropped.
 pub(super) struct Place {
     tenant: TenantId,
     places: Arc<Places>,
 }
 
 impl Places {
-    /// `max` places for all, and when they are taken, for each tenant with less than its equal part what it misses of that.
+    /// Creates `max` places for all tenants; when they are taken, a tenant with less than its equal share can still take up to that share.
     pub(super) fn new(max: usize) -> Self {
         Self { max, taken: Mutex::default() }
     }
 
-    /// `count` places for `tenant`, or none. Free ones are for anybody. A tenant that has none gets them also when all are taken, and one
-    /// that has some as long as it has no more than its equal part.
+    /// Takes `count` places for `tenant`, or none. Any tenant may take free ones. When all are taken, a tenant without any still gets
+    /// them, and one with some does up to its equal share.
     pub(super) fn take(places: &Arc<Self>, tenant: TenantId, count: usize) -> Option<Vec<Place>> {
         let mut taken = places.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let own = taken.by_tenant.get(&tenant).copied().unwrap_or(0);

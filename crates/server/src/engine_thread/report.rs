@@ -1,10 +1,10 @@
-//! A step in one line, for the log of a crash: ids and lengths, never a token.
+//! One-line description of a step, for the log of a crash: ids and lengths, never a token.
 
 use std::fmt::Write;
 
 use engine::SchedulerOutput;
 
-/// Describes `step` without anything that a client wrote.
+/// Describes `step` without any content of clients.
 pub(super) fn describe_step(step: &SchedulerOutput) -> String {
     let mut line = format!("step {}: {} tokens", step.step, step.num_scheduled_tokens());
     // Writing to a string cannot fail.

@@ -1,4 +1,4 @@
-//! One request, as the engine thread sees it: where its events go, and what has been measured of it.
+//! State of one request on the engine thread's side: its event channel and measurements.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -16,18 +16,18 @@ pub(super) struct Submission {
     pub(super) request: Request,
     pub(super) events: mpsc::Sender<EngineEvent>,
     pub(super) link: Arc<Link>,
-    /// In the queue.
+    /// Its place in the queue.
     pub(super) place: Place,
 }
 
-/// What both ends of a request's channel may say beside it.
+/// Flags shared by both ends of a request's channel.
 #[derive(Default)]
 pub(super) struct Link {
-    /// The reader is content: a stop string was found.
+    /// The reader is done: a stop string matched.
     pub(super) is_complete: AtomicBool,
-    /// The reader fell behind.
+    /// The reader lagged too far.
     pub(super) is_too_slow: AtomicBool,
-    /// The engine did not begin the request in time.
+    /// The engine did not admit the request in time.
     pub(super) has_timed_out: AtomicBool,
 }
 
@@ -47,7 +47,7 @@ impl Drop for InFlight {
     }
 }
 
-/// Shared by the answers of one prompt, for figures that are taken once for all of them.
+/// State shared by the answers of one prompt, for figures that are recorded once for all of them.
 pub(super) struct Group {
     num_running: AtomicU32,
     max_generated: AtomicU32,
@@ -59,7 +59,7 @@ impl Group {
     }
 }
 
-/// A request that the engine has.
+/// A request that the engine holds.
 pub(super) struct Route {
     events: mpsc::Sender<EngineEvent>,
     link: Arc<Link>,
@@ -89,17 +89,17 @@ impl Route {
         }
     }
 
-    /// Whether its reader has gone.
+    /// True if its reader is gone.
     pub(super) fn is_abandoned(&self) -> bool {
         self.events.is_closed()
     }
 
-    /// Tells the reader that the request was not begun in time, once the channel closes.
+    /// Marks the request as timed out, which the reader sees once the channel closes.
     pub(super) fn time_out(&self) {
         self.link.has_timed_out.store(true, Ordering::Release);
     }
 
-    /// Hands `event` to the reader. `false` when the reader is too far behind, or gone.
+    /// Sends `event` to the reader. Returns `false` if the reader lags too far or is gone.
     pub(super) fn send(&self, event: EngineEvent) -> bool {
         match self.events.try_send(event) {
             Ok(()) => true,
@@ -111,19 +111,19 @@ impl Route {
         }
     }
 
-    /// Tokens of its prompt, if it has not generated any yet; else none.
+    /// Returns the number of its prompt tokens if it has not generated any yet; else 0.
     pub(super) fn prompt_tokens_of_first(&self) -> u64 {
         if self.num_generated == 0 { u64::from(self.prompt_tokens) } else { 0 }
     }
 
-    /// Counts the prompt.
+    /// Records the admission of the prompt.
     pub(super) fn admit(&mut self, usage: &KvUsage, at: Timestamp, metrics: &Metrics) {
         metrics.kv.count_mode(self.mode);
         metrics.requests.queue.record(at.since(self.arrival));
         self.admitted = Some((at, metrics.requests.count_prompt(self.mode, usage)));
     }
 
-    /// Measures one more token.
+    /// Records one more token.
     pub(super) fn count_token(&mut self, now: Timestamp, metrics: &RequestMetrics) {
         self.num_generated += 1;
         metrics.generation_tokens.increment(1);
@@ -138,7 +138,7 @@ impl Route {
         self.last_token_at = now;
     }
 
-    /// Closes the account.
+    /// Records the end of the request.
     pub(super) fn end(&self, reason: FinishReason, now: Timestamp, metrics: &RequestMetrics) {
         let ending = match reason {
             FinishReason::Stop(_) => Ending::Stop,
@@ -153,7 +153,7 @@ impl Route {
         self.close(ending, now, metrics);
     }
 
-    /// Closes the account of a request that a fault of the engine ended.
+    /// Records the end of a request that failed with the engine.
     pub(super) fn fail(&self, now: Timestamp, metrics: &RequestMetrics) {
         self.close(Ending::Error, now, metrics);
     }
@@ -169,7 +169,7 @@ impl Route {
         if let Some(first_token_at) = self.first_token_at {
             let decoding = self.last_token_at.since(first_token_at);
             metrics.decode.record(decoding);
-            // vLLM's answer of one token has a mean of 0.
+            // As in vLLM, an answer of one token has a mean of 0.
             metrics.per_output_token.record(decoding / (self.num_generated - 1).max(1));
         }
         let max_generated = self.group.max_generated.fetch_max(self.num_generated, Ordering::Relaxed).max(self.num_generated);

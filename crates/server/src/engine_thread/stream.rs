@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 use super::route::{InFlight, Link};
 use super::{EngineHandle, Phase};
 
-/// Events of one request. Dropping it takes the request back: its blocks are free within two steps.
+/// Event stream of one request. Dropping it aborts the request: its blocks are free within two steps.
 pub(crate) struct TokenStream {
     events: mpsc::Receiver<EngineEvent>,
     link: Arc<Link>,
@@ -17,14 +17,14 @@ pub(crate) struct TokenStream {
     _in_flight: InFlight,
 }
 
-/// Why a stream ends before its request is finished.
+/// Reason why a stream ends before its request is finished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StreamError {
-    /// The reader fell behind.
+    /// The reader lagged too far.
     TooSlow,
-    /// It was not admitted in time.
+    /// The request was not admitted in time.
     QueueTimeout,
-    /// The server ends.
+    /// The server is ending.
     Stopped,
     /// The engine failed.
     Failed,
@@ -35,7 +35,7 @@ impl TokenStream {
         Self { events, link, phase: engine.watch_phase(), _in_flight: in_flight }
     }
 
-    /// Waits for the next event; the first one comes with the admission. The last one is [`EngineEvent::Finished`]; not to be called
+    /// Waits for the next event; the first one arrives with the admission. The last one is [`EngineEvent::Finished`]; must not be called
     /// after it, nor after an error.
     pub(crate) async fn next(&mut self) -> Result<EngineEvent, StreamError> {
         match self.receive().await {
@@ -51,12 +51,12 @@ impl TokenStream {
         tokio::select! {
             biased;
             event = self.events.recv() => event,
-            // The engine may be in a step that lasts: its readers do not wait for the end of it.
+            // The engine may be in a long step: its readers do not wait for the end of it.
             _ = self.phase.wait_for(|phase| *phase == Phase::Stopped) => None,
         }
     }
 
-    /// Takes the request back because its answer is complete: a stop string was found.
+    /// Aborts the request because its answer is complete: a stop string matched.
     pub(crate) fn complete(self) {
         self.link.is_complete.store(true, Ordering::Release);
     }

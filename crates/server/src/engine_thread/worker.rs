@@ -24,30 +24,30 @@ use crate::metrics::Metrics;
 pub(super) struct Worker<E: Executor> {
     pub(super) engine: EngineCore<E>,
     pub(super) commands: mpsc::UnboundedReceiver<EngineCommand>,
-    /// What the readers are to be told.
+    /// Channel to the dispatch task.
     pub(super) dispatches: mpsc::Sender<Dispatch>,
-    /// Requests whose reader has gone.
+    /// Requests whose reader is gone.
     pub(super) abandoned: std::sync::mpsc::Receiver<RequestId>,
-    /// Places in the queue, given back at admission.
+    /// Queue places by request, released at admission.
     pub(super) places: BTreeMap<RequestId, Place>,
-    /// Requests in the order they came, kept only where a timeout bounds how long they wait. Some may run or have ended meanwhile.
+    /// Requests by arrival, kept only if a timeout bounds how long they wait. Some may have been admitted or ended since.
     pub(super) arrivals: VecDeque<(Timestamp, RequestId)>,
-    /// Questions that wait for time between steps.
+    /// Explanations that wait for time between steps.
     pub(super) explanations: Explanations,
     pub(super) metrics: Arc<Metrics>,
     pub(super) shared: Arc<Shared>,
 }
 
-/// The end of a wait.
+/// Result of a wait.
 enum Waited {
     Command(EngineCommand),
-    /// Nothing came, and the engine has work of its own.
+    /// No command arrived, and the engine has idle work.
     Idle,
     /// All senders are gone.
     Closed,
 }
 
-/// Wakes a thread that is parked.
+/// Waker that unparks a thread.
 struct Unpark(std::thread::Thread);
 
 impl Wake for Unpark {
@@ -57,9 +57,9 @@ impl Wake for Unpark {
 }
 
 impl<E: Executor> Worker<E> {
-    /// Runs until told to end, or to the first fault.
+    /// Runs until told to stop, or to the first fault.
     pub(super) fn run(mut self, on_fatal: impl FnOnce(Fatal)) {
-        // After a panic nothing but the last steps is read from the engine, so its broken invariants do not matter.
+        // After a panic only the last steps are read from the engine, so its broken invariants do not matter.
         let fatal = match catch_unwind(AssertUnwindSafe(|| self.run_steps())) {
             Ok(Ok(())) => return,
             // The runtime may end before the step that was cut.
@@ -71,11 +71,11 @@ impl<E: Executor> Worker<E> {
         error!(error = %fatal, step = describe_step(self.engine.last_step()), ahead, "engine failed");
         self.shared.phase.send_replace(Phase::Failed);
         let (done, told) = oneshot::channel();
-        // Without the task that would tell them, the readers have lost their channels already.
+        // Without the dispatch task the readers have already lost their channels.
         if self.tell(Dispatch::Fail(done)).is_ok() {
             let _closed = told.blocking_recv();
         }
-        // Nothing more is taken in, also by handles that have not seen the phase yet.
+        // Refuses further commands, also from handles that have not seen the phase yet.
         self.commands.close();
         on_fatal(fatal);
     }
@@ -93,12 +93,12 @@ impl<E: Executor> Worker<E> {
         Ok(())
     }
 
-    /// True if the engine has been idle for long enough to do what no client waits for.
+    /// True if the engine has been idle long enough to run background work.
     fn is_due(&self) -> bool {
         self.engine.idle_work_at().is_some_and(|at| at <= self.shared.now())
     }
 
-    /// Takes what has been sent; waits for something when there is nothing to do. `false` when it is time to end.
+    /// Processes all pending commands; waits for one if there is nothing to do. Returns `false` when it is time to end.
     fn take_commands(&mut self) -> Result<bool, Fatal> {
         if !self.engine.has_work() && self.explanations.is_empty() {
             let goes_on = match self.wait() {
@@ -122,7 +122,7 @@ impl<E: Executor> Worker<E> {
         }
     }
 
-    /// Waits for a command, or until the engine has something to do that no client waits for.
+    /// Waits for a command, or until the engine has background work to do.
     fn wait(&mut self) -> Waited {
         let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
         let mut context = Context::from_waker(&waker);
@@ -140,12 +140,12 @@ impl<E: Executor> Worker<E> {
         }
     }
 
-    /// `false` when it is time to end.
+    /// Processes a command. Returns `false` when it is time to end.
     fn take(&mut self, command: EngineCommand) -> Result<bool, Fatal> {
         match command {
             EngineCommand::Add(groups) => self.add(groups)?,
             EngineCommand::Inspect(inspection, permit) => {
-                // It has been received: another one may be sent.
+                // The command has been received, so another one may be sent.
                 drop(permit);
                 let shared = Arc::clone(&self.shared);
                 inspection.answer(&mut self.engine, |engine| publish(&shared, engine));
@@ -188,8 +188,8 @@ impl<E: Executor> Worker<E> {
         }
     }
 
-    /// Takes back requests that have waited longer than they may. Runs after a step, so that a request is refused only if a step was chosen
-    /// without it. One that was admitted has given its place back and is never refused, however long its steps last.
+    /// Aborts requests that exceeded the queue timeout. Runs after a step, so that a request is refused only if a step was scheduled
+    /// without it. An admitted request has released its place and is never refused, however long its steps last.
     fn refuse_overdue(&mut self) -> Result<(), Fatal> {
         let Some(timeout) = self.shared.config.queue_timeout else { return Ok(()) };
         let now = self.shared.now();
@@ -209,20 +209,20 @@ impl<E: Executor> Worker<E> {
                 self.places.remove(request_id);
             }
         }
-        // Who is told of the end of a request finds the figures without it.
+        // Published first, so that a reader notified of the end of a request sees figures without it.
         publish(&self.shared, &self.engine);
-        // A step without news is told too: readers are looked after at each.
+        // A step without events is dispatched too, because the task checks the readers at each.
         self.tell(Dispatch::Step(events))?;
         self.refuse_overdue()
     }
 
-    /// Waits if the readers are many steps behind.
+    /// Sends to the dispatch task; waits if it lags many steps.
     fn tell(&self, dispatch: Dispatch) -> Result<(), Fatal> {
         self.dispatches.blocking_send(dispatch).map_err(|_| Fatal::NoReaders)
     }
 }
 
-/// Makes the engine's figures known.
+/// Publishes the engine's figures.
 fn publish<E: Executor>(shared: &Shared, engine: &EngineCore<E>) {
     shared.stats.send_replace(engine.stats());
 }

@@ -1,4 +1,4 @@
-//! What goes to the host tier of the KV pool and comes back.
+//! Metrics of the host tier of the KV pool and of transfers to and from it.
 
 use metrics::{Counter, Gauge};
 
@@ -7,10 +7,10 @@ use super::registrar::Registrar;
 /// Series of the host tier; without one they stay 0.
 pub(super) struct HostMetrics {
     block_bytes: u64,
-    /// Used and free.
+    /// Used and free blocks.
     blocks: [Gauge; 2],
     bandwidth: Gauge,
-    /// Blocks and bytes, to the host and back.
+    /// Blocks and bytes transferred to the host, and back.
     transfers: [(Counter, Counter); 2],
 }
 

@@ -1,14 +1,14 @@
-//! What was reused, explained and erased. Never by tenant or donor: a series must not tell one tenant about another.
+//! Metrics of reuse, explanations and erasures. Never by tenant or donor: a series must not reveal one tenant to another.
 
 use engine::{Erase, ErasedCounts, Explanation, KvSharingMode, KvUsage, MatchClass};
 use metrics::{Counter, Gauge, Histogram};
 
 use super::registrar::Registrar;
 
-/// Recorded where KV is shared and managed.
+/// Metrics of sharing and managing KV.
 pub(crate) struct KvMetrics {
     modes: [Counter; 6],
-    /// In the order of the classes.
+    /// Counters in the order of the classes.
     classes: [Counter; MatchClass::ALL.len()],
     deviation: Histogram,
     explanations: [Counter; 3],
@@ -50,7 +50,7 @@ impl KvMetrics {
         }
     }
 
-    /// Counts a request when it is admitted.
+    /// Counts a request's mode when it is admitted.
     pub(crate) fn count_mode(&self, mode: KvSharingMode) {
         let index = match mode {
             KvSharingMode::Off => 0,
@@ -63,7 +63,7 @@ impl KvMetrics {
         self.modes[index].increment(1);
     }
 
-    /// Counts what a request reused, when it has ended.
+    /// Counts a request's reuse when it has ended.
     pub(crate) fn count_reuse(&self, usage: &KvUsage) {
         let Some(class) = usage.class else { return };
         self.classes[class as usize].increment(1);
@@ -90,7 +90,7 @@ impl KvMetrics {
     }
 }
 
-/// What was erased, in one word.
+/// Returns the label of an erasure.
 pub(crate) fn erased_kind(what: Erase) -> &'static str {
     ERASED[kind_index(what)]
 }

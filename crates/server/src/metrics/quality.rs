@@ -1,4 +1,4 @@
-//! What verification found out about answers over reused spans, by class of match.
+//! Verification results of answers over reused spans, by match class.
 
 use engine::{ClassQuality, EngineStats, Fault, MatchClass};
 use metrics::{Counter, Gauge};
@@ -13,9 +13,9 @@ pub(super) struct QualityMetrics {
     dropped: Counter,
     gone: Counter,
     put_off: Counter,
-    /// Classes of traffic in mode `auto`: open ones and those in shadow.
+    /// Traffic classes in mode `auto`: open ones and those in shadow.
     traffic: [Gauge; 2],
-    /// Times that one was opened, and closed.
+    /// Number of class openings and closings.
     changes: [Counter; 2],
     trials: Counter,
     healed: Counter,
@@ -26,7 +26,7 @@ struct ClassMetrics {
     mean_kl: Gauge,
     top1: Gauge,
     tenants_off: Gauge,
-    /// In the order of [`Fault::ALL`].
+    /// Counters in the order of [`Fault::ALL`].
     switched_off: [Counter; Fault::ALL.len()],
     evidence: [Gauge; Fault::ALL.len()],
 }

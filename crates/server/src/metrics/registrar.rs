@@ -1,20 +1,20 @@
-//! Registers metrics with their help texts, labels and buckets, all before the first sample.
+//! Registration of metrics with their help texts, labels and buckets, all before the first sample.
 
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 static METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, Some(module_path!()));
 
-/// A recorder of its own, so that two servers in one process (tests) do not mix their figures.
+/// Registrar with its own recorder, so that two servers in one process (tests) do not mix their figures.
 pub(super) struct Registrar {
     recorder: PrometheusRecorder,
 }
 
-/// Labels of one series, all known in advance: nothing a client sends becomes a label.
+/// Labels of one series, all known in advance: no client input becomes a label.
 type Labels<'a> = &'a [(&'static str, &'a str)];
 
 impl Registrar {
-    /// Every series carries `model_name` and `engine`. `buckets` names each histogram.
+    /// Creates the recorder. Every series carries `model_name` and `engine`. `buckets` lists each histogram by name.
     pub(super) fn new(model_name: &str, buckets: &[(&str, Vec<f64>)]) -> Self {
         let labelled = PrometheusBuilder::new().add_global_label("model_name", model_name).add_global_label("engine", "0");
         let builder = buckets.iter().fold(labelled, |builder, (name, bounds)| {
@@ -23,24 +23,24 @@ impl Registrar {
         Self { recorder: builder.build_recorder() }
     }
 
-    /// What renders all of it.
+    /// Returns the handle that renders all series.
     pub(super) fn handle(&self) -> PrometheusHandle {
         self.recorder.handle()
     }
 
-    /// A counter, already present with 0, so that a rate has a start.
+    /// Registers a counter, initially 0, so that a rate has a start.
     pub(super) fn counter(&self, name: &'static str, help: &'static str, labels: Labels<'_>) -> Counter {
         self.recorder.describe_counter(KeyName::from_const_str(name), None, help.into());
         self.recorder.register_counter(&key(name, labels), &METADATA)
     }
 
-    /// A gauge.
+    /// Registers a gauge.
     pub(super) fn gauge(&self, name: &'static str, help: &'static str, labels: Labels<'_>) -> Gauge {
         self.recorder.describe_gauge(KeyName::from_const_str(name), None, help.into());
         self.recorder.register_gauge(&key(name, labels), &METADATA)
     }
 
-    /// A histogram over the buckets given at the start.
+    /// Registers a histogram over the buckets given at the start.
     pub(super) fn histogram(&self, name: &'static str, help: &'static str, labels: Labels<'_>) -> Histogram {
         self.recorder.describe_histogram(KeyName::from_const_str(name), None, help.into());
         self.recorder.register_histogram(&key(name, labels), &METADATA)

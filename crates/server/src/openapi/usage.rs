@@ -1,9 +1,9 @@
-//! Schemas of what answers say about the KV they reused.
+//! Schemas of the reported KV reuse.
 
 use protocol::ReuseReason;
 use serde_json::{Value, json};
 
-/// `usage.kv_sharing`.
+/// Returns the schema of `usage.kv_sharing`.
 pub(super) fn kv_sharing_usage() -> Value {
     let count = |description: &str| json!({"type": "integer", "minimum": 0, "description": description});
     let mode = json!({
@@ -32,7 +32,7 @@ pub(super) fn kv_sharing_usage() -> Value {
     })
 }
 
-/// The answer of `/v1/kv/explain`.
+/// Returns the schema of `/v1/kv/explain`.
 pub(super) fn explanation() -> Value {
     let count = json!({"type": "integer", "minimum": 0});
     json!({

@@ -1,4 +1,4 @@
-//! What only an administrator may ask: everybody's donors, erasing them, and public corpora.
+//! Endpoints for administrators: listing and erasing the donors of all tenants, and public corpora.
 
 use std::sync::Arc;
 
@@ -24,21 +24,21 @@ use crate::state::AppState;
 use crate::tenants::{PUBLIC, is_name};
 use crate::valid::{PromptSource, valid_conversation};
 
-/// Which donors are listed.
+/// Filter and page of a donor list.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct DonorQuery {
-    /// Only this tenant's.
+    /// Only donors of this tenant.
     tenant: Option<String>,
-    /// At most so many.
+    /// Maximum number of donors.
     limit: Option<String>,
-    /// Only those with a higher id.
+    /// Only donors with a higher id.
     after: Option<String>,
 }
 
-/// Donors of a page, unless the client says otherwise.
+/// Default number of donors per page.
 const DEFAULT_PAGE: usize = 100;
-/// Donors of a page at most: each one's blocks are looked up between two steps. Chosen.
+/// Maximum donors per page: each one's blocks are looked up between two steps. Chosen.
 const MAX_PAGE: usize = 1000;
 
 /// `GET /admin/donors`.
@@ -69,7 +69,7 @@ struct DonorPage {
     has_more: bool,
 }
 
-/// The first `limit` donors of `tenant`, or of all, behind `after`. The engine lists everybody's, a page at a time.
+/// Returns the first `limit` donors of `tenant`, or of all, after `after`. The engine lists the donors of all tenants, a page at a time.
 async fn donor_page(
     app: &AppState,
     tenant: Option<TenantId>,
@@ -77,7 +77,7 @@ async fn donor_page(
     limit: usize,
 ) -> Result<DonorPage, ApiError> {
     let mut found = Vec::new();
-    // One more than is shown tells whether there are more; of another's donors nobody knows how many there are.
+    // One extra donor shows if there are more; the share of one tenant in a page is unknown.
     let page_len = if tenant.is_none() { limit + 1 } else { MAX_PAGE };
     loop {
         let page = app.engine.donors(after, page_len).await.map_err(|error| submit_error(app, error))?;
@@ -129,11 +129,11 @@ pub(super) async fn erase_tenant(
     erase(&app, Erase::Tenant(tenant)).await
 }
 
-/// The tenant of a session.
+/// Tenant of a session.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct SessionQuery {
-    /// May be left out where there is one tenant only.
+    /// Name of the tenant; optional if there is only one tenant.
     tenant: Option<String>,
 }
 
@@ -163,7 +163,7 @@ pub(super) async fn corpora(State(app): State<Arc<AppState>>, _: Admin) -> Json<
     Json(app.corpora.list())
 }
 
-/// `POST /admin/corpora`: computes a public text with nothing before it. Answers when it can be reused.
+/// `POST /admin/corpora`: computes a public text without preceding context. Responds when it can be reused.
 pub(super) async fn add_corpus(State(app): State<Arc<AppState>>, _: Admin, mut body: Body) -> Result<Json<Corpus>, ApiError> {
     let arrival = app.engine.now();
     let CorpusRequest { name, text, messages } = body.parse().await?;

@@ -1,4 +1,4 @@
-//! The two endpoints that generate.
+//! The two generation endpoints.
 
 use std::sync::Arc;
 
@@ -59,14 +59,14 @@ async fn begin(
     Ok((stream, generation))
 }
 
-/// Begins a stream; where waiting is bounded, not before the engine begins, so that a refusal has its status and `Retry-After`.
+/// Starts a stream; if waiting is bounded, only after the admission, so that a refusal has its status and `Retry-After`.
 async fn send_events(app: &AppState, writer: Writer, mode: StreamMode, mut generation: Generation) -> Result<Response, ApiError> {
     if app.engine.bounds_waiting() {
         generation.admitted().await?;
     }
     let events = event_stream(writer, mode, generation);
     let keep_alive = KeepAlive::new().interval(app.config.keep_alive);
-    // Proxies that buffer would hold tokens back.
+    // Prevents proxies from buffering tokens.
     let unbuffered = (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
     Ok(([unbuffered], Sse::new(events).keep_alive(keep_alive)).into_response())
 }

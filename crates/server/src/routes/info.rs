@@ -1,4 +1,4 @@
-//! What the daemon says about itself.
+//! Endpoints about the daemon itself.
 
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ fn card(name: &str, info: &ModelInfo) -> ModelCard {
     }
 }
 
-/// `GET /health` and `GET /health/ready`: whether requests are taken.
+/// `GET /health` and `GET /health/ready`: succeeds while requests are accepted.
 pub(super) async fn ready(State(app): State<Arc<AppState>>) -> Result<Json<Value>, ApiError> {
     match app.engine.phase() {
         Phase::Running => Ok(Json(json!({"status": "ok"}))),
@@ -48,7 +48,7 @@ pub(super) async fn ready(State(app): State<Arc<AppState>>) -> Result<Json<Value
     }
 }
 
-/// `GET /health/live`: whether restarting would help.
+/// `GET /health/live`: fails if a restart would help.
 pub(super) async fn live(State(app): State<Arc<AppState>>) -> Result<Json<Value>, ApiError> {
     match app.engine.phase() {
         Phase::Running | Phase::Draining | Phase::Stopped => Ok(Json(json!({"status": "ok"}))),

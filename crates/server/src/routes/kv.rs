@@ -1,4 +1,4 @@
-//! What a tenant may ask about its own KV.
+//! Endpoints for a tenant's own KV.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use crate::state::AppState;
 use crate::tenants::Caller;
 use crate::valid::{ValidRequest, valid_session};
 
-/// `POST /v1/kv/explain`: what would be reused for a chat or completion request, without running it.
+/// `POST /v1/kv/explain`: predicts the reuse of a chat or completion request without running it.
 pub(super) async fn explain(
     State(app): State<Arc<AppState>>,
     caller: Caller,
@@ -52,22 +52,22 @@ pub(super) async fn explain(
     Ok(Json(explanation(request, prompt, found)))
 }
 
-/// `GET /v1/kv/classes`: what is known of the caller's traffic in mode `auto`.
+/// `GET /v1/kv/classes`: lists the classes of the caller's traffic in mode `auto`.
 pub(super) async fn classes(State(app): State<Arc<AppState>>, caller: Caller) -> Result<Json<TrafficClassList>, ApiError> {
     let found = app.engine.traffic(caller.tenant).await.map_err(|error| submit_error(&app, error))?;
     let data = found.iter().map(|(class, quality)| traffic_class(class, quality)).collect();
     Ok(Json(TrafficClassList { object: "list".to_owned(), data }))
 }
 
-/// What of the caller's cache is to be erased.
+/// Part of the caller's cache to erase.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct OwnCache {
-    /// Only what requests of this session left behind.
+    /// Only the KV that requests of this session stored.
     session: Option<String>,
 }
 
-/// `DELETE /v1/kv/cache`: forgets what the caller's requests left behind.
+/// `DELETE /v1/kv/cache`: erases the KV that the caller's requests stored.
 pub(super) async fn erase_own(
     State(app): State<Arc<AppState>>,
     caller: Caller,
@@ -80,7 +80,7 @@ pub(super) async fn erase_own(
     erase(&app, what).await
 }
 
-/// Has the engine forget `what`.
+/// Erases `what` in the engine.
 pub(super) async fn erase(app: &AppState, what: Erase) -> Result<Json<Erased>, ApiError> {
     let counts = app.engine.erase(what).await.map_err(|error| submit_error(app, error))?;
     app.metrics.kv.count_erased(what, counts);

@@ -1,4 +1,4 @@
-//! The variable part of a path.
+//! Path parameters.
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{FromRequestParts, Path};
@@ -6,7 +6,7 @@ use axum::http::request::Parts;
 
 use crate::error::ApiError;
 
-/// Its text, percent-decoded.
+/// Percent-decoded text of a path parameter.
 pub(super) struct PathText(pub(super) String);
 
 impl<S: Send + Sync> FromRequestParts<S> for PathText {

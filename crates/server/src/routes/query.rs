@@ -1,4 +1,4 @@
-//! The query of a request.
+//! Query strings.
 
 use axum::extract::{FromRequestParts, Query};
 use axum::http::request::Parts;
@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::ApiError;
 
-/// The query as `T`. Bytes that stand for no text are refused; axum's own extractor would replace them, and a name would become another.
+/// The query as `T`. Bytes that are not valid text are refused; axum's own extractor would replace them, and so change a name.
 pub(super) struct QueryOf<T>(pub(super) T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for QueryOf<T> {
@@ -20,7 +20,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for QueryOf<T> {
         match Query::from_request_parts(parts, state).await {
             Ok(Query(query)) => Ok(Self(query)),
             Err(rejection) => {
-                // The library's words, without the names of its parts: what is wrong comes after them.
+                // The library's message without the names of its parts, which come first.
                 let text = rejection.body_text();
                 Err(refused(text.strip_prefix("Failed to deserialize query string: ").unwrap_or(&text)))
             }
@@ -32,7 +32,7 @@ fn refused(reason: &str) -> ApiError {
     ApiError::Invalid { param: None, message: format!("the query string is not understood: {reason}") }
 }
 
-/// True if each `%` stands before two hexadecimal digits, and all bytes together are UTF-8.
+/// True if each `%` is followed by two hexadecimal digits, and all bytes together are UTF-8.
 fn is_text(query: &str) -> bool {
     let is_escape = |rest: &str| matches!(rest.as_bytes(), [a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit());
     query.split('%').skip(1).all(is_escape) && percent_decode_str(query).decode_utf8().is_ok()

@@ -1,4 +1,4 @@
-//! Tokens of a text, and text of tokens.
+//! Tokenization and detokenization endpoints.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::error::ApiError;
 use crate::state::AppState;
 use crate::valid::{DETOKENIZE, PromptSource, TOKENIZE, judge, valid_conversation, valid_model, valid_tokens};
 
-/// Tokens that are turned into text where they arrive. Chosen: that takes below a tenth of a millisecond.
+/// Maximum tokens that are decoded inline. Chosen: that takes below a tenth of a millisecond.
 const INLINE_TOKENS: usize = 4096;
 
 /// `POST /tokenize`.
@@ -71,7 +71,7 @@ pub(super) async fn detokenize(State(app): State<Arc<AppState>>, mut body: Body)
     Ok(Json(DetokenizeResponse { prompt }))
 }
 
-/// Unlike where text is generated, the model need not be named: there is only one.
+/// Checks the model name, which is optional here, unlike for generation: there is only one model.
 fn check_model(app: &AppState, name: Option<String>) -> Result<(), ApiError> {
     match name {
         Some(name) => valid_model(Some(name), &app.model.info).map(drop),

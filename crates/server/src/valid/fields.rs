@@ -1,7 +1,7 @@
-//! The verdict on each field of a request: one table says it for every field that OpenAI's API or a peer of this server knows.
+//! Verdicts on request fields: one table covers every field that OpenAI's API or a peer of this server knows.
 //!
-//! A field is honoured, accepted because it changes no answer here, or refused by name, but for values that ask for nothing. `null` is
-//! no value. What nobody knows is ignored, as vLLM, SGLang and llama.cpp do.
+//! A field is honoured, accepted because it changes no answer here, or refused by name, except for values that request nothing. `null` is
+//! no value. Unknown fields are ignored, as in vLLM, SGLang and llama.cpp.
 
 mod table;
 
@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use self::table::TABLE;
 use crate::error::ApiError;
 
-/// A field, the endpoints that take it, and who else knows it.
+/// A field, the endpoints that take it, and the peers that know it.
 pub(super) struct Field {
     name: &'static str,
     on: u8,
@@ -24,13 +24,13 @@ pub(super) struct Field {
 /// The verdict on a field.
 #[derive(Clone, Copy)]
 enum Verdict {
-    /// It does what its name says: it is a field of the request's type.
+    /// The field takes effect and is part of the request's type.
     Honoured,
-    /// It is another name of this field, which is honoured.
+    /// The field is an alias of this field, which is honoured.
     SameAs(&'static str),
-    /// Whatever its value, it changes no answer, for this reason.
+    /// The field changes no answer, whatever its value, for this reason.
     Accepted(&'static str),
-    /// It is refused by name, unless its value is one of these, as JSON, which ask for nothing.
+    /// The field is refused by name, unless its value is one of these, as JSON, which request nothing.
     Refused(&'static [&'static str]),
 }
 
@@ -51,15 +51,15 @@ const L: u8 = 8;
 const T: u8 = 16;
 const Q: u8 = 32;
 
-/// Those whose fields are known here, Hugging Face's text-generation-inference among them.
+/// APIs whose fields are known here, including Hugging Face's text-generation-inference.
 const PEERS: [(u8, &str); 6] = [(O, "OpenAI"), (V, "vLLM"), (S, "SGLang"), (L, "llama.cpp"), (T, "TGI"), (Q, "Ollama")];
 
-/// Names in the log at most: a client writes them.
+/// Maximum names in the log, because clients choose them.
 const MAX_LOGGED: usize = 8;
 
-/// A request with the fields that its type does not have.
+/// A request with a map of the fields that its type lacks.
 pub(crate) trait HasOtherFields: Serialize + DeserializeOwned {
-    /// Those fields.
+    /// Returns those fields.
     fn other(&mut self) -> &mut Map<String, Value>;
 }
 
@@ -87,8 +87,8 @@ impl HasOtherFields for DetokenizeRequest {
     }
 }
 
-/// Judges the fields of `request`, sent to `endpoint`, that its type does not have: other names of known fields become those, and the
-/// first field that cannot be honoured is an error.
+/// Judges the fields of `request`, sent to `endpoint`, that its type lacks: aliases are renamed, and the first field that cannot be
+/// honoured is an error.
 pub(crate) fn judge<T: HasOtherFields>(mut request: T, endpoint: u8) -> Result<T, ApiError> {
     let mut renamed = Vec::new();
     let mut unknown = Vec::new();
@@ -115,7 +115,7 @@ pub(crate) fn judge<T: HasOtherFields>(mut request: T, endpoint: u8) -> Result<T
     if renamed.is_empty() { Ok(request) } else { with_renamed(&request, renamed) }
 }
 
-/// `request` with fields that came under other names.
+/// Adds the fields that were sent under other names to `request`.
 fn with_renamed<T: HasOtherFields>(request: &T, renamed: Vec<(String, &'static str, Value)>) -> Result<T, ApiError> {
     let mut fields = serde_json::to_value(request).expect("requests have string keys only");
     for (name, target, value) in renamed {
@@ -137,7 +137,7 @@ fn find(name: &str, endpoint: u8) -> Option<&'static Field> {
 }
 
 impl Field {
-    /// The peers that know it, in words.
+    /// Lists the peers that know it.
     fn known_to(&self) -> String {
         let peers = PEERS.iter().filter(|(bit, _)| self.known_to & bit != 0).map(|(_, name)| *name);
         let peers = peers.collect::<Vec<_>>().join(", ");
@@ -145,7 +145,7 @@ impl Field {
     }
 }
 
-/// True if `value` is one of `harmless`. Numbers are compared as numbers.
+/// True if `value` is one of `harmless`. Numbers are compared numerically.
 fn asks_for_nothing(value: &Value, harmless: &[&str]) -> bool {
     harmless.iter().any(|text| match (value.as_f64(), text.parse::<f64>()) {
         (Some(value), Ok(number)) => value.to_bits() == number.to_bits() || (value == 0.0 && number == 0.0),

@@ -1,4 +1,4 @@
-//! Checks a conversation and brings it into the one form that chat templates read.
+//! Validates a conversation and converts it into the form that chat templates read.
 
 use protocol::{ContentPart, MessageContent, TemplateFields};
 use serde_json::{Map, Value};
@@ -7,18 +7,18 @@ use tokenizer::{ChatMessage, ChatOptions};
 use crate::body::shortened;
 use crate::error::ApiError;
 
-/// Fields of a message that this server knows but cannot honour.
+/// Known message fields that this server does not support.
 const UNSUPPORTED: &[&str] = &["tool_calls", "tool_call_id", "function_call", "audio"];
 
-/// A conversation, and how it becomes a prompt.
+/// A conversation with its rendering options.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Conversation {
-    /// At least one.
+    /// Messages, at least one.
     pub(crate) messages: Vec<ChatMessage>,
     pub(crate) options: ChatOptions,
 }
 
-/// Checks a conversation and how it is to be rendered: alike for chat, for what explains it, and for what counts its tokens.
+/// Validates a conversation and its rendering options, identically for chat, explain and tokenize requests.
 pub(crate) fn valid_conversation(
     messages: Option<Vec<protocol::ChatMessage>>,
     fields: TemplateFields,
@@ -37,8 +37,8 @@ pub(crate) fn valid_conversation(
     Ok(Conversation { messages: valid_messages(messages)?, options })
 }
 
-/// Checks that there are messages, that roles are known and that content is text. Parts are joined into one text, and
-/// `developer`, the newer name, becomes `system`, the one that templates know.
+/// Checks that there are messages, that roles are known and that content is text. Joins parts into one text, and renames `developer`, the
+/// newer role, to `system`, the one that templates know.
 fn valid_messages(messages: Option<Vec<protocol::ChatMessage>>) -> Result<Vec<ChatMessage>, ApiError> {
     let messages = messages.ok_or_else(|| ApiError::param("messages", "you must provide messages"))?;
     if messages.is_empty() {

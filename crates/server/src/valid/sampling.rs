@@ -1,4 +1,4 @@
-//! Ranges of everything that decides how tokens are chosen.
+//! Ranges of all sampling parameters.
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
@@ -10,31 +10,31 @@ use tokens::TokenId;
 use super::Limits;
 use crate::error::ApiError;
 
-/// Sampling of the first answer. `max_tokens` and log probabilities are still to be filled in.
+/// Sampling of the first answer, except for `max_tokens` and log probabilities.
 pub(super) struct ValidSampling {
     pub(super) n: u32,
     pub(super) sampling: SamplingParams,
     pub(super) text: TextOptions,
 }
 
-/// The way tokens become the text of an answer.
+/// Options of turning tokens into the text of an answer.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct TextOptions {
-    /// Strings that end it.
+    /// Stop strings.
     pub(crate) stop: Vec<String>,
-    /// True if special tokens are left out.
+    /// True if special tokens are omitted.
     pub(crate) skips_special: bool,
-    /// True if the stop string or token that ends it is part of it.
+    /// True if the text includes the stop string or token that ends it.
     pub(crate) includes_stop: bool,
-    /// Tokens before which no stop string ends it.
+    /// Number of tokens before which no stop string ends the answer.
     pub(crate) min_tokens: u32,
 }
 
-/// Stop strings of a request. Each one is searched for in every answer.
+/// Maximum stop strings of a request. Each one is searched for in every answer.
 const MAX_STOP_STRINGS: usize = 16;
-/// Bytes of a stop string. An answer is held back by up to this much.
+/// Maximum bytes of a stop string. An answer is held back by up to this much.
 const MAX_STOP_BYTES: usize = 1024;
-/// Stop tokens, and entries of `logit_bias`, of a request. They are looked through for every token.
+/// Maximum stop tokens, and entries of `logit_bias`, of a request. They are scanned for every token.
 const MAX_TOKEN_ENTRIES: usize = 1024;
 
 /// Checks all ranges.
@@ -52,7 +52,7 @@ pub(super) fn valid_sampling(fields: &SamplingFields, limits: Limits<'_>) -> Res
             Some(top_k) => count("top_k", top_k, 0..=u32::MAX)?,
         },
         min_p: number("min_p", fields.min_p, 0.0, 0.0..=1.0)?,
-        // A negative seed is as good as any other.
+        // Any negative seed is valid.
         seed: fields.seed.map_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0, i64::cast_unsigned),
         frequency_penalty: number("frequency_penalty", fields.frequency_penalty, 0.0, SamplingParams::ADDITIVE_PENALTY)?,
         presence_penalty: number("presence_penalty", fields.presence_penalty, 0.0, SamplingParams::ADDITIVE_PENALTY)?,
@@ -74,13 +74,13 @@ pub(super) fn valid_sampling(fields: &SamplingFields, limits: Limits<'_>) -> Res
     Ok(ValidSampling { n, sampling, text })
 }
 
-/// True if no token is left when those in `masked` may not be chosen.
+/// True if `masked` covers the whole vocabulary.
 fn allows_nothing(masked: &[TokenId], limits: Limits<'_>) -> bool {
     masked.len() >= limits.model.vocab_size as usize
         && masked.iter().collect::<BTreeSet<_>>().len() == limits.model.vocab_size as usize
 }
 
-/// A whole number within `range`.
+/// Checks that a whole number is within `range`.
 pub(super) fn count(param: &str, value: i64, range: RangeInclusive<u32>) -> Result<u32, ApiError> {
     let in_range = u32::try_from(value).ok().filter(|value| range.contains(value));
     in_range.ok_or_else(|| {
@@ -104,12 +104,12 @@ fn number(param: &str, value: Option<f64>, default: f32, range: RangeInclusive<f
     Err(ApiError::param(param, format!("`{param}` must be {wanted}, is {}", shown(value))))
 }
 
-/// `value` in the engine's precision. Rounding keeps the order of numbers, so the result is within `range` too.
+/// Converts `value` to the engine's precision. Rounding preserves order, so the result is within `range` too.
 fn within(value: f64, range: &RangeInclusive<f32>) -> Option<f32> {
     (f64::from(*range.start())..=f64::from(*range.end())).contains(&value).then_some(value as f32)
 }
 
-/// `value` in few characters, however large or small it is.
+/// Formats `value` in few characters, however large or small it is.
 fn shown(value: f64) -> String {
     if value.fract() == 0.0 && value.abs() < 1e16 { format!("{value}") } else { format!("{value:?}") }
 }
@@ -120,7 +120,7 @@ fn logit_bias(fields: &SamplingFields, limits: Limits<'_>) -> Result<Vec<(TokenI
         return Err(ApiError::param("logit_bias", format!("at most {MAX_TOKEN_ENTRIES} entries")));
     }
     let check = |(id, &bias): (&String, &f64)| {
-        // One way to write each id, so that no token has two biases.
+        // Each id has one spelling, so that no token has two biases.
         let is_plain = |number: &u32| number.to_string() == *id && *number < limits.model.vocab_size;
         let token = id.parse().ok().filter(is_plain).map(TokenId);
         let token = token.ok_or_else(|| ApiError::param("logit_bias", format!("`{id}` is not a token id of this model")))?;

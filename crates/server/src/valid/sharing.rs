@@ -1,4 +1,4 @@
-//! What a request says about sharing KV, checked, with the server's defaults filled in.
+//! Validated KV sharing options of a request, completed by the server's defaults.
 
 use engine::{Repair, RepairError};
 use protocol::{DeviationBound, EditMode, KvSharingOptions, SegmentMark, SharingMode};
@@ -8,14 +8,14 @@ use crate::config::SharingDefaults;
 use crate::deviation::deviation_preset;
 use crate::error::ApiError;
 
-/// How a request shares KV.
+/// KV sharing of a request.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ValidSharing {
-    /// What may be reused, as far as the rest of the request allows.
+    /// KV that may be reused, as far as the rest of the request allows.
     pub(crate) mode: SharingMode,
-    /// As named.
+    /// Named policy.
     pub(crate) repair: Repair,
-    /// As [`SharingDefaults::max_deviation`].
+    /// Same as [`SharingDefaults::max_deviation`].
     pub(crate) max_deviation: Option<f32>,
     pub(crate) store: bool,
     pub(crate) segments: SegmentRule,
@@ -24,28 +24,28 @@ pub(crate) struct ValidSharing {
 }
 
 impl ValidSharing {
-    /// The policy with the bound, which goes before the one that the policy's name may have.
+    /// Returns the policy with the bound, which takes precedence over one in the policy's name.
     pub(crate) fn bounded_repair(&self) -> Repair {
         self.max_deviation.map_or(self.repair, |max_deviation| Repair { max_deviation, ..self.repair })
     }
 }
 
-/// What else of a request decides how it may share.
+/// Other properties of a request that restrict sharing.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SharingContext {
-    /// `None` where there are no messages.
+    /// Number of messages; `None` for a completion.
     pub(super) num_messages: Option<usize>,
     pub(super) has_seed: bool,
-    /// True if all of the prompt has to be computed: it is scored, or the request asks for that.
+    /// True if the whole prompt must be computed: it is scored, or the request asks for that.
     pub(super) computes_all: bool,
 }
 
-/// Bytes of a separator, and of the name of a session. Chosen.
+/// Maximum bytes of a separator, and of a session name. Chosen.
 const MAX_TEXT_BYTES: usize = 64;
-/// Separators of a request. The whole prompt is searched for each.
+/// Maximum separators of a request. The whole prompt is searched for each.
 const MAX_SEPARATORS: usize = 8;
 
-/// Checks `options` and `cache_segments`, the other name of the segments in them.
+/// Validates `options` and `cache_segments`, the alias of the segments in them.
 pub(super) fn valid_sharing(
     options: Option<KvSharingOptions>,
     cache_segments: Option<Vec<SegmentMark>>,
@@ -80,7 +80,7 @@ pub(super) fn valid_sharing(
     })
 }
 
-/// The most that may be reused of what was asked for.
+/// Restricts the requested mode to what may be reused.
 fn allowed_mode(asked: SharingMode, must_be_exact: bool, computes_all: bool) -> SharingMode {
     match asked {
         _ if computes_all => SharingMode::Off,
@@ -121,7 +121,7 @@ fn segment_rule(param: &str, marks: Vec<SegmentMark>, num_messages: Option<usize
     Ok(SegmentRule::Named { messages, separators })
 }
 
-/// Checks the name of a session, which came from the field `param`.
+/// Validates a session name, which came from the field `param`.
 pub(crate) fn valid_session(param: &str, session: Option<String>) -> Result<Option<String>, ApiError> {
     match session {
         Some(name) if name.is_empty() || name.len() > MAX_TEXT_BYTES => {

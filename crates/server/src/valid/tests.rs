@@ -34,7 +34,7 @@ fn completion(field: &str, value: Value) -> Result<ValidRequest, ApiError> {
     ValidRequest::from_completion(serde_json::from_value(request).unwrap(), limits)
 }
 
-/// The field that the error names.
+/// Returns the field that the error names.
 #[track_caller]
 fn param_of(result: Result<ValidRequest, ApiError>) -> Option<String> {
     result.unwrap_err().body().error.param

@@ -1,4 +1,4 @@
-//! Looking at and erasing what requests left behind.
+//! Inspection and erasure of stored KV.
 
 use serde_json::{Value, json};
 
@@ -12,21 +12,21 @@ async fn list(world: &World, query: &str) -> Value {
     world.send_as(KEY_OPS, "GET", &format!("/admin/donors{query}"), &Value::Null).await.ok()
 }
 
-/// Has `key` ask something about the document in `session`.
+/// Asks a question about the document with `key` in `session`.
 async fn leave(world: &World, key: &str, question: &str, session: &str) {
     let prompt = format!("{question}: {}", document());
     world.usage_as(key, &prompt, json!({"kv_sharing": {"session": session}})).await;
     world.wait_until_free().await;
 }
 
-/// Tokens of that which are still found.
+/// Returns the tokens of that prompt that are still cached.
 async fn found(world: &World, key: &str, question: &str) -> u64 {
     let prompt = format!("{question}: {}", document());
     let usage = world.usage_as(key, &prompt, json!({"kv_sharing": {"store": false}})).await;
     usage["kv_sharing"]["prefix_tokens"].as_u64().unwrap()
 }
 
-/// Tenants `a` and `b` have each asked `1` in session `s` and `2` in session `t`.
+/// Creates a server where tenants `a` and `b` have each asked `1` in session `s` and `2` in session `t`.
 async fn world() -> World {
     let world = World::with_tenants();
     for key in [KEY_A, KEY_B] {
@@ -36,7 +36,7 @@ async fn world() -> World {
     world
 }
 
-/// What is still found of `a`'s `1` and `2` and of `b`'s, after `path` was deleted with `key`.
+/// Checks which of `a`'s `1` and `2` and of `b`'s are still cached after `path` was deleted with `key`.
 async fn check(key: &str, path: &str, expected: [bool; 4]) {
     let world = world().await;
     let erased = delete(&world, key, path).await.ok();

@@ -1,6 +1,6 @@
-//! Donors that are found by what their prompts mean.
+//! Donors found by their embeddings.
 //!
-//! Ten prompts have one document, each behind its own capital letter; the index of spans remembers the newest eight of them.
+//! Ten prompts contain the same document, each after its own capital letter; the index of spans holds the newest eight of them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,10 +15,10 @@ use crate::world::{COMPLETIONS, Options, World, byte, completion, document};
 
 const NUM_LETTERS: usize = 10;
 
-/// How often a prompt has each of the first capital letters.
+/// Embedder that counts the first capital letters in a prompt.
 struct Letters {
     is_quick: bool,
-    /// While it is closed, nothing is embedded.
+    /// False to block embedding.
     is_open: AtomicBool,
 }
 
@@ -50,7 +50,7 @@ fn asking() -> Value {
     completion(format!("?{}\n\nand a tail", prompt(b'A', "x")), json!({"kv_sharing": {"mode": "semantic"}}))
 }
 
-/// A world with all ten prompts computed.
+/// Creates a server with all ten prompts computed.
 async fn world(embedder: &Arc<Letters>) -> World {
     let scheduler = SchedulerConfig {
         embeddings: Some(EmbeddingIndexConfig::new(NUM_LETTERS)),
@@ -59,7 +59,7 @@ async fn world(embedder: &Arc<Letters>) -> World {
         ..SchedulerConfig::new(400, 1000)
     };
     let embedder: Arc<dyn Embedder> = Arc::<Letters>::clone(embedder);
-    // Which shingles are posted depends on the scope, and so on the secret: one under which the first prompts' are all gone.
+    // The posted shingles depend on the scope, and so on the secret: this one leaves none of the first prompts'.
     let secret = ScopeSecret::from_bytes(&[1; 32]).unwrap();
     let access = Access::new(Tenants::open(), secret);
     let world = World::with(Options { scheduler, access, embedder: Some(embedder), ..Options::default() });
@@ -74,7 +74,7 @@ fn letters(is_quick: bool, is_open: bool) -> Arc<Letters> {
     Arc::new(Letters { is_quick, is_open: AtomicBool::new(is_open) })
 }
 
-/// What led to the donors that would give spans now.
+/// Returns the sources of the donors that would give spans now.
 async fn sources(world: &World) -> Vec<String> {
     let told = world.post("/v1/kv/explain", &asking()).await.ok();
     let spans = told["spans"].as_array().unwrap();

@@ -1,4 +1,4 @@
-//! Everything that is refused, as OpenAI's error object.
+//! Refusals, as OpenAI's error object.
 
 use std::time::Duration;
 
@@ -75,7 +75,7 @@ async fn an_erasure_never_takes_a_name_for_another() {
     world.send("DELETE", "/v1/kv/cache?session=a%20%C3%A9", "").await.ok();
 }
 
-/// Words of the implementation that are none of the API's.
+/// Words of the implementation that must not occur in API messages.
 const RUST_WORDS: [&str; 13] = [
     "i64",
     "u32",

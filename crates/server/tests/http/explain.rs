@@ -1,4 +1,4 @@
-//! What would be reused, told without computing anything.
+//! Predicted reuse without computation.
 
 use protocol::SharingMode;
 use serde_json::{Value, json};
@@ -12,7 +12,7 @@ async fn explain(world: &World, key: &str, request: &Value) -> Value {
     world.send_as(key, "POST", EXPLAIN, request).await.ok()
 }
 
-/// A server where `a` has asked about the document.
+/// Creates a server where `a` has asked about the document.
 async fn asked() -> World {
     let world = World::with_tenants();
     world.usage_as(KEY_A, &format!("first question:\n\n{}", document()), json!({})).await;
@@ -32,7 +32,7 @@ async fn spans_are_told_as_they_are_then_used() {
     assert_eq!((&told["object"], &told["mode"], &told["policy"]), (&json!("kv.explanation"), &json!("span"), &json!("epic")));
     let [planned] = &told["spans"].as_array().unwrap()[..] else { panic!("{told}") };
     assert_eq!(planned["class"], "composition");
-    // The document stands at 27 here and at 17 there.
+    // The document starts at 27 here and at 17 there.
     assert_eq!(planned["target_pos"].as_u64().unwrap() - planned["donor_pos"].as_u64().unwrap(), 27 - 17);
     assert_eq!(told["segments"], json!([27, 229]));
     assert!(told["reason"].is_null() && !told["matches"].as_array().unwrap().is_empty(), "{told}");
@@ -83,7 +83,7 @@ async fn segments_are_where_the_text_or_the_request_says() {
     let world = asked().await;
     let segments = |told: Value| told["segments"].clone();
     let text = chat("one\n\ntwo\n# three", json!({}));
-    // Behind `[user]`, the blank line, and the second line break.
+    // After `[user]`, the blank line, and the second line break.
     assert_eq!(segments(explain(&world, KEY_A, &text).await), json!([6, 11, 15]));
     let named = chat("one--two", json!({"cache_segments": [0, "--"]}));
     assert_eq!(segments(explain(&world, KEY_A, &named).await), json!([6, 11]));
@@ -105,7 +105,7 @@ async fn what_cannot_be_explained_is_refused() {
     }
 }
 
-/// Asks for an explanation, then for an answer that leaves nothing behind; what both say.
+/// Requests an explanation, then an answer that stores nothing; returns both reports.
 async fn told_and_used(world: &World, request: &Value) -> (Value, Value) {
     let told = explain(world, KEY_A, request).await;
     let usage = world.send_as(KEY_A, "POST", COMPLETIONS, request).await.ok()["usage"].clone();
@@ -114,7 +114,7 @@ async fn told_and_used(world: &World, request: &Value) -> (Value, Value) {
     (told, usage["kv_sharing"].clone())
 }
 
-/// A run uses what was told of it, but for the tokens that a policy chooses when it has measured them.
+/// Checks that a run reuses what was predicted, except for the tokens that a policy selects after measuring them.
 #[track_caller]
 fn check_told(told: &Value, used: &Value, context: &str) {
     for field in ["mode", "prefix_tokens", "donors", "class", "reason"] {
@@ -127,7 +127,7 @@ fn check_told(told: &Value, used: &Value, context: &str) {
     assert_eq!(told["reason"].is_null(), !told["spans"].as_array().unwrap().is_empty(), "{context}: {told}");
 }
 
-/// Every prompt in every mode under several policies, with the gate open and as it is by default.
+/// Every prompt in every mode under several policies, with the gate open and with its defaults.
 #[tokio::test]
 async fn what_is_told_is_what_is_then_used_in_every_mode() {
     let text = document();
@@ -148,7 +148,7 @@ async fn what_is_told_is_what_is_then_used_in_every_mode() {
         options.scheduler.gate = gate;
         options.server.sharing.mode = SharingMode::Span;
         let world = World::with(options);
-        // More steps than it takes to know what work costs.
+        // More steps than the cost model needs.
         for round in 0..10 {
             world.usage_as(KEY_A, &format!("{round} before all others"), json!({"kv_sharing": {"store": false}})).await;
         }

@@ -1,11 +1,11 @@
-//! What happens when the engine fails.
+//! Failures of the engine.
 
 use axum::body::to_bytes;
 use serde_json::json;
 
 use crate::world::{COMPLETIONS, Fault, POISON, World, byte, completion, events_of};
 
-/// Fails the engine while an answer is streamed; `message` is what the one who can end the process is told.
+/// Fails the engine during a streamed answer; `message` is reported to the owner of the process.
 async fn check(fault: Fault, message: &str) {
     let world = World::new();
     world.control.slow_down(std::time::Duration::from_millis(2));

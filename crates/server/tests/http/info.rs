@@ -1,4 +1,4 @@
-//! What the server says about itself.
+//! Endpoints about the server itself.
 
 use std::collections::BTreeMap;
 
@@ -68,7 +68,7 @@ async fn text_becomes_tokens_and_text_again() {
     assert_eq!(world.post("/detokenize", &json!({"model": "other", "tokens": [5]})).await.status, 404);
 }
 
-/// Value of every series in a scrape, without the labels that all share.
+/// Returns the value of every series in a scrape, without the common labels.
 async fn scrape(world: &World) -> BTreeMap<String, f64> {
     let text = world.get("/metrics").await.text;
     let samples = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
@@ -117,11 +117,11 @@ async fn prompt_tokens_add_up_by_source_and_each_request_counts_once() {
 async fn an_iteration_counts_prompts_when_their_first_token_comes() {
     let scheduler = SchedulerConfig { max_num_batched_tokens: 32, max_num_seqs: 8, ..SchedulerConfig::new(64, 1000) };
     let world = World::with(Options { scheduler, ..Options::default() });
-    // Four steps of prefill, of which the last one brings a token; then two of decode.
+    // Four steps of prefill, of which the last one generates a token; then two of decode.
     world.post(COMPLETIONS, &completion("x".repeat(100), json!({"max_tokens": 3}))).await.ok();
     let metrics = scrape(&world).await;
     assert_eq!((metrics["vllm:iteration_tokens_total_count"], metrics["vllm:iteration_tokens_total_sum"]), (3.0, 103.0));
-    // What is only scored generates nothing.
+    // A prompt that is only scored generates nothing.
     world.post(COMPLETIONS, &completion("y".repeat(40), json!({"max_tokens": 0, "echo": true}))).await.ok();
     let metrics = scrape(&world).await;
     assert_eq!((metrics["vllm:iteration_tokens_total_count"], metrics["vllm:iteration_tokens_total_sum"]), (4.0, 143.0));
@@ -151,7 +151,7 @@ async fn metrics_count_what_goes_to_the_host_and_comes_back() {
         world.post(COMPLETIONS, &completion(text, json!({"max_tokens": 1}))).await.ok();
     }
     let mut metrics = scrape(&world).await;
-    // The engine's figures follow its answers.
+    // The engine's figures lag its answers.
     for _ in 0..500 {
         if metrics["kvshare_host_kv_transfers_total{direction=\"fetch\"}"] > 0.0 {
             break;

@@ -1,4 +1,4 @@
-//! Bodies that are too much: each kind is refused with a status of the 400s and an object, whatever the endpoint.
+//! Oversized bodies: each kind is refused with a 4xx status and an error object, whatever the endpoint.
 
 use std::fmt::Write;
 
@@ -8,10 +8,10 @@ use server::ServerConfig;
 
 use crate::world::{CHAT, COMPLETIONS, MODEL, Options, World, byte, chat, completion};
 
-/// Bytes of the largest body that is read.
+/// Maximum bytes of a body.
 const LIMIT: usize = 2 << 20;
 
-/// Texts of nearly two megabytes, of one kind each.
+/// Returns texts of nearly two megabytes, of one kind each.
 fn long_texts() -> Vec<(&'static str, String)> {
     let fill = |part: &str| part.repeat((LIMIT - 2000) / part.len());
     vec![
@@ -25,12 +25,12 @@ fn long_texts() -> Vec<(&'static str, String)> {
     ]
 }
 
-/// A list of `num` elements, as JSON.
+/// Returns a list of `num` elements, as JSON.
 fn list(num: usize, element: &str) -> String {
     format!("[{}]", vec![element; num].join(","))
 }
 
-/// An object of `num` fields, as JSON without its braces.
+/// Returns an object of `num` fields, as JSON without its braces.
 fn fields(num: usize) -> String {
     let mut text = String::new();
     for i in 0..num {
@@ -39,7 +39,7 @@ fn fields(num: usize) -> String {
     text
 }
 
-/// Bodies of every endpoint that have too much of something.
+/// Returns bodies for every endpoint with too many parts of some kind.
 fn wide_bodies() -> Vec<(&'static str, String)> {
     let message = r#"{"role":"user","content":"hi"}"#;
     let messages = format!("\"messages\":[{message}]");
@@ -62,7 +62,7 @@ fn wide_bodies() -> Vec<(&'static str, String)> {
     ]
 }
 
-/// The answer is a refusal in a few words.
+/// Checks that the answer is a short refusal.
 #[track_caller]
 fn check_refused(what: &str, path: &str, answer: &crate::world::Answer) {
     assert!(
@@ -151,7 +151,7 @@ async fn bodies_that_do_not_come_hold_up_no_others() {
         })
         .collect();
     tokio::task::yield_now().await;
-    // Small ones need no memory of those, and a large one takes that of the slowest.
+    // Small ones need none of that memory, and a large one takes that of the slowest.
     world.post(CHAT, &chat("hi", json!({}))).await.ok();
     let large = world.post(CHAT, &chat(&"x".repeat(100_000), json!({}))).await;
     assert_eq!(large.json()["error"]["code"], "context_length_exceeded");

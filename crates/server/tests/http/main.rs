@@ -1,4 +1,4 @@
-//! The server as its clients see it, over an engine without a model.
+//! HTTP tests of the server over an engine without a model.
 
 mod admin;
 mod embedding;

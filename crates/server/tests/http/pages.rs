@@ -1,4 +1,4 @@
-//! Requests that web pages send, and requests to names that are not the daemon's.
+//! Requests from web pages, and requests to foreign host names.
 
 use axum::body::Body;
 use axum::http::Request;
@@ -29,7 +29,7 @@ fn with_web(web: WebAccess) -> World {
     World::with(Options { server: ServerConfig { web, ..ServerConfig::default() }, ..Options::default() })
 }
 
-/// Requests that a page may send to a path of each kind.
+/// Requests that a page may send, to one path of each kind.
 const REQUESTS: [(&str, &str); 7] = [
     ("POST", CHAT),
     ("POST", "/admin/corpora"),

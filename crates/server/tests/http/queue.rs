@@ -1,4 +1,4 @@
-//! Tenants share the queue, and nobody waits in it longer than is allowed.
+//! Tenants share the queue, and no request waits in it longer than allowed.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use server::{Access, EngineThreadConfig, ScopeSecret};
 
 use crate::world::{COMPLETIONS, KEY_A, KEY_B, KEY_OPS, Options, World, completion, tenants};
 
-/// A server with two seats and slow steps.
+/// Creates a server with two seats and slow steps.
 fn busy(thread: EngineThreadConfig) -> World {
     let scheduler = SchedulerConfig { max_num_seqs: 2, ..SchedulerConfig::new(400, 1000) };
     let access = Access::new(tenants(), ScopeSecret::random());
@@ -60,7 +60,7 @@ async fn who_waits_too_long_is_told_when_to_come_back() {
     world.wait_for("taken back", |stats| stats.num_waiting == 0 && stats.num_running == 2).await;
     let metrics = world.get("/metrics").await.text;
     assert!(metrics.contains("reason=\"queue_timeout\"} 4"), "{metrics}");
-    // Those that run are not timed.
+    // Running requests are not subject to the timeout.
     drop(running);
     world.wait_until_free().await;
 }

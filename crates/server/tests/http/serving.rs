@@ -1,4 +1,4 @@
-//! Over a real port: signals, limits of connections, clients that hang up.
+//! Tests over a real port: signals, limits of connections, clients that disconnect.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use crate::world::{COMPLETIONS, Options, World, completion};
 
-/// A server on a port, and the hand on its signals.
+/// A server on a port, with control of its signals.
 struct Daemon {
     world: World,
     address: SocketAddr,
@@ -95,7 +95,7 @@ async fn an_answer_is_streamed_over_a_port() {
 #[tokio::test]
 async fn a_signal_lets_running_requests_finish() {
     let daemon = Daemon::start(ServerConfig::default()).await;
-    // Long enough for what follows, on a busy machine too.
+    // Long enough for the following steps, on a busy machine too.
     daemon.world.control.slow_down(Duration::from_millis(10));
     let running = daemon.generate(200, true).await;
     daemon.wait_until_running().await;
@@ -216,7 +216,7 @@ async fn when_all_connections_are_busy_health_checks_are_answered_and_others_tol
     }
 }
 
-/// The error object of an answer.
+/// Returns the error object of an answer.
 fn error_of(answer: &str) -> Value {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no head: {answer:?}"));
     assert!(head.to_lowercase().contains("content-type: application/json"), "{answer}");
@@ -226,7 +226,7 @@ fn error_of(answer: &str) -> Value {
     error
 }
 
-/// Sends `request` as it is, and nothing else.
+/// Sends `request` verbatim and nothing else.
 async fn answer_to(daemon: &Daemon, request: &str) -> String {
     let mut socket = daemon.connect().await;
     socket.write_all(request.as_bytes()).await.unwrap();
@@ -343,7 +343,7 @@ async fn a_step_that_lasts_holds_up_no_reader_when_a_drain_runs_out() {
     let daemon = Daemon::start(ServerConfig { shutdown_timeout: Duration::from_millis(20), ..ServerConfig::default() }).await;
     let (streamed, whole) = (daemon.generate(999, true).await, daemon.generate(999, false).await);
     daemon.world.wait_for("running", |stats| stats.num_running == 2).await;
-    // Longer than cut answers have to reach their readers.
+    // Longer than the time for cut answers to reach their readers.
     daemon.world.control.slow_down(Duration::from_secs(4));
     let waiting = daemon.generate(3, true).await;
     tokio::time::sleep(Duration::from_millis(50)).await;

@@ -1,4 +1,4 @@
-//! What a request may say about sharing, and what becomes of it.
+//! Sharing options of a request and their effects.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::world::{COMPLETIONS, Options, World, completion, document};
 
-/// Usage of a request with these fields, after another one about the same document.
+/// Returns the usage of a request with these fields, after another one about the same document.
 async fn usage_after(fields: Value) -> Value {
     let world = World::new();
     world.post(COMPLETIONS, &completion(format!("first question:\n\n{}", document()), json!({}))).await.ok();

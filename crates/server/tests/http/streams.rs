@@ -1,4 +1,4 @@
-//! Streamed answers, and readers that leave or lag.
+//! Streamed answers, and readers that disconnect or lag.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use server::{EngineThreadConfig, ServerConfig};
 
 use crate::world::{CHAT, COMPLETIONS, Options, World, chat, completion, events_of};
 
-/// Texts of the chunks of answer `index`, in order.
+/// Returns the texts of the chunks of answer `index`, in order.
 fn texts(events: &[Value], index: u64) -> Vec<&str> {
     let choices = events.iter().flat_map(|event| event["choices"].as_array().into_iter().flatten());
     choices
@@ -180,7 +180,7 @@ async fn a_reader_that_lags_is_cut_and_stops_nobody() {
     let events = events_of(&text);
     assert_eq!(events.last().unwrap()["error"]["code"], "slow_reader");
     assert!(events.len() <= 5 && !text.contains("[DONE]"), "{text}");
-    // Long steps, so that a reader that is only held up by a busy machine keeps up.
+    // Long steps, so that a reader delayed by a busy machine keeps up.
     world.control.slow_down(Duration::from_millis(30));
     world.post(COMPLETIONS, &completion("x", json!({"max_tokens": 8}))).await.ok();
 }

@@ -1,4 +1,4 @@
-//! Who is let in, and that nobody sees what another one left.
+//! Access control, and isolation of tenants.
 
 use serde_json::{Value, json};
 use server::{Access, ApiKey, ScopeSecret, Tenants};
@@ -61,7 +61,7 @@ async fn only_an_administrator_administers() {
     }
 }
 
-/// Tokens that `second` reuses, as a prefix and as spans, of what `first` left behind. Both ask about the same document.
+/// Returns the tokens that `second` reuses, as a prefix and as spans, from KV of `first`. Both ask about the same document.
 async fn reused(first: &str, second: &str) -> (u64, u64) {
     let world = World::with_tenants();
     let question = |text: &str| format!("{text}:\n\n{}", document());
@@ -82,7 +82,7 @@ async fn a_tenant_reuses_its_own_and_nobody_elses() {
     assert_eq!(reused(KEY_OPS, KEY_A).await, (0, 0));
 }
 
-/// An answer over spans, its text put after its prompt, and what the next turn of `key` finds of both.
+/// Runs an answer over spans, appends its text to its prompt, and checks what the next turn of `key` reuses of both.
 #[tokio::test]
 async fn the_next_turn_takes_over_approximate_kv_in_its_own_tenant_alone() {
     let span = json!({"kv_sharing": {"mode": "span", "session": "s"}, "max_tokens": 8});
@@ -128,7 +128,7 @@ async fn a_quota_is_a_bound_of_one_request() {
     assert!(answer.text.contains("quota is 6"), "{}", answer.text);
 }
 
-/// 6 of 64 blocks, 192 tokens, of a model of 1,000.
+/// A quota of 6 of 64 blocks, 192 tokens, with a model length of 1,000.
 #[tokio::test]
 async fn a_length_that_nobody_asked_for_ends_with_the_quota() {
     let key = ApiKey { sha256: ApiKey::digest(KEY_A), tenant: "a".into(), is_admin: false, quota: Some(0.1), public: vec![] };

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::world::{CHAT, COMPLETIONS, EOS, MODEL, World, byte, chat, completion, document};
 
-/// The text and finish reason of the completion of `prompt`.
+/// Returns the text and finish reason of a completion.
 #[track_caller]
 fn text_and_reason(answer: &Value) -> (&str, &str) {
     let choice = &answer["choices"][0];
@@ -220,7 +220,7 @@ async fn log_probabilities_do_not_tell_the_stop_string() {
     assert_eq!(answer["choices"][0]["logprobs"]["tokens"], json!(["a", "b"]));
 }
 
-/// Cached tokens of `request` after the same text was asked with `first`.
+/// Returns the cached tokens of `second` after `first` with the same text.
 async fn cached_after(first: Value, second: Value) -> Value {
     let world = World::new();
     let text = "a text of more than one block, so that there is something to be found";
@@ -259,7 +259,7 @@ async fn a_span_at_another_place_is_reused_when_asked_for() {
     assert_eq!(usage["prompt_tokens_details"]["cached_tokens"], 0);
 }
 
-/// Text and finish reason of an answer to token ids, with `more` wishes.
+/// Checks text and finish reason of an answer to token ids, with the options `more`.
 async fn check_stop(prompt: &[u32], more: Value, expected: (&str, &str)) {
     let world = World::new();
     let answer = world.post(COMPLETIONS, &completion(json!(prompt), more.clone())).await.ok();
@@ -271,7 +271,7 @@ async fn check_stop(prompt: &[u32], more: Value, expected: (&str, &str)) {
     assert_eq!(text, expected.0, "{more}, streamed");
 }
 
-/// The special token that a test's model says: `<s>`.
+/// Special token that the test model generates: `<s>`.
 const BOS: u32 = 1;
 
 #[tokio::test]
@@ -311,7 +311,7 @@ async fn no_stop_string_ends_an_answer_before_min_tokens() {
     check_stop(&prompt, json!({"stop": "<s>", "min_tokens": 3}), ("abab", "stop")).await;
 }
 
-/// Tokens of `conversation` by `/tokenize`, and the prompt's length by chat and by explain.
+/// Returns the tokens of `conversation` by `/tokenize`, and the prompt's length by chat and by explain.
 async fn counts(world: &World, conversation: &Value) -> (usize, [Value; 2]) {
     let tokens = world.post("/tokenize", conversation).await.ok();
     let mut request = conversation.clone();

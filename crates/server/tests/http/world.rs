@@ -1,4 +1,4 @@
-//! A server over [`EchoExecutor`], which answers with the prompt, and a tokenizer of single bytes.
+//! A server over [`EchoExecutor`], which answers with the prompt, and a single-byte tokenizer.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -26,12 +26,12 @@ use tower::ServiceExt;
 
 /// Token that ends an answer.
 pub(crate) const EOS: u32 = 2;
-/// Token of which the model makes no numbers.
+/// Token for which the model returns no valid logits.
 pub(crate) const POISON: u32 = 0;
 /// Name of the served model. It has a slash, as models of the hub have.
 pub(crate) const MODEL: &str = "owner/echo";
 
-/// A server, and what a test may do to it.
+/// A server with test controls.
 pub(crate) struct World {
     pub(crate) app: Arc<AppState>,
     pub(crate) engine: EngineHandle,
@@ -40,7 +40,7 @@ pub(crate) struct World {
     router: Router,
 }
 
-/// What a test may do to the executor.
+/// Test controls of the executor.
 #[derive(Default)]
 pub(crate) struct Control {
     step_micros: AtomicU64,
@@ -48,7 +48,7 @@ pub(crate) struct Control {
     seeds: Mutex<Vec<u64>>,
 }
 
-/// How the executor ends.
+/// Kind of executor failure.
 #[derive(Clone, Copy)]
 pub(crate) enum Fault {
     Error = 1,
@@ -66,13 +66,13 @@ impl Control {
         self.fault.store(fault as u8, Ordering::Relaxed);
     }
 
-    /// Seeds of all requests so far.
+    /// Returns the seeds of all requests so far.
     pub(crate) fn seeds(&self) -> Vec<u64> {
         self.seeds.lock().unwrap().clone()
     }
 }
 
-/// As a GPU does, it computes while the engine goes on: the next step may have begun when readers are told of one.
+/// Executor that, like a GPU, computes while the engine continues: the next step may have begun when readers receive one.
 struct ControlledExecutor {
     echo: EchoExecutor,
     control: Arc<Control>,
@@ -113,7 +113,7 @@ impl OverlappingExecutor for ControlledExecutor {
     }
 }
 
-/// What a test may want to be different.
+/// Options that tests may change.
 pub(crate) struct Options {
     pub(crate) server: ServerConfig,
     pub(crate) thread: EngineThreadConfig,
@@ -174,7 +174,7 @@ pub(crate) fn tenants() -> Tenants {
     Tenants::try_new(vec![reader, key(KEY_B, "b"), ApiKey { is_admin: true, ..key(KEY_OPS, "ops") }]).unwrap()
 }
 
-/// 200 letters in no order, so that it occurs nowhere in itself.
+/// Returns 200 pseudorandom letters, so that the text does not overlap itself.
 pub(crate) fn document() -> String {
     let mut state = 1u32;
     let mut letter = || {
@@ -184,7 +184,7 @@ pub(crate) fn document() -> String {
     (0..200).map(|_| letter()).collect()
 }
 
-/// Id of a byte.
+/// Returns the id of a byte.
 pub(crate) fn byte(byte: u8) -> u32 {
     u32::from(byte) + 3
 }
@@ -220,7 +220,7 @@ impl World {
         self.answer_to(Request::builder().method(method).uri(path).header(CONTENT_TYPE, JSON).body(body.into()).unwrap()).await
     }
 
-    /// Sends with a key. An empty body is none.
+    /// Sends with a key. An empty body is omitted.
     pub(crate) async fn send_as(&self, key: &str, method: &str, path: &str, body: &Value) -> Answer {
         let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
         let authorization = format!("Bearer {key}");
@@ -249,7 +249,7 @@ impl World {
         self.begin_as("", path, body).await
     }
 
-    /// The same with a key.
+    /// Begins a streamed answer with a key.
     pub(crate) async fn begin_as(&self, key: &str, path: &str, body: &Value) -> Body {
         let request = Request::builder().method("POST").uri(path).header(CONTENT_TYPE, JSON);
         let request = request.header("authorization", format!("Bearer {key}"));
@@ -259,12 +259,12 @@ impl World {
         response.into_body()
     }
 
-    /// A server that asks for keys.
+    /// Creates a server that requires keys.
     pub(crate) fn with_tenants() -> Self {
         Self::with(Options { access: Access::new(tenants(), ScopeSecret::random()), ..Options::default() })
     }
 
-    /// What a completion used, asked for with a key.
+    /// Returns the usage of a completion, requested with a key.
     pub(crate) async fn usage_as(&self, key: &str, prompt: &str, more: Value) -> Value {
         self.send_as(key, "POST", COMPLETIONS, &completion(prompt, more)).await.ok()["usage"].clone()
     }
@@ -289,7 +289,7 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// The body of a success.
+    /// Returns the body of a success.
     #[track_caller]
     pub(crate) fn ok(&self) -> Value {
         assert_eq!(self.status, StatusCode::OK, "{}", self.text);
@@ -301,7 +301,7 @@ impl Answer {
         serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {}", self.text))
     }
 
-    /// The events of a stream.
+    /// Returns the events of a stream.
     #[track_caller]
     pub(crate) fn events(&self) -> Vec<Value> {
         assert_eq!(self.status, StatusCode::OK, "{}", self.text);
@@ -310,18 +310,18 @@ impl Answer {
     }
 }
 
-/// The events in the text of a stream; `[DONE]` is a string.
+/// Parses the events in the text of a stream; `[DONE]` is a string.
 pub(crate) fn events_of(text: &str) -> Vec<Value> {
     let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
     data.map(|data| if data == "[DONE]" { json!("[DONE]") } else { serde_json::from_str(data).unwrap() }).collect()
 }
 
-/// A chat request with more fields.
+/// Builds a chat request with more fields.
 pub(crate) fn chat(text: &str, more: Value) -> Value {
     merged(json!({"model": MODEL, "messages": [{"role": "user", "content": text}], "max_tokens": 8}), more)
 }
 
-/// A completion request with more fields.
+/// Builds a completion request with more fields.
 pub(crate) fn completion(prompt: impl Into<Value>, more: Value) -> Value {
     merged(json!({"model": MODEL, "prompt": prompt.into(), "max_tokens": 8}), more)
 }
@@ -334,7 +334,7 @@ fn merged(mut base: Value, more: Value) -> Value {
     base
 }
 
-/// The media type of every request body.
+/// Media type of every request body.
 const JSON: &str = "application/json";
 pub(crate) const CHAT: &str = "/v1/chat/completions";
 pub(crate) const COMPLETIONS: &str = "/v1/completions";

@@ -1,4 +1,4 @@
-//! The fields of OpenAI's API and of its peers', and the verdict on each. This is the one place to change a verdict.
+//! The fields of OpenAI's API and of its peers, with the verdict on each. This is the only place to change a verdict.
 
 use super::Verdict::{Accepted, Honoured, Refused, SameAs};
 use super::{CHAT, COMPLETIONS, DETOKENIZE, Field, GENERATE, L, O, Q, S, T, TOKENIZE, V, Verdict};
@@ -22,7 +22,7 @@ const EMPTY_LIST: Verdict = Refused(&["[]"]);
 const EMPTY_OBJECT: Verdict = Refused(&["{}"]);
 const EMPTY_TEXT: Verdict = Refused(&["\"\""]);
 
-/// All of them, in groups. A field that one endpoint knows is refused at the others that generate, too.
+/// All fields, in groups. A field that one endpoint knows is refused at the other generation endpoints too.
 #[rustfmt::skip]
 pub(super) const TABLE: &[Field] = &[
     // Prompts.
@@ -68,7 +68,7 @@ pub(super) const TABLE: &[Field] = &[
     field("min_dynamic_patch", GENERATE, S, WITH_MEDIA),
     field("use_audio_in_video", GENERATE, S, WITH_MEDIA),
 
-    // From a conversation to its prompt.
+    // Rendering of conversations.
     field("add_generation_prompt", CHAT | TOKENIZE, V | L, Honoured),
     field("continue_final_message", CHAT | TOKENIZE, V | S | L, Honoured),
     field("chat_template", CHAT | TOKENIZE, V, Honoured),
@@ -97,7 +97,7 @@ pub(super) const TABLE: &[Field] = &[
     field("t_max_predict_ms", GENERATE, L, Refused(&["-1", "0"])),
     field("t_max_prompt_ms", GENERATE, L, Refused(&["-1", "0"])),
 
-    // How tokens are chosen.
+    // Sampling.
     field("temperature", GENERATE, O | V | S | L | T | Q, Honoured),
     field("top_p", GENERATE, O | V | S | L | T | Q, Honoured),
     field("top_k", GENERATE, V | S | L | T | Q, Honoured),
@@ -162,7 +162,7 @@ pub(super) const TABLE: &[Field] = &[
     field("reasoning_budget_message", GENERATE, L, NEEDS_BUDGET),
     field("verbosity", GENERATE, O, Refused(&["\"medium\""])),
 
-    // What an answer may look like.
+    // Constraints of answers.
     field("response_format", GENERATE, O | V | S | L | T | Q, Refused(&["{\"type\":\"text\"}"])),
     field("structured_outputs", GENERATE, V, ALWAYS),
     field("structural_tag", GENERATE, S | V, ALWAYS),
@@ -194,7 +194,7 @@ pub(super) const TABLE: &[Field] = &[
     field("chat_format", GENERATE, L, ALWAYS),
     field("web_search_options", GENERATE, O, ALWAYS),
 
-    // Where an answer ends.
+    // Ends of answers.
     field("stop", GENERATE, O | V | S | L | T | Q, Honoured),
     field("stop_token_ids", GENERATE, V | S, Honoured),
     field("ignore_eos", GENERATE, V | S | L, Honoured),
@@ -203,7 +203,7 @@ pub(super) const TABLE: &[Field] = &[
     field("stop_regex", GENERATE, S, Refused(&["\"\"", "[]"])),
     field("repetition_detection", GENERATE, V, ALWAYS),
 
-    // What is reported.
+    // Reported data.
     field("logprobs", GENERATE, O | V | S | L | T, Honoured),
     field("top_logprobs", CHAT, O | V | S | L | T, Honoured),
     field("top_logprobs", COMPLETIONS, O, Refused(&["0"])),
@@ -296,7 +296,7 @@ pub(super) const TABLE: &[Field] = &[
     field("kv_sharing", GENERATE, 0, Honoured),
     field("cache_segments", GENERATE, 0, Honoured),
 
-    // `/tokenize` and `/detokenize` alone.
+    // Only `/tokenize` and `/detokenize`.
     field("return_token_strs", TOKENIZE, V, Honoured),
     field("content", TOKENIZE, L, ALWAYS),
     field("add_special", TOKENIZE, L, SameAs("add_special_tokens")),

@@ -19,7 +19,7 @@ fn endpoint_names(on: u8) -> String {
     here.map(|(_, name, _)| *name).collect::<Vec<_>>().join(", ")
 }
 
-/// The table as `FIELDS.md` shows it.
+/// Renders the table as in `FIELDS.md`.
 fn document() -> String {
     let mut text = "# Fields of requests\n\n\
         Written by a test from `src/valid/fields/table.rs`, the table that decides. \"honoured\": the field does what its name says. \
@@ -45,7 +45,7 @@ fn document() -> String {
     text
 }
 
-/// `KVSHARE_WRITE_FIELDS=1 cargo test -p server fields` writes the file anew.
+/// `KVSHARE_WRITE_FIELDS=1 cargo test -p server fields` rewrites the file.
 #[test]
 fn the_document_is_the_table() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("FIELDS.md");
@@ -83,7 +83,7 @@ fn honoured_fields_are_those_of_the_types() {
     }
 }
 
-/// The verdict on `field` with `value` at each endpoint that takes it: `None` where it is accepted.
+/// Returns the verdict on `field` with `value` at each endpoint that takes it: `None` where it is accepted.
 fn refusals(field: &Field, value: &Value) -> Vec<Option<String>> {
     let request = || json!({field.name: value});
     let refused = |result: Result<(), ApiError>| result.err().and_then(|error| error.body().error.param);

@@ -1,4 +1,4 @@
-//! A daemon of its own for a test: started on a free loopback port, ended when dropped.
+//! Separate daemon for a test: started on a free loopback port, ended when dropped.
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
@@ -11,17 +11,17 @@ use serde_json::Value;
 
 use crate::places::{kvshare, scratch};
 
-/// What the daemon calls the model it serves when none is named.
+/// Name of the default model.
 pub(crate) const MODEL: &str = "smollm2-135m-instruct";
 
-/// Unoptimised tests on a busy machine are slow; nothing here waits this long when all is well.
+/// Timeout of waits. Unoptimised tests on a busy machine are slow; no successful wait takes this long.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// A running `kvshare serve`.
+/// Running `kvshare serve`.
 pub(crate) struct Daemon {
     child: Child,
     log: PathBuf,
-    /// Where it listens, without a path: `http://127.0.0.1:PORT`.
+    /// URL of the daemon without a path: `http://127.0.0.1:PORT`.
     pub(crate) url: String,
 }
 
@@ -54,47 +54,47 @@ impl Daemon {
         }
     }
 
-    /// What it has logged so far.
+    /// Returns its log so far.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Status of `GET path`; `None` when nobody listens.
+    /// Returns the status of `GET path`; `None` if the port does not answer.
     pub(crate) async fn status(&self, path: &str) -> Option<u16> {
         reqwest::get(format!("{}{path}", self.url)).await.ok().map(|answer| answer.status().as_u16())
     }
 
-    /// Body of `GET path`.
+    /// Returns the body of `GET path`.
     pub(crate) async fn get(&self, path: &str) -> String {
         reqwest::get(format!("{}{path}", self.url)).await.unwrap().text().await.unwrap()
     }
 
-    /// `POST path`: the answer, its body not yet read.
+    /// Sends `POST path`; returns the answer with its body not yet read.
     pub(crate) async fn send(&self, path: &str, body: &Value) -> reqwest::Response {
         reqwest::Client::new().post(format!("{}{path}", self.url)).json(body).send().await.expect("the daemon answers")
     }
 
-    /// `POST path`: status and body.
+    /// Sends `POST path`; returns status and body.
     pub(crate) async fn post(&self, path: &str, body: &Value) -> (u16, Value) {
         let answer = self.send(path, body).await;
         (answer.status().as_u16(), answer.json().await.expect("every answer is JSON"))
     }
 
-    /// `POST /v1/chat/completions`, which must succeed.
+    /// Sends `POST /v1/chat/completions`, which must succeed.
     pub(crate) async fn chat(&self, body: &Value) -> Value {
         let (status, answer) = self.post("/v1/chat/completions", body).await;
         assert_eq!(status, 200, "{answer}");
         answer
     }
 
-    /// Sum of a metric over its labels; zero when it is absent.
+    /// Returns the sum of a metric over its labels; zero if it is absent.
     pub(crate) async fn metric(&self, name: &str) -> f64 {
         let text = self.get("/metrics").await;
         let values = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
         values.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
 
-    /// Asks it to end, as an operator's `kill` does.
+    /// Requests its end, as an operator's `kill` does.
     pub(crate) fn terminate(&self) {
         self.signal("-TERM");
     }
@@ -105,14 +105,14 @@ impl Daemon {
         assert!(status.success(), "the daemon has already ended:\n{}", self.log());
     }
 
-    /// A figure of its memory in bytes, as `/proc` names it.
+    /// Returns one of its memory figures in bytes, as `/proc` names it.
     pub(crate) fn memory(&self, name: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("the daemon runs");
         let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a figure of every process");
         line.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<u64>().expect("a number of KiB") << 10
     }
 
-    /// Its exit status, if it has ended.
+    /// Returns its exit status, if it has ended.
     pub(crate) fn has_ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("the child is ours")
     }
@@ -132,13 +132,13 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // Fails only if it has ended, which some tests want.
+        // Fails only if it has ended, which some tests expect.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// `kvshare serve` on `port`, small enough that several fit on one machine.
+/// Returns `kvshare serve` on `port`, small enough that several fit on one machine.
 pub(crate) fn serve(port: u16) -> Command {
     let mut command = Command::new(kvshare());
     command.args(["serve", "--host", "127.0.0.1", "--port", &port.to_string()]);
@@ -151,19 +151,19 @@ pub(crate) fn output(command: &mut Command) -> Output {
     command.stdin(Stdio::null()).output().expect("kvshare starts")
 }
 
-/// A port that nobody listens on now.
+/// Returns a port that is free now.
 pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has a free port");
     listener.local_addr().expect("a bound socket has an address").port()
 }
 
-/// The default model's file, fetched if it is not there yet.
+/// Returns the default model's file, fetched if it is missing.
 pub(crate) fn pull_default_model() -> &'static Path {
     static FILE: OnceLock<PathBuf> = OnceLock::new();
     FILE.get_or_init(|| pull(MODEL))
 }
 
-/// The file of a model of the catalogue, fetched if it is not there yet.
+/// Returns the file of a model of the catalogue, fetched if it is missing.
 pub(crate) fn pull(model: &str) -> PathBuf {
     let output = output(Command::new(kvshare()).args(["pull", model]));
     assert!(output.status.success(), "kvshare pull {model}: {}", String::from_utf8_lossy(&output.stderr));

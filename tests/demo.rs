@@ -1,11 +1,11 @@
-//! `kvshare demo`, as a stranger runs it.
+//! `kvshare demo`, as a new user runs it.
 
 use std::process::Command;
 
 use crate::daemon::{output, pull_default_model};
 use crate::places::kvshare;
 
-/// Cells of the row of `mode`, without its name.
+/// Returns the cells of the row of `mode`, without its name.
 fn row<'a>(table: &'a str, mode: &str) -> Vec<&'a str> {
     let cells = table.lines().map(|line| line.split('|').map(str::trim).collect::<Vec<_>>());
     let row =

@@ -1,4 +1,4 @@
-//! The daemon under clients, operators and systems that mean it no good.
+//! Daemon under hostile clients, operators and systems.
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
@@ -10,13 +10,13 @@ use serde_json::{Value, json};
 use crate::daemon::{Daemon, MODEL, free_port, output, pull_default_model, serve};
 use crate::places::kvshare;
 
-/// Bytes of address space that the daemon under attack may have.
+/// Address space of the daemon under attack, in bytes.
 const ADDRESS_SPACE: u64 = 2 << 30;
-/// Bytes that its memory may grow by meanwhile, at the peak.
+/// Maximum growth of its memory meanwhile, at the peak, in bytes.
 const MAX_GROWTH: u64 = 300 << 20;
-/// Bytes of that which the allocator may keep for later.
+/// Maximum part of that which the allocator may keep for later, in bytes.
 const MAX_KEPT: u64 = 200 << 20;
-/// Requests that come at once, of each kind.
+/// Simultaneous requests of each kind.
 const NUM_AT_ONCE: usize = 64;
 
 /// Serves the default model within [`ADDRESS_SPACE`].
@@ -31,7 +31,7 @@ async fn start_small() -> Daemon {
     daemon
 }
 
-/// Bodies of nearly two megabytes, to the endpoint that reads them.
+/// Returns bodies of nearly two megabytes, with the endpoint that reads them.
 fn hostile_bodies() -> Vec<(&'static str, &'static str, String)> {
     let fill = |part: &str| part.repeat(((2 << 20) - 1000) / part.len());
     let chat = |content: &str| json!({"messages": [{"role": "user", "content": content}]}).to_string();
@@ -47,14 +47,14 @@ fn hostile_bodies() -> Vec<(&'static str, &'static str, String)> {
     ]
 }
 
-/// A long answer, read while the daemon is busy with others.
+/// Reads a long answer while the daemon is busy with others.
 async fn healthy_stream(url: String) -> String {
     let body = json!({"model": MODEL, "prompt": "Once upon a time", "max_tokens": 200, "ignore_eos": true, "stream": true});
     let answer = reqwest::Client::new().post(format!("{url}/v1/completions")).json(&body).send().await.unwrap();
     answer.text().await.unwrap()
 }
 
-/// Sends one body on a connection of its own: the status of the answer.
+/// Sends one body on a separate connection; returns the status of the answer.
 async fn status_of(url: String, body: String) -> u16 {
     let request = reqwest::Client::new().post(url).header("content-type", "application/json").body(body);
     request.send().await.expect("an answer").status().as_u16()
@@ -83,7 +83,7 @@ async fn hostile_bodies_take_little_memory_and_hold_up_no_stream() {
     assert!(kept < MAX_KEPT, "{} MiB are kept", kept >> 20);
 }
 
-/// A folder with a model that can be opened and never read: a pipe that nobody writes.
+/// Makes a folder with a model that can be opened and never read: a pipe without a writer.
 fn endless_model() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let made = Command::new("mkfifo").arg(folder.path().join("model.gguf")).status().unwrap();
@@ -116,13 +116,13 @@ async fn a_model_that_fails_to_load_ends_the_daemon_with_one_line() {
     while daemon.status("/health/live").await != Some(200) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    // The daemon may close the pipe before it has taken all.
+    // The daemon may close the pipe before it has read all.
     drop(fs::write(folder.path().join("model.gguf"), "no model"));
     assert_eq!(daemon.exit(Duration::from_secs(20)).await.code(), Some(1), "{}", daemon.log());
     check_one_error(&daemon.log(), "model.gguf");
 }
 
-/// `log` ends with its one error line, which contains `about`.
+/// Checks that `log` ends with its one error line, which contains `about`.
 #[track_caller]
 fn check_one_error(log: &str, about: &str) {
     let errors: Vec<_> = log.lines().filter(|line| line.starts_with("error: ")).collect();
@@ -132,7 +132,7 @@ fn check_one_error(log: &str, about: &str) {
     assert!(!log.contains("panicked"), "{log}");
 }
 
-/// A file of keys for these tenants; the key of tenant `x` is `key-of-x`, in the environment as `KEY_x`.
+/// Returns a file of keys for these tenants; the key of tenant `x` is `key-of-x`, in the environment as `KEY_x`.
 fn key_file(tenants: &[&str]) -> String {
     tenants.iter().map(|tenant| format!("[[key]]\ntenant = \"{tenant}\"\nenv = \"KEY_{tenant}\"\n")).collect()
 }
@@ -142,7 +142,7 @@ async fn status_with_key(daemon: &Daemon, tenant: &str) -> u16 {
     request.send().await.expect("the daemon answers").status().as_u16()
 }
 
-/// Waits until tenant `a` and tenant `b` are answered with these statuses.
+/// Waits until tenants `a` and `b` get these statuses.
 async fn wait_for_statuses(daemon: &Daemon, expected: (u16, u16)) {
     for _ in 0..1000 {
         if (status_with_key(daemon, "a").await, status_with_key(daemon, "b").await) == expected {
@@ -223,7 +223,7 @@ const NUMERIC: [&str; 25] = [
     "--verify-share",
 ];
 
-/// Values at the ends of what each of them may be, and beyond.
+/// Values at the ends of their valid ranges, and beyond.
 const EXTREMES: [&str; 14] = [
     "0",
     "1",
@@ -241,14 +241,14 @@ const EXTREMES: [&str; 14] = [
     "18446744073709551615ms",
 ];
 
-/// Ends well, or with one line that says why not.
+/// Checks that a start ends successfully, or with one error line.
 #[track_caller]
 fn check_ends_well(what: &str, code: Option<i32>, log: &str) {
     assert!(!log.contains("panicked") && !log.contains("overflow"), "{what}: {log}");
     match code {
         Some(0) => {}
         Some(1) => check_one_error(log, ""),
-        // The command line is refused by its parser, which says more.
+        // The parser refuses the command line, with more lines.
         Some(2) => assert!(log.starts_with("error: "), "{what}: {log}"),
         code => panic!("{what} ended with {code:?}: {log}"),
     }
@@ -275,11 +275,11 @@ async fn no_numeric_setting_that_is_accepted_panics_at_start() {
                 accepted = Some(setting);
             }
         }
-        // The last that is accepted is the largest.
+        // The last accepted value is the largest.
         let Some(setting) = accepted else { continue };
         let port = free_port();
         let mut command = Command::new(kvshare());
-        // Variables, because a flag goes before them.
+        // Variables, because a flag overrides them.
         let base = [
             ("KVSHARE_PORT", port.to_string()),
             ("KVSHARE_KV_CACHE_MEMORY", "64MiB".to_owned()),

@@ -1,6 +1,6 @@
-//! Tests of the whole: the daemon as a process, and the rules that the repository keeps about itself.
+//! Integration tests: the daemon as a process, and the rules that the repository keeps about itself.
 //!
-//! What needs a model gets the default one with `kvshare pull`, as a user would, and fails without it.
+//! Tests that need a model get the default one with `kvshare pull`, as a user would, and fail without it.
 
 #![forbid(unsafe_code)]
 

@@ -1,11 +1,11 @@
-//! The message of a start that is refused memory.
+//! Memory of an idle daemon, and starts without enough memory.
 
 use std::process::Command;
 
 use crate::daemon::{Daemon, free_port, pull_default_model};
 use crate::places::kvshare;
 
-/// A pool takes memory where it is written: an idle daemon with a large one is as small as with a small one.
+/// Checks that a pool takes memory only where it is written: an idle daemon with a large one is as small as with a small one.
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn a_pool_that_nobody_wrote_takes_no_memory() {
@@ -26,7 +26,7 @@ async fn a_pool_that_nobody_wrote_takes_no_memory() {
     }
 }
 
-/// Gigabytes of random weights under a limit of 600 MB: one line, and no abort.
+/// Checks gigabytes of random weights under a limit of 600 MB: one line, and no abort.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_model_that_memory_does_not_hold_is_one_error_line() {

@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::daemon::{Daemon, MODEL};
 use crate::places::{repository, scratch};
 
-/// Runs `command` and returns what it printed; fails with that when it fails.
+/// Runs `command` and returns its output; panics with that if it fails.
 #[track_caller]
 fn run(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
@@ -15,7 +15,7 @@ fn run(command: &mut Command) -> String {
     printed
 }
 
-/// A Python with the pinned package, made once and kept in the target folder.
+/// Returns a Python with the pinned package, made once and kept in the target folder.
 fn python_with_openai(requirements: &Path) -> PathBuf {
     let venv = scratch().join("openai-venv");
     let python = venv.join("bin/python");

@@ -1,9 +1,9 @@
-//! Places that tests need: as they were when the tests were built, or beside the test binary if it was copied to another machine.
+//! Paths that tests need: as they were when the tests were built, or next to the test binary if it was copied to another machine.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-/// The binary under test.
+/// Returns the binary under test.
 pub(crate) fn kvshare() -> &'static Path {
     static FILE: OnceLock<PathBuf> = OnceLock::new();
     FILE.get_or_init(|| {
@@ -15,7 +15,7 @@ pub(crate) fn kvshare() -> &'static Path {
     })
 }
 
-/// The repository: where it was built, or the working directory or a folder above that.
+/// Returns the repository: where it was built, or the working directory or a folder above that.
 pub(crate) fn repository() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
@@ -26,7 +26,7 @@ pub(crate) fn repository() -> &'static Path {
     })
 }
 
-/// A folder for what tests write and may find again.
+/// Returns a folder for files that tests write and may find again.
 pub(crate) fn scratch() -> PathBuf {
     let built = Path::new(env!("CARGO_TARGET_TMPDIR"));
     if built.is_dir() { built.to_owned() } else { std::env::temp_dir() }

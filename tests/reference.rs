@@ -1,4 +1,4 @@
-//! The models' log probabilities beside those that Hugging Face transformers computes from the same files.
+//! Log probabilities of the models, compared with those that Hugging Face transformers computes from the same files.
 //!
 //! `tests/reference/` makes the stored side and describes its bytes. `cargo test --test integration reference -- --nocapture` prints
 //! the figures.
@@ -14,7 +14,7 @@ use tokens::{BlockId, BlockSize, RequestId, TokenId};
 
 use crate::daemon::pull;
 
-/// Rows of one step, as the daemon's default has it: longer sequences are computed in chunks.
+/// Rows of one step, as in the daemon's default: longer sequences are computed in chunks.
 const CHUNK: usize = 512;
 
 fn fixtures() -> PathBuf {
@@ -22,7 +22,7 @@ fn fixtures() -> PathBuf {
 }
 
 const KV_BYTES: u64 = 64 << 20;
-/// The first GPU.
+/// First GPU.
 const GPU: DeviceOptions = DeviceOptions::Cuda(GpuOptions { ordinal: 0, memory_utilization: 0.5, kv_bytes: Some(KV_BYTES) });
 
 fn cpu(kv_dtype: KvDtype) -> DeviceOptions {
@@ -42,15 +42,15 @@ fn load(weights: WeightFiles, device: DeviceOptions) -> ModelRunner {
     runner::load(&options, &mut |_| {}).expect("the model loads").runner
 }
 
-/// What the runner says of one position.
+/// Runner's output at one position.
 struct Found {
-    /// Log probability of the token that follows.
+    /// Log probability of the next token.
     next: f32,
-    /// The likeliest tokens in its place, descending.
+    /// Most likely tokens in its place, descending.
     top: Vec<LogProb>,
 }
 
-/// For each token of `ids` but the first: its log probability, and those of the `num_top` likeliest in its place.
+/// Returns, for each token of `ids` but the first, its log probability and those of the `num_top` most likely in its place.
 fn score(runner: &mut ModelRunner, request: u64, ids: &[u32], num_top: u32) -> Vec<Found> {
     let request_id = RequestId(request);
     let tokens: Arc<[TokenId]> = ids.iter().copied().map(TokenId).collect();
@@ -83,7 +83,7 @@ fn score(runner: &mut ModelRunner, request: u64, ids: &[u32], num_top: u32) -> V
     scores.into_iter().map(|(_, entry)| Found { next: entry.chosen.logprob, top: entry.top }).collect()
 }
 
-/// Little-endian numbers from the front of a file.
+/// Reader of little-endian values from the front of a file.
 struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {
@@ -106,14 +106,14 @@ impl Reader<'_> {
     }
 }
 
-/// What transformers says of one position.
+/// Output of transformers at one position.
 struct Expected {
     top: Vec<(u32, f32)>,
     next: f32,
 }
 
 impl Expected {
-    /// Divergence in nat of `found` from this distribution, both over {the stored tokens, all the rest}.
+    /// Computes the divergence in nats of `found` from this distribution, both over {the stored tokens, all the rest}.
     ///
     /// KL(P || Q) = sum over the parts of p (ln p - ln q)   (Kullback and Leibler 1951, eq. 2.3)
     fn divergence(&self, found: &[LogProb]) -> f64 {
@@ -131,7 +131,7 @@ impl Expected {
     }
 }
 
-/// Sequences, and what is expected at each of their positions but the last.
+/// Reads sequences, with the expected output at each of their positions but the last.
 fn read_reference(path: &Path) -> Vec<(Vec<u32>, Vec<Expected>)> {
     let bytes = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let mut reader = Reader(&bytes);
@@ -151,12 +151,12 @@ fn read_reference(path: &Path) -> Vec<(Vec<u32>, Vec<Expected>)> {
 /// Agreement over all positions of a model.
 struct Agreement {
     num_positions: usize,
-    /// In nat.
+    /// Divergence in nats.
     mean_divergence: f64,
     max_divergence: f64,
-    /// Share of positions with the same likeliest token.
+    /// Share of positions with the same top-1 token.
     same_top_ratio: f64,
-    /// Mean absolute difference of the log probability of the token that follows.
+    /// Mean absolute difference of the next token's log probability.
     mean_next_error: f64,
 }
 
@@ -191,10 +191,10 @@ impl fmt::Display for Agreement {
     }
 }
 
-/// Our candidates at a position: enough that the 32 likeliest of the reference are among them.
+/// Our candidates at a position: enough that the 32 most likely of the reference are among them.
 const NUM_TOP: u32 = 1024;
 
-/// `model` of the catalogue agrees with transformers on real text; the likeliest token is the same at this share of positions.
+/// Checks that `model` of the catalogue agrees with transformers on real text; the top-1 token is the same at this share of positions.
 #[track_caller]
 fn check_real_model(model: &str, device: DeviceOptions, same_top_ratio: f64) {
     let file = pull(model);
@@ -225,7 +225,7 @@ fn qwen2_5_coder_agrees_on_real_text() {
     check_real_model(QWEN, cpu(KvDtype::F16), 0.99);
 }
 
-// In bf16 throughout, the likelier of two tokens that are nearly as likely changes more often.
+// With bf16 throughout, the order of two tokens that are nearly as likely changes more often.
 
 #[test]
 #[ignore = "needs a CUDA device"]
@@ -239,9 +239,9 @@ fn cuda_qwen2_5_coder_agrees_on_real_text() {
     check_real_model(QWEN, GPU, 0.97);
 }
 
-/// The tiny model `name` has the stored logits, to within 1e-4 of the largest.
+/// Checks that the tiny model `name` has the stored logits, to within 1e-4 of the largest.
 ///
-/// Compared as log probabilities of the whole vocabulary: a constant added to all logits of a position means nothing.
+/// Compares log probabilities of the whole vocabulary: a constant added to all logits of a position has no effect.
 #[track_caller]
 fn check_tiny_model(folder: &Path) {
     let bytes = fs::read(folder.join("expected.bin")).expect("the fixture is there");

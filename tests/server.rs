@@ -1,4 +1,4 @@
-//! The daemon with its default model: what it answers, what it refuses, and how it starts and ends.
+//! Daemon with its default model: answers, errors, start and end.
 
 use std::fs;
 use std::io::Read as _;
@@ -10,29 +10,29 @@ use serde_json::{Value, json};
 
 use crate::daemon::{Daemon, MODEL, free_port, output, pull_default_model, serve};
 
-/// A chat request of one user message, greedy.
+/// Makes a chat request of one user message, greedy.
 fn question(text: &str) -> Value {
     json!({"model": MODEL, "messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 12})
 }
 
-/// `base` with the fields of `more`.
+/// Adds the fields of `more` to `base`.
 fn with(mut base: Value, more: Value) -> Value {
     let (Value::Object(fields), Value::Object(more)) = (&mut base, more) else { panic!("requests are objects") };
     fields.extend(more);
     base
 }
 
-/// A request that is still running when a test looks at it.
+/// Makes a request that is still running when a test checks it.
 fn long_stream() -> Value {
     with(question("Tell me a very long story."), json!({"stream": true, "max_tokens": 400, "ignore_eos": true}))
 }
 
-/// The `data:` lines of a whole stream.
+/// Returns the `data:` lines of a whole stream.
 fn events(body: &str) -> Vec<&str> {
     body.lines().filter_map(|line| line.strip_prefix("data: ")).collect()
 }
 
-/// The chunks of a whole stream, which must end with `[DONE]`.
+/// Returns the chunks of a whole stream, which must end with `[DONE]`.
 fn chunks(body: &str) -> Vec<Value> {
     let events = events(body);
     let (done, chunks) = events.split_last().expect("a stream is not empty");
@@ -40,7 +40,7 @@ fn chunks(body: &str) -> Vec<Value> {
     chunks.iter().map(|chunk| serde_json::from_str(chunk).expect("every chunk is JSON")).collect()
 }
 
-/// About `num_words` words of prose that no two seeds share.
+/// Makes about `num_words` words of prose that no two seeds share.
 fn document(seed: u32, num_words: u32) -> String {
     const WORDS: [&str; 16] = [
         "river", "market", "seven", "copper", "letter", "winter", "garden", "engine", "yellow", "harbour", "music", "stone",
@@ -127,7 +127,7 @@ async fn a_request_can_narrow_what_is_shared() {
     let shared = document(2, 300);
     let ask = |head: &str, more: Value| with(question(&format!("{head}\n\n{shared}")), more);
     daemon.chat(&ask("First.", json!({}))).await;
-    // At once: later the daemon may have learned that so short a prompt is computed before reuse pays.
+    // Sent at once: later the daemon may have learned that so short a prompt is computed before reuse pays.
     let answer = daemon.chat(&ask("Something comes before it.", json!({}))).await;
     assert!(answer["usage"]["kv_sharing"]["span_tokens"].as_u64().unwrap() > 0, "{answer}");
 
@@ -153,7 +153,7 @@ async fn a_client_that_leaves_frees_its_request() {
     wait_for_running(&daemon, 0.0).await;
 }
 
-/// Waits until the daemon says that it computes for `num_requests`.
+/// Waits until the daemon reports `num_requests` running requests.
 async fn wait_for_running(daemon: &Daemon, num_requests: f64) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while daemon.metric("vllm:num_requests_running").await != num_requests {
@@ -183,7 +183,7 @@ async fn after_sigterm_nothing_new_is_taken() {
     assert!(stream.chunk().await.unwrap().is_some());
     daemon.terminate();
     let deadline = Instant::now() + Duration::from_secs(10);
-    // Either answer is honest: 503 on a connection still taken, or no connection.
+    // Either answer is right: 503 on a connection still accepted, or no connection.
     while !matches!(daemon.status("/health/ready").await, Some(503) | None) {
         assert!(Instant::now() < deadline, "still ready after SIGTERM");
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -206,7 +206,7 @@ async fn a_second_sigterm_ends_at_once() {
     daemon.exit(Duration::from_secs(3)).await;
 }
 
-/// `command` must end by itself, with a failure told in one line that contains `about`.
+/// Checks that `command` ends by itself, with a failure in one line that contains `about`.
 #[track_caller]
 fn check_refusal(command: &mut Command, about: &str) {
     let output = output(command);
@@ -244,7 +244,7 @@ fn a_missing_model_is_told_in_one_line() {
     check_refusal(serve(free_port()).args(["--model", "./no/such/model.gguf"]), "no/such/model.gguf");
 }
 
-/// A folder with the shape of a tiny model of `vocab_size` tokens, without weights and without a tokenizer.
+/// Makes a folder with the shape of a tiny model of `vocab_size` tokens, without weights and without a tokenizer.
 fn shape(vocab_size: u32) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let config = json!({
@@ -289,8 +289,8 @@ fn an_impossible_memory_budget_is_told_in_one_line() {
     }
 }
 
-/// The score that `lm-eval` gives an answer in its model type `local-completions`: the sum of the continuation's log probabilities, and whether
-/// greedy decoding would have given it. It looks for the number of each token in the values of its likeliest ones.
+/// Scores an answer as `lm-eval` does in its model type `local-completions`: the sum of the continuation's log probabilities, and true if
+/// greedy decoding would have given it. Compares the value of each token with those of the most likely ones.
 fn lm_eval_verdict(answer: &Value, context_len: usize) -> (f64, bool) {
     let logprobs = &answer["choices"][0]["logprobs"];
     let continuation = |field: &str| {

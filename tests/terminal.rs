@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 
 use crate::places::kvshare;
 
-/// Written when the terminal is ready to be typed into: what is pasted comes in brackets from then on.
+/// Sequence written when the terminal is ready for input: pasted text comes in brackets from then on.
 const READY: &str = "\u{1b}[?2004h";
 
 const SESSION: &str = include_str!("terminal/session.py");
 
-/// Output and exit status of the program after `keys` were typed: each when a text has appeared.
+/// Returns output and exit status of the program after `keys` were typed: each when a text has appeared.
 fn session(keys: &Value, arguments: &[&str]) -> (String, i64) {
     let output = Command::new("python3").args(["-c", SESSION, &keys.to_string()]).arg(kvshare()).args(arguments).output();
     let output = output.expect("there is a Python");
@@ -23,11 +23,11 @@ fn session(keys: &Value, arguments: &[&str]) -> (String, i64) {
 #[test]
 fn lines_are_edited_remembered_and_pasted_whole() {
     let keys = json!([
-        // The letter is put in two places to the left.
+        // The letter is inserted two places to the left.
         [READY, "/usge\u{1b}[D\u{1b}[Da\r"],
-        // The last line once more.
+        // Repeats the last line.
         [READY, "\u{1b}[A\r"],
-        // Two pasted lines are one message, which nobody answers here.
+        // Two pasted lines are one message, which gets no answer here.
         [READY, "\u{1b}[200~/two\nlines\u{1b}[201~\r"],
         // Ctrl-C drops the line, Ctrl-D ends.
         ["error: ", ""],

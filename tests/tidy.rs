@@ -1,11 +1,11 @@
-//! The rules that the repository keeps about itself.
+//! Rules that the repository keeps about itself.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Who imports whom: layer, crate, its imports of ours. Imports point to lower layers only.
+/// Layer, crate, and its imports of ours. Imports point to lower layers only.
 ///
 /// `crates/README.md` shows the same table; a new edge changes both in the commit that adds it.
 const LAYERING: [(u32, &str, &[&str]); 14] = [
@@ -25,7 +25,7 @@ const LAYERING: [(u32, &str, &[&str]); 14] = [
     (0, "tokens", &[]),
 ];
 
-/// The deciding crates: no clock, no thread, no randomness, no environment, and of others' crates only these.
+/// Deciding crates: no clock, no thread, no randomness, no environment, and of others' crates only these.
 const PURE: [&str; 4] = ["engine", "kv", "semantic", "tokens"];
 const PURE_MAY_IMPORT: [&str; 2] = ["thiserror", "tracing"];
 const PURE_MAY_NOT_SAY: [&str; 7] =
@@ -43,7 +43,7 @@ fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The files that are, or would be, in a commit.
+/// Returns the files that are, or would be, in a commit.
 fn tracked_files() -> Vec<PathBuf> {
     let arguments = ["ls-files", "-z", "--cached", "--others", "--exclude-standard"];
     let output = Command::new("git").current_dir(root()).args(arguments).output().expect("git is there");
@@ -52,13 +52,13 @@ fn tracked_files() -> Vec<PathBuf> {
     names.split_terminator('\0').map(|name| root().join(name)).filter(|file| file.is_file()).collect()
 }
 
-/// Names in `table` of the manifest of crate `name`.
+/// Returns the names in `table` of the manifest of crate `name`.
 fn names_in(name: &str, table: &str) -> BTreeSet<String> {
     let manifest: toml::Table = read(&folder_of(name).join("Cargo.toml")).parse().expect("cargo has read it");
     manifest.get(table).and_then(toml::Value::as_table).map(|table| table.keys().cloned().collect()).unwrap_or_default()
 }
 
-/// Whether `name` is one of our crates.
+/// True if `name` is one of our crates.
 fn is_ours(name: &str) -> bool {
     LAYERING.iter().any(|(_, ours, _)| *ours == name)
 }
@@ -67,7 +67,7 @@ fn layer_of(name: &str) -> u32 {
     LAYERING.iter().find(|(_, ours, _)| *ours == name).expect("one of ours").0
 }
 
-/// All `.rs` files under `folder`.
+/// Returns all `.rs` files under `folder`.
 fn sources(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     let paths = entries.map(|entry| entry.expect("a readable folder").path());
@@ -80,7 +80,7 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The file that cargo compiles as the crate.
+/// Returns the file that cargo compiles as the crate.
 fn crate_root(name: &str) -> PathBuf {
     let library = folder_of(name).join("src/lib.rs");
     if library.is_file() { library } else { folder_of(name).join("src/main.rs") }

@@ -1,4 +1,4 @@
-//! The default model's tokenizer and chat template, through the daemon, beside Hugging Face's.
+//! Tokenizer and chat template of the default model, through the daemon, compared with Hugging Face's.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::daemon::{Daemon, pull_default_model};
 
-/// What `tests/reference/make_tokenizer_fixture.py` stored for the default model.
+/// Reads the output of `tests/reference/make_tokenizer_fixture.py` for the default model.
 fn fixture() -> Value {
     let stem = pull_default_model().file_stem().and_then(|stem| stem.to_str()).expect("a model's name is UTF-8");
     let path = crate::places::repository().join(format!("tests/fixtures/tokenizer/{stem}.json"));

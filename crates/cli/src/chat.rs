@@ -1,4 +1,4 @@
-//! A conversation with a server, in the terminal.
+//! Chat with a server, in the terminal.
 
 mod lines;
 
@@ -9,7 +9,7 @@ use crate::client::{ChatEvent, ChatRequest, Client, Message, SharingChoice, Usag
 use crate::config::{KvSharing, Secret};
 use crate::stdout;
 
-/// What `kvshare chat` is told.
+/// Arguments of `kvshare chat`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ChatArgs {
     /// Server to talk to
@@ -47,7 +47,7 @@ pub(crate) struct ChatArgs {
 const HELP: &str = "/reset forgets the conversation, /usage switches the accounting on or off, /quit ends (also Ctrl-D); Ctrl-C stops an \
                     answer; Alt-Enter begins a new line, and pasted lines are one message";
 
-/// A conversation: who is asked, how, and what was said.
+/// Conversation: server, model, arguments and history.
 struct Conversation {
     client: Client,
     model: String,
@@ -55,7 +55,7 @@ struct Conversation {
     history: Vec<Message>,
 }
 
-/// What a line typed at the prompt asks for.
+/// Command of a line typed at the prompt.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Input<'a> {
     Say(&'a str),
@@ -67,7 +67,7 @@ enum Input<'a> {
     Unknown(&'a str),
 }
 
-/// Talks until the user leaves, or once if the message was given.
+/// Runs the conversation until the user leaves, or sends the one message given.
 ///
 /// # Errors
 /// If the server cannot be reached or, with a given message, refuses it.
@@ -102,7 +102,7 @@ fn converse(conversation: &mut Conversation, runtime: &tokio::runtime::Runtime) 
             Input::Help => eprintln!("{HELP}"),
             Input::Unknown(command) => eprintln!("there is no {command}; {HELP}"),
             Input::Say(text) => {
-                // The conversation goes on after a refusal: the next message may be shorter.
+                // The conversation goes on after an error: the next message may be shorter.
                 if let Err(error) = runtime.block_on(conversation.say(text)) {
                     eprintln!("error: {error:#}");
                 }
@@ -140,7 +140,7 @@ impl Conversation {
         self.history.extend(self.args.system.as_deref().map(|text| message("system", text)));
     }
 
-    /// Sends `text`, prints the answer as it comes, and remembers both. A refused message is forgotten.
+    /// Sends `text`, prints the answer as it arrives, and remembers both. Drops a refused message.
     async fn say(&mut self, text: &str) -> anyhow::Result<()> {
         self.history.push(message("user", text));
         match self.answer().await {
@@ -159,7 +159,7 @@ impl Conversation {
         }
     }
 
-    /// Prints an answer to the history. Ctrl-C ends it early; what was said so far counts.
+    /// Streams and prints an answer to the history. Ctrl-C ends it early; the text so far counts.
     async fn answer(&self) -> anyhow::Result<(String, Usage)> {
         let request = ChatRequest {
             model: &self.model,

@@ -1,6 +1,6 @@
-//! `kvshare demo`: shows on one page what sharing does to a prompt whose documents come in another order.
+//! `kvshare demo`: shows on one page the effect of sharing on a prompt whose documents come in another order.
 //!
-//! It serves the model to itself and asks as a client would, so that what it prints is what a client gets.
+//! It serves the model to itself and asks as a client would, so that it prints what a client gets.
 
 use std::time::Instant;
 
@@ -13,7 +13,7 @@ use crate::{serve, stdout};
 
 const DOCUMENTS: [&str; 3] =
     [include_str!("demo/lighthouse.txt"), include_str!("demo/bakery.txt"), include_str!("demo/trail.txt")];
-/// The documents in the order of each prompt, and the question after them.
+/// Documents in the order of each prompt, and the question after them.
 const PROMPTS: [([usize; 3], &str); 2] = [
     ([0, 1, 2], "In which year was the lighthouse lit for the first time?"),
     ([2, 0, 1], "What is the name of the founder of the bakery?"),
@@ -22,7 +22,7 @@ const MODES: [KvSharing; 3] = [KvSharing::Off, KvSharing::Prefix, KvSharing::Spa
 /// Enough for a sentence.
 const MAX_ANSWER_TOKENS: u32 = 48;
 
-/// An answer and how it came about.
+/// Answer with its measurements.
 struct Asked {
     ttft_ms: f64,
     usage: Usage,
@@ -33,12 +33,12 @@ struct Asked {
 /// modes, and prints what the second prompt cost.
 ///
 /// # Errors
-/// If the model cannot be had, memory does not suffice, or an answer breaks off.
+/// If the model cannot be loaded, memory does not suffice, or an answer breaks off.
 pub(crate) fn run(args: ConfigArgs) -> anyhow::Result<()> {
     let mut config = Config::resolve(args)?;
     config.server.host = "127.0.0.1".to_owned();
     config.server.port = 0;
-    // Nothing else runs while an answer is timed, and keys of a daemon are not those of a demo.
+    // Nothing else runs while an answer is timed, and the demo needs no API keys.
     config.sharing.verify_share = 0.0;
     config.tenants = crate::config::TenantsConfig::default();
     let report = serve::while_serving(config, async |url| ask_all(&Client::new(&url)?).await)?;
@@ -47,7 +47,7 @@ pub(crate) fn run(args: ConfigArgs) -> anyhow::Result<()> {
 
 async fn ask_all(client: &Client) -> anyhow::Result<String> {
     let model = client.first_model().await?;
-    // Memory that is touched for the first time is slow.
+    // First touch of memory is slow.
     ask(client, &model, "warm-up", KvSharing::Off, "Say hello.".to_owned()).await?;
     let mut second = Vec::new();
     for mode in MODES {
@@ -124,7 +124,7 @@ fn row(mode: KvSharing, asked: &Asked, full: &Asked) -> Vec<String> {
     ]
 }
 
-/// An answer beside that of full computation: where they part if they do.
+/// Formats an answer, with the first difference from that of full computation if there is one.
 fn said(text: &str, full: &str) -> String {
     let one_line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     let (text, full) = (one_line(text), one_line(full));

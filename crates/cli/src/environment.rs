@@ -1,4 +1,4 @@
-//! Refuses environment variables that look like settings and are none: most are misspelt.
+//! Check that refuses environment variables that look like settings and are none: most are misspelt.
 
 use std::collections::BTreeSet;
 
@@ -7,23 +7,23 @@ use clap::Command;
 
 const PREFIX: &str = "KVSHARE_";
 
-/// Read when the binary is built.
+/// Variables read when the binary is built.
 const OF_THE_BUILD: [&str; 1] = ["KVSHARE_CUDA_TARGETS"];
 
-/// Made by Kubernetes and Docker for a service that is called `kvshare`, whatever the daemon thinks of it.
+/// Prefixes of variables that Kubernetes and Docker set for a service called `kvshare`.
 const OF_A_SERVICE: [&str; 2] = ["KVSHARE_SERVICE_", "KVSHARE_PORT_"];
 
-/// A suggestion shares at least this much of its letters with what was typed (Jaro-Winkler). Chosen: two letters of ten may differ.
+/// Minimum Jaro-Winkler similarity of a suggestion to the name typed. Chosen: two letters of ten may differ.
 const LEAST_SIMILARITY: f64 = 0.85;
 
-/// Refuses each of `names` that begins as our variables do, unless a flag of `command` or of a command below it reads it.
+/// Refuses each of `names` that begins as our variables do, unless a flag of `command` or of one of its subcommands reads it.
 ///
 /// # Errors
 /// If there are any; names them, each with the variable that was probably meant.
 pub(crate) fn refuse_unknown(command: &Command, names: impl Iterator<Item = String>) -> anyhow::Result<()> {
     let known = known_to(command);
     let is_of_a_service = |name: &str| OF_A_SERVICE.iter().any(|prefix| name.starts_with(prefix));
-    // In small letters too: no other program's variables begin so.
+    // In lower case too: no other program's variables begin so.
     let is_ours = |name: &str| name.get(..PREFIX.len()).is_some_and(|start| start.eq_ignore_ascii_case(PREFIX));
     let ours = names.filter(|name| is_ours(name) && !is_of_a_service(name));
     let unknown: BTreeSet<String> = ours.filter(|name| !known.contains(name.as_str())).collect();
@@ -43,7 +43,7 @@ fn describe(name: &str, known: &BTreeSet<String>) -> String {
     format!("there is no setting for the environment variable {name}{hint}")
 }
 
-/// Variables that flags of `command` and of the commands below it read, and others of ours.
+/// Returns the variables that flags of `command` and of its subcommands read, and others of ours.
 fn known_to(command: &Command) -> BTreeSet<String> {
     let of_flags = command.get_arguments().filter_map(|arg| arg.get_env()?.to_str()).map(str::to_owned);
     let mut known: BTreeSet<String> = of_flags.filter(|name| name.starts_with(PREFIX)).collect();

@@ -1,4 +1,4 @@
-//! Sampling defaults that a model's author chose: `generation_config.json`, or the keys of a GGUF file.
+//! Sampling defaults of the model's author: `generation_config.json`, or the keys of a GGUF file.
 
 use std::fs::File;
 use std::io::Read;
@@ -13,13 +13,13 @@ use crate::loading::Loaded;
 use crate::models::Weights;
 
 const FILE: &str = "generation_config.json";
-/// Bytes of the file at most. Chosen: real ones have some hundreds.
+/// Maximum size of the file, in bytes. Chosen: real ones have some hundreds.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// The defaults in force, and where they come from.
+/// Returns the effective defaults, and their source.
 ///
 /// # Errors
-/// If the file cannot be read, or asks for what no request may.
+/// If the file cannot be read, or has values that no request may use.
 pub(crate) fn defaults(config: &ModelConfig, loaded: &Loaded) -> anyhow::Result<SamplingDefaults> {
     let (defaults, source) = match (file(config, &loaded.files.weights)?, &loaded.files.weights) {
         (Some(path), _) => (parse(&read(&path)?), path.display().to_string()),
@@ -32,7 +32,7 @@ pub(crate) fn defaults(config: &ModelConfig, loaded: &Loaded) -> anyhow::Result<
     }
 }
 
-/// Tokens that end an answer by the file that is named in the configuration; those of the model's own folder come with the tokenizer.
+/// Returns the end tokens of the file named in the configuration; those of the model's own folder come with the tokenizer.
 ///
 /// # Errors
 /// If the file cannot be read.
@@ -44,7 +44,7 @@ pub(crate) fn end_tokens(config: &ModelConfig) -> anyhow::Result<Vec<u32>> {
     Ok(ids.iter().filter_map(Value::as_u64).filter_map(|id| u32::try_from(id).ok()).collect())
 }
 
-/// The file in force, if there is one.
+/// Returns the effective file, if there is one.
 fn file(config: &ModelConfig, weights: &Weights) -> anyhow::Result<Option<PathBuf>> {
     if let Some(folder) = config.generation_folder() {
         let path = folder.join(FILE);
@@ -65,13 +65,13 @@ fn read(path: &Path) -> anyhow::Result<Value> {
     serde_json::from_str(&text).with_context(context)
 }
 
-/// The fields that vLLM reads. `null` is as good as absent.
+/// Parses the fields that vLLM reads. `null` counts as absent.
 fn parse(json: &Value) -> SamplingDefaults {
     let number = |name: &str| json[name].as_f64().map(|number| number as f32);
     SamplingDefaults {
         temperature: number("temperature"),
         top_p: number("top_p"),
-        // Below 1 keeps all.
+        // A value below 1 disables top-k.
         top_k: json["top_k"].as_i64().map(|top_k| u32::try_from(top_k).unwrap_or(0)),
         min_p: number("min_p"),
         repetition_penalty: number("repetition_penalty"),

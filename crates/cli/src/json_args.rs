@@ -1,4 +1,4 @@
-//! The flag `--json`, the same for every command that measures something.
+//! Flag `--json`, the same for every measuring command.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::stdout;
 
-/// Where the result goes as JSON: nowhere, to standard output instead of the table, or to a file beside the table.
+/// Destination of the JSON result: none, standard output instead of the table, or a file beside the table.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct JsonArgs {
     /// Write the result as JSON to FILE, or without FILE to standard output instead of the table
@@ -33,7 +33,7 @@ impl JsonArgs {
         Ok(())
     }
 
-    /// Writes what is known so far to the file, if there is one, so that a run that is cut short was not for nothing.
+    /// Writes the results so far to the file, if there is one, so that an interrupted run keeps them.
     ///
     /// # Errors
     /// If the file cannot be written.

@@ -1,4 +1,4 @@
-//! API keys: made here, kept by those who use them; the daemon knows their SHA-256 only.
+//! API keys: generated here and kept by their users; the daemon knows their SHA-256 only.
 
 use std::fmt::Write;
 
@@ -7,7 +7,7 @@ use server::ApiKey;
 
 use crate::stdout;
 
-/// What to do with keys.
+/// Subcommands of `kvshare keys`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum KeysCommand {
     /// Make up a key, and the lines that have it accepted
@@ -31,7 +31,7 @@ pub(crate) fn run(command: KeysCommand) -> anyhow::Result<()> {
     stdout::write(entry(&key, &tenant, admin))
 }
 
-/// A file of `--api-keys` with this one key, which is shown in a comment.
+/// Formats a file of `--api-keys` with this one key, which is shown in a comment.
 fn entry(key: &str, tenant: &str, is_admin: bool) -> String {
     let digest = ApiKey::digest(key).iter().fold(String::new(), |mut hex, byte| {
         let _infallible = write!(hex, "{byte:02x}");
@@ -51,7 +51,7 @@ mod tests {
         let file: toml::Table = text.parse().unwrap();
         let key = &file["key"][0];
         assert_eq!(key["tenant"].as_str(), Some("a\"b"));
-        // Of `abc`: FIPS 180-2, appendix B.1.
+        // SHA-256 of `abc`: FIPS 180-2, appendix B.1.
         let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!((key["sha256"].as_str(), key["admin"].as_bool()), (Some(expected), Some(true)));
         let outside: String = text.lines().filter(|line| !line.starts_with('#')).collect();

@@ -1,4 +1,4 @@
-//! From the configuration to a loaded model: its files, its KV pool, its tokenizer, and the engine's settings for it.
+//! Loading of the configured model: its files, its KV pool, its tokenizer, and the engine's settings for it.
 
 use std::path::Path;
 use std::time::Instant;
@@ -14,24 +14,24 @@ use crate::memory;
 use crate::models::{self, ModelFiles, Weights};
 use crate::progress::{Progress, Unit};
 
-/// A model in memory, with what its start is told about.
+/// Loaded model with facts for the start message.
 pub(crate) struct Loaded {
-    /// Where it came from, and its name.
+    /// Files of the model, and its name.
     pub(crate) files: ModelFiles,
-    /// The model.
+    /// Model.
     pub(crate) model: LoadedModel,
-    /// Where it runs; never [`Device::Auto`].
+    /// Device that runs it; never [`Device::Auto`].
     pub(crate) device: Device,
     /// Time to read the weights.
     pub(crate) load_seconds: f64,
 }
 
-/// Fetches the configured model if need be, and loads it.
+/// Loads the configured model, and fetches it first if necessary.
 ///
 /// # Errors
-/// If it cannot be had or read, or memory does not suffice.
+/// If it cannot be fetched or read, or memory does not suffice.
 pub(crate) fn load(config: &Config) -> anyhow::Result<Loaded> {
-    // Before anything is fetched, because that may take minutes.
+    // Checked before anything is fetched, because that may take minutes.
     let device = device(&config.engine);
     let options = device_options(&config.engine, device)?;
     let files = models::resolve(&config.model)?;
@@ -40,7 +40,7 @@ pub(crate) fn load(config: &Config) -> anyhow::Result<Loaded> {
     Ok(Loaded { files, model, device, load_seconds: started.elapsed().as_secs_f64() })
 }
 
-/// Where the model runs.
+/// Resolves the device that runs the model.
 pub(crate) fn device(config: &EngineConfig) -> Device {
     match config.device {
         Device::Auto if runner::has_cuda_device() => Device::Cuda(0),
@@ -87,7 +87,7 @@ fn load_weights(config: &Config, files: &ModelFiles, device: Device, options: De
     loaded.with_context(|| format!("loading {} on {device}", path.display()))
 }
 
-/// Main memory that the host tier leaves of what is available.
+/// Returns the available main memory minus that of the host tier.
 fn beside_host_tier(config: &EngineConfig, available: Option<ByteSize>) -> anyhow::Result<Option<ByteSize>> {
     let host = config.host_kv_memory;
     match available {
@@ -98,7 +98,7 @@ fn beside_host_tier(config: &EngineConfig, available: Option<ByteSize>) -> anyho
     }
 }
 
-/// What is configured, or the default share of what is left beside the host tier.
+/// Returns the configured size, or the default share of the memory left beside the host tier.
 fn kv_cache_memory(config: &EngineConfig, left: Option<ByteSize>) -> anyhow::Result<ByteSize> {
     match (config.kv_cache_memory, left) {
         (Auto::Set(wanted), Some(left)) if wanted > left => {
@@ -113,15 +113,15 @@ fn kv_cache_memory(config: &EngineConfig, left: Option<ByteSize>) -> anyhow::Res
     }
 }
 
-/// Rounded down, so that it reads well.
+/// Rounds down to whole MiB, for readability.
 fn whole_mib(size: ByteSize) -> ByteSize {
     ByteSize(size.0 >> 20 << 20)
 }
 
-/// The engine's settings for a loaded model.
+/// Builds the engine's settings for a loaded model.
 ///
 /// # Errors
-/// If the model is longer than positions are counted.
+/// If the model's length exceeds `u32`.
 pub(crate) fn scheduler_config(config: &Config, loaded: &Loaded) -> anyhow::Result<engine::SchedulerConfig> {
     let Loaded { device, model, .. } = loaded;
     let max_model_len = u32::try_from(model.max_model_len).context("the model's length")?;
@@ -144,10 +144,10 @@ pub(crate) fn scheduler_config(config: &Config, loaded: &Loaded) -> anyhow::Resu
     })
 }
 
-/// The tokenizer: the one given, else the one beside the weights, else the one inside them.
+/// Loads the tokenizer: the configured one, else the one next to the weights, else the one inside them.
 ///
 /// # Errors
-/// If there is none, or it is of a kind that is not served.
+/// If there is none, or its kind is not supported.
 pub(crate) fn tokenizer(config: &ModelConfig, loaded: &mut Loaded) -> anyhow::Result<Tokenizer> {
     let inside = loaded.model.vocabulary.take();
     let (path, vocabulary) = match loaded.files.tokenizer.as_deref() {
@@ -178,7 +178,7 @@ pub(crate) fn tokenizer(config: &ModelConfig, loaded: &mut Loaded) -> anyhow::Re
     }
 }
 
-/// With the files beside it, which name special tokens and the chat template, if it has its usual name.
+/// Reads a tokenizer; with its usual name also the files next to it, which name special tokens and the chat template.
 fn from_file(path: &Path) -> anyhow::Result<Tokenizer> {
     let folder = path.parent().filter(|_| path.file_name().is_some_and(|name| name == "tokenizer.json"));
     let built = match folder {
@@ -188,7 +188,7 @@ fn from_file(path: &Path) -> anyhow::Result<Tokenizer> {
     built.with_context(|| format!("reading the tokenizer {}", path.display()))
 }
 
-/// What either side knows to end an answer, each once, the tokenizer's first.
+/// Merges the end tokens of tokenizer and checkpoint, each once, the tokenizer's first.
 fn end_tokens(of_tokenizer: &[TokenId], of_checkpoint: &[u32]) -> Vec<TokenId> {
     let mut all = of_tokenizer.to_vec();
     for id in of_checkpoint.iter().copied().map(TokenId) {
@@ -199,7 +199,7 @@ fn end_tokens(of_tokenizer: &[TokenId], of_checkpoint: &[u32]) -> Vec<TokenId> {
     all
 }
 
-/// The loader and the tokenizer do not know each other, so each has its own type for what is in the file.
+/// Converts between the types of the loader and the tokenizer, neither of which imports the other.
 fn convert(vocabulary: GgufVocabulary) -> tokenizer::GgufVocabulary {
     tokenizer::GgufVocabulary {
         model: vocabulary.model,
@@ -223,13 +223,13 @@ fn convert(vocabulary: GgufVocabulary) -> tokenizer::GgufVocabulary {
 mod tests {
     use super::*;
 
-    /// `None`: refused.
+    /// `None`: an error.
     #[track_caller]
     fn check(wanted: Auto<ByteSize>, available: Option<ByteSize>, expected: Option<ByteSize>) {
         check_beside(ByteSize(0), wanted, available, expected);
     }
 
-    /// The same beside a host tier of `host`.
+    /// Checks the same beside a host tier of `host`.
     #[track_caller]
     fn check_beside(host: ByteSize, wanted: Auto<ByteSize>, available: Option<ByteSize>, expected: Option<ByteSize>) {
         let config = EngineConfig { kv_cache_memory: wanted, host_kv_memory: host, ..EngineConfig::default() };

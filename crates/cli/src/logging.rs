@@ -1,4 +1,4 @@
-//! Sends what the crates trace to standard error. A log that cannot be written is lost, and nothing else with it.
+//! Logging of the crates' traces to standard error. A log line that cannot be written is lost, without other effect.
 
 use std::io::IsTerminal;
 

@@ -1,8 +1,8 @@
 //! `kvshare`: reads flags and a file, builds everything, runs one command.
 //!
-//! What is here: the command line, the configuration, fetching models, the clients `chat` and `bench`, the measure of what reuse
-//! costs in quality (`eval`), and the one place that knows all other crates (`serve`). What is deliberately not here: anything
-//! another program would want to import.
+//! Contains the command line, the configuration, fetching of models, the clients `chat` and `bench`, the quality measurement of reuse
+//! (`eval`), and the only place that knows all other crates (`serve`). Deliberately excludes anything another program would want to
+//! import.
 
 #![forbid(unsafe_code)]
 
@@ -37,7 +37,7 @@ use clap::{CommandFactory, Parser};
 use args::{Args, Command};
 use config::{Config, ConfigArgs};
 
-/// A model that does not fit ends the process with one line, wherever that is noticed.
+/// Allocator that ends the process with one line if a model does not fit, wherever that happens.
 #[global_allocator]
 static ALLOCATOR: runner::ExitingAllocator = runner::ExitingAllocator;
 
@@ -76,12 +76,12 @@ fn run(command: Command) -> anyhow::Result<()> {
 
 fn check_config(args: ConfigArgs) -> anyhow::Result<()> {
     let config = Config::resolve(args)?;
-    // Keys are files of their own, but a daemon with bad ones does not start either.
+    // Keys are in files of their own, but a daemon with bad ones does not start either.
     config.tenants.access()?;
     stdout::write(config.to_toml())
 }
 
-/// What failed and why, in one line, so that a log or a supervisor shows it whole.
+/// Formats an error and its causes in one line, so that a log or a supervisor shows it whole.
 fn one_line(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {

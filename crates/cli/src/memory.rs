@@ -1,18 +1,17 @@
-//! How much memory this process may still take: the machine's, or less if its control group says so.
+//! Memory that this process may still take: the machine's, or less if its control group sets a limit.
 
 use crate::config::ByteSize;
 
-/// The default KV pool takes one part in so many of the available memory. Chosen: weights, activations and other
-/// processes need the rest.
+/// Divisor of the available memory for the default KV pool. Chosen: weights, activations and other processes need the rest.
 const DEFAULT_SHARE: u64 = 4;
 
-/// The default KV pool takes no more than this. Chosen: some hundred thousand tokens of the default model.
+/// Maximum of the default KV pool. Chosen: some hundred thousand tokens of the default model.
 const DEFAULT_MAX: ByteSize = ByteSize::gib(4);
 
-/// The default where the available memory is not known. Chosen: fits small machines.
+/// Default pool if the available memory is unknown. Chosen: fits small machines.
 const DEFAULT_UNKNOWN: ByteSize = ByteSize::gib(1);
 
-/// Bytes this process can still take without swapping; `None` where the system does not tell.
+/// Returns the bytes this process can still take without swapping; `None` if the system does not report them.
 pub(crate) fn available() -> Option<ByteSize> {
     let read = |path: &str| std::fs::read_to_string(path).ok();
     let machine = parse_meminfo(&read("/proc/meminfo")?)?;
@@ -21,21 +20,21 @@ pub(crate) fn available() -> Option<ByteSize> {
     Some(ByteSize(below_limit(machine, limit, used)))
 }
 
-/// Size of the KV pool when nobody gives one.
+/// Returns the default size of the KV pool.
 pub(crate) fn default_pool(available: Option<ByteSize>) -> ByteSize {
     // Whole MiB read better in the log.
     let share = |ByteSize(bytes): ByteSize| ByteSize((bytes / DEFAULT_SHARE) >> 20 << 20);
     available.map_or(DEFAULT_UNKNOWN, |available| share(available).min(DEFAULT_MAX))
 }
 
-/// `MemAvailable` of `/proc/meminfo`, in bytes.
+/// Parses `MemAvailable` of `/proc/meminfo`, in bytes.
 fn parse_meminfo(text: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
 }
 
-/// No limit reads as `max`, which is no number.
+/// Applies the control group's limit; the text `max` means none.
 fn below_limit(machine: u64, limit: Option<u64>, used: Option<u64>) -> u64 {
     limit.map_or(machine, |limit| machine.min(limit.saturating_sub(used.unwrap_or(0))))
 }

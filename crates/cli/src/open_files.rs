@@ -1,23 +1,23 @@
-//! The number of files this process may have open: each connection is one.
+//! Limit of open files in this process: each connection is one.
 
 use anyhow::bail;
 
-/// Files that are open beside connections: the model, the log, the runtime's own, and connections for health checks. Chosen.
+/// Open files besides connections: the model, the log, the runtime's own, and connections for health checks. Chosen.
 const BESIDE: u64 = 128;
-/// Connections that are worth a daemon.
+/// Minimum connections for a useful daemon.
 const MIN_CONNECTIONS: u64 = 16;
 
-/// As many of `wanted` connections as files may be open for.
+/// Returns as many of `wanted` connections as the limit of open files allows.
 ///
 /// # Errors
-/// If hardly any may be: then not even the runtime could start.
+/// If it allows hardly any: then not even the runtime could start.
 pub(crate) fn connections_of(wanted: usize) -> anyhow::Result<usize> {
-    // A system that tells no limit has its own way of telling that it was reached.
+    // A system that reports no limit has its own way of reporting that it was reached.
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
     connections_within(parse_limit(&limits), wanted)
 }
 
-/// The soft limit of open files in `/proc/self/limits`; none where it is unlimited or not told.
+/// Parses the soft limit of open files in `/proc/self/limits`; `None` if unlimited or not reported.
 fn parse_limit(limits: &str) -> Option<u64> {
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
     line.split_whitespace().next()?.parse().ok()

@@ -1,4 +1,4 @@
-//! How far a long operation has come, on standard error: a bar for people, plain lines for log files.
+//! Progress of a long operation, on standard error: a bar for users, plain lines for log files.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
 use crate::stderr;
 
-/// Reports the progress of one operation, in bytes or in things.
+/// Progress report of one operation, in bytes or counted items.
 pub(crate) struct Progress {
     label: String,
     unit: Unit,
@@ -20,12 +20,12 @@ pub(crate) struct Progress {
 /// Time between two plain lines: a log file shows life without filling up. Chosen.
 const LINE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// What is counted.
+/// Unit of progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unit {
     /// Bytes of a file.
     Bytes,
-    /// Requests, or other things.
+    /// Requests, or other items.
     Count,
 }
 
@@ -37,12 +37,12 @@ impl Progress {
         Self { label, unit, bar, total, done: 0, last_line: Instant::now() }
     }
 
-    /// So much more is done.
+    /// Adds `amount` to the work done.
     pub(crate) fn add(&mut self, amount: u64) {
         self.set(self.done + amount);
     }
 
-    /// So much is done in all.
+    /// Sets the total work done.
     pub(crate) fn set(&mut self, done: u64) {
         self.done = done;
         match &self.bar {
@@ -86,7 +86,7 @@ fn new_bar(label: &str, unit: Unit, total: u64) -> ProgressBar {
     ProgressBar::new(total).with_style(style).with_message(label.to_owned())
 }
 
-/// The hub's client reports its downloads through this.
+/// Adapter for the hub client's download progress.
 impl hf_hub::api::Progress for Progress {
     fn init(&mut self, size: usize, filename: &str) {
         *self = Self::new(filename, Unit::Bytes, size as u64);

@@ -4,7 +4,7 @@ use crate::config::{ModelConfig, SourceArgs};
 use crate::models::{self, CatalogueModel, Weights, catalogue};
 use crate::stdout;
 
-/// What `kvshare pull` is told.
+/// Arguments of `kvshare pull`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct PullArgs {
     /// Catalogue name, or `owner/name[:file.gguf]` on the hub [default: smollm2-135m-instruct]
@@ -16,10 +16,10 @@ pub(crate) struct PullArgs {
     list: bool,
 }
 
-/// Fetches the model if it is not here, and prints where it is on standard output.
+/// Fetches the model if it is missing, and prints its path on standard output.
 ///
 /// # Errors
-/// If it cannot be had.
+/// If it cannot be fetched.
 pub(crate) fn run(args: PullArgs) -> anyhow::Result<()> {
     if args.list {
         let line = |model: &CatalogueModel| {

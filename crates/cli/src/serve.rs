@@ -1,4 +1,4 @@
-//! The composition root: configuration, model, engine and server become a daemon.
+//! Composition root: builds a daemon from configuration, model, engine and server.
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::num::NonZero;
@@ -20,16 +20,16 @@ use crate::generation;
 use crate::loading::{self, Loaded};
 use crate::{logging, open_files, stderr};
 
-/// Threads that speak HTTP, at least: one may be tokenizing. The engine has its own, and computing those of its kernels.
+/// Minimum HTTP threads: one may be tokenizing. The engine has its own, and compute threads for its kernels.
 const MIN_HTTP_THREADS: usize = 2;
-/// And at most. Chosen: streaming 128 answers at 600 tokens a second each keeps fewer busy.
+/// Maximum HTTP threads. Chosen: streaming 128 answers at 600 tokens a second each keeps fewer busy.
 const MAX_HTTP_THREADS: usize = 8;
 
-/// What a start tells the operator.
+/// Facts that a start reports to the operator.
 struct Started {
     model: String,
     facts: String,
-    /// Sampling defaults in force.
+    /// Effective sampling defaults.
     sampling: String,
     address: String,
 }
@@ -37,11 +37,11 @@ struct Started {
 /// Serves until a signal ends it.
 ///
 /// # Errors
-/// If the port is taken, the model cannot be had, memory does not suffice, or a second signal cut a drain short.
+/// If the port is taken, the model cannot be loaded, memory does not suffice, or a second signal cut a drain short.
 pub(crate) fn run(mut config: Config) -> anyhow::Result<()> {
     logging::init(&config.log);
     config.server.max_connections = open_files::connections_of(config.server.max_connections)?;
-    // First, so that a taken port is told before a model is fetched. Clients are told meanwhile that it is loading.
+    // First, so that a taken port fails before a model is fetched. Meanwhile clients get the answer that the model is loading.
     let listener = bind(&config.server)?;
     let access = config.tenants.access()?;
     warn_if_open(&access, &listener)?;
@@ -52,7 +52,7 @@ pub(crate) fn run(mut config: Config) -> anyhow::Result<()> {
         let signals = server::termination_signals().context("listening to signals")?;
         serve_model(config, listener, access, http, signals).await
     });
-    // Tasks that embed prompts are not waited for: nobody wants their results any more.
+    // Does not wait for tasks that embed prompts: their results are no longer needed.
     runtime.shutdown_background();
     match ended? {
         Ended::Drained | Ended::Cut => Ok(()),
@@ -60,7 +60,7 @@ pub(crate) fn run(mut config: Config) -> anyhow::Result<()> {
     }
 }
 
-/// Serves while `client` talks to the server at the address it is given; its result.
+/// Serves while `client` runs with the server's address; returns its result.
 ///
 /// # Errors
 /// As [`run`], and those of `client`.
@@ -88,7 +88,7 @@ async fn ready<T>(url: &str, client: impl AsyncFnOnce(String) -> anyhow::Result<
     client(url.to_owned()).await
 }
 
-/// Answers on `listener` while a thread of its own loads the model, and then with the model.
+/// Answers on `listener` while a separate thread loads the model, and then with the model.
 async fn serve_model(
     config: Config,
     listener: TcpListener,
@@ -107,11 +107,11 @@ async fn serve_model(
         if let Ok(app) = &app {
             apps.send_replace(Some(Arc::clone(app)));
         }
-        // Nobody listens any more after a signal.
+        // The receiver is gone after a signal.
         drop(loaded.send(app));
     };
     std::thread::Builder::new().name("loading".to_owned()).spawn(load).context("starting a thread")?;
-    // Without an answer the thread has panicked, and said so.
+    // Without an answer the thread has panicked, and reported it.
     let app = async { app.await.unwrap_or_else(|_| Err(anyhow!("loading the model ended early"))) };
     server::serve(listener, &limits, app, signals).await
 }
@@ -148,14 +148,14 @@ fn load_model(
     Ok(app)
 }
 
-/// After a fault of the engine, the pool may be half updated: nothing of this process can be trusted any more.
-#[expect(clippy::needless_pass_by_value, reason = "the engine thread hands its fault over")]
+/// Ends the process after a fault of the engine: the pool may be half updated, so no state of this process can be trusted.
+#[expect(clippy::needless_pass_by_value, reason = "the engine thread passes its fault by value")]
 fn end_process(fatal: Fatal) {
     stderr::say(format_args!("error: {fatal}"));
     std::process::exit(1);
 }
 
-/// Reads the file of keys again at each hangup. A file that makes no sense changes nothing.
+/// Reads the file of keys again at each SIGHUP. An invalid file changes nothing.
 async fn read_keys_again(
     config: TenantsConfig,
     mut app: watch::Receiver<Option<Arc<AppState>>>,
@@ -163,7 +163,7 @@ async fn read_keys_again(
 ) {
     let mut hangups = std::pin::pin!(hangups);
     while hangups.next().await.is_some() {
-        // A hangup while the model loads counts when it is there.
+        // A SIGHUP while the model loads takes effect after that.
         let Ok(app) = app.wait_for(Option::is_some).await.map(|app| app.clone()) else { return };
         let Some(app) = app else { continue };
         match config.tenants_again().and_then(|next| Ok(app.access().replace(next)?)) {
@@ -187,7 +187,7 @@ fn bind(config: &ServerConfig) -> anyhow::Result<TcpListener> {
     Ok(listener)
 }
 
-/// A daemon that others reach should know who they are.
+/// Warns if other machines reach a daemon without API keys.
 fn warn_if_open(access: &Access, listener: &TcpListener) -> anyhow::Result<()> {
     let address = listener.local_addr().context("the listener's address")?;
     if needs_warning(access.tenants().is_open(), address.ip()) {
@@ -201,7 +201,7 @@ fn needs_warning(is_open: bool, address: IpAddr) -> bool {
 }
 
 fn model_info(loaded: &Loaded, scheduler: &SchedulerConfig, eos: &[tokens::TokenId]) -> ModelInfo {
-    // A clock before 1970 is no reason not to serve.
+    // A clock before 1970 does not prevent serving.
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     ModelInfo {
         id: loaded.files.id.clone(),
@@ -229,7 +229,7 @@ fn http_config(server: &ServerConfig, sharing: &SharingConfig) -> server::Server
     }
 }
 
-/// A pool's size as people write it: one of 4 GiB lacks a few blocks at most.
+/// Formats a pool's size as users write it: one of 4 GiB lacks a few blocks at most.
 fn gib(bytes: u64) -> String {
     match bytes {
         0x4000_0000.. => format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30)),
@@ -237,7 +237,7 @@ fn gib(bytes: u64) -> String {
     }
 }
 
-/// Where HTTP is spoken.
+/// Builds the runtime of the HTTP threads.
 fn runtime() -> anyhow::Result<Runtime> {
     let num_cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     let num_threads = (num_cores / 2).clamp(MIN_HTTP_THREADS, MAX_HTTP_THREADS);
@@ -277,7 +277,7 @@ impl Started {
         Self { model, facts, sampling: sampling.to_string(), address: format!("http://{address}") }
     }
 
-    /// Plain lines for people, an event for programs.
+    /// Announces the start: plain lines for users, an event for programs.
     fn announce(&self, format: LogFormat) {
         let Self { model, facts, sampling, address } = self;
         match format {

@@ -8,7 +8,7 @@ use sim::{PoolSize, SimOptions, Trace};
 use crate::config::{KvSharing, Millis, Scheduling};
 use crate::json_args::JsonArgs;
 
-/// What `kvshare simulate` is told.
+/// Arguments of `kvshare simulate`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct SimulateArgs {
     /// JSON lines with arrival_s, input_length, output_length and, for prefix hits, hash_ids of blocks

@@ -1,10 +1,10 @@
-//! Results, on standard output.
+//! Output of results on standard output.
 
 use std::io::{ErrorKind, Write};
 
 use anyhow::Context;
 
-/// Writes `text`. A reader that has gone, as `head` does, wants no more and is no error.
+/// Writes `text`. A closed pipe, as after `head`, is no error.
 ///
 /// # Errors
 /// If it cannot be written for another reason, such as a full disk.

@@ -11,7 +11,7 @@ const MIN_REST: f64 = 1e-9;
 ///
 /// `reuse` should report more tokens than `full`. One of `full`'s that it does not report gets its least reported probability,
 /// which that token cannot exceed: the term counts too little rather than too much, and only where `reuse` finds a likely
-/// token very unlikely. The rest has what is left of 1, on either side at least [`MIN_REST`].
+/// token very unlikely. The rest has what is left of 1, on either side at least `MIN_REST`.
 ///
 /// By merging the tokens of the rest, the result is a lower bound of the divergence over all tokens. It is NaN if one of the log
 /// probabilities is.

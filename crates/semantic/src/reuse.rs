@@ -17,7 +17,7 @@ pub struct ReusePlan {
     /// Tokens of the chosen runs that are recomputed on purpose.
     pub recomputed_tokens: u32,
     /// Positions that only donors could have served that have an edit in the same segment. Sorted, disjoint; none under
-    /// [`EditPolicy::Reuse`].
+    /// [`crate::EditPolicy::Reuse`].
     pub edited: Vec<TokenRange>,
     /// What it costs, once that was asked; see [`crate::Gate`].
     pub estimate: Option<Estimate>,

@@ -1,4 +1,4 @@
-//! Times one long prompt on the engine thread, beside many waiting requests and long donors, with a device that takes no time.
+//! Times one long prompt on the engine thread, with many waiting requests and long donors, on a device that takes no time.
 //!
 //! `cargo run --release -p sim --example many_waiting`; the last table is in `benches/scale/donors.md`.
 
@@ -14,10 +14,10 @@ const PROMPT_TOKENS: usize = 128_000;
 const NUM_DONORS: u64 = 64;
 const NUM_WAITING: u64 = 10_000;
 const WAITING_TOKENS: usize = 300;
-/// Steps timed with the queue full.
+/// Timed steps with a full queue.
 const NUM_STEPS: usize = 300;
 
-/// Says the same token for ever.
+/// Executor that always samples the same token.
 struct Mute;
 
 impl Executor for Mute {
@@ -48,7 +48,7 @@ impl Random {
         (0..num_tokens).map(|_| TokenId(self.below(50_000) as u32)).collect()
     }
 
-    /// Chunks of a common text in another order, [`PROMPT_TOKENS`] in all.
+    /// Arranges chunks of a common text in another order, [`PROMPT_TOKENS`] in all.
     fn shuffled(&mut self, chunks: &[Vec<TokenId>]) -> Vec<TokenId> {
         let mut order: Vec<_> = (0..chunks.len()).collect();
         for i in (1..order.len()).rev() {
@@ -62,7 +62,7 @@ impl Random {
     }
 }
 
-/// Request `id` for `prompt`, which generates `max_tokens` tokens.
+/// Makes request `id` for `prompt`, which generates `max_tokens` tokens.
 fn request(id: u64, prompt: Vec<TokenId>, sharing: KvSharingMode, max_tokens: u32) -> Request {
     Request {
         request_id: RequestId(id),
@@ -97,7 +97,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         engine.add_request(request(id, random.shuffled(&chunks), KvSharingMode::Prefix, 1), Timestamp::default());
         run(&mut engine)?;
     }
-    // Answers that go on take all seats but one, then that one, too.
+    // Long answers take all of `max_num_seqs` but one, then that one, too.
     for id in 100..102 {
         engine.add_request(request(id, random.tokens(40), KvSharingMode::Prefix, 3000), Timestamp::default());
     }
@@ -138,7 +138,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Explains `requests`, then adds each of them and takes it back a step later.
+/// Explains `requests`, then adds each of them and aborts it a step later.
 fn ask(engine: &mut EngineCore<Mute>, requests: Vec<Request>, now: Timestamp, name: &str) {
     let explained: Vec<_> = requests.iter().map(|request| timed(|| drop(engine.explain(request)))).collect();
     report(&format!("explain 128,000 tokens, {name}"), explained);

@@ -1,28 +1,28 @@
-//! Time that passes only when somebody says so.
+//! Virtual time that passes only on request.
 
 use std::time::Duration;
 
 use tokens::Timestamp;
 
-/// A clock that stands still between two calls of `advance`.
+/// Clock that stands still between two calls of `advance`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct VirtualClock {
     now: Timestamp,
 }
 
 impl VirtualClock {
-    /// The time.
+    /// Returns the current time.
     #[must_use]
     pub fn now(&self) -> Timestamp {
         self.now
     }
 
-    /// Lets `time` pass.
+    /// Advances the clock by `time`.
     pub fn advance(&mut self, time: Duration) {
         self.now = Timestamp(self.now.0 + time);
     }
 
-    /// Moves on to `at`; stays where it is when that has passed.
+    /// Advances the clock to `at`; does nothing if `at` has passed.
     pub fn advance_to(&mut self, at: Timestamp) {
         self.now = self.now.max(at);
     }

@@ -1,4 +1,4 @@
-//! What a step would take on a device.
+//! Cost model of a step on a device.
 
 use std::time::Duration;
 
@@ -15,17 +15,17 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CostModel {
-    /// Each step, however small: reading the weights, launching, scheduling.
+    /// Cost of each step, however small: reading the weights, launching, scheduling.
     pub step_us: f64,
-    /// Each prompt token computed: its share of the matrix products.
+    /// Cost of each computed prompt token: its share of the matrix products.
     pub prefill_token_us: f64,
-    /// Each pair of a prompt token computed and a position it attends to.
+    /// Cost of each pair of a computed prompt token and a position it attends to.
     pub attention_pair_ns: f64,
-    /// Each generated token that is fed back.
+    /// Cost of each generated token that is fed back.
     pub decode_row_us: f64,
-    /// Each position such a token attends to: reading its KV.
+    /// Cost of each position such a token attends to: reading its KV.
     pub decode_context_token_ns: f64,
-    /// Each token whose KV is copied: read once, written once.
+    /// Cost of each token whose KV is copied: read once, written once.
     pub copied_token_ns: f64,
 }
 
@@ -42,7 +42,7 @@ impl Default for CostModel {
     }
 }
 
-/// The work of one step, as far as it is paid for.
+/// Work of one step, as far as it has a cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StepWork {
     /// Prompt tokens computed.
@@ -58,7 +58,7 @@ pub struct StepWork {
 }
 
 impl CostModel {
-    /// What `work` takes.
+    /// Returns the time that `work` takes.
     #[must_use]
     pub fn step_time(&self, work: &StepWork) -> Duration {
         let us = self.step_us

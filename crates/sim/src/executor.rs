@@ -1,4 +1,4 @@
-//! A device that computes nothing and knows how long it would have taken.
+//! Executor that computes nothing and returns the time a device would take.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,35 +12,35 @@ use tokens::RequestId;
 use crate::prompt::generated_token;
 use crate::{CostModel, StepWork};
 
-/// Prices each step with a cost model and answers with made-up tokens.
+/// Executor that prices each step with a cost model and samples made-up tokens.
 pub struct SimExecutor {
     cost: CostModel,
     prompts: HashMap<RequestId, PromptLen>,
     busy: Duration,
 }
 
-/// Where the parts of a padded prompt end.
+/// Lengths of a padded prompt.
 #[derive(Clone, Copy)]
 struct PromptLen {
-    /// Tokens to be paid for.
+    /// Tokens that have a cost.
     real: u32,
-    /// With what its last block was filled up with; generated tokens follow.
+    /// Tokens with the padding of the last block; generated tokens follow.
     padded: u32,
 }
 
 impl SimExecutor {
-    /// A device of which no step was asked yet.
+    /// Creates an executor without steps.
     #[must_use]
     pub fn new(cost: CostModel) -> Self {
         Self { cost, prompts: HashMap::new(), busy: Duration::ZERO }
     }
 
-    /// Announces a request whose prompt has `padded` tokens, of which only the first `real` are paid for.
+    /// Announces a request whose prompt has `padded` tokens, of which only the first `real` have a cost.
     pub fn announce(&mut self, request_id: RequestId, real: u32, padded: u32) {
         self.prompts.insert(request_id, PromptLen { real, padded });
     }
 
-    /// Time of all steps together.
+    /// Returns the time of all steps together.
     #[must_use]
     pub fn busy(&self) -> Duration {
         self.busy
@@ -56,7 +56,7 @@ impl SimExecutor {
         work
     }
 
-    /// A sequence pays for one prompt token at least: where all but padding was found, its last token still has to be computed.
+    /// Adds the work of a sequence, at least one prompt token: if all but padding is cached, its last token still has to be computed.
     fn add_work(&self, work: &mut StepWork, sequence: &ScheduledSequence) {
         let len = self.prompts[&sequence.request_id];
         let before = *work;
@@ -95,7 +95,7 @@ impl Executor for SimExecutor {
     }
 }
 
-/// A measurement by which no token differs from another.
+/// Returns a measurement in which no token differs from another.
 fn unremarkable(probe: &ProbedSequence) -> ProbedSpans {
     let deviations = probe.measured().map(|_| TokenDeviation::default()).collect();
     ProbedSpans { request_id: probe.request_id, deviations }
@@ -114,7 +114,7 @@ mod tests {
 
     use super::*;
 
-    /// Work of one sequence of a prompt of 600 tokens, padded to 1024.
+    /// Checks one sequence of a prompt of 600 tokens, padded to 1024.
     #[track_caller]
     fn check(positions: std::ops::Range<u32>, sample: bool, expected: StepWork) {
         let mut executor = SimExecutor::new(CostModel::default());

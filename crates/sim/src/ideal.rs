@@ -1,29 +1,29 @@
-//! What an unbounded exact-prefix cache would find, counted from the names of the blocks alone.
+//! Hits of an unbounded exact-prefix cache, counted from block names alone.
 //!
-//! It shares nothing with the engine, so that the two can be compared.
+//! It shares no code with the engine, so that the two can be compared.
 
 use std::collections::HashSet;
 
 use crate::Trace;
 
-/// Blocks found, of blocks asked for.
+/// Block hits and lookups.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BlockHits {
-    /// Found.
+    /// Blocks found.
     pub hits: u64,
-    /// Asked for.
+    /// Blocks looked up.
     pub lookups: u64,
 }
 
 impl BlockHits {
-    /// Share found, in `0..=1`; 0 when nothing was asked for.
+    /// Returns the share found, in `0..=1`; 0 without lookups.
     #[must_use]
     pub fn ratio(self) -> f64 {
         if self.lookups == 0 { 0.0 } else { self.hits as f64 / self.lookups as f64 }
     }
 }
 
-/// For each request, the leading blocks that some earlier request had. The last, partial block counts like any other.
+/// Counts, for each request, the leading blocks that an earlier request had. The last, partial block counts like any other.
 #[must_use]
 pub fn ideal_hits(trace: &Trace) -> Vec<BlockHits> {
     let mut seen = HashSet::new();

@@ -1,8 +1,8 @@
 //! Executes a `SchedulerOutput` with a cost model and a virtual clock, to test and compare policies.
 //!
-//! What is here: traces of requests ([`Trace`]), what a step would take ([`CostModel`]), an [`engine::Executor`] that computes nothing
-//! ([`SimExecutor`]), and the replay of a trace through the real [`engine::EngineCore`] ([`replay`], [`simulate`]).
-//! What is deliberately not here: any decision. Hits, evictions and the order of requests are the engine's own.
+//! Contains traces of requests ([`Trace`]), the cost of a step ([`CostModel`]), an [`engine::Executor`] that computes nothing
+//! ([`SimExecutor`]), and the replay of a trace through the real [`engine::EngineCore`] ([`replay()`], [`simulate()`]).
+//! Deliberately excludes any decision. Hits, evictions and the order of requests are the engine's own.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! What to simulate.
+//! Options of a simulation.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,32 +8,32 @@ use engine::{KvSharingMode, SchedulePolicy, SchedulerConfig};
 
 use crate::CostModel;
 
-/// Runs to make over one trace: every pool with every policy.
+/// Runs over one trace: every pool with every policy.
 #[derive(Clone, Debug)]
 pub struct SimOptions {
     /// Sizes of the pool.
     pub pools: Vec<PoolSize>,
     /// Orders of the waiting requests.
     pub policies: Vec<SchedulePolicy>,
-    /// What all requests may reuse.
+    /// KV that all requests may reuse.
     pub sharing: KvSharingMode,
-    /// Multiplies the times of arrival: below 1 is more load. Finite and not negative.
+    /// Factor of the arrival times: below 1 is more load. Finite and not negative.
     pub time_scale: f64,
     /// Requests to replay from the trace's start; `None` for all.
     pub max_requests: Option<usize>,
-    /// What steps take.
+    /// Cost of steps.
     pub cost: CostModel,
-    /// Rows of one step.
+    /// Maximum rows in a step.
     pub max_num_batched_tokens: usize,
-    /// Sequences of one step.
+    /// Maximum sequences in a step.
     pub max_num_seqs: usize,
     /// Longest time for which later requests may go first in a short queue.
     pub max_overtake: Duration,
-    /// The same in a long queue, as a multiple of the time it takes.
+    /// Same limit in a long queue, as a multiple of the time that queue takes.
     pub max_overtake_ratio: f64,
-    /// Share of the longest delay of late that a request with much work waits longer than by arrival.
+    /// Share of the longest recent delay that a request with much work waits longer than by arrival.
     pub overtake_share: f64,
-    /// Share of the time waited that counts against predicted work at most.
+    /// Maximum share of the waiting time that counts against predicted work.
     pub ageing: f64,
     /// Share of a step's rows for a long prompt while shorter ones wait.
     pub long_prompt_share: f64,
@@ -61,12 +61,12 @@ impl Default for SimOptions {
     }
 }
 
-/// How much KV fits.
+/// Capacity of the KV pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PoolSize {
-    /// So many blocks of [`crate::BLOCK_TOKENS`].
+    /// This many blocks of [`crate::BLOCK_TOKENS`].
     Blocks(usize),
-    /// All prompts and answers of the trace.
+    /// Room for all prompts and answers of the trace.
     Unlimited,
 }
 
@@ -79,7 +79,7 @@ impl fmt::Display for PoolSize {
     }
 }
 
-/// Not a size of a pool.
+/// Invalid pool size.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a pool is a number of blocks, at least 1, or `unlimited`")]
 pub struct UnknownPoolSize;

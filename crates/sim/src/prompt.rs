@@ -6,29 +6,29 @@ use tokens::{RequestId, TokenId};
 
 use crate::{BLOCK_TOKENS, TraceRequest};
 
-/// Set in generated tokens only, so that no answer looks like a prompt.
+/// Bit set in generated tokens only, so that no answer looks like a prompt.
 const GENERATED: u32 = 1 << 31;
 
-/// The prompt of `request`, its last block filled up.
+/// Makes the prompt of `request`, with its last block padded.
 ///
-/// A pool knows whole blocks only, while a trace names a partial last block like any other. So the block is made whole: what is
-/// added has a place in the pool, but costs nothing to compute (see [`crate::SimExecutor`]).
+/// The pool holds whole blocks only, while a trace names a partial last block like any other. So the block is padded: the padding takes
+/// room in the pool, but costs nothing to compute (see [`crate::SimExecutor`]).
 pub(crate) fn padded_prompt(request: &TraceRequest) -> Arc<[TokenId]> {
     request.blocks.iter().flat_map(|&block| block_tokens(block)).collect()
 }
 
-/// Tokens of the block called `name`; the first is the name, so two blocks never share even one leading token.
+/// Returns the tokens of the block called `name`; the first is the name, so two blocks never share even one leading token.
 fn block_tokens(name: u32) -> impl Iterator<Item = TokenId> {
     let rest = (1..BLOCK_TOKENS).map(move |i| TokenId(scramble(u64::from(name) << 32 | u64::from(i)) & !GENERATED));
     std::iter::once(TokenId(name & !GENERATED)).chain(rest)
 }
 
-/// The token generated for `request` at `position`.
+/// Returns the token generated for `request` at `position`.
 pub(crate) fn generated_token(request: RequestId, position: u32) -> TokenId {
     TokenId(scramble(request.0 << 32 | u64::from(position)) | GENERATED)
 }
 
-/// Multiply and fold: neighbours look unrelated, which is all that is asked of these tokens.
+/// Multiplies and folds: neighbours look unrelated, which is all that these tokens need.
 fn scramble(x: u64) -> u32 {
     let x = (x ^ (x >> 31)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (x >> 32) as u32

@@ -1,4 +1,4 @@
-//! One trace through one engine, on virtual time.
+//! Replay of one trace through one engine, on virtual time.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -14,8 +14,8 @@ use crate::{
     BLOCK_TOKENS, BlockHits, CostModel, PoolSize, SimExecutor, SimOptions, Trace, TraceRequest, VirtualClock, ideal_hits,
 };
 
-/// A request is a miss if even an unbounded cache finds less than this share of its blocks. Chosen: by the trace alone, so that all
-/// runs speak of the same requests, and above 0, because in some traces all requests share their first block.
+/// Share of a request's blocks found by an unbounded cache below which it is a miss. Chosen: by the trace alone, so that all runs count
+/// the same requests, and above 0, because in some traces all requests share their first block.
 const MISS_RATIO: f64 = 0.1;
 
 /// Settings of one run.
@@ -23,30 +23,30 @@ const MISS_RATIO: f64 = 0.1;
 pub struct ReplayConfig {
     /// Size of the pool.
     pub pool: PoolSize,
-    /// What all requests may reuse.
+    /// KV that all requests may reuse.
     pub sharing: KvSharingMode,
-    /// What steps take.
+    /// Cost of steps.
     pub cost: CostModel,
     /// Order of the waiting requests.
     pub policy: SchedulePolicy,
-    /// Rows of one step.
+    /// Maximum rows in a step.
     pub max_num_batched_tokens: usize,
-    /// Sequences of one step.
+    /// Maximum sequences in a step.
     pub max_num_seqs: usize,
     /// Longest time for which later requests may go first in a short queue.
     pub max_overtake: Duration,
-    /// The same in a long queue, as a multiple of the time it takes.
+    /// Same limit in a long queue, as a multiple of the time that queue takes.
     pub max_overtake_ratio: f64,
-    /// Share of the longest delay of late that a request with much work waits longer than by arrival.
+    /// Share of the longest recent delay that a request with much work waits longer than by arrival.
     pub overtake_share: f64,
-    /// Share of the time waited that counts against predicted work at most.
+    /// Maximum share of the waiting time that counts against predicted work.
     pub ageing: f64,
     /// Share of a step's rows for a long prompt while shorter ones wait.
     pub long_prompt_share: f64,
 }
 
 impl ReplayConfig {
-    /// The run of `options` with `pool` and `policy`.
+    /// Returns the run of `options` with `pool` and `policy`.
     #[must_use]
     pub fn new(options: &SimOptions, pool: PoolSize, policy: SchedulePolicy) -> Self {
         let &SimOptions { sharing, cost, max_num_batched_tokens, max_num_seqs, max_overtake, .. } = options;
@@ -91,7 +91,7 @@ impl ReplayConfig {
     }
 }
 
-/// Why a trace cannot be replayed.
+/// Reason why a trace cannot be replayed.
 #[derive(Debug, thiserror::Error)]
 pub enum SimError {
     /// The engine refuses the settings.
@@ -100,10 +100,10 @@ pub enum SimError {
     /// The engine failed.
     #[error(transparent)]
     Executor(#[from] engine::ExecutorError),
-    /// Arrivals cannot be scaled by this.
+    /// Arrivals cannot be scaled by this factor.
     #[error("time_scale is {0}, but must be finite and not negative")]
     TimeScale(f64),
-    /// The engine has work, but does none of it, and nothing more arrives.
+    /// The engine has work, but makes no progress, and nothing more arrives.
     #[error("the engine stands still with {num_unfinished} requests unfinished")]
     Stalled {
         /// Requests that never ended.
@@ -111,10 +111,10 @@ pub enum SimError {
     },
 }
 
-/// Replays `trace` and says what became of it. Requests that can never fit the pool are refused and counted.
+/// Replays `trace` and reports the outcome. Requests that can never fit the pool are refused and counted.
 ///
 /// # Errors
-/// If the settings contradict each other, or the engine stands still.
+/// If the settings contradict each other, or the engine makes no progress.
 pub fn replay(trace: &Trace, config: &ReplayConfig) -> Result<RunReport, SimError> {
     let engine = EngineCore::new(config.scheduler_config(trace), SimExecutor::new(config.cost))?;
     let mut replay = Replay {
@@ -140,22 +140,22 @@ struct Replay<'a> {
     num_arrived: usize,
     num_steps: u64,
     num_refused: u64,
-    /// Index in the trace of what is in the engine.
+    /// Trace indices of the requests in the engine.
     unfinished: HashMap<RequestId, usize>,
     outcomes: Vec<Outcome>,
 }
 
-/// What became of one request.
+/// Outcome of one request.
 #[derive(Clone, Copy, Default)]
 struct Outcome {
-    /// As found at its first admission.
+    /// Usage at its first admission.
     usage: Option<KvUsage>,
     first_token: Option<Timestamp>,
     finished: Option<Timestamp>,
 }
 
 impl Replay<'_> {
-    /// Lets one step pass, or the time until the next arrival; false when all is done.
+    /// Runs one step, or skips to the next arrival; returns false when all is done.
     fn advance(&mut self) -> Result<bool, SimError> {
         self.let_arrive()?;
         if !self.engine.has_work() {
@@ -181,7 +181,7 @@ impl Replay<'_> {
         next.inspect(|request| self.clock.advance_to(request.arrival)).is_some()
     }
 
-    /// Hands over what has arrived by now. Prompts are made here, so that only those under way take memory.
+    /// Submits requests that have arrived by now. Makes prompts here, so that only those in progress take memory.
     fn let_arrive(&mut self) -> Result<(), SimError> {
         while let Some(traced) = self.trace.requests.get(self.num_arrived)
             && traced.arrival <= self.clock.now()
@@ -262,7 +262,7 @@ impl Replay<'_> {
         }
     }
 
-    /// Blocks found; tokens found as prefix and as spans, and asked for. Of requests that were admitted.
+    /// Counts blocks found, tokens found as prefix and as spans, and input tokens, of requests that were admitted.
     fn count_hits(&self) -> (BlockHits, u64, u64, u64) {
         let (mut blocks, mut prefix_tokens, mut span_tokens, mut input_tokens) = (BlockHits::default(), 0, 0, 0);
         for (traced, outcome) in self.trace.requests.iter().zip(&self.outcomes) {
@@ -277,7 +277,7 @@ impl Replay<'_> {
         (blocks, prefix_tokens, span_tokens, input_tokens)
     }
 
-    /// Times to first token of the requests that `among` picks by what an unbounded cache finds for them.
+    /// Returns times to first token of the requests that `among` selects by the hits of an unbounded cache.
     fn ttfts(&self, among: impl Fn(BlockHits) -> bool) -> Vec<Duration> {
         let requests = self.trace.requests.iter().zip(&self.outcomes).zip(ideal_hits(self.trace));
         let picked = requests.filter(|(_, ideal)| among(*ideal));
@@ -285,7 +285,7 @@ impl Replay<'_> {
     }
 }
 
-/// Blocks of a prompt that were found. The last one counts as found although its last token is always computed.
+/// Counts the blocks of a prompt that were found. The last one counts as found although its last token is always computed.
 fn blocks_found(traced: &TraceRequest, usage: KvUsage) -> u64 {
     let is_whole = usage.prefix_tokens + 1 >= traced.padded_tokens();
     let prefix_tokens = if is_whole { traced.padded_tokens() } else { usage.prefix_tokens };
@@ -305,7 +305,7 @@ mod tests {
     use super::*;
     use crate::testing::trace;
 
-    /// Prefill of a block takes 1 s, everything else nothing.
+    /// Costs 1 s for the prefill of a block, and nothing else.
     const SECOND_PER_BLOCK: CostModel = CostModel {
         step_us: 0.0,
         prefill_token_us: 1e6 / BLOCK_TOKENS as f64,

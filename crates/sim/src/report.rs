@@ -1,4 +1,4 @@
-//! What came of a simulation, for people and for programs.
+//! Results of a simulation, for users and for programs.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,20 +7,20 @@ use serde::Serialize;
 
 use crate::{CostModel, Trace, ideal_hits};
 
-/// All runs over one trace. Prints as a table.
+/// Results of all runs over one trace. Prints as a table.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SimReport {
-    /// What was replayed.
+    /// Trace that was replayed.
     pub trace: TraceReport,
-    /// What steps took.
+    /// Cost of steps.
     pub cost: CostModel,
-    /// By what arrivals were multiplied.
+    /// Factor of the arrival times.
     pub time_scale: f64,
-    /// One for each pool and policy.
+    /// One run for each pool and policy.
     pub runs: Vec<RunReport>,
 }
 
-/// A trace, and what an unbounded exact-prefix cache would find in it.
+/// Trace, with the hits of an unbounded exact-prefix cache.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TraceReport {
     /// Requests replayed.
@@ -31,13 +31,13 @@ pub struct TraceReport {
     pub input_tokens: u64,
     /// Tokens they generate.
     pub output_tokens: u64,
-    /// From the first arrival to the last.
+    /// Time from the first arrival to the last.
     pub span_seconds: f64,
     /// Share of the blocks that the unbounded cache finds, counted from the trace alone.
     pub ideal_block_hit_ratio: f64,
 }
 
-/// One run.
+/// Results of one run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RunReport {
     /// Blocks of the pool, or `unlimited`.
@@ -48,26 +48,26 @@ pub struct RunReport {
     pub num_finished: u64,
     /// Requests that the pool could never hold. They count nowhere else.
     pub num_refused: u64,
-    /// Blocks found as prefix at first admission, of all blocks.
+    /// Share of blocks found as prefix at first admission, of all blocks.
     ///
-    /// A partial last block counts like any other, as the trace names it like any other. It is found if an equal one was computed
-    /// before; its last token is computed all the same.
+    /// A partial last block counts like any other, because the trace names it like any other. It is found if an equal one was computed
+    /// before; its last token is computed nevertheless.
     pub block_hit_ratio: f64,
-    /// Prompt tokens found as prefix at first admission, of all.
+    /// Share of prompt tokens found as prefix at first admission.
     pub token_hit_ratio: f64,
-    /// Prompt tokens copied as spans, of all.
+    /// Share of prompt tokens copied as spans.
     pub span_token_ratio: f64,
     /// Time to first token.
     pub ttft: TtftReport,
-    /// The same of those requests of which even an unbounded cache finds less than a tenth.
+    /// Time to first token of requests of which even an unbounded cache finds less than a tenth.
     pub miss_ttft: TtftReport,
-    /// Cached blocks given up.
+    /// Cached blocks evicted.
     pub num_evictions: u64,
-    /// Requests thrown back to make room.
+    /// Preempted requests.
     pub num_preemptions: u64,
-    /// Steps that computed something.
+    /// Steps that computed rows.
     pub num_steps: u64,
-    /// From the first arrival to the last token.
+    /// Time from the first arrival to the last token.
     pub makespan_seconds: f64,
     /// Share of the makespan in which a step ran.
     pub busy_ratio: f64,
@@ -76,7 +76,7 @@ pub struct RunReport {
 /// Distribution of times to first token, on virtual time. Percentiles are the nearest rank; all are 0 without requests.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct TtftReport {
-    /// How many.
+    /// Number of requests.
     pub num_requests: u64,
     /// Mean.
     pub mean_seconds: f64,
@@ -170,7 +170,7 @@ impl fmt::Display for SimReport {
     }
 }
 
-/// Names to the left, numbers to the right.
+/// Writes a row with names to the left, numbers to the right.
 fn write_row(f: &mut fmt::Formatter<'_>, cells: &[impl AsRef<str>], widths: &[usize]) -> fmt::Result {
     for (column, (cell, width)) in cells.iter().zip(widths).enumerate() {
         match column {

@@ -1,4 +1,4 @@
-//! All runs over one trace.
+//! Simulation of all runs over one trace.
 
 use crate::report::{SimReport, TraceReport};
 use crate::{ReplayConfig, SimError, SimOptions, Trace, replay};
@@ -6,7 +6,7 @@ use crate::{ReplayConfig, SimError, SimOptions, Trace, replay};
 /// Replays `trace` with every pool and every policy of `options`.
 ///
 /// # Errors
-/// If `time_scale` is not a factor, or as [`replay`].
+/// If `time_scale` is negative or not finite, or as [`replay()`].
 pub fn simulate(trace: Trace, options: &SimOptions) -> Result<SimReport, SimError> {
     if !(options.time_scale.is_finite() && options.time_scale >= 0.0) {
         return Err(SimError::TimeScale(options.time_scale));

@@ -1,4 +1,4 @@
-//! Requests as they once arrived: lengths, times, and which blocks of their prompts were equal.
+//! Trace of recorded requests: lengths, arrival times, and equal blocks of their prompts.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -12,55 +12,55 @@ use tokens::Timestamp;
 /// Tokens of one block of a trace (Mooncake, FAST'25 traces). The last block of a prompt may have fewer.
 pub const BLOCK_TOKENS: u32 = 512;
 
-/// Requests by arrival.
+/// Requests in the order of arrival.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Trace {
-    /// By ascending arrival.
+    /// Requests by ascending arrival.
     pub requests: Vec<TraceRequest>,
 }
 
 /// One request of a trace.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TraceRequest {
-    /// Since the first request.
+    /// Time since the first request.
     pub arrival: Timestamp,
-    /// Tokens of the prompt, at least 1.
+    /// Prompt tokens, at least 1.
     pub input_tokens: u32,
-    /// Tokens generated, at least 1.
+    /// Generated tokens, at least 1.
     pub output_tokens: u32,
-    /// Name of each block of [`BLOCK_TOKENS`] of the prompt, the last one partial. Equal names in two prompts mean equal blocks behind
-    /// equal blocks. Names are dense: `0..` by first appearance. A request of a trace without names shares none.
+    /// Name of each block of [`BLOCK_TOKENS`] of the prompt, the last one partial. Equal names in two prompts mean equal blocks after equal
+    /// blocks. Names are dense: `0..` by first appearance. A request of a trace without names shares none.
     pub blocks: Vec<u32>,
 }
 
-/// Why a trace cannot be read.
+/// Reason why a trace cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum TraceError {
-    /// The file is not there or breaks off.
+    /// The file is missing or cannot be read to its end.
     #[error("reading the trace: {0}")]
     Io(#[from] std::io::Error),
     /// A line is not a request.
     #[error("line {line}: {source}")]
     Json {
-        /// Counted from 1.
+        /// Line, from 1.
         line: usize,
-        /// What is wrong with it.
+        /// Parse error.
         source: serde_json::Error,
     },
-    /// A request is empty, or before the beginning.
+    /// A request is empty, or arrives before time 0.
     #[error("line {line}: arrival_s must be at least 0, input_length and output_length at least 1")]
     OutOfRange {
-        /// Counted from 1.
+        /// Line, from 1.
         line: usize,
     },
-    /// Names and length do not go together.
+    /// The number of names does not match the length.
     #[error("line {line}: {num_ids} hash_ids for {input_length} tokens, which are {num_blocks} blocks of 512")]
     BlockCount {
-        /// Counted from 1.
+        /// Line, from 1.
         line: usize,
         /// Names given.
         num_ids: usize,
-        /// Length given.
+        /// Length given, in tokens.
         input_length: u32,
         /// Names needed.
         num_blocks: usize,
@@ -80,15 +80,15 @@ impl Trace {
     /// Reads a file of one JSON object a line: `arrival_s`, `input_length`, `output_length`, and perhaps `hash_ids`.
     ///
     /// # Errors
-    /// Names the first line that is not such a request.
+    /// If a line is not such a request; names the first.
     pub fn open(path: &Path) -> Result<Self, TraceError> {
         Self::read(BufReader::new(File::open(path)?))
     }
 
-    /// Reads the same from memory or a pipe. Empty lines are skipped.
+    /// Reads the same from memory or a pipe. Skips empty lines.
     ///
     /// # Errors
-    /// Names the first line that is not such a request.
+    /// If a line is not such a request; names the first.
     pub fn read(reader: impl BufRead) -> Result<Self, TraceError> {
         let mut names = BlockNames::default();
         let mut requests = Vec::new();
@@ -104,14 +104,14 @@ impl Trace {
         Ok(Self { requests })
     }
 
-    /// The first `num_requests` requests.
+    /// Keeps the first `num_requests` requests.
     #[must_use]
     pub fn truncated(mut self, num_requests: usize) -> Self {
         self.requests.truncate(num_requests);
         self
     }
 
-    /// The same requests with `time_scale` times the time between them: below 1 is more load. Must be finite and not negative.
+    /// Multiplies the time between requests by `time_scale`: below 1 is more load. Must be finite and not negative.
     #[must_use]
     pub fn scaled(mut self, time_scale: f64) -> Self {
         for request in &mut self.requests {
@@ -122,7 +122,7 @@ impl Trace {
 }
 
 impl TraceRequest {
-    /// Tokens of the prompt with its last block filled up.
+    /// Counts prompt tokens with the last block padded.
     #[must_use]
     pub fn padded_tokens(&self) -> u32 {
         self.blocks.len() as u32 * BLOCK_TOKENS
@@ -146,7 +146,7 @@ impl Line {
     }
 }
 
-/// Gives dense names to the ids of a file.
+/// Map from the ids of a file to dense names.
 #[derive(Default)]
 struct BlockNames {
     known: HashMap<u64, u32>,

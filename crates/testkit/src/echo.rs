@@ -1,4 +1,4 @@
-//! An executor whose answers can be told in advance.
+//! Executor with predictable answers.
 
 use std::collections::HashMap;
 
@@ -8,39 +8,39 @@ use engine::{
 };
 use tokens::{BlockSize, RequestId, TokenId};
 
-/// What [`EchoExecutor`] says.
+/// Rule for the tokens of [`EchoExecutor`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reply {
-    /// The id after the one of the last token, modulo `vocab_size`.
+    /// Id of the last token plus one, modulo `vocab_size`.
     Successor {
         /// Number of ids.
         vocab_size: u32,
     },
-    /// The prompt from its beginning, over and over.
+    /// Prompt from its beginning, over and over.
     Prompt,
 }
 
-/// Executes nothing and answers by [`Reply`], with log probabilities if asked. Records every step.
+/// Executor that answers by [`Reply`], with log probabilities if requested, and records every step.
 ///
-/// Panics on what a runner could not execute: a request that was not announced, or a block table too short for its rows.
+/// Panics on input that a runner could not execute: a request that was not announced, or a block table too short for its rows.
 #[derive(Debug)]
 pub struct EchoExecutor {
     reply: Reply,
-    /// Rows in a block, to check block tables with.
+    /// Rows in a block, to check block tables.
     block_size: usize,
     requests: HashMap<RequestId, NewRequest>,
     steps: Vec<SchedulerOutput>,
     overlaps: bool,
-    /// Rows of prompts with this token give no numbers.
+    /// Token that makes requests with it in their prompts faulty.
     poison: Option<TokenId>,
-    /// The step that was launched.
+    /// Step that was launched.
     launched: Option<SchedulerOutput>,
-    /// Steps that were made ready while another one ran.
+    /// Steps that were prepared while another one ran.
     prepared: Vec<u64>,
 }
 
 impl EchoExecutor {
-    /// An executor for blocks of `block_size` tokens.
+    /// Creates an executor for blocks of `block_size` tokens.
     #[must_use]
     pub fn new(reply: Reply, block_size: usize) -> Self {
         Self {
@@ -55,13 +55,13 @@ impl EchoExecutor {
         }
     }
 
-    /// One that computes while its caller goes on.
+    /// Lets the executor compute while its caller goes on.
     #[must_use]
     pub fn overlapping(self) -> Self {
         Self { overlaps: true, ..self }
     }
 
-    /// One that gives no numbers for requests whose prompts contain `token`.
+    /// Reports requests whose prompts contain `token` as faulty.
     #[must_use]
     pub fn poisoned_by(self, token: TokenId) -> Self {
         Self { poison: Some(token), ..self }
@@ -72,25 +72,25 @@ impl EchoExecutor {
         sequence.sample && self.poison.is_some_and(|poison| prompt.contains(&poison))
     }
 
-    /// Numbers of the steps that were made ready while the one before ran.
+    /// Returns the numbers of the steps that were prepared while the previous one ran.
     #[must_use]
     pub fn prepared(&self) -> &[u64] {
         &self.prepared
     }
 
-    /// All steps so far.
+    /// Returns all steps so far.
     #[must_use]
     pub fn steps(&self) -> &[SchedulerOutput] {
         &self.steps
     }
 
-    /// Requests that were announced and not yet finished.
+    /// Counts requests that were announced and not yet finished.
     #[must_use]
     pub fn num_known_requests(&self) -> usize {
         self.requests.len()
     }
 
-    /// The token behind the last row of `sequence`.
+    /// Returns the token after the last row of `sequence`.
     fn next_token(&self, sequence: &ScheduledSequence) -> TokenId {
         let row = sequence.rows.last().expect("a scheduled sequence has rows");
         let prompt = &self.request(sequence.request_id).prompt_token_ids;
@@ -130,19 +130,19 @@ impl EchoExecutor {
     }
 }
 
-/// A measurement by which no token differs from another.
+/// Returns a measurement in which no token differs from another.
 fn unremarkable(probe: &ProbedSequence) -> ProbedSpans {
     let deviations = probe.measured().map(|_| TokenDeviation::default()).collect();
     ProbedSpans { request_id: probe.request_id, deviations }
 }
 
-/// The attention of a row that finds all positions alike.
+/// Returns zero attention to all watched positions.
 fn inattentive(sequence: &ScheduledSequence) -> WatchedSpans {
     let num_watched = sequence.watch.iter().map(|range| range.len() as usize).sum();
     WatchedSpans { request_id: sequence.request_id, attention: vec![0.0; num_watched] }
 }
 
-/// The choice of a model that has no doubt.
+/// Returns log probabilities of a model that is certain of `token`.
 fn certain(token: TokenId, num_top: u32) -> TokenLogProbs {
     let chosen = LogProb { token, logprob: 0.0, rank: 1 };
     let others = (1..num_top).map(|i| LogProb { token: TokenId(token.0.wrapping_add(i)), logprob: -100.0, rank: i + 1 });
@@ -206,7 +206,7 @@ mod tests {
     use super::*;
     use crate::{RequestBuilder, prompt};
 
-    /// What comes out for one request of `max_tokens` tokens.
+    /// Checks the output of one request of `max_tokens` tokens.
     #[track_caller]
     fn check(reply: Reply, text: &str, max_tokens: u32, expected: &str) {
         let config = SchedulerConfig::new(8, 128);

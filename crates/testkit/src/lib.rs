@@ -1,7 +1,7 @@
-//! Small deterministic worlds for tests: prompts made of words, requests with defaults, and an executor without a model.
+//! Small deterministic inputs for tests: prompts made of words, requests with defaults, and an executor without a model.
 //!
-//! What is here: [`prompt`], [`passage`], [`RequestBuilder`], [`EchoExecutor`].
-//! What is deliberately not here: tensors and real models (`runner::testing`), and anything a daemon would need at run time.
+//! Contains [`prompt`], [`passage`], [`RequestBuilder`], [`EchoExecutor`]. Deliberately excludes tensors and real models
+//! (`runner::testing`), and anything a daemon would need at run time.
 
 #![forbid(unsafe_code)]
 

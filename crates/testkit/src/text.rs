@@ -2,22 +2,22 @@
 
 use tokens::TokenId;
 
-/// Ids of [`prompt`] and [`passage`] lie below this.
+/// Upper bound of the ids of [`prompt`] and [`passage`].
 const NUM_IDS: u32 = 1 << 20;
 
-/// One token for each word of `text`; a word that is a number is that id.
+/// Makes one token for each word of `text`; a word that is a number is that id.
 #[must_use]
 pub fn prompt(text: &str) -> Vec<TokenId> {
     text.split_whitespace().map(|word| TokenId(word.parse().unwrap_or_else(|_| id_of(word)))).collect()
 }
 
-/// `num_tokens` tokens that are always the same for the same `name`.
+/// Makes `num_tokens` tokens that are always the same for the same `name`.
 #[must_use]
 pub fn passage(name: &str, num_tokens: usize) -> Vec<TokenId> {
     (0..num_tokens).map(|i| TokenId(id_of(&format!("{name}.{i}")))).collect()
 }
 
-/// FNV-1a (Fowler, Noll, Vo), 32 bits, cut to the ids in use.
+/// Hashes with FNV-1a (Fowler, Noll, Vo), 32 bits, reduced to the ids in use.
 fn id_of(word: &str) -> u32 {
     word.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)) % NUM_IDS
 }

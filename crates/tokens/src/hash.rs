@@ -1,4 +1,4 @@
-//! The hash chain that names full blocks of tokens.
+//! Hash chain that names full blocks of tokens.
 //!
 //! A block's hash covers its scope, all blocks before it and its own tokens, so equal hashes mean equal causal past.
 //! 64 bits are enough because every hit is confirmed by comparing tokens: a collision costs a miss, never a wrong answer.
@@ -10,7 +10,7 @@ use crate::{BlockSize, Scope, TokenId};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockHash(pub u64);
 
-/// The chain of a sequence's full blocks without a scope: tokens are hashed once, whatever the number of scopes they are looked up in.
+/// Chain of a sequence's full blocks without a scope: tokens are hashed once for lookups in any number of scopes.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct ContentHashes(Box<[u64]>);
 
@@ -25,7 +25,7 @@ impl ContentHashes {
         Self(chain.collect())
     }
 
-    /// Names of the blocks in `scope`, one mixing step each.
+    /// Returns the names of the blocks in `scope`, one mixing step each.
     #[must_use]
     pub fn in_scope(&self, scope: Scope) -> Vec<BlockHash> {
         let key = scope_key(scope);
@@ -33,13 +33,13 @@ impl ContentHashes {
     }
 }
 
-/// Hashes of the blocks that `tokens` fill completely, first to last. A trailing partial block has none.
+/// Hashes the blocks that `tokens` fill completely, first to last. A trailing partial block has none.
 #[must_use]
 pub fn hash_full_blocks(scope: Scope, tokens: &[TokenId], block_size: BlockSize) -> Vec<BlockHash> {
     ContentHashes::of(tokens, block_size).in_scope(scope)
 }
 
-/// Hash of one full block that follows `parent`, or that starts a sequence.
+/// Hashes one full block that follows `parent`, or that starts a sequence.
 #[must_use]
 pub fn hash_next_block(scope: Scope, parent: Option<BlockHash>, block: &[TokenId]) -> BlockHash {
     let key = scope_key(scope);
@@ -47,7 +47,7 @@ pub fn hash_next_block(scope: Scope, parent: Option<BlockHash>, block: &[TokenId
     BlockHash(splitmix64(chain_block(start, block) ^ key))
 }
 
-/// Content of a block after content `state`. Two tokens at a time: each step waits for the one before.
+/// Hashes the content of a block after content `state`. Two tokens at a time: each step waits for the one before.
 fn chain_block(state: u64, block: &[TokenId]) -> u64 {
     let (pairs, rest) = block.as_chunks::<2>();
     let state = pairs.iter().fold(state, |state, [a, b]| splitmix64(state ^ (u64::from(a.0) | u64::from(b.0) << 32)));
@@ -58,10 +58,10 @@ fn scope_key(scope: Scope) -> u64 {
     splitmix64(scope.0 ^ SCOPE_SEED)
 }
 
-/// Any odd-looking constant: it keeps the hash of an empty scope from being zero.
+/// Any odd-looking constant: keeps the hash of an empty scope from being zero.
 const SEED: u64 = 0x6b76_7368_6172_6521;
 
-/// Another one: scopes and first blocks are of different domains, or a scope and a block of the same number would change places unseen.
+/// Seed of scopes, in another domain than first blocks: otherwise a scope and a block of the same number could be exchanged unnoticed.
 const SCOPE_SEED: u64 = 0x7363_6f70_655f_6b65;
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
-//! The words every layer shares: token ids, ranges of positions, tenant scopes, and the hash chain of full blocks.
+//! Types shared by all layers: token ids, ranges of positions, tenant scopes, and the hash chain of full blocks.
 //!
-//! What is here: newtypes that keep ids of different kinds apart, and one pure function, [`hash_full_blocks`].
-//! What is deliberately not here: any other crate of ours, serde, time, and everything that can fail.
+//! Contains newtypes that keep ids of different kinds apart, and one pure function, [`hash_full_blocks`].
+//! Deliberately excludes any other crate of ours, serde, time, and everything that can fail.
 
 #![forbid(unsafe_code)]
 

@@ -12,43 +12,43 @@ pub struct TokenRange {
 }
 
 impl TokenRange {
-    /// `start..end`; empty when `end <= start`.
+    /// Creates `start..end`; empty if `end <= start`.
     #[must_use]
     pub const fn new(start: u32, end: u32) -> Self {
         Self { start, end }
     }
 
-    /// Number of positions.
+    /// Returns the length.
     #[must_use]
     pub const fn len(self) -> u32 {
         self.end.saturating_sub(self.start)
     }
 
-    /// Whether it holds no position.
+    /// True if it holds no position.
     #[must_use]
     pub const fn is_empty(self) -> bool {
         self.end <= self.start
     }
 
-    /// Whether it holds `pos`.
+    /// True if it holds `pos`.
     #[must_use]
     pub const fn contains(self, pos: u32) -> bool {
         self.start <= pos && pos < self.end
     }
 
-    /// The positions both hold.
+    /// Returns the positions both hold.
     #[must_use]
     pub fn intersect(self, other: Self) -> Self {
         let start = self.start.max(other.start);
         Self { start, end: self.end.min(other.end).max(start) }
     }
 
-    /// The positions, ascending.
+    /// Returns the positions, ascending.
     pub fn positions(self) -> std::ops::Range<u32> {
         self.start..self.end.max(self.start)
     }
 
-    /// As indices into a slice.
+    /// Converts to indices into a slice.
     #[must_use]
     pub fn as_usize(self) -> std::ops::Range<usize> {
         self.start as usize..self.end.max(self.start) as usize
@@ -61,7 +61,7 @@ impl fmt::Debug for TokenRange {
     }
 }
 
-/// The parts of `within` that no range of `holes` covers. `holes` must be sorted by start; they may touch or overlap.
+/// Returns the parts of `within` that no range of `holes` covers. `holes` must be sorted by start; they may touch or overlap.
 #[must_use]
 pub fn complement(within: TokenRange, holes: &[TokenRange]) -> Vec<TokenRange> {
     let mut rest = Vec::new();

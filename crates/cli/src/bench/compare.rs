@@ -1,4 +1,4 @@
-//! Two runs of `bench serve` over the same workload: how much sooner the first token comes, and what the answers lose.
+//! Comparison of two runs of `bench serve` over the same workload: speedup of the first token, and agreement of the answers.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use super::stats::{Summary, median};
 use super::table;
 use crate::json_args::JsonArgs;
 
-/// What `kvshare bench compare` is told.
+/// Arguments of `kvshare bench compare`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct CompareArgs {
     /// Report of the run to compare with, written by `bench serve --json`
@@ -23,7 +23,7 @@ pub(crate) struct CompareArgs {
     json: JsonArgs,
 }
 
-/// All groups of a workload that both runs answered.
+/// Comparison of all groups of a workload that both runs answered.
 #[derive(Debug, Serialize)]
 struct Comparison {
     baseline: RunName,
@@ -57,12 +57,12 @@ struct ComparedGroup {
     same_first_word_ratio: f64,
     /// Mean share of the baseline's words before the answers first differ.
     agreed_words_ratio: f64,
-    /// Mean over requests of the best ROUGE-L recall of a right answer, where the workload has right answers as texts.
+    /// Mean over requests of the best ROUGE-L recall of a right answer, if the workload has right answers as texts.
     baseline_reference_recall: Option<f64>,
     candidate_reference_recall: Option<f64>,
 }
 
-/// Compares, and prints the table.
+/// Compares the two runs, and prints the table.
 ///
 /// # Errors
 /// If a report cannot be read, or the two have no request in common.
@@ -101,7 +101,7 @@ fn compare(baseline: &[Measured], candidate: &[Measured]) -> Vec<ComparedGroup> 
     order.iter().map(|key| compare_group(*key, &pairs[key])).collect()
 }
 
-/// The two answers to one request.
+/// Both answers to one request.
 struct Pair<'a> {
     baseline: &'a Answer,
     candidate: &'a Answer,
@@ -133,7 +133,7 @@ fn first_word(answer: &Answer) -> Option<String> {
     words(&answer.text).into_iter().next()
 }
 
-/// Share of the baseline's words before the first difference: up to there both answers have the same context.
+/// Returns the share of the baseline's words before the first difference: up to there both answers have the same context.
 fn agreed_words_ratio(candidate: &str, baseline: &str) -> f64 {
     let (candidate, baseline) = (words(candidate), words(baseline));
     if baseline.is_empty() {
@@ -143,7 +143,7 @@ fn agreed_words_ratio(candidate: &str, baseline: &str) -> f64 {
     num_agreed as f64 / baseline.len() as f64
 }
 
-/// Mean share of a right answer's words that the answer has in order, over requests with right answers as texts.
+/// Returns the mean share of a right answer's words that the answer has in order, over requests with right answers as texts.
 fn mean_recall<'a>(pairs: &'a [Pair<'a>], answer: impl Fn(&'a Pair<'a>) -> &'a Answer) -> Option<f64> {
     let best = |pair: &'a Pair<'a>| {
         let texts = pair.reference.iter().filter_map(serde_json::Value::as_str);

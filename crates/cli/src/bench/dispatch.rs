@@ -1,12 +1,12 @@
-//! Which request of a workload is sent next: in the order of the file, but nobody before its donor has finished.
+//! Dispatch of a workload's requests: in the order of the file, but none before its donor has finished.
 
 use std::collections::BTreeSet;
 
 use super::workload::Record;
 
-/// The requests that are still to be sent.
+/// Queue of the requests still to be sent.
 ///
-/// Nothing waits for ever: a donor that is not in the workload, or stands behind its recipient in a circle, is not waited for.
+/// No request waits for ever: a donor that is not in the workload, or depends on its own recipient in a cycle, is not waited for.
 #[derive(Debug)]
 pub(crate) struct Dispatch<'a> {
     records: &'a [Record],
@@ -18,26 +18,26 @@ pub(crate) struct Dispatch<'a> {
 }
 
 impl<'a> Dispatch<'a> {
-    /// All of `records` are to be sent.
+    /// Queues all of `records`.
     pub(crate) fn new(records: &'a [Record]) -> Self {
         let unfinished = records.iter().map(|record| record.id.as_str()).collect();
         Self { records, waiting: (0..records.len()).collect(), unfinished, num_in_flight: 0 }
     }
 
-    /// The next request that may be sent now; `None` if all are sent or wait for a donor in flight.
+    /// Returns the next request that may be sent now; `None` if all are sent or wait for a donor in flight.
     pub(crate) fn next_ready(&mut self) -> Option<usize> {
         let is_ready = |&index: &usize| match self.records[index].donor_id.as_deref() {
             Some(donor) => !self.unfinished.contains(donor),
             None => true,
         };
         let ready = self.waiting.iter().position(is_ready);
-        // With nothing in flight nothing can become ready any more: the donors form a circle.
+        // With nothing in flight no request can become ready any more: the donors form a cycle.
         let position = ready.or_else(|| (self.num_in_flight == 0 && !self.waiting.is_empty()).then_some(0))?;
         self.num_in_flight += 1;
         Some(self.waiting.remove(position))
     }
 
-    /// That request has its answer, or has failed.
+    /// Marks a request as finished, answered or failed.
     pub(crate) fn finish(&mut self, index: usize) {
         self.num_in_flight -= 1;
         self.unfinished.remove(self.records[index].id.as_str());
@@ -48,7 +48,7 @@ impl<'a> Dispatch<'a> {
 mod tests {
     use super::*;
 
-    /// Records `name<donor`, sent by `concurrency` at a time and finished in the order sent. `expected`: steps of what is sent together.
+    /// Sends records `name<donor`, `concurrency` at a time, finished in the order sent. `expected`: steps of the records sent together.
     #[track_caller]
     fn check(records: &str, concurrency: usize, expected: &str) {
         let record = |text: &str| {

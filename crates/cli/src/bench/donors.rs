@@ -1,7 +1,7 @@
-//! Which donors are found for the requests of a workload, by spans alone and with embeddings, without computing anything.
+//! Donor search for the requests of a workload, by spans alone and with embeddings, without computing anything.
 //!
-//! Each request is looked for among all before it, and is a donor for those behind it. Beside what the two sources find stands what
-//! comparing with every donor would: what the index of spans, which remembers few holders of a text, can have missed.
+//! Searches a donor for each request among all earlier ones. The report adds the results of a comparison with every donor, because the
+//! span index remembers few holders of a text and can miss some.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::json_args::JsonArgs;
 use crate::loading;
 use crate::progress::{Progress, Unit};
 
-/// What `kvshare bench donors` is told.
+/// Arguments of `kvshare bench donors`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct DonorBenchArgs {
     /// Requests, one JSON object a line
@@ -42,10 +42,10 @@ pub(crate) struct DonorBenchArgs {
 
 const SCOPE: Scope = Scope(0);
 
-/// Donors proposed by their embeddings, as in the engine.
+/// Maximum donors proposed by embeddings, as in the engine.
 const MAX_SIMILAR: usize = 4;
 
-/// A donor fits better if the left contexts have this much more in common. Chosen: below, it is the same text cut otherwise.
+/// Gain in left similarity from which a donor fits better. Chosen: below, it is the same text cut otherwise.
 const BETTER: f64 = 0.01;
 
 /// Sums over all requests.
@@ -53,7 +53,7 @@ const BETTER: f64 = 0.01;
 struct DonorReport {
     num_requests: usize,
     prompt_tokens: u64,
-    /// By spans; with embeddings; with every donor.
+    /// Results by spans, with embeddings, and with every donor.
     found: [Found; 3],
     /// Donors proposed by embeddings, and those among them with equal spans.
     proposals: usize,
@@ -61,20 +61,20 @@ struct DonorReport {
     embed_ms: Summary,
 }
 
-/// What one way to search found.
+/// Results of one way to search.
 #[derive(Debug, Default, Serialize)]
 struct Found {
     /// Requests with spans to copy.
     hits: usize,
     tokens: u64,
-    /// Requests that had more tokens than by spans alone, or a better fitting donor.
+    /// Number of requests with more tokens than by spans alone, or with a better fitting donor.
     better: usize,
     /// Mean over hits.
     left_similarity: f64,
     search_ms: Summary,
 }
 
-/// Everything that is known of the requests so far.
+/// Index of all requests so far.
 struct Library {
     config: SpanConfig,
     spans: SpanIndex,
@@ -82,7 +82,7 @@ struct Library {
     num_donors: u64,
 }
 
-/// What would be copied.
+/// Tokens that a plan would copy.
 #[derive(Clone, Copy, Default)]
 struct Planned {
     tokens: u64,
@@ -153,7 +153,7 @@ impl Library {
         proposals.unwrap_or_default().into_iter().map(|proposal| proposal.donor).collect()
     }
 
-    /// `matches`, and all of `donors`.
+    /// Joins `matches` and those of all of `donors`.
     fn joined(&self, matches: &[SpanMatch], donors: &[DonorId], prompt: &Prompt, from: u32) -> Vec<SpanMatch> {
         let mut joined = matches.to_vec();
         joined.retain(|found| !donors.contains(&found.donor));
@@ -180,7 +180,7 @@ impl Library {
         planned
     }
 
-    /// Whole blocks at the beginning that some donor has too.
+    /// Counts tokens in the leading full blocks that some donor has too.
     fn prefix_end(&self, prompt: &Prompt) -> u32 {
         let common = |donor| {
             let donor = self.spans.tokens_of(DonorId(donor)).map_or(&[][..], |tokens| &tokens[..]);
@@ -268,7 +268,7 @@ mod tests {
     fn a_better_donor_than_the_newest_is_what_every_donor_shows() {
         let mut library = Library::new(SpanConfig::default(), None, 100);
         let document = text(99, 200);
-        // More than a search follows, and no more than a plan compares in one place.
+        // More donors than a search follows, and no more than a plan compares in one place.
         for id in 0..16 {
             library.add(&prompt(&[text(id, 40), document.clone()]), None);
         }

@@ -1,4 +1,4 @@
-//! An engine in process, driven request by request or step by step, with random prompts: no HTTP, no text.
+//! In-process engine, driven request by request or step by step, with random prompts: no HTTP, no text.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use engine::{EngineCore, EngineEvent, EngineStats, KvSharingMode, KvUsage, Repai
 use runner::{ModelRunner, StepTimings};
 use tokens::{RequestId, Scope, TenantId, Timestamp, TokenId};
 
-/// The engine, and what has been asked of it.
+/// Engine with counters of requests and texts.
 pub(crate) struct Driver {
     engine: EngineCore<ModelRunner>,
     vocab_size: u32,
@@ -16,60 +16,60 @@ pub(crate) struct Driver {
     num_texts: u64,
 }
 
-/// One prompt to run.
+/// Request for one prompt.
 #[derive(Clone, Debug)]
 pub(crate) struct Ask {
-    /// The prompt.
+    /// Prompt.
     pub(crate) tokens: Vec<TokenId>,
-    /// Where its pieces begin that do not depend on what stands before them.
+    /// Starts of the segments, whose text does not depend on what precedes them.
     pub(crate) segments: Vec<u32>,
     /// Tokens to generate.
     pub(crate) max_tokens: u32,
-    /// What may be reused.
+    /// KV that may be reused.
     pub(crate) sharing: KvSharingMode,
-    /// What is recomputed of it.
+    /// Policy that selects the rows to recompute.
     pub(crate) repair: Repair,
-    /// Whether later prompts may use it.
+    /// True if later prompts may use its KV.
     pub(crate) store: bool,
 }
 
-/// A request that ran alone.
+/// Measurements of a request that ran alone.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Ran {
-    /// From handing it over to its first token.
+    /// Time from submission to the first token.
     pub(crate) ttft: Duration,
-    /// From the first token to the last.
+    /// Time from the first token to the last.
     pub(crate) decode: Duration,
-    /// Where the executor's time went until the first token.
+    /// Executor's time by phase until the first token.
     pub(crate) timings: StepTimings,
-    /// Where its prompt's KV came from.
+    /// Sources of the prompt's KV.
     pub(crate) usage: KvUsage,
 }
 
-/// One step as seen from outside.
+/// One engine step as seen from outside.
 #[derive(Debug)]
 pub(crate) struct Step {
-    /// How long it took.
+    /// Duration.
     pub(crate) time: Duration,
-    /// What happened in it.
+    /// Events of the step.
     pub(crate) events: Vec<EngineEvent>,
 }
 
 impl Ask {
-    /// Full computation, of which nothing stays.
+    /// Requests full computation, and stores no KV.
     pub(crate) fn exact(tokens: Vec<TokenId>, max_tokens: u32) -> Self {
         let (segments, repair) = (Vec::new(), Repair::structural());
         Self { tokens, segments, max_tokens, sharing: KvSharingMode::Off, repair, store: false }
     }
 
-    /// Full computation, which later prompts may use.
+    /// Requests full computation, and stores the KV for later prompts.
     pub(crate) fn stored(tokens: Vec<TokenId>) -> Self {
         Self { store: true, ..Self::exact(tokens, 1) }
     }
 }
 
 impl Driver {
-    /// An idle engine over a vocabulary of `vocab_size` tokens.
+    /// Starts an idle engine over a vocabulary of `vocab_size` tokens.
     ///
     /// # Errors
     /// If `config` contradicts itself.
@@ -78,26 +78,26 @@ impl Driver {
         Ok(Self { engine, vocab_size, started: Instant::now(), num_requests: 0, num_texts: 0 })
     }
 
-    /// Settings of the engine.
+    /// Returns the engine's settings.
     pub(crate) fn config(&self) -> &SchedulerConfig {
         self.engine.config()
     }
 
-    /// State of the engine.
+    /// Returns the engine's state.
     pub(crate) fn stats(&self) -> EngineStats {
         self.engine.stats()
     }
 
-    /// Tokens that look random, others at each call.
+    /// Returns tokens that look random, different ones at each call.
     pub(crate) fn text(&mut self, len: u32) -> Vec<TokenId> {
         self.num_texts += 1;
         random_text(self.num_texts, len, self.vocab_size)
     }
 
-    /// Refuses what `num_seqs` sequences of `num_tokens` tokens each would not have room for beside `num_others` other blocks.
+    /// Checks that `num_seqs` sequences of `num_tokens` tokens each have room beside `num_others` other blocks.
     ///
     /// # Errors
-    /// If there is no room; says how much there is.
+    /// If there is no room; names the room there is.
     pub(crate) fn check_room(&self, num_seqs: usize, num_tokens: u32, num_others: usize) -> anyhow::Result<()> {
         let SchedulerConfig { block_size, num_blocks, max_model_len, .. } = *self.config();
         if num_tokens > max_model_len {
@@ -105,7 +105,7 @@ impl Driver {
                 "{num_tokens} tokens of prompt and answer exceed the {max_model_len} that fit: raise --kv-cache-memory or --max-model-len"
             );
         }
-        // A block more for each: a prompt that is all there copies its last block before writing to it.
+        // One block more for each: a fully cached prompt copies its last block before writing to it.
         let needed = num_seqs * (block_size.blocks_for(num_tokens as usize) + 1) + num_others;
         if needed > num_blocks {
             bail!("{num_seqs} sequences of {num_tokens} tokens need {needed} KV blocks of {num_blocks}: raise --kv-cache-memory");
@@ -113,7 +113,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Hands a request over.
+    /// Submits a request.
     ///
     /// # Errors
     /// If it can never run.
@@ -142,7 +142,7 @@ impl Driver {
         Ok(request_id)
     }
 
-    /// Computes one step.
+    /// Runs one engine step.
     ///
     /// # Errors
     /// If the model fails.
@@ -153,7 +153,7 @@ impl Driver {
         Ok(Step { time: began.elapsed(), events })
     }
 
-    /// Where the executor's time of the last step went.
+    /// Returns the executor's time of the last step, by phase.
     pub(crate) fn timings(&self) -> StepTimings {
         self.engine.executor().timings()
     }
@@ -187,7 +187,7 @@ impl Driver {
         Ok(ran)
     }
 
-    /// Takes back what is running, and lets the engine forget it, outside of measured times.
+    /// Aborts `requests`, and runs the engine until they are gone, outside of measured times.
     ///
     /// # Errors
     /// If the model fails.
@@ -198,7 +198,7 @@ impl Driver {
         self.flush()
     }
 
-    /// Does `what`; if that fails, takes back all it left behind, so that something else can be done.
+    /// Calls `what`; if that fails, aborts all requests it left, so that other measurements can follow.
     ///
     /// # Errors
     /// Those of `what`.
@@ -212,12 +212,12 @@ impl Driver {
         })
     }
 
-    /// Forgets all KV.
+    /// Drops all cached KV.
     pub(crate) fn forget(&mut self) {
         self.engine.reset_prefix_cache();
     }
 
-    /// Lets the engine finish all it has.
+    /// Steps until the engine has no work.
     fn flush(&mut self) -> anyhow::Result<()> {
         while self.engine.has_work() {
             self.step()?;
@@ -231,17 +231,17 @@ impl Driver {
 }
 
 impl Step {
-    /// Tokens generated in it.
+    /// Counts tokens generated in the step.
     pub(crate) fn num_tokens(&self) -> usize {
         self.tokens_of().count()
     }
 
-    /// Requests that ended in it.
+    /// Counts requests that finished in the step.
     pub(crate) fn num_finished(&self) -> usize {
         self.events.iter().filter(|event| matches!(event, EngineEvent::Finished { .. })).count()
     }
 
-    /// Requests that were given a token.
+    /// Returns requests that got a token.
     pub(crate) fn tokens_of(&self) -> impl Iterator<Item = RequestId> + '_ {
         self.events.iter().filter_map(|event| match event {
             EngineEvent::Token { request_id, .. } => Some(*request_id),
@@ -249,7 +249,7 @@ impl Step {
         })
     }
 
-    /// The final accounting of a request that ended in it.
+    /// Returns the final usage of a request that finished in the step.
     fn final_usage(&self) -> Option<KvUsage> {
         self.events.iter().find_map(|event| match event {
             EngineEvent::Finished { usage, .. } => Some(*usage),
@@ -258,12 +258,12 @@ impl Step {
     }
 }
 
-/// In milliseconds.
+/// Converts to milliseconds.
 pub(crate) fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// Tokens that look random, another sequence for each `seed` (a linear congruential generator, its high bits).
+/// Returns tokens that look random, another sequence for each `seed` (a linear congruential generator, its high bits).
 fn random_text(seed: u64, len: u32, vocab_size: u32) -> Vec<TokenId> {
     let mut state = seed;
     let mut next = || {
@@ -273,19 +273,19 @@ fn random_text(seed: u64, len: u32, vocab_size: u32) -> Vec<TokenId> {
     (0..len).map(|_| TokenId(next())).collect()
 }
 
-/// A driver of a tiny random model.
+/// Starts a driver of a tiny random model.
 #[cfg(test)]
 pub(super) fn tiny_driver(num_blocks: usize) -> Driver {
     tiny_driver_with_host_tier(num_blocks, 0)
 }
 
-/// The same for so many sequences at once.
+/// Starts the same driver for `max_num_seqs` sequences at once.
 #[cfg(test)]
 pub(super) fn tiny_driver_for(num_blocks: usize, max_num_seqs: usize) -> Driver {
     tiny(num_blocks, 0, max_num_seqs)
 }
 
-/// The same with a host tier.
+/// Starts the same driver with a host tier.
 #[cfg(test)]
 pub(super) fn tiny_driver_with_host_tier(num_blocks: usize, num_host_blocks: u32) -> Driver {
     tiny(num_blocks, num_host_blocks, 64)

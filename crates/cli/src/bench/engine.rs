@@ -1,7 +1,7 @@
-//! The engine in process: time to first token of new and of known prompts, also from the host tier if there is one, decode by batch, and
-//! many requests at once.
+//! In-process engine benchmark: time to first token of new and of cached prompts, also from the host tier if there is one, decode by
+//! batch, and many requests at once.
 //!
-//! No HTTP and no text. Nothing is shared but where a measurement says so.
+//! No HTTP and no text. Measurements share KV only where they say so.
 
 mod batches;
 mod from_host;
@@ -23,7 +23,7 @@ use crate::config::{ConfigArgs, KvCacheDtype};
 use crate::json_args::JsonArgs;
 use crate::progress::{Progress, Unit};
 
-/// What `kvshare bench engine` is told.
+/// Arguments of `kvshare bench engine`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct EngineBenchArgs {
     /// Prompt lengths whose time to first token is measured, in tokens
@@ -60,7 +60,7 @@ struct EngineReport {
     threads: usize,
     kv_cache_dtype: KvCacheDtype,
     num_kv_blocks: usize,
-    /// Of the host tier.
+    /// Blocks of the host tier.
     #[serde(skip_serializing_if = "is_zero")]
     num_host_blocks: u32,
     max_num_batched_tokens: usize,
@@ -72,19 +72,19 @@ struct EngineReport {
     lengths: Vec<Latency>,
     batches: Vec<DecodeSpeed>,
     throughput: Option<LoadSpeed>,
-    /// Rows that could not be measured, and why.
+    /// Rows that could not be measured, with the errors.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     failures: Vec<Failure>,
 }
 
-/// A row that is missing.
+/// Row that is missing.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 struct Failure {
     what: String,
     error: String,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde calls")]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
 fn is_zero(number: &u32) -> bool {
     *number == 0
 }
@@ -128,7 +128,7 @@ fn empty_report(args: &EngineBenchArgs, source: &Source) -> EngineReport {
     }
 }
 
-/// Everything that was asked for. What has no room is refused before anything is measured; what fails then costs its own row only.
+/// Runs all measurements asked for. Refuses those without room before measuring anything; a later failure costs its own row only.
 fn measure(args: &EngineBenchArgs, driver: &mut Driver, report: &mut EngineReport) -> anyhow::Result<()> {
     let EngineBenchArgs { lengths, decode_tokens, donors, repeats, .. } = args;
     let latency = LatencyBench { lengths, decode_tokens: *decode_tokens, donors: *donors, repeats: *repeats };
@@ -154,9 +154,9 @@ fn measure(args: &EngineBenchArgs, driver: &mut Driver, report: &mut EngineRepor
     Ok(())
 }
 
-/// Collects failures.
+/// Collector of failures.
 trait Keep {
-    /// The row of `what`, unless that failed.
+    /// Returns the row of `what`, or records the failure.
     fn keep<T>(&mut self, what: impl FnOnce() -> String, row: anyhow::Result<T>) -> Option<T>;
 }
 
@@ -178,7 +178,7 @@ impl EngineReport {
             let row =
                 |it: &DecodeSpeed| vec![it.batch.to_string(), format!("{:.1}", it.tokens_per_s), format!("{:.2}", it.step_ms)];
             let rows: Vec<_> = self.batches.iter().map(row).collect();
-            let _ = write!(text, "\nDecode behind {} prompt tokens:\n\n", self.decode_prompt); // A string takes all that is written.
+            let _ = write!(text, "\nDecode behind {} prompt tokens:\n\n", self.decode_prompt); // Writing to a string cannot fail.
             text += &table::markdown(&header, &rows, 0);
         }
         if let Some(speed) = &self.throughput {
@@ -270,7 +270,7 @@ mod tests {
 
     #[test]
     fn a_row_that_fails_leaves_the_others() {
-        // Eight sequences run at once, so that a ninth one never runs beside them.
+        // Eight sequences run at once, so that a ninth never runs beside them.
         let flags =
             "--lengths 20,30 --donors 2 --batches 9,2 --decode-prompt 20 --decode-tokens 4 --throughput 3x9+4 --repeats 1";
         let found = report_of(&mut tiny_driver_for(128, 8), flags).unwrap();

@@ -1,4 +1,4 @@
-//! Measurements of speed: of the engine in process, of a server from outside, and of two runs against each other.
+//! Speed measurements: of the engine in process, of a server from outside, and of two runs against each other.
 
 mod compare;
 mod dispatch;
@@ -14,7 +14,7 @@ pub(crate) mod stats;
 pub(crate) mod table;
 pub(crate) mod workload;
 
-/// What is measured.
+/// Subcommands of `kvshare bench`.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum BenchCommand {
     /// Measure prefill and decode in process, without a server
@@ -39,7 +39,7 @@ impl BenchCommand {
     }
 }
 
-/// Measures, and prints the result on standard output.
+/// Runs the measurement, and prints the result on standard output.
 ///
 /// # Errors
 /// If the measurement cannot be made, or requests failed in it.

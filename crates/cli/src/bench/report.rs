@@ -1,4 +1,4 @@
-//! What a run of `bench serve` has measured.
+//! Results of a run of `bench serve`.
 
 use std::collections::BTreeMap;
 
@@ -8,41 +8,41 @@ use super::stats::Summary;
 use super::table;
 use crate::client::Usage;
 
-/// A whole run.
+/// Results of a whole run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct ServeReport {
-    /// Server asked.
+    /// URL of the server.
     pub(crate) url: String,
-    /// Model asked.
+    /// Model requested.
     pub(crate) model: String,
     /// File of the requests.
     pub(crate) workload: String,
-    /// Mode asked for; `None` leaves it to the server.
+    /// Sharing mode requested; `None` leaves it to the server.
     pub(crate) kv_sharing: Option<String>,
-    /// Requests in flight at most.
+    /// Maximum requests in flight.
     pub(crate) concurrency: usize,
-    /// From the first request sent to the last answer's end.
+    /// Time from the first request sent to the last answer's end.
     pub(crate) duration_seconds: f64,
     /// Answers a second.
     pub(crate) requests_per_s: f64,
-    /// Tokens of prompts taken in a second, reused ones included.
+    /// Prompt tokens accepted a second, reused ones included.
     pub(crate) prompt_tokens_per_s: f64,
     /// Tokens of answers a second.
     pub(crate) completion_tokens_per_s: f64,
     /// Requests without an answer.
     pub(crate) num_failed: usize,
-    /// By workload and expectation, in the order of first occurrence.
+    /// Groups by workload and expectation, in the order of first occurrence.
     pub(crate) groups: Vec<Group>,
-    /// Each request, in the order of the file.
+    /// Requests in the order of the file.
     pub(crate) records: Vec<Measured>,
 }
 
 /// Requests of one workload with one expectation.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Group {
-    /// Kind of sharing tried.
+    /// Kind of sharing tested.
     pub(crate) workload: String,
-    /// Whether sharing should happen.
+    /// Expectation of sharing.
     pub(crate) expect: String,
     /// Answers.
     pub(crate) n: usize,
@@ -58,31 +58,31 @@ pub(crate) struct Group {
     pub(crate) tokens: TokenCounts,
 }
 
-/// Where tokens came from and went, summed.
+/// Token counts by source and use, summed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct TokenCounts {
-    /// Of prompts.
+    /// Prompt tokens.
     pub(crate) prompt: u64,
-    /// Of answers.
+    /// Answer tokens.
     pub(crate) completion: u64,
-    /// Of prompts, found as an exact prefix.
+    /// Prompt tokens found as an exact prefix.
     pub(crate) cached: u64,
-    /// Of prompts, reused as spans.
+    /// Prompt tokens reused as spans.
     pub(crate) span: u64,
-    /// Of prompts, computed although a donor had them.
+    /// Prompt tokens computed although a donor had them.
     pub(crate) recomputed: u64,
 }
 
-/// One request.
+/// Result of one request.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Measured {
-    /// Its name.
+    /// Name of the request.
     pub(crate) id: String,
-    /// Kind of sharing tried.
+    /// Kind of sharing tested.
     pub(crate) workload: String,
-    /// Whether sharing should happen.
+    /// Expectation of sharing.
     pub(crate) expect: String,
-    /// Its answer.
+    /// Answer or error.
     #[serde(flatten)]
     pub(crate) outcome: Outcome,
     /// Right answers, as in the workload.
@@ -90,35 +90,35 @@ pub(crate) struct Measured {
     pub(crate) reference: Vec<serde_json::Value>,
 }
 
-/// What became of a request.
+/// Outcome of a request.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Outcome {
-    /// It was answered.
+    /// Answer.
     Answer(Answer),
-    /// It was not, because of this.
+    /// Reason why there is no answer.
     Error(String),
 }
 
-/// An answer and its times.
+/// Answer with its times.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Answer {
-    /// From sending to the first text, or to the end of an answer without text.
+    /// Time from sending to the first text, or to the end of an answer without text.
     pub(crate) ttft_ms: f64,
-    /// Between two pieces of text.
+    /// Times between two pieces of text.
     pub(crate) inter_token_ms: Vec<f64>,
-    /// From sending to the end.
+    /// Time from sending to the end.
     pub(crate) latency_ms: f64,
-    /// Why it ended.
+    /// Reason why the answer ended.
     pub(crate) finish_reason: String,
-    /// What it consumed.
+    /// Tokens consumed.
     pub(crate) usage: Usage,
-    /// What it says.
+    /// Text of the answer.
     pub(crate) text: String,
 }
 
 impl Measured {
-    /// The answer, if there is one.
+    /// Returns the answer, if there is one.
     pub(crate) fn answer(&self) -> Option<&Answer> {
         match &self.outcome {
             Outcome::Answer(answer) => Some(answer),
@@ -137,7 +137,7 @@ impl TokenCounts {
     }
 }
 
-/// Measured requests by workload and expectation, in the order of first occurrence.
+/// Groups measured requests by workload and expectation, in the order of first occurrence.
 pub(crate) fn group(records: &[Measured]) -> Vec<Group> {
     let mut order = Vec::new();
     let mut members: BTreeMap<(&str, &str), Vec<&Measured>> = BTreeMap::new();
@@ -168,7 +168,7 @@ fn summarize(members: &[&Measured]) -> Group {
 }
 
 impl ServeReport {
-    /// As tables: times, then tokens.
+    /// Formats the report as tables: times, then tokens.
     pub(crate) fn to_table(&self) -> String {
         let mode = self.kv_sharing.as_deref().unwrap_or("server's default");
         let mut text = format!(

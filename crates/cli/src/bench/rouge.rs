@@ -1,12 +1,12 @@
-//! ROUGE-L: how much of one text's word order another has (Lin 2004, "ROUGE: a package for automatic evaluation of
+//! ROUGE-L: share of one text's words that another has in the same order (Lin 2004, "ROUGE: a package for automatic evaluation of
 //! summaries", section 3.1), as F1 over lower-case words.
 
-/// Lower-case runs of letters and digits.
+/// Splits into runs of letters and digits, in lower case.
 pub(crate) fn words(text: &str) -> Vec<String> {
     text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).map(str::to_lowercase).collect()
 }
 
-/// F1 of the longest common subsequence of words: 1 for equal texts, 0 for texts without a common word.
+/// Computes F1 of the longest common subsequence of words: 1 for equal texts, 0 for texts without a common word.
 ///
 /// Two texts without any word are equal.
 pub(crate) fn rouge_l(candidate: &str, reference: &str) -> f64 {
@@ -18,7 +18,7 @@ pub(crate) fn rouge_l(candidate: &str, reference: &str) -> f64 {
     2.0 * lcs_len(&candidate, &reference) as f64 / (candidate.len() + reference.len()) as f64
 }
 
-/// Share of the reference's words that the candidate has in the same order; 1 for a reference without words.
+/// Returns the share of the reference's words that the candidate has in the same order; 1 for a reference without words.
 pub(crate) fn recall(candidate: &str, reference: &str) -> f64 {
     let reference = words(reference);
     if reference.is_empty() {
@@ -27,7 +27,7 @@ pub(crate) fn recall(candidate: &str, reference: &str) -> f64 {
     lcs_len(&words(candidate), &reference) as f64 / reference.len() as f64
 }
 
-/// Length of the longest common subsequence, by one row of the table at a time.
+/// Computes the length of the longest common subsequence, one row of the table at a time.
 fn lcs_len<T: PartialEq>(a: &[T], b: &[T]) -> usize {
     let mut row = vec![0; b.len() + 1];
     for x in a {
@@ -77,7 +77,7 @@ mod tests {
         assert_eq!(recall("season six", "season five"), 0.5);
     }
 
-    /// The longest common subsequence by trying all subsets of the shorter text.
+    /// Finds the longest common subsequence by trying all subsets of the shorter text.
     fn naive_lcs(a: &[u8], b: &[u8]) -> usize {
         let is_subsequence = |picked: &[u8]| {
             let mut rest = b.iter();

@@ -15,7 +15,7 @@ use crate::config::{KvSharing, Secret};
 use crate::json_args::JsonArgs;
 use crate::progress::{Progress, Unit};
 
-/// What `kvshare bench serve` is told.
+/// Arguments of `kvshare bench serve`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ServeBenchArgs {
     /// Server to measure
@@ -52,7 +52,7 @@ pub(crate) struct ServeBenchArgs {
     save_outputs: Option<PathBuf>,
 }
 
-/// What all requests of a run have in common.
+/// Settings common to all requests of a run.
 #[derive(Clone)]
 struct Target {
     client: Client,
@@ -62,7 +62,7 @@ struct Target {
     cache_salt: Option<String>,
 }
 
-/// Times of an answer, measured while it comes.
+/// Times of an answer, measured as it arrives.
 struct Stopwatch {
     sent: Instant,
     first: Option<Duration>,
@@ -70,10 +70,10 @@ struct Stopwatch {
     gaps_ms: Vec<f64>,
 }
 
-/// Runs the workload, prints its table and writes what was asked for.
+/// Runs the workload, prints its table and writes the files asked for.
 ///
 /// # Errors
-/// If the workload or the server cannot be had, or any request failed: after the report.
+/// If the workload cannot be read, the server does not answer, or (after the report) any request failed.
 pub(crate) fn run(args: &ServeBenchArgs) -> anyhow::Result<()> {
     let records = workload::read(&args.workload, args.requests)?;
     let runtime =
@@ -137,7 +137,7 @@ fn join(record: &Record, outcome: Outcome) -> Measured {
     }
 }
 
-/// One outcome for each record, in their order.
+/// Sends all records, and returns their outcomes in the same order.
 async fn send_all(target: &Target, records: &[Record], concurrency: usize) -> Vec<Outcome> {
     let mut dispatch = Dispatch::new(records);
     let mut outcomes: Vec<Option<Outcome>> = records.iter().map(|_| None).collect();
@@ -191,7 +191,7 @@ impl Stopwatch {
         Self { sent: Instant::now(), first: None, last: Duration::ZERO, gaps_ms: Vec::new() }
     }
 
-    /// A piece of text has come.
+    /// Records the arrival of a piece of text.
     fn text(&mut self) {
         let now = self.sent.elapsed();
         match self.first {

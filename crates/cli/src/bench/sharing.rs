@@ -1,8 +1,8 @@
-//! What moved spans save and cost: time to first token of a prompt that is nearly all text of an earlier one in another order.
+//! Savings and costs of moved spans: time to first token of a prompt that is nearly all text of an earlier one in another order.
 //!
-//! Random tokens, so that nothing is found but what was put there; and with random weights they say what real ones would, since times
-//! do not depend on values. What does is off: the gate that declines what saves too little is open, no answer is verified, and giving up
-//! or stopping early by a measured deviation is left to policies that name a bound.
+//! Prompts are random tokens, so that only planted spans match; random weights give the times of real ones, since times do not depend on
+//! values. Steps that depend on values are off: the gate that declines small savings is open, no answer is verified, and only policies that
+//! name a bound give up or stop early by a measured deviation.
 
 mod beside;
 mod composed;
@@ -22,7 +22,7 @@ use crate::eval::policy::Policy;
 use crate::json_args::JsonArgs;
 use crate::progress::{Progress, Unit};
 
-/// What `kvshare bench sharing` is told. The sharing mode of the configuration does not matter: each policy is one of mode `span`.
+/// Arguments of `kvshare bench sharing`. The configured sharing mode does not matter: each policy is one of mode `span`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct SharingBenchArgs {
     /// Lengths of the prompts, in tokens
@@ -69,44 +69,44 @@ struct SharingReport {
 struct SharingRow {
     prompt_tokens: u32,
     policy: String,
-    /// Of a prompt of this length of which nothing is known, sharing off.
+    /// Time to first token of a new prompt of this length, sharing off.
     cold_ttft_ms: f64,
     ttft_ms: f64,
-    /// How many times faster than cold.
+    /// Ratio of cold time to first token to this one.
     speedup: f64,
-    /// Tokens used as the donor had them.
+    /// Tokens reused as the donor had them.
     span_tokens: u32,
-    /// Rows computed through all layers, those recomputed on purpose among them.
+    /// Rows computed through all layers, including those recomputed on purpose.
     computed_tokens: u32,
-    /// Search, plan, and everything else that is not the executor's.
+    /// Search, plan, and all time outside the executor.
     plan_ms: f64,
-    /// Spans copied and their keys rotated; copies of blocks besides.
+    /// Copies of spans with rotation of their keys, and copies of blocks.
     move_ms: f64,
-    /// The layer-0 check.
+    /// Layer-0 check.
     check_ms: f64,
     probe_ms: f64,
-    /// The part of the probe that compares and asks.
+    /// Part of the probe that compares and scores.
     scoring_ms: f64,
     forward_ms: f64,
     sample_ms: f64,
-    /// Those who decode, with this prompt among them.
+    /// Effect on decoding sequences while this prompt is prefilled.
     beside: Option<BesideRow>,
 }
 
-/// What this prompt costs those who decode, and what one without spans does that computes as many rows.
+/// Cost of this prompt for decoding sequences, and that of a prompt without spans that computes as many rows.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 struct BesideRow {
     sharing: Beside,
     same_rows: Beside,
-    /// Median ratio of the longest times between two tokens: of the one beside the other.
+    /// Median ratio of the longest times between two tokens: `sharing` to `same_rows`.
     worst_ratio: f64,
 }
 
-/// Prompt tokens of those who decode.
+/// Prompt tokens of each decoding sequence.
 const DECODER_PROMPT: u32 = 128;
 
-/// Steps that those who decode have to last for each repetition at least: both prompts and the steps before them. Chosen generously;
-/// they are taken back at the end.
+/// Minimum steps that decoding sequences last for each repetition: both prompts and the steps before them. Chosen generously; they are
+/// aborted at the end.
 const DECODER_STEPS: u32 = 256;
 
 /// Loads the model, measures, and prints the medians.
@@ -169,7 +169,7 @@ fn decoder_tokens(args: &SharingBenchArgs) -> u32 {
     DECODER_STEPS * args.repeats
 }
 
-/// Time to first token of prompts of which nothing is known, the first one not counted.
+/// Measures the time to first token of new prompts, without the first one.
 fn cold(driver: &mut Driver, length: u32, repeats: u32) -> anyhow::Result<f64> {
     let mut times = Vec::new();
     for _ in 0..=repeats {
@@ -194,7 +194,7 @@ impl Case<'_> {
         for _ in 0..=args.repeats {
             all.push(self.run_alone()?);
         }
-        let all = all.split_off(1); // The first one prepares memory.
+        let all = all.split_off(1); // The first run prepares memory.
         let beside = match args.decoders {
             0 => None,
             _ => Some(self.run_beside(args, &all[0])?),
@@ -217,7 +217,7 @@ impl Case<'_> {
         Ok(ran)
     }
 
-    /// Beside those who decode, in turns with a prompt without spans that computes as many rows as `alone` did.
+    /// Measures beside decoding sequences, alternating with a prompt without spans that computes as many rows as `alone` did.
     fn run_beside(&mut self, args: &SharingBenchArgs, alone: &Ran) -> anyhow::Result<BesideRow> {
         let num_rows = alone.usage.computed_tokens;
         let (mut sharing, mut same_rows) = (Vec::new(), Vec::new());
@@ -236,7 +236,7 @@ impl Case<'_> {
     fn summary(&self, all: &[Ran], beside: Option<BesideRow>) -> SharingRow {
         let of = |value: &dyn Fn(&Ran) -> f64| median(all.iter().map(value));
         let ttft_ms = of(&|ran| millis(ran.ttft));
-        // The counts are the same in every repetition but for ties between scores.
+        // The counts are equal in all repetitions except for ties between scores.
         let usage = all[all.len() / 2].usage;
         SharingRow {
             prompt_tokens: self.length,
@@ -344,7 +344,7 @@ mod tests {
             report("--lengths 1500 --policies none,epic,dhd@.10,impact@.2+drift --spans 4 --decoders 0 --repeats 1", 256)
                 .unwrap();
         let rows: Vec<_> = report.rows.iter().map(|row| row.computed_tokens).collect();
-        // Two percent are new, and what a donor gives fills whole blocks; then come 16 head rows of each span, then shares.
+        // Two percent are new, and a donor gives whole blocks; then come 16 head rows of each span, then shares.
         assert!((30..70).contains(&rows[0]) && (rows[0] + 40..rows[0] + 90).contains(&rows[1]), "{rows:?}");
         assert_eq!((rows[2] - rows[1], rows[3] - rows[1] > 280), (150, true), "{rows:?}");
         assert!(

@@ -1,4 +1,4 @@
-//! The model that is measured in process.
+//! Model for measurements in process.
 
 use anyhow::{Context, bail};
 use engine::SchedulerConfig;
@@ -6,22 +6,22 @@ use engine::SchedulerConfig;
 use crate::config::{Auto, Config, ConfigArgs, LoadFormat};
 use crate::loading::{self, Loaded};
 
-/// A model in memory, and the settings of its engine.
+/// Loaded model with its engine's settings.
 pub(crate) struct Source {
-    /// As resolved, with room for what is measured.
+    /// Resolved configuration, with room for the measurements.
     pub(crate) config: Config,
-    /// The model.
+    /// Model.
     pub(crate) loaded: Loaded,
-    /// For measurements: no answer is verified in idle time.
+    /// Settings for measurements: no answer is verified in idle time.
     pub(crate) scheduler: SchedulerConfig,
 }
 
 impl Source {
-    /// Loads the configured model for as many sequences at once as are configured, and at least `num_seqs`. `--config` with a folder
-    /// means random weights in the shape of the `config.json` in it.
+    /// Loads the configured model for the configured number of sequences at once, at least `num_seqs`. `--config` with a folder gives
+    /// random weights in the shape of the `config.json` in it.
     ///
     /// # Errors
-    /// If the configuration makes no sense, or the model cannot be loaded.
+    /// If the configuration is invalid, or the model cannot be loaded.
     pub(crate) fn load(mut args: ConfigArgs, num_seqs: usize) -> anyhow::Result<Self> {
         // A folder holds no settings, so it can only mean the shape of a model.
         let shape = args.config.take_if(|path| path.is_dir());
@@ -46,10 +46,10 @@ impl Source {
         Ok(Self { config, loaded, scheduler })
     }
 
-    /// Tokens the model knows.
+    /// Returns the vocabulary size.
     ///
     /// # Errors
-    /// If they are more than tokens are counted.
+    /// If it exceeds `u32`.
     pub(crate) fn vocab_size(&self) -> anyhow::Result<u32> {
         u32::try_from(self.loaded.model.config.vocab_size).context("the vocabulary's size")
     }
@@ -67,7 +67,7 @@ mod tests {
         config: ConfigArgs,
     }
 
-    /// Loads the shape of a tiny model that `flags` name: it has this name and as much room as was asked for.
+    /// Loads the shape of a tiny model that `flags` name, and checks its name and the room asked for.
     #[track_caller]
     fn check(flags: &[&str]) {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/tiny/qwen2");

@@ -18,7 +18,7 @@ pub(crate) struct Summary {
 }
 
 impl Summary {
-    /// Of these values, in any order.
+    /// Summarizes values in any order.
     pub(crate) fn of(values: impl IntoIterator<Item = f64>) -> Self {
         let mut sorted: Vec<_> = values.into_iter().collect();
         sorted.sort_by(f64::total_cmp);
@@ -31,7 +31,7 @@ impl Summary {
     }
 }
 
-/// The `percent`-th percentile of ascending values, linear between neighbours (method 7 of Hyndman and Fan 1996).
+/// Returns the `percent`-th percentile of ascending values, linear between neighbours (method 7 of Hyndman and Fan 1996).
 pub(crate) fn percentile(sorted: &[f64], percent: f64) -> f64 {
     let rank = percent / 100.0 * (sorted.len() - 1) as f64;
     let below = rank.floor() as usize;
@@ -39,7 +39,7 @@ pub(crate) fn percentile(sorted: &[f64], percent: f64) -> f64 {
     sorted[below] + (sorted[above] - sorted[below]) * (rank - rank.floor())
 }
 
-/// The median; 0 of nothing.
+/// Returns the median; 0 for no values.
 pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     Summary::of(values).p50
 }

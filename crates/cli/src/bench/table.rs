@@ -1,6 +1,6 @@
-//! Tables that read well in a terminal and are Markdown at the same time.
+//! Tables that are readable in a terminal and valid Markdown.
 
-/// A header row and rows of as many cells. Cells of the first `num_text` columns are left-aligned, the others right.
+/// Formats a header row and rows of as many cells. The first `num_text` columns are left-aligned, the others right.
 pub(crate) fn markdown(header: &[&str], rows: &[Vec<String>], num_text: usize) -> String {
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());

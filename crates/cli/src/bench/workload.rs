@@ -1,4 +1,4 @@
-//! A workload: requests in a file, one JSON object a line, some of which come after another one of their group.
+//! Workloads: files of requests, one JSON object a line; some requests follow another one of their group.
 
 use std::path::Path;
 
@@ -7,33 +7,33 @@ use serde::Deserialize;
 
 use crate::client::Message;
 
-/// One request of a workload. Fields that are not named here are ignored.
+/// One request of a workload. Other fields are ignored.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub(crate) struct Record {
     /// Name of the request; unique in its file.
     pub(crate) id: String,
-    /// What kind of sharing it tries.
+    /// Kind of sharing tested.
     pub(crate) workload: String,
-    /// The request that must have finished before this one is sent.
+    /// Request that must have finished before this one is sent.
     #[serde(default)]
     pub(crate) donor_id: Option<String>,
-    /// Whether sharing should happen: `seed`, `reuse`, `partial` or `no_reuse`.
+    /// Expectation of sharing: `seed`, `reuse`, `partial` or `no_reuse`.
     #[serde(default)]
     pub(crate) expect: String,
-    /// The conversation.
+    /// Messages of the conversation.
     pub(crate) messages: Vec<Message>,
-    /// Tokens to answer at most.
+    /// Maximum tokens to generate.
     pub(crate) max_tokens: u32,
-    /// How an answer is scored.
+    /// Metric that scores an answer.
     #[serde(default)]
     pub(crate) metric: String,
-    /// Right answers, for those who score them. Not always texts.
+    /// Right answers, for scoring. Not always texts.
     #[serde(default)]
     pub(crate) reference: Vec<serde_json::Value>,
-    /// What only the donor's prompt says: an answer that holds it has taken it from there.
+    /// Facts that only the donor's prompt contains: an answer that holds one has taken it from there.
     #[serde(default)]
     pub(crate) stale_reference: Vec<String>,
-    /// Who asks; nothing may be shared between two tenants.
+    /// Tenant; two tenants never share.
     #[serde(default)]
     pub(crate) tenant: Option<String>,
 }
@@ -74,7 +74,7 @@ mod tests {
         )
     }
 
-    /// Ids read, or a part of the refusal.
+    /// Checks the ids read, or a part of the error.
     #[track_caller]
     fn check(text: &str, limit: Option<usize>, expected: Result<&[&str], &str>) {
         let ids = |records: Vec<Record>| records.into_iter().map(|record| record.id).collect::<Vec<_>>();

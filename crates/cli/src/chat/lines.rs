@@ -12,18 +12,18 @@ use crate::stderr;
 /// Lines kept in the history. Chosen: some weeks of use.
 const MAX_HISTORY: usize = 1000;
 
-/// The source of lines.
+/// Source of lines.
 pub(super) enum Lines {
-    /// A terminal, with line editing.
+    /// Terminal with line editing.
     Terminal(Box<Terminal>),
     /// Standard input as it is: a pipe, a file, or a terminal whose output goes elsewhere.
     Plain,
 }
 
-/// One read.
+/// Result of one read.
 #[derive(Debug, PartialEq)]
 pub(super) enum Line {
-    /// Without its end. Pasted text is one line, however many line breaks it has.
+    /// Text without its line end. Pasted text is one line, however many line breaks it has.
     Text(String),
     /// Ctrl-C: the line is dropped.
     Interrupted,
@@ -31,7 +31,7 @@ pub(super) enum Line {
     End,
 }
 
-/// An editor and where its history is kept.
+/// Editor with the file of its history.
 pub(super) struct Terminal {
     editor: DefaultEditor,
     /// `None` keeps the history in memory.
@@ -39,7 +39,7 @@ pub(super) struct Terminal {
 }
 
 impl Lines {
-    /// An editor if standard input and output are terminals. With `keeps_history`, earlier conversations' lines are there.
+    /// Opens an editor if standard input and output are terminals. With `keeps_history`, it has the lines of earlier conversations.
     ///
     /// # Errors
     /// If the terminal cannot be set up.
@@ -53,13 +53,13 @@ impl Lines {
         editor.bind_sequence(KeyEvent(KeyCode::Enter, Modifiers::ALT), Cmd::Newline);
         let history = if keeps_history { history_file() } else { None };
         if let Some(file) = &history {
-            // There is none before the first conversation; one that cannot be read is no reason not to talk.
+            // The file is missing before the first conversation; if it cannot be read, the conversation goes on without it.
             editor.load_history(file).ok();
         }
         Ok(Self::Terminal(Box::new(Terminal { editor, history })))
     }
 
-    /// True if a person reads what is printed beside the answers.
+    /// True if a user reads the text printed beside the answers.
     pub(super) fn has_reader(&self) -> bool {
         matches!(self, Self::Terminal(_)) || io::stdin().is_terminal()
     }
@@ -98,7 +98,7 @@ impl Terminal {
         }
     }
 
-    /// Appends what is new to the file. If that fails, says so once and goes on without.
+    /// Appends new lines to the file. If that fails, reports it once and stops.
     fn keep_history(&mut self) {
         let Some(file) = &self.history else { return };
         let folder = file.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(ReadlineError::from);
@@ -109,17 +109,17 @@ impl Terminal {
     }
 }
 
-/// One line of `input`.
+/// Reads one line of `input`.
 fn plain(input: &mut impl BufRead) -> anyhow::Result<Line> {
     let mut line = Vec::new();
     match input.read_until(b'\n', &mut line).context("reading standard input")? {
         0 => Ok(Line::End),
-        // What is no UTF-8 is replaced: one wrong byte does not end a conversation.
+        // Invalid UTF-8 is replaced: one wrong byte does not end a conversation.
         _ => Ok(Line::Text(String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']).to_owned())),
     }
 }
 
-/// In the user's folder of application state; `None` if there is no such folder.
+/// Returns the path in the user's folder of application state; `None` if there is no such folder.
 fn history_file() -> Option<PathBuf> {
     Some(dirs::state_dir().or_else(dirs::data_local_dir)?.join("kvshare").join("chat-history"))
 }

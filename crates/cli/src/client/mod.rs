@@ -1,6 +1,6 @@
-//! A client of the chat API: what `chat` and `bench serve` send and read. Works with any server that speaks it.
+//! Client of the chat API, for `chat` and `bench serve`. Works with any server that implements it.
 //!
-//! Only fields that are used are named, and none is required, so that other servers' answers are read as well.
+//! It names only the fields in use and requires none, so that it reads other servers' answers as well.
 
 mod sse;
 
@@ -13,10 +13,10 @@ use sse::EventParser;
 
 use crate::config::{KvSharing, Secret};
 
-/// Time to open a connection. The answer itself may take as long as it takes. Chosen.
+/// Timeout to open a connection. The answer itself has no timeout. Chosen.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A server, by its address.
+/// Client of one server.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     http: reqwest::Client,
@@ -29,86 +29,86 @@ pub(crate) struct Client {
 pub(crate) struct Message {
     /// `system`, `user` or `assistant`.
     pub(crate) role: String,
-    /// What is said.
+    /// Text of the message.
     pub(crate) content: String,
 }
 
-/// What is asked.
+/// Request for a chat completion.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct ChatRequest<'a> {
-    /// Which model.
+    /// Model name.
     pub(crate) model: &'a str,
-    /// The conversation so far.
+    /// Messages so far.
     pub(crate) messages: &'a [Message],
-    /// Tokens to answer at most.
+    /// Maximum tokens to generate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) max_tokens: Option<u32>,
     /// 0 is greedy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) temperature: Option<f32>,
-    /// Which KV may be reused; the server's default if absent.
+    /// KV that may be reused; the server's default if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) kv_sharing: Option<SharingChoice>,
-    /// KV is shared only between requests of equal salt.
+    /// Salt; only requests of equal salt share KV.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) cache_salt: Option<&'a str>,
 }
 
-/// The request's `kv_sharing` object.
+/// Request's `kv_sharing` object.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct SharingChoice {
-    /// Which KV may be reused.
+    /// KV that may be reused.
     pub(crate) mode: KvSharing,
 }
 
-/// A piece of a streamed answer.
+/// Piece of a streamed answer.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum ChatEvent {
-    /// More text; never empty.
+    /// Additional text; never empty.
     Text(String),
-    /// Why the answer ended.
+    /// Reason why the answer ended.
     Finished(String),
-    /// What it consumed.
+    /// Tokens consumed.
     Usage(Usage),
 }
 
-/// What a request consumed.
+/// Tokens consumed by a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Usage {
-    /// Of the prompt.
+    /// Prompt tokens.
     pub(crate) prompt_tokens: u64,
-    /// Of the answer.
+    /// Answer tokens.
     pub(crate) completion_tokens: u64,
-    /// Of the prompt, those found as an exact prefix.
+    /// Prompt tokens found as an exact prefix.
     pub(crate) prompt_tokens_details: PromptDetails,
-    /// Where the prompt's KV came from.
+    /// Sources of the prompt's KV.
     pub(crate) kv_sharing: SharingUsage,
 }
 
-/// Part of the prompt that cost nothing.
+/// Part of the prompt that was not computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct PromptDetails {
-    /// Found as an exact prefix.
+    /// Tokens found as an exact prefix.
     pub(crate) cached_tokens: u64,
 }
 
-/// Where the prompt's KV came from.
+/// Sources of the prompt's KV.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct SharingUsage {
-    /// Reused as a prefix.
+    /// Tokens reused as a prefix.
     pub(crate) prefix_tokens: u64,
-    /// Reused as spans of other prompts.
+    /// Tokens reused as spans of other prompts.
     pub(crate) span_tokens: u64,
-    /// A donor had them, and they were computed all the same.
+    /// Tokens computed although a donor had them.
     pub(crate) recomputed_tokens: u64,
     /// Prompts that gave spans.
     pub(crate) donors: u64,
 }
 
-/// An answer that is still being written.
+/// Answer that is still being streamed.
 pub(crate) struct ChatStream {
     response: reqwest::Response,
     parser: EventParser,
@@ -170,7 +170,7 @@ struct ModelEntry {
 }
 
 impl Client {
-    /// A client of the server at `url`, with or without `/v1` at its end.
+    /// Creates a client of the server at `url`, with or without `/v1` at its end.
     ///
     /// # Errors
     /// If the address is no plain HTTP address.
@@ -184,7 +184,7 @@ impl Client {
         Ok(Self { http: http.context("starting the HTTP client")?, base, key: None })
     }
 
-    /// The same client with a key.
+    /// Returns the same client with a key.
     pub(crate) fn with_key(self, key: Option<Secret>) -> Self {
         Self { key, ..self }
     }
@@ -197,7 +197,7 @@ impl Client {
         }
     }
 
-    /// The first model the server offers.
+    /// Returns the first model the server offers.
     ///
     /// # Errors
     /// If the server does not answer, or has none.
@@ -208,7 +208,7 @@ impl Client {
         list.data.into_iter().next().map(|model| model.id).context("the server offers no model")
     }
 
-    /// Starts an answer.
+    /// Starts a streamed answer.
     ///
     /// # Errors
     /// If the server does not answer, or refuses; with its own message.
@@ -220,7 +220,7 @@ impl Client {
         Ok(ChatStream { response, parser: EventParser::default(), pending: std::collections::VecDeque::new(), done: false })
     }
 
-    /// `error` in one line: reqwest's own text hides the cause.
+    /// Formats `error` in one line: reqwest's own text hides the cause.
     fn unreachable(&self, error: &reqwest::Error) -> anyhow::Error {
         let mut cause: &dyn std::error::Error = error;
         while let Some(deeper) = cause.source() {
@@ -242,7 +242,7 @@ async fn success(response: reqwest::Response) -> anyhow::Result<reqwest::Respons
 }
 
 impl ChatStream {
-    /// The next piece, or `None` at the end.
+    /// Returns the next piece, or `None` at the end.
     ///
     /// # Errors
     /// If the connection breaks, or the server reports an error, or the stream ends without its end mark.
@@ -272,7 +272,7 @@ impl ChatStream {
     }
 }
 
-/// What the data of one server-sent event says.
+/// Parses the data of one server-sent event.
 fn events_of(data: &str) -> anyhow::Result<Vec<ChatEvent>> {
     let chunk: Chunk = serde_json::from_str(data).with_context(|| format!("the server sent no chunk: {data}"))?;
     if let Some(error) = chunk.error {

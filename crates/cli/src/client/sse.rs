@@ -1,4 +1,4 @@
-//! Server-sent events out of a stream of bytes that may be cut anywhere.
+//! Parser of server-sent events from a stream of bytes that may be cut anywhere.
 
 /// Collects bytes until an event is complete.
 #[derive(Debug, Default)]
@@ -8,7 +8,7 @@ pub(crate) struct EventParser {
 }
 
 impl EventParser {
-    /// The data of the events that `bytes` complete, in order. Comments and other fields are skipped.
+    /// Returns the data of the events that `bytes` complete, in order. Skips comments and other fields.
     pub(crate) fn feed(&mut self, bytes: &[u8]) -> Vec<String> {
         let mut events = Vec::new();
         for &byte in bytes {
@@ -21,7 +21,7 @@ impl EventParser {
         events
     }
 
-    /// The event that ends with this line, if it is the empty one.
+    /// Returns the event that ends with this line, if it is the empty one.
     fn end_line(&mut self) -> Option<String> {
         let line = std::mem::take(&mut self.line);
         let line = line.strip_suffix(b"\r").unwrap_or(&line);
@@ -40,7 +40,7 @@ impl EventParser {
 mod tests {
     use super::*;
 
-    /// The same events come out whether `stream` arrives whole or byte by byte.
+    /// Checks that the same events come out whether `stream` arrives whole or byte by byte.
     #[track_caller]
     fn check(stream: &str, expected: &[&str]) {
         assert_eq!(EventParser::default().feed(stream.as_bytes()), expected);

@@ -1,4 +1,4 @@
-//! A setting that is either given or left to the daemon.
+//! Setting that is either given or left to the daemon.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,7 +15,7 @@ pub(crate) enum Auto<T> {
 }
 
 impl<T> Auto<T> {
-    /// What the operator decided.
+    /// Returns the operator's value, if there is one.
     pub(crate) fn set(self) -> Option<T> {
         match self {
             Self::Auto => None,
@@ -77,7 +77,7 @@ mod tests {
         threads: Auto<usize>,
     }
 
-    /// `None`: refused.
+    /// `None`: an error.
     #[track_caller]
     fn check(text: &str, expected: Option<Auto<usize>>) {
         let parsed = toml::from_str::<File>(text).ok();

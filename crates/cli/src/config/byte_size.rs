@@ -1,15 +1,15 @@
-//! An amount of memory as people write it: `512MiB`, `2GiB`, `1.5GB`, `4096`.
+//! Memory sizes as users write them: `512MiB`, `2GiB`, `1.5GB`, `4096`.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Bytes. Prints in the largest binary unit that divides it, so that printing and parsing lose nothing.
+/// Size in bytes. Prints in the largest binary unit that divides it, so that printing and parsing lose nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ByteSize(pub(crate) u64);
 
-/// Why a text is no amount of memory.
+/// Invalid memory size.
 #[derive(Debug, thiserror::Error)]
 #[error("`{text}` is no size: write a number and B, KiB, MiB, GiB, TiB, KB, MB, GB or TB")]
 pub(crate) struct InvalidSize {
@@ -21,12 +21,12 @@ const BINARY_UNITS: [(&str, u64); 4] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("Mi
 const DECIMAL_UNITS: [(&str, u64); 4] = [("TB", 1_000_000_000_000), ("GB", 1_000_000_000), ("MB", 1_000_000), ("KB", 1_000)];
 
 impl ByteSize {
-    /// `n` MiB.
+    /// Returns `n` MiB.
     pub(crate) const fn mib(n: u64) -> Self {
         Self(n << 20)
     }
 
-    /// `n` GiB.
+    /// Returns `n` GiB.
     pub(crate) const fn gib(n: u64) -> Self {
         Self(n << 30)
     }
@@ -51,7 +51,7 @@ impl FromStr for ByteSize {
     }
 }
 
-/// `None` for an unknown unit. No unit means bytes.
+/// Returns the bytes of a unit; `None` for an unknown unit. No unit means bytes.
 fn bytes_of_unit(unit: &str) -> Option<u64> {
     if unit.is_empty() || unit.eq_ignore_ascii_case("b") {
         return Some(1);
@@ -86,7 +86,7 @@ impl<'de> Deserialize<'de> for ByteSize {
 mod tests {
     use super::*;
 
-    /// `None`: refused.
+    /// `None`: an error.
     #[track_caller]
     fn check(text: &str, expected: Option<u64>) {
         assert_eq!(text.parse::<ByteSize>().ok().map(|size| size.0), expected, "{text}");

@@ -1,22 +1,22 @@
-//! Which device computes.
+//! Device that runs the model.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Where the model runs.
+/// Device that runs the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Device {
-    /// The first GPU if this build and machine have one, else the processor.
+    /// First GPU if this build and machine have one, else the CPU.
     Auto,
-    /// The processor.
+    /// CPU.
     Cpu,
-    /// This GPU.
+    /// GPU of this index.
     Cuda(usize),
 }
 
-/// A device that is none.
+/// Invalid device.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:?} is no device: auto, cpu, or cuda:N")]
 pub(crate) struct UnknownDevice(String);

@@ -1,4 +1,4 @@
-//! A length of time as people write it: `30s`, `500ms`, `2m`, or a bare number of seconds.
+//! Durations as users write them: `30s`, `500ms`, `2m`, or a bare number of seconds.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A duration of whole milliseconds. Prints in the largest unit that divides it.
+/// Duration in whole milliseconds. Prints in the largest unit that divides it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Millis(pub(crate) u64);
 
-/// Why a text is no duration.
+/// Invalid duration.
 #[derive(Debug, thiserror::Error)]
 #[error("`{text}` is no duration: write a number and ms, s, m or h (seconds if none), in whole milliseconds, at most a year")]
 pub(crate) struct InvalidDuration {
@@ -20,15 +20,15 @@ pub(crate) struct InvalidDuration {
 const UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 
 impl Millis {
-    /// A year: nothing is waited for longer, and clocks do not count much further.
+    /// Maximum of one year: no wait is longer, and clocks do not count much further.
     const MAX: Self = Self::seconds(365 * 24 * 3600);
 
-    /// `n` seconds.
+    /// Returns `n` seconds.
     pub(crate) const fn seconds(n: u64) -> Self {
         Self(n * 1_000)
     }
 
-    /// As the standard library's type.
+    /// Converts to the standard library's type.
     pub(crate) const fn get(self) -> Duration {
         Duration::from_millis(self.0)
     }
@@ -48,7 +48,7 @@ impl FromStr for Millis {
     }
 }
 
-/// `number` times `unit_ms`; `None` if it is no decimal number, is too large, or is no whole number of milliseconds.
+/// Multiplies `number` by `unit_ms`; `None` if it is no decimal number, is too large, or gives no whole number of milliseconds.
 fn in_millis(number: &str, unit_ms: u64) -> Option<u64> {
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     let is_empty = whole.is_empty() && fraction.is_empty();
@@ -83,7 +83,7 @@ impl<'de> Deserialize<'de> for Millis {
 mod tests {
     use super::*;
 
-    /// `None`: refused.
+    /// `None`: an error.
     #[track_caller]
     fn check(text: &str, expected_ms: Option<u64>) {
         assert_eq!(text.parse::<Millis>().ok().map(|duration| duration.0), expected_ms, "{text}");

@@ -1,4 +1,4 @@
-//! How much memory and how many threads the engine has, and what it batches.
+//! Memory, threads and batch limits of the engine.
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -9,31 +9,31 @@ use super::{Auto, ByteSize, Device, Millis, set};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct EngineConfig {
-    /// Where the model runs.
+    /// Device that runs the model.
     pub(crate) device: Device,
-    /// Threads that compute; all cores by default.
+    /// Compute threads; all cores by default.
     pub(crate) threads: Auto<usize>,
-    /// Memory for the KV pool; by default a quarter of what is available, at most 4 GiB.
+    /// Memory for the KV pool; by default a quarter of the available memory, at most 4 GiB.
     pub(crate) kv_cache_memory: Auto<ByteSize>,
     /// Main memory for KV that the pool has no room for; none by default.
     pub(crate) host_kv_memory: ByteSize,
-    /// Bandwidth from there to the device before one was measured, in GB/s.
+    /// Bandwidth from there to the device until it is measured, in GB/s.
     pub(crate) host_kv_bandwidth: f64,
     /// Number format of cached keys and values.
     pub(crate) kv_cache_dtype: KvCacheDtype,
     /// Share of a GPU's memory that weights, KV pool and activations take together.
     pub(crate) gpu_memory_utilization: f64,
-    /// Tokens computed in one step, prompts and answers together; by default what the device computes well.
+    /// Tokens computed in one step, prompts and answers together; by default as many as the device computes well.
     pub(crate) max_num_batched_tokens: Auto<usize>,
-    /// Requests running at once; by default what the device serves well.
+    /// Requests running at once; by default as many as the device serves well.
     pub(crate) max_num_seqs: Auto<usize>,
-    /// Prompt and answer together; the model's own limit by default.
+    /// Length of prompt and answer together; the model's own limit by default.
     pub(crate) max_model_len: Auto<u32>,
     /// Order of the waiting requests.
     pub(crate) scheduling: Scheduling,
-    /// A request that has waited longer goes first, unless the queue was longer when it came.
+    /// Waiting time after which a request goes first, unless the queue was longer when it arrived.
     pub(crate) max_overtake: Millis,
-    /// Whether a GPU's next step is made ready while one runs.
+    /// True to prepare a GPU's next step while one runs.
     pub(crate) run_ahead: bool,
 }
 
@@ -87,7 +87,7 @@ const MAX_BATCHED_TOKENS: usize = 1 << 18;
 const MAX_SEQS: usize = 1 << 14;
 
 impl EngineConfig {
-    /// The host tier of `model`, as the engine takes it.
+    /// Returns the engine's configuration of the host tier for `model`.
     pub(crate) fn host(&self, model: &runner::LoadedModel) -> engine::HostConfig {
         engine::HostConfig {
             num_blocks: model.num_host_blocks,
@@ -96,7 +96,7 @@ impl EngineConfig {
         }
     }
 
-    /// Tokens of a step and requests at once: as set, else what `device` computes well, and never fewer tokens than requests.
+    /// Returns tokens of a step and requests at once: as set, else as many as `device` computes well, and never fewer tokens than requests.
     pub(crate) fn batch_limits(&self, device: Device) -> (usize, usize) {
         let (tokens, seqs) = match device {
             Device::Cuda(_) => (8192, 256),
@@ -110,7 +110,7 @@ impl EngineConfig {
         }
     }
 
-    /// Threads that compute.
+    /// Returns the compute threads.
     pub(crate) fn num_threads(&self) -> usize {
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         self.threads.set().unwrap_or_else(cores)

@@ -1,4 +1,4 @@
-//! The help of every flag states the default that holds.
+//! Checks that the help of every flag states the actual default.
 
 use clap::{CommandFactory, Parser};
 
@@ -10,14 +10,14 @@ struct Line {
     config: ConfigArgs,
 }
 
-/// `X` of a help that ends with `[default: X]`.
+/// Returns `X` of a help that ends with `[default: X]`.
 pub(crate) fn stated_default(arg: &clap::Arg) -> Option<String> {
     let help = arg.get_help()?.to_string();
     let (_, stated) = help.rsplit_once("[default: ")?;
     Some(stated.strip_suffix(']').expect("a stated default ends the help").to_owned())
 }
 
-/// The default of the setting that has the name of a flag, as the file writes it.
+/// Returns the default of the setting that has the name of a flag, as the file writes it.
 fn default_in_file(long: &str) -> Option<toml::Value> {
     let table: toml::Table = toml::from_str(&Config::default().to_toml()).unwrap();
     table.values().find_map(|section| section.get(long.replace('-', "_")).cloned())
@@ -35,7 +35,7 @@ fn what_the_help_of_a_flag_calls_its_default_is_the_default() {
         // The value comes first; words after a comma explain it.
         let value = stated.split(',').next().unwrap();
         match default_in_file(long) {
-            // It is found out at start, and words say how.
+            // The daemon decides at start, and words describe the choice.
             Some(toml::Value::String(auto)) if auto == "auto" && stated.contains(' ') => {}
             Some(toml::Value::Array(all)) if value == "none" => assert!(all.is_empty(), "--{long} has values by default"),
             _ => {
@@ -44,7 +44,7 @@ fn what_the_help_of_a_flag_calls_its_default_is_the_default() {
             }
         }
     }
-    // A file, secrets, and what is off unless it is given.
+    // A file, secrets, and settings that are off unless given.
     assert_eq!(unstated, ["config", "hub-offline", "hub-token", "load-format", "tokenizer", "embedder-model"]);
 }
 

@@ -1,4 +1,4 @@
-//! What the daemon writes about itself.
+//! Logging of the daemon.
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -9,13 +9,13 @@ use super::set;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct LogConfig {
-    /// Shape of a line on standard error.
+    /// Format of a line on standard error.
     pub(crate) format: LogFormat,
-    /// Which lines: a level, or directives as in `info,engine=debug`.
+    /// Filter of lines: a level, or directives as in `info,engine=debug`.
     pub(crate) filter: String,
 }
 
-/// Shape of a log line.
+/// Format of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum LogFormat {

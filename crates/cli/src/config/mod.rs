@@ -1,7 +1,7 @@
-//! The configuration as meant: defaults, then the file, then the environment, then flags.
+//! Resolved configuration: defaults, then the file, then the environment, then flags.
 //!
-//! Environment and flags arrive together as [`ConfigArgs`]: clap prefers the flag. Each section owns its part and says
-//! what is wrong with it; checks that span sections are in [`Config::validate`]. After start nothing changes it.
+//! Environment and flags arrive together as [`ConfigArgs`]: clap prefers the flag. Each section checks its own values; checks that span
+//! sections are in [`Config::validate`]. The configuration does not change after start.
 
 mod auto;
 mod byte_size;
@@ -39,21 +39,21 @@ pub(crate) use tenants::TenantsConfig;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Config {
-    /// What is served.
+    /// Model to serve.
     pub(crate) model: ModelConfig,
-    /// To whom.
+    /// Addresses, limits and timeouts of the server.
     pub(crate) server: ServerConfig,
-    /// Told apart by what.
+    /// API keys and scopes of tenants.
     pub(crate) tenants: TenantsConfig,
-    /// With which resources.
+    /// Resources and batch limits of the engine.
     pub(crate) engine: EngineConfig,
-    /// Reusing what.
+    /// KV that may be reused.
     pub(crate) sharing: SharingConfig,
-    /// Saying what about it.
+    /// Format and filter of log lines.
     pub(crate) log: LogConfig,
 }
 
-/// The configuration as typed: a file, and what overrides it.
+/// Configuration as typed: a file, and overrides.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct ConfigArgs {
     /// TOML file with settings; flags and environment override it
@@ -73,40 +73,40 @@ pub(crate) struct ConfigArgs {
     log: log::LogArgs,
 }
 
-/// Why there is no configuration. One line each.
+/// Reason why there is no configuration. One line each.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
     /// The file cannot be read.
     #[error("reading {}: {source}", path.display())]
     Read {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         source: std::io::Error,
     },
     /// The file is no TOML, has an unknown key, or a value of the wrong type.
     #[error("{}:{line}: {message}", path.display())]
     Parse {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
         /// Line in it, from 1.
         line: usize,
-        /// What is wrong there.
+        /// Description of the error.
         message: String,
     },
-    /// Values that cannot be meant.
+    /// Values that are out of range or contradict each other.
     #[error("{}", problems.join("; "))]
     Invalid {
-        /// All of them.
+        /// Descriptions of all problems.
         problems: Vec<String>,
     },
 }
 
 impl Config {
-    /// Settles defaults, file, environment and flags, and checks the result.
+    /// Merges defaults, file, environment and flags, and checks the result.
     ///
     /// # Errors
-    /// If the file cannot be read or has an unknown key, or if the result makes no sense.
+    /// If the file cannot be read or has an unknown key, or if the result is invalid.
     pub(crate) fn resolve(args: ConfigArgs) -> Result<Self, ConfigError> {
         let mut config = match &args.config {
             Some(path) => Self::read(path)?,
@@ -126,7 +126,7 @@ impl Config {
         Self::parse(&read_text(path)?, path)
     }
 
-    /// `path` is only named in errors.
+    /// Parses `text`; errors name `path`.
     fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         parse_toml(text, path)
     }
@@ -150,16 +150,16 @@ impl Config {
         if problems.is_empty() { Ok(()) } else { Err(ConfigError::Invalid { problems }) }
     }
 
-    /// As a file that gives this configuration. Secrets are starred out.
+    /// Formats as a file that gives this configuration. Secrets are starred out.
     pub(crate) fn to_toml(&self) -> String {
         toml::to_string(self).expect("every setting has a TOML form: scalars in sections")
     }
 }
 
-/// Bytes of a file that an operator writes by hand, at most. Chosen: ten thousand keys fit.
+/// Maximum size of a hand-written file, in bytes. Chosen: ten thousand keys fit.
 const MAX_FILE_BYTES: u64 = 4 << 20;
 
-/// The content of a configuration or key file.
+/// Reads the text of a configuration or key file.
 ///
 /// # Errors
 /// If the file cannot be read, is larger than [`MAX_FILE_BYTES`] (a device has no end), or is no UTF-8.
@@ -171,7 +171,7 @@ fn read_text(path: &Path) -> Result<String, ConfigError> {
     })
 }
 
-/// As [`read_text`], of any bytes.
+/// Reads arbitrary bytes; otherwise as [`read_text`].
 fn read_bytes(path: &Path) -> Result<Vec<u8>, ConfigError> {
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes));
@@ -183,7 +183,7 @@ fn read_bytes(path: &Path) -> Result<Vec<u8>, ConfigError> {
     Ok(bytes)
 }
 
-/// The TOML `text` as `T`; `path` is only named in errors.
+/// Parses the TOML `text` as `T`; errors name `path`.
 fn parse_toml<T: serde::de::DeserializeOwned>(text: &str, path: &Path) -> Result<T, ConfigError> {
     toml::from_str(text).map_err(|error| {
         let start = error.span().map_or(0, |span| span.start).min(text.len());
@@ -221,7 +221,7 @@ mod tests {
         Config::resolve(line.config).map_err(|error| error.to_string().replace(path, "FILE"))
     }
 
-    /// `file` is refused with a message of one line that contains all of `expected`.
+    /// Checks that `file` is refused with a message of one line that contains all of `expected`.
     #[track_caller]
     fn check_refused(file: &str, flags: &[&str], expected: &[&str]) {
         let message = resolve(file, flags).expect_err("must be refused");

@@ -1,4 +1,4 @@
-//! Which model is served, under which name, and where it comes from.
+//! Model to serve, its name, and its source.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -8,36 +8,36 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Auto, set};
 
-/// The model that is served when nobody names one.
+/// Model that is served when none is named.
 pub(crate) const DEFAULT_MODEL: &str = "smollm2-135m-instruct";
 
 /// `[model]` of the configuration file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct ModelConfig {
-    /// A catalogue name, `owner/name` or `owner/name:file.gguf` on the hub, or a path.
+    /// Catalogue name, `owner/name` or `owner/name:file.gguf` on the hub, or a path.
     pub(crate) name: String,
     /// Branch, tag or commit on the hub.
     pub(crate) revision: String,
     /// Name in the API; the model's own by default.
     pub(crate) served_model_name: Auto<String>,
-    /// Where the weights come from.
+    /// Source of the weights.
     pub(crate) load_format: LoadFormat,
-    /// A `tokenizer.json`, or a GGUF file with a vocabulary, to use instead of the model's own.
+    /// `tokenizer.json`, or a GGUF file with a vocabulary, to use instead of the model's own.
     pub(crate) tokenizer: Auto<PathBuf>,
     /// True if the names of control tokens in messages become those tokens; else they are text.
     pub(crate) content_control_tokens: bool,
-    /// A folder with a `generation_config.json` for sampling defaults, or `none`; the model's own by default.
+    /// Folder with a `generation_config.json` for sampling defaults, or `none`; the model's own by default.
     pub(crate) generation_config: Auto<PathBuf>,
-    /// Where catalogue models are kept.
+    /// Folder of catalogue models.
     pub(crate) cache_dir: Auto<PathBuf>,
-    /// Never contact the hub; its cache is still read.
+    /// True to never contact the hub; its cache is still read.
     pub(crate) hub_offline: bool,
-    /// Access token for the hub; by default the one its own tools have stored.
+    /// Access token for the hub; by default the one that the hub's own tools have stored.
     pub(crate) hub_token: Auto<Secret>,
 }
 
-/// Where the weights come from.
+/// Source of the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum LoadFormat {
@@ -47,7 +47,7 @@ pub(crate) enum LoadFormat {
     Dummy,
 }
 
-/// A text that is never printed.
+/// Text that is never printed.
 #[derive(Clone, PartialEq)]
 pub(crate) struct Secret(String);
 
@@ -69,7 +69,7 @@ impl Default for ModelConfig {
 }
 
 impl ModelConfig {
-    /// Where catalogue models are kept when nobody says otherwise: the user's cache folder.
+    /// Returns the folder of catalogue models, by default in the user's cache folder.
     ///
     /// `None` on a system without one.
     pub(crate) fn cache_dir(&self) -> Option<PathBuf> {
@@ -82,7 +82,7 @@ impl ModelConfig {
         self.generation_config.as_ref().set().is_some_and(|folder| folder.as_os_str() == "none")
     }
 
-    /// The folder whose `generation_config.json` counts instead of the model's own.
+    /// Returns the folder whose `generation_config.json` replaces the model's own.
     pub(crate) fn generation_folder(&self) -> Option<&Path> {
         self.generation_config.as_ref().set().map(PathBuf::as_path).filter(|_| !self.has_no_generation_config())
     }
@@ -103,7 +103,7 @@ impl ModelConfig {
 }
 
 impl Secret {
-    /// The text itself, for the one who sends it.
+    /// Returns the text itself, for sending.
     pub(crate) fn reveal(&self) -> &str {
         &self.0
     }
@@ -159,7 +159,7 @@ pub(crate) struct ModelArgs {
     generation_config: Option<PathBuf>,
 }
 
-/// Flags that say where a model comes from.
+/// Flags for the source of a model.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct SourceArgs {
     /// Branch, tag or commit on the hub [default: main]

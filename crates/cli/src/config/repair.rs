@@ -1,4 +1,4 @@
-//! How much quality is given for speed: a policy with its ratio, and a bound on the deviation.
+//! Trade of quality for speed: a policy with its ratio, and a bound on the deviation.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,20 +7,20 @@ use engine::{Repair, RepairError};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use server::deviation_preset;
 
-/// A policy as requests name it: `impact@0.15`.
+/// Policy as requests write it: `impact@0.15`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct RepairSetting(pub(crate) Repair);
 
-/// A bound as requests name it: a number, or the name of one.
+/// Bound as requests write it: a number, or a preset's name.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Deviation {
     /// At least 0.
     Number(f64),
-    /// One that the server knows.
+    /// Preset that the server knows.
     Preset(String),
 }
 
-/// Why a text is no bound.
+/// Invalid deviation bound.
 #[derive(Debug, thiserror::Error)]
 #[error("`{text}` is no deviation: write a number of at least 0, or strict, balanced or fast")]
 pub(crate) struct InvalidDeviation {
@@ -54,7 +54,7 @@ impl<'de> Deserialize<'de> for RepairSetting {
 }
 
 impl Deviation {
-    /// The bound itself.
+    /// Returns the bound as a number.
     pub(crate) fn bound(&self) -> f32 {
         match self {
             Self::Number(bound) => *bound as f32,

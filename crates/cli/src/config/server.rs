@@ -1,4 +1,4 @@
-//! Where the daemon listens, and what it refuses.
+//! Address of the daemon, and its limits and timeouts.
 
 use std::time::Duration;
 
@@ -7,9 +7,9 @@ use server::WebAccess;
 
 use super::{ByteSize, Millis, set};
 
-/// Requests that wait, and connections, at most: more files cannot be open on any system.
+/// Maximum requests that wait, and connections: more files cannot be open on any system.
 const MAX_COUNT: usize = 1 << 20;
-/// The largest body that can be allowed: it is held in memory.
+/// Largest body limit that can be set: a body is held in memory.
 const MAX_BODY_LIMIT: ByteSize = ByteSize::gib(1);
 
 /// `[server]` of the configuration file.
@@ -22,7 +22,7 @@ pub(crate) struct ServerConfig {
     pub(crate) port: u16,
     /// Requests that may wait; one more is answered 429, unless its tenant has less than its equal part of them waiting.
     pub(crate) max_queue: usize,
-    /// A request that was not begun within this is answered 503; 0 waits for ever.
+    /// Time after which a request that has not begun is answered 503; 0 waits for ever.
     pub(crate) queue_timeout: Millis,
     /// Connections open at once; one more closes the one that has waited longest for its client.
     pub(crate) max_connections: usize,
@@ -30,15 +30,15 @@ pub(crate) struct ServerConfig {
     pub(crate) max_connections_per_peer: usize,
     /// Largest request body; a larger one is answered 413.
     pub(crate) body_limit: ByteSize,
-    /// A client must have sent its request's head within this; also the longest a connection may idle.
+    /// Time for a client to send its request's head; also the longest a connection may idle.
     pub(crate) header_read_timeout: Millis,
-    /// A client must have sent its request's body within this.
+    /// Time for a client to send its request's body.
     pub(crate) body_read_timeout: Millis,
-    /// Answers one request may ask for (`n`).
+    /// Maximum answers to one request (`n`).
     pub(crate) max_n: u32,
-    /// A silent event stream gets a comment this often, so that proxies keep it open.
+    /// Interval of comments on a silent event stream, so that proxies keep it open.
     pub(crate) keep_alive: Millis,
-    /// Running requests may finish within this after SIGTERM.
+    /// Time for running requests to finish after SIGTERM.
     pub(crate) shutdown_timeout: Millis,
     /// Web pages, by origin, that a daemon without keys answers besides those of this machine; browsers let them read the answers.
     pub(crate) allowed_origins: Vec<String>,
@@ -68,7 +68,7 @@ impl Default for ServerConfig {
 }
 
 impl ServerConfig {
-    /// The longest a request may wait to be begun, if there is a bound.
+    /// Returns the longest time a request may wait to begin, if there is a bound.
     pub(crate) fn queue_timeout(&self) -> Option<Duration> {
         Some(self.queue_timeout.get()).filter(|timeout| !timeout.is_zero())
     }
@@ -120,7 +120,7 @@ impl ServerConfig {
         problems
     }
 
-    /// Pages and names that may reach a daemon on a loopback address.
+    /// Returns the pages and names that may reach a daemon on a loopback address.
     pub(crate) fn web(&self) -> WebAccess {
         WebAccess { origins: self.allowed_origins.clone(), hosts: self.allowed_hosts.clone(), ..WebAccess::default() }
     }

@@ -1,4 +1,4 @@
-//! Which KV of earlier requests may be reused.
+//! KV of earlier requests that may be reused.
 
 use std::path::PathBuf;
 
@@ -17,29 +17,29 @@ pub(crate) struct SharingConfig {
     pub(crate) repair: RepairSetting,
     /// Bound of requests that name none; none by default.
     pub(crate) max_deviation: Auto<Deviation>,
-    /// Shortest run of equal tokens that is reused away from its place, in tokens.
+    /// Shortest run of equal tokens that is reused at another position, in tokens.
     pub(crate) min_span: u32,
     /// Tokens recomputed at the start of each moved span.
     pub(crate) head_tokens: u32,
     /// Tokens recomputed at the end of each prompt.
     pub(crate) tail_tokens: u32,
-    /// Shorter prompts neither give nor take spans.
+    /// Minimum prompt length to give or take spans, in tokens.
     pub(crate) min_prompt: u32,
-    /// Time that reuse has to save, by prediction.
+    /// Minimum time that reuse has to save, by prediction.
     pub(crate) min_saved: Millis,
-    /// What becomes of equal text behind a change inside its own paragraph.
+    /// Treatment of equal text after a change inside its own paragraph.
     pub(crate) edits: Edits,
     /// Earlier prompts remembered as donors.
     pub(crate) max_donors: usize,
     /// Tokens of these together.
     pub(crate) max_donor_tokens: usize,
-    /// Time after which what nobody used is forgotten; by default when its room is needed.
+    /// Time after which unused KV is dropped; by default when its room is needed.
     pub(crate) donor_ttl: Auto<Millis>,
     /// Share of the answers over reused spans that is compared with full computation in idle time.
     pub(crate) verify_share: f64,
     /// Time without any request before a comparison begins.
     pub(crate) verify_idle: Millis,
-    /// Longest step of a comparison, by prediction: a request that arrives waits for one at most.
+    /// Longest step of a comparison, by prediction: an arriving request waits for at most one.
     pub(crate) verify_step: Millis,
     /// True to compute answers over reused spans exactly in idle time, for the next turn of their conversation; by default on a GPU.
     pub(crate) heal: Auto<bool>,
@@ -47,15 +47,15 @@ pub(crate) struct SharingConfig {
     pub(crate) verify_memory: ByteSize,
     /// Mean KL divergence from full computation, in nats, above which a class of matches is switched off for a tenant.
     pub(crate) max_mean_kl: f64,
-    /// Share of positions with the same likeliest token below which it is.
+    /// Share of positions with the same top-1 token below which it is switched off.
     pub(crate) min_top1: f64,
-    /// What tells which earlier prompts mean something similar.
+    /// Embedder that finds earlier prompts of similar meaning.
     pub(crate) embedder: EmbedderKind,
     /// Folder of the embedder's own model, if it has one.
     pub(crate) embedder_model: Auto<PathBuf>,
 }
 
-/// What tells which earlier prompts mean something similar, for mode semantic.
+/// Embedder that finds earlier prompts of similar meaning, for mode semantic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum EmbedderKind {
@@ -67,7 +67,7 @@ pub(crate) enum EmbedderKind {
     Bert,
 }
 
-/// What becomes of equal text behind a change inside its own segment: a paragraph, a section, a message.
+/// Treatment of equal text after a change inside its own segment: a paragraph, a section, a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Edits {
@@ -81,7 +81,7 @@ pub(crate) enum Edits {
     Reuse,
 }
 
-/// Which KV of earlier requests a request may use.
+/// KV of earlier requests that a request may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum KvSharing {
@@ -129,7 +129,7 @@ impl Default for SharingConfig {
 }
 
 impl SharingConfig {
-    /// What requests get that do not say.
+    /// Returns the defaults of requests.
     pub(crate) fn defaults(&self) -> server::SharingDefaults {
         server::SharingDefaults {
             mode: self.mode.into(),
@@ -138,12 +138,12 @@ impl SharingConfig {
         }
     }
 
-    /// Whether reuse pays.
+    /// Returns the gate on predicted savings.
     pub(crate) fn gate(&self) -> semantic::Gate {
         semantic::Gate { min_saved_ms: self.min_saved.0 as f64, ..semantic::Gate::default() }
     }
 
-    /// Which answers are compared with full computation, and when.
+    /// Returns the share, times and memory of comparisons with full computation.
     pub(crate) fn verification(&self, device: Device) -> engine::VerificationConfig {
         engine::VerificationConfig {
             share: self.verify_share,
@@ -155,12 +155,12 @@ impl SharingConfig {
         }
     }
 
-    /// Bounds that such answers have to keep.
+    /// Returns the bounds that compared answers have to keep.
     pub(crate) fn guard(&self) -> engine::GuardConfig {
         engine::GuardConfig { max_mean_kl: self.max_mean_kl, min_top1: self.min_top1, ..engine::GuardConfig::default() }
     }
 
-    /// As the planner of spans takes it; not yet checked.
+    /// Converts to the span planner's configuration; not yet checked.
     pub(crate) fn spans(&self) -> semantic::SpanConfig {
         semantic::SpanConfig {
             min_span_tokens: self.min_span,
@@ -212,7 +212,7 @@ impl SharingConfig {
 }
 
 impl KvSharing {
-    /// As written in the API and the configuration.
+    /// Returns the name in the API and the configuration.
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Off => "off",

@@ -1,4 +1,4 @@
-//! Whose requests are answered, and what keeps their KV apart.
+//! Accepted API keys, and the secret that keeps tenants' KV apart.
 
 use std::path::{Path, PathBuf};
 
@@ -12,9 +12,9 @@ use super::{Auto, parse_toml, read_bytes, read_text, set};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct TenantsConfig {
-    /// File of accepted keys; by default none is needed, and everybody is one tenant.
+    /// File of accepted keys; by default none is needed, and all clients are one tenant.
     pub(crate) api_keys: Auto<PathBuf>,
-    /// File of at least 32 random bytes, from which scopes are derived; by default they are made up at each start.
+    /// File of at least 32 random bytes, from which scopes are derived; by default they are generated at each start.
     pub(crate) secret_file: Auto<PathBuf>,
 }
 
@@ -30,7 +30,7 @@ pub(crate) struct TenantsArgs {
     secret_file: Option<PathBuf>,
 }
 
-/// A file of keys.
+/// File of keys.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct KeyFile {
@@ -38,14 +38,14 @@ struct KeyFile {
     key: Vec<KeyEntry>,
 }
 
-/// One key in it. The key itself never stands there.
+/// One key in it. The file never contains the key itself.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct KeyEntry {
     tenant: String,
-    /// Of the key, in hexadecimal. Either this or `env`.
+    /// SHA-256 of the key, in hexadecimal. Either this or `env`.
     sha256: Option<String>,
-    /// Variable of the environment that holds the key.
+    /// Environment variable that holds the key.
     env: Option<String>,
     #[serde(default)]
     admin: bool,
@@ -61,10 +61,10 @@ impl Default for TenantsConfig {
 }
 
 impl TenantsConfig {
-    /// Reads the files.
+    /// Reads both files.
     ///
     /// # Errors
-    /// If one cannot be read or makes no sense, or a variable that is named in it is not set.
+    /// If a file cannot be read or is invalid, or a variable named in it is not set.
     pub(crate) fn access(&self) -> anyhow::Result<Access> {
         let tenants = self.tenants()?;
         let secret = match self.secret_file.as_ref().set() {
@@ -94,10 +94,10 @@ impl TenantsArgs {
 }
 
 impl TenantsConfig {
-    /// [`Self::tenants`] while the daemon runs. A pipe is not read again: to wait for its other end would end all reading.
+    /// Repeats [`Self::tenants`] while the daemon runs. A pipe is not read again: waiting for its other end would block later reloads.
     ///
     /// # Errors
-    /// As there, and if the file of keys is none.
+    /// As there, and if the file of keys is no plain file.
     pub(crate) fn tenants_again(&self) -> anyhow::Result<Tenants> {
         if let Some(path) = self.api_keys.as_ref().set()
             && path.metadata().is_ok_and(|file| !file.is_file())

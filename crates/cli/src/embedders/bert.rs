@@ -1,4 +1,4 @@
-//! Embeddings by a sentence encoder of its own: all-MiniLM-L6-v2 and others of its form.
+//! Embeddings by a separate sentence encoder: all-MiniLM-L6-v2 and others of its form.
 //!
 //! The encoder was trained on texts of up to 256 tokens, so a longer prompt is cut into windows, whose embeddings are averaged.
 
@@ -13,33 +13,33 @@ use server::{Embedder, Embedding};
 use tokenizer::Tokenizer;
 use tokens::TokenId;
 
-/// Donors below are not looked at. Chosen: prompts about different things are mostly below, see `benches/serve/embedders.md`.
+/// Minimum cosine of a donor to be considered. Chosen: prompts on different topics are mostly below, see `benches/serve/embedders.md`.
 pub(super) const MIN_COSINE: f32 = 0.5;
 
-/// Tokens of a window, the two around it among them: `max_seq_length` of all-MiniLM-L6-v2.
+/// Tokens of a window, with the two around it: `max_seq_length` of all-MiniLM-L6-v2.
 const WINDOW_TOKENS: usize = 256;
 
-/// A sentence encoder.
+/// Sentence encoder.
 pub(super) struct Bert {
     model: BertModel,
     words: tokenizers::Tokenizer,
-    /// Stand before and behind each window.
+    /// Tokens before and after each window.
     begin: u32,
     end: u32,
     num_dimensions: usize,
 }
 
-/// It reads text, so prompts become text again.
+/// Embedder that detokenizes prompts, because the encoder reads text.
 pub(super) struct BertEmbedder {
     pub(super) bert: Bert,
     pub(super) tokenizer: Arc<Tokenizer>,
 }
 
 impl Bert {
-    /// From a folder with `config.json`, `tokenizer.json` and `model.safetensors`.
+    /// Loads from a folder with `config.json`, `tokenizer.json` and `model.safetensors`.
     ///
     /// # Errors
-    /// If one of them is missing or not of a BERT encoder.
+    /// If one of them is missing or does not belong to a BERT encoder.
     pub(super) fn load(folder: &Path) -> anyhow::Result<Self> {
         let read = |name: &str| std::fs::read(folder.join(name)).with_context(|| format!("reading {name}"));
         let config: Config = serde_json::from_slice(&read("config.json")?).context("config.json is not of a BERT encoder")?;
@@ -57,7 +57,7 @@ impl Bert {
         Ok(Self { model, words, begin, end, num_dimensions: config.hidden_size })
     }
 
-    /// Mean of the embeddings of its windows, each by its length, at length 1.
+    /// Averages the embeddings of its windows, weighted by length, and normalizes to length 1.
     fn embed(&self, text: &str) -> anyhow::Result<Option<Vec<f32>>> {
         let words = self.words.encode(text, false).map_err(|error| anyhow!("tokenizing: {error}"))?;
         let mut sum = vec![0.0; self.num_dimensions];
@@ -68,7 +68,7 @@ impl Bert {
         Ok(semantic::unit(sum))
     }
 
-    /// Mean of the last hidden states of all tokens, the two around them among them.
+    /// Averages the last hidden states of all tokens, with the two around them.
     fn embed_window(&self, words: &[u32]) -> candle_core::Result<Vec<f32>> {
         let ids: Vec<u32> = [self.begin].into_iter().chain(words.iter().copied()).chain([self.end]).collect();
         let ids = Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?;

@@ -1,4 +1,4 @@
-//! What prompts mean: the embedder that the configuration names, for the server and for the engine's index.
+//! Prompt embeddings: the configured embedder, for the server and for the engine's index.
 
 mod bert;
 mod token;
@@ -15,11 +15,11 @@ use self::bert::{Bert, BertEmbedder};
 use self::token::TokenMeanEmbedder;
 use crate::config::{EmbedderKind, SharingConfig};
 
-/// Donors with an embedding at most. Chosen by measurement: all of them are looked at, which takes some milliseconds at most up to
-/// here (`benches/serve/embedders.md`). So no second index, which would have to be built and could not forget, is kept for more.
+/// Maximum donors with an embedding. Chosen by measurement: a scan of all of them takes some milliseconds at most up to here
+/// (`benches/serve/embedders.md`), so no second index is kept for more, which would have to be built and could not forget.
 const MAX_VECTORS: usize = 50_000;
 
-/// An embedder, and how near a donor has to be to be looked at.
+/// Embedder with the minimum cosine of a donor to be considered.
 #[derive(Clone)]
 pub(crate) struct ChosenEmbedder {
     pub(crate) embedder: Arc<dyn Embedder>,
@@ -27,7 +27,7 @@ pub(crate) struct ChosenEmbedder {
 }
 
 impl ChosenEmbedder {
-    /// The engine's index for its vectors.
+    /// Configures the engine's index for its vectors.
     pub(crate) fn index_config(&self, max_donors: usize) -> engine::EmbeddingIndexConfig {
         engine::EmbeddingIndexConfig {
             num_dimensions: self.embedder.num_dimensions(),
@@ -37,7 +37,7 @@ impl ChosenEmbedder {
     }
 }
 
-/// The embedder that `config` names, if any, for a model with these input embeddings and this tokenizer.
+/// Builds the embedder that `config` names, if any, for a model with these input embeddings and this tokenizer.
 ///
 /// # Errors
 /// If the embedder's own model cannot be read.

@@ -5,13 +5,13 @@ use semantic::{TokenEmbedder, TokenVectors};
 use server::{Embedder, Embedding};
 use tokens::TokenId;
 
-/// Donors below are not looked at. Chosen: prompts about different things are mostly below, see `benches/serve/embedders.md`.
+/// Minimum cosine of a donor to be considered. Chosen: prompts on different topics are mostly below, see `benches/serve/embedders.md`.
 pub(super) const MIN_COSINE: f32 = 0.5;
 
 /// See [`TokenEmbedder`].
 pub(super) struct TokenMeanEmbedder(TokenEmbedder<Rows>);
 
-/// The runner's table as `semantic` reads it: the two do not know each other.
+/// Adapts the runner's table to `semantic`: neither imports the other.
 struct Rows(EmbeddingTable);
 
 impl TokenMeanEmbedder {

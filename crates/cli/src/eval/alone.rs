@@ -1,4 +1,4 @@
-//! An engine with one request in it at a time.
+//! Engine that runs one request at a time.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use tokens::{RequestId, Scope, TenantId, Timestamp, TokenId};
 use super::forced::{Choice, Forced};
 use super::prompt::Prompt;
 
-/// The engine, and what has been asked of it.
+/// Engine with counters of requests and scopes.
 pub(crate) struct Alone<E> {
     engine: EngineCore<Forced<E>>,
     started: Instant,
@@ -17,57 +17,57 @@ pub(crate) struct Alone<E> {
     num_scopes: u64,
 }
 
-/// Where a prompt's KV comes from, and whether it stays.
+/// Reuse of KV by a request, and storage of its own KV.
 #[derive(Clone, Copy)]
 pub(crate) struct Reuse {
     /// Scope of lookups.
     pub(crate) scope: CaseScope,
-    /// What may be reused.
+    /// KV that may be reused.
     pub(crate) sharing: KvSharingMode,
-    /// What is recomputed of it.
+    /// Policy that selects the rows to recompute.
     pub(crate) repair: Repair,
-    /// Whether later requests of the scope find it.
+    /// True if later requests of the scope find its KV.
     pub(crate) store: bool,
 }
 
-/// Requests of one scope may share, and those of two cannot.
+/// Sharing scope: requests of one scope may share, those of two cannot.
 #[derive(Clone, Copy)]
 pub(crate) struct CaseScope {
     tenant: TenantId,
     scope: Scope,
 }
 
-/// What a request said, and how its prompt was filled.
+/// Answer of a request, and sources of its prompt's KV.
 pub(crate) struct Said {
-    /// Its answer, a stop token included.
+    /// Answer, including a stop token.
     pub(crate) tokens: Vec<TokenId>,
-    /// The likeliest tokens at each position, if asked for.
+    /// Most likely tokens at each position, if requested.
     pub(crate) top: Vec<Vec<LogProb>>,
-    /// As planned at admission.
+    /// Usage as planned at admission.
     pub(crate) announced: KvUsage,
-    /// As it came to be.
+    /// Final usage.
     pub(crate) usage: KvUsage,
-    /// From handing it over to its first token.
+    /// Time from submission to the first token.
     pub(crate) ttft: Duration,
 }
 
 impl<E: Executor> Alone<E> {
-    /// Nothing was asked yet.
+    /// Wraps an engine without requests.
     pub(crate) fn new(engine: EngineCore<Forced<E>>) -> Self {
         Self { engine, started: Instant::now(), num_requests: 0, num_scopes: 0 }
     }
 
-    /// Tokens of a block of the pool.
+    /// Returns the block size in tokens.
     pub(crate) fn block_size(&self) -> usize {
         self.engine.config().block_size.as_usize()
     }
 
-    /// Forgets all KV.
+    /// Drops all cached KV.
     pub(crate) fn forget(&mut self) {
         self.engine.reset_prefix_cache();
     }
 
-    /// A scope in which nothing has been computed.
+    /// Creates a scope without cached KV.
     pub(crate) fn new_scope(&mut self) -> CaseScope {
         self.num_scopes += 1;
         let tenant = TenantId(u32::try_from(self.num_scopes).expect("a run has fewer than four billion scopes"));
@@ -83,7 +83,7 @@ impl<E: Executor> Alone<E> {
         self.run(request)
     }
 
-    /// Leads a request along `answer`; also what it would have said at each position.
+    /// Forces a request along `answer`; also returns its own choice at each position.
     ///
     /// # Errors
     /// As [`Alone::say`].
@@ -124,7 +124,7 @@ impl<E: Executor> Alone<E> {
         }
     }
 
-    /// Steps until the engine has forgotten `request`.
+    /// Steps until the engine has dropped `request`.
     fn run(&mut self, request: Request) -> anyhow::Result<Said> {
         self.engine.fits(&request).context("the request does not fit")?;
         let (tokens, top) = Default::default();
@@ -185,7 +185,7 @@ mod tests {
         Reuse { scope, sharing, repair: Repair::structural(), store }
     }
 
-    /// Span tokens of a prompt after its donor, asked in another scope or after forgetting.
+    /// Checks the span tokens of a prompt after its donor, in another scope or after a reset.
     #[track_caller]
     fn check(store: bool, in_scope: bool, forget: bool, is_hit: bool) {
         let mut alone = alone();

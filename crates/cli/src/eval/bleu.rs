@@ -1,16 +1,16 @@
-//! BLEU of one text: how many of its word sequences another text has.
+//! BLEU of one text: share of its n-grams that another text has.
 
 use std::collections::BTreeMap;
 
 use crate::bench::rouge::words;
 
-/// Longest sequences counted.
+/// Longest n-grams counted.
 const MAX_WORDS: usize = 4;
 
-/// BLEU-4 of one text against one reference, over lower-case words (Papineni et al. 2002, section 2), from 0 to 1.
+/// Computes BLEU-4 of one text against one reference, over lower-case words (Papineni et al. 2002, section 2), from 0 to 1.
 ///
 /// `BP · exp(¼ Σ ln pₙ)` with clipped precisions and the brevity penalty `BP = min(1, exp(1 − |reference| / |candidate|))`.
-/// Short texts would be 0 for one missing sequence, so precisions above single words are smoothed as `(matches + 1) / (all + 1)`
+/// Short texts would be 0 for one missing n-gram, so precisions above single words are smoothed as `(matches + 1) / (all + 1)`
 /// (Lin and Och 2004, "ORANGE", section 4). Two texts without any word are equal.
 pub(crate) fn bleu(candidate: &str, reference: &str) -> f64 {
     let (candidate, reference) = (words(candidate), words(reference));
@@ -27,7 +27,7 @@ pub(crate) fn bleu(candidate: &str, reference: &str) -> f64 {
     (log_mean + brevity).exp()
 }
 
-/// Sequences of `n` words of the candidate that the reference has, each at most as often as there.
+/// Counts n-grams of the candidate that the reference has, each at most as often as there.
 fn clipped_matches(candidate: &[String], reference: &[String], n: usize) -> usize {
     let mut left = BTreeMap::new();
     for sequence in reference.windows(n) {

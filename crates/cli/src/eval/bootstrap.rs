@@ -1,13 +1,13 @@
-//! How sure a mean over a few requests is.
+//! Confidence interval of a mean over a few requests.
 
 use tokens::{SPLITMIX64_STEP, splitmix64};
 
-/// Resamples of an interval. Chosen as algorithms are compared in the field: 10,000.
+/// Resamples of an interval. Chosen as is usual in the field: 10,000.
 pub(crate) const NUM_RESAMPLES: u32 = 10_000;
-/// Start of the random numbers: the same values give the same interval.
+/// Seed of the random generator: the same values give the same interval.
 pub(crate) const SEED: u64 = 1;
 
-/// The percentile interval of 95 % of the mean of `values`, by resampling with replacement (Efron 1979); `None` of nothing.
+/// Computes the 95 % percentile interval of the mean of `values`, by resampling with replacement (Efron 1979); `None` for no values.
 ///
 /// For a difference between two runs, `values` are the differences of the same requests (paired).
 pub(crate) fn mean_interval(values: &[f64]) -> Option<[f64; 2]> {
@@ -35,7 +35,7 @@ impl SplitMix {
         next
     }
 
-    /// Uniform in `0..n`, by the high half of a product; the bias is below `n / 2^64`.
+    /// Draws uniformly from `0..n`, by the high half of a product; the bias is below `n / 2^64`.
     fn below(&mut self, n: usize) -> usize {
         ((u128::from(self.next()) * n as u128) >> 64) as usize
     }
@@ -55,7 +55,7 @@ mod tests {
     fn the_interval_is_that_of_the_normal_distribution_for_many_values() {
         let values: Vec<_> = (0..400).map(|i| f64::from(i % 2)).collect();
         let [low, high] = mean_interval(&values).unwrap();
-        // The standard error of a fair coin thrown 400 times is 0.025.
+        // The standard error of 400 tosses of a fair coin is 0.025.
         assert!((low - (0.5 - 1.96 * 0.025)).abs() < 0.005 && (high - (0.5 + 1.96 * 0.025)).abs() < 0.005, "{low} {high}");
     }
 

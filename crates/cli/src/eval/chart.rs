@@ -1,46 +1,46 @@
-//! Points on a plane, as SVG.
+//! Scatter and line charts as SVG.
 
 use std::fmt::Write;
 
-/// A chart with named series.
+/// Chart with named series.
 #[derive(Debug)]
 pub(crate) struct Chart {
-    /// Above it.
+    /// Title above the chart.
     pub(crate) title: String,
-    /// To the right.
+    /// Horizontal axis.
     pub(crate) x: Axis,
-    /// Upwards.
+    /// Vertical axis.
     pub(crate) y: Axis,
-    /// In the order of their colours.
+    /// Series in the order of their colours.
     pub(crate) series: Vec<Series>,
 }
 
-/// What is along one side.
+/// Axis of the chart.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Axis {
-    /// What is measured, with its unit.
+    /// Quantity with its unit.
     pub(crate) label: &'static str,
-    /// How numbers become lengths.
+    /// Scale of its values.
     pub(crate) scale: Scale,
 }
 
-/// How numbers become lengths.
+/// Scale of an axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scale {
-    /// From 0.
+    /// Linear from 0.
     Linear,
-    /// Powers of ten. What is not above 0 stands at the lower end.
+    /// Powers of ten. Values not above 0 are drawn at the lower end.
     Log,
 }
 
 /// Points of one colour.
 #[derive(Debug)]
 pub(crate) struct Series {
-    /// In the legend.
+    /// Name in the legend.
     pub(crate) name: String,
     /// `(x, y)`, joined by a line in their order if `is_line`.
     pub(crate) points: Vec<(f64, f64)>,
-    /// Whether they are joined.
+    /// True if the points are joined.
     pub(crate) is_line: bool,
 }
 
@@ -51,24 +51,24 @@ const RIGHT: f64 = 590.0;
 const TOP: f64 = 40.0;
 const BOTTOM: f64 = 430.0;
 
-/// Okabe and Ito's colours, told apart by colour-blind people too (Wong 2011); then the same darker.
+/// Okabe and Ito's colours, which colour-blind readers can distinguish (Wong 2011); then the same darker.
 const COLORS: [&str; 14] = [
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#004a73", "#8a3d00", "#00664b", "#854e6d",
     "#966800", "#387597", "#777777",
 ];
 
-/// One side of the chart with its ends.
+/// Axis with its value range and drawn ends.
 struct Ruler {
     low: f64,
     high: f64,
     scale: Scale,
-    /// Where its ends are drawn.
+    /// Coordinates of its ends.
     from: f64,
     to: f64,
 }
 
 impl Chart {
-    /// As a document.
+    /// Renders the chart as an SVG document.
     pub(crate) fn to_svg(&self) -> String {
         let x = Ruler::new(self.x.scale, self.points().map(|point| point.0), LEFT, RIGHT);
         let y = Ruler::new(self.y.scale, self.points().map(|point| point.1), BOTTOM, TOP);
@@ -131,7 +131,7 @@ impl Ruler {
         Self { low, high, scale, from, to }
     }
 
-    /// Where `value` is drawn.
+    /// Returns the coordinate of `value`.
     fn at(&self, value: f64) -> f64 {
         let share = match self.scale {
             Scale::Linear => (value - self.low) / (self.high - self.low),
@@ -140,7 +140,7 @@ impl Ruler {
         self.from + share * (self.to - self.from)
     }
 
-    /// Round values between its ends.
+    /// Returns round values between its ends.
     fn ticks(&self) -> Vec<f64> {
         match self.scale {
             Scale::Log => {
@@ -155,14 +155,14 @@ impl Ruler {
     }
 }
 
-/// The least of 1, 2 and 5 times a power of ten that is not below `least`.
+/// Returns the least of 1, 2 and 5 times a power of ten that is not below `least`.
 fn round_step(least: f64) -> f64 {
     let power = 10f64.powf(least.log10().floor());
     let step = [1.0, 2.0, 5.0].into_iter().map(|times| times * power).find(|step| *step >= least * 0.999_999);
     step.unwrap_or(10.0 * power)
 }
 
-/// Without the digits that rounding errors leave.
+/// Formats without the digits that rounding errors leave.
 fn number(value: f64) -> String {
     match value == 0.0 || value.abs() >= 1e-3 {
         true => format!("{}", (value * 1e6).round() / 1e6),

@@ -1,13 +1,13 @@
-//! How much of a prompt another prompt has: what any search for spans could find at most.
+//! Share of a prompt that another prompt has: the upper bound of any span search.
 
 use std::collections::HashSet;
 
 use tokens::TokenId;
 
-/// Tokens that have to be equal in a row. As in the span index: shorter runs occur by chance.
+/// Equal tokens in a row that count. As in the span index: shorter runs occur by chance.
 const RUN_TOKENS: usize = 16;
 
-/// Share of `prompt`'s tokens that stand in a run of 16 tokens which `donor` has anywhere.
+/// Returns the share of `prompt`'s tokens in runs of 16 tokens that `donor` has anywhere.
 pub(crate) fn covered_share(prompt: &[TokenId], donor: &[TokenId]) -> f64 {
     let runs: HashSet<_> = donor.windows(RUN_TOKENS).collect();
     let mut is_covered = vec![false; prompt.len()];

@@ -1,8 +1,8 @@
-//! Runs a donor and its recipients: each recipient in full, then under each policy, led along the answer of full computation.
+//! Runs a donor and its recipients: each recipient in full, then under each policy, forced along the answer of full computation.
 //!
-//! After equal tokens two distributions can be compared position by position, which free-running answers do not allow once they
-//! differ. Those are given as well where wanted, but not where they are known: a greedy answer whose likeliest token was the given
-//! one at every position is that answer.
+//! After equal tokens two distributions can be compared position by position; free-running answers do not allow this once they differ.
+//! Those are generated too if requested, but not if they are known: a greedy answer whose top-1 token was the forced one at every position
+//! equals that answer.
 
 use std::time::Duration;
 
@@ -23,25 +23,25 @@ use crate::bench::rouge::rouge_l;
 use crate::bench::workload::Record;
 use engine::kl_divergence;
 
-/// Likeliest tokens of full computation that are told apart; all others are one.
+/// Top tokens of full computation compared one by one; all others count as one.
 const FULL_TOP: usize = 64;
-/// Likeliest tokens asked for: more, so that those of full computation are hardly ever missing beside them.
+/// Top tokens requested: more, so that those of full computation are hardly ever missing among them.
 const COMPARED_TOP: u32 = 256;
-/// A second exact run is cut after this part of its prompt. Chosen: its chunks end elsewhere than those of the first.
+/// Divisor of the prompt where a second exact run is cut. Chosen: its chunks end elsewhere than those of the first.
 const CUT: usize = 3;
 
-/// What is compared, and how far.
+/// Policies to compare, and limits.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    /// In the order of the report.
+    /// Policies in the order of the report.
     pub(crate) policies: Vec<Policy>,
-    /// Positions compared at most.
+    /// Maximum positions compared.
     pub(crate) max_tokens: u32,
-    /// Tokens of an answer at most; at least `max_tokens`.
+    /// Maximum tokens of an answer; at least `max_tokens`.
     pub(crate) max_answer_tokens: u32,
-    /// Whether requests also answer by themselves.
+    /// True if requests also generate free-running answers.
     pub(crate) generates: bool,
-    /// Whether a donor of another tenant may be shared all the same: shows what keeping them apart prevents.
+    /// True if a donor of another tenant may be shared nevertheless: shows what keeping them apart prevents.
     pub(crate) ignores_tenants: bool,
     /// Layers of the model.
     pub(crate) num_layers: u32,
@@ -49,29 +49,29 @@ pub(crate) struct Settings {
     pub(crate) eos: Vec<TokenId>,
 }
 
-/// A model under evaluation.
+/// Model under evaluation.
 pub(crate) struct Evaluator<'a, E> {
-    /// Computes.
+    /// Engine that runs the requests.
     pub(crate) alone: Alone<E>,
-    /// For all groups.
+    /// Settings for all groups.
     pub(crate) settings: Settings,
-    /// Turns an answer into text.
+    /// Converts an answer to text.
     pub(crate) decode: &'a dyn Fn(&[TokenId]) -> String,
 }
 
-/// A recipient with what full computation made of it.
+/// Recipient with its results of full computation.
 struct Case<'a> {
     recipient: &'a Recipient,
     full: Said,
-    /// Where its donor was computed, as far as it may look there.
+    /// Scope of its donor, or an empty one if it may not share with it.
     scope: CaseScope,
     donor_ttft: Duration,
     cover: f64,
-    /// Of an exact run with the donor's prefix.
+    /// Exact run with the donor's prefix.
     prefix: Run,
 }
 
-/// A recipient under one policy.
+/// Run of a recipient under one policy.
 struct Run {
     said: Said,
     kl: Vec<f64>,
@@ -80,7 +80,7 @@ struct Run {
 }
 
 impl<E: Executor> Evaluator<'_, E> {
-    /// Each recipient of `group` under each policy. `progress` is called after each recipient.
+    /// Measures each recipient of `group` under each policy. Calls `progress` after each recipient.
     ///
     /// # Errors
     /// If a request does not fit, or the model fails.
@@ -149,7 +149,7 @@ impl<E: Executor> Evaluator<'_, E> {
         Ok(all)
     }
 
-    /// Full computation once more, its prompt in two parts.
+    /// Repeats full computation, with the prompt in two parts.
     fn repeat(&mut self, case: &Case<'_>) -> anyhow::Result<Run> {
         let prompt = &case.recipient.request.prompt;
         let scope = self.alone.new_scope();
@@ -163,7 +163,7 @@ impl<E: Executor> Evaluator<'_, E> {
         self.lead(case.recipient, &case.full, reuse)
     }
 
-    /// Leads the recipient along the first tokens of the answer of full computation.
+    /// Forces the recipient along the first tokens of full computation's answer.
     fn lead(&mut self, recipient: &Recipient, full: &Said, reuse: Reuse) -> anyhow::Result<Run> {
         let num_led = full.tokens.len().min(self.settings.max_tokens as usize);
         let (said, choices) = self.alone.follow(&recipient.request.prompt, &full.tokens[..num_led], COMPARED_TOP, reuse)?;
@@ -175,7 +175,7 @@ impl<E: Executor> Evaluator<'_, E> {
         Ok(Run { kl: kl.collect(), agrees, said, reuse })
     }
 
-    /// The answer that the recipient gives by itself.
+    /// Generates the recipient's free-running answer.
     fn answer(&mut self, case: &Case<'_>, run: &Run) -> anyhow::Result<AnswerScores> {
         let is_known = run.agrees.len() == case.full.tokens.len() && run.agrees.iter().all(|agrees| *agrees);
         let Prompted { record, prompt } = &case.recipient.request;
@@ -188,7 +188,7 @@ impl<E: Executor> Evaluator<'_, E> {
     }
 
     fn measured(&self, case: &Case<'_>, policy: Policy, run: &Run, floor: &Run, answer: Option<AnswerScores>) -> Measured {
-        // The repetition takes a prefix of its own, which is no hit: the first run tells what full computation costs.
+        // The repetition reuses its own prefix, which is no hit: the first run gives the cost of full computation.
         let said = if policy == Policy::Off { &case.full } else { &run.said };
         let repair = match policy {
             Policy::Span(repair) => Some(repair),
@@ -236,7 +236,7 @@ fn is_hit(policy: Policy, said: &Said) -> bool {
     }
 }
 
-/// Whether spans were announced and none was used, though the rule does not recompute everything.
+/// True if spans were announced and none was used, although the policy does not recompute everything.
 fn bailed_out(policy: Policy, said: &Said) -> bool {
     match policy {
         Policy::Off | Policy::Prefix => false,
@@ -245,7 +245,7 @@ fn bailed_out(policy: Policy, said: &Said) -> bool {
     }
 }
 
-/// Its name in reports.
+/// Returns the name of a class in reports.
 const fn class_name(class: MatchClass) -> &'static str {
     match class {
         MatchClass::SamePast => "same_past",
@@ -255,7 +255,7 @@ const fn class_name(class: MatchClass) -> &'static str {
     }
 }
 
-/// Two answers to a request beside each other, and beside its right answers.
+/// Scores an answer against that of full computation, and both against the right answers.
 fn score(record: &Record, text: String, full_text: String) -> AnswerScores {
     let metric = Metric::by_name(&record.metric);
     let score_of = |text: &str| metric.and_then(|metric| metric.score(text, &record.reference));
@@ -294,7 +294,7 @@ mod tests {
 
     fn evaluator(policies: &[&str]) -> Evaluator<'static, ModelRunner> {
         let model = tiny_config(Architecture::Qwen2, RopeLayout::Half);
-        // A tiny model computes faster than any gate asks for.
+        // A tiny model computes faster than any gate requires.
         let gate = semantic::Gate::open();
         let config = SchedulerConfig { max_num_batched_tokens: 96, gate, ..SchedulerConfig::new(NUM_BLOCKS, 1024) };
         let engine = EngineCore::new(config, Forced::new(tiny_runner(&model, 42, KvDtype::F32, NUM_BLOCKS))).unwrap();
@@ -324,7 +324,7 @@ mod tests {
         Prompted { record: Arc::new(record), prompt: Arc::new(Prompt::plain(token_ids)) }
     }
 
-    /// A document behind one question, and the same document behind another.
+    /// Makes a document after one question, and the same document after another.
     fn group(tenant: Option<&str>) -> Group {
         let record = |id: &str, tenant: Option<&str>| Record {
             id: id.to_owned(),
@@ -361,13 +361,13 @@ mod tests {
             assert!(measured.ttft_ms > 0.0 && measured.full_ttft_ms > 0.0 && measured.prefix_ttft_ms > 0.0);
         }
         assert!((all[2].work - f64::from(247 - all[2].span_tokens) / 247.0).abs() < 1e-9);
-        // A donor gives what fills whole blocks: 192 of its 220 tokens, the document from the 40th on.
+        // A donor gives whole blocks: 192 of its 220 tokens, the document from the 40th on.
         assert_eq!((all[2].matched_tokens, (all[2].cover * 247.0).round()), (152, 160.0));
     }
 
     #[test]
     fn a_first_token_that_is_taken_back_counts_once() {
-        // Every margin is close, and twice the share is everything: the second first token is exact, and all that follow.
+        // Every margin is close, and twice the share is everything: the second first token is exact, and so are all that follow.
         let all = measure(&["impact@0.5", "impact@0.5+margin=1000"], None);
         assert!(all[0].mean_kl() > 1e-6, "{:?}", all[0].kl);
         assert!(all[1].kl.len() == 8 && all[1].kl.iter().all(|kl| kl.abs() < 1e-6), "{:?}", all[1].kl);

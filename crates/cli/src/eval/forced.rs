@@ -1,11 +1,11 @@
-//! An executor that lets requests continue with given answers, and records what they would have said.
+//! Executor that forces given answers on requests, and records their own choices.
 
 use std::collections::BTreeMap;
 
 use engine::{Executor, ExecutorError, ExecutorLimits, LogProb, ModelRunnerOutput, SampledToken, SchedulerOutput};
 use tokens::{RequestId, TokenId};
 
-/// Runs `inner`, and replaces what it samples for requests with a given answer (teacher forcing).
+/// Executor over `inner` that replaces the tokens sampled for requests with a given answer (teacher forcing).
 ///
 /// The engine sees the answer's tokens only, so the positions of two runs with one answer can be compared one by one.
 pub(crate) struct Forced<E> {
@@ -13,40 +13,40 @@ pub(crate) struct Forced<E> {
     requests: BTreeMap<RequestId, Script>,
 }
 
-/// What was sampled at one position, before it was replaced.
+/// Token sampled at one position, before its replacement.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Choice {
-    /// The token.
+    /// Sampled token.
     pub(crate) token: TokenId,
-    /// The likeliest tokens, descending; as many as the request asked for.
+    /// Most likely tokens, descending; as many as the request asked for.
     pub(crate) top: Vec<LogProb>,
 }
 
-/// A request's answer, and its choices so far.
+/// Answer of a request, and its choices so far.
 struct Script {
     answer: Vec<TokenId>,
     choices: Vec<Choice>,
 }
 
 impl<E> Forced<E> {
-    /// Nothing is forced yet.
+    /// Wraps `inner`, without forced requests.
     pub(crate) fn new(inner: E) -> Self {
         Self { inner, requests: BTreeMap::new() }
     }
 
-    /// The request will say `answer`. To be called before its first step.
+    /// Forces `answer` on the request. To be called before its first step.
     pub(crate) fn force(&mut self, request_id: RequestId, answer: Vec<TokenId>) {
         self.requests.insert(request_id, Script { answer, choices: Vec::new() });
     }
 
-    /// What the request would have said at each position of its answer; the request is forgotten. `None` if it was not forced.
+    /// Removes the request and returns its own choice at each position of the answer. `None` if it was not forced.
     pub(crate) fn take(&mut self, request_id: RequestId) -> Option<Vec<Choice>> {
         self.requests.remove(&request_id).map(|script| script.choices)
     }
 
     fn replace(&mut self, sampled: &mut SampledToken) {
         let Some(script) = self.requests.get_mut(&sampled.request_id) else { return };
-        // Beyond its answer, a request goes on by itself.
+        // After the end of its answer, a request goes on by itself.
         let Some(&token) = script.answer.get(script.choices.len()) else { return };
         let top = sampled.logprobs.as_ref().map(|logprobs| logprobs.top.clone()).unwrap_or_default();
         script.choices.push(Choice { token: sampled.token, top });
@@ -84,7 +84,7 @@ mod tests {
     }
 
     /// Runs a request after the prompt `3 7` where each token follows from the last one.
-    /// `expected`: what it says, and what it would have said.
+    /// `expected`: its tokens, and its own choices.
     #[track_caller]
     fn check(answer: Option<&[u32]>, max_tokens: u32, expected: (&[u32], Option<&[u32]>)) {
         let config = SchedulerConfig::new(8, 128);

@@ -1,8 +1,8 @@
-//! Forms of answers that a request can ask for, told apart by plain signs.
+//! Answer formats that a request can ask for, detected by simple signs.
 
 use crate::bench::rouge::words;
 
-/// A form.
+/// Answer format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
     /// A JSON object or list and nothing else, a code fence around it allowed.
@@ -30,7 +30,7 @@ const ENGLISH: [&str; 22] = [
 ];
 
 impl Format {
-    /// The form of this name in a workload's `reference`.
+    /// Returns the format of this name in a workload's `reference`.
     pub(crate) fn by_name(name: &str) -> Option<Self> {
         Some(match name {
             "json" => Self::Json,
@@ -43,7 +43,7 @@ impl Format {
         })
     }
 
-    /// Whether `text` has the form. An empty text has none.
+    /// True if `text` has the format. An empty text has none.
     pub(crate) fn is_kept_by(self, text: &str) -> bool {
         if text.trim().is_empty() {
             return false;
@@ -60,14 +60,14 @@ impl Format {
     }
 }
 
-/// The text without a code fence around it.
+/// Removes a code fence around the text.
 fn unfenced(text: &str) -> &str {
     let text = text.trim();
     let inner = text.strip_prefix("```json").or_else(|| text.strip_prefix("```")).unwrap_or(text);
     inner.strip_suffix("```").unwrap_or(inner).trim()
 }
 
-/// An answer cut off by its limit is JSON still, if it began as such and everything up to the cut parses.
+/// True for JSON. An answer cut off by its limit counts too, if it began as JSON and parses up to the cut.
 fn is_json(text: &str) -> bool {
     begins_as_json(text)
         && match serde_json::from_str::<serde_json::Value>(unfenced(text)) {
@@ -80,7 +80,7 @@ fn begins_as_json(text: &str) -> bool {
     unfenced(text).starts_with(['{', '['])
 }
 
-/// Ends of sentences: `.`, `!` or `?` behind a letter or bracket and before white space or the end; a rest without one counts too.
+/// Counts sentence ends: `.`, `!` or `?` after a letter or bracket and before white space or the end; a rest without one counts too.
 fn num_sentences(text: &str) -> usize {
     let text = text.trim();
     let chars: Vec<_> = text.chars().collect();
@@ -98,7 +98,7 @@ fn num_sentences(text: &str) -> usize {
 mod tests {
     use super::*;
 
-    /// Names of all forms that `text` has.
+    /// Checks the names of all formats that `text` has.
     #[track_caller]
     fn check(text: &str, expected: &str) {
         let all = ["json", "prose", "french", "english", "one_sentence", "sentences"];

@@ -1,8 +1,8 @@
-//! What reuse of KV costs in quality and saves in time: workloads under a list of policies on one model, in process.
+//! Quality cost and time savings of KV reuse: workloads under a list of policies on one model, in process.
 //!
-//! What is here: the protocol ([`evaluate`]), the measures ([`divergence`], [`task`], [`bleu`], [`work`]), their summary over
-//! requests with intervals, and the report as tables, JSON and charts. What is deliberately not here: how tokens to recompute are
-//! chosen (`semantic`), and anything about load: one request runs at a time.
+//! Contains the protocol ([`evaluate`]), the metrics (`divergence`, [`task`], [`bleu`], [`work`]), their summary over requests with
+//! intervals, and the report as tables, JSON and charts. Deliberately excludes the selection of tokens to recompute (`semantic`), and
+//! load: one request runs at a time.
 
 mod alone;
 mod bleu;
@@ -45,7 +45,7 @@ use crate::json_args::JsonArgs;
 use crate::loading::{self, Loaded};
 use crate::progress::{Progress, Unit};
 
-/// What `kvshare eval` is told. The sharing mode of the configuration does not matter: each policy has its own.
+/// Arguments of `kvshare eval`. The configured sharing mode does not matter: each policy has its own.
 #[derive(Debug, clap::Args)]
 pub(crate) struct EvalArgs {
     /// JSON lines with id, workload, donor_id, messages, max_tokens, metric and reference; several may be given
@@ -123,7 +123,7 @@ fn measure(args: &EvalArgs) -> anyhow::Result<EvalReport> {
     }
     let settings = settings(args, &loaded, &tokenizer);
     let mut report = empty_report(args, &config, &loaded, &settings, plan.num_too_long);
-    // Nothing but what is asked for may run, no class of spans may be switched off on the way, and what does not pay is a result.
+    // Only the policies may decide, no class of spans may be switched off on the way, and reuse that does not pay is a result.
     let gate = semantic::Gate::open();
     let scheduler = SchedulerConfig {
         verification: engine::VerificationConfig::default(),
@@ -137,7 +137,7 @@ fn measure(args: &EvalArgs) -> anyhow::Result<EvalReport> {
     for group in &plan.groups {
         let measured = evaluator.measure(group, &mut || progress.add(1));
         report.requests.extend(measured.with_context(|| format!("recipients of {}", group.donor.record.id))?);
-        // Without rows, which --merge makes of it if the run ends here.
+        // Without result rows; --merge computes them if the run ends here.
         args.json.save(&report)?;
     }
     progress.finish();
@@ -145,7 +145,7 @@ fn measure(args: &EvalArgs) -> anyhow::Result<EvalReport> {
     Ok(report.with_requests(requests))
 }
 
-/// The requests of a file by its name, each with a measure that is known.
+/// Reads a file's name and requests, and checks that each names a known metric.
 fn read(path: &Path) -> anyhow::Result<(String, Vec<Record>)> {
     let records = workload::read(path, None)?;
     for record in &records {
@@ -157,7 +157,7 @@ fn read(path: &Path) -> anyhow::Result<(String, Vec<Record>)> {
     Ok((name, records))
 }
 
-/// The prompt as the server makes it of the same messages.
+/// Encodes the prompt as the server does for the same messages.
 ///
 /// # Errors
 /// If the model has no chat template, or it refuses the conversation.
@@ -220,7 +220,7 @@ mod tests {
 
     use super::*;
 
-    /// Files of the form that `benches/quality/suites.py` reads, with lines enough for each suite.
+    /// Writes files in the format that `benches/quality/suites.py` reads, with enough lines for each suite.
     fn write_data(folder: &Path) {
         let write = |name: &str, lines: &mut dyn Iterator<Item = serde_json::Value>| {
             let mut file = std::fs::File::create(folder.join(name)).unwrap();

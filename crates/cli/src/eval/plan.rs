@@ -1,4 +1,4 @@
-//! Which requests are compared: those with a donor, of a length that fits, at most so many of a kind, and one share of them.
+//! Selection of requests to compare: those with a donor, within the length limit, up to a number of each kind, and one share of them.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -12,51 +12,51 @@ use crate::bench::workload::Record;
 /// Recipients by donor, donors in the order of their first recipient.
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
-    /// Each donor with those that come after it.
+    /// Donors with their recipients.
     pub(crate) groups: Vec<Group>,
     /// Requests left out because they or their donors are too long.
     pub(crate) num_too_long: usize,
 }
 
-/// A donor with its recipients.
+/// Donor with its recipients.
 #[derive(Debug)]
 pub(crate) struct Group {
-    /// Computed before them.
+    /// Donor, computed before the recipients.
     pub(crate) donor: Prompted,
-    /// Those of this share of the plan.
+    /// Recipients of this share of the plan.
     pub(crate) recipients: Vec<Recipient>,
-    /// Those of the whole plan.
+    /// Recipients in the whole plan.
     pub(crate) num_recipients: usize,
 }
 
-/// A request with its prompt as tokens.
+/// Request with its prompt as tokens.
 #[derive(Clone, Debug)]
 pub(crate) struct Prompted {
-    /// The request.
+    /// Request.
     pub(crate) record: Arc<Record>,
-    /// Its prompt.
+    /// Prompt.
     pub(crate) prompt: Arc<Prompt>,
 }
 
-/// A request that is compared.
+/// Request that is compared.
 #[derive(Debug)]
 pub(crate) struct Recipient {
-    /// Its place among all recipients of the plan.
+    /// Position among all recipients of the plan.
     pub(crate) index: usize,
     /// Name of its file.
     pub(crate) file: String,
-    /// Its kind.
+    /// Kind of the request.
     pub(crate) workload: String,
-    /// The request.
+    /// Request with its prompt.
     pub(crate) request: Prompted,
 }
 
-/// What keeps a request out of the plan.
+/// Limits of the plan.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Recipients of one kind.
+    /// Maximum recipients of one kind.
     pub(crate) per_workload: Option<usize>,
-    /// Tokens of a prompt and of its donor's.
+    /// Maximum tokens of a prompt and of its donor's.
     pub(crate) max_prompt_tokens: usize,
 }
 
@@ -67,11 +67,11 @@ pub(crate) struct Shard {
     count: usize,
 }
 
-/// Turns a request into tokens.
+/// Function that encodes a request as tokens.
 type Encode<'a> = &'a dyn Fn(&Record) -> anyhow::Result<Prompt>;
 
 impl Plan {
-    /// The recipients of `files`, which are named.
+    /// Plans the recipients of `files`, given by name.
     ///
     /// # Errors
     /// If a donor is not in its recipient's file, a prompt cannot be encoded, or nothing is left to compare.
@@ -122,12 +122,12 @@ impl Plan {
         Ok(())
     }
 
-    /// Recipients of this share.
+    /// Counts recipients of this share.
     pub(crate) fn num_recipients(&self) -> usize {
         self.groups.iter().map(|group| group.recipients.len()).sum()
     }
 
-    /// Leaves one share: neighbours stay together, so that few donors are computed in two shares.
+    /// Keeps one share: neighbours stay together, so that few donors are computed in two shares.
     pub(crate) fn keep(&mut self, shard: Shard) {
         let tokens = |recipient: &Recipient| recipient.request.prompt.token_ids.len();
         let total: usize = self.groups.iter().flat_map(|group| &group.recipients).map(tokens).sum();
@@ -143,7 +143,7 @@ impl Plan {
     }
 }
 
-/// The requests of a file, encoded when needed and once.
+/// Requests of a file, each encoded once, when needed.
 struct Prompts<'a> {
     encode: Encode<'a>,
     records: Vec<Arc<Record>>,
@@ -182,7 +182,7 @@ impl<'a> Prompts<'a> {
     }
 }
 
-/// The workload with the last part of the request's id: `w1_rag_reorder/swap3`. A letter and a number only count: `w3/t012` is `w3/t`.
+/// Returns the workload and the last part of the request's id: `w1_rag_reorder/swap3`. Drops a count after one letter: `w3/t012` is `w3/t`.
 fn workload_of(record: &Record) -> String {
     let part = record.id.rsplit('/').next().unwrap_or_default();
     let stem = part.trim_end_matches(|c: char| c.is_ascii_digit());
@@ -208,7 +208,7 @@ mod tests {
 
     use super::*;
 
-    /// Records `id` or `id<donor`, of the workload before the first `/`, with one token for each letter of the id.
+    /// Makes records `id` or `id<donor`, of the workload before the first `/`, with one token for each letter of the id.
     fn records(text: &str) -> Vec<Record> {
         let record = |text: &str| {
             let (id, donor) = text.split_once('<').map_or((text, None), |(id, donor)| (id, Some(donor.to_owned())));

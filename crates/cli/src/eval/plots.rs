@@ -1,4 +1,4 @@
-//! The charts of a report: divergence beside work, beside time, and beside what a policy foretold.
+//! Charts of a report: divergence against work, against time, and against the deviation that a policy predicted.
 
 use std::path::Path;
 
@@ -26,7 +26,7 @@ pub(crate) fn write(report: &EvalReport, folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// File names and what belongs in them.
+/// Returns file names with their charts.
 fn charts(report: &EvalReport) -> Vec<(String, Chart)> {
     let mut charts = Vec::new();
     let files = report.results.iter().filter(|row| row.level == Level::File).map(|row| row.workload.as_str());
@@ -49,7 +49,7 @@ fn charts(report: &EvalReport) -> Vec<(String, Chart)> {
     charts
 }
 
-/// One series for each rule; its shares are joined in their order.
+/// Makes one series for each policy; its shares are joined in their order.
 fn by_policy(rows: &[&ResultRow], point: fn(&ResultRow) -> Option<(f64, f64)>) -> Vec<Series> {
     let mut series: Vec<Series> = Vec::new();
     for row in rows {
@@ -65,7 +65,7 @@ fn by_policy(rows: &[&ResultRow], point: fn(&ResultRow) -> Option<(f64, f64)>) -
     series
 }
 
-/// Each hit of each policy that measured; `None` if none did.
+/// Plots each hit of each policy that measured a deviation; `None` if none did.
 fn by_deviation(report: &EvalReport) -> Option<Chart> {
     let mut series = Vec::new();
     for policy in report.policies() {

@@ -1,33 +1,33 @@
-//! What is compared with full computation: itself, exact prefixes, or spans under a rule of repair.
+//! Alternatives to full computation: itself in other chunks, exact prefixes, or spans under a repair policy.
 //!
-//! Written `off`, `prefix`, or as [`Repair`] is, with the share that its rule may spend.
+//! Written `off`, `prefix`, or as [`Repair`] is, with the share that its policy may recompute.
 
 use std::fmt;
 use std::str::FromStr;
 
 use engine::{Repair, RepairError};
 
-/// One way to fill a prompt's KV.
+/// Source of a prompt's KV.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Policy {
-    /// Full computation once more, in other chunks: what two exact runs differ by.
+    /// Full computation once more, in other chunks: gives the difference of two exact runs.
     Off,
     /// Blocks with equal left context. Exact.
     Prefix,
-    /// Spans at any place, repaired by this rule.
+    /// Spans at any position, repaired by this policy.
     Span(Repair),
 }
 
-/// Why a text names no policy.
+/// Invalid policy.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub(crate) enum PolicyError {
-    /// No rule is written so.
+    /// Unknown policy.
     #[error("{0}; and there are off and prefix")]
     Unknown(String),
 }
 
 impl Policy {
-    /// Its name without a share.
+    /// Returns its name without a share.
     pub(crate) fn name(self) -> String {
         match self {
             Self::Off => "off".to_owned(),
@@ -40,7 +40,7 @@ impl Policy {
         }
     }
 
-    /// The share of the prompt it may recompute beyond what is computed in any case; `None` if that is no setting of it.
+    /// Returns the share of the prompt it may recompute beyond mandatory rows; `None` if it has no such setting.
     pub(crate) fn ratio(self) -> Option<f32> {
         match self {
             Self::Span(repair) if repair.policy.has_ratio() => Some(repair.ratio),
@@ -49,7 +49,7 @@ impl Policy {
     }
 }
 
-/// `name@share` of a policy from its two parts.
+/// Formats `name@share` of a policy from its two parts.
 pub(crate) fn label(name: &str, ratio: Option<f32>) -> String {
     let (rule, extras) = name.split_at(name.find('+').unwrap_or(name.len()));
     ratio.map_or_else(|| name.to_owned(), |ratio| format!("{rule}@{ratio}{extras}"))
@@ -78,7 +78,7 @@ impl fmt::Display for Policy {
 mod tests {
     use super::*;
 
-    /// The policy as it prints itself, or a part of the refusal.
+    /// Checks the policy as it prints itself, or a part of the error.
     #[track_caller]
     fn check(text: &str, expected: Result<&str, &str>) {
         match (text.parse::<Policy>(), expected) {

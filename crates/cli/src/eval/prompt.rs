@@ -1,19 +1,19 @@
-//! A request's prompt as the engine takes it.
+//! Prompt of a request in the engine's form.
 
 use tokens::{Borders, TokenId, TokenRange};
 
-/// What the server would make of a request's messages.
+/// Prompt as the server encodes a request's messages.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Prompt {
     pub(crate) token_ids: Vec<TokenId>,
-    /// Tokens of the chat template.
+    /// Ranges of chat template tokens.
     pub(crate) template: Vec<TokenRange>,
-    /// Beginnings of its pieces.
+    /// Starts of its segments.
     pub(crate) borders: Borders,
 }
 
 impl Prompt {
-    /// Without template and borders.
+    /// Makes a prompt without template and borders.
     pub(crate) fn plain(token_ids: Vec<TokenId>) -> Self {
         Self { token_ids, ..Self::default() }
     }

@@ -1,6 +1,6 @@
-//! Whether one figure rises with another.
+//! Rank correlation of two figures.
 
-/// Spearman's rank correlation of pairs, from −1 to 1; `None` of fewer than three pairs, or if one side is constant.
+/// Computes Spearman's rank correlation of pairs, from −1 to 1; `None` for fewer than three pairs, or if one side is constant.
 pub(crate) fn spearman(pairs: &[(f64, f64)]) -> Option<f64> {
     if pairs.len() < 3 {
         return None;

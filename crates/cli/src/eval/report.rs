@@ -1,4 +1,4 @@
-//! A whole run: what it was told, its rows, and each request; and how runs over shares of one plan become one.
+//! Report of a whole run: setup, rows and requests; and the merge of runs over shares of one plan.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -12,61 +12,61 @@ use super::summary::{Level, ResultRow, policies_of, summarize};
 use crate::bench::table;
 use crate::config::KvCacheDtype;
 
-/// A run.
+/// Report of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct EvalReport {
-    /// What the figures depend on.
+    /// Setup that the figures depend on.
     pub(crate) setup: Setup,
-    /// Threads that computed. Times depend on them, and on what else ran.
+    /// Compute threads. Times depend on them, and on other load.
     pub(crate) threads: usize,
     /// Requests left out because they or their donors are too long.
     pub(crate) num_too_long: usize,
     /// `name@share` of the policy that others are subtracted from.
     pub(crate) baseline: Option<String>,
-    /// By kind of request, by file, and of all.
+    /// Rows by kind of request, by file, and over all.
     pub(crate) results: Vec<ResultRow>,
-    /// Each request under each policy, in the order of the plan.
+    /// Requests under each policy, in the order of the plan.
     pub(crate) requests: Vec<Measured>,
 }
 
-/// What has to be equal for two runs to be put together.
+/// Settings that have to be equal to merge two runs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Setup {
     /// Name of the model.
     pub(crate) model: String,
-    /// How its KV was stored.
+    /// Number format of its KV.
     pub(crate) kv_cache_dtype: KvCacheDtype,
-    /// Positions compared at most.
+    /// Maximum positions compared.
     pub(crate) max_tokens: u32,
-    /// Tokens of a free-running answer at most; `None` if none was asked for.
+    /// Maximum tokens of a free-running answer; `None` if none was requested.
     pub(crate) max_answer_tokens: Option<u32>,
-    /// Tokens of a prompt and its donor's at most.
+    /// Maximum tokens of a prompt and its donor's.
     pub(crate) max_prompt_tokens: usize,
-    /// Requests of one kind at most.
+    /// Maximum requests of one kind.
     pub(crate) limit: Option<usize>,
     /// Rows computed in one step.
     pub(crate) max_num_batched_tokens: usize,
-    /// Shortest span.
+    /// Shortest span, in tokens.
     pub(crate) min_span: u32,
     /// Tokens recomputed at the start of a span.
     pub(crate) head_tokens: u32,
     /// Tokens recomputed at the end of a prompt.
     pub(crate) tail_tokens: u32,
-    /// Whether tenants shared with each other.
+    /// True if tenants shared with each other.
     pub(crate) ignores_tenants: bool,
 }
 
 impl EvalReport {
-    /// Reads what [`crate::json_args::JsonArgs`] wrote.
+    /// Reads a report written by [`crate::json_args::JsonArgs`].
     ///
     /// # Errors
-    /// If it cannot be read or is something else.
+    /// If it cannot be read or is no such report.
     pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
         serde_json::from_str(&text).with_context(|| format!("{} is no report of `eval --json`", path.display()))
     }
 
-    /// The rows of `requests`, in the order of the plan.
+    /// Sets `requests` in the order of the plan, and summarizes them.
     pub(crate) fn with_requests(mut self, mut requests: Vec<Measured>) -> Self {
         // Stable, so that policies stay in their order.
         requests.sort_by_key(|request| request.index);
@@ -75,7 +75,7 @@ impl EvalReport {
         self
     }
 
-    /// Runs over shares of one plan, or under different policies, as one. `baseline` replaces theirs.
+    /// Merges runs over shares of one plan, or under different policies. `baseline` replaces theirs.
     ///
     /// # Errors
     /// If their setups differ, or two hold the same request under the same policy.
@@ -98,7 +98,7 @@ impl EvalReport {
         Ok(whole.with_requests(requests))
     }
 
-    /// As tables: what reuse costs, and what it saves.
+    /// Formats the report as tables: costs and savings of reuse.
     pub(crate) fn to_table(&self) -> String {
         let Setup { model, max_tokens, min_span, head_tokens, tail_tokens, kv_cache_dtype, .. } = &self.setup;
         let mut text = format!(
@@ -130,7 +130,7 @@ impl EvalReport {
         text
     }
 
-    /// Labels of its policies, in their order.
+    /// Returns the labels of its policies, in their order.
     pub(crate) fn policies(&self) -> Vec<String> {
         policies_of(&self.requests)
     }
@@ -186,7 +186,7 @@ fn interval(value: Option<[f64; 2]>) -> String {
 
 #[cfg(test)]
 impl EvalReport {
-    /// A report of `requests` under settings that do not matter.
+    /// Makes a report of `requests` under arbitrary settings.
     pub(super) fn of_requests(requests: Vec<Measured>) -> Self {
         let setup = Setup {
             model: "m".to_owned(),

@@ -1,4 +1,4 @@
-//! What many requests say together: one row for each kind of request, each file and all of them, under each policy.
+//! Summary of many requests: one row for each kind of request, each file and all of them, under each policy.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,110 +10,110 @@ use super::policy::label;
 use super::rank::spearman;
 use crate::bench::stats::{median, percentile};
 
-/// Which requests a row is about.
+/// Grouping of requests in a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Level {
-    /// One kind.
+    /// Requests of one kind.
     Workload,
-    /// One file.
+    /// Requests of one file.
     File,
-    /// All.
+    /// All requests.
     All,
 }
 
-/// Requests under one policy. What is of hits only is null without any; misses stand apart in `misses`.
+/// Summary of requests under one policy. Values over hits are null without any; misses are apart in `misses`.
 ///
-/// Means are over requests, each counting once, unless a name says otherwise. A `ttft_ratio` says how many times sooner the first
-/// token comes: the median over hits of the other run's time over this one's.
+/// Means are over requests, each counting once, unless a name says otherwise. A `ttft_ratio` is the speedup of the first token: the median
+/// over hits of the other run's time over this one's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ResultRow {
-    /// Which requests.
+    /// Grouping of the requests.
     pub(crate) level: Level,
     /// Name of their kind, of their file, or `all`.
     pub(crate) workload: String,
     /// Name of the policy.
     pub(crate) policy: String,
-    /// Share of the prompt it might recompute.
+    /// Share of the prompt it may recompute.
     pub(crate) r: Option<f32>,
     /// Requests.
     pub(crate) n: usize,
-    /// Those that reused something.
+    /// Requests that reused KV.
     pub(crate) hits: usize,
-    /// Tokens found in spans, of all prompt tokens of hits.
+    /// Share of tokens found in spans, of all prompt tokens of hits.
     pub(crate) matched: Option<f64>,
-    /// Tokens that any search for spans could have found, of the same.
+    /// Share of tokens that any search for spans could have found, of the same.
     pub(crate) cover: Option<f64>,
     /// Share of (token, layer) pairs computed.
     pub(crate) work: Option<f64>,
-    /// Tokens that a donor had and that were computed all the same, of all prompt tokens of hits.
+    /// Share of tokens computed although a donor had them, of all prompt tokens of hits.
     pub(crate) recomputed: Option<f64>,
-    /// Hits that gave up what they had before the first token.
+    /// Hits that gave up their reused KV before the first token.
     pub(crate) bail_outs: usize,
     /// KL(full ‖ reuse) in nats.
     pub(crate) kl_mean: Option<f64>,
-    /// The same at first positions.
+    /// KL divergence at first positions.
     pub(crate) kl_first: Option<f64>,
-    /// Its 95th percentile over positions.
+    /// 95th percentile of the divergence over positions.
     pub(crate) kl_p95: Option<f64>,
-    /// Its mean over positions.
+    /// Mean of the divergence over positions.
     pub(crate) kl_mean_positions: Option<f64>,
-    /// Share of positions with the same likeliest token.
+    /// Share of positions with the same top-1 token.
     pub(crate) top1: Option<f64>,
-    /// Its mean over positions.
+    /// Mean of `top1` over positions.
     pub(crate) top1_positions: Option<f64>,
-    /// Positions before the first with another likeliest token, of all.
+    /// Share of positions before the first with another top-1 token.
     pub(crate) first_divergence: Option<f64>,
     /// `kl_mean` of another exact run of the same requests.
     pub(crate) floor_kl: Option<f64>,
     /// `top1` of that run.
     pub(crate) floor_top1: Option<f64>,
-    /// ROUGE-L of free-running answers beside those of full computation.
+    /// ROUGE-L of free-running answers against those of full computation.
     pub(crate) rouge_l: Option<f64>,
     /// Smoothed BLEU-4 of the same.
     pub(crate) bleu: Option<f64>,
-    /// Tokens of an answer over those of full computation.
+    /// Ratio of an answer's tokens to those of full computation.
     pub(crate) length_ratio: Option<f64>,
-    /// Score by the workload's measure.
+    /// Score by the workload's metric.
     pub(crate) task: Option<f64>,
-    /// The same of full computation, on the same requests.
+    /// Score of full computation, on the same requests.
     pub(crate) task_full: Option<f64>,
     /// Share of hits where full computation is right and reuse wrong, of those with right and wrong answers.
     pub(crate) negative_samples: Option<f64>,
-    /// Share of hits that say what only the donor's prompt says, where full computation is not wrong.
+    /// Share of hits whose answers contain facts of the donor's prompt only, where full computation is not wrong.
     pub(crate) stale: Option<f64>,
-    /// The same of full computation.
+    /// Same share for full computation.
     pub(crate) stale_full: Option<f64>,
     /// Median time to the first token, in milliseconds.
     pub(crate) ttft_ms: Option<f64>,
-    /// Beside full computation.
+    /// Speedup over full computation.
     pub(crate) ttft_ratio: Option<f64>,
-    /// Beside reuse of exact prefixes.
+    /// Speedup over reuse of exact prefixes.
     pub(crate) ttft_ratio_prefix: Option<f64>,
-    /// Beside full computation, with a part of the donor's time added: its time over the number of its recipients.
+    /// Speedup over full computation, with a part of the donor's time added: its time over the number of its recipients.
     pub(crate) ttft_ratio_cold: Option<f64>,
-    /// Ratios of medians in place of medians of ratios.
+    /// Ratios of medians instead of medians of ratios.
     pub(crate) ttft_of_medians: Option<TtftOfMedians>,
-    /// By where KV came from, of all requests: `prefix`, and the classes of spans. One request may count under both.
+    /// Counts by source of KV, of all requests: `prefix`, and the classes of spans. One request may count under both.
     pub(crate) by_class: BTreeMap<String, ClassCount>,
-    /// Spearman's rank correlation of the deviation that the policy foretold with `kl_mean`, over hits.
+    /// Spearman's rank correlation of the policy's predicted deviation with `kl_mean`, over hits.
     pub(crate) deviation_rho: Option<f64>,
-    /// Intervals of 95 %.
+    /// Confidence intervals of 95 %.
     pub(crate) ci95: Intervals,
-    /// Mean divergence less that of the policy asked for as baseline, on requests that both hit.
+    /// Mean divergence minus that of the baseline policy, on requests that both hit.
     pub(crate) beside_baseline: Option<Difference>,
     /// Requests that reused nothing.
     pub(crate) misses: Option<Misses>,
 }
 
-/// Median times over median times.
+/// Ratios of median times.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct TtftOfMedians {
-    /// Beside full computation.
+    /// Speedup over full computation.
     pub(crate) full: f64,
-    /// Beside reuse of exact prefixes.
+    /// Speedup over reuse of exact prefixes.
     pub(crate) prefix: f64,
-    /// Beside full computation, a part of the donor's time added.
+    /// Speedup over full computation, with a part of the donor's time added.
     pub(crate) cold: f64,
 }
 
@@ -122,56 +122,56 @@ pub(crate) struct TtftOfMedians {
 pub(crate) struct ClassCount {
     /// Requests.
     pub(crate) requests: usize,
-    /// Of all.
+    /// Share of all requests.
     pub(crate) request_rate: f64,
     /// Prompt tokens.
     pub(crate) tokens: u64,
-    /// Of all.
+    /// Share of all prompt tokens.
     pub(crate) token_rate: f64,
-    /// `kl_mean` of those among them that are hits.
+    /// `kl_mean` over the hits among them.
     pub(crate) kl_mean: Option<f64>,
 }
 
 /// Percentile intervals of 95 % of means over hits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Intervals {
-    /// Of `kl_mean`.
+    /// Interval of `kl_mean`.
     pub(crate) kl_mean: Option<[f64; 2]>,
-    /// Of `top1`.
+    /// Interval of `top1`.
     pub(crate) top1: Option<[f64; 2]>,
-    /// Of `rouge_l`.
+    /// Interval of `rouge_l`.
     pub(crate) rouge_l: Option<[f64; 2]>,
-    /// Of `task` less `task_full`, paired.
+    /// Interval of `task` minus `task_full`, paired.
     pub(crate) task_difference: Option<[f64; 2]>,
 }
 
-/// A paired difference.
+/// Paired difference.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Difference {
-    /// The policy subtracted.
+    /// Policy subtracted.
     pub(crate) policy: String,
     /// Requests.
     pub(crate) n: usize,
-    /// Mean.
+    /// Mean difference.
     pub(crate) kl_mean: f64,
-    /// Its interval of 95 %.
+    /// Interval of 95 %.
     pub(crate) ci95: Option<[f64; 2]>,
 }
 
-/// Requests that reused nothing: they are to be as without sharing.
+/// Requests that reused nothing: their results have to equal those without sharing.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Misses {
     /// Requests.
     pub(crate) n: usize,
     /// Largest divergence at any position.
     pub(crate) kl_max: f64,
-    /// Share of positions with the same likeliest token.
+    /// Share of positions with the same top-1 token.
     pub(crate) top1: f64,
-    /// Median of the time with exact prefixes over this one: below 1 is what looking for spans costs.
+    /// Median ratio of the time with exact prefixes to this one: below 1 is the cost of the span search.
     pub(crate) ttft_ratio_prefix: f64,
 }
 
-/// All rows of a run. `baseline` is a policy's label.
+/// Summarizes all rows of a run. `baseline` is a policy's label.
 pub(crate) fn summarize(requests: &[Measured], baseline: Option<&str>) -> Vec<ResultRow> {
     let mut rows = Vec::new();
     for level in [Level::Workload, Level::File, Level::All] {
@@ -193,7 +193,7 @@ pub(crate) fn summarize(requests: &[Measured], baseline: Option<&str>) -> Vec<Re
 }
 
 impl Level {
-    /// Which row of this level the request belongs to.
+    /// Returns the name of the request's row at this level.
     fn name_of(self, request: &Measured) -> &str {
         match self {
             Self::Workload => &request.workload,
@@ -232,7 +232,7 @@ fn difference(baseline: &str, members: &[&Measured], others: &[&Measured]) -> Op
 }
 
 impl ResultRow {
-    /// Of some requests under one policy.
+    /// Summarizes requests under one policy.
     fn of(level: Level, name: &str, members: &[&Measured]) -> Self {
         let (hits, misses): (Vec<&Measured>, Vec<&Measured>) = members.iter().partition(|request| request.is_hit);
         let answers = Answers(hits.iter().filter_map(|hit| hit.answer.as_ref()).collect());
@@ -286,7 +286,7 @@ impl ResultRow {
         }
     }
 
-    /// `name@share` of its policy.
+    /// Returns `name@share` of its policy.
     pub(crate) fn policy_label(&self) -> String {
         label(&self.policy, self.r)
     }
@@ -296,7 +296,7 @@ impl ResultRow {
 struct Answers<'a>(Vec<&'a AnswerScores>);
 
 impl Answers<'_> {
-    /// Over those that have the value.
+    /// Averages over those that have the value.
     fn mean(&self, value: impl Fn(&AnswerScores) -> Option<f64>) -> Option<f64> {
         mean_of(self.0.iter().filter_map(|answer| value(answer)))
     }
@@ -379,7 +379,7 @@ fn percentile_of(values: &[f64], percent: f64) -> Option<f64> {
     (!sorted.is_empty()).then(|| percentile(&sorted, percent))
 }
 
-/// Labels of all policies, in the order of first occurrence.
+/// Returns the labels of all policies, in the order of first occurrence.
 pub(crate) fn policies_of(requests: &[Measured]) -> Vec<String> {
     let mut known = BTreeSet::new();
     requests.iter().map(Measured::policy_label).filter(|label| known.insert(label.clone())).collect()
@@ -389,7 +389,7 @@ pub(crate) fn policies_of(requests: &[Measured]) -> Vec<String> {
 mod tests {
     use super::*;
 
-    /// A hit of 100 tokens, 90 of them moved, that took a quarter of the time.
+    /// Makes a hit of 100 tokens, 90 of them moved, that took a quarter of the time.
     fn hit(index: usize, policy: &str, kl: &[f64]) -> Measured {
         Measured {
             index,

@@ -1,4 +1,4 @@
-//! How well an answer does what its request asked, by the measure the workload names.
+//! Task scores of answers, by the metric the workload names.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,12 +7,12 @@ use serde_json::Value;
 use super::format::Format;
 use crate::bench::rouge::{rouge_l, words};
 
-/// Measures of workloads, by their names there.
+/// Metrics of workloads, by their names there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Metric {
-    /// 1 if a right answer stands in the text, else the best F1 over words (SQuAD; Rajpurkar et al. 2016).
+    /// 1 if the text contains a right answer, else the best F1 over words (SQuAD; Rajpurkar et al. 2016).
     ShortAnswer,
-    /// 1 if a right answer stands in the text.
+    /// 1 if the text contains a right answer.
     Contains,
     /// Best ROUGE-L over right answers.
     RougeL,
@@ -20,23 +20,23 @@ pub(crate) enum Metric {
     JsonFields,
     /// 1 if the last number in the text is the right one.
     FinalNumber,
-    /// 1 if the text has the form asked for.
+    /// 1 if the text has the requested format.
     Format,
-    /// Nothing but agreement with full computation.
+    /// Only agreement with full computation.
     VsFull,
 }
 
-/// What an answer is worth.
+/// Score of an answer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Score {
-    /// From 0 to 1.
+    /// Value from 0 to 1.
     pub(crate) value: f64,
-    /// Whether it counts as right; `None` where that is a matter of degree.
+    /// True if it counts as right; `None` where that is a matter of degree.
     pub(crate) is_right: Option<bool>,
 }
 
 impl Metric {
-    /// The measure of this name; `None` if there is none.
+    /// Returns the metric of this name; `None` if there is none.
     pub(crate) fn by_name(name: &str) -> Option<Self> {
         Some(match name {
             "short_answer" => Self::ShortAnswer,
@@ -45,13 +45,13 @@ impl Metric {
             "json_fields" => Self::JsonFields,
             "final_number" => Self::FinalNumber,
             "format" => Self::Format,
-            // The default of a record that names none.
+            // Default of a record that names none.
             "vs_full" | "" => Self::VsFull,
             _ => return None,
         })
     }
 
-    /// The score of `text` beside right answers; `None` if the measure needs some and there are none.
+    /// Scores `text` against right answers; `None` if the metric needs some and there are none.
     pub(crate) fn score(self, text: &str, reference: &[Value]) -> Option<Score> {
         let texts = || reference.iter().filter_map(Value::as_str);
         let best = |value: fn(&str, &str) -> f64| texts().map(|right| value(text, right)).max_by(f64::total_cmp);
@@ -77,13 +77,13 @@ impl Metric {
     }
 }
 
-/// Whether the words of `part` stand in `text` one after the other. A text without words stands in none.
+/// True if `text` contains the words of `part` in a row. Every text lacks a part without words.
 pub(crate) fn contains(text: &str, part: &str) -> bool {
     let (text, part) = (words(text), words(part));
     !part.is_empty() && text.windows(part.len()).any(|window| window == part)
 }
 
-/// F1 of the words of two texts as multisets, articles left out.
+/// Computes F1 of the words of two texts as multisets, without articles.
 fn word_f1(text: &str, right: &str) -> f64 {
     let counts = |text: &str| {
         let mut counts = BTreeMap::new();
@@ -98,7 +98,7 @@ fn word_f1(text: &str, right: &str) -> f64 {
     if all == 0 { 1.0 } else { 2.0 * common as f64 / all as f64 }
 }
 
-/// Share of `right`'s fields that the first JSON object of `text` has. Lists are compared as sets, texts by their words.
+/// Returns the share of `right`'s fields that the first JSON object of `text` has. Compares lists as sets, texts by their words.
 fn equal_fields(text: &str, right: &serde_json::Map<String, Value>) -> f64 {
     let Some(found) = first_object(text) else { return 0.0 };
     let is_equal = |(name, value): (&String, &Value)| found.get(name).is_some_and(|found| plain(found) == plain(value));
@@ -110,7 +110,7 @@ fn first_object(text: &str) -> Option<serde_json::Map<String, Value>> {
     serde_json::Deserializer::from_str(object).into_iter().next()?.ok()
 }
 
-/// A value as the words of its parts.
+/// Splits a value into the words of its parts.
 fn plain(value: &Value) -> BTreeSet<Vec<String>> {
     match value {
         Value::Array(parts) => parts.iter().flat_map(plain).collect(),
@@ -124,7 +124,7 @@ fn last_number(text: &str) -> Option<f64> {
     text.split(|c| !is_part(c)).filter_map(number).next_back()
 }
 
-/// Reads `1,234.50`, also with a full stop behind it or quotes around it.
+/// Parses `1,234.50`, also followed by a full stop or in quotes.
 fn number(text: &str) -> Option<f64> {
     let text: String = text.chars().filter(|c| !matches!(c, ',' | '"' | '$')).collect();
     // In `5-3` a minus is no sign.
@@ -138,7 +138,7 @@ mod tests {
 
     use super::*;
 
-    /// `expected`: the value, and whether it is right.
+    /// `expected`: the value, and true if it is right.
     #[track_caller]
     fn check(metric: &str, text: &str, reference: &Value, expected: Option<(f64, Option<bool>)>) {
         let reference = reference.as_array().unwrap();

@@ -1,14 +1,14 @@
-//! How much of a prompt's computation is done: pairs of token and layer, of all there are.
+//! Share of a prompt's computation that is done, in (token, layer) pairs.
 
 use engine::{KvUsage, Probe, Readers, Repair};
 
-/// Share of the prompt's (token, layer) pairs that are computed, what is computed twice counted twice; so it can exceed 1.
+/// Computes the share of the prompt's (token, layer) pairs that are computed. Pairs computed twice count twice, so it can exceed 1.
 ///
-/// Rows that are computed count in all layers. A probe counts the rows that it measures, and those that were not moved, in the layers up to the one whose
-/// keys and values it compares, that one included although only its projections are computed; with readers at all layers, the
-/// rows that were not moved count in all layers once more. That is an upper bound: those left of all spans are in truth
-/// computed once, but the usage does not say how many they are. Copies, and the check of layer 0 on a few tokens of a span, do
-/// not count. `announced` is the usage at admission, before the probe; `last` the final one.
+/// Computed rows count in all layers. A probe counts the rows that it measures, and the unmoved ones, in the layers up to the one whose
+/// keys and values it compares, including that one although only its projections are computed; with readers at all layers, the unmoved
+/// rows count in all layers once more. That is an upper bound: rows left over from all spans are computed only once, but the usage does not
+/// give their number. Copies, and the check of layer 0 on a few tokens of a span, do not count. `announced` is the usage at admission,
+/// before the probe; `last` the final one.
 pub(crate) fn computed_share(announced: &KvUsage, last: &KvUsage, repair: Option<Repair>, num_layers: u32) -> f64 {
     let layers = f64::from(num_layers);
     let mut pairs = f64::from(last.computed_tokens) * layers;
@@ -30,7 +30,7 @@ fn probed_pairs(announced: &KvUsage, probe: Probe, layers: f64) -> f64 {
     (f64::from(announced.span_tokens.div_ceil(probe.stride)) + fresh) * checked + fresh * reading
 }
 
-/// The parts of a usage add up to the prompt.
+/// Returns the prompt's length as the sum of a usage's parts.
 pub(crate) const fn num_prompt_tokens(usage: &KvUsage) -> u32 {
     usage.prefix_tokens + usage.continued_tokens + usage.span_tokens + usage.computed_tokens
 }
@@ -43,7 +43,7 @@ mod tests {
 
     const LAYERS: u32 = 10;
 
-    /// A prompt of 100 tokens: 10 of a prefix, 60 moved, of which `selected` are recomputed.
+    /// Checks a prompt of 100 tokens: 10 of a prefix, 60 moved, of which `selected` are recomputed.
     #[track_caller]
     fn check(selected: u32, repair: Repair, deep_deviation: Option<f32>, expected: f64) {
         let announced = KvUsage { prefix_tokens: 10, span_tokens: 60, computed_tokens: 30, ..KvUsage::default() };

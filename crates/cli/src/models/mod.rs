@@ -1,6 +1,6 @@
-//! From the name of a model to its files on this machine.
+//! Resolution of a model's name to its files on this machine.
 //!
-//! A name is one of the catalogue, a repository on the hub, or a path. What is not here yet is fetched.
+//! A name is one of the catalogue, a repository on the hub, or a path. Missing files are fetched.
 
 mod cache;
 mod catalogue;
@@ -19,29 +19,29 @@ use crate::config::{LoadFormat, ModelConfig};
 use hub::{Hub, RepoAt};
 use parts::PartName;
 
-/// The files of a model, all of them on this machine.
+/// Files of a model, all of them on this machine.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ModelFiles {
-    /// What to load.
+    /// Weights to load.
     pub(crate) weights: Weights,
-    /// A `tokenizer.json` or a GGUF file; without one the tokenizer is in the weights, if they have one.
+    /// Path of a `tokenizer.json` or a GGUF file; without one the tokenizer is in the weights, if they have one.
     pub(crate) tokenizer: Option<PathBuf>,
     /// Name in the API.
     pub(crate) id: String,
 }
 
-/// Where the weights are.
+/// Location of the weights.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Weights {
-    /// In one GGUF file.
+    /// One GGUF file.
     Gguf(PathBuf),
-    /// In the safetensors files of a folder, with their `config.json`.
+    /// Folder of safetensors files, with their `config.json`.
     Safetensors(PathBuf),
-    /// Made up, in the shape of this `config.json` or the one in this folder: for measurements of speed.
+    /// Random weights in the shape of this `config.json` or the one in this folder: for measurements of speed.
     Random(PathBuf),
 }
 
-/// What the name of a model means.
+/// Parsed name of a model.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum ModelName<'a> {
     Local(&'a Path),
@@ -49,10 +49,10 @@ enum ModelName<'a> {
     Hub { repo: &'a str, file: Option<&'a str> },
 }
 
-/// Finds the files of the configured model, and fetches those that are not here yet.
+/// Resolves the files of the configured model, and fetches missing ones.
 ///
 /// # Errors
-/// If the name means nothing, or its files cannot be had.
+/// If the name is invalid, or its files cannot be fetched.
 pub(crate) fn resolve(config: &ModelConfig) -> anyhow::Result<ModelFiles> {
     let (weights, id) = match config.load_format {
         LoadFormat::Auto => named(config)?,
@@ -67,7 +67,7 @@ pub(crate) fn resolve(config: &ModelConfig) -> anyhow::Result<ModelFiles> {
     Ok(ModelFiles { weights, tokenizer, id })
 }
 
-/// The weights that the configured name means, and the model's name in the API.
+/// Returns the weights of the configured name, and the model's name in the API.
 fn named(config: &ModelConfig) -> anyhow::Result<(Weights, String)> {
     Ok(match parse_name(&config.name, Path::new(&config.name).exists())? {
         ModelName::Local(path) => (local_weights(path)?, local_id(path)),
@@ -82,7 +82,7 @@ fn named(config: &ModelConfig) -> anyhow::Result<(Weights, String)> {
     })
 }
 
-/// Random weights in the shape of the `config.json` at `config`, or in that folder. Text means nothing to them.
+/// Returns random weights in the shape of the `config.json` at `config`, or in that folder. Their output has no meaning.
 fn dummy(config: &Path) -> anyhow::Result<(Weights, String)> {
     if !config.join("config.json").is_file() && config.extension().is_none_or(|extension| extension != "json") {
         bail!(
@@ -93,7 +93,7 @@ fn dummy(config: &Path) -> anyhow::Result<(Weights, String)> {
     Ok((Weights::Random(config.to_owned()), format!("random {}", local_id(config))))
 }
 
-/// `exists`: whether there is a file or folder of that name. It wins over the hub, as long as the catalogue has none.
+/// Parses a name. `exists` is true for a file or folder of that name; it wins over the hub unless the catalogue has the name.
 fn parse_name(name: &str, exists: bool) -> anyhow::Result<ModelName<'_>> {
     if let Some(model) = catalogue::find(name) {
         return Ok(ModelName::Catalogue(model.name));
@@ -110,7 +110,7 @@ fn parse_name(name: &str, exists: bool) -> anyhow::Result<ModelName<'_>> {
     bail!("there is no model `{name}`: not a file or folder, not `owner/name` on the hub, and not one of {}", known.join(", "))
 }
 
-/// Letters, digits and `-_.`, not led by a dot: a path like `../x` is none.
+/// Accepts letters, digits and `-_.`, without a leading dot: a path like `../x` fails.
 fn is_hub_word(word: &str) -> bool {
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     !word.is_empty() && !word.starts_with('.') && word.chars().all(is_allowed)
@@ -138,20 +138,20 @@ fn local_weights(path: &Path) -> anyhow::Result<Weights> {
     }
 }
 
-/// True if `file` is another part than the first of a model that was split.
+/// True if `file` is not the first part of a split model.
 fn is_later_part(file: &Path) -> bool {
     let name = file.file_name().and_then(|name| name.to_str());
     name.and_then(PartName::of).is_some_and(PartName::is_later)
 }
 
-/// Name of a local model in the API: its file's or folder's.
+/// Returns the name of a local model in the API: that of its file or folder.
 fn local_id(path: &Path) -> String {
     let absolute = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let name = if absolute.is_file() { absolute.file_stem() } else { absolute.file_name() };
     name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
-/// The `tokenizer.json` of a safetensors folder, or beside the shape of random weights. A GGUF file carries its own vocabulary.
+/// Returns the `tokenizer.json` of a safetensors folder, or next to the shape of random weights. A GGUF file carries its own vocabulary.
 fn own_tokenizer(weights: &Weights) -> anyhow::Result<Option<PathBuf>> {
     match weights {
         Weights::Gguf(_) => Ok(None),
@@ -199,7 +199,7 @@ mod tests {
         }
     }
 
-    /// A folder with these files holds the weights `expected`, or is refused with a message that contains the text.
+    /// Checks that a folder with these files holds the weights `expected`, or is refused with a message that contains the text.
     #[track_caller]
     fn check_folder(files: &[&str], expected: Result<&str, &str>) {
         let dir = tempfile::tempdir().unwrap();

@@ -1,16 +1,16 @@
-//! Names of the parts of a GGUF file that was split: `name-00001-of-00003.gguf` and so on.
+//! Names of the parts of a split GGUF file: `name-00001-of-00003.gguf` and so on.
 
-/// One part, by its name.
+/// Name of one part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PartName<'n> {
     prefix: &'n str,
-    /// From 1.
+    /// Number from 1.
     number: u32,
     count: u32,
 }
 
 impl<'n> PartName<'n> {
-    /// The part that a file of this name is; `None` if it is whole.
+    /// Parses the name of a part; `None` for a whole file.
     pub(super) fn of(name: &'n str) -> Option<Self> {
         let (rest, count) = name.strip_suffix(".gguf")?.rsplit_once("-of-")?;
         let (prefix, number) = rest.rsplit_once('-')?;
@@ -24,7 +24,7 @@ impl<'n> PartName<'n> {
         self.number > 1
     }
 
-    /// The names of the other parts.
+    /// Returns the names of the other parts.
     pub(super) fn others(self) -> impl Iterator<Item = String> {
         let Self { prefix, number, count } = self;
         (1..=count).filter(move |other| *other != number).map(move |other| format!("{prefix}-{other:05}-of-{count:05}.gguf"))

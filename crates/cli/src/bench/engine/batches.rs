@@ -1,4 +1,4 @@
-//! Decode of several sequences at once, and of nothing else.
+//! Decode throughput of several sequences at once, without prefill.
 
 use std::time::Duration;
 
@@ -16,23 +16,23 @@ const WARM_UP_STEPS: u32 = 3;
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(super) struct DecodeSpeed {
     pub(super) batch: u32,
-    /// Of all sequences together.
+    /// Throughput of all sequences together.
     pub(super) tokens_per_s: f64,
     pub(super) step_ms: f64,
 }
 
-/// How each batch is measured.
+/// Settings of the batch measurements.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BatchBench {
     /// Tokens of each prompt.
     pub(super) prompt_tokens: u32,
-    /// Steps that are timed.
+    /// Timed steps.
     pub(super) num_steps: u32,
     pub(super) repeats: u32,
 }
 
 impl BatchBench {
-    /// Whether there is room for `batch` sequences.
+    /// Checks that there is room for `batch` sequences.
     ///
     /// # Errors
     /// If not.
@@ -40,12 +40,12 @@ impl BatchBench {
         driver.check_room(batch as usize, self.prompt_tokens + self.answer_tokens(), 0)
     }
 
-    /// Tokens that each sequence may generate: one ends its prompt, and one more keeps it running to the end.
+    /// Returns the tokens that each sequence may generate: one ends its prefill, and one more keeps it running to the end.
     fn answer_tokens(&self) -> u32 {
         1 + WARM_UP_STEPS + self.num_steps + 1
     }
 
-    /// Each prompt is computed before, so that a whole batch begins to decode at once, behind the same number of tokens.
+    /// Measures a batch. Prefills each prompt beforehand, so that all sequences start to decode at once, after the same number of tokens.
     ///
     /// # Errors
     /// If the model fails.
@@ -68,7 +68,7 @@ impl BatchBench {
     }
 }
 
-/// Time of `num_steps` steps in which each of `asks` gets a token.
+/// Measures the time of `num_steps` steps in which each of `asks` gets a token.
 fn time_steps(driver: &mut Driver, asks: Vec<Ask>, num_steps: u32) -> anyhow::Result<Duration> {
     let batch = asks.len();
     let requests = asks.into_iter().map(|ask| driver.add(ask)).collect::<anyhow::Result<Vec<_>>>()?;

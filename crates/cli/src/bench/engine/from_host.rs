@@ -1,4 +1,4 @@
-//! A known prompt whose blocks are in the host tier.
+//! Prefix hits whose blocks are in the host tier.
 
 use anyhow::ensure;
 use serde::Serialize;
@@ -6,16 +6,16 @@ use serde::Serialize;
 use super::super::driver::{Ask, Driver, millis};
 use super::super::stats::median;
 
-/// A known prompt that came from the host, at least in part: what takes longer to fetch than to compute is computed.
+/// Prefix hit from the host tier, at least in part: blocks that take longer to fetch than to compute are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(super) struct FromHost {
     pub(super) ttft_ms: f64,
-    /// Blocks that were fetched for it.
+    /// Blocks fetched.
     pub(super) num_blocks: f64,
 }
 
 impl FromHost {
-    /// Runs `ask`, whose prompt is known, once its blocks are in the host tier. `None` if none of them came from there.
+    /// Runs `ask`, whose prompt is cached, once its blocks are in the host tier. `None` if none of them came from there.
     ///
     /// # Errors
     /// If the model fails, or the blocks stay on the device.
@@ -27,19 +27,19 @@ impl FromHost {
         Ok((num_blocks > 0).then(|| Self { ttft_ms: millis(ran.ttft), num_blocks: num_blocks as f64 }))
     }
 
-    /// Medians, of the rounds in which something came from the host.
+    /// Returns the medians of the rounds that fetched from the host.
     pub(super) fn median(rounds: &[Self]) -> Option<Self> {
         let of = |value: fn(&Self) -> f64| median(rounds.iter().map(value));
         (!rounds.is_empty()).then(|| Self { ttft_ms: of(|round| round.ttft_ms), num_blocks: of(|round| round.num_blocks) })
     }
 }
 
-/// Runs new prompts of `len` tokens, until the pool has given up as many blocks as one has. Nothing but the oldest prompt may be there
-/// before: its blocks are given up first.
+/// Runs new prompts of `len` tokens until the pool has evicted as many blocks as one prompt has. The pool may hold only the oldest
+/// prompt before: its blocks are evicted first.
 fn push_out(driver: &mut Driver, len: u32) -> anyhow::Result<()> {
     let num_blocks = u64::from(len / driver.config().block_size.get());
     let before = driver.stats().blocks.evictions;
-    // So many fill the whole pool, and one more takes the place of the oldest.
+    // This many fill the whole pool, and one more evicts the oldest.
     let most = driver.config().num_blocks as u64 / num_blocks.max(1) + 2;
     for _ in 0..most {
         if driver.stats().blocks.evictions - before >= num_blocks {

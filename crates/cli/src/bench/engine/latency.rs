@@ -1,5 +1,5 @@
-//! One request at a time: a new prompt, the same one again, once more from the host tier if there is one, and a new one that is searched
-//! for in vain.
+//! Latency of one request at a time: a new prompt, the same one again, once more from the host tier if there is one, and a new one whose
+//! donor search finds nothing.
 
 use engine::{KvSharingMode, Repair};
 use serde::Serialize;
@@ -9,27 +9,27 @@ use super::super::stats::median;
 use super::super::table;
 use super::from_host::FromHost;
 
-/// Tokens of a prompt that nothing is found in. Chosen: long enough to be a donor.
+/// Tokens of a donor without a match. Chosen: long enough to be a donor.
 const DONOR_TOKENS: u32 = 256;
 
 /// Medians of one prompt length.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(super) struct Latency {
     pub(super) prompt_tokens: u32,
-    /// Of a new prompt, with sharing off.
+    /// Time to first token of a new prompt, with sharing off.
     pub(super) cold_ttft_ms: f64,
-    /// Of the same prompt again, in mode `prefix`.
+    /// Time to first token of the same prompt again, in mode `prefix`.
     pub(super) hit_ttft_ms: f64,
-    /// Of the same prompt in mode `prefix` when its blocks are in the host tier, of rounds in which some came from there.
+    /// Same prompt in mode `prefix` when its blocks are in the host tier, over rounds that fetched from there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) from_host: Option<FromHost>,
-    /// Of a new prompt in mode `semantic`, beside donors that have nothing of it. It becomes a donor itself.
+    /// Time to first token of a new prompt in mode `semantic`, with donors that share nothing with it. It becomes a donor itself.
     pub(super) miss_ttft_ms: f64,
-    /// That beside a new prompt with sharing off, right before or after: median of their ratios.
+    /// Median ratio of that time to the one of a new prompt with sharing off, measured right before or after.
     pub(super) miss_ratio: f64,
-    /// Of a new prompt, with sharing off.
+    /// Prefill throughput of a new prompt, with sharing off.
     pub(super) prefill_tokens_per_s: f64,
-    /// Behind a new prompt, alone.
+    /// Decode throughput after a new prompt, alone.
     pub(super) decode_tokens_per_s: f64,
 }
 
@@ -43,19 +43,19 @@ struct Sample {
     decode_tokens_per_s: f64,
 }
 
-/// What is measured of each prompt length.
+/// Settings of the latency measurements.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LatencyBench<'a> {
     pub(super) lengths: &'a [u32],
-    /// Tokens generated behind a new prompt.
+    /// Tokens generated after a new prompt.
     pub(super) decode_tokens: u32,
-    /// Earlier prompts that a new one is compared with in vain.
+    /// Earlier prompts that a new one is compared with, without a match.
     pub(super) donors: u32,
     pub(super) repeats: u32,
 }
 
 impl LatencyBench<'_> {
-    /// Whether there is room for the longest prompt and the donors.
+    /// Checks that there is room for the longest prompt and the donors.
     ///
     /// # Errors
     /// If not.
@@ -66,8 +66,8 @@ impl LatencyBench<'_> {
         driver.check_room(1, longest + 1 + self.decode_tokens, donor_blocks)
     }
 
-    /// Rounds go over all lengths, so that a slow phase of the machine meets each of them. The first one is not counted: it touches all
-    /// weights and memory once. A length that fails once is not measured again.
+    /// Measures all lengths in each round, so that a slow phase of the machine affects each of them. Drops the first round: it touches all
+    /// weights and memory once. Measures a length that has failed no further.
     pub(super) fn measure(&self, driver: &mut Driver, done: &mut dyn FnMut()) -> Vec<(u32, anyhow::Result<Latency>)> {
         let mut rows: Vec<_> = self.lengths.iter().map(|&length| (length, Ok(Vec::new()))).collect();
         for round in 0..=self.repeats {
@@ -86,7 +86,7 @@ impl LatencyBench<'_> {
         rows.into_iter().map(|(length, row)| (length, row.map(|samples: Vec<Sample>| summary(length, &samples)))).collect()
     }
 
-    /// Cold and miss take turns in who comes first, so that neither profits from the other.
+    /// Measures one round. Cold and miss alternate in order, so that neither profits from the other.
     fn measure_once(&self, driver: &mut Driver, length: u32, round: u32) -> anyhow::Result<Sample> {
         driver.forget();
         let known = driver.text(length);
@@ -133,7 +133,7 @@ fn summary(prompt_tokens: u32, samples: &[Sample]) -> Latency {
     }
 }
 
-/// One row for each length.
+/// Formats one row for each length.
 pub(super) fn table(lengths: &[Latency], has_host_tier: bool) -> String {
     let mut header = vec!["prompt tokens", "cold TTFT ms", "prefix hit ms", "miss / cold", "prefill tokens/s", "decode tokens/s"];
     if has_host_tier {

@@ -1,4 +1,4 @@
-//! Many requests at once, from the first one's arrival to the last one's end.
+//! Throughput of many requests at once, from the first one's arrival to the last one's end.
 
 use std::fmt;
 use std::str::FromStr;
@@ -17,19 +17,19 @@ pub(super) struct Load {
     pub(super) output_tokens: u32,
 }
 
-/// What a load takes.
+/// Measured throughput of a load.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(super) struct LoadSpeed {
     load: Load,
     seconds: f64,
     output_tokens_per_s: f64,
-    /// Prompts and answers.
+    /// Throughput of prompts and answers.
     total_tokens_per_s: f64,
-    /// Sequences that had to give up their place, in all repetitions. With any, the pool was too small for a fair figure.
+    /// Preempted sequences, over all repetitions. Above zero, the pool was too small for a fair figure.
     preemptions: u64,
 }
 
-/// A text that is no load.
+/// Text that does not parse as a load.
 #[derive(Debug, PartialEq, thiserror::Error)]
 #[error("{0:?} is not written like 256x1024+128, with positive numbers")]
 pub(super) struct LoadError(String);
@@ -50,15 +50,15 @@ impl FromStr for Load {
 }
 
 impl Load {
-    /// Whether one of its requests has room. If not all have at once, some wait.
+    /// Checks that one of its requests has room. If not all have at once, some wait.
     ///
     /// # Errors
-    /// If it has not.
+    /// If it has no room.
     pub(super) fn check(&self, driver: &Driver) -> anyhow::Result<()> {
         driver.check_room(1, self.prompt_tokens + self.output_tokens, 0)
     }
 
-    /// Runs it `repeats` times, with new prompts each.
+    /// Runs the load `repeats` times, with new prompts each.
     ///
     /// # Errors
     /// If the model fails.

@@ -1,4 +1,4 @@
-//! What a prompt costs those who decode beside it.
+//! Cost of a prompt for the sequences that decode beside it.
 
 use std::time::Duration;
 
@@ -9,25 +9,25 @@ use tokens::RequestId;
 use super::super::driver::{Ask, Driver, millis};
 use super::super::stats::median;
 
-/// Steps of those who decode before anything joins them, the first few of which are not counted.
+/// Steps before another request joins; the first few of them are not counted.
 const STEPS_ALONE: usize = 12;
 const UNCOUNTED_STEPS: usize = 4;
 
-/// Times between two tokens of sequences that decode, and how much later their tokens come because of a prompt beside them.
+/// Times between two tokens of decoding sequences, and their delay by a prompt beside them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub(super) struct Beside {
-    /// Between two tokens with nobody else there.
+    /// Time between two tokens without another request.
     pub(super) alone_ms: f64,
-    /// Between two tokens at most, until the prompt has its first token.
+    /// Longest time between two tokens, until the prompt has its first token.
     pub(super) worst_ms: f64,
     /// Steps until then.
     pub(super) steps: usize,
-    /// Time until then less that of as many steps with nobody else there.
+    /// Time until then minus that of as many steps without another request.
     pub(super) delay_ms: f64,
 }
 
 impl Beside {
-    /// Of each value by itself.
+    /// Computes the median of each field.
     pub(super) fn median_of(all: &[Self]) -> Self {
         let of = |value: fn(&Self) -> f64| median(all.iter().map(value));
         Self {
@@ -39,13 +39,13 @@ impl Beside {
     }
 }
 
-/// Sequences that decode.
+/// Decoding sequences.
 pub(super) struct Decoders {
     requests: Vec<RequestId>,
 }
 
 impl Decoders {
-    /// Starts `num_decoders` sequences behind `prompt` tokens each, for at most `max_tokens` tokens.
+    /// Starts `num_decoders` sequences after `prompt` tokens each, for at most `max_tokens` tokens.
     ///
     /// # Errors
     /// If they do not fit, or the model fails.
@@ -61,7 +61,7 @@ impl Decoders {
         Ok(Self { requests })
     }
 
-    /// Lets `ask` join them until its first token, and takes it back.
+    /// Runs `ask` beside them until its first token, and aborts it.
     ///
     /// # Errors
     /// If it does not fit, or the model fails.
@@ -85,7 +85,7 @@ impl Decoders {
         Ok(Beside { alone_ms, worst_ms, steps: times.len(), delay_ms: total - times.len() as f64 * alone_ms })
     }
 
-    /// Ends them.
+    /// Aborts the sequences.
     ///
     /// # Errors
     /// If the model fails.
@@ -93,7 +93,7 @@ impl Decoders {
         driver.abort_all(&self.requests)
     }
 
-    /// One step: its time, and who else got a token in it. All of them get one.
+    /// Runs one step; returns its time, and the others that got a token. All sequences must get one.
     fn step(&self, driver: &mut Driver) -> anyhow::Result<(Duration, Vec<RequestId>)> {
         let step = driver.step()?;
         let (own, others): (Vec<_>, Vec<_>) = step.tokens_of().partition(|request_id| self.requests.contains(request_id));

@@ -1,19 +1,19 @@
-//! A prompt that is nearly all text of an earlier one, in another order.
+//! Prompts that are nearly all text of an earlier one, in another order.
 
 use tokens::TokenId;
 
 use super::super::driver::{Ask, Driver};
 
-/// An earlier prompt: pieces one after the other.
+/// Earlier prompt: pieces one after the other.
 #[derive(Clone, Debug)]
 pub(super) struct Donor {
     tokens: Vec<TokenId>,
-    /// Where its pieces end.
+    /// Ends of its pieces.
     ends: Vec<usize>,
 }
 
 impl Donor {
-    /// `num_tokens` random tokens, of which the first `moved_share` make `num_pieces` pieces that differ by one in length at most.
+    /// Makes `num_tokens` random tokens; the first `moved_share` of them form `num_pieces` pieces whose lengths differ by one at most.
     pub(super) fn new(driver: &mut Driver, num_tokens: u32, num_pieces: u32, moved_share: f64) -> Self {
         let num_moved = (f64::from(num_tokens) * moved_share).round() as usize;
         let num_pieces = num_pieces as usize;
@@ -21,15 +21,14 @@ impl Donor {
         Self { tokens: driver.text(num_tokens), ends }
     }
 
-    /// The donor itself, to be computed and kept.
+    /// Returns the request that computes and stores the donor.
     pub(super) fn ask(&self) -> Ask {
         Ask { segments: as_positions(&self.ends), ..Ask::stored(self.tokens.clone()) }
     }
 
-    /// A prompt as long as the donor: new text, the pieces from the last to the first, new text. Nothing of it stays.
+    /// Returns a prompt as long as the donor: new text, the pieces from last to first, new text. None of its KV is stored.
     ///
-    /// From the last to the first, no piece stands behind the one it stood behind in the donor. Each is a segment, as documents in
-    /// another order are.
+    /// In reverse order, no piece follows its predecessor of the donor. Each is a segment, like reordered documents.
     pub(super) fn composed(&self, driver: &mut Driver) -> Ask {
         let num_moved = self.ends.last().copied().unwrap_or(0);
         let num_fresh = self.tokens.len() - num_moved;

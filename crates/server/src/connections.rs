@@ -69,7 +69,7 @@ impl Connections {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
                     Ok((socket, address)) => self.welcome(socket, address),
-                    Err(error) => sleep(self.trouble.met(&error, &self.places, Instant::now())).await,
+                    Err(error) => sleep(self.trouble.backoff_after(&error, &self.places, Instant::now())).await,
                 },
                 // Removes finished tasks one by one.
                 Some(_) = self.tasks.join_next() => {}
@@ -78,7 +78,7 @@ impl Connections {
     }
 
     fn welcome(&mut self, socket: TcpStream, address: SocketAddr) {
-        self.trouble.is_over();
+        self.trouble.reset();
         match self.places.enter(address.ip()) {
             Some(place) => self.spawn(socket, place),
             None => debug!(%address, "no place for a connection"),

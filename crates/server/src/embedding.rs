@@ -32,8 +32,8 @@ pub trait Embedder: Send + Sync {
 /// Maximum prompts that wait for a slow embedder. Chosen: further ones would be done after their answers.
 const MAX_WAITING: usize = 16;
 
-/// Lane of a slow embedder.
-pub(crate) struct Lane {
+/// EmbeddingQueue of a slow embedder.
+pub(crate) struct EmbeddingQueue {
     /// One permit: embedding takes the processor from the engine.
     turn: Arc<Semaphore>,
     places: Arc<Semaphore>,
@@ -42,7 +42,7 @@ pub(crate) struct Lane {
 /// An embedding that is being computed.
 pub(crate) struct Pending(JoinHandle<Option<Embedding>>);
 
-impl Default for Lane {
+impl Default for EmbeddingQueue {
     fn default() -> Self {
         Self { turn: Arc::new(Semaphore::new(1)), places: Arc::new(Semaphore::new(MAX_WAITING)) }
     }
@@ -62,7 +62,7 @@ impl Pending {
                 drop(held);
                 embedding
             });
-            told(embedded.await)
+            log_join_error(embedded.await)
         })))
     }
 
@@ -70,7 +70,7 @@ impl Pending {
     fn attach(self, app: &AppState, request_id: RequestId) {
         let engine = app.engine.clone();
         tokio::spawn(async move {
-            if let Some(embedding) = told(self.0.await)
+            if let Some(embedding) = log_join_error(self.0.await)
                 && let Err(error) = engine.attach_embedding(request_id, embedding).await
             {
                 tracing::debug!(%request_id, ?error, "an embedding came after the engine's end");
@@ -79,7 +79,7 @@ impl Pending {
     }
 }
 
-fn told(embedded: Result<Option<Embedding>, tokio::task::JoinError>) -> Option<Embedding> {
+fn log_join_error(embedded: Result<Option<Embedding>, tokio::task::JoinError>) -> Option<Embedding> {
     embedded.unwrap_or_else(|error| {
         tracing::error!(%error, "embedding panicked");
         None
@@ -100,6 +100,6 @@ pub(crate) async fn await_whole(app: &AppState, prompt: &mut Encoded) {
     if prompt.embedding.is_none()
         && let Some(Pending(handle)) = Pending::begin(app, Arc::clone(&prompt.token_ids))
     {
-        prompt.embedding = told(handle.await);
+        prompt.embedding = log_join_error(handle.await);
     }
 }

@@ -6,7 +6,7 @@ use crate::access::Access;
 use crate::body::BodyMemory;
 use crate::config::{ServerConfig, ServerConfigError};
 use crate::corpora::Corpora;
-use crate::embedding::Lane;
+use crate::embedding::EmbeddingQueue;
 use crate::engine_thread::EngineHandle;
 use crate::heavy::Heavy;
 use crate::metrics::Metrics;
@@ -21,7 +21,7 @@ pub struct AppState {
     pub(crate) config: ServerConfig,
     pub(crate) access: Access,
     pub(crate) corpora: Corpora,
-    pub(crate) embedding_lane: Lane,
+    pub(crate) embedding_lane: EmbeddingQueue,
     pub(crate) heavy: Arc<Heavy>,
     pub(crate) body_memory: BodyMemory,
     pub(crate) fingerprint: String,

@@ -139,8 +139,13 @@ impl ValidRequest {
             Some(max_tokens) => MaxTokens::Exactly(count(field, max_tokens, 1..=u32::MAX)?),
             None => MaxTokens::AtMost(limits.config.sampling.max_tokens.unwrap_or(u32::MAX)),
         };
-        let wishes =
-            Wishes { prompts: vec![PromptSource::Chat(conversation)], max_tokens, logprobs, prompt_logprobs: None, echo: false };
+        let wishes = EndpointFields {
+            prompts: vec![PromptSource::Chat(conversation)],
+            max_tokens,
+            logprobs,
+            prompt_logprobs: None,
+            echo: false,
+        };
         Self::build(model, wishes, request.sampling, limits)
     }
 
@@ -161,11 +166,11 @@ impl ValidRequest {
         // The engine can score a prompt without generating, even if no scores are requested.
         let only_echoes = max_tokens == MaxTokens::Exactly(0);
         let prompt_logprobs = if echo && (logprobs.is_some() || only_echoes) { logprobs.or(Some(0)) } else { None };
-        Self::build(model, Wishes { prompts, max_tokens, logprobs, prompt_logprobs, echo }, request.sampling, limits)
+        Self::build(model, EndpointFields { prompts, max_tokens, logprobs, prompt_logprobs, echo }, request.sampling, limits)
     }
 
-    fn build(model: String, wishes: Wishes, fields: SamplingFields, limits: Limits<'_>) -> Result<Self, ApiError> {
-        let Wishes { prompts, max_tokens, logprobs, prompt_logprobs, echo } = wishes;
+    fn build(model: String, wishes: EndpointFields, fields: SamplingFields, limits: Limits<'_>) -> Result<Self, ApiError> {
+        let EndpointFields { prompts, max_tokens, logprobs, prompt_logprobs, echo } = wishes;
         let fields = limits.config.sampling.fill(fields);
         let ValidSampling { n, sampling, text } = valid_sampling(&fields, limits)?;
         if let MaxTokens::Exactly(max_tokens) = max_tokens
@@ -201,7 +206,7 @@ impl ValidRequest {
 }
 
 /// Fields that the two endpoints express differently.
-struct Wishes {
+struct EndpointFields {
     prompts: Vec<PromptSource>,
     max_tokens: MaxTokens,
     logprobs: Option<u32>,

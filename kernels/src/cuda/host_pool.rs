@@ -20,8 +20,8 @@ use cudarc::driver::sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MAX_PITCH;
 use cudarc::driver::{DevicePtrMut, PinnedHostSlice};
 use half::bf16;
 
-use self::ends::{Direction, Ends};
-use self::transfers::{Pair, Transfers};
+use self::ends::{Direction, LinkAddresses};
+use self::transfers::{BlockMove, Transfers};
 use self::turns::in_turn;
 use super::device::{Device, DeviceError};
 use super::pool::{BLOCK, Pool, PoolShape};
@@ -129,7 +129,7 @@ impl HostPool {
             return Ok(());
         }
         self.wait_for_all(pool)?;
-        let pairs = self.checked(pairs.iter().map(|&(block, place)| Pair { block, place }));
+        let pairs = self.checked(pairs.iter().map(|&(block, place)| BlockMove { block, place }));
         self.num_joined = 0;
         self.to_host.begin(pairs, self.device.stream())
     }
@@ -151,7 +151,7 @@ impl HostPool {
             self.wait_for_all(pool)?;
         }
         self.fetched_bytes = (pairs.len() * self.block_bytes()) as u64;
-        let pairs = self.checked(pairs.iter().map(|&(place, block)| Pair { block, place }));
+        let pairs = self.checked(pairs.iter().map(|&(place, block)| BlockMove { block, place }));
         let (turns, pairs) = in_turn(pairs, self.to_host.pending()).into_iter().unzip();
         self.turns = turns;
         self.num_joined = 0;
@@ -201,8 +201,9 @@ impl HostPool {
         Ok(seconds.map(|seconds| (std::mem::take(&mut self.fetched_bytes), seconds)))
     }
 
-    fn checked(&self, pairs: impl Iterator<Item = Pair>) -> Vec<Pair> {
-        let is_there = |pair: &Pair| (pair.block as usize) < self.shape.num_blocks && (pair.place as usize) < self.num_blocks;
+    fn checked(&self, pairs: impl Iterator<Item = BlockMove>) -> Vec<BlockMove> {
+        let is_there =
+            |pair: &BlockMove| (pair.block as usize) < self.shape.num_blocks && (pair.place as usize) < self.num_blocks;
         pairs.inspect(|pair| assert!(is_there(pair), "blocks and places are there: {pair:?}")).collect()
     }
 
@@ -214,7 +215,7 @@ impl HostPool {
     }
 
     /// Issues the copies of a group: those to the host a turn at a time, and after each turn those to the device that waited for it.
-    fn issue_group(&mut self, ends: &Ends, group: usize) -> Result<(), DeviceError> {
+    fn issue_group(&mut self, ends: &LinkAddresses, group: usize) -> Result<(), DeviceError> {
         let layers = self.layers_of(group);
         let (num_offloads, num_fetches) = (self.to_host.pending().len(), self.to_device.pending().len());
         let mut num_fetched = 0;
@@ -257,10 +258,10 @@ impl HostPool {
         first..(first + self.layers_per_group).min(self.shape.num_layers)
     }
 
-    fn ends(&mut self, pool: &mut Pool) -> Ends {
+    fn ends(&mut self, pool: &mut Pool) -> LinkAddresses {
         assert_eq!(pool.shape(), self.shape, "blocks of one shape");
         let stream = Arc::clone(self.device.stream());
-        Ends {
+        LinkAddresses {
             host: self.blocks.as_mut_ptr().expect("nothing was recorded on its event"),
             device: pool.parts_mut().0.device_ptr_mut(&stream).0,
             shape: self.shape,

@@ -49,7 +49,7 @@ pub use norm::Norm;
 pub use paged::PagedQueries;
 pub use pool::{NO_ROW, Pool, PoolShape};
 pub use qkv::{Differences, Qkv, QkvShape, QkvWeights, Scatter};
-pub use received::{AttentionReceived, GivingRows};
+pub use received::{AttentionReceived, QueryRows};
 pub use rope::RopeTable;
 pub use sample::{Choice, MAX_TOP, SampleChain, SampleSpec, Sampler, ScoreSpec};
 pub use spans::{MovedTokens, Spans};

@@ -33,7 +33,7 @@ pub struct AttentionReceived {
 
 /// Rows of one sequence whose weights are summed.
 #[derive(Clone, Copy)]
-pub struct GivingRows<'a> {
+pub struct QueryRows<'a> {
     /// Rows of the batch, by position.
     pub rows: &'a CudaView<'a, u32>,
     /// First of them, if they are contiguous: that is faster on some GPUs.
@@ -80,7 +80,7 @@ impl AttentionReceived {
     pub fn add(
         &self,
         paged: &PagedQueries<'_>,
-        giving: GivingRows<'_>,
+        giving: QueryRows<'_>,
         scratch: &mut CudaSlice<f32>,
         received: &mut CudaSlice<f32>,
     ) -> Result<(), DeviceError> {
@@ -105,7 +105,7 @@ impl AttentionReceived {
     fn receive(
         &self,
         paged: &PagedQueries<'_>,
-        giving: &GivingRows<'_>,
+        giving: &QueryRows<'_>,
         scratch: &mut CudaSlice<f32>,
     ) -> Result<usize, DeviceError> {
         let (stream, sizes) = (self.device.stream(), paged.sizes());
@@ -160,7 +160,7 @@ mod tests {
         let len = positions[*chosen.last().unwrap()] as usize + 1;
         let rows: Vec<u32> = chosen.iter().map(|i| *i as u32 + 2).collect();
         let rows = device.upload(&rows).unwrap();
-        let giving = GivingRows { rows: &rows.as_view(), run, num_rows: chosen.len(), lse: &lse, table: 1, len };
+        let giving = QueryRows { rows: &rows.as_view(), run, num_rows: chosen.len(), lse: &lse, table: 1, len };
         let mut scratch = device.upload(&vec![f32::NAN; AttentionReceived::scratch_len(num_kv_heads, len)]).unwrap();
         let mut sums = device.upload(&vec![1f32; len + 5]).unwrap();
         received.add(&on_device.paged(&world), giving, &mut scratch, &mut sums).unwrap();

@@ -6,7 +6,7 @@ use cudarc::driver::{CudaFunction, CudaSlice, DevicePtrMut, DeviceRepr, PushKern
 
 use super::device::{Device, DeviceError, launch};
 use super::paged::{PagedQueries, Sizes};
-use super::received::GivingRows;
+use super::received::QueryRows;
 use super::tensor_map::{TensorMap, address};
 
 /// Keys of an item, query rows processed at a time, their buffers, threads: as in `received_hopper.cu`.
@@ -57,7 +57,7 @@ impl ReceivedHopper {
         &self,
         device: &Device,
         paged: &PagedQueries<'_>,
-        giving: &GivingRows<'_>,
+        giving: &QueryRows<'_>,
         first_row: usize,
         (max_shares, scratch): (usize, &mut CudaSlice<f32>),
     ) -> Result<usize, DeviceError> {

@@ -15,7 +15,7 @@ use crate::error::ApiError;
 use crate::valid::StreamMode;
 
 /// An update of one of the answers.
-struct News {
+struct ChoiceUpdate {
     index: u32,
     /// The delta with the usage so far, or an error.
     result: Result<(ChoiceDelta, ChoiceUsage), ApiError>,
@@ -38,7 +38,7 @@ pub(crate) struct EventStream {
     writer: Writer,
     mode: StreamMode,
     num_choices: u32,
-    choices: SelectAll<BoxStream<'static, News>>,
+    choices: SelectAll<BoxStream<'static, ChoiceUpdate>>,
     usage: UsageSum,
     stage: Stage,
 }
@@ -56,7 +56,7 @@ pub(crate) fn event_stream(writer: Writer, mode: StreamMode, generation: Generat
 }
 
 /// Streams the updates of one answer up to its finish or an error.
-fn news_of(choice: Choice) -> BoxStream<'static, News> {
+fn news_of(choice: Choice) -> BoxStream<'static, ChoiceUpdate> {
     stream::unfold(Some(choice), |choice| async move {
         let mut choice = choice?;
         let index = choice.index();
@@ -67,7 +67,7 @@ fn news_of(choice: Choice) -> BoxStream<'static, News> {
             }
             Err(error) => (Err(error), None),
         };
-        Some((News { index, result }, rest))
+        Some((ChoiceUpdate { index, result }, rest))
     })
     .boxed()
 }
@@ -102,7 +102,7 @@ impl EventStream {
         }
     }
 
-    fn write(&mut self, news: News) -> String {
+    fn write(&mut self, news: ChoiceUpdate) -> String {
         match news.result {
             Ok((delta, usage)) => {
                 if delta.finish_reason.is_some() {

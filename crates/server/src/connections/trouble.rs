@@ -24,12 +24,12 @@ pub(super) struct Trouble {
 
 impl Trouble {
     /// Resets the count after a connection was accepted.
-    pub(super) fn is_over(&mut self) {
+    pub(super) fn reset(&mut self) {
         self.num_failures = 0;
     }
 
     /// Returns the time to wait after `error`.
-    pub(super) fn met(&mut self, error: &io::Error, places: &Places, now: Instant) -> Duration {
+    pub(super) fn backoff_after(&mut self, error: &io::Error, places: &Places, now: Instant) -> Duration {
         if is_of_the_peer(error) {
             debug!(%error, "accepting a connection");
             return Duration::ZERO;
@@ -73,21 +73,21 @@ mod tests {
         let no_descriptors = io::Error::from_raw_os_error(24);
         while elapsed < Duration::from_secs(300) {
             let said_at = trouble.said_at;
-            elapsed += trouble.met(&no_descriptors, &places, start + elapsed);
+            elapsed += trouble.backoff_after(&no_descriptors, &places, start + elapsed);
             num_failures += 1;
             num_lines += usize::from(trouble.said_at != said_at);
         }
         assert!(num_failures < 320, "{num_failures} failures in five minutes");
         assert!(num_lines <= 10, "{num_lines} lines in five minutes");
-        trouble.is_over();
-        assert_eq!(trouble.met(&no_descriptors, &places, start + elapsed), FIRST_PAUSE);
+        trouble.reset();
+        assert_eq!(trouble.backoff_after(&no_descriptors, &places, start + elapsed), FIRST_PAUSE);
     }
 
     #[test]
     fn a_connection_that_can_be_spared_is_closed_for_its_descriptor() {
         let places = Places::new(PlaceLimits { max_connections: 9, max_per_peer: 9 });
         let idle = places.enter([10, 0, 0, 1].into()).unwrap();
-        Trouble::default().met(&io::Error::from_raw_os_error(24), &places, Instant::now());
+        Trouble::default().backoff_after(&io::Error::from_raw_os_error(24), &places, Instant::now());
         assert!(futures::FutureExt::now_or_never(idle.closed()).is_some());
     }
 
@@ -95,7 +95,7 @@ mod tests {
     fn a_peer_that_gave_up_is_no_trouble() {
         let places = Places::new(PlaceLimits { max_connections: 1, max_per_peer: 1 });
         let mut trouble = Trouble::default();
-        assert_eq!(trouble.met(&io::ErrorKind::ConnectionAborted.into(), &places, Instant::now()), Duration::ZERO);
+        assert_eq!(trouble.backoff_after(&io::ErrorKind::ConnectionAborted.into(), &places, Instant::now()), Duration::ZERO);
         assert!(trouble.said_at.is_none());
     }
 }

@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use super::explanations::Question;
 use super::inspect::Inspection;
 use super::places::Places;
-use super::route::{InFlight, Link, Submission};
+use super::route::{InFlight, StreamFlags, Submission};
 use super::{EngineCommand, EngineThreadConfig, PromptGroup, TokenStream};
 
 /// Handle that submits requests to the engine thread and reads its figures. Cheap to clone; the thread ends when the last one is dropped.
@@ -124,7 +124,7 @@ impl EngineHandle {
         let mut streams = Vec::with_capacity(num_requests);
         let mut connect = |request| {
             let (sender, events) = mpsc::channel(self.shared.config.stream_buffer);
-            let link = Arc::new(Link::default());
+            let link = Arc::new(StreamFlags::default());
             let in_flight = InFlight::enter(&self.shared);
             streams.push(TokenStream::new(events, Arc::clone(&link), self, in_flight));
             let place = places.pop().expect("one place was taken for each request");

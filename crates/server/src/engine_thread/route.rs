@@ -15,14 +15,14 @@ use crate::metrics::{CacheOutcome, Ending, Metrics, RequestMetrics};
 pub(super) struct Submission {
     pub(super) request: Request,
     pub(super) events: mpsc::Sender<EngineEvent>,
-    pub(super) link: Arc<Link>,
+    pub(super) link: Arc<StreamFlags>,
     /// Its place in the queue.
     pub(super) place: Place,
 }
 
 /// Flags shared by both ends of a request's channel.
 #[derive(Default)]
-pub(super) struct Link {
+pub(super) struct StreamFlags {
     /// The reader is done: a stop string matched.
     pub(super) is_complete: AtomicBool,
     /// The reader lagged too far.
@@ -62,7 +62,7 @@ impl Group {
 /// A request that the engine holds.
 pub(super) struct Route {
     events: mpsc::Sender<EngineEvent>,
-    link: Arc<Link>,
+    link: Arc<StreamFlags>,
     group: Arc<Group>,
     mode: KvSharingMode,
     prompt_tokens: u32,
@@ -74,7 +74,7 @@ pub(super) struct Route {
 }
 
 impl Route {
-    pub(super) fn new(request: &Request, events: mpsc::Sender<EngineEvent>, link: Arc<Link>, group: Arc<Group>) -> Self {
+    pub(super) fn new(request: &Request, events: mpsc::Sender<EngineEvent>, link: Arc<StreamFlags>, group: Arc<Group>) -> Self {
         Self {
             events,
             link,

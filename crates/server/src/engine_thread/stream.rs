@@ -6,13 +6,13 @@ use std::sync::atomic::Ordering;
 use engine::EngineEvent;
 use tokio::sync::{mpsc, watch};
 
-use super::route::{InFlight, Link};
+use super::route::{InFlight, StreamFlags};
 use super::{EngineHandle, Phase};
 
 /// Event stream of one request. Dropping it aborts the request: its blocks are free within two steps.
 pub(crate) struct TokenStream {
     events: mpsc::Receiver<EngineEvent>,
-    link: Arc<Link>,
+    link: Arc<StreamFlags>,
     phase: watch::Receiver<Phase>,
     _in_flight: InFlight,
 }
@@ -31,7 +31,12 @@ pub(crate) enum StreamError {
 }
 
 impl TokenStream {
-    pub(super) fn new(events: mpsc::Receiver<EngineEvent>, link: Arc<Link>, engine: &EngineHandle, in_flight: InFlight) -> Self {
+    pub(super) fn new(
+        events: mpsc::Receiver<EngineEvent>,
+        link: Arc<StreamFlags>,
+        engine: &EngineHandle,
+        in_flight: InFlight,
+    ) -> Self {
         Self { events, link, phase: engine.watch_phase(), _in_flight: in_flight }
     }
 

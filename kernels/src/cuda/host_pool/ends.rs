@@ -6,7 +6,7 @@ use cudarc::driver::CudaStream;
 use cudarc::driver::sys::{self, CUmemorytype};
 use half::bf16;
 
-use super::transfers::Pair;
+use super::transfers::BlockMove;
 use crate::cuda::device::DeviceError;
 use crate::cuda::pool::{BLOCK, PoolShape};
 
@@ -18,7 +18,7 @@ pub(super) enum Direction {
 }
 
 /// A pool on the device and its places in main memory. At both ends, values follow keys at a distance of all layers.
-pub(super) struct Ends {
+pub(super) struct LinkAddresses {
     /// Address of the first place.
     pub(super) host: *mut bf16,
     /// Address of the pool's keys.
@@ -40,7 +40,7 @@ struct Rows {
     part_layers: usize,
 }
 
-impl Ends {
+impl LinkAddresses {
     /// Issues copies of some layers of a block's keys and values, by one command if their pitch is allowed.
     ///
     /// # Safety
@@ -50,7 +50,7 @@ impl Ends {
         &self,
         stream: &CudaStream,
         direction: Direction,
-        pair: Pair,
+        pair: BlockMove,
         layers: Range<usize>,
     ) -> Result<(), DeviceError> {
         if self.pitch() <= self.max_pitch {
@@ -74,7 +74,7 @@ impl Ends {
     }
 
     /// Returns rows of a block's keys (part 0) or values (part 1), or both.
-    fn rows(&self, parts: Range<usize>, pair: Pair, layers: Range<usize>) -> Rows {
+    fn rows(&self, parts: Range<usize>, pair: BlockMove, layers: Range<usize>) -> Rows {
         let (row_bytes, pitch, part_layers) = (self.row_bytes(), self.pitch(), self.shape.num_layers);
         let layer = parts.start * part_layers + layers.start;
         Rows {
@@ -94,7 +94,7 @@ impl Rows {
     /// Issues one command.
     ///
     /// # Safety
-    /// As [`Ends::copy`].
+    /// As [`LinkAddresses::copy`].
     unsafe fn copy(&self, stream: &CudaStream, direction: Direction) -> Result<(), DeviceError> {
         let (host, device) =
             ((CUmemorytype::CU_MEMORYTYPE_HOST, self.row_bytes), (CUmemorytype::CU_MEMORYTYPE_DEVICE, self.pitch));

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
 use cudarc::driver::{CudaEvent, CudaStream, DriverError};
 
-use super::ends::{Direction, Ends};
+use super::ends::{Direction, LinkAddresses};
 use crate::cuda::device::{Device, DeviceError};
 
 /// A block of the pool and its place in main memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Pair {
+pub(super) struct BlockMove {
     pub(super) block: u32,
     pub(super) place: u32,
 }
@@ -21,7 +21,7 @@ pub(super) struct Transfers {
     direction: Direction,
     stream: Arc<CudaStream>,
     /// Blocks that launches are not yet ordered after in all layers.
-    pending: Vec<Pair>,
+    pending: Vec<BlockMove>,
     /// Events around the copies of each group.
     groups: Vec<GroupEvents>,
     /// Number of leading groups whose copies were issued, of the blocks that were started last.
@@ -52,7 +52,7 @@ impl Transfers {
     }
 
     /// Takes on `pairs`, to be issued in their order after what is on `stream`. None may be pending.
-    pub(super) fn begin(&mut self, pairs: Vec<Pair>, stream: &CudaStream) -> Result<(), DeviceError> {
+    pub(super) fn begin(&mut self, pairs: Vec<BlockMove>, stream: &CudaStream) -> Result<(), DeviceError> {
         assert!(self.is_idle(), "events are of one list of blocks");
         self.stream.join(stream)?;
         self.num_issued = 0;
@@ -69,7 +69,7 @@ impl Transfers {
         &mut self,
         group: usize,
         layers: &Range<usize>,
-        ends: &Ends,
+        ends: &LinkAddresses,
         blocks: Range<usize>,
     ) -> Result<(), DeviceError> {
         if blocks.is_empty() {
@@ -96,7 +96,7 @@ impl Transfers {
     }
 
     /// Returns blocks that launches are not yet ordered after.
-    pub(super) fn pending(&self) -> &[Pair] {
+    pub(super) fn pending(&self) -> &[BlockMove] {
         &self.pending
     }
 

@@ -2,18 +2,18 @@
 
 use std::collections::HashMap;
 
-use super::transfers::Pair;
+use super::transfers::BlockMove;
 
 /// Returns `fetches`, each with the number of leading `offloads` that precede it, sorted by it: a fetch must wait if it writes a block that
 /// an offload reads, or reads a place that an offload writes.
-pub(super) fn in_turn(fetches: Vec<Pair>, offloads: &[Pair]) -> Vec<(usize, Pair)> {
+pub(super) fn in_turn(fetches: Vec<BlockMove>, offloads: &[BlockMove]) -> Vec<(usize, BlockMove)> {
     let (mut of_block, mut of_place) = (HashMap::new(), HashMap::new());
     for (offload, num) in offloads.iter().zip(1..) {
         of_block.insert(offload.block, num);
         of_place.insert(offload.place, num);
     }
-    let before = |fetch: &Pair| *of_block.get(&fetch.block).max(of_place.get(&fetch.place)).unwrap_or(&0);
-    let mut in_turn: Vec<(usize, Pair)> = fetches.into_iter().map(|fetch| (before(&fetch), fetch)).collect();
+    let before = |fetch: &BlockMove| *of_block.get(&fetch.block).max(of_place.get(&fetch.place)).unwrap_or(&0);
+    let mut in_turn: Vec<(usize, BlockMove)> = fetches.into_iter().map(|fetch| (before(&fetch), fetch)).collect();
     in_turn.sort_by_key(|(num_before, _)| *num_before);
     in_turn
 }
@@ -22,8 +22,8 @@ pub(super) fn in_turn(fetches: Vec<Pair>, offloads: &[Pair]) -> Vec<(usize, Pair
 mod tests {
     use super::*;
 
-    fn pairs(pairs: &[(u32, u32)]) -> Vec<Pair> {
-        pairs.iter().map(|&(block, place)| Pair { block, place }).collect()
+    fn pairs(pairs: &[(u32, u32)]) -> Vec<BlockMove> {
+        pairs.iter().map(|&(block, place)| BlockMove { block, place }).collect()
     }
 
     #[track_caller]

@@ -1,6 +1,6 @@
 //! Attention paid by the last rows of watched sequences.
 
-use kernels::cuda::{AttentionReceived, CudaSlice, CudaView, DeviceError, GivingRows, Pool, Upload};
+use kernels::cuda::{AttentionReceived, CudaSlice, CudaView, DeviceError, Pool, QueryRows, Upload};
 
 use super::CudaBackend;
 use super::decoder::{Decoder, StepRows, paged_queries};
@@ -35,7 +35,7 @@ impl Received {
         let a = &decoder.activations;
         let paged = paged_queries(&decoder.config, layer, &a.qkv, step, pool);
         let Giving { rows, run, table, len } = giving;
-        let giving = GivingRows { rows, run, num_rows: rows.len(), lse: &a.lse, table, len };
+        let giving = QueryRows { rows, run, num_rows: rows.len(), lse: &a.lse, table, len };
         decoder.kernels.received.add(&paged, giving, &mut self.scratch, &mut self.sums)
     }
 }

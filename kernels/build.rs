@@ -4,7 +4,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What each file is compiled for. `sm_90a` has Hopper's own instructions; the PTX is compiled by the driver of any later chip.
+/// Targets of each file. `sm_90a` has Hopper's own instructions; the driver of any later chip compiles the PTX.
 const TARGETS: [&str; 4] = [
     "arch=compute_80,code=sm_80",
     "arch=compute_89,code=sm_89",
@@ -32,7 +32,7 @@ fn main() {
     }
 }
 
-/// `KVSHARE_CUDA_TARGETS`, space-separated `-gencode` values, builds for fewer chips while a kernel is being written.
+/// Compiles a file. `KVSHARE_CUDA_TARGETS`, space-separated `-gencode` values, limits the chips while a kernel is being written.
 fn compile(source: &Path, fatbin: &Path) {
     let chosen = env::var("KVSHARE_CUDA_TARGETS").unwrap_or_else(|_| TARGETS.join(" "));
     let mut command = Command::new(nvcc());

@@ -1,9 +1,9 @@
-//! How fast attention of prefill is on a Hopper GPU: whole prompts, a tenth of a prompt's rows, and the last rows of one, with and without
-//! division of the keys; and the logarithms of the rows' sums alone.
+//! Times prefill attention on a Hopper GPU: whole prompts, a tenth of a prompt's rows, and the last rows of one, with and without division
+//! of the keys; and the logarithms of the rows' sums alone.
 //!
 //! `cargo run --release -p kernels --features cuda --example attention_speed`
 //!
-//! Floating-point operations are those of visible keys: four a number of a head and key. The floor divides them by 798 TFLOP/s, the
+//! Floating-point operations are those of visible keys: four for each element of a head and key. The floor divides them by 798 TFLOP/s, the
 //! rate of a large product of bf16 matrices measured on an H100.
 
 use std::sync::Arc;
@@ -93,7 +93,7 @@ fn measure(device: &Arc<Device>, attention: &AttentionHopper, heads: Heads, posi
     Ok(())
 }
 
-/// Median time of one call.
+/// Returns the median time of one call.
 fn median_ms(device: &Device, mut call: impl FnMut() -> Result<(), DeviceError>) -> Result<f64, DeviceError> {
     let mut times = Vec::new();
     for _ in 0..RUNS + 3 {
@@ -108,7 +108,7 @@ fn median_ms(device: &Device, mut call: impl FnMut() -> Result<(), DeviceError>)
     Ok(times[RUNS / 2])
 }
 
-/// Numbers between -1 and 1 (xorshift32).
+/// Returns random elements between -1 and 1 (xorshift32).
 fn random(device: &Device, len: usize, seed: u32) -> Result<CudaSlice<bf16>, DeviceError> {
     let mut state = seed.wrapping_mul(2_654_435_761) | 1;
     let numbers: Vec<bf16> = (0..len)

@@ -1,4 +1,4 @@
-//! Times of the kernels that only move bytes, on shapes of Qwen2.5-7B, beside what their bytes take at the speed of a copy.
+//! Times the kernels that only move bytes, on shapes of Qwen2.5-7B, and compares them with a copy of as many bytes.
 //!
 //! `cargo run --release -p kernels --features cuda --example elementwise_speed`
 
@@ -22,12 +22,12 @@ type Outcome = Result<(), DeviceError>;
 
 struct Bench {
     device: Arc<Device>,
-    /// Bytes a second, read and written, of a large copy.
+    /// Bytes per second, read and written, of a large copy.
     copy_rate: f64,
 }
 
 impl Bench {
-    /// Median seconds of one call, of 15 runs of a graph of `calls` of them.
+    /// Returns the median seconds of one call, of 15 runs of a graph of `calls` of them.
     fn seconds(&self, calls: usize, mut f: impl FnMut(usize) -> Outcome) -> Result<f64, DeviceError> {
         let stream = self.device.stream();
         (0..3).try_for_each(&mut f)?;
@@ -100,7 +100,7 @@ fn indices(device: &Arc<Device>, range: std::ops::Range<usize>) -> Result<CudaSl
     device.upload(&range.map(|i| i as u32).collect::<Vec<_>>())
 }
 
-/// A layer's worth a call, in several buffers of rows so that none of them stays in the cache.
+/// Processes one layer per call, in several buffers of rows so that none of them stays in the cache.
 fn qkv(bench: &Bench, pool: &mut Pool, rope: &RopeTable, num_rows: usize) -> Outcome {
     let kernel = Qkv::new(&bench.device, SHAPE)?;
     let mut buffers = (0..4).map(|_| random(&bench.device, num_rows * SHAPE.width())).collect::<Result<Vec<_>, _>>()?;

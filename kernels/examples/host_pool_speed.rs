@@ -1,7 +1,7 @@
-//! Times of blocks on their way to main memory and back, with copies of so many layers at once, by events of the device; at last as many
-//! both ways in one step, where each group of layers waits for its way to the host.
+//! Times copies of blocks to main memory and back, for several numbers of layers per copy, by events of the device; last, as many both ways
+//! in one step, where each group of layers waits for its copy to the host.
 //!
-//! `cargo run --release -p kernels --features cuda --example host_pool_speed`. Blocks as three models have them, in pools of 8 GB.
+//! `cargo run --release -p kernels --features cuda --example host_pool_speed`. Blocks of the shapes of three models, in pools of 8 GB.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     measure("SmolLM2-135M", (30, 3, 64), &[30, 15])
 }
 
-/// For layers, heads of keys and numbers of a head, with copies of so many layers at once.
+/// Measures a model with `sizes` (layers, key heads, `head_dim`), for each number of layers per copy in `groups`.
 fn measure(model: &str, sizes: (usize, usize, usize), groups: &[usize]) -> Result<(), Box<dyn Error>> {
     let (num_layers, num_kv_heads, head_dim) = sizes;
     let block_bytes = num_layers * num_kv_heads * head_dim * 32 * 4;
@@ -50,9 +50,9 @@ impl Link {
         Ok(Self { pool: Pool::new(&device, shape)?, host, device })
     }
 
-    /// Bytes a second of `count` blocks to the host, back, and both ways at once, together.
+    /// Returns the bytes per second of `count` blocks to the host, back, and both ways at once, together.
     fn rates(&mut self, count: usize, block_bytes: usize) -> Result<[f64; 3], DeviceError> {
-        // Blocks of one sequence seldom lie side by side.
+        // Blocks of one sequence are seldom contiguous.
         let num_blocks = self.pool.shape().num_blocks;
         let block = |i: usize| (i * 7919 % num_blocks) as u32;
         let to_places = |first: usize| (0..count).map(|i| (block(i), (first + i) as u32)).collect::<Vec<_>>();
@@ -62,7 +62,7 @@ impl Link {
         Ok([bytes / self.time(&there, &[])?, bytes / self.time(&[], &back)?, 2.0 * bytes / self.time(&elsewhere, &back)?])
     }
 
-    /// Median seconds of a step's transfers.
+    /// Returns the median seconds of a step's transfers.
     fn time(&mut self, offloads: &[(u32, u32)], fetches: &[(u32, u32)]) -> Result<f64, DeviceError> {
         let mut seconds = Vec::new();
         for _ in 0..REPEATS {

@@ -1,7 +1,7 @@
-//! Times of paged attention by events of the device: decode, few rows over many keys, and what positions receive.
+//! Times paged attention by events of the device: decode, few rows over many keys, and the attention that positions receive.
 //!
-//! `cargo run --release -p kernels --features cuda --example paged_attention_speed`. Heads as Qwen2.5-7B has them. Decode steps rotate
-//! among layers of a pool larger than the L2 cache, in a captured graph.
+//! `cargo run --release -p kernels --features cuda --example paged_attention_speed`. Heads of Qwen2.5-7B. Decode steps rotate among layers
+//! of a pool larger than the L2 cache, in a captured graph.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -20,12 +20,12 @@ const STRIDE: usize = (NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM;
 const BLOCK: usize = 32;
 /// Positions of the pool: 4 GB of keys and as much of values.
 const POOL_POSITIONS: usize = 4 << 20;
-/// What the chip copies, measured: bytes a second.
+/// Measured copy rate of the chip, in bytes per second.
 const BANDWIDTH: f64 = 3.0e12;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// The same numbers every time (xorshift32).
+/// Reproducible random elements (xorshift32).
 struct Noise(u32);
 
 impl Noise {
@@ -70,7 +70,7 @@ impl Bench {
         Ok(Self { device, keys, values, noise })
     }
 
-    /// Median milliseconds of one call of `work`, of which 16 with their numbers make a graph.
+    /// Returns the median milliseconds of one call of `work`; 16 calls, each with its index, form a graph.
     fn time(&self, mut work: impl FnMut(usize) -> std::result::Result<(), DeviceError>) -> Result<f64> {
         const CALLS: usize = 16;
         let (stream, flags) = (self.device.stream(), CUevent_flags::CU_EVENT_DEFAULT);
@@ -160,7 +160,7 @@ impl Bench {
         }
     }
 
-    /// `rows` of one sequence: every `step`-th position, the last one being `context - 1`.
+    /// Measures `rows` of one sequence: every `step`-th position, the last one being `context - 1`.
     fn rows(&mut self, context: usize, step: usize, counts: &[usize]) -> Result<()> {
         let (attention, received) = (Attention::new(&self.device)?, AttentionReceived::new(&self.device)?);
         let positions: Vec<u32> = (0..context as u32).filter(|p| (*p as usize + 1).is_multiple_of(step)).collect();

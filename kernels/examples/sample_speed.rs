@@ -1,4 +1,4 @@
-//! Times of sampling at Qwen2.5's vocabulary, beside what one reading of the logits takes.
+//! Times sampling at Qwen2.5's vocabulary, and compares it with one read of the logits.
 //!
 //! `cargo run --release -p kernels --features cuda --example sample_speed`
 
@@ -8,9 +8,9 @@ use kernels::cuda::{CudaSlice, Device, DeviceError, SampleChain, SampleSpec, Sam
 
 const VOCAB_SIZE: usize = 152_064;
 const MAX_ROWS: usize = 256;
-/// Launches of the chain in one graph, so that what starts a graph is not measured.
+/// Launches of the chain in one graph, so that the start of a graph is not measured.
 const CALLS: usize = 10;
-/// Bytes a second that a copy reads and writes on an H100 SXM.
+/// Bytes per second that a copy reads and writes on an H100 SXM.
 const COPY_RATE: f64 = 3.0e12;
 
 const GREEDY: Distribution = Distribution { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
@@ -23,7 +23,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// Median microseconds of one chain, of 15 runs of a graph; the logits do not change from call to call.
+    /// Returns the median microseconds of one chain, of 15 runs of a graph; the logits do not change from call to call.
     fn micros(&mut self, num_rows: usize, chain: SampleChain) -> Result<f64, DeviceError> {
         let stream = self.device.stream().clone();
         self.sampler.launch(&mut self.logits, VOCAB_SIZE, VOCAB_SIZE, num_rows, chain)?;
@@ -59,7 +59,7 @@ impl Bench {
     }
 }
 
-/// Bell-shaped numbers of standard deviation `spread`: a sum of four even ones.
+/// Returns bell-shaped elements of standard deviation `spread`: each a sum of four uniform ones.
 fn bells(len: usize, spread: f32) -> Vec<f32> {
     let mut state = 1u64;
     let mut even = || {

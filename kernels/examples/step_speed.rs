@@ -1,4 +1,4 @@
-//! Where a step's time goes outside attention: each product and kernel of Qwen2.5-7B's shapes beside its floor.
+//! Times a step outside attention: each product and kernel of Qwen2.5-7B's shapes, compared with its floor.
 //!
 //! `cargo run --release -p kernels --features cuda --example step_speed`
 
@@ -12,7 +12,7 @@ const VOCAB: usize = 152_064;
 /// Measured on the chip by large copies and products.
 const BYTES_PER_US: f64 = 3.0e6;
 const FLOP_PER_US: f64 = 798e6;
-/// Copies of each weight that are gone through in turn, so that none stays in the L2 cache.
+/// Copies of each weight that are used in turn, so that none stays in the L2 cache.
 const COPIES: usize = 4;
 const RUNS: usize = 20;
 
@@ -66,7 +66,7 @@ fn report(name: &str, rows: usize, us: f64, bytes: usize, flop: usize) {
     println!("{name:10} {rows:6} rows {us:9.1} us  floor {floor:9.1}  {:5.1} %", 100.0 * floor / us);
 }
 
-/// Mean time of a launch in microseconds.
+/// Returns the mean time of a launch in microseconds.
 fn time(device: &Device, mut launch: impl FnMut(usize) -> Result<(), DeviceError>) -> Result<f64, DeviceError> {
     (0..3).try_for_each(&mut launch)?;
     let event = || device.context().new_event(Some(CUevent_flags::CU_EVENT_DEFAULT));

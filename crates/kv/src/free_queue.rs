@@ -1,9 +1,9 @@
-//! The order in which free blocks are given out again.
+//! Order in which free blocks are reused.
 //!
-//! Blocks that nobody can find come first, the one freed last before all. Behind them wait the cached ones, least recently freed
-//! first; a prefix hit takes one out of the middle.
+//! Unfindable blocks come first, the last freed one at the front. The cached ones follow, least recently freed first; a prefix hit takes
+//! one out of the middle.
 //!
-//! Not here: reference counts, and which of the two a freed block becomes (`pool.rs`).
+//! Not here: reference counts, and the choice of one of the two for a freed block (`pool.rs`).
 
 use tokens::BlockId;
 
@@ -20,7 +20,7 @@ pub(crate) struct FreeBlockQueue {
 }
 
 impl FreeBlockQueue {
-    /// Blocks `0..num_blocks`, all empty, the lowest first.
+    /// Creates a queue of blocks `0..num_blocks`, all empty, the lowest first.
     pub(crate) fn new(num_blocks: u32) -> Self {
         let mut rings = BlockRings::new(num_blocks, 2);
         (0..num_blocks).for_each(|i| rings.push_back(EMPTY, BlockId(i)));
@@ -35,29 +35,29 @@ impl FreeBlockQueue {
         self.rings.contains(block)
     }
 
-    /// The block to be used next; `None` when every block is held.
+    /// Returns the next block to use; `None` if every block is held.
     pub(crate) fn front(&self) -> Option<BlockId> {
         self.rings.front(EMPTY).or_else(|| self.oldest_cached())
     }
 
-    /// The cached block to be given up next.
+    /// Returns the next cached block to evict.
     pub(crate) fn oldest_cached(&self) -> Option<BlockId> {
         self.rings.front(CACHED)
     }
 
-    /// Puts `block`, which can be found, where it stays longest.
+    /// Adds `block`, which can be found, where it stays longest.
     pub(crate) fn push_cached(&mut self, block: BlockId) {
         self.rings.push_back(CACHED, block);
         self.num_free += 1;
     }
 
-    /// Puts `block`, which nobody can find, where it is used next.
+    /// Adds `block`, which cannot be found, where it is used next.
     pub(crate) fn push_empty(&mut self, block: BlockId) {
         self.rings.push_front(EMPTY, block);
         self.num_free += 1;
     }
 
-    /// Takes `block` out wherever it is.
+    /// Removes `block` from any position.
     ///
     /// # Panics
     /// If it is not free.
@@ -66,7 +66,7 @@ impl FreeBlockQueue {
         self.num_free -= 1;
     }
 
-    /// Makes the oldest cached block empty, to be used after all that are; `None` when none is cached.
+    /// Makes the oldest cached block empty, to be used after all other empty ones; `None` if none is cached.
     pub(crate) fn empty_oldest(&mut self) -> Option<BlockId> {
         let block = self.oldest_cached()?;
         self.rings.remove(block);
@@ -74,12 +74,12 @@ impl FreeBlockQueue {
         Some(block)
     }
 
-    /// Those that can be found, the one to be given up next first.
+    /// Returns the findable blocks, the next one to evict first.
     pub(crate) fn iter_cached(&self) -> impl Iterator<Item = BlockId> + '_ {
         self.rings.iter(CACHED)
     }
 
-    /// All free blocks, front first.
+    /// Returns all free blocks, front first.
     pub(crate) fn iter(&self) -> impl Iterator<Item = BlockId> + '_ {
         self.rings.iter(EMPTY).chain(self.rings.iter(CACHED))
     }
@@ -89,8 +89,8 @@ impl FreeBlockQueue {
 mod tests {
     use super::*;
 
-    /// A queue of 4 blocks, all held at first. `ops`, left to right: `+3` frees block 3 cached and `^3` empty, `-3` takes it from
-    /// the middle, `!` takes the front, `*` empties all.
+    /// Starts with a queue of 4 held blocks. `ops`, left to right: `+3` frees block 3 cached and `^3` empty, `-3` takes it from the middle,
+    /// `!` takes the front, `*` empties all.
     #[track_caller]
     fn check(ops: &str, expected: &[u32]) {
         let mut queue = FreeBlockQueue::new(4);

@@ -1,10 +1,10 @@
-//! Places in main memory for exact blocks that the device's pool gives up, least recently given up first.
+//! Places in main memory for exact blocks that the device's pool evicts, least recently evicted first.
 //!
-//! A block is in one place only: what is fetched leaves the tier. A place is written whole or not at all, so nothing of what was in
-//! it before is left. Places are taken and left while a step is chosen, and written and read when it runs; what is fetched by a step
-//! therefore keeps its place until the next one is chosen.
+//! A block is in one place only: a fetched block leaves the tier. A place is written whole or not at all, so no earlier content is left.
+//! Places are taken and left while a step is scheduled, and written and read when it runs; so the blocks that a step fetches keep their
+//! places until the next one is scheduled.
 //!
-//! Not here: what is in a place and how it is found (`prefix_index.rs`), and what is given up or fetched (`pool.rs`).
+//! Not here: the content of a place and its lookup (`prefix_index.rs`), and the choice of blocks to evict or fetch (`pool.rs`).
 
 use std::collections::BTreeMap;
 
@@ -14,70 +14,70 @@ use crate::BlockOwner;
 use crate::free_queue::FreeBlockQueue;
 use crate::quotas::Quotas;
 
-/// The places of the host tier and who filled them.
+/// Places of the host tier and their owners.
 #[derive(Debug)]
 pub(crate) struct HostTier {
-    /// Empty places and those that can be found; only a place that is being fetched from is in neither.
+    /// Empty and findable places; only a place with a pending fetch is in neither.
     queue: FreeBlockQueue,
     quotas: Quotas,
-    /// Who filled each place last.
+    /// Last owner of each place.
     owners: Vec<Option<BlockOwner>>,
-    /// When its content was last used on the device.
+    /// Time of the last use of its content on the device.
     last_used: Vec<Timestamp>,
-    /// Not yet reported, by place.
+    /// Offloads not yet reported, by place.
     offloads: BTreeMap<HostBlockId, BlockId>,
-    /// Not yet reported, by block.
+    /// Fetches not yet reported, by block.
     fetches: BTreeMap<BlockId, HostBlockId>,
-    /// Blocks before which nothing is worth its transfer, on each path.
+    /// Least number of preceding blocks on its path that makes a block worth its transfer.
     min_depth: u32,
-    /// Filled places, without those that are being fetched from.
+    /// Number of filled places, without those with a pending fetch.
     num_used: usize,
     num_offloads: u64,
     num_fetches: u64,
 }
 
-/// Copy a whole block from the device to the host, all layers.
+/// Copy of a whole block from the device to the host, all layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockOffload {
-    /// From.
+    /// Source.
     pub src: BlockId,
-    /// To.
+    /// Destination.
     pub dst: HostBlockId,
 }
 
-/// Copy a whole block from the host to the device, all layers.
+/// Copy of a whole block from the host to the device, all layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockFetch {
-    /// From.
+    /// Source.
     pub src: HostBlockId,
-    /// To.
+    /// Destination.
     pub dst: BlockId,
 }
 
 /// Copies between device and host, each list by ascending destination.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Transfers {
-    /// To be made before anything is written on the device.
+    /// Copies to make before anything is written on the device.
     pub offloads: Vec<BlockOffload>,
-    /// To be made behind `offloads` and before anything is read.
+    /// Copies to make after `offloads` and before anything is read.
     pub fetches: Vec<BlockFetch>,
 }
 
-/// How full the host tier is.
+/// Use of the host tier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct HostStats {
-    /// Places whose content can be found.
+    /// Places with findable content.
     pub used: usize,
     /// All places.
     pub total: usize,
-    /// Blocks that went from the device to the host so far.
+    /// Number of blocks copied from the device to the host so far.
     pub offloads: u64,
-    /// Blocks that came back so far.
+    /// Number of blocks copied back so far.
     pub fetches: u64,
 }
 
 impl HostTier {
-    /// `num_blocks` empty places, of which each tenant of `limits` has at most so many.
+    /// Creates `num_blocks` empty places and limits those of each tenant of `limits`.
     pub(crate) fn new(num_blocks: u32, limits: &BTreeMap<TenantId, usize>) -> Self {
         Self {
             queue: FreeBlockQueue::new(num_blocks),
@@ -93,42 +93,42 @@ impl HostTier {
         }
     }
 
-    /// Whether there is no place at all.
+    /// True if there is no place at all.
     pub(crate) fn is_absent(&self) -> bool {
         self.owners.is_empty()
     }
 
-    /// Only blocks with at least so many before them are worth a place.
+    /// Sets the least number of preceding blocks that makes a block worth a place.
     pub(crate) fn set_min_depth(&mut self, min_depth: u32) {
         self.min_depth = min_depth;
     }
 
-    /// Whether a block with so many before it is worth a place.
+    /// True if a block with `depth` preceding blocks is worth a place.
     pub(crate) fn keeps(&self, depth: u32) -> bool {
         depth >= self.min_depth
     }
 
-    /// Who filled `slot` last.
+    /// Returns the last owner of `slot`.
     pub(crate) fn owner(&self, slot: HostBlockId) -> Option<BlockOwner> {
         self.owners[slot.0 as usize]
     }
 
-    /// When the content of `slot` was last used.
+    /// Returns the time of the last use of the content of `slot`.
     pub(crate) fn last_used(&self, slot: HostBlockId) -> Timestamp {
         self.last_used[slot.0 as usize]
     }
 
-    /// All places.
+    /// Returns all places.
     pub(crate) fn slots(&self) -> impl Iterator<Item = HostBlockId> + use<> {
         (0..self.owners.len() as u32).map(HostBlockId)
     }
 
-    /// The place that is given up next.
+    /// Returns the next place to evict.
     pub(crate) fn oldest(&self) -> Option<HostBlockId> {
         self.queue.oldest_cached().map(slot)
     }
 
-    /// The place that `tenant` fills next, emptied by the caller: one of its own if its quota is full, else an empty one, else the
+    /// Returns the place that `tenant` fills next, emptied by the caller: one of its own if its quota is full, else an empty one, else the
     /// oldest of all; `None` if there is none.
     pub(crate) fn next_slot(&self, tenant: TenantId) -> Option<HostBlockId> {
         if self.quotas.short_by(tenant, 0, 1).is_some() {
@@ -137,7 +137,7 @@ impl HostTier {
         self.quotas.victim(tenant).or_else(|| self.queue.front()).map(slot)
     }
 
-    /// Fills the empty place `to` with what `owner` had computed in `block`.
+    /// Fills the empty place `to` with the KV that `owner` computed in `block`.
     pub(crate) fn store(&mut self, block: BlockId, to: HostBlockId, owner: BlockOwner, last_used: Timestamp) {
         self.queue.remove(ring(to));
         self.queue.push_cached(ring(to));
@@ -150,10 +150,10 @@ impl HostTier {
         self.num_offloads += 1;
     }
 
-    /// The content of `slot` is found no more.
+    /// Marks the content of `slot` as unfindable.
     pub(crate) fn release(&mut self, slot: HostBlockId) {
         if !self.queue.contains(ring(slot)) {
-            return; // Somebody is about to fetch it all the same.
+            return; // A fetch is pending.
         }
         let tenant = self.tenant_of(slot);
         self.queue.remove(ring(slot));
@@ -164,7 +164,7 @@ impl HostTier {
         self.num_used -= 1;
     }
 
-    /// Keeps `slot` from being given up, because it is fetched from next. Doing so twice is doing so once.
+    /// Protects `slot` from eviction before its fetch. Idempotent.
     pub(crate) fn reserve(&mut self, slot: HostBlockId) {
         if self.queue.contains(ring(slot)) {
             self.queue.remove(ring(slot));
@@ -173,14 +173,14 @@ impl HostTier {
         }
     }
 
-    /// The content of the reserved `slot` goes to `block`.
+    /// Moves the content of the reserved `slot` to `block`.
     pub(crate) fn fetch(&mut self, slot: HostBlockId, block: BlockId) {
         self.quotas.discharge(self.tenant_of(slot));
         self.fetches.insert(block, slot);
         self.num_fetches += 1;
     }
 
-    /// Copies since the last call. The places that are fetched from are empty from now on.
+    /// Returns the copies since the last call. The places of fetched blocks are empty from now on.
     pub(crate) fn take_transfers(&mut self) -> Transfers {
         let offloads = std::mem::take(&mut self.offloads);
         let fetches = std::mem::take(&mut self.fetches);
@@ -196,7 +196,7 @@ impl HostTier {
         HostStats { used: num_used, total: self.owners.len(), offloads: num_offloads, fetches: num_fetches }
     }
 
-    /// Panics with a sentence unless the places add up and those that `is_found` names are the filled ones.
+    /// Panics with a message unless the places add up and exactly those that satisfy `is_found` are filled.
     pub(crate) fn check_invariants(&self, is_found: impl Fn(HostBlockId) -> bool) {
         let num_leaving = self.fetches.len();
         assert_eq!(self.queue.len() + num_leaving, self.owners.len(), "places of the host were lost");
@@ -217,7 +217,7 @@ impl HostTier {
     }
 }
 
-/// Queue and quotas count blocks; here these are places of the host.
+/// Converts a place of the host to the block id that queue and quotas count.
 fn ring(slot: HostBlockId) -> BlockId {
     BlockId(slot.0)
 }

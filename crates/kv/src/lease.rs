@@ -9,7 +9,7 @@ use crate::BlockOwner;
 
 /// One reference to a block whose KV is, or will be, computed from exactly the tokens before it.
 ///
-/// Only the pool makes one, and only such a block can enter the prefix index.
+/// Only the pool creates one, and only such a block can enter the prefix index.
 #[derive(Debug)]
 pub struct ExactBlock(BlockId);
 
@@ -22,7 +22,7 @@ impl ExactBlock {
         Self(id)
     }
 
-    /// Which block of the pool.
+    /// Returns the id of the block in the pool.
     #[must_use]
     pub fn id(&self) -> BlockId {
         self.0
@@ -34,48 +34,48 @@ impl ApproximateBlock {
         Self(id)
     }
 
-    /// Which block of the pool.
+    /// Returns the id of the block in the pool.
     #[must_use]
     pub fn id(&self) -> BlockId {
         self.0
     }
 }
 
-/// Blocks lent to one holder. It cannot be cloned, and must be given back.
+/// Blocks lent to one holder. It cannot be cloned, and must be freed.
 ///
-/// Giving back is a call and not a `Drop`, because the one who owns the pool must not share it; dropping a lease that still holds
-/// blocks panics in debug builds.
+/// Freeing is a call and not a `Drop`, because the owner of the pool must not share it; dropping a lease that still holds blocks panics in
+/// debug builds.
 #[derive(Debug, Default)]
 #[must_use = "a lease holds blocks of the pool: give it back with `BlockPool::free`"]
 pub struct BlockLease {
     pub(crate) exact: Vec<ExactBlock>,
     pub(crate) approximate: Vec<ApproximateBlock>,
-    /// Leading exact blocks that are done with the prefix index: found there, or stored there.
+    /// Number of leading exact blocks that need no more work in the prefix index: found there, or stored there.
     pub(crate) num_cached: usize,
-    /// Who fills further blocks; `None` for a lease that cannot grow.
+    /// Owner of further blocks; `None` for a lease that cannot grow.
     pub(crate) owner: Option<BlockOwner>,
 }
 
 impl BlockLease {
-    /// Number of blocks.
+    /// Returns the number of blocks.
     #[must_use]
     pub fn len(&self) -> usize {
         self.exact.len() + self.approximate.len()
     }
 
-    /// Whether it holds nothing, so that it may be dropped.
+    /// True if it holds no block, so that it may be dropped.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Number of leading exact blocks.
+    /// Returns the number of leading exact blocks.
     #[must_use]
     pub fn num_exact(&self) -> usize {
         self.exact.len()
     }
 
-    /// This lease with the approximate blocks of `kept` between its exact and its approximate ones.
+    /// Inserts the approximate blocks of `kept` between the exact and the approximate ones of this lease.
     ///
     /// # Panics
     /// If `kept` has an exact block.
@@ -86,7 +86,7 @@ impl BlockLease {
         self
     }
 
-    /// The blocks in the order of the sequence: the block table.
+    /// Returns the blocks in the order of the sequence: the block table.
     pub fn block_ids(&self) -> impl DoubleEndedIterator<Item = BlockId> + '_ {
         self.exact.iter().map(ExactBlock::id).chain(self.approximate.iter().map(ApproximateBlock::id))
     }

@@ -2,7 +2,7 @@
 
 use std::hash::Hasher;
 
-/// Takes a `u64` as it is.
+/// Passes a `u64` through unchanged.
 #[derive(Default)]
 pub(crate) struct NameHasher(u64);
 

@@ -1,14 +1,14 @@
-//! Who computed a block.
+//! Owner of a block's content.
 
 use tokens::{RequestId, SessionId, TenantId};
 
-/// Whose request computed what a block holds: who is charged for it, and with whom it is erased.
+/// Request that computed the content of a block: determines which tenant is charged for it, and its erasure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BlockOwner {
-    /// Charged for it.
+    /// Tenant charged for it.
     pub tenant: TenantId,
-    /// The conversation it belongs to, if it was named.
+    /// Conversation it belongs to, if named.
     pub session: Option<SessionId>,
-    /// The request itself.
+    /// Request that computed it.
     pub request: RequestId,
 }

@@ -1,10 +1,9 @@
-//! Counts who holds each block, lends free ones, and keeps what they hold findable until they are needed for something else.
+//! Counts the references to each block, lends free blocks, and keeps their content findable until they are reused.
 //!
-//! A freed block that can be found goes to the end of the free queue, the tail of a sequence before its beginning, so that the
-//! least recently used and least shareable KV is given up first. A freed block that nobody can find is used again first.
-//! A tenant whose quota is full gives up a cached block of its own for each new one, and nobody else's.
-//! What is given up goes to the host tier, if there is one and computing it again takes longer than fetching it; what is wanted again is
-//! fetched into a block of its owner's.
+//! A freed block that can be found goes to the end of the free queue, the tail of a sequence before its beginning, so that the least
+//! recently used and least shareable KV is evicted first. A freed block that cannot be found is reused first. A tenant whose quota is full
+//! evicts a cached block of its own for each new one, never one of another tenant. Evicted KV goes to the host tier, if there is one and
+//! recomputing it takes longer than fetching it; KV needed again is fetched into a block of its owner's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -19,9 +18,9 @@ use crate::{
     ApproximateBlock, BlockLease, BlockOwner, ExactBlock, HashedTokens, HostStats, Place, PrefixIndex, PrefixMatch, Transfers,
 };
 
-/// All blocks of one device, and the places of its host tier.
+/// Blocks of one device, and the places of its host tier.
 ///
-/// Invariants, see [`BlockPool::check_invariants`]: a block is in the free queue if and only if nobody holds it; free, cached and
+/// Invariants, see [`BlockPool::check_invariants`]: a block is in the free queue if and only if no sequence holds it; free, cached and
 /// active blocks add up to all.
 #[derive(Debug)]
 pub struct BlockPool {
@@ -32,89 +31,89 @@ pub struct BlockPool {
     /// Blocks of the free queue that can be found.
     num_cached: usize,
     num_evictions: u64,
-    /// Who filled each block last; `None` if nobody did.
+    /// Last owner of each block; `None` if it was never filled.
     owners: Vec<Option<BlockOwner>>,
     quotas: Quotas,
-    /// When each block was last freed.
+    /// Time of the last release of each block.
     last_used: Vec<Timestamp>,
     now: Timestamp,
     ttl: Option<Duration>,
-    /// Blocks that went from one tenant to another and have not been reported.
+    /// Blocks that passed from one tenant to another and have not been reported.
     to_zero: BTreeSet<BlockId>,
     host: HostTier,
 }
 
-/// A wish for the blocks of a new sequence.
+/// A request for the blocks of a new sequence.
 #[derive(Clone, Copy, Debug)]
 pub struct SlotRequest<'a> {
-    /// Who fills the new ones.
+    /// Owner of the new blocks.
     pub owner: BlockOwner,
     /// Leading blocks, just found by [`BlockPool::match_prefix`].
     pub shared: &'a [Place],
-    /// Further blocks, just found, to be held while the new ones are filled from them.
+    /// Further blocks, just found, to hold while the new ones are filled from them.
     pub pinned: &'a [Place],
-    /// New exact blocks behind them.
+    /// Number of new exact blocks after them.
     pub num_exact: usize,
-    /// New approximate blocks behind those.
+    /// Number of new approximate blocks after those.
     pub num_approximate: usize,
-    /// Blocks to be left that can be allocated.
+    /// Number of allocatable blocks to leave.
     pub headroom: usize,
-    /// Blocks to be left of the owner's quota.
+    /// Number of blocks to leave of the owner's quota.
     pub quota_headroom: usize,
 }
 
-/// The blocks of a new sequence. What was in the host tier is on the device once the transfers of the next step are done.
+/// Blocks of a new sequence. Content from the host tier is on the device once the transfers of the next step are done.
 #[derive(Debug)]
 pub struct Slots {
-    /// Its own and shared ones, in the order of the sequence.
+    /// Own and shared blocks, in the order of the sequence.
     pub lease: BlockLease,
-    /// Those it is filled from, in the order they were asked for.
+    /// Pinned blocks, in the order of the request.
     pub pins: BlockLease,
 }
 
-/// Answer to a wish for blocks. A full pool is an answer, not an error.
+/// Result of an allocation. A full pool is a result, not an error.
 #[derive(Debug)]
 #[must_use]
 pub enum Allocation<T = BlockLease> {
-    /// Done.
+    /// Allocated.
     Ready(T),
     /// Nothing was changed.
     CapacityExhausted {
-        /// Blocks that would have to be given back first.
+        /// Blocks to free first.
         short_by: usize,
     },
-    /// Nothing was changed: the owner's quota, or that of an owner of what is to be fetched, is full of blocks that are held.
+    /// Nothing was changed: the quota of the owner, or of an owner of content to fetch, is full of held blocks.
     QuotaExhausted {
-        /// Blocks of the owner that would have to be given back first.
+        /// Blocks of the owner to free first.
         short_by: usize,
     },
 }
 
-/// What to do with a block when the index holds its content already.
+/// Handling of a block whose content the index already holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnDuplicate {
-    /// Hold the indexed block in its place: saves memory, and what follows can be indexed too.
+    /// Hold the indexed block instead: saves memory, and the following blocks can be indexed too.
     Exchange,
-    /// Keep the own block, for a sequence that must not read KV of others. What follows is not indexed.
+    /// Keep the own block, for a sequence that must not read KV of others. The following blocks are not indexed.
     Keep,
 }
 
-/// How many blocks are in which state.
+/// Number of blocks in each state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct PoolStats {
-    /// Held by nobody and empty of anything that can be found.
+    /// Not held, and without findable content.
     pub free: usize,
-    /// Held by nobody, but found by a prefix hit until they are needed.
+    /// Not held, but findable by a prefix hit until reused.
     pub cached: usize,
     /// Held by at least one sequence.
     pub active: usize,
-    /// All.
+    /// All blocks.
     pub total: usize,
-    /// Cached blocks given up so far because room was needed, to the host tier or for good.
+    /// Number of cached blocks evicted so far for room, to the host tier or for good.
     pub evictions: u64,
 }
 
-/// A pool that cannot be.
+/// Invalid size of a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PoolError {
     /// No block.
@@ -123,16 +122,16 @@ pub enum PoolError {
     /// Block ids are 32 bits wide and one value is taken.
     #[error("a KV pool of {num_blocks} blocks is too large, at most {} are possible", u32::MAX - 1)]
     TooManyBlocks {
-        /// As asked for.
+        /// Requested number.
         num_blocks: usize,
     },
 }
 
 impl BlockPool {
-    /// `num_blocks` free blocks.
+    /// Creates a pool of `num_blocks` free blocks.
     ///
     /// # Errors
-    /// If there would be none, or more than ids.
+    /// If there are no blocks, or more than ids.
     pub fn try_new(num_blocks: usize, block_size: BlockSize) -> Result<Self, PoolError> {
         let count = u32::try_from(num_blocks).ok().filter(|&count| count < u32::MAX);
         match count.ok_or(PoolError::TooManyBlocks { num_blocks })? {
@@ -155,14 +154,14 @@ impl BlockPool {
         }
     }
 
-    /// The pool, in which each tenant of `quotas` has at most so many blocks held or findable. To be called while it is unused.
+    /// Limits the blocks held or findable of each tenant of `quotas`. Must be called while the pool is unused.
     #[must_use]
     pub fn with_quotas(self, quotas: &BTreeMap<TenantId, usize>) -> Self {
         Self { quotas: Quotas::new(self.ref_counts.len() as u32, quotas), ..self }
     }
 
-    /// The pool with `num_blocks` places in the host tier, of which a tenant with a quota may fill as large a part as of the pool. To be
-    /// called while it is unused, behind [`BlockPool::with_quotas`].
+    /// Adds a host tier of `num_blocks` places, of which a tenant with a quota may fill as large a part as of the pool. Must be called
+    /// while the pool is unused, after [`BlockPool::with_quotas`].
     #[must_use]
     pub fn with_host_tier(self, num_blocks: u32) -> Self {
         let limits = self.quotas.scaled(num_blocks, self.ref_counts.len());
@@ -170,36 +169,36 @@ impl BlockPool {
         Self { host: HostTier::new(num_blocks, &limits), index, ..self }
     }
 
-    /// The pool, in which a block that nobody held for longer than `ttl` is found no more.
+    /// Makes blocks that were not held for longer than `ttl` unfindable.
     #[must_use]
     pub fn with_ttl(self, ttl: Option<Duration>) -> Self {
         Self { ttl, ..self }
     }
 
-    /// Lets time pass; it never goes back.
+    /// Advances the time; it never goes back.
     pub fn advance(&mut self, now: Timestamp) {
         self.now = self.now.max(now);
     }
 
-    /// From now on a block goes to the host tier only if at least `min_depth` blocks are before it on its path: computing a block takes
-    /// the longer the more is before it. One that others are found through goes there too.
+    /// Sends a block to the host tier only if at least `min_depth` blocks precede it on its path, since its computation takes the longer
+    /// the more precede it, or if other blocks are found through it.
     pub fn set_min_host_depth(&mut self, min_depth: u32) {
         self.host.set_min_depth(min_depth);
     }
 
-    /// Tokens in a block.
+    /// Returns the number of tokens in a block.
     #[must_use]
     pub fn block_size(&self) -> BlockSize {
         self.block_size
     }
 
-    /// Where to look for content.
+    /// Returns the index of the content.
     #[must_use]
     pub fn index(&self) -> &PrefixIndex {
         &self.index
     }
 
-    /// What the pool holds of the first `max_tokens` tokens of `sequence`.
+    /// Returns the blocks of the pool that match the first `max_tokens` tokens of `sequence`.
     #[must_use]
     pub fn match_prefix(&self, sequence: HashedTokens<'_>, max_tokens: usize) -> PrefixMatch {
         let mut found = self.index.match_prefix(sequence, max_tokens);
@@ -208,7 +207,7 @@ impl BlockPool {
         found
     }
 
-    /// The leading full blocks of `sequence` that the pool holds.
+    /// Returns the leading full blocks of `sequence` that the pool holds.
     #[must_use]
     pub fn match_full_blocks(&self, sequence: HashedTokens<'_>) -> Vec<Place> {
         let mut blocks = self.index.match_full_blocks(sequence);
@@ -216,13 +215,13 @@ impl BlockPool {
         blocks
     }
 
-    /// Who filled `block` last.
+    /// Returns the last owner of `block`.
     #[must_use]
     pub fn owner(&self, block: BlockId) -> Option<BlockOwner> {
         self.owners[block.0 as usize]
     }
 
-    /// States of all blocks.
+    /// Returns the number of blocks in each state.
     #[must_use]
     pub fn stats(&self) -> PoolStats {
         let (total, available) = (self.ref_counts.len(), self.free_queue.len());
@@ -235,13 +234,13 @@ impl BlockPool {
         }
     }
 
-    /// State of the host tier.
+    /// Returns the state of the host tier.
     #[must_use]
     pub fn host_stats(&self) -> HostStats {
         self.host.stats()
     }
 
-    /// Whether [`BlockPool::allocate_slots`] would find room.
+    /// Checks if [`BlockPool::allocate_slots`] would find room.
     pub fn check_room(&self, wish: &SlotRequest<'_>) -> Allocation<()> {
         let num_new = wish.num_exact + wish.num_approximate;
         let places = wish.places();
@@ -262,7 +261,7 @@ impl BlockPool {
         Allocation::Ready(())
     }
 
-    /// True if [`BlockPool::allocate_slots`] would find room without giving up anything cached that was used within `unused_for`.
+    /// True if [`BlockPool::allocate_slots`] would find room without evicting a cached block used within `unused_for`.
     #[must_use]
     pub fn has_idle_room(&self, wish: &SlotRequest<'_>, unused_for: Duration) -> bool {
         let num_new = wish.num_exact + wish.num_approximate;
@@ -297,10 +296,10 @@ impl BlockPool {
         Allocation::Ready(Slots { lease, pins })
     }
 
-    /// Adds `num_blocks` new blocks to the end of `lease`: approximate ones if it holds such, for they follow approximate KV.
+    /// Adds `num_blocks` new blocks to the end of `lease`: approximate ones if it has any, because they follow approximate KV.
     ///
     /// # Panics
-    /// If `lease` is not of [`BlockPool::allocate_slots`].
+    /// If `lease` does not come from [`BlockPool::allocate_slots`].
     pub fn grow(&mut self, lease: &mut BlockLease, num_blocks: usize) -> Allocation<()> {
         let owner = lease.owner.expect("only the lease of a sequence grows");
         if let Some(short_by) = self.short_by(num_blocks) {
@@ -319,10 +318,10 @@ impl BlockPool {
         Allocation::Ready(())
     }
 
-    /// Replaces the approximate blocks of `lease` by as many exact ones, whose content is to be computed anew.
+    /// Replaces the approximate blocks of `lease` by as many exact ones, whose content must be recomputed.
     ///
     /// # Panics
-    /// If `lease` is not of [`BlockPool::allocate_slots`].
+    /// If `lease` does not come from [`BlockPool::allocate_slots`].
     pub fn exchange_approximate(&mut self, lease: &mut BlockLease) {
         let owner = lease.owner.expect("only the lease of a sequence has approximate blocks");
         let given_back = std::mem::take(&mut lease.approximate);
@@ -331,7 +330,7 @@ impl BlockPool {
         lease.exact.extend((0..num_blocks).map(|_| ExactBlock::new(self.take_new(owner))));
     }
 
-    /// Takes back all blocks of `lease` but the first `num_blocks`.
+    /// Frees all blocks of `lease` but the first `num_blocks`.
     pub fn truncate(&mut self, lease: &mut BlockLease, num_blocks: usize) {
         let num_exact = lease.exact.len().min(num_blocks);
         let approximate = lease.approximate.split_off((num_blocks - num_exact).min(lease.approximate.len()));
@@ -341,14 +340,14 @@ impl BlockPool {
         lease.num_cached = lease.num_cached.min(num_exact);
     }
 
-    /// Takes back the exact blocks of `lease`: what of them can be found stays so. The approximate ones are its alone.
+    /// Frees the exact blocks of `lease`; findable ones stay findable. It keeps only the approximate ones.
     pub fn free_exact(&mut self, lease: &mut BlockLease) {
         let exact = std::mem::take(&mut lease.exact);
         exact.into_iter().rev().for_each(|block| self.release(block.id()));
         lease.num_cached = 0;
     }
 
-    /// Time, as far as the pool knows.
+    /// Returns the time last passed to [`BlockPool::advance`].
     #[must_use]
     pub fn now(&self) -> Timestamp {
         self.now
@@ -379,7 +378,7 @@ impl BlockPool {
         }
     }
 
-    /// Takes back all blocks of `lease`. What can be found stays so until its block is needed.
+    /// Frees all blocks of `lease`. Findable ones stay findable until they are reused.
     pub fn free(&mut self, mut lease: BlockLease) {
         let approximate = std::mem::take(&mut lease.approximate);
         approximate.into_iter().rev().for_each(|block| self.release(block.id()));
@@ -387,7 +386,7 @@ impl BlockPool {
         exact.into_iter().rev().for_each(|block| self.release(block.id()));
     }
 
-    /// Forgets all content. Holders keep their blocks.
+    /// Makes all content unfindable. Held blocks stay held.
     pub fn reset_prefix_cache(&mut self) {
         self.index.clear();
         self.num_cached = 0;
@@ -401,8 +400,8 @@ impl BlockPool {
         }
     }
 
-    /// Forgets the content of all blocks filled by an owner that `is_erased` names, on the device and in the host tier, and of what can
-    /// only be found through them; how many blocks they are. Holders keep theirs.
+    /// Forgets the content of all blocks whose owner satisfies `is_erased`, on the device and in the host tier, and all content only found
+    /// through them; returns the number of blocks. Held blocks stay held.
     pub fn erase(&mut self, is_erased: impl Fn(&BlockOwner) -> bool) -> usize {
         let blocks = (0..self.ref_counts.len() as u32).map(|block| Place::Device(BlockId(block)));
         let mut num_erased = 0;
@@ -414,7 +413,7 @@ impl BlockPool {
         num_erased
     }
 
-    /// Forgets blocks that nobody held for too long, at most about `max_blocks`; how many they are.
+    /// Forgets blocks that were not held for too long, at most about `max_blocks`; returns their number.
     pub fn expire(&mut self, max_blocks: usize) -> usize {
         let mut num_expired = 0;
         while num_expired < max_blocks
@@ -425,17 +424,17 @@ impl BlockPool {
         num_expired
     }
 
-    /// Blocks lent since the last call that another tenant had filled before, ascending. They are to be zeroed before they are used.
+    /// Returns the blocks lent since the last call that another tenant had filled before, ascending. They must be zeroed before use.
     pub fn take_to_zero(&mut self) -> Vec<BlockId> {
         std::mem::take(&mut self.to_zero).into_iter().collect()
     }
 
-    /// Copies between device and host since the last call, to be made in the next step. To be taken before each step runs.
+    /// Returns the copies between device and host since the last call, for the next step. Must be called before each step runs.
     pub fn take_transfers(&mut self) -> Transfers {
         self.host.take_transfers()
     }
 
-    /// Panics with a sentence if the books do not balance. Takes time in proportion to the pool.
+    /// Panics with a message if an invariant does not hold. Takes time in proportion to the pool.
     pub fn check_invariants(&self) {
         let mut num_cached = 0;
         for (i, &ref_count) in self.ref_counts.iter().enumerate() {
@@ -452,7 +451,7 @@ impl BlockPool {
         self.quotas.check_invariants(|tenant| self.count_of(tenant));
     }
 
-    /// Blocks that `tenant` filled and that are held or can be found, and those of them that nobody holds.
+    /// Counts the blocks that `tenant` filled and that are held or findable, and those of them that are not held.
     fn count_of(&self, tenant: TenantId) -> (usize, usize) {
         let ids = (0..self.ref_counts.len() as u32).map(BlockId);
         let own: Vec<_> = ids.filter(|&block| self.owner(block).is_some_and(|owner| owner.tenant == tenant)).collect();
@@ -469,13 +468,13 @@ impl BlockPool {
         self.index.contains(Place::Device(block))
     }
 
-    /// Idle blocks of the device among `places`, which were just found, whose owner satisfies `counts`.
+    /// Counts the idle blocks of the device among `places`, which were just found, whose owner satisfies `counts`.
     fn num_idle(&self, places: &[Place], counts: impl Fn(BlockOwner) -> bool) -> usize {
         let is_idle = |place: Place| matches!(place, Place::Device(block) if self.is_idle(block));
         places.iter().filter(|&&place| is_idle(place) && self.owner_at(place).is_some_and(&counts)).count()
     }
 
-    /// Leading ones of `places` that have not expired, and for whose fetches their owners' quotas have room.
+    /// Counts the leading `places` that have not expired, and for whose fetches their owners' quotas have room.
     fn count_usable(&self, places: &[Place]) -> usize {
         let num_fresh = places.iter().take_while(|&&place| !self.is_expired(place)).count();
         if !places.iter().any(|place| place.is_host()) {
@@ -492,7 +491,7 @@ impl BlockPool {
         places[..num_fresh].iter().copied().take_while(has_room).count()
     }
 
-    /// What is given up next, on the device and in the host tier.
+    /// Returns the next place to evict, on the device and in the host tier.
     fn oldest(&self) -> [Option<Place>; 2] {
         [self.free_queue.oldest_cached().map(Place::Device), self.host.oldest().map(Place::Host)]
     }
@@ -513,7 +512,7 @@ impl BlockPool {
         }
     }
 
-    /// Who is charged for what is in `place`, if that is held or can be found.
+    /// Returns the tenant charged for the content of `place`, if that is held or findable.
     fn tenant_at(&self, place: Place) -> TenantId {
         self.owner_at(place).expect("what is held or found was filled by somebody").tenant
     }
@@ -526,8 +525,8 @@ impl BlockPool {
         needed.checked_sub(self.free_queue.len()).filter(|&short_by| short_by > 0)
     }
 
-    /// One more holder for each of the blocks that were just found, some of them perhaps named twice. Those in the host tier are fetched,
-    /// once none of them can be given up for the others any more.
+    /// Adds a reference to each of the blocks just found, some of them perhaps named twice. Blocks in the host tier are fetched once none
+    /// of the blocks can be evicted for the others any more.
     fn hold<const N: usize>(&mut self, groups: [&[Place]; N]) -> [BlockLease; N] {
         for &place in groups.iter().copied().flatten() {
             match place {
@@ -542,7 +541,7 @@ impl BlockPool {
         })
     }
 
-    /// The block for what is in `place`, which is held or reserved. `fetched`: what came from the host tier so far.
+    /// Returns the block for the content of `place`, which is held or reserved. `fetched`: content fetched from the host tier so far.
     fn held_block(&mut self, place: Place, fetched: &mut BTreeMap<HostBlockId, BlockId>) -> BlockId {
         match place {
             Place::Device(block) => block,
@@ -556,11 +555,11 @@ impl BlockPool {
         }
     }
 
-    /// A held block for what is in the reserved `slot`, at the cost of its owner.
+    /// Returns a held block for the content of the reserved `slot`, charged to its owner.
     fn fetch(&mut self, slot: HostBlockId) -> BlockId {
         let owner = self.host.owner(slot).expect("what was found was filled by somebody");
         let block = self.take_new(owner);
-        // What was before it may just have been given up for good; who holds it reads it all the same.
+        // Making room may have evicted the content for good; its holder reads it all the same.
         if self.index.contains(Place::Host(slot)) {
             self.index.move_entry(Place::Host(slot), Place::Device(block));
         }
@@ -568,7 +567,7 @@ impl BlockPool {
         block
     }
 
-    /// One more holder for a block that can be found.
+    /// Adds a reference to a findable block.
     fn take_indexed(&mut self, block: BlockId) {
         assert!(self.is_found(block), "{block:?} is not indexed");
         if self.is_idle(block) {
@@ -579,7 +578,7 @@ impl BlockPool {
         self.ref_counts[block.0 as usize] += 1;
     }
 
-    /// A block for `owner`, whose content is given up: one of its own if its quota is full, else the front of the free queue.
+    /// Returns a block for `owner` and evicts its content: a block of the owner if its quota is full, else the front of the free queue.
     fn take_new(&mut self, owner: BlockOwner) -> BlockId {
         let own = self.quotas.victim(owner.tenant);
         let block = own.or_else(|| self.free_queue.front()).expect("the caller has counted free blocks");
@@ -598,7 +597,7 @@ impl BlockPool {
         block
     }
 
-    /// Gives up what the idle `block` holds: to the host tier if that pays and its owner has a place there, else for good.
+    /// Evicts the content of the idle `block`: to the host tier if that pays and its owner has a place there, else for good.
     fn evict(&mut self, block: BlockId) {
         let place = Place::Device(block);
         let is_wanted = !self.host.is_absent() && !self.is_expired(place);
@@ -610,7 +609,7 @@ impl BlockPool {
         }
     }
 
-    /// Brings what the idle `block` holds to the host tier, unless its owner has no place there or it is found no more once there is room.
+    /// Moves the content of the idle `block` to the host tier, unless its owner has no place there or making room made it unfindable.
     fn offload(&mut self, block: BlockId) {
         let owner = self.owner(block).expect("what is found was filled by somebody");
         let Some(slot) = self.host.next_slot(owner.tenant) else { return };
@@ -624,7 +623,7 @@ impl BlockPool {
         }
     }
 
-    /// Forgets what is in `place` and everything that can only be found through it; how many blocks they are.
+    /// Forgets the content of `place` and all content only found through it; returns the number of blocks.
     fn forget(&mut self, place: Place) -> usize {
         let forgotten = self.index.remove_subtree(place);
         for &place in &forgotten {
@@ -637,7 +636,7 @@ impl BlockPool {
         forgotten.len()
     }
 
-    /// The idle `block` cannot be found any more.
+    /// Marks the idle `block` as unfindable.
     fn empty(&mut self, block: BlockId) {
         self.num_cached -= 1;
         self.free_queue.remove(block);
@@ -647,7 +646,7 @@ impl BlockPool {
         self.quotas.discharge(tenant);
     }
 
-    /// One holder less.
+    /// Removes a reference.
     fn release(&mut self, block: BlockId) {
         let ref_count = &mut self.ref_counts[block.0 as usize];
         *ref_count = ref_count.checked_sub(1).expect("a lease holds a reference for each of its blocks");
@@ -668,7 +667,7 @@ impl BlockPool {
 }
 
 impl SlotRequest<'_> {
-    /// All that was found and is to be held, each place once.
+    /// Returns all found places to hold, each once.
     fn places(&self) -> Vec<Place> {
         let mut places = [self.shared, self.pinned].concat();
         if !self.pinned.is_empty() {

@@ -1,14 +1,14 @@
-//! Finds blocks by what they hold and by everything before it, on the device and in the host tier alike.
+//! Finds blocks by their content and by everything before it, on the device and in the host tier.
 //!
-//! Blocks form a forest, one tree per first block and scope. A block is found through the hash of its chain, which costs one probe,
-//! and then confirmed: the tokens must be equal and the parent must be the very block confirmed before it. By induction from the
-//! root a hit has an equal past, so a collision of hashes costs a miss and never a wrong answer.
-//! Siblings of one scope are linked, so that a block that is only partly equal can be found below the last equal one.
+//! Blocks form a forest, one tree per first block and scope. A lookup finds a block through the hash of its chain, which costs one probe,
+//! and then confirms it: the tokens must be equal and the parent must be the very block confirmed before it. By induction from the root a
+//! hit has an equal past, so a collision of hashes costs a miss and never a wrong result.
+//! Siblings of one scope are linked, so that a partly equal block can be found below the last equal one.
 //!
-//! A path may begin in a scope that its reader may read and go on in the reader's own, never back and never into a third.
+//! A path may begin in a scope that its reader may read and continue in the reader's own, never back and never into a third.
 //!
-//! Invariant: the parent of an indexed block is indexed. Removing a block therefore removes everything below it. What moves between
-//! device and host keeps its place in the forest, so that neither what is found nor who may find it depends on where it lies.
+//! Invariant: the parent of an indexed block is indexed. Removing a block therefore removes everything below it. Content that moves between
+//! device and host keeps its place in the forest, so results and read access do not depend on its location.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasherDefault;
@@ -20,8 +20,8 @@ use tokens::{BlockHash, BlockId, BlockSize, HostBlockId, Scope, TokenId};
 use crate::name_hasher::NameHasher;
 use crate::{ExactBlock, Place};
 
-/// Siblings looked at when searching a partly equal block, newest first; chosen, so that a lookup stays cheap below a system prompt
-/// that thousands of different conversations continue.
+/// Most siblings compared when searching a partly equal block, newest first; chosen, so that a lookup stays cheap below a system prompt
+/// with thousands of different continuations.
 const MAX_PARTIAL_CANDIDATES: usize = 64;
 
 /// Tokens of a sequence, with the hashes of its leading full blocks and its scope.
@@ -33,51 +33,51 @@ pub struct HashedTokens<'a> {
     pub tokens: &'a [TokenId],
     /// As of `tokens::hash_full_blocks` for the same scope and tokens.
     pub hashes: &'a [BlockHash],
-    /// Scopes in which its beginning is searched too. Nothing is stored in them.
+    /// Scopes in which its beginning is also searched. Nothing is stored in them.
     pub readable: &'a [ReadableScope],
 }
 
 /// A scope that a sequence may read besides its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReadableScope {
-    /// Which.
+    /// The scope.
     pub scope: Scope,
     /// As of `tokens::hash_full_blocks` for this scope and the sequence's tokens.
     pub hashes: Arc<[BlockHash]>,
 }
 
-/// What the index holds of the beginning of a sequence.
+/// Indexed part of the beginning of a sequence.
 ///
-/// The places are good until the pool is next changed.
+/// The places are valid until the pool next changes.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct PrefixMatch {
-    /// Equal full blocks, from the start on.
+    /// Equal full blocks, from the start.
     pub blocks: Vec<Place>,
-    /// Tokens in `blocks`.
+    /// Number of tokens in `blocks`.
     pub num_tokens: usize,
-    /// The block that goes on best behind `blocks`. It must be copied before it is continued.
+    /// Best partial match after `blocks`. It must be copied before it is continued.
     pub partial: Option<PartialMatch>,
 }
 
 /// A block whose first tokens are equal to the next ones of a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartialMatch {
-    /// Which block.
+    /// The block.
     pub block: Place,
-    /// How many leading tokens are equal; at least one.
+    /// Number of equal leading tokens; at least one.
     pub num_tokens: usize,
 }
 
-/// What became of a block offered to the index.
+/// Result of offering a block to the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Insertion {
-    /// It can be found from now on.
+    /// The block is findable from now on.
     Stored,
-    /// It can be found from now on, in the place of a copy in the host tier.
+    /// The block is findable from now on and replaces a copy in the host tier.
     Replaced(HostBlockId),
-    /// This block holds the same tokens behind the same past already.
+    /// This block already holds the same tokens after the same past.
     Duplicate(BlockId),
-    /// Its parent is not indexed, or another chain has the same hash.
+    /// The parent is not indexed, or another chain has the same hash.
     Refused,
 }
 
@@ -85,11 +85,11 @@ pub(crate) enum Insertion {
 #[derive(Debug)]
 pub struct PrefixIndex {
     block_size: BlockSize,
-    /// Blocks of the device; entries behind theirs are of the host tier.
+    /// Number of blocks of the device; later entries are of the host tier.
     num_blocks: usize,
     entries: Vec<Option<Entry>>,
     by_hash: HashMap<BlockHash, Place, BuildHasherDefault<NameHasher>>,
-    /// Newest block of each scope at the start of sequences or below a block of another scope; the others are its siblings.
+    /// Newest block of each scope at the start of sequences or below a block of another scope; its siblings are the others.
     branches: BTreeMap<(Option<Place>, Scope), Place>,
     version: u64,
 }
@@ -99,17 +99,17 @@ struct Entry {
     hash: BlockHash,
     scope: Scope,
     tokens: Box<[TokenId]>,
-    /// Blocks before it on its path.
+    /// Number of blocks before it on its path.
     depth: u32,
     parent: Option<Place>,
-    /// Newest one of the same scope.
+    /// Newest child of the same scope.
     first_child: Option<Place>,
     prev_sibling: Option<Place>,
     next_sibling: Option<Place>,
 }
 
 impl PrefixMatch {
-    /// Keeps the leading `num_blocks` blocks, of `block_size` tokens each; what goes on behind the others goes with them.
+    /// Keeps the leading `num_blocks` blocks, of `block_size` tokens each; a partial match after removed blocks is removed too.
     pub fn truncate(&mut self, num_blocks: usize, block_size: BlockSize) {
         if num_blocks < self.blocks.len() {
             self.blocks.truncate(num_blocks);
@@ -120,7 +120,7 @@ impl PrefixMatch {
 }
 
 impl PrefixIndex {
-    /// An empty index of a pool of `num_blocks` blocks and a host tier of `num_host_blocks`.
+    /// Creates an empty index of a pool of `num_blocks` blocks and a host tier of `num_host_blocks`.
     pub(crate) fn new(num_blocks: u32, num_host_blocks: u32, block_size: BlockSize) -> Self {
         let num_blocks = num_blocks as usize;
         let entries = (0..num_blocks + num_host_blocks as usize).map(|_| None).collect();
@@ -134,47 +134,47 @@ impl PrefixIndex {
         }
     }
 
-    /// Whether what is in `block` can be found.
+    /// True if the content of `block` is findable.
     #[must_use]
     pub fn contains(&self, block: Place) -> bool {
         self.entries[self.at(block)].is_some()
     }
 
-    /// Blocks before what is in `block` on its path.
+    /// Returns the number of blocks before the content of `block` on its path.
     pub(crate) fn depth(&self, block: Place) -> u32 {
         self.entry(block).depth
     }
 
-    /// Whether something can only be found through `block`.
+    /// True if other content is found only through `block`.
     pub(crate) fn has_children(&self, block: Place) -> bool {
         self.entry(block).first_child.is_some() || self.branches.range(scopes_below(block)).next().is_some()
     }
 
-    /// Number of blocks that can be found.
+    /// Returns the number of findable blocks.
     #[must_use]
     pub fn len(&self) -> usize {
         self.by_hash.len()
     }
 
-    /// Whether nothing can be found.
+    /// True if no block is findable.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.by_hash.is_empty()
     }
 
-    /// Grows with every change, so that a caller knows whether an earlier answer may be stale.
+    /// Returns a version that grows with every change, so that a caller can detect stale results.
     #[must_use]
     pub fn version(&self) -> u64 {
         self.version
     }
 
-    /// Counts the leading blocks of `sequence` that are here. An estimate: nothing is confirmed. Takes the logarithm of their number, as all
-    /// blocks before one that is here are here.
+    /// Counts the indexed leading blocks of `sequence`. An estimate: nothing is confirmed. Takes the logarithm of their number, as all
+    /// blocks before an indexed one are indexed.
     #[must_use]
     pub fn count_leading(&self, sequence: HashedTokens<'_>) -> usize {
         let is_here = |idx: usize| self.place_in(sequence, idx).is_some();
         let (mut here, mut missing) = (0, sequence.hashes.len());
-        // Most sequences are here from the start or not at all.
+        // Most sequences are indexed from the start or not at all.
         if !is_here(0) {
             return 0;
         }
@@ -185,15 +185,15 @@ impl PrefixIndex {
         here + 1
     }
 
-    /// The place of block `idx` of `sequence` in one of the scopes it may read. An estimate: nothing is confirmed.
+    /// Returns the place of block `idx` of `sequence` in one of the scopes it may read. An estimate: nothing is confirmed.
     #[must_use]
     pub fn place_in(&self, sequence: HashedTokens<'_>, idx: usize) -> Option<Place> {
         let others = sequence.readable.iter().map(|scope| &scope.hashes[..]);
         std::iter::once(sequence.hashes).chain(others).find_map(|hashes| self.by_hash.get(hashes.get(idx)?).copied())
     }
 
-    /// The leading full blocks of `sequence` that are here, each confirmed: those of the longest path that begins in one of the
-    /// scopes it may read and goes on in its own.
+    /// Returns the indexed leading full blocks of `sequence`, each confirmed: those of the longest path that begins in one of the scopes it
+    /// may read and continues in its own.
     #[must_use]
     pub fn match_full_blocks(&self, sequence: HashedTokens<'_>) -> Vec<Place> {
         let HashedTokens { scope, tokens, hashes, readable } = sequence;
@@ -212,9 +212,9 @@ impl PrefixIndex {
         longest
     }
 
-    /// Adds to `path` the blocks of one scope that go on behind it.
+    /// Extends `path` by the blocks of one scope that continue it.
     fn extend_path(&self, path: &mut Vec<Place>, scope: Scope, tokens: &[TokenId], hashes: &[BlockHash]) {
-        // All are looked up before the first comparison: lookups miss the caches, and side by side they wait together.
+        // All lookups precede the first comparison: they miss the caches, and issued together their latencies overlap.
         let blocks = tokens.chunks_exact(self.block_size.as_usize()).zip(hashes).skip(path.len());
         let found: Vec<_> = blocks.map_while(|(tokens, hash)| Some((tokens, *self.by_hash.get(hash)?))).collect();
         for (tokens, block) in found {
@@ -225,9 +225,9 @@ impl PrefixIndex {
         }
     }
 
-    /// What is here of the first `max_tokens` tokens of `sequence`, which must be all or fewer than its tokens.
+    /// Matches the first `max_tokens` tokens of `sequence`, which must be all or fewer than its tokens.
     ///
-    /// A part is only of the sequence's own scope: it becomes part of a block of that scope, whose label has to cover it.
+    /// A partial match is only of the sequence's own scope: it becomes part of a block of that scope, whose label has to cover it.
     #[must_use]
     pub fn match_prefix(&self, sequence: HashedTokens<'_>, max_tokens: usize) -> PrefixMatch {
         let block_size = self.block_size.as_usize();
@@ -244,7 +244,7 @@ impl PrefixIndex {
         PrefixMatch { blocks, num_tokens, partial }
     }
 
-    /// The block of one scope below `parent` that shares most leading tokens with `tokens`, the newest of equals.
+    /// Returns the block of one scope below `parent` that shares most leading tokens with `tokens`, the newest of equals.
     fn match_partial(&self, scope: Scope, parent: Option<Place>, tokens: &[TokenId]) -> Option<PartialMatch> {
         let first = self.first_child(parent, scope);
         let siblings = std::iter::successors(first, |&block| self.entry(block).next_sibling);
@@ -258,7 +258,7 @@ impl PrefixIndex {
         best
     }
 
-    /// Newest block of `scope` directly below `parent`.
+    /// Returns the newest block of `scope` directly below `parent`.
     fn first_child(&self, parent: Option<Place>, scope: Scope) -> Option<Place> {
         match parent.map(|parent| self.entry(parent)) {
             Some(parent) if parent.scope == scope => parent.first_child,
@@ -266,7 +266,7 @@ impl PrefixIndex {
         }
     }
 
-    /// Makes `child` the newest one; returns which was.
+    /// Makes `child` the newest one and returns the previous one.
     fn replace_first_child(&mut self, parent: Option<Place>, scope: Scope, child: Option<Place>) -> Option<Place> {
         match parent.map(|parent| self.entry_mut(parent)) {
             Some(parent) if parent.scope == scope => std::mem::replace(&mut parent.first_child, child),
@@ -277,7 +277,7 @@ impl PrefixIndex {
         }
     }
 
-    /// The indexed block that holds `tokens` below `parent`.
+    /// Returns the indexed block that holds `tokens` below `parent`.
     fn find(&self, scope: Scope, parent: Option<Place>, hash: BlockHash, tokens: &[TokenId]) -> Option<Place> {
         let &block = self.by_hash.get(&hash)?;
         self.holds(block, scope, parent, tokens).then_some(block)
@@ -332,7 +332,7 @@ impl PrefixIndex {
         self.version += 1;
     }
 
-    /// Forgets `block` and everything below it; returns what was forgotten, `block` first.
+    /// Removes `block` and everything below it; returns the removed blocks, `block` first.
     pub(crate) fn remove_subtree(&mut self, block: Place) -> Vec<Place> {
         self.unlink(block);
         let mut removed = vec![block];
@@ -350,13 +350,13 @@ impl PrefixIndex {
         removed
     }
 
-    /// First blocks of other scopes below `block`, which are no longer known as such.
+    /// Removes and returns the first blocks of other scopes below `block` from the branches.
     fn take_branches(&mut self, block: Place) -> Vec<Place> {
         let keys: Vec<_> = self.branches.range(scopes_below(block)).map(|(&key, _)| key).collect();
         keys.iter().filter_map(|key| self.branches.remove(key)).collect()
     }
 
-    /// Notes that what was in `from` is in `to` now, where nothing else is. What is found stays the same.
+    /// Moves the entry of `from` to the free place `to`. Lookups find the same content.
     pub(crate) fn move_entry(&mut self, from: Place, to: Place) {
         let (from_at, to_at) = (self.at(from), self.at(to));
         let entry = self.entries[from_at].take().expect("only what is indexed moves");
@@ -379,7 +379,7 @@ impl PrefixIndex {
         assert!(before.is_none(), "{to:?} is indexed already");
     }
 
-    /// Hangs `first` and the siblings behind it below `parent`.
+    /// Links `first` and the siblings after it below `parent`.
     fn set_parent(&mut self, first: Place, parent: Place) {
         let mut next = Some(first);
         while let Some(child) = next {
@@ -389,7 +389,7 @@ impl PrefixIndex {
         }
     }
 
-    /// Takes `block` out of the list of its siblings.
+    /// Removes `block` from the list of its siblings.
     fn unlink(&mut self, block: Place) {
         let &Entry { scope, parent, prev_sibling, next_sibling, .. } = self.entry(block);
         if let Some(next) = next_sibling {
@@ -403,7 +403,7 @@ impl PrefixIndex {
         }
     }
 
-    /// Forgets everything.
+    /// Removes all entries.
     pub(crate) fn clear(&mut self) {
         self.entries.iter_mut().for_each(|entry| *entry = None);
         self.by_hash.clear();
@@ -463,7 +463,7 @@ struct NewEntry<'a> {
     parent: Option<Place>,
 }
 
-/// Keys of what branches off below `block` into other scopes.
+/// Returns the keys of branches below `block` into other scopes.
 fn scopes_below(block: Place) -> RangeInclusive<(Option<Place>, Scope)> {
     (Some(block), Scope(u64::MIN))..=(Some(block), Scope(u64::MAX))
 }
@@ -484,7 +484,7 @@ mod tests {
         text.bytes().map(|byte| TokenId(byte.into())).collect()
     }
 
-    /// An index in which every sequence of `stored`, `scope:text`, got its own new blocks for what was not there; `1<2:text` is of
+    /// Creates an index in which every sequence of `stored`, `scope:text`, got its own new blocks for the part not found; `1<2:text` is of
     /// scope 1 and may read scope 2.
     fn index_of(stored: &str) -> PrefixIndex {
         let mut index = PrefixIndex::new(32, 8, SIZE);
@@ -530,7 +530,7 @@ mod tests {
         check_readable(index, &[scope], text, max_tokens, expected);
     }
 
-    /// `scopes`: the own scope, then those that may be read. `expected`: matched block ids, then the partly matched one as
+    /// Checks a match. `scopes`: the own scope, then those that may be read. `expected`: matched block ids, then the partly matched one as
     /// `block+tokens`.
     #[track_caller]
     fn check_readable(index: &PrefixIndex, scopes: &[u64], text: &str, max_tokens: usize, expected: &str) {
@@ -672,7 +672,7 @@ mod tests {
         check(&index, 0, "zz", 2, "4");
     }
 
-    /// `moves`, left to right: `2h0` brings what is in block 2 to place 0 of the host, `h0>3` brings that to block 3.
+    /// Applies `moves` from left to right: `2h0` moves the content of block 2 to place 0 of the host, `h0>3` moves that to block 3.
     #[track_caller]
     fn check_moved(stored: &str, moves: &str, sought: (&[u64], &str), expected: &str) {
         let mut index = index_of(stored);

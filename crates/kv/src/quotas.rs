@@ -1,4 +1,4 @@
-//! How many blocks each tenant may fill, and which of its own it gives up for that.
+//! Quotas of blocks that each tenant may fill, and the blocks it evicts for that.
 //!
 //! A tenant without a quota has no account here and costs nothing.
 
@@ -12,7 +12,7 @@ use crate::rings::BlockRings;
 #[derive(Debug)]
 pub(crate) struct Quotas {
     accounts: BTreeMap<TenantId, Account>,
-    /// Cached blocks that nobody holds, least recently freed first; one ring for each account.
+    /// Cached blocks that are not held, least recently freed first; one ring for each account.
     idle: BlockRings,
 }
 
@@ -20,9 +20,9 @@ pub(crate) struct Quotas {
 struct Account {
     ring: u32,
     limit: usize,
-    /// Blocks the tenant filled that are held or can be found.
+    /// Number of blocks the tenant filled that are held or findable.
     num_used: usize,
-    /// Those of them that nobody holds.
+    /// Number of those that are not held.
     num_idle: usize,
 }
 
@@ -34,27 +34,27 @@ impl Quotas {
         Self { idle: BlockRings::new(num_linked, accounts.len() as u32), accounts }
     }
 
-    /// What each tenant may fill in another memory of which this one is `of` and that one `share`: as large a part, at least one block.
+    /// Scales each quota to another memory, of `share` blocks where this one has `of`: as large a part, at least one block.
     pub(crate) fn scaled(&self, share: u32, of: usize) -> BTreeMap<TenantId, usize> {
         let scale = |limit: usize| (limit * share as usize).div_ceil(of);
         self.accounts.iter().map(|(&tenant, account)| (tenant, scale(account.limit))).collect()
     }
 
-    /// `tenant` fills one block more.
+    /// Charges `tenant` for one more block.
     pub(crate) fn charge(&mut self, tenant: TenantId) {
         if let Some(account) = self.accounts.get_mut(&tenant) {
             account.num_used += 1;
         }
     }
 
-    /// A block of `tenant` is neither held nor found any more.
+    /// Discharges `tenant` for a block that is no longer held or findable.
     pub(crate) fn discharge(&mut self, tenant: TenantId) {
         if let Some(account) = self.accounts.get_mut(&tenant) {
             account.num_used -= 1;
         }
     }
 
-    /// Nobody holds `block` of `tenant` any more; it can be found.
+    /// Adds `block` of `tenant`, which is no longer held but findable.
     pub(crate) fn insert_idle(&mut self, tenant: TenantId, block: BlockId) {
         if let Some(account) = self.accounts.get_mut(&tenant) {
             account.num_idle += 1;
@@ -62,7 +62,7 @@ impl Quotas {
         }
     }
 
-    /// `block` of `tenant` is held again, or forgotten.
+    /// Removes `block` of `tenant`, which is held again, or forgotten.
     pub(crate) fn remove_idle(&mut self, tenant: TenantId, block: BlockId) {
         if let Some(account) = self.accounts.get_mut(&tenant) {
             account.num_idle -= 1;
@@ -70,25 +70,25 @@ impl Quotas {
         }
     }
 
-    /// By how much `num_new` blocks of `tenant` exceed its quota, when `num_kept` of its idle ones are not to be given up.
+    /// Returns the excess of `num_new` blocks of `tenant` over its quota, when `num_kept` of its idle ones must not be evicted.
     pub(crate) fn short_by(&self, tenant: TenantId, num_kept: usize, num_new: usize) -> Option<usize> {
         let account = self.accounts.get(&tenant)?;
         let num_fixed = account.num_used - account.num_idle + num_kept;
         (num_fixed + num_new).checked_sub(account.limit).filter(|&short_by| short_by > 0)
     }
 
-    /// Blocks that `tenant` may fill without giving up any.
+    /// Returns the number of blocks that `tenant` may fill without evicting any.
     pub(crate) fn num_left(&self, tenant: TenantId) -> usize {
         self.accounts.get(&tenant).map_or(usize::MAX, |account| account.limit.saturating_sub(account.num_used))
     }
 
-    /// The block of its own that `tenant` gives up for the next one: its least recently freed one, once its quota is full.
+    /// Returns the block that `tenant` evicts for the next one: its least recently freed one, once its quota is full.
     pub(crate) fn victim(&self, tenant: TenantId) -> Option<BlockId> {
         let account = self.accounts.get(&tenant).filter(|account| account.num_used >= account.limit)?;
         self.idle.front(account.ring)
     }
 
-    /// Panics unless each account says what `count`, `(used, idle)` of a tenant, counted.
+    /// Panics unless each account equals the result of `count`, `(used, idle)` of a tenant.
     pub(crate) fn check_invariants(&self, count: impl Fn(TenantId) -> (usize, usize)) {
         for (&tenant, account) in &self.accounts {
             assert_eq!((account.num_used, account.num_idle), count(tenant), "blocks of {tenant:?} were miscounted");

@@ -1,12 +1,12 @@
-//! Several orders of blocks, threaded through one `Vec`: every operation is O(1), and nothing is allocated after `new`.
+//! Several orders of blocks, linked through one `Vec`: every operation is O(1), and nothing is allocated after `new`.
 //!
-//! Not here: what the rings mean (`free_queue.rs`, `quotas.rs`).
+//! Not here: the meaning of the rings (`free_queue.rs`, `quotas.rs`).
 
 use tokens::BlockId;
 
 /// Rings of blocks; a block is in one of them or in none.
 ///
-/// Entry `i` links block `i`; each entry behind those closes one ring. A block that is in no ring links to itself.
+/// Entry `i` links block `i`; each later entry closes one ring. A block that is in no ring links to itself.
 #[derive(Debug)]
 pub(crate) struct BlockRings {
     links: Vec<Links>,
@@ -20,18 +20,18 @@ struct Links {
 }
 
 impl BlockRings {
-    /// `num_rings` empty rings for blocks `0..num_blocks`.
+    /// Creates `num_rings` empty rings for blocks `0..num_blocks`.
     pub(crate) fn new(num_blocks: u32, num_rings: u32) -> Self {
         let links = (0..num_blocks + num_rings).map(|i| Links { prev: i, next: i }).collect();
         Self { links, num_blocks }
     }
 
-    /// Whether `block` is in some ring.
+    /// True if `block` is in some ring.
     pub(crate) fn contains(&self, block: BlockId) -> bool {
         self.links[block.0 as usize].next != block.0
     }
 
-    /// First block of `ring`.
+    /// Returns the first block of `ring`.
     pub(crate) fn front(&self, ring: u32) -> Option<BlockId> {
         self.iter(ring).next()
     }
@@ -46,10 +46,10 @@ impl BlockRings {
         self.link(end, block.0, self.links[end as usize].next);
     }
 
-    /// Takes `block` out of its ring.
+    /// Removes `block` from its ring.
     ///
     /// # Panics
-    /// If it is in none: a count has gone wrong, and going on would let two sequences write one block.
+    /// If it is in none: a count has gone wrong, and continuing would let two sequences write one block.
     pub(crate) fn remove(&mut self, block: BlockId) {
         assert!(self.contains(block), "{block:?} is held, so it cannot be in the free queue");
         let Links { prev, next } = self.links[block.0 as usize];
@@ -58,7 +58,7 @@ impl BlockRings {
         self.links[block.0 as usize] = Links { prev: block.0, next: block.0 };
     }
 
-    /// Blocks of `ring`, front first.
+    /// Returns the blocks of `ring`, front first.
     pub(crate) fn iter(&self, ring: u32) -> impl Iterator<Item = BlockId> + '_ {
         let end = self.num_blocks + ring;
         let following = |&at: &u32| Some(self.links[at as usize].next);

@@ -1,4 +1,4 @@
-//! Coverage of a prompt, and time and steps of search and plan, as donors multiply.
+//! Measures the coverage of a prompt, and time and steps of search and plan, for a growing number of donors.
 //!
 //! `cargo run --release -p semantic --example donors_at_scale`; the last table is in `benches/scale/donors.md`.
 
@@ -12,12 +12,12 @@ const SCOPE: Scope = Scope(1);
 const REPETITIONS: usize = 15;
 const DONORS: [usize; 5] = [1, 2, 4, 8, 64];
 
-/// The rule by which one of several donors of the same text is chosen.
+/// Rule that selects one of several donors of the same text.
 #[derive(Clone, Copy)]
 enum Mode {
-    /// The youngest.
+    /// The youngest donor.
     Span,
-    /// The one behind the most similar text.
+    /// The donor with the most similar left context.
     Semantic,
 }
 
@@ -37,7 +37,7 @@ impl Random {
         (0..num_tokens).map(|_| TokenId(self.below(50_000) as u32)).collect()
     }
 
-    /// `chunks` in another order, between texts of its own.
+    /// Returns `chunks` in another order, between texts of its own.
     fn shuffled(&mut self, chunks: &[Vec<TokenId>]) -> Vec<TokenId> {
         let mut order: Vec<_> = (0..chunks.len()).collect();
         for i in (1..order.len()).rev() {
@@ -89,7 +89,7 @@ fn report(num_chunks: usize, num_donors: usize) {
     );
 }
 
-/// The plan for `target`, the median time of search and plan, and their steps.
+/// Returns the plan for `target`, the median time of search and plan, and their steps.
 fn timed(index: &SpanIndex, target: &[TokenId], mode: Mode) -> (ReusePlan, Duration, Steps) {
     let mut times = Vec::new();
     let mut last = (ReusePlan::default(), Steps::default());

@@ -2,11 +2,11 @@
 //!
 //! `cargo run --release -p semantic --example find_and_plan`
 //!
-//! Each donor is a prompt of 2,048 tokens, three documents of 512 tokens out of 4,000 and a question of its own; the target is made of
+//! Each donor is a prompt of 2,048 tokens, three documents of 512 tokens out of 4,000 and a question of its own; the target consists of
 //! fifteen documents, so that nearly all of it has donors, in pieces, out of order and at other offsets. A target of new text comes last.
 //!
-//! "with similar" adds what mode semantic does: the scan of an embedding of 576 dimensions for each donor, the comparison with the
-//! four donors it proposes, and the ranking of all matches by their left contexts.
+//! "with similar" adds the work of mode semantic: the scan of an embedding of 576 dimensions for each donor, the comparison with the four
+//! donors it proposes, and the ranking of all matches by their left contexts.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ const REPETITIONS: usize = 200;
 const NUM_DIMENSIONS: u64 = 576;
 const MAX_SIMILAR: usize = 4;
 
-/// Finaliser of SplitMix64: token `i` of stream `stream`.
+/// Returns token `i` of stream `stream`, by the finaliser of SplitMix64.
 fn random(stream: u64, i: u64) -> u64 {
     let x = (SEED ^ stream.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_add(i.wrapping_mul(0xd1b5_4a32_d192_ed03));
     let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -37,7 +37,7 @@ fn text(stream: u64, num_tokens: u64) -> impl Iterator<Item = TokenId> {
     (0..num_tokens).map(move |i| TokenId((random(stream, i) % 50_000) as u32))
 }
 
-/// `num_documents` documents drawn with `stream`, each behind eight tokens of its own, then as many new tokens as are missing to `len`.
+/// Returns `num_documents` documents drawn with `stream`, each after eight tokens of its own, then new tokens up to `len`.
 fn prompt(stream: u64, num_documents: u64, len: u64) -> Vec<TokenId> {
     let mut prompt = Vec::new();
     for i in 0..num_documents {
@@ -70,13 +70,13 @@ fn main() {
     }
 }
 
-/// A vector near that of `topic`.
+/// Returns a vector near that of `topic`.
 fn embedding(topic: u64, stream: u64) -> Vec<f32> {
     let number = |stream, i| (random(stream, i) >> 40) as f32 / (1 << 23) as f32 - 1.0;
     (0..NUM_DIMENSIONS).map(|i| number(20_000_000 + topic, i) + 0.4 * number(30_000_000 + stream, i)).collect()
 }
 
-/// What the index finds, and what the donors proposed by `embeddings` have.
+/// Returns the matches of the index and of the donors proposed by `embeddings`.
 fn find(index: &SpanIndex, embeddings: Option<&EmbeddingIndex>, target: &[TokenId], embedding: &[f32]) -> Vec<SpanMatch> {
     let scope = Scope(1);
     let mut matches = index.find(scope, target, 32);
@@ -94,7 +94,7 @@ fn report(name: &str, index: &SpanIndex, embeddings: Option<&EmbeddingIndex>, co
     let (mut num_matches, mut num_spans, mut reused) = (0, 0, 0);
     let segments = Segments::default();
     for repetition in 0..REPETITIONS {
-        // Another target each time: one that was just searched for has its postings in the caches.
+        // Another target each time: the postings of one just searched are in the caches.
         let target = prompt(50_000 + repetition as u64, num_documents, 8192);
         let embedding = embedding(repetition as u64, 50_000 + repetition as u64);
         let start = Instant::now();

@@ -1,10 +1,11 @@
-//! Measures how often the guard switches off a class that keeps its bounds, and how soon one that does not: by bootstrap of published answers.
+//! Measures how often the guard switches off a class that keeps its bounds, and how soon one that does not, by bootstrap of published
+//! answers.
 //!
 //! ```sh
 //! cargo run --release -p semantic --example guard_bootstrap > benches/scale/guard.md
 //! ```
 //!
-//! Beside it stands the rule that it replaced, with that rule's own bounds. The seed is fixed, so the table is always the same.
+//! The table includes the earlier rule, with its own bounds. The seed is fixed, so the table is always the same.
 
 use std::collections::VecDeque;
 
@@ -16,7 +17,7 @@ const PUBLISHED: &str = include_str!("../../../benches/scale/guard_answers.csv")
 const SEED: u64 = 20;
 const NUM_RUNS: usize = 10_000;
 
-/// The rule until now: a normal 95 % interval of the last 128 answers, from the 16th on, must not reach beyond a bound.
+/// Earlier rule: a normal 95 % interval of the last 128 answers, from the 16th on, must not reach beyond a bound.
 #[derive(Default)]
 struct OldRule {
     recent: VecDeque<Verdict>,
@@ -55,7 +56,7 @@ impl Random {
     }
 }
 
-/// A source of answers: `num_good` of `good`, then others.
+/// Source of answers: `num_good` of `good`, then others.
 struct Source {
     name: &'static str,
     kl: Vec<f64>,
@@ -64,7 +65,7 @@ struct Source {
     num_answers: usize,
 }
 
-/// Answers after the first bad one, or the first one, until the class is off, of each run that ended so.
+/// Number of answers after the first bad one, or the first one, until the class is off, of each run that ended so.
 struct Found {
     answers: Vec<usize>,
     num_false: usize,

@@ -2,9 +2,9 @@
 //!
 //! `cargo run --release -p semantic --example nearest_donors`
 //!
-//! One vector a donor, of as many dimensions as small sentence embedders and small language models have. Each query is timed five
-//! times and its median counts: what is asked for is the work of the slowest queries, not what else the machine did meanwhile. Nothing
-//! of an index of this size stays in a core's own caches from one time to the next.
+//! One vector per donor, with the dimensions of small sentence embedders and small language models. Each query is timed five times and its
+//! median counts: the measurement is the work of the slowest queries, not other load of the machine. Nothing of an index of this size stays
+//! in a core's own caches between runs.
 
 use std::time::Instant;
 
@@ -15,7 +15,7 @@ const NUM_TOPICS: u64 = 500;
 const REPETITIONS: u64 = 1_000;
 const SEED: u64 = 1;
 
-/// Number `i` of stream `stream`, in -1..1 (finaliser of SplitMix64).
+/// Returns number `i` of stream `stream`, in -1..1 (finaliser of SplitMix64).
 fn random(stream: u64, i: u64) -> f32 {
     let x = (SEED ^ stream.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_add(i.wrapping_mul(0xd1b5_4a32_d192_ed03));
     let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -23,7 +23,7 @@ fn random(stream: u64, i: u64) -> f32 {
     ((x ^ (x >> 31)) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
 }
 
-/// A vector near that of a topic.
+/// Returns a vector near that of a topic.
 fn vector(stream: u64, num_dimensions: usize) -> Vec<f32> {
     let topic = 1_000_000 + stream % NUM_TOPICS;
     (0..num_dimensions as u64).map(|i| random(topic, i) + 0.4 * random(stream, i)).collect()

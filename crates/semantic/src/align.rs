@@ -1,11 +1,11 @@
-//! What was done to a donor to get a target: kept, replaced, inserted, deleted and moved tokens.
+//! Edit script of a donor and a target: kept, substituted, inserted, deleted and moved tokens.
 //!
-//! Maximal equal runs are chained so that the gaps between them are least, then the gaps are looked at again with shorter runs. A gap of
-//! `t` target and `d` donor tokens counts max(t, d): as many substitutions as fit, insertions or deletions for the rest. With runs of any
-//! length and without repeated tokens that is the edit distance (Levenshtein 1966); otherwise a bound above it, as short runs are
-//! looked for only in small gaps. What is left of the target but stands elsewhere in the donor was moved.
+//! Maximal equal runs are chained with the least gaps, then the gaps are searched again with shorter runs. A gap of `t` target and `d`
+//! donor tokens counts max(t, d): as many substitutions as fit, insertions or deletions for the rest. With runs of any length and without
+//! repeated tokens that is the edit distance (Levenshtein 1966); otherwise an upper bound, as short runs are searched only in small gaps.
+//! Remaining target tokens that occur elsewhere in the donor are moves.
 //!
-//! The planner does not need a script, it compares what is left of each run; this is for explaining its plans.
+//! The planner needs no script, it compares the left context of each run; the script explains its plans.
 
 use std::cmp::Reverse;
 
@@ -13,29 +13,29 @@ use tokens::{TokenId, TokenRange};
 
 use crate::runs::{Run, maximal_runs};
 
-/// Runs that are chained: the longest. The chain is found in the square of their number.
+/// Most runs that are chained: the longest ones. Chaining is quadratic in their number.
 const MAX_RUNS: usize = 512;
-/// Long runs come first, shorter ones are looked for in the gaps they leave.
+/// Long runs come first; shorter ones are searched in the gaps between them.
 const LEVELS: [Level; 3] = [
     Level { min_tokens: 16, max_area: usize::MAX },
     Level { min_tokens: 4, max_area: 1 << 24 },
     Level { min_tokens: 1, max_area: 1 << 16 },
 ];
-/// Tokens that make it worth saying where they came from.
+/// Least tokens of a move.
 const MIN_MOVE_TOKENS: usize = 16;
 
-/// Runs that are looked for together.
+/// Runs that are searched together.
 struct Level {
-    /// The shortest.
+    /// Least length of a run.
     min_tokens: usize,
-    /// Target tokens times donor tokens of the largest gap in which they are looked for.
+    /// Most target tokens times donor tokens of a gap in which they are searched.
     max_area: usize,
 }
 
-/// One thing that was done.
+/// An edit operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EditOp {
-    /// What.
+    /// Kind of the operation.
     pub kind: EditKind,
     /// Positions in the target. Those of all operations follow each other without gaps.
     pub target: TokenRange,
@@ -43,23 +43,23 @@ pub struct EditOp {
     pub donor: TokenRange,
 }
 
-/// What an operation does.
+/// Kind of an edit operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EditKind {
-    /// Equal tokens, in the same order as all others that are kept.
+    /// Equal tokens, in the same order as all other kept ones.
     Keep,
-    /// As many other tokens.
+    /// Different tokens, equally many on both sides.
     Substitute,
-    /// Tokens the donor does not have here.
+    /// Tokens that the donor does not have here.
     Insert,
-    /// Tokens the target does not have here.
+    /// Tokens that the target does not have here.
     Delete,
-    /// Equal tokens from elsewhere in the donor, which may be in use there too.
+    /// Equal tokens from elsewhere in the donor, which may be used there too.
     Move,
 }
 
 impl EditKind {
-    /// Its name in answers.
+    /// Returns its name in answers.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
@@ -72,27 +72,27 @@ impl EditKind {
     }
 }
 
-/// How a target comes from a donor.
+/// Edit operations that make a target of a donor.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EditScript {
     ops: Vec<EditOp>,
 }
 
 impl EditScript {
-    /// What was done, by ascending target position.
+    /// Returns the operations, by ascending target position.
     #[must_use]
     pub fn ops(&self) -> &[EditOp] {
         &self.ops
     }
 
-    /// Target tokens that are equal, kept or moved.
+    /// Returns the number of equal target tokens, kept or moved.
     #[must_use]
     pub fn num_equal(&self) -> u32 {
         let equal = self.ops.iter().filter(|op| matches!(op.kind, EditKind::Keep | EditKind::Move));
         equal.map(|op| op.target.len()).sum()
     }
 
-    /// Substitutions, insertions and deletions if nothing could be moved.
+    /// Returns the number of substitutions, insertions and deletions if moves were not allowed.
     #[must_use]
     pub fn distance(&self) -> u32 {
         let gaps = self.ops.split(|op| op.kind == EditKind::Keep);
@@ -110,7 +110,7 @@ impl EditScript {
         }
     }
 
-    /// The operations for target tokens `target`, some of them `moved`, in place of donor tokens `donor`.
+    /// Appends the operations that replace donor tokens `donor` by target tokens `target`, some of them `moved`.
     fn push_gap(&mut self, target: TokenRange, mut donor: TokenRange, moved: &[Run]) {
         let mut at = target.start;
         let ends = moved.iter().map(|run| (run.target_pos, Some(run))).chain([(target.end, None)]);
@@ -131,7 +131,7 @@ impl EditScript {
     }
 }
 
-/// A script that makes `target` of `donor`. Tokens that differ are never kept.
+/// Returns a script that makes `target` of `donor`. Tokens that differ are never kept.
 #[must_use]
 pub fn align(target: &[TokenId], donor: &[TokenId]) -> EditScript {
     let whole = Gap { target: TokenRange::new(0, target.len() as u32), donor: TokenRange::new(0, donor.len() as u32) };
@@ -148,7 +148,7 @@ pub fn align(target: &[TokenId], donor: &[TokenId]) -> EditScript {
     script
 }
 
-/// What lies between two runs.
+/// Tokens between two runs.
 #[derive(Clone, Copy)]
 struct Gap {
     target: TokenRange,
@@ -161,7 +161,7 @@ impl Gap {
     }
 }
 
-/// The gap before each run of `kept` with that run, and the one after the last.
+/// Returns the gap before each run of `kept` with that run, and the gap after the last.
 fn gaps(whole: Gap, kept: &[Run]) -> Vec<(Gap, Option<Run>)> {
     let mut at = (whole.target.start, whole.donor.start);
     let mut gaps = Vec::with_capacity(kept.len() + 1);
@@ -175,9 +175,9 @@ fn gaps(whole: Gap, kept: &[Run]) -> Vec<(Gap, Option<Run>)> {
     gaps
 }
 
-/// Appends the runs to keep within `gap`: those of the first level, and within what they leave those of the next ones.
+/// Appends the runs to keep within `gap`: those of the first level, and within the remaining gaps those of the next ones.
 fn chain_within(target: &[TokenId], donor: &[TokenId], gap: Gap, levels: &[Level], kept: &mut Vec<Run>) {
-    // Where the shortest runs can be afforded, longer ones need not come first.
+    // If the shortest runs are affordable, longer ones need not come first.
     let is_last = |level: &Level| level.min_tokens == 1 && gap.area() <= level.max_area;
     let first = levels.iter().position(is_last).unwrap_or(0);
     let Some(level) = levels.get(first).filter(|level| (1..=level.max_area).contains(&gap.area())) else { return };
@@ -192,17 +192,17 @@ fn chain_within(target: &[TokenId], donor: &[TokenId], gap: Gap, levels: &[Level
     }
 }
 
-/// The best chain that ends with some run.
+/// Best chain that ends with a run.
 #[derive(Clone, Copy)]
 struct Link {
     /// Tokens in gaps, then tokens not kept: less is better.
     cost: (u32, Reverse<u32>),
     before: Option<usize>,
-    /// Tokens at the start of the run that the run before it takes.
+    /// Tokens at the start of the run that overlap the run before it.
     num_skipped: u32,
 }
 
-/// Of `runs`, parts whose gaps count least, in the order of both sequences; among equals the most tokens.
+/// Returns parts of `runs` with the least gaps, in the order of both sequences; among equals the most tokens.
 fn cheapest_chain(within: Gap, mut runs: Vec<Run>) -> Vec<Run> {
     if runs.len() > MAX_RUNS {
         runs.sort_unstable_by_key(|run| (Reverse(run.num_tokens), run.target_pos, run.donor_pos));
@@ -230,7 +230,7 @@ fn cheapest_chain(within: Gap, mut runs: Vec<Run>) -> Vec<Run> {
     chain
 }
 
-/// `run` behind `earlier`, which gives nothing up for it; `None` if nothing of `run` were left.
+/// Appends `run` to the chain that ends with `earlier`, which is not shortened; returns `None` if nothing of `run` is left.
 fn link_behind(earlier: &Run, link: Link, before: usize, run: &Run) -> Option<Link> {
     let (target_end, donor_end) = (earlier.target_end(), earlier.donor_end());
     let num_skipped = target_end.saturating_sub(run.target_pos).max(donor_end.saturating_sub(run.donor_pos));
@@ -242,7 +242,7 @@ fn link_behind(earlier: &Run, link: Link, before: usize, run: &Run) -> Option<Li
     })
 }
 
-/// Parts of `elsewhere` within `gap`, the longest first choice; by ascending target position, disjoint.
+/// Returns parts of `elsewhere` within `gap`, preferring the longest; by ascending target position, disjoint.
 fn moves(gap: TokenRange, elsewhere: &[Run]) -> Vec<Run> {
     let parts = elsewhere.iter().filter_map(|run| {
         let part = run.target_range().intersect(gap);
@@ -266,7 +266,7 @@ mod tests {
     use super::*;
     use crate::testing::Random;
 
-    /// Levenshtein's distance, from its recurrence.
+    /// Returns Levenshtein's distance, from its recurrence.
     fn edit_distance(target: &[TokenId], donor: &[TokenId]) -> u32 {
         let mut row: Vec<u32> = (0..=donor.len() as u32).collect();
         for token in target {
@@ -281,7 +281,7 @@ mod tests {
         row[donor.len()]
     }
 
-    /// Whether the operations cover both sequences and yield the target, kept and moved tokens taken from the donor.
+    /// Checks that the operations cover both sequences and yield the target, kept and moved tokens taken from the donor.
     #[track_caller]
     fn check_script(target: &[TokenId], donor: &[TokenId]) -> EditScript {
         let script = align(target, donor);
@@ -308,7 +308,7 @@ mod tests {
         script
     }
 
-    /// `text` with `num_edits` random insertions, deletions and substitutions of new tokens, from `new_from` on.
+    /// Returns `text` with `num_edits` random insertions, deletions and substitutions of new tokens, from `new_from` on.
     fn edited(random: &mut Random, text: &[TokenId], num_edits: usize, new_from: usize) -> Vec<TokenId> {
         let mut text = text.to_vec();
         for i in 0..num_edits {
@@ -354,7 +354,7 @@ mod tests {
         }
     }
 
-    /// Operations as `keep 0..5 of 0..5`.
+    /// Checks the operations, written as `keep 0..5 of 0..5`.
     #[track_caller]
     fn check(target: &[u32], donor: &[u32], expected: &[&str]) {
         let tokens = |ids: &[u32]| ids.iter().copied().map(TokenId).collect::<Vec<_>>();

@@ -1,4 +1,4 @@
-//! The settings of span reuse, and what makes them consistent.
+//! Settings of span reuse, and their consistency checks.
 
 use crate::EditPolicy;
 
@@ -7,21 +7,21 @@ const SHINGLE_TOKENS: u32 = 16;
 /// Shingles of a sampling window. With 16-token shingles, every 63 consecutive tokens hold a sampled one.
 const WINDOW_SHINGLES: u32 = 48;
 
-/// Which spans are worth copying, and which of their tokens are computed all the same.
+/// Limits of the spans to copy, and of their tokens that are computed all the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SpanConfig {
-    /// Equal tokens that make a span: in one run, or in runs that follow each other closely. Below some 64 tokens, copying and checking
-    /// cost more than computing.
+    /// Least equal tokens of a span: in one run, or in runs that follow each other closely. Below some 64 tokens, copying and checking cost
+    /// more than computing.
     pub min_span_tokens: u32,
-    /// Tokens always recomputed at the start of a span: their KV depends most on what stood left of them.
+    /// Tokens always recomputed at the start of a span: their KV depends most on the left context.
     pub head_tokens: u32,
     /// Tokens always recomputed at the end of the prompt. At least 1: the last one yields the first logits.
     pub tail_tokens: u32,
-    /// Shorter prompts are computed as they are.
+    /// Shorter prompts are computed in full.
     pub min_prompt_tokens: u32,
-    /// What is left of a span after all mandatory rows is copied only if it has this many tokens in one piece.
+    /// Least contiguous tokens of a span, without all mandatory rows, that are copied.
     pub min_piece_tokens: u32,
-    /// Equal tokens behind a changed place of their own segment.
+    /// Policy for equal tokens after an edit in their own segment.
     pub edits: EditPolicy,
 }
 
@@ -39,7 +39,7 @@ impl Default for SpanConfig {
 }
 
 impl SpanConfig {
-    /// Itself, if consistent.
+    /// Returns the configuration, if consistent.
     ///
     /// # Errors
     /// If a value is zero that must not be, or if no span of `min_span_tokens` could ever be copied.
@@ -52,24 +52,23 @@ impl SpanConfig {
     }
 }
 
-/// How densely prompts are sampled, and how many are kept.
+/// Density of the samples, and limits of the kept prompts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SpanIndexConfig {
     /// Consecutive tokens that are looked up as one.
     pub shingle_tokens: u32,
-    /// Of so many consecutive shingles one is sampled.
+    /// One of this many consecutive shingles is sampled.
     pub window_shingles: u32,
-    /// Shorter matches are not returned, unless they have a shingle's length or more and hold a whole segment, or follow others closely
-    /// that have as many tokens with them. At least `shingle_tokens + window_shingles - 1`, so that none is missed.
+    /// Least length of a returned match, except matches of a shingle's length or more that hold a whole segment, or that closely follow
+    /// others with as many tokens in all. At least `shingle_tokens + window_shingles - 1`, so that none is missed.
     pub min_span_tokens: u32,
-    /// Runs that are found in one place of a target, those of the newest donors first; and places of one shingle in one donor that are
-    /// remembered.
+    /// Most runs found at one place of a target, those of the newest donors first; and most places kept of one shingle in one donor.
     ///
     /// Bounds the work for text that many donors have, and for text that repeats itself.
     pub max_postings: u32,
-    /// Donors kept.
+    /// Most donors kept.
     pub max_donors: usize,
-    /// Tokens of all donors together. Memory is 4 bytes a token and about as much again for postings.
+    /// Most tokens of all donors together. Memory is 4 bytes a token and about as much again for postings.
     pub max_tokens: usize,
 }
 
@@ -87,7 +86,7 @@ impl Default for SpanIndexConfig {
 }
 
 impl SpanIndexConfig {
-    /// The default, sampling as densely as the spans of `config` need.
+    /// Returns the default, sampled as densely as the spans of `config` need.
     #[must_use]
     pub fn for_spans(config: &SpanConfig) -> Self {
         let min_span_tokens = config.min_span_tokens.max(SHINGLE_TOKENS);
@@ -95,7 +94,7 @@ impl SpanIndexConfig {
         Self { min_span_tokens, window_shingles, ..Self::default() }
     }
 
-    /// Itself, if consistent.
+    /// Returns the configuration, if consistent.
     ///
     /// # Errors
     /// If a value is zero that must not be, or if a span of `min_span_tokens` could be missed.
@@ -113,11 +112,11 @@ impl SpanIndexConfig {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field} is {value}, but must be at least {min}")]
 pub struct SpanConfigError {
-    /// Which.
+    /// Name of the setting.
     pub field: &'static str,
-    /// Its value.
+    /// Value of the setting.
     pub value: u32,
-    /// The smallest that works beside the other settings.
+    /// Smallest value that is consistent with the other settings.
     pub min: u32,
 }
 

@@ -1,8 +1,8 @@
-//! Which match serves which part of a target: weighted interval scheduling in which a match may be cut.
+//! Chooses the match for each part of a target: weighted interval scheduling in which a match may be cut.
 //!
-//! The target falls into sections at the ends of all matches, so that inside a section the same matches are at hand.
-//! A table of sections and matches holds the best worth of a cover that ends with that match in that section. At most [`MAX_COVER`] matches
-//! are at hand in a section, so that the table grows with the target.
+//! The ends of all matches divide the target into sections, so the same matches cover all of a section. A table of sections and matches
+//! holds the best value of a cover that ends with that match in that section. At most [`MAX_COVER`] matches cover a section, so the table
+//! grows with the target.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -11,26 +11,26 @@ use tokens::TokenRange;
 
 use crate::{SpanMatch, Steps};
 
-/// Matches at hand in any place of the target. More than a search finds in one place, but for text that repeats itself. Chosen.
+/// Most matches that cover any position of the target. More than a search finds at one position, except in repetitive text. Chosen.
 const MAX_COVER: usize = 16;
 
-/// A short run has a head of this part of it. Chosen: 16 tokens of 64.
+/// Divisor of the length of a short run that gives its head. Chosen: 16 tokens of 64.
 const HEAD_SHARE: u32 = 4;
 
-/// Lost for each change of donor. Small, so that it decides between equals only.
+/// Cost of each change of donor. Small, so that it decides between equals only.
 const DONOR_COST: i64 = 1;
 
-/// The rows that may be copied.
+/// Rows that may be copied.
 pub(crate) struct Rows {
     /// Sorted, disjoint.
     allowed: Vec<TokenRange>,
-    /// Allowed rows left of each of `allowed`.
+    /// Allowed rows left of each range of `allowed`.
     num_before: Vec<u32>,
     head_tokens: u32,
 }
 
 impl Rows {
-    /// `allowed` must be sorted and disjoint.
+    /// Creates the rows of `allowed`, which must be sorted and disjoint.
     pub(crate) fn new(allowed: Vec<TokenRange>, head_tokens: u32) -> Self {
         let counts = allowed.iter().scan(0, |sum, range| {
             let before = *sum;
@@ -41,7 +41,7 @@ impl Rows {
         Self { allowed, num_before, head_tokens }
     }
 
-    /// The rows of `found` that may be copied, ascending.
+    /// Returns the rows of `found` that may be copied, ascending.
     pub(crate) fn pieces(&self, found: &SpanMatch) -> impl Iterator<Item = TokenRange> {
         let usable = TokenRange::new(self.head_end(found), found.target_range().end);
         let first = self.allowed.partition_point(|range| range.end <= usable.start);
@@ -49,7 +49,7 @@ impl Rows {
         pieces.take_while(|piece| !piece.is_empty())
     }
 
-    /// Allowed rows left of `pos`.
+    /// Returns the number of allowed rows left of `pos`.
     fn rank(&self, pos: u32) -> u32 {
         match self.allowed.partition_point(|range| range.start < pos) {
             0 => 0,
@@ -57,7 +57,7 @@ impl Rows {
         }
     }
 
-    /// First row of `found` that is not head; not left of its start.
+    /// Returns the first row of `found` after the head; not left of its start.
     fn head_end(&self, found: &SpanMatch) -> u32 {
         if found.has_same_past() {
             return found.target_pos;
@@ -71,19 +71,19 @@ impl Rows {
 #[derive(Clone, Copy)]
 pub(crate) struct Candidate {
     pub(crate) found: SpanMatch,
-    /// Decides between candidates of equal worth: more is better.
+    /// Tie-break between candidates of equal value: more is better.
     pub(crate) preference: f32,
 }
 
-/// Parts of `matches` by ascending target position, of which at most [`MAX_COVER`] cover any token: each token that more cover keeps those
-/// that begin first, and those that reach furthest where one of these ends.
+/// Returns parts of `matches` by ascending target position, of which at most [`MAX_COVER`] cover any token: a token with more keeps those
+/// that begin first, and where one of these ends, those that reach furthest.
 pub(crate) fn thin_out(mut matches: Vec<SpanMatch>, steps: &mut Steps) -> Vec<SpanMatch> {
     let by_start = |found: &SpanMatch| (found.target_pos, Reverse(found.num_tokens), Reverse(found.donor), found.donor_pos);
     matches.sort_unstable_by_key(by_start);
     steps.cells += matches.len() as u64;
     let mut kept = Vec::with_capacity(matches.len());
     let mut ends: BinaryHeap<Reverse<u32>> = BinaryHeap::new();
-    // Those without a place, the furthest end on top.
+    // Matches without a place, the furthest end on top.
     let mut waiting: BinaryHeap<(u32, usize)> = BinaryHeap::new();
     let mut next = 0;
     while next < matches.len() || !waiting.is_empty() {
@@ -126,16 +126,16 @@ struct Cell {
     before: Option<usize>,
 }
 
-/// A match and the part of it that was chosen.
+/// A match and its chosen part.
 #[derive(Clone, Copy)]
 pub(crate) struct Choice {
     pub(crate) whole: SpanMatch,
     pub(crate) part: SpanMatch,
 }
 
-/// Parts of `candidates`, which come by ascending target position, disjoint and in the same order, with the most rows to copy.
+/// Chooses parts of `candidates`, which come by ascending target position, disjoint and in the same order, with the most rows to copy.
 ///
-/// Each part brings at least `min_gain` rows more than doing without it. Counts its work in `steps`.
+/// Each part adds at least `min_gain` rows. Counts its work in `steps`.
 pub(crate) fn choose_matches(candidates: &[Candidate], rows: &Rows, min_gain: u32, steps: &mut Steps) -> Vec<Choice> {
     let mut table = Table::new(in_order_of_preference(candidates), rows, min_gain);
     let mut starting: Vec<usize> = (0..table.candidates.len()).collect();
@@ -151,7 +151,7 @@ pub(crate) fn choose_matches(candidates: &[Candidate], rows: &Rows, min_gain: u3
     table.best_cover()
 }
 
-/// The preferred, then the youngest donor first: among equals, the table keeps the first.
+/// Orders candidates by preference, then youngest donor: among equals, the table keeps the first.
 fn in_order_of_preference(candidates: &[Candidate]) -> Vec<SpanMatch> {
     let mut candidates = candidates.to_vec();
     candidates.sort_unstable_by(|a, b| {
@@ -171,12 +171,12 @@ fn sections(candidates: &[SpanMatch]) -> Vec<TokenRange> {
 
 struct Table<'a> {
     candidates: Vec<SpanMatch>,
-    /// The donor of each candidate, numbered.
+    /// Donor of each candidate, numbered.
     donors: Vec<usize>,
-    /// Allowed rows left of the first row of each candidate that is not head.
+    /// Allowed rows left of the first row after the head of each candidate.
     ranks: Vec<u32>,
     rows: &'a Rows,
-    /// Lost for each part.
+    /// Cost of each part.
     part_cost: i64,
     /// Candidates that cover the current section, ascending.
     open: Vec<usize>,
@@ -210,7 +210,7 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// Takes out the candidates that end at `pos`.
+    /// Closes the candidates that end at `pos`.
     fn close(&mut self, pos: u32) {
         let candidates = &self.candidates;
         self.open.retain(|&candidate| candidates[candidate].target_range().end > pos);
@@ -235,7 +235,7 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// The cell before a new one for `candidate` in `section`, and the worth the new one starts with.
+    /// Returns the cell before a new one for `candidate` in `section`, and the value with which the new one starts.
     fn best_way_into(&self, candidate: usize, section: TokenRange) -> (Option<usize>, i64) {
         let worth_of = |cell_idx: usize| self.cells[cell_idx].worth;
         let mut way = (None, -self.part_cost);

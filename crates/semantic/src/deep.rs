@@ -1,22 +1,22 @@
 //! A second look at moved KV, deeper in the model, before it is trusted.
 //!
-//! The deviation at an early layer says which tokens to recompute, and little about the answer. Errors of the layers before add up, so the
-//! deviation at a quarter of the depth foretells much better how far an answer is from that of full computation
-//! (`benches/quality/formats.md`). It costs more, so it is measured only where the early layer says that much is left.
+//! The deviation at an early layer ranks the tokens to recompute, but hardly predicts the answer. Errors of earlier layers add up, so the
+//! deviation at a quarter of the depth predicts much better how far an answer is from that of full computation
+//! (`benches/quality/formats.md`). It costs more, so it is measured only where the early layer shows that much deviation is left.
 
 use crate::deviation::{Deviation, unit_of};
 use crate::{Depth, Probe, Readers, Repair, TokenDeviation};
 
-/// Times the bound on the deviation at the early layer above which a second look is taken. Chosen: only a long prompt whose budget is spent is
-/// that far above it.
+/// Factor of the bound on the early deviation above which a second look is taken. Chosen: only a long prompt whose budget is spent is that
+/// far above it.
 const SUSPICIOUS: f32 = 4.0;
 
-/// Of so many moved neighbours one is measured.
+/// Stride of the second look: one of this many moved neighbours is measured.
 const STRIDE: u32 = 64;
 
 impl Repair {
-    /// The second look at tokens that stay as donors had them, of which the first found `deviation`; `None` if there is no need. Without a bound
-    /// on the deviation there always is.
+    /// Returns the second probe of the tokens that stay as donors had them, whose first probe found `deviation`; `None` if none is needed.
+    /// Without a bound on the deviation, it is always needed.
     #[must_use]
     pub fn deep_probe(&self, deviation: f32) -> Option<Probe> {
         let is_needed = self.deep_bail_out > 0.0 && (self.max_deviation == 0.0 || deviation > SUSPICIOUS * self.max_deviation);
@@ -24,8 +24,8 @@ impl Repair {
     }
 }
 
-/// Deviation of all that stays, `‖ΔV‖₂²` in units of the mean `‖V‖₂²`, per token of a prompt of `prompt_len` tokens. `measured` has one entry
-/// for each token that stays. Infinite if something measured is not a finite number.
+/// Returns the deviation of all tokens that stay, `‖ΔV‖₂²` in units of the mean `‖V‖₂²`, per token of a prompt of `prompt_len` tokens.
+/// `measured` has one entry for each token that stays. Infinite if a measurement is not a finite number.
 #[must_use]
 pub fn deep_deviation(prompt_len: u32, measured: &[TokenDeviation]) -> f32 {
     let sum: Deviation = measured.iter().map(Deviation::of).sum();

@@ -1,11 +1,11 @@
-//! The distance of moved tokens from fresh ones, where a measurement may be no number.
+//! Distance of moved tokens from fresh ones, where a measurement may not be a finite number.
 
 use crate::TokenDeviation;
 
-/// The distance of some tokens together from fresh ones. Tokens that are infinitely far are counted, so that they can be taken away again.
+/// Summed distance of tokens from fresh ones. Infinitely far tokens are counted, so that they can be subtracted again.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Deviation {
-    /// `‖ΔV‖₂²`, summed over the others.
+    /// `‖ΔV‖₂²`, summed over the finite ones.
     finite: f64,
     num_infinite: u32,
 }
@@ -22,7 +22,7 @@ impl Deviation {
         self.num_infinite == 0
     }
 
-    /// In units of one over `unit`; infinite if a token is infinitely far.
+    /// Returns the distance times `unit`; infinite if a token is infinitely far.
     pub(crate) fn in_units(self, unit: f64) -> f32 {
         if self.is_finite() { (self.finite * unit).max(0.0) as f32 } else { f32::INFINITY }
     }
@@ -42,13 +42,13 @@ impl std::iter::Sum for Deviation {
     }
 }
 
-/// True if everything measured of a token is a finite number. Otherwise its KV, or the fresh one, is worthless.
+/// True if all measurements of a token are finite. Otherwise its moved or its fresh KV is unusable.
 fn has_numbers(found: &TokenDeviation) -> bool {
     let TokenDeviation { attention, key_l2, value_l2, value_l1, value_norm, root_head_dim: _ } = *found;
     [attention, key_l2, value_l2, value_l1, value_norm].iter().all(|x| x.is_finite())
 }
 
-/// One over the mean `‖V‖₂²`.
+/// Returns one over the mean `‖V‖₂²`.
 pub(crate) fn unit_of(measured: &[TokenDeviation]) -> f64 {
     let norms = measured.iter().filter(|found| has_numbers(found)).map(|found| f64::from(found.value_norm).powi(2));
     let (num, sum) = norms.fold((0.0, 0.0), |(num, sum), norm| (num + 1.0, sum + norm));

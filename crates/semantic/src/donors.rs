@@ -1,4 +1,4 @@
-//! The prompts that are kept.
+//! Store of the kept prompts.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,14 +14,14 @@ pub(crate) struct Donor {
     pub(crate) scope: Scope,
     pub(crate) tokens: Arc<[TokenId]>,
     pub(crate) segments: Segments,
-    /// Its sampled shingles.
+    /// Sampled shingles of the prompt.
     pub(crate) sketch: Sketch,
     /// Leading tokens whose shingles are posted.
     pub(crate) num_posted: u32,
     place: Place,
 }
 
-/// A prompt to be kept.
+/// A prompt to keep.
 pub(crate) struct NewDonor {
     pub(crate) tenant: TenantId,
     pub(crate) id: DonorId,
@@ -31,13 +31,13 @@ pub(crate) struct NewDonor {
     pub(crate) sketch: Sketch,
 }
 
-/// Donors in slots: a slot is a dense number that postings can hold.
+/// Donors in slots: a slot is a dense index that postings hold.
 #[derive(Default)]
 pub(crate) struct Donors {
     slots: Vec<Option<Donor>>,
     unused: Vec<u32>,
     slot_of: HashMap<DonorId, u32>,
-    /// Slots in the order in which they leave; an entry weighs its tokens.
+    /// Slots in eviction order; an entry weighs its tokens.
     lru: FairLru<u32>,
     num_tokens: usize,
 }
@@ -47,17 +47,17 @@ impl Donors {
         self.slot_of.len()
     }
 
-    /// Tokens of all donors together.
+    /// Returns the total number of tokens of all donors.
     pub(crate) fn num_tokens(&self) -> usize {
         self.num_tokens
     }
 
-    /// One more than the largest slot in use.
+    /// Returns one more than the largest slot in use.
     pub(crate) fn num_slots(&self) -> usize {
         self.slots.len()
     }
 
-    /// The donor in `slot`, which must be in use.
+    /// Returns the donor in `slot`, which must be in use.
     pub(crate) fn at(&self, slot: u32) -> &Donor {
         self.slots[slot as usize].as_ref().expect("postings of a removed donor are removed with it")
     }
@@ -74,14 +74,14 @@ impl Donors {
         self.slot_of.get(&id).copied()
     }
 
-    /// Those of `scope`, by id.
+    /// Returns the donors of `scope`, by id.
     pub(crate) fn in_scope(&self, scope: Scope) -> Vec<DonorId> {
         let mut donors: Vec<_> = self.slots.iter().flatten().filter(|donor| donor.scope == scope).map(|donor| donor.id).collect();
         donors.sort_unstable();
         donors
     }
 
-    /// The donor that goes when `tenant` is to add one of `num_tokens`; see [`FairLru::victim`].
+    /// Returns the donor to evict when `tenant` adds one of `num_tokens`; see [`FairLru::victim`].
     pub(crate) fn victim(&self, load: Load, tenant: TenantId, num_tokens: usize) -> Option<DonorId> {
         self.lru.victim(load, tenant, num_tokens).map(|slot| self.at(slot).id)
     }
@@ -109,7 +109,7 @@ impl Donors {
         Some((slot, donor))
     }
 
-    /// Makes `id` the most recently used; nothing if it is not kept.
+    /// Makes `id` the most recently used; does nothing if it is not kept.
     pub(crate) fn touch(&mut self, id: DonorId) {
         let Some(&slot) = self.slot_of.get(&id) else { return };
         let place = self.lru.touch(self.at(slot).place);

@@ -1,39 +1,39 @@
-//! What recomputed tokens say about their neighbours.
+//! Corrects the KV of tokens that are not recomputed by the differences seen at recomputed tokens of the same span.
 //!
-//! The KV of a moved span was computed behind another left context, and a part of the difference that makes is common to the span: it
-//! drifts slowly from token to token. The recomputed tokens of a span show it exactly, layer by layer, so the others can follow
-//! without being computed: their K and V are moved by a smoothed sum of the differences seen at the recomputed ones. Keys differ
-//! smoothly only before rotation, so that is where they are compared and moved.
+//! The KV of a moved span was computed under another left context. Part of the resulting difference is common to the span and drifts slowly
+//! from token to token. The recomputed tokens show the difference exactly, layer by layer, so the K and V of the others are moved by a
+//! smoothed sum of these differences without being computed. Keys differ smoothly only before rotation, so they are compared and moved
+//! there.
 //!
-//! Half of the smoothed difference is applied. Tokens are recomputed because they differ most, so what they show is more than their
-//! neighbours' share: with the whole of it, or with a regression in its place, one of two models became worse.
+//! Half of the smoothed difference is applied. Tokens are recomputed because they differ most, so their difference overstates that of their
+//! neighbours: with all of it, or with a regression in its place, one of two models became worse.
 
 use tokens::TokenRange;
 
-/// Distance over which differences are alike, in tokens. Anything from 8 to 128 gives much the same.
+/// Distance over which differences are alike, in tokens. Values from 8 to 128 give much the same result.
 const LENGTH: f32 = 16.0;
-/// Weight of no difference at all, so that a far sample does not speak for a token alone.
+/// Weight of a zero difference, so that a far sample does not determine a token alone.
 const PRIOR: f32 = 0.1;
 /// Share of the smoothed difference that is applied. Constants found by a search over composition workloads.
 const GAIN: f32 = 0.5;
-/// Smaller weights are left out, and with them the work for them. Chosen: all of them together are some percent.
+/// Smaller weights are left out, which saves their work. Chosen: all of them together are some percent.
 const MIN_WEIGHT: f32 = 1e-3;
-/// Longest piece of a span that is taken at once: far more than `LENGTH`, and little work.
+/// Longest piece of a span that is processed at once: far more than `LENGTH`, and little work.
 const MAX_PIECE_TOKENS: u32 = 512;
 
-/// How the tokens of one piece of a span follow those of it that are recomputed.
+/// Weights by which the other tokens of one piece of a span follow its recomputed tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Drift {
-    /// Positions that are recomputed, ascending.
+    /// Recomputed positions, ascending.
     pub samples: Vec<u32>,
-    /// Positions that follow, ascending.
+    /// Following positions, ascending.
     pub targets: Vec<u32>,
-    /// `[targets, samples]`: what is added to a target is the sum of the samples' differences with these weights. Those of far
-    /// samples are 0.
+    /// `[targets, samples]`: the correction of a target is the sum of the samples' differences with these weights. Weights of far samples
+    /// are 0.
     pub weights: Vec<f32>,
 }
 
-/// For the moved span `span`, of which positions in `recomputed` (sorted, disjoint) are recomputed and all others are to follow.
+/// Plans the corrections of the moved span `span`: positions in `recomputed` (sorted, disjoint) are recomputed, all others follow.
 #[must_use]
 pub fn follow_drift(span: TokenRange, recomputed: &[TokenRange]) -> Vec<Drift> {
     let pieces = span.positions().step_by(MAX_PIECE_TOKENS as usize);
@@ -42,13 +42,13 @@ pub fn follow_drift(span: TokenRange, recomputed: &[TokenRange]) -> Vec<Drift> {
     pieces.filter_map(|start| Drift::of_piece(piece(start), recomputed, &nearness)).collect()
 }
 
-/// `e^(−distance / LENGTH)` for the distances inside a piece. There are a hundred pairs for each of them.
+/// Returns `e^(−distance / LENGTH)` for the distances inside a piece. Each distance is used by about a hundred pairs.
 fn nearness_by_distance(piece_tokens: u32) -> Vec<f32> {
     (0..piece_tokens).map(|distance| (-(distance as f32) / LENGTH).exp()).collect()
 }
 
 impl Drift {
-    /// `None` if nobody could follow or nobody shows the way.
+    /// Returns `None` if the piece has no recomputed token or no other token.
     fn of_piece(piece: TokenRange, recomputed: &[TokenRange], nearness: &[f32]) -> Option<Self> {
         let first = recomputed.partition_point(|range| range.end <= piece.start);
         let (mut samples, mut targets, mut next) = (Vec::new(), Vec::new(), piece.start);
@@ -68,7 +68,7 @@ impl Drift {
     }
 }
 
-/// `GAIN e^(−distance / LENGTH)`, normalised over the samples and the prior.
+/// Appends `GAIN e^(−distance / LENGTH)`, normalised over the samples and the prior.
 fn push_weights(target: u32, samples: &[u32], nearness: &[f32], weights: &mut Vec<f32>) {
     let start = weights.len();
     weights.extend(samples.iter().map(|sample| nearness[target.abs_diff(*sample) as usize]));
@@ -84,7 +84,7 @@ fn push_weights(target: u32, samples: &[u32], nearness: &[f32], weights: &mut Ve
 mod tests {
     use super::*;
 
-    /// What a value at each sample position makes of the targets of a span, by position.
+    /// Returns the values added to the targets of a span, by position, when each sample position has `value`.
     fn followed(span: (u32, u32), recomputed: &[(u32, u32)], value: impl Fn(u32) -> f64) -> Vec<(u32, f64)> {
         let recomputed: Vec<_> = recomputed.iter().map(|&(start, end)| TokenRange::new(start, end)).collect();
         let mut found = Vec::new();
@@ -96,7 +96,7 @@ mod tests {
         found
     }
 
-    /// As the formula says it, position by position.
+    /// Computes the weights from the formula, position by position.
     fn by_formula(piece: TokenRange, recomputed: &[TokenRange]) -> Option<Drift> {
         let is_sample = |position: &u32| recomputed.iter().any(|range| range.contains(*position));
         let (samples, targets): (Vec<u32>, Vec<u32>) = piece.positions().partition(is_sample);

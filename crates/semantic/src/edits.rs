@@ -1,26 +1,26 @@
-//! Which equal tokens stand behind a changed place of their own segment.
+//! Finds equal tokens downstream of an edit in their own segment.
 //!
-//! KV behind an edit holds what the donor concluded from the old text, and no scattered repair removes that; recomputing everything
-//! from the edit on does (arXiv 2609.17983: .94-1.01 of the answer margin against at most .53). Text moved as a whole behind other text
-//! is different: what it concluded, it concluded from itself. So the two are told apart, for each run of equal tokens of one donor:
+//! KV after an edit holds conclusions that the donor drew from the old text. No scattered repair removes them; recomputing everything from
+//! the edit on does (arXiv 2609.17983: .94-1.01 of the answer margin against at most .53). Text moved as a whole to another left context is
+//! different: its conclusions come from itself. So the two cases are distinguished, for each run of equal tokens of one donor:
 //!
 //! A run that begins inside a segment of the target, and is not a whole segment of its donor there, is *downstream of an edit* if
 //! - left of it, within 64 tokens on both sides and inside both segments, four consecutive tokens are equal again: the edit script has a
-//!   small gap between two chained runs. 64, because a longer gap could hold a span of its own, and ids replaced in records are
-//!   some 30 tokens long. Four, because punctuation and markup repeat in threes; an equal four by chance costs some recomputation only;
-//! - or both segments begin at most 16 tokens left of it: the gap lies at the segment's beginning, where nothing can be equal before it
-//!   (a name that opens a paragraph, a first sentence that was left out; the run may then begin with the target's segment). One token
-//!   that only the donor has there is no edit: blank lines become other tokens where a passage opens its message;
+//!   small gap between two chained runs. 64, because a longer gap could hold a span of its own, and ids replaced in records are some 30
+//!   tokens long. Four, because punctuation and markup repeat in threes; an equal four by chance costs some recomputation only;
+//! - or both segments begin at most 16 tokens left of it: the gap lies at the segment's beginning, where nothing can be equal before it (a
+//!   name that opens a paragraph, an omitted first sentence; the run may then begin with the target's segment). One token that only the
+//!   donor has there is no edit: blank lines become other tokens where a passage opens its message;
 //! - or it follows such a run in the same segment, in the donor's order too: it was computed under the same old text.
 //!
-//! It is so up to the end of the target's segment. The segments after it are composition, and so is every other run that begins inside a
-//! segment: text pasted behind other text, the documents of a message that were put into another order or of which some were replaced by
-//! others. Where segments are unknown the prompt counts as one, so that an edit reaches to its end; where the donor's are unknown or lie
-//! elsewhere only the four equal tokens decide.
+//! The run is downstream up to the end of the target's segment. The segments after it are composition, and so is every other run that
+//! begins inside a segment: text pasted after other text, the documents of a message that were reordered or partly replaced. If segments
+//! are unknown, the prompt counts as one, so that an edit reaches to its end; if the donor's are unknown or lie elsewhere, only the four
+//! equal tokens decide.
 //!
-//! [`EditPolicy`] says how far an edited run is computed: by default to the end of the changed sentence, contiguously, because that is what
-//! removes what was concluded from the old text. Sentences further on may have concluded from it too; they stay, are repaired as other
-//! moved text is, and are a class of their own for verification.
+//! [`EditPolicy`] sets how far an edited run is computed: by default to the end of the changed sentence, contiguously, because that removes
+//! the conclusions from the old text. Later sentences may depend on it too; they stay, are repaired as other moved text is, and are a class
+//! of their own for verification.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -30,40 +30,40 @@ use crate::{PromptView, SpanMatch};
 
 /// Widest gap of an edit, in tokens of either side.
 const MAX_GAP_TOKENS: usize = crate::span::MAX_GAP_TOKENS as usize;
-/// Equal tokens that show on the other side of a gap that the texts belong together.
+/// Equal tokens on the far side of a gap that show that the texts correspond.
 const ANCHOR_TOKENS: usize = 4;
 /// Widest gap at the beginning of a segment.
 const MAX_OPENING_TOKENS: u32 = 16;
 
-/// What is done with equal tokens downstream of an edit in their own segment.
+/// Treatment of equal tokens downstream of an edit in their own segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum EditPolicy {
-    /// They are computed, contiguously to the end of the sentence or line; to the end of the segment where no sentences are known.
+    /// Computes them contiguously to the end of the sentence or line; to the end of the segment if sentences are unknown.
     #[default]
     RecomputeSentence,
-    /// They are computed, contiguously to the end of the segment.
+    /// Computes them contiguously to the end of the segment.
     RecomputeSegmentTail,
-    /// They are copied as any others are. Stale conclusions come with them: for measurements.
+    /// Copies them as any others, with their stale conclusions: for measurements.
     Reuse,
 }
 
-/// Where the texts of one donor and the target part ways inside a segment of the target.
+/// First difference of one donor and the target inside a segment of the target.
 #[derive(Clone, Copy, Debug)]
 struct Edit {
     /// First changed position in the donor.
     donor_pos: u32,
     /// End of that segment of the donor.
     donor_end: u32,
-    /// In the target.
+    /// Reach of the edit in the target.
     reach: Reach,
 }
 
 /// Target positions up to which a run is downstream of an edit.
 #[derive(Clone, Copy, Debug, Default)]
 struct Reach {
-    /// In the changed sentence.
+    /// End of the changed sentence.
     sentence_end: u32,
-    /// In the segment.
+    /// End of the segment.
     segment_end: u32,
 }
 
@@ -76,14 +76,14 @@ struct SegmentEdits {
     first_changed: BTreeMap<u32, u32>,
 }
 
-/// A maximal equal run, cuts undone: donor, its first position there, and in the target.
+/// A maximal equal run before cutting: donor, its first position there, and in the target.
 type RunKey = (DonorId, u32, u32);
 
-/// Up to where each run is downstream of an edit.
+/// End of the edited part of each run.
 #[derive(Debug, Default)]
 pub(crate) struct EditedRuns {
     reaches: HashMap<RunKey, Reach>,
-    /// Runs of each donor that begin after a small gap, whatever the segments: the start in the target, ascending, and the least start in the
+    /// Runs of each donor that begin after a small gap, in any segment: the start in the target, ascending, and the least start in the
     /// donor of this run and those before it.
     gaps: HashMap<DonorId, Vec<(u32, u32)>>,
 }
@@ -93,7 +93,7 @@ fn run_key(found: &SpanMatch) -> RunKey {
 }
 
 impl EditedRuns {
-    /// Looks at the beginnings of all runs of `matches`. Runs whose donor `prompt_of` does not know are not looked at.
+    /// Examines the beginnings of all runs of `matches`. Skips runs whose donor `prompt_of` does not know.
     pub(crate) fn of<'a>(
         target: PromptView<'_>,
         matches: &[SpanMatch],
@@ -126,20 +126,20 @@ impl EditedRuns {
         Self { reaches, gaps }
     }
 
-    /// True if a change of at most 64 tokens stands anywhere left of both positions, in the target and in `donor`: a header governs its
-    /// rows from wherever it stands.
+    /// True if there is a change of at most 64 tokens anywhere left of both positions, in the target and in `donor`: a header governs its
+    /// rows from any distance.
     pub(crate) fn follows_change(&self, donor: DonorId, target_pos: u32, donor_pos: u32) -> bool {
         let gaps = self.gaps.get(&donor).map_or(&[][..], Vec::as_slice);
         let num_before = gaps.partition_point(|&(target_start, _)| target_start <= target_pos);
         num_before > 0 && gaps[num_before - 1].1 <= donor_pos
     }
 
-    /// Target position up to which tokens of `found` are downstream of an edit; its own start if none is.
+    /// Returns the target position up to which tokens of `found` are downstream of an edit; its own start if none is.
     pub(crate) fn end_in(&self, found: &SpanMatch) -> u32 {
         self.end_of(found, |reach| reach.segment_end)
     }
 
-    /// Target position up to which tokens of `found` are computed by `policy`; its own start if none is.
+    /// Returns the target position up to which `policy` computes tokens of `found`; its own start if none is.
     pub(crate) fn computed_end_in(&self, found: &SpanMatch, policy: EditPolicy) -> u32 {
         match policy {
             EditPolicy::RecomputeSentence => self.end_of(found, |reach| reach.sentence_end),
@@ -155,7 +155,8 @@ impl EditedRuns {
 }
 
 impl SegmentEdits {
-    /// The reach of an edit into `run`: of an earlier one, or of one directly left of it. Runs have to come by ascending target position.
+    /// Returns the reach of an edit into `run`: of an earlier one, or of one directly left of it. Runs must come by ascending target
+    /// position.
     fn reach_of(&mut self, target: PromptView<'_>, donor: PromptView<'_>, run: RunKey) -> Option<Reach> {
         let (_, _, target_start) = run;
         if target_start >= self.segment_end {
@@ -172,7 +173,7 @@ impl SegmentEdits {
         Some(edit.reach)
     }
 
-    /// The reach of an edit further left in the segments of `run`, if there is one.
+    /// Returns the reach of an edit further left in the segments of `run`, if there is one.
     fn behind_earlier(
         &self,
         target: PromptView<'_>,
@@ -188,7 +189,7 @@ impl SegmentEdits {
     }
 }
 
-/// The edit directly left of `run`, if what is left of it is one.
+/// Returns the edit directly left of `run`, if there is one.
 fn edit_before(target: PromptView<'_>, donor: PromptView<'_>, run: RunKey) -> Option<Edit> {
     let (_, donor_start, target_start) = run;
     let target_segment = target.segment_at(target_start);
@@ -205,18 +206,18 @@ fn edit_before(target: PromptView<'_>, donor: PromptView<'_>, run: RunKey) -> Op
         is_opening.then_some(donor_lead.len())
     })?;
     let sentence = target.sentence_at(target_start);
-    // A run that begins with a sentence follows the changed one, if that is in the target.
+    // A run that begins a sentence follows the changed one, if the target has that.
     let follows = target.segments.knows_sentences() && sentence.start == target_start && !target_lead.is_empty();
     let sentence_end = if follows { target_start } else { sentence.end };
     let reach = Reach { sentence_end, segment_end: target_segment.end };
     Some(Edit { donor_pos: donor_start - donor_gap, donor_end: donor_segment.end, reach })
 }
 
-/// Donor tokens between the end of its lead and the nearest equal tokens before, at most [`MAX_GAP_TOKENS`] of either lead: nearest in
-/// the target, then in the donor.
+/// Returns the donor tokens between the end of its lead and the nearest equal tokens before, at most [`MAX_GAP_TOKENS`] of either lead:
+/// nearest in the target, then in the donor.
 fn gap(donor_lead: &[TokenId], target_lead: &[TokenId]) -> Option<u32> {
     let (donor, target) = (Anchors::left_of(donor_lead), Anchors::left_of(target_lead));
-    // Most leads have no anchor in common, and to see that should be quick: a set of bits that may hold more than was put in.
+    // Most leads have no anchor in common. A bit set with false positives detects that quickly.
     let mut seen = [0u64; SEEN_WORDS];
     donor.hashes().iter().for_each(|hash| seen[(hash >> 27) as usize] |= 1 << (hash >> 21 & 63));
     let may_be_seen = |hash: u32| seen[(hash >> 27) as usize] >> (hash >> 21 & 63) & 1 == 1;
@@ -227,12 +228,12 @@ fn gap(donor_lead: &[TokenId], target_lead: &[TokenId]) -> Option<u32> {
     })
 }
 
-/// Words of a set of bits by the upper bits of a hash: 32 bits for each anchor of a lead.
+/// Words of a bit set indexed by the upper bits of a hash: 32 bits for each anchor of a lead.
 const SEEN_WORDS: usize = 32;
-/// Anchors of a lead.
+/// Most anchors of a lead.
 const MAX_ANCHORS: usize = MAX_GAP_TOKENS + 1;
 
-/// The anchors at the end of a lead, by their gaps to it.
+/// Anchors at the end of a lead, by their gaps to it.
 struct Anchors<'a> {
     lead: &'a [TokenId],
     hashes: [u32; MAX_ANCHORS],
@@ -248,7 +249,7 @@ impl<'a> Anchors<'a> {
         Self { lead, hashes, num_anchors: lead.len().saturating_sub(ANCHOR_TOKENS - 1) }
     }
 
-    /// By ascending gap.
+    /// Returns the hashes by ascending gap.
     fn hashes(&self) -> &[u32] {
         &self.hashes[..self.num_anchors]
     }
@@ -258,7 +259,7 @@ impl<'a> Anchors<'a> {
     }
 }
 
-/// Each token has a factor of its own, so that no step waits for another.
+/// Each token has a factor of its own, so that no multiplication waits for another.
 fn hash_of([a, b, c, d]: &[TokenId; ANCHOR_TOKENS]) -> u32 {
     let sum = a.0.wrapping_mul(0x9e37_79b1)
         ^ b.0.wrapping_mul(0x85eb_ca77)
@@ -272,8 +273,8 @@ mod tests {
     use super::*;
     use crate::Segments;
 
-    /// Words of a text as tokens, `|` beginning a segment, `.` ending a sentence, `*n` standing for n words found nowhere else in it (equal in both texts if
-    /// the letter before the star is).
+    /// Parses words as tokens, `|` beginning a segment, `.` ending a sentence, `*n` standing for n words found nowhere else in it (equal in
+    /// both texts if the letter before the star is).
     fn prompt(text: &str) -> (Vec<TokenId>, Segments) {
         let (mut tokens, mut starts, mut sentences) = (Vec::new(), Vec::new(), Vec::new());
         for word in text.split_whitespace() {
@@ -287,13 +288,13 @@ mod tests {
         (tokens, Segments::from_starts(starts).with_sentences(sentences))
     }
 
-    /// Runs of at least 64 equal tokens in `target`, each as `start..end`, with `!end` if it is edited up to there.
+    /// Checks the runs of at least 64 equal tokens in `target`, each as `start..end`, with `!end` if it is edited up to there.
     #[track_caller]
     fn check(donor: &str, target: &str, expected: &str) {
         check_policy(EditPolicy::RecomputeSegmentTail, donor, target, expected);
     }
 
-    /// The same for what `policy` computes.
+    /// Checks the same for the tokens that `policy` computes.
     #[track_caller]
     fn check_policy(policy: EditPolicy, donor: &str, target: &str, expected: &str) {
         let ((donor, donor_segments), (target, segments)) = (prompt(donor), prompt(target));
@@ -394,7 +395,7 @@ mod tests {
         check(donor, target, "0..90, 91..171!171, 172..322!322");
     }
 
-    /// True for each of `positions`, in the target and in the donor, that follows a change.
+    /// Checks for each of `positions`, in the target and in the donor, if it follows a change.
     #[track_caller]
     fn check_follows(donor: &str, target: &str, positions: &[(u32, u32)], expected: &[bool]) {
         let ((donor, donor_segments), (target, segments)) = (prompt(donor), prompt(target));

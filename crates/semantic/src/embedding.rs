@@ -1,10 +1,10 @@
-//! Which donors mean something similar: int8 vectors, all of them looked at.
+//! Finds donors of similar meaning by a full scan of int8 vectors.
 //!
-//! Vectors are scaled to length one and rounded to 8 bits with a scale of their own, so that the scan reads a byte a dimension and adds
-//! integers. Looking at all of them is exact but for the rounding, needs no building, and forgets a donor at once.
-//! Of most vectors only the first half is read: with `q = (q1, q2)` and `v = (v1, v2)`, `q v <= q1 v1 + |q2| |v2|` (Cauchy and Schwarz),
-//! and where that is below the floor, the rest cannot lift it.
-//! The answer ranks donors. It is no authority on what may be reused: that is decided by comparing ids.
+//! Vectors are scaled to length one and rounded to 8 bits with a scale of their own, so the scan reads a byte per dimension and adds
+//! integers. A full scan is exact but for the rounding, needs no building, and removes a donor at once.
+//! Of most vectors only the first half is read: with `q = (q1, q2)` and `v = (v1, v2)`, `q v <= q1 v1 + |q2| |v2|` (Cauchy and Schwarz); if
+//! that is below the floor, the second half cannot lift it.
+//! The result only ranks donors; comparing ids decides what may be reused.
 
 use std::collections::BTreeMap;
 
@@ -18,16 +18,16 @@ const MAX_CODE: f32 = 127.0;
 /// Settings of an index of embeddings.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EmbeddingIndexConfig {
-    /// Numbers in a vector. At least 1.
+    /// Elements of a vector. At least 1.
     pub num_dimensions: usize,
-    /// Vectors of all scopes together. A donor has one for its prompt and as many as it likes for segments.
+    /// Most vectors of all scopes together. A donor has one for its prompt and any number for segments.
     pub max_vectors: usize,
-    /// Vectors less similar than this are not returned.
+    /// Least cosine of a returned vector.
     pub min_cosine: f32,
 }
 
 impl EmbeddingIndexConfig {
-    /// 50,000 vectors of `num_dimensions`, of which those of cosine .8 and more are similar.
+    /// Creates a configuration of 50,000 vectors of `num_dimensions`, where a cosine of .8 or more counts as similar.
     #[must_use]
     pub fn new(num_dimensions: usize) -> Self {
         Self { num_dimensions, max_vectors: 50_000, min_cosine: 0.8 }
@@ -37,9 +37,9 @@ impl EmbeddingIndexConfig {
 /// A vector near a query.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Similar {
-    /// Whose.
+    /// Donor of the vector.
     pub donor: DonorId,
-    /// Which of its vectors, in the order in which they were inserted.
+    /// Index among the donor's vectors, in order of insertion.
     pub part: u32,
     /// Cosine of the angle between both, right to about .01.
     pub cosine: f32,
@@ -50,7 +50,7 @@ pub struct EmbeddingIndex {
     config: EmbeddingIndexConfig,
     by_scope: BTreeMap<Scope, ScopeVectors>,
     donors: BTreeMap<DonorId, Entry>,
-    /// Donors in the order in which they leave; an entry weighs its vectors.
+    /// Donors in eviction order; an entry weighs its vectors.
     lru: FairLru<DonorId>,
     num_vectors: usize,
 }
@@ -62,7 +62,7 @@ struct ScopeVectors {
     heads: Vec<i8>,
     /// Second halves, `[num_rows, num_dimensions / 2]`.
     tails: Vec<i8>,
-    /// What a code of each row is multiplied by.
+    /// Factor of each row's codes.
     scales: Vec<f32>,
     /// Length of each row's second half.
     tail_lengths: Vec<f32>,
@@ -70,15 +70,15 @@ struct ScopeVectors {
     owners: Vec<(DonorId, u32)>,
 }
 
-/// What is kept of a donor.
+/// Index entry of a donor.
 struct Entry {
     scope: Scope,
-    /// Its rows, by part.
+    /// Row of each part.
     rows: Vec<u32>,
     place: Place,
 }
 
-/// A vector in 8 bits, kept in 16: the scan need not widen the query again for each row.
+/// A vector in 8 bits, stored in 16, so that the scan need not widen the query again for each row.
 struct Quantised {
     head: Vec<i16>,
     tail: Vec<i16>,
@@ -86,11 +86,11 @@ struct Quantised {
     tail_length: f32,
 }
 
-/// Added to a bound before it is compared, as both sides were rounded.
+/// Margin added to a bound before the comparison, as both sides were rounded.
 const ROUNDING: f32 = 1e-4;
 
 impl EmbeddingIndex {
-    /// An empty index.
+    /// Creates an empty index.
     ///
     /// # Panics
     /// If `config` has no dimensions.
@@ -101,19 +101,19 @@ impl EmbeddingIndex {
         Self { config, by_scope, donors, lru, num_vectors: 0 }
     }
 
-    /// Vectors kept.
+    /// Number of vectors kept.
     #[must_use]
     pub fn len(&self) -> usize {
         self.num_vectors
     }
 
-    /// Whether no vector is kept.
+    /// True if no vector is kept.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.num_vectors == 0
     }
 
-    /// [`insert_of`](Self::insert_of) where all donors are one tenant's.
+    /// Calls [`insert_of`](Self::insert_of) with the same tenant for all donors.
     ///
     /// # Panics
     /// As [`insert_of`](Self::insert_of).
@@ -121,10 +121,10 @@ impl EmbeddingIndex {
         self.insert_of(TenantId::default(), scope, donor, vectors)
     }
 
-    /// Keeps `vectors`, of any length greater than 0, as those of `donor`, in place of what it had, and returns the donors that had to
-    /// go. Where there is no room, the tenant with most vectors gives up its least recently used donor.
+    /// Keeps `vectors`, of any length greater than 0, as those of `donor`, replacing its earlier ones, and returns the evicted donors. If
+    /// there is no room, the tenant with most vectors evicts its least recently used donor.
     ///
-    /// `donor` itself is returned if it cannot be kept: no vectors, too many, or one without a direction (zero, not finite).
+    /// Returns `donor` itself if it cannot be kept: no vectors, too many, or one without a direction (zero, not finite).
     ///
     /// # Panics
     /// If a vector has another number of dimensions than the index.
@@ -148,13 +148,13 @@ impl EmbeddingIndex {
         evicted
     }
 
-    /// Forgets `donor`; whether it was there.
+    /// Removes `donor`. Returns true if it was kept.
     pub fn remove(&mut self, donor: DonorId) -> bool {
         let Some(Entry { scope, mut rows, place }) = self.donors.remove(&donor) else { return false };
         self.lru.remove(place);
         self.num_vectors -= rows.len();
         let vectors = self.by_scope.get_mut(&scope).expect("a donor's scope has vectors");
-        // From the last row on, so that no row that is still to go changes places.
+        // From the last row on, so that no row still to be removed changes places.
         rows.sort_unstable();
         for row in rows.into_iter().rev() {
             if let Some((owner, part)) = vectors.swap_remove(row) {
@@ -168,20 +168,20 @@ impl EmbeddingIndex {
         true
     }
 
-    /// Forgets all donors of `scope` and returns how many they were.
+    /// Removes all donors of `scope` and returns their number.
     pub fn remove_scope(&mut self, scope: Scope) -> usize {
         let gone: Vec<_> = self.donors.iter().filter(|(_, entry)| entry.scope == scope).map(|(&donor, _)| donor).collect();
         gone.iter().filter(|&&donor| self.remove(donor)).count()
     }
 
-    /// Notes a use of `donor`, so that others go before it. Nothing happens if it is not kept.
+    /// Records a use of `donor`, so that others are evicted before it. Does nothing if it is not kept.
     pub fn touch(&mut self, donor: DonorId) {
         let Some(entry) = self.donors.get_mut(&donor) else { return };
         entry.place = self.lru.touch(entry.place);
     }
 
-    /// The `max` vectors of `scope` nearest to `query`, of any length greater than 0, and not below the least cosine; the nearest first,
-    /// among equals the youngest donor's. None for a query without a direction.
+    /// Returns the `max` vectors of `scope` nearest to `query`, of any length greater than 0, and not below the least cosine; the nearest
+    /// first, among equals the youngest donor's. Returns none for a query without a direction.
     ///
     /// # Panics
     /// If `query` has another number of dimensions than the index.
@@ -210,7 +210,7 @@ impl EmbeddingIndex {
         best
     }
 
-    /// `vector` at length one; `None` if it has no direction.
+    /// Returns `vector` scaled to length one; `None` if it has no direction.
     fn quantised(&self, vector: &[f32]) -> Option<Quantised> {
         assert_eq!(vector.len(), self.config.num_dimensions, "vectors of one embedder have one number of dimensions");
         let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
@@ -236,7 +236,7 @@ impl ScopeVectors {
         u32::try_from(self.owners.len() - 1).expect("fewer than 2^32 vectors fit into memory")
     }
 
-    /// Removes `row` and puts the last one in its place; whose that was, unless it was `row` itself.
+    /// Removes `row` and moves the last row into its place. Returns the owner of the moved row, unless it was `row` itself.
     fn swap_remove(&mut self, row: u32) -> Option<(DonorId, u32)> {
         let row = row as usize;
         let num_rows = self.owners.len();
@@ -257,7 +257,7 @@ fn dot(query: &[i16], codes: &[i8]) -> i32 {
     query.iter().zip(codes).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum()
 }
 
-/// Keeps `best` sorted and no longer than `max`.
+/// Inserts into `best`, which stays sorted and at most `max` long.
 fn insert_sorted(best: &mut Vec<Similar>, similar: Similar, max: usize) {
     let is_before = |other: &Similar| {
         let by_cosine = other.cosine.total_cmp(&similar.cosine);
@@ -363,7 +363,7 @@ mod tests {
         assert_eq!(kept, [10, 10, 10]);
     }
 
-    /// After any walk, the index finds what an index of only the kept donors finds.
+    /// After any walk, the index finds the same as an index of only the kept donors.
     #[test]
     fn what_left_leaves_no_trace() {
         let mut random = Random(3);

@@ -28,14 +28,14 @@ pub(crate) struct Evidence {
 }
 
 impl Default for Evidence {
-    /// Nothing is known.
+    /// Starts without evidence.
     fn default() -> Self {
         Self { capitals: [1.0; BETS.len()] }
     }
 }
 
 impl Evidence {
-    /// Adds `value`, at least 0, against the bound `bound` of its mean. Against a bound of 0 nothing is bet; an infinite one is never missed.
+    /// Adds `value`, at least 0, against the bound `bound` of its mean. A bound of 0 takes no bet; an infinite one is never missed.
     pub(crate) fn add(&mut self, value: f64, bound: f64) {
         let excess = value / bound - 1.0;
         if !excess.is_finite() {
@@ -46,7 +46,7 @@ impl Evidence {
         }
     }
 
-    /// Capital as a share of `1/error_rate`: at 1 or above, the mean is confidently above its bound.
+    /// Returns the capital as a share of `1/error_rate`: at 1 or above, the mean is confidently above its bound.
     pub(crate) fn strength(&self, error_rate: f64) -> f64 {
         let capital: f64 = self.capitals.iter().zip(&BETS).map(|(capital, bet)| capital * bet.weight).sum();
         capital * error_rate
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
     use crate::testing::Random;
 
-    /// Values until the evidence against a mean of 1 suffices at an error rate of 5 %, at most `max`.
+    /// Counts the values until the evidence against a mean of 1 suffices at an error rate of 5 %, at most `max`.
     fn values_until_sure(max: usize, mut value: impl FnMut(usize) -> f64) -> Option<usize> {
         let mut evidence = Evidence::default();
         (0..max).position(|idx| {
@@ -80,7 +80,7 @@ mod tests {
         assert!(found[2] <= 8 && found[3] >= 1, "{found:?}");
     }
 
-    /// Half of the values are 0 and half 2: the mean is exactly the bound. Likewise one in twenty is 20.
+    /// Half of the values are 0 and half 2: the mean is exactly the bound. Likewise with one 20 in twenty values.
     #[test]
     fn a_mean_at_the_bound_is_found_no_more_often_than_stated() {
         for (period, num_runs) in [(2, 2000), (20, 2000)] {

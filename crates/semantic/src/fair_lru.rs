@@ -1,9 +1,8 @@
-//! The order in which entries leave a store that several tenants share: max-min fair between tenants, least recently used first within one.
+//! Eviction order of a store that several tenants share: max-min fair between tenants, least recently used first within one.
 //!
-//! Room that others do not use is lent. When it runs out, the tenant that holds most gives up its least recently used entry, the
-//! newcomer's own load counted with what is to be added. So a tenant that holds less than an equal share of the store never loses an
-//! entry to another one, and a tenant that floods the store forgets its own entries first. Each tenant may keep one entry in any
-//! case, however large.
+//! Unused room is lent to other tenants. When it runs out, the tenant that holds most evicts its least recently used entry; the new entry
+//! counts towards its own tenant's load. So a tenant that holds less than an equal share of the store never loses an entry to another one,
+//! and a tenant that floods the store evicts its own entries first. Each tenant may keep one entry in any case, however large.
 
 use std::collections::BTreeMap;
 
@@ -21,16 +20,16 @@ struct Held<K> {
     weight: usize,
 }
 
-/// The measure of a tenant's load.
+/// Measure of a tenant's load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Load {
-    /// Its entries.
+    /// Number of its entries.
     Entries,
-    /// The weight of its entries.
+    /// Total weight of its entries.
     Weight,
 }
 
-/// The place of an entry: its tenant, its last use and its weight.
+/// Key of an entry: its tenant, its last use and its weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
     pub(crate) tenant: TenantId,
@@ -54,10 +53,10 @@ impl<K: Copy> FairLru<K> {
         Place { tenant, last_use: self.num_uses, weight }
     }
 
-    /// Takes the entry at `place` out.
+    /// Removes the entry at `place`.
     ///
     /// # Panics
-    /// If there is none.
+    /// If there is no such entry.
     pub(crate) fn remove(&mut self, place: Place) -> K {
         let held = self.tenants.get_mut(&place.tenant).expect("an entry's tenant is known");
         held.weight -= place.weight;
@@ -68,15 +67,15 @@ impl<K: Copy> FairLru<K> {
         key
     }
 
-    /// Makes the entry at `place` the most recently used one; where it is then.
+    /// Makes the entry at `place` the most recently used one and returns its new place.
     pub(crate) fn touch(&mut self, place: Place) -> Place {
         let key = self.remove(place);
         self.insert(place.tenant, key, place.weight)
     }
 
-    /// The entry that goes when `newcomer` is to add one of `weight` and there is no room; `None` if there is none.
+    /// Returns the entry to evict when `newcomer` adds one of `weight` and there is no room; `None` if there is none.
     pub(crate) fn victim(&self, load: Load, newcomer: TenantId, weight: usize) -> Option<K> {
-        // Among equals it is the newcomer's turn.
+        // Among equals the newcomer evicts.
         let load_of = |tenant: TenantId, held: &Held<K>| {
             let is_newcomer = tenant == newcomer;
             let sum = match load {
@@ -94,7 +93,7 @@ impl<K: Copy> FairLru<K> {
 mod tests {
     use super::*;
 
-    /// `adds` are `(tenant, key, weight)` into a store for a weight of `room`; the keys that went, in their order.
+    /// Adds `adds`, `(tenant, key, weight)`, to a store for a weight of `room` and checks the evicted keys, in their order.
     #[track_caller]
     fn check(room: usize, adds: &[(u32, u32, usize)], expected: &[u32]) {
         let mut lru = FairLru::default();

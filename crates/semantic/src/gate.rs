@@ -1,24 +1,24 @@
-//! Whether copying pays.
+//! Gate on the predicted gain of a plan.
 //!
-//! Copies, measurements and a second look cost time too, and what they yield is not exact: reuse has to be worth it.
+//! Copies, measurements and a second look cost time too, and their result is not exact: reuse has to be worth it.
 
 use crate::{RejectReason, ReusePlan};
 
-/// What one prompt is predicted to cost, in milliseconds.
+/// Predicted cost of one prompt, in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Estimate {
-    /// Everything right of the prefix hit computed.
+    /// Cost of computing everything right of the prefix hit.
     pub full_ms: f64,
-    /// As planned.
+    /// Cost of the plan.
     pub reuse_ms: f64,
 }
 
-/// What reuse has to save.
+/// Least gain that reuse must predict.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Gate {
-    /// At least so many milliseconds.
+    /// Least saving in milliseconds.
     pub min_saved_ms: f64,
-    /// And at least this share of the full computation.
+    /// Least saving as a share of full computation.
     pub min_saved_ratio: f64,
 }
 
@@ -29,7 +29,7 @@ impl Default for Gate {
 }
 
 impl Estimate {
-    /// What reuse saves; negative if it costs more than it saves.
+    /// Returns the saving; negative if reuse costs more than it saves.
     #[must_use]
     pub fn saved_ms(&self) -> f64 {
         self.full_ms - self.reuse_ms
@@ -37,13 +37,13 @@ impl Estimate {
 }
 
 impl Gate {
-    /// One that lets everything through.
+    /// Creates a gate that accepts every plan.
     #[must_use]
     pub const fn open() -> Self {
         Self { min_saved_ms: f64::NEG_INFINITY, min_saved_ratio: f64::NEG_INFINITY }
     }
 
-    /// `plan` with its estimate, and without its spans if they do not pay.
+    /// Returns `plan` with its estimate, and without its spans if they do not pay.
     #[must_use]
     pub fn apply(self, plan: ReusePlan, estimate: Estimate) -> ReusePlan {
         let plan = ReusePlan { estimate: Some(estimate), ..plan };

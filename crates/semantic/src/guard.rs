@@ -1,21 +1,21 @@
-//! Which kinds of reuse keep their promise, judged by answers that were verified.
+//! Switches off classes of reuse whose verified answers miss their bounds.
 //!
 //! A sample of the answers over reused KV is compared with full computation. Each tenant has a record for each class of matches, so that
-//! the traffic of one tenant decides nothing for another. A class is switched off for a tenant when a sequential test finds, with
-//! confidence, that its mean KL is above a bound, or its mean top-1 agreement below one; a class of which little is known stays on.
+//! the traffic of one tenant decides nothing for another. A sequential test switches a class off for a tenant when, with confidence, its
+//! mean KL is above a bound, or its mean top-1 agreement below one; a class with few verified answers stays on.
 //!
 //! Error rates, for a tenant and a class, whatever the distribution of the answers (`evidence.rs`):
-//! - A class that stands exactly at its bound is switched off within `n` verified answers with probability at most
-//!   `error_rate · (1 + n / 1000)` for each of the two bounds. A class that is better is switched off far more seldom: with the answers
-//!   of the project's own evaluation, in 4 of 10,000 runs of 1,000 answers.
+//! - A class exactly at its bound is switched off within `n` verified answers with probability at most `error_rate · (1 + n / 1000)` for
+//!   each of the two bounds. A better class is switched off far more seldom: with the answers of the project's own evaluation, in 4 of
+//!   10,000 runs of 1,000 answers.
 //! - A class at three times its bound is switched off within 64 verified answers in at least 95 of 100 runs (`benches/scale/guard.md`).
 //!
-//! A value above 20 times its bound counts as 20 times: one answer alone never switches a class off. That lowers the mean, so it can
-//! only keep a class on. A KL or an agreement that is not a number is as bad as can be.
+//! A value above 20 times its bound counts as 20 times: one answer alone never switches a class off. That lowers the mean, so it can only
+//! keep a class on. A KL or an agreement that is not a number counts as the worst.
 //!
-//! A class that was switched off is computed in full for a number of requests (the pause), then tried again: all of its answers are
-//! verified until as many as a trial takes have passed. Each failure doubles the next pause, each passed trial halves it. All of it
-//! counts requests and answers, never time, so it is the same in every replay.
+//! Requests of a class that was switched off are computed in full for a number of requests (the pause), then the class is tried again: all
+//! of its answers are verified until it passes a trial. Each failure doubles the next pause, each passed trial halves it. Only requests and
+//! answers are counted, never time, so every replay is the same.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -24,30 +24,30 @@ use tokens::TenantId;
 use crate::MatchClass;
 use crate::evidence::Evidence;
 
-/// What a class has to keep, and how sure one has to be.
+/// Bounds of a class, and the confidence of the test.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GuardConfig {
-    /// Highest mean KL(full‖reuse) of answers, in nats. Above 0; infinite asks for nothing.
+    /// Highest mean KL(full‖reuse) of answers, in nats. Above 0; infinite sets no bound.
     pub max_mean_kl: f64,
-    /// Lowest mean share of positions with the same likeliest token. At least 0, which asks for nothing, and below 1.
+    /// Lowest mean share of positions with the same likeliest token. At least 0, which sets no bound, and below 1.
     pub min_top1: f64,
-    /// A class that stands exactly at one of its bounds is switched off within `n` verified answers with at most this probability,
-    /// times `1 + n / 1000`. Above 0 and below 1.
+    /// Probability that a class exactly at one of its bounds is switched off within `n` verified answers is at most this, times `1 + n /
+    /// 1000`. Above 0 and below 1.
     pub error_rate: f64,
-    /// Answers after which a class is not new any more, or has passed its trial.
+    /// Answers after which a class is no longer new, or has passed its trial.
     pub trial_answers: usize,
-    /// Answers whose means are reported.
+    /// Number of answers whose means are reported.
     pub window: usize,
     /// Requests of a class that are computed in full after it was switched off for the first time.
     pub first_pause: u64,
 }
 
-/// One answer beside full computation.
+/// Comparison of one answer with full computation.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Verdict {
     /// KL(full‖reuse), mean over the answer's positions, in nats.
     pub mean_kl: f64,
-    /// The same at its first position.
+    /// KL at the first position of the answer.
     pub first_kl: f64,
     /// Share of positions with the same likeliest token.
     pub top1: f64,
@@ -65,28 +65,28 @@ pub enum Fault {
 /// The record of one class, over all tenants.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ClassQuality {
-    /// Answers verified so far.
+    /// Number of answers verified so far.
     pub num_verified: u64,
-    /// Means over the last ones of each tenant.
+    /// Mean of [`Verdict::mean_kl`] over the last answers of each tenant.
     pub mean_kl: f64,
-    /// As [`Verdict::first_kl`].
+    /// Mean of [`Verdict::first_kl`].
     pub first_kl: f64,
-    /// As [`Verdict::top1`].
+    /// Mean of [`Verdict::top1`].
     pub top1: f64,
-    /// Tenants whose requests of the class are computed in full at present.
+    /// Number of tenants whose requests of the class are computed in full at present.
     pub num_tenants_off: usize,
     /// Times that the class was switched off for a tenant, by the bound it missed, in the order of [`Fault::ALL`].
     pub num_switched_off: [u64; Fault::ALL.len()],
-    /// The strongest evidence against the class that a tenant's answers give, by bound: at 1 the class is switched off for that tenant.
+    /// Strongest evidence of any tenant's answers against the class, by bound: at 1 the class is switched off for that tenant.
     pub evidence: [f64; Fault::ALL.len()],
 }
 
-/// The judge of all classes.
+/// Guard of all classes.
 #[derive(Clone, Debug)]
 pub struct QualityGuard {
     config: GuardConfig,
     records: BTreeMap<(TenantId, MatchClass), Record>,
-    /// Of all classes: asked for after every step, changed by a verdict and by the end of a pause.
+    /// Cached results of all classes: read after every step, changed by a verdict and by the end of a pause.
     classes: Vec<(MatchClass, ClassQuality)>,
 }
 
@@ -94,37 +94,37 @@ pub struct QualityGuard {
 struct Record {
     num_verified: u64,
     recent: VecDeque<Verdict>,
-    /// Of the present trial, by bound.
+    /// Evidence of the present trial, by bound.
     evidence: [Evidence; Fault::ALL.len()],
-    /// Answers of the present trial.
+    /// Number of answers of the present trial.
     num_tried: usize,
     /// True if it was switched off and has not passed a trial since.
     is_on_probation: bool,
-    /// Requests still to be computed in full.
+    /// Remaining requests to compute in full.
     pause: u64,
-    /// Doublings of the next pause.
+    /// Number of doublings of the next pause.
     num_doublings: u32,
     num_switched_off: [u64; Fault::ALL.len()],
 }
 
-/// A KL or a disagreement counts at most so many times its bound. Chosen: with the default bounds 1 nat, and no agreement at all.
+/// Most multiples of its bound that a KL or a disagreement counts. Chosen: with the default bounds 1 nat, and no agreement at all.
 const CLIP: f64 = 20.0;
 
-/// Doublings of the pause at most.
+/// Most doublings of the pause.
 const MAX_DOUBLINGS: u32 = 10;
 
 impl Default for GuardConfig {
-    /// The agreement of the project's own evaluation is .97; its bound leaves to it what the bound of the KL leaves to .020.
+    /// The agreement in the project's own evaluation is .97; its bound leaves it the same margin as the bound of the KL leaves to .020.
     fn default() -> Self {
         Self { max_mean_kl: 0.05, min_top1: 0.95, error_rate: 0.05, trial_answers: 64, window: 128, first_pause: 64 }
     }
 }
 
 impl Fault {
-    /// Both.
+    /// Both bounds.
     pub const ALL: [Self; 2] = [Self::Kl, Self::Top1];
 
-    /// Its name as a metric label.
+    /// Returns its name as a metric label.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
@@ -135,7 +135,7 @@ impl Fault {
 }
 
 impl GuardConfig {
-    /// Name, range and validity of each setting.
+    /// Returns name, value, range and validity of each setting.
     #[must_use]
     pub fn checks(&self) -> [(&'static str, f64, &'static str, bool); 3] {
         [
@@ -145,13 +145,13 @@ impl GuardConfig {
         ]
     }
 
-    /// Values that count against each bound, and the bound.
+    /// Returns the values that count against each bound, and the bound.
     fn measured(&self, verdict: &Verdict) -> [(f64, f64); Fault::ALL.len()] {
         let bounds = [(verdict.mean_kl, self.max_mean_kl), (1.0 - verdict.top1, 1.0 - self.min_top1)];
         bounds.map(|(value, bound)| (value.min(CLIP * bound), bound))
     }
 
-    /// `verdict` without anything that is no number.
+    /// Replaces each value of `verdict` that is not a number by the worst one.
     fn numeric(&self, verdict: Verdict) -> Verdict {
         let clip = if self.max_mean_kl.is_finite() { CLIP * self.max_mean_kl } else { f64::MAX };
         let kl = |kl: f64| if kl.is_finite() { kl.max(0.0) } else { clip };
@@ -161,7 +161,7 @@ impl GuardConfig {
 }
 
 impl QualityGuard {
-    /// Nothing is known, so everything is allowed.
+    /// Creates a guard without any record, which allows every class.
     #[must_use]
     pub fn new(config: GuardConfig) -> Self {
         Self { config, records: BTreeMap::new(), classes: Vec::new() }
@@ -173,7 +173,7 @@ impl QualityGuard {
         self.records.get(&(tenant, class)).is_none_or(|record| record.pause == 0)
     }
 
-    /// Counts a request that was computed in full because its class is off. The pause ends after enough of them.
+    /// Counts a request that was computed in full because its class is off. Enough of them end the pause.
     pub fn count_refusal(&mut self, tenant: TenantId, class: MatchClass) {
         let Some(record) = self.records.get_mut(&(tenant, class)) else { return };
         let was_off = record.pause > 0;
@@ -183,20 +183,20 @@ impl QualityGuard {
         }
     }
 
-    /// Whether so little is known of `class` that more of its answers should be verified.
+    /// True if so few answers of `class` were verified that more of them should be.
     #[must_use]
     pub fn is_new(&self, tenant: TenantId, class: MatchClass) -> bool {
         self.records.get(&(tenant, class)).is_none_or(|record| record.num_tried < self.config.trial_answers)
     }
 
-    /// True if `class` was switched off before and has not passed a trial since: then every answer is verified.
+    /// True if `class` was switched off and has not passed a trial since: then every answer is verified.
     #[must_use]
     pub fn is_on_probation(&self, tenant: TenantId, class: MatchClass) -> bool {
         self.records.get(&(tenant, class)).is_some_and(|record| record.is_on_probation)
     }
 
-    /// Takes note of a verified answer; the bound that `class` misses, if this switched it off for `tenant`. An answer that was given
-    /// before the class was switched off counts in the means only.
+    /// Records a verified answer. Returns the bound that `class` misses, if this switched it off for `tenant`. An answer given before the
+    /// class was switched off counts in the means only.
     pub fn record(&mut self, tenant: TenantId, class: MatchClass, verdict: Verdict) -> Option<Fault> {
         let verdict = self.config.numeric(verdict);
         let record = self.records.entry((tenant, class)).or_default();
@@ -206,7 +206,7 @@ impl QualityGuard {
         fault
     }
 
-    /// Every class of which something is known, over all tenants, best class first.
+    /// Returns every class with a record, over all tenants, best class first.
     #[must_use]
     pub fn classes(&self) -> &[(MatchClass, ClassQuality)] {
         &self.classes
@@ -231,7 +231,7 @@ impl Record {
         }
     }
 
-    /// Adds `verdict` to the evidence; the bound that is missed, if that is certain now.
+    /// Adds `verdict` to the evidence. Returns the bound that is missed, if that is certain now.
     fn judge(&mut self, verdict: &Verdict, config: &GuardConfig) -> Option<Fault> {
         for (evidence, (value, bound)) in self.evidence.iter_mut().zip(config.measured(verdict)) {
             evidence.add(value, bound);
@@ -257,7 +257,7 @@ impl Record {
         self.recent.clear();
     }
 
-    /// The evidence goes on: it finds a class that turns bad later.
+    /// Keeps the evidence: it detects a class that turns bad later.
     fn pass_trial(&mut self) {
         if std::mem::take(&mut self.is_on_probation) {
             self.num_doublings = self.num_doublings.saturating_sub(1);
@@ -294,7 +294,7 @@ mod tests {
         Verdict { mean_kl, first_kl: mean_kl * 5.0, top1 }
     }
 
-    /// Records `verdicts` one by one; after how many the class was switched off, and why.
+    /// Records `verdicts` one by one and checks after how many the class was switched off, and by which bound.
     #[track_caller]
     fn check(verdicts: &[(f64, f64)], expected: Option<(usize, Fault)>) {
         let mut guard = QualityGuard::new(GuardConfig::default());
@@ -348,7 +348,7 @@ mod tests {
         assert_eq!((*class, quality.num_verified, quality.num_tenants_off, quality.num_switched_off), (CLASS, 1000, 1, [1, 0]));
     }
 
-    /// Fails, and sits out the pause; how long that is.
+    /// Fails, sits out the pause and returns its length.
     fn fail(guard: &mut QualityGuard) -> usize {
         while guard.record(A, CLASS, verdict(1.0, 1.0)).is_none() {}
         assert!(guard.is_on_probation(A, CLASS) && guard.is_new(A, CLASS) && !guard.is_on_probation(B, CLASS));
@@ -385,14 +385,14 @@ mod tests {
         assert!((quality.top1 - 0.99).abs() < 1e-9 && quality.evidence[0] > 0.0 && quality.evidence[0] < 1.0);
     }
 
-    /// The KL of the answers of the project's own evaluation, and the agreement by kind: `benches/scale/guard_answers.csv`.
+    /// Returns the KL of the answers of the project's own evaluation, or the agreement, by kind: `benches/scale/guard_answers.csv`.
     fn published(quantity: &str) -> Vec<f64> {
         let lines = include_str!("../../../benches/scale/guard_answers.csv").lines();
         lines.filter_map(|line| line.strip_prefix(quantity)?.strip_prefix(',')?.parse().ok()).collect()
     }
 
-    /// Of `num_runs` runs of `num_answers` answers drawn from the published ones, with their KL and their disagreement times `factor`, how
-    /// many switch the class off.
+    /// Counts the runs that switch the class off, of `num_runs` runs of `num_answers` answers drawn from the published ones, with their KL
+    /// and their disagreement times `factor`.
     fn num_off(factors: (f64, f64), num_runs: usize, num_answers: usize) -> usize {
         let (kl, top1) = (published("kl"), published("top1"));
         let mut random = Random(7);

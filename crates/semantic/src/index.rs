@@ -1,8 +1,8 @@
-//! Finds the spans that a prompt has in common with earlier prompts of its scopes, at any offset and in any order.
+//! Finds the spans that a prompt shares with earlier prompts of its scopes, at any offset and in any order.
 //!
-//! A sample of each donor's shingles is posted under its hash, in a table of its scope: nothing is found across scopes. A target is sampled
-//! the same way, so that every equal run of `min_span_tokens` meets at least one posting; ids are then compared to both sides until they
-//! differ (`search.rs`). The hash says where to look, the ids say what is equal: a collision costs time, never a wrong token.
+//! A sample of each donor's shingles is posted under its hash, in a table of its scope, so no match crosses scopes. A target is sampled the
+//! same way, so every equal run of `min_span_tokens` meets at least one posting; ids are then compared to both sides until they differ
+//! (`search.rs`). The hash only selects where to compare ids: a collision costs time, never a wrong token.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::postings::{Posting, Postings};
 use crate::search::{Holders, Search, SpanQuery, search};
 use crate::{DonorPrompts, PromptView, Segments, SpanIndexConfig, SpanMatch};
 
-/// Earlier prompts, and the places of their shingles.
+/// Index of earlier prompts by the positions of their shingles.
 pub struct SpanIndex {
     config: SpanIndexConfig,
     donors: Donors,
@@ -24,61 +24,61 @@ pub struct SpanIndex {
 }
 
 impl SpanIndex {
-    /// An empty index.
+    /// Creates an empty index.
     ///
     /// # Panics
-    /// If `config` is not one that [`SpanIndexConfig::validated`] accepts.
+    /// If [`SpanIndexConfig::validated`] rejects `config`.
     #[must_use]
     pub fn new(config: SpanIndexConfig) -> Self {
         let config = config.validated().expect("the configuration was validated");
         Self { config, donors: Donors::default(), postings: HashMap::new() }
     }
 
-    /// Donors kept.
+    /// Number of donors kept.
     #[must_use]
     pub fn len(&self) -> usize {
         self.donors.len()
     }
 
-    /// Whether no donor is kept.
+    /// True if no donor is kept.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Tokens of all donors together.
+    /// Total number of tokens of all donors.
     #[must_use]
     pub fn num_tokens(&self) -> usize {
         self.donors.num_tokens()
     }
 
-    /// The prompt of `donor`, if it is kept.
+    /// Returns the prompt of `donor`, if it is kept.
     #[must_use]
     pub fn tokens_of(&self, donor: DonorId) -> Option<&Arc<[TokenId]>> {
         self.donors.get(donor).map(|donor| &donor.tokens)
     }
 
-    /// The shingles of `tokens` that are looked up. Good for every index of this configuration.
+    /// Returns the shingles of `tokens` that are looked up. Valid for every index of this configuration.
     #[must_use]
     pub fn sketch(&self, tokens: &[TokenId], segments: &Segments) -> Sketch {
         Sketch::of(tokens, segments, self.config.shingle_tokens, self.config.window_shingles)
     }
 
-    /// [`insert_segmented`](Self::insert_segmented) for a prompt of whose segments nothing is known.
+    /// Calls [`insert_segmented`](Self::insert_segmented) for a prompt with unknown segments.
     pub fn insert(&mut self, scope: Scope, donor: DonorId, tokens: Arc<[TokenId]>) -> Vec<DonorId> {
         self.insert_segmented(scope, donor, tokens, Segments::default())
     }
 
-    /// [`insert_of`](Self::insert_of) where all donors are one tenant's.
+    /// Calls [`insert_of`](Self::insert_of) with the same tenant for all donors.
     pub fn insert_segmented(&mut self, scope: Scope, donor: DonorId, tokens: Arc<[TokenId]>, segments: Segments) -> Vec<DonorId> {
         self.insert_of(TenantId::default(), scope, donor, tokens, segments)
     }
 
-    /// Keeps `tokens` as `donor` of `tenant`, in place of what it was before, and returns the donors that had to go.
+    /// Keeps `tokens` as `donor` of `tenant`, replacing its earlier prompt, and returns the evicted donors.
     ///
-    /// If there is no room, the tenant with most donors, or most tokens, gives up its least recently used one, so that no
-    /// tenant can displace what others keep within an equal share. `donor` itself is returned if it cannot be kept: too short to
-    /// hold a span, or too long for the whole index.
+    /// If there is no room, the tenant with most donors, or most tokens, evicts its least recently used one, so no tenant can displace
+    /// donors that others keep within an equal share. Returns `donor` itself if it cannot be kept: too short to hold a span, or too long
+    /// for the whole index.
     pub fn insert_of(
         &mut self,
         tenant: TenantId,
@@ -99,7 +99,7 @@ impl SpanIndex {
         evicted
     }
 
-    /// Posts the shingles of the donor in `slot`, as the newest of its scope.
+    /// Posts the shingles of the donor in `slot` as the newest of its scope.
     fn post(&mut self, slot: u32) {
         let donor = self.donors.at(slot);
         let postings = self.postings.entry(donor.scope).or_default();
@@ -108,15 +108,16 @@ impl SpanIndex {
         }
     }
 
-    /// Forgets `donor`; whether it was there.
+    /// Removes `donor`. Returns true if it was kept.
     pub fn remove(&mut self, donor: DonorId) -> bool {
         let Some((slot, donor)) = self.donors.remove(donor) else { return false };
         unpost(&mut self.postings, donor.scope, &donor.sketch, slot, 0);
         true
     }
 
-    /// Has a search find the leading `num_tokens` tokens of `donor` only, say because the KV of the others is lost. Further postings make
-    /// place for those of other holders of the same text. Nothing happens if it is not kept, or if fewer are found already.
+    /// Limits searches to the leading `num_tokens` tokens of `donor`, for example because the KV of the others is lost. Removing the
+    /// further postings makes room for those of other holders of the same text. Does nothing if the donor is not kept or is already limited
+    /// to fewer.
     pub fn shorten(&mut self, donor: DonorId, num_tokens: u32) {
         let Some(slot) = self.donors.slot(donor) else { return };
         let donor = self.donors.at_mut(slot);
@@ -127,7 +128,7 @@ impl SpanIndex {
         }
     }
 
-    /// Has a search find all of `donor` again. Whether that was not so.
+    /// Lets searches find all of `donor` again. Returns true if it was limited.
     pub fn restore(&mut self, donor: DonorId) -> bool {
         let Some(slot) = self.donors.slot(donor) else { return false };
         let donor = self.donors.at_mut(slot);
@@ -142,43 +143,43 @@ impl SpanIndex {
         true
     }
 
-    /// Forgets all donors of `scope` and returns how many they were.
+    /// Removes all donors of `scope` and returns their number.
     pub fn remove_scope(&mut self, scope: Scope) -> usize {
         let donors = self.donors.in_scope(scope);
         donors.iter().filter(|&&donor| self.remove(donor)).count()
     }
 
-    /// Notes a use of `donor`, so that others go before it. Nothing happens if it is not kept.
+    /// Records a use of `donor`, so that others are evicted before it. Does nothing if it is not kept.
     pub fn touch(&mut self, donor: DonorId) {
         self.donors.touch(donor);
     }
 
-    /// The equal runs of `target` and the donors of `scope`, cut at `from`: [`search`](Self::search) for one scope, all of whose donors
-    /// may be copied from.
+    /// Returns the equal runs of `target` and the donors of `scope`, cut at `from`: [`search`](Self::search) for one scope whose donors may
+    /// all be copied from.
     #[must_use]
     pub fn find(&self, scope: Scope, target: &[TokenId], from: u32) -> Vec<SpanMatch> {
         let sketch = self.sketch(target, &Segments::default());
         self.search(&SpanQuery { scopes: &[scope], tokens: target, sketch: &sketch, from }, |_| u32::MAX).matches
     }
 
-    /// The maximal equal runs of a target and the donors of its scopes, cut at `from` and where the donor's `usable` leading tokens end,
-    /// by ascending target position. Equal positions come longest first, then youngest donor first.
+    /// Returns the maximal equal runs of a target and the donors of its scopes, cut at `from` and at the end of the donor's `usable`
+    /// leading tokens, by ascending target position. Runs at equal positions come longest first, then youngest donor first.
     ///
-    /// Each run right of `from` is found that has `min_span_tokens` or holds a whole segment of both, unless several others, at most
-    /// `max_postings`, cover the places at which it would be. Matches may overlap each other in the target. The work is linear in the
-    /// tokens of the target, whatever the number of donors.
+    /// Finds each run right of `from` that has `min_span_tokens` or holds a whole segment of both, unless several others, at most
+    /// `max_postings`, cover its positions. Matches may overlap each other in the target. The work is linear in the tokens of the target,
+    /// independent of the number of donors.
     #[must_use]
     pub fn search(&self, query: &SpanQuery<'_>, usable: impl FnMut(DonorId) -> u32) -> Search {
         let scopes: Vec<_> = query.scopes.iter().filter_map(|scope| self.postings.get(scope)).collect();
         let samples = query.sketch.samples_from(query.from);
-        // All are looked up before the first comparison: lookups miss the caches, and side by side they wait together.
+        // All lookups precede the first comparison: they miss the caches, and issued together their latencies overlap.
         let lists: Vec<&[Posting]> =
             samples.iter().flat_map(|sample| scopes.iter().map(|postings| postings.get(sample.key))).collect();
         let holders = samples.iter().zip(lists.chunks(scopes.len().max(1)));
         search(&self.donors, &self.config, query, holders.map(|(sample, lists)| Holders { pos: sample.pos, lists }), usable)
     }
 
-    /// Likewise of a target and one donor of any scope; nothing if it is not kept.
+    /// Searches a target against one donor of any scope; returns nothing if it is not kept.
     ///
     /// For donors that were proposed for another reason than their spans.
     #[must_use]
@@ -194,14 +195,14 @@ impl SpanIndex {
         search(&self.donors, &self.config, query, holders, usable)
     }
 
-    /// [`search_in`](Self::search_in) for a donor all of which may be copied.
+    /// Calls [`search_in`](Self::search_in) for a donor that may be copied in full.
     #[must_use]
     pub fn find_in(&self, donor: DonorId, target: &[TokenId], from: u32) -> Vec<SpanMatch> {
         let sketch = self.sketch(target, &Segments::default());
         self.search_in(donor, &SpanQuery { scopes: &[], tokens: target, sketch: &sketch, from }, |_| u32::MAX).matches
     }
 
-    /// Makes room for a donor of `num_tokens` of `tenant`.
+    /// Evicts donors until `tenant` can add one of `num_tokens`.
     fn make_room(&mut self, tenant: TenantId, num_tokens: usize) -> Vec<DonorId> {
         let mut evicted = Vec::new();
         loop {
@@ -217,7 +218,7 @@ impl SpanIndex {
     }
 }
 
-/// Removes the postings of the donor in `slot` at `from_pos` or later. A scope without any is forgotten.
+/// Removes the postings of the donor in `slot` at `from_pos` or later, and the scope if it has none left.
 fn unpost(scopes: &mut HashMap<Scope, Postings>, scope: Scope, sketch: &Sketch, slot: u32, from_pos: u32) {
     let Some(postings) = scopes.get_mut(&scope) else { return };
     for key in sketch.keys() {
@@ -254,7 +255,7 @@ mod tests {
         }
     }
 
-    /// A text of random tokens into which pieces of `source` are pasted.
+    /// Returns random tokens with pieces of `source` pasted in.
     fn collage(random: &mut Random, source: &[TokenId], num_pieces: usize, alphabet: usize) -> Vec<TokenId> {
         let mut text = Vec::new();
         for _ in 0..num_pieces {
@@ -269,7 +270,7 @@ mod tests {
         text
     }
 
-    /// All maximal equal runs of at least `min` tokens, by comparing everything with everything, cut at `from`.
+    /// Returns all maximal equal runs of at least `min` tokens, cut at `from`, by comparing all pairs of positions.
     fn naive(donor: DonorId, donor_tokens: &[TokenId], target: &[TokenId], min: u32, from: u32) -> Vec<SpanMatch> {
         let mut matches = Vec::new();
         for donor_pos in 0..donor_tokens.len() {
@@ -319,8 +320,8 @@ mod tests {
         }
     }
 
-    /// Runs found of a donor of texts `donor` in a target of texts `target`: each text is a letter and its length, and begins a segment if
-    /// `are_segments`. Printed as positions of the target.
+    /// Checks the runs that a donor of texts `donor` and a target of texts `target` share: each text is a letter and its length, and begins
+    /// a segment if `are_segments`. Runs are printed as positions of the target.
     #[track_caller]
     fn check_short(donor: &str, target: &str, are_segments: bool, expected: &str) {
         let prompt = |text: &str| {
@@ -373,7 +374,7 @@ mod tests {
         }
     }
 
-    /// Whether some match covers `expected`: chance may have made the run longer.
+    /// True if some match covers `expected`; by chance the run may be longer.
     fn naive_contains(matches: &[SpanMatch], expected: SpanMatch) -> bool {
         matches.iter().any(|found| found.within_target(expected.target_range()).is_some_and(|part| part.num_tokens == 64))
     }
@@ -416,7 +417,7 @@ mod tests {
         assert_eq!(donors, [9, 4]);
     }
 
-    /// Donors of 10 tokens in an index for 60 of them and 590 tokens; of tenant `i`, in a scope of its own, the ids are `100 i ..`.
+    /// Inserts donors of 10 tokens into an index for 60 donors and 590 tokens; tenant `i` has a scope of its own and the ids `100 i ..`.
     fn flooded(floods: &[(u32, usize)]) -> (SpanIndex, impl Fn(&SpanIndex, u32) -> usize) {
         let mut index = SpanIndex::new(SpanIndexConfig { max_donors: 60, max_tokens: 590, ..small_config() });
         let mut random = Random(8);
@@ -508,7 +509,7 @@ mod tests {
         assert_eq!(index.find(B, &tokens, 0).len(), 1);
     }
 
-    /// After any walk, the index finds what an index of only the kept donors finds, and keeps no posting of others.
+    /// After any walk, the index finds the same as an index of only the kept donors, and keeps no postings of others.
     #[test]
     fn what_left_leaves_no_trace() {
         let mut random = Random(11);

@@ -1,6 +1,6 @@
-//! What holds for every plan, checked on donors and a target made of any bytes.
+//! Invariants of every plan, checked on donors and a target made of any bytes.
 //!
-//! For the tests of this crate and for `fuzz/`: the feature `invariants` shows it to other crates.
+//! For the tests of this crate and for `fuzz/`: the feature `invariants` exports it.
 
 use tokens::{DonorId, Scope, TokenId, TokenRange};
 
@@ -11,7 +11,7 @@ use crate::{
 
 const SCOPE: Scope = Scope(0);
 
-/// Prompts made of bytes. Bytes that are missing count as 0.
+/// Prompts made of bytes. Missing bytes count as 0.
 struct World {
     config: SpanConfig,
     index: SpanIndex,
@@ -34,7 +34,7 @@ impl Text {
     }
 }
 
-/// Reads numbers off bytes.
+/// Reads numbers from bytes.
 struct Numbers<'a>(std::slice::Iter<'a, u8>);
 
 impl Numbers<'_> {
@@ -42,7 +42,7 @@ impl Numbers<'_> {
         usize::from(self.0.next().copied().unwrap_or(0)) % n.max(1)
     }
 
-    /// A prompt of pieces: new tokens, single ones, copies of `others`, and borders of segments.
+    /// Reads a prompt of pieces: new tokens, single ones, copies of `others`, and borders of segments.
     fn text(&mut self, others: &[Text], alphabet: usize) -> Text {
         let mut text = Text { knows_segments: self.below(4) > 0, ..Text::default() };
         for _ in 0..self.below(12) {
@@ -97,7 +97,7 @@ impl Numbers<'_> {
         World { config, index, target, template, from }
     }
 
-    /// Some disjoint ranges of a prompt of `prompt_len` tokens.
+    /// Reads some disjoint ranges of a prompt of `prompt_len` tokens.
     fn template(&mut self, prompt_len: u32) -> Vec<TokenRange> {
         let mut at = 0;
         let mut ranges = Vec::new();
@@ -112,16 +112,16 @@ impl Numbers<'_> {
     }
 }
 
-/// Token `i` of a piece of text, one for each seed: two bytes shall make many tokens.
+/// Returns token `i` of a piece of text, one for each seed: two bytes yield many tokens.
 fn token(seed: usize, i: usize, alphabet: usize) -> TokenId {
     let x = ((seed << 16 | i) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     TokenId(((x ^ x >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 40) as u32 % alphabet as u32)
 }
 
-/// Plans for donors and a target read from `bytes`, and checks what must hold; how many spans there were.
+/// Plans for donors and a target read from `bytes`, checks the invariants, and returns the number of spans.
 ///
 /// # Panics
-/// If something does not hold.
+/// If an invariant does not hold.
 #[must_use]
 pub fn check_plan(bytes: &[u8]) -> usize {
     let world = Numbers(bytes.iter()).world();
@@ -146,7 +146,7 @@ pub fn check_plan(bytes: &[u8]) -> usize {
     plan.spans.len()
 }
 
-/// Spans, mandatory rows and what was refused lie where they may.
+/// Checks that spans, mandatory rows and edited positions lie in allowed places.
 fn check_shape(plan: &ReusePlan, target: &PlanTarget<'_>, config: &SpanConfig) {
     let prompt_len = target.prompt.num_tokens();
     assert_eq!(plan.spans.is_empty(), plan.rejected.is_some());
@@ -166,7 +166,7 @@ fn check_shape(plan: &ReusePlan, target: &PlanTarget<'_>, config: &SpanConfig) {
     assert!(!plan.edited.iter().any(is_served), "what was refused is not copied");
 }
 
-/// Its tokens are equal, and so is what its class promises.
+/// Checks that the tokens of a span are equal, and that the promise of its class holds.
 fn check_span(span: &ReuseSpan, target: &PlanTarget<'_>, world: &World) {
     let donor = world.index.tokens_of(span.donor).expect("the index has its donors");
     let (left, rest) = donor.split_at(span.donor_pos as usize);
@@ -189,7 +189,7 @@ fn check_span(span: &ReuseSpan, target: &PlanTarget<'_>, world: &World) {
     }
 }
 
-/// Nothing that is copied stands behind an edit in its segment, by the definition in `edits.rs`, taken literally.
+/// Checks that no copied token follows an edit in its segment, by the literal definition in `edits.rs`.
 fn check_edits(plan: &ReusePlan, matches: &[SpanMatch], target: &PlanTarget<'_>, donors: &SpanIndex) {
     for span in &plan.spans {
         let runs = matches.iter().filter(|found| {
@@ -211,7 +211,7 @@ fn donor_start(found: &SpanMatch) -> u32 {
     found.donor_pos - found.left_context
 }
 
-/// Whether `run` is `earlier` or follows it in the segments of both prompts.
+/// Returns true if `run` is `earlier` or follows it in the segments of both prompts.
 fn follows(run: &SpanMatch, earlier: &SpanMatch, target: &PlanTarget<'_>, donors: &SpanIndex) -> bool {
     let donor = donors.prompt_of(run.donor).expect("the index has its donors");
     let in_target = target.prompt.segment_at(earlier.run_start());
@@ -238,7 +238,7 @@ fn is_edited(run: &SpanMatch, target: &PlanTarget<'_>, donors: &SpanIndex) -> bo
     !run.has_same_past() && (is_opening || is_anchored)
 }
 
-/// The script covers both prompts, and what it keeps is equal.
+/// Checks that the script covers both prompts, and that kept tokens are equal.
 fn check_script(target: &[TokenId], donor: &[TokenId]) {
     let (mut target_end, mut donor_end) = (0, 0);
     for op in align(target, donor).ops() {

@@ -1,10 +1,10 @@
-//! Given a prompt, finds earlier prompts that share text with it, and says position by position what to copy and what to recompute.
+//! Finds earlier prompts that share text with a prompt, and plans for each position if it is copied or recomputed.
 //!
-//! What is here: an index of exact token spans ([`SpanIndex`]) and one of embeddings ([`EmbeddingIndex`]), which only proposes donors;
-//! the choice among matches ([`plan_reuse`]), which leaves out what stands behind an edit in its own segment ([`EditPolicy`]); whether
-//! the plan saves enough time ([`Gate`]); scripts of edits for explanations ([`align`]); who repairs what, and whether it was good enough.
-//! Ids are compared, never texts and never hashes alone: tokens that differ are different content.
-//! What is deliberately not here: KV blocks and whether they are still resident (`kv`, `engine`), and the copying itself.
+//! Here: an index of exact token spans ([`SpanIndex`]) and one of embeddings ([`EmbeddingIndex`]), which only proposes donors; the choice
+//! among matches ([`plan_reuse`]), which leaves out tokens after an edit in their own segment ([`EditPolicy`]); the check that the plan
+//! saves enough time ([`Gate`]); scripts of edits for explanations ([`align`]); policies of repair, and guards of its quality. Ids are
+//! compared, never texts and never hashes alone: tokens that differ are different content. Deliberately not here: KV blocks and their
+//! residency (`kv`, `engine`), and the copying itself.
 
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,7 @@
-//! Which shingles of a sequence are sampled: the least by hash of each window (minimizers).
+//! Samples the shingles of a sequence: the least by hash of each window (minimizers).
 //!
-//! The choice depends on the window's tokens alone, so equal windows sample the same place wherever they stand
-//! (winnowing, Schleimer, Wilkerson, Aiken 2003). Any two sequences that share `shingle + window - 1` tokens share a sample.
+//! The choice depends on the window's tokens alone, so equal windows sample the same shingle at any position (winnowing, Schleimer,
+//! Wilkerson, Aiken 2003). Any two sequences that share `shingle + window - 1` tokens share a sample.
 
 use std::sync::Arc;
 
@@ -15,15 +15,15 @@ const BASE: u64 = 0x9e37_79b9_7f4a_7c15;
 /// A sampled shingle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sample {
-    /// Its hash.
+    /// Hash of the shingle.
     pub(crate) key: u64,
-    /// Of the shingle's first token.
+    /// Position of the shingle's first token.
     pub(crate) pos: u32,
 }
 
 /// The sampled shingles of one prompt, by ascending position, and its segments.
 ///
-/// They depend on the prompt alone: it is hashed once, however many scopes it is looked up in and however often.
+/// They depend on the prompt alone: it is hashed once for any number of scopes and lookups.
 #[derive(Clone, Debug, Default)]
 pub struct Sketch {
     samples: Arc<[Sample]>,
@@ -31,8 +31,8 @@ pub struct Sketch {
 }
 
 impl Sketch {
-    /// Samples `tokens`: of `window_shingles` consecutive shingles of `shingle_tokens` tokens, at least one, and of each of `segments`
-    /// its first one, so that a segment too short for a window is found too.
+    /// Samples `tokens`: at least one of `window_shingles` consecutive shingles of `shingle_tokens` tokens, and the first one of each of
+    /// `segments`, so that a segment too short for a window is found too.
     pub(crate) fn of(tokens: &[TokenId], segments: &Segments, shingle_tokens: u32, window_shingles: u32) -> Self {
         let keys = shingle_keys(tokens, shingle_tokens as usize);
         let mut samples = sample(&keys, window_shingles as usize);
@@ -43,23 +43,23 @@ impl Sketch {
         Self { samples: samples.into(), segments: segments.clone() }
     }
 
-    /// Segments of the prompt.
+    /// Returns the segments of the prompt.
     #[must_use]
     pub fn segments(&self) -> &Segments {
         &self.segments
     }
 
-    /// All samples.
+    /// Returns all samples.
     pub(crate) fn samples(&self) -> &[Sample] {
         &self.samples
     }
 
-    /// Samples that begin at `from` or later.
+    /// Returns the samples that begin at `from` or later.
     pub(crate) fn samples_from(&self, from: u32) -> &[Sample] {
         &self.samples[self.samples.partition_point(|sample| sample.pos < from)..]
     }
 
-    /// Keys of all samples, ascending, each once.
+    /// Returns the keys of all samples, ascending, each once.
     pub(crate) fn keys(&self) -> Vec<u64> {
         let mut keys: Vec<_> = self.samples.iter().map(|sample| sample.key).collect();
         keys.sort_unstable();
@@ -68,9 +68,9 @@ impl Sketch {
     }
 }
 
-/// The samples of a text whose shingles have the hashes `keys`, by ascending position, each once.
+/// Returns the samples of a text whose shingles have the hashes `keys`, by ascending position, each once.
 ///
-/// Of shingles with equal hash in one window it is the leftmost.
+/// Takes the leftmost of shingles with equal hash in one window.
 fn sample(keys: &[u64], window_shingles: usize) -> Vec<Sample> {
     let mut samples: Vec<Sample> = Vec::with_capacity(2 * keys.len() / window_shingles + 1);
     let mut least = 0;
@@ -93,7 +93,7 @@ fn leftmost_least(keys: &[u64]) -> usize {
     keys.iter().position(|key| key == least).expect("the least is among them")
 }
 
-/// Hash of each `shingle_tokens` consecutive tokens: a rolling polynomial modulo 2^64, then mixed.
+/// Returns the hash of each `shingle_tokens` consecutive tokens: a rolling polynomial modulo 2^64, then mixed.
 fn shingle_keys(tokens: &[TokenId], shingle_tokens: usize) -> Vec<u64> {
     if tokens.len() < shingle_tokens {
         return Vec::new();
@@ -111,7 +111,7 @@ fn shingle_keys(tokens: &[TokenId], shingle_tokens: usize) -> Vec<u64> {
     keys
 }
 
-/// Finaliser of MurmurHash3 (Appleby, `fmix64`): the least key must not follow from the last tokens alone.
+/// Applies the finaliser of MurmurHash3 (Appleby, `fmix64`): the least key must not follow from the last tokens alone.
 fn mix(x: u64) -> u64 {
     let x = (x ^ (x >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     let x = (x ^ (x >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
@@ -130,7 +130,7 @@ mod tests {
         ids.into_iter().map(TokenId).collect()
     }
 
-    /// Samples of `tokens`, window by window, from the definition.
+    /// Samples `tokens` window by window, from the definition.
     fn from_definition(tokens: &[TokenId]) -> Vec<Sample> {
         let keys: Vec<_> = tokens.windows(SHINGLE).map(|shingle| shingle_keys(shingle, SHINGLE)[0]).collect();
         let mut samples: Vec<Sample> = Vec::new();

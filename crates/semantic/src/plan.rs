@@ -1,15 +1,15 @@
-//! What to copy and what to recompute.
+//! Plans the tokens to copy and those to recompute.
 //!
-//! Which tokens of an equal run are recomputed although a donor has them:
-//! - its *head*, the first tokens of the run. Their KV depends most on what stood left of them, and that is what differs.
-//!   The head belongs to the run, not to the piece that is copied: where a run is cut by the prefix hit, by a template token or by
-//!   another span, both sides of the cut had the same tokens to their left in the donor as in the target, so no new head is due there.
-//!   A run with the whole past in common has no head: nothing left of it differs. A run that begins at the start of its donor but
-//!   not of the target is covered too: the donor's first tokens, which drew attention as a sequence start does, are its head.
-//! - rows of a table whose header is another one in the donor, or is none, or that follow a change of the text before them: a cell is
-//!   read by the name of its column, and that may stand anywhere to its left.
-//! - tokens of the chat template: cheap, highly attended, and summing up what stands left of them.
-//! - text after an edit in its own segment (`edits.rs` says when that is so), to the end of the sentence.
+//! Tokens of an equal run that are recomputed although a donor has them:
+//! - its *head*, the first tokens of the run. Their KV depends most on the left context, which differs. The head belongs to the run, not to
+//!   the copied piece: where the prefix hit, a template token or another span cuts a run, both sides of the cut had the same left context
+//!   in the donor as in the target, so no new head is needed there. A run whose whole past is equal has no head: nothing left of it
+//!   differs. A run that begins at the start of its donor but not of the target is covered too: the donor's first tokens, which drew
+//!   attention as a sequence start does, are its head.
+//! - rows of a table with another header, or none, in the donor, or after a change of the text before them: a cell attends to the name of
+//!   its column, which may be anywhere to its left.
+//! - tokens of the chat template: cheap, highly attended, and a summary of their left context.
+//! - text after an edit in its own segment (defined in `edits.rs`), to the end of the sentence.
 //! - the *tail* of the prompt: the last token has to be computed to get logits, and those before it are the question's.
 
 use std::cmp::Reverse;
@@ -24,18 +24,19 @@ use crate::{
     Steps,
 };
 
-/// Equal tokens directly to the left from which on a span counts as [`MatchClass::SameLeftContext`]. Chosen.
+/// Least number of equal tokens directly to the left for [`MatchClass::SameLeftContext`]. Chosen.
 const LEFT_CONTEXT_TOKENS: u32 = 256;
 
-/// Leading tokens of all donors together that may be held while spans are copied, whatever they give. Chosen: to find and hold the blocks
+/// Most leading tokens of all donors that may be held while spans are copied, whatever their yield. Chosen: finding and holding the blocks
 /// of a quarter of a million tokens takes a millisecond or two.
 const MAX_HELD_TOKENS: u64 = 1 << 18;
-/// Tokens held for each token copied, in a donor that is worth it even so. Chosen: computing a token takes longer than holding some blocks.
+/// Tokens held for each token copied, in a donor that pays off even beyond that. Chosen: computing a token takes longer than holding some
+/// blocks.
 const MAX_HELD_PER_GIVEN: u64 = 64;
 
-/// Chooses what to copy into `target`.
+/// Plans the spans to copy into `target`.
 ///
-/// `matches` may overlap each other and come in any order; those whose donor `donors` does not know are left out.
+/// `matches` may overlap each other and come in any order; matches of donors unknown to `donors` are left out.
 /// Maximises the tokens copied, then prefers few and long spans, then few donors, then donors by
 /// [`preferences`](DonorPrompts::preferences), then young donors.
 #[must_use]
@@ -43,7 +44,8 @@ pub fn plan_reuse(target: &PlanTarget<'_>, matches: &[SpanMatch], donors: &impl 
     plan_counted(target, matches, donors, config).0
 }
 
-/// [`plan_reuse`] with its work. That is linear in the tokens of the target if each of them is in few `matches`, as those of a search are.
+/// Plans like [`plan_reuse`] and counts the work. It is linear in the tokens of the target if each of them is in few `matches`, as those of
+/// a search are.
 #[must_use]
 pub fn plan_counted(
     target: &PlanTarget<'_>,
@@ -56,7 +58,7 @@ pub fn plan_counted(
     let gap = TokenRange::new(target.from, target.prompt.num_tokens());
     let mut steps = Steps { cells: matches.len() as u64, ..Steps::default() };
     let to_candidates = |mut matches: Vec<SpanMatch>, steps: &mut Steps| {
-        // What a search has found is enough as a whole.
+        // Chained runs of a search may be shorter than a span.
         matches.retain(|found| found.num_tokens >= config.min_piece_tokens);
         let matches = thin_out(matches, steps);
         let preferences = donors.preferences(target, &matches, steps);
@@ -77,7 +79,7 @@ struct Found {
     other_rows: Vec<TokenRange>,
 }
 
-/// Parts of `matches` whose rows of tables stand under equal headers and follow no change.
+/// Returns the parts of `matches` whose rows of tables have equal headers and follow no change.
 fn under_equal_headers(target: PromptView<'_>, matches: &[SpanMatch], edited: &EditedRuns, donors: &impl DonorPrompts) -> Found {
     let (mut parts, mut rest) = (Vec::new(), Vec::new());
     for found in matches {
@@ -91,7 +93,7 @@ fn under_equal_headers(target: PromptView<'_>, matches: &[SpanMatch], edited: &E
     Found { matches: parts, other_rows: rest }
 }
 
-/// The plan for positions `gap`, the last of which is the last of the prompt.
+/// Plans positions `gap`, the last of which is the last of the prompt.
 fn plan_around_edits(
     gap: TokenRange,
     found: &Found,
@@ -124,10 +126,10 @@ fn plan_around_edits(
     with_edited(plan, behind_edits)
 }
 
-/// The donors that are worth what of them has to be held, if that is too much of all of them together.
+/// Returns the donors whose yield is worth the tokens held, if all of them together hold too many.
 ///
-/// A donor is held from its start to its last span. Where many donors have the same text, some give a few tokens more than another one that
-/// is needed anyhow.
+/// A donor is held from its start to its last span. If many donors have the same text, some add only a few tokens to one that is needed
+/// anyhow.
 fn donors_to_keep(chosen: &[Choice]) -> Option<BTreeSet<DonorId>> {
     // Tokens given and tokens held.
     let mut donors: BTreeMap<DonorId, (u64, u64)> = BTreeMap::new();
@@ -141,7 +143,7 @@ fn donors_to_keep(chosen: &[Choice]) -> Option<BTreeSet<DonorId>> {
         return None;
     }
     let mut donors: Vec<_> = donors.into_iter().collect();
-    // Those that give most come first, then the younger ones.
+    // Donors that give most come first, then the younger ones.
     donors.sort_unstable_by_key(|&(donor, (given, _))| Reverse((given, donor)));
     let mut room = MAX_HELD_TOKENS;
     donors.retain(|&(_, (given, held))| {
@@ -152,13 +154,13 @@ fn donors_to_keep(chosen: &[Choice]) -> Option<BTreeSet<DonorId>> {
     Some(donors.into_iter().map(|(donor, _)| donor).collect())
 }
 
-/// Target positions of `matches` up to their `computed_end`. They may overlap.
+/// Returns the target positions of `matches` up to their `computed_end`. They may overlap.
 fn tails(matches: &[SpanMatch], computed_end: impl Fn(&SpanMatch) -> u32) -> Vec<TokenRange> {
     let tails = matches.iter().map(|found| TokenRange::new(found.target_pos, computed_end(found)));
     tails.filter(|tail| !tail.is_empty()).collect()
 }
 
-/// Notes what of `tails` no other donor serves.
+/// Records the parts of `tails` that no other donor serves.
 fn with_edited(mut plan: ReusePlan, mut tails: Vec<TokenRange>) -> ReusePlan {
     tails.sort_unstable();
     let Some(end) = tails.iter().map(|tail| tail.end).max() else { return plan };
@@ -185,7 +187,7 @@ fn rejection_before_search(gap: TokenRange, is_unknown: bool, config: &SpanConfi
     }
 }
 
-/// Positions that no rule about positions alone keeps from being copied, in pieces worth copying.
+/// Returns the positions that may be copied by their position alone, in pieces worth copying.
 fn reusable_rows(gap: TokenRange, template: &[TokenRange], config: &SpanConfig) -> Vec<TokenRange> {
     let without_tail = TokenRange::new(gap.start, gap.end.saturating_sub(config.tail_tokens));
     let mut pieces = complement(without_tail, template);
@@ -213,7 +215,7 @@ fn assemble(chosen: &[Choice], rows: &Rows, edited: &EditedRuns, min_piece_token
     plan
 }
 
-/// `piece` in one or two spans: what is downstream of an edit, up to `edited_end`, is of another class than the rest.
+/// Splits `piece` into one or two spans: tokens downstream of an edit, up to `edited_end`, are of another class than the rest.
 fn reuse_spans(piece: SpanMatch, edited_end: u32) -> impl Iterator<Item = ReuseSpan> {
     let stale = piece.within_target(TokenRange::new(piece.target_pos, edited_end));
     let rest = piece.within_target(TokenRange::new(edited_end, piece.target_range().end));
@@ -455,7 +457,7 @@ mod tests {
         assert_eq!((plan.rejected, plan.edited), (Some(RejectReason::Edited), vec![TokenRange::new(11, 400)]));
     }
 
-    /// Donors that are kept under any id and liked by it.
+    /// Donors that are kept, each preferred by its own value.
     struct Liked(SpanIndex);
 
     impl DonorPrompts for Liked {
@@ -551,7 +553,7 @@ mod tests {
         assert!(num_spans > 400, "{num_spans} spans are too few to mean much");
     }
 
-    /// Left of a reused token stands a head of equal ones, or its whole past is equal.
+    /// Checks that a head of equal tokens precedes a reused token, or that its whole past is equal.
     fn check_left_context(span: &ReuseSpan, donor: &[TokenId], target: &[TokenId]) {
         let (donor, target) = (&donor[..span.donor_pos as usize], &target[..span.target_pos as usize]);
         let equal = donor.iter().rev().zip(target.iter().rev()).take_while(|(a, b)| a == b).count();

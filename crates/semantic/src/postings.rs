@@ -1,4 +1,4 @@
-//! The places where each sampled shingle occurs, oldest first.
+//! Positions of each sampled shingle, oldest first.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -7,21 +7,21 @@ use std::hash::{BuildHasherDefault, Hasher};
 /// A sampled shingle in a donor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Posting {
-    /// The donor's slot in the index.
+    /// Slot of the donor in the index.
     pub(crate) slot: u32,
-    /// Of the shingle's first token.
+    /// Position of the shingle's first token.
     pub(crate) pos: u32,
 }
 
-/// Postings of one scope by key. Popular keys have many: all are kept, and a search looks at as many of them as it likes.
+/// Postings of one scope by key. Popular keys have many: all are kept, and a search examines some of them.
 ///
-/// Together they are at most as many as the samples of all donors.
+/// Their total is at most the number of samples of all donors.
 #[derive(Default)]
 pub(crate) struct Postings {
     lists: HashMap<u64, List, BuildHasherDefault<KeyHasher>>,
 }
 
-/// Postings of one key, oldest first. Most shingles occur once, so that one needs no allocation.
+/// Postings of one key, oldest first. Most shingles occur once, so a single posting needs no allocation.
 enum List {
     One(Posting),
     /// Never empty.
@@ -29,13 +29,13 @@ enum List {
 }
 
 impl Postings {
-    /// Postings of `key`, oldest first.
+    /// Returns the postings of `key`, oldest first.
     pub(crate) fn get(&self, key: u64) -> &[Posting] {
         self.lists.get(&key).map_or(&[], List::as_slice)
     }
 
-    /// Adds `posting` as the newest under `key`, unless `max_per_slot` postings of its slot are there: text that repeats itself need not
-    /// be posted everywhere. The postings of one slot have to be inserted one after the other.
+    /// Adds `posting` as the newest under `key`, unless its slot already has `max_per_slot` postings there: repetitive text need not be
+    /// posted everywhere. The postings of one slot must be inserted consecutively.
     pub(crate) fn insert(&mut self, key: u64, posting: Posting, max_per_slot: usize) {
         match self.lists.entry(key) {
             Entry::Vacant(entry) => {
@@ -45,7 +45,7 @@ impl Postings {
         }
     }
 
-    /// Removes the postings of `slot` under `key` that lie at `from_pos` or later, if any.
+    /// Removes the postings of `slot` under `key` at `from_pos` or later, if any.
     pub(crate) fn remove(&mut self, key: u64, slot: u32, from_pos: u32) {
         let Entry::Occupied(mut entry) = self.lists.entry(key) else { return };
         let goes = |posting: &Posting| posting.slot == slot && posting.pos >= from_pos;
@@ -61,7 +61,7 @@ impl Postings {
         }
     }
 
-    /// Whether nothing is posted.
+    /// True if there is no posting.
     pub(crate) fn is_empty(&self) -> bool {
         self.lists.is_empty()
     }
@@ -87,7 +87,7 @@ impl List {
     }
 }
 
-/// Keys are hashes already.
+/// Passes keys through: they are hashes already.
 #[derive(Default)]
 pub(crate) struct KeyHasher(u64);
 
@@ -109,7 +109,7 @@ impl Hasher for KeyHasher {
 mod tests {
     use super::*;
 
-    /// `ops`, left to right: `+3` inserts slot 3, `-3` removes it; all under one key that keeps two of each slot.
+    /// Applies `ops` from left to right: `+3` inserts slot 3, `-3` removes it; all under one key that keeps two of each slot.
     #[track_caller]
     fn check(ops: &str, expected_slots: &[u32]) {
         let mut postings = Postings::default();

@@ -1,66 +1,67 @@
-//! How moved spans are repaired, and how that is written.
+//! Repair settings of moved spans, and their text form.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::{MatchClass, Probe, Readers, RepairPolicy, UnknownPolicy};
 
-/// A rule and its budget.
+/// A repair policy and its budget.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Repair {
-    /// Who is chosen.
+    /// Rule that selects the tokens.
     pub policy: RepairPolicy,
-    /// Tokens chosen at most, as a share of the prompt. Rows that are computed in any case do not count.
+    /// Largest share of the prompt to recompute. Rows that are computed in any case do not count.
     pub ratio: f32,
-    /// No more are chosen once the deviation of the others is at most this; 0 spends the whole budget.
+    /// Selection stops once the deviation of the remaining tokens is at most this; 0 spends the whole budget.
     pub max_deviation: f32,
-    /// Everything is computed if the deviation is above this at the end of the budget; 0 never gives up.
+    /// The whole prompt is computed if the deviation is above this at the end of the budget; 0 disables this.
     pub bail_out: f32,
-    /// Everything is computed if what stays deviates by more than this per token of the prompt at a quarter of the model's depth; 0 never
-    /// looks there. See [`Repair::deep_probe`].
+    /// The whole prompt is computed if the remaining tokens deviate by more than this per token of the prompt at a quarter of the model's
+    /// depth; 0 disables this. See [`Repair::deep_probe`].
     pub deep_bail_out: f32,
-    /// If the two likeliest first tokens are nearer than this in their logits, and the deviation is not negligible, the budget is
-    /// doubled once before anything is said; 0 never looks.
+    /// If the logits of the two likeliest first tokens are closer than this and the deviation is not negligible, the budget is doubled once
+    /// before the first token is emitted; 0 disables this.
     pub min_margin: f32,
-    /// Of so many moved neighbours one is measured, and stands for the others; at least 1. Rules that ask who reads measure all.
+    /// Stride of the measurement: one of this many moved neighbours is measured for all of them; at least 1. Rules that measure attention
+    /// measure all.
     pub sample: u32,
-    /// Whether tokens that are not recomputed follow those that are; see [`crate::follow_drift`].
+    /// True if tokens that are not recomputed follow the recomputed ones; see [`crate::follow_drift`].
     pub drift: bool,
-    /// What goes on after the first token; `None` leaves the rest as it is.
+    /// Repair after the first token; `None` leaves the rest as it is.
     pub decode: Option<DecodeRepair>,
 }
 
-/// Repair while tokens are generated: the query has moved on since the prompt, and other tokens matter now.
+/// Repair during decode: the query has moved on since the prompt, so other tokens matter.
 ///
 /// KVShare (arXiv 2503.16525) recomputes 3 tokens in every step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DecodeRepair {
-    /// Tokens recomputed at once.
+    /// Number of tokens recomputed at once.
     pub tokens: u32,
-    /// Steps from one time to the next, at least 1.
+    /// Steps between two repairs, at least 1.
     pub every: u32,
-    /// Rows of all sequences in a step up to which it may take place, and then only while nobody waits; 0 never looks.
+    /// Most rows of all sequences in a step in which a repair may run, and then only while no request waits; 0 disables this condition.
     pub max_batch_rows: u32,
 }
 
-/// Share of the prompt that a policy recomputes which is named without one: that of CacheBlend (arXiv 2405.16444, section 7).
+/// Default share of the prompt that a policy recomputes: that of CacheBlend (arXiv 2405.16444, section 7).
 const DEFAULT_RATIO: f32 = 0.15;
 
-/// Of the tokens in short pieces, [`RepairPolicy::Impact`] recomputes this share besides its ratio. Measured on Qwen2.5-Coder-0.5B: FAQ
+/// Share of the tokens in short pieces that [`RepairPolicy::Impact`] recomputes besides its ratio. Measured on Qwen2.5-Coder-0.5B: FAQ
 /// entries and tool schemas in another order have a KL of .069 and .106 at a ratio of .15, and of .012 and .054 at .3.
 const SHORT_PIECE_RATIO: f32 = 0.25;
 
-/// Tokens of a prompt after these count in part for the budget of [`RepairPolicy::Impact`]: what deviates most is near the borders of runs,
+/// Prompt tokens beyond this number count in part for the budget of [`RepairPolicy::Impact`]: tokens near the borders of runs deviate most,
 /// and a longer prompt has longer runs rather than more. Measured on ten documents of 600 tokens each, where a KL of .12 to .26 does not
 /// follow the budget from .05 to .3 of the prompt.
 const WHOLE_BUDGET_TOKENS: u32 = 2048;
-/// The part they count. Chosen.
+/// Part by which these tokens count. Chosen.
 const LONG_PROMPT_PART: f32 = 0.1;
 
 impl Repair {
-    /// The rule that did best by its work in the project's own evaluation: [`RepairPolicy::Impact`] over a quarter of the prompt at most, less
-    /// of a long one, by one measured token in eight, until little deviates; neighbours that follow; and full computation where much deviates
-    /// deeper in the model all the same.
+    /// Returns the policy with the best result for its work in the project's own evaluation: [`RepairPolicy::Impact`] over at most a
+    /// quarter of the prompt, less of a long one, with one measured token in eight, until little deviates; neighbours that follow; and full
+    /// computation if much still deviates deeper in the model.
     #[must_use]
     pub const fn recommended() -> Self {
         Self {
@@ -74,7 +75,7 @@ impl Repair {
         }
     }
 
-    /// The measurements that it needs; `None` if it never chooses anything.
+    /// Returns the measurements that the policy needs; `None` if it never selects a token.
     #[must_use]
     pub fn probe(&self) -> Option<Probe> {
         let probe = self.policy.probe()?;
@@ -82,7 +83,7 @@ impl Repair {
         Some(Probe { stride, ..probe })
     }
 
-    /// Nothing but what is known before anything is computed: heads of spans, template tokens, the prompt's tail.
+    /// Recomputes only rows known before any computation: heads of spans, template tokens, the tail of the prompt.
     #[must_use]
     pub const fn structural() -> Self {
         Self {
@@ -112,8 +113,8 @@ impl Repair {
         Ok(())
     }
 
-    /// The same with a budget for what `plan` copies in short pieces, in a prompt of `prompt_len` tokens, and a smaller one for a long prompt.
-    /// Downstream of an edit all of it is spent: one word more changes what a rule says and hardly its KV at an early layer.
+    /// Adds a budget for the short pieces that `plan` copies into a prompt of `prompt_len` tokens, and reduces that of a long prompt.
+    /// Downstream of an edit all of it is spent: one more word changes the meaning of a rule and hardly its KV at an early layer.
     #[must_use]
     pub fn for_plan(self, plan: &crate::ReusePlan, prompt_len: u32) -> Self {
         if self.policy != RepairPolicy::Impact {
@@ -128,8 +129,8 @@ impl Repair {
     }
 }
 
-/// `policy[@ratio][+drift][+sample=n][+deviation=d][+bail_out=d][+deep_bail_out=d][+margin=m][+decode=tokens/every]`, each part at most once, as
-/// in `impact@0.6+drift+deviation=0.12`. A policy that spends a share of the prompt and names none spends [`DEFAULT_RATIO`].
+/// Parses `policy[@ratio][+drift][+sample=n][+deviation=d][+bail_out=d][+deep_bail_out=d][+margin=m][+decode=tokens/every]`, each part at
+/// most once, as in `impact@0.6+drift+deviation=0.12`. A policy with a budget but no ratio uses [`DEFAULT_RATIO`].
 impl FromStr for Repair {
     type Err = RepairError;
 
@@ -149,7 +150,7 @@ impl FromStr for Repair {
     }
 }
 
-/// `policy[@ratio]`
+/// Parses `policy[@ratio]`.
 fn rule(text: &str) -> Result<Repair, RepairError> {
     let (policy, ratio) = text.split_once('@').map_or((text, None), |(policy, ratio)| (policy, Some(ratio)));
     let policy: RepairPolicy = policy.parse()?;
@@ -191,18 +192,18 @@ impl fmt::Display for Repair {
     }
 }
 
-/// A number above 0.
+/// Parses a number above 0.
 fn parse_bound(part: &str, text: &str) -> Result<f32, RepairError> {
     let bound = text.parse().ok().filter(|bound: &f32| *bound > 0.0 && bound.is_finite());
     bound.ok_or_else(|| RepairError::Part(part.to_owned()))
 }
 
-/// A whole number from 1 on.
+/// Parses an integer of at least 1.
 fn parse_sample(part: &str, text: &str) -> Result<u32, RepairError> {
     text.parse().ok().filter(|sample| *sample > 0).ok_or_else(|| RepairError::Part(part.to_owned()))
 }
 
-/// In every step, whatever else runs: what slack allows is a setting of the server.
+/// Parses a repair that runs in every step, whatever the load; the server's settings add the limit on rows.
 fn decode_repair(text: &str) -> Result<DecodeRepair, RepairError> {
     let parse = || {
         let (tokens, every) = text.split_once('/')?;
@@ -212,22 +213,22 @@ fn decode_repair(text: &str) -> Result<DecodeRepair, RepairError> {
     parse().ok_or_else(|| RepairError::Part(format!("decode={text}")))
 }
 
-/// What is wrong with a description of a [`Repair`].
+/// Error in the text form of a [`Repair`].
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RepairError {
-    /// Of the rule.
+    /// Invalid rule.
     #[error(transparent)]
     Policy(#[from] UnknownPolicy),
-    /// Of its budget.
+    /// Invalid ratio.
     #[error("the ratio {0:?} of a repair policy is not a number from 0 to 1")]
     Ratio(String),
-    /// It recomputes all or nothing.
+    /// Ratio given for a rule that recomputes all or nothing.
     #[error("repair policy {0} takes no ratio")]
     NeedlessRatio(&'static str),
-    /// Of what follows.
+    /// Part given twice.
     #[error("{0:?} is said twice of a repair policy")]
     Twice(String),
-    /// Of what follows.
+    /// Unknown or invalid part.
     #[error(
         "{0:?} of a repair policy is not \"drift\", \"sample=n\" with n from 1, \"decode=tokens/every\", or a number above 0 for \"deviation\", \"bail_out\", \"deep_bail_out\" or \"margin\""
     )]

@@ -1,42 +1,41 @@
-//! The answer of the planner: tokens to copy, and why there are none.
+//! Result of the planner: tokens to copy, or the reason why there are none.
 
 use tokens::{DonorId, TokenRange, complement};
 
 use crate::Estimate;
 use crate::span::is_near;
 
-/// A piece of fewer tokens is short, unless it stands beside other ones as it does in its donor: most of it lies near a border. Chosen:
-/// entries of a FAQ and schemas of tools are short, passages are not.
+/// A piece of fewer tokens is short, unless its neighbours are the same as in its donor: most of it lies near a border. Chosen: entries of
+/// a FAQ and schemas of tools are short, passages are not.
 const SHORT_PIECE_TOKENS: u32 = 96;
 
 /// Tokens to copy for one prompt. Everything else right of the prefix hit is computed.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ReusePlan {
-    /// By ascending `target_pos`, disjoint, right of the prefix hit.
+    /// Spans by ascending `target_pos`, disjoint, right of the prefix hit.
     pub spans: Vec<ReuseSpan>,
     /// Tokens of the chosen runs that are recomputed on purpose.
     pub recomputed_tokens: u32,
-    /// Positions that only donors could have served that have an edit in the same segment. Sorted, disjoint; none under
-    /// [`crate::EditPolicy::Reuse`].
+    /// Positions after an edit in the same segment that no other donor serves. Sorted, disjoint; none under [`crate::EditPolicy::Reuse`].
     pub edited: Vec<TokenRange>,
-    /// What it costs, once that was asked; see [`crate::Gate`].
+    /// Predicted cost, once computed; see [`crate::Gate`].
     pub estimate: Option<Estimate>,
-    /// Why `spans` is empty; `None` if and only if it is not.
+    /// Reason why `spans` is empty; `None` if and only if it is not.
     pub rejected: Option<RejectReason>,
 }
 
 /// Tokens whose KV is copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReuseSpan {
-    /// From whom.
+    /// Donor of the KV.
     pub donor: DonorId,
-    /// First position there.
+    /// First position in the donor.
     pub donor_pos: u32,
     /// First position in the target.
     pub target_pos: u32,
-    /// How many.
+    /// Number of tokens.
     pub num_tokens: u32,
-    /// How far donor and target agree on what is left of it.
+    /// Class of the equality of the left contexts of donor and target.
     pub class: MatchClass,
 }
 
@@ -55,24 +54,24 @@ impl ReuseSpan {
     }
 }
 
-/// How much of the left context of a span is equal in donor and target. Best first.
+/// Extent to which the left context of a span is equal in donor and target. Best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum MatchClass {
     /// All of it, at the same positions: the copy is exact.
     SamePast,
     /// At least the last 256 tokens.
     SameLeftContext,
-    /// Less: text put behind other text.
+    /// Less: text put after other text.
     Composition,
-    /// Text left of it in its own segment was changed, so that its KV may hold what is no longer true.
+    /// Text left of it in its own segment was changed, so that its KV may hold stale conclusions.
     DownstreamOfEdit,
 }
 
 impl MatchClass {
-    /// All of them, best first.
+    /// All classes, best first.
     pub const ALL: [MatchClass; 4] = [Self::SamePast, Self::SameLeftContext, Self::Composition, Self::DownstreamOfEdit];
 
-    /// Its name in answers and as a metric label.
+    /// Returns its name in answers and as a metric label.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
@@ -84,29 +83,29 @@ impl MatchClass {
     }
 }
 
-/// Why nothing is reused.
+/// Reason why nothing is reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RejectReason {
     /// The prompt is shorter than `min_prompt_tokens`.
     PromptTooShort,
     /// The prefix hit leaves fewer than `min_span_tokens` to fill.
     PrefixCovers,
-    /// No earlier prompt has a span in common.
+    /// No earlier prompt shares a span.
     NoDonor,
-    /// What is in common is shorter than `min_span_tokens`, or has to be recomputed anyway.
+    /// The shared text is shorter than `min_span_tokens`, or has to be recomputed anyway.
     TooShort,
-    /// All that is in common stands behind edits in the same segments.
+    /// All of the shared text follows edits in the same segments.
     Edited,
     /// Copying would not save enough time.
     NotWorthIt,
 }
 
 impl RejectReason {
-    /// All of them.
+    /// All reasons.
     pub const ALL: [RejectReason; 6] =
         [Self::PromptTooShort, Self::PrefixCovers, Self::NoDonor, Self::TooShort, Self::Edited, Self::NotWorthIt];
 
-    /// Its name as a metric label.
+    /// Returns its name as a metric label.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
@@ -121,19 +120,19 @@ impl RejectReason {
 }
 
 impl ReusePlan {
-    /// The least exact class among its spans; `None` if it has none.
+    /// Returns the least exact class among its spans; `None` if it has none.
     #[must_use]
     pub fn class(&self) -> Option<MatchClass> {
         self.spans.iter().map(|span| span.class).max()
     }
 
-    /// Tokens that are copied.
+    /// Returns the number of copied tokens.
     #[must_use]
     pub fn num_reused_tokens(&self) -> u32 {
         self.spans.iter().map(|span| span.num_tokens).sum()
     }
 
-    /// Tokens that are copied in short pieces.
+    /// Returns the number of tokens copied in short pieces.
     #[must_use]
     pub fn num_short_tokens(&self) -> u32 {
         let pieces = self.spans.chunk_by(ReuseSpan::stands_beside);
@@ -141,8 +140,8 @@ impl ReusePlan {
         tokens.filter(|&num_tokens| num_tokens < SHORT_PIECE_TOKENS).sum()
     }
 
-    /// The positions of a prompt of `prompt_len` tokens with a prefix hit up to `from` that are computed before anything is known of
-    /// their deviation. Sorted, disjoint.
+    /// Returns the positions of a prompt of `prompt_len` tokens with a prefix hit up to `from` that are computed before any deviation is
+    /// measured. Sorted, disjoint.
     #[must_use]
     pub fn mandatory_rows(&self, from: u32, prompt_len: u32) -> Vec<TokenRange> {
         let copied: Vec<_> = self.spans.iter().map(ReuseSpan::target_range).collect();

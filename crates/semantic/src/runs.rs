@@ -4,10 +4,10 @@ use std::collections::HashMap;
 
 use tokens::{TokenId, TokenRange};
 
-/// Places in the donor at which one piece of text is looked up. Bounds the work for text that repeats itself.
+/// Most positions in the donor at which one piece of text is looked up. Bounds the work for repetitive text.
 const MAX_PLACES: usize = 32;
 
-/// Equal tokens of a target and a donor that could not be extended to either side.
+/// Equal tokens of a target and a donor that cannot be extended to either side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Run {
     pub(crate) target_pos: u32,
@@ -28,7 +28,7 @@ impl Run {
         TokenRange::new(self.target_pos, self.target_end())
     }
 
-    /// Without its first `num_tokens` tokens, fewer than it has.
+    /// Returns the run without its first `num_tokens` tokens, fewer than it has.
     pub(crate) fn without_first(&self, num_tokens: u32) -> Self {
         Self {
             target_pos: self.target_pos + num_tokens,
@@ -38,9 +38,10 @@ impl Run {
     }
 }
 
-/// All maximal equal runs of at least `min_tokens` tokens, at least 1, in `target` and `donor`, by target position, then donor position.
+/// Returns all maximal equal runs of at least `min_tokens` tokens, at least 1, in `target` and `donor`, by target position, then donor
+/// position.
 ///
-/// Complete but for pieces of `min_tokens` tokens that the donor has more than 32 times: only the first of those places are looked at.
+/// Complete but for pieces of `min_tokens` tokens that the donor has more than 32 times: only the first 32 are examined.
 pub(crate) fn maximal_runs(target: &[TokenId], donor: &[TokenId], min_tokens: usize) -> Vec<Run> {
     let mut places: HashMap<&[TokenId], Vec<usize>> = HashMap::new();
     for (donor_pos, piece) in donor.windows(min_tokens).enumerate() {
@@ -68,10 +69,10 @@ pub(crate) fn maximal_runs(target: &[TokenId], donor: &[TokenId], min_tokens: us
     runs
 }
 
-/// Compared at once while all are equal: a cache line of tokens.
+/// Tokens compared at once while all are equal: a cache line.
 const STRIDE: usize = 16;
 
-/// Equal tokens at the beginnings of `a` and `b`.
+/// Returns the number of equal tokens at the beginnings of `a` and `b`.
 pub(crate) fn common_prefix(a: &[TokenId], b: &[TokenId]) -> u32 {
     let strides = a.as_chunks::<STRIDE>().0.iter().zip(b.as_chunks::<STRIDE>().0);
     let equal = STRIDE * strides.take_while(|(a, b)| a == b).count();
@@ -79,7 +80,7 @@ pub(crate) fn common_prefix(a: &[TokenId], b: &[TokenId]) -> u32 {
     (equal + rest.count()) as u32
 }
 
-/// Equal tokens at the ends of `a` and `b`.
+/// Returns the number of equal tokens at the ends of `a` and `b`.
 pub(crate) fn common_suffix(a: &[TokenId], b: &[TokenId]) -> u32 {
     let strides = a.as_rchunks::<STRIDE>().1.iter().rev().zip(b.as_rchunks::<STRIDE>().1.iter().rev());
     let equal = STRIDE * strides.take_while(|(a, b)| a == b).count();
@@ -92,7 +93,7 @@ mod tests {
     use super::*;
     use crate::testing::Random;
 
-    /// All maximal runs, by comparing everything with everything.
+    /// Returns all maximal runs, by comparing all pairs of positions.
     fn naive(target: &[TokenId], donor: &[TokenId], min_tokens: usize) -> Vec<Run> {
         let mut runs = Vec::new();
         for target_pos in 0..target.len() {

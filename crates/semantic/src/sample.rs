@@ -1,22 +1,22 @@
-//! Moved tokens that are measured for their neighbours.
+//! Samples of moved tokens that are measured for their neighbours.
 //!
-//! A token deviates nearly as much as those beside it, and rows are chosen in runs: one measured token of a few is enough to rank them,
-//! and a probe of these costs as little of what a probe of all does.
+//! A token deviates nearly as much as its neighbours, and rows are selected in runs: one measured token of a few is enough to rank them,
+//! and a probe of these costs as small a part of a full probe.
 
 use tokens::TokenRange;
 
 use crate::TokenDeviation;
 
-/// Positions of `reused` that are measured: of each `stride` neighbours in one range, the first. Ascending, as the ranges are.
+/// Returns the measured positions of `reused`: of each `stride` neighbours in one range, the first. Ascending, as the ranges are.
 pub fn sampled_positions(reused: &[TokenRange], stride: u32) -> impl Iterator<Item = u32> + '_ {
     reused.iter().flat_map(move |range| range.positions().step_by(stride.max(1) as usize))
 }
 
-/// One entry for each position of `reused`: that of the measured token that stands for it. `measured` has one for each of
+/// Returns one entry for each position of `reused`: that of the measured token that represents it. `measured` has one for each of
 /// [`sampled_positions`].
 ///
 /// # Panics
-/// If it has fewer.
+/// If `measured` has fewer.
 #[must_use]
 pub fn spread(reused: &[TokenRange], stride: u32, measured: &[TokenDeviation]) -> Vec<TokenDeviation> {
     let mut rest = measured;

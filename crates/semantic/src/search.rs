@@ -1,9 +1,9 @@
-//! Follows the holders of a target's shingles to the equal runs they stand in.
+//! Extends the shingles that a target shares with donors to maximal equal runs.
 //!
-//! A popular text has many holders, and few of them are enough. So a place of the target that `max_postings` runs cover already is not
-//! looked at again, except for rare shingles: these tell apart donors that are nearly the same. Each place has a bounded number of holders
-//! examined and followed, so that the work is linear in the target's tokens however many donors there are, and a run is left out only
-//! where others cover its tokens.
+//! A popular text has many holders, and few of them suffice. So a place of the target that `max_postings` runs already cover is skipped,
+//! except for rare shingles: these distinguish donors that are nearly the same. The number of holders examined and followed at each place
+//! is bounded, so the work is linear in the target's tokens for any number of donors, and a run is left out only where others cover its
+//! tokens.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -18,58 +18,58 @@ use crate::runs::{common_prefix, common_suffix};
 use crate::span::is_near;
 use crate::{PromptView, SpanIndexConfig, SpanMatch, Steps};
 
-/// Tokens that all runs of a search cover, those at [`MIN_COVER`] apart: in a long prompt each place is covered by fewer runs than
-/// `max_postings`, so that its plan takes some milliseconds too. Chosen: 32,000 tokens that eight donors have.
+/// Most tokens that all runs of a search cover, not counting the minimum of [`MIN_COVER`] runs: in a long prompt fewer runs than
+/// `max_postings` cover each place, so that its plan takes some milliseconds too. Chosen: 32,000 tokens that eight donors have.
 const MAX_COVERED_TOKENS: usize = 1 << 18;
-/// Runs that may cover a place of any prompt.
+/// Runs that may cover a place of a prompt of any length.
 const MIN_COVER: usize = 2;
-/// Postings examined for each one that may be followed: so many holders in a row may have lost their KV. Chosen; to pass one over takes a
-/// few nanoseconds, and those that are lost for good are not posted for long.
+/// Postings examined for each one that may be followed: so many consecutive holders may have lost their KV. Chosen; skipping one takes a
+/// few nanoseconds, and permanently lost ones are not posted for long.
 const EXAMINED_PER_FOLLOWED: usize = 32;
-/// Places of one donor that are followed from one place of the target, as a share of `max_postings`: the others are for other donors.
+/// Divisor of `max_postings` for the places of one donor that are followed from one place of the target; the rest is for other donors.
 /// Chosen.
 const PLACES_SHARE: usize = 4;
-/// A shingle is rare up to this share of `max_postings` holders. Chosen.
+/// Divisor of `max_postings` for the most holders of a rare shingle. Chosen.
 const RARE_SHARE: usize = 2;
-/// Tokens compared for each token of the target and each run that may cover it, before comparisons become short. Chosen: several times
-/// what texts take that do not repeat themselves.
+/// Tokens compared for each token of the target and each run that may cover it, before comparisons become short. Chosen: several times the
+/// need of texts without repetition.
 const COMPARED_PER_TOKEN: u64 = 4;
-/// Tokens compared to the left of a shingle when comparisons have become short: as many as the best class of a moved run asks for.
+/// Tokens compared to the left of a shingle in short comparisons: the left context of the best class of a moved run.
 const SHORT_LEFT_TOKENS: usize = 256;
 
-/// A prompt for which equal spans are wanted.
+/// A prompt that needs equal spans.
 #[derive(Clone, Copy, Debug)]
 pub struct SpanQuery<'a> {
     /// Scopes to search, each once, the most important first.
     pub scopes: &'a [Scope],
-    /// All of the prompt.
+    /// All tokens of the prompt.
     pub tokens: &'a [TokenId],
-    /// Of the prompt; see [`SpanIndex::sketch`](crate::SpanIndex::sketch).
+    /// Sketch of the prompt; see [`SpanIndex::sketch`](crate::SpanIndex::sketch).
     pub sketch: &'a Sketch,
     /// End of its prefix hit.
     pub from: u32,
 }
 
-/// The answer to a [`SpanQuery`].
+/// Result of a [`SpanQuery`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Search {
     /// Equal runs, by ascending target position.
     pub matches: Vec<SpanMatch>,
-    /// Donors of which an equal place lies beyond what is usable, each once.
+    /// Donors with an equal place beyond their usable tokens, each once.
     pub unusable: Vec<DonorId>,
-    /// Its work.
+    /// Work of the search.
     pub steps: Steps,
 }
 
-/// The holders of one shingle of the target.
+/// Holders of one shingle of the target.
 pub(crate) struct Holders<'a> {
-    /// Of the shingle in the target.
+    /// Position of the shingle in the target.
     pub(crate) pos: u32,
     /// Its postings in each scope, oldest first.
     pub(crate) lists: &'a [&'a [Posting]],
 }
 
-/// A posting met by the target: donor and target agree in one shingle, if hashes tell the truth.
+/// A posting whose hash equals that of a target shingle.
 #[derive(Clone, Copy)]
 struct Hit {
     slot: u32,
@@ -78,7 +78,7 @@ struct Hit {
 }
 
 impl Hit {
-    /// The same for all hits of one run and for no other: donor and offset, in the order of a hash (an odd factor loses nothing).
+    /// Returns a key that is the same for all hits of one run and for no other: donor and offset, hashed by an odd, hence lossless, factor.
     fn run_key(self) -> u64 {
         let offset = self.target_pos.wrapping_sub(self.donor_pos);
         let key = (u64::from(self.slot) << 32 | u64::from(offset)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -86,11 +86,11 @@ impl Hit {
     }
 }
 
-/// A donor as one search has come to know it.
+/// State of a donor within one search.
 #[derive(Clone, Copy)]
 enum Limit {
     Unknown,
-    /// Tokens that may be copied. `is_short`: somebody wanted more.
+    /// Tokens that may be copied. `is_short`: a hit needed more.
     Known {
         num_tokens: u32,
         is_short: bool,
@@ -102,24 +102,24 @@ struct Follower<'a, F> {
     query: &'a SpanQuery<'a>,
     usable: F,
     min_span_tokens: u32,
-    /// Of a run that is short, but a whole segment or a link of a chain.
+    /// Least length of a short run that is a whole segment or a link of a chain.
     min_link_tokens: u32,
-    /// Runs that may cover a token.
+    /// Most runs that may cover a token.
     max_cover: usize,
-    /// Holders of a rare shingle.
+    /// Most holders of a rare shingle.
     max_rare: usize,
-    /// By slot.
+    /// State of each donor, by slot.
     limits: Vec<Limit>,
     /// Target position up to which each run was followed.
     run_ends: HashMap<u64, u32, BuildHasherDefault<KeyHasher>>,
     /// Ends of the matches of popular shingles that reach beyond the current place.
     open_ends: BinaryHeap<Reverse<u32>>,
     found: Search,
-    /// Runs that are too short alone.
+    /// Runs that are too short on their own.
     links: Vec<SpanMatch>,
 }
 
-/// Follows `places`, by ascending target position.
+/// Searches `places`, by ascending target position.
 pub(crate) fn search<'a>(
     donors: &Donors,
     config: &SpanIndexConfig,
@@ -154,8 +154,8 @@ pub(crate) fn search<'a>(
     found
 }
 
-/// Those of `links` that belong to a chain with one of `matches`, or with other links of `min_span_tokens` in all: runs of one donor that
-/// follow each other in donor and target, with small gaps, as the runs of a text do in which words were changed.
+/// Returns those of `links` that form a chain with one of `matches`, or with other links of `min_span_tokens` in all: runs of one donor
+/// that follow each other in donor and target with small gaps, like the runs of a text with changed words.
 fn chained_links(matches: &[SpanMatch], links: Vec<SpanMatch>, min_span_tokens: u32) -> Vec<SpanMatch> {
     if links.is_empty() {
         return links;
@@ -208,7 +208,7 @@ impl<F: FnMut(DonorId) -> u32> Follower<'_, F> {
         }
     }
 
-    /// Tokens of the donor of `hit` that may be copied. A donor that has too few is noted.
+    /// Returns the number of tokens of the donor of `hit` that may be copied. Records a donor that has too few.
     fn limit(&mut self, hit: Hit) -> u32 {
         let limit = &mut self.limits[hit.slot as usize];
         let (num_tokens, is_short) = match *limit {
@@ -228,7 +228,8 @@ impl<F: FnMut(DonorId) -> u32> Follower<'_, F> {
         self.found.steps.compared_tokens < budget
     }
 
-    /// Compares to both sides of `hit`, unless its run was followed to here already. A run with a rare shingle takes no other one's place.
+    /// Compares to both sides of `hit`, unless its run was already followed to here. A run with a rare shingle does not count towards the
+    /// cover.
     fn follow(&mut self, hit: Hit, limit: u32, is_rare: bool) {
         let may_compare_at_length = self.may_compare_at_length();
         let run_end = self.run_ends.entry(hit.run_key()).or_default();

@@ -1,22 +1,22 @@
 //! The independent pieces of a prompt: messages, documents, headings, paragraphs between blank lines.
 //!
-//! This crate sees ids and no text, so whoever tokenized the prompt says where pieces begin. What is not known to be independent is
-//! taken as dependent: a prompt of which nothing is said is one segment.
+//! This crate sees ids and no text, so the tokenizing caller supplies the starts of pieces. Pieces not known to be independent count as
+//! dependent: a prompt without information is one segment.
 
 use std::sync::Arc;
 
 use tokens::{Borders, TableRows, TokenRange};
 
-/// Where the segments of one prompt begin.
+/// Starts of the segments of one prompt.
 ///
-/// A segment ends where the next begins, the last one with the prompt. A token whose text lies on both sides of a border belongs left.
+/// A segment ends where the next begins, the last one with the prompt. A token whose text spans a border belongs to the left segment.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
 pub struct Segments {
-    /// Ascending, each once, without 0: the prompt begins a segment anyhow.
+    /// Segment starts, ascending, each once, without 0: the prompt begins a segment anyhow.
     starts: Arc<[u32]>,
-    /// Likewise where sentences begin, and segments; empty if nothing is known of sentences.
+    /// Starts of sentences and segments, likewise; empty if sentences are unknown.
     sentences: Arc<[u32]>,
-    /// Ascending, disjoint.
+    /// Tables, ascending, disjoint.
     tables: Arc<[TableRows]>,
 }
 
@@ -28,13 +28,13 @@ impl From<&Borders> for Segments {
 }
 
 impl Segments {
-    /// Segments that begin at `starts`, in any order.
+    /// Creates segments that begin at `starts`, in any order.
     #[must_use]
     pub fn from_starts(starts: impl IntoIterator<Item = u32>) -> Self {
         Self { starts: sorted(starts), ..Self::default() }
     }
 
-    /// These segments, with sentences that begin at `starts`, in any order, and where segments do.
+    /// Adds sentences that begin at `starts`, in any order, and at the starts of segments.
     #[must_use]
     pub fn with_sentences(self, starts: impl IntoIterator<Item = u32>) -> Self {
         let mut starts = starts.into_iter().peekable();
@@ -44,7 +44,7 @@ impl Segments {
         Self { sentences: sorted(starts.chain(self.starts.iter().copied())), ..self }
     }
 
-    /// These segments, with `tables`, which are disjoint.
+    /// Adds `tables`, which must be disjoint.
     #[must_use]
     pub fn with_tables(self, tables: &[TableRows]) -> Self {
         let mut tables = tables.to_vec();
@@ -52,7 +52,7 @@ impl Segments {
         Self { tables: tables.into(), ..self }
     }
 
-    /// Segments that begin where those of `self` do, and at both ends of every range of `ranges`: chat template tokens part messages.
+    /// Adds segment starts at both ends of every range of `ranges`: chat template tokens separate messages.
     #[must_use]
     pub fn parted_by(&self, ranges: &[TokenRange]) -> Self {
         let ends = ranges.iter().flat_map(|range| [range.start, range.end]);
@@ -60,31 +60,31 @@ impl Segments {
         Self { tables: Arc::clone(&self.tables), ..parted.with_sentences(self.sentences.iter().copied()) }
     }
 
-    /// First positions of all segments but the first, ascending.
+    /// Returns the first positions of all segments but the first, ascending.
     #[must_use]
     pub fn starts(&self) -> &[u32] {
         &self.starts
     }
 
-    /// All segments of a prompt of `prompt_len` tokens, ascending.
+    /// Returns all segments of a prompt of `prompt_len` tokens, ascending.
     pub(crate) fn whole(&self, prompt_len: u32) -> impl Iterator<Item = TokenRange> + '_ {
         let starts = std::iter::once(0).chain(self.starts.iter().copied()).filter(move |&start| start < prompt_len);
         starts.map(move |start| self.segment_at(start, prompt_len))
     }
 
-    /// The first segment of a prompt of `prompt_len` tokens that begins at `pos` or after it.
+    /// Returns the first segment of a prompt of `prompt_len` tokens that begins at `pos` or later.
     pub(crate) fn first_from(&self, pos: u32, prompt_len: u32) -> Option<TokenRange> {
         let start = if pos == 0 { Some(&0) } else { self.starts.get(self.starts.partition_point(|&start| start < pos)) };
         start.filter(|&&start| start < prompt_len).map(|&start| self.segment_at(start, prompt_len))
     }
 
-    /// The segment of a prompt of `prompt_len` tokens that holds `pos`.
+    /// Returns the segment of a prompt of `prompt_len` tokens that holds `pos`.
     #[must_use]
     pub fn segment_at(&self, pos: u32, prompt_len: u32) -> TokenRange {
         piece_at(&self.starts, pos, prompt_len)
     }
 
-    /// The header of the row that holds `pos`, `None` outside of tables, and where that may change next.
+    /// Returns the header of the row that holds `pos`, `None` outside of tables, and the next position at which it may change.
     pub(crate) fn header_at(&self, pos: u32) -> (Option<u64>, u32) {
         match self.tables.get(self.tables.partition_point(|table| table.range.end <= pos)) {
             Some(table) if table.range.start <= pos => (Some(table.header), table.range.end),
@@ -93,12 +93,12 @@ impl Segments {
         }
     }
 
-    /// False if each segment counts as one sentence.
+    /// True if sentences are known; otherwise each segment counts as one.
     pub(crate) fn knows_sentences(&self) -> bool {
         !self.sentences.is_empty()
     }
 
-    /// The sentence that holds `pos`; the segment if nothing is known of sentences.
+    /// Returns the sentence that holds `pos`; the segment if sentences are unknown.
     pub(crate) fn sentence_at(&self, pos: u32, prompt_len: u32) -> TokenRange {
         piece_at(if self.knows_sentences() { &self.sentences } else { &self.starts }, pos, prompt_len)
     }
@@ -111,7 +111,7 @@ fn sorted(starts: impl IntoIterator<Item = u32>) -> Arc<[u32]> {
     starts.into()
 }
 
-/// The piece of a prompt of `prompt_len` tokens that holds `pos`, where pieces begin at `starts`.
+/// Returns the piece of a prompt of `prompt_len` tokens that holds `pos`, where pieces begin at `starts`.
 fn piece_at(starts: &[u32], pos: u32, prompt_len: u32) -> TokenRange {
     let next = starts.partition_point(|&start| start <= pos);
     let start = next.checked_sub(1).map_or(0, |last| starts[last]);

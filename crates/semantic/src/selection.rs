@@ -1,9 +1,9 @@
-//! Which reused tokens are recomputed.
+//! Selects the reused tokens to recompute.
 //!
-//! KV of a moved span was computed under another left context. Recomputing a few of its tokens, with everything before them in view,
-//! repairs most of the error, if they are the right ones. Every rule here is a score for each reused token and a way to spend a
-//! budget of tokens on the highest ones. Two kinds of measurement feed the scores: how far a token's K and V at an early layer are
-//! from a fresh computation, and how much attention it receives. [`RepairPolicy::probe`] says what a rule needs.
+//! KV of a moved span was computed under another left context. Recomputing a few of its tokens, which attend to everything before them,
+//! repairs most of the error, if they are the right ones. Every rule here is a score for each reused token and spends a budget of tokens on
+//! the highest ones. Two kinds of measurement feed the scores: the distance of a token's K and V at an early layer from a fresh
+//! computation, and the attention it receives. [`RepairPolicy::probe`] returns those that a rule needs.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
@@ -14,25 +14,24 @@ use tokens::{SPLITMIX64_STEP, TokenRange, splitmix64};
 use crate::deviation::{Deviation, unit_of};
 use crate::{Repair, SpanConfig};
 
-/// What is recomputed, and what that leaves.
+/// Rows to recompute, and the deviation of the others.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SelectedRows {
-    /// Sorted, disjoint.
+    /// Selected rows, sorted, disjoint.
     pub ranges: Vec<TokenRange>,
-    /// How much is left as it was: of the tokens that stay, the sum of `‖ΔV‖₂²` at the check layer in units of the mean `‖V‖₂²`, so
-    /// 1 is what one wholly wrong token would be. 0 where nothing was measured; infinite if a token stays of which something measured is
-    /// not a finite number.
+    /// Deviation of the tokens that stay: the sum of `‖ΔV‖₂²` at the check layer in units of the mean `‖V‖₂²`, so 1 is the deviation of one
+    /// wholly wrong token. 0 if nothing was measured; infinite if a measurement of a token that stays is not a finite number.
     pub deviation: f32,
 }
 
-/// The rules, by the names of their sources.
+/// Repair rules, by the names of their sources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RepairPolicy {
-    /// Nothing but the prompt's last token: the whole span is used as the donor had it.
+    /// The prompt's last token only: the span is used as in the donor.
     None,
     /// Every token: full computation by the machinery of repair.
     Full,
-    /// Any, by a hash of the position. The baseline every rule has to beat.
+    /// Random tokens, by a hash of the position. The baseline every rule has to beat.
     Random,
     /// The first tokens of each span (EPIC, arXiv 2410.15332, LegoLink), and no others.
     Epic,
@@ -42,38 +41,38 @@ pub enum RepairPolicy {
     Dhd,
     /// Attention received from fresh rows at layer 3, single tokens (SparseX, arXiv 2606.01751, without its dense layers).
     QueryLayer,
-    /// The same gathered over all layers in a first pass of the fresh rows (ProphetKV, arXiv 2602.02579).
+    /// Attention as for `QueryLayer`, summed over all layers in a first pass of the fresh rows (ProphetKV, arXiv 2602.02579).
     Query,
     /// Attention from fresh rows × `(‖ΔV‖₂ + ‖ΔK‖₂ ‖V‖₂ / √d)` at layer 3, in runs.
     ImpactLayer,
     /// Attention gathered over all layers × `‖ΔV‖₂` at layer 1, in runs: fresh rows run twice.
     TwoPass,
-    /// `‖ΔV‖₂²` at layer 1, in runs: with a bound on the deviation that is left, and neighbours that follow, the best found.
+    /// `‖ΔV‖₂²` at layer 1, in runs: with a bound on the remaining deviation, and neighbours that follow, the best found.
     Impact,
 }
 
-/// What has to be measured before tokens can be chosen.
+/// Measurements needed before tokens can be selected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probe {
-    /// Rows are computed up to the keys and values of this layer, to compare them with the moved ones.
+    /// Layer up to whose keys and values rows are computed, to compare them with the moved ones.
     pub depth: Depth,
-    /// Whose attention counts.
+    /// Rows whose attention counts.
     pub readers: Readers,
-    /// Of so many moved neighbours one is measured; at least 1.
+    /// Stride: one of this many moved neighbours is measured; at least 1.
     pub stride: u32,
 }
 
 /// A layer of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Depth {
-    /// This one, counted from 0, or the last one.
+    /// Layer by index, from 0, at most the last one.
     Layer(u32),
-    /// The first one after a quarter of them; not before the third one, since nothing deviates at the first and little at the second.
+    /// First layer after a quarter of them; not before the third one, since nothing deviates at the first and little at the second.
     Quarter,
 }
 
 impl Depth {
-    /// Its number in a model of `num_layers`, counted from 0.
+    /// Returns its index in a model of `num_layers`, from 0.
     #[must_use]
     pub const fn layer(self, num_layers: usize) -> usize {
         let layer = match self {
@@ -88,20 +87,20 @@ impl Depth {
 /// Rows whose attention to reused tokens is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Readers {
-    /// Nobody's.
+    /// No rows.
     None,
-    /// All rows', at the check layer.
+    /// All rows, at the check layer.
     AllRows,
-    /// Those of rows that no donor has, at the check layer.
+    /// Rows that no donor has, at the check layer.
     FreshRows,
-    /// Those of rows that no donor has, at every layer: they run once over the moved spans as they are.
+    /// Rows that no donor has, at every layer: they run once over the moved spans as they are.
     FreshRowsAllLayers,
 }
 
-/// What was measured of one reused token. Norms are over all heads of the check layer.
+/// Measurements of one reused token. Norms are over all heads of the check layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct TokenDeviation {
-    /// Attention received, averaged over readers, heads and layers: what a reader pays to all positions together is 1.
+    /// Attention received, averaged over readers, heads and layers: a reader's attention to all positions sums to 1.
     pub attention: f32,
     /// `‖K_fresh − K_moved‖₂`
     pub key_l2: f32,
@@ -111,15 +110,15 @@ pub struct TokenDeviation {
     pub value_l1: f32,
     /// `‖V_fresh‖₂`
     pub value_norm: f32,
-    /// `√d`, the root of the width of a head.
+    /// `√d`, the root of `head_dim`.
     pub root_head_dim: f32,
 }
 
-/// Tokens of a run: runs cost nothing in quality and are cheaper to execute than single tokens.
+/// Tokens of a run: runs do not lower quality and are cheaper to execute than single tokens.
 const RUN_TOKENS: u32 = 16;
 
 impl RepairPolicy {
-    /// All of them.
+    /// All rules.
     pub const ALL: [Self; 11] = [
         Self::None,
         Self::Full,
@@ -134,7 +133,7 @@ impl RepairPolicy {
         Self::Impact,
     ];
 
-    /// Its name in the API, in reports and in metrics.
+    /// Returns its name in the API, in reports and in metrics.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -152,7 +151,7 @@ impl RepairPolicy {
         }
     }
 
-    /// What it needs to know before it chooses; `None` if it never chooses anything.
+    /// Returns the measurements it needs before it selects; `None` if it never selects a token.
     #[must_use]
     pub const fn probe(self) -> Option<Probe> {
         let (layer, readers) = match self {
@@ -172,7 +171,7 @@ impl RepairPolicy {
         !matches!(self, Self::None | Self::Epic | Self::Full)
     }
 
-    /// The settings of a plan under this rule: only [`RepairPolicy::None`] does without heads, and computes but the last token.
+    /// Returns the settings of a plan under this rule: only [`RepairPolicy::None`] has no heads, and computes only the last token.
     #[must_use]
     pub fn spans(self, config: &SpanConfig) -> SpanConfig {
         match self {
@@ -181,7 +180,7 @@ impl RepairPolicy {
         }
     }
 
-    /// The most tokens that it chooses in a prompt of `prompt_len` tokens, with `ratio` as its share.
+    /// Returns the most tokens that it selects in a prompt of `prompt_len` tokens, with `ratio` as its share.
     #[must_use]
     pub fn budget(self, ratio: f32, prompt_len: u32) -> u32 {
         match self {
@@ -191,7 +190,7 @@ impl RepairPolicy {
         }
     }
 
-    /// Whether it chooses among runs rather than among tokens.
+    /// Returns the tokens of a run; 1 if it selects single tokens.
     const fn run_tokens(self) -> u32 {
         match self {
             Self::ImpactLayer | Self::TwoPass | Self::Impact => RUN_TOKENS,
@@ -199,7 +198,7 @@ impl RepairPolicy {
         }
     }
 
-    /// How much is gained by recomputing a token; only the order counts.
+    /// Returns the gain of recomputing a token; only the order counts.
     fn score(self, position: u32, found: &TokenDeviation) -> f32 {
         match self {
             Self::None | Self::Full | Self::Epic => 0.0,
@@ -223,14 +222,14 @@ impl FromStr for RepairPolicy {
     }
 }
 
-/// No policy has this name.
+/// Unknown name of a policy.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "there is no repair policy {0:?}; there are none, full, random, epic, cacheblend, dhd, query-layer, query, impact-layer, two-pass and impact"
 )]
 pub struct UnknownPolicy(pub String);
 
-/// Chooses what to recompute of `reused`, which is sorted and disjoint, in a prompt of `prompt_len` tokens.
+/// Selects the tokens of `reused`, which is sorted and disjoint, to recompute in a prompt of `prompt_len` tokens.
 ///
 /// `measured` has one entry for each reused token, in their order. The result is sorted, disjoint, inside `reused`, and holds at
 /// most `ratio * prompt_len` tokens, except for [`RepairPolicy::Full`], which takes all.
@@ -250,7 +249,7 @@ pub fn select_rows(repair: Repair, prompt_len: u32, reused: &[TokenRange], measu
         return SelectedRows { ranges: Vec::new(), deviation: left.in_units(unit) };
     }
     let mut budget = repair.policy.budget(repair.ratio, prompt_len);
-    // Few are taken of many, so they are not sorted.
+    // Few of many are selected, so they are not sorted.
     let mut runs = BinaryHeap::from(scored_runs(repair.policy, reused, measured));
     let mut chosen = Vec::new();
     while budget > 0
@@ -271,12 +270,12 @@ pub fn select_rows(repair: Repair, prompt_len: u32, reused: &[TokenRange], measu
 
 struct Run {
     range: TokenRange,
-    /// Mean over its tokens; infinite if one of them is infinitely far from a fresh one, whatever the rule.
+    /// Mean over its tokens; infinite if one of them is infinitely far from a fresh one, under any rule.
     score: f32,
     deviation: Deviation,
 }
 
-/// The higher score is the greater one, then the earlier run. There is one at each place.
+/// Orders by score, then the earlier run first. Each position has one run.
 impl Ord for Run {
     fn cmp(&self, other: &Self) -> Ordering {
         self.score.total_cmp(&other.score).then(Reverse(self.range).cmp(&Reverse(other.range)))
@@ -315,7 +314,7 @@ fn scored_runs(policy: RepairPolicy, reused: &[TokenRange], measured: &[TokenDev
     runs
 }
 
-/// A number in 0..1 that depends on the position alone.
+/// Returns a number in 0..1 that depends on the position alone.
 fn random_score(position: u32) -> f32 {
     (splitmix64(u64::from(position).wrapping_mul(SPLITMIX64_STEP)) >> 40) as f32 / (1u64 << 24) as f32
 }
@@ -335,7 +334,7 @@ fn merge_touching(sorted: Vec<TokenRange>) -> Vec<TokenRange> {
 mod tests {
     use super::*;
 
-    /// A prompt of 100 tokens with 10..50 and 60..80 reused; `values` names positions whose V deviates and whose attention counts.
+    /// Checks a prompt of 100 tokens with 10..50 and 60..80 reused; `values` lists positions whose V deviates and whose attention counts.
     #[track_caller]
     fn check(policy: RepairPolicy, ratio: f32, values: &[(u32, f32, f32)], expected: &[(u32, u32)]) {
         let reused = [TokenRange::new(10, 50), TokenRange::new(60, 80)];
@@ -436,7 +435,7 @@ mod tests {
         }
     }
 
-    /// Every measured quantity, and every rule that measures.
+    /// Covers every measured quantity, and every rule that measures.
     #[test]
     fn what_is_left_is_infinitely_far_if_something_of_it_is_not_a_number() {
         let reused = [TokenRange::new(0, 64)];

@@ -1,4 +1,4 @@
-//! How alike two left contexts are.
+//! Similarity of two left contexts.
 
 use std::cmp::Ordering;
 
@@ -6,28 +6,28 @@ use tokens::{DonorId, TokenId};
 
 use crate::{DonorPrompts, PlanTarget, PromptView, SpanMatch, Steps};
 
-/// Tokens over which the weight of a token falls to 1/e. Chosen, after how attention falls with distance.
+/// Distance in tokens over which a token's weight falls to 1/e. Chosen, after the decay of attention with distance.
 const DECAY_TOKENS: f32 = 512.0;
-/// Tokens looked at: further left, weights are below 2 %.
+/// Tokens compared: further left, weights are below 2 %.
 const WINDOW_TOKENS: usize = 2048;
 
-/// Tokens whose weights are summed for one plan, at most. Chosen: a few dozen contested spans, as many as a prompt of some passages has.
+/// Most tokens whose weights are summed for one plan. Chosen: a few dozen contested spans, as many as a prompt of some passages has.
 const MAX_WEIGHED_TOKENS: usize = 1 << 18;
-/// Spans of one donor looked at to the left of another one. Chosen: the window holds about as many of the shortest spans.
+/// Most spans of one donor compared to the left of another one. Chosen: the window holds about as many of the shortest spans.
 const MAX_NEIGHBOURS: usize = 32;
 
-/// Prefers, between donors of the same text, the one whose left context is most like the target's.
+/// Prefers, among donors of the same text, the one with the left context most similar to the target's.
 ///
-/// That is what foretells how far its KV is off, better than embeddings do. It looks at up to 2048 tokens on both sides of each match that
-/// has a rival. Where there are too many of them, the spans found stand for the tokens: weighing what a donor has in spans takes a few
-/// steps for each match.
+/// This similarity predicts the error of its KV better than embeddings do. It compares up to 2048 tokens on both sides of each match that
+/// has a rival. If there are too many rivals, the spans found stand for the tokens: weighing a donor's spans takes a few steps for each
+/// match.
 #[derive(Debug)]
 pub struct ByLeftContext<'a, D> {
     donors: &'a D,
 }
 
 impl<'a, D> ByLeftContext<'a, D> {
-    /// Preferences among `donors`.
+    /// Creates preferences among `donors`.
     #[must_use]
     pub const fn new(donors: &'a D) -> Self {
         Self { donors }
@@ -50,7 +50,7 @@ impl<D: DonorPrompts> DonorPrompts for ByLeftContext<'_, D> {
 }
 
 impl<D: DonorPrompts> ByLeftContext<'_, D> {
-    /// [`left_context_similarity`] of each contested match.
+    /// Returns the [`left_context_similarity`] of each contested match.
     fn by_tokens(&self, target: &PlanTarget<'_>, matches: &[SpanMatch], contested: &[bool], steps: &mut Steps) -> Vec<f32> {
         let decay = Decay::new();
         // Matches of one text begin at one place.
@@ -70,7 +70,7 @@ impl<D: DonorPrompts> ByLeftContext<'_, D> {
     }
 }
 
-/// The same with the tokens of each donor's other matches in place of all equal tokens.
+/// Approximates it with the tokens of each donor's other matches in place of all equal tokens.
 fn by_spans(matches: &[SpanMatch], contested: &[bool], steps: &mut Steps) -> Vec<f32> {
     let decay = Decay::new();
     let mut by_donor: Vec<_> = (0..matches.len()).collect();
@@ -92,7 +92,7 @@ fn by_spans(matches: &[SpanMatch], contested: &[bool], steps: &mut Steps) -> Vec
     preferences
 }
 
-/// Weight of the tokens of `other` that stand left of `found` in donor and target.
+/// Returns the weight of the tokens of `other` that stand left of `found` in donor and target.
 fn shared_by(other: &SpanMatch, found: &SpanMatch, decay: &Decay) -> f32 {
     let target_distance = found.target_pos.checked_sub(other.target_pos);
     let donor_distance = found.donor_pos.checked_sub(other.donor_pos);
@@ -102,10 +102,10 @@ fn shared_by(other: &SpanMatch, found: &SpanMatch, decay: &Decay) -> f32 {
     decay.sum(far - other.num_tokens.min(near), far)
 }
 
-/// Weights by distance.
+/// Token weights by distance.
 struct Decay {
     weights: Vec<f32>,
-    /// Weight of all tokens nearer than each distance, up to the window.
+    /// Total weight of all tokens nearer than each distance, up to the window.
     sums: Vec<f32>,
 }
 
@@ -119,26 +119,26 @@ impl Decay {
         Self { sums: sums.collect(), weights }
     }
 
-    /// [`Weights`] are lists, because a map of two thousand tokens takes several times as long to fill.
+    /// Returns the [`Weights`] as a list, because filling a map of two thousand tokens takes several times as long.
     fn weights(&self, left: &[TokenId]) -> Weights {
         let in_window = left.iter().rev().take(WINDOW_TOKENS).zip(0u64..);
         let mut by_token: Vec<_> = in_window.map(|(token, distance)| u64::from(token.0) << 32 | distance).collect();
-        // The weights of a token are added from near to far.
+        // Adds the weights of a token from near to far.
         by_token.sort_unstable();
         let of_one = by_token.chunk_by(|a, b| a >> 32 == b >> 32);
         let weight = |place: &u64| self.weights[(place & u64::from(u32::MAX)) as usize];
         of_one.map(|places| (TokenId((places[0] >> 32) as u32), places.iter().map(weight).sum())).collect()
     }
 
-    /// Weight of the tokens at distances `near..far`.
+    /// Returns the weight of the tokens at distances `near..far`.
     fn sum(&self, near: u32, far: u32) -> f32 {
         let up_to = |distance: u32| self.sums[(distance as usize).min(WINDOW_TOKENS)];
         up_to(far) - up_to(near)
     }
 }
 
-/// For each of `matches`, by ascending target position, true if it shares a place of the target with another donor: where no other has the
-/// same text there is nothing to prefer.
+/// Returns for each of `matches`, by ascending target position, true if it overlaps a match of another donor in the target: without a rival
+/// there is nothing to prefer.
 fn contested(matches: &[SpanMatch]) -> Vec<bool> {
     let mut contested = vec![false; matches.len()];
     // The two furthest ends so far, of different donors.
@@ -168,11 +168,10 @@ fn contested(matches: &[SpanMatch]) -> Vec<bool> {
     contested
 }
 
-/// Shared weight of the tokens left of a span in target and donor, 0 for none and 1 for the same tokens at the same distances.
+/// Returns the shared weight of the tokens left of a span in target and donor, 0 for none and 1 for the same tokens at the same distances.
 ///
-/// Each token weighs exp(-distance / 512); of a token that both have, the smaller of its two weights is shared, and the sum is divided
-/// by the larger of both sides' weights. Order counts through distance only, so that text that was moved a little still counts. Two
-/// empty contexts are the same.
+/// Each token weighs exp(-distance / 512); a token in both contributes the smaller of its two weights, and the sum is divided by the larger
+/// of both sides' weights. Order counts through distance only, so slightly moved text still counts. Two empty contexts are the same.
 #[must_use]
 pub fn left_context_similarity(target_left: &[TokenId], donor_left: &[TokenId]) -> f32 {
     let decay = Decay::new();
@@ -191,7 +190,7 @@ fn similarity(target: &[(TokenId, f32)], donor: &[(TokenId, f32)]) -> f32 {
     shared_weight(target, donor) / largest
 }
 
-/// Sum of the smaller weights of the tokens that both lists have.
+/// Returns the sum of the smaller weights of the tokens in both lists.
 fn shared_weight(a: &[(TokenId, f32)], b: &[(TokenId, f32)]) -> f32 {
     let (mut a, mut b) = (a.iter().peekable(), b.iter().peekable());
     let mut shared = 0.0;

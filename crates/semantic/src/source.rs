@@ -1,7 +1,7 @@
-//! Where donors are looked for.
+//! Sources of donor candidates.
 //!
-//! A source proposes donors and says how promising each is. It decides nothing: what is taken from a proposed donor is found by
-//! comparing ids, with [`SpanIndex::find`](crate::SpanIndex::find) or [`SpanIndex::find_in`](crate::SpanIndex::find_in).
+//! A source proposes donors with a score. It decides nothing: comparing ids with [`SpanIndex::find`](crate::SpanIndex::find) or
+//! [`SpanIndex::find_in`](crate::SpanIndex::find_in) determines the spans of a proposed donor.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -10,35 +10,35 @@ use tokens::{DonorId, Scope, TokenId, TokenRange};
 
 use crate::{EmbeddingIndex, SpanIndex};
 
-/// A prompt for which donors are wanted.
+/// A prompt that needs donors.
 #[derive(Clone, Copy, Debug)]
 pub struct DonorQuery<'a> {
-    /// Nothing outside it is proposed.
+    /// Scope of the proposed donors.
     pub scope: Scope,
-    /// All of the prompt.
+    /// All tokens of the prompt.
     pub tokens: &'a [TokenId],
     /// End of its prefix hit.
     pub from: u32,
-    /// What it means, if that is known by now.
+    /// Embedding of the prompt, if it is known by now.
     pub embedding: Option<&'a [f32]>,
 }
 
 /// A donor that may be worth comparing.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Proposal {
-    /// Who.
+    /// Proposed donor.
     pub donor: DonorId,
-    /// How promising, at most 1. Scores of different sources mean different things.
+    /// Score, at most 1. Scores of different sources are not comparable.
     pub score: f32,
 }
 
-/// Something that knows donors.
+/// A source of donor candidates.
 pub trait DonorSource {
-    /// At most `max` donors for `query`, the most promising first, among equals the youngest.
+    /// Proposes at most `max` donors for `query`, the highest score first, among equals the youngest.
     fn propose(&self, query: &DonorQuery<'_>, max: usize) -> Vec<Proposal>;
 }
 
-/// By the share of the tokens right of the prefix hit that a donor has in equal spans.
+/// Scores a donor by the share of the tokens right of the prefix hit that it has in equal spans.
 impl DonorSource for SpanIndex {
     fn propose(&self, query: &DonorQuery<'_>, max: usize) -> Vec<Proposal> {
         let mut covered: BTreeMap<DonorId, (u32, u32)> = BTreeMap::new();
@@ -54,7 +54,7 @@ impl DonorSource for SpanIndex {
     }
 }
 
-/// By the cosine of the nearest vector of a donor. Nothing for a query without an embedding.
+/// Scores a donor by the cosine of its nearest vector. Proposes nothing for a query without an embedding.
 impl DonorSource for EmbeddingIndex {
     fn propose(&self, query: &DonorQuery<'_>, max: usize) -> Vec<Proposal> {
         let Some(embedding) = query.embedding else { return Vec::new() };

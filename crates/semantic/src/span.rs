@@ -4,8 +4,8 @@ use tokens::{DonorId, TokenRange};
 
 use crate::PromptView;
 
-/// Tokens between two runs of one text in which something was changed, at the most. Chosen: a longer gap could hold a span of its own, and
-/// ids replaced in records are some 30 tokens long.
+/// Largest gap in tokens between two runs of one edited text. Chosen: a longer gap could hold a span of its own, and ids replaced in
+/// records are some 30 tokens long.
 pub(crate) const MAX_GAP_TOKENS: u32 = 64;
 
 /// True if a run that begins at `start` follows one that ends at `end` with at most such a gap.
@@ -16,34 +16,34 @@ pub(crate) fn is_near(end: u32, start: u32) -> bool {
 /// Tokens `donor_pos..` of a donor that equal tokens `target_pos..` of a target, id by id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SpanMatch {
-    /// Who has them.
+    /// Donor of the tokens.
     pub donor: DonorId,
-    /// Where they start there.
+    /// First position in the donor.
     pub donor_pos: u32,
-    /// Where they start in the target.
+    /// First position in the target.
     pub target_pos: u32,
-    /// How many they are.
+    /// Number of tokens.
     pub num_tokens: u32,
-    /// Tokens directly left of them that are equal too, but not part of this match because it was cut there.
+    /// Number of equal tokens directly left of them that a cut excluded from this match.
     ///
     /// The donor's KV was computed under these, so a cut moves no token nearer to a change of context.
     pub left_context: u32,
 }
 
 impl SpanMatch {
-    /// Positions in the target.
+    /// Returns the positions in the target.
     #[must_use]
     pub fn target_range(&self) -> TokenRange {
         TokenRange::new(self.target_pos, self.target_pos + self.num_tokens)
     }
 
-    /// Positions in the donor.
+    /// Returns the positions in the donor.
     #[must_use]
     pub fn donor_range(&self) -> TokenRange {
         TokenRange::new(self.donor_pos, self.donor_pos + self.num_tokens)
     }
 
-    /// The part at target positions `range`; `None` if that is empty.
+    /// Returns the part at target positions `range`; `None` if that is empty.
     #[must_use]
     pub fn within_target(&self, range: TokenRange) -> Option<Self> {
         let rest = self.target_range().intersect(range);
@@ -57,7 +57,7 @@ impl SpanMatch {
         })
     }
 
-    /// The part at donor positions `range`, say those whose blocks are still resident; `None` if that is empty.
+    /// Returns the part at donor positions `range`, for example those with resident blocks; `None` if that is empty.
     #[must_use]
     pub fn within_donor(&self, range: TokenRange) -> Option<Self> {
         let rest = self.donor_range().intersect(range);
@@ -68,13 +68,13 @@ impl SpanMatch {
         self.within_target(TokenRange::new(start, start + rest.len()))
     }
 
-    /// Whether everything left of it is equal too, at the same positions: then the donor's KV is what the target would compute.
+    /// True if everything left of it is equal too, at the same positions: the donor's KV is what the target would compute.
     #[must_use]
     pub fn has_same_past(&self) -> bool {
         self.donor_pos == self.target_pos && self.left_context == self.target_pos
     }
 
-    /// True if it holds a whole segment of at least `min_tokens` tokens that begins and ends in the target where it does in the donor.
+    /// True if it holds a whole segment of at least `min_tokens` tokens with the same borders in the target and in the donor.
     pub(crate) fn holds_segment(&self, target: PromptView<'_>, donor: PromptView<'_>, min_tokens: u32) -> bool {
         let range = self.target_range();
         let in_target =
@@ -87,8 +87,8 @@ impl SpanMatch {
         })
     }
 
-    /// Its parts whose rows of tables stand under equal headers and, by `is_edited` of a position in the target and in the donor,
-    /// after no change; and that outside of tables stand outside: ascending, disjoint.
+    /// Returns its parts, ascending and disjoint, that are outside of tables in both, or in rows with equal headers that follow no change
+    /// by `is_edited` of a position in the target and in the donor.
     pub(crate) fn under_equal_headers(
         &self,
         target: PromptView<'_>,
@@ -116,7 +116,7 @@ impl SpanMatch {
         parts
     }
 
-    /// Target position at which the equal run begins, cuts undone.
+    /// Returns the target position at which the equal run begins before cutting.
     pub(crate) fn run_start(&self) -> u32 {
         self.target_pos - self.left_context
     }
@@ -147,7 +147,8 @@ mod tests {
         assert_eq!(SPAN.within_donor(TokenRange::new(150, 160)), None);
     }
 
-    /// Positions copied of a match of 300 tokens at 100 in the target and 0 in the donor, whose tables have `rows` under headers each.
+    /// Checks the positions copied of a match of 300 tokens at 100 in the target and 0 in the donor, whose tables have `rows` under headers
+    /// each.
     #[track_caller]
     fn check_tables(donor: &[(u32, u32, u64)], target: &[(u32, u32, u64)], expected: &str) {
         let segments = |rows: &[(u32, u32, u64)]| {

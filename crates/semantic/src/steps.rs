@@ -1,8 +1,8 @@
-//! The work of a search and a plan, counted.
+//! Counted work of a search and a plan.
 
 use std::ops::AddAssign;
 
-/// Work in steps that do not depend on the machine: bounds are stated and tested in these.
+/// Work in machine-independent steps: bounds are stated and tested in these.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Steps {
     /// Shingles looked up, once for each scope.
@@ -11,14 +11,14 @@ pub struct Steps {
     pub postings: u64,
     /// Tokens of donors compared with tokens of the target.
     pub compared_tokens: u64,
-    /// Matches considered, and for each section of the target once more those that cover it.
+    /// Matches considered, and for each section of the target the matches that cover it.
     pub cells: u64,
     /// Tokens and matches weighed to compare left contexts.
     pub weighed: u64,
 }
 
 impl Steps {
-    /// All of them.
+    /// Returns the sum of all counts.
     #[must_use]
     pub const fn total(&self) -> u64 {
         self.lookups + self.postings + self.compared_tokens + self.cells + self.weighed

@@ -1,11 +1,11 @@
-//! What a prompt means, as far as the served model's own input embeddings say: their weighted mean.
+//! Embeds a prompt as the weighted mean of the served model's own input embeddings.
 //!
-//! No other model is needed and no order of words is kept. Frequent tokens say little, so each weighs `a / (a + p)`, where `p` is its
-//! frequency; and what all texts have in common is taken off the mean (Arora, Liang, Ma, "A Simple but Tough-to-Beat Baseline for
+//! No other model is needed and word order is lost. Frequent tokens carry little meaning, so each weighs `a / (a + p)`, where `p` is its
+//! frequency; and the component common to all texts is subtracted from the mean (Arora, Liang, Ma, "A Simple but Tough-to-Beat Baseline for
 //! Sentence Embeddings", ICLR 2017, algorithm 1, which removes the first principal component instead of the mean).
 //!
-//! Frequencies are not counted: then a prompt would mean something else every day, and one tenant's texts would move another's
-//! vectors. Merges of a vocabulary are listed by how often they were seen, so `p` follows from the id by Zipf's law.
+//! Frequencies are not counted: otherwise the embedding of a prompt would change over time, and one tenant's texts would move another's
+//! vectors. Merges of a vocabulary are listed by frequency, so `p` follows from the id by Zipf's law.
 
 use std::collections::BTreeMap;
 
@@ -14,33 +14,33 @@ use tokens::TokenId;
 /// `a` of the weights, as in the paper.
 const SMOOTHING: f32 = 1e-3;
 
-/// Ids below this are single bytes and special tokens in byte-level vocabularies as in those with byte fallback: as frequent as can be.
+/// Ids below this are single bytes and special tokens, in byte-level vocabularies and in those with byte fallback: the most frequent.
 const NUM_BYTE_IDS: u32 = 256;
 
-/// Rows of a table looked at for what all texts have in common. Chosen: the most frequent ones, which make up most of any text.
+/// Table rows averaged for the common component. Chosen: the most frequent ones, which make up most of any text.
 const NUM_COMMON: u32 = 8192;
 
 /// Input embeddings of a model.
 pub trait TokenVectors {
-    /// Ids are below this.
+    /// Returns the number of tokens; ids are below it.
     fn num_tokens(&self) -> usize;
 
-    /// Numbers in a row.
+    /// Returns the elements of a row.
     fn num_dimensions(&self) -> usize;
 
     /// Writes the row of `token`, below [`num_tokens`](Self::num_tokens), to `row`.
     fn read(&self, token: TokenId, row: &mut [f32]);
 }
 
-/// Means of token embeddings.
+/// Embedder by means of token embeddings.
 pub struct TokenEmbedder<V> {
     vectors: V,
-    /// The mean of a text in which each token is as frequent as it is on average.
+    /// Mean of a text with average token frequencies.
     common: Vec<f32>,
 }
 
 impl<V: TokenVectors> TokenEmbedder<V> {
-    /// Reads some thousand rows of `vectors`.
+    /// Creates an embedder; reads some thousand rows of `vectors`.
     #[must_use]
     pub fn new(vectors: V) -> Self {
         let num_common = NUM_COMMON.min(u32::try_from(vectors.num_tokens()).unwrap_or(NUM_COMMON));
@@ -49,15 +49,15 @@ impl<V: TokenVectors> TokenEmbedder<V> {
         Self { vectors, common }
     }
 
-    /// Numbers in an embedding.
+    /// Returns the elements of an embedding.
     #[must_use]
     pub fn num_dimensions(&self) -> usize {
         self.vectors.num_dimensions()
     }
 
-    /// The embedding of `tokens`, of length 1. `None` if it has no direction: no known tokens, or nothing but what all texts have.
+    /// Returns the embedding of `tokens`, of length 1. `None` if it has no direction: no known tokens, or only the common component.
     ///
-    /// Each different token is read once, so that the time grows with the vocabulary of a text rather than with its length.
+    /// Reads each distinct token once, so the time grows with the vocabulary of a text rather than with its length.
     #[must_use]
     pub fn embed(&self, tokens: &[TokenId]) -> Option<Vec<f32>> {
         let mut counts: BTreeMap<TokenId, f32> = BTreeMap::new();
@@ -70,7 +70,7 @@ impl<V: TokenVectors> TokenEmbedder<V> {
     }
 }
 
-/// `vector` at length 1; `None` if it has no direction.
+/// Scales `vector` to length 1; `None` if it has no direction.
 #[must_use]
 pub fn unit(mut vector: Vec<f32>) -> Option<Vec<f32>> {
     let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
@@ -81,7 +81,7 @@ pub fn unit(mut vector: Vec<f32>) -> Option<Vec<f32>> {
     Some(vector)
 }
 
-/// Mean of the rows of tokens that occur so often, each weighted by how little it is expected. `None` if nothing has a weight.
+/// Returns the mean of the rows of tokens with their counts, each weighted by its rarity. `None` if all weights are 0.
 fn weighted_mean(vectors: &impl TokenVectors, counts: impl Iterator<Item = (TokenId, f32)>) -> Option<Vec<f32>> {
     let mut row = vec![0.0; vectors.num_dimensions()];
     let mut mean = vec![0.0; vectors.num_dimensions()];
@@ -96,7 +96,7 @@ fn weighted_mean(vectors: &impl TokenVectors, counts: impl Iterator<Item = (Toke
     (total > 0.0).then_some(mean)
 }
 
-/// Expected share of `token` in a text: Zipf's law, `1 / (rank * (ln n + .577))`, with the order of merges as rank.
+/// Returns the expected share of `token` in a text: Zipf's law, `1 / (rank * (ln n + .577))`, with the order of merges as rank.
 fn frequency(token: TokenId, num_tokens: usize) -> f32 {
     let rank = token.0.saturating_sub(NUM_BYTE_IDS) + 1;
     1.0 / (rank as f32 * ((num_tokens as f32).ln() + 0.577))

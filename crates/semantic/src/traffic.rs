@@ -1,20 +1,21 @@
-//! Which traffic has proven that reuse is good for it.
+//! Decides for each class of traffic, by comparison with full computation, if its requests may reuse KV.
 //!
-//! A [`TrafficClass`] is kept apart by what foretells how reuse turns out and is known before anything is computed. Each begins in shadow:
-//! its answers are exact, and a comparison finds out what reuse would have said. Two bets, one on the mean KL and one on the mean
-//! disagreement of the likeliest tokens, open the class when both are confidently below their bounds. Answers over reuse are verified from
-//! then on as all others are, and the bets against them (`evidence.rs`) close the class. A class that was closed has to prove itself
-//! anew, each time with twice the confidence.
+//! A [`TrafficClass`] groups requests by properties that predict the quality of reuse and are known before any computation. Each class
+//! begins in shadow: its answers are exact, and a comparison determines what reuse would have answered. Two bets, one on the mean KL and
+//! one on the mean disagreement of the likeliest tokens, open the class when both are confidently below their bounds. From then on its
+//! answers over reuse are verified as all others are, and the bets against them (`evidence.rs`) close the class. A closed class has to
+//! prove itself anew, each time with twice the confidence.
 //!
-//! After a verified answer that misses a bound by far, all of the next ones are verified: a class that turns bad is found within a few dozen
-//! answers, though only a few of a hundred are verified while it is good. What decides is known before, so the bets stay fair. Where there
-//! is no time for comparisons, an open class gives a bounded number of answers and waits for the next one. A class that many trials have
-//! not opened is tried seldom.
+//! After a verified answer that misses a bound by far, all of the next ones are verified: this finds a class that turns bad within a few
+//! dozen answers, though only a few of a hundred are verified while it is good. The decision to verify precedes the answer, so the bets
+//! stay fair. If there is no time for comparisons, an open class gives a bounded number of answers and waits for the next one. A class that
+//! many trials have not opened is tried seldom.
 //!
-//! The bet on a mean below `m` multiplies a capital by `1 + b (1 − x/m)` at each value `x` (Waudby-Smith and Ramdas 2024, arXiv 2010.09686).
-//! A value above [`CLIP`] times its bound counts as that: otherwise one answer could cost all. So what is proven is that the mean of the
-//! clipped values is below the bound. A class whose mean is at its bound or above is opened with probability at most `error_rate`, however
-//! long it is tried (Ville's inequality); of the project's own workloads those below half of both bounds open within 20 to 60 answers.
+//! The bet on a mean below `m` multiplies a capital by `1 + b (1 − x/m)` at each value `x` (Waudby-Smith and Ramdas 2024, arXiv
+//! 2010.09686). A value above [`CLIP`] times its bound counts as that: otherwise one answer could cost the whole capital. So the proof is
+//! that the mean of the clipped values is below the bound. A class whose mean is at its bound or above is opened with probability at most
+//! `error_rate`, however long it is tried (Ville's inequality); of the project's own workloads those below half of both bounds open within
+//! 20 to 60 answers.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,51 +25,50 @@ use tokens::{Scope, TenantId};
 use crate::evidence::Evidence;
 use crate::{MatchClass, ReusePlan, ReuseSpan, Verdict};
 
-/// A value counts at most so many times its bound. Chosen: less, and rare answers that are far off would hardly count; more, and every bet
-/// would have to be smaller.
+/// A value counts as at most this many times its bound. Chosen: with less, rare answers that are far off would hardly count; with more,
+/// every bet would have to be smaller.
 const CLIP: f64 = 6.0;
 
 /// Share of the capital that is bet. Below `1 / (CLIP - 1)`, so that no value costs all of it.
 const BET: f64 = 0.18;
 
-/// An open class may give so many answers over reuse after the last comparison; then its answers are exact again until one was made.
-/// Chosen: with one answer in twenty verified, hardly reached where there is idle time at all.
+/// Most answers over reuse that an open class gives after the last comparison; then its answers are exact until the next one. Chosen: with
+/// one answer in twenty verified, hardly reached where there is idle time at all.
 const MAX_UNVERIFIED: u32 = 64;
 
-/// A verified answer that misses a bound so many times raises doubt, and so many of the next answers are verified. Chosen.
+/// A verified answer that misses a bound by this factor raises doubt, and the next `DOUBTED_ANSWERS` are verified. Chosen.
 const DOUBT: f64 = 2.0;
 const DOUBTED_ANSWERS: u32 = 8;
 
-/// Classes remembered of one tenant; the one that was asked for longest ago is forgotten for a new one. Chosen: far more than one
-/// application has.
+/// Most classes kept of one tenant; a new one evicts the one requested longest ago. Chosen: far more than one application has.
 const MAX_CLASSES_PER_TENANT: usize = 256;
-/// Classes remembered of all tenants.
+/// Most classes kept of all tenants.
 const MAX_CLASSES: usize = 16_384;
 
-/// Lengths of prompts that are told apart, in tokens: below the first, below the second, and so on.
+/// Upper bounds of the classes of prompt length, in tokens.
 const LENGTHS: [u32; 3] = [1024, 4096, 16_384];
 
-/// Pieces of template text from which on a prompt is a conversation: a system message, a question and the beginning of an answer have three.
+/// Least pieces of template text in a conversation: a system message, a question and the beginning of an answer have three.
 const MIN_CONVERSATION_PIECES: usize = 4;
 
-/// Comparisons that have not opened a class, after which few of its answers are compared. Chosen: twice as many as open a class that is
-/// well below its bounds.
+/// Comparisons without opening a class, after which few of its answers are compared. Chosen: twice as many as open a class that is well
+/// below its bounds.
 const MAX_DENSE_TRIALS: u64 = 128;
 
-/// Requests that are alike in what foretells how reuse turns out.
+/// Requests with the same predictors of the quality of reuse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TrafficClass {
-    /// Whose it is.
+    /// Tenant of the requests.
     pub tenant: TenantId,
     /// Tenant, `cache_salt` and model.
     pub scope: Scope,
-    /// The least equal left context of the spans.
+    /// Class of the span with the least equal left context.
     pub class: MatchClass,
-    /// Index of the prompt's length among those that are told apart.
+    /// Index of the prompt's length class.
     pub length: u8,
     /// Composition of the prompt.
     pub format: TrafficFormat,
-    /// A number of the repair policy.
+    /// Number of the repair policy.
     pub policy: u64,
 }
 
@@ -77,13 +77,13 @@ pub struct TrafficClass {
 pub struct TrafficFormat {
     /// True if all spans come from one donor, in its order.
     pub keeps_order: bool,
-    /// True if most of what is moved are short pieces.
+    /// True if most of the moved tokens are in short pieces.
     pub is_short: bool,
     /// True if the prompt has several turns.
     pub is_conversation: bool,
 }
 
-/// The bounds of the means, and how sure one has to be.
+/// Bounds of the means, and the confidence of the proof.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ProofConfig {
     /// Highest mean KL(full‖reuse), in nats. Above 0.
@@ -99,15 +99,15 @@ pub struct ProofConfig {
 pub struct TrafficQuality {
     /// True if requests of the class reuse.
     pub is_open: bool,
-    /// Answers compared so far, in shadow and over reuse.
+    /// Number of answers compared so far, in shadow and over reuse.
     pub num_verified: u64,
-    /// Mean KL and mean [top-1 agreement](Verdict::top1) of the answers compared since the class was closed last, if there are some.
+    /// Mean KL and mean [top-1 agreement](Verdict::top1) of the answers compared since the class was last closed, if any.
     pub means: Option<(f64, f64)>,
-    /// Progress of the proofs for KL and top-1, from 0 to 1: at 1 both, the class is opened.
+    /// Progress of the proofs for KL and top-1, from 0 to 1: the class is opened when both are 1.
     pub proof: [f64; 2],
-    /// Times it was opened.
+    /// Number of times the class was opened.
     pub num_opened: u32,
-    /// Times it was closed.
+    /// Number of times the class was closed.
     pub num_closed: u32,
 }
 
@@ -116,46 +116,46 @@ pub struct TrafficQuality {
 pub enum TrafficChange {
     /// Requests of the class reuse from now on.
     Opened,
-    /// They do not any more.
+    /// Requests of the class do not reuse any more.
     Closed,
 }
 
-/// The judge of traffic.
+/// Guard that opens and closes classes of traffic.
 #[derive(Clone, Debug)]
 pub struct TrafficGuard {
     config: ProofConfig,
     records: BTreeMap<TrafficClass, Record>,
     counts: TrafficCounts,
-    /// Counts requests.
+    /// Number of requests so far.
     clock: u64,
 }
 
-/// Classes of all tenants, and what became of them so far.
+/// Number of classes of all tenants, and of their changes so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct TrafficCounts {
-    /// Classes that are proven.
+    /// Classes that are open.
     pub num_open: usize,
-    /// Classes that are not.
+    /// Classes that are in shadow.
     pub num_in_shadow: usize,
     /// Times that a class was opened.
     pub num_opened: u64,
-    /// Times that one was closed.
+    /// Times that a class was closed.
     pub num_closed: u64,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Record {
     is_open: bool,
-    /// `ln` of the capitals that bet on the class.
+    /// `ln` of the capitals of the bets on the class.
     proofs: [f64; 2],
-    /// Of those that bet against it, while it is open.
+    /// Evidence against the class, while it is open.
     evidence: [Evidence; 2],
-    /// Answers still to be verified because an earlier one was bad.
+    /// Remaining answers to verify after a bad one.
     num_doubted: u32,
     /// Answers over reuse since the last comparison.
     num_unverified: u32,
     num_verified: u64,
-    /// Sums of KL and agreement, and of how many answers.
+    /// Sums of KL and agreement since the class was last closed.
     sums: [f64; 2],
     num_summed: u64,
     num_opened: u32,
@@ -170,8 +170,8 @@ impl Default for ProofConfig {
 }
 
 impl TrafficClass {
-    /// The class of a prompt of `prompt_len` tokens, with `template` pieces of the chat template, that `plan` fills in part. `None` if
-    /// nothing is moved.
+    /// Returns the class of a prompt of `prompt_len` tokens, with `template` pieces of the chat template, that `plan` fills in part.
+    /// Returns `None` if no span is moved.
     #[must_use]
     pub fn of(owner: (TenantId, Scope), plan: &ReusePlan, prompt_len: u32, template: usize, policy: u64) -> Option<Self> {
         let (tenant, scope) = owner;
@@ -184,7 +184,7 @@ impl TrafficClass {
         Some(Self { tenant, scope, class, length: length_idx(prompt_len), format, policy })
     }
 
-    /// Its length in words: `below_1024`, or `from_16384`.
+    /// Returns a label of the length class: `below_1024`, or `from_16384`.
     #[must_use]
     pub fn length_label(&self) -> String {
         match LENGTHS.get(self.length as usize) {
@@ -211,7 +211,7 @@ fn keeps_order(spans: &[ReuseSpan]) -> bool {
 }
 
 impl TrafficGuard {
-    /// Nothing is proven.
+    /// Creates a guard without any proven class.
     #[must_use]
     pub fn new(config: ProofConfig) -> Self {
         Self { config, records: BTreeMap::new(), counts: TrafficCounts::default(), clock: 0 }
@@ -236,7 +236,7 @@ impl TrafficGuard {
         self.records.get(class).is_some_and(|record| record.num_doubted > 0)
     }
 
-    /// Takes note of a request of `class`: the one asked for longest ago is forgotten first.
+    /// Records a request of `class`: the class requested longest ago is evicted first.
     pub fn note_request(&mut self, class: TrafficClass) {
         self.clock += 1;
         let clock = self.clock;
@@ -247,7 +247,7 @@ impl TrafficGuard {
         self.records.entry(class).or_default().last_asked = clock;
     }
 
-    /// Forgets the class of `tenant`, or of all, that was asked for longest ago, if there are too many.
+    /// Evicts the class of `tenant`, or of all, that was requested longest ago, if there are too many.
     fn make_room(&mut self, tenant: TenantId) {
         let of_tenant = self.records.iter().filter(|(class, _)| class.tenant == tenant);
         let oldest = match of_tenant.clone().count() >= MAX_CLASSES_PER_TENANT {
@@ -261,11 +261,11 @@ impl TrafficGuard {
         }
     }
 
-    /// Takes note of a compared answer: in shadow what reuse would have said, otherwise what it said.
+    /// Records the verdict on a compared answer: in shadow that of reuse, otherwise the one given.
     pub fn record(&mut self, class: TrafficClass, verdict: Verdict) -> Option<TrafficChange> {
         let config = self.config;
         let record = self.records.get_mut(&class)?;
-        // A value that is no number is as bad as can be.
+        // A value that is not finite counts as the worst.
         let kl = if verdict.mean_kl.is_finite() { verdict.mean_kl.max(0.0) } else { CLIP * config.max_mean_kl };
         let top1 = if verdict.top1.is_nan() { 0.0 } else { verdict.top1.clamp(0.0, 1.0) };
         record.num_verified += 1;
@@ -285,13 +285,13 @@ impl TrafficGuard {
         change
     }
 
-    /// Classes and changes. Takes no time: it is asked for after every step.
+    /// Returns the numbers of classes and changes. Constant time: called after every step.
     #[must_use]
     pub fn counts(&self) -> TrafficCounts {
         self.counts
     }
 
-    /// True if `class` has been tried so often without opening that few of its answers are still compared.
+    /// True if `class` was tried so often without opening that few of its answers are still compared.
     #[must_use]
     pub fn is_tried_seldom(&self, class: &TrafficClass) -> bool {
         self.records.get(class).is_some_and(|record| !record.is_open && record.num_summed >= MAX_DENSE_TRIALS)
@@ -302,13 +302,13 @@ impl TrafficGuard {
         self.counts.num_in_shadow = self.records.len() - self.counts.num_open;
     }
 
-    /// Every class of `tenant`, or of all tenants, with what is known of it.
+    /// Returns every class of `tenant`, or of all tenants, with its findings.
     pub fn classes(&self, tenant: Option<TenantId>) -> impl Iterator<Item = (TrafficClass, TrafficQuality)> {
         let seen = self.records.iter().filter(move |(class, _)| tenant.is_none_or(|tenant| class.tenant == tenant));
         seen.map(|(&class, record)| (class, record.quality(self.config.error_rate)))
     }
 
-    /// Forgets the classes of `tenant`, or of all.
+    /// Removes the classes of `tenant`, or of all.
     pub fn erase(&mut self, tenant: Option<TenantId>) {
         self.records.retain(|class, _| tenant.is_some_and(|tenant| class.tenant != tenant));
         self.count_classes();
@@ -316,16 +316,16 @@ impl TrafficGuard {
 }
 
 impl Record {
-    /// `ln` of the capital that opens the class: twice as much for each time it was closed.
+    /// Returns the `ln` of the capital that opens the class: doubled for each time it was closed.
     fn goal(&self, error_rate: f64) -> f64 {
         -error_rate.ln() + f64::from(self.num_closed) * std::f64::consts::LN_2
     }
 
-    /// Adds values with their bounds to the proofs. True if that opens the class.
+    /// Adds values with their bounds to the proofs. Returns true if that opens the class.
     fn prove(&mut self, values: [(f64, f64); 2], error_rate: f64) -> bool {
         let goal = self.goal(error_rate);
         for (proof, (value, bound)) in self.proofs.iter_mut().zip(values) {
-            // A proof that is complete stays so: its capital has reached the goal once.
+            // A complete proof stays complete: its capital has reached the goal once.
             if *proof < goal {
                 *proof += (BET * (1.0 - value / bound)).ln_1p();
             }
@@ -339,7 +339,7 @@ impl Record {
         is_proven
     }
 
-    /// Adds values with their bounds to the evidence against the class. True if that closes it.
+    /// Adds values with their bounds to the evidence against the class. Returns true if that closes it.
     fn doubt(&mut self, values: [(f64, f64); 2], error_rate: f64) -> bool {
         for (evidence, (value, bound)) in self.evidence.iter_mut().zip(values) {
             evidence.add(value, bound);
@@ -388,7 +388,7 @@ mod tests {
         Verdict { mean_kl, first_kl: mean_kl, top1 }
     }
 
-    /// Answers until the class of `guard` changes, at most `max`.
+    /// Counts the answers until the class of `guard` changes, at most `max`.
     fn answers_until(
         guard: &mut TrafficGuard,
         change: TrafficChange,
@@ -425,7 +425,7 @@ mod tests {
         }
     }
 
-    /// Answers that are perfect, but one in four, which makes the mean what the bound is.
+    /// Perfect answers but for one in four, which puts the mean at the bound.
     #[test]
     fn a_mean_at_its_bound_opens_no_more_often_than_stated() {
         let mut random = Random(5);

@@ -33,7 +33,7 @@ impl Random {
             .collect()
     }
 
-    /// Some of `chunks`, in another order, between texts of its own.
+    /// Returns some of `chunks`, in another order, between texts of its own.
     fn shuffled(&mut self, chunks: &[Vec<TokenId>], num_kept: usize) -> Vec<TokenId> {
         let mut order: Vec<_> = (0..chunks.len()).collect();
         for i in (1..order.len()).rev() {
@@ -55,7 +55,7 @@ fn index_of(donors: &[Vec<TokenId>]) -> SpanIndex {
     index
 }
 
-/// Share of `target` that is copied from `donors`, the lesser of modes span and semantic.
+/// Returns the share of `target` that is copied from `donors`, the lesser of modes span and semantic.
 fn coverage(donors: &[Vec<TokenId>], target: &[TokenId]) -> f64 {
     let index = index_of(donors);
     let matches = index.find(SCOPE, target, 0);
@@ -98,7 +98,7 @@ fn donors_that_hold_parts_cover_as_much_as_one_that_holds_all() {
     }
 }
 
-/// `text` with one token in every `every` changed.
+/// Returns `text` with one token in every `every` changed.
 fn edited(random: &mut Random, text: &[TokenId], every: usize) -> Vec<TokenId> {
     let mut text = text.to_vec();
     for _ in 0..text.len() / every {
@@ -108,7 +108,7 @@ fn edited(random: &mut Random, text: &[TokenId], every: usize) -> Vec<TokenId> {
     text
 }
 
-/// Share of `target` that is copied from `donors`, all in segments of 200 tokens.
+/// Returns the share of `target` that is copied from `donors`, all in segments of 200 tokens.
 fn segmented_coverage(donors: &[Vec<TokenId>], target: &[TokenId]) -> f64 {
     let segments = |tokens: &[TokenId]| Segments::from_starts((0..tokens.len() as u32).step_by(200));
     let mut index = SpanIndex::new(SpanIndexConfig::for_spans(&SpanConfig::default()));
@@ -127,7 +127,7 @@ fn nearly_equal_donors_do_not_hide_the_one_that_fits() {
         let mut random = Random(30 + seed);
         let text = random.tokens(6000);
         let target = edited(&mut random, &text, 2000);
-        // The one that fits is the oldest; all others were changed in most of their segments.
+        // The matching one is the oldest; all others were changed in most of their segments.
         let mut donors = vec![text.clone()];
         donors.extend((1..64).map(|_| edited(&mut random, &text, 300)));
         let of_one = segmented_coverage(&donors[..1], &target);
@@ -142,7 +142,7 @@ fn a_header_that_everybody_has_hides_nothing() {
     let header = random.tokens(1000);
     let bodies: Vec<_> = (0..200).map(|_| random.tokens(300)).collect();
     let donors: Vec<_> = bodies.iter().map(|body| [header.clone(), body.clone()].concat()).collect();
-    // More new text between header and body than an edit has.
+    // The new text between header and body is longer than that of an edit.
     let target = [random.tokens(30), header, random.tokens(90), bodies[0].clone(), bodies[7].clone(), random.tokens(30)].concat();
     let covered = coverage(&donors, &target) * target.len() as f64;
     assert!(covered >= 1000.0 + 2.0 * 300.0 - 3.0 * 16.0 - 2.0, "{covered} tokens are covered");
@@ -152,7 +152,7 @@ fn a_header_that_everybody_has_hides_nothing() {
 fn a_chunk_that_a_prompt_repeats_is_found_each_time() {
     let mut random = Random(5);
     let chunk = random.tokens(120);
-    // More new text between two of them than an edit has.
+    // The new text between two of them is longer than that of an edit.
     let repeated = |random: &mut Random| (0..50).flat_map(|_| [random.tokens(90), chunk.clone()].concat()).collect::<Vec<_>>();
     let once = [random.tokens(100), chunk.clone(), random.tokens(100)].concat();
     let mut donors = vec![once];
@@ -175,7 +175,7 @@ fn holders_that_have_lost_their_kv_do_not_hide_one_that_has_not() {
     let mut index = index_of(&donors);
     let sketch = index.sketch(&target, &Segments::default());
     let query = SpanQuery { scopes: &[SCOPE], tokens: &target, sketch: &sketch, from: 0 };
-    // Of all but the oldest, a few blocks are left.
+    // All donors but the oldest have a few blocks left.
     let usable = |donor: DonorId| if donor.0 == 0 { u32::MAX } else { 32 * (donor.0 % 3) as u32 };
     for attempt in 0.. {
         let found = index.search(&query, usable);
@@ -196,7 +196,7 @@ fn holders_that_have_lost_their_kv_do_not_hide_one_that_has_not() {
     assert!(found.matches.iter().any(|found| found.donor == DonorId(599) && found.donor_pos > 300));
 }
 
-/// Steps of search and plan in modes span and semantic.
+/// Returns plans and steps of search and plan in modes span and semantic.
 fn steps(index: &SpanIndex, target: &[TokenId]) -> [(ReusePlan, Steps); 2] {
     let sketch = index.sketch(target, &Segments::default());
     let found = index.search(&SpanQuery { scopes: &[SCOPE], tokens: target, sketch: &sketch, from: 0 }, |_| u32::MAX);
@@ -213,7 +213,7 @@ fn steps(index: &SpanIndex, target: &[TokenId]) -> [(ReusePlan, Steps); 2] {
     })
 }
 
-/// Steps for each token of a target that has all its text in common with `num_donors` donors.
+/// Returns the steps for each token of a target that shares all its text with `num_donors` donors.
 fn steps_per_token(num_chunks: usize, num_donors: usize) -> [f64; 2] {
     let mut random = Random(7);
     let chunks = random.chunks(num_chunks);

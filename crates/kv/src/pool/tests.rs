@@ -16,7 +16,7 @@ struct Holder {
     lease: BlockLease,
 }
 
-/// What a sequence says, and where.
+/// Tokens of a sequence, and their scope.
 struct Text {
     scope: Scope,
     tokens: Vec<TokenId>,
@@ -25,7 +25,7 @@ struct Text {
 }
 
 impl Text {
-    /// `tokens` in a scope that may read [`PUBLIC`], as every scope may.
+    /// Creates `tokens` in a scope that may read [`PUBLIC`], as every scope may.
     fn new(scope: Scope, tokens: Vec<TokenId>) -> Self {
         let hashes_in = |scope| hash_full_blocks(scope, &tokens, SIZE);
         let readable = vec![ReadableScope { scope: PUBLIC, hashes: hashes_in(PUBLIC).into() }];
@@ -44,7 +44,7 @@ impl Text {
 /// A scope that all read and one tenant writes.
 const PUBLIC: Scope = Scope(9);
 
-/// The tenant that a scope belongs to in these tests.
+/// Returns the tenant that owns a scope in these tests.
 fn owner_in(scope: Scope) -> BlockOwner {
     BlockOwner { tenant: TenantId(scope.0 as u32), session: None, request: RequestId(0) }
 }
@@ -68,12 +68,12 @@ fn pool(num_blocks: usize) -> BlockPool {
     BlockPool::try_new(num_blocks, SIZE).unwrap()
 }
 
-/// Finds what is there of `text`, allocates the rest, and computes and caches it.
+/// Matches `text`, allocates the rest, computes and caches it.
 fn hold(pool: &mut BlockPool, text: &str) -> Option<Holder> {
     hold_in(pool, 0, text)
 }
 
-/// The same in `scope`.
+/// Does the same in `scope`.
 fn hold_in(pool: &mut BlockPool, scope: u64, text: &str) -> Option<Holder> {
     let text = Text::new(Scope(scope), Text::of(text).tokens);
     let owner = owner_in(text.scope);
@@ -98,7 +98,7 @@ fn wish(owner: BlockOwner, shared: &[Place], num_exact: usize) -> SlotRequest<'_
     SlotRequest { owner, shared, pinned: &[], num_exact, num_approximate: 0, headroom: 0, quota_headroom: 0 }
 }
 
-/// Leading blocks of `text` that are found in `scope`.
+/// Counts the leading blocks of `text` that are found in `scope`.
 fn found(pool: &BlockPool, scope: u64, text: &str) -> usize {
     pool.match_full_blocks(Text::new(Scope(scope), Text::of(text).tokens).hashed()).len()
 }

@@ -1,8 +1,8 @@
-//! The pool as one would write it without caring for time.
+//! Reference of the pool, written without regard for speed.
 
 use super::*;
 
-/// What the pool must do, the slow way: paths are compared scope by scope and token by token, the free queue is a `Vec`.
+/// Slow model of the pool: paths are compared scope by scope and token by token, the free queue is a `Vec`.
 pub(super) struct Reference {
     pub(super) holders: Vec<u32>,
     pub(super) free: Vec<u32>,
@@ -11,12 +11,12 @@ pub(super) struct Reference {
     pub(super) quotas: BTreeMap<TenantId, usize>,
     pub(super) now: u64,
     pub(super) ttl: u64,
-    /// Content that can be found.
+    /// Findable content.
     pub(super) content: HashMap<Path, At>,
-    /// What the host tier holds, oldest first.
+    /// Content of the host tier, oldest first.
     pub(super) copies: Vec<HostCopy>,
     pub(super) num_places: usize,
-    /// Places that were fetched from since the last step.
+    /// Number of places fetched from since the last step.
     pub(super) num_leaving: usize,
     pub(super) min_depth: usize,
 }
@@ -24,7 +24,7 @@ pub(super) struct Reference {
 /// Scope of each block from the start of the sequence on, and the tokens to the end of the last.
 pub(super) type Path = (Vec<Scope>, Vec<TokenId>);
 
-/// Where content is. It does not matter in which place of the host.
+/// Location of content. The place within the host does not matter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum At {
     Device(u32),
@@ -65,8 +65,8 @@ impl Reference {
         self.now - last_used > self.ttl
     }
 
-    /// The longest path that begins with some blocks of the public scope, the fewest of equals, as far as it has not expired and its
-    /// owners have room for what is fetched.
+    /// Returns the longest path that begins with some blocks of the public scope, the fewest of equals, as far as it has not expired and
+    /// its owners have room for the fetches.
     pub(super) fn find(&self, scope: Scope, tokens: &[TokenId]) -> Vec<Path> {
         let own_only = self.follow(Vec::new(), scope, tokens);
         let public = self.follow(Vec::new(), PUBLIC, tokens);
@@ -111,7 +111,7 @@ impl Reference {
         self.holders[block as usize] += 1;
     }
 
-    /// Holds what is in `paths`, fetched to `blocks` as far as it is in the host.
+    /// Holds the content of `paths`, fetched to `blocks` as far as it is in the host.
     pub(super) fn hold(&mut self, paths: &[Path], blocks: &[u32]) {
         let before: Vec<_> = paths.iter().map(|path| self.content[path]).collect();
         for (path, &at) in paths.iter().zip(&before) {
@@ -149,7 +149,8 @@ impl Reference {
         self.owners[block as usize].is_some_and(|owner| owner.tenant == tenant)
     }
 
-    /// Whether `num_new` blocks of `tenant` are within its quota when `kept` stay, are fetched where they must be, and all held ones stay.
+    /// Checks that `num_new` blocks of `tenant` are within its quota when `kept` stay, are fetched where they must be, and all held ones
+    /// stay.
     pub(super) fn is_within_quota(&self, tenant: TenantId, kept: &[&Path], num_new: usize) -> bool {
         let is_kept = |block: u32| kept.iter().any(|path| self.content[*path] == At::Device(block));
         let stays = |block: u32| self.holders[block as usize] > 0 || is_kept(block);
@@ -159,7 +160,7 @@ impl Reference {
         self.quotas.get(&tenant).is_none_or(|&quota| num_fixed + num_fetched + num_new <= quota)
     }
 
-    /// `owner` got `block`: its oldest own one if its quota is full, else an empty one if there is any, else the oldest of all.
+    /// Gives `block` to `owner`: its oldest own one if its quota is full, else an empty one if there is any, else the oldest of all.
     pub(super) fn take_new(&mut self, owner: BlockOwner, block: u32) {
         let is_cached = |block: u32| self.path_of(block).is_some();
         let is_full = self.quotas.get(&owner.tenant).is_some_and(|&quota| self.num_used(owner.tenant) >= quota);
@@ -177,8 +178,8 @@ impl Reference {
         self.owners[block as usize] = Some(owner);
     }
 
-    /// What `block` holds goes to the host if it is deep enough or something follows it and its owner has a place there, else nowhere;
-    /// how much is found no more.
+    /// Moves the content of `block` to the host if it is deep enough or has children and its owner has a place there, else drops it;
+    /// returns how many blocks are no longer findable.
     pub(super) fn evict(&mut self, path: &Path, block: u32) -> usize {
         let is_followed = self.content.keys().any(|other| other != path && follows(other, path));
         let is_wanted = self.num_places > 0 && !self.is_expired(path) && (path.0.len() > self.min_depth || is_followed);
@@ -194,7 +195,7 @@ impl Reference {
         num_before - self.content.len()
     }
 
-    /// Gives up an old copy if need be; false if there is none to give up.
+    /// Evicts an old copy if needed; returns false if there is none to evict.
     pub(super) fn make_place(&mut self, tenant: TenantId) -> bool {
         let limit = self.quotas.get(&tenant).map_or(usize::MAX, |quota| (quota * self.num_places).div_ceil(self.holders.len()));
         let num_own = self.copies.iter().filter(|copy| copy.owner.tenant == tenant).count();
@@ -208,7 +209,7 @@ impl Reference {
         true
     }
 
-    /// What is at `path` is found no more, nor what follows it.
+    /// Makes the content at `path` and everything below it unfindable.
     pub(super) fn forget(&mut self, path: &Path) -> usize {
         let num_before = self.content.len();
         self.content.retain(|other, _| !follows(other, path));
@@ -226,7 +227,7 @@ impl Reference {
         }
     }
 
-    /// Makes `blocks` findable from the first one on that is not; those that were not found anywhere on the device before. A path of
+    /// Makes `blocks` findable from the first one on that is not; returns those that were not findable on the device before. A path of
     /// other scopes to the same tokens is a collision.
     pub(super) fn cache(
         &mut self,

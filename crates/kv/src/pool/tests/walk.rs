@@ -1,4 +1,4 @@
-//! Random steps of the pool beside its reference.
+//! Random steps of the pool, compared with its reference.
 
 use super::reference::{At, Path, Reference};
 use super::*;
@@ -30,12 +30,12 @@ struct Walk {
     reference: Reference,
     rng: Rng,
     walkers: Vec<Walker>,
-    /// Held until the next step.
+    /// Blocks held until the next step.
     pins: Option<(BlockLease, Vec<u32>)>,
-    /// What each block and each place of the host really holds.
+    /// Actual content of each block and each place of the host.
     device: Vec<Option<Path>>,
     host: Vec<Option<Path>>,
-    /// Tenant that last filled each block, as far as a zeroing executor knows.
+    /// Tenant that last filled each block, as known to a zeroing executor.
     written_by: Vec<Option<TenantId>>,
     num_refusals: usize,
     num_quota_refusals: usize,
@@ -67,14 +67,14 @@ impl Walk {
         }
     }
 
-    /// Two tokens only, so that prefixes are shared all the time.
+    /// Returns a text of two distinct tokens, so that prefixes are shared all the time.
     fn random_text(&mut self) -> Text {
         let scope = SCOPES[self.rng.below(3)];
         let tokens = (0..1 + self.rng.below(9)).map(|_| TokenId(self.rng.below(2) as u32)).collect();
         Text::new(scope, tokens)
     }
 
-    /// What is found of some text, to be held beside a new sequence, of what is in the host perhaps only the end; mostly nothing.
+    /// Returns the match of some text, to hold beside a new sequence, of content in the host perhaps only the end; mostly nothing.
     fn random_pins(&mut self) -> (Vec<Place>, Vec<Path>) {
         let text = self.random_text();
         let places = self.pool.match_full_blocks(text.hashed());
@@ -190,7 +190,7 @@ impl Walk {
         self.reference.min_depth = min_depth;
     }
 
-    /// What an executor does before a step; then what can be found must be there.
+    /// Makes the copies that an executor makes before a step, then checks that findable content is present.
     fn run_transfers(&mut self) {
         let Transfers { offloads, fetches } = self.pool.take_transfers();
         for BlockOffload { src, dst } in offloads {
@@ -211,7 +211,7 @@ impl Walk {
         }
     }
 
-    /// What is zeroed is exactly what another tenant had filled.
+    /// Checks that exactly the blocks that another tenant had filled are zeroed.
     fn check_zeroed(&mut self) {
         let mut expected = Vec::new();
         for (i, owner) in self.pool.owners.iter().enumerate() {

@@ -1,19 +1,20 @@
-//! How much of the time a request has waited counts against its work.
+//! The share of its waiting time that counts against a request's work.
 //!
-//! With rank `work - rate * age`, nobody is overtaken by a request that arrives later by more than the difference of their works
-//! divided by the rate. So the rate decides how much later than by arrival the largest works end, and it has to fit the load: what
-//! reorders seconds of queue is nothing to a queue of milliseconds. Here it is
-//! `rate = min(max_rate, work / (share * delay))` with the root mean square of works and the longest queue of late: whoever has
-//! that much work more than another one waits at most that share of the longest delay for it.
+//! With rank `work - rate * age`, a request can overtake only those that arrived earlier by at most the difference of their works
+//! divided by the rate. So the rate decides how much later than by arrival the largest works end, and it has to fit the load: a
+//! rate that reorders seconds of queue does nothing to a queue of milliseconds. The rate is `rate = min(max_rate, work / (share *
+//! delay))` with the root mean square of works and the longest recent queue delay: a request with that much more work than another
+//! one waits at most that share of the longest delay for it.
 //!
-//! Ages grow alike for all, so only the time of arrival on a clock that runs at the rate is kept: ranks never change by waiting.
+//! Ages grow alike for all requests, so the queue keeps only the arrival time on a clock that runs at the rate: waiting never
+//! changes ranks.
 
 use tokens::Timestamp;
 
 /// Requests over which work is averaged. Chosen: a few queues' worth.
 const WORK_MEMORY: f64 = 1_000.0;
 
-/// Requests for which the longest queue is remembered. Chosen: long, so that a queue that grows again meets the same rate.
+/// Requests over which the longest queue delay decays. Chosen: long, so that a queue that grows again meets the same rate.
 const DELAY_MEMORY: f64 = 10_000.0;
 
 /// A clock that runs at the rate.
@@ -34,14 +35,14 @@ impl Ageing {
         Self { max_rate, share, mean_square_work, longest_delay, num_works, aged_micros, now }
     }
 
-    /// What the clock shows at `now`, in microseconds. It never goes back.
+    /// Advances the clock to `now` and returns its reading in microseconds. It never goes back.
     pub(crate) fn advance(&mut self, now: Timestamp) -> u64 {
         self.aged_micros += self.rate() * now.since(self.now).as_secs_f64() * 1e6;
         self.now = self.now.max(now);
         self.aged_micros as u64
     }
 
-    /// A request of predicted `work` has arrived at the end of a queue of predicted `delay`, both in microseconds.
+    /// Records the arrival of a request of predicted `work` at the end of a queue of predicted `delay`, both in microseconds.
     pub(crate) fn observe(&mut self, work: u64, delay: u64) {
         self.num_works += 1.0;
         self.mean_square_work += ((work as f64).powi(2) - self.mean_square_work) / self.num_works.min(WORK_MEMORY);
@@ -58,7 +59,7 @@ impl Ageing {
 mod tests {
     use super::*;
 
-    /// What a second counts for after requests of `work` at the end of queues of `delay`, both in microseconds.
+    /// Returns the weight of one second after requests of `work` at the end of queues of `delay`, both in microseconds.
     #[track_caller]
     fn check(work: u64, delay: u64, expected: u64) {
         let mut ageing = Ageing::new(0.5, 0.1);

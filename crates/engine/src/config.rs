@@ -1,4 +1,4 @@
-//! What a scheduler is built from, and which requests it can ever run.
+//! Scheduler settings, and checks of the requests it can run.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,58 +14,56 @@ pub struct SchedulerConfig {
     pub block_size: BlockSize,
     /// Blocks in the KV pool.
     pub num_blocks: usize,
-    /// Where blocks go that the pool gives up.
+    /// Host tier for blocks that the pool evicts.
     pub host: HostConfig,
     /// Rows computed in one step, prefill and decode together.
     pub max_num_batched_tokens: usize,
     /// Sequences computed in one step.
     pub max_num_seqs: usize,
-    /// Whether a step whose work is known before the one before it has ended is chosen while that runs, on devices that compute by
-    /// themselves.
+    /// True to schedule the next step while one runs, if its work is known by then, on devices that compute asynchronously.
     pub run_ahead: bool,
-    /// Positions the model knows: prompt and output of one request together.
+    /// Context length of the model: prompt and output of one request together.
     pub max_model_len: u32,
-    /// Who is admitted next.
+    /// Order of admission.
     pub policy: SchedulePolicy,
-    /// How much of the time a request has waited counts against its predicted work at most, by [`SchedulePolicy::RemainingWork`]. At
-    /// 1, nobody is overtaken by a request that arrives later by more than its own work; at 0, nothing counts but work. Finite and not
-    /// negative.
+    /// Maximum weight of a request's waiting time against its predicted work, for [`SchedulePolicy::RemainingWork`]. At 1, no
+    /// request is overtaken by one that arrives later by more than its own work; at 0, only work counts. Finite and not negative.
     pub ageing: f64,
-    /// Share of the longest delay of late that a request with much work waits longer than by arrival: the time waited counts for less
-    /// where that is enough. Finite and not negative; 0 leaves `ageing` alone.
+    /// Share of the longest recent delay that a request with much work waits longer than by arrival: waiting time has a lower
+    /// weight where that suffices. Finite and not negative; 0 leaves `ageing` alone.
     pub overtake_share: f64,
-    /// A request that has waited longer than this is the next of its tenant, unless it came into a long queue.
+    /// Wait after which a request is the next of its tenant, unless it arrived at a long queue.
     pub max_overtake: Duration,
-    /// A request that found a long queue is the next of its tenant when it has waited this many times as long as that queue takes.
-    /// Finite and not negative; 0 leaves `max_overtake` alone.
+    /// Ratio of the queue's predicted time after which a request that arrived at a long queue is the next of its tenant. Finite
+    /// and not negative; 0 leaves `max_overtake` alone.
     pub max_overtake_ratio: f64,
-    /// A request whose spans somebody else is computing waits for them no longer than this, and no longer than a fifth of what its
-    /// prompt takes.
+    /// Maximum wait of a request for spans that another one is computing, and no longer than a fifth of what its prompt takes.
     pub max_span_wait: Duration,
-    /// Share of a step's rows for a prompt while others with far less work wait, by [`SchedulePolicy::RemainingWork`]. In `0..=1`.
+    /// Share of a step's rows for a prompt while others with far less work wait, for [`SchedulePolicy::RemainingWork`]. In
+    /// `0..=1`.
     pub long_prompt_share: f64,
-    /// What reuse of spans has to save.
+    /// Minimum saving of span reuse.
     pub gate: semantic::Gate,
-    /// Waiting requests whose hits are estimated anew in one step.
+    /// Waiting requests whose hits are estimated again in one step.
     pub max_estimates_per_step: usize,
-    /// Which spans of earlier prompts are worth copying.
+    /// Criteria for spans of earlier prompts that are worth copying.
     pub spans: semantic::SpanConfig,
-    /// Earlier prompts kept as donors of spans; 0 keeps none. Tenants share them equally; what one does not use is lent to others.
+    /// Earlier prompts kept as donors of spans; 0 keeps none. Tenants share them equally, and may borrow unused shares.
     pub max_donors: usize,
-    /// Tokens of these together, shared likewise. The host needs about 8 bytes for each.
+    /// Total tokens of the donors, shared likewise. The host needs about 8 bytes for each.
     pub max_donor_tokens: usize,
-    /// Where donors are found that mean something similar; `None` looks for none.
+    /// Index of donors by embedding; `None` disables it.
     pub embeddings: Option<semantic::EmbeddingIndexConfig>,
-    /// Donors and cached blocks that were not used for longer than this are forgotten; `None` keeps them while there is room.
+    /// Time without use after which donors and cached blocks are dropped; `None` keeps them while there is room.
     pub donor_ttl: Option<Duration>,
-    /// Blocks that a tenant may have in use or cached, and as large a part of the host tier. Above that it gives up cached blocks of its own, or waits; a tenant that is not
-    /// named may take the place of anybody's least recently used cached blocks.
+    /// Maximum blocks that a tenant may have in use or cached, and as large a part of the host tier. Above it the tenant evicts
+    /// cached blocks of its own, or waits; a tenant without a quota may evict any tenant's least recently used cached blocks.
     pub quotas: BTreeMap<TenantId, usize>,
-    /// Which answers over reused KV are compared with full computation, and when.
+    /// Selection and timing of answers over reused KV that are compared with full computation.
     pub verification: VerificationConfig,
-    /// What such answers have to keep.
+    /// Quality bounds of such answers.
     pub guard: semantic::GuardConfig,
-    /// Bounds that traffic in mode `auto` has to keep, by proof, before it reuses.
+    /// Bounds that traffic in mode `auto` has to prove before it reuses.
     pub proof: semantic::ProofConfig,
 }
 
@@ -76,18 +74,19 @@ pub struct VerificationConfig {
     pub share: f64,
     /// Time without any request before a comparison begins.
     pub idle: Duration,
-    /// Cached blocks that were not used for so long may be given up for a comparison.
+    /// Time without use after which cached blocks may be evicted for a comparison.
     pub unused: Duration,
-    /// Longest step of a comparison, by prediction; one row is computed in any case. A request that arrives waits for one step at most.
+    /// Maximum predicted time of a comparison's step; at least one row is computed. A request that arrives waits for one step at
+    /// most.
     pub step: Duration,
-    /// True to compute answers over reused KV exactly that are not compared, for the next turns of their conversations.
+    /// True to recompute exactly answers over reused KV that are not compared, for the next turns of their conversations.
     pub heals: bool,
-    /// Bytes of the answers that are recorded or wait to be compared, together. Further ones are dropped and counted.
+    /// Total bytes of the answers that are recorded or wait to be compared. Further ones are dropped and counted.
     pub max_bytes: usize,
 }
 
 impl Default for VerificationConfig {
-    /// Nothing is compared or healed. 32 MiB hold 10,000 tokens of answers.
+    /// Compares and heals nothing. 32 MiB hold 10,000 tokens of answers.
     fn default() -> Self {
         let (idle, step) = (Duration::from_millis(100), Duration::from_millis(10));
         Self { share: 0.0, idle, unused: Duration::from_secs(60), step, heals: false, max_bytes: 32 << 20 }
@@ -99,9 +98,9 @@ impl Default for VerificationConfig {
 pub enum SchedulePolicy {
     /// By arrival.
     Fcfs,
-    /// By the share of the prompt whose KV is found, the highest first; ties by arrival (KVShare, arXiv 2503.16525).
+    /// By the share of the prompt whose KV is found, highest first; ties by arrival (KVShare, arXiv 2503.16525).
     KvHitRate,
-    /// By predicted time until the first token less a share of the time waited, the least first; ties by arrival.
+    /// By predicted time until the first token less a share of the waiting time, lowest first; ties by arrival.
     #[default]
     RemainingWork,
 }
@@ -115,29 +114,29 @@ pub enum ConfigError {
     /// A full batch could not make progress everywhere.
     #[error("max_num_batched_tokens {max_num_batched_tokens} is below max_num_seqs {max_num_seqs}")]
     BudgetBelowSequences {
-        /// As given.
+        /// Configured value.
         max_num_batched_tokens: usize,
-        /// As given.
+        /// Configured value.
         max_num_seqs: usize,
     },
     /// A factor outside its range.
     #[error("{name} is {value}, but must be {range}")]
     Factor {
-        /// Which.
+        /// Name of the setting.
         name: &'static str,
-        /// As given.
+        /// Configured value.
         value: f64,
-        /// What it may be.
+        /// Valid range.
         range: &'static str,
     },
-    /// The executor is not built for it.
+    /// The configuration exceeds what the executor is built for.
     #[error("{name} is {configured}, but the executor is built for {limit}")]
     Executor {
-        /// Which setting.
+        /// Name of the setting.
         name: &'static str,
-        /// As given.
+        /// Configured value.
         configured: usize,
-        /// The executor's value.
+        /// Limit of the executor.
         limit: usize,
     },
     /// No prompt could be continued.
@@ -151,10 +150,10 @@ pub enum ConfigError {
     Spans(#[from] semantic::SpanConfigError),
 }
 
-/// Why a request can never run here.
+/// Reason why a request can never run here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
-    /// There is nothing to continue.
+    /// The prompt is empty.
     #[error("the prompt is empty")]
     EmptyPrompt,
     /// There is nothing to do.
@@ -168,17 +167,17 @@ pub enum RequestError {
         /// The limit.
         max_model_len: u32,
     },
-    /// Even alone it would run out of blocks.
+    /// The request exceeds the pool even when it runs alone.
     #[error("request of up to {num_tokens} tokens needs {needed} KV blocks, but the pool has {num_blocks}")]
     PoolTooSmall {
-        /// Prompt and output at their longest.
+        /// Maximum tokens of prompt and output.
         num_tokens: usize,
-        /// Blocks for them.
+        /// Blocks that these need.
         needed: usize,
-        /// Blocks there are.
+        /// Blocks in the pool.
         num_blocks: usize,
     },
-    /// Even alone it would exceed what its tenant may hold.
+    /// The request exceeds its tenant's quota even when it runs alone.
     #[error("request of up to {num_tokens} tokens needs {needed} KV blocks, but its tenant's quota is {quota}")]
     QuotaTooSmall {
         /// Prompt and output at their longest.
@@ -188,18 +187,19 @@ pub enum RequestError {
         /// Blocks the tenant may hold.
         quota: usize,
     },
-    /// It comes from another embedder than the donors' embeddings do.
+    /// The embedding has other dimensions than those of the donors.
     #[error("the embedding has {found} dimensions, but the index has {expected}")]
     EmbeddingDimensions {
-        /// Of the request.
+        /// Dimensions of the request's embedding.
         found: usize,
-        /// Of the index.
+        /// Dimensions of the index.
         expected: usize,
     },
 }
 
 impl SchedulerConfig {
-    /// A pool of `num_blocks` blocks of the default size for a model of `max_model_len` positions; everything else by default.
+    /// Returns settings of a pool of `num_blocks` blocks of the default size for a model of `max_model_len` positions, with
+    /// defaults for the rest.
     #[must_use]
     pub fn new(num_blocks: usize, max_model_len: u32) -> Self {
         Self {
@@ -231,7 +231,7 @@ impl SchedulerConfig {
         }
     }
 
-    /// Itself, if consistent.
+    /// Returns itself if consistent.
     ///
     /// # Errors
     /// Names the first contradiction.
@@ -266,10 +266,10 @@ impl SchedulerConfig {
         Ok(Self { spans, ..self })
     }
 
-    /// Checks that an executor with `limits` can compute whatever is scheduled.
+    /// Checks that an executor with `limits` can compute every step.
     ///
     /// # Errors
-    /// Names the first setting that goes beyond them, and both numbers.
+    /// Names the first setting that exceeds them, with both values.
     pub fn check_executor(&self, limits: ExecutorLimits) -> Result<(), ConfigError> {
         let check = |name, configured: usize, limit: usize, fits: bool| match fits {
             true => Ok(()),
@@ -285,10 +285,10 @@ impl SchedulerConfig {
         at_most("max_num_seqs", self.max_num_seqs, limits.max_sequences)
     }
 
-    /// Whether `request` can run to its end when it has the pool to itself, so that admitting it can never block for ever.
+    /// Checks that `request` can run to its end when it has the pool to itself, so that admitting it can never block forever.
     ///
     /// # Errors
-    /// Says what is in the way.
+    /// Names the limit that it exceeds.
     pub fn fits(&self, request: &Request) -> Result<(), RequestError> {
         let (num_prompt_tokens, max_tokens) = (request.prompt_token_ids.len(), request.sampling.max_tokens);
         let max_model_len = self.max_model_len;
@@ -302,7 +302,7 @@ impl SchedulerConfig {
         if num_prompt_tokens + first_token > max_model_len as usize {
             return Err(RequestError::PromptTooLong { num_prompt_tokens, max_model_len });
         }
-        // The last token is never computed: nothing follows it.
+        // The last token is never computed: no token follows it.
         let num_tokens = (num_prompt_tokens + max_tokens as usize).min(max_model_len as usize);
         let needed = self.block_size.blocks_for(num_tokens - first_token);
         if needed > self.num_blocks {
@@ -315,7 +315,7 @@ impl SchedulerConfig {
         request.embedding.as_deref().map_or(Ok(()), |embedding| self.fits_index(embedding))
     }
 
-    /// Of an index of prompts whose spans are found.
+    /// Returns the settings of the span index.
     pub(crate) fn span_index(&self) -> semantic::SpanIndexConfig {
         semantic::SpanIndexConfig {
             max_donors: self.max_donors,
@@ -324,7 +324,7 @@ impl SchedulerConfig {
         }
     }
 
-    /// Whether `embedding` can be compared with those of donors.
+    /// Checks that `embedding` can be compared with those of donors.
     pub(crate) fn fits_index(&self, embedding: &[f32]) -> Result<(), RequestError> {
         match self.embeddings.map(|index| index.num_dimensions) {
             Some(expected) if expected != embedding.len() => {
@@ -334,14 +334,15 @@ impl SchedulerConfig {
         }
     }
 
-    /// Prompt and output together of the longest request of `tenant` that [fits](Self::fits), in tokens. Their last one is never computed.
+    /// Returns the maximum tokens of prompt and output of a request of `tenant` that [fits](Self::fits). Their last one is never
+    /// computed.
     #[must_use]
     pub fn most_tokens(&self, tenant: TenantId) -> usize {
         let held = self.max_blocks(tenant).saturating_mul(self.block_size.as_usize());
         held.saturating_add(1).min(self.max_model_len as usize)
     }
 
-    /// Blocks that requests of `tenant` can ever hold together.
+    /// Returns the maximum blocks that requests of `tenant` can hold together.
     pub(crate) fn max_blocks(&self, tenant: TenantId) -> usize {
         self.quotas.get(&tenant).map_or(self.num_blocks, |&quota| quota.min(self.num_blocks))
     }

@@ -1,9 +1,10 @@
 //! KV of answered conversations, each kept for its own next turn.
 //!
-//! KV over moved spans is approximate: it enters no prefix index and serves no other request. The next turn of the same conversation
-//! repeats the prompt and the answer, though, and computing these anew would cost what the first turn saved. So the approximate blocks of
-//! an answered request stay for the next request of the same scope that repeats the whole prompt and continues it, with the answer or with
-//! what the client made of it. That request takes the blocks over: a second one like it finds none, and they never become a donor.
+//! KV over moved spans is approximate: it enters no prefix index and serves no other request. The next turn of the same
+//! conversation repeats the prompt and the answer, though, and recomputing these would cost what the first turn saved. So the
+//! approximate blocks of an answered request stay for the next request of the same scope that repeats the whole prompt and
+//! continues it, with the answer or with the client's version of it. That request takes over the blocks: a second one like it
+//! finds none, and they never become a donor.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
@@ -11,16 +12,16 @@ use std::time::Duration;
 use semantic::{MatchClass, TrafficClass};
 use tokens::{BlockHash, BlockSize, Scope, TenantId, Timestamp, TokenId};
 
-/// Answered requests kept at the most. Chosen: more than a pool has room for.
+/// Maximum answered requests kept. Chosen: more than a pool has room for.
 const MAX_KEPT: usize = 1024;
 
-/// Answers to one prompt kept at the most: each is compared with a prompt that begins like it. Chosen: more than a client asks for.
+/// Maximum answers kept for one prompt: each is compared with a prompt that begins like it. Chosen: more than a client asks for.
 const MAX_PER_PROMPT: usize = 8;
 
-/// All tenants together keep one part in so many of the pool, and one tenant the same part of its quota. Chosen: the rest serves others.
+/// Divisor of the pool for all tenants together, and of the quota for one tenant. Chosen: the rest serves others.
 const POOL_PARTS: usize = 4;
 
-/// Number of an answered request.
+/// ID of an answered request.
 pub(crate) type KeptId = u64;
 
 /// The conversation that approximate KV belongs to.
@@ -28,7 +29,7 @@ pub(crate) type KeptId = u64;
 pub(crate) struct Continued {
     /// Length of its first prompt, all of which the next turn has to repeat.
     pub(crate) answer_start: u32,
-    /// The least exact class among its spans.
+    /// Lowest match class among its spans.
     pub(crate) class: MatchClass,
 }
 
@@ -37,21 +38,21 @@ pub(crate) struct Continued {
 pub(crate) struct Kept {
     pub(crate) scope: Scope,
     pub(crate) owner: kv::BlockOwner,
-    /// Owners of the KV that was copied into it, earlier turns among them: it is erased with any of them.
+    /// Owners of the KV that was copied into it, including earlier turns: it is erased with any of them.
     pub(crate) sources: Vec<kv::BlockOwner>,
     /// All tokens with KV.
     pub(crate) tokens: Vec<TokenId>,
-    /// Exact blocks before those of `lease`: found as a prefix, or lost.
+    /// Number of exact blocks before those of `lease`: found as a prefix, or lost.
     pub(crate) num_exact: usize,
     /// Approximate blocks.
     pub(crate) lease: kv::BlockLease,
     pub(crate) continued: Continued,
-    /// Of a request in mode `auto`, the class whose proof it relied on.
+    /// Traffic class whose proof the request relied on, in mode `auto`.
     pub(crate) traffic: Option<TrafficClass>,
     pub(crate) since: Timestamp,
 }
 
-/// Blocks that may be kept.
+/// Limits on the blocks that may be kept.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Room {
     /// Blocks that the tenant may hold.
@@ -68,7 +69,7 @@ type Name = (usize, BlockHash);
 pub(crate) struct Continuations {
     /// Oldest first.
     kept: BTreeMap<KeptId, (Name, Kept)>,
-    /// Oldest first, by the index of the block in their name: a prompt is looked up once for each length there is.
+    /// Oldest first, by the index of the block in their name: a lookup per existing prompt length.
     by_name: BTreeMap<usize, HashMap<BlockHash, VecDeque<KeptId>>>,
     blocks: BTreeMap<TenantId, usize>,
     next: KeptId,
@@ -82,8 +83,8 @@ impl Kept {
 }
 
 impl Continuations {
-    /// Keeps `kept`, whose full blocks have the hashes `hashes`, if its first prompt fills a block and there is room. Returns the leases
-    /// that are not kept any more.
+    /// Keeps `kept`, whose full blocks have the hashes `hashes`, if its first prompt fills a block and there is room. Returns the
+    /// leases that are evicted.
     pub(crate) fn keep(&mut self, kept: Kept, hashes: &[BlockHash], block_size: BlockSize, room: Room) -> Vec<kv::BlockLease> {
         let tenant = kept.owner.tenant;
         let idx = block_size.full_blocks(kept.continued.answer_start as usize).checked_sub(1);
@@ -109,9 +110,9 @@ impl Continuations {
         given_up
     }
 
-    /// The answered request that a prompt in `scope`, whose full blocks have the hashes `hashes`, continues; and the tokens that they have
-    /// in common, at most `max_tokens`. Takes a lookup for each length of a first prompt, and compares at most [`MAX_PER_PROMPT`] answers
-    /// for each prompt that is repeated.
+    /// Finds the answered request that a prompt in `scope`, whose full blocks have the hashes `hashes`, continues, and the number
+    /// of common tokens, at most `max_tokens`. Takes a lookup for each length of a first prompt, and compares at most
+    /// [`MAX_PER_PROMPT`] answers for each prompt that is repeated.
     pub(crate) fn find(&self, scope: Scope, hashes: &[BlockHash], tokens: &[TokenId], max_tokens: u32) -> Option<(KeptId, u32)> {
         let ids = self.by_name.iter().filter_map(|(&idx, names)| names.get(hashes.get(idx)?)).flatten();
         let agreeing = ids.filter_map(|&id| {
@@ -123,7 +124,7 @@ impl Continuations {
         agreeing.max_by_key(|&(id, num_equal)| (num_equal, id))
     }
 
-    /// The answered request `id`.
+    /// Returns the answered request `id`.
     ///
     /// # Panics
     /// If it is not kept.
@@ -131,7 +132,7 @@ impl Continuations {
         &self.kept[&id].1
     }
 
-    /// Takes out the answered request `id`.
+    /// Removes and returns the answered request `id`.
     ///
     /// # Panics
     /// If it is not kept.
@@ -155,7 +156,7 @@ impl Continuations {
         kept
     }
 
-    /// Gives up the oldest request of `tenant`, or of the tenant that keeps most, but not `spared`.
+    /// Evicts the oldest request of `tenant`, or of the tenant that keeps most, but not `spared`.
     pub(crate) fn pop(&mut self, tenant: Option<TenantId>, spared: Option<KeptId>) -> Option<kv::BlockLease> {
         let oldest_of = |tenant: Option<TenantId>| {
             let mut oldest_first = self.kept.iter().filter(|&(&id, _)| Some(id) != spared);
@@ -169,19 +170,19 @@ impl Continuations {
         id.map(|id| self.take(id).lease)
     }
 
-    /// Gives up the oldest request if it was kept for longer than `ttl` at `now`.
+    /// Evicts the oldest request if it was kept for longer than `ttl` at `now`.
     pub(crate) fn pop_expired(&mut self, now: Timestamp, ttl: Duration) -> Option<kv::BlockLease> {
         let (&id, (_, kept)) = self.kept.first_key_value()?;
         (now.since(kept.since) > ttl).then(|| self.take(id).lease)
     }
 
-    /// Takes out all requests of which `is_gone` is true.
+    /// Removes all requests for which `is_gone` is true.
     pub(crate) fn extract(&mut self, is_gone: impl Fn(&Kept) -> bool) -> Vec<kv::BlockLease> {
         let gone: Vec<_> = self.kept.iter().filter(|(_, (_, kept))| is_gone(kept)).map(|(&id, _)| id).collect();
         gone.into_iter().map(|id| self.take(id).lease).collect()
     }
 
-    /// Blocks kept for one tenant or for all.
+    /// Returns the number of blocks kept for one tenant or for all.
     pub(crate) fn num_blocks(&self, tenant: Option<TenantId>) -> usize {
         match tenant {
             Some(tenant) => self.blocks.get(&tenant).copied().unwrap_or(0),
@@ -189,7 +190,7 @@ impl Continuations {
         }
     }
 
-    /// Panics with a sentence if the books do not balance.
+    /// Panics with a message if the bookkeeping is inconsistent.
     pub(crate) fn check_invariants(&self) {
         let mut blocks: BTreeMap<TenantId, usize> = BTreeMap::new();
         for (_, kept) in self.kept.values() {

@@ -1,4 +1,5 @@
-//! Scheduler and executor joined: one step after the other, the next one chosen while the device computes where that is possible.
+//! Joins scheduler and executor: runs one step after the other and schedules the next one while the device computes, where
+//! possible.
 
 use std::time::Duration;
 
@@ -9,20 +10,20 @@ use crate::{
     ModelRunnerOutput, Request, RequestError, Scheduler, SchedulerConfig, SchedulerOutput,
 };
 
-/// One engine: decides and has it computed. Owned by one thread.
+/// One engine: scheduler and executor. Owned by one thread.
 pub struct EngineCore<E> {
     scheduler: Scheduler,
     executor: E,
     last_step: SchedulerOutput,
-    /// The step behind it, if that has begun.
+    /// The step after it, if launched.
     ahead: Option<SchedulerOutput>,
 }
 
 impl<E: Executor> EngineCore<E> {
-    /// An idle engine.
+    /// Creates an idle engine.
     ///
     /// # Errors
-    /// If `config` contradicts itself or goes beyond what `executor` is built for.
+    /// If `config` contradicts itself or exceeds what `executor` is built for.
     pub fn new(config: SchedulerConfig, executor: E) -> Result<Self, ConfigError> {
         config.check_executor(executor.limits())?;
         Ok(Self { scheduler: Scheduler::try_new(config)?, executor, last_step: SchedulerOutput::default(), ahead: None })
@@ -36,27 +37,27 @@ impl<E: Executor> EngineCore<E> {
         self.scheduler.add_request(request, now);
     }
 
-    /// Takes a request back; its blocks are free at once, and the next step reports its end. Whether it was here.
+    /// Aborts a request: frees its blocks at once; the next step reports its end. Returns true if the request was known.
     pub fn abort(&mut self, request_id: RequestId) -> bool {
         self.scheduler.abort(request_id)
     }
 
-    /// Whether [`step`](Self::step) would do anything.
+    /// True if [`step`](Self::step) would do anything.
     #[must_use]
     pub fn has_work(&self) -> bool {
         self.scheduler.has_work() || self.ahead.is_some()
     }
 
-    /// From when on a step does what no request waits for; see [`Scheduler::idle_work_at`].
+    /// Returns the time from which on a step does work that no request waits for; see [`Scheduler::idle_work_at`].
     #[must_use]
     pub fn idle_work_at(&self) -> Option<Timestamp> {
         self.scheduler.idle_work_at().filter(|_| self.ahead.is_none())
     }
 
-    /// Computes one step at `now` and reports what became of it. The next one may have begun then.
+    /// Computes one step at `now` and returns its events. May launch the next step.
     ///
     /// # Errors
-    /// As the executor's. The engine must not be used any more then.
+    /// As the executor's. The caller must not use the engine any more then.
     pub fn step(&mut self, now: Timestamp) -> Result<Vec<EngineEvent>, ExecutorError> {
         let has_begun = self.choose_step(now);
         let output = self.compute(has_begun)?;
@@ -67,7 +68,7 @@ impl<E: Executor> EngineCore<E> {
         Ok(events)
     }
 
-    /// Makes the step that has begun the last one, or chooses one. Whether it has begun.
+    /// Makes the launched step the last one, or schedules one. Returns true if it was launched already.
     fn choose_step(&mut self, now: Timestamp) -> bool {
         let ahead = self.ahead.take();
         let has_begun = ahead.is_some();
@@ -81,7 +82,7 @@ impl<E: Executor> EngineCore<E> {
         has_begun
     }
 
-    /// What the last step brings. The step behind it is chosen meanwhile, if that can be done, and has begun then.
+    /// Returns the output of the last step. Schedules the step after it meanwhile, if possible, and launches it.
     fn compute(&mut self, has_begun: bool) -> Result<ModelRunnerOutput, ExecutorError> {
         let Self { scheduler, executor, last_step, ahead } = self;
         if last_step.is_empty() {
@@ -106,84 +107,84 @@ impl<E: Executor> EngineCore<E> {
         Ok(output)
     }
 
-    /// Whether `request` can run here to its end.
+    /// Checks that `request` can run here to its end.
     ///
     /// # Errors
-    /// Says what is in the way.
+    /// Names the limit that it exceeds.
     pub fn fits(&self, request: &Request) -> Result<(), RequestError> {
         self.scheduler.fits(request)
     }
 
-    /// State between two steps.
+    /// Returns the state between two steps.
     #[must_use]
     pub fn stats(&self) -> EngineStats {
         self.scheduler.stats()
     }
 
-    /// The work that plans of spans took so far.
+    /// Returns the work of span planning so far.
     #[must_use]
     pub fn planning_work(&self) -> crate::PlanningWork {
         self.scheduler.planning_work()
     }
 
-    /// The step that the last call of [`step`](Self::step) reported.
+    /// Returns the step that the last call of [`step`](Self::step) reported.
     #[must_use]
     pub fn last_step(&self) -> &SchedulerOutput {
         &self.last_step
     }
 
-    /// The step behind it, if that was given to the executor: for the log, when one of them fails or panics.
+    /// Returns the step after it, if the executor has it: for the log, when one of them fails or panics.
     #[must_use]
     pub fn step_ahead(&self) -> Option<&SchedulerOutput> {
         self.ahead.as_ref()
     }
 
-    /// As built.
+    /// Returns the configuration.
     #[must_use]
     pub fn config(&self) -> &SchedulerConfig {
         self.scheduler.config()
     }
 
-    /// Who computes.
+    /// Returns the executor.
     #[must_use]
     pub fn executor(&self) -> &E {
         &self.executor
     }
 
-    /// Who computes, to be changed between two steps.
+    /// Returns the executor for changes between two steps.
     pub fn executor_mut(&mut self) -> &mut E {
         &mut self.executor
     }
 
-    /// The donors behind `after`, oldest first, at most `limit`.
+    /// Lists the donors after `after`, oldest first, at most `limit`.
     #[must_use]
     pub fn donors(&self, after: Option<DonorId>, limit: usize) -> Vec<DonorInfo> {
         self.scheduler.donors(after, limit)
     }
 
-    /// Classes of traffic in mode `auto`; see [`Scheduler::traffic`].
+    /// Returns the classes of traffic in mode `auto`; see [`Scheduler::traffic`].
     #[must_use]
     pub fn traffic(&self, tenant: Option<TenantId>) -> Vec<(semantic::TrafficClass, semantic::TrafficQuality)> {
         self.scheduler.traffic(tenant)
     }
 
-    /// Erases what requests left behind; see [`Scheduler::erase`].
+    /// Erases the donors and blocks of requests; see [`Scheduler::erase`].
     pub fn erase(&mut self, what: Erase) -> ErasedCounts {
         self.scheduler.erase(what)
     }
 
-    /// What sharing could give `request` now; see [`Scheduler::explain`].
+    /// Predicts the reuse that `request` would get now; see [`Scheduler::explain`].
     #[must_use]
     pub fn explain(&self, request: &Request) -> Explanation {
         self.scheduler.explain(request)
     }
 
-    /// Counts time that a question of `tenant` took; see [`Scheduler::charge`].
+    /// Charges `tenant` for time spent on its query; see [`Scheduler::charge`].
     pub fn charge(&mut self, tenant: TenantId, time: Duration) {
         self.scheduler.charge(tenant, time);
     }
 
-    /// Notes what the prompt of a request means; see [`Scheduler::attach_embedding`].
+    /// Attaches the embedding of a request's prompt; see [`Scheduler::attach_embedding`].
     ///
     /// # Panics
     /// If `embedding` does not have the dimensions of the index.
@@ -191,7 +192,7 @@ impl<E: Executor> EngineCore<E> {
         self.scheduler.attach_embedding(request_id, embedding);
     }
 
-    /// Forgets all KV that no running request holds, and all donors.
+    /// Drops all KV that no running request holds, and all donors.
     pub fn reset_prefix_cache(&mut self) {
         self.scheduler.reset_prefix_cache();
     }

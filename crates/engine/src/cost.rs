@@ -1,16 +1,16 @@
-//! How long work takes on this machine, learnt from the steps before.
+//! Predicted time of work on this machine, fitted to measured steps.
 //!
-//! A step's time is taken to be a sum: `t = c · x` with `x = (1, rows, attention pairs, copied tokens, probed tokens, prompt steps, scored
-//! rows)`. The
-//! coefficients are fitted by least squares that forgets, starting from the shape of a transformer, of which only the scale is unknown:
-//! one step is enough to say how fast the machine is, and a hundred to say where it differs from the shape.
+//! The model of a step's time is a sum: `t = c · x` with `x = (1, rows, attention pairs, copied tokens, probed tokens, prompt
+//! steps, scored rows)`. Least squares with forgetting fits the coefficients, starting from the shape of a transformer, of which
+//! only the scale is unknown: one step suffices to determine the speed of the machine, and a hundred its deviations from the
+//! shape.
 
 /// Work of a step or of a part of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Work {
     /// Tokens computed.
     pub(crate) rows: u64,
-    /// Positions these attend to, together.
+    /// Number of positions these attend to, in total.
     pub(crate) attention_pairs: u64,
     /// Tokens whose KV is moved from donors or between blocks.
     pub(crate) copied_tokens: u64,
@@ -19,39 +19,39 @@ pub(crate) struct Work {
     /// Steps that compute more than one row of a sequence, or probe: a GPU launches them operation by operation and decode steps as one
     /// graph, so that a short prompt takes as long as its launches.
     pub(crate) prompt_steps: u64,
-    /// Rows of a prompt behind which the log probabilities of all tokens are computed.
+    /// Prompt rows after which the log probabilities of all tokens are computed.
     pub(crate) scored_rows: u64,
 }
 
-/// Kinds of work, the step itself first.
+/// Number of kinds of work, the step itself first.
 const KINDS: usize = 7;
 
-/// Time of one unit of each kind, in rows. Chosen: the arithmetic of models of 0.5 to 8 billion parameters (5e-5 for a pair: 0.5 MFLOP
-/// of 16 GFLOP a row at 8B, 86 kFLOP of 1 GFLOP at 0.5B), a probe of two or three of two dozen layers, a step whose overhead is that of
-/// some dozen rows, and three times as much again if it computes prompts: that much, so that a machine where it is a thousand rows shows
-/// it in the few prompts between long answers; a vocabulary that takes half of a row's arithmetic.
+/// Time of one unit of each kind, in rows. Chosen: the arithmetic of models of 0.5 to 8 billion parameters (5e-5 for a pair: 0.5
+/// MFLOP of 16 GFLOP a row at 8B, 86 kFLOP of 1 GFLOP at 0.5B); a probe of two or three of two dozen layers; a step whose
+/// overhead is that of some dozen rows, and three times as much again if it computes prompts: enough for a machine where it is a
+/// thousand rows to show it in the few prompts between long answers; a vocabulary that takes half of a row's arithmetic.
 const SHAPE: [f64; KINDS] = [20.0, 1.0, 5e-5, 0.02, 0.125, 64.0, 0.5];
 
-/// A row's time before the first step was timed. Any number would do: it scales all predictions alike.
+/// A row's time before the first timed step. Any value would do: it scales all predictions alike.
 const ROW_MICROS_AT_FIRST: f64 = 100.0;
 
-/// Weight of a step in the next step's fit. Chosen: some 200 steps are remembered.
+/// Weight of a step relative to the next one in the fit. Chosen: some 200 steps are remembered.
 const MEMORY: f64 = 0.995;
 
 /// Weight of the shape against the steps. Chosen: so little that what steps tell apart is theirs even where the shape is wrong by a
 /// factor of 50, and what they do not is the shape's.
 const SHAPE_WEIGHT: f64 = 1e-5;
 
-/// A step that took this many times what was predicted was interrupted, and counts as that long only. Chosen.
+/// Limit of a step's time relative to its prediction: a longer step was interrupted, and counts as this long. Chosen.
 const MAX_SURPRISE: f64 = 4.0;
 
-/// Steps before a surprise is one.
+/// Steps before the limit applies.
 const NUM_UNSURPRISED: u64 = 16;
 
-/// Sweeps of coordinate descent for each step. They start from the last answer, so few are enough.
+/// Sweeps of coordinate descent per step. They start from the last solution, so few are enough.
 const NUM_SWEEPS: usize = 8;
 
-/// What steps took so far, and what work will take.
+/// Measured times of steps, and the fitted model of work.
 #[derive(Clone, Debug)]
 pub(crate) struct StepCostModel {
     /// Microseconds of one unit of each kind. Never negative.
@@ -78,7 +78,8 @@ impl Default for StepCostModel {
 }
 
 impl Work {
-    /// Computing `rows` tokens that together with what is before them end at position `end`, most of them near the end.
+    /// Returns the work of `rows` tokens that together with the tokens before them end at position `end`, most of them near the
+    /// end.
     pub(crate) fn of_rows(rows: u32, end: u32) -> Self {
         let (rows, end) = (u64::from(rows), u64::from(end));
         Self { rows, attention_pairs: rows * (2 * end + 1 - rows.min(end)) / 2, ..Self::default() }
@@ -104,38 +105,38 @@ impl std::ops::AddAssign for Work {
 }
 
 impl StepCostModel {
-    /// Microseconds that `work` adds to the steps it is part of.
+    /// Predicts the microseconds that `work` adds to the steps it is part of.
     pub(crate) fn micros(&self, work: Work) -> u64 {
         self.exact_micros(work) as u64
     }
 
-    /// The same with its fraction, for work as small as a block.
+    /// Predicts the same with its fraction, for work as small as a block.
     pub(crate) fn exact_micros(&self, work: Work) -> f64 {
         let kinds = work.kinds();
         (1..KINDS).map(|kind| self.coefficients[kind] * kinds[kind]).sum()
     }
 
-    /// Microseconds of the prompt steps of `work` if nothing else runs, their fixed cost included.
+    /// Predicts the microseconds of the prompt steps of `work` if nothing else runs, their fixed cost included.
     pub(crate) fn prompt_micros(&self, work: Work) -> f64 {
         self.coefficients[0] * work.prompt_steps as f64 + self.exact_micros(work)
     }
 
-    /// Microseconds of a step with prompts besides its rows.
+    /// Predicts the microseconds of a step with prompts besides its rows.
     pub(crate) fn prompt_step_micros(&self) -> f64 {
         self.prompt_micros(Work { prompt_steps: 1, ..Work::default() })
     }
 
-    /// Microseconds of a step of `work` alone.
+    /// Predicts the microseconds of a step of `work` alone.
     pub(crate) fn step_micros(&self, work: Work) -> u64 {
         self.coefficients[0] as u64 + self.micros(work)
     }
 
-    /// Whether enough steps were seen to trust the unit of predictions.
+    /// True if enough steps were measured to trust the unit of predictions.
     pub(crate) fn is_fitted(&self) -> bool {
         self.num_steps >= NUM_UNSURPRISED
     }
 
-    /// Learns from a step of `work` that took `micros`.
+    /// Updates the fit with a step of `work` that took `micros`.
     pub(crate) fn observe(&mut self, work: Work, micros: f64) {
         let x = work.kinds();
         let expected = dot(&self.coefficients, &x);
@@ -151,8 +152,9 @@ impl StepCostModel {
         self.fit();
     }
 
-    /// `min Σ (t - u·z)² + w Σ t² |u - 1|²` over `u >= 0`, with `z` the work of each kind in microseconds of the scaled shape. Cyclic
-    /// coordinate descent: each step is the exact minimum in one coordinate (Friedman, Hastie, Tibshirani 2010, sec. 2).
+    /// Minimizes `Σ (t - u·z)² + w Σ t² |u - 1|²` over `u >= 0`, with `z` the work of each kind in microseconds of the scaled
+    /// shape. Cyclic coordinate descent: each step is the exact minimum in one coordinate (Friedman, Hastie, Tibshirani 2010,
+    /// sec. 2).
     fn fit(&mut self) {
         let in_shape: f64 = (0..KINDS).map(|i| SHAPE[i] * dot(&self.moments[i], &SHAPE)).sum();
         let scale = dot(&self.products, &SHAPE) / in_shape;
@@ -183,8 +185,8 @@ fn dot(a: &[f64; KINDS], b: &[f64; KINDS]) -> f64 {
 mod tests {
     use super::*;
 
-    /// Steps of prefill, decode and both, `count` of them, timed by `true_micros`; then the prediction for 1000 rows behind 3000 others,
-    /// relative to the truth.
+    /// Fits `count` steps of prefill, decode and both, timed by `true_micros`; returns the prediction for 1000 rows after 3000
+    /// others, relative to the truth.
     fn learn(count: u64, true_micros: impl Fn(Work) -> f64) -> f64 {
         let mut times = StepCostModel::default();
         for i in 0..count {

@@ -1,20 +1,20 @@
-//! How far one distribution over tokens is from another, of which only the likeliest tokens are known.
+//! Divergence between two distributions over tokens, of which only the likeliest tokens are known.
 
 use std::collections::BTreeMap;
 
 use crate::LogProb;
 
-/// Least probability of the rest, so that a rest of rounding errors does not count. Chosen: below what f32 logits resolve.
+/// Minimum probability of the remaining tokens, so that rounding errors do not count. Chosen: below what f32 logits resolve.
 const MIN_REST: f64 = 1e-9;
 
-/// KL(full || reuse) in nats, over the partition into the tokens of `full` and all other tokens together.
+/// Computes KL(full || reuse) in nats, over the partition into the tokens of `full` and all other tokens together.
 ///
-/// `reuse` should report more tokens than `full`. One of `full`'s that it does not report gets its least reported probability,
-/// which that token cannot exceed: the term counts too little rather than too much, and only where `reuse` finds a likely
-/// token very unlikely. The rest has what is left of 1, on either side at least `MIN_REST`.
+/// `reuse` should report more tokens than `full`. A token of `full` that it does not report gets its least reported probability,
+/// which that token cannot exceed: the term counts too little rather than too much, and only where `reuse` finds a likely token
+/// very unlikely. The remaining tokens have what is left of 1, on either side at least `MIN_REST`.
 ///
-/// By merging the tokens of the rest, the result is a lower bound of the divergence over all tokens. It is NaN if one of the log
-/// probabilities is.
+/// Because it merges the remaining tokens, the result is a lower bound of the divergence over all tokens. It is NaN if one of the
+/// log probabilities is.
 #[must_use]
 pub fn kl_divergence(full: &[LogProb], reuse: &[LogProb]) -> f64 {
     if full.iter().chain(reuse).any(|entry| entry.logprob.is_nan()) {

@@ -1,8 +1,8 @@
-//! Earlier prompts whose spans may be copied, and where their KV is now.
+//! Earlier prompts whose spans may be copied, and the location of their KV.
 //!
-//! `semantic` knows donors and positions, `kv` knows blocks; here the two meet. A donor holds no blocks: whatever of it was evicted is
-//! simply not offered any more. A donor is offered in its own scope and to those who may read that; its blocks are given only to those
-//! who may read the scopes of all of them.
+//! `semantic` knows donors and positions, `kv` knows blocks; this module joins them. A donor holds no blocks: evicted parts of it
+//! are no longer offered. A donor is offered in its own scope and to requests that may read it; its blocks are given only to
+//! requests that may read the scopes of all of them.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -18,26 +18,26 @@ use tokens::{BlockHash, BlockSize, Borders, DonorId, RequestId, Scope, SessionId
 use crate::host::FetchGate;
 use crate::{FoundDonors, SchedulerConfig, SpanOutcome};
 
-/// Donors looked at because they mean something similar. Chosen: beside those that share text, one of them is seldom of use.
+/// Maximum donors searched by embedding. Chosen: besides those that share text, one of them is seldom of use.
 const MAX_SIMILAR: usize = 4;
 
-/// All donors.
+/// Registry of all donors.
 pub(crate) struct DonorRegistry {
     config: SpanConfig,
     index_config: SpanIndexConfig,
     block_size: BlockSize,
     ttl: Option<Duration>,
     index: SpanIndex,
-    /// For donors with an embedding, if anybody asks for those.
+    /// Index of donors with an embedding, if configured.
     embeddings: Option<EmbeddingIndex>,
     num_found: FoundDonors,
     donors: BTreeMap<DonorId, Donor>,
-    /// By the hash of the last block, so that one prompt is one donor however often it comes.
+    /// Donors by the hash of the last block, so that repeated prompts are one donor.
     by_last_block: HashMap<BlockHash, DonorId>,
-    /// The youngest donor that each request left.
+    /// Newest donor of each request.
     by_request: HashMap<RequestId, DonorId>,
     by_last_use: BTreeSet<(Timestamp, DonorId)>,
-    /// By scope; those without donors have none.
+    /// Versions by scope; scopes without donors have none.
     versions: HashMap<Scope, ScopeVersion>,
     num_changes: u64,
     has_host_tier: bool,
@@ -50,7 +50,7 @@ struct Donor {
     tokens: std::sync::Arc<[TokenId]>,
     segments: Segments,
     hashes: Box<[BlockHash]>,
-    /// What its own request could read: it may have found its beginning there.
+    /// Scopes that its own request could read: it may have found its beginning there.
     readable: Box<[kv::ReadableScope]>,
     owner: kv::BlockOwner,
     hits: u64,
@@ -58,55 +58,55 @@ struct Donor {
     last_used: Timestamp,
 }
 
-/// The state of one scope's donors.
+/// State of one scope's donors.
 #[derive(Clone, Copy, Debug, Default)]
 struct ScopeVersion {
-    /// Number of the last change among those of all scopes.
+    /// Sequence number of the last change among those of all scopes.
     last_change: u64,
     num_donors: usize,
 }
 
-/// What is known of a donor, but for its text.
+/// Metadata of a donor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DonorInfo {
-    /// Its name; a later donor has a larger one.
+    /// ID; a later donor has a larger one.
     pub id: DonorId,
-    /// Whose request it was.
+    /// Tenant of its request.
     pub tenant: TenantId,
-    /// Where it is found.
+    /// Scope in which it is found.
     pub scope: Scope,
-    /// The conversation it belongs to, if that was named.
+    /// Conversation it belongs to, if given.
     pub session: Option<SessionId>,
-    /// Its length, in whole blocks.
+    /// Length, in whole blocks.
     pub num_tokens: u32,
     /// Leading tokens whose KV is still in the pool or the host tier.
     pub num_resident_tokens: u32,
-    /// Requests that copied spans of it.
+    /// Number of requests that copied spans of it.
     pub hits: u64,
-    /// When it was computed.
+    /// Time at which it was computed.
     pub created: Timestamp,
-    /// When it was computed again or copied from last.
+    /// Time at which it was last recomputed or copied from.
     pub last_used: Timestamp,
 }
 
-/// The prompt to be filled.
+/// Prompt to fill.
 #[derive(Clone, Copy)]
 pub(crate) struct Target<'a> {
     pub(crate) scope: Scope,
     /// Further scopes it may read.
     pub(crate) readable: &'a [Scope],
     pub(crate) tokens: &'a [TokenId],
-    /// Its shingles, if they were sampled before.
+    /// Its shingles, if sampled before.
     pub(crate) sketch: Option<&'a Sketch>,
     pub(crate) template: &'a [TokenRange],
-    /// Beginnings of its pieces.
+    /// Starts of its pieces.
     pub(crate) borders: &'a Borders,
     /// End of its prefix hit.
     pub(crate) from: u32,
     pub(crate) policy: RepairPolicy,
-    /// Whether donors of the same text are ranked by their left contexts.
+    /// True if donors of the same text are ranked by their left contexts.
     pub(crate) ranks_donors: bool,
-    /// Donors to be looked at besides those that the index of spans finds; see [`DonorRegistry::similar`].
+    /// Donors to search besides those that the span index finds; see [`DonorRegistry::similar`].
     pub(crate) similar: &'a [DonorId],
 }
 
@@ -114,16 +114,16 @@ pub(crate) struct Target<'a> {
 #[derive(Clone, Debug)]
 pub(crate) struct PlannedSpans {
     pub(crate) plan: ReusePlan,
-    /// Those of the donors that only their embeddings found.
+    /// Donors found only by embedding.
     pub(crate) by_embedding: BTreeSet<DonorId>,
 }
 
 /// Spans to copy, with the blocks that hold them.
 pub(crate) struct FoundSpans {
     pub(crate) plan: ReusePlan,
-    /// What is to be held while they are copied.
+    /// Blocks to pin while they are copied.
     pub(crate) sources: Vec<SourceBlock>,
-    /// Those of the donors that only their embeddings found.
+    /// Donors found only by embedding.
     pub(crate) by_embedding: BTreeSet<DonorId>,
 }
 
@@ -131,12 +131,12 @@ pub(crate) struct FoundSpans {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SourceBlock {
     pub(crate) donor: DonorId,
-    /// Blocks before it in the donor.
+    /// Number of blocks before it in the donor.
     pub(crate) idx: u32,
     pub(crate) place: kv::Place,
 }
 
-/// The certainty with which the blocks that are left of a donor are known.
+/// Method to determine the resident blocks of a donor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Residency {
     /// By the hash of the last block, in some steps: right unless hashes collide or a block may not be read.
@@ -145,39 +145,39 @@ pub(crate) enum Residency {
     Confirmed,
 }
 
-/// A plan, and what was found on the way to it.
+/// A plan, and the search results it is based on.
 pub(crate) struct Planning {
     spans: PlannedSpans,
-    /// All equal spans that may be copied.
+    /// All matching spans that may be copied.
     found: Vec<SpanMatch>,
-    /// Donors that have lost the KV of equal tokens.
+    /// Donors whose KV of matching tokens was evicted.
     unusable: Vec<DonorId>,
     pub(crate) steps: Steps,
 }
 
-/// The spans that a search would find, and on what grounds.
+/// Spans that a search would find, with the matches they are based on.
 pub(crate) struct ExplainedSpans {
     /// Its plan may have been rejected.
     pub(crate) found: FoundSpans,
-    /// All equal spans, still there or not.
+    /// All matching spans, resident or not.
     pub(crate) matches: Vec<SpanMatch>,
-    /// True if something is left of them, if there are any.
+    /// True if some of their KV is resident, or if there are none.
     pub(crate) is_resident: bool,
 }
 
-/// Equal spans whose KV is worth being copied.
+/// Matching spans whose KV is worth copying.
 struct Matches {
     /// By ascending target position.
     spans: Vec<SpanMatch>,
-    /// Donors that only their embeddings found.
+    /// Donors found only by embedding.
     by_embedding: BTreeSet<DonorId>,
-    /// Donors that have lost the KV of equal tokens.
+    /// Donors whose KV of matching tokens was evicted.
     unusable: Vec<DonorId>,
     steps: Steps,
 }
 
 impl FoundSpans {
-    /// Blocks to be fetched from the host tier.
+    /// Returns the number of blocks to fetch from the host tier.
     pub(crate) fn num_fetched(&self) -> usize {
         self.sources.iter().filter(|source| source.place.is_host()).count()
     }
@@ -214,12 +214,12 @@ impl DonorRegistry {
         }
     }
 
-    /// Lets time pass; it never goes back.
+    /// Advances the clock; it never goes back.
     pub(crate) fn advance(&mut self, now: Timestamp) {
         self.now = self.now.max(now);
     }
 
-    /// Forgets at most `max_donors` that were not used for too long.
+    /// Drops at most `max_donors` expired donors.
     pub(crate) fn expire(&mut self, max_donors: usize) {
         for _ in 0..max_donors {
             let Some(&(_, oldest)) = self.by_last_use.first().filter(|&&(_, id)| self.is_expired(id)) else { return };
@@ -236,12 +236,12 @@ impl DonorRegistry {
         self.donors.len()
     }
 
-    /// Donors that gave spans so far.
+    /// Returns the numbers of donors that gave spans so far.
     pub(crate) fn num_found(&self) -> FoundDonors {
         self.num_found
     }
 
-    /// Keeps the full blocks of a prompt that was computed exactly. A shorter donor that it continues is superseded.
+    /// Keeps the full blocks of a prompt that was computed exactly. It supersedes a shorter donor that it continues.
     pub(crate) fn keep(
         &mut self,
         prompt: kv::HashedTokens<'_>,
@@ -273,14 +273,14 @@ impl DonorRegistry {
         }
     }
 
-    /// Keeps the embedding of the prompt of `request`, which came late, if that is a donor by now.
+    /// Keeps the embedding of the prompt of `request`, which arrived late, if the prompt is a donor by now.
     pub(crate) fn attach(&mut self, request: RequestId, embedding: &[f32]) {
         if let Some(&id) = self.by_request.get(&request) {
             self.embed(id, embedding);
         }
     }
 
-    /// Notes what a donor means. A vector without a direction, or one more than there is room for, costs no donor.
+    /// Indexes the embedding of a donor. A zero vector, or one that exceeds the capacity, does not remove any donor.
     fn embed(&mut self, id: DonorId, embedding: &[f32]) {
         let Some(donor) = self.donors.get(&id) else { return };
         if let Some(embeddings) = &mut self.embeddings {
@@ -288,7 +288,7 @@ impl DonorRegistry {
         }
     }
 
-    /// The few donors that mean most nearly what `embedding` does, of the scopes that may be read; the nearest first.
+    /// Returns the few donors with the most similar embeddings, of the scopes that may be read; the nearest first.
     pub(crate) fn similar(&self, scopes: impl Iterator<Item = Scope>, embedding: &[f32]) -> Vec<DonorId> {
         let Some(embeddings) = &self.embeddings else { return Vec::new() };
         let in_scope =
@@ -330,7 +330,7 @@ impl DonorRegistry {
         }
     }
 
-    /// Notes that a scope has `num_more` donors more, or that more of one is found.
+    /// Records that a scope has `num_more` donors more, or that more of one is found.
     fn note_change(&mut self, scope: Scope, num_more: isize) {
         self.num_changes += 1;
         let version = self.versions.entry(scope).or_default();
@@ -341,30 +341,31 @@ impl DonorRegistry {
         }
     }
 
-    /// Another number after every donor of `scopes` that comes or goes, so that a caller knows whether an earlier plan may be stale.
+    /// Returns a number that changes with every donor of `scopes` that is added or removed, so that a caller can detect a stale
+    /// plan.
     pub(crate) fn version(&self, scopes: impl Iterator<Item = Scope>) -> u64 {
         let last_change = |scope| self.versions.get(&scope).map_or(0, |version| version.last_change);
         scopes.fold(0, |version: u64, scope| version.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(last_change(scope)))
     }
 
-    /// The shingles of a prompt that is looked up here, or among the prompts being computed.
+    /// Samples the shingles of a prompt that is looked up here, or among the prompts being computed.
     pub(crate) fn sketch(&self, tokens: &[TokenId], borders: &Borders, template: &[TokenRange]) -> Sketch {
         self.index.sketch(tokens, &segments_of(borders, template))
     }
 
-    /// Forgets the donors left by an owner that `is_erased` names; how many they are.
+    /// Drops the donors of owners for which `is_erased` is true; returns their number.
     pub(crate) fn erase(&mut self, is_erased: impl Fn(&kv::BlockOwner) -> bool) -> usize {
         let erased: Vec<_> = self.donors.iter().filter(|(_, donor)| is_erased(&donor.owner)).map(|(&id, _)| id).collect();
         erased.iter().for_each(|&id| self.remove(id));
         erased.len()
     }
 
-    /// Whose request it was.
+    /// Returns the owner of a donor.
     pub(crate) fn owner(&self, donor: DonorId) -> Option<kv::BlockOwner> {
         self.donors.get(&donor).map(|donor| donor.owner)
     }
 
-    /// Those behind `after` that have not expired, oldest first, at most `limit`.
+    /// Lists the donors after `after` that have not expired, oldest first, at most `limit`.
     pub(crate) fn list(&self, pool: &kv::BlockPool, after: Option<DonorId>, limit: usize) -> Vec<DonorInfo> {
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
         let behind = self.donors.range((start, Bound::Unbounded)).filter(|&(&id, _)| !self.is_expired(id));
@@ -378,7 +379,7 @@ impl DonorRegistry {
         DonorInfo { id, tenant, scope, session, num_tokens, num_resident_tokens: num_resident, hits, created, last_used }
     }
 
-    /// Notes that spans are copied.
+    /// Records that spans are copied.
     pub(crate) fn note_reuse(&mut self, found: &FoundSpans) {
         let used: BTreeSet<_> = found.plan.spans.iter().map(|span| span.donor).collect();
         for id in used {
@@ -405,7 +406,7 @@ impl DonorRegistry {
         self.index = SpanIndex::new(self.index_config.clone());
     }
 
-    /// Plans what to copy into `target` of that which is still in `pool`. Changes nothing.
+    /// Plans which spans still resident in `pool` to copy into `target`. Changes nothing.
     pub(crate) fn plan_resident(
         &self,
         pool: &kv::BlockPool,
@@ -426,7 +427,8 @@ impl DonorRegistry {
         Planning { spans: PlannedSpans { plan, by_embedding }, found: spans, unusable, steps }
     }
 
-    /// The outcome of `planning`, which forgets what it found to be lost: that it is not found again, and others are found in its place.
+    /// Returns the outcome of `planning`, and removes evicted KV from the index, so that later searches find other donors in its
+    /// place.
     pub(crate) fn settle(
         &mut self,
         pool: &kv::BlockPool,
@@ -450,7 +452,7 @@ impl DonorRegistry {
         }
     }
 
-    /// The spans that would be copied into `target`, and all that are found, still there or not.
+    /// Returns the spans that would be copied into `target`, and all that match, resident or not.
     pub(crate) fn explain(&self, pool: &kv::BlockPool, target: Target<'_>, gate: FetchGate<'_>) -> ExplainedSpans {
         let sketch = target.sketch.is_none().then(|| self.sketch(target.tokens, target.borders, target.template));
         let target = Target { sketch: target.sketch.or(sketch.as_ref()), ..target };
@@ -471,8 +473,8 @@ impl DonorRegistry {
         ExplainedSpans { found: FoundSpans { plan, sources, by_embedding }, matches, is_resident }
     }
 
-    /// The blocks that `plan` needs; `None` if some are not there any more. Those before its spans are held too, so that no block is given
-    /// up after one that is found through it; but they are not fetched.
+    /// Returns the blocks that `plan` needs; `None` if some were evicted. Blocks before its spans are pinned too, so that no
+    /// block is evicted after one that is found through it; but they are not fetched.
     pub(crate) fn sources(&self, pool: &kv::BlockPool, target: Target<'_>, plan: &ReusePlan) -> Option<Vec<SourceBlock>> {
         let block_size = self.block_size.get();
         let mut needed: BTreeMap<DonorId, Vec<Range<u32>>> = BTreeMap::new();
@@ -497,8 +499,8 @@ impl DonorRegistry {
         Some(sources)
     }
 
-    /// Tokens of `found` that are worth copying: all if fetching what of them is in the host tier pays, else those in front of the first
-    /// block that would have to be fetched.
+    /// Returns the tokens of `found` that are worth copying: all if fetching those in the host tier pays, else those before the
+    /// first block that would have to be fetched.
     fn num_worthy(&self, pool: &kv::BlockPool, found: &SpanMatch, gate: FetchGate<'_>) -> u32 {
         let block_size = self.block_size.get();
         let donor = &self.donors[&found.donor];
@@ -513,7 +515,7 @@ impl DonorRegistry {
         }
     }
 
-    /// Searches only where the plan could use an answer. Of a similar donor all spans are compared.
+    /// Finds matching spans if the prompt is long enough for a plan. Compares all spans of donors found by embedding.
     fn find(&self, target: Target<'_>, mut usable: impl FnMut(DonorId) -> u32) -> Matches {
         let num_tokens = target.tokens.len() as u32;
         let is_worthwhile =
@@ -556,7 +558,7 @@ impl DonorRegistry {
         }
     }
 
-    /// Leading tokens of a donor that `target` may copy.
+    /// Returns the leading tokens of a donor that `target` may copy.
     fn usable(&self, pool: &kv::BlockPool, id: DonorId, target: Target<'_>, residency: Residency) -> u32 {
         if self.is_expired(id) {
             return 0;
@@ -569,13 +571,13 @@ impl DonorRegistry {
         self.num_tokens(num_blocks)
     }
 
-    /// All tokens of a donor that has not expired.
+    /// Returns all tokens of a donor that has not expired.
     fn unexpired(&self, id: DonorId) -> u32 {
         if self.is_expired(id) { 0 } else { u32::MAX }
     }
 
-    /// The leading blocks of `donor`, at most `max_blocks`, that are in the pool or the host tier and in scopes that `target` may read;
-    /// `None` if it is not kept, or has expired.
+    /// Returns the leading blocks of `donor`, at most `max_blocks`, that are in the pool or the host tier and in scopes that
+    /// `target` may read; `None` if it is not kept, or has expired.
     fn resident_blocks(
         &self,
         pool: &kv::BlockPool,
@@ -600,29 +602,29 @@ impl DonorRegistry {
 }
 
 impl Donor {
-    /// The scopes that it could read, of those that `target` may read.
+    /// Returns the scopes that it could read, of those that `target` may read.
     fn readable_by(&self, target: Target<'_>) -> Vec<kv::ReadableScope> {
         self.readable.iter().filter(|readable| target.scopes().any(|scope| scope == readable.scope)).cloned().collect()
     }
 
-    /// As the pool knows it, where it could read `readable`.
+    /// Returns its tokens and hashes for the pool, with the scopes `readable`.
     fn hashed<'a>(&'a self, readable: &'a [kv::ReadableScope]) -> kv::HashedTokens<'a> {
         kv::HashedTokens { scope: self.scope, tokens: &self.tokens, hashes: &self.hashes, readable }
     }
 }
 
-/// Blocks that hold `num_tokens` tokens from position `start` on.
+/// Returns the blocks that hold `num_tokens` tokens from position `start` on.
 pub(crate) fn covering(start: u32, num_tokens: u32, block_size: u32) -> Range<u32> {
     start / block_size..if num_tokens == 0 { start / block_size } else { (start + num_tokens).div_ceil(block_size) }
 }
 
-/// Where donors may be found: its own scope first, then the others that may be read.
+/// Returns the scopes of eligible donors: its own scope first, then the others that it may read.
 pub(crate) fn scopes(own: Scope, readable: &[Scope]) -> impl Iterator<Item = Scope> + '_ {
     let others = readable.iter().copied().filter(move |&scope| scope != own);
     std::iter::once(own).chain(others)
 }
 
-/// Segments that begin at `starts`, and messages, which the tokens of the chat template part.
+/// Returns segments that begin at `starts`, and messages, which the tokens of the chat template part.
 pub(crate) fn segments_of(borders: &Borders, template: &[TokenRange]) -> Segments {
     Segments::from(borders).parted_by(template)
 }

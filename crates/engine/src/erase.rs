@@ -1,25 +1,25 @@
-//! What can be erased, and who left it.
+//! Targets of an erasure, and its counts.
 
 use tokens::{DonorId, SessionId, TenantId};
 
-/// Whose donors and blocks are to be erased.
+/// Selection of the donors and blocks to erase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Erase {
-    /// What the request left that became this donor.
+    /// Donors and blocks of the request that became this donor.
     Donor(DonorId),
-    /// What the requests of one conversation left.
+    /// Donors and blocks of the requests of one conversation.
     Session(TenantId, SessionId),
-    /// What all requests of a tenant left.
+    /// Donors and blocks of all requests of a tenant.
     Tenant(TenantId),
     /// Everything.
     All,
 }
 
-/// How much was erased.
+/// Numbers of erased donors and blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct ErasedCounts {
-    /// Donors.
+    /// Erased donors.
     pub donors: usize,
-    /// Blocks that could be found before.
+    /// Erased blocks that lookups could find before.
     pub blocks: usize,
 }

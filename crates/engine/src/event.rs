@@ -1,50 +1,50 @@
-//! What the engine tells the one who submitted a request.
+//! Events that the engine reports to the submitter of a request.
 
 use tokens::{RequestId, Timestamp, TokenId};
 
 use crate::TokenLogProbs;
 
-/// News of one request, in the order they happen: `Admitted`, `PromptLogProbs`?, `Token`*, `Finished`.
+/// Events of one request, in the order they happen: `Admitted`, `PromptLogProbs`?, `Token`*, `Finished`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum EngineEvent {
-    /// It left the waiting queue. Sent once, at the first admission; a later preemption does not repeat it.
+    /// The request left the waiting queue. Sent once, at the first admission; a later preemption does not repeat it.
     Admitted {
-        /// Who.
+        /// Request ID.
         request_id: RequestId,
-        /// Where its prompt's KV came from.
+        /// Sources of the prompt's KV.
         usage: KvUsage,
-        /// When.
+        /// Time of admission.
         at: Timestamp,
     },
-    /// Log probabilities of the whole prompt but its first token; sent before the first token if asked for.
+    /// Log probabilities of the whole prompt but its first token; sent before the first token, on request.
     PromptLogProbs {
-        /// Who.
+        /// Request ID.
         request_id: RequestId,
         /// For positions `1..prompt_len`.
         logprobs: Vec<TokenLogProbs>,
     },
-    /// It has one more token. A stop token is reported too.
+    /// The request has one more token. Stop tokens are reported too.
     Token {
-        /// Who.
+        /// Request ID.
         request_id: RequestId,
         /// The token.
         token: TokenId,
-        /// If asked for.
+        /// Log probabilities, on request.
         logprobs: Option<TokenLogProbs>,
     },
-    /// It is over and its blocks are free. The last event.
+    /// The request ended and its blocks are free. The last event.
     Finished {
-        /// Who.
+        /// Request ID.
         request_id: RequestId,
-        /// Why.
+        /// Reason why it ended.
         reason: FinishReason,
-        /// Final accounting: a rejected donor or a preemption may have changed what `Admitted` announced.
+        /// Final accounting: a rejected donor or a preemption may have changed what `Admitted` reported.
         usage: KvUsage,
     },
 }
 
 impl KvUsage {
-    /// `num_tokens` that a donor gave were computed after all.
+    /// Moves `num_tokens` from the span tokens to the computed and recomputed ones.
     pub(crate) fn recompute(&mut self, num_tokens: u32) {
         self.span_tokens -= num_tokens;
         self.computed_tokens += num_tokens;
@@ -53,7 +53,7 @@ impl KvUsage {
 }
 
 impl EngineEvent {
-    /// Whose news it is.
+    /// Returns the ID of the request that the event belongs to.
     #[must_use]
     pub fn request_id(&self) -> RequestId {
         match self {
@@ -65,16 +65,16 @@ impl EngineEvent {
     }
 }
 
-/// Why a request ended.
+/// Reason why a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FinishReason {
-    /// This stop token was generated.
+    /// The model generated this stop token.
     Stop(TokenId),
-    /// `max_tokens` were generated.
+    /// The model generated `max_tokens` tokens.
     Length,
-    /// The caller took it back.
+    /// The caller aborted it.
     Aborted,
-    /// The model gave what is no number in place of logits: there is no next token.
+    /// The model returned non-finite logits: there is no next token.
     Faulty,
 }
 
@@ -83,22 +83,22 @@ pub enum FinishReason {
 pub struct KvUsage {
     /// Tokens found in the prefix index. Exact.
     pub prefix_tokens: u32,
-    /// Tokens after them whose KV an earlier turn of the conversation computed over moved spans. Approximate.
+    /// Tokens after the prefix whose KV an earlier turn of the conversation computed over moved spans. Approximate.
     pub continued_tokens: u32,
     /// Tokens copied from donors. Approximate.
     pub span_tokens: u32,
     /// Tokens computed.
     pub computed_tokens: u32,
-    /// Among the computed ones, those a donor had and that were recomputed on purpose.
+    /// Computed tokens that a donor had and that were recomputed on purpose.
     pub recomputed_tokens: u32,
     /// Donors that gave spans.
     pub donors: u32,
-    /// The least equal of the spans, and of those in the continued tokens.
+    /// Lowest match class of the spans and of those in the continued tokens.
     pub class: Option<semantic::MatchClass>,
-    /// What the tokens that stay as donors had them are estimated to change; see [`semantic::SelectedRows::deviation`].
+    /// Estimated change of the tokens that stay as donors had them; see [`semantic::SelectedRows::deviation`].
     pub deviation: f32,
-    /// The same per token of the prompt at a quarter of the model's depth, if it was measured there; see [`semantic::deep_deviation`].
+    /// Deviation per token of the prompt at a quarter of the model's depth, if measured there; see [`semantic::deep_deviation`].
     pub deep_deviation: Option<f32>,
-    /// Outcome of the search for spans; `None` if what the request allows needs none.
+    /// Outcome of the search for spans; `None` if the request's mode needs no search.
     pub outcome: Option<crate::SpanOutcome>,
 }

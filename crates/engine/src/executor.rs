@@ -1,64 +1,64 @@
-//! The border between deciding and computing.
+//! The interface between the scheduler and the model runner.
 
 use tokens::BlockSize;
 
 use crate::{ModelRunnerOutput, SchedulerOutput};
 
-/// Sizes that an executor is built for. A scheduler that goes beyond them is refused before the first step.
+/// Sizes that an executor is built for. The engine refuses a scheduler configuration that exceeds them before the first step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExecutorLimits {
-    /// Tokens in a block of its pool; `None` if it has none, and any will do.
+    /// Tokens in a block of its pool; `None` if it has no pool and accepts any block size.
     pub block_size: Option<BlockSize>,
-    /// Blocks of its pool.
+    /// Blocks in its pool.
     pub num_blocks: usize,
-    /// Rows of one step.
+    /// Maximum rows of one step.
     pub max_rows: usize,
-    /// Sequences of one step.
+    /// Maximum sequences of one step.
     pub max_sequences: usize,
 }
 
 impl ExecutorLimits {
-    /// No limit at all.
+    /// No limits.
     pub const NONE: Self = Self { block_size: None, num_blocks: usize::MAX, max_rows: usize::MAX, max_sequences: usize::MAX };
 }
 
-/// Runs one step of the model. Implemented by the model runner, by the simulator, and by fakes in tests.
+/// Runs one step of the model. The model runner, the simulator and fakes in tests implement it.
 pub trait Executor {
-    /// Sizes it is built for. They never change.
+    /// Returns the sizes it is built for. They never change.
     fn limits(&self) -> ExecutorLimits;
 
     /// Executes `step` and returns one sampled token for each sequence that asks for one.
     ///
     /// # Errors
-    /// Only for faults of the device or the weights. A bad request can never cause one: it was refused earlier.
+    /// Fails only on faults of the device or the weights. A bad request never causes one: the engine refuses it earlier.
     fn execute_model(&mut self, step: &SchedulerOutput) -> Result<ModelRunnerOutput, ExecutorError>;
 
-    /// Itself, if it has a device that computes while the caller goes on: the next step is made ready meanwhile.
+    /// Returns itself if its device computes asynchronously, so that the caller can prepare the next step meanwhile.
     fn as_overlapping(&mut self) -> Option<&mut dyn OverlappingExecutor> {
         None
     }
 }
 
-/// Runs steps on a device that computes by itself, one at a time, in the order of their launches.
+/// Runs steps on an asynchronous device, one at a time, in launch order.
 pub trait OverlappingExecutor {
-    /// Begins `step`. It has to be collected before another one is launched.
+    /// Launches `step`. The caller has to collect it before launching another one.
     ///
     /// # Errors
     /// As [`Executor::execute_model`].
     fn launch(&mut self, step: &SchedulerOutput) -> Result<(), ExecutorError>;
 
-    /// Makes `next` ready while another step runs. It is launched next, if anything is, with the tokens of its rows, which are not
-    /// known yet, or without sequences.
+    /// Prepares `next` while another step runs. If another launch follows, it is that of `next`, with the tokens of its rows, which
+    /// are not known yet, or without sequences.
     fn prepare(&mut self, next: &SchedulerOutput);
 
-    /// Waits for the step that was launched, and returns what [`Executor::execute_model`] would.
+    /// Waits for the launched step and returns its output as [`Executor::execute_model`] would.
     ///
     /// # Errors
     /// As [`Executor::execute_model`].
     fn collect(&mut self) -> Result<ModelRunnerOutput, ExecutorError>;
 }
 
-/// A fault after which the device must not be used any more.
+/// A fault after which the caller must not use the device any more.
 #[derive(Debug, thiserror::Error)]
 #[error("executing the model: {0}")]
 pub struct ExecutorError(#[source] pub Box<dyn std::error::Error + Send + Sync>);

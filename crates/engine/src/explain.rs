@@ -5,14 +5,14 @@ use crate::KvUsage;
 /// The result of admitting a request at this moment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Explanation {
-    /// As the request would announce it. A run may yet take back what it measures to be wrong.
+    /// Usage as the request would report it at admission. A run may still reject spans that it measures to be wrong.
     pub usage: KvUsage,
-    /// Of the tokens of spans, those that the policy may have computed all the same once they are measured.
+    /// Upper bound of the span tokens that the policy would recompute after measuring them.
     pub policy_tokens: u32,
-    /// Which spans would be copied, with what was decided on the way. Nothing was planned in a mode without spans.
+    /// Spans that would be copied, and the decisions made on the way. Empty in a mode without spans.
     pub plan: semantic::ReusePlan,
-    /// All equal spans that were found, still there or not; none in a mode without spans.
+    /// All matching spans found, resident or not; empty in a mode without spans.
     pub matches: Vec<semantic::SpanMatch>,
-    /// Donors among them that only their embeddings led to, by id.
+    /// IDs of donors among them found only by embedding.
     pub by_embedding: Vec<tokens::DonorId>,
 }

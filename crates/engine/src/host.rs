@@ -1,7 +1,7 @@
-//! What the host tier is, and how long it takes to bring blocks back from it.
+//! The host tier, and the time to fetch blocks from it.
 //!
-//! A block is worth its transfer if computing it again takes longer by a margin. How long that takes is learnt from steps (`cost.rs`);
-//! how long the transfer takes, here, from those that were measured.
+//! A fetch pays if recomputing the block takes longer by a margin. The cost of computing is fitted to measured steps (`cost.rs`),
+//! the cost of a transfer, here, to measured transfers.
 
 use crate::Transfer;
 use crate::cost::{StepCostModel, Work};
@@ -9,15 +9,15 @@ use crate::cost::{StepCostModel, Work};
 /// Settings of the host tier.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct HostConfig {
-    /// Blocks that the tier holds; 0 is no tier.
+    /// Blocks that the tier holds; 0 disables it.
     pub num_blocks: u32,
     /// Bytes of one block, all layers.
     pub block_bytes: u64,
-    /// Bandwidth from the host to the device before one was measured, in 10^9 bytes a second. Finite and positive.
+    /// Assumed bandwidth from host to device before the first measurement, in 10^9 bytes a second. Finite and positive.
     pub bandwidth: f64,
 }
 
-/// What transfers from the host took so far.
+/// Measured transfers from the host.
 #[derive(Clone, Debug)]
 pub(crate) struct HostLink {
     block_bytes: f64,
@@ -33,17 +33,17 @@ pub(crate) struct FetchGate<'a> {
     pub(crate) link: &'a HostLink,
 }
 
-/// Computing again has to take so many times as long as fetching. Chosen: what is fetched takes room and bandwidth of others too.
+/// Factor by which recomputing has to take longer than fetching. Chosen: fetches take room and bandwidth of other requests too.
 const FETCH_MARGIN: f64 = 1.25;
 
 /// Weight of the configured bandwidth, in bytes. Chosen: one long prompt of a small model outweighs it.
 const PRIOR_BYTES: f64 = 16e6;
 
-/// Weight of a transfer after the next one. Chosen: some ten are remembered, so that a link that others use too is followed.
+/// Weight of a transfer relative to the next one. Chosen: some ten are remembered, to follow a link that other processes use too.
 const MEMORY: f64 = 0.9;
 
 impl Default for HostConfig {
-    /// No tier. The bandwidth is half of what PCIe 4.0 x16 has; chosen low, because too low costs some time and is soon corrected.
+    /// No tier. The bandwidth is half of that of PCIe 4.0 x16; chosen low, because too low costs some time and is soon corrected.
     fn default() -> Self {
         Self { num_blocks: 0, block_bytes: 1, bandwidth: 16.0 }
     }
@@ -55,7 +55,7 @@ impl HostLink {
         Self { block_bytes: config.block_bytes as f64, bytes: PRIOR_BYTES, seconds }
     }
 
-    /// Learns from a transfer. One that took no time says nothing.
+    /// Updates the bandwidth from a transfer. Ignores one that took no time.
     pub(crate) fn observe(&mut self, transfer: Transfer) {
         if transfer.seconds > 0.0 {
             self.bytes = MEMORY * self.bytes + transfer.bytes as f64;
@@ -63,25 +63,25 @@ impl HostLink {
         }
     }
 
-    /// Bytes a second.
+    /// Measured bandwidth in bytes a second.
     pub(crate) fn bandwidth(&self) -> f64 {
         self.bytes / self.seconds
     }
 
-    /// Microseconds to fetch `num_blocks` blocks.
+    /// Predicted microseconds to fetch `num_blocks` blocks.
     pub(crate) fn fetch_micros(&self, num_blocks: usize) -> f64 {
         num_blocks as f64 * self.block_bytes / self.bandwidth() * 1e6
     }
 }
 
 impl FetchGate<'_> {
-    /// Whether fetching `num_blocks` blocks beats computing `num_tokens` tokens that end at position `end`. Before steps have shown what
-    /// work costs, it is taken to.
+    /// True if fetching `num_blocks` blocks beats computing `num_tokens` tokens that end at position `end`, or if the step costs
+    /// are not fitted yet.
     pub(crate) fn pays(&self, num_blocks: usize, num_tokens: u32, end: u32) -> bool {
         !self.step_costs.is_fitted() || self.saved_micros(num_blocks, num_tokens, end) > 0.0
     }
 
-    /// Time that is saved by that, less the margin.
+    /// Microseconds that this fetch saves, less the margin.
     pub(crate) fn saved_micros(&self, num_blocks: usize, num_tokens: u32, end: u32) -> f64 {
         let computing = self.step_costs.exact_micros(Work::of_rows(num_tokens, end));
         computing - FETCH_MARGIN * self.link.fetch_micros(num_blocks)
@@ -92,7 +92,7 @@ impl FetchGate<'_> {
 mod tests {
     use super::*;
 
-    /// Microseconds for a block of 1 MB over a link of 10 GB/s, after transfers of `(MB, milliseconds)`.
+    /// Predicts microseconds for a block of 1 MB over a link of 10 GB/s, after transfers of `(MB, milliseconds)`.
     #[track_caller]
     fn check(transfers: &[(u64, f64)], expected_micros: f64) {
         let mut link = HostLink::new(&HostConfig { num_blocks: 1, block_bytes: 1_000_000, bandwidth: 10.0 });

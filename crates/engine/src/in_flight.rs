@@ -1,6 +1,6 @@
-//! Blocks and spans that running sequences are about to make findable.
+//! Blocks and prompts that running sequences are computing and that later requests can reuse.
 //!
-//! Requests with a common prompt often arrive together. Without this, each of them would compute it.
+//! Requests with a common prompt often arrive together. Without this index, each of them would compute it.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -9,12 +9,12 @@ use tokens::{BlockHash, DonorId, RequestId};
 
 use crate::Request;
 
-/// Full blocks and prompts being computed, and by whom.
+/// Full blocks and prompts being computed, with the request that computes each.
 ///
-/// Of blocks, a hash alone is enough: a collision makes somebody wait for a prefill that ends, and nothing else.
+/// A hash alone identifies a block: a collision only makes a request wait for a prefill that ends.
 pub(crate) struct InFlight {
     computing: HashMap<BlockHash, RequestId>,
-    /// Prompts that will be donors, by the request's own number.
+    /// Prompts that will become donors, keyed by request ID.
     prompts: semantic::SpanIndex,
 }
 
@@ -23,14 +23,14 @@ impl InFlight {
         Self { computing: HashMap::new(), prompts: semantic::SpanIndex::new(prompts) }
     }
 
-    /// `request_id` will compute these; those that somebody else computes already stay theirs.
+    /// Registers `hashes` as being computed by `request_id`. Blocks that another request already computes stay with that request.
     pub(crate) fn insert(&mut self, request_id: RequestId, hashes: &[BlockHash]) {
         for &hash in hashes {
             self.computing.entry(hash).or_insert(request_id);
         }
     }
 
-    /// `request_id` has computed these, or never will. Those that nobody computes any more are told.
+    /// Removes the blocks of `request_id`, computed or cancelled. Calls `on_removed` for each block that was registered to it.
     pub(crate) fn remove(&mut self, request_id: RequestId, hashes: &[BlockHash], mut on_removed: impl FnMut(BlockHash)) {
         for &hash in hashes {
             if self.computing.get(&hash) == Some(&request_id) {
@@ -40,7 +40,7 @@ impl InFlight {
         }
     }
 
-    /// The last one of `hashes`, a chain, that is being computed without a gap behind its first one.
+    /// Returns the last of `hashes`, a chain, up to which all blocks are being computed without a gap from the first.
     pub(crate) fn last_of(&self, hashes: &[BlockHash]) -> Option<BlockHash> {
         let &first = hashes.first().filter(|&&hash| self.contains(hash))?;
         let num_computing = hashes.partition_point(|&hash| self.contains(hash));
@@ -51,23 +51,23 @@ impl InFlight {
         self.computing.contains_key(&hash)
     }
 
-    /// This prompt will be computed exactly, so that it may give spans.
+    /// Registers the prompt of `request`, which is computed exactly and may give spans.
     pub(crate) fn insert_prompt(&mut self, request: &Request) {
         let evicted = self.prompts.insert(request.scope, as_donor(request.request_id), request.prompt_token_ids.clone());
-        drop(evicted); // They are computed twice, and nothing else.
+        drop(evicted); // Requests that share an evicted prompt compute it twice; nothing else happens.
     }
 
-    /// The prompt of `request_id` was computed, or never will be.
+    /// Removes the prompt of `request_id`, computed or cancelled.
     pub(crate) fn remove_prompt(&mut self, request_id: RequestId) {
         self.prompts.remove(as_donor(request_id));
     }
 
-    /// Whether the prompt of `request_id` is still being computed.
+    /// True if the prompt of `request_id` is still being computed.
     pub(crate) fn contains_prompt(&self, request_id: RequestId) -> bool {
         self.prompts.tokens_of(as_donor(request_id)).is_some()
     }
 
-    /// The request that is computing most tokens of `query`, at any offset, and how many of them.
+    /// Finds the request that is computing most tokens of `query`, at any offset, and the number of these tokens.
     pub(crate) fn find_spans(&self, query: &semantic::SpanQuery<'_>) -> Option<(RequestId, u32)> {
         let mut found: BTreeMap<DonorId, u32> = BTreeMap::new();
         for span in self.prompts.search(query, |_| u32::MAX).matches {

@@ -1,9 +1,8 @@
-//! Decides, each step, which tokens of which requests run, given free blocks and expected KV hits.
+//! Selects, each step, which tokens of which requests run, given free blocks and expected KV hits.
 //!
-//! What is here: the values that travel to the device and back ([`SchedulerOutput`], [`ModelRunnerOutput`]), the [`Scheduler`] that
-//! makes the one and consumes the other, and [`EngineCore`], which joins it to an [`Executor`].
-//! What is deliberately not here: tensors, text, HTTP, threads, randomness, clocks. Time is an argument; the same calls give the same
-//! steps.
+//! The crate holds the values that travel to the device and back ([`SchedulerOutput`], [`ModelRunnerOutput`]), the [`Scheduler`]
+//! that makes the one and consumes the other, and [`EngineCore`], which joins it to an [`Executor`]. It deliberately holds no
+//! tensors, text, HTTP, threads, randomness or clocks. Time is an argument; the same calls give the same steps.
 
 #![forbid(unsafe_code)]
 

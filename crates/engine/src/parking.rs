@@ -1,4 +1,4 @@
-//! Waiting requests that need not be looked at before something has happened.
+//! Waiting requests that the scheduler skips until an event occurs.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -6,12 +6,12 @@ use tokens::{BlockHash, RequestId, Timestamp};
 
 use crate::queue::{ArrivalKey, Until};
 
-/// Requests that wait, by the block or prompt they wait for.
+/// Parked requests, by the block or prompt that they wait for.
 #[derive(Debug, Default)]
 pub(crate) struct Parking {
     by_block: HashMap<BlockHash, BTreeSet<ArrivalKey>>,
     by_prompt: HashMap<RequestId, BTreeSet<ArrivalKey>>,
-    /// Ends of waits for prompts.
+    /// Deadlines of waits for prompts.
     by_time: BTreeSet<(Timestamp, ArrivalKey, RequestId)>,
 }
 
@@ -48,12 +48,12 @@ impl Parking {
         self.by_block.remove(&hash).unwrap_or_default()
     }
 
-    /// The ends of their waits are forgotten when they come.
+    /// Removes the requests that wait for the prompt of `owner`. Their deadlines stay in `by_time` until they expire.
     pub(crate) fn take_prompt(&mut self, owner: RequestId) -> BTreeSet<ArrivalKey> {
         self.by_prompt.remove(&owner).unwrap_or_default()
     }
 
-    /// One that has waited for a prompt as long as it would, and what it waited for.
+    /// Removes one request whose wait for a prompt has expired; returns it with the event that it waited for.
     pub(crate) fn take_due(&mut self, now: Timestamp) -> Option<(ArrivalKey, Until)> {
         let &(end, key, owner) = self.by_time.first().filter(|&&(end, ..)| end <= now)?;
         let until = Until::Prompt(owner, end);

@@ -1,12 +1,12 @@
-//! Who is admitted next.
+//! Order of admission of waiting requests.
 //!
-//! Tenants come in the order of the service they have had: each counts the work it caused, and the one with the least is next (the
-//! virtual token counter of Sheng et al. 2024). A prompt counts what it costs without any cache, so that the order says nothing about
-//! what others have cached; an answer counts token by token. A tenant that comes back starts level with the least served one here, so
-//! being away saves nothing. Tenants with nothing running come before all others.
+//! Tenants are ordered by the service they received: each one's counter adds up the work it caused, and the lowest is next (the
+//! virtual token counter of Sheng et al. 2024). A prompt counts its cost without any cache, so that the order reveals nothing of
+//! what others have cached; an answer counts token by token. A tenant that comes back starts level with the least served one
+//! here, so that absence saves nothing. Tenants with nothing running come before all others.
 //!
-//! Within a tenant, preempted sequences come first: they were admitted before. Then those that have waited too long, then the lowest
-//! rank. A request that waits for KV of others is parked: it is looked at again when that is there. Every operation is O(log n).
+//! Within a tenant, preempted sequences come first: they were admitted before. Requests past their deadline follow, then the
+//! lowest rank. A request that waits for KV of others is parked until that is ready. Every operation is O(log n).
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
@@ -15,14 +15,14 @@ use tokens::{BlockHash, RequestId, TenantId, Timestamp};
 
 use crate::parking::Parking;
 
-/// Place of a request among all: by arrival, ties by submission.
+/// Order of a request among all: by arrival, ties by submission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(crate) struct ArrivalKey {
     pub(crate) arrival: Timestamp,
     pub(crate) ordinal: u64,
 }
 
-/// A request that waits.
+/// A waiting request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Waiting {
     pub(crate) request_id: RequestId,
@@ -31,11 +31,11 @@ pub(crate) struct Waiting {
     pub(crate) forecast: Forecast,
     /// Cost of its prompt if nothing is cached, in microseconds: the charge to its tenant at the first admission.
     pub(crate) uncached_micros: u64,
-    /// From then on it is next in its tenant.
+    /// Time from which on it is next in its tenant.
     pub(crate) deadline: Timestamp,
 }
 
-/// What is predicted of a waiting request, as long as the cache does not change.
+/// Prediction for a waiting request, as long as the cache does not change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Forecast {
     /// Lowest first. Its unit is the policy's.
@@ -44,35 +44,35 @@ pub(crate) struct Forecast {
     pub(crate) micros: u64,
 }
 
-/// A request that is next.
+/// The next request to admit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ticket {
     pub(crate) key: ArrivalKey,
     pub(crate) request_id: RequestId,
     pub(crate) tenant: TenantId,
-    /// Its place by rank, if that put it in front.
+    /// Its forecast, if it was selected by rank.
     pub(crate) forecast: Option<Forecast>,
 }
 
 /// The event that ends a parked request's wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Until {
-    /// This block is not being computed any more.
+    /// This block is no longer being computed.
     Block(BlockHash),
-    /// The prompt of this request is not being computed any more, or the time has come.
+    /// The prompt of this request is no longer being computed, or the time has come.
     Prompt(RequestId, Timestamp),
 }
 
-/// Parked requests put back in one step. Chosen: more than a step admits, and soon done.
+/// Maximum parked requests put back in one step. Chosen: more than a step admits, and quickly done.
 const MAX_UNPARKED_PER_STEP: usize = 256;
 
-/// The waiting requests, and how much each tenant has running.
+/// Waiting requests, and the number of running ones of each tenant.
 #[derive(Debug, Default)]
 pub(crate) struct RequestQueue {
     waiting: BTreeMap<ArrivalKey, Entry>,
-    /// Tenants with something waiting or running.
+    /// Tenants with waiting or running requests.
     tenants: BTreeMap<TenantId, Account>,
-    /// Tenants with a request that can be looked at, the next one first.
+    /// Tenants with a request that can be examined, the next one first.
     order: BTreeSet<Turn>,
     /// Service of each tenant in `tenants`.
     by_service: BTreeSet<(u64, TenantId)>,
@@ -80,21 +80,21 @@ pub(crate) struct RequestQueue {
     away: BTreeMap<TenantId, u64>,
     /// Service of the tenant that left last, when all had left.
     level: u64,
-    /// Admissions and charges so far: the tenant that was served longest ago is the first of equals.
+    /// Number of admissions and charges so far: among equals, the tenant served longest ago is first.
     num_turns: u64,
     parking: Parking,
-    /// Parked ones that need not wait any more.
+    /// Parked requests whose wait has ended.
     woken: VecDeque<BTreeSet<ArrivalKey>>,
     /// Sum of all forecasts.
     total_micros: u64,
-    /// The last one whose forecast was renewed.
+    /// Last request whose forecast was renewed.
     renewed: Option<ArrivalKey>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     waiting: Waiting,
-    /// It was admitted before.
+    /// True if it was admitted before.
     is_preempted: bool,
     parked: Option<Until>,
 }
@@ -112,7 +112,7 @@ struct Account {
     last_turn: u64,
 }
 
-/// Place of a tenant among those with a request to look at.
+/// Order of a tenant among those with a request to examine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Turn {
     has_running: bool,
@@ -174,12 +174,12 @@ impl RequestQueue {
         self.waiting.len()
     }
 
-    /// Arrival of the one that came first.
+    /// Returns the earliest arrival.
     pub(crate) fn oldest_arrival(&self) -> Option<Timestamp> {
         self.waiting.keys().next().map(|key| key.arrival)
     }
 
-    /// Predicted work of all that wait for their first admission, in microseconds.
+    /// Returns the predicted work of all requests that wait for their first admission, in microseconds.
     pub(crate) fn total_micros(&self) -> u64 {
         self.total_micros
     }
@@ -189,7 +189,7 @@ impl RequestQueue {
         self.tenants.len() + self.away.len() > 1
     }
 
-    /// Sequences of `tenant` that run.
+    /// Returns the number of running sequences of `tenant`.
     pub(crate) fn num_running(&self, tenant: TenantId) -> usize {
         self.tenants.get(&tenant).map_or(0, |account| account.num_running)
     }
@@ -199,7 +199,7 @@ impl RequestQueue {
         self.insert(key, Entry { waiting, is_preempted: false, parked: None });
     }
 
-    /// Takes in a sequence that runs no more and was not charged for waiting: it has paid before.
+    /// Queues a preempted sequence. It is not charged again.
     pub(crate) fn push_preempted(&mut self, key: ArrivalKey, request_id: RequestId, tenant: TenantId) {
         let forecast = Forecast { rank: 0, micros: 0 };
         let waiting = Waiting { request_id, tenant, forecast, uncached_micros: 0, deadline: key.arrival };
@@ -212,10 +212,10 @@ impl RequestQueue {
         self.waiting.insert(key, entry);
     }
 
-    /// Takes out a request that runs from now on: its tenant pays for the prompt.
+    /// Removes a request that starts running, and charges its tenant for the prompt.
     ///
     /// # Panics
-    /// If it does not wait.
+    /// If it is not waiting.
     pub(crate) fn admit(&mut self, key: ArrivalKey) {
         let Waiting { tenant, uncached_micros, .. } = self.waiting[&key].waiting;
         self.change(tenant, |account| account.num_running += 1);
@@ -223,12 +223,12 @@ impl RequestQueue {
         self.charge(tenant, uncached_micros);
     }
 
-    /// A running sequence of `tenant` has ended.
+    /// Records that a running sequence of `tenant` has ended.
     pub(crate) fn end_running(&mut self, tenant: TenantId) {
         self.change(tenant, |account| account.num_running -= 1);
     }
 
-    /// Counts `micros` of work that `tenant` caused.
+    /// Charges `tenant` for `micros` of work.
     pub(crate) fn charge(&mut self, tenant: TenantId, micros: u64) {
         self.num_turns += 1;
         let last_turn = self.num_turns;
@@ -243,7 +243,7 @@ impl RequestQueue {
         }
     }
 
-    /// Takes out a request wherever it waits, if it does.
+    /// Removes a request if it is waiting, parked or not.
     pub(crate) fn remove(&mut self, key: ArrivalKey) {
         let Some(entry) = self.waiting.remove(&key) else { return };
         self.total_micros -= entry.waiting.forecast.micros;
@@ -253,7 +253,7 @@ impl RequestQueue {
         self.change(entry.waiting.tenant, |account| account.remove(key, &entry));
     }
 
-    /// The next one to be admitted at `now`, but for those of the tenants `passed_over`. The same one is next again until the queue
+    /// Returns the next request to admit at `now`, skipping the tenants `passed_over`. Returns the same one until the queue
     /// changes.
     pub(crate) fn next(&self, now: Timestamp, passed_over: &BTreeSet<TenantId>) -> Option<Ticket> {
         let Turn { tenant, .. } = *self.order.iter().find(|turn| !passed_over.contains(&turn.tenant))?;
@@ -262,30 +262,30 @@ impl RequestQueue {
         Some(Ticket { key, request_id, tenant, forecast: is_by_rank.then_some(forecast) })
     }
 
-    /// The next one of `tenant` that waits for its first admission.
+    /// Returns the next request of `tenant` that waits for its first admission.
     pub(crate) fn next_of(&self, tenant: TenantId, now: Timestamp) -> Option<&Waiting> {
         let (key, _) = self.tenants.get(&tenant)?.next(now)?;
         self.waiting.get(&key).filter(|entry| !entry.is_preempted).map(|entry| &entry.waiting)
     }
 
-    /// The entry of a waiting request.
+    /// Returns the entry of a waiting request.
     pub(crate) fn get(&self, key: ArrivalKey) -> Option<&Waiting> {
         self.waiting.get(&key).map(|entry| &entry.waiting)
     }
 
-    /// Looks at a waiting request no more until what it waits for has come.
+    /// Parks a waiting request until `until` occurs.
     pub(crate) fn park(&mut self, key: ArrivalKey, until: Until) {
         self.parking.insert(key, until);
         self.set_parked(key, Some(until));
     }
 
-    /// The block is computed, or nobody computes it any more. Whether somebody waited for it.
+    /// Wakes the requests that wait for a block that was computed or cancelled. Returns true if there were any.
     pub(crate) fn wake_block(&mut self, hash: BlockHash) -> bool {
         let woken = self.parking.take_block(hash);
         self.wake(woken)
     }
 
-    /// The prompt of `owner` is computed, or never will be. Whether somebody waited for it.
+    /// Wakes the requests that wait for the prompt of `owner`, computed or cancelled. Returns true if there were any.
     pub(crate) fn wake_prompt(&mut self, owner: RequestId) -> bool {
         let woken = self.parking.take_prompt(owner);
         self.wake(woken)
@@ -297,8 +297,8 @@ impl RequestQueue {
         is_any
     }
 
-    /// Puts back in their places those that were woken, and those that have waited for a prompt as long as they would; as many as one step
-    /// bears.
+    /// Unparks requests that were woken, and those whose wait for a prompt has expired; at most [`MAX_UNPARKED_PER_STEP`] of
+    /// each.
     pub(crate) fn unpark(&mut self, now: Timestamp) {
         for _ in 0..MAX_UNPARKED_PER_STEP {
             let Some((key, until)) = self.parking.take_due(now) else { break };
@@ -308,7 +308,7 @@ impl RequestQueue {
         }
         for _ in 0..MAX_UNPARKED_PER_STEP {
             let Some(key) = self.next_woken() else { break };
-            // It may have been taken back since, or its time has come too.
+            // It may have been aborted since, or its deadline has passed too.
             if self.waiting.get(&key).is_some_and(|entry| entry.parked.is_some()) {
                 self.set_parked(key, None);
             }
@@ -324,7 +324,7 @@ impl RequestQueue {
         }
     }
 
-    /// True if some that were woken are not back in their places.
+    /// True if some woken requests are still parked.
     pub(crate) fn has_woken(&self) -> bool {
         !self.woken.is_empty()
     }
@@ -353,7 +353,7 @@ impl RequestQueue {
         self.total_micros = self.total_micros - before.waiting.forecast.micros + forecast.micros;
     }
 
-    /// The next `count` requests to look at for a new prediction, round and round by arrival. Those that need none are left out.
+    /// Returns the next `count` requests to forecast again, round-robin by arrival. Skips preempted ones.
     pub(crate) fn next_to_renew(&mut self, count: usize) -> Vec<(ArrivalKey, RequestId)> {
         let after = self.renewed.map_or(Bound::Unbounded, Bound::Excluded);
         let behind = self.waiting.range((after, Bound::Unbounded));
@@ -363,7 +363,7 @@ impl RequestQueue {
         unknown.map(|(&key, entry)| (key, entry.waiting.request_id)).collect()
     }
 
-    /// Changes the account of a tenant, and its place among all.
+    /// Changes the account of a tenant, and its place in the order.
     fn change(&mut self, tenant: TenantId, change: impl FnOnce(&mut Account)) {
         let mut account = match self.tenants.remove(&tenant) {
             Some(account) => account,
@@ -383,13 +383,13 @@ impl RequestQueue {
         self.tenants.insert(tenant, account);
     }
 
-    /// Service that a tenant which is not here comes with: no less than the least served one here has had.
+    /// Returns the initial service of an absent tenant: no less than that of the least served one here.
     fn level_for(&self, tenant: TenantId) -> u64 {
         let least = self.by_service.first().map_or(self.level, |&(service, _)| service);
         self.away.get(&tenant).map_or(least, |&service| service.max(least))
     }
 
-    /// A tenant's debt is remembered as long as another tenant is here to whom it is owed.
+    /// Remembers the service of a leaving tenant as long as other tenants are here.
     fn leave(&mut self, tenant: TenantId, service: u64) {
         if self.tenants.is_empty() {
             self.level = self.level.max(service);
@@ -408,7 +408,7 @@ mod tests {
         ArrivalKey { arrival: Timestamp::from_micros(arrival_us), ordinal }
     }
 
-    /// A request that is due 100 us after its arrival and costs 7 ms without a cache.
+    /// Returns a request that is due 100 us after its arrival and costs 7 ms without a cache.
     fn waiting(ordinal: u64, arrival_us: u64, rank: u64) -> Waiting {
         Waiting {
             request_id: RequestId(ordinal),
@@ -429,7 +429,8 @@ mod tests {
         order.join(" ")
     }
 
-    /// A queue of `requests`, `arrival_us:rank` each, named r0, r1, ... in this order; the order in which they leave at `now_us`.
+    /// Fills a queue with `requests`, `arrival_us:rank` each, named r0, r1, ... in this order; returns the order in which they
+    /// leave at `now_us`.
     #[track_caller]
     fn check(requests: &str, now_us: u64, expected: &str) {
         let mut queue = RequestQueue::default();
@@ -519,7 +520,7 @@ mod tests {
         assert_eq!(drain(&mut queue, 0), "r0 r1 r2");
     }
 
-    /// A queue of `requests`, `tenant:cost_ms` each, named r0, r1, ... The later, the lower the rank.
+    /// Returns a queue of `requests`, `tenant:cost_ms` each, named r0, r1, ... The later, the lower the rank.
     fn queue_of(requests: &str) -> RequestQueue {
         let mut queue = RequestQueue::default();
         for (ordinal, request) in (0..).zip(requests.split_whitespace()) {

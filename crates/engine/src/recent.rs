@@ -1,27 +1,27 @@
-//! Lengths of the prompts that came last, by tenant.
+//! Lengths of recent prompts, by tenant.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use tokens::{TenantId, Timestamp};
 
-/// Prompts of a tenant that are remembered. Chosen: enough to know its short ones.
+/// Prompts remembered per tenant. Chosen: enough to know its short ones.
 const NUM_REMEMBERED: usize = 8;
 
-/// A tenant is forgotten when it has sent nothing for so long. Chosen: a person who reads an answer comes back sooner.
+/// Time without a prompt after which a tenant is forgotten. Chosen: a person who reads an answer comes back sooner.
 const MEMORY: Duration = Duration::from_secs(60);
 
-/// The last prompts of each tenant that came of late.
+/// Recent prompts of each tenant.
 #[derive(Debug, Default)]
 pub(crate) struct RecentPrompts {
     by_tenant: BTreeMap<TenantId, Prompts>,
-    /// The shortest one of each.
+    /// Length of the shortest remembered prompt of each tenant.
     shortest: BTreeSet<(u32, TenantId)>,
-    /// The last one of each.
+    /// Arrival of the last prompt of each tenant.
     newest: BTreeSet<(Timestamp, TenantId)>,
 }
 
-/// Those of a tenant.
+/// Prompts of one tenant.
 #[derive(Debug, Default)]
 struct Prompts {
     lengths: VecDeque<u32>,
@@ -30,7 +30,7 @@ struct Prompts {
 }
 
 impl RecentPrompts {
-    /// Remembers a prompt of `num_tokens` that came at `now`.
+    /// Records a prompt of `num_tokens` that arrived at `now`.
     pub(crate) fn push(&mut self, tenant: TenantId, num_tokens: u32, now: Timestamp) {
         let mut prompts = self.remove(tenant);
         prompts.lengths.push_back(num_tokens);
@@ -42,12 +42,12 @@ impl RecentPrompts {
         self.by_tenant.insert(tenant, prompts);
     }
 
-    /// Tokens of the shortest prompt of any tenant but `tenant`. O(log n).
+    /// Returns the tokens of the shortest prompt of any tenant but `tenant`. O(log n).
     pub(crate) fn shortest_of_others(&self, tenant: TenantId) -> Option<u32> {
         self.shortest.iter().find(|&&(_, other)| other != tenant).map(|&(num_tokens, _)| num_tokens)
     }
 
-    /// Forgets tenants that have sent nothing for a while.
+    /// Removes tenants without a prompt for longer than `MEMORY`.
     pub(crate) fn forget_expired(&mut self, now: Timestamp) {
         while let Some(&(newest, tenant)) = self.newest.first()
             && now.since(newest) > MEMORY
@@ -68,7 +68,7 @@ impl RecentPrompts {
 mod tests {
     use super::*;
 
-    /// The shortest prompt of others than tenant 1 after `pushed`, `tenant:tokens` each, one every ten seconds.
+    /// Returns the shortest prompt of tenants other than 1 after `pushed`, `tenant:tokens` each, one every ten seconds.
     #[track_caller]
     fn check(pushed: &str, expected: Option<u32>) {
         let mut recent = RecentPrompts::default();

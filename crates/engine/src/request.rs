@@ -1,4 +1,4 @@
-//! What a caller asks of the engine. Everything in it was validated before: the engine never refuses a request.
+//! A request to the engine. The caller has validated all of it: the engine never refuses a request.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -9,39 +9,39 @@ use tokens::{Borders, RequestId, Scope, SessionId, TenantId, Timestamp, TokenId,
 /// One prompt to continue.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// Name in every later event. Unique in the life of the process.
+    /// ID in every later event. Unique in the life of the process.
     pub request_id: RequestId,
     /// The prompt; never empty, and with `sampling.max_tokens` within the model's length.
     pub prompt_token_ids: Arc<[TokenId]>,
-    /// How to choose tokens, and when to stop.
+    /// Sampling parameters and stop conditions.
     pub sampling: SamplingParams,
-    /// Whose it is.
+    /// Tenant that owns the request.
     pub tenant: TenantId,
-    /// The conversation it belongs to, if what that leaves behind may have to be erased.
+    /// Conversation of the request, if its donors and blocks may have to be erased.
     pub session: Option<SessionId>,
-    /// Scope of every cache lookup and of what this request leaves behind.
+    /// Scope of every cache lookup and of the KV that this request stores.
     pub scope: Scope,
-    /// Further scopes it may read, public texts say. What such a scope holds should have been left by requests that could read
-    /// nothing but it: what a request leaves behind text of another scope is only found by those who may read that scope too.
+    /// Further scopes it may read, such as that of public texts. Only requests that could read nothing but such a scope should have
+    /// stored KV in it: KV stored after text of another scope is only found by requests that may read that scope too.
     pub readable: Vec<Scope>,
-    /// What may be reused.
+    /// KV that may be reused.
     pub sharing: KvSharingMode,
-    /// Which tokens of reused spans are computed all the same.
+    /// Policy that selects the tokens of reused spans to recompute.
     pub repair: Repair,
-    /// Whether the exact KV of this request may serve later ones.
+    /// True if the exact KV of this request may serve later ones.
     pub store: bool,
-    /// Positions that are always computed although a donor has them: tokens of the chat template. Sorted, disjoint.
+    /// Positions that are always computed even if a donor has them: tokens of the chat template. Sorted, disjoint.
     pub template: Vec<TokenRange>,
-    /// Beginnings of the pieces of the prompt.
+    /// Starts of the pieces of the prompt.
     pub borders: Borders,
-    /// What the prompt means, as far as an embedder knows by now: of any length greater than 0. Finds donors for
-    /// [`KvSharingMode::Semantic`], and this one for others.
+    /// Embedding of the prompt, if the embedder has computed it by now: of any length greater than 0. Used to find donors for
+    /// [`KvSharingMode::Semantic`], and to find this request as a donor.
     pub embedding: Option<Arc<[f32]>>,
-    /// When the daemon received it.
+    /// Time at which the daemon received it.
     pub arrival: Timestamp,
 }
 
-/// Which KV of earlier requests a request may use.
+/// KV of earlier requests that a request may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum KvSharingMode {
     /// None: every prompt token is computed. Exact.
@@ -51,24 +51,25 @@ pub enum KvSharingMode {
     Prefix,
     /// Also equal spans at any offset and in any order, moved to their new positions. Approximate.
     Span,
-    /// Like `Span`, also from donors that mean something similar, and of donors of the same text the one whose left context has most
+    /// As `Span`, also from donors with similar embeddings; of donors of the same text, selects the one whose left context has most
     /// in common with the request's.
     Semantic,
-    /// As `Span` where that has proven itself for requests like this one, and as `Prefix` elsewhere; see [`semantic::TrafficGuard`].
+    /// As `Span` where that has proven itself for requests like this one, and as `Prefix` elsewhere; see
+    /// [`semantic::TrafficGuard`].
     Auto,
     /// Blocks as with `Prefix`; spans are searched and counted, but not used. Exact.
     Shadow,
 }
 
 impl Request {
-    /// Who is charged for its blocks, and with whom they are erased.
+    /// Returns the owner that its blocks are charged to and erased with.
     pub(crate) fn owner(&self) -> kv::BlockOwner {
         kv::BlockOwner { tenant: self.tenant, session: self.session, request: self.request_id }
     }
 }
 
 impl KvSharingMode {
-    /// Whether spans are searched.
+    /// True if spans are searched.
     #[must_use]
     pub fn searches_spans(self) -> bool {
         self.copies_spans() || self == Self::Shadow
@@ -81,16 +82,16 @@ impl KvSharingMode {
     }
 }
 
-/// How tokens are chosen, and when generation ends.
+/// Parameters of sampling and of the end of generation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
     /// 0 is greedy.
     pub temperature: f32,
-    /// Keep the smallest set of tokens whose probability reaches this; 1 keeps all.
+    /// Smallest probability mass of the likeliest tokens to keep; 1 keeps all.
     pub top_p: f32,
-    /// Keep this many most likely tokens; 0 keeps all.
+    /// Number of likeliest tokens to keep; 0 keeps all.
     pub top_k: u32,
-    /// Drop tokens less likely than this share of the likeliest; 0 drops none.
+    /// Minimum probability relative to the likeliest token; 0 drops none.
     pub min_p: f32,
     /// Seed of the per-request generator: equal seed, prompt and parameters give equal output.
     pub seed: u64,
@@ -102,11 +103,11 @@ pub struct SamplingParams {
     pub repetition_penalty: f32,
     /// Added to logits before everything else.
     pub logit_bias: Vec<(TokenId, f32)>,
-    /// Report log probabilities of the chosen token and of this many likeliest ones.
+    /// Number of likeliest tokens whose log probabilities are reported besides that of the chosen token.
     pub logprobs: Option<u32>,
-    /// Report log probabilities of the prompt's tokens too (`echo`). Forces computing the prompt from `prompt_logprobs_from` on.
+    /// Log probabilities of the prompt's tokens too (`echo`). Forces computing the prompt from `prompt_logprobs_from` on.
     pub prompt_logprobs: Option<u32>,
-    /// First position whose log probabilities are reported; at least 1, since nothing stands before position 0.
+    /// First position whose log probabilities are reported; at least 1, since no token precedes position 0.
     pub prompt_logprobs_from: u32,
     /// Tokens to generate at most; at least 1 (or 0 with `prompt_logprobs`, which only scores the prompt).
     pub max_tokens: u32,
@@ -117,16 +118,16 @@ pub struct SamplingParams {
 }
 
 impl SamplingParams {
-    /// Temperatures that may be asked for: with any of these, logits give a distribution of finite numbers. So with the ranges below.
+    /// Valid temperatures: with any of these, logits give a distribution of finite probabilities. So with the ranges below.
     pub const TEMPERATURE: RangeInclusive<f32> = 0.0..=2.0;
-    /// Repetition penalties that may be asked for: less would make a logit infinite.
+    /// Valid repetition penalties: a lower one would make a logit infinite.
     pub const REPETITION_PENALTY: RangeInclusive<f32> = 0.01..=100.0;
-    /// Presence and frequency penalties that may be asked for.
+    /// Valid presence and frequency penalties.
     pub const ADDITIVE_PENALTY: RangeInclusive<f32> = -2.0..=2.0;
-    /// Biases that may be added to a logit.
+    /// Valid biases of a logit.
     pub const LOGIT_BIAS: RangeInclusive<f32> = -100.0..=100.0;
 
-    /// Greedy continuation of `max_tokens` tokens, without stop tokens.
+    /// Returns parameters for a greedy continuation of `max_tokens` tokens, without stop tokens.
     #[must_use]
     pub fn greedy(max_tokens: u32) -> Self {
         Self {

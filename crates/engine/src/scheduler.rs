@@ -1,11 +1,11 @@
-//! Chooses the work of each step: arithmetic on counters.
+//! Schedules the work of each step: arithmetic on counters.
 //!
-//! A step has one budget of rows. First, waiting requests are admitted while there are rows, seats and blocks for them; then the rows
-//! are divided among all that run: one is enough in decode, a prompt takes as many as its share allows.
-//! A request gets the blocks of its whole prompt when it is admitted, so only growth by generated tokens can find the pool full;
-//! then the newest sequence of the tenant that holds most is preempted and computed anew later. A tenant with nothing running preempts
-//! too, where others have more than their part ([`seats`]). What was preempted before is safe until it has gained more than it lost,
-//! so all of them end.
+//! A step has one budget of rows. First, it admits waiting requests while there are rows, seats and blocks for them; then it
+//! divides the rows among all running sequences: one is enough in decode, a prompt takes as many as its share allows. A request
+//! gets the blocks of its whole prompt at admission, so only growth by generated tokens can exhaust the pool; the scheduler then
+//! preempts the newest sequence of the tenant that holds most, which is computed again later. A tenant with nothing running
+//! preempts too, if others have more than their part ([`seats`]). A sequence that was preempted is protected until it has gained
+//! more than it lost, so that all of them end.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
@@ -46,15 +46,15 @@ mod verification;
 
 /// Decides; never computes.
 ///
-/// [`Scheduler::schedule`] and [`Scheduler::update_from_output`] alternate, but that the next step may be chosen before the result of a
-/// running one is folded in: [`Scheduler::schedule_ahead`]. Same calls, same answers.
+/// [`Scheduler::schedule`] and [`Scheduler::update_from_output`] alternate, except that the next step may be scheduled before the
+/// result of a running one is known: [`Scheduler::schedule_ahead`]. The same calls give the same results.
 pub struct Scheduler {
     config: SchedulerConfig,
     pool: kv::BlockPool,
     sequences: HashMap<RequestId, Sequence>,
     queue: RequestQueue,
     recent: RecentPrompts,
-    /// By admission, first one first.
+    /// Running requests in order of admission.
     running: Vec<RequestId>,
     donors: DonorRegistry,
     plans: PlanBook,
@@ -64,48 +64,48 @@ pub struct Scheduler {
     verifier: Verifier,
     /// Blocks that the open step copies from.
     pins: Vec<kv::BlockLease>,
-    /// Requests the runner may forget, not yet told.
+    /// Requests the runner may drop, not yet reported to it.
     finished: Vec<RequestId>,
-    /// Requests whose last sample the runner is to forget, not yet told.
+    /// Requests whose last sample the runner is to discard, not yet reported to it.
     retracted: Vec<RequestId>,
-    /// Not yet reported.
+    /// Events not yet reported.
     events: Vec<EngineEvent>,
-    /// Steps whose results are outstanding: at most one, and one behind it that was chosen ahead.
+    /// Steps with outstanding results: at most one, and one after it that was scheduled ahead.
     open_steps: VecDeque<OpenStep>,
     num_steps: u64,
     num_added: u64,
     num_preemptions: u64,
     num_last_scheduled: usize,
-    /// Searches for what is there of a waiting request so far.
+    /// Lookups of a waiting request's cached KV so far.
     num_examined: u64,
-    /// Predicted work of the answers of the step whose result is folded in, in microseconds.
+    /// Predicted work of the answers of the step being processed, in microseconds.
     answered: BTreeMap<TenantId, u64>,
-    /// True if nobody that waits can be admitted before a sequence ends or something arrives.
+    /// True if no waiting request can be admitted before a sequence ends or another request arrives.
     is_stuck: bool,
-    /// The last step that was not chosen ahead.
+    /// Number of the last step that was not scheduled ahead.
     last_chosen: u64,
     span_lookups: SpanLookups,
     num_shadowed_tokens: u64,
-    /// Version of the prefix index when hits were last predicted.
+    /// Version of the prefix index at the last hit predictions.
     predicted_version: u64,
     step_costs: StepCostModel,
     slowdown: PrefillSlowdown,
     ageing: Ageing,
-    /// When the last step began and what it does, if the next one follows at its end.
+    /// Start and work of the last step, if the next one follows at its end.
     timed_step: Option<forecast::TimedStep>,
 }
 
-/// How a step was chosen whose result is outstanding.
+/// State in which a step with an outstanding result was scheduled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum OpenStep {
-    /// Knowing all that came before.
+    /// After all earlier results were known.
     Chosen,
-    /// Before the result of the step before it was known: it may hold void rows.
+    /// Before the result of the previous step was known: it may hold void rows.
     Ahead,
 }
 
 impl Scheduler {
-    /// An idle scheduler with an empty pool.
+    /// Creates an idle scheduler with an empty pool.
     ///
     /// # Errors
     /// If `config` contradicts itself.
@@ -154,16 +154,16 @@ impl Scheduler {
         })
     }
 
-    /// As built.
+    /// Returns the configuration.
     #[must_use]
     pub fn config(&self) -> &SchedulerConfig {
         &self.config
     }
 
-    /// Whether `request` can run here to its end. What does not must not be added.
+    /// Checks that `request` can run here to its end. The caller must not add one that cannot.
     ///
     /// # Errors
-    /// Says what is in the way.
+    /// Names the limit that it exceeds.
     pub fn fits(&self, request: &Request) -> Result<(), RequestError> {
         self.config.fits(request)
     }
@@ -197,8 +197,8 @@ impl Scheduler {
         assert!(before.is_none(), "{request_id} is in the engine already");
     }
 
-    /// Donors that mean what `request` does, if it may use them. Looked for while it waits; those that come later are found by their
-    /// spans, which are the newest.
+    /// Finds donors with embeddings similar to that of `request`, if it may use them. Runs while it waits; the span index
+    /// finds later donors, as it returns the newest first.
     fn similar(&self, request: &Request) -> Vec<tokens::DonorId> {
         match &request.embedding {
             Some(embedding) if request.sharing == crate::KvSharingMode::Semantic => {
@@ -208,8 +208,8 @@ impl Scheduler {
         }
     }
 
-    /// Notes what the prompt of a request means, which became known only after it was added: for its own search while it waits, and
-    /// for those of others when its prompt is, or will be, a donor. Nothing happens if it left nothing.
+    /// Attaches the embedding of a request's prompt that was computed only after it was added: for its own search while it waits,
+    /// and for those of other requests if its prompt is, or becomes, a donor. Does nothing if it left no donor.
     ///
     /// # Panics
     /// If `embedding` does not have the dimensions of the index.
@@ -231,7 +231,7 @@ impl Scheduler {
         self.donors.attach(request_id, embedding);
     }
 
-    /// Forecasts what `sequence` will take and puts it into the queue.
+    /// Forecasts the work of `sequence` and puts it into the queue.
     fn push_waiting(&mut self, key: ArrivalKey, sequence: &mut Sequence) {
         self.is_stuck &= self.running.len() == self.config.max_num_seqs && self.queue.num_running(sequence.request.tenant) > 0;
         let queue_micros = self.queue_micros();
@@ -255,7 +255,7 @@ impl Scheduler {
         );
     }
 
-    /// Takes a request back, wherever it is; its blocks are free at once. Whether it was here.
+    /// Aborts a request in any state; its blocks are free at once. Returns true if the request was known.
     ///
     /// # Panics
     /// Between `schedule` and `update_from_output`, which would miss it. A step that was chosen ahead may be open.
@@ -267,20 +267,21 @@ impl Scheduler {
         true
     }
 
-    /// True if a step would do anything for a request, or go on with a comparison; [`Scheduler::idle_work_at`] tells when one may begin.
+    /// True if a step would do anything for a request, or continue a comparison; [`Scheduler::idle_work_at`] returns when one may
+    /// begin.
     #[must_use]
     pub fn has_work(&self) -> bool {
         !self.sequences.is_empty() || !self.finished.is_empty() || !self.events.is_empty()
     }
 
-    /// Forgets all KV that no running request holds, and all donors.
+    /// Drops all KV that no running request holds, and all donors.
     pub fn reset_prefix_cache(&mut self) {
         self.continuations.extract(|_| true).into_iter().for_each(|lease| self.pool.free(lease));
         self.pool.reset_prefix_cache();
         self.donors.clear();
     }
 
-    /// State between two steps.
+    /// Returns the state between two steps.
     #[must_use]
     pub fn stats(&self) -> EngineStats {
         EngineStats {
@@ -304,17 +305,18 @@ impl Scheduler {
         }
     }
 
-    /// States of all blocks. Blocks kept for conversations count as cached: they are found, and given up when room is needed.
+    /// Counts blocks by state. Blocks kept for conversations count as cached: lookups find them, and they are evicted when room
+    /// is needed.
     fn block_stats(&self) -> kv::PoolStats {
         let num_kept = self.num_reclaimable(None, None);
         let stats = self.pool.stats();
         kv::PoolStats { active: stats.active - num_kept, cached: stats.cached + num_kept, ..stats }
     }
 
-    /// Chooses the work of one step at `now`.
+    /// Schedules the work of one step at `now`.
     ///
     /// # Panics
-    /// If the result of the step before was not folded in.
+    /// If the result of the previous step was not passed to `update_from_output`.
     pub fn schedule(&mut self, now: Timestamp) -> SchedulerOutput {
         assert!(self.open_steps.is_empty(), "the last step is still open");
         self.forget_expired(now);
@@ -345,7 +347,7 @@ impl Scheduler {
         step
     }
 
-    /// Gives `step` what the pool wants to have done in it, and its number.
+    /// Adds the pool's pending transfers and zeroes to `step`, and its number.
     fn open_step(&mut self, step: &mut SchedulerOutput, how: OpenStep) {
         step.block_zeroes = self.pool.take_to_zero();
         kv::Transfers { offloads: step.offloads, fetches: step.fetches } = self.pool.take_transfers();
@@ -354,13 +356,13 @@ impl Scheduler {
         self.open_steps.push_back(how);
     }
 
-    /// Looks after how long `step` takes, which begins at `now`.
+    /// Starts timing `step`, which begins at `now`.
     fn time_step(&mut self, step: &SchedulerOutput, now: Timestamp) {
-        // How long fetches take has its own measure; a step with some would blame the rest of its work.
+        // Fetches are timed separately; a step with some would attribute their time to the rest of its work.
         self.timed_step = step.fetches.is_empty().then(|| self.timed(step, now));
     }
 
-    /// Panics with a sentence if the books do not balance. Takes time in proportion to the pool.
+    /// Panics with a message if the bookkeeping is inconsistent. Takes time in proportion to the pool.
     pub fn check_invariants(&self) {
         self.pool.check_invariants();
         self.continuations.check_invariants();
@@ -374,7 +376,7 @@ impl Scheduler {
         }
     }
 
-    /// Gives every running sequence the blocks for its newest token. The tenants of those that had to be preempted for it.
+    /// Grows every running sequence by the blocks for its newest token. Returns the tenants of sequences preempted for it.
     fn make_room_for_running(&mut self) -> BTreeSet<TenantId> {
         let mut preempted = BTreeSet::new();
         for request_id in self.running.clone() {
@@ -383,7 +385,7 @@ impl Scheduler {
         preempted
     }
 
-    /// Grows the lease of a running sequence to its newest token, preempting others or in the end itself. A full quota preempts only
+    /// Grows the lease of a running sequence to its newest token, preempting others or at last itself. A full quota preempts only
     /// sequences of its tenant.
     fn make_room(&mut self, request_id: RequestId, preempted: &mut BTreeSet<TenantId>) {
         while preempted.is_empty() || self.running.contains(&request_id) {
@@ -407,7 +409,7 @@ impl Scheduler {
         }
     }
 
-    /// Puts a running sequence back into the queue. Its KV is lost but for what others may find.
+    /// Puts a running sequence back into the queue. Its KV is lost except for cached blocks.
     fn preempt(&mut self, request_id: RequestId) {
         self.running.retain(|&running| running != request_id);
         self.compute_no_more(request_id);
@@ -419,7 +421,7 @@ impl Scheduler {
         self.is_stuck = false;
     }
 
-    /// Nobody need wait for what `request_id` was about to compute.
+    /// Wakes the requests that wait for blocks or the prompt of `request_id`, which it will not compute.
     fn compute_no_more(&mut self, request_id: RequestId) {
         let Self { in_flight, queue, sequences, .. } = self;
         let mut woke_any = false;
@@ -429,7 +431,7 @@ impl Scheduler {
         self.is_stuck &= !woke_any;
     }
 
-    /// Adds the rows of all running sequences to `step`; those whose spans are measured have none yet.
+    /// Adds the rows of all running sequences to `step`; sequences whose spans are measured have none yet.
     fn schedule_running(&mut self, demand: &Demand, step: &mut SchedulerOutput) {
         let grants = demand.grants(self.answer_micros(demand));
         let measured: BTreeSet<_> = step.probes.iter().map(|probe| probe.request_id).collect();

@@ -1,4 +1,4 @@
-//! A request with everything the scheduler knows about it.
+//! State of a request in the scheduler.
 //!
 //! There is no prefill phase and no decode phase: a sequence has known tokens and a frontier, and each step moves the frontier.
 
@@ -20,72 +20,72 @@ pub(crate) struct Sequence {
     pub(crate) request_id: RequestId,
     pub(crate) request: Request,
     pub(crate) sampling: Arc<SamplingParams>,
-    /// Its place among all requests, also after a preemption.
+    /// Order among all requests, also after a preemption.
     pub(crate) arrival: ArrivalKey,
     /// Prompt and output.
     token_ids: Vec<TokenId>,
-    /// Of the full blocks of `token_ids`.
+    /// Hashes of the full blocks of `token_ids`.
     block_hashes: Vec<BlockHash>,
-    /// Of the full blocks of the prompt, in the further scopes it may read.
+    /// Hashes of the full blocks of the prompt, in the further scopes it may read.
     readable: Vec<kv::ReadableScope>,
     /// The frontier: KV of all positions before it is in the pool.
     num_computed_tokens: u32,
-    /// Copied from donors, beyond or behind the frontier. Sorted, disjoint.
+    /// Positions copied from donors, before or after the frontier. Sorted, disjoint.
     reused: Vec<TokenRange>,
-    /// What was measured of the spans, until the first token is said; empty if nobody will ask for more.
+    /// Measured deviations of the spans, until the first token is sampled; empty if they are not needed later.
     measured: Vec<TokenDeviation>,
-    /// A second look at what stays as donors had it, to be taken before anything else is computed.
+    /// Deep probe of the remaining reused tokens, to run before anything else is computed.
     pub(crate) deep_probe: Option<semantic::Probe>,
-    /// How far each reused token's V was found to be from a fresh one, in their order; empty unless repair goes on in decode.
+    /// Measured difference of each reused token's V from a fresh one, in their order; empty unless repair goes on in decode.
     residual: Vec<f32>,
-    /// Reused tokens to be recomputed with the next row. Ascending.
+    /// Reused tokens to recompute with the next row. Ascending.
     due: Vec<u32>,
     /// Spans as they were moved.
     moved: Vec<TokenRange>,
-    /// Their repair, if there are some.
+    /// Repair of the spans, if any.
     repair: Option<Repair>,
     /// Set if some KV before `prefix_end` is approximate.
     continued: Option<Continued>,
     /// Owners of the KV that was copied into it, each once.
     sources: Vec<kv::BlockOwner>,
-    /// False if some of these were erased: then nothing of it stays.
+    /// False if some of these were erased: its KV is then not kept.
     pub(crate) may_be_continued: bool,
-    /// Where the prefix hit of the current admission ends.
+    /// End of the prefix hit of the current admission.
     prefix_end: u32,
     pub(crate) lease: kv::BlockLease,
-    /// As announced, once admitted.
+    /// Usage as reported, once admitted.
     pub(crate) usage: Option<KvUsage>,
-    /// Spans that it was expected to receive when it was added.
+    /// Spans that it was predicted to receive when it was added.
     pub(crate) expected_spans: Option<ExpectedSpans>,
-    /// Donors that mean something similar, as found when it was added.
+    /// Donors with similar embeddings, as found when it was added.
     pub(crate) similar: Vec<tokens::DonorId>,
-    /// The shingles of its prompt, once its spans were looked for; until it is admitted.
+    /// Shingles of its prompt, from the first search for spans to admission.
     pub(crate) sketch: Option<semantic::Sketch>,
     /// The last plan of its spans, until it is admitted.
     pub(crate) planned: Option<Planned>,
-    /// From then on it goes first.
+    /// Time from which on it goes first.
     pub(crate) deadline: Timestamp,
     /// State that decides about its seat.
     pub(crate) tenure: Tenure,
     pub(crate) span_wait: SpanWait,
     /// Its arrival on the clock of [`crate::ageing`].
     pub(crate) arrived_micros: u64,
-    /// Whether the runner keeps state for it.
+    /// True if the runner keeps state for it.
     pub(crate) known_to_runner: bool,
-    /// Whether its prompt's end was reached before, perhaps before a preemption.
+    /// True if its prompt's end was reached before, perhaps before a preemption.
     prompt_was_computed: bool,
     prompt_logprobs: Vec<Option<TokenLogProbs>>,
-    /// What it says, while that is to be verified.
+    /// Recorded log probabilities of its answer, if that is to be verified.
     pub(crate) said: Option<Vec<TokenLogProbs>>,
-    /// In mode `auto`, the class of what it reuses or could reuse.
+    /// Traffic class of the spans it reuses or could reuse, in mode `auto`.
     pub(crate) traffic: Option<TrafficClass>,
-    /// Reuse that was not made, if it is to be tried when the answer is known.
+    /// Skipped reuse, if it is to be tried when the answer is known.
     pub(crate) shadow: Option<Shadow>,
     /// Set if it is such a trial itself.
     pub(crate) trial: Option<Trial>,
 }
 
-/// Reuse that was not made.
+/// Skipped reuse.
 #[derive(Clone, Debug)]
 pub(crate) struct Shadow {
     /// End of the exact prefix before it.
@@ -93,7 +93,7 @@ pub(crate) struct Shadow {
     pub(crate) spans: PlannedSpans,
 }
 
-/// A computation of what an answer would have been over reused KV.
+/// A scoring of an exact answer over reused KV.
 #[derive(Clone, Debug)]
 pub(crate) struct Trial {
     pub(crate) shadow: Shadow,
@@ -101,30 +101,31 @@ pub(crate) struct Trial {
     pub(crate) num_prompt_tokens: u32,
 }
 
-/// The time a sequence has had its seat, and the time it may keep it. Steps are counted as [`crate::SchedulerOutput::step`] does.
+/// Times that a sequence has had its seat, and may keep it. Steps are counted as in [`crate::SchedulerOutput::step`].
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Tenure {
     /// Step of its last admission.
     pub(crate) since: u64,
-    /// Until it has computed so many tokens, others find another sequence to preempt.
+    /// Number of computed tokens until which it is protected from preemption.
     pub(crate) protected_until: u32,
     /// Tokens it had computed when it was preempted, until it is admitted again.
     pub(crate) lost: Option<u32>,
-    /// Step since which it is refused for want of blocks.
+    /// Step since which it is refused for lack of blocks.
     pub(crate) short_since: Option<u64>,
-    /// It claimed blocks to compute so many tokens.
+    /// Number of tokens that it claimed blocks to compute.
     pub(crate) claimed_until: u32,
 }
 
-/// Tokens of an answer that a trial computes at most. Chosen: the first ones say as much as all.
+/// Maximum tokens of an answer that a trial computes. Chosen: the first ones say as much as all.
 const MAX_TRIED_TOKENS: usize = 64;
 
-/// Tokens that a preempted sequence gains before it is preempted again, at least. Chosen: a step of each of them costs about as much as
-/// its readmission.
+/// Minimum tokens that a preempted sequence gains before it is preempted again. Chosen: a step of each of them costs about as
+/// much as its readmission.
 const MIN_GAIN: u32 = 16;
 
 impl Tenure {
-    /// A seat is taken in `step`, behind a prefix hit that ends at `prefix_end`. What was preempted before gains as much as it lost.
+    /// Takes a seat in `step`, after a prefix hit that ends at `prefix_end`. A sequence preempted before is protected until it
+    /// gains as much as it lost.
     pub(crate) fn begin(&mut self, step: u64, prefix_end: u32) {
         self.since = step;
         self.short_since = None;
@@ -133,15 +134,15 @@ impl Tenure {
     }
 }
 
-/// A request waits at most once for spans that somebody else is computing.
+/// State of a request's wait for spans that another one is computing: it waits at most once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum SpanWait {
-    /// Nobody looked yet.
+    /// Not searched yet.
     #[default]
     Possible,
-    /// For the prompt of `owner`, at the longest until then.
+    /// Waits for the prompt of `owner`, at the longest until `until`.
     For {
-        /// Who computes them.
+        /// Request that computes them.
         owner: RequestId,
         /// End of the wait.
         until: Timestamp,
@@ -159,14 +160,14 @@ pub(crate) struct ExpectedSpans {
     pub(crate) num_tokens: u32,
 }
 
-/// A plan of spans, and what it depends on besides the residency of its donors.
+/// A plan of spans, and its dependencies besides the residency of its donors.
 #[derive(Clone, Debug)]
 pub(crate) struct Planned {
     /// End of the prefix hit before them.
     pub(crate) prefix_end: u32,
-    /// Of the donors of all scopes that the request may read.
+    /// Version of the donors of all scopes that the request may read.
     pub(crate) version: u64,
-    /// The plan, or why there is none.
+    /// The plan, or the reason why there is none.
     pub(crate) spans: Result<PlannedSpans, SpanOutcome>,
 }
 
@@ -242,20 +243,20 @@ impl Sequence {
         &self.block_hashes
     }
 
-    /// Tokens, hashes and scope, for the pool.
+    /// Returns tokens, hashes and scope, for the pool.
     pub(crate) fn hashed(&self) -> kv::HashedTokens<'_> {
         let Self { token_ids, block_hashes, readable, .. } = self;
         kv::HashedTokens { scope: self.request.scope, tokens: token_ids, hashes: block_hashes, readable }
     }
 
-    /// The same together with the lease, which the pool changes.
+    /// Returns the same together with the lease, which the pool changes.
     pub(crate) fn hashed_and_lease(&mut self) -> (kv::HashedTokens<'_>, &mut kv::BlockLease) {
         let Self { token_ids, block_hashes, readable, lease, .. } = self;
         let hashed = kv::HashedTokens { scope: self.request.scope, tokens: token_ids, hashes: block_hashes, readable };
         (hashed, lease)
     }
 
-    /// What it may reuse. Scored tokens of the prompt need their rows, exactly.
+    /// Returns its effective sharing mode. Scored tokens of the prompt need their rows, exactly.
     pub(crate) fn sharing(&self) -> KvSharingMode {
         match self.request.sharing {
             KvSharingMode::Off => KvSharingMode::Off,
@@ -266,52 +267,52 @@ impl Sequence {
         }
     }
 
-    /// Leading tokens that need not be computed: at least the last token has to be, since there are no cached logits, and with it
-    /// every row that a log probability comes from.
+    /// Returns the maximum leading tokens that need not be computed: at least the last token has to be, since there are no cached
+    /// logits, and every row that a log probability comes from.
     pub(crate) fn max_prefix_tokens(&self) -> u32 {
         let most = self.first_scored().unwrap_or(self.num_tokens() - 1);
         self.trial.as_ref().map_or(most, |trial| trial.shadow.prefix_end.min(most))
     }
 
-    /// The first position whose row says how likely the prompt's next token was.
+    /// Returns the first position whose row scores the prompt's next token.
     pub(crate) fn first_scored(&self) -> Option<u32> {
         self.sampling.prompt_logprobs.map(|_| self.sampling.prompt_logprobs_from.max(1) - 1)
     }
 
-    /// Length of the prompt that spans are planned for.
+    /// Returns the length of the prompt that spans are planned for.
     pub(crate) fn num_planned_tokens(&self) -> u32 {
         self.trial.as_ref().map_or(self.num_prompt_tokens(), |trial| trial.num_prompt_tokens)
     }
 
-    /// The class of traffic it belongs to if it copies the spans of `plan`.
+    /// Returns the class of traffic it belongs to if it copies the spans of `plan`.
     pub(crate) fn traffic_of(&self, plan: &semantic::ReusePlan) -> Option<TrafficClass> {
         let Request { tenant, scope, template, repair, .. } = &self.request;
         let policy = BuildHasherDefault::<DefaultHasher>::default().hash_one(repair.to_string());
         TrafficClass::of((*tenant, *scope), plan, self.num_planned_tokens(), template.len(), policy)
     }
 
-    /// True if the row at `position` says how likely the prompt's next token was.
+    /// True if the row at `position` scores the prompt's next token.
     pub(crate) fn scores_at(&self, position: u32) -> bool {
         let is_scored = self.first_scored().is_some_and(|first| position >= first);
         is_scored && position + 1 < self.num_prompt_tokens()
     }
 
-    /// Tokens chosen to be recomputed with the next row.
+    /// Returns the number of tokens to recompute with the next row.
     pub(crate) fn num_due(&self) -> usize {
         self.due.len()
     }
 
-    /// Whether every KV of it was computed from exactly the tokens before.
+    /// True if all of its KV was computed from exactly the tokens before.
     pub(crate) fn is_exact(&self) -> bool {
         self.reused.is_empty() && self.continued.is_none()
     }
 
-    /// The conversation whose approximate KV it continues, if it does.
+    /// Returns the conversation whose approximate KV it continues, if any.
     pub(crate) fn continued(&self) -> Option<Continued> {
         self.continued
     }
 
-    /// The repair of its spans.
+    /// Returns the repair of its spans.
     pub(crate) fn repair(&self) -> Repair {
         self.repair.unwrap_or(self.request.repair)
     }
@@ -321,17 +322,17 @@ impl Sequence {
         self.repair = Some(repair);
     }
 
-    /// Spans as they were moved.
+    /// Returns the spans as they were moved.
     pub(crate) fn moved(&self) -> &[TokenRange] {
         &self.moved
     }
 
-    /// Owners of the KV that was copied into it.
+    /// Returns the owners of the KV that was copied into it.
     pub(crate) fn sources(&self) -> &[kv::BlockOwner] {
         &self.sources
     }
 
-    /// Notes that KV of `owners` was copied into it.
+    /// Records that KV of `owners` was copied into it.
     pub(crate) fn add_sources(&mut self, owners: impl IntoIterator<Item = kv::BlockOwner>) {
         for owner in owners {
             if !self.sources.contains(&owner) {
@@ -340,17 +341,17 @@ impl Sequence {
         }
     }
 
-    /// Notes that it continues approximate KV of its conversation.
+    /// Records that it continues approximate KV of its conversation.
     pub(crate) fn go_on(&mut self, continued: Continued) {
         self.continued = Some(continued);
     }
 
-    /// Positions whose KV came from donors.
+    /// Returns the positions whose KV came from donors.
     pub(crate) fn reused(&self) -> &[TokenRange] {
         &self.reused
     }
 
-    /// How moved tokens behind the frontier follow the next rows, which end with `last_position`.
+    /// Returns the drift by which moved tokens after the frontier follow the next rows, which end with `last_position`.
     pub(crate) fn drift(&self, last_position: u32) -> Vec<Drift> {
         let is_prefill = self.num_computed_tokens < self.num_prompt_tokens();
         if !self.request.repair.drift || !is_prefill {
@@ -362,7 +363,7 @@ impl Sequence {
         spans.flat_map(|span| follow_drift(span, &recomputed)).collect()
     }
 
-    /// Positions of which the row that samples the next token should say how much they matter to it.
+    /// Returns the positions for which the row that samples the next token reports its attention.
     pub(crate) fn watched(&self) -> &[TokenRange] {
         let is_time = |decode: DecodeRepair| self.num_output_tokens().is_multiple_of(decode.every.max(1));
         match self.request.repair.decode.is_some_and(is_time) && !self.residual.is_empty() {
@@ -371,7 +372,7 @@ impl Sequence {
         }
     }
 
-    /// Keeps what was measured of reused tokens that were not selected, for repair in decode.
+    /// Keeps the measurements of reused tokens that were not selected, for repair in decode.
     pub(crate) fn keep_residual(&mut self, before: &[TokenRange], measured: &[TokenDeviation]) {
         if self.request.repair.decode.is_some() {
             let positions = before.iter().flat_map(|range| range.positions());
@@ -381,7 +382,7 @@ impl Sequence {
         }
     }
 
-    /// Chooses what to recompute with the next row by the attention that the newest one paid: DHD's decode stage.
+    /// Selects the tokens to recompute with the next row by the attention of the newest one: DHD's decode stage.
     pub(crate) fn choose_due(&mut self, attention: &[f32]) {
         let Some(decode) = self.request.repair.decode else { return };
         debug_assert_eq!(attention.len(), self.residual.len(), "what is watched has a residual");
@@ -398,7 +399,7 @@ impl Sequence {
         self.due.sort_unstable();
     }
 
-    /// Rows that are due, at most `max_rows`: their tokens are reused no longer.
+    /// Takes the rows that are due, at most `max_rows`: their tokens are reused no longer.
     pub(crate) fn take_due(&mut self, max_rows: usize) -> Vec<Row> {
         let mut due = std::mem::take(&mut self.due);
         due.truncate(max_rows);
@@ -410,14 +411,14 @@ impl Sequence {
         due.into_iter().map(|position| Row { token: self.token_ids[position as usize], position }).collect()
     }
 
-    /// Keeps what was measured in case the first token turns out to be a close call.
+    /// Keeps the measurements in case the first token turns out to have a small margin.
     pub(crate) fn keep_measured(&mut self, measured: &[TokenDeviation]) {
         if self.request.repair.min_margin > 0.0 && !self.is_exact() {
             self.measured = measured.to_vec();
         }
     }
 
-    /// Chooses anew with twice the budget if the first token was a close call. Once; `None` if that changes nothing.
+    /// Selects again with twice the budget if the first token had a small margin. Once; `None` if that changes nothing.
     pub(crate) fn reconsider(&mut self, margin: f32) -> Option<Vec<TokenRange>> {
         let measured = std::mem::take(&mut self.measured);
         let repair = self.repair();
@@ -433,7 +434,7 @@ impl Sequence {
         Some(selected.ranges)
     }
 
-    /// Computes `selected` after all; parts of what was reused. Returns how many tokens they are.
+    /// Recomputes `selected`, parts of the reused ranges. Returns the number of tokens.
     pub(crate) fn recompute(&mut self, selected: &[TokenRange]) -> u32 {
         let num_before: u32 = self.reused.iter().map(|range| range.len()).sum();
         let mut positions = self.reused.iter().flat_map(|range| range.positions());
@@ -443,7 +444,7 @@ impl Sequence {
         num_before - self.reused.iter().map(|range| range.len()).sum::<u32>()
     }
 
-    /// Starts behind a prefix hit of `prefix_end` tokens, with `reused` ranges copied from donors.
+    /// Starts after a prefix hit of `prefix_end` tokens, with `reused` ranges copied from donors.
     pub(crate) fn start(&mut self, lease: kv::BlockLease, prefix_end: u32, reused: Vec<TokenRange>) {
         debug_assert!(self.lease.is_empty() && prefix_end < self.num_tokens(), "the last token is always computed");
         self.lease = lease;
@@ -453,7 +454,7 @@ impl Sequence {
         self.reused = reused;
     }
 
-    /// Forgets all KV: what was computed is lost. Returns the blocks.
+    /// Drops all KV and returns the blocks.
     pub(crate) fn reset(&mut self) -> kv::BlockLease {
         self.num_computed_tokens = 0;
         self.forget_reused();
@@ -465,7 +466,7 @@ impl Sequence {
         std::mem::take(&mut self.lease)
     }
 
-    /// Forgets what donors gave: everything behind the prefix hit is to be computed.
+    /// Drops the spans of donors: everything after the prefix hit is to be computed.
     pub(crate) fn drop_spans(&mut self) {
         debug_assert!(
             self.reused.first().is_none_or(|first| self.num_computed_tokens <= first.start),
@@ -484,29 +485,29 @@ impl Sequence {
         self.repair = None;
     }
 
-    /// The next rows to compute, at most `max_rows`.
+    /// Returns the next rows to compute, at most `max_rows`.
     pub(crate) fn next_rows(&self, max_rows: usize) -> Vec<Row> {
         let positions = self.left_to_compute().into_iter().flat_map(TokenRange::positions).take(max_rows);
         positions.map(|position| Row { token: self.token_ids[position as usize], position }).collect()
     }
 
-    /// How many rows are left to compute until its newest token.
+    /// Returns the number of rows left to compute until its newest token.
     pub(crate) fn num_rows_left(&self) -> u32 {
         self.left_to_compute().into_iter().map(TokenRange::len).sum()
     }
 
-    /// Positions from the frontier to its newest token that no donor gave. Ranges of the past are not gone through.
+    /// Returns the positions from the frontier to its newest token that no donor gave. Skips ranges before the frontier.
     fn left_to_compute(&self) -> Vec<TokenRange> {
         let rest = TokenRange::new(self.num_computed_tokens, self.num_tokens());
         complement(rest, overlapping(&self.reused, rest))
     }
 
-    /// Whether a token is to be sampled behind a row at `position`.
+    /// True if a token is to be sampled after a row at `position`.
     pub(crate) fn samples_at(&self, position: u32) -> bool {
         position + 1 == self.num_tokens() && self.sampling.max_tokens > 0
     }
 
-    /// Moves the frontier behind the last computed row. Whether the prompt's end was reached for the first time.
+    /// Moves the frontier after the last computed row. Returns true if it reached the prompt's end for the first time.
     pub(crate) fn advance(&mut self, last_position: u32) -> bool {
         debug_assert!(self.num_computed_tokens <= last_position && last_position < self.num_tokens(), "rows ascend");
         self.num_computed_tokens = last_position + 1;
@@ -524,12 +525,13 @@ impl Sequence {
         }
     }
 
-    /// Prompt and output.
+    /// Returns prompt and output tokens.
     pub(crate) fn token_ids(&self) -> &[TokenId] {
         &self.token_ids
     }
 
-    /// Records what was said of the newest token if that is to be verified; returns what the caller asked for of it.
+    /// Records the log probabilities of the newest token if the answer is to be verified; returns those that the caller asked
+    /// for.
     pub(crate) fn note(&mut self, logprobs: Option<TokenLogProbs>) -> Option<TokenLogProbs> {
         let is_shadow = self.shadow.is_some();
         let Some(said) = &mut self.said else { return logprobs };
@@ -544,7 +546,7 @@ impl Sequence {
         reported
     }
 
-    /// Why it ends with its newest token, if it does.
+    /// Returns the reason why it ends with its newest token, if it does.
     pub(crate) fn finish_reason(&self, max_model_len: u32) -> Option<FinishReason> {
         let newest = *self.token_ids.last().expect("a prompt is never empty");
         if self.is_stop(newest, self.num_output_tokens()) {
@@ -556,27 +558,27 @@ impl Sequence {
         }
     }
 
-    /// Whether `token` as its output number `num_output`, counted from 1, ends it.
+    /// True if `token` as its output token `num_output`, counted from 1, ends it.
     fn is_stop(&self, token: TokenId, num_output: u32) -> bool {
         num_output > self.sampling.min_tokens && self.sampling.stop_token_ids.contains(&token)
     }
 
-    /// Whether `token` would stop it as the next one.
+    /// True if `token` would stop it as the next one.
     pub(crate) fn stops_with(&self, token: TokenId) -> bool {
         self.is_stop(token, self.num_output_tokens() + 1)
     }
 
-    /// Whether it ends with its next token, whatever that is.
+    /// True if it ends with its next token, whatever that is.
     pub(crate) fn is_at_last_token(&self, max_model_len: u32) -> bool {
         self.num_output_tokens() + 1 >= self.sampling.max_tokens || self.num_tokens() + 1 >= max_model_len
     }
 
-    /// Whether nothing of its KV will be chosen to be computed anew.
+    /// True if none of its KV will be selected for recomputing.
     pub(crate) fn is_settled(&self) -> bool {
         self.measured.is_empty() && self.residual.is_empty() && self.due.is_empty()
     }
 
-    /// The row of its next token, which is not known yet.
+    /// Returns the row of its next token, which is not known yet.
     pub(crate) fn row_ahead(&self) -> Row {
         Row { token: TokenId::default(), position: self.num_tokens() }
     }
@@ -592,7 +594,7 @@ impl Sequence {
         }
     }
 
-    /// All of them, once the prompt is computed; `None` if they were not asked for.
+    /// Takes all log probabilities of the prompt, once it is computed; `None` if the caller did not ask for them.
     ///
     /// # Panics
     /// If the executor left one out.
@@ -603,12 +605,12 @@ impl Sequence {
     }
 }
 
-/// Recomputes what is not a number before anything else.
+/// Ranks NaN first, so that such tokens are recomputed before any others.
 fn worst_if_nan(score: f32) -> f32 {
     if score.is_nan() { f32::INFINITY } else { score }
 }
 
-/// The first of `ranges`, which are sorted and disjoint, that ends after `pos`.
+/// Returns the first of `ranges`, which are sorted and disjoint, that ends after `pos`.
 fn first_after(ranges: &[TokenRange], pos: u32) -> Option<&TokenRange> {
     ranges.get(ranges.partition_point(|range| range.end <= pos))
 }
@@ -618,7 +620,7 @@ pub(crate) fn covers(ranges: &[TokenRange], pos: u32) -> bool {
     first_after(ranges, pos).is_some_and(|range| range.start <= pos)
 }
 
-/// Those of `ranges`, which are sorted and disjoint, that share a position with `range`.
+/// Returns those of `ranges`, which are sorted and disjoint, that share a position with `range`.
 fn overlapping(ranges: &[TokenRange], range: TokenRange) -> &[TokenRange] {
     let ranges = &ranges[ranges.partition_point(|other| other.end <= range.start)..];
     &ranges[..ranges.partition_point(|other| other.start < range.end)]

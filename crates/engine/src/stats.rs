@@ -1,25 +1,25 @@
-//! What an engine says about itself.
+//! Statistics of an engine.
 
 use tokens::Timestamp;
 
 /// State of an engine between two steps.
 #[derive(Clone, Debug, Default)]
 pub struct EngineStats {
-    /// Requests that hold blocks, a comparison among them.
+    /// Requests that hold blocks, including a running comparison.
     pub num_running: usize,
     /// Comparisons among these: one at most.
     pub num_comparing: usize,
-    /// Requests that wait, preempted ones among them.
+    /// Waiting requests, including preempted ones.
     pub num_waiting: usize,
-    /// Searches for what is there of a waiting request so far.
+    /// Lookups of a waiting request's cached KV so far.
     pub examined_requests: u64,
-    /// When the longest waiting one arrived.
+    /// Arrival of the longest waiting request.
     pub oldest_waiting_arrival: Option<Timestamp>,
     /// Blocks by state, and evictions so far.
     pub blocks: kv::PoolStats,
-    /// The host tier.
+    /// State of the host tier.
     pub host: kv::HostStats,
-    /// Bandwidth from the host as measured, or as configured before that, in bytes a second.
+    /// Bandwidth from the host in bytes a second: measured, or configured before the first measurement.
     pub host_bandwidth: f64,
     /// Preemptions so far.
     pub preemptions: u64,
@@ -33,26 +33,26 @@ pub struct EngineStats {
     pub span_lookups: SpanLookups,
     /// Tokens that requests in shadow mode would have copied so far.
     pub shadowed_tokens: u64,
-    /// Verified answers over reused KV, by class.
+    /// Quality of verified answers over reused KV, by class.
     pub quality: Vec<(semantic::MatchClass, semantic::ClassQuality)>,
-    /// Answers that are to be verified.
+    /// State of verification.
     pub verification: VerificationStats,
     /// Classes of traffic in mode `auto`.
     pub traffic: semantic::TrafficCounts,
 }
 
-/// Answers over reused KV that are recorded, or wait to be compared with full computation.
+/// Answers over reused KV that are being recorded, or wait to be compared with full computation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct VerificationStats {
     /// Complete answers that wait or are being compared.
     pub num_pending: usize,
     /// Bytes of these and of those that are still being recorded.
     pub num_bytes: usize,
-    /// Answers dropped so far because they would have taken more bytes than there may be.
+    /// Answers dropped so far because they would have exceeded the byte limit.
     pub num_dropped: u64,
-    /// Answers whose reuse could not be tried any more so far: the KV that they would have reused was gone.
+    /// Answers whose reuse could not be compared any more so far: the KV that they would have reused was evicted.
     pub num_gone: u64,
-    /// Comparisons dropped so far because a request arrived; they are made again.
+    /// Comparisons preempted so far by an arriving request; they run again later.
     pub num_put_off: u64,
     /// Answers over reused KV that were computed exactly so far and kept.
     pub num_healed: u64,
@@ -60,12 +60,12 @@ pub struct VerificationStats {
     pub num_trials: u64,
 }
 
-/// Donors that gave spans, by what found them.
+/// Donors that gave spans, by the index that found them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct FoundDonors {
-    /// Their spans were found in the index.
+    /// Donors found by the span index.
     pub by_span: u64,
-    /// Only their embeddings led to them.
+    /// Donors found only by embedding.
     pub by_embedding: u64,
 }
 
@@ -79,30 +79,31 @@ impl FoundDonors {
     }
 }
 
-/// How a search for spans ended.
+/// Outcome of a search for spans.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SpanOutcome {
     /// Spans were copied.
     Reused,
-    /// There was nothing worth copying.
+    /// No span was worth copying.
     Rejected(semantic::RejectReason),
     /// Donors had spans, but their blocks were evicted.
     NotResident,
-    /// There was no room to hold the donors' blocks beside the request's own.
+    /// The pool had no room for the donors' blocks besides the request's own.
     NoRoom,
-    /// Answers of the class were too far from full computation lately.
+    /// Recent answers of the class deviated too much from full computation.
     SwitchedOff,
     /// Spans would have been copied, but the request is in shadow mode.
     Shadowed,
-    /// Spans would have been copied, but the request is in mode `auto` and its traffic has not proven yet that this is good for it.
+    /// Spans would have been copied, but the request is in mode `auto` and its traffic has not proven yet that reuse keeps its
+    /// quality.
     Unproven,
-    /// What was measured was beyond repair. Counted besides `Reused`.
+    /// The measured deviation was beyond repair. Counted besides `Reused`.
     BailedOut,
-    /// The policy had all of it computed anew. Counted besides `Reused`.
+    /// The policy recomputed all of it. Counted besides `Reused`.
     Recomputed,
-    /// The likeliest first tokens were too near to each other, and more was recomputed. Counted besides `Reused`.
+    /// The logit margin of the first token was too small, and more was recomputed. Counted besides `Reused`.
     LowMargin,
-    /// The runner found that a donor's KV disagrees. Counted besides `Reused`.
+    /// The runner found that a donor's KV disagrees with fresh computation. Counted besides `Reused`.
     FailedCheck,
 }
 
@@ -113,7 +114,7 @@ pub struct SpanLookups {
 }
 
 impl SpanOutcome {
-    /// All of them.
+    /// All outcomes.
     pub const ALL: [SpanOutcome; 16] = [
         Self::Reused,
         Self::Rejected(semantic::RejectReason::ALL[0]),
@@ -133,7 +134,7 @@ impl SpanOutcome {
         Self::FailedCheck,
     ];
 
-    /// Its name as a metric label.
+    /// Returns its name as a metric label.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
@@ -157,13 +158,13 @@ impl SpanOutcome {
 }
 
 impl SpanLookups {
-    /// How many ended with `outcome`.
+    /// Returns the number of searches that ended with `outcome`.
     #[must_use]
     pub fn get(&self, outcome: SpanOutcome) -> u64 {
         self.counts[outcome.idx()]
     }
 
-    /// Every outcome with its count, in the order of [`SpanOutcome::ALL`].
+    /// Iterates over all outcomes with their counts, in the order of [`SpanOutcome::ALL`].
     pub fn iter(&self) -> impl Iterator<Item = (SpanOutcome, u64)> + '_ {
         SpanOutcome::ALL.into_iter().zip(self.counts)
     }

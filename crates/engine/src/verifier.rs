@@ -1,14 +1,14 @@
-//! Compares a sample of the answers over reused KV with full computation, while nothing else is to do.
+//! Compares a sample of the answers over reused KV with full computation while the engine is idle.
 //!
-//! The tokens that a request said over reused spans are scored again behind its prompt, computed exactly. Two distributions at every
-//! position of the answer then tell how far reuse was off, on the requests that really come, and [`QualityGuard`] draws the
-//! consequence. An exact answer in mode `auto` is compared the other way round: its tokens are scored over the KV that it could have reused,
-//! and [`TrafficGuard`] opens its class of traffic when that is good. An answer over reused KV whose conversation may go on is computed
-//! exactly even if it is not compared: it is healed, and the next turn finds exact KV.
+//! A comparison scores the tokens that a request generated over reused spans again after its prompt, computed exactly. The two
+//! distributions at every position of the answer measure the error of reuse on real requests, and [`QualityGuard`] acts on it. An
+//! exact answer in mode `auto` is compared the other way round: its tokens are scored over the KV that it could have reused, and
+//! [`TrafficGuard`] opens its class of traffic if the result is good. An answer over reused KV whose conversation may go on is
+//! recomputed exactly even if it is not compared: it is healed, and the next turn finds exact KV.
 //!
-//! Clients come first: a comparison begins when the engine has been idle for a while, in steps so short that a request hardly waits for
-//! one, takes blocks that hold nothing or were not used for long, and is dropped when a request arrives. What is kept for comparisons is
-//! bounded in bytes.
+//! Clients come first: a comparison begins when the engine has been idle for a while, in steps so short that a request hardly
+//! waits for one, takes free or long unused blocks, and is dropped when a request arrives. The bytes kept for comparisons are
+//! bounded.
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
@@ -24,37 +24,37 @@ use crate::{
     kl_divergence,
 };
 
-/// Likeliest tokens of full computation that are told apart; all others count as one.
+/// Number of likeliest tokens of full computation that are distinguished; all others count as one.
 const FULL_TOP: u32 = 64;
-/// Likeliest tokens remembered of an answer over reused KV: more, so that those of full computation are hardly ever missing.
+/// Number of likeliest tokens recorded of an answer over reused KV: more, so that those of full computation are rarely missing.
 pub(crate) const REUSE_TOP: u32 = 256;
-/// How much likelier an answer is verified while little is known of its class.
+/// Factor of the verification share while a class has few results.
 const BOOST_WHEN_NEW: f64 = 10.0;
-/// Share of the answers over reused KV in mode `auto` that are verified at least. Chosen: few enough to cost little, and enough to find a
-/// class that turns bad within some dozen answers.
+/// Minimum share of the answers over reused KV in mode `auto` that are verified. Chosen: few enough to cost little, and enough to
+/// detect a class that turns bad within some dozen answers.
 const MIN_SHARE_IN_AUTO: f64 = 0.05;
 
-/// A time that does not come.
+/// A time that never comes.
 const NEVER: Timestamp = Timestamp(Duration::MAX);
 
-/// What is verified, and what came of it.
+/// Pending comparisons and their results.
 pub(crate) struct Verifier {
     config: VerificationConfig,
     guard: QualityGuard,
     traffic: TrafficGuard,
     num_trials: u64,
     num_healed: u64,
-    /// Scope and tokens of an answer that was just computed exactly.
+    /// Scope and tokens of an answer that was just recomputed exactly.
     healed: Option<(Scope, Arc<[TokenId]>)>,
     pending: VecDeque<AnswerToVerify>,
     active: Option<AnswerToVerify>,
     /// Log probabilities by full computation, or by a trial, of the running comparison.
     scored: Option<Vec<TokenLogProbs>>,
-    /// Names of comparisons count down from the largest: requests count up from 0.
+    /// Next ID of a comparison. These count down from the largest: requests count up from 0.
     next_id: u64,
-    /// Since when no request has been in the engine, as far as a step has seen it.
+    /// Time since which the engine has had no request, as observed by a step.
     idle_since: Option<Timestamp>,
-    /// Set if a step found no room for any comparison: before then, or the next request, nothing will change.
+    /// Set if a step found no room for any comparison: nothing changes before then, or the next request.
     stuck_until: Option<Timestamp>,
     num_dropped: u64,
     num_gone: u64,
@@ -66,11 +66,11 @@ pub(crate) struct AnswerToVerify {
     pub(crate) class: MatchClass,
     /// Prompt and answer.
     pub(crate) request: Request,
-    /// At each position of the answer; empty if it is only healed.
+    /// Recorded log probabilities at each position of the answer; empty if it is only healed.
     pub(crate) said: Vec<TokenLogProbs>,
-    /// Of a request in mode `auto`.
+    /// Traffic class of a request in mode `auto`.
     pub(crate) traffic: Option<TrafficClass>,
-    /// Reuse that was not made, if the answer is exact.
+    /// Skipped reuse, if the answer is exact.
     pub(crate) shadow: Option<Shadow>,
 }
 
@@ -86,13 +86,13 @@ impl AnswerToVerify {
         num_bytes(&self.said) + size_of_val(&self.request.prompt_token_ids[..])
     }
 
-    /// The request that scores the answer.
+    /// Returns the request that scores the answer.
     fn scoring(&self) -> Comparison {
-        // One row is scored at least: there is no request for less.
+        // At least one row is scored: a request cannot score fewer.
         let num_prompt_tokens = (self.request.prompt_token_ids.len() - self.said.len().max(1)) as u32;
         let sampling = SamplingParams { prompt_logprobs_from: num_prompt_tokens, ..SamplingParams::greedy(0) };
         let Some(shadow) = &self.shadow else {
-            // What is computed here is exact. Kept as that of any request, it is where the comparison goes on after it was put off.
+            // The result is exact. It is cached like that of any request, so that a preempted comparison continues from it.
             let sampling = SamplingParams { prompt_logprobs: Some(FULL_TOP), ..sampling };
             let request = Request { sampling, sharing: KvSharingMode::Prefix, ..self.request.clone() };
             return Comparison { request, trial: None };
@@ -103,7 +103,7 @@ impl AnswerToVerify {
     }
 }
 
-/// Memory that `said` takes.
+/// Returns the bytes of memory of `said`.
 pub(crate) fn num_bytes(said: &[TokenLogProbs]) -> usize {
     size_of_val(said) + said.iter().map(|said| said.top.len() * size_of::<LogProb>()).sum::<usize>()
 }
@@ -133,7 +133,7 @@ impl Verifier {
         &self.guard
     }
 
-    /// `num_recording` bytes are those of answers that are being recorded.
+    /// Returns statistics; `num_recording` is the bytes of answers that are being recorded.
     pub(crate) fn stats(&self, num_recording: usize) -> VerificationStats {
         VerificationStats {
             num_pending: self.pending.len() + usize::from(self.active.is_some()),
@@ -146,12 +146,12 @@ impl Verifier {
         }
     }
 
-    /// Classes of traffic over all tenants.
+    /// Counts the classes of traffic over all tenants.
     pub(crate) fn traffic_counts(&self) -> TrafficCounts {
         self.traffic.counts()
     }
 
-    /// Classes of traffic of `tenant`, or of all tenants.
+    /// Returns the classes of traffic of `tenant`, or of all tenants.
     pub(crate) fn traffic(&self, tenant: Option<TenantId>) -> Vec<(TrafficClass, TrafficQuality)> {
         self.traffic.classes(tenant).collect()
     }
@@ -161,7 +161,7 @@ impl Verifier {
         self.config.share > 0.0 && self.traffic.is_open(class)
     }
 
-    /// Takes note of a request of `class` in mode `auto`.
+    /// Records a request of `class` in mode `auto`.
     pub(crate) fn note_traffic(&mut self, class: TrafficClass) {
         self.traffic.note_request(class);
     }
@@ -171,13 +171,13 @@ impl Verifier {
         self.traffic.note_reuse(class);
     }
 
-    /// Forgets what is known of the traffic of `tenant`, or of all.
+    /// Drops the traffic records of `tenant`, or of all.
     pub(crate) fn erase_traffic(&mut self, tenant: Option<TenantId>) {
         self.traffic.erase(tenant);
     }
 
-    /// True if the exact answer to `request`, which could have reused as a request of `traffic`, is to be recorded: a class opens only by
-    /// such answers, so all are while there is hope.
+    /// True if the exact answer to `request`, which could have reused as a request of `traffic`, is to be recorded. Only such
+    /// answers open a class, so all are recorded while it may open.
     pub(crate) fn samples_shadow(&self, request: &Request, traffic: &TrafficClass) -> bool {
         let share = if self.traffic.is_tried_seldom(traffic) { MIN_SHARE_IN_AUTO } else { 1.0 };
         self.config.share > 0.0 && is_drawn(request, share)
@@ -193,8 +193,8 @@ impl Verifier {
         self.guard.count_refusal(tenant, class);
     }
 
-    /// True if the answer to `request` over spans of `class` is to be recorded; `traffic` is its class in mode `auto`. Depends on nothing but
-    /// the arguments and what was verified before.
+    /// True if the answer to `request` over spans of `class` is to be recorded; `traffic` is its class in mode `auto`. Depends
+    /// only on the arguments and earlier results.
     pub(crate) fn samples(&self, request: &Request, class: MatchClass, traffic: Option<&TrafficClass>) -> bool {
         let tenant = request.tenant;
         let is_doubted = traffic.is_some_and(|traffic| self.traffic.is_doubted(traffic));
@@ -209,8 +209,8 @@ impl Verifier {
         is_drawn(request, share.max(least))
     }
 
-    /// True if an answer may go on being recorded when all that are take `num_recording` bytes. Waiting answers make room, oldest first;
-    /// if that is not enough, this one is given up, and counted.
+    /// True if recording of an answer may continue when all recordings take `num_recording` bytes. Drops waiting answers to make
+    /// room, oldest first; if that is not enough, counts this one as dropped.
     pub(crate) fn may_record(&mut self, num_recording: usize) -> bool {
         self.shrink_to(self.config.max_bytes.saturating_sub(num_recording));
         let fits = self.num_bytes() + num_recording <= self.config.max_bytes;
@@ -218,14 +218,14 @@ impl Verifier {
         fits
     }
 
-    /// True if answers over reused KV are computed exactly afterwards.
+    /// True if answers over reused KV are recomputed exactly afterwards.
     pub(crate) fn heals(&self) -> bool {
         self.config.heals
     }
 
-    /// Takes an answer that is complete. `num_recording` bytes are those of answers that are still being recorded.
+    /// Queues a complete answer. `num_recording` is the bytes of answers that are still being recorded.
     pub(crate) fn submit(&mut self, mut case: AnswerToVerify, num_recording: usize) {
-        // One name however often it is put off: what it leaves in the pool is erased as one request's.
+        // The ID stays the same when it is preempted: its blocks in the pool are erased as one request's.
         case.request.request_id = RequestId(self.next_id);
         self.next_id -= 1;
         self.pending.push_back(case);
@@ -247,13 +247,13 @@ impl Verifier {
         }
     }
 
-    /// Forgets the waiting answers to requests that `is_erased` names.
+    /// Drops the waiting answers to requests for which `is_erased` is true.
     pub(crate) fn erase(&mut self, is_erased: impl Fn(&Request) -> bool) {
         self.pending.retain(|case| !is_erased(&case.request));
     }
 
-    /// A request has arrived: the running comparison, if there is one, is to be taken back by the caller, and made later. All others
-    /// come first then, so that a long one does not keep short ones from ever being made.
+    /// Preempts the running comparison because a request has arrived; the caller has to abort the returned request. It is queued
+    /// to run after all others, so that a long one does not starve short ones.
     pub(crate) fn put_off(&mut self) -> Option<RequestId> {
         self.idle_since = None;
         self.stuck_until = None;
@@ -264,36 +264,36 @@ impl Verifier {
         Some(request_id)
     }
 
-    /// A step at `now` has found no request. Whether the engine has been idle for long enough to compare something.
+    /// True if the engine has been idle for long enough to start a comparison. Called by a step at `now` that has no request.
     pub(crate) fn is_due(&mut self, now: Timestamp) -> bool {
         let idle_since = *self.idle_since.get_or_insert(now);
         self.stuck_until.is_none_or(|until| now >= until) && now.since(idle_since) >= self.config.idle
     }
 
-    /// From when on an idle engine has something to compare.
+    /// Returns the time from which on an idle engine has something to compare.
     pub(crate) fn due_at(&self) -> Option<Timestamp> {
         let waits = self.active.is_none() && !self.pending.is_empty();
         let idle = || self.idle_since.map_or(Timestamp::default(), |since| Timestamp(since.0.saturating_add(self.config.idle)));
         waits.then(|| self.stuck_until.map_or_else(idle, |until| until.max(idle()))).filter(|at| *at < NEVER)
     }
 
-    /// Comparisons that wait.
+    /// Returns the number of waiting comparisons.
     pub(crate) fn num_candidates(&self) -> usize {
         self.pending.len()
     }
 
-    /// The comparison that waits after `idx` older ones.
+    /// Returns the waiting comparison after `idx` older ones.
     pub(crate) fn candidate(&self, idx: usize) -> Option<Comparison> {
         self.pending.get(idx).map(AnswerToVerify::scoring)
     }
 
-    /// Drops the comparison that waits after `idx` older ones: it cannot be made any more.
+    /// Drops the waiting comparison after `idx` older ones, which cannot run any more.
     pub(crate) fn drop_candidate(&mut self, idx: usize) {
         self.num_gone += u64::from(self.pending.remove(idx).is_some());
     }
 
-    /// Starts the comparison of candidate `idx`; the request for it, to be added to the idle engine. `None` says that there is no room
-    /// for any at `now`.
+    /// Starts the comparison of candidate `idx`; returns its request, to be added to the idle engine. `None` means that there is
+    /// no room for any at `now`.
     pub(crate) fn start(&mut self, idx: Option<usize>, now: Timestamp) -> Option<Comparison> {
         debug_assert!(self.active.is_none(), "an idle engine compares nothing");
         self.stuck_until = idx.is_none().then(|| Timestamp(now.0.saturating_add(self.config.unused)));
@@ -304,17 +304,17 @@ impl Verifier {
         Some(comparison)
     }
 
-    /// The running comparison.
+    /// Returns the ID of the running comparison.
     pub(crate) fn active(&self) -> Option<RequestId> {
         self.active.as_ref().map(|case| case.request.request_id)
     }
 
-    /// Scope and tokens of the conversation that was computed exactly since the last call.
+    /// Takes the scope and tokens of the conversation that was recomputed exactly since the last call.
     pub(crate) fn take_healed(&mut self) -> Option<(Scope, Arc<[TokenId]>)> {
         self.healed.take()
     }
 
-    /// Keeps what `events` say of the running comparison, which is nobody else's business.
+    /// Removes the events of the running comparison from `events` and records them.
     pub(crate) fn absorb(&mut self, events: &mut Vec<EngineEvent>) {
         let Some(active) = self.active() else { return };
         for event in events.extract_if(.., |event| event.request_id() == active) {
@@ -339,7 +339,7 @@ impl Verifier {
         let (Some(case), Some(scored)) = (self.active.take(), self.scored.take()) else { return };
         let AnswerToVerify { class, said, request, traffic, shadow } = &case;
         if shadow.is_some() {
-            // A trial that computed everything after all says nothing of reuse.
+            // A trial that recomputed everything gives no information on reuse.
             if let Some(traffic) = traffic.filter(|_| usage.span_tokens > 0) {
                 self.num_trials += 1;
                 self.judge_traffic(traffic, compare(said, &scored));
@@ -371,14 +371,14 @@ impl Verifier {
     }
 }
 
-/// Penalties and biases depend on the answer so far, which scoring does not apply.
+/// True if scoring reproduces the distributions: it does not apply penalties and biases, which depend on the answer so far.
 fn is_comparable(sampling: &SamplingParams) -> bool {
     let SamplingParams { frequency_penalty, presence_penalty, repetition_penalty, min_tokens, .. } = sampling;
     (*frequency_penalty, *presence_penalty, *repetition_penalty, *min_tokens) == (0.0, 0.0, 1.0, 0)
         && sampling.logit_bias.is_empty()
 }
 
-/// True for `share` of the requests whose answers can be compared, by their names.
+/// True for `share` of the requests whose answers can be compared, by a hash of their IDs.
 fn is_drawn(request: &Request, share: f64) -> bool {
     let draw = BuildHasherDefault::<DefaultHasher>::default().hash_one(request.request_id.0) as f64 / u64::MAX as f64;
     draw < share && is_comparable(&request.sampling)

@@ -1,4 +1,4 @@
-//! What an operator asks between two steps: who left what, to erase it, and what a request would find.
+//! Operator queries and erasure between two steps.
 
 use std::time::Duration;
 
@@ -13,29 +13,29 @@ use crate::queue::ArrivalKey;
 use crate::sequence::Sequence;
 use crate::{DonorInfo, Erase, ErasedCounts, Explanation, Request, SpanOutcome};
 
-/// Donors and blocks that expire in one step. Chosen: far more than a step leaves behind, and soon done.
+/// Donors and blocks that expire in one step. Chosen: far more than a step leaves, and quickly done.
 const MAX_EXPIRED_DONORS_PER_STEP: usize = 16;
 const MAX_EXPIRED_BLOCKS_PER_STEP: usize = 1024;
 
 impl Scheduler {
-    /// The donors behind `after`, oldest first, at most `limit`. Time is that of the last step.
+    /// Lists the donors after `after`, oldest first, at most `limit`, as of the last step.
     #[must_use]
     pub fn donors(&self, after: Option<DonorId>, limit: usize) -> Vec<DonorInfo> {
         self.donors.list(&self.pool, after, limit)
     }
 
-    /// Classes of traffic in mode `auto` of `tenant`, or of all tenants, with what is known of them.
+    /// Returns the classes of traffic in mode `auto` of `tenant`, or of all tenants, with their quality.
     #[must_use]
     pub fn traffic(&self, tenant: Option<TenantId>) -> Vec<(TrafficClass, TrafficQuality)> {
         self.verifier.traffic(tenant)
     }
 
-    /// Erases donors, and blocks, also those in the host tier, with all that can only be found through them. Blocks that running requests hold cannot be found
-    /// any more at once, and are freed with their holders. Requests in the engine whose traces are erased go on, but leave nothing
-    /// behind. An erased block is zeroed before another tenant gets it.
+    /// Erases donors and blocks, also those in the host tier, and everything that is only reachable through them. Lookups stop
+    /// finding blocks that running requests hold at once; they are freed with their holders. Erased requests that are still in
+    /// the engine go on, but store nothing. An erased block is zeroed before another tenant gets it.
     ///
     /// # Panics
-    /// Between `schedule` and `update_from_output`. A step that was chosen ahead may be open.
+    /// Between `schedule` and `update_from_output`. A step that was scheduled ahead may be open.
     pub fn erase(&mut self, what: Erase) -> ErasedCounts {
         assert!(!self.open_steps.contains(&OpenStep::Chosen), "a step is open");
         let request_of_donor = match what {
@@ -76,7 +76,7 @@ impl Scheduler {
         ErasedCounts { donors: self.donors.erase(is_erased), blocks: num_kept + self.pool.erase(is_erased) }
     }
 
-    /// Predicts the result of admitting `request` now. Nothing changes by asking, and nothing is told of scopes that it may not read.
+    /// Predicts the result of admitting `request` now. Changes nothing, and reveals nothing of scopes that it may not read.
     #[must_use]
     pub fn explain(&self, request: &Request) -> Explanation {
         let mut sequence = Sequence::new(request.clone(), ArrivalKey::default(), self.config.block_size);
@@ -102,7 +102,7 @@ impl Scheduler {
         Some(found)
     }
 
-    /// Outcome of the search as far as room does not decide.
+    /// Returns the outcome of the search apart from the check for room.
     fn outcome(&self, sequence: &Sequence, found: &ExplainedSpans) -> Result<(), SpanOutcome> {
         match found.found.plan.rejected {
             _ if !found.is_resident => Err(SpanOutcome::NotResident),
@@ -134,12 +134,12 @@ impl Scheduler {
         Explanation { usage, policy_tokens, plan, matches, by_embedding: by_embedding.into_iter().collect() }
     }
 
-    /// Counts time that an answer to a question of `tenant` took, as if it were work of its requests.
+    /// Charges `tenant` for time spent on its query, as if it were work of its requests.
     pub fn charge(&mut self, tenant: TenantId, time: Duration) {
         self.queue.charge(tenant, time.as_micros() as u64);
     }
 
-    /// Lets time pass, and forgets some of what was not used for too long.
+    /// Advances the clock, and drops some of the expired entries.
     pub(super) fn forget_expired(&mut self, now: Timestamp) {
         self.pool.advance(now);
         self.donors.advance(now);

@@ -1,4 +1,4 @@
-//! Lets waiting requests in.
+//! Admits waiting requests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,35 +18,35 @@ use crate::{
     SpanOutcome,
 };
 
-/// Refusals in one step. Chosen: far more than there are tenants, and soon done.
+/// Maximum refusals in one step. Chosen: far more than there are tenants, and quickly done.
 const MAX_REFUSED_PER_STEP: usize = 128;
-/// And of one tenant: those that come to wait for a prefix, or whose predictions are corrected.
+/// Maximum refusals of one tenant in one step: requests parked for a prefix, or with corrected forecasts.
 const MAX_REFUSED_OF_TENANT: usize = 32;
 
 /// Tokens measured at the cost of one computed: two or three layers of two or three dozen. Chosen: it only bounds a step's work.
 const PROBED_PER_COMPUTED_TOKEN: usize = 8;
 
-/// A forecast may be too low by one in so many before it counts as wrong. Chosen: coefficients move a little with every step.
+/// A forecast may be too low by one part in this many. Chosen: coefficients move a little with every step.
 const TOLERATED_ERROR: u64 = 8;
 
 enum AdmissionOutcome {
     Admitted,
-    /// It came first by a prediction that no longer holds.
+    /// It came first by a forecast that no longer holds.
     TooLow,
-    /// What it needs is being computed by somebody else.
+    /// Another request is computing KV that it needs.
     Parked(Until),
-    /// There is no row for it in this step, or no time to plan its spans.
+    /// This step has no row for it, or no budget to plan its spans.
     NotNow,
-    /// There is no seat or room for it.
+    /// No seat or room is available.
     Refused,
-    /// It is refused no longer than until blocks come free, and nobody else gets them.
+    /// It is refused only until blocks come free, and no other request gets them.
     Claims,
 }
 
-/// Where a request's KV will be, and what fills it.
+/// Blocks of a request and their sources.
 struct Placement {
     lease: kv::BlockLease,
-    /// What it is filled from: the block of a partial hit, then those of donors.
+    /// Source blocks: the block of a partial hit, then those of donors.
     pins: kv::BlockLease,
     hit: Hit,
     spans: Option<FoundSpans>,
@@ -55,9 +55,9 @@ struct Placement {
 }
 
 impl Scheduler {
-    /// Admits waiting requests while there are rows, seats and blocks. A refusal passes its tenant over and goes on to others: requests of
-    /// one tenant do not slip past each other, or one that needs much might wait for ever. If running sequences were `preempted` for
-    /// want of blocks, only tenants with nothing running are looked at, and those of them not at all.
+    /// Admits waiting requests while there are rows, seats and blocks. After a refusal it skips the tenant and goes on to others:
+    /// requests of one tenant do not overtake each other here, or one that needs much might starve. If running sequences were
+    /// `preempted` for lack of blocks, it considers only tenants with nothing running, and none of the preempted ones.
     pub(super) fn admit_waiting(
         &mut self,
         now: Timestamp,
@@ -78,11 +78,11 @@ impl Scheduler {
             };
             let is_full = self.running.len() == self.config.max_num_seqs;
             if self.queue.num_running(ticket.tenant) > 0 && (only_outsiders || is_full) {
-                // Tenants with nothing running come first, so all others have something too.
+                // Tenants with nothing running come first, so all remaining ones have running sequences.
                 self.is_stuck = is_full && !may_change;
                 return;
             }
-            // With nothing running, somebody has to be first, whatever is predicted.
+            // With nothing running, one request has to be admitted regardless of forecasts.
             let is_last_try = self.running.is_empty() && num_refused + 1 >= MAX_REFUSED_OF_TENANT;
             let verdict = match self.no_place(ticket, demand) {
                 Some(verdict) => verdict,
@@ -110,7 +110,7 @@ impl Scheduler {
         }
     }
 
-    /// Adds a request that was just admitted to `demand`. One whose spans are being measured has no rows yet.
+    /// Adds a request that was just admitted to `demand`. A request whose spans are being measured has no rows yet.
     fn demand_of_admitted(&self, request_id: RequestId, demand: &mut Demand, step: &SchedulerOutput) {
         match step.probes.last() {
             Some(probe) if probe.request_id == request_id => {
@@ -120,7 +120,7 @@ impl Scheduler {
         }
     }
 
-    /// Whether the request came first by a prediction that no longer holds; it is corrected.
+    /// True if the request came first by a forecast that no longer holds; corrects it.
     fn forecast_was_too_low(&mut self, ticket: Ticket) -> bool {
         self.num_examined += 1;
         let Some(before) = ticket.forecast else { return false };
@@ -133,7 +133,7 @@ impl Scheduler {
         forecast_was_too_low
     }
 
-    /// Why it is refused, if there is no row or seat for it.
+    /// Returns the reason for a refusal, if there is no row or seat for it.
     fn no_place(&self, ticket: Ticket, demand: &Demand) -> Option<AdmissionOutcome> {
         if !demand.has_rows_for(&self.wanted(ticket)) {
             return Some(AdmissionOutcome::NotNow);
@@ -164,8 +164,8 @@ impl Scheduler {
         AdmissionOutcome::Admitted
     }
 
-    /// The block it waits for if the next one that it may share is being computed right now: the last of those after `hit` that are. The
-    /// wait is bounded: every running sequence computes in every step.
+    /// Returns the block that it waits for if the next one that it may share is being computed: the last consecutive one of those
+    /// after `hit`. The wait is bounded: every running sequence computes in every step.
     fn awaited_block(&self, sequence: &Sequence, hit: &Hit) -> Option<Until> {
         let num_shared = self.config.block_size.full_blocks(sequence.max_prefix_tokens() as usize);
         let missing = sequence.block_hashes().get(hit.num_blocks()..num_shared);
@@ -187,12 +187,13 @@ impl Scheduler {
         }
     }
 
-    /// True if traffic like `sequence`, which would copy the spans of `plan`, has proven that this is good for it.
+    /// True if traffic like `sequence`, which would copy the spans of `plan`, has proven that reuse keeps its quality.
     pub(super) fn is_proven(&self, sequence: &Sequence, plan: &semantic::ReusePlan) -> bool {
         sequence.traffic_of(plan).is_some_and(|class| self.verifier.is_proven(&class))
     }
 
-    /// Takes blocks; if room is short without spans, and then without copying a part of a block: both hold blocks of others too.
+    /// Allocates blocks; if room is short, without spans, and then without copying a part of a block: both pin blocks of others
+    /// too.
     fn place(&mut self, request_id: RequestId, mut hit: Hit, found: Option<Result<FoundSpans, SpanOutcome>>) -> Placement {
         let mut outcome = None;
         if let Some(found) = found {
@@ -221,8 +222,8 @@ impl Scheduler {
         Placement { lease, pins, hit, spans: None, outcome }
     }
 
-    /// Blocks for all known tokens, exact ones up to the first span; and pins on what they are filled from: what was in the host tier is
-    /// fetched.
+    /// Allocates blocks for all known tokens, exact ones up to the first span, and pins their source blocks: those in the host
+    /// tier are fetched.
     fn allocate(&mut self, request_id: RequestId, hit: &Hit, spans: Option<&FoundSpans>) -> Option<kv::Slots> {
         let pinned = pinned(&hit.prefix, spans);
         loop {
@@ -252,7 +253,7 @@ impl Scheduler {
         }
     }
 
-    /// Blocks for all known tokens after `hit`, exact ones up to the first span; nothing is pinned yet.
+    /// Requests blocks for all known tokens after `hit`, exact ones up to the first span; pins nothing yet.
     pub(super) fn whole_request<'a>(&self, sequence: &Sequence, hit: &'a Hit, spans: Option<&FoundSpans>) -> kv::SlotRequest<'a> {
         let block_size = self.config.block_size;
         let num_blocks = block_size.blocks_for(sequence.num_tokens() as usize);
@@ -268,8 +269,8 @@ impl Scheduler {
         kv::SlotRequest { num_exact: num_new - num_approximate, num_approximate, ..wish }
     }
 
-    /// `num_new` exact blocks after `hit`. Left free is one block for each running sequence, which may need it before long;
-    /// otherwise the new one would be preempted as soon as it was admitted.
+    /// Requests `num_new` exact blocks after `hit`. Leaves one block free for each running sequence, which may need it soon;
+    /// otherwise the new sequence would be preempted right after its admission.
     pub(super) fn slot_request<'a>(&self, sequence: &Sequence, hit: &'a Hit, num_new: usize) -> kv::SlotRequest<'a> {
         let tenant = sequence.request.tenant;
         kv::SlotRequest {
@@ -283,7 +284,7 @@ impl Scheduler {
         }
     }
 
-    /// Makes the request run.
+    /// Starts running the request.
     fn start(&mut self, request_id: RequestId, placement: Placement, now: Timestamp, step: &mut SchedulerOutput) {
         let Placement { lease, pins, hit, spans, outcome } = placement;
         let sequence = self.sequences.get_mut(&request_id).expect("a waiting sequence is known");
@@ -356,8 +357,8 @@ impl Scheduler {
         }
     }
 
-    /// Adds to `step` the second look at running sequences whose first one found much. It measures tokens that will be recomputed as it does
-    /// others, which costs less than to recompute them for it.
+    /// Adds to `step` the deep probe of running sequences whose first one measured much. It also measures tokens that will be
+    /// recomputed, which costs less than to recompute them first.
     pub(super) fn look_deeper(&mut self, step: &mut SchedulerOutput) {
         for request_id in &self.running {
             let sequence = self.sequences.get_mut(request_id).expect("a running sequence is known");
@@ -370,7 +371,7 @@ impl Scheduler {
     }
 }
 
-/// What is measured of `reused` tokens of `sequence`.
+/// Returns the probe of `reused` tokens of `sequence`.
 fn probed(sequence: &Sequence, reused: &[TokenRange], block_table: Vec<BlockId>, probe: semantic::Probe) -> ProbedSequence {
     ProbedSequence {
         request_id: sequence.request_id,
@@ -386,7 +387,7 @@ pub(super) fn prefix_end(prefix: &kv::PrefixMatch) -> u32 {
     (prefix.num_tokens + prefix.partial.map_or(0, |partial| partial.num_tokens)) as u32
 }
 
-/// After a preemption, what the request had computed itself does not become a hit.
+/// Computes the usage at admission. After a preemption, KV that the request had computed itself does not become a hit.
 pub(super) fn admission_usage(
     sequence: &Sequence,
     hit: &Hit,
@@ -414,14 +415,14 @@ pub(super) fn admission_usage(
     }
 }
 
-/// Sources that a sequence is filled from: the block of a partial hit, then those of donors.
+/// Returns the sources that a sequence is filled from: the block of a partial hit, then those of donors.
 pub(super) fn pinned(prefix: &kv::PrefixMatch, spans: Option<&FoundSpans>) -> Vec<kv::Place> {
     let partial = prefix.partial.map(|partial| partial.block);
     let sources = spans.into_iter().flat_map(|spans| &spans.sources).map(|source| source.place);
     partial.into_iter().chain(sources).collect()
 }
 
-/// `donors`: the held blocks of donors, by their place in the donor.
+/// Plans the copies of spans; `donors` maps donors and block indexes to the pinned blocks.
 fn span_copies<'a>(
     sequence: &'a Sequence,
     plan: &'a semantic::ReusePlan,

@@ -1,11 +1,11 @@
-//! The step behind one that runs, chosen before it is known what that brings.
+//! Schedules the step after a running one before the result of that is known.
 //!
-//! In decode, a step follows from the one before but for its tokens: every sequence that goes on has one row more. So it is chosen while
-//! the device computes and begins once the tokens are there; the books are kept while it runs.
+//! In decode, a step follows from the previous one except for its tokens: every sequence that goes on has one row more. So it is
+//! scheduled while the device computes and begins once the tokens are known; the bookkeeping runs meanwhile.
 //!
-//! A sequence that ends with its token, or is taken back meanwhile, has a void row in the step behind. Its blocks are free by then. That
-//! does no harm: a device runs steps in their order, so whoever is given such a block writes it later, and what can be found in it,
-//! full blocks of what was computed, lies before the row.
+//! A sequence that ends with its token, or is aborted meanwhile, has a void row in the next step. Its blocks are free by then.
+//! This is safe: a device runs steps in order, so a new owner of such a block writes it later, and the cached content of the
+//! block, full blocks of computed tokens, lies before the row.
 
 use tokens::Timestamp;
 
@@ -13,16 +13,16 @@ use super::{OpenStep, Scheduler};
 use crate::sequence::Sequence;
 use crate::{SampledToken, ScheduledSequence, SchedulerOutput};
 
-/// Steps chosen ahead in a row while requests wait that could not be admitted. Chosen: what depends on the number of steps alone, such
-/// as the end of a turn, comes hardly later.
+/// Steps scheduled ahead in a row while requests wait that could not be admitted. Chosen: events that depend on the number of
+/// steps alone, such as the end of a turn, are hardly delayed.
 const MAX_AHEAD_WHILE_WAITING: u64 = 16;
 
 impl Scheduler {
-    /// Chooses the step behind `step`, the last one chosen, whose result is still to come; `None` if it does not follow from `step`,
-    /// if somebody can be admitted, or if there is no room for it. Then some sequences may have their next block already, and what
-    /// that pushed out or is to be zeroed is part of the next step that is chosen.
+    /// Schedules the step after `step`, the last one scheduled, whose result is outstanding; `None` if it does not follow from
+    /// `step`, if a request can be admitted, or if there is no room for it. In that case some sequences may have their next block
+    /// already, and the resulting offloads and zeroes are part of the next step that is scheduled.
     ///
-    /// Its tokens are not known: [`Scheduler::complete_ahead`] names them.
+    /// Its tokens are not known: [`Scheduler::complete_ahead`] sets them.
     ///
     /// # Panics
     /// If another step than `step` is open.
@@ -40,11 +40,11 @@ impl Scheduler {
         Some(next)
     }
 
-    /// Names the tokens of `next`, which was chosen ahead: `sampled` is what the step before it brought. If all of its sequences end
-    /// with that, none is left in it. A sequence that said nothing has failed, and its row is void.
+    /// Sets the tokens of `next`, which was scheduled ahead, from `sampled`, the result of the previous step. Clears its
+    /// sequences if all of them end with that. A sequence without a sampled token has failed, and its row is void.
     ///
     /// # Panics
-    /// If `sampled` does not answer the step before.
+    /// If `sampled` does not answer the previous step.
     pub fn complete_ahead(&self, next: &mut SchedulerOutput, sampled: &[SampledToken]) {
         let mut sampled = sampled.iter();
         let mut any_goes_on = false;
@@ -61,7 +61,7 @@ impl Scheduler {
         }
     }
 
-    /// Says that `step`, which was chosen ahead, began at `now`, when the one before it ended.
+    /// Records that `step`, which was scheduled ahead, began at `now`, when the previous one ended.
     pub fn begin_ahead(&mut self, step: &SchedulerOutput, now: Timestamp) {
         self.forget_expired(now);
         self.observe_last_step(now);
@@ -69,7 +69,7 @@ impl Scheduler {
         self.time_step(step, now);
     }
 
-    /// True if all that `step` leaves open are its tokens, one for each running sequence, and nobody is to be admitted next.
+    /// True if only the tokens of `step` are unknown, one for each running sequence, and no request is to be admitted next.
     fn is_predictable(&self, step: &SchedulerOutput) -> bool {
         let is_settled = |scheduled: &ScheduledSequence| {
             let sequence = self.sequences.get(&scheduled.request_id);
@@ -83,7 +83,8 @@ impl Scheduler {
         nobody_waits && measures_nothing && step.sequences.iter().all(is_settled)
     }
 
-    /// One row more for each sequence of `step` that goes on whatever its token is; `None` if there is no room for all of them.
+    /// Returns one more row for each sequence of `step` that goes on whatever its token is; `None` if there is no room for all of
+    /// them.
     fn grow_all(&mut self, step: &SchedulerOutput) -> Option<Vec<ScheduledSequence>> {
         let mut sequences = Vec::with_capacity(step.sequences.len());
         for scheduled in &step.sequences {

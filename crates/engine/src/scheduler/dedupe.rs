@@ -1,4 +1,4 @@
-//! Waits for spans that somebody else is about to have computed.
+//! Waits for spans that another request is about to have computed.
 
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use crate::queue::Until;
 use crate::sequence::{Sequence, SpanWait};
 use crate::{KvSharingMode, SchedulerOutput};
 
-/// A wait is worth at most this part of computing the whole prompt. Chosen: the spans save several times as much.
+/// Maximum wait as a fraction of computing the whole prompt: one part in this many. Chosen: the spans save several times as much.
 const MAX_WAIT_PART: u64 = 5;
 
 impl Scheduler {
-    /// Until when a request whose prefix hit ends at `from` waits for spans rather than join `step`, and whose. Each request looks once and
-    /// waits once.
+    /// Returns the prompt that a request whose prefix hit ends at `from` waits for rather than join `step`, and until when. Each
+    /// request looks once and waits once.
     pub(super) fn awaited_prompt(
         &mut self,
         request_id: RequestId,
@@ -39,7 +39,8 @@ impl Scheduler {
         }
     }
 
-    /// Spans are worth waiting for if donors have none as good and they come in time: the step that is being made ends before.
+    /// Decides on a wait: spans are worth it if donors have none as good and they come in time, after the end of the step being
+    /// scheduled.
     fn spans_to_wait_for(&self, request_id: RequestId, from: u32, now: Timestamp, step: &SchedulerOutput) -> SpanWait {
         let sequence = &self.sequences[&request_id];
         if sequence.sharing() != KvSharingMode::Span || from + 1 >= sequence.num_prompt_tokens() {
@@ -57,7 +58,8 @@ impl Scheduler {
         }
     }
 
-    /// The request that is computing most tokens of `sequence` behind `from` in the same scope, and how many of them.
+    /// Finds the request that is computing most tokens of `sequence` after `from` in the same scope, and the number of these
+    /// tokens.
     fn spans_in_flight(&self, sequence: &Sequence, from: u32) -> Option<(RequestId, u32)> {
         if self.in_flight.has_no_prompt() {
             return None;

@@ -1,4 +1,4 @@
-//! What waiting requests will cost, and how long they should wait at most.
+//! Forecasts of the cost of waiting requests, and their maximum waits.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::queue::Forecast;
 use crate::sequence::Sequence;
 use crate::{KvSharingMode, SchedulePolicy, SchedulerOutput};
 
-/// A step whose end is still to come.
+/// A running step.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TimedStep {
     began: Timestamp,
@@ -20,17 +20,17 @@ pub(super) struct TimedStep {
     prefill_micros: u64,
 }
 
-/// How much time passes for a microsecond of predicted prefill, while there is a queue: answers take their share of each step.
+/// Ratio of elapsed time to predicted prefill time while there is a queue: answers take their share of each step.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct PrefillSlowdown {
     passed: f64,
     prefill: f64,
 }
 
-/// Weight of a step for the pace after the next one. Chosen: some 1000 steps are remembered, as many as a long queue takes.
+/// Weight of a step relative to the next one. Chosen: some 1000 steps are remembered, as many as a long queue takes.
 const SLOWDOWN_MEMORY: f64 = 0.999;
 
-/// A rank is a hit rate in parts of this.
+/// Unit of hit rates in ranks.
 const WHOLE: u64 = 1_000_000;
 
 impl PrefillSlowdown {
@@ -45,7 +45,7 @@ impl PrefillSlowdown {
 }
 
 impl Scheduler {
-    /// Learns from the last step, if this one follows at its end.
+    /// Updates the cost model with the last step, if this one follows at its end.
     pub(super) fn observe_last_step(&mut self, now: Timestamp) {
         let Some(TimedStep { began, work, prefill_micros }) = self.timed_step.take() else { return };
         let passed = now.since(began).as_secs_f64() * 1e6;
@@ -58,13 +58,13 @@ impl Scheduler {
         }
     }
 
-    /// What is to be learnt from `step`, once it has ended.
+    /// Returns the record of `step` that the cost model is updated with at its end.
     pub(super) fn timed(&self, step: &SchedulerOutput, began: Timestamp) -> TimedStep {
         let (work, prefill) = self.work_of(step);
         TimedStep { began, work, prefill_micros: self.step_costs.micros(prefill) }
     }
 
-    /// Work of `step`, and the part of it that prompts cause.
+    /// Returns the work of `step`, and the part of it that prompts cause.
     pub(super) fn work_of(&self, step: &SchedulerOutput) -> (Work, Work) {
         let moved = step.span_copies.iter().map(|copy| copy.token_ids.len() as u64);
         let copied = step.block_copies.iter().map(|copy| u64::from(copy.num_tokens));
@@ -83,7 +83,7 @@ impl Scheduler {
         };
         let mut prefill = work;
         for scheduled in &step.sequences {
-            // Void rows are those of answers.
+            // Void rows belong to decode.
             let sequence = self.sequences.get(&scheduled.request_id);
             let num_prompt_tokens = sequence.map_or(0, Sequence::num_prompt_tokens);
             for row in &scheduled.rows {
@@ -98,7 +98,7 @@ impl Scheduler {
         (work, prefill)
     }
 
-    /// Place among the waiting requests of its tenant, by policy.
+    /// Forecasts rank and work of a request, by policy.
     pub(super) fn forecast(&self, sequence: &Sequence) -> Forecast {
         if self.config.policy == SchedulePolicy::Fcfs {
             return Forecast { rank: 0, micros: self.uncached_micros(sequence) };
@@ -112,18 +112,18 @@ impl Scheduler {
         Forecast { rank, micros }
     }
 
-    /// What its prompt costs if nothing of it is cached.
+    /// Predicts the cost of its prompt if nothing of it is cached.
     pub(super) fn uncached_micros(&self, sequence: &Sequence) -> u64 {
         self.step_costs.micros(Work::of_rows(sequence.num_tokens(), sequence.num_tokens()))
     }
 
-    /// Predicted time until all that is here has its first token, in microseconds.
+    /// Predicts the time until all requests in the engine have their first token, in microseconds.
     pub(super) fn queue_micros(&self) -> u64 {
         let running: u64 = self.running.iter().map(|id| self.micros_left(&self.sequences[id])).sum();
         ((self.queue.total_micros() + running) as f64 * self.slowdown.ratio()) as u64
     }
 
-    /// From when on a request that found a queue of `queue_micros` at its arrival goes first in its tenant.
+    /// Returns the time from which on a request that arrived at a queue of `queue_micros` goes first in its tenant.
     pub(super) fn deadline(&self, arrival: Timestamp, queue_micros: u64) -> Timestamp {
         if self.config.policy == SchedulePolicy::Fcfs {
             return Timestamp(Duration::MAX);
@@ -132,7 +132,7 @@ impl Scheduler {
         Timestamp(arrival.0.saturating_add(self.config.max_overtake.max(relative)))
     }
 
-    /// Predicted time until a running sequence has computed all it knows.
+    /// Predicts the time until a running sequence has computed all its known tokens.
     pub(super) fn micros_left(&self, sequence: &Sequence) -> u64 {
         self.step_costs.micros(Work::of_rows(sequence.num_rows_left(), sequence.num_tokens()))
     }
@@ -162,7 +162,8 @@ impl Scheduler {
 }
 
 impl Scheduler {
-    /// The plan of `found` for a prompt behind a prefix hit of `prefix_end` if it pays, as far as steps have shown what work costs.
+    /// Returns the plan of `found` for a prompt after a prefix hit of `prefix_end`, rejected if it does not pay by the fitted
+    /// step costs.
     pub(super) fn gated(&self, found: &FoundSpans, sequence: &Sequence, prefix_end: u32) -> semantic::ReusePlan {
         let plan = found.plan.clone();
         if !self.step_costs.is_fitted() {
@@ -176,7 +177,7 @@ impl Scheduler {
         self.config.gate.apply(plan, estimate)
     }
 
-    /// [`work_with`] and the steps it takes. A probe has its own, since the rows to compute are known only after it.
+    /// Returns [`work_with`] and the steps it takes. A probe has its own, since the rows to compute are known only after it.
     fn steps_with(&self, sequence: &Sequence, repair: semantic::Repair, prefix_end: u32, num_reused: u32) -> Work {
         let work = work_with(sequence, repair, prefix_end, num_reused);
         let row_steps = work.rows.div_ceil(self.config.max_num_batched_tokens as u64);
@@ -184,12 +185,12 @@ impl Scheduler {
     }
 }
 
-/// Work until the first token behind a prefix hit. Spans are copied, perhaps measured, and recomputed in part.
+/// Predicts the work until the first token after a prefix hit. Spans are copied, perhaps measured, and recomputed in part.
 fn expected_work(sequence: &Sequence, prefix_end: u32) -> Work {
     work_with(sequence, sequence.request.repair, prefix_end, expected_reuse(sequence, prefix_end))
 }
 
-/// The same with `num_reused` tokens of spans, repaired by `repair`.
+/// Predicts the same with `num_reused` tokens of spans, repaired by `repair`.
 fn work_with(sequence: &Sequence, repair: semantic::Repair, prefix_end: u32, num_reused: u32) -> Work {
     let num_tokens = sequence.num_tokens();
     let num_repaired = num_reused.min((num_tokens as f32 * repair.ratio) as u32);
@@ -202,14 +203,15 @@ fn work_with(sequence: &Sequence, repair: semantic::Repair, prefix_end: u32, num
     }
 }
 
-/// Tokens of spans behind a prefix hit of `prefix_end`. If the hit has grown since they were found, it is taken to cover them first.
+/// Predicts the span tokens after a prefix hit of `prefix_end`. Assumes that a hit that has grown since they were found covers
+/// them first.
 pub(super) fn expected_reuse(sequence: &Sequence, prefix_end: u32) -> u32 {
     let Some(spans) = sequence.expected_spans else { return 0 };
     let grown = prefix_end.saturating_sub(spans.prefix_end);
     spans.num_tokens.saturating_sub(grown).min(sequence.num_tokens() - 1 - prefix_end)
 }
 
-/// Share of the known tokens whose KV is found, in parts of [`WHOLE`].
+/// Returns the share of the known tokens whose KV is found, in parts of [`WHOLE`].
 fn hit_rate(sequence: &Sequence, prefix_end: u32) -> u64 {
     let hits = prefix_end + expected_reuse(sequence, prefix_end);
     u64::from(hits) * WHOLE / u64::from(sequence.num_tokens())

@@ -1,4 +1,4 @@
-//! KV that a waiting sequence finds.
+//! Cached KV that a waiting sequence finds.
 
 use tokens::{RequestId, TenantId};
 
@@ -7,56 +7,56 @@ use crate::KvSharingMode;
 use crate::continuations::{Continued, Kept, KeptId, Room};
 use crate::sequence::Sequence;
 
-/// A partly equal block is copied if at least this share of it is equal: one block in four. Chosen; a copy of few tokens saves
-/// nothing, and would count a common first token as a hit.
+/// Minimum share of equal tokens for copying a partly equal block: one part in four. Chosen; a copy of few tokens saves nothing,
+/// and would count a common first token as a hit.
 const MIN_PARTIAL_SHARE: usize = 4;
 
-/// KV of the leading tokens of a sequence: an exact prefix, which all requests of the scope share, and perhaps the approximate KV of its
-/// conversation after it.
+/// KV of the leading tokens of a sequence: an exact prefix, which all requests of the scope share, and perhaps the approximate KV
+/// of its conversation after it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Hit {
-    /// The exact part.
+    /// Exact part.
     pub(super) prefix: kv::PrefixMatch,
-    /// The approximate part.
+    /// Approximate part.
     pub(super) kept: Option<KeptHit>,
 }
 
-/// KV that the conversation kept.
+/// KV kept for the conversation.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct KeptHit {
     pub(super) id: KeptId,
-    /// Tokens that are there, the exact prefix among them.
+    /// Number of cached tokens, including the exact prefix.
     pub(super) num_tokens: u32,
-    /// Approximate blocks.
+    /// Number of approximate blocks.
     pub(super) num_blocks: usize,
     pub(super) continued: Continued,
 }
 
 impl Hit {
-    /// Tokens.
+    /// Returns the number of tokens.
     pub(super) fn end(&self) -> u32 {
         let partial = self.prefix.partial.map_or(0, |partial| partial.num_tokens);
         self.kept.map_or((self.prefix.num_tokens + partial) as u32, |kept| kept.num_tokens)
     }
 
-    /// The answered request that it continues.
+    /// Returns the answered request that it continues.
     pub(super) fn kept_id(&self) -> Option<KeptId> {
         self.kept.map(|kept| kept.id)
     }
 
-    /// Leading tokens that are exact.
+    /// Returns the number of exact leading tokens.
     pub(super) fn num_exact_tokens(&self) -> u32 {
         self.kept.map_or_else(|| self.end(), |_| self.prefix.num_tokens as u32)
     }
 
-    /// Leading blocks that need not be allocated.
+    /// Returns the number of leading blocks that need no allocation.
     pub(super) fn num_blocks(&self) -> usize {
         self.prefix.blocks.len() + self.kept.map_or(0, |kept| kept.num_blocks)
     }
 }
 
 impl Scheduler {
-    /// KV that a waiting sequence finds. At least its last token is left to compute: there are no cached logits.
+    /// Finds the KV of a waiting sequence. At least its last token is left to compute: there are no cached logits.
     pub(super) fn hit(&self, sequence: &Sequence) -> Hit {
         let mut hit = Hit { prefix: self.match_prefix(sequence), kept: None };
         if let Some((kept, num_exact)) = self.kept_for(sequence, hit.prefix.blocks.len())
@@ -69,7 +69,7 @@ impl Scheduler {
         hit
     }
 
-    /// The exact prefix that a waiting sequence finds.
+    /// Finds the exact prefix of a waiting sequence.
     pub(super) fn match_prefix(&self, sequence: &Sequence) -> kv::PrefixMatch {
         if sequence.sharing() == KvSharingMode::Off {
             return kv::PrefixMatch::default();
@@ -81,8 +81,8 @@ impl Scheduler {
         prefix
     }
 
-    /// KV that its conversation kept after the first of `num_found` exact blocks, if it accepts approximate KV; and how many exact blocks
-    /// come before it.
+    /// Finds KV kept for its conversation after the first of `num_found` exact blocks, if it accepts approximate KV. Also returns
+    /// the number of exact blocks before it.
     pub(super) fn kept_for(&self, sequence: &Sequence, num_found: usize) -> Option<(KeptHit, usize)> {
         if !sequence.sharing().copies_spans() || sequence.trial.is_some() {
             return None;
@@ -99,7 +99,7 @@ impl Scheduler {
         is_worth_it.then_some((KeptHit { id, num_tokens, num_blocks, continued }, num_exact))
     }
 
-    /// Puts the blocks that the conversation kept, if `hit` has some, before the new ones of `slots`.
+    /// Puts the blocks kept for the conversation, if `hit` has some, before the new ones of `slots`.
     pub(super) fn after_kept(&mut self, request_id: RequestId, hit: &Hit, slots: kv::Slots) -> kv::Slots {
         let Some(kept) = hit.kept else { return slots };
         let Kept { owner, sources, mut lease, traffic, .. } = self.continuations.take(kept.id);
@@ -110,14 +110,14 @@ impl Scheduler {
         kv::Slots { lease: slots.lease.with_kept(lease), ..slots }
     }
 
-    /// Blocks kept for conversations, without those of `spared`.
+    /// Returns the number of blocks kept for conversations, without those of `spared`.
     pub(super) fn num_reclaimable(&self, tenant: Option<TenantId>, spared: Option<KeptId>) -> usize {
         let of_spared = spared.map(|id| self.continuations.get(id));
         let of_spared = of_spared.filter(|kept| tenant.is_none_or(|tenant| kept.owner.tenant == tenant));
         self.continuations.num_blocks(tenant) - of_spared.map_or(0, |kept| kept.lease.len())
     }
 
-    /// Gives up the KV of a conversation to make room: one of `tenant`, or of the tenant that keeps most. False if only `spared` is left.
+    /// Evicts the KV of a conversation: one of `tenant`, or of the tenant that keeps most. False if only `spared` is left.
     pub(super) fn reclaim(&mut self, tenant: Option<TenantId>, spared: Option<KeptId>) -> bool {
         let lease = self.continuations.pop(tenant, spared);
         let is_any = lease.is_some();
@@ -125,8 +125,8 @@ impl Scheduler {
         is_any
     }
 
-    /// Keeps the KV of a sequence that has ended for its conversation, or frees it. A client that cancels a request, or stops it at a
-    /// text, may continue too.
+    /// Keeps the KV of a sequence that has ended for its conversation, or frees it. A client that cancels a request, or stops it
+    /// at a text, may continue too.
     pub(super) fn keep_or_free(&mut self, sequence: &mut Sequence, is_sound: bool) {
         let tenant = sequence.request.tenant;
         let class = sequence.usage.and_then(|usage| usage.class);

@@ -1,4 +1,4 @@
-//! What is worth being kept in the host tier and being fetched from there.
+//! Selects the blocks that are worth offloading to the host tier and fetching from it.
 
 use kv::Place;
 
@@ -7,7 +7,7 @@ use super::admission::prefix_end;
 use crate::host::FetchGate;
 
 impl Scheduler {
-    /// Renews from which depth on the blocks that the pool gives up go to the host tier.
+    /// Updates the minimum depth from which evicted blocks go to the host tier.
     pub(super) fn choose_what_goes_to_host(&mut self) {
         if self.config.host.num_blocks == 0 {
             return;
@@ -15,7 +15,7 @@ impl Scheduler {
         let block_size = self.config.block_size.get();
         let pays = |depth: u32| self.fetch_gate().pays(1, block_size, (depth + 1) * block_size);
         let (mut low, mut high) = (0, self.config.max_model_len.div_ceil(block_size));
-        // A block takes the longer to compute the deeper it is, so that behind one that pays all do.
+        // Deeper blocks take longer to compute, so after one that pays all do.
         while low < high {
             let middle = low.midpoint(high);
             if pays(middle) { high = middle } else { low = middle + 1 }
@@ -27,7 +27,7 @@ impl Scheduler {
         FetchGate { step_costs: &self.step_costs, link: &self.host_link }
     }
 
-    /// Leaves of `prefix` what is worth fetching: the leading blocks that save most, and a part of one more if its copy pays.
+    /// Trims `prefix` to what is worth fetching: the leading blocks that save most, and a part of one more if its copy pays.
     pub(super) fn drop_unworthy(&self, prefix: &mut kv::PrefixMatch) {
         if self.step_costs.is_fitted() && prefix.blocks.iter().any(|place| place.is_host()) {
             prefix.truncate(self.num_worthy(&prefix.blocks), self.config.block_size);
@@ -39,7 +39,7 @@ impl Scheduler {
         }
     }
 
-    /// How many leading ones of `blocks` together save most, against computing them.
+    /// Returns the number of leading `blocks` that together save most, compared with computing them.
     fn num_worthy(&self, blocks: &[Place]) -> usize {
         let block_size = self.config.block_size.get();
         let mut saved = 0.0;

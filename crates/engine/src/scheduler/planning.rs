@@ -1,10 +1,10 @@
-//! Plans of spans: one for each request and state of its donors.
+//! Plans spans: one plan for each request and state of its donors.
 //!
-//! A plan takes time in proportion to its prompt, some milliseconds for the longest, on the thread that everybody waits for. So it is made
-//! once and kept until the request is admitted, unless donors came or went meanwhile or the blocks it needs are gone. Between two steps
-//! only so many tokens are planned for; what arrives beyond that is planned with later steps, and until then counts without spans.
-//! It was considered to plan on another thread: that needs a copy of the index, or a lock around it, and makes the order of steps depend on
-//! who is faster.
+//! A plan takes time in proportion to its prompt, some milliseconds for the longest, on the thread that all requests wait for. So
+//! the scheduler plans once and keeps the plan until admission, unless donors changed meanwhile or the blocks it needs were
+//! evicted. Between two steps it plans for a limited number of tokens; later steps plan for the other arrivals, which count
+//! without spans until then. Planning on another thread was considered: it needs a copy of the index, or a lock around it, and
+//! makes the order of steps depend on thread timing.
 
 use std::collections::VecDeque;
 
@@ -17,25 +17,26 @@ use crate::host::FetchGate;
 use crate::sequence::{ExpectedSpans, Planned, Sequence, Shadow};
 use crate::{KvSharingMode, SchedulePolicy, SchedulerOutput, SpanOutcome};
 
-/// Tokens of prompts planned for between two steps; one prompt may be longer. Chosen: the longest common context, some milliseconds.
+/// Maximum prompt tokens planned for between two steps; one prompt may be longer. Chosen: the longest common context, some
+/// milliseconds.
 const MAX_PLANNED_TOKENS_PER_STEP: usize = 1 << 17;
 
-/// Plans so far, and those to come.
+/// Statistics of plans, and postponed ones.
 #[derive(Debug, Default)]
 pub(super) struct PlanBook {
     /// Prompt tokens planned for since the last step.
     num_tokens: usize,
-    /// Waiting requests that arrived when there was no time to plan for them.
+    /// Waiting requests that arrived when the planning budget was used up.
     postponed: VecDeque<RequestId>,
     work: PlanningWork,
 }
 
-/// The work that plans took so far.
+/// Work of all plans so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PlanningWork {
-    /// Plans made.
+    /// Number of plans.
     pub num_plans: u64,
-    /// Most prompt tokens planned for between two steps.
+    /// Maximum of prompt tokens planned for between two steps.
     pub max_tokens_per_step: usize,
     /// Steps of all plans.
     pub steps: Steps,
@@ -55,13 +56,13 @@ impl PlanBook {
 }
 
 impl Scheduler {
-    /// The work that plans of spans took so far.
+    /// Returns the work of all plans of spans so far.
     #[must_use]
     pub fn planning_work(&self) -> PlanningWork {
         self.plans.work
     }
 
-    /// Spans for a request that is added. They count like this until it is admitted.
+    /// Predicts the spans of a request that is being added. The prediction holds until its admission.
     pub(super) fn expect_spans(&mut self, sequence: &mut Sequence) -> Option<ExpectedSpans> {
         if self.config.policy == SchedulePolicy::Fcfs || !sequence.sharing().copies_spans() || sequence.trial.is_some() {
             return None;
@@ -78,7 +79,7 @@ impl Scheduler {
         Some(ExpectedSpans { prefix_end, num_tokens: spans.plan.num_reused_tokens() })
     }
 
-    /// Plans for requests that came when there was no time, as far as there is now.
+    /// Plans for postponed requests, as far as the budget allows.
     pub(super) fn plan_postponed(&mut self) {
         self.plans.num_tokens = 0;
         while let Some(&request_id) = self.plans.postponed.front() {
@@ -98,14 +99,15 @@ impl Scheduler {
         }
     }
 
-    /// True if there is time to plan spans after a prefix hit up to `from` before `step` begins, as there is if nothing runs in it.
+    /// True if the budget allows planning spans after a prefix hit up to `from` before `step` begins; always if nothing else runs
+    /// in it.
     pub(super) fn may_plan(&self, sequence: &Sequence, from: u32, step: &SchedulerOutput) -> bool {
         let is_alone = self.running.is_empty() && step.probes.is_empty();
         let is_due = is_due(sequence, from) && !self.is_planned(sequence, from);
         is_alone || !is_due || self.plans.has_time_for(sequence.num_tokens() as usize)
     }
 
-    /// Spans for a waiting request behind a prefix hit up to `from`, as they are now; `None` when none were looked for.
+    /// Finds the current spans of a waiting request after a prefix hit up to `from`; `None` if it searches for none.
     pub(super) fn find_spans(&mut self, request_id: RequestId, from: u32) -> Option<Result<FoundSpans, SpanOutcome>> {
         if !is_due(&self.sequences[&request_id], from) {
             return None;
@@ -124,13 +126,13 @@ impl Scheduler {
         Some(found)
     }
 
-    /// The spans that a trial is to reuse, if they are still there.
+    /// Returns the spans that a trial is to reuse, if they are still resident.
     pub(super) fn spans_of_trial(&self, sequence: &Sequence, from: u32) -> Option<FoundSpans> {
         let spans = sequence.trial.as_ref()?.shadow.spans.clone();
         self.with_sources(spans, sequence, from)
     }
 
-    /// `found` if it pays and may be used. What may not be used before it has proven itself is kept for a trial.
+    /// Returns `found` if it pays and may be used. Keeps unproven spans for a trial.
     fn worthy_spans(&mut self, mut found: FoundSpans, sequence: &mut Sequence, from: u32) -> Result<FoundSpans, SpanOutcome> {
         found.plan = self.gated(&found, sequence, from);
         if let Some(reason) = found.plan.rejected {
@@ -154,13 +156,13 @@ impl Scheduler {
         permission.map(|()| found)
     }
 
-    /// The plan of `sequence` with the blocks it needs.
+    /// Returns the plan of `sequence` with the blocks it needs.
     fn resident_spans(&mut self, sequence: &mut Sequence, from: u32) -> Result<FoundSpans, SpanOutcome> {
         let found = self.planned_spans(sequence, from)?;
         if let Some(found) = self.with_sources(found, sequence, from) {
             return Ok(found);
         }
-        // Blocks have gone since.
+        // Blocks were evicted since.
         let found = self.plan_spans(sequence, from, Residency::Estimated)?;
         if let Some(found) = self.with_sources(found, sequence, from) {
             return Ok(found);
@@ -183,7 +185,7 @@ impl Scheduler {
         self.donors.version(scopes(sequence.request.scope, &sequence.request.readable))
     }
 
-    /// The plan that was kept if it still holds, else a new one.
+    /// Returns the kept plan if it still holds, else a new one.
     fn planned_spans(&mut self, sequence: &mut Sequence, from: u32) -> Result<PlannedSpans, SpanOutcome> {
         match &sequence.planned {
             Some(planned) if self.is_planned(sequence, from) => planned.spans.clone(),

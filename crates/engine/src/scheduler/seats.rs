@@ -1,13 +1,13 @@
-//! The choice of the sequence that gives way when seats or blocks run out.
+//! Selects the sequence to preempt when seats or blocks run out.
 //!
-//! Seats and blocks are shared by tenants like rows. A tenant with nothing running gets the next seat at the next step: if there is none,
-//! or no room, the tenant that holds most gives up its newest sequence, as long as it has more than its part and not only that one. Where
-//! there are more tenants than seats, or their only sequences fill the pool, they take turns. A request that needs more than its tenant's
-//! part of the pool waits until the pool empties by itself; when it has waited long, it claims what it needs, and nobody else is admitted
-//! before it.
+//! Tenants share seats and blocks like rows. A tenant with nothing running gets the next seat at the next step: if no seat or
+//! room is free, the scheduler preempts the newest sequence of the tenant that holds most, as long as that has more than its part
+//! and more than one sequence. If there are more tenants than seats, or their only sequences fill the pool, they take turns. A
+//! request that needs more than its tenant's part of the pool waits until the pool empties by itself; after a long wait, it
+//! claims what it needs, and no other request is admitted before it.
 //!
-//! A sequence that was preempted is readmitted before others of its tenant, and is then safe until it has gained more than it lost: at
-//! most half of all work is done twice.
+//! A preempted sequence is readmitted before others of its tenant, and is then protected until it has gained more than it lost:
+//! at most half of all work is done twice.
 
 use std::collections::BTreeMap;
 
@@ -19,23 +19,23 @@ use super::share::Demand;
 use crate::queue::Ticket;
 use crate::sequence::Sequence;
 
-/// Steps of a sequence after which its seat may go to another tenant although its own has no second one. Chosen: a few dozen tokens make
-/// a readmission worth while.
+/// Steps of a sequence after which another tenant may take its seat although its own has no second one. Chosen: a few dozen
+/// tokens make a readmission worth while.
 const TURN_STEPS: u64 = 64;
 
-/// Steps after which a request that was refused for want of blocks claims them. Chosen: most sequences end in that time.
+/// Steps after which a request that was refused for lack of blocks claims them. Chosen: most sequences end in that time.
 const CLAIM_STEPS: u64 = 256;
 
-/// Tokens that a request gains by a claim, at least. Chosen: as many steps as a turn.
+/// Minimum tokens that a request gains by a claim. Chosen: as many steps as a turn.
 const CLAIM_GAIN: u32 = 64;
 
-/// The way to a seat and blocks for a request.
+/// Result of the search for a seat and blocks for a request.
 pub(super) enum Way {
-    /// There is a seat and room for it.
+    /// A seat and room are available.
     Free,
-    /// There is not.
+    /// No seat or no room is available.
     Barred,
-    /// There will be once others may be preempted, if nobody else takes it.
+    /// Both become available once others may be preempted, if no other request takes them.
     Claimed,
 }
 
@@ -50,9 +50,9 @@ struct Holding {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Missing {
     Seat,
-    /// Some blocks, for a request within its tenant's part of the pool.
+    /// Blocks, for a request within its tenant's part of the pool.
     Blocks,
-    /// Some blocks, for one that has waited long.
+    /// Blocks, for a request that has waited long.
     Claim,
 }
 
@@ -76,7 +76,7 @@ impl Scheduler {
             match self.room(ticket.request_id, hit) {
                 kv::Allocation::Ready(()) => break,
                 kv::Allocation::QuotaExhausted { .. } => return Way::Barred,
-                // Each victim leaves the block of its own growth besides.
+                // Each victim also frees the headroom block for its own growth.
                 kv::Allocation::CapacityExhausted { short_by } if short_by <= freed + victims.len() => break,
                 kv::Allocation::CapacityExhausted { .. } => {
                     match missing.and_then(|missing| self.victim(ticket.tenant, missing, &victims)) {
@@ -87,7 +87,7 @@ impl Scheduler {
             }
         }
         self.preempt_all(ticket.request_id, victims, demand);
-        // Blocks that victims shared with others have not come free.
+        // Blocks that victims shared with others were not freed.
         while !matches!(self.room(ticket.request_id, hit), kv::Allocation::Ready(())) {
             match missing.and_then(|missing| self.victim(ticket.tenant, missing, &[])) {
                 Some(victim) => self.preempt_all(ticket.request_id, vec![victim], demand),
@@ -115,7 +115,7 @@ impl Scheduler {
         self.pool.check_room(&self.slot_request(sequence, hit, num_new))
     }
 
-    /// Gives up KV kept for conversations until there is room.
+    /// Evicts KV kept for conversations until there is room.
     fn reclaim_for(&mut self, ticket: Ticket, hit: &Hit) {
         loop {
             let of_tenant = match self.room(ticket.request_id, hit) {
@@ -129,7 +129,7 @@ impl Scheduler {
         }
     }
 
-    /// For want of what blocks a request may preempt others, if it may.
+    /// Returns the resource for which a request may preempt others, if any.
     fn missing(&self, ticket: Ticket) -> Option<Missing> {
         let sequence = &self.sequences[&ticket.request_id];
         if sequence.tenure.short_since.is_some_and(|since| self.num_steps - since >= CLAIM_STEPS) {
@@ -140,8 +140,8 @@ impl Scheduler {
         (self.queue.num_running(ticket.tenant) == 0 && is_within_part).then_some(Missing::Blocks)
     }
 
-    /// Notes that a request is refused for want of blocks. When it claims them, others wait for it as long as its own tenant does not
-    /// hold what it needs.
+    /// Records that a request is refused for lack of blocks. When it claims them, others wait for it as long as its own tenant
+    /// does not hold what it needs.
     fn bar(&mut self, ticket: Ticket, hit: &Hit) -> Way {
         let own = self.holdings(ticket.tenant)[&ticket.tenant];
         let sequence = &self.sequences[&ticket.request_id];
@@ -157,7 +157,7 @@ impl Scheduler {
         self.config.block_size.blocks_for(sequence.num_tokens() as usize)
     }
 
-    /// Holdings of each tenant with running sequences; `also` is named in any case.
+    /// Returns the holdings of each tenant with running sequences, and of `also`.
     fn holdings(&self, also: TenantId) -> BTreeMap<TenantId, Holding> {
         let mut holdings = BTreeMap::from([(also, Holding::default())]);
         for sequence in self.running.iter().map(|id| &self.sequences[id]) {
@@ -168,8 +168,8 @@ impl Scheduler {
         holdings
     }
 
-    /// The sequence that gives way to `tenant`, besides those in `already`: the newest of the tenant that holds most, or one that has had
-    /// its turn.
+    /// Selects the sequence to preempt for `tenant`, besides those in `already`: the newest of the tenant that holds most, or one
+    /// that has had its turn.
     fn victim(&self, tenant: TenantId, missing: Missing, already: &[RequestId]) -> Option<RequestId> {
         let mut holdings = self.holdings(tenant);
         for victim in already {
@@ -206,12 +206,14 @@ impl Scheduler {
         newest.or_else(longest).map(|(_, sequence)| sequence.request_id)
     }
 
-    /// True if a running sequence may give way: it has computed something since its admission, and no less than it lost before.
+    /// True if a running sequence may be preempted: it has computed something since its admission, and no less than it lost
+    /// before.
     fn may_be_preempted(&self, sequence: &Sequence) -> bool {
         sequence.tenure.since < self.num_steps && sequence.num_computed_tokens() >= sequence.tenure.protected_until
     }
 
-    /// The running sequence that gives way when one has no room to grow: the newest of the tenant that holds most, if it may be preempted.
+    /// Selects the running sequence to preempt when one has no room to grow: the newest of the tenant that holds most, if it may
+    /// be preempted.
     pub(super) fn victim_of_growth(&self) -> RequestId {
         let last = *self.running.last().expect("a sequence that grows is running");
         let holdings = self.holdings(self.sequences[&last].request.tenant);
@@ -225,10 +227,10 @@ impl Scheduler {
         running.max_by_key(rank).map_or(last, |(_, sequence)| sequence.request_id)
     }
 
-    /// The running sequence of `tenant` that was admitted last.
+    /// Returns the running sequence of `tenant` that was admitted last.
     ///
     /// # Panics
-    /// If nothing of it runs.
+    /// If `tenant` has no running sequence.
     pub(super) fn last_of(&self, tenant: TenantId) -> RequestId {
         let mut newest_first = self.running.iter().rev();
         *newest_first.find(|id| self.sequences[*id].request.tenant == tenant).expect("a sequence that grows is running")

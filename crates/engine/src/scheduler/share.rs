@@ -1,21 +1,21 @@
-//! Divides the rows of a step.
+//! Divides the rows of a step among requests.
 //!
-//! Every running sequence gets one row, which is all that an answer needs. The other rows are for prompts. Tenants get equal parts of the
-//! time they take, and what one does not need goes to the others: no tenant is limited while no other one has use for a row. A tenant
-//! whose shortest prompt is longer than one of another tenant gets the smaller part for it, in proportion, down to `long_prompt_share`.
-//! So a prompt of many steps never keeps another tenant from a first token, however long it has been here. Lengths are those without any
-//! cache: what others have cached is not told.
+//! Every running sequence gets one row, which suffices for decode. The other rows are for prompts. Tenants get equal parts of the
+//! time they take, and the unused part of one goes to the others: a tenant is limited only while another one can use a row. A
+//! tenant whose shortest prompt is longer than one of another tenant gets the smaller part for it, in proportion, down to
+//! `long_prompt_share`. So a prompt of many steps never keeps another tenant from a first token, however long it has been
+//! running. Lengths are those without any cache: the division does not reveal what other tenants have cached.
 //!
-//! While several tenants come and go, the prompts of one of them take less time in a step than the shortest prompt that another one sent
-//! of late: that one may come again, and then waits for the end of a step and shares the next one. A step that would cost too much for
-//! its few rows is longer.
+//! While several tenants come and go, the prompts of one of them take less time in a step than the shortest recent prompt of
+//! another one: that tenant may send another, which then waits for the end of a step and shares the next one. A step that would
+//! cost too much for its few rows is longer.
 //!
-//! Beside answers of other tenants, the time that prompts take in a step is bounded by what the step takes without them: otherwise each
-//! token of those answers would take as long as a step full of prompt. And where several tenants come and go, no step takes many times as
-//! long as others because its rows are deep in a long prompt: a tenant that comes next has to wait for its end.
+//! Alongside answers of other tenants, the time that prompts take in a step is bounded by the step's time without them: otherwise
+//! each token of those answers would take as long as a step full of prompt. If several tenants come and go, no step takes many
+//! times as long as others because its rows are deep in a long prompt: the next tenant has to wait for its end.
 //!
-//! Within a tenant prompts go in the order of their admission; by [`SchedulePolicy::RemainingWork`], one gets `long_prompt_share` while a
-//! far shorter one runs or is next. Only those who are far shorter profit: if several long prompts went on beside each other, all of
+//! Within a tenant prompts go in the order of their admission; by [`SchedulePolicy::RemainingWork`], one gets `long_prompt_share`
+//! while a far shorter one runs or is next. Only far shorter prompts profit: if several long prompts ran concurrently, all of
 //! them would end when the last one does.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -28,28 +28,29 @@ use crate::cost::Work;
 use crate::queue::Ticket;
 use crate::sequence::Sequence;
 
-/// A prompt is long beside another one that has this many times less work (algorithms of batch formation bin by the same ratio).
+/// Ratio of work from which a prompt counts as long compared with another one (algorithms of batch formation bin by the same
+/// ratio).
 const LONG_RATIO: u64 = 4;
 
-/// Prompts take at most this many times as long as the rest of a step with answers of other tenants. Chosen: those answers take 2.5
-/// times as long as alone, and a prompt 1.7 times.
+/// Maximum ratio of the time of prompts to the rest of a step with answers of other tenants. Chosen: those answers take 2.5 times
+/// as long as alone, and a prompt 1.7 times.
 const PROMPT_TIME_RATIO: f64 = 1.5;
 
-/// Of the time that prompts may take in a step, they get this part all the same. Chosen: the prediction may be far off.
+/// Minimum part that prompts get of their time in a step. Chosen: the prediction may be far off.
 const MIN_PROMPT_PART: f64 = 0.02;
 
-/// A step of prompts may take so many times as long as one whose rows all belong to a prompt of as many tokens. Chosen: smaller steps cost
-/// more each, and this is hardly met below some 10,000 tokens.
+/// Maximum ratio of a step of prompts to one whose rows all belong to a prompt of as many tokens. Chosen: smaller steps cost more
+/// each, and this is hardly reached below some 10,000 tokens.
 const MAX_STEP_RATIO: f64 = 1.5;
 
-/// The prompts of a tenant take this part of the time of the shortest prompt that another one sent of late. Chosen: that one waits for
+/// Part of the time of another tenant's shortest recent prompt that the prompts of a tenant take. Chosen: that prompt waits for
 /// such a step and shares the next, and is done after 2.5 times its own time.
 const SHORT_PROMPT_PART: f64 = 0.75;
 
-/// A prompt of at most so many times the tokens of another one is about as short. Chosen.
+/// Maximum ratio of tokens at which a prompt counts as about as short as another one. Chosen.
 const ABOUT_AS_SHORT: u32 = 2;
 
-/// The prompts of a tenant take at least so many times what a step costs without rows. Chosen: they keep three quarters of their
+/// Minimum ratio of the time of a tenant's prompts to the cost of a step without rows. Chosen: they keep three quarters of their
 /// throughput.
 const MIN_STEP_COST_RATIO: f64 = 3.0;
 
@@ -58,28 +59,28 @@ const MIN_STEP_COST_RATIO: f64 = 3.0;
 pub(super) struct Prompt {
     request_id: RequestId,
     tenant: TenantId,
-    /// Rows it could compute, but for the one that every sequence gets.
+    /// Rows it could compute, besides the one that every sequence gets.
     rows: usize,
-    /// Predicted time to its first token: known to its own tenant only.
+    /// Predicted time to its first token: visible to its own tenant only.
     micros: u64,
-    /// What it would be without any cache: what others may see.
+    /// Predicted time without any cache: visible to others.
     uncached_micros: u64,
     /// Predicted time of one row.
     row_micros: f64,
     /// Time that its tenant's prompts may take in a step.
     tenant_micros: f64,
-    /// It is admitted in this step.
+    /// True if it is admitted in this step.
     is_new: bool,
 }
 
-/// Rows that running sequences could compute in the step that is being chosen.
+/// Rows that running sequences could compute in the step being scheduled.
 #[derive(Debug)]
 pub(super) struct Demand {
-    /// In the order of their admission.
+    /// In order of admission.
     prompts: Vec<Prompt>,
     /// Tenant of each running sequence that needs one row.
     answers: HashMap<RequestId, TenantId>,
-    /// Running sequences whose spans are measured have no rows, but cost as much as these.
+    /// Row equivalents of running sequences whose spans are measured; these have no rows themselves.
     num_measured: usize,
     max_rows: usize,
     /// Time of a step whose rows all belong to a prompt of as many tokens, in microseconds.
@@ -88,7 +89,7 @@ pub(super) struct Demand {
     max_micros: f64,
     long_share: f64,
     ranks_prompts: bool,
-    /// Predicted time of the next one that waits of each tenant with prompts.
+    /// Predicted time of the next waiting request of each tenant with prompts.
     next_micros: BTreeMap<TenantId, u64>,
 }
 
@@ -96,15 +97,15 @@ pub(super) struct Demand {
 #[derive(Clone, Copy, Debug)]
 struct Claim {
     rows: usize,
-    /// Of its shortest prompt.
+    /// Predicted time of its shortest prompt without any cache.
     uncached_micros: u64,
-    /// Of a row that takes longest.
+    /// Predicted time of its slowest row.
     row_micros: f64,
     max_micros: f64,
 }
 
 impl Claim {
-    /// No more rows than take the longest time that they may.
+    /// Limits the rows to its maximum time.
     fn bounded(self) -> Self {
         let rows = (self.max_micros / self.row_micros.max(1e-3)).max(1.0) as usize;
         Self { rows: self.rows.min(rows), ..self }
@@ -114,14 +115,14 @@ impl Claim {
         num_rows as f64 * self.row_micros
     }
 
-    /// Rows in `micros`, at most those it wants. What is missing by rounding alone counts.
+    /// Returns the rows that fit into `micros`, at most its demand. Compensates for rounding.
     fn rows_in(&self, micros: f64) -> usize {
         ((micros / self.row_micros.max(1e-3) + 1e-6) as usize).min(self.rows)
     }
 }
 
 impl Prompt {
-    /// True if one of the same tenant that takes `micros` is far shorter.
+    /// True if a prompt of the same tenant that takes `micros` is far shorter.
     fn is_long_beside(&self, micros: u64) -> bool {
         micros.saturating_mul(LONG_RATIO) <= self.micros
     }
@@ -146,12 +147,12 @@ impl Demand {
         self.answers.remove(&request_id);
     }
 
-    /// Rows that are left when each running sequence has one.
+    /// Returns the rows that are left when each running sequence has one.
     fn num_free(&self) -> usize {
         self.max_rows.saturating_sub(self.prompts.len() + self.answers.len() + self.num_measured)
     }
 
-    /// Of the prompts here and `another` one.
+    /// Returns the claims of the current prompts and `another` one.
     fn claims(&self, another: Option<&Prompt>) -> BTreeMap<TenantId, Claim> {
         let mut claims = BTreeMap::new();
         self.prompts.iter().chain(another).for_each(|prompt| prompt.add_to(&mut claims));
@@ -172,7 +173,7 @@ impl Demand {
         taken.sum::<usize>() < granted
     }
 
-    /// Rows of each running sequence besides its first one; those that get none are left out.
+    /// Returns the rows of each running sequence besides its first one; omits sequences that get none.
     pub(super) fn grants(&self, answer_micros: f64) -> HashMap<RequestId, usize> {
         let claims = self.claims(None);
         let mut granted = self.divide(&claims, self.num_free());
@@ -184,7 +185,7 @@ impl Demand {
         grants
     }
 
-    /// Divides `num_rows` among tenants, by the time they take: a row deep in a long prompt takes many times as long as one of a short one.
+    /// Divides `num_rows` among tenants by time: a row deep in a long prompt takes many times as long as one of a short prompt.
     fn divide(&self, claims: &BTreeMap<TenantId, Claim>, num_rows: usize) -> BTreeMap<TenantId, usize> {
         let shortest = claims.values().map(|claim| claim.uncached_micros).min().unwrap_or(0) as f64;
         let least = self.long_share / (1.0 - self.long_share).max(self.long_share);
@@ -197,12 +198,12 @@ impl Demand {
         let parts = fill(wanted.collect(), micros);
         let mut granted: BTreeMap<_, _> =
             claims.iter().map(|(&id, claim)| (id, claim.rows_in(parts[&id]).min(num_rows))).collect();
-        // Rows are left if those of some take longer than the cheapest ones: first for who takes the least time with them.
+        // Rows are left if some take longer than the cheapest ones: they go first to the tenant with the cheapest rows.
         let mut left = num_rows.saturating_sub(granted.values().sum());
         let mut micros_left = self.max_micros - claims.iter().map(|(id, claim)| claim.micros(granted[id])).sum::<f64>();
         for (id, claim) in by_cost {
             let rows = granted.get_mut(id).expect("every claim is granted something");
-            // Whatever is predicted, a row is left for everybody while there are any.
+            // Regardless of predictions, every tenant gets a row while there are any.
             let affordable = claim.rows_in(micros_left.max(0.0)).max(usize::from(*rows == 0));
             let more = (claim.rows - *rows).min(left).min(affordable);
             *rows += more;
@@ -212,7 +213,7 @@ impl Demand {
         granted
     }
 
-    /// Bounds the time of prompts in a step with answers, which take `answer_micros`, of a tenant that has no prompts in it.
+    /// Bounds the time of prompts in a step with answers, which take `answer_micros`, of a tenant without prompts in it.
     fn spare_answers(&self, claims: &BTreeMap<TenantId, Claim>, granted: &mut BTreeMap<TenantId, usize>, answer_micros: f64) {
         let micros: f64 = granted.iter().map(|(tenant, &rows)| claims[tenant].micros(rows)).sum();
         let least = MIN_PROMPT_PART * self.full_micros;
@@ -222,7 +223,7 @@ impl Demand {
         }
     }
 
-    /// Rows of a long prompt besides its first one, in a tenant that is granted `num_rows`.
+    /// Returns the rows of a long prompt besides its first one, in a tenant that is granted `num_rows`.
     fn long_limit(&self, num_rows: usize) -> usize {
         let part = num_rows as f64 / self.num_free().max(1) as f64;
         (self.max_rows as f64 * part * self.long_share).ceil().max(1.0) as usize - 1
@@ -247,7 +248,7 @@ impl Demand {
 
 /// Gives each of `wanted` a part of `amount` by its weight, and no more than it wants.
 fn fill(mut wanted: Vec<(TenantId, f64, f64)>, amount: f64) -> BTreeMap<TenantId, f64> {
-    // Those who are content with less than their part come first, so that what they leave goes to all others.
+    // Tenants with less demand than their part come first, so that the rest of it goes to all others.
     wanted.sort_by(|a, b| (a.1 / a.2).total_cmp(&(b.1 / b.2)).then(a.0.cmp(&b.0)));
     let mut weights: f64 = wanted.iter().map(|&(.., weight)| weight).sum();
     let mut left = amount;
@@ -283,7 +284,7 @@ impl Scheduler {
         demand
     }
 
-    /// Adds what a running sequence could compute.
+    /// Adds the rows that a running sequence could compute.
     pub(super) fn add_demand(&self, request_id: RequestId, demand: &mut Demand) {
         let prompt = self.prompt(&self.sequences[&request_id]);
         match prompt.rows {
@@ -310,8 +311,8 @@ impl Scheduler {
         }
     }
 
-    /// Time that prompts of `tenant` may take in a step, one of `num_tokens` among them. That one is not cut if it is about as short as
-    /// those of others.
+    /// Returns the time that prompts of `tenant`, including one of `num_tokens`, may take in a step. That prompt is not cut if it
+    /// is about as short as those of others.
     fn tenant_micros(&self, tenant: TenantId, num_tokens: u32) -> f64 {
         let Some(shortest) = self.recent.shortest_of_others(tenant) else { return f64::INFINITY };
         let micros = |num_tokens| self.step_costs.exact_micros(Work::of_rows(num_tokens, num_tokens));
@@ -319,14 +320,14 @@ impl Scheduler {
         whole.max(SHORT_PROMPT_PART * micros(shortest)).max(MIN_STEP_COST_RATIO * self.step_costs.prompt_step_micros())
     }
 
-    /// Rows that a waiting request would compute.
+    /// Returns the rows that a waiting request would compute.
     pub(super) fn wanted(&self, ticket: Ticket) -> Prompt {
         let prompt = self.prompt(&self.sequences[&ticket.request_id]);
         let forecast = self.queue.get(ticket.key).map(|waiting| waiting.forecast.micros).filter(|&micros| micros > 0);
         Prompt { micros: forecast.unwrap_or(prompt.micros), ..prompt }
     }
 
-    /// Predicted time of a step that computes one row of each sequence that answers, in microseconds.
+    /// Predicts the microseconds of a step that computes one row of each sequence in decode.
     pub(super) fn answer_micros(&self, demand: &Demand) -> f64 {
         let mut work = Work::default();
         for request_id in demand.answers.keys() {

@@ -1,4 +1,4 @@
-//! Folds the result of a step back in.
+//! Updates the scheduler with the result of a step.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ use crate::{
 };
 
 impl Scheduler {
-    /// Folds in what came back from `step`, the first one that is open. Call exactly once for each step.
+    /// Processes the result of `step`, the first open one. Call exactly once for each step.
     ///
     /// # Panics
     /// If `output` does not answer `step`: the executor is broken, and the pool cannot be trusted any more.
@@ -70,14 +70,14 @@ impl Scheduler {
         std::mem::take(&mut self.events)
     }
 
-    /// Whether a row that was chosen ahead stands at the frontier of a sequence, which has not ended then.
+    /// True if a row that was scheduled ahead is at the frontier of a sequence that has not ended.
     fn goes_on(&self, scheduled: &ScheduledSequence) -> bool {
         let sequence = self.sequences.get(&scheduled.request_id);
         sequence.is_some_and(|sequence| sequence.num_computed_tokens() == scheduled.rows[0].position)
     }
 
-    /// Ends a request whose logits are no numbers. Its KV may hold what is none, too: nobody else may find it. A row that was chosen ahead
-    /// may be of a request that has ended.
+    /// Ends a request with non-finite logits. Its KV may be non-finite too, so lookups must not find it. A row that was scheduled
+    /// ahead may belong to a request that has ended.
     fn fail(&mut self, request_id: RequestId) {
         let Some(sequence) = self.sequences.get_mut(&request_id) else { return };
         tracing::error!(%request_id, num_tokens = sequence.num_tokens(), "the model's logits are no numbers: the request ends");
@@ -88,7 +88,8 @@ impl Scheduler {
         self.pool.erase(is_its_own);
     }
 
-    /// A donor disagrees: its receiver computes everything behind its prefix hit, and nobody else receives from it.
+    /// Rejects a donor that failed the check: its receiver computes everything after its prefix hit, and no other request copies
+    /// from it.
     fn reject_span(&mut self, rejected: &RejectedSpan) {
         let request_id = rejected.request_id;
         tracing::info!(%request_id, donor = %rejected.donor, error = rejected.max_relative_error, "donor rejected");
@@ -116,7 +117,7 @@ impl Scheduler {
         self.compute_in_full(request_id);
     }
 
-    /// Chooses what to recompute of the moved spans of a request.
+    /// Selects the tokens to recompute in the moved spans of a request.
     fn repair(&mut self, probe: &ProbedSequence, measured: &[semantic::TokenDeviation]) {
         let request_id = probe.request_id;
         let sequence = self.sequences.get_mut(&request_id).expect("a probed sequence is known");
@@ -142,14 +143,14 @@ impl Scheduler {
             self.span_lookups.count(outcome);
             self.compute_in_full(request_id);
         }
-        // Readers left of all spans have been computed by being asked, and saw nothing that will change.
+        // The probe computed readers left of all spans already, and their inputs will not change.
         let first_span = probe.reused.first().map_or(0, |range| range.start);
         if probe.probe.readers == semantic::Readers::FreshRowsAllLayers && first_span > probe.first_position {
             self.advance(request_id, first_span - 1);
         }
     }
 
-    /// Computes everything if what stays of the moved spans of a request deviates too much deeper in the model.
+    /// Recomputes everything if the remaining moved tokens of a request deviate too much deeper in the model.
     fn trust(&mut self, probe: &ProbedSequence, measured: &[semantic::TokenDeviation]) {
         let request_id = probe.request_id;
         let sequence = self.sequences.get_mut(&request_id).expect("a probed sequence is known");
@@ -172,8 +173,8 @@ impl Scheduler {
         self.compute_in_full(request_id);
     }
 
-    /// Nothing computed so far depends on a donor: everything after the prefix hit will be exact, unless that is approximate
-    /// itself.
+    /// Drops the donors of a request on whose spans no computed token depends: everything after the prefix hit will be exact,
+    /// unless the prefix itself is approximate.
     fn compute_in_full(&mut self, request_id: RequestId) {
         let sequence = self.sequences.get_mut(&request_id).expect("a running sequence is known");
         sequence.drop_spans();
@@ -221,7 +222,7 @@ impl Scheduler {
         }
     }
 
-    /// Gives up recording what `request_id` says if that, with all else that is kept for verification, takes too many bytes.
+    /// Stops recording the answer of `request_id` if the bytes kept for verification exceed the limit.
     fn bound_recording(&mut self, request_id: RequestId) {
         let is_recorded = self.sequences.get(&request_id).is_some_and(|sequence| sequence.said.is_some());
         if is_recorded && !self.verifier.may_record(self.num_recording_bytes()) {
@@ -229,7 +230,7 @@ impl Scheduler {
         }
     }
 
-    /// Moves the frontier, and makes the blocks behind it findable. Whether the prompt's end was reached for the first time.
+    /// Moves the frontier, and caches the full blocks before it. Returns true if it reached the prompt's end for the first time.
     fn advance(&mut self, request_id: RequestId, last_position: u32) -> bool {
         let sequence = self.sequences.get_mut(&request_id).expect("a scheduled sequence is known");
         let block_size = self.config.block_size;
@@ -251,7 +252,7 @@ impl Scheduler {
         reaches_prompt_end
     }
 
-    /// The prompt was computed: it may serve as donor, and its log probabilities are complete.
+    /// Reports a computed prompt: it may serve as donor, and its log probabilities are complete.
     fn report_prompt(&mut self, request_id: RequestId) {
         self.in_flight.remove_prompt(request_id);
         self.is_stuck &= !self.queue.wake_prompt(request_id);
@@ -267,7 +268,7 @@ impl Scheduler {
         }
     }
 
-    /// Ends a request that is not in the queue any more.
+    /// Ends a request that is no longer in the queue.
     pub(super) fn finish(&mut self, request_id: RequestId, reason: FinishReason) {
         self.compute_no_more(request_id);
         let mut sequence = self.sequences.remove(&request_id).expect("only known requests end");

@@ -1,4 +1,4 @@
-//! The answers that are compared with full computation, and the steps that do it.
+//! Schedules the comparison of answers with full computation.
 
 use std::time::Duration;
 
@@ -14,29 +14,29 @@ use crate::queue::ArrivalKey;
 use crate::sequence::Sequence;
 use crate::verifier::{AnswerToVerify, Comparison, num_bytes};
 
-/// Rows of a comparison's step before steps have shown what work costs. Chosen: on the slowest machines these still take a fraction of a
+/// Rows of a comparison's step before the step costs are fitted. Chosen: on the slowest machines these still take a fraction of a
 /// second, and on all others far less than a step of a prompt.
 const ROWS_AT_FIRST: usize = 16;
 
 /// Room for a comparison.
 enum Room {
-    /// It can run without pushing out anything that was used lately.
+    /// It can run without evicting recently used blocks.
     Free,
     /// There is too little at present.
     Short,
-    /// The KV that it is to reuse is not there any more.
+    /// The KV that it is to reuse was evicted.
     Gone,
 }
 
 impl Scheduler {
-    /// From when on a step compares an answer, if no request arrives before; `None` if there is nothing to compare. Only told while
-    /// the engine [has no work](Scheduler::has_work).
+    /// Returns the time from which on a step compares an answer, if no request arrives before; `None` if there is nothing to
+    /// compare, or while the engine [has work](Scheduler::has_work).
     #[must_use]
     pub fn idle_work_at(&self) -> Option<Timestamp> {
         self.verifier.due_at().filter(|_| !self.has_work())
     }
 
-    /// A request waits now: the running comparison gives way.
+    /// Preempts the running comparison because a request arrived.
     pub(super) fn put_off_verification(&mut self) {
         if let Some(comparison) = self.verifier.put_off() {
             self.abort(comparison);
@@ -44,8 +44,7 @@ impl Scheduler {
         }
     }
 
-    /// Begins a comparison at `now`, if the engine has been idle for long enough and blocks suffice that hold nothing, or that
-    /// were not used for long.
+    /// Starts a comparison at `now`, if the engine has been idle for long enough and enough blocks are free or long unused.
     pub(super) fn start_verification(&mut self, now: Timestamp) {
         if !self.sequences.is_empty() || !self.verifier.is_due(now) {
             return;
@@ -56,7 +55,7 @@ impl Scheduler {
         }
     }
 
-    /// The newest comparison for which there is room: its KV is most likely still there. Those after it whose spans are gone are dropped.
+    /// Selects the newest comparison with room: its KV is most likely still resident. Drops newer ones whose spans are gone.
     fn next_comparison(&mut self) -> Option<usize> {
         for idx in (0..self.verifier.num_candidates()).rev() {
             match self.room_for(self.verifier.candidate(idx)?) {
@@ -84,13 +83,14 @@ impl Scheduler {
         }
     }
 
-    /// Rows of the next step: few while only an answer is compared, so that a request that arrives hardly waits for it.
+    /// Returns the row budget of the next step: small while only a comparison runs, so that an arriving request hardly waits for
+    /// it.
     pub(super) fn token_budget(&self) -> usize {
         let comparison = self.verifier.active().and_then(|active| self.sequences.get(&active));
         comparison.map_or(self.config.max_num_batched_tokens, |sequence| self.num_verification_rows(sequence))
     }
 
-    /// The most rows of `sequence` that one step computes within the time that a comparison's step may take, at least 1.
+    /// Returns the maximum rows of `sequence` that fit into the time limit of a comparison's step, at least 1.
     fn num_verification_rows(&self, sequence: &Sequence) -> usize {
         let max_rows = (sequence.num_rows_left() as usize).clamp(1, self.config.max_num_batched_tokens);
         if !self.step_costs.is_fitted() {
@@ -116,18 +116,19 @@ impl Scheduler {
         enough
     }
 
-    /// Bytes of the answers that are being recorded.
+    /// Returns the bytes of the answers that are being recorded.
     pub(super) fn num_recording_bytes(&self) -> usize {
         let said = self.running.iter().filter_map(|id| self.sequences.get(id)?.said.as_deref());
         said.map(num_bytes).sum()
     }
 
-    /// The answer of a sequence that has ended, if it is to be compared, or healed: computed exactly because its conversation may go on.
+    /// Takes the answer of a sequence that has ended, if it is to be compared, or healed: recomputed exactly because its
+    /// conversation may go on.
     pub(super) fn comparison_of(&self, sequence: &mut Sequence) -> Option<AnswerToVerify> {
         let said = sequence.said.take().filter(|said| !said.is_empty());
         let shadow = sequence.shadow.take();
         let may_go_on = sequence.request.store && sequence.may_be_continued;
-        // Answers that were computed exactly after all say nothing of reuse.
+        // Answers that were computed exactly in the end give no information on reuse.
         let is_due = match (&said, &shadow) {
             (Some(_), Some(_)) => true,
             (Some(_), None) => !sequence.is_exact(),

@@ -1,4 +1,4 @@
-//! Mode `auto`: traffic is computed exactly until reuse has proven itself for it; and answers over reused KV are healed.
+//! Mode `auto`: the engine computes traffic exactly until reuse has proven itself for it, and heals answers over reused KV.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ impl World {
         world
     }
 
-    /// The usage of a request, and its answer. Nothing is compared yet.
+    /// Returns the usage and the answer of a request, before any comparison.
     fn ask(&mut self, tenant: u32, prompt: &[TokenId], sharing: KvSharingMode) -> (KvUsage, Vec<TokenId>) {
         let id = RequestId(self.next_id);
         self.next_id += 1;
@@ -50,7 +50,7 @@ impl World {
         (found.expect("it ended"), answer)
     }
 
-    /// A prompt that shares the document and nothing else with any other one.
+    /// Returns a prompt that shares only the document with any other one.
     fn prompt(&self) -> Vec<TokenId> {
         let first = 100_000 + self.next_id as u32 * 1000;
         [tokens(first..first + 40), tokens(50..300)].concat()
@@ -61,7 +61,7 @@ impl World {
         self.ask(tenant, &prompt, KvSharingMode::Auto).0
     }
 
-    /// Lets time pass until everything was compared that can be.
+    /// Advances time until all possible comparisons have run.
     fn idle(&mut self) {
         while let Some(at) = self.core.idle_work_at() {
             self.now = self.now.max(at);
@@ -72,7 +72,7 @@ impl World {
         }
     }
 
-    /// Requests of `tenant`, each with a pause after it, until `outcome`; how many had another one.
+    /// Runs requests of `tenant`, each with a pause after it, until `outcome`; returns the number that had another one.
     fn until(&mut self, tenant: u32, outcome: SpanOutcome, max: usize) -> Option<usize> {
         (0..max).find(|_| {
             let found = self.ask_auto(tenant).outcome;
@@ -152,7 +152,7 @@ fn what_is_erased_is_tried_no_more_and_proves_nothing() {
     world.core.erase(Erase::Tenant(TenantId(1)));
     world.idle();
     assert_eq!((world.core.stats().verification.num_trials, world.core.traffic(None).len()), (0, 0));
-    // The donor alone: what was to be tried is gone.
+    // Erases only the donor: the KV to try is gone.
     world.ask(1, &tokens(0..300), KvSharingMode::Prefix);
     world.ask_auto(1);
     let donor = world.core.donors(None, 100).into_iter().filter(|donor| donor.tenant == TenantId(1)).map(|donor| donor.id).min();

@@ -16,7 +16,7 @@ use crate::world::{MODES, World, config};
 const NUM_BLOCKS: usize = 56;
 pub(crate) const MAX_MODEL_LEN: u32 = 150;
 
-/// What a request must come to.
+/// Expected result of a request.
 pub(crate) struct Expected {
     tokens: Vec<TokenId>,
     reason: FinishReason,
@@ -27,7 +27,7 @@ pub(crate) struct Expected {
     request: Request,
 }
 
-/// Passages of a few texts, so that prefixes and moved spans are common.
+/// Returns passages of a few texts, so that prefixes and moved spans are common.
 pub(crate) fn random_prompt(random: &mut Random) -> Vec<TokenId> {
     let mut prompt = Vec::new();
     for _ in 0..1 + random.below(4) {
@@ -80,7 +80,7 @@ pub(crate) fn random_repair(random: &mut Random) -> Repair {
     }
 }
 
-/// What a model without any cache would say.
+/// Returns the output of a model without any cache.
 pub(crate) fn expect(request: Request) -> Expected {
     let mut tokens = request.prompt_token_ids.to_vec();
     let num_prompt_tokens = tokens.len();
@@ -98,7 +98,7 @@ pub(crate) fn expect(request: Request) -> Expected {
     Expected { tokens, reason, was_aborted: false, seen: Vec::new(), admitted: None, scored: false, request }
 }
 
-/// Compares one event with what must come; true if it was the last one.
+/// Compares one event with the expected one; true if it was the last one.
 pub(crate) fn check_event(expected: &mut Expected, event: &EngineEvent) -> bool {
     let num_prompt_tokens = expected.request.prompt_token_ids.len() as u32;
     let adds_up = |usage: &KvUsage| {

@@ -21,7 +21,7 @@ fn run(world: &mut World, request: RequestBuilder) -> KvUsage {
     last_usage(world)
 }
 
-/// A world in which request 2 was answered over a span of request 1; its prompt and what it said.
+/// Returns a world in which request 2 was answered over a span of request 1, with its prompt and its output.
 fn answered(first: impl Fn(RequestBuilder) -> RequestBuilder) -> (World, Vec<TokenId>) {
     let mut world = World::new(config(200));
     run(&mut world, RequestBuilder::new(1, &passage("doc", 32)).tenant(1).scope(1));
@@ -32,7 +32,7 @@ fn answered(first: impl Fn(RequestBuilder) -> RequestBuilder) -> (World, Vec<Tok
     (world, said)
 }
 
-/// Prefix and continued tokens that `next` finds after request 2.
+/// Returns the prefix and continued tokens that `next` finds after request 2.
 #[track_caller]
 fn check(next: impl Fn(&[TokenId]) -> RequestBuilder, expected: (u32, u32)) -> (World, Vec<TokenId>) {
     let (mut world, said) = answered(|request| request);
@@ -159,7 +159,7 @@ fn it_is_erased_with_its_donors() {
     assert!(run(&mut world, span(4, &said).session(7)).continued_tokens > 50, "nothing was erased");
 }
 
-/// Request 3 continues request 2 and runs; and a prompt that repeats all of it.
+/// Returns request 3, which continues request 2 and runs, and a prompt that repeats all of it.
 fn with_running_turn((mut world, said): (World, Vec<TokenId>)) -> (World, Vec<TokenId>) {
     let prompt = behind(&said, "next");
     world.add(span(3, &prompt).session(7).build());

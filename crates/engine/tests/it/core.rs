@@ -1,4 +1,4 @@
-//! The engine as its callers see it.
+//! The engine from its callers' view.
 
 use engine::{EngineCore, EngineEvent, FinishReason, RequestError, SchedulerConfig};
 use testkit::{EchoExecutor, Reply, RequestBuilder, passage, prompt};
@@ -10,7 +10,7 @@ fn core(num_blocks: usize) -> EngineCore<EchoExecutor> {
     EngineCore::new(config, executor).unwrap()
 }
 
-/// As [`core`], with a device that computes beside it.
+/// As [`core`], with an asynchronous device.
 fn overlapping_core(run_ahead: bool) -> EngineCore<EchoExecutor> {
     let config = SchedulerConfig { run_ahead, ..SchedulerConfig::new(32, 256) };
     let executor = EchoExecutor::new(Reply::Successor { vocab_size: 100 }, config.block_size.as_usize()).overlapping();
@@ -86,7 +86,7 @@ fn stats_count_who_runs_and_who_waits() {
     assert_eq!((stats.blocks.active, stats.blocks.total, stats.last_scheduled_tokens), (3, 4, 70));
 }
 
-/// A pool of 4 blocks of 32 tokens and a model of 256 positions.
+/// Returns a pool of 4 blocks of 32 tokens and a model of 256 positions.
 #[track_caller]
 fn check_fits(num_prompt_tokens: usize, max_tokens: u32, expected: Result<(), RequestError>) {
     let request = RequestBuilder::new(1, &passage("a", num_prompt_tokens)).max_tokens(max_tokens).build();
@@ -128,8 +128,8 @@ fn inconsistent_settings_are_refused() {
     assert!(EngineCore::new(SchedulerConfig::new(0, 256), executor).is_err());
 }
 
-/// What each of two requests says, the second one stopped by token 13 unless that is too early, and the numbers of steps that were made
-/// ready while another one ran.
+/// Returns the output of two requests, the second one stopped by token 13 unless that is too early, and the numbers of steps that
+/// were prepared while another one ran.
 #[track_caller]
 fn check_ahead(run_ahead: bool, expected_prepared: &[u64], expected_rows: &[usize]) {
     let mut core = overlapping_core(run_ahead);
@@ -218,7 +218,8 @@ fn a_scored_prompt_whose_answer_is_cut_beside_a_step_that_has_begun_ends_alone()
     assert_eq!(said, [(2, 4), (2, 5), (2, 6)]);
 }
 
-/// Runs a request that gives no numbers between two that do: what each said, why it ended, and what can be found afterwards.
+/// Runs a request with non-finite logits between two others: returns output and finish reason of each, and what can be found
+/// afterwards.
 fn check_poisoned(overlaps: bool, max_step_tokens: usize) {
     let config = SchedulerConfig { max_num_batched_tokens: max_step_tokens, ..SchedulerConfig::new(64, 256) };
     let executor = EchoExecutor::new(Reply::Successor { vocab_size: 100 }, config.block_size.as_usize()).poisoned_by(TokenId(77));

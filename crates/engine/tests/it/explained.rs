@@ -1,4 +1,4 @@
-//! An explanation is what an admission then finds, whatever the engine holds.
+//! An explanation predicts what an admission then finds, whatever the engine holds.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,8 @@ use crate::random::Random;
 use crate::sharing::last_usage;
 use crate::world::{ALL_MODES, World, config};
 
-/// A request of one of three tenants that asks about some of five documents in some order, in any mode and under several policies.
+/// Returns a request of one of three tenants that asks about some of five documents in some order, in any mode and under several
+/// policies.
 fn any_request(id: u64, random: &mut Random) -> Request {
     let mut prompt = passage(&format!("question {}", random.below(4)), random.below(9) as usize);
     let mut segments = vec![0];
@@ -32,7 +33,7 @@ fn any_request(id: u64, random: &mut Random) -> Request {
     request
 }
 
-/// Runs `num_requests` one after the other; how many of them ended as what was told.
+/// Runs `num_requests` one after the other; returns the number of them that ended as predicted.
 fn check(config: SchedulerConfig, seed: u64, num_requests: u64) -> BTreeMap<Option<SpanOutcome>, u64> {
     let mut random = Random(seed);
     let mut world = World::new(config);

@@ -1,4 +1,4 @@
-//! Who waits how long under load, in virtual time.
+//! Waiting times under load, in virtual time.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::world::config;
 const NUM_REQUESTS: u64 = 6_000;
 /// Tokens that hits have in common with earlier requests, and misses have not.
 const DOCUMENT_TOKENS: usize = 256;
-/// One row takes so long; a step takes nothing else.
+/// Time of one row; a step takes no other time.
 const ROW_MICROS: u64 = 10;
 /// Share of the time that arriving work takes.
 const LOAD: f64 = 0.95;
@@ -21,7 +21,7 @@ const LOAD: f64 = 0.95;
 #[derive(Clone, Copy)]
 struct Mix {
     seed: u64,
-    /// Of 100 requests so many are about a document of their own; the others are about one of four.
+    /// Number of requests in 100 about a document of their own; the others are about one of four.
     misses: u64,
     /// Requests that arrive at once. The time between such groups is random, and on average [`LOAD`] of it is what they take.
     burst: u64,
@@ -113,7 +113,8 @@ fn replay(trace: &[Request], config: SchedulerConfig) -> Replay {
     run
 }
 
-/// Mean time to first token at most `mean_percent` of that by arrival order, and p99 of misses at most `p99_percent`.
+/// Checks a mean time to first token of at most `mean_percent` of that by arrival order, and a p99 of misses of at most
+/// `p99_percent`.
 #[track_caller]
 fn check_remaining_work(mix: Mix, mean_percent: u64, p99_percent: u64) {
     let trace = trace(mix);
@@ -142,7 +143,7 @@ fn in_deep_overload_the_mean_falls_less() {
     }
 }
 
-/// Few misses that are far longer than all others: what ranking without ageing starves.
+/// Few misses that are far longer than all others: ranking without ageing starves them.
 const FEW_MISSES: Mix = Mix { seed: 3, misses: 5, burst: 1 };
 
 #[test]
@@ -166,7 +167,8 @@ fn hits_go_first_by_hit_rate() {
 
 const FLOOD_TOKENS: usize = 320;
 
-/// `num_flood` requests of tenant 1 at once, then one of `tenant` with as long a prompt; the time to its first token, in prompts.
+/// Runs `num_flood` requests of tenant 1 at once, then one of `tenant` with as long a prompt; returns the time to its first
+/// token, in prompts.
 fn prompts_before(tenant: u32, num_flood: u64, policy: SchedulePolicy) -> u64 {
     let miss = |id: u64| RequestBuilder::new(id, &passage(&format!("miss{id}"), FLOOD_TOKENS)).max_tokens(2);
     let mut trace: Vec<_> = (0..num_flood).map(|id| miss(id).tenant(1).build()).collect();
@@ -185,7 +187,8 @@ fn a_flood_of_one_tenant_hardly_delays_another() {
     }
 }
 
-/// Which tenant's requests are admitted, in order, when two ask at once about a document that only the first one has cached, or nobody.
+/// Returns the tenants of admitted requests, in order, when two ask at once about a document that only the first one has cached,
+/// or neither.
 fn turns(is_cached: bool, policy: SchedulePolicy) -> Vec<u32> {
     let cached = if is_cached { 0 } else { 9 };
     let warm = RequestBuilder::new(0, &question(900, cached, 1)).tenant(1).scope(1).max_tokens(1).build();

@@ -1,4 +1,4 @@
-//! Spans are copied only where that saves time, once steps have shown what work costs.
+//! The engine copies spans only where that saves time, once the step costs are fitted.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ fn tokens(range: std::ops::Range<u32>) -> Vec<TokenId> {
     range.map(|id| TokenId(1000 + id)).collect()
 }
 
-/// What becomes of the spans of a request on a machine that takes `micros_per_row`.
+/// Returns the outcome for the spans of a request on a machine that takes `micros_per_row`.
 fn outcome(micros_per_row: u64, gate: semantic::Gate) -> SpanOutcome {
     let config = SchedulerConfig { gate, ..SchedulerConfig::new(512, 4096) };
     let executor = EchoExecutor::new(Reply::Prompt, config.block_size.as_usize());
@@ -55,7 +55,7 @@ fn what_work_costs_has_to_be_known_first() {
     assert_eq!(outcome(0, never), SpanOutcome::Reused);
 }
 
-/// Microseconds of a step on a GPU that computes a small model: launches take longer than most rows.
+/// Returns the microseconds of a step on a GPU that computes a small model: launches take longer than most rows.
 fn small_model_micros(step: &SchedulerOutput) -> u64 {
     let num_probed: u64 = step.probes.iter().map(|probe| probe.token_ids.len() as u64).sum();
     let probing = if step.probes.is_empty() { 0 } else { 1500 + num_probed / 10 };
@@ -67,7 +67,7 @@ fn small_model_micros(step: &SchedulerOutput) -> u64 {
     probing + computing
 }
 
-/// Serves `request` on an idle engine; microseconds to its first token.
+/// Serves `request` on an idle engine; returns the microseconds to its first token.
 fn serve(core: &mut EngineCore<EchoExecutor>, now: &mut Timestamp, request: engine::Request) -> u64 {
     let (arrival, mut first_token) = (*now, None);
     core.add_request(request, arrival);
@@ -81,8 +81,8 @@ fn serve(core: &mut EngineCore<EchoExecutor>, now: &mut Timestamp, request: engi
     first_token.expect("every request is answered").since(arrival).as_micros() as u64
 }
 
-/// Prompts of `num_tokens` whose halves stood in an earlier one in another order: microseconds to their first tokens in all, and how many of
-/// them took spans. The first ones are not counted: steps show what work costs.
+/// Serves prompts of `num_tokens` whose halves were in an earlier one in another order; returns the total microseconds to their
+/// first tokens, and the number of them that took spans. Omits the first ones, from which the step costs are fitted.
 fn first_tokens(mode: KvSharingMode, num_tokens: u32) -> (u64, u64) {
     let gate = semantic::Gate { min_saved_ms: 0.0, ..semantic::Gate::default() };
     let config = SchedulerConfig { gate, max_num_batched_tokens: 8192, ..SchedulerConfig::new(4096, 32_768) };

@@ -1,4 +1,4 @@
-//! What the pool gives up goes to the host tier and comes back, if that pays.
+//! Evicted blocks go to the host tier and come back, if that pays.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tokens::{DonorId, SessionId, TenantId, Timestamp};
 use crate::sharing::last_usage;
 use crate::world::{World, config};
 
-/// A pool of 12 blocks of 4 tokens with a host tier.
+/// Returns a pool of 12 blocks of 4 tokens with a host tier.
 fn world(num_host_blocks: u32) -> World {
     World::new(with_host(num_host_blocks))
 }
@@ -18,12 +18,12 @@ fn with_host(num_blocks: u32) -> SchedulerConfig {
     SchedulerConfig { host: HostConfig { num_blocks, ..HostConfig::default() }, ..config(12) }
 }
 
-/// Request `id` of tenant 1 for `num_tokens` tokens of `text`.
+/// Returns request `id` of tenant 1 for `num_tokens` tokens of `text`.
 fn request(id: u64, text: &str, num_tokens: usize) -> RequestBuilder {
     RequestBuilder::new(id, &passage(text, num_tokens)).tenant(1).scope(1).max_tokens(1)
 }
 
-/// Request `id` with 24 tokens of a document behind a question.
+/// Returns request `id` with 24 tokens of a document after a question.
 fn asking(id: u64) -> RequestBuilder {
     let prompt = [passage("question", 7), passage("doc", 24), passage("end", 6)].concat();
     RequestBuilder::new(id, &prompt).tenant(1).scope(1).max_tokens(1).sharing(KvSharingMode::Span)
@@ -35,12 +35,12 @@ fn run(world: &mut World, request: RequestBuilder) -> KvUsage {
     last_usage(world)
 }
 
-/// Other text that fills the pool.
+/// Returns other text that fills the pool.
 fn fill(world: &mut World, id: u64) {
     assert_eq!(run(world, request(id, &format!("fill {id}"), 48)).prefix_tokens, 0);
 }
 
-/// Prefix hit of a prompt of 24 tokens and one more after other prompts have filled the pool `num_fills` times.
+/// Returns the prefix hit of a prompt of 24 tokens and one more after other prompts have filled the pool `num_fills` times.
 #[track_caller]
 fn check_prefix(num_host_blocks: u32, num_fills: u64, expected: u32) {
     let mut world = world(num_host_blocks);

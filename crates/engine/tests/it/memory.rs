@@ -1,8 +1,9 @@
-//! An executor whose memory remembers what was written where, and under which past.
+//! An executor whose memory records the writer and the past of each slot.
 //!
-//! It refuses to read what was never written, what belongs to another sequence's text or position, what has anything in its past that
-//! comes from a scope the reader may not read, and, for sequences that are to be exact, what was computed on top of another past.
-//! It refuses to write a block of another tenant before it was zeroed, and to bring anything but whole exact blocks to the host. So whatever the scheduler does wrong with blocks ends a test.
+//! It refuses to read slots that were never written, that belong to another sequence's text or position, that have anything in
+//! their past from a scope the reader may not read, and, for sequences that are to be exact, that were computed on top of another
+//! past. It refuses to write a block of another tenant before it was zeroed, and to bring anything but whole exact blocks to the
+//! host. So any error of the scheduler with blocks fails a test.
 
 use std::collections::{HashMap, HashSet};
 
@@ -23,9 +24,9 @@ pub(crate) const VOCAB_SIZE: u64 = 4;
 struct Slot {
     token: TokenId,
     position: u32,
-    /// Scopes of all that was ever read to compute it and of all that it was computed for, one bit each.
+    /// Scopes of everything read to compute it and of everything it was computed for, one bit each.
     labels: u64,
-    /// Of all tokens up to this one, if it was computed from exactly those.
+    /// Hash of all tokens up to this one, if it was computed from exactly those.
     past: Option<u64>,
     writer: RequestId,
 }
@@ -36,15 +37,15 @@ struct Known {
     /// Scopes it may read, one bit each.
     clearance: u64,
     owner: Owner,
-    /// How many erasures had happened when it first ran.
+    /// Number of erasures before it first ran.
     era: Option<usize>,
     sharing: KvSharingMode,
     prompt_logprobs: bool,
-    /// A request may ask for no token, but for log probabilities of its prompt.
+    /// True if it samples: a request may ask for log probabilities of its prompt only.
     samples: bool,
 }
 
-/// Whose request it is.
+/// Owner of a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Owner {
     pub(crate) tenant: TenantId,
@@ -54,11 +55,11 @@ pub(crate) struct Owner {
 pub(crate) struct Memory {
     block_size: usize,
     slots: Vec<Option<Slot>>,
-    /// Who wrote each block since it was last zeroed.
+    /// Tenant that wrote each block since it was last zeroed.
     tenants: Vec<Option<TenantId>>,
     /// Blocks in the host tier, each with its tenant.
     host: HashMap<HostBlockId, (Vec<Option<Slot>>, Option<TenantId>)>,
-    /// The erasure that took the traces of each request.
+    /// Erasure that removed the traces of each request.
     erased: HashMap<RequestId, usize>,
     num_erasures: usize,
     /// Blocks zeroed so far.
@@ -67,19 +68,19 @@ pub(crate) struct Memory {
     pub(crate) num_public_tokens: u64,
     known: HashMap<RequestId, Known>,
     announced: HashSet<RequestId>,
-    /// Every so many span copies one is rejected, by chance; never if `None`.
+    /// Mean number of span copies per random rejection; never rejects if `None`.
     pub(crate) reject_one_in: Option<u64>,
-    /// What it says of its next step's fetches.
+    /// Reported transfer of the next step's fetches.
     pub(crate) transfer: Option<Transfer>,
     random: Random,
 }
 
-/// What a request's past is at its end; decides the next token.
+/// State of a request's past at its end; decides the next token.
 fn past_of(scope: u64, tokens: &[TokenId]) -> u64 {
     tokens.iter().fold(mix(scope), |past, token| mix(past ^ u64::from(token.0)))
 }
 
-/// What the model says behind `tokens`.
+/// Returns the model's next token after `tokens`.
 pub(crate) fn next_token(scope: u64, tokens: &[TokenId]) -> TokenId {
     TokenId((past_of(scope, tokens) % VOCAB_SIZE) as u32)
 }
@@ -104,7 +105,7 @@ impl Memory {
         }
     }
 
-    /// Tells it what only the scheduler is told.
+    /// Passes it what only the scheduler knows.
     pub(crate) fn expect(&mut self, request: &Request) {
         let known = Known {
             tokens: request.prompt_token_ids.to_vec(),
@@ -123,7 +124,8 @@ impl Memory {
         blocks[position / self.block_size].0 as usize * self.block_size + position % self.block_size
     }
 
-    /// Whatever a request that `is_erased` names has written or writes later is not to be read by others that first run later.
+    /// Marks all writes of requests for which `is_erased` is true, earlier or later, as unreadable for others that first run
+    /// later.
     pub(crate) fn erase(&mut self, is_erased: impl Fn(RequestId, Owner) -> bool) {
         self.num_erasures += 1;
         let erased = self.known.iter().filter(|&(&id, known)| is_erased(id, known.owner)).map(|(&id, _)| id);
@@ -182,7 +184,8 @@ impl Memory {
         }
     }
 
-    /// No label of `slot` is outside the reader's clearance, and its writer's traces were not erased before the reader began.
+    /// Checks that no label of `slot` is outside the reader's clearance, and that its writer's traces were not erased before the
+    /// reader began.
     fn check_may_read(&self, reader: RequestId, slot: &Slot) {
         let known = &self.known[&reader];
         assert_eq!(slot.labels & !known.clearance, 0, "{reader} reads what another scope has in its past");
@@ -226,7 +229,7 @@ impl Memory {
         copied.into_iter().for_each(|(at, slot)| self.write(at, Some(slot), copy.request_id));
     }
 
-    /// What the rows of `sequence` write, after checking all that they read.
+    /// Computes the writes of the rows of `sequence`, after checking all their reads.
     fn compute(&mut self, sequence: &ScheduledSequence) -> Vec<(usize, Slot)> {
         let ScheduledSequence { request_id, ref rows, ref block_table, sample, watch: _, drift: _ } = *sequence;
         let known = &self.known[&request_id];
@@ -266,7 +269,8 @@ impl Memory {
         written
     }
 
-    /// What a probe writes: fresh rows, in all layers, if they are asked. Checks what it was told of the sequence.
+    /// Computes the writes of a probe: fresh rows, in all layers, if it asks for their readers. Checks its description of the
+    /// sequence.
     fn probe(&self, probe: &ProbedSequence) -> Vec<(usize, Slot)> {
         let request_id = probe.request_id;
         let known = &self.known[&request_id];
@@ -312,7 +316,7 @@ impl Memory {
         WatchedSpans { request_id: sequence.request_id, attention }
     }
 
-    /// No block that is copied from is written: copies may happen in any order.
+    /// Checks that no block that is copied from is written: copies may happen in any order.
     fn check_sources(&self, step: &SchedulerOutput, writes: &[(RequestId, Vec<(usize, Slot)>)]) {
         let computed = writes.iter().flat_map(|(_, written)| written).map(|(at, _)| BlockId((at / self.block_size) as u32));
         let copied = step.block_copies.iter().map(|copy| copy.dst);
@@ -325,7 +329,7 @@ impl Memory {
         }
     }
 
-    /// No block is written by two sequences, or written by one and read by another.
+    /// Checks that no block is written by two sequences, or written by one and read by another.
     fn check_disjoint(&self, step: &SchedulerOutput, writes: &[(RequestId, Vec<(usize, Slot)>)]) {
         let mut writers: HashMap<u32, RequestId> = HashMap::new();
         for (request_id, written) in writes {

@@ -6,11 +6,12 @@ use engine::{
 use testkit::EchoExecutor;
 use tokens::{RequestId, TokenId};
 
-/// Says what its inner model does; while it is misled, it is certain of another token wherever it reads copied KV, saying or scoring.
+/// Returns the output of its inner model; while it is misled, it is certain of another token wherever it reads copied KV,
+/// sampling or scoring.
 pub(crate) struct Misled {
     pub(crate) inner: EchoExecutor,
     pub(crate) is_misled: bool,
-    /// Requests that read copied KV.
+    /// Number of requests that read copied KV.
     over_spans: Vec<RequestId>,
 }
 

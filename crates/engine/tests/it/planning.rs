@@ -7,7 +7,7 @@ use tokens::TokenId;
 use crate::sharing::last_usage;
 use crate::world::{World, config};
 
-/// Document `topic` behind its own question.
+/// Returns document `topic` after its own question.
 fn asking(id: u64, topic: &str, question: &str) -> RequestBuilder {
     let prompt = [passage(question, 7), passage(topic, 32), passage("end", 6)].concat();
     RequestBuilder::new(id, &prompt).sharing(KvSharingMode::Span).store(false)
@@ -78,7 +78,7 @@ fn a_plan_whose_donor_was_evicted_meanwhile_is_made_anew() {
     assert_eq!(last_usage(&world).span_tokens, 0);
 }
 
-/// Tokens of document `topic`, each its own.
+/// Returns the tokens of document `topic`, each its own.
 fn document(topic: u32, num_tokens: u32) -> Vec<TokenId> {
     (0..num_tokens).map(|i| TokenId(topic * 1_000_000 + i)).collect()
 }
@@ -95,7 +95,7 @@ fn between_two_steps_a_bounded_number_of_tokens_is_planned_for() {
     });
     world.add(RequestBuilder::new(1, &document(1, PROMPT)).max_tokens(1).build());
     world.run();
-    // Far more than may be planned at once arrives together.
+    // Far more tokens than may be planned for at once arrive together.
     for id in 2..22 {
         let prompt = [document(id, 40), document(1, PROMPT), document(id + 100, 40)].concat();
         let request = RequestBuilder::new(id.into(), &prompt).sharing(KvSharingMode::Span).store(false).max_tokens(1);

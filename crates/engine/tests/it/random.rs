@@ -1,4 +1,4 @@
-//! Reproducible chance.
+//! Reproducible random values.
 
 /// SplitMix64 (Steele, Lea, Flood 2014, fig. 19).
 pub(crate) struct Random(pub(crate) u64);
@@ -21,7 +21,7 @@ impl Random {
         self.below(n) == 0
     }
 
-    /// Exponentially distributed with mean 1.
+    /// Returns an exponentially distributed value with mean 1.
     pub(crate) fn exponential(&mut self) -> f64 {
         let uniform = (self.below(1 << 53) + 1) as f64 / (1_u64 << 53) as f64;
         -uniform.ln()

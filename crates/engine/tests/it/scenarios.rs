@@ -6,7 +6,7 @@ use testkit::{RequestBuilder, passage};
 
 use crate::world::{World, config};
 
-/// Runs what `prepare` adds to the end and compares the protocol.
+/// Runs the requests that `prepare` adds to the end and compares the protocol.
 #[track_caller]
 fn check(config: SchedulerConfig, prepare: impl FnOnce(&mut World), expected: &Expect) {
     let mut world = World::new(config);

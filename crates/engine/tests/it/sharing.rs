@@ -1,4 +1,4 @@
-//! What may be shared with whom.
+//! KV that requests may share.
 
 use engine::{DecodeRepair, EngineEvent, FinishReason, KvSharingMode, KvUsage, RejectReason, Repair, RepairPolicy, SpanOutcome};
 use testkit::{RequestBuilder, passage};
@@ -6,7 +6,7 @@ use tokens::{RequestId, TokenRange};
 
 use crate::world::{World, config};
 
-/// Runs the requests one after the other in a large pool; usage of the last one.
+/// Runs the requests one after the other in a large pool; returns the usage of the last one.
 #[track_caller]
 fn check(requests: impl IntoIterator<Item = RequestBuilder>, prefix_tokens: u32, span_tokens: u32) -> World {
     let mut world = World::new(config(200));
@@ -30,7 +30,7 @@ fn first(text: &str, num_tokens: usize) -> RequestBuilder {
     RequestBuilder::new(1, &passage(text, num_tokens))
 }
 
-/// `question`, then 32 tokens of a document.
+/// Returns `question`, then 32 tokens of a document.
 fn asking(id: u64, question: &str) -> RequestBuilder {
     let prompt = [passage(question, 7), passage("doc", 32), passage("end", 6)].concat();
     RequestBuilder::new(id, &prompt).sharing(KvSharingMode::Span)
@@ -98,7 +98,7 @@ fn template_tokens_inside_a_span_are_computed() {
     check([first("doc", 32), asking(2, "q").template(vec![TokenRange::new(20, 25)])], 0, 25);
 }
 
-/// Eight tokens, a fact of two and two passages of 32 tokens, the second of which begins a segment if `starts` says so.
+/// Returns eight tokens, a fact of two and two passages of 32 tokens, the second of which begins a segment if `starts` says so.
 fn stating(id: u64, fact: &str, starts: &[u32]) -> RequestBuilder {
     let prompt = [passage("a", 8), passage(fact, 2), passage("doc", 32), passage("rest", 32), passage(fact, 6)].concat();
     RequestBuilder::new(id, &prompt).segments(starts.to_vec()).sharing(KvSharingMode::Span)
@@ -135,7 +135,7 @@ fn an_evicted_donor_gives_nothing() {
     assert_eq!(stats.num_donors, 2, "the evicted one is forgotten");
 }
 
-/// A document of 8 blocks, then a prompt of `other_tokens` that takes the room of its last two, then a question about it.
+/// Returns a document of 8 blocks, then a prompt of `other_tokens` that evicts its last two, then a question about it.
 #[track_caller]
 fn check_half_evicted(num_blocks: usize, other_tokens: usize, span_tokens: u32, expected: SpanOutcome) {
     let mut world = World::new(config(num_blocks));
@@ -202,8 +202,8 @@ fn the_model_length_ends_an_answer() {
     assert_eq!(world.events.iter().filter(admitted).count(), 1);
 }
 
-/// A document of 48 tokens is being computed when a request in `scope` comes with it behind `num_before` other tokens. Rows of a step
-/// take `row_micros`. The tokens of spans that the second one gets, and the steps until it is admitted.
+/// Computes a document of 48 tokens when a request in `scope` arrives with it after `num_before` other tokens. Rows of a step
+/// take `row_micros`. Returns the span tokens that the second one gets, and the steps until it is admitted.
 fn asks_during_prefill(scope: u64, num_before: usize, row_micros: u64) -> (u32, usize) {
     let mut world = World::new(engine::SchedulerConfig { max_num_batched_tokens: 32, ..config(400) });
     let tick = |world: &mut World| {
@@ -250,7 +250,8 @@ fn a_span_that_comes_too_late_is_computed_twice() {
     assert_eq!(asks_during_prefill(0, 200, 2_000), (0, 1));
 }
 
-/// Two donors of one document behind other texts, then the document behind the first text backwards. Hits of the donors, older first.
+/// Runs two donors of one document after other texts, then the document after the first text backwards. Returns hits of the
+/// donors, older first.
 #[track_caller]
 fn check_choice(mode: KvSharingMode, expected: [u64; 2]) {
     let mut world = World::new(config(400));
@@ -261,7 +262,7 @@ fn check_choice(mode: KvSharingMode, expected: [u64; 2]) {
         [passage("q", 4), backwards, passage("doc", 64), passage("r", 8)].concat(),
     ];
     for (id, prompt) in (1..).zip(&prompts) {
-        // What reuses spans becomes no donor.
+        // A request that reuses spans becomes no donor.
         let mode = if id == 3 { mode } else { KvSharingMode::Prefix };
         world.add(RequestBuilder::new(id, prompt).sharing(mode).max_tokens(1).segments(vec![4, 40, 44, 108]).build());
         world.run();
@@ -277,7 +278,8 @@ fn the_donor_behind_the_most_similar_text_is_taken_if_that_is_asked_for() {
     check_choice(KvSharingMode::Semantic, [1, 0]);
 }
 
-/// A document, then a question about it under `repair`; with `others` decoding beside it. Its usage, and how often `outcome` was met.
+/// Runs a document, then a question about it under `repair`; with `others` decoding alongside it. Returns its usage, and the count
+/// of `outcome`.
 fn repaired(repair: Repair, outcome: SpanOutcome, others: u64) -> (KvUsage, u64) {
     let mut world = World::new(config(400));
     world.add(first("doc", 64).build());

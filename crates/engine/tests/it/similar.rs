@@ -1,7 +1,7 @@
-//! Donors that only their embeddings lead to.
+//! Donors found only by embedding.
 //!
-//! Ten donors have the same document, each behind another beginning. The index of spans remembers the newest eight of them, and the
-//! request repeats the beginning of the first, but for a token before the document: no shingle tells them apart.
+//! Ten donors have the same document, each after another beginning. The span index keeps the newest eight of them, and the
+//! request repeats the beginning of the first, except for a token before the document: no shingle distinguishes them.
 
 use std::time::Duration;
 
@@ -21,25 +21,25 @@ fn with_embeddings() -> SchedulerConfig {
     SchedulerConfig { embeddings: Some(EmbeddingIndexConfig::new(2)), ..config(400) }
 }
 
-/// Donor `id`: its beginning, and the document.
+/// Returns donor `id`: its beginning, and the document.
 fn donor(id: u64) -> RequestBuilder {
     let prompt = [passage(&format!("left {id}"), 12), passage(&format!("gap {id}"), 1), passage("doc", 35)].concat();
     let builder = RequestBuilder::new(id, &prompt).segments(vec![13]);
     if id == 0 { builder.session(SESSION.0) } else { builder }
 }
 
-/// What the first donor means, or the others.
+/// Returns the embedding of the first donor, or of the others.
 fn meaning(id: u64) -> [f32; 2] {
     if id == 0 { [1.0, 0.0] } else { [0.0, 1.0] }
 }
 
-/// The beginning of the first donor behind another text, and the document.
+/// Returns the beginning of the first donor after another text, and the document.
 fn asking() -> RequestBuilder {
     let prompt = [passage("q", 8), passage("left 0", 12), passage("gap", 1), passage("doc", 35), passage("end", 6)].concat();
     RequestBuilder::new(100, &prompt).segments(vec![21]).sharing(KvSharingMode::Semantic).embedding(&NEAR_THE_FIRST)
 }
 
-/// A world in which all donors have been computed.
+/// Returns a world in which all donors have been computed.
 fn world(config: SchedulerConfig) -> World {
     let mut world = World::new(config);
     for id in 0..NUM_DONORS {
@@ -49,7 +49,7 @@ fn world(config: SchedulerConfig) -> World {
     world
 }
 
-/// Runs `request` after the donors and `meanwhile`: donors that gave it spans, by what found them.
+/// Runs `request` after the donors and `meanwhile`; returns the donors that gave it spans, by the index that found them.
 #[track_caller]
 fn check(config: SchedulerConfig, meanwhile: impl FnOnce(&mut World), request: RequestBuilder, by_span: u64, by_embedding: u64) {
     let mut world = world(config);

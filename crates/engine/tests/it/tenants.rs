@@ -1,4 +1,4 @@
-//! Who may read what, who pays for it, and how it is erased.
+//! Permissions, charges and erasure by tenant.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -16,12 +16,12 @@ use crate::world::{ALL_MODES, World, config};
 
 const CORPUS: u64 = 30;
 
-/// A request of tenant `tenant` in its own scope, which has the same number.
+/// Returns a request of tenant `tenant` in its own scope, which has the same number.
 fn request(id: u64, tenant: u32, text: &str, num_tokens: usize) -> RequestBuilder {
     RequestBuilder::new(id, &passage(text, num_tokens)).tenant(tenant).scope(tenant.into()).max_tokens(1)
 }
 
-/// The same, with a document of 32 tokens behind other text.
+/// Returns the same, with a document of 32 tokens after other text.
 fn asking(id: u64, tenant: u32) -> RequestBuilder {
     let prompt = [passage("question", 7), passage("doc", 32), passage("end", 6)].concat();
     RequestBuilder::new(id, &prompt).tenant(tenant).scope(tenant.into()).sharing(KvSharingMode::Span).max_tokens(1)
@@ -37,7 +37,7 @@ fn run(world: &mut World, request: RequestBuilder) -> KvUsage {
     last_usage(world)
 }
 
-/// Runs `requests` one after the other; what the last one found: tokens as prefix and as spans.
+/// Runs `requests` one after the other; returns the prefix and span tokens that the last one found.
 #[track_caller]
 fn check(requests: impl IntoIterator<Item = RequestBuilder>, expected: (u32, u32)) -> World {
     let mut world = World::new(config(200));
@@ -134,7 +134,7 @@ fn donors_are_listed_by_age_with_what_became_of_them() {
     assert_eq!(world.scheduler.donors(Some(DonorId(0)), 9), donors[1..]);
 }
 
-/// Two tenants with two conversations each, of which `what` is erased; who of `1.1 1.2 2.1` still finds its prompt.
+/// Runs two tenants with two conversations each and erases `what`; returns which of `1.1 1.2 2.1` still find their prompt.
 #[track_caller]
 fn check_erased(what: Erase, expected: ErasedCounts, found: [u32; 3]) {
     let mut world = World::new(config(200));

@@ -1,4 +1,4 @@
-//! Answers over reused KV are compared with full computation, in time and room that no client wants.
+//! Comparison of answers over reused KV with full computation, in time and room that no client needs.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ struct World {
     now: Timestamp,
 }
 
-/// A share of 1, everything else by default.
+/// Returns a share of 1 with defaults for the rest.
 fn all() -> VerificationConfig {
     VerificationConfig { share: 1.0, ..VerificationConfig::default() }
 }
@@ -35,7 +35,7 @@ impl World {
         world
     }
 
-    /// The document is of tenant 0, all other requests of tenant 1, which has a quota.
+    /// Gives the document to tenant 0, all other requests to tenant 1, which has a quota.
     fn with_quota(verify_share: f64, is_misled: bool, quota: usize) -> Self {
         let quotas = [(TenantId(1), quota)].into();
         let guard = GuardConfig { first_pause: 2, ..GuardConfig::default() };
@@ -49,7 +49,7 @@ impl World {
         world
     }
 
-    /// Adds a request; its events until the engine has nothing left to do, comparisons included.
+    /// Adds a request; returns its events until the engine has nothing left to do, comparisons included.
     fn answer(&mut self, prompt: &[TokenId], sharing: KvSharingMode, logprobs: Option<u32>) -> Vec<EngineEvent> {
         let id = self.add(prompt, sharing, logprobs);
         let mut events = self.run();
@@ -71,7 +71,7 @@ impl World {
         RequestId(id)
     }
 
-    /// Steps until no request is left.
+    /// Runs steps until no request is left.
     fn run(&mut self) -> Vec<EngineEvent> {
         let mut events = Vec::new();
         while self.core.has_work() {
@@ -80,7 +80,7 @@ impl World {
         events
     }
 
-    /// Lets time pass until everything was compared that can be.
+    /// Advances time until all possible comparisons have run.
     fn run_idle(&mut self) -> Vec<EngineEvent> {
         let mut events = Vec::new();
         while let Some(at) = self.core.idle_work_at() {
@@ -91,7 +91,7 @@ impl World {
         events
     }
 
-    /// A step that takes 1 ms, and 100 us for each row; the rows of each of its sequences.
+    /// Runs a step that takes 1 ms, and 100 us for each row; returns the rows of each of its sequences.
     fn timed_step(&mut self) -> Vec<usize> {
         self.core.step(self.now).unwrap();
         let rows: Vec<_> = self.core.last_step().sequences.iter().map(|sequence| sequence.rows.len()).collect();
@@ -99,7 +99,7 @@ impl World {
         rows
     }
 
-    /// Lets time pass until everything was compared that can be, in timed steps; the rows of each.
+    /// Advances time until all possible comparisons have run, in timed steps; returns the rows of each.
     fn timed_idle_steps(&mut self) -> Vec<usize> {
         let mut steps = Vec::new();
         while let Some(at) = self.core.idle_work_at() {
@@ -112,13 +112,13 @@ impl World {
         steps
     }
 
-    /// A prompt that no other one has in common with.
+    /// Returns a prompt that has nothing in common with any other one.
     fn new_text(&mut self, num_tokens: u32) -> Vec<TokenId> {
         let first = 100_000 + self.next_id as u32 * 10_000;
         tokens(first..first + num_tokens)
     }
 
-    /// The document behind something new.
+    /// Returns the document after new text.
     fn recipient(&mut self, logprobs: Option<u32>) -> Vec<EngineEvent> {
         let prompt = self.recipient_prompt();
         self.answer(&prompt, KvSharingMode::Span, logprobs)
@@ -294,7 +294,7 @@ fn steps_of_a_comparison_are_as_short_as_predicted() {
     assert!(steps.iter().filter(|&&rows| rows >= 60).count() >= 20, "and hardly less than there is time for: {steps:?}");
 }
 
-/// Requests that come more often than a comparison takes do not keep it from ever being made.
+/// Requests that arrive faster than a comparison takes do not starve it.
 #[test]
 fn a_comparison_goes_on_where_it_was_put_off() {
     let config = SchedulerConfig { verification: all(), ..SchedulerConfig::new(256, 4096) };

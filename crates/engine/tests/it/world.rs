@@ -16,7 +16,7 @@ pub(crate) fn config(num_blocks: usize) -> SchedulerConfig {
         block_size: BlockSize::new(4).unwrap(),
         max_num_batched_tokens: 16,
         max_num_seqs: 4,
-        // Time is mostly made up here; the gate has tests of its own.
+        // Most tests use made-up time; the gate has tests of its own.
         gate: semantic::Gate::open(),
         spans: SpanConfig {
             min_span_tokens: 16,
@@ -36,7 +36,7 @@ pub(crate) struct World {
     pub(crate) events: Vec<EngineEvent>,
     pub(crate) now: Timestamp,
     pub(crate) log: String,
-    /// Whether steps are chosen before the ones before them have ended, where that is possible.
+    /// True to schedule steps ahead where possible.
     pub(crate) overlaps: bool,
     ahead: Option<(SchedulerOutput, ModelRunnerOutput)>,
     pub(crate) num_ahead: u64,
@@ -75,7 +75,7 @@ impl World {
         let left = self.scheduler.donors(None, usize::MAX);
         assert_eq!(donors.len() - left.len(), erased.donors, "{what:?}");
         match what {
-            Erase::Donor(_) => {} // Which request it was is not told.
+            Erase::Donor(_) => {} // The erasure does not report the request.
             Erase::Session(tenant, session) => self.memory.erase(|_, owner| owner == Owner { tenant, session: Some(session) }),
             Erase::Tenant(tenant) => self.memory.erase(|_, owner| owner.tenant == tenant),
             Erase::All => self.memory.erase(|_, _| true),
@@ -100,7 +100,7 @@ impl World {
         step
     }
 
-    /// The step that was chosen ahead, or a new one, with what it brings.
+    /// Returns the step that was scheduled ahead, or a new one, with its output.
     fn take_step(&mut self) -> (SchedulerOutput, ModelRunnerOutput) {
         if let Some((step, output)) = self.ahead.take() {
             self.scheduler.begin_ahead(&step, self.now);
@@ -111,7 +111,7 @@ impl World {
         (step, output)
     }
 
-    /// Runs the step behind `step` before the books are closed on that, as a device that is never idle does.
+    /// Runs the step after `step` before the result of that is processed, as a device that is never idle does.
     fn choose_ahead(&mut self, step: &SchedulerOutput, output: &ModelRunnerOutput) {
         let next = if self.overlaps { self.scheduler.schedule_ahead(step) } else { None };
         self.ahead = next.map(|mut next| {
@@ -123,7 +123,7 @@ impl World {
         });
     }
 
-    /// Whether there is something to do.
+    /// True if there is something to do.
     pub(crate) fn has_work(&self) -> bool {
         self.scheduler.has_work() || self.ahead.is_some()
     }
@@ -138,7 +138,7 @@ impl World {
         panic!("10000 steps and no end");
     }
 
-    /// The generated tokens of a request.
+    /// Returns the generated tokens of a request.
     pub(crate) fn output(&self, id: u64) -> Vec<u32> {
         let of = |event: &EngineEvent| match event {
             EngineEvent::Token { request_id, token, .. } if request_id.0 == id => Some(token.0),
@@ -200,5 +200,5 @@ pub(crate) const ALL_MODES: [KvSharingMode; 6] = [
     KvSharingMode::Shadow,
 ];
 
-/// Modes, for requests made by chance.
+/// Modes for random requests.
 pub(crate) const MODES: [KvSharingMode; 3] = [KvSharingMode::Off, KvSharingMode::Prefix, KvSharingMode::Span];

@@ -195,3 +195,46 @@ fn nothing_is_left_to_do_later() {
         }
     }
 }
+
+#[test]
+fn the_readme_is_short() {
+    let num_lines = read(&root().join("README.md")).lines().count();
+    assert!(num_lines < 200, "README.md has {num_lines} lines");
+}
+
+#[test]
+fn links_of_documents_lead_to_files() {
+    let is_document = |file: &PathBuf| file.extension().is_some_and(|extension| extension == "md");
+    for document in tracked_files().into_iter().filter(is_document) {
+        let text = read(&document);
+        let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        for target in targets.filter(|target| !target.contains("://") && !target.starts_with('#')) {
+            let file = document.with_file_name("").join(target.split('#').next().unwrap_or(target));
+            assert!(file.exists(), "{} links to {target}", document.display());
+        }
+    }
+}
+
+/// Words that make a comment a riddle: its subject comes last or never.
+const OPENINGS: [&str; 8] = ["What", "Whether", "Who", "Whose", "Whom", "How", "Where", "Which"];
+
+#[test]
+fn doc_comments_open_with_what_acts() {
+    for source in LAYERING.iter().flat_map(|(_, name, _)| sources(&folder_of(name).join("src"))) {
+        let text = read(&source);
+        // Help texts of flags are written for the terminal.
+        if ["clap::Args", "Subcommand", "ValueEnum"].iter().any(|derive| text.contains(derive)) {
+            continue;
+        }
+        let mut was_comment = false;
+        for (n, line) in (1..).zip(text.lines()) {
+            let comment = line.trim_start();
+            let opens = !std::mem::replace(&mut was_comment, comment.starts_with("///") || comment.starts_with("//!"));
+            let Some(comment) = comment.strip_prefix("/// ").or_else(|| comment.strip_prefix("//! ")).filter(|_| opens) else {
+                continue;
+            };
+            let first = comment.split(|c: char| !c.is_alphabetic()).next().unwrap_or_default();
+            assert!(!OPENINGS.contains(&first), "{}:{n}: {line}", source.display());
+        }
+    }
+}

@@ -322,7 +322,7 @@ impl Scheduler {
         self.forget_expired(now);
         self.recent.forget_expired(now);
         self.observe_last_step(now);
-        self.choose_what_goes_to_host();
+        self.update_min_offload_depth();
         self.start_verification(now);
         let finished = std::mem::take(&mut self.finished);
         let retracted = std::mem::take(&mut self.retracted);
@@ -335,7 +335,7 @@ impl Scheduler {
         self.queue.unpark(now);
         let mut demand = self.demand(now);
         self.admit_waiting(now, preempted, &mut demand, &mut step);
-        self.look_deeper(&mut step);
+        self.schedule_deep_probes(&mut step);
         self.schedule_running(&demand, &mut step);
         self.last_chosen = self.num_steps;
         debug_assert!(
@@ -412,7 +412,7 @@ impl Scheduler {
     /// Puts a running sequence back into the queue. Its KV is lost except for cached blocks.
     fn preempt(&mut self, request_id: RequestId) {
         self.running.retain(|&running| running != request_id);
-        self.compute_no_more(request_id);
+        self.cancel_in_flight(request_id);
         let sequence = self.sequences.get_mut(&request_id).expect("a running sequence is known");
         sequence.tenure.lost = Some(sequence.num_computed_tokens());
         self.pool.free(sequence.reset());
@@ -422,7 +422,7 @@ impl Scheduler {
     }
 
     /// Wakes the requests that wait for blocks or the prompt of `request_id`, which it will not compute.
-    fn compute_no_more(&mut self, request_id: RequestId) {
+    fn cancel_in_flight(&mut self, request_id: RequestId) {
         let Self { in_flight, queue, sequences, .. } = self;
         let mut woke_any = false;
         in_flight.remove(request_id, sequences[&request_id].block_hashes(), |hash| woke_any |= queue.wake_block(hash));

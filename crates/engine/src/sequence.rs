@@ -419,7 +419,7 @@ impl Sequence {
     }
 
     /// Selects again with twice the budget if the first token had a small margin. Once; `None` if that changes nothing.
-    pub(crate) fn reconsider(&mut self, margin: f32) -> Option<Vec<TokenRange>> {
+    pub(crate) fn reselect_on_low_margin(&mut self, margin: f32) -> Option<Vec<TokenRange>> {
         let measured = std::mem::take(&mut self.measured);
         let repair = self.repair();
         let is_close = margin < repair.min_margin && !measured.is_empty();

@@ -213,7 +213,7 @@ fn cheapest_chain(within: Gap, mut runs: Vec<Run>) -> Vec<Run> {
     for (i, run) in runs.iter().enumerate() {
         let first = (run.target_pos - within.target.start).max(run.donor_pos - within.donor.start);
         let first = Link { cost: (first, Reverse(run.num_tokens)), before: None, num_skipped: 0 };
-        let others = (0..i).filter_map(|before| link_behind(&runs[before], links[before], before, run));
+        let others = (0..i).filter_map(|before| append_run(&runs[before], links[before], before, run));
         let best = others.fold(first, |best, link| if link.cost < best.cost { link } else { best });
         links.push(best);
     }
@@ -231,7 +231,7 @@ fn cheapest_chain(within: Gap, mut runs: Vec<Run>) -> Vec<Run> {
 }
 
 /// Appends `run` to the chain that ends with `earlier`, which is not shortened; returns `None` if nothing of `run` is left.
-fn link_behind(earlier: &Run, link: Link, before: usize, run: &Run) -> Option<Link> {
+fn append_run(earlier: &Run, link: Link, before: usize, run: &Run) -> Option<Link> {
     let (target_end, donor_end) = (earlier.target_end(), earlier.donor_end());
     let num_skipped = target_end.saturating_sub(run.target_pos).max(donor_end.saturating_sub(run.donor_pos));
     (num_skipped < run.num_tokens).then(|| {

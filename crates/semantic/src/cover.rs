@@ -15,7 +15,7 @@ use crate::{SpanMatch, Steps};
 const MAX_COVER: usize = 16;
 
 /// Divisor of the length of a short run that gives its head. Chosen: 16 tokens of 64.
-const HEAD_SHARE: u32 = 4;
+const HEAD_DIVISOR: u32 = 4;
 
 /// Cost of each change of donor. Small, so that it decides between equals only.
 const DONOR_COST: i64 = 1;
@@ -63,7 +63,7 @@ impl Rows {
             return found.target_pos;
         }
         let run_tokens = found.left_context + found.num_tokens;
-        found.target_pos.max(found.run_start() + self.head_tokens.min(run_tokens / HEAD_SHARE))
+        found.target_pos.max(found.run_start() + self.head_tokens.min(run_tokens / HEAD_DIVISOR))
     }
 }
 

@@ -12,7 +12,7 @@ pub(crate) struct Deviation {
 
 impl Deviation {
     pub(crate) fn of(found: &TokenDeviation) -> Self {
-        match has_numbers(found) {
+        match is_all_finite(found) {
             true => Self { finite: f64::from(found.value_l2).powi(2), num_infinite: 0 },
             false => Self { finite: 0.0, num_infinite: 1 },
         }
@@ -43,14 +43,14 @@ impl std::iter::Sum for Deviation {
 }
 
 /// True if all measurements of a token are finite. Otherwise its moved or its fresh KV is unusable.
-fn has_numbers(found: &TokenDeviation) -> bool {
+fn is_all_finite(found: &TokenDeviation) -> bool {
     let TokenDeviation { attention, key_l2, value_l2, value_l1, value_norm, root_head_dim: _ } = *found;
     [attention, key_l2, value_l2, value_l1, value_norm].iter().all(|x| x.is_finite())
 }
 
 /// Returns one over the mean `‖V‖₂²`.
 pub(crate) fn unit_of(measured: &[TokenDeviation]) -> f64 {
-    let norms = measured.iter().filter(|found| has_numbers(found)).map(|found| f64::from(found.value_norm).powi(2));
+    let norms = measured.iter().filter(|found| is_all_finite(found)).map(|found| f64::from(found.value_norm).powi(2));
     let (num, sum) = norms.fold((0.0, 0.0), |(num, sum), norm| (num + 1.0, sum + norm));
     num / f64::max(sum, f64::MIN_POSITIVE)
 }

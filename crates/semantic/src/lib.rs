@@ -2,7 +2,7 @@
 //!
 //! Here: an index of exact token spans ([`SpanIndex`]) and one of embeddings ([`EmbeddingIndex`]), which only proposes donors; the choice
 //! among matches ([`plan_reuse`]), which leaves out tokens after an edit in their own segment ([`EditPolicy`]); the check that the plan
-//! saves enough time ([`Gate`]); scripts of edits for explanations ([`align`]); policies of repair, and guards of its quality. Ids are
+//! saves enough time ([`Gate`]); scripts of edits for explanations ([`align()`]); policies of repair, and guards of its quality. Ids are
 //! compared, never texts and never hashes alone: tokens that differ are different content. Deliberately not here: KV blocks and their
 //! residency (`kv`, `engine`), and the copying itself.
 

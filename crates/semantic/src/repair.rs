@@ -130,7 +130,7 @@ impl Repair {
 }
 
 /// Parses `policy[@ratio][+drift][+sample=n][+deviation=d][+bail_out=d][+deep_bail_out=d][+margin=m][+decode=tokens/every]`, each part at
-/// most once, as in `impact@0.6+drift+deviation=0.12`. A policy with a budget but no ratio uses [`DEFAULT_RATIO`].
+/// most once, as in `impact@0.6+drift+deviation=0.12`. A policy with a budget but no ratio uses `DEFAULT_RATIO`.
 impl FromStr for Repair {
     type Err = RepairError;
 

@@ -28,9 +28,9 @@ const MIN_COVER: usize = 2;
 const EXAMINED_PER_FOLLOWED: usize = 32;
 /// Divisor of `max_postings` for the places of one donor that are followed from one place of the target; the rest is for other donors.
 /// Chosen.
-const PLACES_SHARE: usize = 4;
+const PLACES_DIVISOR: usize = 4;
 /// Divisor of `max_postings` for the most holders of a rare shingle. Chosen.
-const RARE_SHARE: usize = 2;
+const RARE_DIVISOR: usize = 2;
 /// Tokens compared for each token of the target and each run that may cover it, before comparisons become short. Chosen: several times the
 /// need of texts without repetition.
 const COMPARED_PER_TOKEN: u64 = 4;
@@ -136,7 +136,7 @@ pub(crate) fn search<'a>(
         min_span_tokens: config.min_span_tokens,
         min_link_tokens: config.shingle_tokens,
         max_cover,
-        max_rare: max_cover.min(config.max_postings as usize / RARE_SHARE),
+        max_rare: max_cover.min(config.max_postings as usize / RARE_DIVISOR),
         limits: vec![Limit::Unknown; donors.num_slots()],
         run_ends: HashMap::default(),
         open_ends: BinaryHeap::new(),
@@ -196,7 +196,7 @@ impl<F: FnMut(DonorId) -> u32> Follower<'_, F> {
             }
             self.found.steps.postings += 1;
             of_donor = if of_donor.0 == posting.slot { (posting.slot, of_donor.1 + 1) } else { (posting.slot, 1) };
-            if of_donor.1 > self.max_cover.div_ceil(PLACES_SHARE) {
+            if of_donor.1 > self.max_cover.div_ceil(PLACES_DIVISOR) {
                 continue;
             }
             let hit = Hit { slot: posting.slot, donor_pos: posting.pos, target_pos: place.pos };

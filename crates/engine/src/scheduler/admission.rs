@@ -359,7 +359,7 @@ impl Scheduler {
 
     /// Adds to `step` the deep probe of running sequences whose first one measured much. It also measures tokens that will be
     /// recomputed, which costs less than to recompute them first.
-    pub(super) fn look_deeper(&mut self, step: &mut SchedulerOutput) {
+    pub(super) fn schedule_deep_probes(&mut self, step: &mut SchedulerOutput) {
         for request_id in &self.running {
             let sequence = self.sequences.get_mut(request_id).expect("a running sequence is known");
             if let Some(probe) = sequence.deep_probe.take() {

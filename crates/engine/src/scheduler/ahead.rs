@@ -65,7 +65,7 @@ impl Scheduler {
     pub fn begin_ahead(&mut self, step: &SchedulerOutput, now: Timestamp) {
         self.forget_expired(now);
         self.observe_last_step(now);
-        self.choose_what_goes_to_host();
+        self.update_min_offload_depth();
         self.time_step(step, now);
     }
 

@@ -8,7 +8,7 @@ use crate::host::FetchGate;
 
 impl Scheduler {
     /// Updates the minimum depth from which evicted blocks go to the host tier.
-    pub(super) fn choose_what_goes_to_host(&mut self) {
+    pub(super) fn update_min_offload_depth(&mut self) {
         if self.config.host.num_blocks == 0 {
             return;
         }

@@ -40,7 +40,7 @@ impl Scheduler {
             assert_eq!(found.request_id, probe.request_id, "probes are answered in their order");
             match probe.probe.depth {
                 semantic::Depth::Layer(_) => self.repair(probe, &found.deviations),
-                semantic::Depth::Quarter => self.trust(probe, &found.deviations),
+                semantic::Depth::Quarter => self.apply_deep_probe(probe, &found.deviations),
             }
         }
         assert!(probed.next().is_none(), "nobody asked for a probe");
@@ -151,7 +151,7 @@ impl Scheduler {
     }
 
     /// Recomputes everything if the remaining moved tokens of a request deviate too much deeper in the model.
-    fn trust(&mut self, probe: &ProbedSequence, measured: &[semantic::TokenDeviation]) {
+    fn apply_deep_probe(&mut self, probe: &ProbedSequence, measured: &[semantic::TokenDeviation]) {
         let request_id = probe.request_id;
         let sequence = self.sequences.get_mut(&request_id).expect("a probed sequence is known");
         let measured = semantic::spread(&probe.reused, probe.probe.stride, measured);
@@ -199,7 +199,7 @@ impl Scheduler {
         let sequence = self.sequences.get_mut(&request_id).expect("a scheduled sequence is known");
         if let Some(SampledToken { request_id: sampled_for, token, margin, logprobs }) = sampled {
             assert_eq!(sampled_for, request_id, "tokens are sampled in the order of the sequences");
-            if let Some(selected) = sequence.reconsider(margin) {
+            if let Some(selected) = sequence.reselect_on_low_margin(margin) {
                 let num_selected = sequence.recompute(&selected);
                 sequence.usage.as_mut().expect("it was admitted").recompute(num_selected);
                 self.span_lookups.count(SpanOutcome::LowMargin);
@@ -270,7 +270,7 @@ impl Scheduler {
 
     /// Ends a request that is no longer in the queue.
     pub(super) fn finish(&mut self, request_id: RequestId, reason: FinishReason) {
-        self.compute_no_more(request_id);
+        self.cancel_in_flight(request_id);
         let mut sequence = self.sequences.remove(&request_id).expect("only known requests end");
         let num_before = self.running.len();
         self.running.retain(|&running| running != request_id);

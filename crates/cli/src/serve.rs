@@ -25,6 +25,13 @@ const MIN_HTTP_THREADS: usize = 2;
 /// Maximum HTTP threads. Chosen: streaming 128 answers at 600 tokens a second each keeps fewer busy.
 const MAX_HTTP_THREADS: usize = 8;
 
+/// Printing of a start: none if the only client is in this process.
+#[derive(Clone, Copy, PartialEq)]
+enum Announces {
+    Yes,
+    No,
+}
+
 /// Facts that a start reports to the operator.
 struct Started {
     model: String,
@@ -50,7 +57,7 @@ pub(crate) fn run(mut config: Config) -> anyhow::Result<()> {
     let runtime = runtime()?;
     let ended = runtime.block_on(async {
         let signals = server::termination_signals().context("listening to signals")?;
-        serve_model(config, listener, access, http, signals).await
+        serve_model(config, listener, access, http, Announces::Yes, signals).await
     });
     // Does not wait for tasks that embed prompts: their results are no longer needed.
     runtime.shutdown_background();
@@ -72,7 +79,7 @@ pub(crate) fn while_serving<T>(config: Config, client: impl AsyncFnOnce(String) 
     let runtime = runtime()?;
     let result = runtime.block_on(async {
         tokio::select! {
-            ended = serve_model(config, listener, access, http, futures::stream::pending()) => Err(ended.err().unwrap_or_else(|| anyhow!("the server ended"))),
+            ended = serve_model(config, listener, access, http, Announces::No, futures::stream::pending()) => Err(ended.err().unwrap_or_else(|| anyhow!("the server ended"))),
             result = ready(&url, client) => result,
         }
     });
@@ -94,6 +101,7 @@ async fn serve_model(
     listener: TcpListener,
     access: Access,
     http: server::ServerConfig,
+    announces: Announces,
     signals: impl Stream<Item = ()>,
 ) -> anyhow::Result<Ended> {
     let address = listener.local_addr().context("the listener's address")?;
@@ -103,7 +111,7 @@ async fn serve_model(
     let (loaded, app) = oneshot::channel();
     let (runtime, limits) = (runtime::Handle::current(), http.clone());
     let load = move || {
-        let app = load_model(&config, access, http, &runtime, address);
+        let app = load_model(&config, access, http, &runtime, (announces == Announces::Yes).then_some(address));
         if let Ok(app) = &app {
             apps.send_replace(Some(Arc::clone(app)));
         }
@@ -122,7 +130,7 @@ fn load_model(
     access: Access,
     http: server::ServerConfig,
     runtime: &runtime::Handle,
-    address: SocketAddr,
+    announced: Option<SocketAddr>,
 ) -> anyhow::Result<Arc<AppState>> {
     let mut loaded = loading::load(config)?;
     let tokenizer = Arc::new(loading::tokenizer(&config.model, &mut loaded)?);
@@ -134,7 +142,7 @@ fn load_model(
     };
     let sampling = generation::defaults(&config.model, &loaded)?;
     let info = Arc::new(model_info(&loaded, &scheduler, tokenizer.eos_ids()));
-    let started = Started::new(config, &loaded, &scheduler, &sampling, address);
+    let started = announced.map(|address| Started::new(config, &loaded, &scheduler, &sampling, address));
     let metrics = Arc::new(Metrics::new(&info, &scheduler));
     let engine = EngineCore::new(scheduler, loaded.model.runner).context("starting the engine")?;
     let model = ServedModel { info, tokenizer, embedder: chosen.map(|chosen| chosen.embedder) };
@@ -144,7 +152,7 @@ fn load_model(
         EngineThread::spawn(engine, bounds, Arc::clone(&metrics), runtime, end_process).context("starting the engine thread")?;
     let http = server::ServerConfig { sampling, ..http };
     let app = AppState::new(model, handle, metrics, http, access).context("server configuration")?;
-    started.announce(config.log.format);
+    started.inspect(|started| started.announce(config.log.format));
     Ok(app)
 }
 

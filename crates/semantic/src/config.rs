@@ -13,7 +13,7 @@ pub struct SpanConfig {
     /// Least equal tokens of a span: in one run, or in runs that follow each other closely. Below some 64 tokens, copying and checking cost
     /// more than computing.
     pub min_span_tokens: u32,
-    /// Tokens always recomputed at the start of a span: their KV depends most on the left context.
+    /// Tokens always recomputed at the start of a run: their KV depends most on the left context. Twice as many after an edit.
     pub head_tokens: u32,
     /// Tokens always recomputed at the end of the prompt. At least 1: the last one yields the first logits.
     pub tail_tokens: u32,
@@ -29,7 +29,7 @@ impl Default for SpanConfig {
     fn default() -> Self {
         Self {
             min_span_tokens: 64,
-            head_tokens: 16,
+            head_tokens: 8,
             tail_tokens: 16,
             min_prompt_tokens: 128,
             min_piece_tokens: 16,

@@ -134,6 +134,11 @@ impl EditedRuns {
         num_before > 0 && gaps[num_before - 1].1 <= donor_pos
     }
 
+    /// True if the run of `found` begins downstream of an edit in its own segment.
+    pub(crate) fn follows_edit(&self, found: &SpanMatch) -> bool {
+        self.reaches.contains_key(&run_key(found))
+    }
+
     /// Returns the target position up to which tokens of `found` are downstream of an edit; its own start if none is.
     pub(crate) fn end_in(&self, found: &SpanMatch) -> u32 {
         self.end_of(found, |reach| reach.segment_end)

@@ -116,7 +116,7 @@ fn plan_around_edits(
         matches = matches.iter().filter_map(without_tail).collect();
     }
     let mut candidates = to_candidates(matches, steps);
-    let rows = Rows::new(reusable_rows(gap, template, config), config.head_tokens);
+    let rows = Rows::new(reusable_rows(gap, template, config), config.head_tokens, edited);
     let mut chosen = choose_matches(&candidates, &rows, config.min_piece_tokens, steps);
     if let Some(kept) = donors_to_keep(&chosen) {
         candidates.retain(|candidate| kept.contains(&candidate.found.donor));
@@ -195,7 +195,7 @@ fn reusable_rows(gap: TokenRange, template: &[TokenRange], config: &SpanConfig) 
     pieces
 }
 
-fn assemble(chosen: &[Choice], rows: &Rows, edited: &EditedRuns, min_piece_tokens: u32) -> ReusePlan {
+fn assemble(chosen: &[Choice], rows: &Rows<'_>, edited: &EditedRuns, min_piece_tokens: u32) -> ReusePlan {
     let mut plan = ReusePlan::default();
     let mut runs = Vec::new();
     for Choice { whole, part } in chosen {
@@ -254,7 +254,12 @@ mod tests {
     use crate::testing::Random;
     use crate::{PromptView, Segments, SpanIndex, SpanIndexConfig};
 
+    const HEAD: u32 = 16;
     const TAIL: u32 = 16;
+
+    fn config() -> SpanConfig {
+        SpanConfig { head_tokens: HEAD, ..SpanConfig::default() }
+    }
 
     fn span(donor: u64, donor_pos: u32, target_pos: u32, num_tokens: u32) -> SpanMatch {
         SpanMatch { donor: DonorId(donor), donor_pos, target_pos, num_tokens, left_context: 0 }
@@ -263,7 +268,7 @@ mod tests {
     /// Plans a prompt without edits.
     fn plan_unedited(prompt_len: u32, from: u32, matches: &[SpanMatch], template: &[TokenRange]) -> ReusePlan {
         let gap = TokenRange::new(from, prompt_len);
-        let config = SpanConfig::default();
+        let config = config();
         let to_candidates = |mut matches: Vec<SpanMatch>, steps: &mut Steps| {
             matches.retain(|found| found.num_tokens >= config.min_piece_tokens);
             thin_out(matches, steps).into_iter().map(|found| Candidate { found, preference: 0.0 }).collect()
@@ -403,7 +408,7 @@ mod tests {
     /// third segment, if `with_other`.
     #[track_caller]
     fn check_edit(edits: EditPolicy, with_other: bool, expected: &str) -> ReusePlan {
-        let config = SpanConfig { edits, ..SpanConfig::default() };
+        let config = SpanConfig { edits, ..config() };
         let donor: Vec<_> = (0..400).map(TokenId).collect();
         let mut target = donor.clone();
         target[120] = TokenId(999);
@@ -438,8 +443,8 @@ mod tests {
     }
 
     #[test]
-    fn reuse_behind_an_edit_is_classed() {
-        let expected = "d1 0..120 same_past, d1 137..250 downstream_of_edit, d1 250..400 composition";
+    fn reuse_after_an_edit_has_a_longer_head_and_its_class() {
+        let expected = "d1 0..120 same_past, d1 153..250 downstream_of_edit, d1 250..400 composition";
         let plan = check_edit(EditPolicy::Reuse, false, expected);
         assert_eq!((plan.edited.len(), plan.class()), (0, Some(MatchClass::DownstreamOfEdit)));
     }
@@ -453,7 +458,7 @@ mod tests {
         index.insert(tokens::Scope(0), DonorId(1), donor.into());
         let matches = index.find(tokens::Scope(0), &target, 0);
         let prompt = PromptView { tokens: &target, segments: &Segments::default() };
-        let plan = plan_reuse(&PlanTarget { prompt, from: 0, template: &[] }, &matches, &index, &SpanConfig::default());
+        let plan = plan_reuse(&PlanTarget { prompt, from: 0, template: &[] }, &matches, &index, &config());
         assert_eq!((plan.rejected, plan.edited), (Some(RejectReason::Edited), vec![TokenRange::new(11, 400)]));
     }
 
@@ -480,7 +485,7 @@ mod tests {
         let target = [vec![TokenId(7)], text].concat();
         let matches = donors.0.find(tokens::Scope(0), &target, 0);
         let prompt = PromptView { tokens: &target, segments: &Segments::default() };
-        let plan = plan_reuse(&PlanTarget { prompt, from: 0, template: &[] }, &matches, &donors, &SpanConfig::default());
+        let plan = plan_reuse(&PlanTarget { prompt, from: 0, template: &[] }, &matches, &donors, &config());
         assert_eq!(plan.spans.iter().map(|span| span.donor.0).collect::<Vec<_>>(), [2]);
     }
 
@@ -525,7 +530,7 @@ mod tests {
 
     #[test]
     fn every_plan_keeps_the_rules() {
-        let config = SpanConfig::default();
+        let config = config();
         let mut num_spans = 0;
         for seed in 0..400 {
             let World { index, target, mut template, from, matches } = world(seed);
@@ -557,7 +562,7 @@ mod tests {
     fn check_left_context(span: &ReuseSpan, donor: &[TokenId], target: &[TokenId]) {
         let (donor, target) = (&donor[..span.donor_pos as usize], &target[..span.target_pos as usize]);
         let equal = donor.iter().rev().zip(target.iter().rev()).take_while(|(a, b)| a == b).count();
-        let head = ((equal + span.num_tokens as usize) / 4).min(SpanConfig::default().head_tokens as usize);
+        let head = ((equal + span.num_tokens as usize) / 4).min(HEAD as usize);
         assert!(equal >= head || (equal == donor.len() && equal == target.len()));
     }
 

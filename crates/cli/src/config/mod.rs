@@ -256,7 +256,7 @@ mod tests {
         let defaults = Config::default().to_toml();
         let same: Vec<_> = changed.lines().filter(|line| line.contains('=') && defaults.lines().any(|d| d == *line)).collect();
         // These have no flag: they are measured properties of the method, not of a deployment.
-        assert_eq!(same, ["head_tokens = 16", "tail_tokens = 16", "min_prompt = 128"]);
+        assert_eq!(same, ["head_tokens = 8", "tail_tokens = 16", "min_prompt = 128"]);
     }
 
     #[cfg(unix)]

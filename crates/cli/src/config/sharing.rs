@@ -19,7 +19,7 @@ pub(crate) struct SharingConfig {
     pub(crate) max_deviation: Auto<Deviation>,
     /// Shortest run of equal tokens that is reused at another position, in tokens.
     pub(crate) min_span: u32,
-    /// Tokens recomputed at the start of each moved span.
+    /// Tokens recomputed at the start of each moved span, twice as many after an edit.
     pub(crate) head_tokens: u32,
     /// Tokens recomputed at the end of each prompt.
     pub(crate) tail_tokens: u32,
@@ -107,7 +107,7 @@ impl Default for SharingConfig {
             repair: RepairSetting(engine::Repair::recommended()),
             max_deviation: Auto::Auto,
             min_span: 64,
-            head_tokens: 16,
+            head_tokens: 8,
             tail_tokens: 16,
             min_prompt: 128,
             min_saved: Millis(5),

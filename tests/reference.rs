@@ -278,6 +278,11 @@ fn qwen2_has_the_logits_of_transformers() {
 }
 
 #[test]
+fn gemma3_has_the_logits_of_transformers() {
+    check_tiny_model(&fixtures().join("tiny/gemma3"));
+}
+
+#[test]
 fn qwen3_has_the_logits_of_transformers_under_either_spelling_of_its_configuration() {
     let folder = fixtures().join("tiny/qwen3");
     check_tiny_model(&folder);

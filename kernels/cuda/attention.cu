@@ -2,8 +2,8 @@
 // mma.sync.
 //
 // A thread block computes one tile of query rows for one key head; tile row i is token i / group, head i % group of the group, so that a
-// key is read once for all heads that share it. Each warp has 16 tile rows. Masking depends on position alone. Keys are processed in order
-// from the first, 64 at a time, so without splits a row's bits do not depend on the rows beside it.
+// key is read once for all heads that share it. Each warp has 16 tile rows. Masking depends on position alone. Keys are processed in order,
+// a tile of 64 (of 32 for heads of 256) at a time, so without splits a row's bits do not depend on the rows beside it.
 //
 // Grid: (tiles, num_kv_heads, splits), 128 threads. With more than one split, each processes a share of the keys, and `combine_attention`
 // merges them.
@@ -11,7 +11,7 @@
 #include "paged.cuh"
 
 constexpr int WARPS = 4;
-constexpr int TILE_KEYS = 64;
+template <int HEAD_DIM> constexpr int TILE_KEYS = HEAD_DIM > 128 ? 32 : 64;
 
 struct Keys {
     const bf16 *keys, *values;
@@ -24,21 +24,21 @@ struct Keys {
 // Starts copies of keys and values of key tile `index`, which is stored in `blocks`.
 template <int HEAD_DIM>
 __device__ __forceinline__ void fetch(const Keys &from, int index, uint2 blocks, uint32_t keys_to, uint32_t values_to) {
-    constexpr int CHUNKS = HEAD_DIM / 8;
+    constexpr int CHUNKS = HEAD_DIM / 8, KEYS = TILE_KEYS<HEAD_DIM>;
 #pragma unroll
-    for (int i = 0; i < TILE_KEYS * CHUNKS / (32 * WARPS); i++) {
+    for (int i = 0; i < KEYS * CHUNKS / (32 * WARPS); i++) {
         int at = threadIdx.x + i * 32 * WARPS, row = at / CHUNKS, chunk = at % CHUNKS;
         size_t block = from.layer_block + (row < BLOCK ? blocks.x : blocks.y);
         size_t offset = ((block * from.num_kv_heads + from.kv_head) * BLOCK + row % BLOCK) * HEAD_DIM + chunk * 8;
-        bool there = index * TILE_KEYS + row < from.kv_len;
+        bool there = index * KEYS + row < from.kv_len;
         copy_async(keys_to + swizzled<HEAD_DIM>(row, chunk), from.keys + offset, there);
         copy_async(values_to + swizzled<HEAD_DIM>(row, chunk), from.values + offset, there);
     }
 }
 
 // Returns the blocks of key tile `index`, as far as the sequence has them.
-__device__ __forceinline__ uint2 blocks_of(const Keys &from, int index) {
-    uint32_t last = (from.kv_len - 1) / BLOCK, first = min((uint32_t)index * (TILE_KEYS / BLOCK), last);
+template <int HEAD_DIM> __device__ __forceinline__ uint2 blocks_of(const Keys &from, int index) {
+    uint32_t last = (from.kv_len - 1) / BLOCK, first = min((uint32_t)index * (TILE_KEYS<HEAD_DIM> / BLOCK), last);
     return make_uint2(__ldg(from.table + first), __ldg(from.table + min(first + 1, last)));
 }
 
@@ -48,14 +48,14 @@ template <int HEAD_DIM> struct Rows {
     float max[2], total[2];
 };
 
-// Processes 64 keys: turns `scores` into weights, as the A fragments of the product with the values.
-template <int HEAD_DIM>
-__device__ __forceinline__ void soften(Rows<HEAD_DIM> &rows, float (&scores)[TILE_KEYS / 8][4], uint32_t (&weights)[TILE_KEYS / 16][4], float scale) {
+// Processes a tile of keys: turns `scores` into weights, as the A fragments of the product with the values.
+template <int HEAD_DIM, int KEYS = TILE_KEYS<HEAD_DIM>>
+__device__ __forceinline__ void soften(Rows<HEAD_DIM> &rows, float (&scores)[KEYS / 8][4], uint32_t (&weights)[KEYS / 16][4], float scale) {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         float largest = -INFINITY;
 #pragma unroll
-        for (int n = 0; n < TILE_KEYS / 8; n++) largest = fmaxf(largest, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
+        for (int n = 0; n < KEYS / 8; n++) largest = fmaxf(largest, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
         largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
         largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 2));
         float max = fmaxf(rows.max[half], largest * scale);
@@ -63,7 +63,7 @@ __device__ __forceinline__ void soften(Rows<HEAD_DIM> &rows, float (&scores)[TIL
         float shift = max == -INFINITY ? 0.f : max;
         float correction = power_of_two(rows.max[half] - shift), total = 0.f;
 #pragma unroll
-        for (int n = 0; n < TILE_KEYS / 8; n++) {
+        for (int n = 0; n < KEYS / 8; n++) {
             float low = power_of_two(fmaf(scores[n][2 * half], scale, -shift));
             float high = power_of_two(fmaf(scores[n][2 * half + 1], scale, -shift));
             total += low + high;
@@ -79,16 +79,18 @@ __device__ __forceinline__ void soften(Rows<HEAD_DIM> &rows, float (&scores)[TIL
     }
 }
 
-// Processes one key tile in shared memory, for a warp. Row g + 8 half sees `visible[half]` keys of the tile, if `masked`.
+// Processes one key tile in shared memory, for a warp. If `masked`, row g + 8 half sees the tile's keys from `hidden[half]` on, below
+// `visible[half]`.
 template <int HEAD_DIM>
 __device__ __forceinline__ void attend(Rows<HEAD_DIM> &rows, const uint32_t (&q)[HEAD_DIM / 16][4], uint32_t keys, uint32_t values, bool masked,
-                                       const int (&visible)[2], float scale) {
+                                       const int (&hidden)[2], const int (&visible)[2], float scale) {
+    constexpr int KEYS = TILE_KEYS<HEAD_DIM>;
     int lane = threadIdx.x % 32;
-    float scores[TILE_KEYS / 8][4] = {};
+    float scores[KEYS / 8][4] = {};
 #pragma unroll
     for (int k = 0; k < HEAD_DIM / 16; k++) {
 #pragma unroll
-        for (int n = 0; n < TILE_KEYS / 16; n++) {
+        for (int n = 0; n < KEYS / 16; n++) {
             uint32_t b[4];
             load_matrices(b, keys + swizzled<HEAD_DIM>(n * 16 + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
             mma(scores[2 * n], q[k], b[0], b[1]);
@@ -97,16 +99,18 @@ __device__ __forceinline__ void attend(Rows<HEAD_DIM> &rows, const uint32_t (&q)
     }
     if (masked) {
 #pragma unroll
-        for (int n = 0; n < TILE_KEYS / 8; n++) {
+        for (int n = 0; n < KEYS / 8; n++) {
 #pragma unroll
-            for (int i = 0; i < 4; i++)
-                if (n * 8 + lane % 4 * 2 + i % 2 >= visible[i / 2]) scores[n][i] = -INFINITY;
+            for (int i = 0; i < 4; i++) {
+                int key = n * 8 + lane % 4 * 2 + i % 2;
+                if (key >= visible[i / 2] || key < hidden[i / 2]) scores[n][i] = -INFINITY;
+            }
         }
     }
-    uint32_t weights[TILE_KEYS / 16][4];
+    uint32_t weights[KEYS / 16][4];
     soften<HEAD_DIM>(rows, scores, weights, scale);
 #pragma unroll
-    for (int k = 0; k < TILE_KEYS / 16; k++) {
+    for (int k = 0; k < KEYS / 16; k++) {
 #pragma unroll
         for (int n = 0; n < HEAD_DIM / 16; n++) {
             uint32_t b[4];
@@ -125,7 +129,8 @@ __device__ __forceinline__ void attention(const bf16 *q, const uint32_t *positio
                                           const bf16 *keys, const bf16 *values, Sizes sizes, bf16 *out, float *lse, float *partial_sums,
                                           float2 *partial_stats) {
     extern __shared__ __align__(128) bf16 stages[];
-    constexpr uint32_t STAGE = TILE_KEYS * HEAD_DIM * sizeof(bf16);
+    constexpr int KEYS = TILE_KEYS<HEAD_DIM>;
+    constexpr uint32_t STAGE = KEYS * HEAD_DIM * sizeof(bf16);
     Tile tile = tiles[blockIdx.x];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, kv_head = blockIdx.y;
     int num_heads = sizes.num_heads, group = num_heads / sizes.num_kv_heads;
@@ -153,15 +158,16 @@ __device__ __forceinline__ void attention(const bf16 *q, const uint32_t *positio
     int warp_first = warp_rows > 0 ? (int)positions[tile.first_row + warp * 16 / group] : 0;
     int warp_last = warp_rows > 0 ? (int)positions[tile.first_row + (warp * 16 + warp_rows - 1) / group] : -1;
 
-    int key_tiles = (tile.kv_len + TILE_KEYS - 1) / TILE_KEYS, share = (key_tiles + num_splits - 1) / num_splits;
-    int first = split * share, last = min(first + share, key_tiles);
+    int first_tile = sizes.first_visible((int)positions[tile.first_row]) / KEYS, end_tile = (tile.kv_len + KEYS - 1) / KEYS;
+    int share = (end_tile - first_tile + num_splits - 1) / num_splits;
+    int first = first_tile + split * share, last = min(first + share, end_tile);
     Rows<HEAD_DIM> rows = {{}, {-INFINITY, -INFINITY}, {}};
     uint32_t base = shared_address(stages);
     float scale = sizes.scale * LOG2_E;
     uint2 blocks = {};
     if (first < last) {
-        fetch<HEAD_DIM>(from, first, blocks_of(from, first), base, base + STAGE);
-        blocks = blocks_of(from, first + 1);
+        fetch<HEAD_DIM>(from, first, blocks_of<HEAD_DIM>(from, first), base, base + STAGE);
+        blocks = blocks_of<HEAD_DIM>(from, first + 1);
     }
     commit_copies();
     for (int index = first; index < last; index++) {
@@ -169,15 +175,17 @@ __device__ __forceinline__ void attention(const bf16 *q, const uint32_t *positio
         if (index + 1 < last) {
             uint32_t next = base + (index + 1 - first) % 2 * 2 * STAGE;
             fetch<HEAD_DIM>(from, index + 1, blocks, next, next + STAGE);
-            blocks = blocks_of(from, index + 2);
+            blocks = blocks_of<HEAD_DIM>(from, index + 2);
         }
         commit_copies();
         wait_copies<1>();
         __syncthreads();
-        int start = index * TILE_KEYS;
-        if (start <= warp_last) {
+        int start = index * KEYS;
+        if (start <= warp_last && start + KEYS > sizes.first_visible(warp_first)) {
             int visible[2] = {position[0] + 1 - start, position[1] + 1 - start};
-            attend<HEAD_DIM>(rows, fragments, stage, stage + STAGE, start + TILE_KEYS - 1 > warp_first, visible, scale);
+            int hidden[2] = {sizes.first_visible(position[0]) - start, sizes.first_visible(position[1]) - start};
+            bool masked = start + KEYS - 1 > warp_first || start < sizes.first_visible(warp_last);
+            attend<HEAD_DIM>(rows, fragments, stage, stage + STAGE, masked, hidden, visible, scale);
         }
         __syncthreads();
     }
@@ -216,3 +224,4 @@ __device__ __forceinline__ void attention(const bf16 *q, const uint32_t *positio
     }
 ATTENTION(64)
 ATTENTION(128)
+ATTENTION(256)

@@ -48,11 +48,11 @@ __device__ __forceinline__ void combine(const float *partial_sums, const float2 
     for (int i = 0; i < WIDTH; i++) of_warps[warp][lane * WIDTH + i] = sums[i];
     __syncthreads();
     size_t at = (size_t)row * num_heads + head;
-    if (threadIdx.x < HEAD_DIM) {
+    for (int d = threadIdx.x; d < HEAD_DIM; d += blockDim.x) {
         float sum = 0.f;
 #pragma unroll
-        for (int i = 0; i < WARPS; i++) sum += of_warps[i][threadIdx.x];
-        out[at * HEAD_DIM + threadIdx.x] = __float2bfloat16(total > 0.f ? sum / total : 0.f);
+        for (int i = 0; i < WARPS; i++) sum += of_warps[i][d];
+        out[at * HEAD_DIM + d] = __float2bfloat16(total > 0.f ? sum / total : 0.f);
     }
     if (lse && threadIdx.x == 0) lse[at] = (max + log2f(total)) * LN_2;
 }
@@ -65,3 +65,4 @@ __device__ __forceinline__ void combine(const float *partial_sums, const float2 
     }
 COMBINE(64)
 COMBINE(128)
+COMBINE(256)

@@ -13,16 +13,17 @@
 constexpr int WARPS = 4;
 constexpr int STAGE_KEYS = 16;
 // Stages of a warp's ring: 24 KB per warp, 96 KB per thread block, so that two thread blocks fit on a multiprocessor of sm_90 and one on
-// sm_89.
-template <int HEAD_DIM> constexpr int STAGES = 3 * 128 / HEAD_DIM;
-constexpr int SHARED_BYTES = WARPS * 24 * 1024;
+// sm_89. Heads of 256 have no ring of less than 32 KB.
+template <int HEAD_DIM> constexpr int STAGES = HEAD_DIM > 128 ? 2 : 3 * 128 / HEAD_DIM;
+template <int HEAD_DIM> constexpr int SHARED_BYTES = WARPS * STAGES<HEAD_DIM> * 2 * STAGE_KEYS * HEAD_DIM * (int)sizeof(bf16);
 constexpr int MAX_PARTS = 128;
 constexpr uint32_t NO_SEQUENCE = 0xffffffff;
 
-// Processes 16 keys and values in shared memory, for a warp and 8 * N heads. Scores beyond `visible` keys are masked.
+// Processes 16 keys and values in shared memory, for a warp and 8 * N heads. Scores of keys below `hidden` and from `visible` on are masked;
+// at least one is neither.
 template <int HEAD_DIM, int N>
 __device__ __forceinline__ void attend(float (&sums)[N][HEAD_DIM / 16][4], float (&max)[N][2], float (&total)[N][2],
-                                       const uint32_t (&q)[N][HEAD_DIM / 16][2], uint32_t keys, uint32_t values, int visible, float scale) {
+                                       const uint32_t (&q)[N][HEAD_DIM / 16][2], uint32_t keys, uint32_t values, int hidden, int visible, float scale) {
     int lane = threadIdx.x % 32;
     float scores[N][2][4] = {};
 #pragma unroll
@@ -40,7 +41,8 @@ __device__ __forceinline__ void attend(float (&sums)[N][HEAD_DIM / 16][4], float
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             p[i] = scores[n][0][i] + scores[n][1][i];
-            if (lane / 4 + i / 2 * 8 >= visible) p[i] = -INFINITY;
+            int key = lane / 4 + i / 2 * 8;
+            if (key >= visible || key < hidden) p[i] = -INFINITY;
         }
 #pragma unroll
         for (int i = 0; i < 2; i++) {
@@ -91,7 +93,7 @@ template <int HEAD_DIM, int N> struct Combined {
     float2 stats[8 * N][MAX_PARTS];
     float weights[8 * N][MAX_PARTS];
     // [parts at once][heads][HEAD_DIM]
-    float sums[(SHARED_BYTES - 8 * N * MAX_PARTS * (int)sizeof(float3)) / sizeof(float)];
+    float sums[(SHARED_BYTES<HEAD_DIM> - 8 * N * MAX_PARTS * (int)sizeof(float3)) / sizeof(float)];
 };
 
 // Starts the copy of `count` parts from `first` on.
@@ -231,7 +233,8 @@ __device__ __forceinline__ void decode(const bf16 *q, const uint32_t *positions,
     int num_kv_heads = sizes.num_kv_heads, group = sizes.num_heads / num_kv_heads, cuts = gridDim.y / num_kv_heads;
     int kv_head = blockIdx.y / cuts, first_of_group = blockIdx.y % cuts * 8 * N;
     uint32_t position = positions[row], kv_len = position == NO_SEQUENCE ? 0 : position + 1;
-    int blocks = (kv_len + BLOCK - 1) / BLOCK;
+    int first_key = kv_len == 0 ? 0 : sizes.first_visible(position), first_block = first_key / BLOCK;
+    int blocks = (kv_len + BLOCK - 1) / BLOCK - first_block;
     // If a row has fewer blocks than parts, its last parts are empty.
     Share share = {row,
                    (int)part.first_part,
@@ -246,8 +249,8 @@ __device__ __forceinline__ void decode(const bf16 *q, const uint32_t *positions,
         return;
     }
     // Counted in stages: the last of them may have fewer keys.
-    int first = share.index * blocks / share.count * (BLOCK / STAGE_KEYS);
-    int last = min((share.index + 1) * blocks / share.count * (BLOCK / STAGE_KEYS), (int)((kv_len + STAGE_KEYS - 1) / STAGE_KEYS));
+    int first = max((first_block + share.index * blocks / share.count) * (BLOCK / STAGE_KEYS), first_key / STAGE_KEYS);
+    int last = min((first_block + (share.index + 1) * blocks / share.count) * (BLOCK / STAGE_KEYS), (int)((kv_len + STAGE_KEYS - 1) / STAGE_KEYS));
 
     uint32_t fragments[N][HEAD_DIM / 16][2];
 #pragma unroll
@@ -305,8 +308,8 @@ __device__ __forceinline__ void decode(const bf16 *q, const uint32_t *positions,
         if (i + STAGES<HEAD_DIM> - 1 < count) fetch(i + STAGES<HEAD_DIM> - 1);
         commit_copies();
         uint32_t stage = base + i % STAGES<HEAD_DIM> * 2 * STAGE;
-        int visible = (int)kv_len - (first + warp + i * WARPS) * STAGE_KEYS;
-        attend<HEAD_DIM, N>(sums, max_score, total, fragments, stage, stage + STAGE, visible, scale);
+        int start = (first + warp + i * WARPS) * STAGE_KEYS;
+        attend<HEAD_DIM, N>(sums, max_score, total, fragments, stage, stage + STAGE, first_key - start, (int)kv_len - start, scale);
     }
 
     store<HEAD_DIM, N>(share, sums, max_score, total, out, partial_sums, partial_stats, (float *)ring);
@@ -331,3 +334,4 @@ DECODE(64, 8)
 DECODE(64, 16)
 DECODE(128, 8)
 DECODE(128, 16)
+DECODE(256, 8)

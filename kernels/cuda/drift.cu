@@ -96,3 +96,4 @@ __device__ __forceinline__ void follow(bf16 *keys, bf16 *values, int layer, int 
     }
 FOLLOW(64)
 FOLLOW(128)
+FOLLOW(256)

@@ -1,11 +1,11 @@
 // Embedding rows, RMSNorm, and the residual stream, which stays in f32.
 #include "common.cuh"
 
-// hidden[row] = table[token_ids[row]]; one thread block per row.
-extern "C" __global__ void embed(const bf16 *table, const uint32_t *token_ids, float *hidden, int width) {
+// hidden[row] = scale * table[token_ids[row]]; one thread block per row.
+extern "C" __global__ void embed(const bf16 *table, const uint32_t *token_ids, float *hidden, int width, float scale) {
     const bf16 *from = table + (size_t)token_ids[blockIdx.x] * width;
     float *to = hidden + (size_t)blockIdx.x * width;
-    for (int i = threadIdx.x; i < width; i += blockDim.x) to[i] = __bfloat162float(from[i]);
+    for (int i = threadIdx.x; i < width; i += blockDim.x) to[i] = scale * __bfloat162float(from[i]);
 }
 
 // hidden[row] += delta[row] (unless it is null), normed[row] = weight * hidden[row] / rms(hidden[row]); one thread block per row. `rows`,
@@ -34,6 +34,22 @@ extern "C" __global__ void add_rms_norm(float *hidden, const bf16 *delta, const 
         float4 x = row_values[i], w = ((const float4 *)weight)[i];
         out[2 * i] = __floats2bfloat162_rn(x.x * scale * w.x, x.y * scale * w.y);
         out[2 * i + 1] = __floats2bfloat162_rn(x.z * scale * w.z, x.w * scale * w.w);
+    }
+}
+
+// delta[row] = weight * delta[row] / rms(delta[row]); one thread block per row. `width` is a multiple of 4.
+extern "C" __global__ void rms_norm_in_place(bf16 *delta, const float *weight, int width, float epsilon) {
+    __shared__ float scratch[32];
+    bf16x2 *d = (bf16x2 *)(delta + (size_t)blockIdx.x * width);
+    float squares = 0.f;
+    for (int i = threadIdx.x; i < width / 2; i += blockDim.x) {
+        float2 x = __bfloat1622float2(d[i]);
+        squares += x.x * x.x + x.y * x.y;
+    }
+    float scale = rsqrtf(block_sum(squares, scratch) / width + epsilon);
+    for (int i = threadIdx.x; i < width / 2; i += blockDim.x) {
+        float2 x = __bfloat1622float2(d[i]), w = ((const float2 *)weight)[i];
+        d[i] = __floats2bfloat162_rn(x.x * scale * w.x, x.y * scale * w.y);
     }
 }
 

@@ -75,3 +75,4 @@ __device__ __forceinline__ void qkv_head(bf16 *qkv, int num_rows, int num_heads,
     }
 QKV(64)
 QKV(128)
+QKV(256)

@@ -106,7 +106,8 @@ __device__ __forceinline__ void receive(const bf16 *q, const uint32_t *rows, int
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     float weight = power_of_two(fmaf(scores[i / 2][i % 2 * 2 + j], scale, -of_row.x));
-                    sums[i] += key[i] <= __float_as_int(of_row.y) ? weight : 0.f;
+                    int position = __float_as_int(of_row.y);
+                    sums[i] += key[i] <= position && key[i] >= sizes.first_visible(position) ? weight : 0.f;
                 }
             }
         }
@@ -122,13 +123,14 @@ __device__ __forceinline__ void receive(const bf16 *q, const uint32_t *rows, int
 }
 
 #define RECEIVE(HEAD_DIM)                                                                                                                    \
-    extern "C" __global__ void __launch_bounds__(WARPS * 32, 3) receive_##HEAD_DIM(                                                          \
+    extern "C" __global__ void __launch_bounds__(WARPS * 32, HEAD_DIM > 128 ? 2 : 3) receive_##HEAD_DIM(                                                          \
         const bf16 *q, const uint32_t *rows, int num_rows, const uint32_t *positions, const float *lse, const uint32_t *table,               \
         const bf16 *keys, Sizes sizes, float *partial, int len) {                                                                            \
         receive<HEAD_DIM>(q, rows, num_rows, positions, lse, table, keys, sizes, partial, len);                                              \
     }
 RECEIVE(64)
 RECEIVE(128)
+RECEIVE(256)
 
 // received[p] += sum of partial[i][p] over i < num_partials.
 extern "C" __global__ void add_partials(const float *partial, int num_partials, float *received, int len) {

@@ -5,10 +5,12 @@
 #include "heads.cuh"
 
 // Writes R(delta) K from the donor's bytes, V unchanged. HEAD_DIM / 16 threads per token; a thread block stays in one head of one layer,
-// where the tokens of a span are adjacent. The grid is (tokens, heads, layers).
+// where the tokens of a span are adjacent. `rotations` is [rotations of the model][num_spans][HEAD_DIM / 2]; layer i has that of index
+// ropes[i]. The grid is (tokens, heads, layers).
 template <int HEAD_DIM>
 __device__ __forceinline__ void move_token(bf16 *keys, bf16 *values, int num_blocks, const uint32_t *src_slots, const uint32_t *dst_slots,
-                                           const uint32_t *spans, const float2 *rotations, int num_tokens, bool interleaved) {
+                                           const uint32_t *spans, const float2 *rotations, const uint32_t *ropes, int num_spans,
+                                           int num_tokens, bool interleaved) {
     typedef HeadPart<HEAD_DIM> Part;
     int lane = threadIdx.x % Part::LANES, token = (blockIdx.x * blockDim.x + threadIdx.x) / Part::LANES;
     if (token >= num_tokens) return;
@@ -16,7 +18,8 @@ __device__ __forceinline__ void move_token(bf16 *keys, bf16 *values, int num_blo
     size_t to = pool_offset(blockIdx.z, num_blocks, gridDim.y, HEAD_DIM, dst_slots[token], blockIdx.y);
     const Short<8> *k = (const Short<8> *)(keys + from) + lane, *v = (const Short<8> *)(values + from) + lane;
     Short<8> k_low = k[0], k_high = k[Part::LANES], v_low = v[0], v_high = v[Part::LANES];
-    Angles<8> angles = Angles<8>::load<HEAD_DIM>(rotations + spans[token] * (HEAD_DIM / 2), lane, interleaved);
+    size_t rotation = (size_t)ropes[blockIdx.z] * num_spans + spans[token];
+    Angles<8> angles = Angles<8>::load<HEAD_DIM>(rotations + rotation * (HEAD_DIM / 2), lane, interleaved);
     Short<8> *k_to = (Short<8> *)(keys + to) + lane, *v_to = (Short<8> *)(values + to) + lane;
     v_to[0] = v_low, v_to[Part::LANES] = v_high;
     if (!angles.are_zero()) {
@@ -32,11 +35,13 @@ __device__ __forceinline__ void move_token(bf16 *keys, bf16 *values, int num_blo
 #define MOVE(HEAD_DIM)                                                                                                                 \
     extern "C" __global__ void move_##HEAD_DIM(bf16 *keys, bf16 *values, int num_blocks, const uint32_t *src_slots,                    \
                                                const uint32_t *dst_slots, const uint32_t *spans, const float2 *rotations,              \
-                                               int num_tokens, int interleaved) {                                                      \
-        move_token<HEAD_DIM>(keys, values, num_blocks, src_slots, dst_slots, spans, rotations, num_tokens, interleaved);               \
+                                               const uint32_t *ropes, int num_spans, int num_tokens, int interleaved) {                \
+        move_token<HEAD_DIM>(keys, values, num_blocks, src_slots, dst_slots, spans, rotations, ropes, num_spans, num_tokens,           \
+                             interleaved);                                                                                             \
     }
 MOVE(64)
 MOVE(128)
+MOVE(256)
 
 // copies[i] is [src block, dst block, leading slots]; a head's leading slots are contiguous. The grid is (copies, heads, layers).
 extern "C" __global__ void copy_blocks(bf16 *keys, bf16 *values, int num_blocks, int head_dim, const uint32_t *copies) {

@@ -28,29 +28,29 @@ const QWEN_HALF_B: Heads = Heads { num_heads: 14, num_kv_heads: 2, head_dim: 64 
 
 fn main() -> Result<(), DeviceError> {
     let device = Device::open(0)?;
-    let attention = AttentionHopper::new(&device)?;
     println!("{}", device.name()?);
     let names = ["heads", "context", "rows", "splits", "ms", "floor", "TFLOP/s", "lse ms"];
     let [heads, context, rows, splits, ms, floor, rate, lse] = names;
     println!("{heads:>8} {context:>7} {rows:>5} {splits:>6} {ms:>8} {floor:>8} {rate:>9} {lse:>8}");
     for context in [512, 1024, 2048, 4096, 8192, 16384, 32768] {
-        measure(&device, &attention, QWEN_7B, &(0..context).collect::<Vec<u32>>())?;
+        measure(&device, QWEN_7B, &(0..context).collect::<Vec<u32>>())?;
     }
     for context in [2048, 8192, 32768] {
-        measure(&device, &attention, QWEN_7B, &(0..context / 10).map(|i| 10 * i + 9).collect::<Vec<u32>>())?;
+        measure(&device, QWEN_7B, &(0..context / 10).map(|i| 10 * i + 9).collect::<Vec<u32>>())?;
     }
     for (context, rows) in [(8192, 16), (8192, 256), (32768, 16), (32768, 256), (32768, 2048)] {
-        measure(&device, &attention, QWEN_7B, &(context - rows..context).collect::<Vec<u32>>())?;
+        measure(&device, QWEN_7B, &(context - rows..context).collect::<Vec<u32>>())?;
     }
     for context in [1024, 8192] {
-        measure(&device, &attention, QWEN_HALF_B, &(0..context).collect::<Vec<u32>>())?;
+        measure(&device, QWEN_HALF_B, &(0..context).collect::<Vec<u32>>())?;
     }
     Ok(())
 }
 
 /// Prints the median time of one layer for rows at `positions`.
-fn measure(device: &Arc<Device>, attention: &AttentionHopper, heads: Heads, positions: &[u32]) -> Result<(), DeviceError> {
+fn measure(device: &Arc<Device>, heads: Heads, positions: &[u32]) -> Result<(), DeviceError> {
     let Heads { num_heads, num_kv_heads, head_dim } = heads;
+    let attention = AttentionHopper::new(device, head_dim)?;
     let context = *positions.last().expect("rows") as usize + 1;
     let num_blocks = context.div_ceil(BLOCK);
     // An odd step visits every block of a power of two, far from the one before.
@@ -76,6 +76,7 @@ fn measure(device: &Arc<Device>, attention: &AttentionHopper, heads: Heads, posi
         num_blocks,
         num_kv_heads,
         head_dim,
+        window: u32::MAX,
     };
     let mut lse = device.zeros::<f32>(positions.len() * num_heads)?;
     let lse_ms = median_ms(device, || attention.log_sums(&paged, &list, &mut lse))?;

@@ -5,10 +5,10 @@
 use std::sync::Arc;
 
 use cudarc::driver::sys::{CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode};
-use kernels::cpu::RopeLayout;
+use kernels::cpu::{Activation, RopeLayout};
 use kernels::cuda::{
-    CudaSlice, Deviation, Device, DeviceError, Differences, Drift, DriftTargets, Fill, FreshRows, MovedTokens, Pool, PoolShape,
-    Qkv, QkvShape, QkvWeights, RopeTable, Scatter, Spans, Swiglu, bf16, drift_tiles,
+    CudaSlice, Deviation, Device, DeviceError, Differences, Drift, DriftTargets, Fill, FreshRows, Gated, MovedTokens, Pool,
+    PoolShape, Qkv, QkvShape, QkvWeights, RopeTable, Scatter, Spans, bf16, drift_tiles,
 };
 
 const LAYERS: usize = 28;
@@ -81,7 +81,7 @@ fn main() -> Outcome {
         qkv(&bench, &mut pool, &rope, num_rows)?;
     }
     for num_rows in [1, 256, 8192] {
-        swiglu(&bench, num_rows)?;
+        gated(&bench, num_rows)?;
     }
     for num_tokens in [1024, 8192] {
         spans(&bench, &mut pool, &rope, num_tokens)?;
@@ -125,8 +125,8 @@ fn qkv(bench: &Bench, pool: &mut Pool, rope: &RopeTable, num_rows: usize) -> Out
     })
 }
 
-fn swiglu(bench: &Bench, num_rows: usize) -> Outcome {
-    let kernel = Swiglu::new(&bench.device)?;
+fn gated(bench: &Bench, num_rows: usize) -> Outcome {
+    let kernel = Gated::new(&bench.device, Activation::Silu)?;
     let gate_up = random(&bench.device, 2 * num_rows * INTERMEDIATE)?;
     let mut activated = bench.device.zeros(num_rows * INTERMEDIATE)?;
     bench.row(&format!("swiglu, {num_rows} rows"), 6 * num_rows * INTERMEDIATE, LAYERS, |_| {
@@ -135,7 +135,7 @@ fn swiglu(bench: &Bench, num_rows: usize) -> Outcome {
 }
 
 fn spans(bench: &Bench, pool: &mut Pool, rope: &RopeTable, num_tokens: usize) -> Outcome {
-    let kernel = Spans::new(&bench.device, SHAPE.head_dim)?;
+    let kernel = Spans::new(&bench.device, SHAPE.head_dim, &[0; LAYERS])?;
     let half = POOL.num_slots() / 2;
     let bytes = 2 * num_tokens * KV_BYTES * LAYERS;
     for (name, first) in [("aligned", 0), ("off by 13 slots", 13)] {
@@ -148,6 +148,7 @@ fn spans(bench: &Bench, pool: &mut Pool, rope: &RopeTable, num_tokens: usize) ->
             dst_slots: dst.as_view(),
             spans: of_span.as_view(),
             rotations: rotations.as_view(),
+            num_spans: num_tokens.div_ceil(512),
         };
         bench.row(&format!("move {num_tokens} tokens, 28 layers, {name}"), bytes, 1, |_| {
             kernel.move_tokens(pool, &tokens, RopeLayout::Half)

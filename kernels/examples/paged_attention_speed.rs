@@ -95,7 +95,7 @@ impl Bench {
     }
 
     fn decode(&mut self) -> Result<()> {
-        let attention = DecodeAttention::new(&self.device)?;
+        let attention = DecodeAttention::new(&self.device, HEAD_DIM)?;
         println!("decode: batch context | parts us GB/s floor");
         for batch in [1, 8, 32, 128, 256] {
             for context in [512, 1024, 4096, 32768] {
@@ -157,12 +157,13 @@ impl Bench {
             num_blocks: block_tables.len(),
             num_kv_heads: NUM_KV_HEADS,
             head_dim: HEAD_DIM,
+            window: u32::MAX,
         }
     }
 
     /// Measures `rows` of one sequence: every `step`-th position, the last one being `context - 1`.
     fn rows(&mut self, context: usize, step: usize, counts: &[usize]) -> Result<()> {
-        let (attention, received) = (Attention::new(&self.device)?, AttentionReceived::new(&self.device)?);
+        let (attention, received) = (Attention::new(&self.device, HEAD_DIM)?, AttentionReceived::new(&self.device, HEAD_DIM)?);
         let positions: Vec<u32> = (0..context as u32).filter(|p| (*p as usize + 1).is_multiple_of(step)).collect();
         let list = tiles(&[TileSequence { first_row: 0, positions: &positions, table: 0 }], Attention::tile_tokens(7));
         let seen: f64 = positions.iter().map(|p| f64::from(*p) + 1.0).sum();

@@ -1,4 +1,4 @@
-"""A Hugging Face tokenizer made from the vocabulary inside a GGUF file.
+"""A tokenizer of others made from the vocabulary inside a GGUF file.
 
 Hugging Face's own GGUF conversion ignores `tokenizer.ggml.pre`, so the pre-tokenizer is set here, as the tokenizer.json published with
 each model has it. Files with another `pre` are refused.
@@ -7,6 +7,7 @@ each model has it. Files with another `pre` are refused.
 import re
 
 from gguf import GGUFReader
+from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -29,16 +30,40 @@ def pre_tokenizer(pre):
     raise SystemExit(f"no published pre-tokenizer is known here for tokenizer.ggml.pre = {pre!r}")
 
 
+class SentencePiece:
+    """The vocabulary of a GGUF file in Google's implementation, called as Hugging Face's tokenizers are."""
+
+    def __init__(self, field):
+        model = sentencepiece_model_pb2.ModelProto()
+        model.trainer_spec.model_type = model.trainer_spec.BPE
+        model.trainer_spec.byte_fallback = True
+        model.normalizer_spec.name = "identity"
+        model.normalizer_spec.add_dummy_prefix = field("ggml.add_space_prefix") is not False
+        model.normalizer_spec.remove_extra_whitespaces = False
+        # GGUF numbers the kinds of tokens as SentencePiece does.
+        for text, score, kind in zip(field("ggml.tokens"), field("ggml.scores"), field("ggml.token_type")):
+            model.pieces.add(piece=text, score=score, type=kind)
+        self.processor = SentencePieceProcessor(model_proto=model.SerializeToString())
+        self.bos = field("ggml.bos_token_id") if field("ggml.add_bos_token") else None
+
+    def __call__(self, text, add_special_tokens=True):
+        ids = self.processor.encode(text)
+        return {"input_ids": [self.bos] * (add_special_tokens and self.bos is not None) + ids}
+
+
 def load_tokenizer(path):
-    """`PreTrainedTokenizerFast` with the vocabulary, merges, special tokens and chat template of the GGUF file at `path`."""
+    """A tokenizer with the vocabulary of the GGUF file at `path`: `PreTrainedTokenizerFast` with its merges, special tokens and chat
+    template for byte-level BPE, `SentencePiece` otherwise."""
     fields = GGUFReader(path).fields
 
     def field(name):
         entry = fields.get(f"tokenizer.{name}")
         return None if entry is None else entry.contents()
 
+    if field("ggml.model") == "llama":
+        return SentencePiece(field)
     if field("ggml.model") != "gpt2":
-        raise SystemExit(f"{path}: only byte-level BPE vocabularies are handled")
+        raise SystemExit(f"{path}: vocabularies of model {field('ggml.model')!r} are not handled")
     tokens, types = field("ggml.tokens"), field("ggml.token_type")
     merges = [tuple(merge.split(" ")) for merge in field("ggml.merges")]
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))

@@ -63,7 +63,8 @@ def document(data, tokenizer, name, field, first, num_tokens):
     text = ""
     for record in records[first:]:
         text += text_of(record, field).strip() + "\n\n"
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        # A model that was trained with a token at the beginning gets it.
+        ids = tokenizer(text)["input_ids"]
         if len(ids) > num_tokens:
             return ids[:num_tokens]
     raise SystemExit(f"{name} is shorter than {num_tokens} tokens")

@@ -92,6 +92,23 @@ MODELS = {
         "rope_theta": 5000.0,
         "rms_norm_eps": 1e-2,
     },
+    # Two layers see 16 positions and rotate by another base; scores are not divided by the root of the 16 channels.
+    "gemma3": {
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 3,
+        "hidden_act": None,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "head_dim": 16,
+        "query_pre_attn_scalar": 24,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "sliding_window": 16,
+        "rope_theta": 5000.0,
+        "rope_local_base_freq": 100.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+    },
 }
 
 
@@ -149,7 +166,7 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, required=True)
     args = parser.parse_args()
     for name, differences in MODELS.items():
-        facts = {**COMMON, **differences}
+        facts = {key: value for key, value in {**COMMON, **differences}.items() if value is not None or key == "sliding_window"}
         folder = args.out / name
         logits = make(folder, facts)
         if name == "qwen3":

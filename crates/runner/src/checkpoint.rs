@@ -14,7 +14,7 @@ pub(crate) use self::gguf::GgufCheckpoint;
 pub use self::gguf::GgufVocabulary;
 pub(crate) use self::random::{RandomCheckpoint, RandomDtype};
 pub(crate) use self::safetensors::SafetensorsCheckpoint;
-use crate::{LoadError, ModelConfig};
+use crate::{Architecture, LoadError, ModelConfig};
 
 /// Role of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,15 +38,17 @@ pub(crate) enum LayerRole {
     QueryNorm,
     KeyNorm,
     Output,
+    AttentionPostNorm,
     FeedForwardNorm,
     Gate,
     Up,
     Down,
+    FeedForwardPostNorm,
 }
 
 impl LayerRole {
     /// All roles.
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::AttentionNorm,
         Self::Query,
         Self::Key,
@@ -57,11 +59,29 @@ impl LayerRole {
         Self::QueryNorm,
         Self::KeyNorm,
         Self::Output,
+        Self::AttentionPostNorm,
         Self::FeedForwardNorm,
         Self::Gate,
         Self::Up,
         Self::Down,
+        Self::FeedForwardPostNorm,
     ];
+
+    /// True if a layer of this kind has a tensor of this role, and cannot do without it.
+    fn is_required(self, config: &ModelConfig) -> bool {
+        match self {
+            Self::QueryBias | Self::KeyBias | Self::ValueBias => false,
+            Self::QueryNorm | Self::KeyNorm => config.architecture == Architecture::Gemma3,
+            Self::AttentionPostNorm | Self::FeedForwardPostNorm => config.has_post_norms,
+            _ => true,
+        }
+    }
+
+    /// True if it is a vector that a norm multiplies by.
+    fn is_norm(self) -> bool {
+        use LayerRole::{AttentionNorm, AttentionPostNorm, FeedForwardNorm, FeedForwardPostNorm, KeyNorm, QueryNorm};
+        matches!(self, AttentionNorm | QueryNorm | KeyNorm | AttentionPostNorm | FeedForwardNorm | FeedForwardPostNorm)
+    }
 }
 
 /// Ids of the tokens that have a meaning to the engine.
@@ -108,6 +128,11 @@ pub(crate) trait Checkpoint {
     fn names(&self) -> Vec<String>;
     fn read(&self, name: &str) -> Result<RawTensor, LoadError>;
 
+    /// Returns a number to add to all weights of norms: formats that store them as differences from one have 1.
+    fn norm_offset(&self) -> f32 {
+        0.0
+    }
+
     /// Returns sampling parameters stored with the weights. A folder has a separate file for them, which this crate does not read.
     fn sampling(&self) -> SamplingKeys {
         SamplingKeys::default()
@@ -130,7 +155,9 @@ pub(crate) fn shape_of(config: &ModelConfig, role: Role) -> Vec<usize> {
     let (q, kv) = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);
     match role {
         Role::Embedding | Role::Head => vec![config.vocab_size, config.hidden_size],
-        Role::OutputNorm | Role::Layer(_, AttentionNorm | FeedForwardNorm) => vec![config.hidden_size],
+        Role::OutputNorm | Role::Layer(_, AttentionNorm | AttentionPostNorm | FeedForwardNorm | FeedForwardPostNorm) => {
+            vec![config.hidden_size]
+        }
         Role::Layer(_, Query) => vec![q, config.hidden_size],
         Role::Layer(_, Key | Value) => vec![kv, config.hidden_size],
         Role::Layer(_, QueryBias) => vec![q],
@@ -147,13 +174,12 @@ pub(crate) fn shape_of(config: &ModelConfig, role: Role) -> Vec<usize> {
 /// # Errors
 /// Names the first that does not.
 pub(crate) fn check_shapes(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Result<(), LoadError> {
-    use LayerRole::{KeyBias, KeyNorm, QueryBias, QueryNorm, ValueBias};
-    let layers = (0..config.num_layers).flat_map(|layer| LayerRole::ALL.map(|role| Role::Layer(layer, role)));
+    let layers = (0..config.num_layers()).flat_map(|layer| LayerRole::ALL.map(|role| Role::Layer(layer, role)));
     for role in [Role::Embedding, Role::OutputNorm, Role::Head].into_iter().chain(layers) {
         let is_optional = match role {
-            Role::Layer(_, QueryBias | KeyBias | ValueBias | QueryNorm | KeyNorm) => true,
+            Role::Layer(_, role) => !role.is_required(config),
             Role::Head => config.tied_head,
-            _ => false,
+            Role::Embedding | Role::OutputNorm => false,
         };
         let name = checkpoint.name(role);
         match checkpoint.shape(&name) {
@@ -223,6 +249,15 @@ pub(crate) fn vector(checkpoint: &dyn Checkpoint, role: Role, len: usize) -> Res
     // Treated as a matrix of one row, so that every matrix format is read the same way.
     let mut out = vec![0.0; len];
     Matrix::from_ggml(tensor.ty, 1, len, &tensor.bytes).read_row(0, &mut out);
+    let is_norm = match role {
+        Role::OutputNorm => true,
+        Role::Layer(_, role) => role.is_norm(),
+        Role::Embedding | Role::Head => false,
+    };
+    let offset = checkpoint.norm_offset();
+    if is_norm && offset != 0.0 {
+        out.iter_mut().for_each(|weight| *weight += offset);
+    }
     Ok(out)
 }
 

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use kernels::cpu::RopeLayout;
+use kernels::cpu::{Activation, RopeLayout};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -20,6 +20,67 @@ pub enum Architecture {
     Qwen2,
     /// Qwen3: norms on the heads of Q and K.
     Qwen3,
+    /// Gemma 3: layers with a window between layers without, norms before and after each sublayer.
+    Gemma3,
+}
+
+/// Positions that a layer attends to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mask {
+    /// All positions up to the row's own.
+    Causal,
+    /// The last so many positions, the row's own among them.
+    Window(u32),
+}
+
+impl Mask {
+    /// Returns the number of last positions that a row attends to.
+    #[must_use]
+    pub fn window(self) -> u32 {
+        match self {
+            Self::Causal => u32::MAX,
+            Self::Window(size) => size,
+        }
+    }
+}
+
+/// Rotation of one kind of layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RopeSpec {
+    /// Base of the frequencies.
+    pub theta: f64,
+    /// Scaling of the frequencies.
+    pub scaling: RopeScaling,
+}
+
+impl RopeSpec {
+    /// Returns the frequencies of a head of `head_dim` elements, in radians per position: `theta^(-2i/d)` with their scaling (RoFormer, Su
+    /// et al. 2021, sec. 3.2.2).
+    #[must_use]
+    pub fn inv_freq(&self, head_dim: usize) -> Vec<f64> {
+        let base = (0..head_dim / 2).map(|i| self.theta.powf(-2.0 * i as f64 / head_dim as f64));
+        match &self.scaling {
+            RopeScaling::None => base.collect(),
+            RopeScaling::Linear(factor) => base.map(|f| f / factor).collect(),
+            RopeScaling::Factors(factors) => base.zip(factors).map(|(f, factor)| f / factor).collect(),
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position } => base
+                .map(|f| {
+                    let turns = original_max_position * f / std::f64::consts::TAU;
+                    let keep = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
+                    (1.0 - keep) * f / factor + keep * f
+                })
+                .collect(),
+        }
+    }
+}
+
+/// One decoder layer, as far as it may differ from others of its model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerSpec {
+    /// Positions that its rows attend to.
+    pub mask: Mask,
+    /// Index of its rotation in [`ModelConfig::ropes`].
+    pub rope: usize,
 }
 
 /// Scaling of rotary frequencies for long contexts.
@@ -49,8 +110,8 @@ pub enum RopeScaling {
 pub struct ModelConfig {
     /// Model family.
     pub architecture: Architecture,
-    /// Number of decoder layers.
-    pub num_layers: usize,
+    /// The decoder layers, in order.
+    pub layers: Vec<LayerSpec>,
     /// Width of the residual stream.
     pub hidden_size: usize,
     /// Width of the feed-forward layer.
@@ -67,33 +128,27 @@ pub struct ModelConfig {
     pub max_position: usize,
     /// Epsilon of the norms.
     pub rms_norm_eps: f32,
-    /// Base of the rotary frequencies.
-    pub rope_theta: f64,
+    /// Rotations that layers refer to.
+    pub ropes: Vec<RopeSpec>,
     /// Pairing of elements that rotate together.
     pub rope_layout: RopeLayout,
-    /// Scaling of the frequencies.
-    pub rope_scaling: RopeScaling,
+    /// Factor of the scores of attention, usually `1 / sqrt(head_dim)`.
+    pub attention_scale: f32,
+    /// Factor of the embeddings.
+    pub embedding_scale: f32,
+    /// Activation of the feed-forward layers' gates.
+    pub activation: Activation,
+    /// True if each sublayer's output is normed before it is added to the residual stream.
+    pub has_post_norms: bool,
     /// True if the output head is the embedding table.
     pub tied_head: bool,
 }
 
 impl ModelConfig {
-    /// Returns the rotary frequencies in radians per position, `theta^(-2i/d)` with their scaling (RoFormer, Su et al. 2021, sec. 3.2.2).
+    /// Returns the number of decoder layers.
     #[must_use]
-    pub fn inv_freq(&self) -> Vec<f64> {
-        let base = (0..self.head_dim / 2).map(|i| self.rope_theta.powf(-2.0 * i as f64 / self.head_dim as f64));
-        match &self.rope_scaling {
-            RopeScaling::None => base.collect(),
-            RopeScaling::Linear(factor) => base.map(|f| f / factor).collect(),
-            RopeScaling::Factors(factors) => base.zip(factors).map(|(f, factor)| f / factor).collect(),
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position } => base
-                .map(|f| {
-                    let turns = original_max_position * f / std::f64::consts::TAU;
-                    let keep = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
-                    (1.0 - keep) * f / factor + keep * f
-                })
-                .collect(),
-        }
+    pub fn num_layers(&self) -> usize {
+        self.layers.len()
     }
 
     /// Returns the number of columns of the fused Q, K, V projection.
@@ -105,13 +160,13 @@ impl ModelConfig {
     /// Returns the bytes of K and V of one token over all layers, at `bytes` per element.
     #[must_use]
     pub fn kv_bytes_per_token(&self, bytes: usize) -> u64 {
-        (2 * self.num_layers * self.num_kv_heads * self.head_dim * bytes) as u64
+        (2 * self.num_layers() * self.num_kv_heads * self.head_dim * bytes) as u64
     }
 
     /// Validates every constant, so that nothing is allocated for an implausible one.
     pub(crate) fn validated(self) -> Result<Self, LoadError> {
         let sizes = [
-            ("layers", self.num_layers, MAX_LAYERS),
+            ("layers", self.num_layers(), MAX_LAYERS),
             ("hidden size", self.hidden_size, MAX_WIDTH),
             ("intermediate size", self.intermediate_size, MAX_WIDTH),
             ("query heads", self.num_heads, MAX_HEADS),
@@ -136,15 +191,50 @@ impl ModelConfig {
         if !(self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0) {
             return Err(LoadError::unsupported(format!("an epsilon of the norms of {}", self.rms_norm_eps)));
         }
-        if !(self.rope_theta >= 1.0 && self.rope_theta.is_finite()) {
-            return Err(LoadError::unsupported(format!("a base of the rotary frequencies of {}", self.rope_theta)));
+        for rope in &self.ropes {
+            if !(rope.theta >= 1.0 && rope.theta.is_finite()) {
+                return Err(LoadError::unsupported(format!("a base of the rotary frequencies of {}", rope.theta)));
+            }
+            let mut frequencies = rope.inv_freq(self.head_dim).into_iter();
+            if let Some(frequency) = frequencies.find(|frequency| !(frequency.is_normal() && *frequency > 0.0)) {
+                return Err(LoadError::unsupported(format!("rope scaling that gives a frequency of {frequency}")));
+            }
         }
-        match self.inv_freq().into_iter().find(|frequency| !(frequency.is_normal() && *frequency > 0.0)) {
-            Some(frequency) => Err(LoadError::unsupported(format!("rope scaling that gives a frequency of {frequency}"))),
-            None => Ok(self),
+        if !(self.attention_scale.is_normal() && self.attention_scale > 0.0) {
+            return Err(LoadError::unsupported(format!("scores of attention times {}", self.attention_scale)));
         }
+        if self.layers.iter().any(|layer| layer.mask == Mask::Window(0)) {
+            return Err(LoadError::unsupported("a sliding window of 0"));
+        }
+        Ok(self)
     }
 }
+
+/// Returns the layers of a model: layer `i` attends within `window` if `is_local(i)` and rotates by the last of its `num_ropes` rotations
+/// then, by the first otherwise.
+///
+/// # Errors
+/// If there are more layers than any model has.
+pub(crate) fn layers(
+    num_layers: usize,
+    num_ropes: usize,
+    window: Option<u32>,
+    is_local: impl Fn(usize) -> bool,
+) -> Result<Vec<LayerSpec>, LoadError> {
+    if num_layers > MAX_LAYERS {
+        return Err(LoadError::unsupported(format!("a model of {num_layers} layers (1 to {MAX_LAYERS} are possible)")));
+    }
+    let layer = |i| match window.filter(|_| is_local(i)) {
+        Some(window) => LayerSpec { mask: Mask::Window(window), rope: num_ropes - 1 },
+        None => LayerSpec { mask: Mask::Causal, rope: 0 },
+    };
+    Ok((0..num_layers).map(layer).collect())
+}
+
+/// Number of layers of Gemma 3 of which the last one attends to all positions, unless the file says otherwise.
+pub(crate) const GEMMA3_PATTERN: usize = 6;
+/// Base of the frequencies of Gemma 3's layers with a window, unless the file says otherwise.
+pub(crate) const GEMMA3_LOCAL_THETA: f64 = 10_000.0;
 
 /// Bounds of a model's constants. Chosen: ten times and more what the largest published models have, and small enough that no product of
 /// them exceeds 64 bits.
@@ -168,14 +258,28 @@ struct HfConfig {
     max_position_embeddings: usize,
     rms_norm_eps: f64,
     hidden_act: Option<String>,
+    /// Gemma's name of `hidden_act`.
+    hidden_activation: Option<String>,
     rope_theta: Option<f64>,
     rope_scaling: Option<Value>,
-    /// Theta and scaling, which newer files store together here.
+    /// Theta and scaling, which newer files store together here; one such object for each kind of layer where kinds differ.
     rope_parameters: Option<Value>,
+    /// Theta of Gemma's layers with a window.
+    rope_local_base_freq: Option<f64>,
     partial_rotary_factor: Option<f64>,
+    query_pre_attn_scalar: Option<f64>,
+    attn_logit_softcapping: Option<f64>,
+    final_logit_softcapping: Option<f64>,
+    use_bidirectional_attention: Option<bool>,
     tie_word_embeddings: Option<bool>,
     sliding_window: Option<usize>,
     use_sliding_window: Option<bool>,
+    /// Qwen: number of first layers without a window.
+    max_window_layers: Option<usize>,
+    /// Gemma: number of layers of which the last has no window.
+    sliding_window_pattern: Option<usize>,
+    /// `full_attention` or `sliding_attention` for each layer.
+    layer_types: Option<Vec<String>>,
     mlp_bias: Option<bool>,
     num_experts: Option<usize>,
     num_local_experts: Option<usize>,
@@ -191,35 +295,78 @@ pub(crate) fn from_hf(path: &Path, json: &str) -> Result<ModelConfig, LoadError>
         "LlamaForCausalLM" | "MistralForCausalLM" => Architecture::Llama,
         "Qwen2ForCausalLM" => Architecture::Qwen2,
         "Qwen3ForCausalLM" => Architecture::Qwen3,
+        "Gemma3ForCausalLM" => Architecture::Gemma3,
         other => return Err(LoadError::unsupported(format!("architecture {}", shown(other)))),
     };
-    refuse(&config, name)?;
-    let rope = config.rope_parameters.as_ref().or(config.rope_scaling.as_ref());
-    let theta = config.rope_theta.or_else(|| rope?.get("rope_theta")?.as_f64()).unwrap_or(10_000.0);
+    refuse(&config)?;
+    let is_gemma = architecture == Architecture::Gemma3;
+    let head_dim = config.head_dim.unwrap_or(config.hidden_size / config.num_attention_heads.max(1));
+    let ropes = config.ropes(is_gemma)?;
     ModelConfig {
         architecture,
-        num_layers: config.num_hidden_layers,
+        layers: config.layers(architecture, ropes.len())?,
         hidden_size: config.hidden_size,
         intermediate_size: config.intermediate_size,
         num_heads: config.num_attention_heads,
         num_kv_heads: config.num_key_value_heads.unwrap_or(config.num_attention_heads),
-        head_dim: config.head_dim.unwrap_or(config.hidden_size / config.num_attention_heads.max(1)),
+        head_dim,
         vocab_size: config.vocab_size,
         max_position: config.max_position_embeddings,
         rms_norm_eps: config.rms_norm_eps as f32,
-        rope_theta: theta,
+        ropes,
         rope_layout: RopeLayout::Half,
-        rope_scaling: rope.map_or(Ok(RopeScaling::None), hf_rope_scaling)?,
-        tied_head: config.tie_word_embeddings.unwrap_or(false),
+        attention_scale: 1.0 / (config.query_pre_attn_scalar.unwrap_or(head_dim as f64) as f32).sqrt(),
+        embedding_scale: if is_gemma { (config.hidden_size as f32).sqrt() } else { 1.0 },
+        activation: config.activation()?,
+        has_post_norms: is_gemma,
+        tied_head: config.tie_word_embeddings.unwrap_or(is_gemma),
     }
     .validated()
 }
 
-fn refuse(config: &HfConfig, name: &str) -> Result<(), LoadError> {
-    let act = config.hidden_act.as_deref().unwrap_or("silu");
-    if act != "silu" {
-        return Err(LoadError::unsupported(format!("activation {}", shown(act))));
+impl HfConfig {
+    fn activation(&self) -> Result<Activation, LoadError> {
+        match self.hidden_activation.as_deref().or(self.hidden_act.as_deref()).unwrap_or("silu") {
+            "silu" => Ok(Activation::Silu),
+            "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
+            other => Err(LoadError::unsupported(format!("activation {}", shown(other)))),
+        }
     }
+
+    /// Returns the rotation of layers without a window, then that of the others where it differs.
+    fn ropes(&self, is_gemma: bool) -> Result<Vec<RopeSpec>, LoadError> {
+        let parameters = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
+        let of = |kind: &str| parameters.and_then(|parameters| parameters.get(kind));
+        let global = of("full_attention").or(parameters);
+        let theta_of = |rope: Option<&Value>| rope.and_then(|rope| rope.get("rope_theta")).and_then(Value::as_f64);
+        let scaling_of = |rope: Option<&Value>| rope.map_or(Ok(RopeScaling::None), hf_rope_scaling);
+        let theta = self.rope_theta.or_else(|| theta_of(global)).unwrap_or(if is_gemma { 1e6 } else { 1e4 });
+        let mut ropes = vec![RopeSpec { theta, scaling: scaling_of(global)? }];
+        if is_gemma {
+            let local = of("sliding_attention");
+            let theta = self.rope_local_base_freq.or_else(|| theta_of(local)).unwrap_or(GEMMA3_LOCAL_THETA);
+            ropes.push(RopeSpec { theta, scaling: scaling_of(local)? });
+        }
+        Ok(ropes)
+    }
+
+    fn layers(&self, architecture: Architecture, num_ropes: usize) -> Result<Vec<LayerSpec>, LoadError> {
+        let is_qwen = matches!(architecture, Architecture::Qwen2 | Architecture::Qwen3);
+        // Qwen files set a window and disable it; Mistral's is in use unless it is null or spans the whole context.
+        let switched_off = self.use_sliding_window.map_or(is_qwen, |used| !used);
+        let window = self.sliding_window.filter(|window| *window < self.max_position_embeddings && !switched_off);
+        let window = window.map(|window| window as u32);
+        let pattern = self.sliding_window_pattern.unwrap_or(GEMMA3_PATTERN).max(1);
+        layers(self.num_hidden_layers, num_ropes, window, |i| match (&self.layer_types, architecture) {
+            (Some(types), _) => types.get(i).is_some_and(|kind| kind == "sliding_attention"),
+            (None, Architecture::Gemma3) => (i + 1) % pattern != 0,
+            (None, Architecture::Llama) => true,
+            (None, Architecture::Qwen2 | Architecture::Qwen3) => i >= self.max_window_layers.unwrap_or(0),
+        })
+    }
+}
+
+fn refuse(config: &HfConfig) -> Result<(), LoadError> {
     if config.mlp_bias == Some(true) {
         return Err(LoadError::unsupported("mlp_bias"));
     }
@@ -232,11 +379,15 @@ fn refuse(config: &HfConfig, name: &str) -> Result<(), LoadError> {
     if config.partial_rotary_factor.is_some_and(|factor| factor != 1.0) {
         return Err(LoadError::unsupported("partial_rotary_factor"));
     }
-    // Qwen files set a window and disable it; Mistral's is in use unless it is null or spans the whole context.
-    let switched_off =
-        config.use_sliding_window == Some(false) || (name.starts_with("Qwen") && config.use_sliding_window.is_none());
-    if let Some(window) = config.sliding_window.filter(|window| *window < config.max_position_embeddings && !switched_off) {
-        return Err(LoadError::unsupported(format!("a sliding window of {window}")));
+    if config.attn_logit_softcapping.or(config.final_logit_softcapping).is_some() {
+        return Err(LoadError::unsupported("logit soft-capping"));
+    }
+    if config.use_bidirectional_attention == Some(true) {
+        return Err(LoadError::unsupported("bidirectional attention"));
+    }
+    let kinds = config.layer_types.iter().flatten();
+    if let Some(kind) = kinds.into_iter().find(|kind| !matches!(kind.as_str(), "full_attention" | "sliding_attention")) {
+        return Err(LoadError::unsupported(format!("layers of type {}", shown(kind))));
     }
     Ok(())
 }
@@ -277,7 +428,8 @@ mod tests {
     fn what_is_not_computed_is_refused_by_name() {
         check_refused(r#""rope_scaling":{"rope_type":"yarn","factor":4.0}"#, "yarn");
         check_refused(r#""rope_scaling":{"type":"dynamic","factor":4.0}"#, "dynamic");
-        check_refused(r#""sliding_window":1024"#, "sliding window of 1024");
+        check_refused(r#""final_logit_softcapping":30.0"#, "soft-capping");
+        check_refused(r#""layer_types":["full_attention","chunked_attention"]"#, "chunked_attention");
         check_refused(r#""num_local_experts":8"#, "experts");
         check_refused(r#""hidden_act":"gelu""#, "gelu");
         check_refused(r#""mlp_bias":true"#, "mlp_bias");
@@ -315,19 +467,44 @@ mod tests {
 
     #[test]
     fn a_window_that_is_switched_off_or_spans_everything_is_no_window() {
-        for extra in
-            [r#""sliding_window":1024,"use_sliding_window":false"#, r#""sliding_window":4096"#, r#""sliding_window":null"#]
-        {
-            assert!(from_hf(Path::new("config.json"), &format!("{BASE},{extra}}}")).is_ok(), "{extra}");
-        }
+        let masks = |architecture: &str, extra: &str| {
+            let json = format!("{BASE},{extra}}}").replace("Llama", architecture);
+            from_hf(Path::new("config.json"), &json).unwrap().layers.iter().map(|layer| layer.mask).collect::<Vec<_>>()
+        };
+        let (all, last) = (Mask::Causal, Mask::Window(1024));
+        assert_eq!(masks("Llama", r#""sliding_window":1024,"use_sliding_window":false"#), [all, all]);
+        assert_eq!(masks("Mistral", r#""sliding_window":4096"#), [all, all]);
+        assert_eq!(masks("Mistral", r#""sliding_window":null"#), [all, all]);
+        assert_eq!(masks("Mistral", r#""sliding_window":1024"#), [last, last]);
+        assert_eq!(masks("Qwen2", r#""sliding_window":1024"#), [all, all]);
+        assert_eq!(masks("Qwen2", r#""sliding_window":1024,"use_sliding_window":true,"max_window_layers":1"#), [all, last]);
+        assert_eq!(masks("Gemma3", r#""sliding_window":1024,"sliding_window_pattern":2"#), [last, all]);
+        let types = r#""sliding_window":1024,"layer_types":["full_attention","sliding_attention"]"#;
+        assert_eq!(masks("Gemma3", types), [all, last]);
+    }
+
+    #[test]
+    fn layers_with_a_window_may_rotate_otherwise() {
+        let thetas = |extra: &str| {
+            let json = format!("{BASE},{extra}}}").replace("Llama", "Gemma3").replace(r#","rope_theta":10000.0"#, "");
+            let ropes = from_hf(Path::new("config.json"), &json).unwrap().ropes;
+            ropes.iter().map(|rope| (rope.theta, rope.scaling.clone())).collect::<Vec<_>>()
+        };
+        let eight = RopeScaling::Linear(8.0);
+        let older = r#""rope_theta":2e6,"rope_local_base_freq":5000.0,"rope_scaling":{"rope_type":"linear","factor":8.0}"#;
+        assert_eq!(thetas(older), [(2e6, eight.clone()), (5000.0, RopeScaling::None)]);
+        let newer = r#""rope_parameters":{"full_attention":{"rope_type":"linear","factor":8.0,"rope_theta":2e6},
+            "sliding_attention":{"rope_type":"default","rope_theta":5000.0}}"#;
+        assert_eq!(thetas(newer), [(2e6, eight), (5000.0, RopeScaling::None)]);
+        assert_eq!(thetas(r#""mlp_bias":false"#), [(1e6, RopeScaling::None), (1e4, RopeScaling::None)]);
     }
 
     #[test]
     fn llama3_keeps_short_and_divides_long_wavelengths() {
         let extra = r#""rope_scaling":{"rope_type":"llama3","factor":8.0,"low_freq_factor":1.0,"high_freq_factor":4.0,"original_max_position_embeddings":512}"#;
         let scaled = from_hf(Path::new("config.json"), &format!("{BASE},{extra}}}")).unwrap();
-        let plain = ModelConfig { rope_scaling: RopeScaling::None, ..scaled.clone() }.inv_freq();
-        let scaled = scaled.inv_freq();
+        let plain = RopeSpec { scaling: RopeScaling::None, ..scaled.ropes[0].clone() }.inv_freq(scaled.head_dim);
+        let scaled = scaled.ropes[0].inv_freq(scaled.head_dim);
         assert_eq!(scaled[0], plain[0]);
         assert_eq!(*scaled.last().unwrap(), plain.last().unwrap() / 8.0);
         assert!(scaled.windows(2).all(|pair| pair[0] > pair[1]));

@@ -23,10 +23,10 @@ mod timings;
 pub use backend::{Backend, BackendError};
 pub use batch::{InputBatch, InputSequence};
 pub use checkpoint::{GgufVocabulary, SamplingKeys, SpecialTokens};
-pub use config::{Architecture, ModelConfig, RopeScaling};
+pub use config::{Architecture, LayerSpec, Mask, ModelConfig, RopeScaling, RopeSpec};
 pub use embedding_table::EmbeddingTable;
 pub use error::LoadError;
-pub use kernels::cpu::{Adjustment, Distribution, KvDtype, RopeLayout};
+pub use kernels::cpu::{Activation, Adjustment, Distribution, KvDtype, RopeLayout};
 pub use kernels::memory::ExitingAllocator;
 pub use load::{
     DeviceOptions, GpuOptions, LoadOptions, LoadedModel, WeightFiles, check_checkpoint, has_cuda_device, load, read_vocabulary,

@@ -7,14 +7,21 @@ use crate::backend::cpu::{CpuBackend, Weights};
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::{self, CudaBackend, LargestStep};
 use crate::checkpoint::{Checkpoint, RandomCheckpoint, RandomDtype, RawTensor, Role, SpecialTokens};
-use crate::{Architecture, KvDtype, ModelConfig, ModelRunner, RopeLayout, RopeScaling};
+use crate::{Activation, Architecture, KvDtype, LayerSpec, Mask, ModelConfig, ModelRunner, RopeLayout, RopeScaling, RopeSpec};
 
-/// Returns a model of three layers and 97 tokens; `head_dim` 16, four query heads over two key heads.
+/// Returns a model of three layers and 97 tokens; `head_dim` 16, four query heads over two key heads. Gemma 3's first and last layers
+/// attend to the last 40 positions.
 #[must_use]
 pub fn tiny_config(architecture: Architecture, rope_layout: RopeLayout) -> ModelConfig {
+    let is_gemma = architecture == Architecture::Gemma3;
+    let ropes = [10_000.0, 500.0].map(|theta| RopeSpec { theta, scaling: RopeScaling::None });
+    let layer = |i| match is_gemma && i != 1 {
+        true => LayerSpec { mask: Mask::Window(40), rope: 1 },
+        false => LayerSpec { mask: Mask::Causal, rope: 0 },
+    };
     ModelConfig {
         architecture,
-        num_layers: 3,
+        layers: (0..3).map(layer).collect(),
         hidden_size: 64,
         intermediate_size: 96,
         num_heads: 4,
@@ -23,9 +30,12 @@ pub fn tiny_config(architecture: Architecture, rope_layout: RopeLayout) -> Model
         vocab_size: 97,
         max_position: 4096,
         rms_norm_eps: 1e-5,
-        rope_theta: 10_000.0,
+        ropes: ropes[..if is_gemma { 2 } else { 1 }].to_vec(),
         rope_layout,
-        rope_scaling: RopeScaling::None,
+        attention_scale: 0.25,
+        embedding_scale: if is_gemma { 8.0 } else { 1.0 },
+        activation: if is_gemma { Activation::GeluTanh } else { Activation::Silu },
+        has_post_norms: is_gemma,
         tied_head: true,
     }
 }

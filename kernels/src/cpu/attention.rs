@@ -1,12 +1,14 @@
 //! Attention over the paged pool for arbitrary query positions.
 //!
-//! A query row attends to positions `0..=position` of its sequence, independent of its index in the batch: prefill, chunked prefill, decode
-//! and a few scattered rows use one kernel, and no row can see later positions. Masking depends on position, never on the row's index.
+//! A query row attends to positions `0..=position` of its sequence, or the last ones of these within a window, independent of its index in
+//! the batch: prefill, chunked prefill, decode and a few scattered rows use one kernel, and no row can see later positions. Masking depends
+//! on position, never on the row's index.
 //!
 //! Processes one block of 32 positions at a time with a running maximum and sum (Milakov and Gimelshein 2018; Dao et al. 2022, alg. 1). A
 //! row processes the same blocks in the same order whatever other rows are in the batch, so its bits do not depend on them.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use super::aligned::AlignedBuffer;
 use super::block::{BLOCK, Element, Elements, KvLayer, KvShape, with_elements};
@@ -23,6 +25,15 @@ pub struct AttentionShape {
     pub scale: f32,
     /// Elements from one query row to the next.
     pub q_stride: usize,
+    /// Number of last positions that a row attends to, its own among them; at least 1, `u32::MAX` for all.
+    pub window: u32,
+}
+
+impl AttentionShape {
+    /// Returns the first position that a row at `position` attends to.
+    pub(super) fn first_visible(&self, position: u32) -> usize {
+        (position as usize + 1).saturating_sub(self.window as usize)
+    }
 }
 
 /// Query rows of one sequence.
@@ -55,6 +66,7 @@ pub fn attention(
     let width = shape.num_heads * pool.head_dim;
     let group = shape.num_heads / pool.num_kv_heads;
     assert_eq!(group * pool.num_kv_heads, shape.num_heads, "query heads share key heads evenly");
+    assert!(shape.window > 0, "a row attends to itself");
     let tile_tokens = (TILE_ROWS / group).max(1);
     let mut tasks = Vec::new();
     for sequence in sequences {
@@ -110,6 +122,26 @@ pub(super) struct Tile<'a> {
 impl Tile<'_> {
     pub(super) fn rows(&self) -> usize {
         self.positions.len() * self.group
+    }
+
+    /// Returns the blocks that any row attends to.
+    pub(super) fn blocks(&self, shape: &AttentionShape) -> Range<usize> {
+        let (first, last) = (self.positions[0], *self.positions.last().expect("a tile has rows"));
+        shape.first_visible(first) / BLOCK..last as usize / BLOCK + 1
+    }
+
+    /// Returns the rows that attend to `block`. They are adjacent, for positions ascend.
+    pub(super) fn readers(&self, shape: &AttentionShape, block: usize) -> Range<usize> {
+        let before = self.positions.partition_point(|p| (*p as usize) < block * BLOCK);
+        let until = self.positions.partition_point(|p| shape.first_visible(*p) < (block + 1) * BLOCK);
+        before * self.group..until * self.group
+    }
+
+    /// Returns the slots of `block` that `row` attends to.
+    pub(super) fn visible(&self, shape: &AttentionShape, row: usize, block: usize) -> Range<usize> {
+        let position = self.positions[row / self.group];
+        let first = shape.first_visible(position).saturating_sub(block * BLOCK);
+        first..(position as usize + 1 - block * BLOCK).min(BLOCK)
     }
 }
 
@@ -209,9 +241,8 @@ unsafe fn attend_tile<S: Simd, E: Element>(job: &Job, tile: &Tile<'_>, keys: *co
     // SAFETY: all offsets lie in the scratch (sized for `rows` and `head_dim`), the pool and the batch.
     unsafe {
         load_queries::<S>(job, tile, b.q);
-        let last = *tile.positions.last().expect("a tile has rows") as usize;
-        for (i, block) in tile.block_table[..=last / BLOCK].iter().enumerate() {
-            let base = *block as usize * job.pool.block_len() + tile.kv_head * BLOCK * head_dim;
+        for i in tile.blocks(&job.shape) {
+            let base = tile.block_table[i] as usize * job.pool.block_len() + tile.kv_head * BLOCK * head_dim;
             if let Some(next) = tile.block_table.get(i + 1) {
                 let next = *next as usize * job.pool.block_len() + tile.kv_head * BLOCK * head_dim;
                 fetch_ahead(keys.wrapping_add(next), values.wrapping_add(next), BLOCK * head_dim);
@@ -219,9 +250,8 @@ unsafe fn attend_tile<S: Simd, E: Element>(job: &Job, tile: &Tile<'_>, keys: *co
             if rows > DIRECT_ROWS {
                 widen_block::<S, E>(keys.add(base), values.add(base), head_dim, b.keys, b.values);
             }
-            // Rows whose position is before this block come first, since positions ascend: skip them.
-            let skip = tile.positions.partition_point(|p| (*p as usize) < i * BLOCK) * tile.group;
-            let active = rows - skip;
+            let readers = tile.readers(&job.shape, i);
+            let (skip, active) = (readers.start, readers.len());
             let scores = b.scores.as_mut_ptr().add(skip * BLOCK);
             let q = b.q.as_ptr().add(skip * head_dim);
             if rows > DIRECT_ROWS {
@@ -229,8 +259,8 @@ unsafe fn attend_tile<S: Simd, E: Element>(job: &Job, tile: &Tile<'_>, keys: *co
             } else {
                 gemm_panel::<S, E>(active, head_dim, q, head_dim, keys.add(base), BLOCK, scores, BLOCK, false);
             }
-            for row in skip..rows {
-                let visible = (tile.positions[row / tile.group] as usize + 1 - i * BLOCK).min(BLOCK);
+            for row in readers {
+                let visible = tile.visible(&job.shape, row, i);
                 let scores = &mut b.scores[row * BLOCK..][..BLOCK];
                 let sums = &mut b.sums[row * padded..][..padded];
                 soften::<S>(scores, visible, &mut b.max[row], &mut b.total[row], sums);
@@ -305,8 +335,15 @@ pub(super) unsafe fn load_queries<S: Simd>(job: &Job, tile: &Tile<'_>, q: &mut [
 /// # Safety
 /// The machine has `S`.
 #[inline(always)]
-pub(super) unsafe fn soften<S: Simd>(scores: &mut [f32], visible: usize, max: &mut f32, total: &mut f32, sums: &mut [f32]) {
-    scores[visible..].fill(f32::NEG_INFINITY);
+pub(super) unsafe fn soften<S: Simd>(
+    scores: &mut [f32],
+    visible: Range<usize>,
+    max: &mut f32,
+    total: &mut f32,
+    sums: &mut [f32],
+) {
+    scores[..visible.start].fill(f32::NEG_INFINITY);
+    scores[visible.end..].fill(f32::NEG_INFINITY);
     let p = scores.as_mut_ptr();
     // SAFETY: a row of scores holds 32 elements, the sums whole vectors.
     unsafe {
@@ -362,6 +399,7 @@ mod tests {
         num_heads: usize,
         num_kv_heads: usize,
         positions: Vec<u32>,
+        window: u32,
     }
 
     impl World {
@@ -383,7 +421,7 @@ mod tests {
             let q: Vec<f32> = only.iter().flat_map(|row| all[row * width..][..width].to_vec()).collect();
             let positions: Vec<u32> = only.iter().map(|row| self.positions[*row]).collect();
             let sequence = QuerySequence { first_row: 0, positions: &positions, block_table: &table };
-            let attention_shape = AttentionShape { num_heads: self.num_heads, scale: 0.7, q_stride: width };
+            let attention_shape = AttentionShape { num_heads: self.num_heads, scale: 0.7, q_stride: width, window: self.window };
             let mut out = vec![0.0; q.len()];
             attention(&threads, attention_shape, &q, &kv, &[sequence], &mut out);
             out
@@ -403,7 +441,9 @@ mod tests {
                     let dot = |p: usize| {
                         (0..self.head_dim).map(|d| f64::from(q[d]) * f64::from(k[p * kv_width + column + d])).sum::<f64>()
                     };
-                    let weights: Vec<f64> = (0..=*position as usize).map(|p| (0.7 * dot(p)).exp()).collect();
+                    let sees = |p: usize| p as u32 + self.window.min(1 << 20) > *position;
+                    let weight = |p: usize| if sees(p) { (0.7 * dot(p)).exp() } else { 0.0 };
+                    let weights: Vec<f64> = (0..=*position as usize).map(weight).collect();
                     let total: f64 = weights.iter().sum();
                     out.extend((0..self.head_dim).map(|d| {
                         let sum: f64 = weights.iter().enumerate().map(|(p, w)| w * f64::from(v[p * kv_width + column + d])).sum();
@@ -438,22 +478,33 @@ mod tests {
 
     #[test]
     fn a_whole_prompt() {
-        check(&World { head_dim: 64, num_heads: 9, num_kv_heads: 3, positions: (0..100).collect() });
+        check(&World { head_dim: 64, num_heads: 9, num_kv_heads: 3, positions: (0..100).collect(), window: u32::MAX });
     }
 
     #[test]
     fn one_row_far_from_the_start() {
-        check(&World { head_dim: 128, num_heads: 4, num_kv_heads: 1, positions: vec![250] });
+        check(&World { head_dim: 128, num_heads: 4, num_kv_heads: 1, positions: vec![250], window: u32::MAX });
     }
 
     #[test]
     fn scattered_rows_see_their_past_only() {
-        check(&World { head_dim: 64, num_heads: 14, num_kv_heads: 2, positions: vec![0, 5, 31, 32, 33, 90, 200, 201, 319] });
+        let positions = vec![0, 5, 31, 32, 33, 90, 200, 201, 319];
+        check(&World { head_dim: 64, num_heads: 14, num_kv_heads: 2, positions, window: u32::MAX });
     }
 
     #[test]
     fn heads_that_are_no_multiple_of_a_block() {
-        check(&World { head_dim: 16, num_heads: 4, num_kv_heads: 2, positions: (0..70).collect() });
-        check(&World { head_dim: 48, num_heads: 2, num_kv_heads: 2, positions: (30..70).collect() });
+        check(&World { head_dim: 16, num_heads: 4, num_kv_heads: 2, positions: (0..70).collect(), window: u32::MAX });
+        check(&World { head_dim: 48, num_heads: 2, num_kv_heads: 2, positions: (30..70).collect(), window: u32::MAX });
+    }
+
+    #[test]
+    fn a_window_hides_what_lies_left_of_it() {
+        for window in [1, 31, 32, 33, 80] {
+            check(&World { head_dim: 64, num_heads: 9, num_kv_heads: 3, positions: (0..100).collect(), window });
+            check(&World { head_dim: 256, num_heads: 4, num_kv_heads: 1, positions: vec![250], window });
+            let positions = vec![0, 5, 31, 32, 33, 90, 200, 201, 319];
+            check(&World { head_dim: 64, num_heads: 14, num_kv_heads: 2, positions, window });
+        }
     }
 }

@@ -3,6 +3,8 @@
 //! Flash attention never holds the weights, so they are recomputed: a first pass over the keys finds each row's maximum and sum as
 //! [`super::attention()`] does, a second one adds up the weights by position.
 
+use std::ops::Range;
+
 use super::attention::{AttentionShape, Job, QuerySequence, Scratch, TILE_ROWS, Tile, load_queries, soften};
 use super::block::{BLOCK, Element, Elements, KvLayer, with_elements};
 use super::matmul::gemm_panel;
@@ -88,23 +90,22 @@ unsafe fn receive_tile<S: Simd, E: Element>(job: &Job, tile: &Tile<'_>, keys: *c
     let b = scratch.buffers(rows, head_dim);
     b.max[..rows].fill(f32::NEG_INFINITY);
     b.total[..rows].fill(0.0);
-    let num_blocks = *tile.positions.last().expect("a tile has rows") as usize / BLOCK + 1;
     // SAFETY: all offsets lie in the scratch (sized for `rows` and `head_dim`), the pool, the batch, and this tile's sums.
     unsafe {
         load_queries::<S>(job, tile, b.q);
         for pass in [Pass::Totals, Pass::Weights] {
-            for (i, block) in tile.block_table[..num_blocks].iter().enumerate() {
-                let keys = keys.add(*block as usize * job.pool.block_len() + tile.kv_head * BLOCK * head_dim);
+            for i in tile.blocks(&job.shape) {
+                let keys = keys.add(tile.block_table[i] as usize * job.pool.block_len() + tile.kv_head * BLOCK * head_dim);
                 for line in 0..head_dim {
                     E::widen::<S>(keys.add(line * BLOCK), b.keys.as_mut_ptr().add(line * BLOCK));
                 }
-                let skip = tile.positions.partition_point(|p| (*p as usize) < i * BLOCK) * tile.group;
-                let scores = b.scores.as_mut_ptr().add(skip * BLOCK);
-                let q = b.q.as_ptr().add(skip * head_dim);
-                gemm_panel::<S, f32>(rows - skip, head_dim, q, head_dim, b.keys.as_ptr(), BLOCK, scores, BLOCK, false);
+                let readers = tile.readers(&job.shape, i);
+                let scores = b.scores.as_mut_ptr().add(readers.start * BLOCK);
+                let q = b.q.as_ptr().add(readers.start * head_dim);
+                gemm_panel::<S, f32>(readers.len(), head_dim, q, head_dim, b.keys.as_ptr(), BLOCK, scores, BLOCK, false);
                 let sums = std::slice::from_raw_parts_mut(job.out.at(first_sum + i * BLOCK), BLOCK);
-                for row in skip..rows {
-                    let visible = (tile.positions[row / tile.group] as usize + 1 - i * BLOCK).min(BLOCK);
+                for row in readers {
+                    let visible = tile.visible(&job.shape, row, i);
                     let scores = &mut b.scores[row * BLOCK..][..BLOCK];
                     match pass {
                         Pass::Totals => soften::<S>(scores, visible, &mut b.max[row], &mut b.total[row], &mut []),
@@ -127,8 +128,9 @@ enum Pass {
 /// # Safety
 /// The machine has `S`; `scores` and `sums` have [`BLOCK`] elements.
 #[inline(always)]
-unsafe fn add_weights<S: Simd>(scores: &mut [f32], visible: usize, max: f32, total: f32, sums: &mut [f32]) {
-    scores[visible..].fill(f32::NEG_INFINITY);
+unsafe fn add_weights<S: Simd>(scores: &mut [f32], visible: Range<usize>, max: f32, total: f32, sums: &mut [f32]) {
+    scores[..visible.start].fill(f32::NEG_INFINITY);
+    scores[visible.end..].fill(f32::NEG_INFINITY);
     // SAFETY: both are whole vectors long.
     unsafe {
         for i in (0..BLOCK).step_by(S::LANES) {
@@ -147,7 +149,7 @@ mod tests {
 
     /// Compares the sums of some rows with softmax in f64.
     #[track_caller]
-    fn check(head_dim: usize, num_heads: usize, num_kv_heads: usize, positions: &[u32]) {
+    fn check(head_dim: usize, (num_heads, num_kv_heads): (usize, usize), positions: &[u32], window: u32) {
         let len = *positions.last().unwrap() as usize + 1;
         let shape = KvShape { num_blocks: 11, num_kv_heads, head_dim };
         let table: Vec<u32> = (0..len.div_ceil(BLOCK) as u32).map(|i| (i * 7 + 3) % 11).collect();
@@ -163,7 +165,9 @@ mod tests {
                 let dot = |p: usize| -> f64 {
                     q.iter().zip(&k[p * shape.width() + column..]).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum()
                 };
-                let weights: Vec<f64> = (0..=position as usize).map(|p| (0.7 * dot(p)).exp()).collect();
+                let sees = |p: usize| p as u32 + window.min(1 << 20) > position;
+                let weight = |p: usize| if sees(p) { (0.7 * dot(p)).exp() } else { 0.0 };
+                let weights: Vec<f64> = (0..=position as usize).map(weight).collect();
                 let total: f64 = weights.iter().sum();
                 expected.iter_mut().zip(&weights).for_each(|(sum, weight)| *sum += weight / total);
             }
@@ -172,7 +176,7 @@ mod tests {
             let threads = Threads::with_isa(2, isa).unwrap();
             let mut kv = KvLayer::new(KvDtype::F32, shape);
             kv.write(&threads, &slots, &k, &v, shape.width());
-            let shape = AttentionShape { num_heads, scale: 0.7, q_stride: width };
+            let shape = AttentionShape { num_heads, scale: 0.7, q_stride: width, window };
             let sequence = QuerySequence { first_row: 0, positions, block_table: &table };
             let mut received = vec![1.0; len + 5];
             add_attention_received(&threads, shape, &q, &kv, &sequence, &mut received);
@@ -185,16 +189,24 @@ mod tests {
 
     #[test]
     fn a_whole_prompt() {
-        check(64, 9, 3, &(0..100).collect::<Vec<_>>());
+        check(64, (9, 3), &(0..100).collect::<Vec<_>>(), u32::MAX);
     }
 
     #[test]
     fn scattered_rows_give_nothing_to_their_future() {
-        check(64, 14, 2, &[0, 5, 31, 32, 33, 90, 200, 201, 319]);
+        check(64, (14, 2), &[0, 5, 31, 32, 33, 90, 200, 201, 319], u32::MAX);
     }
 
     #[test]
     fn one_row() {
-        check(48, 2, 2, &[70]);
+        check(48, (2, 2), &[70], u32::MAX);
+    }
+
+    #[test]
+    fn nothing_left_of_a_window_receives() {
+        for window in [1, 31, 32, 33, 80] {
+            check(64, (9, 3), &(0..100).collect::<Vec<_>>(), window);
+            check(256, (4, 1), &[0, 5, 31, 32, 33, 90, 200, 201, 319], window);
+        }
     }
 }

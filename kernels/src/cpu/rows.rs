@@ -156,13 +156,7 @@ unsafe fn norm_row<S: Simd>(x: *const f32, weight: &[f32], eps: f32, out: *mut f
     let whole = width / S::LANES * S::LANES;
     // SAFETY: all offsets are below `width`.
     unsafe {
-        let mut squares = S::splat(0.0);
-        for i in (0..whole).step_by(S::LANES) {
-            let v = S::load(x.add(i));
-            squares = S::fma(v, v, squares);
-        }
-        let tail: f32 = (whole..width).map(|i| *x.add(i) * *x.add(i)).sum();
-        let scale = 1.0 / ((S::reduce_add(squares) + tail) / width as f32 + eps).sqrt();
+        let scale = inverse_rms::<S>(x, width, eps);
         for i in (0..whole).step_by(S::LANES) {
             let v = S::mul(S::load(x.add(i)), S::splat(scale));
             S::store(out.add(i), S::mul(v, S::load(weight.as_ptr().add(i))));
@@ -170,6 +164,44 @@ unsafe fn norm_row<S: Simd>(x: *const f32, weight: &[f32], eps: f32, out: *mut f
         for i in whole..width {
             *out.add(i) = *x.add(i) * scale * weight[i];
         }
+    }
+}
+
+/// # Safety
+/// `x` and `out` hold `weight.len()` elements and do not overlap.
+#[inline(always)]
+unsafe fn add_norm_row<S: Simd>(x: *const f32, weight: &[f32], eps: f32, out: *mut f32) {
+    let width = weight.len();
+    let whole = width / S::LANES * S::LANES;
+    // SAFETY: all offsets are below `width`.
+    unsafe {
+        let scale = inverse_rms::<S>(x, width, eps);
+        for i in (0..whole).step_by(S::LANES) {
+            let v = S::mul(S::load(x.add(i)), S::splat(scale));
+            S::store(out.add(i), S::fma(v, S::load(weight.as_ptr().add(i)), S::load(out.add(i))));
+        }
+        for i in whole..width {
+            *out.add(i) += *x.add(i) * scale * weight[i];
+        }
+    }
+}
+
+/// Returns `1 / sqrt(mean(x^2) + eps)`.
+///
+/// # Safety
+/// `x` holds `width` elements; the machine has `S`.
+#[inline(always)]
+unsafe fn inverse_rms<S: Simd>(x: *const f32, width: usize, eps: f32) -> f32 {
+    let whole = width / S::LANES * S::LANES;
+    // SAFETY: all offsets are below `width`.
+    unsafe {
+        let mut squares = S::splat(0.0);
+        for i in (0..whole).step_by(S::LANES) {
+            let v = S::load(x.add(i));
+            squares = S::fma(v, v, squares);
+        }
+        let tail: f32 = (whole..width).map(|i| *x.add(i) * *x.add(i)).sum();
+        1.0 / ((S::reduce_add(squares) + tail) / width as f32 + eps).sqrt()
     }
 }
 
@@ -205,11 +237,21 @@ pub fn rope(threads: &Threads, x: &mut [f32], heads: Heads, positions: &[u32], t
     });
 }
 
-/// Computes `out = silu(gate) * up` for rows of `[gate, up]`, each `width` wide (Shazeer 2020, eq. 6).
+/// Activation of a gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x * sigmoid(x)` (Shazeer 2020, eq. 5).
+    Silu,
+    /// The tanh approximation of GELU, `0.5 x (1 + tanh(u)) = x * sigmoid(2 u)` with `u = sqrt(2 / pi) (x + 0.044715 x^3)` (Hendrycks and
+    /// Gimpel 2016, sec. 2).
+    GeluTanh,
+}
+
+/// Computes `out = activation(gate) * up` for rows of `[gate, up]`, each `width` wide (Shazeer 2020, eq. 6).
 ///
 /// # Panics
 /// If lengths do not fit.
-pub fn swiglu(threads: &Threads, gate_up: &[f32], width: usize, out: &mut [f32]) {
+pub fn gated(threads: &Threads, activation: Activation, gate_up: &[f32], width: usize, out: &mut [f32]) {
     assert_eq!(gate_up.len(), 2 * out.len());
     assert!(out.len().is_multiple_of(width));
     let rows = out.len() / width;
@@ -218,28 +260,58 @@ pub fn swiglu(threads: &Threads, gate_up: &[f32], width: usize, out: &mut [f32])
         let gate_up = &gate_up[row * 2 * width..][..2 * width];
         // SAFETY: each row of `out` belongs to one thread.
         unsafe {
-            dispatch!(threads.isa(), swiglu_row(gate_up: &[f32] = gate_up, width: usize = width, out: *mut f32 = out.at(row * width)))
+            dispatch!(threads.isa(), gated_row(activation: Activation = activation, gate_up: &[f32] = gate_up, width: usize = width, out: *mut f32 = out.at(row * width)))
         }
     });
 }
 
+/// `2 sqrt(2 / pi)` and its product with 0.044715, of [`Activation::GeluTanh`].
+const GELU_LINEAR: f32 = 1.595_769;
+const GELU_CUBIC: f32 = 0.071_354_814;
+
 /// # Safety
 /// `out` holds `width` elements.
 #[inline(always)]
-unsafe fn swiglu_row<S: Simd>(gate_up: &[f32], width: usize, out: *mut f32) {
+unsafe fn gated_row<S: Simd>(activation: Activation, gate_up: &[f32], width: usize, out: *mut f32) {
     let (gate, up) = gate_up.split_at(width);
     let whole = width / S::LANES * S::LANES;
     // SAFETY: all offsets are below `width`.
     unsafe {
         for i in (0..whole).step_by(S::LANES) {
             let (g, u) = (S::load(gate.as_ptr().add(i)), S::load(up.as_ptr().add(i)));
-            let e = S::exp(S::sub(S::splat(0.0), g));
+            let steepness = match activation {
+                Activation::Silu => g,
+                Activation::GeluTanh => S::mul(g, S::fma(S::mul(g, g), S::splat(GELU_CUBIC), S::splat(GELU_LINEAR))),
+            };
+            let e = S::exp(S::sub(S::splat(0.0), steepness));
             S::store(out.add(i), S::mul(S::div(g, S::add(S::splat(1.0), e)), u));
         }
         for i in whole..width {
-            *out.add(i) = gate[i] / (1.0 + (-gate[i]).exp()) * up[i];
+            let g = gate[i];
+            let steepness = match activation {
+                Activation::Silu => g,
+                Activation::GeluTanh => g * (g * g).mul_add(GELU_CUBIC, GELU_LINEAR),
+            };
+            *out.add(i) = g / (1.0 + (-steepness).exp()) * up[i];
         }
     }
+}
+
+/// Computes `out += x / sqrt(mean(x^2) + eps) * weight`, row by row: [`rms_norm`] of what is added to a residual stream.
+///
+/// # Panics
+/// If lengths do not fit.
+pub fn add_rms_norm(threads: &Threads, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let width = weight.len();
+    assert!(x.len() == out.len() && x.len().is_multiple_of(width), "rows of {width}");
+    let out = SharedMut::new(out);
+    for_rows(threads, x.len() / width, |row| {
+        let x = &x[row * width..][..width];
+        // SAFETY: each row of `out` belongs to one thread.
+        unsafe {
+            dispatch!(threads.isa(), add_norm_row(x: *const f32 = x.as_ptr(), weight: &[f32] = weight, eps: f32 = eps, out: *mut f32 = out.at(row * width)))
+        }
+    });
 }
 
 /// Distributes rows over the threads, some at a time; a few rows stay on the calling thread, where they finish sooner.
@@ -304,18 +376,37 @@ mod tests {
         check(norm, &expected);
     }
 
-    #[test]
-    fn swiglu_is_gate_times_sigmoid_times_up() {
+    #[track_caller]
+    fn check_gated(activation: Activation, of: impl Fn(f64) -> f64) {
         let x: Vec<f32> = noise(20 * 2 * 21, 1).iter().map(|x| x * 60.0).collect();
         let expected: Vec<f32> = x
             .chunks(42)
-            .flat_map(|row| {
-                (0..21).map(move |i| (f64::from(row[i]) / (1.0 + (-f64::from(row[i])).exp()) * f64::from(row[21 + i])) as f32)
-            })
+            .flat_map(|row| (0..21).map(|i| (of(f64::from(row[i])) * f64::from(row[21 + i])) as f32).collect::<Vec<_>>())
             .collect();
         let run = |threads: &Threads| {
             let mut out = vec![0.0; 20 * 21];
-            swiglu(threads, &x, 21, &mut out);
+            gated(threads, activation, &x, 21, &mut out);
+            out
+        };
+        check(run, &expected);
+    }
+
+    #[test]
+    fn a_gate_is_activated_and_multiplies() {
+        check_gated(Activation::Silu, |x| x / (1.0 + (-x).exp()));
+        let root = (2.0 / std::f64::consts::PI).sqrt();
+        check_gated(Activation::GeluTanh, |x| 0.5 * x * (1.0 + (root * (x + 0.044715 * x.powi(3))).tanh()));
+    }
+
+    #[test]
+    fn a_norm_may_be_added() {
+        let (x, weight, before) = (noise(20 * 37, 1), noise(37, 2), noise(20 * 37, 3));
+        let mut expected = vec![0.0; x.len()];
+        rms_norm(&Threads::new(1).unwrap(), &x, &weight, 1e-5, &mut expected);
+        expected.iter_mut().zip(&before).for_each(|(sum, before)| *sum += before);
+        let run = |threads: &Threads| {
+            let mut out = before.clone();
+            add_rms_norm(threads, &x, &weight, 1e-5, &mut out);
             out
         };
         check(run, &expected);

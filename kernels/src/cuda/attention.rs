@@ -6,7 +6,7 @@ use cudarc::driver::{CudaFunction, CudaSlice, CudaView, PushKernelArg};
 use half::bf16;
 
 use super::device::{Device, DeviceError, launch};
-use super::paged::PagedQueries;
+use super::paged::{PagedQueries, check_head_dim};
 use super::splits::{Combine, Partials, TileSlots};
 use super::tiles::Tile;
 
@@ -14,15 +14,13 @@ use super::tiles::Tile;
 const TILE_ROWS: usize = 64;
 /// `WARPS` of `attention.cu`.
 const THREADS: usize = 128;
-/// Keys that a tile processes at once, `TILE_KEYS` of `attention.cu`.
-const TILE_KEYS: usize = 64;
 
-/// Device version of [`crate::cpu::attention()`].
+/// Device version of [`crate::cpu::attention()`] for heads of one size.
 pub struct Attention {
     device: Arc<Device>,
-    attention_64: CudaFunction,
-    attention_128: CudaFunction,
+    function: CudaFunction,
     combine: Combine,
+    head_dim: usize,
 }
 
 /// Tiles of one launch, made by [`super::tiles()`] with [`Attention::tile_tokens`].
@@ -53,17 +51,17 @@ enum Output<'a> {
 }
 
 impl Attention {
-    /// Loads the functions.
+    /// Loads the functions for heads of `head_dim` elements: 64, 128 or 256.
     ///
     /// # Errors
     /// If the device cannot run them.
-    pub fn new(device: &Arc<Device>) -> Result<Self, DeviceError> {
-        let function = |name, head_dim| device.function("attention", name, shared_bytes(head_dim));
+    pub fn new(device: &Arc<Device>, head_dim: usize) -> Result<Self, DeviceError> {
+        check_head_dim(head_dim);
         Ok(Self {
             device: Arc::clone(device),
-            attention_64: function("attention_64", 64)?,
-            attention_128: function("attention_128", 128)?,
-            combine: Combine::new(device)?,
+            function: device.function("attention", &format!("attention_{head_dim}"), shared_bytes(head_dim))?,
+            combine: Combine::new(device, head_dim)?,
+            head_dim,
         })
     }
 
@@ -77,7 +75,8 @@ impl Attention {
         TILE_ROWS / group
     }
 
-    /// Computes `out[row] = softmax(scale * q Kᵀ) V` for the rows of all tiles; rows at position `j` or later see key `j`.
+    /// Computes `out[row] = softmax(scale * q Kᵀ) V` for the rows of all tiles; rows at position `j` or later see key `j`, as far as it is
+    /// within their window.
     ///
     /// `out` is `[rows][num_heads * head_dim]`, `lse` (natural logarithm of the sum of exponentials) `[rows][num_heads]`; rows outside the
     /// tiles are not changed. Slots of a block beyond the last position of a tile are not read.
@@ -116,7 +115,7 @@ impl Attention {
         partials.check(slots * paged.num_heads * num_splits, paged.head_dim);
         self.launch(paged, list, num_splits, Output::Parts(partials))?;
         let tiles = TileSlots { tiles: list.tiles.slice(..), tile_tokens };
-        self.combine.run(partials, (slots, num_splits), Some(&tiles), (paged.num_heads, paged.head_dim), out, lse)
+        self.combine.run(partials, (slots, num_splits), Some(&tiles), paged.num_heads, out, lse)
     }
 
     fn launch(
@@ -126,9 +125,9 @@ impl Attention {
         num_splits: usize,
         output: Output<'_>,
     ) -> Result<(), DeviceError> {
-        let function = if paged.head_dim == 64 { &self.attention_64 } else { &self.attention_128 };
+        assert_eq!(paged.head_dim, self.head_dim, "heads have the size that the functions are compiled for");
         let (sizes, none) = (paged.sizes(), 0u64);
-        let mut call = self.device.stream().launch_builder(function);
+        let mut call = self.device.stream().launch_builder(&self.function);
         call.arg(paged.queries).arg(&paged.positions).arg(&list.tiles).arg(&paged.block_tables);
         call.arg(&paged.keys).arg(&paged.values).arg(&sizes);
         match output {
@@ -144,9 +143,14 @@ impl Attention {
     }
 }
 
+/// Returns the keys that a tile processes at once, `TILE_KEYS` of `attention.cu`.
+fn tile_keys(head_dim: usize) -> usize {
+    if head_dim > 128 { 32 } else { 64 }
+}
+
 /// Returns the bytes of two stages of keys and values.
 fn shared_bytes(head_dim: usize) -> usize {
-    2 * 2 * TILE_KEYS * head_dim * size_of::<bf16>()
+    2 * 2 * tile_keys(head_dim) * head_dim * size_of::<bf16>()
 }
 
 #[cfg(test)]
@@ -159,7 +163,7 @@ mod tests {
     #[track_caller]
     fn check(world: &PagedWorld) {
         let device = device();
-        let (attention, on_device) = (Attention::new(&device).unwrap(), world.upload(&device));
+        let (attention, on_device) = (Attention::new(&device, world.head_dim).unwrap(), world.upload(&device));
         let group = world.num_heads / world.num_kv_heads;
         let list = tiles(&world.sequence_rows(), Attention::tile_tokens(group));
         let on_device_list = device.upload(&list).unwrap();
@@ -182,7 +186,8 @@ mod tests {
     }
 
     fn world(head_dim: usize, num_heads: usize, num_kv_heads: usize, sequences: &[&[u32]]) -> PagedWorld {
-        PagedWorld { head_dim, num_heads, num_kv_heads, sequences: sequences.iter().map(|rows| rows.to_vec()).collect() }
+        let sequences = sequences.iter().map(|rows| rows.to_vec()).collect();
+        PagedWorld { head_dim, num_heads, num_kv_heads, sequences, window: u32::MAX }
     }
 
     fn whole(len: u32) -> Vec<u32> {
@@ -195,6 +200,20 @@ mod tests {
         for len in [1, 31, 64, 100, 257] {
             check(&world(128, 7, 1, &[&whole(len)]));
             check(&world(64, 9, 3, &[&whole(len)]));
+            check(&world(256, 4, 1, &[&whole(len)]));
+        }
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn cuda_a_window_hides_what_lies_left_of_it() {
+        let rows = [0, 5, 31, 32, 33, 63, 64, 90, 200, 201, 319];
+        for window in [1, 31, 32, 33, 64, 100] {
+            for head_dim in [64, 128, 256] {
+                check(&PagedWorld { window, ..world(head_dim, 8, 2, &[&whole(257)]) });
+                let chunk: Vec<u32> = (100..180).collect();
+                check(&PagedWorld { window, ..world(head_dim, 8, 2, &[&rows, &[250], &chunk]) });
+            }
         }
     }
 
@@ -205,6 +224,7 @@ mod tests {
         for (num_heads, num_kv_heads) in [(14, 2), (2, 2), (4, 2), (3, 1), (64, 1), (20, 1)] {
             check(&world(64, num_heads, num_kv_heads, &[&rows]));
             check(&world(128, num_heads, num_kv_heads, &[&rows]));
+            check(&world(256, num_heads, num_kv_heads, &[&rows]));
         }
     }
 

@@ -24,32 +24,31 @@ const MAX_GROUP: usize = 64;
 pub struct AttentionHopper {
     device: Arc<Device>,
     num_multiprocessors: usize,
-    attention_64: CudaFunction,
-    attention_128: CudaFunction,
-    log_sums_64: CudaFunction,
-    log_sums_128: CudaFunction,
+    attention: CudaFunction,
+    log_sums: CudaFunction,
     combine: Combine,
+    head_dim: usize,
 }
 
 impl AttentionHopper {
-    /// Loads the functions.
+    /// Loads the functions for heads of `head_dim` elements.
     ///
     /// # Errors
     /// If the device cannot run them.
     ///
     /// # Panics
-    /// If [`Self::runs_on`] returns false for the device.
-    pub fn new(device: &Arc<Device>) -> Result<Self, DeviceError> {
+    /// If [`Self::runs_on`] returns false for the device, or [`Self::computes`] for the heads.
+    pub fn new(device: &Arc<Device>, head_dim: usize) -> Result<Self, DeviceError> {
         assert!(Self::runs_on(device)?, "only compute capability 9.0 has these instructions");
-        let function = |name, head_dim| device.function("attention_hopper", name, shared_bytes(head_dim));
+        assert!(Self::computes(head_dim), "kernels are compiled for heads of 64 and 128 elements");
+        let function = |name| device.function("attention_hopper", &format!("{name}_{head_dim}"), shared_bytes(head_dim));
         Ok(Self {
             device: Arc::clone(device),
             num_multiprocessors: device.num_multiprocessors()?,
-            attention_64: function("attention_hopper_64", 64)?,
-            attention_128: function("attention_hopper_128", 128)?,
-            log_sums_64: function("log_sums_hopper_64", 64)?,
-            log_sums_128: function("log_sums_hopper_128", 128)?,
-            combine: Combine::new(device)?,
+            attention: function("attention_hopper")?,
+            log_sums: function("log_sums_hopper")?,
+            combine: Combine::new(device, head_dim)?,
+            head_dim,
         })
     }
 
@@ -59,6 +58,12 @@ impl AttentionHopper {
     /// If the device fails.
     pub fn runs_on(device: &Device) -> Result<bool, DeviceError> {
         Ok(device.capability()? == 90)
+    }
+
+    /// Returns true if the kernels are compiled for heads of `head_dim` elements.
+    #[must_use]
+    pub fn computes(head_dim: usize) -> bool {
+        matches!(head_dim, 64 | 128)
     }
 
     /// Returns the tokens of a tile when `group` query heads share a key head.
@@ -104,7 +109,7 @@ impl AttentionHopper {
         list.check(paged, Some(out), lse.as_deref());
         let stream = self.device.stream();
         let written = Written { out: pointer(out, stream), lse: lse.map_or(0, |lse| pointer(lse, stream)), ..Written::default() };
-        self.launch(self.attention(paged), paged, list, 1, written)
+        self.launch(&self.attention, paged, list, 1, written)
     }
 
     /// Computes the `lse` of [`Self::run`] alone, for which values are not read.
@@ -113,9 +118,8 @@ impl AttentionHopper {
     /// If the launch fails.
     pub fn log_sums(&self, paged: &PagedQueries<'_>, list: &TileList<'_>, lse: &mut CudaSlice<f32>) -> Result<(), DeviceError> {
         list.check(paged, None, Some(lse));
-        let function = if paged.head_dim == 64 { &self.log_sums_64 } else { &self.log_sums_128 };
         let written = Written { lse: pointer(lse, self.device.stream()), ..Written::default() };
-        self.launch(function, paged, list, 1, written)
+        self.launch(&self.log_sums, paged, list, 1, written)
     }
 
     /// Runs as [`Self::run`], with the keys of each tile divided into `num_splits` parts: for few tiles over many keys. `partials` has room
@@ -141,13 +145,9 @@ impl AttentionHopper {
         let stream = self.device.stream();
         let (partial_sums, partial_stats) = (pointer(&mut partials.sums, stream), pointer(&mut partials.stats, stream));
         let written = Written { partial_sums, partial_stats, ..Written::default() };
-        self.launch(self.attention(paged), paged, list, num_splits, written)?;
+        self.launch(&self.attention, paged, list, num_splits, written)?;
         let tiles = TileSlots { tiles: list.tiles.slice(..), tile_tokens };
-        self.combine.run(partials, (slots, num_splits), Some(&tiles), (paged.num_heads, paged.head_dim), out, lse)
-    }
-
-    fn attention(&self, paged: &PagedQueries<'_>) -> &CudaFunction {
-        if paged.head_dim == 64 { &self.attention_64 } else { &self.attention_128 }
+        self.combine.run(partials, (slots, num_splits), Some(&tiles), paged.num_heads, out, lse)
     }
 
     fn launch(
@@ -158,6 +158,7 @@ impl AttentionHopper {
         num_splits: usize,
         written: Written,
     ) -> Result<(), DeviceError> {
+        assert!(paged.head_dim == self.head_dim && paged.is_causal(), "heads as compiled for, no window");
         let stream = self.device.stream();
         let queries = TensorMap::of_queries(paged, list.num_rows, Self::tile_tokens(paged.group()), stream)?;
         let (keys, values) = (TensorMap::of_pool(paged, &paged.keys, stream)?, TensorMap::of_pool(paged, &paged.values, stream)?);
@@ -236,9 +237,9 @@ mod tests {
     /// Compares rows and their lse with the CPU's, unsplit and in parts.
     #[track_caller]
     fn check(head_dim: usize, (num_heads, num_kv_heads): (usize, usize), sequences: &[Vec<u32>]) {
-        let world = PagedWorld { head_dim, num_heads, num_kv_heads, sequences: sequences.to_vec() };
+        let world = PagedWorld { head_dim, num_heads, num_kv_heads, sequences: sequences.to_vec(), window: u32::MAX };
         let device = device();
-        let (attention, on_device) = (AttentionHopper::new(&device).unwrap(), world.upload(&device));
+        let (attention, on_device) = (AttentionHopper::new(&device, head_dim).unwrap(), world.upload(&device));
         let tile_tokens = AttentionHopper::tile_tokens(num_heads / num_kv_heads);
         let list = tiles(&world.sequence_rows(), tile_tokens);
         let on_device_list = device.upload(&list).unwrap();
@@ -325,8 +326,9 @@ mod tests {
     #[ignore = "needs a CUDA device"]
     fn cuda_hopper_bits_of_a_row_do_not_depend_on_the_rows_beside_it() {
         let device = device();
-        let attention = AttentionHopper::new(&device).unwrap();
-        let world = PagedWorld { head_dim: 128, num_heads: 14, num_kv_heads: 2, sequences: vec![(100..500).collect()] };
+        let attention = AttentionHopper::new(&device, 128).unwrap();
+        let sequences = vec![(100..500).collect()];
+        let world = PagedWorld { head_dim: 128, num_heads: 14, num_kv_heads: 2, sequences, window: u32::MAX };
         let on_device = world.upload(&device);
         let width = world.num_heads * world.head_dim;
         let mut rows = Vec::new();

@@ -62,13 +62,13 @@ modules!(
     "deviation",
     "drift",
     "fill",
+    "gated",
     "norm",
     "qkv",
     "received",
     "received_hopper",
     "sample",
     "spans",
-    "swiglu",
 );
 
 impl Device {

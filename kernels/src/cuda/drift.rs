@@ -5,6 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaFunction, CudaSlice, CudaView, PushKernelArg};
 
 use super::device::{Device, DeviceError, launch};
+use super::paged::check_head_dim;
 use super::pool::Pool;
 use super::rope::RopeTable;
 
@@ -57,15 +58,12 @@ pub struct Drift {
 }
 
 impl Drift {
-    /// Loads the function for heads of `head_dim` elements.
+    /// Loads the function for heads of `head_dim` elements: 64, 128 or 256.
     ///
     /// # Errors
     /// If the device cannot run it.
-    ///
-    /// # Panics
-    /// If `head_dim` is neither 64 nor 128.
     pub fn new(device: &Arc<Device>, head_dim: usize) -> Result<Self, DeviceError> {
-        assert!(matches!(head_dim, 64 | 128), "kernels are compiled for heads of 64 and 128");
+        check_head_dim(head_dim);
         let function = device.function("drift", &format!("follow_{head_dim}"), 0)?;
         Ok(Self { device: Arc::clone(device), function, head_dim })
     }

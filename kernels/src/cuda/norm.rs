@@ -16,6 +16,7 @@ pub struct Norm {
     embed: CudaFunction,
     add_rms_norm: CudaFunction,
     gather_sum: CudaFunction,
+    rms_norm_in_place: CudaFunction,
 }
 
 impl Norm {
@@ -30,10 +31,11 @@ impl Norm {
             embed: function("embed")?,
             add_rms_norm: function("add_rms_norm")?,
             gather_sum: function("gather_sum")?,
+            rms_norm_in_place: function("rms_norm_in_place")?,
         })
     }
 
-    /// Computes `hidden[row] = table[token_ids[row]]` for `num_rows` rows of `width` elements.
+    /// Computes `hidden[row] = scale * table[token_ids[row]]` for `num_rows` rows of `width` elements.
     ///
     /// # Errors
     /// If the launch fails.
@@ -43,12 +45,12 @@ impl Norm {
         token_ids: &CudaView<'_, u32>,
         hidden: &mut CudaSlice<f32>,
         num_rows: usize,
-        width: usize,
+        (width, scale): (usize, f32),
     ) -> Result<(), DeviceError> {
         assert!(token_ids.len() >= num_rows && hidden.len() >= num_rows * width, "rows lie in their buffers");
         let width = width as i32;
         let mut call = self.device.stream().launch_builder(&self.embed);
-        call.arg(table).arg(token_ids).arg(hidden).arg(&width);
+        call.arg(table).arg(token_ids).arg(hidden).arg(&width).arg(&scale);
         // SAFETY: rows lie in the buffers; token ids below the table's length are the caller's promise, checked on entry of text.
         unsafe { call.launch(launch((num_rows, 1, 1), THREADS, 0)) }?;
         Ok(())
@@ -94,6 +96,31 @@ impl Norm {
     ) -> Result<(), DeviceError> {
         assert!(rows.len() >= num_rows, "a row is named for each result");
         self.launch_rms_norm(hidden, delta, weight, epsilon, Some(rows), normed, num_rows)
+    }
+
+    /// Computes `delta = weight * delta / rms(delta)` for `num_rows` rows of `weight.len()` elements: a norm of what is added to the
+    /// residual stream.
+    ///
+    /// # Errors
+    /// If the launch fails.
+    ///
+    /// # Panics
+    /// If the buffer is too short.
+    pub fn rms_norm_in_place(
+        &self,
+        delta: &mut CudaSlice<bf16>,
+        weight: &CudaSlice<f32>,
+        epsilon: f32,
+        num_rows: usize,
+    ) -> Result<(), DeviceError> {
+        let width = weight.len();
+        assert!(delta.len() >= num_rows * width && width.is_multiple_of(4), "rows lie in their buffer");
+        let columns = width as i32;
+        let mut call = self.device.stream().launch_builder(&self.rms_norm_in_place);
+        call.arg(delta).arg(weight).arg(&columns).arg(&epsilon);
+        // SAFETY: rows lie in the buffer, as asserted.
+        unsafe { call.launch(launch((num_rows, 1, 1), THREADS, 0)) }?;
+        Ok(())
     }
 
     /// Computes `packed[i] = hidden[rows[i]] + delta[rows[i]]`, rows of `width` elements. Without `delta` nothing is added.

@@ -32,8 +32,15 @@ pub struct PagedQueries<'a> {
     pub num_blocks: usize,
     /// Number of key and value heads.
     pub num_kv_heads: usize,
-    /// Elements per head: 64 or 128.
+    /// Elements per head: 64, 128 or 256.
     pub head_dim: usize,
+    /// Number of last positions that a row attends to, its own among them; at least 1, `u32::MAX` for all.
+    pub window: u32,
+}
+
+/// Panics if no kernel of attention is compiled for heads of `head_dim` elements.
+pub(super) fn check_head_dim(head_dim: usize) {
+    assert!(matches!(head_dim, 64 | 128 | 256), "kernels are compiled for heads of 64, 128 and 256 elements");
 }
 
 /// Sizes passed to kernels with the buffers, `Sizes` of `paged.cuh`.
@@ -46,10 +53,11 @@ pub(super) struct Sizes {
     num_blocks: i32,
     num_heads: i32,
     num_kv_heads: i32,
+    window: i32,
     scale: f32,
 }
 
-// SAFETY: seven fields of four bytes in C's order, no padding.
+// SAFETY: eight fields of four bytes in C's order, no padding.
 unsafe impl DeviceRepr for Sizes {}
 
 impl PagedQueries<'_> {
@@ -64,6 +72,11 @@ impl PagedQueries<'_> {
         group
     }
 
+    /// True if rows attend to all positions up to their own.
+    pub(super) fn is_causal(&self) -> bool {
+        self.window == u32::MAX
+    }
+
     pub(super) fn sizes(&self) -> Sizes {
         Sizes {
             q_stride: self.row_stride as i32,
@@ -72,6 +85,7 @@ impl PagedQueries<'_> {
             num_blocks: self.num_blocks as i32,
             num_heads: self.num_heads as i32,
             num_kv_heads: self.num_kv_heads as i32,
+            window: i32::try_from(self.window).unwrap_or(i32::MAX),
             scale: self.scale,
         }
     }
@@ -79,7 +93,8 @@ impl PagedQueries<'_> {
     /// Asserts that the layer lies in the pool, and `num_rows` rows in the batch.
     pub(super) fn check(&self, num_rows: usize) {
         assert!(self.group() <= 64, "a group of up to 64 heads");
-        assert!(matches!(self.head_dim, 64 | 128), "heads of 64 or 128 numbers");
+        check_head_dim(self.head_dim);
+        assert!(self.window > 0, "a row attends to itself");
         let pool = (self.layer + 1) * self.num_blocks * self.num_kv_heads * BLOCK * self.head_dim;
         assert!(pool <= self.keys.len() && pool <= self.values.len(), "the layer lies in the pool");
         assert!(

@@ -6,6 +6,7 @@ use cudarc::driver::{CudaFunction, CudaSlice, CudaView, LaunchArgs, PushKernelAr
 use half::bf16;
 
 use super::device::{Device, DeviceError, launch};
+use super::paged::check_head_dim;
 use super::pool::Pool;
 use super::rope::RopeTable;
 
@@ -27,7 +28,7 @@ pub struct QkvShape {
     pub num_heads: usize,
     /// Number of key and value heads.
     pub num_kv_heads: usize,
-    /// Elements per head: 64 or 128.
+    /// Elements per head: 64, 128 or 256.
     pub head_dim: usize,
 }
 
@@ -92,15 +93,12 @@ pub struct Qkv {
 }
 
 impl Qkv {
-    /// Loads the function for rows of one shape.
+    /// Loads the function for rows of one shape, of heads of 64, 128 or 256 elements.
     ///
     /// # Errors
     /// If the device cannot run it.
-    ///
-    /// # Panics
-    /// If head_dim is neither 64 nor 128.
     pub fn new(device: &Arc<Device>, shape: QkvShape) -> Result<Self, DeviceError> {
-        assert!(matches!(shape.head_dim, 64 | 128), "kernels are compiled for heads of 64 and 128");
+        check_head_dim(shape.head_dim);
         let function = device.function("qkv", &format!("qkv_{}", shape.head_dim), 0)?;
         Ok(Self { device: Arc::clone(device), function, shape })
     }

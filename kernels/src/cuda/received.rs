@@ -6,7 +6,7 @@ use cudarc::driver::{CudaFunction, CudaSlice, CudaView, PushKernelArg};
 
 use super::attention_hopper::AttentionHopper;
 use super::device::{Device, DeviceError, launch};
-use super::paged::PagedQueries;
+use super::paged::{PagedQueries, check_head_dim};
 use super::received_hopper::ReceivedHopper;
 
 /// `WARPS` of `received.cu`.
@@ -23,11 +23,11 @@ const SHARE_TILES: usize = 8;
 /// Device version of [`crate::cpu::add_attention_received`].
 pub struct AttentionReceived {
     device: Arc<Device>,
-    receive_64: CudaFunction,
-    receive_128: CudaFunction,
+    receive: CudaFunction,
     add_partials: CudaFunction,
-    /// Hopper version, if the GPU has its instructions.
+    /// Hopper version, if the GPU has its instructions; without windows.
     hopper: Option<ReceivedHopper>,
+    head_dim: usize,
     num_multiprocessors: usize,
 }
 
@@ -49,18 +49,19 @@ pub struct QueryRows<'a> {
 }
 
 impl AttentionReceived {
-    /// Loads the functions.
+    /// Loads the functions for heads of `head_dim` elements: 64, 128 or 256.
     ///
     /// # Errors
     /// If the device cannot run them.
-    pub fn new(device: &Arc<Device>) -> Result<Self, DeviceError> {
-        let function = |name, head_dim| device.function("received", name, shared_bytes(head_dim));
+    pub fn new(device: &Arc<Device>, head_dim: usize) -> Result<Self, DeviceError> {
+        check_head_dim(head_dim);
+        let has_hopper = AttentionHopper::runs_on(device)? && AttentionHopper::computes(head_dim);
         Ok(Self {
             device: Arc::clone(device),
-            receive_64: function("receive_64", 64)?,
-            receive_128: function("receive_128", 128)?,
-            add_partials: function("add_partials", 0)?,
-            hopper: if AttentionHopper::runs_on(device)? { Some(ReceivedHopper::new(device)?) } else { None },
+            receive: device.function("received", &format!("receive_{head_dim}"), shared_bytes(head_dim))?,
+            add_partials: device.function("received", "add_partials", 0)?,
+            hopper: if has_hopper { Some(ReceivedHopper::new(device, head_dim)?) } else { None },
+            head_dim,
             num_multiprocessors: device.num_multiprocessors()?,
         })
     }
@@ -85,12 +86,15 @@ impl AttentionReceived {
         received: &mut CudaSlice<f32>,
     ) -> Result<(), DeviceError> {
         paged.check(0);
+        assert_eq!(paged.head_dim, self.head_dim, "heads have the size that the functions are compiled for");
         assert!(giving.num_rows > 0 && giving.num_rows <= giving.rows.len() && giving.len > 0, "rows lie in their list");
         assert!((giving.table + 1) * paged.max_blocks <= paged.block_tables.len(), "the sequence has a table");
         assert!(Self::scratch_len(paged.num_kv_heads, giving.len) <= scratch.len(), "every share has sums");
         assert!(giving.len <= received.len(), "every position has a sum");
         let shares = match (&self.hopper, giving.run) {
-            (Some(hopper), Some(first_row)) => hopper.run(&self.device, paged, &giving, first_row, (MAX_SHARES, scratch))?,
+            (Some(hopper), Some(first_row)) if paged.is_causal() => {
+                hopper.run(&self.device, paged, &giving, first_row, (MAX_SHARES, scratch))?
+            }
             _ => self.receive(paged, &giving, scratch)?,
         };
         let (len, num_partials) = (giving.len as i32, (shares * paged.num_kv_heads) as i32);
@@ -114,7 +118,7 @@ impl AttentionReceived {
         let shares = (8 * self.num_multiprocessors / units).min(num_tiles / SHARE_TILES).clamp(1, MAX_SHARES);
         let (num_rows, len) = (giving.num_rows as i32, giving.len as i32);
         let table = paged.block_tables.slice(giving.table * paged.max_blocks..);
-        let mut call = stream.launch_builder(if paged.head_dim == 64 { &self.receive_64 } else { &self.receive_128 });
+        let mut call = stream.launch_builder(&self.receive);
         call.arg(paged.queries).arg(giving.rows).arg(&num_rows).arg(&paged.positions).arg(giving.lse);
         call.arg(&table).arg(&paged.keys).arg(&sizes).arg(scratch).arg(&len);
         let grid = (giving.len.div_ceil(TILE_KEYS), paged.num_kv_heads, shares);
@@ -139,31 +143,31 @@ mod tests {
     #[track_caller]
     fn check(head_dim: usize, num_heads: usize, num_kv_heads: usize, positions: &[u32]) {
         let third: Vec<usize> = (0..positions.len()).step_by(if positions.len() > 3 { 3 } else { 1 }).collect();
-        check_rows(head_dim, (num_heads, num_kv_heads), positions, &third, None);
         let all: Vec<usize> = (0..positions.len()).collect();
-        check_rows(head_dim, (num_heads, num_kv_heads), positions, &all, Some(2));
-        check_rows(head_dim, (num_heads, num_kv_heads), positions, &all[positions.len() / 2..], Some(2 + positions.len() / 2));
+        for window in [u32::MAX, 1, 33, 200] {
+            let world = |positions: &[u32]| {
+                let sequences = vec![vec![0, 40], positions.to_vec()];
+                PagedWorld { head_dim, num_heads, num_kv_heads, sequences, window }
+            };
+            check_rows(&world(positions), &third, None);
+            check_rows(&world(positions), &all, Some(2));
+            check_rows(&world(positions), &all[positions.len() / 2..], Some(2 + positions.len() / 2));
+        }
     }
 
     #[track_caller]
-    fn check_rows(
-        head_dim: usize,
-        (num_heads, num_kv_heads): (usize, usize),
-        positions: &[u32],
-        chosen: &[usize],
-        run: Option<usize>,
-    ) {
-        let world = PagedWorld { head_dim, num_heads, num_kv_heads, sequences: vec![vec![0, 40], positions.to_vec()] };
+    fn check_rows(world: &PagedWorld, chosen: &[usize], run: Option<usize>) {
         let (device, lse) = (device(), world.expected().1);
-        let (received, on_device, lse) =
-            (AttentionReceived::new(&device).unwrap(), world.upload(&device), device.upload(&lse).unwrap());
+        let (num_kv_heads, positions) = (world.num_kv_heads, &world.sequences[1]);
+        let received = AttentionReceived::new(&device, world.head_dim).unwrap();
+        let (on_device, lse) = (world.upload(&device), device.upload(&lse).unwrap());
         let len = positions[*chosen.last().unwrap()] as usize + 1;
         let rows: Vec<u32> = chosen.iter().map(|i| *i as u32 + 2).collect();
         let rows = device.upload(&rows).unwrap();
         let giving = QueryRows { rows: &rows.as_view(), run, num_rows: chosen.len(), lse: &lse, table: 1, len };
         let mut scratch = device.upload(&vec![f32::NAN; AttentionReceived::scratch_len(num_kv_heads, len)]).unwrap();
         let mut sums = device.upload(&vec![1f32; len + 5]).unwrap();
-        received.add(&on_device.paged(&world), giving, &mut scratch, &mut sums).unwrap();
+        received.add(&on_device.paged(world), giving, &mut scratch, &mut sums).unwrap();
         let sums = device.download(&sums).unwrap();
         let expected = world.received(1, chosen, len);
         let less_one: Vec<f32> = sums[..len].iter().map(|sum| sum - 1.0).collect();
@@ -178,6 +182,7 @@ mod tests {
             check(64, num_heads, num_kv_heads, &(0..130).collect::<Vec<_>>());
             check(128, num_heads, num_kv_heads, &(100..777).collect::<Vec<_>>());
             check(128, num_heads, num_kv_heads, &[0, 5, 31, 32, 33, 63, 64, 90, 200, 201, 319, 700]);
+            check(256, num_heads, num_kv_heads, &[0, 5, 31, 32, 33, 63, 64, 90, 200, 201, 319, 700]);
         }
     }
 

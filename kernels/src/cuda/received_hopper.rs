@@ -19,8 +19,7 @@ const SHARE_TILES: usize = 4;
 
 /// First half of [`super::AttentionReceived::add`], with the copy engine and the warpgroup products of compute capability 9.0.
 pub(super) struct ReceivedHopper {
-    receive_64: CudaFunction,
-    receive_128: CudaFunction,
+    receive: CudaFunction,
     num_multiprocessors: usize,
 }
 
@@ -42,11 +41,9 @@ struct Arguments {
 unsafe impl DeviceRepr for Arguments {}
 
 impl ReceivedHopper {
-    pub(super) fn new(device: &Arc<Device>) -> Result<Self, DeviceError> {
-        let function = |name, head_dim| device.function("received_hopper", name, shared_bytes(head_dim));
+    pub(super) fn new(device: &Arc<Device>, head_dim: usize) -> Result<Self, DeviceError> {
         Ok(Self {
-            receive_64: function("receive_hopper_64", 64)?,
-            receive_128: function("receive_hopper_128", 128)?,
+            receive: device.function("received_hopper", &format!("receive_hopper_{head_dim}"), shared_bytes(head_dim))?,
             num_multiprocessors: device.num_multiprocessors()?,
         })
     }
@@ -83,7 +80,7 @@ impl ReceivedHopper {
             num_shares: num_shares as i32,
         };
         let grid = (units * num_shares).min(self.num_multiprocessors);
-        let mut call = stream.launch_builder(if paged.head_dim == 64 { &self.receive_64 } else { &self.receive_128 });
+        let mut call = stream.launch_builder(&self.receive);
         call.arg(&queries).arg(&keys).arg(&arguments);
         // SAFETY: rows and sums lie in their buffers, as asserted here and by the caller, who promises that the table covers `len`
         // positions with blocks of the pool.

@@ -60,33 +60,31 @@ pub(super) struct TileSlots<'a> {
     pub(super) tile_tokens: usize,
 }
 
-/// Combines parts.
+/// Combines parts of heads of one size.
 pub(super) struct Combine {
     device: Arc<Device>,
-    combine_64: CudaFunction,
-    combine_128: CudaFunction,
+    function: CudaFunction,
 }
 
 impl Combine {
-    pub(super) fn new(device: &Arc<Device>) -> Result<Self, DeviceError> {
-        let function = |name| device.function("combine_attention", name, 0);
-        Ok(Self { device: Arc::clone(device), combine_64: function("combine_64")?, combine_128: function("combine_128")? })
+    pub(super) fn new(device: &Arc<Device>, head_dim: usize) -> Result<Self, DeviceError> {
+        let function = device.function("combine_attention", &format!("combine_{head_dim}"), 0)?;
+        Ok(Self { device: Arc::clone(device), function })
     }
 
-    /// Combines `slots` rows of `(num_heads, head_dim)`, each of `num_splits` parts; the caller has asserted that parts and rows fit.
+    /// Combines `slots` rows of `num_heads` heads, each of `num_splits` parts; the caller has asserted that parts and rows fit.
     pub(super) fn run(
         &self,
         partials: &Partials,
         (slots, num_splits): (usize, usize),
         tiles: Option<&TileSlots<'_>>,
-        (num_heads, head_dim): (usize, usize),
+        num_heads: usize,
         out: &mut CudaSlice<bf16>,
         lse: Option<&mut CudaSlice<f32>>,
     ) -> Result<(), DeviceError> {
-        let function = if head_dim == 64 { &self.combine_64 } else { &self.combine_128 };
         let (num_splits, none) = (num_splits as i32, 0u64);
         let tile_tokens = tiles.map_or(1, |tiles| tiles.tile_tokens as i32);
-        let mut call = self.device.stream().launch_builder(function);
+        let mut call = self.device.stream().launch_builder(&self.function);
         call.arg(&partials.sums).arg(&partials.stats).arg(&num_splits);
         match tiles {
             Some(tiles) => call.arg(&tiles.tiles),

@@ -118,6 +118,8 @@ pub(crate) struct PagedWorld {
     pub(crate) num_kv_heads: usize,
     /// Positions of the query rows of each sequence, ascending.
     pub(crate) sequences: Vec<Vec<u32>>,
+    /// Last positions that a row attends to.
+    pub(crate) window: u32,
 }
 
 /// A [`PagedWorld`] on the device.
@@ -197,7 +199,8 @@ impl PagedWorld {
     }
 
     fn cpu_shape(&self) -> AttentionShape {
-        AttentionShape { num_heads: self.num_heads, scale: SCALE / (self.head_dim as f32).sqrt(), q_stride: self.row_stride() }
+        let scale = SCALE / (self.head_dim as f32).sqrt();
+        AttentionShape { num_heads: self.num_heads, scale, q_stride: self.row_stride(), window: self.window }
     }
 
     /// Computes outputs of all rows and their lse on the CPU.
@@ -225,7 +228,7 @@ impl PagedWorld {
     /// Returns the natural logarithm of the sum of exponentials, in f64.
     fn lse(&self, query: &[f32], head: usize, keys: &[f32], position: u32) -> f32 {
         let column = head / (self.num_heads / self.num_kv_heads) * self.head_dim;
-        let scores = (0..=position as usize).map(|p| {
+        let scores = ((position + 1).saturating_sub(self.window) as usize..=position as usize).map(|p| {
             let key = &keys[p * self.num_kv_heads * self.head_dim + column..][..self.head_dim];
             f64::from(self.cpu_shape().scale) * query.iter().zip(key).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum::<f64>()
         });
@@ -314,6 +317,7 @@ impl PagedOnDevice {
             num_blocks: world.num_blocks(),
             num_kv_heads: world.num_kv_heads,
             head_dim: world.head_dim,
+            window: world.window,
         }
     }
 

@@ -184,7 +184,7 @@ fn settings(args: &EvalArgs, loaded: &Loaded, tokenizer: &Tokenizer) -> Settings
         max_answer_tokens: args.max_answer_tokens.unwrap_or(args.max_tokens).max(args.max_tokens),
         generates: !args.no_generate,
         ignores_tenants: args.ignore_tenants,
-        num_layers: u32::try_from(loaded.model.config.num_layers).unwrap_or(u32::MAX),
+        num_layers: u32::try_from(loaded.model.config.num_layers()).unwrap_or(u32::MAX),
         eos: tokenizer.eos_ids().to_vec(),
     }
 }

@@ -17,13 +17,15 @@ pub(crate) use self::weights::Weights;
 #[cfg(feature = "cuda")]
 pub(crate) use self::weights::refuse_unknown;
 use super::{Backend, BackendError, scored_rows};
+use crate::config::RopeSpec;
 use crate::{InputBatch, LoadError, ModelConfig, SampleRow, Sampled, ScoreRow};
 
 /// A model in main memory.
 pub struct CpuBackend {
     config: ModelConfig,
     weights: Weights,
-    rope: RopeTable,
+    /// Tables of the model's rotations.
+    ropes: Vec<RopeTable>,
     kv: Vec<KvLayer>,
     /// Host tier: here more memory of the same kind.
     host: Vec<KvLayer>,
@@ -50,12 +52,13 @@ impl CpuBackend {
     ) -> Result<Self, LoadError> {
         let threads = Threads::new(num_threads).map_err(|error| LoadError::Threads(error.to_string()))?;
         let shape = KvShape { num_blocks, num_kv_heads: config.num_kv_heads, head_dim: config.head_dim };
-        let kv = (0..config.num_layers).map(|_| KvLayer::new(kv_dtype, shape)).collect();
-        let rope = RopeTable::new(config.rope_layout, config.inv_freq(), max_model_len);
+        let kv = (0..config.num_layers()).map(|_| KvLayer::new(kv_dtype, shape)).collect();
+        let table = |rope: &RopeSpec| RopeTable::new(config.rope_layout, rope.inv_freq(config.head_dim), max_model_len);
+        let ropes = config.ropes.iter().map(table).collect();
         Ok(Self {
             config,
             weights,
-            rope,
+            ropes,
             kv,
             host: Vec::new(),
             kv_dtype,
@@ -161,8 +164,10 @@ impl Backend for CpuBackend {
                 dst_pos: span.dst_pos as usize,
                 len: span.token_ids.len(),
             };
-            let (threads, rope) = (&self.threads, &self.rope);
-            threads.for_each_mut(&mut self.kv, |layer| layer.move_span(threads.isa(), span, rope));
+            let threads = &self.threads;
+            let ropes = self.config.layers.iter().map(|layer| &self.ropes[layer.rope]);
+            let mut layers: Vec<_> = self.kv.iter_mut().zip(ropes).collect();
+            threads.for_each_mut(&mut layers, |(layer, rope)| layer.move_span(threads.isa(), span, rope));
         }
         Ok(())
     }

@@ -112,7 +112,7 @@ impl CudaBackend {
 
     /// Runs any step, launch by launch. Each layer waits only for its own transfers to and from the host tier.
     fn run_step(&mut self, step: &Step, batch: &InputBatch) -> Result<(), DeviceError> {
-        let layers = self.decoder.config.num_layers;
+        let layers = self.decoder.config.num_layers();
         let first_layer = step.resumed.as_ref().map_or(0, |resumed| resumed.layer);
         let followers = self.upload_followers(step, batch)?;
         let rows = self.upload_step(step)?;
@@ -205,7 +205,7 @@ impl Backend for CudaBackend {
             return Ok(self.host.copy_later(&self.device, &triples)?);
         }
         let [range] = self.put_extra([3 * triples.len()], |[list]| list.copy_from_slice(triples.as_flattened()))?;
-        let layers = 0..self.decoder.config.num_layers;
+        let layers = 0..self.decoder.config.num_layers();
         self.decoder.kernels.spans.copy_blocks(&mut self.pool, layers, &self.extra.view(range))?;
         Ok(())
     }

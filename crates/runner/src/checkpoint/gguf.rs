@@ -8,11 +8,11 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use gguf::{Array, Header, Tensor, Value};
-use kernels::cpu::{GgmlType, RopeLayout};
+use kernels::cpu::{Activation, GgmlType, RopeLayout};
 
 use super::{Checkpoint, LayerRole, RawTensor, Role, SamplingKeys, SpecialTokens, read_range};
 use crate::LoadError;
-use crate::config::{Architecture, ModelConfig, RopeScaling};
+use crate::config::{self, Architecture, GEMMA3_LOCAL_THETA, GEMMA3_PATTERN, LayerSpec, ModelConfig, RopeScaling, RopeSpec};
 use crate::error::shown;
 
 /// Tokenizer as described by a GGUF file.
@@ -113,14 +113,56 @@ impl GgufCheckpoint {
         if self.optional_size("expert_count").is_some_and(|n| n > 0) {
             return Err(LoadError::unsupported("a mixture of experts"));
         }
-        if let Some(window) = self.optional_size("attention.sliding_window").filter(|window| *window > 0) {
-            return Err(LoadError::unsupported(format!("a sliding window of {window}")));
+        for key in ["attn_logit_softcapping", "final_logit_softcapping"] {
+            if self.float(key).is_some_and(|cap| cap != 0.0) {
+                return Err(LoadError::unsupported("logit soft-capping"));
+            }
         }
         let (key, value) = (self.optional_size("attention.key_length"), self.optional_size("attention.value_length"));
         if key.is_some() && value.is_some() && key != value {
             return Err(LoadError::unsupported("keys and values of different length"));
         }
         Ok(())
+    }
+
+    /// Returns the layers. Files say the size of the window; which layers have it follows from the architecture, as in llama.cpp.
+    fn layers(&self, architecture: Architecture, max_position: usize) -> Result<Vec<LayerSpec>, LoadError> {
+        let window = self.optional_size("attention.sliding_window").filter(|window| (1..max_position).contains(window));
+        let window = window.map(|window| u32::try_from(window).unwrap_or(u32::MAX));
+        match (window, architecture) {
+            (Some(window), Architecture::Qwen2 | Architecture::Qwen3) => {
+                Err(LoadError::unsupported(format!("a sliding window of {window} in a {architecture:?} model")))
+            }
+            (_, Architecture::Gemma3) => {
+                let pattern = self.optional_size("attention.sliding_window_pattern").unwrap_or(GEMMA3_PATTERN).max(1);
+                config::layers(self.size("block_count")?, 2, window, |i| !(i + 1).is_multiple_of(pattern))
+            }
+            _ => config::layers(self.size("block_count")?, 1, window, |_| true),
+        }
+    }
+
+    /// Returns the square of what scores of attention are divided by. Files do not say it: of Gemma 3 only the largest, with 62 layers,
+    /// divides by another number than the elements of a head (`query_pre_attn_scalar` of its `config.json`).
+    fn score_divisor(&self, architecture: Architecture, head_dim: usize) -> Result<usize, LoadError> {
+        const LARGEST_GEMMA3_LAYERS: usize = 62;
+        match architecture {
+            Architecture::Gemma3 if self.size("block_count")? == LARGEST_GEMMA3_LAYERS => {
+                Ok(self.size("embedding_length")? / self.size("attention.head_count")?.max(1))
+            }
+            _ => Ok(head_dim),
+        }
+    }
+
+    /// Returns the rotations; `scaling` is of layers without a window.
+    fn ropes(&self, architecture: Architecture, scaling: RopeScaling) -> Vec<RopeSpec> {
+        let is_gemma = architecture == Architecture::Gemma3;
+        let theta = self.float("rope.freq_base").unwrap_or(if is_gemma { 1e6 } else { 1e4 });
+        let mut ropes = vec![RopeSpec { theta, scaling }];
+        if is_gemma {
+            let theta = self.float("rope.freq_base_swa").unwrap_or(GEMMA3_LOCAL_THETA);
+            ropes.push(RopeSpec { theta, scaling: RopeScaling::None });
+        }
+        ropes
     }
 
     fn rope_scaling(&self, head_dim: usize) -> Result<RopeScaling, LoadError> {
@@ -207,6 +249,7 @@ impl Checkpoint for GgufCheckpoint {
             "llama" => (Architecture::Llama, RopeLayout::Interleaved),
             "qwen2" => (Architecture::Qwen2, RopeLayout::Half),
             "qwen3" => (Architecture::Qwen3, RopeLayout::Half),
+            "gemma3" => (Architecture::Gemma3, RopeLayout::Half),
             other => return Err(LoadError::unsupported(format!("architecture {}", shown(other)))),
         };
         self.refuse()?;
@@ -214,27 +257,33 @@ impl Checkpoint for GgufCheckpoint {
         let head_dim = self.optional_size("attention.key_length").unwrap_or(hidden_size / num_heads.max(1));
         let missing = |key: &str| LoadError::MissingKey { key: self.key(key) };
         let vocab_size = self.tensors.get("token_embd.weight").and_then(|place| place.shape.first().copied());
+        let max_position = self.size("context_length")?;
+        let is_gemma = architecture == Architecture::Gemma3;
         let config = ModelConfig {
             architecture,
-            num_layers: self.size("block_count")?,
+            layers: self.layers(architecture, max_position)?,
             hidden_size,
             intermediate_size: self.size("feed_forward_length")?,
             num_heads,
             num_kv_heads: self.optional_size("attention.head_count_kv").unwrap_or(num_heads),
             head_dim,
             vocab_size: vocab_size.ok_or_else(|| LoadError::MissingTensor { name: "token_embd.weight".into() })?,
-            max_position: self.size("context_length")?,
+            max_position,
             rms_norm_eps: self
                 .float("attention.layer_norm_rms_epsilon")
                 .ok_or_else(|| missing("attention.layer_norm_rms_epsilon"))? as f32,
-            rope_theta: self.float("rope.freq_base").unwrap_or(10_000.0),
+            ropes: self.ropes(architecture, RopeScaling::None),
             rope_layout,
-            rope_scaling: RopeScaling::None,
+            attention_scale: 1.0 / (self.score_divisor(architecture, head_dim)? as f32).sqrt(),
+            embedding_scale: if is_gemma { (hidden_size as f32).sqrt() } else { 1.0 },
+            activation: if is_gemma { Activation::GeluTanh } else { Activation::Silu },
+            has_post_norms: is_gemma,
             tied_head: !self.contains("output.weight"),
         }
         .validated()?;
         // Read after head_dim has been validated.
-        ModelConfig { rope_scaling: self.rope_scaling(head_dim)?, ..config }.validated()
+        let ropes = self.ropes(architecture, self.rope_scaling(head_dim)?);
+        ModelConfig { ropes, ..config }.validated()
     }
 
     fn special_tokens(&self) -> SpecialTokens {
@@ -261,10 +310,12 @@ impl Checkpoint for GgufCheckpoint {
             LayerRole::QueryNorm => "attn_q_norm.weight",
             LayerRole::KeyNorm => "attn_k_norm.weight",
             LayerRole::Output => "attn_output.weight",
+            LayerRole::AttentionPostNorm => "post_attention_norm.weight",
             LayerRole::FeedForwardNorm => "ffn_norm.weight",
             LayerRole::Gate => "ffn_gate.weight",
             LayerRole::Up => "ffn_up.weight",
             LayerRole::Down => "ffn_down.weight",
+            LayerRole::FeedForwardPostNorm => "post_ffw_norm.weight",
         };
         format!("blk.{layer}.{part}")
     }

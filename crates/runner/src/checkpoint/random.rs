@@ -48,11 +48,9 @@ impl RandomCheckpoint {
     /// every layer adds about as much to the residual stream as any other: it grows with the square root of the number of layers, and stays
     /// finite. Attention is far from uniform at that magnitude.
     pub(crate) fn spread(role: Role, inputs: usize) -> Spread {
-        use LayerRole::{AttentionNorm, FeedForwardNorm, KeyNorm, QueryNorm};
         match role {
-            Role::OutputNorm | Role::Layer(_, AttentionNorm | FeedForwardNorm | QueryNorm | KeyNorm) => {
-                Spread { center: 1.0, width: 0.2 }
-            }
+            Role::OutputNorm => Spread { center: 1.0, width: 0.2 },
+            Role::Layer(_, role) if role.is_norm() => Spread { center: 1.0, width: 0.2 },
             _ => Spread { center: 0.0, width: 3.0 / (inputs as f32).sqrt() },
         }
     }
@@ -69,15 +67,18 @@ impl RandomCheckpoint {
         let is_there = match role {
             Role::Head => !self.config.tied_head,
             Role::Layer(_, QueryBias | KeyBias | ValueBias) => self.config.architecture == Architecture::Qwen2,
-            Role::Layer(_, QueryNorm | KeyNorm) => self.config.architecture == Architecture::Qwen3,
-            _ => true,
+            Role::Layer(_, QueryNorm | KeyNorm) => {
+                matches!(self.config.architecture, Architecture::Qwen3 | Architecture::Gemma3)
+            }
+            Role::Layer(_, role) => role.is_required(&self.config),
+            Role::Embedding | Role::OutputNorm => true,
         };
         is_there.then(|| super::shape_of(&self.config, role))
     }
 
     /// Returns every role that has a tensor, with its shape.
     fn tensors(&self) -> impl Iterator<Item = (Role, Vec<usize>)> + '_ {
-        let layers = (0..self.config.num_layers).flat_map(|layer| LayerRole::ALL.map(|role| Role::Layer(layer, role)));
+        let layers = (0..self.config.num_layers()).flat_map(|layer| LayerRole::ALL.map(|role| Role::Layer(layer, role)));
         let roles = [Role::Embedding, Role::OutputNorm, Role::Head].into_iter().chain(layers);
         roles.filter_map(|role| Some((role, self.role_shape(role)?)))
     }
@@ -148,7 +149,8 @@ mod tests {
 
     /// Computes logits after a few tokens, in as many layers.
     fn logits(num_layers: usize, seed: u64) -> Vec<f32> {
-        let config = ModelConfig { num_layers, tied_head: false, ..tiny_config(Architecture::Qwen2, RopeLayout::Half) };
+        let tiny = tiny_config(Architecture::Qwen2, RopeLayout::Half);
+        let config = ModelConfig { layers: vec![tiny.layers[0]; num_layers], tied_head: false, ..tiny };
         let checkpoint = RandomCheckpoint { config: config.clone(), seed, dtype: RandomDtype::Bf16 };
         let weights = Weights::read(&config, &checkpoint, &mut |_| {}).unwrap();
         let mut backend = CpuBackend::new(config, weights, KvDtype::F16, 4, 128, 2).unwrap();

@@ -21,6 +21,7 @@ pub(crate) struct SafetensorsCheckpoint {
     tensors: HashMap<String, Place>,
     /// True if embeddings and head are one matrix, even if there are two tensors.
     is_tied: bool,
+    has_post_norms: bool,
 }
 
 #[derive(Clone)]
@@ -48,7 +49,7 @@ impl SafetensorsCheckpoint {
     pub(crate) fn open(folder: &Path) -> Result<Self, LoadError> {
         let path = folder.join("config.json");
         let config = read_text(&path)?;
-        let says_tied = config::from_hf(&path, &config)?.tied_head;
+        let ModelConfig { tied_head: says_tied, has_post_norms, .. } = config::from_hf(&path, &config)?;
         let WeightFiles { files, index } = weight_files(folder)?;
         let mut tensors = HashMap::new();
         for file in &files {
@@ -63,7 +64,7 @@ impl SafetensorsCheckpoint {
             // With tied weights, either tensor serves as the embedding.
             tensors.insert(EMBEDDING.to_owned(), head);
         }
-        Ok(Self { folder: folder.to_owned(), config, tensors, is_tied })
+        Ok(Self { folder: folder.to_owned(), config, tensors, is_tied, has_post_norms })
     }
 }
 
@@ -202,6 +203,11 @@ impl Checkpoint for SafetensorsCheckpoint {
         SpecialTokens { bos: ids("bos_token_id").first().copied(), eos: ids("eos_token_id") }
     }
 
+    /// Gemma's files hold the difference of each norm's weight from one.
+    fn norm_offset(&self) -> f32 {
+        if self.has_post_norms { 1.0 } else { 0.0 }
+    }
+
     fn name(&self, role: Role) -> String {
         let (layer, part) = match role {
             Role::Embedding => return EMBEDDING.into(),
@@ -220,10 +226,14 @@ impl Checkpoint for SafetensorsCheckpoint {
             LayerRole::QueryNorm => "self_attn.q_norm.weight",
             LayerRole::KeyNorm => "self_attn.k_norm.weight",
             LayerRole::Output => "self_attn.o_proj.weight",
+            LayerRole::AttentionPostNorm => "post_attention_layernorm.weight",
+            // Where a norm follows attention too, it has the name that the one before the feed-forward layer has elsewhere.
+            LayerRole::FeedForwardNorm if self.has_post_norms => "pre_feedforward_layernorm.weight",
             LayerRole::FeedForwardNorm => "post_attention_layernorm.weight",
             LayerRole::Gate => "mlp.gate_proj.weight",
             LayerRole::Up => "mlp.up_proj.weight",
             LayerRole::Down => "mlp.down_proj.weight",
+            LayerRole::FeedForwardPostNorm => "post_feedforward_layernorm.weight",
         };
         format!("model.layers.{layer}.{part}")
     }

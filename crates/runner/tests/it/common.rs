@@ -31,8 +31,14 @@ pub(crate) fn all_families() -> Vec<(ModelConfig, KvDtype)> {
         tiny_config(Architecture::Llama, RopeLayout::Interleaved),
         tiny_config(Architecture::Qwen2, RopeLayout::Half),
         ModelConfig { tied_head: false, ..tiny_config(Architecture::Qwen3, RopeLayout::Half) },
+        tiny_config(Architecture::Gemma3, RopeLayout::Half),
     ];
     families.into_iter().flat_map(|config| [(config.clone(), KvDtype::F32), (config, KvDtype::F16)]).collect()
+}
+
+/// Returns `config` with heads of another size.
+pub(crate) fn with_head_dim(head_dim: usize, config: ModelConfig) -> ModelConfig {
+    ModelConfig { head_dim, attention_scale: 1.0 / (head_dim as f32).sqrt(), ..config }
 }
 
 /// A backend whose pool can be read.

@@ -4,7 +4,7 @@
 //! another row count, and a single-row sequence has its own attention kernel: a sum near the middle of two bf16 values may round to the
 //! other one. So a step of the same row count must give the same bits, and one of another the same values up to such roundings.
 
-use crate::common::{Device, NUM_BLOCKS, Rounding, SEED, World};
+use crate::common::{Device, NUM_BLOCKS, Rounding, SEED, World, with_head_dim};
 use crate::invariants as invariant;
 use runner::backend::cuda::CudaBackend;
 use runner::testing::{tiny_config, tiny_cuda_backend};
@@ -28,10 +28,9 @@ pub(crate) fn families() -> Vec<ModelConfig> {
     let family = |architecture, layout, (num_heads, num_kv_heads), head_dim, vocab_size| ModelConfig {
         num_heads,
         num_kv_heads,
-        head_dim,
         vocab_size,
         tied_head: vocab_size % 4 != 0,
-        ..tiny_config(architecture, layout)
+        ..with_head_dim(head_dim, tiny_config(architecture, layout))
     };
     vec![
         family(Architecture::Llama, RopeLayout::Interleaved, (9, 3), 64, 100),
@@ -40,6 +39,8 @@ pub(crate) fn families() -> Vec<ModelConfig> {
         family(Architecture::Qwen2, RopeLayout::Half, (7, 1), 128, 100),
         family(Architecture::Qwen3, RopeLayout::Half, (4, 4), 64, 97),
         family(Architecture::Qwen3, RopeLayout::Interleaved, (16, 2), 128, 100),
+        family(Architecture::Gemma3, RopeLayout::Half, (4, 1), 256, 97),
+        family(Architecture::Gemma3, RopeLayout::Half, (8, 4), 128, 100),
     ]
 }
 

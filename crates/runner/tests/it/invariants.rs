@@ -5,10 +5,10 @@
 
 use std::ops::Range;
 
-use crate::common::{Random, World, on_all_families};
+use crate::common::{Random, World, on_all_families, with_head_dim};
 use engine::{Depth, Drift, LogProb, Probe, ProbedSequence, Readers, SpanCopy, TokenLogProbs};
 use runner::testing::tiny_config;
-use runner::{Architecture, KvDtype, ModelConfig, RopeLayout, RopeScaling, ScoreRow};
+use runner::{Architecture, KvDtype, ModelConfig, RopeLayout, RopeScaling, RopeSpec, ScoreRow};
 use tokens::{BlockId, DonorId, RequestId, TokenId, TokenRange};
 
 const BLOCK: u32 = 32;
@@ -101,9 +101,12 @@ pub(crate) fn a_sampled_probe_finds_what_a_whole_one_does(world: &mut World) {
     probe.probe.stride = 8;
     let sampled = world.backend.probe(&probe).unwrap();
     assert_eq!((whole.len(), sampled.len()), (80, 10));
-    for (found, expected) in sampled.iter().zip(whole.iter().step_by(8)) {
+    // A token whose window in the layer below begins right of the change is the same in both.
+    let window = world.config.layers[0].mask.window();
+    for ((found, expected), position) in sampled.iter().zip(whole.iter().step_by(8)).zip((40..120).step_by(8)) {
         let bound = world.rounding.stored * expected.value_norm;
-        assert!(found.value_l2 > 2.0 * bound, "its left context was another one: {found:?}");
+        let sees_change = position - 39 < window;
+        assert_eq!(found.value_l2 > 2.0 * bound, sees_change, "its left context was another one: {found:?}");
         assert!((found.value_l2 - expected.value_l2).abs() <= bound, "{found:?} is not {expected:?}");
     }
 }
@@ -225,9 +228,10 @@ pub(crate) fn scalings(head_dim: usize) -> Vec<ModelConfig> {
     let factors = RopeScaling::Factors((0..head_dim / 2).map(|i| 1.0 + i as f64).collect());
     let mut configs = Vec::new();
     for layout in [RopeLayout::Half, RopeLayout::Interleaved] {
-        for rope_scaling in [RopeScaling::None, RopeScaling::Linear(4.0), llama3.clone(), factors.clone()] {
+        for scaling in [RopeScaling::None, RopeScaling::Linear(4.0), llama3.clone(), factors.clone()] {
             for architecture in [Architecture::Llama, Architecture::Qwen2, Architecture::Qwen3] {
-                configs.push(ModelConfig { head_dim, rope_scaling: rope_scaling.clone(), ..tiny_config(architecture, layout) });
+                let ropes = vec![RopeSpec { theta: 10_000.0, scaling: scaling.clone() }];
+                configs.push(ModelConfig { ropes, ..with_head_dim(head_dim, tiny_config(architecture, layout)) });
             }
         }
     }
@@ -303,7 +307,7 @@ pub(crate) fn there_and_back_is_the_identity(world: &mut World) {
     world.move_span(&a, 100, &b, 1100, &span);
     world.move_span(&b, 1100, &c, 100, &span);
     for pos in 100..164 {
-        for layer in 0..world.config.num_layers {
+        for layer in 0..world.config.num_layers() {
             let ((k, v), (k2, v2)) = (world.read(layer, &a, pos), world.read(layer, &c, pos));
             assert_eq!(v, v2);
             world.assert_moved(&k2, &k, &format!("layer {layer} position {pos}"));
@@ -426,7 +430,7 @@ pub(crate) fn zeroed_blocks_hold_nothing(world: &mut World) {
     world.prefill(&tokens, &table);
     let kept = [world.read(1, &table, 31), world.read(1, &table, 64)];
     world.backend.zero_blocks(&table[1..2]).unwrap();
-    for layer in 0..world.config.num_layers {
+    for layer in 0..world.config.num_layers() {
         for pos in 32..64 {
             let (k, v) = world.read(layer, &table, pos);
             assert!(k.iter().chain(&v).all(|x| *x == 0.0), "layer {layer} position {pos}");

@@ -38,7 +38,7 @@ fn fetches(first_place: usize, blocks: &[BlockId]) -> Vec<BlockFetch> {
 /// Reads keys and values of all layers of some slots of blocks.
 fn read(world: &World, blocks: &[BlockId]) -> Vec<(Vec<f32>, Vec<f32>)> {
     let slots = (0..(blocks.len() * BLOCK) as u32).step_by(5);
-    slots.flat_map(|slot| (0..world.config.num_layers).map(move |layer| world.read(layer, blocks, slot))).collect()
+    slots.flat_map(|slot| (0..world.config.num_layers()).map(move |layer| world.read(layer, blocks, slot))).collect()
 }
 
 /// Some rows after a prefix that is in the host places from 0 on.

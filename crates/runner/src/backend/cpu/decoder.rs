@@ -1,14 +1,14 @@
 //! The decoder: embedding, layers, head.
 
 use kernels::cpu::{
-    AttentionShape, DriftSample, Heads, Init, Linear, QuerySequence, add_attention_received, attention, matmul, rms_norm,
-    rms_norm_heads, rope, swiglu,
+    AttentionShape, DriftSample, Heads, Init, Linear, QuerySequence, RopeTable, add_attention_received, add_rms_norm, attention,
+    gated, matmul, rms_norm, rms_norm_heads, rope,
 };
 
 use tokens::BlockSize;
 
 use super::CpuBackend;
-use crate::{InputBatch, InputSequence};
+use crate::{InputBatch, InputSequence, ModelConfig};
 
 /// Slots per block.
 const BLOCK: usize = BlockSize::DEFAULT.as_usize();
@@ -23,6 +23,8 @@ pub(super) struct Workspace {
     attended: Vec<f32>,
     gate_up: Vec<f32>,
     activated: Vec<f32>,
+    /// Output of a sublayer before its norm.
+    unnormed: Vec<f32>,
     logits: Vec<f32>,
     /// Attention paid by the last rows of watched sequences, with the index of the sequence in the batch.
     watched: Vec<(usize, Vec<f32>)>,
@@ -53,9 +55,9 @@ fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
 impl CpuBackend {
     pub(super) fn run_layers(&mut self, batch: &InputBatch) {
         let mut workspace = std::mem::take(&mut self.workspace);
-        embed(&self.weights.embedding, &batch.token_ids, self.config.hidden_size, &mut workspace.hidden);
+        self.embed(&batch.token_ids, &mut workspace.hidden);
         workspace.watched = watched_sequences(batch);
-        for i in 0..self.config.num_layers {
+        for i in 0..self.config.num_layers() {
             self.project(i, &batch.positions, &mut workspace);
             self.follow_drift(i, batch, &workspace);
             self.write_kv(i, &batch.slot_mapping, &workspace);
@@ -68,14 +70,14 @@ impl CpuBackend {
 
     /// Adds the attention that the last rows of watched sequences pay in one layer.
     fn watch(&self, i: usize, batch: &InputBatch, w: &mut Workspace) {
-        let share = 1.0 / (self.config.num_layers * self.config.num_heads) as f32;
+        let share = 1.0 / (self.config.num_layers() * self.config.num_heads) as f32;
         for (idx, paid) in &mut w.watched {
             let sequence = &batch.sequences[*idx];
             let row = sequence.first_row + sequence.num_rows - 1;
             let query =
                 QuerySequence { first_row: row, positions: &batch.positions[row..=row], block_table: &sequence.block_table };
             let mut received = vec![0.0; paid.len()];
-            add_attention_received(&self.threads, self.attention_shape(), &w.qkv, &self.kv[i], &query, &mut received);
+            add_attention_received(&self.threads, self.attention_shape(i), &w.qkv, &self.kv[i], &query, &mut received);
             paid.iter_mut().zip(received).for_each(|(paid, received)| *paid += received * share);
         }
     }
@@ -99,7 +101,7 @@ impl CpuBackend {
         }
         // K heads follow the Q heads, so one pass rotates both.
         let q_and_k = Heads { stride: width, column: 0, count: heads + kv_heads, dim: head_dim };
-        rope(threads, qkv, q_and_k, positions, &self.rope);
+        rope(threads, qkv, q_and_k, positions, self.rope(i));
     }
 
     /// Writes K and V of the rows to their slots.
@@ -125,7 +127,8 @@ impl CpuBackend {
                     DriftSample { position, slot, k: &fresh[k_column..v_column], v: &fresh[v_column..] }
                 });
                 let targets: Vec<(u32, u32)> = drift.targets.iter().map(located).collect();
-                self.kv[i].follow_drift(&self.threads, &self.rope, &samples.collect::<Vec<_>>(), &targets, &drift.weights);
+                let rope = &self.ropes[self.config.layers[i].rope];
+                self.kv[i].follow_drift(&self.threads, rope, &samples.collect::<Vec<_>>(), &targets, &drift.weights);
             }
         }
     }
@@ -136,10 +139,20 @@ impl CpuBackend {
         (k_column, k_column + self.config.num_kv_heads * self.config.head_dim)
     }
 
-    pub(super) fn attention_shape(&self) -> AttentionShape {
+    /// Returns the shape of the queries of layer `i`, and the positions that they attend to.
+    pub(super) fn attention_shape(&self, i: usize) -> AttentionShape {
         let config = &self.config;
-        let scale = 1.0 / (config.head_dim as f32).sqrt();
-        AttentionShape { num_heads: config.num_heads, scale, q_stride: config.qkv_width() }
+        AttentionShape {
+            num_heads: config.num_heads,
+            scale: config.attention_scale,
+            q_stride: config.qkv_width(),
+            window: config.layers[i].mask.window(),
+        }
+    }
+
+    /// Returns the rotation of layer `i`.
+    fn rope(&self, i: usize) -> &RopeTable {
+        &self.ropes[self.config.layers[i].rope]
     }
 
     /// Computes `hidden += Wo attention(qkv)`.
@@ -156,11 +169,30 @@ impl CpuBackend {
             })
             .collect();
         let attended = sized(&mut w.attended, rows * config.num_heads * config.head_dim);
-        attention(threads, self.attention_shape(), &w.qkv, &self.kv[i], &sequences, attended);
-        matmul(threads, attended, rows, &layer.output, Init::Accumulate, &mut w.hidden);
+        attention(threads, self.attention_shape(i), &w.qkv, &self.kv[i], &sequences, attended);
+        let post_norm = layer.post_norms.as_ref().map(|(attention, _)| &attention[..]);
+        self.add_product(rows, attended, &layer.output, post_norm, &mut w.unnormed, &mut w.hidden);
     }
 
-    /// Computes `hidden += Wdown (silu(Wgate norm(hidden)) * Wup norm(hidden))`.
+    /// Computes `hidden += matrix input`, or with `post_norm` `hidden += norm(matrix input)`.
+    fn add_product(
+        &self,
+        rows: usize,
+        input: &[f32],
+        matrix: &Linear,
+        post_norm: Option<&[f32]>,
+        unnormed: &mut Vec<f32>,
+        hidden: &mut [f32],
+    ) {
+        let Some(weight) = post_norm else {
+            return matmul(&self.threads, input, rows, matrix, Init::Accumulate, hidden);
+        };
+        let unnormed = sized(unnormed, hidden.len());
+        matmul(&self.threads, input, rows, matrix, Init::Zero, unnormed);
+        add_rms_norm(&self.threads, unnormed, weight, self.config.rms_norm_eps, hidden);
+    }
+
+    /// Computes `hidden += Wdown (activation(Wgate norm(hidden)) * Wup norm(hidden))`.
     pub(super) fn feed_forward(&self, i: usize, w: &mut Workspace) {
         let (config, threads, layer) = (&self.config, &self.threads, &self.weights.layers[i]);
         let rows = w.hidden.len() / config.hidden_size;
@@ -169,8 +201,9 @@ impl CpuBackend {
         let gate_up = sized(&mut w.gate_up, rows * 2 * config.intermediate_size);
         matmul(threads, normed, rows, &layer.gate_up, Init::Zero, gate_up);
         let activated = sized(&mut w.activated, rows * config.intermediate_size);
-        swiglu(threads, gate_up, config.intermediate_size, activated);
-        matmul(threads, activated, rows, &layer.down, Init::Accumulate, &mut w.hidden);
+        gated(threads, config.activation, gate_up, config.intermediate_size, activated);
+        let post_norm = layer.post_norms.as_ref().map(|(_, feed_forward)| &feed_forward[..]);
+        self.add_product(rows, activated, &layer.down, post_norm, &mut w.unnormed, &mut w.hidden);
     }
 
     /// Computes logits of some rows of the last step.
@@ -190,7 +223,7 @@ impl CpuBackend {
     pub(super) fn layer0_kv(&self, token_ids: &[u32], positions: &[u32]) -> Vec<f32> {
         let (config, threads, layer) = (&self.config, &self.threads, &self.weights.layers[0]);
         let mut hidden = Vec::new();
-        embed(&self.weights.embedding, token_ids, config.hidden_size, &mut hidden);
+        self.embed(token_ids, &mut hidden);
         let mut normed = vec![0.0; hidden.len()];
         rms_norm(threads, &hidden, &layer.attention_norm, config.rms_norm_eps, &mut normed);
         let (kv_heads, head_dim) = (config.num_kv_heads, config.head_dim);
@@ -202,8 +235,20 @@ impl CpuBackend {
         if let Some((_, k_norm)) = &layer.qk_norm {
             rms_norm_heads(threads, &mut kv, k, k_norm, config.rms_norm_eps);
         }
-        rope(threads, &mut kv, k, positions, &self.rope);
+        rope(threads, &mut kv, k, positions, self.rope(0));
         kv
+    }
+
+    /// Computes the residual stream before the first layer.
+    pub(super) fn embed(&self, token_ids: &[u32], out: &mut Vec<f32>) {
+        let ModelConfig { hidden_size, embedding_scale, .. } = self.config;
+        let out = sized(out, token_ids.len() * hidden_size);
+        for (token, row) in token_ids.iter().zip(out.chunks_exact_mut(hidden_size)) {
+            self.weights.embedding.parts()[0].read_row(*token as usize, row);
+        }
+        if embedding_scale != 1.0 {
+            out.iter_mut().for_each(|element| *element *= embedding_scale);
+        }
     }
 }
 
@@ -212,11 +257,4 @@ fn watched_sequences(batch: &InputBatch) -> Vec<(usize, Vec<f32>)> {
     let watched = batch.sequences.iter().enumerate().filter(|(_, sequence)| sequence.watch);
     let last_position = |sequence: &InputSequence| batch.positions[sequence.first_row + sequence.num_rows - 1] as usize;
     watched.map(|(idx, sequence)| (idx, vec![0.0; last_position(sequence) + 1])).collect()
-}
-
-pub(super) fn embed(table: &Linear, token_ids: &[u32], hidden_size: usize, out: &mut Vec<f32>) {
-    let out = sized(out, token_ids.len() * hidden_size);
-    for (token, row) in token_ids.iter().zip(out.chunks_exact_mut(hidden_size)) {
-        table.parts()[0].read_row(*token as usize, row);
-    }
 }

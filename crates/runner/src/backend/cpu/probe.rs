@@ -7,7 +7,7 @@ use kernels::cpu::{QuerySequence, add_attention_received};
 use tokens::{BlockSize, TokenRange};
 
 use super::CpuBackend;
-use super::decoder::{Workspace, embed};
+use super::decoder::Workspace;
 use crate::InputBatch;
 
 /// Rows computed at once. Chosen: activations of a long prompt stay within some MB, and a chunk keeps all threads busy.
@@ -41,8 +41,8 @@ impl CpuBackend {
         let fresh: Vec<u32> = sequence.fresh().into_iter().flat_map(TokenRange::positions).collect();
         for positions in fresh.chunks(CHUNK_ROWS) {
             let batch = batch_of(sequence, positions);
-            embed(&self.weights.embedding, &batch.token_ids, self.config.hidden_size, &mut w.hidden);
-            for i in 0..self.config.num_layers {
+            self.embed(&batch.token_ids, &mut w.hidden);
+            for i in 0..self.config.num_layers() {
                 self.project(i, &batch.positions, w);
                 self.write_kv(i, &batch.slot_mapping, w);
                 self.ask(i, &batch, &w.qkv, received);
@@ -54,13 +54,13 @@ impl CpuBackend {
 
     /// Runs fresh and measured rows up to the check layer, and compares their K and V with what was moved there.
     fn compare(&mut self, sequence: &ProbedSequence, received: &mut Received, w: &mut Workspace) -> Vec<TokenDeviation> {
-        let check_layer = sequence.probe.depth.layer(self.config.num_layers);
+        let check_layer = sequence.probe.depth.layer(self.config.num_layers());
         let all = sequence.rows();
         let fresh = sequence.fresh();
         let mut deviations = Vec::new();
         for positions in all.chunks(CHUNK_ROWS) {
             let batch = batch_of(sequence, positions);
-            embed(&self.weights.embedding, &batch.token_ids, self.config.hidden_size, &mut w.hidden);
+            self.embed(&batch.token_ids, &mut w.hidden);
             for i in 0..check_layer {
                 self.project(i, &batch.positions, w);
                 self.write_kv(i, &batch.slot_mapping, w);
@@ -112,7 +112,7 @@ impl CpuBackend {
     fn ask(&self, layer: usize, batch: &InputBatch, qkv: &[f32], received: &mut Received) {
         let [sequence] = &batch.sequences[..] else { unreachable!("a probe is of one sequence") };
         let rows = QuerySequence { first_row: 0, positions: &batch.positions, block_table: &sequence.block_table };
-        add_attention_received(&self.threads, self.attention_shape(), qkv, &self.kv[layer], &rows, &mut received.sums);
+        add_attention_received(&self.threads, self.attention_shape(layer), qkv, &self.kv[layer], &rows, &mut received.sums);
         received.num_terms += batch.num_rows() * self.config.num_heads;
     }
 

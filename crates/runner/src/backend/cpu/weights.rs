@@ -25,9 +25,11 @@ pub(crate) struct Layer {
     pub(crate) qkv: Linear,
     /// Their biases, concatenated, for Qwen2.
     pub(crate) qkv_bias: Option<Vec<f32>>,
-    /// Norms of the heads of Q and K, for Qwen3.
+    /// Norms of the heads of Q and K, for Qwen3 and Gemma 3.
     pub(crate) qk_norm: Option<(Vec<f32>, Vec<f32>)>,
     pub(crate) output: Linear,
+    /// Norms of the outputs of attention and of the feed-forward layer, for Gemma 3.
+    pub(crate) post_norms: Option<(Vec<f32>, Vec<f32>)>,
     pub(crate) feed_forward_norm: Vec<f32>,
     /// Gate and up, concatenated.
     pub(crate) gate_up: Linear,
@@ -48,9 +50,9 @@ impl Weights {
         } else {
             Some(Linear::new(vec![matrix(Role::Head, config.vocab_size, config.hidden_size)?]))
         };
-        let mut layers = Vec::with_capacity(config.num_layers);
-        for i in 0..config.num_layers {
-            progress(i as f32 / config.num_layers as f32);
+        let mut layers = Vec::with_capacity(config.num_layers());
+        for i in 0..config.num_layers() {
+            progress(i as f32 / config.num_layers() as f32);
             layers.push(read_layer(config, from, i)?);
         }
         progress(1.0);
@@ -81,6 +83,10 @@ fn read_layer(config: &ModelConfig, from: &dyn Checkpoint, i: usize) -> Result<L
         Some(q) => Some((q, vector(LayerRole::KeyNorm, config.head_dim)?)),
         None => None,
     };
+    let post_norms = match config.has_post_norms {
+        true => Some((vector(LayerRole::AttentionPostNorm, hidden)?, vector(LayerRole::FeedForwardPostNorm, hidden)?)),
+        false => None,
+    };
     Ok(Layer {
         attention_norm: vector(LayerRole::AttentionNorm, hidden)?,
         qkv: Linear::new(vec![
@@ -91,6 +97,7 @@ fn read_layer(config: &ModelConfig, from: &dyn Checkpoint, i: usize) -> Result<L
         qkv_bias,
         qk_norm,
         output: Linear::new(vec![matrix(LayerRole::Output, hidden, q_width)?]),
+        post_norms,
         feed_forward_norm: vector(LayerRole::FeedForwardNorm, hidden)?,
         gate_up: Linear::new(vec![
             matrix(LayerRole::Gate, config.intermediate_size, hidden)?,
@@ -102,7 +109,7 @@ fn read_layer(config: &ModelConfig, from: &dyn Checkpoint, i: usize) -> Result<L
 
 /// Refuses unknown tensors: one that is not read (a bias, an expert, a third norm) means that the model is not the one computed here.
 pub(crate) fn refuse_unknown(config: &ModelConfig, from: &dyn Checkpoint) -> Result<(), LoadError> {
-    let layer_names = (0..config.num_layers).flat_map(|i| LayerRole::ALL.map(|role| from.name(Role::Layer(i, role))));
+    let layer_names = (0..config.num_layers()).flat_map(|i| LayerRole::ALL.map(|role| from.name(Role::Layer(i, role))));
     let known: HashSet<String> =
         [Role::Embedding, Role::OutputNorm, Role::Head].map(|role| from.name(role)).into_iter().chain(layer_names).collect();
     let derived = |name: &str| name == "rope_freqs.weight" || name.ends_with("rotary_emb.inv_freq");

@@ -78,7 +78,7 @@ impl CudaBackend {
         let Self { decoder, pool, upload, .. } = self;
         let rows: StepRows<'_> = rows.on(upload);
         decoder.embed(&rows)?;
-        (0..decoder.config.num_layers).try_for_each(|i| decoder.layer(i, &rows, pool, None, false))
+        (0..decoder.config.num_layers()).try_for_each(|i| decoder.layer(i, &rows, pool, None, false))
     }
 
     /// Uploads the step's arrays, padded with rows of no sequence.

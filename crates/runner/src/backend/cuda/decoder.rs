@@ -4,21 +4,22 @@ use std::sync::Arc;
 
 use kernels::cuda::{
     AttentionReceived, CudaSlice, CudaView, DecodeAttention, DecodePart, Deviation, Device, DeviceError, Differences, Drift,
-    DriftTargets, Matmul, Norm, PagedQueries, PartList, Partials, Pool, Qkv, QkvShape, QkvWeights, RopeTable, Scatter, Spans,
-    Swiglu, Tile, bf16,
+    DriftTargets, Gated, Matmul, Norm, PagedQueries, PartList, Partials, Pool, Qkv, QkvShape, QkvWeights, RopeTable, Scatter,
+    Spans, Tile, bf16,
 };
 
 use super::activations::Activations;
 use super::decode;
 use super::prefill::Prefill;
 use super::weights::Weights;
-use crate::ModelConfig;
+use crate::{Mask, ModelConfig};
 
 /// Weights of one model, with the kernels and buffers that compute with them.
 pub(super) struct Decoder {
     pub(super) config: ModelConfig,
     pub(super) weights: Weights,
-    pub(super) rope: RopeTable,
+    /// Tables of the model's rotations.
+    pub(super) ropes: Vec<RopeTable>,
     pub(super) activations: Activations,
     pub(super) matmul: Matmul,
     pub(super) kernels: Kernels,
@@ -32,7 +33,7 @@ pub(super) struct Kernels {
     pub(super) qkv: Qkv,
     /// Rows of K and V alone.
     pub(super) kv: Qkv,
-    pub(super) swiglu: Swiglu,
+    pub(super) gated: Gated,
     pub(super) prefill: Prefill,
     pub(super) decode: DecodeAttention,
     pub(super) received: AttentionReceived,
@@ -44,15 +45,17 @@ pub(super) struct Kernels {
 impl Kernels {
     pub(super) fn new(device: &Arc<Device>, config: &ModelConfig) -> Result<Self, DeviceError> {
         let shape = qkv_shape(config);
+        let has_windows = config.layers.iter().any(|layer| layer.mask != Mask::Causal);
+        let ropes: Vec<u32> = config.layers.iter().map(|layer| layer.rope as u32).collect();
         Ok(Self {
             norm: Norm::new(device)?,
             qkv: Qkv::new(device, shape)?,
             kv: Qkv::new(device, QkvShape { num_heads: 0, ..shape })?,
-            swiglu: Swiglu::new(device)?,
-            prefill: Prefill::new(device, config.head_dim)?,
-            decode: DecodeAttention::new(device)?,
-            received: AttentionReceived::new(device)?,
-            spans: Spans::new(device, config.head_dim)?,
+            gated: Gated::new(device, config.activation)?,
+            prefill: Prefill::new(device, config.head_dim, has_windows)?,
+            decode: DecodeAttention::new(device, config.head_dim)?,
+            received: AttentionReceived::new(device, config.head_dim)?,
+            spans: Spans::new(device, config.head_dim, &ropes)?,
             deviation: Deviation::new(device)?,
             drift: Drift::new(device, config.head_dim)?,
         })
@@ -108,10 +111,10 @@ impl Decoder {
         if is_tuned { padded } else { num_rows }
     }
 
-    /// Computes `hidden = table[tokens]`.
+    /// Computes `hidden = embedding_scale * table[tokens]`.
     pub(super) fn embed(&mut self, rows: &StepRows<'_>) -> Result<(), DeviceError> {
-        let a = &mut self.activations;
-        self.kernels.norm.embed(&self.weights.embedding, &rows.token_ids, &mut a.hidden, rows.num_rows, self.config.hidden_size)
+        let (a, row) = (&mut self.activations, (self.config.hidden_size, self.config.embedding_scale));
+        self.kernels.norm.embed(&self.weights.embedding, &rows.token_ids, &mut a.hidden, rows.num_rows, row)
     }
 
     /// Computes `hidden[i] = kept[rows[i]]`, with nothing left to add.
@@ -155,45 +158,48 @@ impl Decoder {
         followers: Option<&mut Followers<'_>>,
     ) -> Result<(), DeviceError> {
         let (a, kernels) = (&mut self.activations, &self.kernels);
-        let weights = qkv_weights(&self.config, &self.weights, i);
+        let (weights, rope) = (qkv_weights(&self.config, &self.weights, i), rope_of(&self.config, &self.ropes, i));
         let Some(followers) = followers else {
             let scatter = Scatter { pool, layer: i, slots: rows.slots.slice(..), differences: None };
-            return kernels.qkv.rotate_and_scatter(
-                &mut a.qkv,
-                rows.num_rows,
-                &rows.positions,
-                &weights,
-                &self.rope,
-                scatter,
-                false,
-            );
+            return kernels.qkv.rotate_and_scatter(&mut a.qkv, rows.num_rows, &rows.positions, &weights, rope, scatter, false);
         };
         let differences = Differences { rows: followers.rows.slice(..), out: followers.differences };
         let scatter = Scatter { pool, layer: i, slots: rows.slots.slice(..), differences: Some(differences) };
-        kernels.qkv.rotate_and_scatter(&mut a.qkv, rows.num_rows, &rows.positions, &weights, &self.rope, scatter, false)?;
-        kernels.drift.follow(pool, i, &self.rope, &followers.targets, followers.differences)
+        kernels.qkv.rotate_and_scatter(&mut a.qkv, rows.num_rows, &rows.positions, &weights, rope, scatter, false)?;
+        kernels.drift.follow(pool, i, rope, &followers.targets, followers.differences)
     }
 
     /// Applies bias, norms of heads and rotation in place; writes nothing to the pool.
     pub(super) fn rotate(&mut self, i: usize, rows: &StepRows<'_>) -> Result<(), DeviceError> {
-        let weights = qkv_weights(&self.config, &self.weights, i);
-        self.kernels.qkv.rotate(&mut self.activations.qkv, rows.num_rows, &rows.positions, &weights, &self.rope)
+        let (weights, rope) = (qkv_weights(&self.config, &self.weights, i), rope_of(&self.config, &self.ropes, i));
+        self.kernels.qkv.rotate(&mut self.activations.qkv, rows.num_rows, &rows.positions, &weights, rope)
     }
 
     /// Writes K and V of rotated rows to the pool.
     pub(super) fn scatter(&mut self, i: usize, rows: &StepRows<'_>, pool: &mut Pool) -> Result<(), DeviceError> {
         let scatter = Scatter { pool, layer: i, slots: rows.slots.slice(..), differences: None };
-        self.kernels.qkv.scatter(&self.activations.qkv, rows.num_rows, &rows.positions, &self.rope, scatter)
+        self.kernels.qkv.scatter(
+            &self.activations.qkv,
+            rows.num_rows,
+            &rows.positions,
+            rope_of(&self.config, &self.ropes, i),
+            scatter,
+        )
     }
 
-    /// Computes `attended = attention(qkv)`, `delta = Wo attended`.
+    /// Computes `attended = attention(qkv)`, `delta = Wo attended`, normed if the model norms it.
     pub(super) fn attend(&mut self, i: usize, rows: &StepRows<'_>, pool: &Pool, lse: bool) -> Result<(), DeviceError> {
         self.attention(i, rows, pool, lse)?;
         let product_rows = self.product_rows(rows.num_rows);
         let (config, a) = (&self.config, &mut self.activations);
         let width = config.num_heads * config.head_dim;
         let shape = (config.hidden_size, width);
-        self.matmul.run(&a.attended, product_rows, &self.weights.layers[i].output, shape, &mut a.delta)
+        let layer = &self.weights.layers[i];
+        self.matmul.run(&a.attended, product_rows, &layer.output, shape, &mut a.delta)?;
+        match &layer.post_norms {
+            Some((weight, _)) => self.kernels.norm.rms_norm_in_place(&mut a.delta, weight, config.rms_norm_eps, rows.num_rows),
+            None => Ok(()),
+        }
     }
 
     /// Computes `attended = attention(qkv)`; with `lse`, every row is in a tile and its log-sum-exp is stored.
@@ -241,7 +247,7 @@ impl Decoder {
         self.multiply_feed_forward(i, wanted.len())
     }
 
-    /// Computes `hidden += delta`, `delta = Wdown (silu(Wgate norm(hidden)) * Wup norm(hidden))`.
+    /// Computes `hidden += delta`, `delta = Wdown (activation(Wgate norm(hidden)) * Wup norm(hidden))`, normed if the model norms it.
     pub(super) fn feed_forward(&mut self, i: usize, num_rows: usize) -> Result<(), DeviceError> {
         let (config, layer, a) = (&self.config, &self.weights.layers[i], &mut self.activations);
         let norm = &self.kernels.norm;
@@ -249,14 +255,18 @@ impl Decoder {
         self.multiply_feed_forward(i, num_rows)
     }
 
-    /// Computes `delta = Wdown (silu(Wgate normed) * Wup normed)`.
+    /// Computes `delta = Wdown (activation(Wgate normed) * Wup normed)`, normed if the model norms it.
     fn multiply_feed_forward(&mut self, i: usize, num_rows: usize) -> Result<(), DeviceError> {
         let product_rows = self.product_rows(num_rows);
         let (config, layer, a) = (&self.config, &self.weights.layers[i], &mut self.activations);
         let (hidden, wide) = (config.hidden_size, config.intermediate_size);
         self.matmul.run(&a.normed, product_rows, &layer.gate_up, (2 * wide, hidden), &mut a.gate_up)?;
-        self.kernels.swiglu.run(&a.gate_up, &mut a.activated, num_rows, wide)?;
-        self.matmul.run(&a.activated, product_rows, &layer.down, (hidden, wide), &mut a.delta)
+        self.kernels.gated.run(&a.gate_up, &mut a.activated, num_rows, wide)?;
+        self.matmul.run(&a.activated, product_rows, &layer.down, (hidden, wide), &mut a.delta)?;
+        match &layer.post_norms {
+            Some((_, weight)) => self.kernels.norm.rms_norm_in_place(&mut a.delta, weight, config.rms_norm_eps, num_rows),
+            None => Ok(()),
+        }
     }
 
     /// Computes logits of rows of the last step into the first rows of `logits`; `is_packed` if its last layer was [`Self::last_layer`].
@@ -283,8 +293,14 @@ impl Decoder {
             bias: layer.qkv_bias.as_ref().map(|bias| bias.slice(first..end)),
             ..qkv_weights(config, &self.weights, 0)
         };
-        self.kernels.kv.rotate(&mut a.qkv, rows.num_rows, &rows.positions, &weights, &self.rope)
+        let rope = rope_of(config, &self.ropes, 0);
+        self.kernels.kv.rotate(&mut a.qkv, rows.num_rows, &rows.positions, &weights, rope)
     }
+}
+
+/// Returns the rotation of layer `i`.
+fn rope_of<'a>(config: &ModelConfig, ropes: &'a [RopeTable], i: usize) -> &'a RopeTable {
+    &ropes[config.layers[i].rope]
 }
 
 fn qkv_weights<'a>(config: &ModelConfig, weights: &'a Weights, i: usize) -> QkvWeights<'a> {
@@ -308,7 +324,7 @@ pub(super) fn paged_queries<'a>(
         row_stride: config.qkv_width(),
         positions: rows.positions.slice(..),
         num_heads: config.num_heads,
-        scale: 1.0 / (config.head_dim as f32).sqrt(),
+        scale: config.attention_scale,
         block_tables: rows.tables.slice(..),
         max_blocks: rows.max_blocks,
         keys: pool.keys(),
@@ -317,5 +333,6 @@ pub(super) fn paged_queries<'a>(
         num_blocks: pool.shape().num_blocks,
         num_kv_heads: config.num_kv_heads,
         head_dim: config.head_dim,
+        window: config.layers[layer].mask.window(),
     }
 }

@@ -20,7 +20,7 @@ use super::weights::Weights;
 use crate::checkpoint::{self, Checkpoint, Role};
 use crate::embedding_table::EmbeddingTable;
 use crate::load::{Placed, num_host_blocks, size_pool};
-use crate::{GpuOptions, LoadError, LoadOptions, ModelConfig};
+use crate::{GpuOptions, LoadError, LoadOptions, ModelConfig, RopeSpec};
 
 /// Returns true if there is a driver and a GPU.
 pub(crate) fn has_device() -> bool {
@@ -114,7 +114,8 @@ impl Buffers {
 
 /// Builds a backend with an empty pool of `num_blocks` blocks.
 fn assemble(device: Arc<Device>, decoder: Decoder, buffers: Buffers, num_blocks: usize) -> Result<CudaBackend, DeviceError> {
-    let ModelConfig { num_layers, num_kv_heads, head_dim, .. } = decoder.config;
+    let ModelConfig { num_kv_heads, head_dim, .. } = decoder.config;
+    let num_layers = decoder.config.num_layers();
     let Buffers { upload, extra, sampler, differences, graphs, kept } = buffers;
     let shape = PoolShape { num_layers, num_blocks, num_kv_heads, head_dim };
     Ok(CudaBackend {
@@ -145,8 +146,8 @@ fn embedding_table(config: &ModelConfig, from: &dyn Checkpoint) -> Result<Embedd
 /// Refuses configurations that these kernels do not compute.
 fn refuse(config: &ModelConfig) -> Result<(), LoadError> {
     let group = config.num_heads / config.num_kv_heads;
-    if !matches!(config.head_dim, 64 | 128) {
-        return Err(LoadError::unsupported(format!("a head of {} on a GPU (64 and 128 are)", config.head_dim)));
+    if !matches!(config.head_dim, 64 | 128 | 256) {
+        return Err(LoadError::unsupported(format!("a head of {} on a GPU (64, 128 and 256 are)", config.head_dim)));
     }
     if group > 64 {
         return Err(LoadError::unsupported(format!("{group} query heads over one key head on a GPU (64 are)")));
@@ -162,8 +163,9 @@ fn decoder(device: &Arc<Device>, config: &ModelConfig, weights: Weights, largest
     let LargestStep { num_rows: max_rows, num_tokens: longest, .. } = largest;
     let num_multiprocessors = device.num_multiprocessors()?;
     let most_parts = most_parts(device, config, largest)?;
+    let table = |rope: &RopeSpec| RopeTable::new(device, config.rope_layout, rope.inv_freq(config.head_dim), longest + BLOCK);
     Ok(Decoder {
-        rope: RopeTable::new(device, config.rope_layout, config.inv_freq(), longest + BLOCK)?,
+        ropes: config.ropes.iter().map(table).collect::<Result<_, _>>()?,
         activations: Activations::new(device, config, max_rows.next_multiple_of(8))?,
         matmul: Matmul::new(device)?,
         kernels: Kernels::new(device, config)?,

@@ -9,18 +9,19 @@ use super::step::BLOCK;
 
 /// Attention of many rows of a sequence.
 pub(super) enum Prefill {
-    /// H100 and its family; few rows are computed in parts.
+    /// H100 and its family, for models without windows; few rows are computed in parts.
     Hopper(Box<AttentionHopper>, Partials),
     /// Any GPU with bf16 tensor cores.
     Portable(Attention),
 }
 
 impl Prefill {
-    pub(super) fn new(device: &Arc<Device>, head_dim: usize) -> Result<Self, DeviceError> {
-        if !AttentionHopper::runs_on(device)? {
-            return Ok(Self::Portable(Attention::new(device)?));
+    /// Loads the kernel for heads of `head_dim` elements; `has_windows` if some layers attend within a window.
+    pub(super) fn new(device: &Arc<Device>, head_dim: usize, has_windows: bool) -> Result<Self, DeviceError> {
+        if !AttentionHopper::runs_on(device)? || !AttentionHopper::computes(head_dim) || has_windows {
+            return Ok(Self::Portable(Attention::new(device, head_dim)?));
         }
-        let kernel = AttentionHopper::new(device)?;
+        let kernel = AttentionHopper::new(device, head_dim)?;
         let partials = kernel.partials(head_dim)?;
         Ok(Self::Hopper(Box::new(kernel), partials))
     }

@@ -44,7 +44,7 @@ impl CudaBackend {
             let list = self.upload_list(&all)?;
             let Self { decoder, pool, upload, .. } = self;
             decoder.embed(&rows.on(upload))?;
-            for i in 0..decoder.config.num_layers {
+            for i in 0..decoder.config.num_layers() {
                 decoder.layer(i, &rows.on(upload), pool, None, true)?;
                 let list = self.extra.words(list.clone());
                 let giving = Giving { rows: &list, run: Some(0), table: 0, len: end(positions) };
@@ -57,7 +57,7 @@ impl CudaBackend {
 
     /// Runs fresh and measured rows up to the check layer, and compares their K and V with what was moved there.
     fn compare(&mut self, sequence: &ProbedSequence, asked: &mut Asked) -> Result<Vec<TokenDeviation>, DeviceError> {
-        let check_layer = sequence.probe.depth.layer(self.decoder.config.num_layers);
+        let check_layer = sequence.probe.depth.layer(self.decoder.config.num_layers());
         let all = sequence.rows();
         let mut deviations = Vec::new();
         for positions in all.chunks(self.decoder.activations.num_rows) {

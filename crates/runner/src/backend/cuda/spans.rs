@@ -20,8 +20,9 @@ impl CudaBackend {
     pub(super) fn move_all_spans(&mut self, spans: &[SpanCopy]) -> Result<(), DeviceError> {
         let len = spans.iter().map(|span| span.token_ids.len()).sum();
         let delta = |span: &SpanCopy| i64::from(span.dst_pos) - i64::from(span.src_pos);
-        let rotation = |span| self.decoder.rope.rotation(delta(span)).flat_map(|pair| pair.map(f32::to_bits));
-        let rotations: Vec<u32> = spans.iter().flat_map(rotation).collect();
+        let ropes = self.decoder.ropes.iter();
+        let rotations = ropes.flat_map(|rope| spans.iter().flat_map(|span| rope.rotation(delta(span))));
+        let rotations: Vec<u32> = rotations.flat_map(|pair| pair.map(f32::to_bits)).collect();
         let ranges = self.put_extra([len, len, len, rotations.len()], |[from, to, of, to_rotations]| {
             let mut row = 0;
             for (i, span) in (0..).zip(spans) {
@@ -40,6 +41,7 @@ impl CudaBackend {
             dst_slots: self.extra.words(to),
             spans: self.extra.words(of),
             rotations: self.extra.view(rotations),
+            num_spans: spans.len(),
         };
         self.decoder.kernels.spans.move_tokens(&mut self.pool, &tokens, self.decoder.config.rope_layout)
     }

@@ -96,7 +96,7 @@ impl CudaBackend {
     /// Copies the sums of all layers to the host.
     pub(super) fn download_watched(&self, watched: &mut [Watched]) -> Result<(), DeviceError> {
         let config = &self.decoder.config;
-        let share = 1.0 / (config.num_layers * config.num_heads) as f32;
+        let share = 1.0 / (config.num_layers() * config.num_heads) as f32;
         for watched in watched {
             watched.paid = self.device.download(&watched.received.sums)?.into_iter().map(|sum| sum * share).collect();
         }

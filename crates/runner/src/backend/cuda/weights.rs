@@ -25,9 +25,11 @@ pub(crate) struct Layer {
     pub(crate) qkv: CudaSlice<bf16>,
     /// Their biases, for Qwen2.
     pub(crate) qkv_bias: Option<CudaSlice<f32>>,
-    /// Norms of the heads of Q and K, for Qwen3.
+    /// Norms of the heads of Q and K, for Qwen3 and Gemma 3.
     pub(crate) qk_norm: Option<(CudaSlice<f32>, CudaSlice<f32>)>,
     pub(crate) output: CudaSlice<bf16>,
+    /// Norms of the outputs of attention and of the feed-forward layer, for Gemma 3.
+    pub(crate) post_norms: Option<(CudaSlice<f32>, CudaSlice<f32>)>,
     pub(crate) feed_forward_norm: CudaSlice<f32>,
     /// Gate and up, stacked.
     pub(crate) gate_up: CudaSlice<bf16>,
@@ -50,9 +52,9 @@ impl Weights {
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let embedding = reader.matrix(&[(Role::Embedding, vocab)], hidden)?;
         let head = if config.tied_head { None } else { Some(reader.matrix(&[(Role::Head, vocab)], hidden)?) };
-        let mut layers = Vec::with_capacity(config.num_layers);
-        for i in 0..config.num_layers {
-            progress(i as f32 / config.num_layers as f32);
+        let mut layers = Vec::with_capacity(config.num_layers());
+        for i in 0..config.num_layers() {
+            progress(i as f32 / config.num_layers() as f32);
             layers.push(reader.layer(i)?);
         }
         progress(1.0);
@@ -88,12 +90,17 @@ impl Reader<'_> {
             Some(q) => Some((q, self.vector(role(KeyNorm), config.head_dim)?)),
             None => None,
         };
+        let post_norms = match config.has_post_norms {
+            true => Some((self.vector(role(AttentionPostNorm), hidden)?, self.vector(role(FeedForwardPostNorm), hidden)?)),
+            false => None,
+        };
         Ok(Layer {
             attention_norm: self.vector(role(AttentionNorm), hidden)?,
             qkv: self.matrix(&[(role(Query), q), (role(Key), kv), (role(Value), kv)], hidden)?,
             qkv_bias: self.optional_vector(&biases)?,
             qk_norm,
             output: self.matrix(&[(role(Output), hidden)], q)?,
+            post_norms,
             feed_forward_norm: self.vector(role(FeedForwardNorm), hidden)?,
             gate_up: self.matrix(&[(role(Gate), wide), (role(Up), wide)], hidden)?,
             down: self.matrix(&[(role(Down), hidden)], wide)?,

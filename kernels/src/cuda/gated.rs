@@ -6,26 +6,31 @@ use cudarc::driver::{CudaFunction, CudaSlice, PushKernelArg};
 use half::bf16;
 
 use super::device::{Device, DeviceError, launch};
+use crate::cpu::Activation;
 
 /// Threads per block. Chosen: eight elements per thread, so a row of Qwen2.5-7B is nine thread blocks.
 const THREADS: usize = 256;
 
-/// Device version of [`crate::cpu::swiglu`].
-pub struct Swiglu {
+/// Device version of [`crate::cpu::gated`].
+pub struct Gated {
     device: Arc<Device>,
     function: CudaFunction,
 }
 
-impl Swiglu {
-    /// Loads the function.
+impl Gated {
+    /// Loads the function of `activation`.
     ///
     /// # Errors
     /// If the device cannot run it.
-    pub fn new(device: &Arc<Device>) -> Result<Self, DeviceError> {
-        Ok(Self { device: Arc::clone(device), function: device.function("swiglu", "swiglu", 0)? })
+    pub fn new(device: &Arc<Device>, activation: Activation) -> Result<Self, DeviceError> {
+        let name = match activation {
+            Activation::Silu => "silu",
+            Activation::GeluTanh => "gelu",
+        };
+        Ok(Self { device: Arc::clone(device), function: device.function("gated", name, 0)? })
     }
 
-    /// Computes `activated = silu(gate) * up` for `num_rows` rows of `[gate, up]`, each `width` wide.
+    /// Computes `activated = activation(gate) * up` for `num_rows` rows of `[gate, up]`, each `width` wide.
     ///
     /// # Errors
     /// If the launch fails.
@@ -62,18 +67,26 @@ mod tests {
 
     #[track_caller]
     fn check(num_rows: usize, width: usize) {
+        for activation in [Activation::Silu, Activation::GeluTanh] {
+            check_activation(activation, num_rows, width);
+        }
+    }
+
+    #[track_caller]
+    fn check_activation(activation: Activation, num_rows: usize, width: usize) {
         let device = device();
         let gate_up = rounded(noise(num_rows * 2 * width, 1).iter().map(|x| 20.0 * x));
         let mut expected = vec![0.0; num_rows * width];
-        cpu::swiglu(&Threads::new(1).unwrap(), &wide(&gate_up), width, &mut expected);
+        cpu::gated(&Threads::new(1).unwrap(), activation, &wide(&gate_up), width, &mut expected);
         let mut activated = device.upload(&vec![bf16::NAN; num_rows * width]).unwrap();
-        Swiglu::new(&device).unwrap().run(&device.upload(&gate_up).unwrap(), &mut activated, num_rows, width).unwrap();
+        let gated = Gated::new(&device, activation).unwrap();
+        gated.run(&device.upload(&gate_up).unwrap(), &mut activated, num_rows, width).unwrap();
         assert_close(&device.download(&activated).unwrap(), &expected, 3e-3);
     }
 
     #[test]
     #[ignore = "needs a CUDA device"]
-    fn cuda_swiglu_is_the_cpus() {
+    fn cuda_gates_are_the_cpus() {
         check(1, 8);
         check(3, 1536);
         check(131, 4864);
@@ -86,10 +99,12 @@ mod tests {
         let device = device();
         let gates: Vec<bf16> = [-3e38, -200.0, -89.0, -0.0, 0.0, 89.0, 200.0, 3e38].map(bf16::from_f32).into();
         let gate_up = [gates, vec![bf16::ONE; 8]].concat();
-        let mut activated = device.upload(&[bf16::NAN; 8]).unwrap();
-        Swiglu::new(&device).unwrap().run(&device.upload(&gate_up).unwrap(), &mut activated, 1, 8).unwrap();
-        let found = device.download(&activated).unwrap();
-        assert!(found[..5].iter().all(|x| x.to_f32().abs() < 1e-30), "{found:?}");
-        assert_eq!(found[5..], gate_up[5..8]);
+        for activation in [Activation::Silu, Activation::GeluTanh] {
+            let mut activated = device.upload(&[bf16::NAN; 8]).unwrap();
+            Gated::new(&device, activation).unwrap().run(&device.upload(&gate_up).unwrap(), &mut activated, 1, 8).unwrap();
+            let found = device.download(&activated).unwrap();
+            assert!(found[..5].iter().all(|x| x.to_f32().abs() < 1e-30), "{activation:?}: {found:?}");
+            assert_eq!(found[5..], gate_up[5..8], "{activation:?}");
+        }
     }
 }

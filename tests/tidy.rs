@@ -1,5 +1,8 @@
 //! Rules that the repository keeps about itself.
 
+mod circles;
+mod modules;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -40,9 +40,9 @@ class SentencePiece:
         model.normalizer_spec.name = "identity"
         model.normalizer_spec.add_dummy_prefix = field("ggml.add_space_prefix") is not False
         model.normalizer_spec.remove_extra_whitespaces = False
-        # GGUF numbers the kinds of tokens as SentencePiece does.
+        # GGUF numbers the kinds of tokens as SentencePiece does, but spells spaces of user-defined ones as such.
         for text, score, kind in zip(field("ggml.tokens"), field("ggml.scores"), field("ggml.token_type")):
-            model.pieces.add(piece=text, score=score, type=kind)
+            model.pieces.add(piece=text.replace(" ", "\u2581"), score=score, type=kind)
         self.processor = SentencePieceProcessor(model_proto=model.SerializeToString())
         self.bos = field("ggml.bos_token_id") if field("ggml.add_bos_token") else None
 

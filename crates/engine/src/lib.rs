@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod ageing;
+mod arrival;
 mod config;
 mod continuations;
 mod core;

@@ -4,7 +4,16 @@ use std::collections::{BTreeSet, HashMap};
 
 use tokens::{BlockHash, RequestId, Timestamp};
 
-use crate::queue::{ArrivalKey, Until};
+use crate::arrival::ArrivalKey;
+
+/// The event that ends a parked request's wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Until {
+    /// This block is no longer being computed.
+    Block(BlockHash),
+    /// The prompt of this request is no longer being computed, or the time has come.
+    Prompt(RequestId, Timestamp),
+}
 
 /// Parked requests, by the block or prompt that they wait for.
 #[derive(Debug, Default)]

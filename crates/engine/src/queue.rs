@@ -13,14 +13,8 @@ use std::ops::Bound;
 
 use tokens::{BlockHash, RequestId, TenantId, Timestamp};
 
-use crate::parking::Parking;
-
-/// Order of a request among all: by arrival, ties by submission.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub(crate) struct ArrivalKey {
-    pub(crate) arrival: Timestamp,
-    pub(crate) ordinal: u64,
-}
+use crate::arrival::ArrivalKey;
+use crate::parking::{Parking, Until};
 
 /// A waiting request.
 #[derive(Clone, Copy, Debug)]
@@ -52,15 +46,6 @@ pub(crate) struct Ticket {
     pub(crate) tenant: TenantId,
     /// Its forecast, if it was selected by rank.
     pub(crate) forecast: Option<Forecast>,
-}
-
-/// The event that ends a parked request's wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Until {
-    /// This block is no longer being computed.
-    Block(BlockHash),
-    /// The prompt of this request is no longer being computed, or the time has come.
-    Prompt(RequestId, Timestamp),
 }
 
 /// Maximum parked requests put back in one step. Chosen: more than a step admits, and quickly done.

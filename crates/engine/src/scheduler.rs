@@ -12,17 +12,18 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use semantic::DecodeRepair;
 use tokens::{RequestId, TenantId, Timestamp, TokenRange};
 
-use self::forecast::PrefillSlowdown;
-use self::planning::PlanBook;
-pub use self::planning::PlanningWork;
+use self::plan_book::PlanBook;
+pub use self::plan_book::PlanningWork;
 use self::share::Demand;
+use self::timing::{PrefillSlowdown, TimedStep};
 use crate::ageing::Ageing;
+use crate::arrival::ArrivalKey;
 use crate::continuations::Continuations;
 use crate::cost::StepCostModel;
 use crate::donors::{DonorRegistry, Target, scopes};
 use crate::host::HostLink;
 use crate::in_flight::InFlight;
-use crate::queue::{ArrivalKey, RequestQueue, Waiting};
+use crate::queue::{RequestQueue, Waiting};
 use crate::recent::RecentPrompts;
 use crate::sequence::{Sequence, Trial};
 use crate::verifier::Verifier;
@@ -35,12 +36,15 @@ mod admin;
 mod admission;
 mod ahead;
 mod dedupe;
+mod demand;
 mod forecast;
 mod hit;
 mod host;
+mod plan_book;
 mod planning;
 mod seats;
 mod share;
+mod timing;
 mod update;
 mod verification;
 
@@ -92,7 +96,7 @@ pub struct Scheduler {
     slowdown: PrefillSlowdown,
     ageing: Ageing,
     /// Start and work of the last step, if the next one follows at its end.
-    timed_step: Option<forecast::TimedStep>,
+    timed_step: Option<TimedStep>,
 }
 
 /// State in which a step with an outstanding result was scheduled.

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use semantic::{DecodeRepair, Drift, Repair, TokenDeviation, TrafficClass, follow_drift, select_rows};
 use tokens::{BlockHash, BlockSize, ContentHashes, RequestId, Timestamp, TokenId, TokenRange, complement, hash_next_block};
 
+use crate::arrival::ArrivalKey;
 use crate::continuations::Continued;
 use crate::donors::PlannedSpans;
-use crate::queue::ArrivalKey;
 use crate::{FinishReason, KvSharingMode, KvUsage, Request, Row, SamplingParams, SpanOutcome, TokenLogProbs};
 
 /// One request in the engine.

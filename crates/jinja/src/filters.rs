@@ -6,8 +6,9 @@ mod text;
 
 use std::rc::Rc;
 
+use crate::arguments::Arguments;
 use crate::error::{Error, Result};
-use crate::interpreter::{Arguments, Interpreter};
+use crate::interpreter::Interpreter;
 use crate::json::{JsonOptions, to_json};
 use crate::text::Text;
 use crate::value::{Value, to_text};

@@ -4,9 +4,10 @@ mod spec;
 
 use std::rc::Rc;
 
+use crate::arguments::Arguments;
 use crate::budget::{Budget, Builder};
 use crate::error::{Error, Result};
-use crate::interpreter::{Arguments, Interpreter};
+use crate::interpreter::Interpreter;
 use crate::text::Text;
 use crate::value::{Value, repr, to_text};
 

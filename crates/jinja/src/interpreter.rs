@@ -17,8 +17,6 @@ use crate::scope::Scope;
 use crate::text::Text;
 use crate::value::{Items, Object, Value, write_str};
 
-pub(crate) use call::Arguments;
-
 /// Clock that formats the time by a `strftime` format, or returns an error.
 pub type Clock<'c> = &'c dyn Fn(&str) -> std::result::Result<String, String>;
 

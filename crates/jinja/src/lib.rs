@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+mod arguments;
 mod arithmetic;
 mod ast;
 mod budget;

@@ -2,8 +2,9 @@
 
 use std::rc::Rc;
 
+use crate::arguments::Arguments;
 use crate::error::{Error, Result};
-use crate::interpreter::{Arguments, Interpreter};
+use crate::interpreter::Interpreter;
 use crate::strings;
 use crate::value::{Dict, Items, Object, Value};
 

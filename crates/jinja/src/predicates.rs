@@ -2,10 +2,11 @@
 
 use std::rc::Rc;
 
+use crate::arguments::Arguments;
 use crate::arithmetic;
 use crate::ast::{Comparison, Operator};
 use crate::error::{Error, Result};
-use crate::interpreter::{Arguments, Interpreter};
+use crate::interpreter::Interpreter;
 use crate::value::{Object, Value};
 
 impl Interpreter<'_> {

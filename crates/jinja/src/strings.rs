@@ -6,10 +6,11 @@ mod look;
 
 use std::rc::Rc;
 
+use crate::arguments::Arguments;
 use crate::budget::Builder;
 use crate::error::{Error, Result};
 use crate::format::format_method;
-use crate::interpreter::{Arguments, Interpreter};
+use crate::interpreter::Interpreter;
 use crate::text::Text;
 use crate::value::Value;
 
@@ -81,7 +82,7 @@ pub(crate) fn call(interpreter: &Interpreter<'_>, text: &Rc<Text>, name: &str, a
             format_method(text, &args, interpreter).map(Value::text)
         }
         "split" | "rsplit" | "splitlines" | "partition" | "rpartition" | "strip" | "lstrip" | "rstrip" | "removeprefix"
-        | "removesuffix" => cut::call(interpreter, text, name, args),
+        | "removesuffix" => cut::call(text, name, args, &interpreter.budget),
         "count" | "find" | "rfind" | "index" | "rindex" | "startswith" | "endswith" => look::call(text, name, args),
         _ if name.starts_with("is") => {
             let [] = args.bind(name, [])?;
@@ -91,7 +92,7 @@ pub(crate) fn call(interpreter: &Interpreter<'_>, text: &Rc<Text>, name: &str, a
             let [iterable] = args.bind(name, ["iterable"])?;
             join(interpreter, text, &iterable.unwrap_or(Value::None))
         }
-        _ => change::call(interpreter, text, name, args),
+        _ => change::call(text, name, args, &interpreter.budget),
     }
 }
 
@@ -108,27 +109,4 @@ fn join(interpreter: &Interpreter<'_>, separator: &Text, iterable: &Value) -> Re
         out.push(item)?;
     }
     Ok(Value::text(out.finish()))
-}
-
-/// Returns the string in `value`, the argument of `method`.
-fn string_argument(method: &str, value: Option<Value>) -> Result<Rc<Text>> {
-    match value {
-        Some(Value::Str(text)) => Ok(text),
-        Some(other) => {
-            other.defined()?;
-            Err(Error::render(format!("{method}() argument must be str, not {}", other.type_name())))
-        }
-        None => Err(Error::render(format!("{method}() takes an argument"))),
-    }
-}
-
-/// Returns the whole number in `value`, if there is one.
-fn int_argument(method: &str, value: Option<Value>) -> Result<Option<i128>> {
-    match value {
-        None | Some(Value::None) => Ok(None),
-        Some(value) => match value.defined()?.int() {
-            Some(int) => Ok(Some(int)),
-            None => Err(Error::render(format!("{method}() takes an integer, not {}", value.type_name()))),
-        },
-    }
 }

@@ -1,6 +1,21 @@
 //! Distance of moved tokens from fresh ones, where a measurement may not be a finite number.
 
-use crate::TokenDeviation;
+/// Measurements of one reused token. Norms are over all heads of the check layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct TokenDeviation {
+    /// Attention received, averaged over readers, heads and layers: a reader's attention to all positions sums to 1.
+    pub attention: f32,
+    /// `‖K_fresh − K_moved‖₂`
+    pub key_l2: f32,
+    /// `‖V_fresh − V_moved‖₂`
+    pub value_l2: f32,
+    /// `‖V_fresh − V_moved‖₁`
+    pub value_l1: f32,
+    /// `‖V_fresh‖₂`
+    pub value_norm: f32,
+    /// `√d`, the root of `head_dim`.
+    pub root_head_dim: f32,
+}
 
 /// Summed distance of tokens from fresh ones. Infinitely far tokens are counted, so that they can be subtracted again.
 #[derive(Clone, Copy, Debug, Default)]

@@ -2,16 +2,7 @@
 //!
 //! Copies, measurements and a second look cost time too, and their result is not exact: reuse has to be worth it.
 
-use crate::{RejectReason, ReusePlan};
-
-/// Predicted cost of one prompt, in milliseconds.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Estimate {
-    /// Cost of computing everything right of the prefix hit.
-    pub full_ms: f64,
-    /// Cost of the plan.
-    pub reuse_ms: f64,
-}
+use crate::{Estimate, RejectReason, ReusePlan};
 
 /// Least gain that reuse must predict.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,14 +16,6 @@ pub struct Gate {
 impl Default for Gate {
     fn default() -> Self {
         Self { min_saved_ms: 5.0, min_saved_ratio: 0.15 }
-    }
-}
-
-impl Estimate {
-    /// Returns the saving; negative if reuse costs more than it saves.
-    #[must_use]
-    pub fn saved_ms(&self) -> f64 {
-        self.full_ms - self.reuse_ms
     }
 }
 

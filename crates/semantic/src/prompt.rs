@@ -1,8 +1,8 @@
 //! Prompts as this crate sees them: ids, and the starts of independent pieces.
 
-use tokens::{DonorId, TokenId, TokenRange};
+use tokens::{TokenId, TokenRange};
 
-use crate::{Segments, SpanMatch, Steps};
+use crate::Segments;
 
 /// A prompt, target or donor.
 #[derive(Clone, Copy, Debug)]
@@ -44,18 +44,4 @@ pub struct PlanTarget<'a> {
     pub from: u32,
     /// Positions that are computed in any case. Sorted, disjoint.
     pub template: &'a [TokenRange],
-}
-
-/// The planner's view of donors.
-pub trait DonorPrompts {
-    /// Returns the prompt of `donor`; `None` if it is not kept any more.
-    fn prompt_of(&self, donor: DonorId) -> Option<PromptView<'_>>;
-
-    /// Returns for each of `matches`, by ascending target position, its preference over equal spans of other donors; more is better, equals
-    /// go to the younger donor. Counts its work in `steps`.
-    ///
-    /// Preferences decide between matches of equal value only, by their left contexts.
-    fn preferences(&self, _target: &PlanTarget<'_>, matches: &[SpanMatch], _steps: &mut Steps) -> Vec<f32> {
-        vec![0.0; matches.len()]
-    }
 }

@@ -9,8 +9,9 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use crate::error::ApiError;
+use crate::metrics::Metrics;
+use crate::paths::{HEALTH_PATHS, METRICS_PATH};
 use crate::scope::ScopeSecret;
-use crate::state::AppState;
 use crate::tenants::{Caller, KeyError, Tenants};
 
 /// Access control of requests, and the secret that separates tenants' KV.
@@ -78,28 +79,30 @@ impl Access {
     }
 }
 
-/// Health check paths of load balancers.
-pub(crate) const HEALTH_PATHS: [&str; 3] = ["/health", "/health/live", "/health/ready"];
-/// Path that Prometheus scrapes.
-pub(crate) const METRICS_PATH: &str = "/metrics";
-
 /// True if `path` needs no key. All paths but health checks and metrics need one, including paths without a route.
 fn is_open_path(path: &str) -> bool {
     HEALTH_PATHS.contains(&path) || path == METRICS_PATH
 }
 
+/// Check of the keys of requests.
+#[derive(Clone)]
+pub(crate) struct KeyCheck {
+    pub(crate) access: Arc<Access>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
 /// Passes a request on, with its [`Caller`], if it needs no key or has a valid one.
-pub(crate) async fn check_key(State(app): State<Arc<AppState>>, mut request: Request, next: Next) -> Response {
+pub(crate) async fn check_key(State(check): State<KeyCheck>, mut request: Request, next: Next) -> Response {
     if is_open_path(request.uri().path()) {
         return next.run(request).await;
     }
-    match app.access.tenants().authenticate(bearer(&request)) {
+    match check.access.tenants().authenticate(bearer(&request)) {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
             next.run(request).await
         }
         Err(error) => {
-            app.metrics.http.count_refused_key(error);
+            check.metrics.http.count_refused_key(error);
             ApiError::Unauthorized { is_missing: error == KeyError::Missing }.into_response()
         }
     }
@@ -111,10 +114,10 @@ fn bearer(request: &Request) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
 }
 
-impl FromRequestParts<Arc<AppState>> for Caller {
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, _: &Arc<AppState>) -> Result<Self, ApiError> {
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
         Ok(parts.extensions.get::<Self>().expect("every path but the open ones has passed the door").clone())
     }
 }
@@ -122,11 +125,11 @@ impl FromRequestParts<Arc<AppState>> for Caller {
 /// Proof that the caller's key has `admin = true`.
 pub(crate) struct Admin;
 
-impl FromRequestParts<Arc<AppState>> for Admin {
+impl<S: Send + Sync> FromRequestParts<S> for Admin {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, app: &Arc<AppState>) -> Result<Self, ApiError> {
-        let caller = Caller::from_request_parts(parts, app).await?;
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let caller = Caller::from_request_parts(parts, state).await?;
         match caller.is_admin {
             true => Ok(Self),
             false => Err(ApiError::Forbidden { method: parts.method.to_string(), path: parts.uri.path().to_owned() }),

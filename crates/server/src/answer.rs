@@ -14,6 +14,6 @@ mod writer;
 
 pub(crate) use alone::run_alone;
 pub(crate) use events::event_stream;
-pub(crate) use start::{Generation, fits, start, submit_error};
+pub(crate) use start::{Generation, Generator, fits, submit_error};
 pub(crate) use whole::{whole_chat, whole_completion};
 pub(crate) use writer::{AnswerHead, Writer};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::{Bytes, HttpBody};
-use axum::extract::{FromRequest, Request};
+use axum::extract::{FromRef, FromRequest, Request};
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderValue};
 use futures::future::poll_fn;
@@ -18,13 +18,13 @@ use tokio::time::{Instant as Deadline, timeout_at};
 
 pub(crate) use self::fault::shortened;
 use self::json::Refusal;
-pub(crate) use self::memory::BodyMemory;
-use self::memory::{Held, SMALL_BYTES};
+use self::memory::{BodyMemory, Held, SMALL_BYTES};
+use crate::config::ServerConfig;
 use crate::connections::Answering;
 use crate::error::ApiError;
 use crate::heavy::Heavy;
-use crate::metrics::ShedReason;
-use crate::state::AppState;
+use crate::metrics::{Metrics, ShedReason};
+use crate::model::ModelInfo;
 
 /// A complete JSON body. It holds its share of the memory for bodies until it is dropped: keep it while its text is tokenized, drop it
 /// before an answer is generated.
@@ -36,65 +36,93 @@ pub(crate) struct Body {
     _held: Option<Held>,
 }
 
+/// Limits of bodies, and what reading one takes.
+#[derive(Clone)]
+pub(crate) struct BodyReader {
+    limit: usize,
+    read_timeout: Duration,
+    max_values: usize,
+    memory: Arc<BodyMemory>,
+    heavy: Arc<Heavy>,
+    metrics: Arc<Metrics>,
+}
+
 /// Interval at which a body that stalls is checked.
 const LOOK_AT: Duration = Duration::from_millis(500);
 /// Maximum values of a body, or twice the number of the model's positions: prompts of token ids have the most. Each takes some hundred
 /// bytes while it is read.
 const MAX_VALUES: usize = 1 << 17;
 
-impl FromRequest<Arc<AppState>> for Body {
+impl<S: Send + Sync> FromRequest<S> for Body
+where
+    BodyReader: FromRef<S>,
+{
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, app: &Arc<AppState>) -> Result<Self, ApiError> {
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let reader = BodyReader::from_ref(state);
         check_media_type(request.headers())?;
         let answering = request.extensions().get::<Answering>().cloned();
-        let read = read(request.into_body(), app).await;
+        let read = reader.read(request.into_body()).await;
         if let Some(answering) = answering {
             answering.begin();
         }
         let (bytes, held) = read.inspect_err(|error| match error {
-            ApiError::BodyTooLarge { .. } => app.metrics.http.count_shed(ShedReason::BodyTooLarge),
-            ApiError::BodyTimeout => app.metrics.http.count_shed(ShedReason::BodyTimeout),
-            ApiError::Busy => app.metrics.http.count_shed(ShedReason::Busy),
+            ApiError::BodyTooLarge { .. } => reader.metrics.http.count_shed(ShedReason::BodyTooLarge),
+            ApiError::BodyTimeout => reader.metrics.http.count_shed(ShedReason::BodyTimeout),
+            ApiError::Busy => reader.metrics.http.count_shed(ShedReason::Busy),
             _ => {}
         })?;
-        let max_values = MAX_VALUES.max(2 * app.model.info.max_model_len as usize);
-        Ok(Self { num_bytes: bytes.len(), bytes, max_values, heavy: Arc::clone(&app.heavy), _held: held })
+        Ok(Self { num_bytes: bytes.len(), bytes, max_values: reader.max_values, heavy: reader.heavy, _held: held })
     }
 }
 
-/// Reads a body to its end, with its share of the memory for bodies unless it is small.
-async fn read(body: axum::body::Body, app: &AppState) -> Result<(Bytes, Option<Held>), ApiError> {
-    let limit = app.config.body_limit;
-    let too_large = ApiError::BodyTooLarge { limit };
-    let deadline = Deadline::now() + app.config.body_read_timeout;
-    let announced = body.size_hint().exact().map(|len| usize::try_from(len).unwrap_or(usize::MAX));
-    if announced.is_some_and(|len| len > limit) {
-        return Err(too_large);
+impl BodyReader {
+    /// Creates a reader with memory for bodies within the limit of `config`.
+    pub(crate) fn new(config: &ServerConfig, model: &ModelInfo, heavy: Arc<Heavy>, metrics: Arc<Metrics>) -> Self {
+        Self {
+            limit: config.body_limit,
+            read_timeout: config.body_read_timeout,
+            max_values: MAX_VALUES.max(2 * model.max_model_len as usize),
+            memory: Arc::new(BodyMemory::new(config.body_limit)),
+            heavy,
+            metrics,
+        }
     }
-    let mut bytes = Vec::with_capacity(announced.unwrap_or(0).min(SMALL_BYTES));
-    let mut held = None;
-    if announced.is_some_and(|len| len > SMALL_BYTES) {
-        held = Some(hold(app, announced.unwrap_or(limit), deadline).await?);
-        bytes.reserve_exact(announced.unwrap_or_default());
-    }
-    let mut incoming = Incoming { body, since: Instant::now(), num_bytes: 0 };
-    while let Some(part) = incoming.next(app, deadline).await? {
-        if bytes.len() + part.len() > limit {
+
+    /// Reads a body to its end, with its share of the memory for bodies unless it is small.
+    async fn read(&self, body: axum::body::Body) -> Result<(Bytes, Option<Held>), ApiError> {
+        let limit = self.limit;
+        let too_large = ApiError::BodyTooLarge { limit };
+        let deadline = Deadline::now() + self.read_timeout;
+        let announced = body.size_hint().exact().map(|len| usize::try_from(len).unwrap_or(usize::MAX));
+        if announced.is_some_and(|len| len > limit) {
             return Err(too_large);
         }
-        if held.is_none() && bytes.len() + part.len() > SMALL_BYTES {
-            // A body without a length may become as long as any.
-            held = Some(hold(app, limit, deadline).await?);
-            incoming.since = Instant::now();
+        let mut bytes = Vec::with_capacity(announced.unwrap_or(0).min(SMALL_BYTES));
+        let mut held = None;
+        if announced.is_some_and(|len| len > SMALL_BYTES) {
+            held = Some(self.hold(announced.unwrap_or(limit), deadline).await?);
+            bytes.reserve_exact(announced.unwrap_or_default());
         }
-        bytes.extend_from_slice(&part);
+        let mut incoming = Incoming { body, since: Instant::now(), num_bytes: 0 };
+        while let Some(part) = incoming.next(&self.memory, deadline).await? {
+            if bytes.len() + part.len() > limit {
+                return Err(too_large);
+            }
+            if held.is_none() && bytes.len() + part.len() > SMALL_BYTES {
+                // A body without a length may become as long as any.
+                held = Some(self.hold(limit, deadline).await?);
+                incoming.since = Instant::now();
+            }
+            bytes.extend_from_slice(&part);
+        }
+        Ok((bytes.into(), held))
     }
-    Ok((bytes.into(), held))
-}
 
-async fn hold(app: &AppState, num_bytes: usize, deadline: Deadline) -> Result<Held, ApiError> {
-    timeout_at(deadline, app.body_memory.hold(num_bytes)).await.map_err(|_| ApiError::Busy)
+    async fn hold(&self, num_bytes: usize, deadline: Deadline) -> Result<Held, ApiError> {
+        timeout_at(deadline, self.memory.hold(num_bytes)).await.map_err(|_| ApiError::Busy)
+    }
 }
 
 /// A body being received.
@@ -106,7 +134,7 @@ struct Incoming {
 
 impl Incoming {
     /// Returns the next bytes; `None` at the end.
-    async fn next(&mut self, app: &AppState, deadline: Deadline) -> Result<Option<Bytes>, ApiError> {
+    async fn next(&mut self, memory: &BodyMemory, deadline: Deadline) -> Result<Option<Bytes>, ApiError> {
         loop {
             let look_again = deadline.min(Deadline::now() + LOOK_AT);
             let frame = poll_fn(|cx| std::pin::Pin::new(&mut self.body).poll_frame(cx));
@@ -120,7 +148,7 @@ impl Incoming {
                 }
                 Ok(Some(Err(error))) => return Err(ApiError::BodyBroken { reason: innermost(&error) }),
                 Err(_) if Deadline::now() >= deadline => return Err(ApiError::BodyTimeout),
-                Err(_) if app.body_memory.gives_way(self.num_bytes, self.since.elapsed()) => return Err(ApiError::BodyTimeout),
+                Err(_) if memory.gives_way(self.num_bytes, self.since.elapsed()) => return Err(ApiError::BodyTimeout),
                 Err(_) => {}
             }
         }

@@ -6,11 +6,11 @@ use tokenizer::{ChatError, EncodedPrompt, SegmentRule, TokenizerError};
 use tokens::{Borders, TokenId, TokenRange};
 
 use crate::echo::EchoedPrompt;
-use crate::embedding::Embedding;
+use crate::embedding::{Embedding, EmbeddingQueue};
 use crate::error::ApiError;
+use crate::heavy::Heavy;
 use crate::model::ServedModel;
 use crate::normalize::normalized;
-use crate::state::AppState;
 use crate::valid::{Conversation, PromptSource};
 
 /// A tokenized prompt.
@@ -28,6 +28,15 @@ pub(crate) struct Encoded {
     pub(crate) normalized: bool,
     /// Field of the request that it came from.
     pub(crate) param: &'static str,
+}
+
+impl Encoded {
+    /// Embeds it with a slow embedder, and waits for it, unless a quick one did.
+    pub(crate) async fn embed_slowly(&mut self, queue: &EmbeddingQueue) {
+        if self.embedding.is_none() {
+            self.embedding = queue.embed(Arc::clone(&self.token_ids)).await;
+        }
+    }
 }
 
 /// Maximum bytes that are tokenized inline. Chosen: at about 10 MB/s, the speed on text of rare words, this is below half a millisecond.
@@ -50,34 +59,39 @@ pub(crate) struct EncodeOptions {
     pub(crate) embeds: bool,
 }
 
-/// Tokenizes `prompts`. One that cannot fit the model is refused as early as its length is known.
-pub(crate) async fn encode_all(
-    app: &AppState,
-    prompts: Vec<PromptSource>,
-    options: EncodeOptions,
-) -> Result<Vec<Encoded>, ApiError> {
-    let num_bytes: usize = prompts.iter().map(num_bytes).sum();
-    let embeds = options.embeds && app.model.embedder.as_ref().is_some_and(|embedder| embedder.is_quick());
-    // An embedder takes a millisecond for what is tokenized in half of one.
-    let max_inline_bytes = if embeds { INLINE_BYTES / 4 } else { INLINE_BYTES };
-    let model = app.model.clone();
-    let encode = move || prompts.into_iter().map(|prompt| encode_one(&model, prompt, &options)).collect();
-    app.heavy.run(num_bytes, max_inline_bytes, encode).await
+/// Tokenizer of prompts, with the threads for long ones.
+#[derive(Clone, Copy)]
+pub(crate) struct Encoder<'a> {
+    pub(crate) model: &'a ServedModel,
+    pub(crate) heavy: &'a Heavy,
 }
 
-/// Tokenizes a text, with or without the tokens that the model expects around it. It may be empty, and longer than the model's length.
-pub(crate) async fn encode_text(app: &AppState, text: String, add_special_tokens: bool) -> Result<Vec<TokenId>, ApiError> {
-    let model = app.model.clone();
-    let max_tokens = max_counted(&model);
-    let num_text_bytes = text.len();
-    let encode = move || match model.tokenizer.encode_within(&text, add_special_tokens, max_tokens) {
-        Ok(encoded) => Ok(encoded.token_ids),
-        Err(TokenizerError::TooManyTokens { .. }) => {
-            Err(ApiError::param("prompt", format!("the text has more than the {max_tokens} tokens that are counted")))
-        }
-        Err(error) => Err(tokenizer_error(&model, "prompt", &error)),
-    };
-    app.heavy.run(num_text_bytes, INLINE_BYTES, encode).await
+impl Encoder<'_> {
+    /// Tokenizes `prompts`. One that cannot fit the model is refused as early as its length is known.
+    pub(crate) async fn encode_all(self, prompts: Vec<PromptSource>, options: EncodeOptions) -> Result<Vec<Encoded>, ApiError> {
+        let num_bytes: usize = prompts.iter().map(num_bytes).sum();
+        let embeds = options.embeds && self.model.embedder.as_ref().is_some_and(|embedder| embedder.is_quick());
+        // An embedder takes a millisecond for what is tokenized in half of one.
+        let max_inline_bytes = if embeds { INLINE_BYTES / 4 } else { INLINE_BYTES };
+        let model = self.model.clone();
+        let encode = move || prompts.into_iter().map(|prompt| encode_one(&model, prompt, &options)).collect();
+        self.heavy.run(num_bytes, max_inline_bytes, encode).await
+    }
+
+    /// Tokenizes a text, with or without the tokens that the model expects around it. It may be empty, and longer than the model's length.
+    pub(crate) async fn encode_text(self, text: String, add_special_tokens: bool) -> Result<Vec<TokenId>, ApiError> {
+        let model = self.model.clone();
+        let max_tokens = max_counted(&model);
+        let num_text_bytes = text.len();
+        let encode = move || match model.tokenizer.encode_within(&text, add_special_tokens, max_tokens) {
+            Ok(encoded) => Ok(encoded.token_ids),
+            Err(TokenizerError::TooManyTokens { .. }) => {
+                Err(ApiError::param("prompt", format!("the text has more than the {max_tokens} tokens that are counted")))
+            }
+            Err(error) => Err(tokenizer_error(&model, "prompt", &error)),
+        };
+        self.heavy.run(num_text_bytes, INLINE_BYTES, encode).await
+    }
 }
 
 /// Returns the maximum number of tokens to count or to decode without generation.

@@ -5,57 +5,44 @@
 //! its [`TokenStream`]: the task checks for closed channels after every step, so nothing can be lost on the way and nothing has to be sent
 //! from a destructor. No lock is held across a step, and a slow reader never blocks one: when its channel is full, its request is aborted.
 
+mod command;
+mod config;
 mod dispatch;
 mod explanations;
+mod fatal;
 mod handle;
 mod inspect;
 mod places;
 mod report;
 mod route;
+mod shared;
 mod stream;
 mod worker;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
-use engine::{EngineCore, Executor, ExecutorError, Request};
+use engine::{EngineCore, Executor};
 use tokio::runtime;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
+pub(crate) use command::PromptGroup;
+pub use config::EngineThreadConfig;
+pub use fatal::Fatal;
+pub use handle::EngineHandle;
 pub(crate) use handle::SubmitError;
-pub use handle::{EngineHandle, Phase};
+pub use shared::Phase;
 pub(crate) use stream::{StreamError, TokenStream};
 
 use self::dispatch::Dispatcher;
-use self::explanations::{Explanations, Question};
-use self::handle::Shared;
-use self::inspect::Inspection;
+use self::explanations::Explanations;
 use self::places::Places;
-use self::route::Submission;
+use self::shared::Shared;
 use self::worker::Worker;
 use crate::metrics::Metrics;
 
 /// The thread that runs the engine. It ends on command, when all its handles are dropped, or with [`Fatal`].
 pub struct EngineThread;
-
-/// Limits between the HTTP side and the engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EngineThreadConfig {
-    /// Maximum requests waiting for admission; further ones are refused. At the limit, a tenant with less than its equal share of the
-    /// waiting requests still gets that share.
-    pub max_queue: usize,
-    /// Maximum time a request may wait for admission; `None` for no limit.
-    pub queue_timeout: Option<Duration>,
-    /// Maximum events a reader may lag before its request is aborted.
-    pub stream_buffer: usize,
-}
-
-impl Default for EngineThreadConfig {
-    fn default() -> Self {
-        Self { max_queue: 256, queue_timeout: None, stream_buffer: 1024 }
-    }
-}
 
 /// Maximum inspections sent to the engine; further ones wait before being sent. Chosen: each takes the engine less than a step.
 const MAX_INSPECTIONS: usize = 8;
@@ -65,32 +52,6 @@ const MAX_EXPLANATIONS: usize = 8;
 
 /// Maximum steps whose events wait for the dispatch task; beyond it the engine waits. Chosen: that task is far quicker than a step.
 const MAX_STEPS_AHEAD: usize = 64;
-
-/// Reason why the engine cannot continue. The process should end: the pool may be half updated.
-#[derive(Debug, thiserror::Error)]
-pub enum Fatal {
-    /// The device or the weights failed.
-    #[error("the engine stopped: {0}")]
-    Executor(#[from] ExecutorError),
-    /// A panic, which is a bug.
-    #[error("the engine thread panicked: {0}")]
-    Panic(String),
-    /// The dispatch task ended before the engine, which is a bug too.
-    #[error("nobody hands the engine's events on")]
-    NoReaders,
-}
-
-/// Command from the HTTP side to the engine.
-enum EngineCommand {
-    /// Adds requests. One inner list per prompt, one entry for each of its `n` answers.
-    Add(Vec<Vec<Submission>>),
-    /// Answers an inspection between two steps.
-    Inspect(Inspection, OwnedSemaphorePermit),
-    /// Answers an explanation when steps leave time for it.
-    Explain(Question),
-    /// Aborts all requests and ends.
-    Stop,
-}
 
 impl EngineThread {
     /// Starts the thread, and on `runtime` the task that dispatches its events.
@@ -146,6 +107,3 @@ impl EngineThread {
         Ok(EngineHandle::new(commands, shared))
     }
 }
-
-/// Requests of one prompt, equal except for their ids and seeds.
-pub(crate) type PromptGroup = Vec<Request>;

@@ -25,6 +25,7 @@ mod metrics;
 mod model;
 mod normalize;
 mod openapi;
+mod paths;
 mod requests;
 mod routes;
 mod sampling_defaults;

@@ -19,7 +19,7 @@ pub(crate) use self::kv::{KvMetrics, erased_kind};
 use self::quality::QualityMetrics;
 use self::registrar::Registrar;
 use crate::model::ModelInfo;
-use crate::routes;
+use crate::paths::PATHS;
 use crate::tenants::KeyError;
 
 /// All metrics of one server.
@@ -159,7 +159,7 @@ impl Metrics {
         Self {
             handle: registrar.handle(),
             requests: RequestMetrics::new(&registrar),
-            http: HttpMetrics::new(&registrar, &routes::PATHS),
+            http: HttpMetrics::new(&registrar, &PATHS),
             kv: KvMetrics::new(&registrar),
             engine: EngineMetrics::new(&registrar, scheduler.host.block_bytes),
         }

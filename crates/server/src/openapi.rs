@@ -470,7 +470,7 @@ mod tests {
     #[test]
     fn the_document_has_the_paths_of_the_router() {
         let documented: BTreeSet<_> = document()["paths"].as_object().unwrap().keys().cloned().collect();
-        let routed: BTreeSet<_> = crate::routes::PATHS.iter().map(|path| path.replace("{*", "{")).collect();
+        let routed: BTreeSet<_> = crate::paths::PATHS.iter().map(|path| path.replace("{*", "{")).collect();
         assert_eq!(documented, routed);
     }
 }

@@ -21,49 +21,27 @@ use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
 
-use crate::access::check_key;
+use crate::access::{KeyCheck, check_key};
 use crate::error::ApiError;
+use crate::metrics::Metrics;
 use crate::state::AppState;
-use crate::web::{check_page, cors};
-
-/// All paths, as the router spells them.
-pub(crate) const PATHS: [&str; 22] = [
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/models",
-    "/v1/models/{*id}",
-    "/v1/kv/explain",
-    "/v1/kv/classes",
-    "/v1/kv/cache",
-    "/admin/donors",
-    "/admin/donors/{id}",
-    "/admin/tenants/{name}/cache",
-    "/admin/sessions/{id}/cache",
-    "/admin/corpora",
-    "/admin/corpora/{name}",
-    "/tokenize",
-    "/detokenize",
-    "/health",
-    "/health/live",
-    "/health/ready",
-    "/metrics",
-    "/version",
-    "/load",
-    "/openapi.json",
-];
+use crate::web::{PageCheck, check_page, cors};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Builds the router of all endpoints.
 pub fn router(app: Arc<AppState>) -> Router {
+    let (access, metrics, web) = (&app.access, &app.metrics, Arc::new(app.config.web.clone()));
+    let pages = PageCheck { access: Arc::clone(access), web: Arc::clone(&web), metrics: Arc::clone(metrics) };
+    let keys = KeyCheck { access: Arc::clone(access), metrics: Arc::clone(metrics) };
     let layers = ServiceBuilder::new()
         .layer(SetRequestIdLayer::new(REQUEST_ID, MakeRequestUuid))
         .layer(PropagateRequestIdLayer::new(REQUEST_ID))
-        .layer(from_fn_with_state(Arc::clone(&app), count_response))
+        .layer(from_fn_with_state(Arc::clone(metrics), count_response))
         .layer(CatchPanicLayer::custom(answer_panic))
-        .layer(from_fn_with_state(Arc::clone(&app), check_page))
-        .layer(cors(&app, REQUEST_ID))
-        .layer(from_fn_with_state(Arc::clone(&app), check_key))
+        .layer(from_fn_with_state(pages, check_page))
+        .layer(cors(web, REQUEST_ID))
+        .layer(from_fn_with_state(keys, check_key))
         .layer(DefaultBodyLimit::max(app.config.body_limit));
     Router::new()
         .route("/v1/chat/completions", post(completions::chat))
@@ -102,10 +80,10 @@ async fn wrong_method(method: Method, uri: Uri) -> ApiError {
     ApiError::MethodNotAllowed { method: method.to_string(), path: uri.path().to_owned() }
 }
 
-async fn count_response(State(app): State<Arc<AppState>>, request: Request, next: Next) -> Response {
+async fn count_response(State(metrics): State<Arc<Metrics>>, request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().cloned();
     let response = next.run(request).await;
-    app.metrics.http.count_response(route.as_ref().map(MatchedPath::as_str), response.status().as_u16());
+    metrics.http.count_response(route.as_ref().map(MatchedPath::as_str), response.status().as_u16());
     response
 }
 

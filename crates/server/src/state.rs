@@ -2,15 +2,20 @@
 
 use std::sync::Arc;
 
+use axum::extract::FromRef;
+
 use crate::access::Access;
-use crate::body::BodyMemory;
+use crate::answer::Generator;
+use crate::body::BodyReader;
 use crate::config::{ServerConfig, ServerConfigError};
 use crate::corpora::Corpora;
 use crate::embedding::EmbeddingQueue;
+use crate::encode::Encoder;
 use crate::engine_thread::EngineHandle;
 use crate::heavy::Heavy;
 use crate::metrics::Metrics;
 use crate::model::ServedModel;
+use crate::requests::RequestBuilder;
 use crate::valid::Limits;
 
 /// Model, engine, access control and limits of the server.
@@ -19,11 +24,11 @@ pub struct AppState {
     pub(crate) engine: EngineHandle,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) config: ServerConfig,
-    pub(crate) access: Access,
+    pub(crate) access: Arc<Access>,
     pub(crate) corpora: Corpora,
-    pub(crate) embedding_lane: EmbeddingQueue,
+    pub(crate) embeddings: EmbeddingQueue,
     pub(crate) heavy: Arc<Heavy>,
-    pub(crate) body_memory: BodyMemory,
+    pub(crate) bodies: BodyReader,
     pub(crate) fingerprint: String,
 }
 
@@ -41,9 +46,11 @@ impl AppState {
     ) -> Result<Arc<Self>, ServerConfigError> {
         config.validate()?;
         let fingerprint = model.info.fingerprint();
-        let (corpora, embedding_lane, heavy) = Default::default();
-        let body_memory = BodyMemory::new(config.body_limit);
-        Ok(Arc::new(Self { model, engine, metrics, config, access, corpora, embedding_lane, heavy, body_memory, fingerprint }))
+        let (corpora, heavy): (_, Arc<Heavy>) = Default::default();
+        let embeddings = EmbeddingQueue::new(model.embedder.clone());
+        let bodies = BodyReader::new(&config, &model.info, Arc::clone(&heavy), Arc::clone(&metrics));
+        let access = Arc::new(access);
+        Ok(Arc::new(Self { model, engine, metrics, config, access, corpora, embeddings, heavy, bodies, fingerprint }))
     }
 
     /// Returns the access control, with the secret that separates tenants' KV.
@@ -54,5 +61,35 @@ impl AppState {
 
     pub(crate) fn limits(&self) -> Limits<'_> {
         Limits { model: &self.model.info, config: &self.config, max_choices: self.engine.max_queue() }
+    }
+
+    pub(crate) fn encoder(&self) -> Encoder<'_> {
+        Encoder { model: &self.model, heavy: &self.heavy }
+    }
+
+    pub(crate) fn requests(&self) -> RequestBuilder<'_> {
+        RequestBuilder {
+            model: &self.model.info,
+            engine: &self.engine,
+            secret: &self.access.secret,
+            corpora: &self.corpora,
+            fingerprint: &self.fingerprint,
+        }
+    }
+
+    pub(crate) fn generator(&self) -> Generator<'_> {
+        Generator {
+            encoder: self.encoder(),
+            requests: self.requests(),
+            embeddings: &self.embeddings,
+            engine: &self.engine,
+            metrics: &self.metrics,
+        }
+    }
+}
+
+impl FromRef<Arc<AppState>> for BodyReader {
+    fn from_ref(app: &Arc<AppState>) -> Self {
+        app.bodies.clone()
     }
 }

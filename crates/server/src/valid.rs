@@ -3,7 +3,9 @@
 //! A validated request needs no further check except of the prompt's length, which only the tokenizer knows.
 
 mod fields;
+mod limits;
 mod messages;
+mod model;
 mod sampling;
 mod sharing;
 
@@ -12,24 +14,16 @@ use protocol::{ChatCompletionRequest, CompletionRequest, Prompt, SamplingFields}
 use tokens::TokenId;
 
 pub(crate) use fields::{CHAT, COMPLETIONS, DETOKENIZE, TOKENIZE, judge};
+pub(crate) use limits::Limits;
 pub(crate) use messages::{Conversation, valid_conversation};
+pub(crate) use model::{valid_model, valid_tokens};
 pub(crate) use sampling::TextOptions;
 pub(crate) use sharing::{ValidSharing, valid_session};
 
 use self::sampling::{ValidSampling, count, valid_sampling};
 use self::sharing::{SharingContext, valid_sharing};
-use crate::config::ServerConfig;
 use crate::error::ApiError;
 use crate::model::ModelInfo;
-
-/// Limits that requests are validated against.
-#[derive(Clone, Copy)]
-pub(crate) struct Limits<'a> {
-    pub(crate) model: &'a ModelInfo,
-    pub(crate) config: &'a ServerConfig,
-    /// Maximum answers of one request in total: more could never be queued.
-    pub(crate) max_choices: usize,
-}
 
 /// A validated request.
 #[derive(Clone, Debug, PartialEq)]
@@ -214,15 +208,6 @@ struct EndpointFields {
     echo: bool,
 }
 
-/// Validates the model name. Without one it is the only served model, as in vLLM and llama.cpp.
-pub(crate) fn valid_model(name: Option<String>, model: &ModelInfo) -> Result<String, ApiError> {
-    match name {
-        Some(name) if model.is_called(&name) => Ok(name),
-        Some(name) => Err(ApiError::ModelNotFound { model: name }),
-        None => Ok(model.id.clone()),
-    }
-}
-
 fn valid_prompts(prompt: Option<Prompt>, model: &ModelInfo) -> Result<Vec<PromptSource>, ApiError> {
     let tokens = |ids| valid_tokens("prompt", ids, model).map(PromptSource::Tokens);
     let prompts = match prompt {
@@ -241,17 +226,6 @@ fn valid_prompts(prompt: Option<Prompt>, model: &ModelInfo) -> Result<Vec<Prompt
         return Err(ApiError::param("prompt", "a prompt must not be empty"));
     }
     Ok(prompts)
-}
-
-/// Checks that all `ids` are in the vocabulary.
-pub(crate) fn valid_tokens(param: &str, ids: Vec<u32>, model: &ModelInfo) -> Result<Vec<TokenId>, ApiError> {
-    let check = |id: u32| {
-        let is_known = id < model.vocab_size;
-        is_known.then_some(TokenId(id)).ok_or_else(|| {
-            ApiError::param(param, format!("token id {id} is not in the vocabulary of {} tokens", model.vocab_size))
-        })
-    };
-    ids.into_iter().map(check).collect()
 }
 
 fn chat_logprobs(logprobs: Option<bool>, top_logprobs: Option<i64>) -> Result<Option<u32>, ApiError> {

@@ -16,10 +16,10 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
-use crate::access::{HEALTH_PATHS, METRICS_PATH};
+use crate::access::Access;
 use crate::error::ApiError;
-use crate::metrics::ShedReason;
-use crate::state::AppState;
+use crate::metrics::{Metrics, ShedReason};
+use crate::paths::{HEALTH_PATHS, METRICS_PATH};
 
 /// Pages and host names that are allowed besides local ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,23 +92,30 @@ impl WebAccess {
     }
 }
 
+/// Check of the pages and host names of requests.
+#[derive(Clone)]
+pub(crate) struct PageCheck {
+    pub(crate) access: Arc<Access>,
+    pub(crate) web: Arc<WebAccess>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
 /// Refuses requests of foreign pages and to foreign names when no key identifies the caller. Health checks are always answered.
-pub(crate) async fn check_page(State(app): State<Arc<AppState>>, request: Request, next: Next) -> Response {
-    if app.access.is_open()
+pub(crate) async fn check_page(State(check): State<PageCheck>, request: Request, next: Next) -> Response {
+    if check.access.is_open()
         && !HEALTH_PATHS.contains(&request.uri().path())
-        && let Err(error) = app.config.web.check(request.uri(), request.headers())
+        && let Err(error) = check.web.check(request.uri(), request.headers())
     {
-        app.metrics.http.count_shed(ShedReason::ForeignPage);
+        check.metrics.http.count_shed(ShedReason::ForeignPage);
         return error.into_response();
     }
     next.run(request).await
 }
 
 /// Answers preflights, and sends the headers that let allowed pages read an answer.
-pub(crate) fn cors(app: &Arc<AppState>, request_id: HeaderName) -> CorsLayer {
-    let app = Arc::clone(app);
+pub(crate) fn cors(web: Arc<WebAccess>, request_id: HeaderName) -> CorsLayer {
     CorsLayer::new()
-        .allow_origin(AllowOrigin::predicate(move |origin, parts| app.config.web.allows_origin(origin, &parts.headers)))
+        .allow_origin(AllowOrigin::predicate(move |origin, parts| web.allows_origin(origin, &parts.headers)))
         .allow_methods([Method::GET, Method::POST, Method::DELETE])
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers([request_id, RETRY_AFTER])

@@ -1,13 +1,13 @@
 //! Loading a tokenizer from a folder in the layout of the Hugging Face hub.
 
-use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 use tokens::TokenId;
 
 use crate::error::brief;
+use crate::file::read_bounded;
 use crate::{ChatError, Tokenizer, TokenizerError};
 
 impl Tokenizer {
@@ -120,17 +120,6 @@ fn read_text(path: &Path) -> Result<Option<String>, TokenizerError> {
 
 /// Maximum bytes of a configuration file.
 const MAX_TEXT_BYTES: u64 = 16 << 20;
-
-/// Reads a file of at most `max_bytes`.
-pub(crate) fn read_bounded(path: &Path, max_bytes: u64) -> Result<Vec<u8>, TokenizerError> {
-    let failed = |source| TokenizerError::Read { path: path.to_owned(), source };
-    let mut bytes = Vec::new();
-    File::open(path).map_err(failed)?.take(max_bytes + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > max_bytes {
-        return Err(TokenizerError::Parse { path: path.to_owned(), reason: format!("it is longer than {max_bytes} bytes") });
-    }
-    Ok(bytes)
-}
 
 #[cfg(test)]
 mod tests {

@@ -1,7 +1,7 @@
 //! The pre-tokenization rules that GGUF files name in `tokenizer.ggml.pre`, as llama.cpp defines them.
 
 use crate::TokenizerError;
-use crate::pre_tokenizer::{GPT2, PreTokenizerKind};
+use crate::pre_tokenizer::{Cut, GPT2, PreTokenizerKind};
 
 /// A pre-tokenization rule with the properties that its name implies.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -14,15 +14,6 @@ pub(crate) struct GgufRule {
     pub(crate) adds_bos: bool,
     /// True if the vocabulary was trained on text in Unicode's normal form C.
     pub(crate) normalizes_to_nfc: bool,
-}
-
-/// Method of splitting text.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Cut {
-    /// A rule with a fast path.
-    Quick(PreTokenizerKind),
-    /// Expressions applied in turn: matches are pieces, and so is the text between them.
-    Steps(&'static [&'static str]),
 }
 
 const fn rule(names: &'static [&'static str], cut: Cut) -> GgufRule {

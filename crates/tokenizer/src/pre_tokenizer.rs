@@ -9,8 +9,6 @@ use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 
-use crate::gguf_rules::Cut;
-
 /// A known pre-tokenization rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PreTokenizerKind {
@@ -22,6 +20,15 @@ pub(crate) enum PreTokenizerKind {
     Qwen2,
     /// Llama 3's expression: like Qwen2's, with digits in groups of up to three.
     LlamaBpe,
+}
+
+/// Method of splitting text.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Cut {
+    /// A rule with a fast path.
+    Quick(PreTokenizerKind),
+    /// Expressions applied in turn: matches are pieces, and so is the text between them.
+    Steps(&'static [&'static str]),
 }
 
 /// Splitter equivalent to the published expression, without its look-ahead.

@@ -5,22 +5,20 @@ use std::ops::Range;
 use std::path::Path;
 
 use serde_json::{Map, Value};
-use tokenizers::NormalizerWrapper;
-use tokenizers::decoders::DecoderWrapper;
 use tokenizers::{Model, Normalizer, OffsetType, PreTokenizedString, PreTokenizer, Token};
 use tokens::{Borders, TokenId, TokenRange};
 use unicode_normalization::UnicodeNormalization;
 
-use crate::added::{AddedToken, AddedTokens, Segment};
+use crate::added::{AddedTokens, Segment};
 use crate::bound::TokenLengths;
 use crate::byte_level::ByteLevelEncoder;
 use crate::chat::RenderedChat;
 use crate::error::brief;
-use crate::folder::read_bounded;
-use crate::pre_tokenizer::PreTokenizerKind;
+use crate::file::read_bounded;
+use crate::parts::Parts;
 use crate::prompt::{ContentStart, TokenSpan, content_starts, template_ranges};
 use crate::segments::{SegmentRule, TokenText};
-use crate::token_bytes::{Speller, Spelling, TokenBytes};
+use crate::token_bytes::TokenBytes;
 use crate::{ChatError, ChatMessage, ChatOptions, ChatTemplate, EncodedPrompt, GgufVocabulary, TokenizerError};
 
 /// Vocabulary of one model, with its chat template if it has one. Shared between threads in an `Arc`.
@@ -45,25 +43,6 @@ pub struct Tokenizer {
     /// Chat template variables that name special tokens, such as `pad_token`.
     named_tokens: Map<String, Value>,
     content_control_tokens: bool,
-}
-
-/// Components that a vocabulary source provides.
-pub(crate) struct Parts {
-    /// Whole pipeline, added tokens included, without post-processing.
-    pub(crate) hf: tokenizers::Tokenizer,
-    /// Pre-tokenizer, if it is a known byte-level one.
-    pub(crate) pre_tokenizer: Option<PreTokenizerKind>,
-    pub(crate) added: Vec<AddedToken>,
-    pub(crate) bytes: TokenBytes,
-    /// True if decoding drops one leading space, which encoding had added.
-    pub(crate) strips_leading_space: bool,
-    /// Tokens that `add_special_tokens` puts before and after a text.
-    pub(crate) prefix: Vec<TokenId>,
-    pub(crate) suffix: Vec<TokenId>,
-    pub(crate) bos: Option<TokenId>,
-    pub(crate) eos: Vec<TokenId>,
-    /// Names of special tokens, such as `pad_token`, and their texts.
-    pub(crate) named_tokens: Map<String, Value>,
 }
 
 struct QuickPath {
@@ -458,47 +437,6 @@ impl Tokenizer {
     }
 }
 
-impl Parts {
-    /// Extracts from a library tokenizer what the fast path and decoding need.
-    fn from_library(hf: tokenizers::Tokenizer) -> Result<Self, TokenizerError> {
-        let (spelling, strips_leading_space) = spelling_of(hf.get_decoder())?;
-        let library_added = hf.get_added_tokens_decoder();
-        let mut added: Vec<AddedToken> = library_added
-            .iter()
-            .map(|(&id, token)| AddedToken {
-                text: token.content.clone(),
-                id: TokenId(id),
-                is_special: token.special,
-                takes_space_before: token.lstrip,
-                takes_space_after: token.rstrip,
-            })
-            .collect();
-        added.sort_by_key(|token| token.id);
-        let normalizer = hf.get_normalizer();
-        let is_plain = |token: &tokenizers::AddedToken| {
-            !token.single_word && !token.lstrip && !token.rstrip && (!token.normalized || normalizer.is_none())
-        };
-        let can_be_quick = matches!(hf.get_model(), tokenizers::ModelWrapper::BPE(_))
-            && matches!(normalizer, None | Some(NormalizerWrapper::NFC(_)))
-            && library_added.values().all(is_plain);
-        let pre_tokenizer = hf.get_pre_tokenizer().and_then(PreTokenizerKind::recognize).filter(|_| can_be_quick);
-        let bytes = bytes_by_id(&hf, &added, spelling);
-        let (prefix, suffix) = affixes(&hf)?;
-        Ok(Self {
-            hf,
-            pre_tokenizer,
-            added,
-            bytes,
-            strips_leading_space,
-            prefix,
-            suffix,
-            bos: None,
-            eos: Vec::new(),
-            named_tokens: Map::new(),
-        })
-    }
-}
-
 /// True if a SentencePiece vocabulary spells every byte of a text: none is dropped, and unknown ones are separate tokens.
 fn spells_bytes(hf: &tokenizers::Tokenizer) -> bool {
     let falls_back = matches!(hf.get_model(), tokenizers::ModelWrapper::BPE(bpe) if bpe.byte_fallback);
@@ -528,50 +466,6 @@ fn go_on_if(goes_on: bool) -> ControlFlow<()> {
 /// Maximum bytes of a `tokenizer.json`. Chosen: those with 256k tokens have 35 MB.
 const MAX_FILE_BYTES: u64 = 96 << 20;
 
-fn bytes_by_id(hf: &tokenizers::Tokenizer, added: &[AddedToken], spelling: Spelling) -> TokenBytes {
-    let vocab = hf.get_vocab(true);
-    let len = vocab.values().max().map_or(0, |&id| id as usize + 1);
-    let speller = Speller::new(spelling);
-    let mut bytes = vec![Vec::new(); len];
-    for (text, id) in &vocab {
-        bytes[*id as usize] = speller.bytes(text);
-    }
-    for token in added {
-        bytes[token.id.0 as usize] = token.text.as_bytes().to_vec();
-    }
-    TokenBytes::new(bytes)
-}
-
-/// Returns the spelling of a library decoder, and true if it drops a leading space.
-fn spelling_of(decoder: Option<&DecoderWrapper>) -> Result<(Spelling, bool), TokenizerError> {
-    let json = serde_json::to_value(decoder).map_err(TokenizerError::library)?;
-    let steps: Vec<&serde_json::Value> = match json["decoders"].as_array() {
-        Some(steps) => steps.iter().collect(),
-        None => vec![&json],
-    };
-    let has = |kind: &str| steps.iter().find(|step| step["type"] == kind);
-    if has("ByteLevel").is_some() {
-        return Ok((Spelling::ByteLevel, false));
-    }
-    if let Some(metaspace) = has("Metaspace") {
-        return Ok((Spelling::SentencePiece, metaspace["prepend_scheme"] != "never"));
-    }
-    if has("ByteFallback").is_some() && has("Replace").is_some() {
-        return Ok((Spelling::SentencePiece, has("Strip").is_some()));
-    }
-    Err(TokenizerError::UnsupportedDecoder { decoder: brief(&json) })
-}
-
-/// Returns the tokens that post-processing puts before and after a text, determined on a text of one letter.
-fn affixes(hf: &tokenizers::Tokenizer) -> Result<(Vec<TokenId>, Vec<TokenId>), TokenizerError> {
-    let encode = |add_special| hf.encode_fast("a", add_special).map(|encoding| encoding.get_ids().to_vec());
-    let plain = encode(false).map_err(TokenizerError::library)?;
-    let whole = encode(true).map_err(TokenizerError::library)?;
-    let start = whole.windows(plain.len().max(1)).position(|window| window == plain).unwrap_or(0);
-    let ids = |ids: &[u32]| ids.iter().copied().map(TokenId).collect();
-    Ok((ids(&whole[..start]), ids(&whole[(start + plain.len()).min(whole.len())..])))
-}
-
 fn to_pos(index: usize) -> u32 {
     u32::try_from(index).expect("a prompt has less than 2^32 tokens")
 }
@@ -582,6 +476,7 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::byte_level::byte_symbols;
+    use crate::pre_tokenizer::PreTokenizerKind;
 
     /// Returns the `tokenizer.json` of a byte-level vocabulary: 256 bytes, a few merges, `<s>` (special) put in front, `<t>` (not
     /// special).
@@ -785,11 +680,5 @@ pub(crate) mod tests {
     fn a_run_that_is_never_cut_is_refused() {
         let refused = tokenizer().encode(&"😀".repeat(1 << 20), false);
         assert!(matches!(refused, Err(TokenizerError::RunTooLong { num_bytes: 4_194_304, .. })));
-    }
-
-    #[test]
-    fn a_decoder_that_is_not_known_is_refused() {
-        let decoder = DecoderWrapper::from(tokenizers::decoders::wordpiece::WordPiece::default());
-        assert!(matches!(spelling_of(Some(&decoder)), Err(TokenizerError::UnsupportedDecoder { .. })));
     }
 }

@@ -12,10 +12,10 @@ use tokens::TokenId;
 use crate::TokenizerError;
 use crate::added::AddedToken;
 use crate::error::brief;
-use crate::gguf_rules::{Cut, GgufRule};
-use crate::pre_tokenizer::PreTokenizerKind;
+use crate::gguf_rules::GgufRule;
+use crate::parts::Parts;
+use crate::pre_tokenizer::{Cut, PreTokenizerKind};
 use crate::token_bytes::{Speller, Spelling, TokenBytes};
-use crate::tokenizer::Parts;
 
 /// The `tokenizer.ggml.*` keys of a GGUF file, unmodified. An absent key is `None` or empty.
 #[derive(Clone, Debug, Default)]

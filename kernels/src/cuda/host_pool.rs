@@ -20,8 +20,8 @@ use cudarc::driver::sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MAX_PITCH;
 use cudarc::driver::{DevicePtrMut, PinnedHostSlice};
 use half::bf16;
 
-use self::ends::{Direction, LinkAddresses};
-use self::transfers::{BlockMove, Transfers};
+use self::ends::{BlockMove, Direction, LinkAddresses};
+use self::transfers::Transfers;
 use self::turns::in_turn;
 use super::device::{Device, DeviceError};
 use super::pool::{BLOCK, Pool, PoolShape};

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaFunction, CudaSlice, CudaView, PushKernelArg};
+use cudarc::driver::{CudaFunction, CudaSlice, PushKernelArg};
 
 use super::attention_hopper::AttentionHopper;
 use super::device::{Device, DeviceError, launch};
 use super::paged::{PagedQueries, check_head_dim};
+use super::query_rows::QueryRows;
 use super::received_hopper::ReceivedHopper;
 
 /// `WARPS` of `received.cu`.
@@ -29,23 +30,6 @@ pub struct AttentionReceived {
     hopper: Option<ReceivedHopper>,
     head_dim: usize,
     num_multiprocessors: usize,
-}
-
-/// Rows of one sequence whose weights are summed.
-#[derive(Clone, Copy)]
-pub struct QueryRows<'a> {
-    /// Rows of the batch, by position.
-    pub rows: &'a CudaView<'a, u32>,
-    /// First of them, if they are contiguous: that is faster on some GPUs.
-    pub run: Option<usize>,
-    /// Number of rows.
-    pub num_rows: usize,
-    /// `[rows of the batch][num_heads]`, as computed by attention.
-    pub lse: &'a CudaSlice<f32>,
-    /// The sequence's row of the block tables.
-    pub table: usize,
-    /// Position of the last row plus one.
-    pub len: usize,
 }
 
 impl AttentionReceived {

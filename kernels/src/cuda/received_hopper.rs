@@ -6,7 +6,7 @@ use cudarc::driver::{CudaFunction, CudaSlice, DevicePtrMut, DeviceRepr, PushKern
 
 use super::device::{Device, DeviceError, launch};
 use super::paged::{PagedQueries, Sizes};
-use super::received::QueryRows;
+use super::query_rows::QueryRows;
 use super::tensor_map::{TensorMap, address};
 
 /// Keys of an item, query rows processed at a time, their buffers, threads: as in `received_hopper.cu`.

@@ -8,8 +8,8 @@ use tokens::{DonorId, TenantId, Timestamp};
 use super::admission::admission_usage;
 use super::hit::Hit;
 use super::{OpenStep, Scheduler, target_of};
+use crate::arrival::ArrivalKey;
 use crate::donors::ExplainedSpans;
-use crate::queue::ArrivalKey;
 use crate::sequence::Sequence;
 use crate::{DonorInfo, Erase, ErasedCounts, Explanation, Request, SpanOutcome};
 

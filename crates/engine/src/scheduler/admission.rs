@@ -10,7 +10,8 @@ use super::seats::Way;
 use super::share::Demand;
 use super::{Scheduler, reused_ranges};
 use crate::donors::{FoundSpans, covering};
-use crate::queue::{Ticket, Until};
+use crate::parking::Until;
+use crate::queue::Ticket;
 use crate::sequence::Sequence;
 use crate::verifier::REUSE_TOP;
 use crate::{

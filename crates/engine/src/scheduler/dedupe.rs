@@ -6,7 +6,7 @@ use tokens::{RequestId, Timestamp};
 
 use super::Scheduler;
 use super::forecast::expected_reuse;
-use crate::queue::Until;
+use crate::parking::Until;
 use crate::sequence::{Sequence, SpanWait};
 use crate::{KvSharingMode, SchedulerOutput};
 

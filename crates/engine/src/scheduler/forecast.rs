@@ -5,44 +5,15 @@ use std::time::Duration;
 use tokens::Timestamp;
 
 use super::Scheduler;
+use super::timing::TimedStep;
 use crate::cost::Work;
 use crate::donors::FoundSpans;
 use crate::queue::Forecast;
 use crate::sequence::Sequence;
 use crate::{KvSharingMode, SchedulePolicy, SchedulerOutput};
 
-/// A running step.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct TimedStep {
-    began: Timestamp,
-    work: Work,
-    /// Predicted time of its prompt rows, in microseconds.
-    prefill_micros: u64,
-}
-
-/// Ratio of elapsed time to predicted prefill time while there is a queue: answers take their share of each step.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct PrefillSlowdown {
-    passed: f64,
-    prefill: f64,
-}
-
-/// Weight of a step relative to the next one. Chosen: some 1000 steps are remembered, as many as a long queue takes.
-const SLOWDOWN_MEMORY: f64 = 0.999;
-
 /// Unit of hit rates in ranks.
 const WHOLE: u64 = 1_000_000;
-
-impl PrefillSlowdown {
-    fn observe(&mut self, passed: f64, prefill: f64) {
-        self.passed = SLOWDOWN_MEMORY * self.passed + passed;
-        self.prefill = SLOWDOWN_MEMORY * self.prefill + prefill;
-    }
-
-    pub(super) fn ratio(self) -> f64 {
-        if self.prefill > 0.0 { self.passed / self.prefill } else { 1.0 }
-    }
-}
 
 impl Scheduler {
     /// Updates the cost model with the last step, if this one follows at its end.

@@ -6,54 +6,14 @@
 //! without spans until then. Planning on another thread was considered: it needs a copy of the index, or a lock around it, and
 //! makes the order of steps depend on thread timing.
 
-use std::collections::VecDeque;
-
-use semantic::Steps;
 use tokens::RequestId;
 
+use super::plan_book::PlanningWork;
 use super::{Scheduler, target_of};
 use crate::donors::{FoundSpans, PlannedSpans, Planning, Residency, scopes};
 use crate::host::FetchGate;
 use crate::sequence::{ExpectedSpans, Planned, Sequence, Shadow};
 use crate::{KvSharingMode, SchedulePolicy, SchedulerOutput, SpanOutcome};
-
-/// Maximum prompt tokens planned for between two steps; one prompt may be longer. Chosen: the longest common context, some
-/// milliseconds.
-const MAX_PLANNED_TOKENS_PER_STEP: usize = 1 << 17;
-
-/// Statistics of plans, and postponed ones.
-#[derive(Debug, Default)]
-pub(super) struct PlanBook {
-    /// Prompt tokens planned for since the last step.
-    num_tokens: usize,
-    /// Waiting requests that arrived when the planning budget was used up.
-    postponed: VecDeque<RequestId>,
-    work: PlanningWork,
-}
-
-/// Work of all plans so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PlanningWork {
-    /// Number of plans.
-    pub num_plans: u64,
-    /// Maximum of prompt tokens planned for between two steps.
-    pub max_tokens_per_step: usize,
-    /// Steps of all plans.
-    pub steps: Steps,
-}
-
-impl PlanBook {
-    fn has_time_for(&self, num_tokens: usize) -> bool {
-        self.num_tokens == 0 || self.num_tokens + num_tokens <= MAX_PLANNED_TOKENS_PER_STEP
-    }
-
-    fn note(&mut self, num_tokens: usize, steps: Steps) {
-        self.num_tokens += num_tokens;
-        self.work.num_plans += 1;
-        self.work.steps += steps;
-        self.work.max_tokens_per_step = self.work.max_tokens_per_step.max(self.num_tokens);
-    }
-}
 
 impl Scheduler {
     /// Returns the work of all plans of spans so far.

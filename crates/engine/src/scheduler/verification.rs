@@ -8,9 +8,9 @@ use super::Scheduler;
 use super::admission::pinned;
 use super::hit::Hit;
 use crate::EngineEvent;
+use crate::arrival::ArrivalKey;
 use crate::continuations::Kept;
 use crate::cost::Work;
-use crate::queue::ArrivalKey;
 use crate::sequence::Sequence;
 use crate::verifier::{AnswerToVerify, Comparison, num_bytes};
 

@@ -3,11 +3,12 @@
 use std::collections::HashSet;
 use std::rc::Rc;
 
+use crate::arguments::Arguments;
 use crate::arithmetic;
 use crate::ast::Operator;
 use crate::budget::Builder;
 use crate::error::{Error, Result};
-use crate::interpreter::{Arguments, Interpreter};
+use crate::interpreter::Interpreter;
 use crate::methods::pairs;
 use crate::order::{less, sorted};
 use crate::text::Text;

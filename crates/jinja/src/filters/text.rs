@@ -2,10 +2,11 @@
 
 use std::rc::Rc;
 
+use crate::arguments::Arguments;
 use crate::budget::Builder;
 use crate::error::{Error, Result};
 use crate::format::percent;
-use crate::interpreter::{Arguments, Interpreter};
+use crate::interpreter::Interpreter;
 use crate::lexer::is_space;
 use crate::strings::{self, Side, capitalize, center, replace, split_lines, strip, title};
 use crate::text::Text;

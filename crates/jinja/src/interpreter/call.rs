@@ -4,7 +4,8 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::ast::{MacroDef, Name};
+use crate::arguments::Arguments;
+use crate::ast::MacroDef;
 use crate::budget::Builder;
 use crate::error::{Error, Result};
 use crate::interpreter::Interpreter;
@@ -13,44 +14,11 @@ use crate::scope::Scope;
 use crate::text::Text;
 use crate::value::{Dict, Items, Object, Value, repr, to_text};
 
-/// Evaluated arguments of a call.
-#[derive(Default)]
-pub(crate) struct Arguments {
-    pub(crate) positional: Vec<Value>,
-    pub(crate) keyword: Vec<(Name, Value)>,
-}
-
 /// Names of the global functions.
 pub(super) const FUNCTIONS: [&str; 7] = ["range", "dict", "namespace", "cycler", "joiner", "raise_exception", "strftime_now"];
 
 /// Maximum length of a range, as in Jinja's sandbox.
 const MAX_RANGE: i128 = 100_000;
-
-impl Arguments {
-    /// Binds the arguments to names; positional ones follow the order of `names`.
-    ///
-    /// # Errors
-    /// If there are too many, unknown ones, or one twice.
-    pub(crate) fn bind<const N: usize>(self, function: &str, names: [&str; N]) -> Result<[Option<Value>; N]> {
-        if self.positional.len() > N {
-            let found = self.positional.len();
-            return Err(Error::render(format!("{function}() takes at most {N} arguments ({found} given)")));
-        }
-        let mut bound = [const { None }; N];
-        for (slot, value) in bound.iter_mut().zip(self.positional) {
-            *slot = Some(value);
-        }
-        for (name, value) in self.keyword {
-            let slot = names.iter().position(|known| *known == &*name).map(|index| &mut bound[index]);
-            match slot {
-                Some(slot @ None) => *slot = Some(value),
-                Some(Some(_)) => return Err(Error::render(format!("{function}() got multiple values for argument '{name}'"))),
-                None => return Err(Error::render(format!("{function}() got an unexpected keyword argument '{name}'"))),
-            }
-        }
-        Ok(bound)
-    }
-}
 
 impl Interpreter<'_> {
     pub(crate) fn call(&self, function: &Value, args: Arguments) -> Result<Value> {

@@ -4,11 +4,11 @@ use std::cmp::Ordering;
 use std::rc::Rc;
 
 use super::Interpreter;
+use crate::arguments::Arguments;
 use crate::arithmetic;
 use crate::ast::{Args, Comparison, Expr};
 use crate::budget::Builder;
 use crate::error::{Error, Result};
-use crate::interpreter::Arguments;
 use crate::scope::Scope;
 use crate::value::{Dict, Value, write_str};
 

@@ -2,15 +2,13 @@
 
 use std::rc::Rc;
 
-use super::{int_argument, string_argument};
+use crate::arguments::{Arguments, int_argument, string_argument};
 use crate::budget::{Budget, Builder};
 use crate::error::{Error, Result};
-use crate::interpreter::{Arguments, Interpreter};
 use crate::text::Text;
 use crate::value::Value;
 
-pub(super) fn call(interpreter: &Interpreter<'_>, text: &Rc<Text>, name: &str, args: Arguments) -> Result<Value> {
-    let budget = &interpreter.budget;
+pub(super) fn call(text: &Rc<Text>, name: &str, args: Arguments, budget: &Budget) -> Result<Value> {
     match name {
         "replace" => {
             let [old, new, count] = args.bind(name, ["old", "new", "count"])?;

@@ -3,9 +3,9 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use super::{int_argument, string_argument};
+use crate::arguments::{Arguments, int_argument, string_argument};
+use crate::budget::Budget;
 use crate::error::{Error, Result};
-use crate::interpreter::{Arguments, Interpreter};
 use crate::lexer::is_space;
 use crate::text::Text;
 use crate::value::Value;
@@ -18,14 +18,14 @@ pub(crate) enum Side {
     Both,
 }
 
-pub(super) fn call(interpreter: &Interpreter<'_>, text: &Rc<Text>, name: &str, args: Arguments) -> Result<Value> {
+pub(super) fn call(text: &Rc<Text>, name: &str, args: Arguments, budget: &Budget) -> Result<Value> {
     let pieces = |ranges: Vec<Range<usize>>| {
-        interpreter.budget.step(ranges.len())?;
-        interpreter.budget.write(text.len())?;
+        budget.step(ranges.len())?;
+        budget.write(text.len())?;
         Ok(ranges.into_iter().map(|range| Value::text(text.slice(range))).collect::<Vec<_>>())
     };
     let one = |range: Range<usize>| {
-        interpreter.budget.write(range.len())?;
+        budget.write(range.len())?;
         Ok(Value::text(text.slice(range)))
     };
     match name {

@@ -2,9 +2,8 @@
 
 use std::ops::Range;
 
-use super::{int_argument, string_argument};
+use crate::arguments::{Arguments, int_argument, string_argument};
 use crate::error::{Error, Result};
-use crate::interpreter::Arguments;
 use crate::lexer::is_space;
 use crate::text::Text;
 use crate::value::{Value, is_printable};

@@ -11,7 +11,6 @@ use tokenizer::Tokenizer;
 
 use super::choice::ChoiceDelta;
 use super::scores::ScoredToken;
-use crate::state::AppState;
 
 /// Fields that all parts of an answer share.
 #[derive(Clone, Debug)]
@@ -25,9 +24,9 @@ pub(crate) struct AnswerHead {
 
 impl AnswerHead {
     /// Creates the head of an answer with an id prefix `prefix`, for a request that called the model `model`.
-    pub(crate) fn new(prefix: &str, model: String, app: &AppState) -> Self {
+    pub(crate) fn new(prefix: &str, model: String, fingerprint: String) -> Self {
         let created = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
-        Self { id: format!("{prefix}-{}", uuid::Uuid::new_v4().simple()), created, model, fingerprint: app.fingerprint.clone() }
+        Self { id: format!("{prefix}-{}", uuid::Uuid::new_v4().simple()), created, model, fingerprint }
     }
 }
 

@@ -14,9 +14,9 @@ use serde_json::json;
 use tower::ServiceExt;
 
 use super::places::{Answering, Overload};
-use crate::access::HEALTH_PATHS;
 use crate::error::ApiError;
 use crate::metrics::ShedReason;
+use crate::paths::HEALTH_PATHS;
 use crate::routes::router;
 use crate::state::AppState;
 

@@ -11,8 +11,8 @@ use tokens::RequestId;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info};
 
-use super::handle::Shared;
 use super::route::Route;
+use super::shared::Shared;
 use crate::metrics::{Metrics, ShedReason};
 
 /// Message from the engine thread.

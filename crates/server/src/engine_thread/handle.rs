@@ -1,60 +1,25 @@
 //! Handle of the engine thread for the HTTP side.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
-use engine::{
-    DonorInfo, EngineStats, Erase, ErasedCounts, Explanation, Request, RequestError, SchedulerConfig, TrafficClass,
-    TrafficQuality,
-};
+use engine::{DonorInfo, EngineStats, Erase, ErasedCounts, Explanation, Request, RequestError, TrafficClass, TrafficQuality};
 use tokens::{DonorId, RequestId, TenantId, Timestamp};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+use super::command::{EngineCommand, PromptGroup};
 use super::explanations::Question;
 use super::inspect::Inspection;
 use super::places::Places;
 use super::route::{InFlight, StreamFlags, Submission};
-use super::{EngineCommand, EngineThreadConfig, PromptGroup, TokenStream};
+use super::shared::{Phase, Shared};
+use super::stream::TokenStream;
 
 /// Handle that submits requests to the engine thread and reads its figures. Cheap to clone; the thread ends when the last one is dropped.
 #[derive(Clone)]
 pub struct EngineHandle {
     commands: mpsc::UnboundedSender<EngineCommand>,
     shared: Arc<Shared>,
-}
-
-/// Phase of the daemon's life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// Accepts requests.
-    Running,
-    /// Finishes running requests and accepts no new ones.
-    Draining,
-    /// Has cut the remaining requests.
-    Stopped,
-    /// The engine has failed.
-    Failed,
-}
-
-/// State shared by the thread and all handles.
-pub(super) struct Shared {
-    pub(super) phase: watch::Sender<Phase>,
-    pub(super) stats: watch::Sender<EngineStats>,
-    pub(super) in_flight: watch::Sender<usize>,
-    /// Queue places of requests that wait for admission.
-    pub(super) places: Arc<Places>,
-    /// One permit per inspection in progress.
-    pub(super) inspections: Arc<Semaphore>,
-    /// One permit per explanation in progress.
-    pub(super) explanations: Arc<Semaphore>,
-    /// One permit per tenant, which limits each to one explanation in progress.
-    pub(super) explaining: Mutex<BTreeMap<TenantId, Arc<Semaphore>>>,
-    pub(super) config: EngineThreadConfig,
-    pub(super) scheduler: SchedulerConfig,
-    pub(super) next_id: AtomicU64,
-    pub(super) started: Instant,
 }
 
 /// Reason why a request was not accepted.
@@ -64,12 +29,6 @@ pub(crate) enum SubmitError {
     QueueFull,
     /// The engine is not running any more.
     NotRunning(Phase),
-}
-
-impl Shared {
-    pub(super) fn now(&self) -> Timestamp {
-        Timestamp(self.started.elapsed())
-    }
 }
 
 impl EngineHandle {
@@ -88,7 +47,7 @@ impl EngineHandle {
     }
 
     /// Returns a receiver of phase changes.
-    pub(super) fn watch_phase(&self) -> watch::Receiver<Phase> {
+    fn watch_phase(&self) -> watch::Receiver<Phase> {
         self.shared.phase.subscribe()
     }
 
@@ -126,7 +85,7 @@ impl EngineHandle {
             let (sender, events) = mpsc::channel(self.shared.config.stream_buffer);
             let link = Arc::new(StreamFlags::default());
             let in_flight = InFlight::enter(&self.shared);
-            streams.push(TokenStream::new(events, Arc::clone(&link), self, in_flight));
+            streams.push(TokenStream::new(events, Arc::clone(&link), self.watch_phase(), in_flight));
             let place = places.pop().expect("one place was taken for each request");
             Submission { request, events: sender, link, place }
         };

@@ -7,8 +7,8 @@ use engine::{EngineEvent, FinishReason, KvSharingMode, KvUsage, Request};
 use tokens::Timestamp;
 use tokio::sync::mpsc;
 
-use super::handle::Shared;
 use super::places::Place;
+use super::shared::Shared;
 use crate::metrics::{CacheOutcome, Ending, Metrics, RequestMetrics};
 
 /// A request on its way to the engine.

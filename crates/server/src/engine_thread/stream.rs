@@ -7,7 +7,7 @@ use engine::EngineEvent;
 use tokio::sync::{mpsc, watch};
 
 use super::route::{InFlight, StreamFlags};
-use super::{EngineHandle, Phase};
+use super::shared::Phase;
 
 /// Event stream of one request. Dropping it aborts the request: its blocks are free within two steps.
 pub(crate) struct TokenStream {
@@ -34,10 +34,10 @@ impl TokenStream {
     pub(super) fn new(
         events: mpsc::Receiver<EngineEvent>,
         link: Arc<StreamFlags>,
-        engine: &EngineHandle,
+        phase: watch::Receiver<Phase>,
         in_flight: InFlight,
     ) -> Self {
-        Self { events, link, phase: engine.watch_phase(), _in_flight: in_flight }
+        Self { events, link, phase, _in_flight: in_flight }
     }
 
     /// Waits for the next event; the first one arrives with the admission. The last one is [`EngineEvent::Finished`]; must not be called

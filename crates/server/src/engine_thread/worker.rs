@@ -11,13 +11,14 @@ use tokens::{RequestId, Timestamp};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error};
 
+use super::command::EngineCommand;
 use super::dispatch::Dispatch;
 use super::explanations::Explanations;
-use super::handle::{Phase, Shared};
+use super::fatal::Fatal;
 use super::places::Place;
 use super::report::describe_step;
 use super::route::{Group, Route, Submission};
-use super::{EngineCommand, Fatal};
+use super::shared::{Phase, Shared};
 use crate::metrics::Metrics;
 
 /// State of the engine thread.

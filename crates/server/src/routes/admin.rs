@@ -15,10 +15,8 @@ use super::query::QueryOf;
 use crate::access::Admin;
 use crate::answer::{fits, run_alone, submit_error};
 use crate::body::{Body, shortened};
-use crate::embedding::await_whole;
-use crate::encode::{EncodeOptions, Encoded, encode_all};
+use crate::encode::{EncodeOptions, Encoded};
 use crate::error::ApiError;
-use crate::requests::corpus_request;
 use crate::scope::{corpus_session, session_of};
 use crate::state::AppState;
 use crate::tenants::{PUBLIC, is_name};
@@ -80,7 +78,7 @@ async fn donor_page(
     // One extra donor shows if there are more; the share of one tenant in a page is unknown.
     let page_len = if tenant.is_none() { limit + 1 } else { MAX_PAGE };
     loop {
-        let page = app.engine.donors(after, page_len).await.map_err(|error| submit_error(app, error))?;
+        let page = app.engine.donors(after, page_len).await.map_err(|error| submit_error(&app.engine, &app.metrics, error))?;
         let is_last = page.len() < page_len;
         after = page.last().map(|donor| donor.id);
         found.extend(page.into_iter().filter(|donor| tenant.is_none_or(|tenant| donor.tenant == tenant)));
@@ -179,9 +177,9 @@ pub(super) async fn add_corpus(State(app): State<Arc<AppState>>, _: Admin, mut b
     };
     let prompt = encode_corpus(&app, source).await?;
     drop(body);
-    let request = corpus_request(&app, &name, &prompt, arrival)?;
-    fits(&app, &request)?;
-    run_alone(&app, request).await?;
+    let request = app.requests().of_corpus(&name, &prompt, arrival)?;
+    fits(&app.engine, &request)?;
+    run_alone(&app.engine, &app.metrics, request).await?;
     let corpus = app.corpora.add(&name, prompt.token_ids.len());
     app.metrics.kv.set_corpora(app.corpora.len());
     tracing::info!(corpus = name, num_tokens = prompt.token_ids.len(), "registered");
@@ -190,9 +188,9 @@ pub(super) async fn add_corpus(State(app): State<Arc<AppState>>, _: Admin, mut b
 
 async fn encode_corpus(app: &AppState, source: PromptSource) -> Result<Encoded, ApiError> {
     let options = EncodeOptions { segments: tokenizer::SegmentRule::Text, normalize: false, echo: false, embeds: true };
-    let mut prompts = encode_all(app, vec![source], options).await?;
+    let mut prompts = app.encoder().encode_all(vec![source], options).await?;
     let mut prompt = prompts.pop().expect("one prompt was given");
-    await_whole(app, &mut prompt).await;
+    prompt.embed_slowly(&app.embeddings).await;
     Ok(prompt)
 }
 

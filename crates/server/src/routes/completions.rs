@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use protocol::{ChatCompletionRequest, CompletionRequest};
 use tokens::Timestamp;
 
-use crate::answer::{AnswerHead, Generation, Writer, event_stream, start, whole_chat, whole_completion};
+use crate::answer::{AnswerHead, Generation, Writer, event_stream, whole_chat, whole_completion};
 use crate::body::Body;
 use crate::error::ApiError;
 use crate::state::AppState;
@@ -21,7 +21,7 @@ use crate::valid::{StreamMode, ValidRequest};
 pub(super) async fn chat(State(app): State<Arc<AppState>>, caller: Caller, mut body: Body) -> Result<Response, ApiError> {
     let arrival = app.engine.now();
     let request = ValidRequest::from_chat(body.parse::<ChatCompletionRequest>().await?, app.limits())?;
-    let head = AnswerHead::new("chatcmpl", request.model.clone(), &app);
+    let head = AnswerHead::new("chatcmpl", request.model.clone(), app.fingerprint.clone());
     let (stream, generation) = begin(&app, &caller, request, &head, arrival).await?;
     drop(body);
     let tokenizer = Arc::clone(&app.model.tokenizer);
@@ -35,7 +35,7 @@ pub(super) async fn chat(State(app): State<Arc<AppState>>, caller: Caller, mut b
 pub(super) async fn completions(State(app): State<Arc<AppState>>, caller: Caller, mut body: Body) -> Result<Response, ApiError> {
     let arrival = app.engine.now();
     let request = ValidRequest::from_completion(body.parse::<CompletionRequest>().await?, app.limits())?;
-    let head = AnswerHead::new("cmpl", request.model.clone(), &app);
+    let head = AnswerHead::new("cmpl", request.model.clone(), app.fingerprint.clone());
     let (stream, generation) = begin(&app, &caller, request, &head, arrival).await?;
     drop(body);
     let tokenizer = Arc::clone(&app.model.tokenizer);
@@ -54,7 +54,7 @@ async fn begin(
 ) -> Result<(Option<StreamMode>, Generation), ApiError> {
     let stream = request.stream;
     let (num_prompts, n) = (request.prompts.len(), request.n);
-    let generation = start(app, caller, request, arrival).await?;
+    let generation = app.generator().start(caller, request, arrival).await?;
     tracing::debug!(answer = head.id, num_prompts, n, is_stream = stream.is_some(), "started");
     Ok((stream, generation))
 }

@@ -11,11 +11,9 @@ use serde::Deserialize;
 use super::query::QueryOf;
 use crate::answer::{fits, submit_error};
 use crate::body::Body;
-use crate::embedding::await_whole;
-use crate::encode::{EncodeOptions, encode_all};
+use crate::encode::EncodeOptions;
 use crate::error::ApiError;
 use crate::explain::{explanation, traffic_class};
-use crate::requests::engine_request;
 use crate::scope::session_of;
 use crate::state::AppState;
 use crate::tenants::Caller;
@@ -38,23 +36,23 @@ pub(super) async fn explain(
     let embeds = request.sharing.mode == protocol::SharingMode::Semantic;
     let options =
         EncodeOptions { segments: request.sharing.segments.clone(), normalize: request.sharing.normalize, echo: false, embeds };
-    let mut prompts = encode_all(&app, std::mem::take(&mut request.prompts), options).await?;
+    let mut prompts = app.encoder().encode_all(std::mem::take(&mut request.prompts), options).await?;
     drop(body);
     let prompt = prompts.first_mut().expect("a valid request has a prompt");
     if embeds {
-        await_whole(&app, prompt).await;
+        prompt.embed_slowly(&app.embeddings).await;
     }
     let prompt = &*prompt;
-    let wanted = engine_request(&app, &caller, &request, prompt, arrival)?;
-    fits(&app, &wanted)?;
-    let found = app.engine.explain(wanted).await.map_err(|error| submit_error(&app, error))?;
+    let wanted = app.requests().of_caller(&caller, &request, prompt, arrival)?;
+    fits(&app.engine, &wanted)?;
+    let found = app.engine.explain(wanted).await.map_err(|error| submit_error(&app.engine, &app.metrics, error))?;
     app.metrics.kv.count_explanation(&found);
     Ok(Json(explanation(request, prompt, found)))
 }
 
 /// `GET /v1/kv/classes`: lists the classes of the caller's traffic in mode `auto`.
 pub(super) async fn classes(State(app): State<Arc<AppState>>, caller: Caller) -> Result<Json<TrafficClassList>, ApiError> {
-    let found = app.engine.traffic(caller.tenant).await.map_err(|error| submit_error(&app, error))?;
+    let found = app.engine.traffic(caller.tenant).await.map_err(|error| submit_error(&app.engine, &app.metrics, error))?;
     let data = found.iter().map(|(class, quality)| traffic_class(class, quality)).collect();
     Ok(Json(TrafficClassList { object: "list".to_owned(), data }))
 }
@@ -82,7 +80,7 @@ pub(super) async fn erase_own(
 
 /// Erases `what` in the engine.
 pub(super) async fn erase(app: &AppState, what: Erase) -> Result<Json<Erased>, ApiError> {
-    let counts = app.engine.erase(what).await.map_err(|error| submit_error(app, error))?;
+    let counts = app.engine.erase(what).await.map_err(|error| submit_error(&app.engine, &app.metrics, error))?;
     app.metrics.kv.count_erased(what, counts);
     tracing::info!(kind = crate::metrics::erased_kind(what), num_donors = counts.donors, num_blocks = counts.blocks, "erased");
     Ok(Json(Erased { donors: counts.donors, blocks: counts.blocks }))

@@ -8,7 +8,7 @@ use protocol::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeR
 use tokenizer::SegmentRule;
 
 use crate::body::Body;
-use crate::encode::{EncodeOptions, encode_all, encode_text, max_counted};
+use crate::encode::{EncodeOptions, max_counted};
 use crate::error::ApiError;
 use crate::state::AppState;
 use crate::valid::{DETOKENIZE, PromptSource, TOKENIZE, judge, valid_conversation, valid_model, valid_tokens};
@@ -21,14 +21,14 @@ pub(super) async fn tokenize(State(app): State<Arc<AppState>>, mut body: Body) -
     let request: TokenizeRequest = judge(body.parse().await?, TOKENIZE)?;
     check_model(&app, request.model)?;
     let token_ids = match (request.prompt, request.messages) {
-        (Some(text), None) => encode_text(&app, text, request.add_special_tokens.unwrap_or(true)).await?,
+        (Some(text), None) => app.encoder().encode_text(text, request.add_special_tokens.unwrap_or(true)).await?,
         (None, Some(_)) if request.add_special_tokens == Some(true) => {
             return Err(ApiError::param("add_special_tokens", "the chat template writes the special tokens of a conversation"));
         }
         (None, Some(messages)) => {
             let prompt = PromptSource::Chat(valid_conversation(Some(messages), request.template)?);
             let options = EncodeOptions { segments: SegmentRule::Text, normalize: false, echo: false, embeds: false };
-            let encoded = encode_all(&app, vec![prompt], options).await?;
+            let encoded = app.encoder().encode_all(vec![prompt], options).await?;
             encoded.iter().flat_map(|prompt| prompt.token_ids.iter().copied()).collect()
         }
         _ => return Err(ApiError::param("prompt", "you must provide either `prompt` or `messages`")),

@@ -3,6 +3,7 @@
 //! A field is honoured, accepted because it changes no answer here, or refused by name, except for values that request nothing. `null` is
 //! no value. Unknown fields are ignored, as in vLLM, SGLang and llama.cpp.
 
+mod field;
 mod table;
 
 use protocol::{ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest};
@@ -10,49 +11,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+pub(crate) use self::field::{CHAT, COMPLETIONS, DETOKENIZE, TOKENIZE};
+use self::field::{Field, Verdict};
 use self::table::TABLE;
 use crate::error::ApiError;
-
-/// A field, the endpoints that take it, and the peers that know it.
-pub(super) struct Field {
-    name: &'static str,
-    on: u8,
-    known_to: u8,
-    verdict: Verdict,
-}
-
-/// The verdict on a field.
-#[derive(Clone, Copy)]
-enum Verdict {
-    /// The field takes effect and is part of the request's type.
-    Honoured,
-    /// The field is an alias of this field, which is honoured.
-    SameAs(&'static str),
-    /// The field changes no answer, whatever its value, for this reason.
-    Accepted(&'static str),
-    /// The field is refused by name, unless its value is one of these, as JSON, which request nothing.
-    Refused(&'static [&'static str]),
-}
-
-/// `/v1/chat/completions`.
-pub(crate) const CHAT: u8 = 1;
-/// `/v1/completions`.
-pub(crate) const COMPLETIONS: u8 = 2;
-/// `/tokenize`.
-pub(crate) const TOKENIZE: u8 = 4;
-/// `/detokenize`.
-pub(crate) const DETOKENIZE: u8 = 8;
-const GENERATE: u8 = CHAT | COMPLETIONS;
-
-const O: u8 = 1;
-const V: u8 = 2;
-const S: u8 = 4;
-const L: u8 = 8;
-const T: u8 = 16;
-const Q: u8 = 32;
-
-/// APIs whose fields are known here, including Hugging Face's text-generation-inference.
-const PEERS: [(u8, &str); 6] = [(O, "OpenAI"), (V, "vLLM"), (S, "SGLang"), (L, "llama.cpp"), (T, "TGI"), (Q, "Ollama")];
 
 /// Maximum names in the log, because clients choose them.
 const MAX_LOGGED: usize = 8;
@@ -134,15 +96,6 @@ fn with_renamed<T: HasOtherFields>(request: &T, renamed: Vec<(String, &'static s
 
 fn find(name: &str, endpoint: u8) -> Option<&'static Field> {
     TABLE.iter().find(|field| field.name == name && field.on & endpoint != 0)
-}
-
-impl Field {
-    /// Lists the peers that know it.
-    fn known_to(&self) -> String {
-        let peers = PEERS.iter().filter(|(bit, _)| self.known_to & bit != 0).map(|(_, name)| *name);
-        let peers = peers.collect::<Vec<_>>().join(", ");
-        if peers.is_empty() { "kvshare".to_owned() } else { peers }
-    }
 }
 
 /// True if `value` is one of `harmless`. Numbers are compared numerically.

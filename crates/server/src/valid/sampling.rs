@@ -7,7 +7,8 @@ use engine::SamplingParams;
 use protocol::{SamplingFields, Stop};
 use tokens::TokenId;
 
-use super::Limits;
+use super::limits::Limits;
+use super::model::valid_tokens;
 use crate::error::ApiError;
 
 /// Sampling of the first answer, except for `max_tokens` and log probabilities.
@@ -136,7 +137,7 @@ fn stop_token_ids(fields: &SamplingFields, limits: Limits<'_>) -> Result<Vec<Tok
     if asked.len() > MAX_TOKEN_ENTRIES {
         return Err(ApiError::param("stop_token_ids", format!("at most {MAX_TOKEN_ENTRIES} entries")));
     }
-    let mut ids = super::valid_tokens("stop_token_ids", asked, limits.model)?;
+    let mut ids = valid_tokens("stop_token_ids", asked, limits.model)?;
     if !fields.ignore_eos.unwrap_or(false) {
         ids.extend_from_slice(&limits.model.eos_token_ids);
     }

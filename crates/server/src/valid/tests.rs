@@ -2,6 +2,7 @@ use protocol::SharingMode;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::config::ServerConfig;
 
 fn model() -> ModelInfo {
     ModelInfo {

@@ -6,9 +6,15 @@ use cudarc::driver::CudaStream;
 use cudarc::driver::sys::{self, CUmemorytype};
 use half::bf16;
 
-use super::transfers::BlockMove;
 use crate::cuda::device::DeviceError;
 use crate::cuda::pool::{BLOCK, PoolShape};
+
+/// A block of the pool and its place in main memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct BlockMove {
+    pub(super) block: u32,
+    pub(super) place: u32,
+}
 
 /// Direction of copies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,15 +6,8 @@ use std::sync::Arc;
 use cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
 use cudarc::driver::{CudaEvent, CudaStream, DriverError};
 
-use super::ends::{Direction, LinkAddresses};
+use super::ends::{BlockMove, Direction, LinkAddresses};
 use crate::cuda::device::{Device, DeviceError};
-
-/// A block of the pool and its place in main memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct BlockMove {
-    pub(super) block: u32,
-    pub(super) place: u32,
-}
 
 /// Copies of blocks in one direction, on a stream of their own: groups of layers, one after the other.
 pub(super) struct Transfers {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::transfers::BlockMove;
+use super::ends::BlockMove;
 
 /// Returns `fetches`, each with the number of leading `offloads` that precede it, sorted by it: a fetch must wait if it writes a block that
 /// an offload reads, or reads a place that an offload writes.

@@ -1,7 +1,7 @@
 //! The fields of OpenAI's API and of its peers, with the verdict on each. This is the only place to change a verdict.
 
-use super::Verdict::{Accepted, Honoured, Refused, SameAs};
-use super::{CHAT, COMPLETIONS, DETOKENIZE, Field, GENERATE, L, O, Q, S, T, TOKENIZE, V, Verdict};
+use super::field::Verdict::{Accepted, Honoured, Refused, SameAs};
+use super::field::{CHAT, COMPLETIONS, DETOKENIZE, Field, GENERATE, L, O, Q, S, T, TOKENIZE, V, Verdict};
 
 const fn field(name: &'static str, on: u8, known_to: u8, verdict: Verdict) -> Field {
     Field { name, on, known_to, verdict }

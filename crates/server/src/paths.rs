@@ -1,0 +1,31 @@
+//! Paths that the server answers.
+
+/// All paths, as the router spells them.
+pub(crate) const PATHS: [&str; 22] = [
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/models",
+    "/v1/models/{*id}",
+    "/v1/kv/explain",
+    "/v1/kv/classes",
+    "/v1/kv/cache",
+    "/admin/donors",
+    "/admin/donors/{id}",
+    "/admin/tenants/{name}/cache",
+    "/admin/sessions/{id}/cache",
+    "/admin/corpora",
+    "/admin/corpora/{name}",
+    "/tokenize",
+    "/detokenize",
+    "/health",
+    "/health/live",
+    "/health/ready",
+    "/metrics",
+    "/version",
+    "/load",
+    "/openapi.json",
+];
+/// Health check paths of load balancers.
+pub(crate) const HEALTH_PATHS: [&str; 3] = ["/health", "/health/live", "/health/ready"];
+/// Path that Prometheus scrapes.
+pub(crate) const METRICS_PATH: &str = "/metrics";

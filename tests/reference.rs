@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use engine::{Executor, LogProb, NewRequest, Row, SamplingParams, ScheduledSequence, SchedulerOutput};
+use engine::{BlockEntry, Executor, LogProb, NewRequest, Row, SamplingParams, ScheduledSequence, SchedulerOutput};
 use runner::{DeviceOptions, GpuOptions, KvDtype, LoadOptions, ModelRunner, WeightFiles};
 use tokens::{BlockId, BlockSize, RequestId, TokenId};
 
@@ -57,7 +57,8 @@ fn score(runner: &mut ModelRunner, request: u64, ids: &[u32], num_top: u32) -> V
     let sampling = SamplingParams { prompt_logprobs: Some(num_top), ..SamplingParams::greedy(1) };
     let new = NewRequest { request_id, prompt_token_ids: Arc::clone(&tokens), sampling: Arc::new(sampling) };
     let rows: Vec<_> = (0u32..).zip(tokens.iter()).map(|(position, &token)| Row { token, position }).collect();
-    let block_table: Vec<_> = (0u32..).take(BlockSize::DEFAULT.blocks_for(rows.len())).map(BlockId).collect();
+    let blocks = (0u32..).take(BlockSize::DEFAULT.blocks_for(rows.len())).map(BlockId);
+    let block_table = BlockEntry::table_of(blocks, BlockSize::DEFAULT);
     let mut scores = Vec::new();
     for (step, chunk) in rows.chunks(CHUNK).enumerate() {
         let is_last = (step + 1) * CHUNK >= rows.len();

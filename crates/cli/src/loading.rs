@@ -127,6 +127,7 @@ pub(crate) fn scheduler_config(config: &Config, loaded: &Loaded) -> anyhow::Resu
     let max_model_len = u32::try_from(model.max_model_len).context("the model's length")?;
     Ok(engine::SchedulerConfig {
         block_size: BlockSize::DEFAULT,
+        cache_groups: model.cache_groups.clone(),
         host: config.engine.host(model),
         max_num_batched_tokens: model.max_num_batched_tokens,
         max_num_seqs: model.max_num_seqs,

@@ -14,6 +14,8 @@ pub struct SchedulerConfig {
     pub block_size: BlockSize,
     /// Blocks in the KV pool.
     pub num_blocks: usize,
+    /// Groups of layers that the pool is made for.
+    pub cache_groups: kv::CacheGroups,
     /// Host tier for blocks that the pool evicts.
     pub host: HostConfig,
     /// Rows computed in one step, prefill and decode together.
@@ -205,6 +207,7 @@ impl SchedulerConfig {
         Self {
             block_size: BlockSize::DEFAULT,
             num_blocks,
+            cache_groups: kv::CacheGroups::default(),
             host: HostConfig::default(),
             max_num_batched_tokens: 512,
             max_num_seqs: 64,

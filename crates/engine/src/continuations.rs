@@ -220,7 +220,7 @@ mod tests {
 
     impl World {
         fn new(of_tenant: usize, of_all: usize) -> Self {
-            let pool = kv::BlockPool::try_new(1_000, BlockSize::new(BLOCK).unwrap()).unwrap();
+            let pool = kv::BlockPool::try_new(kv::CacheGroups::default(), 1_000, BlockSize::new(BLOCK).unwrap()).unwrap();
             Self { pool, kept: Continuations::default(), room: Room { of_tenant, of_all } }
         }
 
@@ -232,6 +232,7 @@ mod tests {
                 shared: &[],
                 pinned: &[],
                 num_exact: 0,
+                num_kept: 0,
                 num_approximate: num_blocks,
                 headroom: 0,
                 quota_headroom: 0,

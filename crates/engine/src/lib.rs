@@ -39,7 +39,7 @@ pub use event::{EngineEvent, FinishReason, KvUsage};
 pub use executor::{Executor, ExecutorError, ExecutorLimits, OverlappingExecutor};
 pub use explain::Explanation;
 pub use host::HostConfig;
-pub use kv::{BlockFetch, BlockOffload, HostStats, PoolStats};
+pub use kv::{BlockEntry, BlockFetch, BlockOffload, CacheGroup, CacheGroups, HostStats, KvFormat, PoolStats, Retention};
 pub use output::{
     BlockCopy, LogProb, ModelRunnerOutput, NewRequest, ProbedSequence, ProbedSpans, RejectedSpan, Row, SampledToken,
     ScheduledSequence, SchedulerOutput, SpanCopy, TokenLogProbs, Transfer, WatchedSpans,

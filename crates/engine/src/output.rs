@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kv::{BlockFetch, BlockOffload};
+use kv::{BlockEntry, BlockFetch, BlockOffload};
 use semantic::{Drift, Probe, TokenDeviation};
 use tokens::{BlockId, DonorId, RequestId, TokenId, TokenRange, complement};
 
@@ -72,8 +72,8 @@ pub struct ScheduledSequence {
     pub request_id: RequestId,
     /// Tokens to compute, by ascending position. May have gaps.
     pub rows: Vec<Row>,
-    /// Physical block of positions `i * block_size ..`, covering every row.
-    pub block_table: Vec<BlockId>,
+    /// Blocks by ascending position, covering every row and every position that one reads.
+    pub block_table: Vec<BlockEntry>,
     /// True if the last row reaches the end of the known tokens, so that the runner samples a token from it.
     pub sample: bool,
     /// Positions for which the attention of the last row is reported. Sorted, disjoint; mostly none.
@@ -135,8 +135,8 @@ pub struct ProbedSequence {
     pub first_position: u32,
     /// Positions with moved KV, which are measured. Sorted, disjoint.
     pub reused: Vec<TokenRange>,
-    /// Physical block of positions `i * block_size ..`, covering the prompt.
-    pub block_table: Vec<BlockId>,
+    /// Blocks by ascending position, covering the prompt.
+    pub block_table: Vec<BlockEntry>,
     /// Measurement to make.
     pub probe: Probe,
 }

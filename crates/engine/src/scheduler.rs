@@ -116,7 +116,7 @@ impl Scheduler {
     pub fn try_new(config: SchedulerConfig) -> Result<Self, ConfigError> {
         let config = config.validated()?;
         Ok(Self {
-            pool: kv::BlockPool::try_new(config.num_blocks, config.block_size)?
+            pool: kv::BlockPool::try_new(config.cache_groups.clone(), config.num_blocks, config.block_size)?
                 .with_quotas(&config.quotas)
                 .with_host_tier(config.host.num_blocks)
                 .with_ttl(config.donor_ttl),
@@ -394,8 +394,7 @@ impl Scheduler {
     fn make_room(&mut self, request_id: RequestId, preempted: &mut BTreeSet<TenantId>) {
         while preempted.is_empty() || self.running.contains(&request_id) {
             let sequence = self.sequences.get_mut(&request_id).expect("a running sequence is known");
-            let needed = self.config.block_size.blocks_for(sequence.num_tokens() as usize);
-            let missing = needed.saturating_sub(sequence.lease.len());
+            let missing = sequence.num_missing_blocks(sequence.num_tokens(), self.config.block_size);
             let tenant = sequence.request.tenant;
             let grown = self.pool.grow(&mut sequence.lease, missing);
             let of_tenant = matches!(grown, kv::Allocation::QuotaExhausted { .. }).then_some(tenant);
@@ -460,11 +459,10 @@ impl Scheduler {
         }
         rows.extend(sequence.next_rows(max_rows - rows.len()));
         let last_position = rows.last().expect("a running sequence has at least one row to compute").position;
-        let num_blocks = self.config.block_size.blocks_for(last_position as usize + 1);
         step.sequences.push(ScheduledSequence {
             request_id,
             rows,
-            block_table: sequence.lease.block_ids().take(num_blocks).collect(),
+            block_table: sequence.lease.block_table(last_position + 1),
             sample: sequence.samples_at(last_position),
             drift: sequence.drift(last_position),
             watch: if sequence.samples_at(last_position) { sequence.watched().to_vec() } else { Vec::new() },

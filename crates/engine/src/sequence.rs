@@ -454,6 +454,11 @@ impl Sequence {
         self.reused = reused;
     }
 
+    /// Counts the blocks that its lease lacks to hold `num_tokens` tokens.
+    pub(crate) fn num_missing_blocks(&self, num_tokens: u32, block_size: BlockSize) -> usize {
+        block_size.blocks_for(num_tokens.saturating_sub(self.lease.end()) as usize)
+    }
+
     /// Drops all KV and returns the blocks.
     pub(crate) fn reset(&mut self) -> kv::BlockLease {
         self.num_computed_tokens = 0;

@@ -1,6 +1,6 @@
 //! Tracks the tokens and the references of each physical block, and selects the next block to evict.
 //!
-//! Here: [`BlockPool`], which counts references and lends blocks as [`BlockLease`]s, and [`PrefixIndex`], which finds blocks by their
+//! Here: [`CacheGroup`], which describes the layers that share a block table; [`BlockPool`], which counts references and lends blocks as [`BlockLease`]s, and [`PrefixIndex`], which finds blocks by their
 //! tokens and by everything before them. Evicted blocks may stay findable in a host tier, a second set of [`Place`]s in the same forest:
 //! read access, ownership and erasure of a block do not depend on its place.
 //!
@@ -14,6 +14,8 @@
 
 #![forbid(unsafe_code)]
 
+mod block_entry;
+mod cache_group;
 mod free_queue;
 mod host_tier;
 mod lease;
@@ -25,8 +27,10 @@ mod prefix_index;
 mod quotas;
 mod rings;
 
+pub use block_entry::BlockEntry;
+pub use cache_group::{CacheGroup, CacheGroups, KvFormat, Retention};
 pub use host_tier::{BlockFetch, BlockOffload, HostStats, Transfers};
-pub use lease::{ApproximateBlock, BlockLease, ExactBlock};
+pub use lease::{Approximate, ApproximateBlock, BlockLease, Compacted, CompactedBlock, Exact, ExactBlock, LeasedBlock};
 pub use owner::BlockOwner;
 pub use place::Place;
 pub use pool::{Allocation, BlockPool, OnDuplicate, PoolError, PoolStats, SlotRequest, Slots};

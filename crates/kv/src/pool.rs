@@ -8,14 +8,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use tokens::{BlockId, BlockSize, HostBlockId, TenantId, Timestamp};
+use tokens::{BlockId, BlockSize, HostBlockId, TenantId, Timestamp, TokenRange};
 
 use crate::free_queue::FreeBlockQueue;
 use crate::host_tier::HostTier;
+use crate::lease::{LeasedBlock, num_before};
 use crate::prefix_index::Insertion;
 use crate::quotas::Quotas;
 use crate::{
-    ApproximateBlock, BlockLease, BlockOwner, ExactBlock, HashedTokens, HostStats, Place, PrefixIndex, PrefixMatch, Transfers,
+    BlockEntry, BlockLease, BlockOwner, CacheGroups, HashedTokens, HostStats, Place, PrefixIndex, PrefixMatch, Transfers,
 };
 
 /// Blocks of one device, and the places of its host tier.
@@ -24,6 +25,7 @@ use crate::{
 /// active blocks add up to all.
 #[derive(Debug)]
 pub struct BlockPool {
+    groups: CacheGroups,
     block_size: BlockSize,
     ref_counts: Vec<u32>,
     free_queue: FreeBlockQueue,
@@ -54,6 +56,8 @@ pub struct SlotRequest<'a> {
     pub pinned: &'a [Place],
     /// Number of new exact blocks after them.
     pub num_exact: usize,
+    /// Number of blocks to leave room for after those; [`BlockLease::with_kept`] brings them.
+    pub num_kept: usize,
     /// Number of new approximate blocks after those.
     pub num_approximate: usize,
     /// Number of allocatable blocks to leave.
@@ -113,9 +117,18 @@ pub struct PoolStats {
     pub evictions: u64,
 }
 
-/// Invalid size of a pool.
+/// Invalid description of a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PoolError {
+    /// No group of layers.
+    #[error("a KV pool needs at least one group of layers")]
+    NoGroups,
+    /// The KV of a layer would be stored twice.
+    #[error("layer {layer} is in two groups of a KV pool")]
+    SharedLayer {
+        /// Index of the layer.
+        layer: u32,
+    },
     /// No block.
     #[error("a KV pool needs at least one block")]
     NoBlocks,
@@ -128,15 +141,16 @@ pub enum PoolError {
 }
 
 impl BlockPool {
-    /// Creates a pool of `num_blocks` free blocks.
+    /// Creates a pool of `num_blocks` free blocks for `groups`.
     ///
     /// # Errors
     /// If there are no blocks, or more than ids.
-    pub fn try_new(num_blocks: usize, block_size: BlockSize) -> Result<Self, PoolError> {
+    pub fn try_new(groups: CacheGroups, num_blocks: usize, block_size: BlockSize) -> Result<Self, PoolError> {
         let count = u32::try_from(num_blocks).ok().filter(|&count| count < u32::MAX);
         match count.ok_or(PoolError::TooManyBlocks { num_blocks })? {
             0 => Err(PoolError::NoBlocks),
             count => Ok(Self {
+                groups,
                 block_size,
                 ref_counts: vec![0; num_blocks],
                 free_queue: FreeBlockQueue::new(count),
@@ -291,28 +305,26 @@ impl BlockPool {
         }
         let [mut lease, pins] = self.hold([wish.shared, wish.pinned]);
         lease.owner = Some(wish.owner);
-        lease.exact.extend((0..wish.num_exact).map(|_| ExactBlock::new(self.take_new(wish.owner))));
-        lease.approximate.extend((0..wish.num_approximate).map(|_| ApproximateBlock::new(self.take_new(wish.owner))));
+        lease.exact.extend((0..wish.num_exact).map(|_| self.lend_new(wish.owner, &mut lease.end)));
+        lease.first_inexact = (wish.num_kept + wish.num_approximate > 0).then_some(lease.end);
+        lease.end += wish.num_kept as u32 * self.block_size.get();
+        lease.approximate.extend((0..wish.num_approximate).map(|_| self.lend_new(wish.owner, &mut lease.end)));
         Allocation::Ready(Slots { lease, pins })
     }
 
-    /// Adds `num_blocks` new blocks to the end of `lease`: approximate ones if it has any, because they follow approximate KV.
+    /// Adds `num_blocks` new blocks to the end of `lease`: approximate ones if they follow KV that is not exact.
     ///
     /// # Panics
     /// If `lease` does not come from [`BlockPool::allocate_slots`].
     pub fn grow(&mut self, lease: &mut BlockLease, num_blocks: usize) -> Allocation<()> {
         let owner = lease.owner.expect("only the lease of a sequence grows");
-        if let Some(short_by) = self.short_by(num_blocks) {
-            return Allocation::CapacityExhausted { short_by };
-        }
-        if let Some(short_by) = self.quotas.short_by(owner.tenant, 0, num_blocks) {
-            return Allocation::QuotaExhausted { short_by };
+        if let Some(refusal) = self.refusal(owner.tenant, num_blocks) {
+            return refusal;
         }
         for _ in 0..num_blocks {
-            let block = self.take_new(owner);
-            match lease.approximate.is_empty() {
-                true => lease.exact.push(ExactBlock::new(block)),
-                false => lease.approximate.push(ApproximateBlock::new(block)),
+            match lease.first_inexact.is_none() {
+                true => lease.exact.push(self.lend_new(owner, &mut lease.end)),
+                false => lease.approximate.push(self.lend_new(owner, &mut lease.end)),
             }
         }
         Allocation::Ready(())
@@ -321,29 +333,58 @@ impl BlockPool {
     /// Replaces the approximate blocks of `lease` by as many exact ones, whose content must be recomputed.
     ///
     /// # Panics
-    /// If `lease` does not come from [`BlockPool::allocate_slots`].
+    /// If `lease` does not come from [`BlockPool::allocate_slots`], or lacks KV that these are computed from.
     pub fn exchange_approximate(&mut self, lease: &mut BlockLease) {
         let owner = lease.owner.expect("only the lease of a sequence has approximate blocks");
+        let is_dense = lease.len() * self.block_size.as_usize() == lease.end as usize;
+        assert!(is_dense && lease.compacted.is_empty(), "what is computed after a hole or compacted KV cannot be exact");
+        lease.first_inexact = None;
         let given_back = std::mem::take(&mut lease.approximate);
-        let num_blocks = given_back.len();
-        given_back.into_iter().rev().for_each(|block| self.release(block.id()));
-        lease.exact.extend((0..num_blocks).map(|_| ExactBlock::new(self.take_new(owner))));
+        let positions: Vec<_> = given_back.iter().map(|block| block.entry().position).collect();
+        self.release_all(given_back);
+        lease.exact.extend(positions.into_iter().map(|mut position| self.lend_new(owner, &mut position)));
     }
 
-    /// Frees all blocks of `lease` but the first `num_blocks`.
-    pub fn truncate(&mut self, lease: &mut BlockLease, num_blocks: usize) {
-        let num_exact = lease.exact.len().min(num_blocks);
-        let approximate = lease.approximate.split_off((num_blocks - num_exact).min(lease.approximate.len()));
-        approximate.into_iter().rev().for_each(|block| self.release(block.id()));
-        let exact = lease.exact.split_off(num_exact);
-        exact.into_iter().rev().for_each(|block| self.release(block.id()));
-        lease.num_cached = lease.num_cached.min(num_exact);
+    /// Replaces the blocks of `lease` that lie in `range` by `num_blocks` compacted ones at its start; a hole follows them. Returns the
+    /// replaced blocks, to hold until the new ones are filled from them. Later blocks are not indexed: those before them are not held.
+    ///
+    /// # Panics
+    /// If `lease` does not come from [`BlockPool::allocate_slots`], or `num_blocks` is 0 or does not fit into `range`.
+    pub fn compact(&mut self, lease: &mut BlockLease, range: TokenRange, num_blocks: usize) -> Allocation {
+        let owner = lease.owner.expect("only the lease of a sequence is compacted");
+        let block_size = self.block_size.get();
+        let mut end = range.start.next_multiple_of(block_size);
+        let room = range.end.min(lease.end).saturating_sub(end) / block_size;
+        assert!((1..=room as usize).contains(&num_blocks), "{num_blocks} blocks in {range:?}");
+        if let Some(refusal) = self.refusal(owner.tenant, num_blocks) {
+            return refusal;
+        }
+        let replaced = self.split_off(lease, range);
+        lease.first_inexact = Some(lease.first_inexact.map_or(end, |first| first.min(end)));
+        lease.compacted.extend((0..num_blocks).map(|_| self.lend_new(owner, &mut end)));
+        lease.compacted.sort_unstable_by_key(|block| block.entry().position);
+        Allocation::Ready(replaced)
     }
 
-    /// Frees the exact blocks of `lease`; findable ones stay findable. It keeps only the approximate ones.
+    /// Frees the blocks of `lease` that no row at `position` or later reads in any group. Later blocks are not indexed if those before
+    /// them were not: these are no longer held.
+    pub fn free_unread(&mut self, lease: &mut BlockLease, position: u32) {
+        let unread = self.split_off(lease, TokenRange::new(0, self.groups.first_read(position)));
+        self.free(unread);
+    }
+
+    /// Frees all blocks of `lease` that begin at position `end` or later.
+    pub fn truncate(&mut self, lease: &mut BlockLease, end: u32) {
+        let start = end.next_multiple_of(self.block_size.get());
+        let rest = self.split_off(lease, TokenRange::new(start, lease.end));
+        self.free(rest);
+        lease.end = lease.end.min(start);
+        lease.first_inexact = lease.first_inexact.filter(|&first| first < lease.end);
+    }
+
+    /// Frees the exact blocks of `lease`; findable ones stay findable. It keeps only the others.
     pub fn free_exact(&mut self, lease: &mut BlockLease) {
-        let exact = std::mem::take(&mut lease.exact);
-        exact.into_iter().rev().for_each(|block| self.release(block.id()));
+        self.release_all(std::mem::take(&mut lease.exact));
         lease.num_cached = 0;
     }
 
@@ -363,14 +404,18 @@ impl BlockPool {
     ) {
         let num_full = self.block_size.full_blocks(num_computed_tokens).min(lease.exact.len());
         for idx in lease.num_cached..num_full {
+            if lease.exact[idx].entry().position != idx as u32 * self.block_size.get() {
+                return;
+            }
             let parent = idx.checked_sub(1).map(|parent| &lease.exact[parent]);
             match self.index.insert(&lease.exact[idx], parent, sequence, idx) {
                 Insertion::Stored => {}
                 Insertion::Replaced(slot) => self.host.release(slot),
                 Insertion::Duplicate(block) if on_duplicate == OnDuplicate::Exchange => {
                     self.take_indexed(block);
-                    let own = std::mem::replace(&mut lease.exact[idx], ExactBlock::new(block));
-                    self.release(own.id());
+                    let own = lease.exact[idx].entry();
+                    lease.exact[idx] = LeasedBlock::new(BlockEntry { block, ..own });
+                    self.release(own.block);
                 }
                 Insertion::Duplicate(_) | Insertion::Refused => return,
             }
@@ -380,10 +425,9 @@ impl BlockPool {
 
     /// Frees all blocks of `lease`. Findable ones stay findable until they are reused.
     pub fn free(&mut self, mut lease: BlockLease) {
-        let approximate = std::mem::take(&mut lease.approximate);
-        approximate.into_iter().rev().for_each(|block| self.release(block.id()));
-        let exact = std::mem::take(&mut lease.exact);
-        exact.into_iter().rev().for_each(|block| self.release(block.id()));
+        self.release_all(std::mem::take(&mut lease.compacted));
+        self.release_all(std::mem::take(&mut lease.approximate));
+        self.release_all(std::mem::take(&mut lease.exact));
     }
 
     /// Makes all content unfindable. Held blocks stay held.
@@ -521,6 +565,15 @@ impl BlockPool {
         self.tenant_at(Place::Device(block))
     }
 
+    /// Returns the reason why `tenant` gets no `num_new` blocks, if there is one.
+    fn refusal<T>(&self, tenant: TenantId, num_new: usize) -> Option<Allocation<T>> {
+        let capacity = self.short_by(num_new).map(|short_by| Allocation::CapacityExhausted { short_by });
+        capacity.or_else(|| {
+            let short_by = self.quotas.short_by(tenant, 0, num_new)?;
+            Some(Allocation::QuotaExhausted { short_by })
+        })
+    }
+
     fn short_by(&self, needed: usize) -> Option<usize> {
         needed.checked_sub(self.free_queue.len()).filter(|&short_by| short_by > 0)
     }
@@ -528,7 +581,11 @@ impl BlockPool {
     /// Adds a reference to each of the blocks just found, some of them perhaps named twice. Blocks in the host tier are fetched once none
     /// of the blocks can be evicted for the others any more.
     fn hold<const N: usize>(&mut self, groups: [&[Place]; N]) -> [BlockLease; N] {
-        for &place in groups.iter().copied().flatten() {
+        // Read first: once room is made for others, a block may not be found any more.
+        let block_size = self.block_size.get();
+        let with_position = |&place: &Place| (place, self.index.depth(place) * block_size);
+        let groups = groups.map(|places| places.iter().map(with_position).collect::<Vec<_>>());
+        for &(place, _) in groups.iter().flatten() {
             match place {
                 Place::Device(block) => self.take_indexed(block),
                 Place::Host(slot) => self.host.reserve(slot),
@@ -536,8 +593,11 @@ impl BlockPool {
         }
         let mut fetched = BTreeMap::new();
         groups.map(|places| {
-            let exact: Vec<_> = places.iter().map(|&place| ExactBlock::new(self.held_block(place, &mut fetched))).collect();
-            BlockLease { num_cached: exact.len(), exact, approximate: Vec::new(), owner: None }
+            let end = places.last().map_or(0, |(_, position)| position + block_size);
+            let mut entry = |(place, position)| BlockEntry { block: self.held_block(place, &mut fetched), position };
+            let exact: Vec<_> = places.into_iter().map(|place| LeasedBlock::new(entry(place))).collect();
+            let (approximate, compacted) = (Vec::new(), Vec::new());
+            BlockLease { num_cached: exact.len(), exact, approximate, compacted, end, first_inexact: None, owner: None }
         })
     }
 
@@ -646,6 +706,31 @@ impl BlockPool {
         self.quotas.discharge(tenant);
     }
 
+    /// Lends a new block of `owner` whose first token is at position `end`, and moves `end` after it.
+    fn lend_new<P>(&mut self, owner: BlockOwner, end: &mut u32) -> LeasedBlock<P> {
+        let entry = BlockEntry { block: self.take_new(owner), position: *end };
+        *end += self.block_size.get();
+        LeasedBlock::new(entry)
+    }
+
+    /// Takes the blocks that lie in `range` out of `lease`.
+    fn split_off(&self, lease: &mut BlockLease, range: TokenRange) -> BlockLease {
+        // A block that begins before it also ends in `range`.
+        let end = range.end.saturating_sub(self.block_size.get() - 1);
+        let exact = drain_between(&mut lease.exact, range.start, end);
+        if !exact.is_empty() {
+            lease.num_cached = lease.num_cached.min(num_before(&lease.exact, range.start));
+        }
+        let approximate = drain_between(&mut lease.approximate, range.start, end);
+        let compacted = drain_between(&mut lease.compacted, range.start, end);
+        BlockLease { exact, approximate, compacted, num_cached: 0, end: 0, first_inexact: None, owner: None }
+    }
+
+    /// Removes a reference to each of `blocks`, the last one first.
+    fn release_all<P>(&mut self, blocks: Vec<LeasedBlock<P>>) {
+        blocks.into_iter().rev().for_each(|block| self.release(block.id()));
+    }
+
     /// Removes a reference.
     fn release(&mut self, block: BlockId) {
         let ref_count = &mut self.ref_counts[block.0 as usize];
@@ -664,6 +749,12 @@ impl BlockPool {
             self.quotas.discharge(tenant);
         }
     }
+}
+
+/// Takes out the blocks that begin at `first` or later and before `end`.
+fn drain_between<P>(blocks: &mut Vec<LeasedBlock<P>>, first: u32, end: u32) -> Vec<LeasedBlock<P>> {
+    let (first, end) = (num_before(blocks, first), num_before(blocks, end));
+    blocks.drain(first..end.max(first)).collect()
 }
 
 impl SlotRequest<'_> {

@@ -477,6 +477,7 @@ mod tests {
     use tokens::hash_full_blocks;
 
     use super::*;
+    use crate::BlockEntry;
 
     const SIZE: BlockSize = BlockSize::new(2).unwrap();
 
@@ -496,10 +497,9 @@ mod tests {
             let (scope, tokens) = (Scope(scope.parse().unwrap()), ids(text));
             let (hashes, readable) = (hash_full_blocks(scope, &tokens, SIZE), readable_of(&readable, &tokens));
             let sequence = HashedTokens { scope, tokens: &tokens, hashes: &hashes, readable: &readable };
-            let mut chain: Vec<_> =
-                index.match_full_blocks(sequence).into_iter().map(|place| ExactBlock::new(device(place))).collect();
+            let mut chain: Vec<_> = index.match_full_blocks(sequence).into_iter().map(|place| exact(device(place))).collect();
             for idx in chain.len()..hashes.len() {
-                let block = ExactBlock::new(BlockId(next));
+                let block = exact(BlockId(next));
                 next += 1;
                 assert_eq!(index.insert(&block, chain.last(), sequence, idx), Insertion::Stored);
                 chain.push(block);
@@ -507,6 +507,11 @@ mod tests {
         }
         index.check_invariants();
         index
+    }
+
+    /// Returns a reference to `block`. The index does not look at its position.
+    fn exact(block: BlockId) -> ExactBlock {
+        ExactBlock::new(BlockEntry { block, position: 0 })
     }
 
     fn device(place: Place) -> BlockId {
@@ -627,7 +632,7 @@ mod tests {
         let mut index = PrefixIndex::new(4, 0, SIZE);
         let (a, b) = (ids("ab"), ids("xy"));
         let hashes = [BlockHash(7)];
-        let (block, other) = (ExactBlock::new(BlockId(0)), ExactBlock::new(BlockId(1)));
+        let (block, other) = (exact(BlockId(0)), exact(BlockId(1)));
         let stored = HashedTokens { scope: Scope(0), tokens: &a, hashes: &hashes, readable: &[] };
         let collides = HashedTokens { scope: Scope(0), tokens: &b, hashes: &hashes, readable: &[] };
         assert_eq!(index.insert(&block, None, stored, 0), Insertion::Stored);
@@ -641,7 +646,7 @@ mod tests {
         let mut index = PrefixIndex::new(4, 0, SIZE);
         let (tokens, hashes) = (ids("ab"), [BlockHash(7)]);
         let stored = HashedTokens { scope: Scope(0), tokens: &tokens, hashes: &hashes, readable: &[] };
-        assert_eq!(index.insert(&ExactBlock::new(BlockId(0)), None, stored, 0), Insertion::Stored);
+        assert_eq!(index.insert(&exact(BlockId(0)), None, stored, 0), Insertion::Stored);
         assert_eq!(index.match_full_blocks(HashedTokens { scope: Scope(1), ..stored }), []);
     }
 
@@ -651,7 +656,7 @@ mod tests {
         let (first, second) = (ids("abcd"), ids("xycd"));
         let chain = [BlockHash(1), BlockHash(7)];
         let other_chain = [BlockHash(2), BlockHash(7)];
-        let blocks: Vec<_> = (0..3).map(|i| ExactBlock::new(BlockId(i))).collect();
+        let blocks: Vec<_> = (0..3).map(|i| exact(BlockId(i))).collect();
         let stored = HashedTokens { scope: Scope(0), tokens: &first, hashes: &chain, readable: &[] };
         let collides = HashedTokens { scope: Scope(0), tokens: &second, hashes: &other_chain, readable: &[] };
         assert_eq!(index.insert(&blocks[0], None, stored, 0), Insertion::Stored);
@@ -714,7 +719,7 @@ mod tests {
         let sequence = HashedTokens { scope: Scope(0), tokens: &tokens, hashes: &hashes, readable: &[] };
         index.move_entry(Place::Device(BlockId(0)), Place::Host(HostBlockId(2)));
         index.move_entry(Place::Device(BlockId(1)), Place::Host(HostBlockId(3)));
-        assert_eq!(index.insert(&ExactBlock::new(BlockId(7)), None, sequence, 0), Insertion::Replaced(HostBlockId(2)));
+        assert_eq!(index.insert(&exact(BlockId(7)), None, sequence, 0), Insertion::Replaced(HostBlockId(2)));
         index.check_invariants();
         check(&index, 0, "abcd", 4, "7 h3");
     }

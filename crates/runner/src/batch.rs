@@ -1,6 +1,6 @@
 //! One step as flat arrays for a device.
 
-use engine::{Drift, Row, ScheduledSequence};
+use engine::{BlockEntry, Drift, Row, ScheduledSequence};
 use tokens::{BlockSize, RequestId};
 
 /// All rows of a step, concatenated.
@@ -42,8 +42,7 @@ impl InputBatch {
     pub fn new<'a>(sequences: impl IntoIterator<Item = &'a ScheduledSequence>, block_size: BlockSize) -> Self {
         let mut batch = Self::default();
         for sequence in sequences {
-            let block_table: Vec<u32> = sequence.block_table.iter().map(|block| block.0).collect();
-            batch.push(&sequence.rows, block_table, block_size);
+            batch.push(&sequence.rows, dense_table(&sequence.block_table, block_size), block_size);
             let added = batch.sequences.last_mut().expect("it was just added");
             added.request_id = Some(sequence.request_id);
             added.watch = !sequence.watch.is_empty();
@@ -75,4 +74,11 @@ impl InputBatch {
     pub fn num_rows(&self) -> usize {
         self.token_ids.len()
     }
+}
+
+/// Returns the blocks of `table`, of which block `i` holds positions `i * block_size ..`: kernels find a block by that.
+pub(crate) fn dense_table(table: &[BlockEntry], block_size: BlockSize) -> Vec<u32> {
+    let is_dense = || table.iter().zip((0..).step_by(block_size.as_usize())).all(|(entry, position)| entry.position == position);
+    debug_assert!(is_dense(), "no kernel reads a table with holes");
+    table.iter().map(|entry| entry.block.0).collect()
 }

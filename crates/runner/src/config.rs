@@ -4,6 +4,7 @@
 
 use std::path::Path;
 
+use engine::{CacheGroup, CacheGroups, KvFormat, Retention};
 use kernels::cpu::{Activation, RopeLayout};
 use serde::Deserialize;
 use serde_json::Value;
@@ -157,10 +158,12 @@ impl ModelConfig {
         (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
     }
 
-    /// Returns the bytes of K and V of one token over all layers, at `bytes` per element.
+    /// Returns the groups of layers that a pool with elements of `format` is made for.
     #[must_use]
-    pub fn kv_bytes_per_token(&self, bytes: usize) -> u64 {
-        (2 * self.num_layers() * self.num_kv_heads * self.head_dim * bytes) as u64
+    pub fn cache_groups(&self, format: KvFormat) -> CacheGroups {
+        let Self { num_kv_heads, head_dim, .. } = *self;
+        let layers = (0..self.num_layers() as u32).collect();
+        CacheGroup { layers, num_kv_heads, head_dim, format, retention: Retention::All }.into()
     }
 
     /// Validates every constant, so that nothing is allocated for an implausible one.

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use engine::CacheGroups;
 use tokens::BlockSize;
 
-use crate::backend::cpu::{CpuBackend, Weights};
+use crate::backend::cpu::{CpuBackend, Weights, kv_format};
 use crate::checkpoint::{
     Checkpoint, GgufCheckpoint, GgufVocabulary, RandomCheckpoint, SafetensorsCheckpoint, SamplingKeys, SpecialTokens,
     check_shapes,
@@ -89,6 +90,8 @@ pub struct LoadedModel {
     pub num_host_blocks: u32,
     /// Bytes of a block, all layers.
     pub block_bytes: u64,
+    /// Groups of layers that the pool is made for.
+    pub cache_groups: CacheGroups,
     /// Bytes of the packed weights.
     pub weight_bytes: usize,
     /// Bytes of the pool.
@@ -164,11 +167,12 @@ fn build(
     let config = checkpoint.config()?;
     let placed = match options.device {
         DeviceOptions::Cpu { threads, kv_dtype, kv_bytes } => {
-            let (num_blocks, max_model_len) = size_pool(&config, kv_dtype.bytes(), kv_bytes, options.max_model_len)?;
+            let cache_groups = config.cache_groups(kv_format(kv_dtype));
+            let (num_blocks, max_model_len) = size_pool(&config, &cache_groups, kv_bytes, options.max_model_len)?;
             let weights = Weights::read(&config, checkpoint, progress)?;
             let weight_bytes = weights.bytes();
             let embedding = EmbeddingTable::new(Arc::clone(&weights.embedding.parts()[0]));
-            let num_host_blocks = num_host_blocks(&config, kv_dtype.bytes(), options.host_kv_bytes);
+            let num_host_blocks = num_host_blocks(&cache_groups, options.host_kv_bytes);
             let backend = CpuBackend::new(config.clone(), weights, kv_dtype, num_blocks, max_model_len, threads)?
                 .with_host_tier(num_host_blocks as usize);
             Placed {
@@ -178,19 +182,20 @@ fn build(
                 max_model_len,
                 weight_bytes,
                 embedding: Some(embedding),
-                kv_dtype_bytes: kv_dtype.bytes(),
+                cache_groups,
                 device: "cpu".to_owned(),
             }
         }
         DeviceOptions::Cuda(gpu) => place_on_gpu(options, gpu, &config, checkpoint, progress)?,
     };
-    let block_bytes = block_bytes(&config, placed.kv_dtype_bytes);
+    let block_bytes = placed.cache_groups.block_bytes(BlockSize::DEFAULT);
     Ok(LoadedModel {
         runner: ModelRunner::new(placed.backend, BlockSize::DEFAULT),
         max_model_len: placed.max_model_len,
         num_blocks: placed.num_blocks,
         num_host_blocks: placed.num_host_blocks,
         block_bytes,
+        cache_groups: placed.cache_groups,
         weight_bytes: placed.weight_bytes,
         embedding: placed.embedding,
         kv_bytes: placed.num_blocks as u64 * block_bytes,
@@ -243,18 +248,13 @@ pub(crate) struct Placed {
     pub(crate) max_model_len: usize,
     pub(crate) weight_bytes: usize,
     pub(crate) embedding: Option<EmbeddingTable>,
-    pub(crate) kv_dtype_bytes: usize,
+    pub(crate) cache_groups: CacheGroups,
     pub(crate) device: String,
 }
 
-/// Returns the bytes of a block, all layers.
-fn block_bytes(config: &ModelConfig, dtype_bytes: usize) -> u64 {
-    config.kv_bytes_per_token(dtype_bytes) * u64::from(BlockSize::DEFAULT.get())
-}
-
 /// Returns the number of blocks that fit into `host_kv_bytes`.
-pub(crate) fn num_host_blocks(config: &ModelConfig, dtype_bytes: usize, host_kv_bytes: u64) -> u32 {
-    let num_blocks = host_kv_bytes / block_bytes(config, dtype_bytes);
+pub(crate) fn num_host_blocks(cache_groups: &CacheGroups, host_kv_bytes: u64) -> u32 {
+    let num_blocks = cache_groups.num_blocks(host_kv_bytes, BlockSize::DEFAULT);
     u32::try_from(num_blocks).unwrap_or(u32::MAX).min(MAX_HOST_BLOCKS)
 }
 
@@ -264,16 +264,16 @@ const MAX_HOST_BLOCKS: u32 = u32::MAX / BlockSize::DEFAULT.get();
 /// Shortest context worth serving if the caller sets none.
 const MIN_MODEL_LEN: usize = 512;
 
-/// Returns the number of blocks that fit into `kv_bytes` at `dtype_bytes` per element, and the longest sequence they allow.
+/// Returns the number of blocks that fit into `kv_bytes`, and the longest sequence they allow.
 pub(crate) fn size_pool(
     config: &ModelConfig,
-    dtype_bytes: usize,
+    cache_groups: &CacheGroups,
     kv_bytes: u64,
     max_model_len: Option<usize>,
 ) -> Result<(usize, usize), LoadError> {
     let block_size = BlockSize::DEFAULT.as_usize();
-    let block_bytes = block_bytes(config, dtype_bytes);
-    let num_blocks = usize::try_from(kv_bytes / block_bytes).unwrap_or(usize::MAX).min(u32::MAX as usize / block_size);
+    let num_blocks = cache_groups.num_blocks(kv_bytes, BlockSize::DEFAULT);
+    let num_blocks = usize::try_from(num_blocks).unwrap_or(usize::MAX).min(u32::MAX as usize / block_size);
     let wanted = max_model_len.unwrap_or(MIN_MODEL_LEN.min(config.max_position));
     if wanted > config.max_position {
         return Err(LoadError::unsupported(format!("max_model_len {wanted} on a model made for {}", config.max_position)));
@@ -284,7 +284,7 @@ pub(crate) fn size_pool(
         return Err(LoadError::CacheTooSmall {
             budget: kv_bytes,
             num_tokens: (num_blocks * block_size) as u64,
-            needed: needed as u64 * block_bytes,
+            needed: needed as u64 * cache_groups.block_bytes(BlockSize::DEFAULT),
             min_tokens: wanted as u64,
         });
     }

@@ -21,17 +21,6 @@ pub enum KvDtype {
     F32,
 }
 
-impl KvDtype {
-    /// Returns the bytes per element.
-    #[must_use]
-    pub fn bytes(self) -> usize {
-        match self {
-            Self::F16 => 2,
-            Self::F32 => 4,
-        }
-    }
-}
-
 pub(crate) enum Elements {
     F16(AlignedBuffer<u16>),
     F32(AlignedBuffer<f32>),

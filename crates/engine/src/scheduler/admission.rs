@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use kv::BlockEntry;
 use tokens::{BlockId, DonorId, RequestId, TenantId, Timestamp, TokenRange};
 
 use super::hit::Hit;
@@ -279,6 +280,7 @@ impl Scheduler {
             shared: &hit.prefix.blocks,
             pinned: &[],
             num_exact: num_new,
+            num_kept: hit.num_kept(),
             num_approximate: 0,
             headroom: self.running.len(),
             quota_headroom: self.running.iter().filter(|id| self.sequences[id].request.tenant == tenant).count(),
@@ -289,7 +291,7 @@ impl Scheduler {
     fn start(&mut self, request_id: RequestId, placement: Placement, now: Timestamp, step: &mut SchedulerOutput) {
         let Placement { lease, pins, hit, spans, outcome } = placement;
         let sequence = self.sequences.get_mut(&request_id).expect("a waiting sequence is known");
-        let block_table: Vec<_> = lease.block_ids().collect();
+        let block_table = lease.block_table(lease.end());
         let held: Vec<_> = pins.block_ids().collect();
         if spans.is_some() {
             sequence.add_sources(held.iter().filter_map(|&block| self.pool.owner(block)));
@@ -297,7 +299,7 @@ impl Scheduler {
         let mut sources = held.into_iter();
         if let Some(kv::PartialMatch { num_tokens, .. }) = hit.prefix.partial {
             let src = sources.next().expect("the block of a partial hit is pinned first");
-            let dst = block_table[hit.num_blocks()];
+            let dst = block_table[hit.num_blocks()].block;
             step.block_copies.push(BlockCopy { src, dst, num_tokens: num_tokens as u32 });
         }
         let plan = spans.as_ref().map(|spans| &spans.plan);
@@ -364,8 +366,7 @@ impl Scheduler {
         for request_id in &self.running {
             let sequence = self.sequences.get_mut(request_id).expect("a running sequence is known");
             if let Some(probe) = sequence.deep_probe.take() {
-                let num_blocks = self.config.block_size.blocks_for(sequence.num_prompt_tokens() as usize);
-                let block_table = sequence.lease.block_ids().take(num_blocks).collect();
+                let block_table = sequence.lease.block_table(sequence.num_prompt_tokens());
                 step.probes.push(probed(sequence, sequence.moved(), block_table, probe));
             }
         }
@@ -373,7 +374,7 @@ impl Scheduler {
 }
 
 /// Returns the probe of `reused` tokens of `sequence`.
-fn probed(sequence: &Sequence, reused: &[TokenRange], block_table: Vec<BlockId>, probe: semantic::Probe) -> ProbedSequence {
+fn probed(sequence: &Sequence, reused: &[TokenRange], block_table: Vec<BlockEntry>, probe: semantic::Probe) -> ProbedSequence {
     ProbedSequence {
         request_id: sequence.request_id,
         token_ids: sequence.request.prompt_token_ids[sequence.prefix_end() as usize..].to_vec(),
@@ -428,7 +429,7 @@ fn span_copies<'a>(
     sequence: &'a Sequence,
     plan: &'a semantic::ReusePlan,
     donors: &'a BTreeMap<(DonorId, u32), BlockId>,
-    block_table: &'a [BlockId],
+    block_table: &'a [BlockEntry],
     block_size: u32,
 ) -> impl Iterator<Item = SpanCopy> + 'a {
     plan.spans.iter().map(move |span| SpanCopy {
@@ -436,7 +437,7 @@ fn span_copies<'a>(
         donor: span.donor,
         src_blocks: covering(span.donor_pos, span.num_tokens, block_size).map(|idx| donors[&(span.donor, idx)]).collect(),
         src_pos: span.donor_pos,
-        dst_blocks: covering(span.target_pos, span.num_tokens, block_size).map(|idx| block_table[idx as usize]).collect(),
+        dst_blocks: covering(span.target_pos, span.num_tokens, block_size).map(|idx| block_table[idx as usize].block).collect(),
         dst_pos: span.target_pos,
         token_ids: sequence.request.prompt_token_ids[span.target_range().as_usize()].to_vec(),
     })

@@ -93,13 +93,12 @@ impl Scheduler {
                 continue;
             }
             let row = sequence.row_ahead();
-            let num_blocks = self.config.block_size.blocks_for(row.position as usize + 1);
-            let missing = num_blocks.saturating_sub(sequence.lease.len());
+            let missing = sequence.num_missing_blocks(row.position + 1, self.config.block_size);
             let kv::Allocation::Ready(()) = self.pool.grow(&mut sequence.lease, missing) else { return None };
             sequences.push(ScheduledSequence {
                 request_id: scheduled.request_id,
                 rows: vec![row],
-                block_table: sequence.lease.block_ids().take(num_blocks).collect(),
+                block_table: sequence.lease.block_table(row.position + 1),
                 sample: true,
                 watch: Vec::new(),
                 drift: Vec::new(),

@@ -51,7 +51,12 @@ impl Hit {
 
     /// Returns the number of leading blocks that need no allocation.
     pub(super) fn num_blocks(&self) -> usize {
-        self.prefix.blocks.len() + self.kept.map_or(0, |kept| kept.num_blocks)
+        self.prefix.blocks.len() + self.num_kept()
+    }
+
+    /// Returns the number of blocks kept for the conversation that it continues.
+    pub(super) fn num_kept(&self) -> usize {
+        self.kept.map_or(0, |kept| kept.num_blocks)
     }
 }
 
@@ -106,7 +111,7 @@ impl Scheduler {
         let sequence = self.sequences.get_mut(&request_id).expect("a waiting sequence is known");
         sequence.traffic = sequence.traffic.or(traffic);
         sequence.add_sources(sources.into_iter().chain([owner]));
-        self.pool.truncate(&mut lease, kept.num_blocks);
+        self.pool.truncate(&mut lease, kept.num_tokens);
         kv::Slots { lease: slots.lease.with_kept(lease), ..slots }
     }
 
@@ -141,7 +146,7 @@ impl Scheduler {
         let sources = sequence.sources().to_vec();
         let traffic = sequence.traffic;
         let mut lease = sequence.reset();
-        self.pool.truncate(&mut lease, self.config.block_size.blocks_for(num_tokens));
+        self.pool.truncate(&mut lease, num_tokens as u32);
         let num_exact = lease.num_exact();
         self.pool.free_exact(&mut lease);
         let kept = Kept {

@@ -8,9 +8,9 @@
 use std::collections::{HashMap, HashSet};
 
 use engine::{
-    BlockFetch, BlockOffload, Executor, ExecutorError, ExecutorLimits, KvSharingMode, LogProb, ModelRunnerOutput, ProbedSequence,
-    ProbedSpans, Readers, RejectedSpan, Request, SampledToken, ScheduledSequence, SchedulerOutput, SpanCopy, TokenDeviation,
-    TokenLogProbs, Transfer, WatchedSpans,
+    BlockEntry, BlockFetch, BlockOffload, Executor, ExecutorError, ExecutorLimits, KvSharingMode, LogProb, ModelRunnerOutput,
+    ProbedSequence, ProbedSpans, Readers, RejectedSpan, Request, SampledToken, ScheduledSequence, SchedulerOutput, SpanCopy,
+    TokenDeviation, TokenLogProbs, Transfer, WatchedSpans,
 };
 use tokens::{BlockId, HostBlockId, RequestId, Scope, SessionId, TenantId, TokenId};
 
@@ -120,6 +120,16 @@ impl Memory {
         self.known.insert(request.request_id, known);
     }
 
+    /// Returns the slot of `position` by the block of `table` that says it holds it.
+    fn slot_of(&self, table: &[BlockEntry], position: usize) -> usize {
+        assert!(table.is_sorted_by(|a, b| a.position < b.position), "{table:?} does not ascend");
+        let before = table.partition_point(|entry| entry.position as usize <= position);
+        let entry = before.checked_sub(1).map(|idx| table[idx]).expect("some block begins before each position");
+        let offset = position - entry.position as usize;
+        assert!(offset < self.block_size, "no block holds position {position}");
+        entry.block.0 as usize * self.block_size + offset
+    }
+
     fn slot(&self, blocks: &[BlockId], position: usize) -> usize {
         blocks[position / self.block_size].0 as usize * self.block_size + position % self.block_size
     }
@@ -174,7 +184,10 @@ impl Memory {
         let probed = step.probes.iter().map(|probe| (probe.request_id, &probe.block_table));
         let tables: Vec<_> = tables.chain(probed).collect();
         for copy in &step.block_copies {
-            let (receiver, _) = *tables.iter().find(|(_, table)| table.contains(&copy.dst)).expect("a copy has a receiver");
+            let (receiver, _) = *tables
+                .iter()
+                .find(|(_, table)| table.iter().any(|entry| entry.block == copy.dst))
+                .expect("a copy has a receiver");
             for i in 0..copy.num_tokens as usize {
                 let src = self.slots[self.slot(&[copy.src], i)].expect("a copied slot was written");
                 self.check_may_read(receiver, &src);
@@ -245,7 +258,7 @@ impl Memory {
         let mut all_exact = true;
         for position in 0..=last {
             let token = known.tokens[position as usize];
-            let at = self.slot(block_table, position as usize);
+            let at = self.slot_of(block_table, position as usize);
             past = mix(past ^ u64::from(token.0));
             if let Some(row) = rows.next_if(|row| row.position == position) {
                 assert_eq!(row.token, token, "row {position} of {request_id}");
@@ -282,7 +295,7 @@ impl Memory {
         let mut labels = 1 << known.scope;
         let mut all_exact = true;
         for (position, &token) in (0..).zip(prompt) {
-            let at = self.slot(&probe.block_table, position as usize);
+            let at = self.slot_of(&probe.block_table, position as usize);
             past = mix(past ^ u64::from(token.0));
             let is_moved = probe.reused.iter().any(|range| range.contains(position));
             if position >= probe.first_position && !is_moved {
@@ -340,7 +353,7 @@ impl Memory {
             }
         }
         for sequence in &step.sequences {
-            for block in &sequence.block_table {
+            for BlockEntry { block, .. } in &sequence.block_table {
                 let writer = writers.get(&block.0).copied().unwrap_or(sequence.request_id);
                 assert_eq!(writer, sequence.request_id, "{block:?} is written by {writer} and shared");
             }

@@ -3,7 +3,7 @@ use std::collections::HashMap;
 use tokens::{BlockHash, RequestId, Scope, SessionId, TokenId, hash_full_blocks};
 
 use super::*;
-use crate::{BlockFetch, BlockOffload, ReadableScope};
+use crate::{BlockFetch, BlockOffload, CacheGroup, ReadableScope, Retention};
 
 mod reference;
 mod walk;
@@ -60,12 +60,23 @@ impl Holder {
     }
 
     fn blocks(&self) -> Vec<u32> {
-        self.lease.block_ids().map(|block| block.0).collect()
+        self.table().into_iter().map(|(block, _)| block).collect()
+    }
+
+    /// Returns each block with its position.
+    fn table(&self) -> Vec<(u32, u32)> {
+        self.lease.block_table(self.lease.end()).into_iter().map(|entry| (entry.block.0, entry.position)).collect()
     }
 }
 
 fn pool(num_blocks: usize) -> BlockPool {
-    BlockPool::try_new(num_blocks, SIZE).unwrap()
+    BlockPool::try_new(CacheGroups::default(), num_blocks, SIZE).unwrap()
+}
+
+/// Returns a pool of layers whose rows read the last `window` positions.
+fn windowed_pool(num_blocks: usize, window: u32) -> BlockPool {
+    let group = CacheGroup { retention: Retention::Window(window), ..CacheGroup::default() };
+    BlockPool::try_new(group.into(), num_blocks, SIZE).unwrap()
 }
 
 /// Matches `text`, allocates the rest, computes and caches it.
@@ -95,7 +106,7 @@ fn admit(pool: &mut BlockPool, owner: BlockOwner, text: Text, num_approximate: u
 }
 
 fn wish(owner: BlockOwner, shared: &[Place], num_exact: usize) -> SlotRequest<'_> {
-    SlotRequest { owner, shared, pinned: &[], num_exact, num_approximate: 0, headroom: 0, quota_headroom: 0 }
+    SlotRequest { owner, shared, pinned: &[], num_exact, num_kept: 0, num_approximate: 0, headroom: 0, quota_headroom: 0 }
 }
 
 /// Counts the leading blocks of `text` that are found in `scope`.
@@ -221,6 +232,76 @@ fn exchanged_approximate_blocks_can_be_found_once_computed() {
 }
 
 #[test]
+fn compacted_blocks_and_what_follows_them_are_never_found() {
+    let mut pool = pool(8);
+    let mut holder = admit(&mut pool, owner_in(Scope(0)), Text::of("aabbccddee"), 0).unwrap();
+    holder.cache(&mut pool, 2);
+    let Allocation::Ready(replaced) = pool.compact(&mut holder.lease, TokenRange::new(2, 7), 1) else { panic!("3 are free") };
+    assert_eq!(replaced.block_ids().map(|block| block.0).collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(holder.table(), [(0, 0), (5, 2), (3, 6), (4, 8)]);
+    assert_eq!((pool.stats().active, pool.stats().free), (6, 2));
+    pool.free(replaced);
+    holder.cache(&mut pool, 10);
+    assert_eq!(found(&pool, 0, "aabbccddee"), 1);
+    let Allocation::Ready(()) = pool.grow(&mut holder.lease, 1) else { panic!("4 are free") };
+    assert_eq!((holder.lease.num_exact(), holder.table().last()), (3, Some(&(1, 10))));
+    pool.free(holder.lease);
+    assert_eq!(pool.stats(), PoolStats { free: 7, cached: 1, active: 0, total: 8, evictions: 0 });
+}
+
+#[test]
+fn blocks_left_of_a_window_are_freed_and_stay_findable() {
+    let mut pool = windowed_pool(8, 3);
+    let mut holder = hold(&mut pool, "aabbccdd").unwrap();
+    pool.free_unread(&mut holder.lease, 3);
+    assert_eq!(holder.table(), [(0, 0), (1, 2), (2, 4), (3, 6)], "row 3 reads positions 1 to 3");
+    pool.free_unread(&mut holder.lease, 7);
+    pool.check_invariants();
+    assert_eq!(holder.table(), [(2, 4), (3, 6)], "row 7 reads positions 5 to 7");
+    assert_eq!(pool.stats(), PoolStats { free: 4, cached: 2, active: 2, total: 8, evictions: 0 });
+    let Allocation::Ready(()) = pool.grow(&mut holder.lease, 1) else { panic!("6 are free") };
+    assert_eq!(holder.lease.block_table(8), holder.lease.block_table(10)[..2]);
+    assert_eq!((holder.table()[2], holder.lease.end()), ((4, 8), 10));
+    holder.text = Text::of("aabbccddee");
+    holder.cache(&mut pool, 10);
+    assert_eq!(found(&pool, 0, "aabbccddee"), 4, "the block before the last one is held, and the first ones are not");
+    pool.truncate(&mut holder.lease, 5);
+    assert_eq!((holder.table(), holder.lease.end()), (vec![(2, 4)], 6));
+    pool.free(holder.lease);
+    assert_eq!(pool.stats(), PoolStats { free: 4, cached: 4, active: 0, total: 8, evictions: 0 });
+}
+
+#[test]
+fn what_follows_inexact_kv_is_inexact_though_its_blocks_were_freed() {
+    let mut pool = windowed_pool(8, 2);
+    let mut holder = admit(&mut pool, owner_in(Scope(0)), Text::of("aabbcc"), 2).unwrap();
+    pool.free_unread(&mut holder.lease, 8);
+    assert!(holder.lease.is_empty());
+    let Allocation::Ready(()) = pool.grow(&mut holder.lease, 1) else { panic!("8 are free") };
+    assert_eq!((holder.lease.num_exact(), holder.lease.len()), (0, 1));
+    pool.truncate(&mut holder.lease, 2);
+    let Allocation::Ready(()) = pool.grow(&mut holder.lease, 1) else { panic!("8 are free") };
+    assert_eq!((holder.lease.num_exact(), holder.table()[0].1), (1, 2));
+    pool.free(holder.lease);
+}
+
+#[test]
+fn kept_blocks_fill_the_room_left_for_them() {
+    let mut pool = pool(8);
+    let mut kept = admit(&mut pool, owner_in(Scope(0)), Text::of("aabbccdd"), 2).unwrap();
+    kept.cache(&mut pool, 8);
+    pool.free_exact(&mut kept.lease);
+    pool.truncate(&mut kept.lease, 7);
+    assert_eq!(kept.table(), [(2, 4), (3, 6)]);
+    let shared = pool.match_full_blocks(Text::of("aabb").hashed());
+    let wish = SlotRequest { num_kept: 2, num_approximate: 1, ..wish(owner_in(Scope(0)), &shared, 0) };
+    let Allocation::Ready(Slots { lease, .. }) = pool.allocate_slots(&wish) else { panic!("4 are free") };
+    let holder = Holder { text: Text::of("aabbccddee"), lease: lease.with_kept(kept.lease) };
+    assert_eq!(holder.table(), [(0, 0), (1, 2), (2, 4), (3, 6), (4, 8)]);
+    pool.free(holder.lease);
+}
+
+#[test]
 fn after_a_reset_nothing_is_found_and_holders_go_on() {
     let mut pool = pool(4);
     let mut holder = hold(&mut pool, "aabb").unwrap();
@@ -236,9 +317,10 @@ fn after_a_reset_nothing_is_found_and_holders_go_on() {
 
 #[test]
 fn impossible_pools_are_refused() {
-    assert_eq!(BlockPool::try_new(0, SIZE).unwrap_err(), PoolError::NoBlocks);
+    let refuse = |num_blocks| BlockPool::try_new(CacheGroups::default(), num_blocks, SIZE).unwrap_err();
+    assert_eq!(refuse(0), PoolError::NoBlocks);
     let num_blocks = u32::MAX as usize;
-    assert_eq!(BlockPool::try_new(num_blocks, SIZE).unwrap_err(), PoolError::TooManyBlocks { num_blocks });
+    assert_eq!(refuse(num_blocks), PoolError::TooManyBlocks { num_blocks });
 }
 
 #[test]

@@ -7,7 +7,8 @@ mod weights;
 use std::time::{Duration, Instant};
 
 use engine::{
-    BlockCopy, BlockFetch, BlockOffload, ExecutorLimits, ProbedSequence, SpanCopy, TokenDeviation, TokenLogProbs, Transfer,
+    BlockCopy, BlockFetch, BlockOffload, ExecutorLimits, KvFormat, ProbedSequence, SpanCopy, TokenDeviation, TokenLogProbs,
+    Transfer,
 };
 use kernels::cpu::{KvDtype, KvLayer, KvShape, RopeTable, SpanMove, Threads};
 use tokens::{BlockId, BlockSize};
@@ -19,6 +20,14 @@ pub(crate) use self::weights::refuse_unknown;
 use super::{Backend, BackendError, scored_rows};
 use crate::config::RopeSpec;
 use crate::{InputBatch, LoadError, ModelConfig, SampleRow, Sampled, ScoreRow};
+
+/// Returns the format of a pool whose elements are of `dtype`.
+pub(crate) fn kv_format(dtype: KvDtype) -> KvFormat {
+    match dtype {
+        KvDtype::F16 => KvFormat::F16,
+        KvDtype::F32 => KvFormat::F32,
+    }
+}
 
 /// A model in main memory.
 pub struct CpuBackend {
@@ -132,9 +141,9 @@ impl Backend for CpuBackend {
         for (layer, host) in self.kv.iter_mut().zip(&self.host) {
             fetches.iter().for_each(|fetch| layer.copy_block_from(host, fetch.src.0, fetch.dst.0));
         }
-        let block_bytes = self.config.kv_bytes_per_token(self.kv_dtype.bytes()) * u64::from(BlockSize::DEFAULT.get());
-        let bytes = fetches.len() as u64 * block_bytes;
-        Ok((bytes > 0).then(|| Transfer { bytes, seconds: started.elapsed().as_secs_f64() }))
+        let seconds = started.elapsed().as_secs_f64();
+        let block_bytes = || self.config.cache_groups(kv_format(self.kv_dtype)).block_bytes(BlockSize::DEFAULT);
+        Ok((!fetches.is_empty()).then(|| Transfer { bytes: fetches.len() as u64 * block_bytes(), seconds }))
     }
 
     fn zero_blocks(&mut self, blocks: &[BlockId]) -> Result<(), BackendError> {

@@ -158,7 +158,7 @@ mod tests {
         let sequence = engine::ScheduledSequence {
             request_id: tokens::RequestId(0),
             rows: (0..40).map(row).collect(),
-            block_table: vec![BlockId(2), BlockId(0)],
+            block_table: engine::BlockEntry::table_of([2, 0].map(BlockId), BlockSize::DEFAULT),
             sample: true,
             watch: Vec::new(),
             drift: Vec::new(),

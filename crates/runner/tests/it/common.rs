@@ -1,6 +1,6 @@
 //! A tiny model whose pool is written and read position by position.
 
-use engine::{BlockCopy, Drift, Row, ScheduledSequence, SpanCopy};
+use engine::{BlockCopy, BlockEntry, Drift, Row, ScheduledSequence, SpanCopy};
 use runner::backend::cpu::CpuBackend;
 use runner::testing::{tiny_backend, tiny_config};
 use runner::{Architecture, Backend, InputBatch, KvDtype, ModelConfig, RopeLayout};
@@ -237,7 +237,7 @@ fn scheduled(tokens: &[u32], table: &[BlockId], rows: &[usize]) -> ScheduledSequ
     ScheduledSequence {
         request_id: RequestId(0),
         rows: rows.iter().map(|row| Row { token: TokenId(tokens[*row]), position: *row as u32 }).collect(),
-        block_table: table.to_vec(),
+        block_table: BlockEntry::table_of(table.iter().copied(), BlockSize::DEFAULT),
         sample: false,
         watch: Vec::new(),
         drift: Vec::new(),

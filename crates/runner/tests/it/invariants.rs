@@ -6,10 +6,10 @@
 use std::ops::Range;
 
 use crate::common::{Random, World, on_all_families, with_head_dim};
-use engine::{Depth, Drift, LogProb, Probe, ProbedSequence, Readers, SpanCopy, TokenLogProbs};
+use engine::{BlockEntry, Depth, Drift, LogProb, Probe, ProbedSequence, Readers, SpanCopy, TokenLogProbs};
 use runner::testing::tiny_config;
 use runner::{Architecture, KvDtype, ModelConfig, RopeLayout, RopeScaling, RopeSpec, ScoreRow};
-use tokens::{BlockId, DonorId, RequestId, TokenId, TokenRange};
+use tokens::{BlockId, BlockSize, DonorId, RequestId, TokenId, TokenRange};
 
 const BLOCK: u32 = 32;
 
@@ -84,7 +84,7 @@ pub(crate) fn probe_of(tokens: &[u32], table: &[BlockId], reused: Range<u32>, re
         token_ids: tokens[BLOCK as usize..].iter().map(|id| TokenId(*id)).collect(),
         first_position: BLOCK,
         reused: vec![TokenRange::new(reused.start, reused.end)],
-        block_table: table.to_vec(),
+        block_table: BlockEntry::table_of(table.iter().copied(), BlockSize::DEFAULT),
         probe: Probe { depth: Depth::Layer(1), readers, stride: 1 },
     }
 }

@@ -34,7 +34,7 @@ pub(super) fn describe_step(step: &SchedulerOutput) -> String {
 
 #[cfg(test)]
 mod tests {
-    use engine::{Row, ScheduledSequence};
+    use engine::{BlockEntry, Row, ScheduledSequence};
     use tokens::{BlockId, RequestId, TokenId};
 
     use super::*;
@@ -45,7 +45,7 @@ mod tests {
         let sequence = ScheduledSequence {
             request_id: RequestId(3),
             rows,
-            block_table: vec![BlockId(1)],
+            block_table: vec![BlockEntry { block: BlockId(1), position: 0 }],
             sample: true,
             watch: Vec::new(),
             drift: Vec::new(),

@@ -19,6 +19,8 @@ pub(super) struct Reference {
     /// Number of places fetched from since the last step.
     pub(super) num_leaving: usize,
     pub(super) min_depth: usize,
+    /// True if sequences free blocks before those that follow them.
+    pub(super) has_holes: bool,
 }
 
 /// Scope of each block from the start of the sequence on, and the tokens to the end of the last.
@@ -48,8 +50,22 @@ impl Reference {
         let (holders, owners, last_used) = (vec![0; n], vec![None; n], vec![0; n]);
         let (free, quotas) = ((0..num_blocks).collect(), quotas.clone());
         let (content, copies) = Default::default();
-        let (num_leaving, min_depth) = (0, 0);
-        Self { holders, free, owners, last_used, quotas, now: 0, ttl, content, copies, num_places, num_leaving, min_depth }
+        let (num_leaving, min_depth, has_holes) = (0, 0, false);
+        Self {
+            holders,
+            free,
+            owners,
+            last_used,
+            quotas,
+            now: 0,
+            ttl,
+            content,
+            copies,
+            num_places,
+            num_leaving,
+            min_depth,
+            has_holes,
+        }
     }
 
     pub(super) fn copy_of(&self, path: &Path) -> &HostCopy {
@@ -172,7 +188,7 @@ impl Reference {
             assert!(!is_cached(block), "a cached block was given up though another is empty");
         }
         let num_gone = self.path_of(block).map_or(0, |path| self.evict(&path, block));
-        let is_in_order = self.quotas.is_empty() && self.num_places == 0;
+        let is_in_order = self.quotas.is_empty() && self.num_places == 0 && !self.has_holes;
         assert!(num_gone <= 1 || !is_in_order, "a block was given up before one that follows it");
         self.take(block);
         self.owners[block as usize] = Some(owner);

@@ -22,6 +22,22 @@ struct Walker {
     blocks: Vec<u32>,
     num_exact: usize,
     num_cached: usize,
+    /// Number of leading blocks before the first hole.
+    num_dense: usize,
+    /// True if it has computed nothing but exact KV.
+    is_exact: bool,
+}
+
+impl Walker {
+    /// Removes `gone`, some of its blocks, after which it has a hole.
+    fn lose(&mut self, gone: &[u32]) {
+        let is_gone = |block: &u32| gone.contains(block);
+        let num_dense = self.blocks.iter().take_while(|block| !is_gone(block)).count();
+        self.num_dense = self.num_dense.min(num_dense);
+        self.num_cached = self.num_cached.min(self.num_dense);
+        self.num_exact -= self.blocks[..self.num_exact].iter().filter(|block| is_gone(block)).count();
+        self.blocks.retain(|block| !is_gone(block));
+    }
 }
 
 /// The pool and the reference side by side.
@@ -41,9 +57,13 @@ struct Walk {
     num_quota_refusals: usize,
     num_erased: usize,
     num_expired: usize,
+    num_holes: usize,
 }
 
 const NUM_BLOCKS: u32 = 12;
+
+/// Positions that a row reads in a walk with holes.
+const WINDOW: u32 = 3;
 
 const SCOPES: [Scope; 3] = [Scope(0), Scope(1), PUBLIC];
 
@@ -52,7 +72,7 @@ impl Walk {
         let quotas = quotas.iter().copied().collect();
         let ttl = ttl_micros.map(Duration::from_micros);
         Self {
-            pool: pool(NUM_BLOCKS as usize).with_quotas(&quotas).with_ttl(ttl).with_host_tier(num_places),
+            pool: windowed_pool(NUM_BLOCKS as usize, WINDOW).with_quotas(&quotas).with_ttl(ttl).with_host_tier(num_places),
             reference: Reference::new(NUM_BLOCKS, &quotas, ttl_micros.unwrap_or(u64::MAX), num_places as usize),
             rng: Rng(1),
             walkers: Vec::new(),
@@ -64,6 +84,7 @@ impl Walk {
             num_quota_refusals: 0,
             num_erased: 0,
             num_expired: 0,
+            num_holes: 0,
         }
     }
 
@@ -114,14 +135,16 @@ impl Walk {
         reference.hold(&[&shared[..], &pinned_paths].concat(), &[&blocks[..shared.len()], &pinned_blocks].concat());
         blocks[shared.len()..].iter().for_each(|&block| reference.take_new(owner, block));
         self.pins = Some((pins, pinned_blocks));
-        let num_exact = blocks.len() - num_approximate;
-        self.walkers.push(Walker { holder: Holder { text, lease }, owner, blocks, num_exact, num_cached: shared.len() });
+        let (num_exact, is_exact) = (blocks.len() - num_approximate, num_approximate == 0);
+        assert_eq!(lease.block_table(lease.end()), BlockEntry::table_of(lease.block_ids(), SIZE), "a new table is dense");
+        let (holder, num_cached) = (Holder { text, lease }, shared.len());
+        self.walkers.push(Walker { holder, owner, blocks, num_exact, num_cached, num_dense: usize::MAX, is_exact });
     }
 
     fn cache(&mut self, pick: usize) {
-        let Walker { holder: Holder { text, lease }, blocks, num_exact, num_cached, .. } = &mut self.walkers[pick];
+        let Walker { holder: Holder { text, lease }, blocks, num_exact, num_cached, num_dense, .. } = &mut self.walkers[pick];
         self.pool.cache_full_blocks(lease, text.hashed(), text.tokens.len(), OnDuplicate::Exchange);
-        let num_full = (*num_exact).min(text.tokens.len() / 2);
+        let num_full = (*num_exact).min(*num_dense).min(text.tokens.len() / 2);
         for (path, block) in self.reference.cache(text.scope, &text.tokens, &mut blocks[..num_full], num_cached) {
             self.device[block as usize] = Some(path);
         }
@@ -133,11 +156,39 @@ impl Walk {
         let fits = !self.reference.free.is_empty() && self.reference.is_within_quota(walker.owner.tenant, &[], 1);
         assert_eq!(grown, fits, "the pool and the reference disagree about room to grow");
         if grown {
-            walker.num_exact += usize::from(walker.num_exact == walker.blocks.len());
+            walker.num_exact += usize::from(walker.is_exact);
             let block = *walker.holder.blocks().last().expect("it grew");
             self.reference.take_new(walker.owner, block);
             walker.blocks.push(block);
         }
+    }
+
+    /// Frees what is left of the window of some row, or compacts some blocks to one.
+    fn make_hole(&mut self, pick: usize) {
+        let Walker { holder, owner, .. } = &mut self.walkers[pick];
+        let (owner, end) = (*owner, holder.lease.end());
+        let before = holder.table();
+        let (start, is_window) = (self.rng.below(end as usize) as u32, self.rng.below(2) == 0);
+        let range = if is_window { 0..(start + 1).saturating_sub(WINDOW) } else { start & !1..end };
+        if is_window {
+            self.pool.free_unread(&mut holder.lease, start);
+        } else {
+            let fits = !self.reference.free.is_empty() && self.reference.is_within_quota(owner.tenant, &[], 1);
+            match self.pool.compact(&mut holder.lease, TokenRange::new(range.start, range.end), 1) {
+                Allocation::Ready(replaced) if fits => self.pool.free(replaced),
+                Allocation::CapacityExhausted { .. } | Allocation::QuotaExhausted { .. } if !fits => return,
+                other => panic!("the pool and the reference disagree about room to compact: {other:?}"),
+            }
+            let block = holder.table().into_iter().find(|&(_, position)| position == range.start).expect("it is compacted").0;
+            self.reference.take_new(owner, block);
+            self.walkers[pick].blocks.push(block);
+            self.walkers[pick].is_exact = false;
+        }
+        let lies_in = |&(_, position): &(u32, u32)| range.start <= position && position + 2 <= range.end;
+        let gone: Vec<_> = before.into_iter().filter(lies_in).map(|(block, _)| block).collect();
+        self.walkers[pick].lose(&gone);
+        self.reference.release(&gone);
+        self.num_holes += usize::from(!gone.is_empty());
     }
 
     fn free(&mut self, pick: usize) {
@@ -263,9 +314,15 @@ impl Walk {
         }
     }
 
-    fn run(&mut self, num_steps: usize) {
+    /// Takes `num_steps` random steps, and makes a hole before some if `with_holes`.
+    fn run(&mut self, num_steps: usize, with_holes: bool) {
+        self.reference.has_holes = with_holes;
         for _ in 0..num_steps {
             let pick = self.rng.below(self.walkers.len().max(1));
+            if with_holes && !self.walkers.is_empty() && self.rng.below(6) == 0 {
+                self.make_hole(pick);
+                self.check();
+            }
             match (self.rng.below(100), self.walkers.is_empty()) {
                 (99, _) if self.rng.below(50) == 0 => self.reset(),
                 (97..99, _) => self.erase(),
@@ -285,7 +342,7 @@ impl Walk {
 #[test]
 fn a_long_random_walk_agrees_with_the_naive_reference() {
     let mut walk = Walk::new(&[], None, 0);
-    walk.run(60_000);
+    walk.run(60_000, false);
     assert!(walk.num_refusals > 1_000, "the pool was full only {} times", walk.num_refusals);
     assert!(walk.pool.stats().evictions > 2_000, "only {} evictions", walk.pool.stats().evictions);
     assert!(walk.num_erased > 500, "only {} blocks were erased", walk.num_erased);
@@ -295,7 +352,7 @@ fn a_long_random_walk_agrees_with_the_naive_reference() {
 #[test]
 fn quotas_and_expiry_agree_with_the_naive_reference() {
     let mut walk = Walk::new(&[(TenantId(0), 5), (TenantId(9), 4)], Some(2), 0);
-    walk.run(60_000);
+    walk.run(60_000, false);
     assert!(walk.num_quota_refusals > 1_000, "a quota was full only {} times", walk.num_quota_refusals);
     assert!(walk.num_expired > 1_000, "only {} blocks expired", walk.num_expired);
     assert!(walk.pool.stats().evictions > 1_000, "only {} evictions", walk.pool.stats().evictions);
@@ -305,9 +362,20 @@ fn quotas_and_expiry_agree_with_the_naive_reference() {
 fn a_host_tier_agrees_with_the_naive_reference() {
     for (num_places, quotas, ttl) in [(7, &[][..], None), (9, &[(TenantId(0), 5), (TenantId(9), 4)], Some(20)), (2, &[], None)] {
         let mut walk = Walk::new(quotas, ttl, num_places);
-        walk.run(40_000);
+        walk.run(40_000, false);
         let HostStats { offloads, fetches, .. } = walk.pool.host_stats();
         assert!(offloads > 1_000 && fetches > 150, "{offloads} offloads, {fetches} fetches of {num_places} places");
         assert!(walk.num_erased > 300, "only {} blocks were erased", walk.num_erased);
+    }
+}
+
+#[test]
+fn leases_with_holes_agree_with_the_naive_reference() {
+    for (num_places, quotas) in [(0, &[][..]), (0, &[(TenantId(0), 5), (TenantId(9), 4)]), (7, &[])] {
+        let mut walk = Walk::new(quotas, None, num_places);
+        walk.run(30_000, true);
+        assert!(walk.num_holes > 1_000, "only {} holes", walk.num_holes);
+        assert!(walk.num_refusals > 200, "the pool was full only {} times", walk.num_refusals);
+        assert!(walk.pool.stats().evictions > 500, "only {} evictions", walk.pool.stats().evictions);
     }
 }

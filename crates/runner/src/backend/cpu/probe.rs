@@ -9,6 +9,7 @@ use tokens::{BlockSize, TokenRange};
 use super::CpuBackend;
 use super::decoder::Workspace;
 use crate::InputBatch;
+use crate::batch::dense_table;
 
 /// Rows computed at once. Chosen: activations of a long prompt stay within some MB, and a chunk keeps all threads busy.
 const CHUNK_ROWS: usize = 512;
@@ -137,7 +138,7 @@ fn batch_of(sequence: &ProbedSequence, positions: &[u32]) -> InputBatch {
     let token = |position: u32| sequence.token_ids[(position - sequence.first_position) as usize];
     let rows: Vec<Row> = positions.iter().map(|&position| Row { token: token(position), position }).collect();
     let mut batch = InputBatch::default();
-    batch.push(&rows, sequence.block_table.iter().map(|block| block.0).collect(), BlockSize::DEFAULT);
+    batch.push(&rows, dense_table(&sequence.block_table, BlockSize::DEFAULT), BlockSize::DEFAULT);
     batch
 }
 

@@ -5,10 +5,11 @@
 
 use engine::ProbedSequence;
 use kernels::cuda::{CudaSlice, Device, DeviceError};
-use tokens::RequestId;
+use tokens::{BlockSize, RequestId};
 
 use super::step::Step;
 use crate::InputBatch;
+use crate::batch::dense_table;
 
 /// Rows kept by probes. The buffer is allocated once, for the largest step, as that of activations is.
 pub(super) struct KeptRows {
@@ -95,7 +96,7 @@ impl Places {
         if layer == 0 || first_row + num_rows > self.max_rows {
             return None;
         }
-        let block_table = sequence.block_table.iter().map(|block| block.0).collect();
+        let block_table = dense_table(&sequence.block_table, BlockSize::DEFAULT);
         let ProbedSequence { request_id, first_position, .. } = *sequence;
         self.new.push(Kept { request_id, block_table, first_position, num_rows, first_row, layer });
         Some(first_row)
@@ -123,8 +124,8 @@ impl Places {
 
 #[cfg(test)]
 mod tests {
-    use engine::{Depth, Probe, Readers, Row};
-    use tokens::{BlockId, BlockSize, TokenId};
+    use engine::{BlockEntry, Depth, Probe, Readers, Row};
+    use tokens::{BlockId, TokenId};
 
     use super::*;
 
@@ -135,7 +136,7 @@ mod tests {
             token_ids: vec![TokenId(5); num_tokens],
             first_position,
             reused: Vec::new(),
-            block_table: table.iter().map(|&block| BlockId(block)).collect(),
+            block_table: BlockEntry::table_of(table.iter().map(|&block| BlockId(block)), BlockSize::DEFAULT),
             probe: Probe { depth: Depth::Layer(1), readers: Readers::None, stride: 1 },
         }
     }

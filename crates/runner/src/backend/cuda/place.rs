@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use engine::KvFormat;
 use kernels::cuda::{
     CudaSlice, DecodePart, Device, DeviceError, HostPool, Matmul, Partials, Pool, PoolShape, RopeTable, Sampler, Timer, Upload,
     bf16,
@@ -48,8 +49,9 @@ pub(crate) fn place(
     tune(&mut decoder, largest.num_rows)?;
     let buffers = Buffers::new(&device, config, largest)?;
     let kv_bytes = kv_bytes(&device, gpu)?;
-    let (num_blocks, max_model_len) = size_pool(config, size_of::<bf16>(), kv_bytes, options.max_model_len)?;
-    let num_host_blocks = num_host_blocks(config, size_of::<bf16>(), options.host_kv_bytes);
+    let cache_groups = config.cache_groups(KvFormat::Bf16);
+    let (num_blocks, max_model_len) = size_pool(config, &cache_groups, kv_bytes, options.max_model_len)?;
+    let num_host_blocks = num_host_blocks(&cache_groups, options.host_kv_bytes);
     let name = device.name()?;
     let backend = assemble(device, decoder, buffers, num_blocks)?;
     Ok(Placed {
@@ -60,7 +62,7 @@ pub(crate) fn place(
         max_model_len,
         weight_bytes,
         embedding: if options.keeps_embedding { Some(embedding_table(config, from)?) } else { None },
-        kv_dtype_bytes: size_of::<bf16>(),
+        cache_groups,
     })
 }
 

@@ -10,6 +10,7 @@ use super::step::Step;
 use super::watch::{Giving, Received};
 use super::{CudaBackend, UploadedStep};
 use crate::InputBatch;
+use crate::batch::dense_table;
 
 /// Attention received by position from 0 on, and the number of terms in each sum.
 struct Asked {
@@ -173,6 +174,6 @@ fn step_of(sequence: &ProbedSequence, positions: &[u32]) -> Step {
     let token = |position: u32| sequence.token_ids[(position - sequence.first_position) as usize];
     let rows: Vec<Row> = positions.iter().map(|&position| Row { token: token(position), position }).collect();
     let mut batch = InputBatch::default();
-    batch.push(&rows, sequence.block_table.iter().map(|block| block.0).collect(), BlockSize::DEFAULT);
+    batch.push(&rows, dense_table(&sequence.block_table, BlockSize::DEFAULT), BlockSize::DEFAULT);
     Step::of_runs(&batch)
 }

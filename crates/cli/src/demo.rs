@@ -5,8 +5,8 @@
 use std::time::Instant;
 
 use anyhow::Context;
+use eval::table;
 
-use crate::bench::table;
 use crate::client::{ChatEvent, ChatRequest, Client, Message, SharingChoice, Usage};
 use crate::config::{Config, ConfigArgs, KvSharing};
 use crate::{serve, stdout};

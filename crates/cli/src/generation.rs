@@ -5,12 +5,12 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use models::Weights;
 use serde_json::Value;
 use server::SamplingDefaults;
 
 use crate::config::ModelConfig;
 use crate::loading::Loaded;
-use crate::models::Weights;
 
 const FILE: &str = "generation_config.json";
 /// Maximum size of the file, in bytes. Chosen: real ones have some hundreds.

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
+use models::{ModelFiles, Weights};
 use runner::{DeviceOptions, GgufVocabulary, GpuOptions, LoadOptions, LoadedModel, WeightFiles};
 use tokenizer::Tokenizer;
 use tokens::{BlockSize, TokenId};
@@ -11,8 +12,7 @@ use tokens::{BlockSize, TokenId};
 use crate::config::{Auto, ByteSize, Config, Device, EmbedderKind, EngineConfig, Millis, ModelConfig};
 use crate::generation;
 use crate::memory;
-use crate::models::{self, ModelFiles, Weights};
-use crate::progress::{Progress, Unit};
+use crate::progress::{FetchProgress, Progress, Unit};
 
 /// Loaded model with facts for the start message.
 pub(crate) struct Loaded {
@@ -34,7 +34,7 @@ pub(crate) fn load(config: &Config) -> anyhow::Result<Loaded> {
     // Checked before anything is fetched, because that may take minutes.
     let device = device(&config.engine);
     let options = device_options(&config.engine, device)?;
-    let files = models::resolve(&config.model)?;
+    let files = models::resolve(config.model.source(), &FetchProgress)?;
     let started = Instant::now();
     let model = load_weights(config, &files, device, options)?;
     Ok(Loaded { files, model, device, load_seconds: started.elapsed().as_secs_f64() })

@@ -1,8 +1,7 @@
 //! `kvshare`: reads flags and a file, builds everything, runs one command.
 //!
-//! Contains the command line, the configuration, fetching of models, the clients `chat` and `bench`, the quality measurement of reuse
-//! (`eval`), and the only place that knows all other crates (`serve`). Deliberately excludes anything another program would want to
-//! import.
+//! Contains the command line, the configuration, the clients `chat` and `bench`, and the only place that knows all other crates
+//! (`serve`). Deliberately excludes anything another program would want to import.
 
 #![forbid(unsafe_code)]
 
@@ -21,7 +20,6 @@ mod keys;
 mod loading;
 mod logging;
 mod memory;
-mod models;
 mod open_files;
 mod progress;
 mod pull;

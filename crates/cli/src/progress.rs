@@ -1,9 +1,11 @@
 //! Progress of a long operation, on standard error: a bar for users, plain lines for log files.
 
+use std::fmt;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use models::{Reporter, Transfer};
 
 use crate::stderr;
 
@@ -86,18 +88,26 @@ fn new_bar(label: &str, unit: Unit, total: u64) -> ProgressBar {
     ProgressBar::new(total).with_style(style).with_message(label.to_owned())
 }
 
-/// Adapter for the hub client's download progress.
-impl hf_hub::api::Progress for Progress {
-    fn init(&mut self, size: usize, filename: &str) {
-        *self = Self::new(filename, Unit::Bytes, size as u64);
+/// Shows on standard error how a model is fetched.
+pub(crate) struct FetchProgress;
+
+impl Reporter for FetchProgress {
+    fn announce(&self, line: fmt::Arguments<'_>) {
+        stderr::say(line);
     }
 
-    fn update(&mut self, size: usize) {
-        self.add(size as u64);
+    fn begin(&self, label: &str, num_bytes: u64) -> Box<dyn Transfer> {
+        Box::new(Progress::new(label, Unit::Bytes, num_bytes))
+    }
+}
+
+impl Transfer for Progress {
+    fn set(&mut self, num_bytes: u64) {
+        Self::set(self, num_bytes);
     }
 
-    fn finish(&mut self) {
-        Self::finish(self);
+    fn add(&mut self, num_bytes: u64) {
+        Self::add(self, num_bytes);
     }
 }
 

@@ -1,7 +1,9 @@
 //! Fetches a model, so that it can be served offline.
 
+use models::{CatalogueModel, Weights, catalogue};
+
 use crate::config::{ModelConfig, SourceArgs};
-use crate::models::{self, CatalogueModel, Weights, catalogue};
+use crate::progress::FetchProgress;
 use crate::stdout;
 
 /// Arguments of `kvshare pull`.
@@ -32,6 +34,7 @@ pub(crate) fn run(args: PullArgs) -> anyhow::Result<()> {
         config.name = model;
     }
     args.source.apply(&mut config);
-    let (Weights::Gguf(path) | Weights::Safetensors(path) | Weights::Random(path)) = models::resolve(&config)?.weights;
+    let files = models::resolve(config.source(), &FetchProgress)?;
+    let (Weights::Gguf(path) | Weights::Safetensors(path) | Weights::Random(path)) = files.weights;
     stdout::write(format!("{}\n", path.display()))
 }

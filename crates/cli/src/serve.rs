@@ -9,13 +9,13 @@ use anyhow::{Context, anyhow, bail};
 use engine::{EngineCore, SchedulerConfig};
 use futures::{Stream, StreamExt};
 use server::{
-    Access, AppState, Ended, EngineThread, EngineThreadConfig, Fatal, Metrics, ModelInfo, SamplingDefaults, ServedModel,
+    Access, AppState, Embedder, Ended, EngineThread, EngineThreadConfig, Fatal, Metrics, ModelInfo, SamplingDefaults, ServedModel,
 };
 use tokio::runtime::{self, Runtime};
 use tokio::sync::{oneshot, watch};
 
 use crate::config::{Config, Device, LogFormat, ServerConfig, SharingConfig, TenantsConfig};
-use crate::embedders;
+use crate::embedders::{self, ServedEmbedder};
 use crate::generation;
 use crate::loading::{self, Loaded};
 use crate::{logging, open_files, stderr};
@@ -134,10 +134,10 @@ fn load_model(
 ) -> anyhow::Result<Arc<AppState>> {
     let mut loaded = loading::load(config)?;
     let tokenizer = Arc::new(loading::tokenizer(&config.model, &mut loaded)?);
-    let chosen = embedders::build(&config.sharing, loaded.model.embedding.as_ref(), &tokenizer)?;
+    let embedder = embedders::build(&config.sharing, loaded.model.embedding.as_ref(), &tokenizer)?;
     let scheduler = SchedulerConfig {
         quotas: access.tenants().quota_blocks(loaded.model.num_blocks),
-        embeddings: chosen.as_ref().map(|chosen| chosen.index_config(config.sharing.max_donors)),
+        embeddings: embedder.as_ref().map(|embedder| embedder.index_config(config.sharing.max_donors)),
         ..loading::scheduler_config(config, &loaded)?
     };
     let sampling = generation::defaults(&config.model, &loaded)?;
@@ -145,7 +145,8 @@ fn load_model(
     let started = announced.map(|address| Started::new(config, &loaded, &scheduler, &sampling, address));
     let metrics = Arc::new(Metrics::new(&info, &scheduler));
     let engine = EngineCore::new(scheduler, loaded.model.runner).context("starting the engine")?;
-    let model = ServedModel { info, tokenizer, embedder: chosen.map(|chosen| chosen.embedder) };
+    let embedder = embedder.map(|embedder| Arc::new(ServedEmbedder(embedder)) as Arc<dyn Embedder>);
+    let model = ServedModel { info, tokenizer, embedder };
     let (max_queue, queue_timeout) = (config.server.max_queue, config.server.queue_timeout());
     let bounds = EngineThreadConfig { max_queue, queue_timeout, ..EngineThreadConfig::default() };
     let handle =

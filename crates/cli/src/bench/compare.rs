@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use eval::rouge::{recall, rouge_l, words};
+use eval::stats::{Summary, median};
+use eval::table;
 use serde::Serialize;
 
 use super::report::{Answer, Measured, ServeReport};
-use super::rouge::{rouge_l, words};
-use super::stats::{Summary, median};
-use super::table;
 use crate::json_args::JsonArgs;
 
 /// Arguments of `kvshare bench compare`.
@@ -147,7 +147,7 @@ fn agreed_words_ratio(candidate: &str, baseline: &str) -> f64 {
 fn mean_recall<'a>(pairs: &'a [Pair<'a>], answer: impl Fn(&'a Pair<'a>) -> &'a Answer) -> Option<f64> {
     let best = |pair: &'a Pair<'a>| {
         let texts = pair.reference.iter().filter_map(serde_json::Value::as_str);
-        texts.map(|text| super::rouge::recall(&answer(pair).text, text)).max_by(f64::total_cmp)
+        texts.map(|text| recall(&answer(pair).text, text)).max_by(f64::total_cmp)
     };
     let recalls: Vec<_> = pairs.iter().filter_map(best).collect();
     (!recalls.is_empty()).then(|| Summary::of(recalls).mean)

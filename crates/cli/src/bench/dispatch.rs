@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::workload::Record;
+use eval::workload::Record;
 
 /// Queue of the requests still to be sent.
 ///

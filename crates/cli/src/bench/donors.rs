@@ -8,7 +8,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
+use embed::PromptEmbedder;
 use engine::{SpanConfig, SpanMatch};
+use eval::stats::Summary;
+use eval::{Prompt, table, workload};
 use semantic::{
     ByLeftContext, DonorQuery, DonorSource, EmbeddingIndex, PlanTarget, PromptView, Segments, SpanIndex, SpanIndexConfig,
     left_context_similarity, plan_reuse,
@@ -16,11 +19,8 @@ use semantic::{
 use serde::Serialize;
 use tokens::{BlockSize, DonorId, Scope};
 
-use super::stats::Summary;
-use super::{table, workload};
 use crate::config::{Config, ConfigArgs};
-use crate::embedders::{self, ChosenEmbedder};
-use crate::eval::{Prompt, encode};
+use crate::embedders;
 use crate::json_args::JsonArgs;
 use crate::loading;
 use crate::progress::{Progress, Unit};
@@ -99,15 +99,15 @@ pub(crate) fn run(args: DonorBenchArgs) -> anyhow::Result<()> {
     let records = workload::read(&args.workload, args.limit)?;
     let mut loaded = loading::load(&config)?;
     let tokenizer = Arc::new(loading::tokenizer(&config.model, &mut loaded)?);
-    let chosen = embedders::build(&config.sharing, loaded.model.embedding.as_ref(), &tokenizer)?;
-    let mut library = Library::new(config.sharing.spans(), chosen.as_ref(), config.sharing.max_donors);
+    let embedder = embedders::build(&config.sharing, loaded.model.embedding.as_ref(), &tokenizer)?;
+    let mut library = Library::new(config.sharing.spans(), embedder.as_ref(), config.sharing.max_donors);
     let mut report = DonorReport::default();
     let (mut times, mut embed_times) = (<[Vec<f64>; 3]>::default(), Vec::new());
     let mut progress = Progress::new("searching", Unit::Count, records.len() as u64);
     for record in &records {
-        let prompt = encode(&tokenizer, record).with_context(|| format!("request {}", record.id))?;
+        let prompt = Prompt::encode(&tokenizer, record).with_context(|| format!("request {}", record.id))?;
         let start = Instant::now();
-        let embedding = chosen.as_ref().and_then(|chosen| chosen.embedder.embed(&prompt.token_ids));
+        let embedding = embedder.as_ref().and_then(|embedder| embedder.embed(&prompt.token_ids));
         embed_times.push(millis(start));
         library.look_for(&prompt, embedding.as_deref(), &mut report, &mut times);
         library.add(&prompt, embedding.as_deref());
@@ -119,9 +119,9 @@ pub(crate) fn run(args: DonorBenchArgs) -> anyhow::Result<()> {
 }
 
 impl Library {
-    fn new(config: SpanConfig, chosen: Option<&ChosenEmbedder>, max_donors: usize) -> Self {
+    fn new(config: SpanConfig, embedder: Option<&PromptEmbedder>, max_donors: usize) -> Self {
         let spans = SpanIndex::new(SpanIndexConfig { max_donors, ..SpanIndexConfig::for_spans(&config) });
-        let embeddings = chosen.map(|chosen| EmbeddingIndex::new(chosen.index_config(max_donors)));
+        let embeddings = embedder.map(|embedder| EmbeddingIndex::new(embedder.index_config(max_donors)));
         Self { config, spans, embeddings, num_donors: 0 }
     }
 

@@ -11,6 +11,7 @@ mod load;
 use std::fmt::Write;
 
 use anyhow::bail;
+use eval::table;
 use serde::Serialize;
 
 use self::batches::{BatchBench, DecodeSpeed};
@@ -18,7 +19,6 @@ use self::latency::{Latency, LatencyBench};
 use self::load::{Load, LoadSpeed};
 use super::driver::Driver;
 use super::source::Source;
-use super::table;
 use crate::config::{ConfigArgs, KvCacheDtype};
 use crate::json_args::JsonArgs;
 use crate::progress::{Progress, Unit};

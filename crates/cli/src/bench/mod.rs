@@ -6,13 +6,9 @@ mod donors;
 mod driver;
 mod engine;
 mod report;
-pub(crate) mod rouge;
 mod serve;
 mod sharing;
 mod source;
-pub(crate) mod stats;
-pub(crate) mod table;
-pub(crate) mod workload;
 
 /// Subcommands of `kvshare bench`.
 #[derive(Debug, clap::Subcommand)]

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use eval::stats::Summary;
+use eval::table;
 use serde::{Deserialize, Serialize};
 
-use super::stats::Summary;
-use super::table;
 use crate::client::Usage;
 
 /// Results of a whole run.

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use eval::workload::{self, Record};
 use tokio::task::JoinSet;
 
 use super::dispatch::Dispatch;
 use super::report::{Answer, Measured, Outcome, ServeReport, group};
-use super::workload::{self, Record};
-use crate::client::{ChatEvent, ChatRequest, Client, SharingChoice};
+use crate::client::{ChatEvent, ChatRequest, Client, Message, SharingChoice};
 use crate::config::{KvSharing, Secret};
 use crate::json_args::JsonArgs;
 use crate::progress::{Progress, Unit};
@@ -160,9 +160,11 @@ async fn send_all(target: &Target, records: &[Record], concurrency: usize) -> Ve
 }
 
 async fn ask(target: &Target, record: &Record) -> anyhow::Result<Answer> {
+    let message = |message: &workload::Message| Message { role: message.role.clone(), content: message.content.clone() };
+    let messages: Vec<_> = record.messages.iter().map(message).collect();
     let request = ChatRequest {
         model: &target.model,
-        messages: &record.messages,
+        messages: &messages,
         max_tokens: Some(target.max_tokens.unwrap_or(record.max_tokens)),
         // Greedy, so that two runs differ only where the server does.
         temperature: Some(0.0),

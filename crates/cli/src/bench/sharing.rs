@@ -9,16 +9,15 @@ mod composed;
 
 use anyhow::{Context, bail, ensure};
 use engine::{KvSharingMode, Repair, SchedulerConfig, SpanOutcome};
+use eval::stats::median;
+use eval::{Policy, table};
 use serde::Serialize;
 
 use self::beside::{Beside, Decoders};
 use self::composed::Donor;
 use super::driver::{Ask, Driver, Ran, millis};
 use super::source::Source;
-use super::stats::median;
-use super::table;
 use crate::config::{ConfigArgs, KvCacheDtype};
-use crate::eval::policy::Policy;
 use crate::json_args::JsonArgs;
 use crate::progress::{Progress, Unit};
 

@@ -4,12 +4,13 @@
 
 mod sse;
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use futures::StreamExt;
+use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
-
-use sse::EventParser;
 
 use crate::config::{KvSharing, Secret};
 
@@ -110,9 +111,9 @@ pub(crate) struct SharingUsage {
 
 /// Answer that is still being streamed.
 pub(crate) struct ChatStream {
-    response: reqwest::Response,
-    parser: EventParser,
-    pending: std::collections::VecDeque<ChatEvent>,
+    /// Data of the events that the server sends.
+    data: BoxStream<'static, anyhow::Result<String>>,
+    pending: VecDeque<ChatEvent>,
     done: bool,
 }
 
@@ -217,7 +218,7 @@ impl Client {
         let url = format!("{}/v1/chat/completions", self.base);
         let response = self.authorized(self.http.post(url)).json(&body).send().await.map_err(|error| self.unreachable(&error))?;
         let response = success(response).await?;
-        Ok(ChatStream { response, parser: EventParser::default(), pending: std::collections::VecDeque::new(), done: false })
+        Ok(ChatStream { data: sse::data_of(response.bytes_stream()).boxed(), pending: VecDeque::new(), done: false })
     }
 
     /// Formats `error` in one line: reqwest's own text hides the cause.
@@ -254,11 +255,8 @@ impl ChatStream {
             if self.done {
                 return Ok(None);
             }
-            let bytes = self.response.chunk().await.context("reading the answer")?;
-            let bytes = bytes.context("the answer broke off")?;
-            for data in self.parser.feed(&bytes) {
-                self.take(&data)?;
-            }
+            let data = self.data.next().await.context("the answer broke off")??;
+            self.take(&data)?;
         }
     }
 

@@ -1,52 +1,43 @@
-//! Parser of server-sent events from a stream of bytes that may be cut anywhere.
+//! Data of server-sent events from a stream of bytes that may be cut anywhere.
 
-/// Collects bytes until an event is complete.
-#[derive(Debug, Default)]
-pub(crate) struct EventParser {
-    line: Vec<u8>,
-    data: Vec<String>,
-}
+use anyhow::Context;
+use eventsource_stream::{EventStreamError, Eventsource};
+use futures::{Stream, StreamExt};
 
-impl EventParser {
-    /// Returns the data of the events that `bytes` complete, in order. Skips comments and other fields.
-    pub(crate) fn feed(&mut self, bytes: &[u8]) -> Vec<String> {
-        let mut events = Vec::new();
-        for &byte in bytes {
-            if byte == b'\n' {
-                events.extend(self.end_line());
-            } else {
-                self.line.push(byte);
-            }
-        }
-        events
-    }
-
-    /// Returns the event that ends with this line, if it is the empty one.
-    fn end_line(&mut self) -> Option<String> {
-        let line = std::mem::take(&mut self.line);
-        let line = line.strip_suffix(b"\r").unwrap_or(&line);
-        if line.is_empty() {
-            return (!self.data.is_empty()).then(|| std::mem::take(&mut self.data).join("\n"));
-        }
-        if let Some(data) = line.strip_prefix(b"data:") {
-            let data = data.strip_prefix(b" ").unwrap_or(data);
-            self.data.push(String::from_utf8_lossy(data).into_owned());
-        }
-        None
-    }
+/// Returns the data of the events in `bytes`, in order. Skips comments and other fields.
+pub(super) fn data_of<B, E>(bytes: impl Stream<Item = Result<B, E>>) -> impl Stream<Item = anyhow::Result<String>>
+where
+    B: AsRef<[u8]>,
+    E: std::error::Error + Send + Sync + 'static,
+{
+    bytes.eventsource().map(|event| match event {
+        Ok(event) => Ok(event.data),
+        Err(EventStreamError::Transport(error)) => Err(error).context("reading the answer"),
+        Err(EventStreamError::Utf8(error)) => Err(error).context("the answer is not UTF-8"),
+        Err(EventStreamError::Parser(error)) => Err(anyhow::anyhow!("the answer is no stream of events: {error}")),
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
+    use futures::stream;
+    use tokio::runtime::Builder;
+
     use super::*;
+
+    /// Returns the data of all events in `chunks`.
+    fn read<'a>(chunks: impl Iterator<Item = &'a [u8]>) -> Vec<String> {
+        let bytes = stream::iter(chunks.map(Ok::<_, Infallible>));
+        Builder::new_current_thread().build().unwrap().block_on(data_of(bytes).map(Result::unwrap).collect())
+    }
 
     /// Checks that the same events come out whether `stream` arrives whole or byte by byte.
     #[track_caller]
     fn check(stream: &str, expected: &[&str]) {
-        assert_eq!(EventParser::default().feed(stream.as_bytes()), expected);
-        let mut parser = EventParser::default();
-        let one_by_one: Vec<_> = stream.as_bytes().chunks(1).flat_map(|byte| parser.feed(byte)).collect();
-        assert_eq!(one_by_one, expected);
+        assert_eq!(read([stream.as_bytes()].into_iter()), expected);
+        assert_eq!(read(stream.as_bytes().chunks(1)), expected);
     }
 
     #[test]

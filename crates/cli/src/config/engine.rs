@@ -162,6 +162,16 @@ impl EngineConfig {
     }
 }
 
+impl KvCacheDtype {
+    /// Returns its name in the configuration.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::F32 => "f32",
+        }
+    }
+}
+
 impl From<KvCacheDtype> for runner::KvDtype {
     fn from(dtype: KvCacheDtype) -> Self {
         match dtype {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
+use models::ModelSource;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Auto, set};
@@ -69,12 +70,18 @@ impl Default for ModelConfig {
 }
 
 impl ModelConfig {
-    /// Returns the folder of catalogue models, by default in the user's cache folder.
-    ///
-    /// `None` on a system without one.
-    pub(crate) fn cache_dir(&self) -> Option<PathBuf> {
-        let home = || Some(dirs::cache_dir()?.join("kvshare").join("models"));
-        self.cache_dir.as_ref().set().cloned().or_else(home)
+    /// Returns what to resolve the model by.
+    pub(crate) fn source(&self) -> ModelSource<'_> {
+        ModelSource {
+            name: &self.name,
+            revision: &self.revision,
+            served_name: self.served_model_name.as_ref().set().map(String::as_str),
+            has_random_weights: self.load_format == LoadFormat::Dummy,
+            tokenizer: self.tokenizer.as_ref().set().map(PathBuf::as_path),
+            cache_dir: self.cache_dir.as_ref().set().map(PathBuf::as_path),
+            is_offline: self.hub_offline,
+            hub_token: self.hub_token.as_ref().set().map(Secret::reveal),
+        }
     }
 
     /// True if sampling defaults of models are ignored.
@@ -196,5 +203,15 @@ impl SourceArgs {
         set(&mut config.cache_dir, self.cache_dir.map(Auto::Set));
         set(&mut config.hub_offline, self.hub_offline);
         set(&mut config.hub_token, self.hub_token.map(Auto::Set));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_model_is_in_the_catalogue() {
+        assert!(models::catalogue().iter().any(|model| model.name == DEFAULT_MODEL));
     }
 }

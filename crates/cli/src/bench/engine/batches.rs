@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use engine::KvSharingMode;
+use eval::stats::median;
 use serde::Serialize;
 
 use super::super::driver::{Ask, Driver, millis};
-use super::super::stats::median;
 
 /// Steps before the timed ones: a device may prepare for a batch it has not seen.
 const WARM_UP_STEPS: u32 = 3;

@@ -1,10 +1,10 @@
 //! Prefix hits whose blocks are in the host tier.
 
 use anyhow::ensure;
+use eval::stats::median;
 use serde::Serialize;
 
 use super::super::driver::{Ask, Driver, millis};
-use super::super::stats::median;
 
 /// Prefix hit from the host tier, at least in part: blocks that take longer to fetch than to compute are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]

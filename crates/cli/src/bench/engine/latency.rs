@@ -2,11 +2,11 @@
 //! donor search finds nothing.
 
 use engine::{KvSharingMode, Repair};
+use eval::stats::median;
+use eval::table;
 use serde::Serialize;
 
 use super::super::driver::{Ask, Driver, millis};
-use super::super::stats::median;
-use super::super::table;
 use super::from_host::FromHost;
 
 /// Tokens of a donor without a match. Chosen: long enough to be a donor.

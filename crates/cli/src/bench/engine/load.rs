@@ -4,10 +4,10 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Instant;
 
+use eval::stats::median;
 use serde::Serialize;
 
 use super::super::driver::{Ask, Driver};
-use super::super::stats::median;
 
 /// Requests that arrive together. Written `256x1024+128`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

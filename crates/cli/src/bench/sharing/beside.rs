@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use anyhow::ensure;
+use eval::stats::median;
 use serde::Serialize;
 use tokens::RequestId;
 
 use super::super::driver::{Ask, Driver, millis};
-use super::super::stats::median;
 
 /// Steps before another request joins; the first few of them are not counted.
 const STEPS_ALONE: usize = 12;

@@ -215,6 +215,7 @@ fn check_real_model(model: &str, device: DeviceOptions, same_top_ratio: f64) {
 
 const SMOLLM2: &str = "smollm2-135m-instruct";
 const QWEN: &str = "qwen2.5-coder-0.5b-instruct";
+const GEMMA: &str = "gemma-3-270m";
 
 #[test]
 fn smollm2_agrees_on_real_text() {
@@ -224,6 +225,11 @@ fn smollm2_agrees_on_real_text() {
 #[test]
 fn qwen2_5_coder_agrees_on_real_text() {
     check_real_model(QWEN, cpu(KvDtype::F16), 0.99);
+}
+
+#[test]
+fn gemma3_agrees_on_real_text() {
+    check_real_model(GEMMA, cpu(KvDtype::F16), 0.99);
 }
 
 // With bf16 throughout, the order of two tokens that are nearly as likely changes more often.
@@ -238,6 +244,12 @@ fn cuda_smollm2_agrees_on_real_text() {
 #[ignore = "needs a CUDA device"]
 fn cuda_qwen2_5_coder_agrees_on_real_text() {
     check_real_model(QWEN, GPU, 0.97);
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn cuda_gemma3_agrees_on_real_text() {
+    check_real_model(GEMMA, GPU, 0.97);
 }
 
 /// Checks that the tiny model `name` has the stored logits, to within 1e-4 of the largest.

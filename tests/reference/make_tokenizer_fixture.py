@@ -107,7 +107,7 @@ def main():
         tokenizer = load_tokenizer(path)
         texts = [{"text": text, "ids": tokenizer(text, add_special_tokens=False)["input_ids"]} for text in TEXTS]
         chats = []
-        for messages in CHATS:
+        for messages in CHATS if getattr(tokenizer, "chat_template", None) else []:
             rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
             chats.append({"messages": messages, "add_generation_prompt": True, "rendered": rendered, "ids": ids})

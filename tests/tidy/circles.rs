@@ -29,21 +29,7 @@ const MEANT: [Circle; 2] = [
 ];
 
 /// Circles in code that is being taken apart. They may shrink or go away, not grow.
-const BEING_TAKEN_APART: [Circle; 7] = [
-    (
-        "cli",
-        &[
-            "config/engine.rs",
-            "config/log.rs",
-            "config/mod.rs",
-            "config/model.rs",
-            "config/server.rs",
-            "config/sharing.rs",
-            "config/tenants.rs",
-        ],
-        "files and flags that all sections share are in the module of the sections",
-    ),
-    ("cli", &["generation.rs", "loading.rs"], "defaults of sampling take a whole loaded model"),
+const BEING_TAKEN_APART: [Circle; 5] = [
     ("cli", &["models/fetch.rs", "models/hub.rs", "models/mod.rs"], "becomes a crate"),
     ("runner", &["backend/cpu.rs", "backend/cpu/decoder.rs"], "backends are being split"),
     (

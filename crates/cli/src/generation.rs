@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use models::Weights;
+use runner::SamplingKeys;
 use serde_json::Value;
 use server::SamplingDefaults;
 
 use crate::config::ModelConfig;
-use crate::loading::Loaded;
 
 const FILE: &str = "generation_config.json";
 /// Maximum size of the file, in bytes. Chosen: real ones have some hundreds.
@@ -20,10 +20,10 @@ const MAX_BYTES: u64 = 1 << 20;
 ///
 /// # Errors
 /// If the file cannot be read, or has values that no request may use.
-pub(crate) fn defaults(config: &ModelConfig, loaded: &Loaded) -> anyhow::Result<SamplingDefaults> {
-    let (defaults, source) = match (file(config, &loaded.files.weights)?, &loaded.files.weights) {
+pub(crate) fn defaults(config: &ModelConfig, weights: &Weights, keys: SamplingKeys) -> anyhow::Result<SamplingDefaults> {
+    let (defaults, source) = match (file(config, weights)?, weights) {
         (Some(path), _) => (parse(&read(&path)?), path.display().to_string()),
-        (None, Weights::Gguf(path)) if !config.has_no_generation_config() => (of_gguf(loaded), path.display().to_string()),
+        (None, Weights::Gguf(path)) if !config.has_no_generation_config() => (of_gguf(keys), path.display().to_string()),
         (None, _) => return Ok(SamplingDefaults::default()),
     };
     match defaults.validate() {
@@ -79,8 +79,7 @@ fn parse(json: &Value) -> SamplingDefaults {
     }
 }
 
-fn of_gguf(loaded: &Loaded) -> SamplingDefaults {
-    let keys = &loaded.model.sampling;
+fn of_gguf(keys: SamplingKeys) -> SamplingDefaults {
     let number = |number: Option<f64>| number.map(|number| number as f32);
     SamplingDefaults {
         temperature: number(keys.temperature),

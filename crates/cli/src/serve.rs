@@ -39,6 +39,7 @@ struct Started {
     /// Effective sampling defaults.
     sampling: String,
     address: String,
+    has_chat_template: bool,
 }
 
 /// Serves until a signal ends it.
@@ -140,9 +141,11 @@ fn load_model(
         embeddings: embedder.as_ref().map(|embedder| embedder.index_config(config.sharing.max_donors)),
         ..loading::scheduler_config(config, &loaded)?
     };
-    let sampling = generation::defaults(&config.model, &loaded)?;
+    let sampling = generation::defaults(&config.model, &loaded.files.weights, loaded.model.sampling)?;
     let info = Arc::new(model_info(&loaded, &scheduler, tokenizer.eos_ids()));
-    let started = announced.map(|address| Started::new(config, &loaded, &scheduler, &sampling, address));
+    let has_chat_template = tokenizer.chat_template().is_some();
+    let started =
+        announced.map(|address| Started { has_chat_template, ..Started::new(config, &loaded, &scheduler, &sampling, address) });
     let metrics = Arc::new(Metrics::new(&info, &scheduler));
     let engine = EngineCore::new(scheduler, loaded.model.runner).context("starting the engine")?;
     let embedder = embedder.map(|embedder| Arc::new(ServedEmbedder(embedder)) as Arc<dyn Embedder>);
@@ -283,15 +286,18 @@ impl Started {
             scheduler.max_model_len,
             config.sharing.mode.as_str()
         );
-        Self { model, facts, sampling: sampling.to_string(), address: format!("http://{address}") }
+        Self { model, facts, sampling: sampling.to_string(), address: format!("http://{address}"), has_chat_template: true }
     }
 
     /// Announces the start: plain lines for users, an event for programs.
     fn announce(&self, format: LogFormat) {
-        let Self { model, facts, sampling, address } = self;
+        let Self { model, facts, sampling, address, has_chat_template } = self;
         match format {
             LogFormat::Text => {
-                let next = format!("kvshare chat --url {address}    (or POST {address}/v1/chat/completions)");
+                let next = match has_chat_template {
+                    true => format!("kvshare chat --url {address}    (or POST {address}/v1/chat/completions)"),
+                    false => format!("POST {address}/v1/completions    (this model has no chat template)"),
+                };
                 stderr::say(format_args!(
                     "model    {model}\nengine   {facts}\nsampling {sampling}\nserving  {address}/v1\ntry      {next}"
                 ));

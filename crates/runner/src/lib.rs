@@ -11,19 +11,18 @@
 pub mod backend;
 mod batch;
 mod checkpoint;
-mod config;
 mod embedding_table;
 mod error;
 mod load;
 mod model_runner;
 mod sampler;
+mod spec;
 pub mod testing;
 mod timings;
 
 pub use backend::{Backend, BackendError};
 pub use batch::{InputBatch, InputSequence};
 pub use checkpoint::{GgufVocabulary, SamplingKeys, SpecialTokens};
-pub use config::{Architecture, LayerSpec, Mask, ModelConfig, RopeScaling, RopeSpec};
 pub use embedding_table::EmbeddingTable;
 pub use error::LoadError;
 pub use kernels::cpu::{Activation, Adjustment, Distribution, KvDtype, RopeLayout};
@@ -33,4 +32,5 @@ pub use load::{
 };
 pub use model_runner::ModelRunner;
 pub use sampler::{SampleRow, Sampled, ScoreRow};
+pub use spec::{Architecture, LayerSpec, Mask, ModelSpec, RopeScaling, RopeSpec};
 pub use timings::StepTimings;

@@ -12,7 +12,7 @@ use crate::checkpoint::{
     check_shapes,
 };
 use crate::embedding_table::EmbeddingTable;
-use crate::{Backend, KvDtype, LoadError, ModelConfig, ModelRunner};
+use crate::{Backend, KvDtype, LoadError, ModelRunner, ModelSpec};
 
 /// Source of the weights.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,7 +81,7 @@ pub struct LoadedModel {
     /// Runner that executes steps.
     pub runner: ModelRunner,
     /// Model configuration.
-    pub config: ModelConfig,
+    pub config: ModelSpec,
     /// Longest sequence it serves.
     pub max_model_len: usize,
     /// Number of blocks of the pool.
@@ -222,7 +222,7 @@ pub fn has_cuda_device() -> bool {
 fn place_on_gpu(
     options: &LoadOptions,
     gpu: GpuOptions,
-    config: &ModelConfig,
+    config: &ModelSpec,
     checkpoint: &dyn Checkpoint,
     progress: &mut dyn FnMut(f32),
 ) -> Result<Placed, LoadError> {
@@ -233,7 +233,7 @@ fn place_on_gpu(
 fn place_on_gpu(
     _: &LoadOptions,
     _: GpuOptions,
-    _: &ModelConfig,
+    _: &ModelSpec,
     _: &dyn Checkpoint,
     _: &mut dyn FnMut(f32),
 ) -> Result<Placed, LoadError> {
@@ -266,7 +266,7 @@ const MIN_MODEL_LEN: usize = 512;
 
 /// Returns the number of blocks that fit into `kv_bytes`, and the longest sequence they allow.
 pub(crate) fn size_pool(
-    config: &ModelConfig,
+    config: &ModelSpec,
     cache_groups: &CacheGroups,
     kv_bytes: u64,
     max_model_len: Option<usize>,

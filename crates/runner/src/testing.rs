@@ -7,19 +7,19 @@ use crate::backend::cpu::{CpuBackend, Weights};
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::{self, CudaBackend, LargestStep};
 use crate::checkpoint::{Checkpoint, RandomCheckpoint, RandomDtype, RawTensor, Role, SpecialTokens};
-use crate::{Activation, Architecture, KvDtype, LayerSpec, Mask, ModelConfig, ModelRunner, RopeLayout, RopeScaling, RopeSpec};
+use crate::{Activation, Architecture, KvDtype, LayerSpec, Mask, ModelRunner, ModelSpec, RopeLayout, RopeScaling, RopeSpec};
 
 /// Returns a model of three layers and 97 tokens; `head_dim` 16, four query heads over two key heads. Gemma 3's first and last layers
 /// attend to the last 40 positions.
 #[must_use]
-pub fn tiny_config(architecture: Architecture, rope_layout: RopeLayout) -> ModelConfig {
+pub fn tiny_config(architecture: Architecture, rope_layout: RopeLayout) -> ModelSpec {
     let is_gemma = architecture == Architecture::Gemma3;
     let ropes = [10_000.0, 500.0].map(|theta| RopeSpec { theta, scaling: RopeScaling::None });
     let layer = |i| match is_gemma && i != 1 {
         true => LayerSpec { mask: Mask::Window(40), rope: 1 },
         false => LayerSpec { mask: Mask::Causal, rope: 0 },
     };
-    ModelConfig {
+    ModelSpec {
         architecture,
         layers: (0..3).map(layer).collect(),
         hidden_size: 64,
@@ -45,7 +45,7 @@ pub fn tiny_config(architecture: Architecture, rope_layout: RopeLayout) -> Model
 /// # Panics
 /// If the system gives no threads.
 #[must_use]
-pub fn tiny_backend(config: &ModelConfig, seed: u64, kv_dtype: KvDtype, num_blocks: usize) -> CpuBackend {
+pub fn tiny_backend(config: &ModelSpec, seed: u64, kv_dtype: KvDtype, num_blocks: usize) -> CpuBackend {
     let checkpoint = RandomCheckpoint { config: config.clone(), seed, dtype: RandomDtype::F32 };
     let weights = Weights::read(config, &checkpoint, &mut |_| {}).expect("random tensors have the right shapes");
     CpuBackend::new(config.clone(), weights, kv_dtype, num_blocks, config.max_position, 2).expect("two threads can be started")
@@ -56,8 +56,8 @@ pub fn tiny_backend(config: &ModelConfig, seed: u64, kv_dtype: KvDtype, num_bloc
 /// # Panics
 /// If the system gives no threads.
 #[must_use]
-pub fn poisoned_backend(config: &ModelConfig, seed: u64, token: u32, num_blocks: usize) -> CpuBackend {
-    let config = ModelConfig { tied_head: false, ..config.clone() };
+pub fn poisoned_backend(config: &ModelSpec, seed: u64, token: u32, num_blocks: usize) -> CpuBackend {
+    let config = ModelSpec { tied_head: false, ..config.clone() };
     let random = RandomCheckpoint { config: config.clone(), seed, dtype: RandomDtype::F32 };
     let checkpoint = PoisonedCheckpoint { random, token };
     let weights = Weights::read(&config, &checkpoint, &mut |_| {}).expect("random tensors have the right shapes");
@@ -71,7 +71,7 @@ struct PoisonedCheckpoint {
 }
 
 impl Checkpoint for PoisonedCheckpoint {
-    fn config(&self) -> Result<ModelConfig, LoadError> {
+    fn config(&self) -> Result<ModelSpec, LoadError> {
         self.random.config()
     }
 
@@ -112,7 +112,7 @@ impl Checkpoint for PoisonedCheckpoint {
 /// # Errors
 /// If there is no such device, or it has no memory left.
 #[cfg(feature = "cuda")]
-pub fn tiny_cuda_backend(config: &ModelConfig, seed: u64, num_blocks: usize) -> Result<CudaBackend, LoadError> {
+pub fn tiny_cuda_backend(config: &ModelSpec, seed: u64, num_blocks: usize) -> Result<CudaBackend, LoadError> {
     let checkpoint = RandomCheckpoint { config: config.clone(), seed, dtype: RandomDtype::F32 };
     let largest = LargestStep { num_rows: MAX_TINY_ROWS, num_sequences: 32, num_tokens: config.max_position };
     cuda::place_untuned(config, &checkpoint, num_blocks, largest)
@@ -124,6 +124,6 @@ pub const MAX_TINY_ROWS: usize = 320;
 
 /// Creates a [`tiny_backend`] as an executor.
 #[must_use]
-pub fn tiny_runner(config: &ModelConfig, seed: u64, kv_dtype: KvDtype, num_blocks: usize) -> ModelRunner {
+pub fn tiny_runner(config: &ModelSpec, seed: u64, kv_dtype: KvDtype, num_blocks: usize) -> ModelRunner {
     ModelRunner::new(Box::new(tiny_backend(config, seed, kv_dtype, num_blocks)), BlockSize::DEFAULT)
 }

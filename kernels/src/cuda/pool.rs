@@ -6,6 +6,7 @@ use cudarc::driver::{CudaSlice, CudaView, CudaViewMut};
 use half::bf16;
 
 use super::device::{Device, DeviceError};
+use super::paged::check_head_dim;
 
 /// Slots per block.
 pub(super) const BLOCK: usize = 32;
@@ -59,9 +60,9 @@ impl Pool {
     /// If memory does not suffice.
     ///
     /// # Panics
-    /// If head_dim is neither 64 nor 128.
+    /// If head_dim is not 64, 128 or 256.
     pub fn new(device: &Arc<Device>, shape: PoolShape) -> Result<Self, DeviceError> {
-        assert!(matches!(shape.head_dim, 64 | 128), "kernels are compiled for heads of 64 and 128");
+        check_head_dim(shape.head_dim);
         assert!(u32::try_from(shape.num_slots()).is_ok_and(|slots| slots < NO_ROW), "a slot is 32 bits, and none of them NO_ROW");
         Ok(Self { numbers: device.zeros(2 * shape.num_elements())?, shape })
     }

@@ -3,7 +3,8 @@
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use super::{Auto, ByteSize, Device, Millis, set};
+use super::flag::set;
+use super::{Auto, ByteSize, Device, Millis};
 
 /// `[engine]` of the configuration file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

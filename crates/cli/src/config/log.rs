@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use super::set;
+use super::flag::set;
 
 /// `[log]` of the configuration file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

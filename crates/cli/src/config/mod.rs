@@ -8,6 +8,9 @@ mod byte_size;
 mod device;
 mod duration;
 mod engine;
+mod error;
+mod file;
+mod flag;
 #[cfg(test)]
 pub(crate) mod help;
 mod log;
@@ -17,8 +20,6 @@ mod server;
 mod sharing;
 mod tenants;
 
-use std::fs::File;
-use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -28,12 +29,15 @@ pub(crate) use byte_size::ByteSize;
 pub(crate) use device::Device;
 pub(crate) use duration::Millis;
 pub(crate) use engine::{EngineConfig, KvCacheDtype, Scheduling};
+pub(crate) use error::ConfigError;
 pub(crate) use log::{LogConfig, LogFormat};
 pub(crate) use model::{LoadFormat, ModelConfig, Secret, SourceArgs};
 pub(crate) use repair::{Deviation, RepairSetting};
 pub(crate) use server::ServerConfig;
 pub(crate) use sharing::{EmbedderKind, KvSharing, SharingConfig};
 pub(crate) use tenants::TenantsConfig;
+
+use file::{parse_toml, read_text};
 
 /// All settings of the daemon.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -71,35 +75,6 @@ pub(crate) struct ConfigArgs {
     sharing: sharing::SharingArgs,
     #[command(flatten)]
     log: log::LogArgs,
-}
-
-/// Reason why there is no configuration. One line each.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ConfigError {
-    /// The file cannot be read.
-    #[error("reading {}: {source}", path.display())]
-    Read {
-        /// Path of the file.
-        path: PathBuf,
-        /// Cause.
-        source: std::io::Error,
-    },
-    /// The file is no TOML, has an unknown key, or a value of the wrong type.
-    #[error("{}:{line}: {message}", path.display())]
-    Parse {
-        /// Path of the file.
-        path: PathBuf,
-        /// Line in it, from 1.
-        line: usize,
-        /// Description of the error.
-        message: String,
-    },
-    /// Values that are out of range or contradict each other.
-    #[error("{}", problems.join("; "))]
-    Invalid {
-        /// Descriptions of all problems.
-        problems: Vec<String>,
-    },
 }
 
 impl Config {
@@ -153,49 +128,6 @@ impl Config {
     /// Formats as a file that gives this configuration. Secrets are starred out.
     pub(crate) fn to_toml(&self) -> String {
         toml::to_string(self).expect("every setting has a TOML form: scalars in sections")
-    }
-}
-
-/// Maximum size of a hand-written file, in bytes. Chosen: ten thousand keys fit.
-const MAX_FILE_BYTES: u64 = 4 << 20;
-
-/// Reads the text of a configuration or key file.
-///
-/// # Errors
-/// If the file cannot be read, is larger than [`MAX_FILE_BYTES`] (a device has no end), or is no UTF-8.
-fn read_text(path: &Path) -> Result<String, ConfigError> {
-    let bytes = read_bytes(path)?;
-    String::from_utf8(bytes).map_err(|error| {
-        let source = io::Error::new(io::ErrorKind::InvalidData, error.utf8_error());
-        ConfigError::Read { path: path.to_owned(), source }
-    })
-}
-
-/// Reads arbitrary bytes; otherwise as [`read_text`].
-fn read_bytes(path: &Path) -> Result<Vec<u8>, ConfigError> {
-    let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes));
-    let checked = read.and_then(|_| match bytes.len() as u64 > MAX_FILE_BYTES {
-        true => Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {} MiB", MAX_FILE_BYTES >> 20))),
-        false => Ok(()),
-    });
-    checked.map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-    Ok(bytes)
-}
-
-/// Parses the TOML `text` as `T`; errors name `path`.
-fn parse_toml<T: serde::de::DeserializeOwned>(text: &str, path: &Path) -> Result<T, ConfigError> {
-    toml::from_str(text).map_err(|error| {
-        let start = error.span().map_or(0, |span| span.start).min(text.len());
-        let line = 1 + text[..start].matches('\n').count();
-        ConfigError::Parse { path: path.to_owned(), line, message: error.message().replace('\n', " ") }
-    })
-}
-
-/// Overrides `slot` if the flag was given.
-fn set<T>(slot: &mut T, flag: Option<T>) {
-    if let Some(value) = flag {
-        *slot = value;
     }
 }
 

@@ -7,7 +7,8 @@ use clap::ValueEnum;
 use models::ModelSource;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Auto, set};
+use super::Auto;
+use super::flag::set;
 
 /// Model that is served when none is named.
 pub(crate) const DEFAULT_MODEL: &str = "smollm2-135m-instruct";

@@ -5,7 +5,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use server::WebAccess;
 
-use super::{ByteSize, Millis, set};
+use super::flag::set;
+use super::{ByteSize, Millis};
 
 /// Maximum requests that wait, and connections: more files cannot be open on any system.
 const MAX_COUNT: usize = 1 << 20;

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use super::{Auto, ByteSize, Deviation, Device, Millis, RepairSetting, set};
+use super::flag::set;
+use super::{Auto, ByteSize, Deviation, Device, Millis, RepairSetting};
 
 /// `[sharing]` of the configuration file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

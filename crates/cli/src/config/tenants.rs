@@ -6,7 +6,9 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use server::{Access, ApiKey, ScopeSecret, Tenants};
 
-use super::{Auto, parse_toml, read_bytes, read_text, set};
+use super::Auto;
+use super::file::{parse_toml, read_bytes, read_text};
+use super::flag::set;
 
 /// `[tenants]` of the configuration file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -18,8 +18,8 @@ pub(crate) use self::weights::Weights;
 #[cfg(feature = "cuda")]
 pub(crate) use self::weights::refuse_unknown;
 use super::{Backend, BackendError, scored_rows};
-use crate::config::RopeSpec;
-use crate::{InputBatch, LoadError, ModelConfig, SampleRow, Sampled, ScoreRow};
+use crate::spec::RopeSpec;
+use crate::{InputBatch, LoadError, ModelSpec, SampleRow, Sampled, ScoreRow};
 
 /// Returns the format of a pool whose elements are of `dtype`.
 pub(crate) fn kv_format(dtype: KvDtype) -> KvFormat {
@@ -31,7 +31,7 @@ pub(crate) fn kv_format(dtype: KvDtype) -> KvFormat {
 
 /// A model in main memory.
 pub struct CpuBackend {
-    config: ModelConfig,
+    config: ModelSpec,
     weights: Weights,
     /// Tables of the model's rotations.
     ropes: Vec<RopeTable>,
@@ -52,7 +52,7 @@ impl CpuBackend {
     /// # Errors
     /// If the system gives no threads.
     pub(crate) fn new(
-        config: ModelConfig,
+        config: ModelSpec,
         weights: Weights,
         kv_dtype: KvDtype,
         num_blocks: usize,

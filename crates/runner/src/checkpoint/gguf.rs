@@ -12,8 +12,8 @@ use kernels::cpu::{Activation, GgmlType, RopeLayout};
 
 use super::{Checkpoint, LayerRole, RawTensor, Role, SamplingKeys, SpecialTokens, read_range};
 use crate::LoadError;
-use crate::config::{self, Architecture, GEMMA3_LOCAL_THETA, GEMMA3_PATTERN, LayerSpec, ModelConfig, RopeScaling, RopeSpec};
 use crate::error::shown;
+use crate::spec::{self, Architecture, GEMMA3_LOCAL_THETA, GEMMA3_PATTERN, LayerSpec, ModelSpec, RopeScaling, RopeSpec};
 
 /// Tokenizer as described by a GGUF file.
 #[derive(Clone, Debug, Default)]
@@ -135,9 +135,9 @@ impl GgufCheckpoint {
             }
             (_, Architecture::Gemma3) => {
                 let pattern = self.optional_size("attention.sliding_window_pattern").unwrap_or(GEMMA3_PATTERN).max(1);
-                config::layers(self.size("block_count")?, 2, window, |i| !(i + 1).is_multiple_of(pattern))
+                spec::layers(self.size("block_count")?, 2, window, |i| !(i + 1).is_multiple_of(pattern))
             }
-            _ => config::layers(self.size("block_count")?, 1, window, |_| true),
+            _ => spec::layers(self.size("block_count")?, 1, window, |_| true),
         }
     }
 
@@ -243,7 +243,7 @@ impl GgufCheckpoint {
 }
 
 impl Checkpoint for GgufCheckpoint {
-    fn config(&self) -> Result<ModelConfig, LoadError> {
+    fn config(&self) -> Result<ModelSpec, LoadError> {
         // llama.cpp's converter permutes Q and K of the llama architecture so that neighbours rotate together.
         let (architecture, rope_layout) = match self.architecture.as_str() {
             "llama" => (Architecture::Llama, RopeLayout::Interleaved),
@@ -259,7 +259,7 @@ impl Checkpoint for GgufCheckpoint {
         let vocab_size = self.tensors.get("token_embd.weight").and_then(|place| place.shape.first().copied());
         let max_position = self.size("context_length")?;
         let is_gemma = architecture == Architecture::Gemma3;
-        let config = ModelConfig {
+        let config = ModelSpec {
             architecture,
             layers: self.layers(architecture, max_position)?,
             hidden_size,
@@ -283,7 +283,7 @@ impl Checkpoint for GgufCheckpoint {
         .validated()?;
         // Read after head_dim has been validated.
         let ropes = self.ropes(architecture, self.rope_scaling(head_dim)?);
-        ModelConfig { ropes, ..config }.validated()
+        ModelSpec { ropes, ..config }.validated()
     }
 
     fn special_tokens(&self) -> SpecialTokens {

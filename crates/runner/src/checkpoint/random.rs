@@ -5,13 +5,13 @@ use std::path::Path;
 use kernels::cpu::GgmlType;
 use tokens::splitmix64;
 
-use super::{Checkpoint, LayerRole, RawTensor, Role, SpecialTokens};
-use crate::config::{self, ModelConfig};
+use super::{Checkpoint, LayerRole, RawTensor, Role, SpecialTokens, hf_config};
+use crate::ModelSpec;
 use crate::{Architecture, LoadError};
 
 /// Random weights for a configuration, the same for the same seed.
 pub(crate) struct RandomCheckpoint {
-    pub(crate) config: ModelConfig,
+    pub(crate) config: ModelSpec,
     pub(crate) seed: u64,
     pub(crate) dtype: RandomDtype,
 }
@@ -39,7 +39,7 @@ impl RandomCheckpoint {
     pub(crate) fn open(path: &Path, seed: u64) -> Result<Self, LoadError> {
         let file = if path.is_dir() { path.join("config.json") } else { path.to_owned() };
         let json = super::read_text(&file)?;
-        Ok(Self { config: config::from_hf(&file, &json)?, seed, dtype: RandomDtype::Bf16 })
+        Ok(Self { config: hf_config::read(&file, &json)?, seed, dtype: RandomDtype::Bf16 })
     }
 
     /// Returns the distribution of the tensor of `role`, whose rows are `inputs` long.
@@ -99,7 +99,7 @@ impl RandomCheckpoint {
 }
 
 impl Checkpoint for RandomCheckpoint {
-    fn config(&self) -> Result<ModelConfig, LoadError> {
+    fn config(&self) -> Result<ModelSpec, LoadError> {
         Ok(self.config.clone())
     }
 
@@ -150,7 +150,7 @@ mod tests {
     /// Computes logits after a few tokens, in as many layers.
     fn logits(num_layers: usize, seed: u64) -> Vec<f32> {
         let tiny = tiny_config(Architecture::Qwen2, RopeLayout::Half);
-        let config = ModelConfig { layers: vec![tiny.layers[0]; num_layers], tied_head: false, ..tiny };
+        let config = ModelSpec { layers: vec![tiny.layers[0]; num_layers], tied_head: false, ..tiny };
         let checkpoint = RandomCheckpoint { config: config.clone(), seed, dtype: RandomDtype::Bf16 };
         let weights = Weights::read(&config, &checkpoint, &mut |_| {}).unwrap();
         let mut backend = CpuBackend::new(config, weights, KvDtype::F16, 4, 128, 2).unwrap();

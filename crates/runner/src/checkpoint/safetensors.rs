@@ -10,9 +10,9 @@ use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use serde_json::Value;
 
-use super::{Checkpoint, LayerRole, RawTensor, Role, SpecialTokens, read_range, read_text};
+use super::{Checkpoint, LayerRole, RawTensor, Role, SpecialTokens, hf_config, read_range, read_text};
 use crate::LoadError;
-use crate::config::{self, ModelConfig};
+use crate::ModelSpec;
 use crate::error::{brief, shown};
 
 pub(crate) struct SafetensorsCheckpoint {
@@ -49,7 +49,7 @@ impl SafetensorsCheckpoint {
     pub(crate) fn open(folder: &Path) -> Result<Self, LoadError> {
         let path = folder.join("config.json");
         let config = read_text(&path)?;
-        let ModelConfig { tied_head: says_tied, has_post_norms, .. } = config::from_hf(&path, &config)?;
+        let ModelSpec { tied_head: says_tied, has_post_norms, .. } = hf_config::read(&path, &config)?;
         let WeightFiles { files, index } = weight_files(folder)?;
         let mut tensors = HashMap::new();
         for file in &files {
@@ -181,9 +181,9 @@ fn read_header(path: &Path, is_wanted: impl Fn(&str) -> bool, tensors: &mut Hash
 }
 
 impl Checkpoint for SafetensorsCheckpoint {
-    fn config(&self) -> Result<ModelConfig, LoadError> {
-        let config = config::from_hf(&self.folder.join("config.json"), &self.config)?;
-        Ok(ModelConfig { tied_head: self.is_tied, ..config })
+    fn config(&self) -> Result<ModelSpec, LoadError> {
+        let config = hf_config::read(&self.folder.join("config.json"), &self.config)?;
+        Ok(ModelSpec { tied_head: self.is_tied, ..config })
     }
 
     /// Reads `generation_config.json` if it exists, since it lists all tokens that end a turn, else `config.json`.

@@ -3,7 +3,7 @@
 use engine::{BlockCopy, BlockEntry, Drift, Row, ScheduledSequence, SpanCopy};
 use runner::backend::cpu::CpuBackend;
 use runner::testing::{tiny_backend, tiny_config};
-use runner::{Architecture, Backend, InputBatch, KvDtype, ModelConfig, RopeLayout};
+use runner::{Architecture, Backend, InputBatch, KvDtype, ModelSpec, RopeLayout};
 use tokens::{BlockId, BlockSize, DonorId, RequestId, TokenId, TokenRange};
 
 pub(crate) const NUM_BLOCKS: usize = 256;
@@ -26,19 +26,19 @@ impl Random {
 }
 
 /// Returns one model of each family, with both formats of the pool.
-pub(crate) fn all_families() -> Vec<(ModelConfig, KvDtype)> {
+pub(crate) fn all_families() -> Vec<(ModelSpec, KvDtype)> {
     let families = [
         tiny_config(Architecture::Llama, RopeLayout::Interleaved),
         tiny_config(Architecture::Qwen2, RopeLayout::Half),
-        ModelConfig { tied_head: false, ..tiny_config(Architecture::Qwen3, RopeLayout::Half) },
+        ModelSpec { tied_head: false, ..tiny_config(Architecture::Qwen3, RopeLayout::Half) },
         tiny_config(Architecture::Gemma3, RopeLayout::Half),
     ];
     families.into_iter().flat_map(|config| [(config.clone(), KvDtype::F32), (config, KvDtype::F16)]).collect()
 }
 
 /// Returns `config` with heads of another size.
-pub(crate) fn with_head_dim(head_dim: usize, config: ModelConfig) -> ModelConfig {
-    ModelConfig { head_dim, attention_scale: 1.0 / (head_dim as f32).sqrt(), ..config }
+pub(crate) fn with_head_dim(head_dim: usize, config: ModelSpec) -> ModelSpec {
+    ModelSpec { head_dim, attention_scale: 1.0 / (head_dim as f32).sqrt(), ..config }
 }
 
 /// A backend whose pool can be read.
@@ -72,7 +72,7 @@ impl Rounding {
 
 pub(crate) struct World {
     pub(crate) backend: Box<dyn Device>,
-    pub(crate) config: ModelConfig,
+    pub(crate) config: ModelSpec,
     pub(crate) rounding: Rounding,
     next_block: u32,
 }
@@ -91,11 +91,11 @@ pub(crate) fn distance(found: &[f32], expected: &[f32]) -> f32 {
 }
 
 impl World {
-    pub(crate) fn new(config: &ModelConfig, dtype: KvDtype) -> Self {
+    pub(crate) fn new(config: &ModelSpec, dtype: KvDtype) -> Self {
         Self::on(Box::new(tiny_backend(config, SEED, dtype, NUM_BLOCKS)), config, Rounding::of(dtype))
     }
 
-    pub(crate) fn on(backend: Box<dyn Device>, config: &ModelConfig, rounding: Rounding) -> Self {
+    pub(crate) fn on(backend: Box<dyn Device>, config: &ModelSpec, rounding: Rounding) -> Self {
         Self { backend, config: config.clone(), rounding, next_block: FIRST_BLOCK }
     }
 

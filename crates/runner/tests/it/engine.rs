@@ -10,7 +10,7 @@ use ::engine::{
 };
 use runner::backend::cpu::CpuBackend;
 use runner::testing::{tiny_backend, tiny_config};
-use runner::{Architecture, Backend, BackendError, InputBatch, KvDtype, ModelConfig, ModelRunner, RopeLayout};
+use runner::{Architecture, Backend, BackendError, InputBatch, KvDtype, ModelRunner, ModelSpec, RopeLayout};
 #[cfg(feature = "cuda")]
 use runner::{DeviceOptions, GpuOptions, LoadOptions, WeightFiles};
 use testkit::RequestBuilder;
@@ -39,7 +39,7 @@ impl Answer {
 }
 
 impl Engine {
-    fn new(config: &ModelConfig, dtype: KvDtype) -> Self {
+    fn new(config: &ModelSpec, dtype: KvDtype) -> Self {
         Self::with_backend(Box::new(tiny_backend(config, 42, dtype, NUM_BLOCKS)))
     }
 
@@ -186,7 +186,7 @@ fn a_prefix_hit_gives_the_bits_of_a_miss() {
 }
 
 /// Creates an engine whose pool was filled by other prompts after `prompt` was computed: `prompt` is in the host tier.
-fn engine_with_offloaded(config: &ModelConfig, dtype: KvDtype, prompt: &[u32]) -> Engine {
+fn engine_with_offloaded(config: &ModelSpec, dtype: KvDtype, prompt: &[u32]) -> Engine {
     let backend = tiny_backend(config, 42, dtype, NUM_BLOCKS).with_host_tier(200);
     let mut engine = Engine::with_host_tier(Box::new(backend), 200);
     engine.answer(prompt, KvSharingMode::Prefix, 0);

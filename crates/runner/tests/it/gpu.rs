@@ -8,7 +8,7 @@ use crate::common::{Device, NUM_BLOCKS, Rounding, SEED, World, with_head_dim};
 use crate::invariants as invariant;
 use runner::backend::cuda::CudaBackend;
 use runner::testing::{tiny_config, tiny_cuda_backend};
-use runner::{Architecture, DeviceOptions, GpuOptions, LoadError, LoadOptions, ModelConfig, RopeLayout, WeightFiles, load};
+use runner::{Architecture, DeviceOptions, GpuOptions, LoadError, LoadOptions, ModelSpec, RopeLayout, WeightFiles, load};
 
 impl Device for CudaBackend {
     fn read_slot(&self, layer: usize, slot: u32) -> (Vec<f32>, Vec<f32>) {
@@ -24,8 +24,8 @@ pub(crate) const ROUNDING: Rounding = Rounding { batch: 3e-2, moved: 1.2e-2, sto
 
 /// Returns one model of each family for each head_dim, with groups of all kinds, both layouts, and vocabularies that are multiples of four
 /// or not.
-pub(crate) fn families() -> Vec<ModelConfig> {
-    let family = |architecture, layout, (num_heads, num_kv_heads), head_dim, vocab_size| ModelConfig {
+pub(crate) fn families() -> Vec<ModelSpec> {
+    let family = |architecture, layout, (num_heads, num_kv_heads), head_dim, vocab_size| ModelSpec {
         num_heads,
         num_kv_heads,
         vocab_size,
@@ -44,7 +44,7 @@ pub(crate) fn families() -> Vec<ModelConfig> {
     ]
 }
 
-pub(crate) fn world(config: &ModelConfig) -> World {
+pub(crate) fn world(config: &ModelSpec) -> World {
     let backend = tiny_cuda_backend(config, SEED, NUM_BLOCKS).expect("there is a GPU with some memory left");
     World::on(Box::new(backend), config, ROUNDING)
 }
@@ -178,7 +178,7 @@ fn cuda_chunks_of_any_size_give_one_pass() {
 #[ignore = "needs a CUDA device"]
 fn cuda_scores_of_known_tokens_are_those_of_the_logits() {
     on_all_families(invariant::scores_are_those_of_the_logits);
-    let config = ModelConfig { vocab_size: 60_001, ..families().swap_remove(0) };
+    let config = ModelSpec { vocab_size: 60_001, ..families().swap_remove(0) };
     invariant::scores_are_those_of_the_logits(&mut world(&config));
 }
 

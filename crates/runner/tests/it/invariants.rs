@@ -8,7 +8,7 @@ use std::ops::Range;
 use crate::common::{Random, World, on_all_families, with_head_dim};
 use engine::{BlockEntry, Depth, Drift, LogProb, Probe, ProbedSequence, Readers, SpanCopy, TokenLogProbs};
 use runner::testing::tiny_config;
-use runner::{Architecture, KvDtype, ModelConfig, RopeLayout, RopeScaling, RopeSpec, ScoreRow};
+use runner::{Architecture, KvDtype, ModelSpec, RopeLayout, RopeScaling, RopeSpec, ScoreRow};
 use tokens::{BlockId, BlockSize, DonorId, RequestId, TokenId, TokenRange};
 
 const BLOCK: u32 = 32;
@@ -223,7 +223,7 @@ fn a_watched_row_pays_one_to_the_positions_before_it() {
 }
 
 /// Returns every frequency scaling, in both layouts, for each architecture.
-pub(crate) fn scalings(head_dim: usize) -> Vec<ModelConfig> {
+pub(crate) fn scalings(head_dim: usize) -> Vec<ModelSpec> {
     let llama3 = RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_position: 256.0 };
     let factors = RopeScaling::Factors((0..head_dim / 2).map(|i| 1.0 + i as f64).collect());
     let mut configs = Vec::new();
@@ -231,7 +231,7 @@ pub(crate) fn scalings(head_dim: usize) -> Vec<ModelConfig> {
         for scaling in [RopeScaling::None, RopeScaling::Linear(4.0), llama3.clone(), factors.clone()] {
             for architecture in [Architecture::Llama, Architecture::Qwen2, Architecture::Qwen3] {
                 let ropes = vec![RopeSpec { theta: 10_000.0, scaling: scaling.clone() }];
-                configs.push(ModelConfig { ropes, ..with_head_dim(head_dim, tiny_config(architecture, layout)) });
+                configs.push(ModelSpec { ropes, ..with_head_dim(head_dim, tiny_config(architecture, layout)) });
             }
         }
     }
@@ -485,7 +485,7 @@ pub(crate) fn scores_are_those_of_the_logits(world: &mut World) {
 fn scores_of_many_rows_have_the_bits_of_each_row_alone() {
     on_all_families(scores_are_those_of_the_logits);
     // Vocabulary so large that the rows are scored in several chunks.
-    let config = ModelConfig { vocab_size: 60_001, ..tiny_config(Architecture::Llama, RopeLayout::Half) };
+    let config = ModelSpec { vocab_size: 60_001, ..tiny_config(Architecture::Llama, RopeLayout::Half) };
     scores_are_those_of_the_logits(&mut World::new(&config, KvDtype::F16));
 }
 

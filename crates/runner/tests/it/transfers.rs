@@ -2,7 +2,7 @@
 
 use engine::{BlockCopy, BlockFetch, BlockOffload};
 use runner::testing::{tiny_config, tiny_cuda_backend};
-use runner::{Architecture, ModelConfig, RopeLayout};
+use runner::{Architecture, ModelSpec, RopeLayout};
 use tokens::{BlockId, HostBlockId};
 
 use crate::common::{SEED, World};
@@ -20,7 +20,7 @@ const NUM_OTHERS: usize = 100;
 /// Creates a world whose layers are transferred one by one: 512 kB per layer for a block's keys.
 fn world() -> World {
     let config =
-        ModelConfig { num_heads: 64, num_kv_heads: 64, head_dim: 128, ..tiny_config(Architecture::Qwen2, RopeLayout::Half) };
+        ModelSpec { num_heads: 64, num_kv_heads: 64, head_dim: 128, ..tiny_config(Architecture::Qwen2, RopeLayout::Half) };
     let backend = tiny_cuda_backend(&config, SEED, NUM_BLOCKS).expect("there is a GPU with some memory left");
     World::on(Box::new(backend.with_host_tier(NUM_PLACES).unwrap()), &config, ROUNDING)
 }

@@ -9,7 +9,7 @@ use crate::gpu::{self, families};
 use crate::invariants::{ALL_READERS, donor_and_target, probe_of};
 use ::engine::{Drift, KvSharingMode, Readers, Repair, SamplingParams, SpanOutcome};
 use runner::testing::{tiny_backend, tiny_cuda_backend};
-use runner::{KvDtype, ModelConfig};
+use runner::{KvDtype, ModelSpec};
 use tokens::{BlockId, TokenId};
 
 /// Largest distance of a row of logits from the CPU's.
@@ -36,7 +36,7 @@ fn divergence(p: &[f32], q: &[f32]) -> f64 {
 }
 
 impl Twins {
-    fn new(config: &ModelConfig) -> Self {
+    fn new(config: &ModelSpec) -> Self {
         Self { cpu: World::new(config, KvDtype::F32), gpu: gpu::world(config), kl_sum: 0.0, num_rows: 0, largest: 0.0 }
     }
 
@@ -285,7 +285,7 @@ fn cuda_a_watched_row_pays_what_it_pays_on_the_cpu() {
 }
 
 /// Creates two engines of one model.
-fn engines(config: &ModelConfig) -> [Engine; 2] {
+fn engines(config: &ModelSpec) -> [Engine; 2] {
     let num_blocks = engine::NUM_BLOCKS;
     let gpu = tiny_cuda_backend(config, SEED, num_blocks).expect("there is a GPU with some memory left");
     [Engine::with_backend(Box::new(tiny_backend(config, SEED, KvDtype::F32, num_blocks))), Engine::with_backend(Box::new(gpu))]
@@ -334,7 +334,7 @@ fn check_sampling(sampling: &SamplingParams, percent: usize) {
     assert!(num_equal * 100 >= num_chosen * percent, "{num_equal} of {num_chosen} tokens are equal");
 }
 
-fn tokens_of(config: &ModelConfig, len: usize, seed: u64) -> Vec<u32> {
+fn tokens_of(config: &ModelSpec, len: usize, seed: u64) -> Vec<u32> {
     let mut random = crate::common::Random(seed);
     (0..len).map(|_| random.below(config.vocab_size as u32)).collect()
 }

@@ -8,7 +8,7 @@ use kernels::cpu::{
 use tokens::BlockSize;
 
 use super::CpuBackend;
-use crate::{InputBatch, InputSequence, ModelConfig};
+use crate::{InputBatch, InputSequence, ModelSpec};
 
 /// Slots per block.
 const BLOCK: usize = BlockSize::DEFAULT.as_usize();
@@ -241,7 +241,7 @@ impl CpuBackend {
 
     /// Computes the residual stream before the first layer.
     pub(super) fn embed(&self, token_ids: &[u32], out: &mut Vec<f32>) {
-        let ModelConfig { hidden_size, embedding_scale, .. } = self.config;
+        let ModelSpec { hidden_size, embedding_scale, .. } = self.config;
         let out = sized(out, token_ids.len() * hidden_size);
         for (token, row) in token_ids.iter().zip(out.chunks_exact_mut(hidden_size)) {
             self.weights.embedding.parts()[0].read_row(*token as usize, row);

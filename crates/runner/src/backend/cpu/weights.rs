@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use kernels::cpu::{Linear, Matrix};
 
 use crate::checkpoint::{self, Checkpoint, LayerRole, Role};
-use crate::{LoadError, ModelConfig};
+use crate::{LoadError, ModelSpec};
 
 /// Weights of one decoder.
 pub(crate) struct Weights {
@@ -41,7 +41,7 @@ impl Weights {
     ///
     /// # Errors
     /// If a tensor is missing, has another shape, or is one that this decoder does not use: without it the output would be wrong.
-    pub(crate) fn read(config: &ModelConfig, from: &dyn Checkpoint, progress: &mut dyn FnMut(f32)) -> Result<Self, LoadError> {
+    pub(crate) fn read(config: &ModelSpec, from: &dyn Checkpoint, progress: &mut dyn FnMut(f32)) -> Result<Self, LoadError> {
         refuse_unknown(config, from)?;
         let matrix = |role, n, k| checkpoint::matrix(from, role, n, k);
         let embedding = Linear::new(vec![matrix(Role::Embedding, config.vocab_size, config.hidden_size)?]);
@@ -68,7 +68,7 @@ impl Weights {
     }
 }
 
-fn read_layer(config: &ModelConfig, from: &dyn Checkpoint, i: usize) -> Result<Layer, LoadError> {
+fn read_layer(config: &ModelSpec, from: &dyn Checkpoint, i: usize) -> Result<Layer, LoadError> {
     let hidden = config.hidden_size;
     let (q_width, kv_width) = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);
     let matrix = |role, n, k| -> Result<Matrix, LoadError> { checkpoint::matrix(from, Role::Layer(i, role), n, k) };
@@ -108,7 +108,7 @@ fn read_layer(config: &ModelConfig, from: &dyn Checkpoint, i: usize) -> Result<L
 }
 
 /// Refuses unknown tensors: one that is not read (a bias, an expert, a third norm) means that the model is not the one computed here.
-pub(crate) fn refuse_unknown(config: &ModelConfig, from: &dyn Checkpoint) -> Result<(), LoadError> {
+pub(crate) fn refuse_unknown(config: &ModelSpec, from: &dyn Checkpoint) -> Result<(), LoadError> {
     let layer_names = (0..config.num_layers()).flat_map(|i| LayerRole::ALL.map(|role| from.name(Role::Layer(i, role))));
     let known: HashSet<String> =
         [Role::Embedding, Role::OutputNorm, Role::Head].map(|role| from.name(role)).into_iter().chain(layer_names).collect();

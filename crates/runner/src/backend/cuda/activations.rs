@@ -2,7 +2,7 @@
 
 use kernels::cuda::{CudaSlice, Device, DeviceError, bf16};
 
-use crate::ModelConfig;
+use crate::ModelSpec;
 
 /// Rows of logits computed at once; more rows are processed in chunks.
 pub(super) const MAX_LOGIT_ROWS: usize = 256;
@@ -28,7 +28,7 @@ pub(super) struct Activations {
 }
 
 impl Activations {
-    pub(super) fn new(device: &Device, config: &ModelConfig, num_rows: usize) -> Result<Self, DeviceError> {
+    pub(super) fn new(device: &Device, config: &ModelSpec, num_rows: usize) -> Result<Self, DeviceError> {
         let (hidden, wide) = (config.hidden_size, config.intermediate_size);
         Ok(Self {
             hidden: device.zeros(num_rows * hidden)?,

@@ -12,11 +12,11 @@ use super::activations::Activations;
 use super::decode;
 use super::prefill::Prefill;
 use super::weights::Weights;
-use crate::{Mask, ModelConfig};
+use crate::{Mask, ModelSpec};
 
 /// Weights of one model, with the kernels and buffers that compute with them.
 pub(super) struct Decoder {
-    pub(super) config: ModelConfig,
+    pub(super) config: ModelSpec,
     pub(super) weights: Weights,
     /// Tables of the model's rotations.
     pub(super) ropes: Vec<RopeTable>,
@@ -43,7 +43,7 @@ pub(super) struct Kernels {
 }
 
 impl Kernels {
-    pub(super) fn new(device: &Arc<Device>, config: &ModelConfig) -> Result<Self, DeviceError> {
+    pub(super) fn new(device: &Arc<Device>, config: &ModelSpec) -> Result<Self, DeviceError> {
         let shape = qkv_shape(config);
         let has_windows = config.layers.iter().any(|layer| layer.mask != Mask::Causal);
         let ropes: Vec<u32> = config.layers.iter().map(|layer| layer.rope as u32).collect();
@@ -62,7 +62,7 @@ impl Kernels {
     }
 }
 
-pub(super) fn qkv_shape(config: &ModelConfig) -> QkvShape {
+pub(super) fn qkv_shape(config: &ModelSpec) -> QkvShape {
     QkvShape { num_heads: config.num_heads, num_kv_heads: config.num_kv_heads, head_dim: config.head_dim }
 }
 
@@ -299,11 +299,11 @@ impl Decoder {
 }
 
 /// Returns the rotation of layer `i`.
-fn rope_of<'a>(config: &ModelConfig, ropes: &'a [RopeTable], i: usize) -> &'a RopeTable {
+fn rope_of<'a>(config: &ModelSpec, ropes: &'a [RopeTable], i: usize) -> &'a RopeTable {
     &ropes[config.layers[i].rope]
 }
 
-fn qkv_weights<'a>(config: &ModelConfig, weights: &'a Weights, i: usize) -> QkvWeights<'a> {
+fn qkv_weights<'a>(config: &ModelSpec, weights: &'a Weights, i: usize) -> QkvWeights<'a> {
     let layer = &weights.layers[i];
     QkvWeights {
         bias: layer.qkv_bias.as_ref().map(|bias| bias.slice(..)),
@@ -313,7 +313,7 @@ fn qkv_weights<'a>(config: &ModelConfig, weights: &'a Weights, i: usize) -> QkvW
 }
 
 pub(super) fn paged_queries<'a>(
-    config: &ModelConfig,
+    config: &ModelSpec,
     layer: usize,
     qkv: &'a CudaSlice<bf16>,
     rows: &'a StepRows<'a>,

@@ -21,7 +21,7 @@ use super::weights::Weights;
 use crate::checkpoint::{self, Checkpoint, Role};
 use crate::embedding_table::EmbeddingTable;
 use crate::load::{Placed, num_host_blocks, size_pool};
-use crate::{GpuOptions, LoadError, LoadOptions, ModelConfig, RopeSpec};
+use crate::{GpuOptions, LoadError, LoadOptions, ModelSpec, RopeSpec};
 
 /// Returns true if there is a driver and a GPU.
 pub(crate) fn has_device() -> bool {
@@ -32,7 +32,7 @@ pub(crate) fn has_device() -> bool {
 pub(crate) fn place(
     options: &LoadOptions,
     gpu: GpuOptions,
-    config: &ModelConfig,
+    config: &ModelSpec,
     from: &dyn Checkpoint,
     progress: &mut dyn FnMut(f32),
 ) -> Result<Placed, LoadError> {
@@ -68,7 +68,7 @@ pub(crate) fn place(
 
 /// Loads a model onto GPU 0 without tuning its products, for tests, which are short.
 pub(crate) fn place_untuned(
-    config: &ModelConfig,
+    config: &ModelSpec,
     from: &dyn Checkpoint,
     num_blocks: usize,
     largest: LargestStep,
@@ -101,7 +101,7 @@ struct Buffers {
 }
 
 impl Buffers {
-    fn new(device: &Arc<Device>, config: &ModelConfig, largest: LargestStep) -> Result<Self, DeviceError> {
+    fn new(device: &Arc<Device>, config: &ModelSpec, largest: LargestStep) -> Result<Self, DeviceError> {
         let words = upload_words(largest, most_parts(device, config, largest)?);
         Ok(Self {
             upload: Upload::new(device, UPLOADS_IN_FLIGHT * words)?,
@@ -116,7 +116,7 @@ impl Buffers {
 
 /// Builds a backend with an empty pool of `num_blocks` blocks.
 fn assemble(device: Arc<Device>, decoder: Decoder, buffers: Buffers, num_blocks: usize) -> Result<CudaBackend, DeviceError> {
-    let ModelConfig { num_kv_heads, head_dim, .. } = decoder.config;
+    let ModelSpec { num_kv_heads, head_dim, .. } = decoder.config;
     let num_layers = decoder.config.num_layers();
     let Buffers { upload, extra, sampler, differences, graphs, kept } = buffers;
     let shape = PoolShape { num_layers, num_blocks, num_kv_heads, head_dim };
@@ -141,12 +141,12 @@ fn assemble(device: Arc<Device>, decoder: Decoder, buffers: Buffers, num_blocks:
 }
 
 /// Reads the input embeddings again, for reading on the host.
-fn embedding_table(config: &ModelConfig, from: &dyn Checkpoint) -> Result<EmbeddingTable, LoadError> {
+fn embedding_table(config: &ModelSpec, from: &dyn Checkpoint) -> Result<EmbeddingTable, LoadError> {
     Ok(EmbeddingTable::new(Arc::new(checkpoint::matrix(from, Role::Embedding, config.vocab_size, config.hidden_size)?)))
 }
 
 /// Refuses configurations that these kernels do not compute.
-fn refuse(config: &ModelConfig) -> Result<(), LoadError> {
+fn refuse(config: &ModelSpec) -> Result<(), LoadError> {
     let group = config.num_heads / config.num_kv_heads;
     if !matches!(config.head_dim, 64 | 128 | 256) {
         return Err(LoadError::unsupported(format!("a head of {} on a GPU (64, 128 and 256 are)", config.head_dim)));
@@ -161,7 +161,7 @@ fn refuse(config: &ModelConfig) -> Result<(), LoadError> {
     Ok(())
 }
 
-fn decoder(device: &Arc<Device>, config: &ModelConfig, weights: Weights, largest: LargestStep) -> Result<Decoder, DeviceError> {
+fn decoder(device: &Arc<Device>, config: &ModelSpec, weights: Weights, largest: LargestStep) -> Result<Decoder, DeviceError> {
     let LargestStep { num_rows: max_rows, num_tokens: longest, .. } = largest;
     let num_multiprocessors = device.num_multiprocessors()?;
     let most_parts = most_parts(device, config, largest)?;
@@ -179,7 +179,7 @@ fn decoder(device: &Arc<Device>, config: &ModelConfig, weights: Weights, largest
 }
 
 /// Returns the number of parts of the rows of the largest decode step.
-fn most_parts(device: &Device, config: &ModelConfig, largest: LargestStep) -> Result<usize, DeviceError> {
+fn most_parts(device: &Device, config: &ModelSpec, largest: LargestStep) -> Result<usize, DeviceError> {
     let num_rows = largest.num_sequences.max(decode::MAX_ROWS);
     Ok(DecodePart::most(num_rows, config.num_kv_heads, device.num_multiprocessors()?))
 }

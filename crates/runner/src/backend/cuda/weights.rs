@@ -7,7 +7,7 @@ use kernels::cuda::{CudaSlice, Device, Fill, bf16};
 
 use super::super::cpu::refuse_unknown;
 use crate::checkpoint::{self, Checkpoint, LayerRole, RandomCheckpoint, RawTensor, Role};
-use crate::{LoadError, ModelConfig};
+use crate::{LoadError, ModelSpec};
 
 /// Weights of one decoder.
 pub(crate) struct Weights {
@@ -42,7 +42,7 @@ impl Weights {
     /// # Errors
     /// If a tensor is missing, has another shape, or is one that this decoder does not use; if memory does not suffice.
     pub(crate) fn read(
-        config: &ModelConfig,
+        config: &ModelSpec,
         from: &dyn Checkpoint,
         device: &Arc<Device>,
         progress: &mut dyn FnMut(f32),
@@ -71,7 +71,7 @@ impl Weights {
 }
 
 struct Reader<'a> {
-    config: &'a ModelConfig,
+    config: &'a ModelSpec,
     from: &'a dyn Checkpoint,
     fill: Fill,
     device: &'a Arc<Device>,

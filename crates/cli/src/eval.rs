@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use eval::workload::read_scored;
-use eval::{EvalReport, Evaluator, Limits, Plan, Policy, Prompt, Settings, Setup, Shard};
+use eval::{EvalReport, Evaluator, Layers, Limits, Plan, Policy, Prompt, Settings, Setup, Shard};
 use tokenizer::Tokenizer;
 use tokens::TokenId;
 
@@ -120,7 +120,10 @@ fn settings(args: &EvalArgs, loaded: &Loaded, tokenizer: &Tokenizer) -> Settings
         max_answer_tokens: args.max_answer_tokens.unwrap_or(args.max_tokens).max(args.max_tokens),
         generates: !args.no_generate,
         ignores_tenants: args.ignore_tenants,
-        num_layers: u32::try_from(loaded.model.config.num_layers()).unwrap_or(u32::MAX),
+        layers: Layers {
+            total: u32::try_from(loaded.model.config.num_layers()).unwrap_or(u32::MAX),
+            local: u32::try_from(loaded.model.config.num_local_layers()).unwrap_or(0),
+        },
         eos: tokenizer.eos_ids().to_vec(),
     }
 }

@@ -23,7 +23,7 @@ use super::policy::Policy;
 use super::prompt::Prompt;
 use super::rouge::rouge_l;
 use super::task::{Metric, contains};
-use super::work::{computed_share, num_prompt_tokens};
+use super::work::{Layers, computed_share, num_prompt_tokens};
 use super::workload::Record;
 
 /// Top tokens of full computation compared one by one; all others count as one.
@@ -47,7 +47,7 @@ pub struct Settings {
     /// True if a donor of another tenant may be shared nevertheless: shows what keeping them apart prevents.
     pub ignores_tenants: bool,
     /// Layers of the model.
-    pub num_layers: u32,
+    pub layers: Layers,
     /// Tokens that end an answer.
     pub eos: Vec<TokenId>,
 }
@@ -231,7 +231,7 @@ impl<'a, E: Executor> Evaluator<'a, E> {
             recomputed_tokens: said.usage.recomputed_tokens,
             donors: said.usage.donors,
             cover: case.cover,
-            work: computed_share(&said.announced, &said.usage, repair, self.settings.num_layers),
+            work: computed_share(&said.announced, &said.usage, repair, self.settings.layers),
             deviation: Some(f64::from(said.usage.deviation)).filter(|deviation| *deviation > 0.0),
             deep_deviation: said.usage.deep_deviation,
             kl: run.kl.clone(),
@@ -318,7 +318,7 @@ mod tests {
             max_answer_tokens: 12,
             generates: true,
             ignores_tenants: false,
-            num_layers: 3,
+            layers: Layers { total: 3, local: 0 },
             eos: Vec::new(),
         };
         let decode = &|tokens: &[TokenId]| tokens.iter().map(|token| format!("{} ", token.0)).collect::<String>();

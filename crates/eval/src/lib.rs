@@ -38,3 +38,4 @@ pub use policy::{Policy, PolicyError};
 pub use prompt::Prompt;
 pub use report::{EvalReport, Setup};
 pub use summary::{ClassCount, Difference, Intervals, Level, Misses, ResultRow, TtftOfMedians};
+pub use work::Layers;

@@ -2,6 +2,15 @@
 
 use engine::{KvUsage, Probe, Readers, Repair};
 
+/// Layers of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layers {
+    /// Number of all of them.
+    pub total: u32,
+    /// Number of first ones that attend within a window.
+    pub local: u32,
+}
+
 /// Computes the share of the prompt's (token, layer) pairs that are computed. Pairs computed twice count twice, so it can exceed 1.
 ///
 /// Computed rows count in all layers. A probe counts the rows that it measures, and the unmoved ones, in the layers up to the one whose
@@ -9,21 +18,21 @@ use engine::{KvUsage, Probe, Readers, Repair};
 /// rows count in all layers once more. That is an upper bound: rows left over from all spans are computed only once, but the usage does not
 /// give their number. Copies, and the check of layer 0 on a few tokens of a span, do not count. `announced` is the usage at admission,
 /// before the probe; `last` the final one.
-pub(crate) fn computed_share(announced: &KvUsage, last: &KvUsage, repair: Option<Repair>, num_layers: u32) -> f64 {
-    let layers = f64::from(num_layers);
+pub(crate) fn computed_share(announced: &KvUsage, last: &KvUsage, repair: Option<Repair>, of_model: Layers) -> f64 {
+    let layers = f64::from(of_model.total);
     let mut pairs = f64::from(last.computed_tokens) * layers;
     if let Some(repair) = repair.filter(|_| announced.span_tokens > 0) {
-        pairs += repair.probe().map_or(0.0, |probe| probed_pairs(announced, probe, layers));
+        pairs += repair.probe().map_or(0.0, |probe| probed_pairs(announced, probe, of_model));
         let deep = last.deep_deviation.and_then(|_| repair.deep_probe(f32::INFINITY));
-        pairs += deep.map_or(0.0, |probe| probed_pairs(announced, probe, layers));
+        pairs += deep.map_or(0.0, |probe| probed_pairs(announced, probe, of_model));
     }
     pairs / (f64::from(num_prompt_tokens(last)) * layers)
 }
 
-fn probed_pairs(announced: &KvUsage, probe: Probe, layers: f64) -> f64 {
-    let checked = (probe.depth.layer(layers as usize) + 1) as f64;
+fn probed_pairs(announced: &KvUsage, probe: Probe, of_model: Layers) -> f64 {
+    let checked = (probe.depth.layer(of_model.total as usize, of_model.local as usize) + 1) as f64;
     let reading = match probe.readers {
-        Readers::FreshRowsAllLayers => layers,
+        Readers::FreshRowsAllLayers => f64::from(of_model.total),
         Readers::None | Readers::AllRows | Readers::FreshRows => 0.0,
     };
     let fresh = f64::from(announced.computed_tokens);
@@ -41,7 +50,7 @@ mod tests {
 
     use super::*;
 
-    const LAYERS: u32 = 10;
+    const LAYERS: Layers = Layers { total: 10, local: 0 };
 
     /// Checks a prompt of 100 tokens: 10 of a prefix, 60 moved, of which `selected` are recomputed.
     #[track_caller]

@@ -1,6 +1,6 @@
 //! What a model computes, layer by layer.
 
-use engine::{CacheGroup, CacheGroups, KvFormat, Retention};
+use engine::{CacheGroup, CacheGroups, Depth, KvFormat, Retention};
 use kernels::cpu::{Activation, RopeLayout};
 
 use crate::LoadError;
@@ -143,6 +143,18 @@ impl ModelSpec {
     #[must_use]
     pub fn num_layers(&self) -> usize {
         self.layers.len()
+    }
+
+    /// Returns the number of first layers that attend within a window; 0 if all do.
+    #[must_use]
+    pub fn num_local_layers(&self) -> usize {
+        self.layers.iter().position(|layer| layer.mask == Mask::Causal).unwrap_or(0)
+    }
+
+    /// Returns the layer whose keys and values a probe of `depth` compares.
+    #[must_use]
+    pub fn check_layer(&self, depth: Depth) -> usize {
+        depth.layer(self.num_layers(), self.num_local_layers())
     }
 
     /// Returns the number of columns of the fused Q, K, V projection.

@@ -47,20 +47,23 @@ pub struct Probe {
 /// A layer of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Depth {
-    /// Layer by index, from 0, at most the last one.
+    /// Layer by index, from 0, at most the last one. From 1 on, layers that only sit behind windows do not count: within a moved span they
+    /// see nothing of what lies left of it.
     Layer(u32),
-    /// First layer after a quarter of them; not before the third one, since nothing deviates at the first and little at the second.
+    /// First layer after a quarter of them; not before the third one that counts, since nothing deviates at the first and little at the
+    /// second.
     Quarter,
 }
 
 impl Depth {
-    /// Returns its index in a model of `num_layers`, from 0.
+    /// Returns its index in a model of `num_layers`, from 0, the first `num_local` of which attend within a window.
     #[must_use]
-    pub const fn layer(self, num_layers: usize) -> usize {
+    pub const fn layer(self, num_layers: usize, num_local: usize) -> usize {
         let layer = match self {
-            Self::Layer(layer) => layer as usize,
-            Self::Quarter if num_layers < 8 => 2,
-            Self::Quarter => num_layers / 4,
+            Self::Layer(0) => 0,
+            Self::Layer(layer) => layer as usize + num_local,
+            Self::Quarter if num_layers / 4 > 2 + num_local => num_layers / 4,
+            Self::Quarter => 2 + num_local,
         };
         if layer < num_layers { layer } else { num_layers.saturating_sub(1) }
     }
@@ -205,9 +208,13 @@ mod tests {
 
     #[test]
     fn a_depth_is_a_layer_of_the_model() {
-        let layers = |depth: Depth| [1, 2, 4, 24, 30].map(|num_layers| depth.layer(num_layers));
+        let layers = |depth: Depth| [1, 2, 4, 24, 30].map(|num_layers| depth.layer(num_layers, 0));
         assert_eq!(layers(Depth::Layer(3)), [0, 1, 3, 3, 3]);
         assert_eq!(layers(Depth::Quarter), [0, 1, 2, 6, 7]);
+        // Of Gemma 3's layers the sixth is the first without a window.
+        let layers = |depth: Depth| [18, 34].map(|num_layers| depth.layer(num_layers, 5));
+        assert_eq!([0, 1].map(|layer| layers(Depth::Layer(layer))), [[0, 0], [6, 6]]);
+        assert_eq!(layers(Depth::Quarter), [7, 8]);
     }
 
     #[test]

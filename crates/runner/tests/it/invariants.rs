@@ -101,12 +101,9 @@ pub(crate) fn a_sampled_probe_finds_what_a_whole_one_does(world: &mut World) {
     probe.probe.stride = 8;
     let sampled = world.backend.probe(&probe).unwrap();
     assert_eq!((whole.len(), sampled.len()), (80, 10));
-    // A token whose window in the layer below begins right of the change is the same in both.
-    let window = world.config.layers[0].mask.window();
-    for ((found, expected), position) in sampled.iter().zip(whole.iter().step_by(8)).zip((40..120).step_by(8)) {
+    for (found, expected) in sampled.iter().zip(whole.iter().step_by(8)) {
         let bound = world.rounding.stored * expected.value_norm;
-        let sees_change = position - 39 < window;
-        assert_eq!(found.value_l2 > 2.0 * bound, sees_change, "its left context was another one: {found:?}");
+        assert!(found.value_l2 > 2.0 * bound, "its left context was another one: {found:?}");
         assert!((found.value_l2 - expected.value_l2).abs() <= bound, "{found:?} is not {expected:?}");
     }
 }

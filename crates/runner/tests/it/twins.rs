@@ -207,7 +207,8 @@ fn cuda_a_probe_measures_what_the_cpu_does() {
                 assert!(near(found.value_norm, expected.value_norm, expected.value_norm), "{}", what());
                 assert!(near(found.value_l2, expected.value_l2, expected.value_norm), "{}", what());
                 assert!(near(found.value_l1, expected.value_l1, expected.value_norm * found.root_head_dim), "{}", what());
-                assert!(near(found.key_l2, expected.key_l2, expected.key_l2 + 1.0), "{}", what());
+                // Normed keys are as long as the root of head_dim.
+                assert!(near(found.key_l2, expected.key_l2, expected.key_l2 + 0.25 * found.root_head_dim), "{}", what());
                 assert!(near(found.attention, expected.attention, expected.attention + received / 300.0), "{}", what());
             }
             let rest: Vec<usize> = (357..target.len()).collect();

@@ -55,7 +55,7 @@ impl CpuBackend {
 
     /// Runs fresh and measured rows up to the check layer, and compares their K and V with what was moved there.
     fn compare(&mut self, sequence: &ProbedSequence, received: &mut Received, w: &mut Workspace) -> Vec<TokenDeviation> {
-        let check_layer = sequence.probe.depth.layer(self.config.num_layers());
+        let check_layer = self.config.check_layer(sequence.probe.depth);
         let all = sequence.rows();
         let fresh = sequence.fresh();
         let mut deviations = Vec::new();

@@ -58,7 +58,7 @@ impl CudaBackend {
 
     /// Runs fresh and measured rows up to the check layer, and compares their K and V with what was moved there.
     fn compare(&mut self, sequence: &ProbedSequence, asked: &mut Asked) -> Result<Vec<TokenDeviation>, DeviceError> {
-        let check_layer = sequence.probe.depth.layer(self.decoder.config.num_layers());
+        let check_layer = self.decoder.config.check_layer(sequence.probe.depth);
         let all = sequence.rows();
         let mut deviations = Vec::new();
         for positions in all.chunks(self.decoder.activations.num_rows) {

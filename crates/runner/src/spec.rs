@@ -8,7 +8,7 @@ use crate::LoadError;
 /// A decoder family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Architecture {
-    /// Llama, and Mistral without its window.
+    /// Llama and Mistral.
     Llama,
     /// Qwen2: biases on Q, K and V.
     Qwen2,

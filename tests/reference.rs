@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use engine::{BlockEntry, Executor, LogProb, NewRequest, Row, SamplingParams, ScheduledSequence, SchedulerOutput};
-use runner::{DeviceOptions, GpuOptions, KvDtype, LoadOptions, ModelRunner, WeightFiles};
+use runner::{CpuOptions, DeviceOptions, GpuOptions, KvDtype, LoadOptions, ModelRunner, WeightFiles};
 use tokens::{BlockId, BlockSize, RequestId, TokenId};
 
 use crate::daemon::pull;
@@ -26,7 +26,7 @@ const KV_BYTES: u64 = 64 << 20;
 const GPU: DeviceOptions = DeviceOptions::Cuda(GpuOptions { ordinal: 0, memory_utilization: 0.5, kv_bytes: Some(KV_BYTES) });
 
 fn cpu(kv_dtype: KvDtype) -> DeviceOptions {
-    DeviceOptions::Cpu { threads: 2, kv_dtype, kv_bytes: KV_BYTES }
+    DeviceOptions::Cpu(CpuOptions { threads: 2, kv_dtype, kv_bytes: KV_BYTES })
 }
 
 fn load(weights: WeightFiles, device: DeviceOptions) -> ModelRunner {

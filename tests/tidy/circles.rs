@@ -28,32 +28,6 @@ const MEANT: [Circle; 2] = [
     ),
 ];
 
-/// Circles in code that is being taken apart. They may shrink or go away, not grow.
-const BEING_TAKEN_APART: [Circle; 5] = [
-    ("cli", &["models/fetch.rs", "models/hub.rs", "models/mod.rs"], "becomes a crate"),
-    ("runner", &["backend/cpu.rs", "backend/cpu/decoder.rs"], "backends are being split"),
-    (
-        "runner",
-        &[
-            "backend/cuda.rs",
-            "backend/cuda/decode.rs",
-            "backend/cuda/decoder.rs",
-            "backend/cuda/place.rs",
-            "backend/cuda/prefill.rs",
-            "backend/cuda/sampling.rs",
-            "backend/cuda/watch.rs",
-            "load.rs",
-        ],
-        "backends are being split",
-    ),
-    ("runner", &["backend/cuda/kept.rs", "backend/cuda/step.rs"], "backends are being split"),
-    (
-        "runner",
-        &["checkpoint.rs", "checkpoint/gguf.rs", "checkpoint/gguf/split.rs", "checkpoint/random.rs", "checkpoint/safetensors.rs"],
-        "checkpoints are being split",
-    ),
-];
-
 #[test]
 fn files_of_a_crate_form_no_circles() {
     let (mut unexpected, mut found) = (String::new(), BTreeSet::new());
@@ -64,7 +38,7 @@ fn files_of_a_crate_form_no_circles() {
         for circle in circles(&dependencies) {
             let files = circle.iter().map(|file| file.strip_prefix(&folder).expect("a source of the crate"));
             let files: BTreeSet<_> = files.filter_map(Path::to_str).map(str::to_owned).collect();
-            if !is_being_taken_apart(name, &files) && !is_meant(name, &files) {
+            if !is_meant(name, &files) {
                 unexpected += &format!("\n{name}: {}", describe(&circle, &dependencies, &folder));
             }
             found.insert((name, files));
@@ -79,11 +53,6 @@ fn files_of_a_crate_form_no_circles() {
 
 fn is_meant(name: &str, files: &BTreeSet<String>) -> bool {
     MEANT.iter().any(|(of, listed, _)| *of == name && files.iter().eq(*listed))
-}
-
-fn is_being_taken_apart(name: &str, files: &BTreeSet<String>) -> bool {
-    let holds = |listed: &[&str]| files.iter().all(|file| listed.contains(&file.as_str()));
-    BEING_TAKEN_APART.iter().any(|(of, listed, _)| *of == name && holds(listed))
 }
 
 /// Lists the dependencies inside `circle`.

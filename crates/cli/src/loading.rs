@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use models::{ModelFiles, Weights};
-use runner::{DeviceOptions, GgufVocabulary, GpuOptions, LoadOptions, LoadedModel, WeightFiles};
+use runner::{CpuOptions, DeviceOptions, GgufVocabulary, GpuOptions, LoadOptions, LoadedModel, WeightFiles};
 use tokenizer::Tokenizer;
 use tokens::{BlockSize, TokenId};
 
@@ -57,11 +57,11 @@ fn device_options(config: &EngineConfig, device: Device) -> anyhow::Result<Devic
             memory_utilization: config.gpu_memory_utilization,
             kv_bytes: config.kv_cache_memory.set().map(|size| size.0),
         }),
-        Device::Auto | Device::Cpu => DeviceOptions::Cpu {
+        Device::Auto | Device::Cpu => DeviceOptions::Cpu(CpuOptions {
             threads: config.num_threads(),
             kv_dtype: config.kv_cache_dtype.into(),
             kv_bytes: kv_cache_memory(config, left)?.0,
-        },
+        }),
     })
 }
 

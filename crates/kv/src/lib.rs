@@ -16,6 +16,7 @@
 
 mod block_entry;
 mod cache_group;
+mod error;
 mod free_queue;
 mod host_tier;
 mod lease;
@@ -29,9 +30,10 @@ mod rings;
 
 pub use block_entry::BlockEntry;
 pub use cache_group::{CacheGroup, CacheGroups, KvFormat, Retention};
+pub use error::PoolError;
 pub use host_tier::{BlockFetch, BlockOffload, HostStats, Transfers};
 pub use lease::{Approximate, ApproximateBlock, BlockLease, Compacted, CompactedBlock, Exact, ExactBlock, LeasedBlock};
 pub use owner::BlockOwner;
 pub use place::Place;
-pub use pool::{Allocation, BlockPool, OnDuplicate, PoolError, PoolStats, SlotRequest, Slots};
+pub use pool::{Allocation, BlockPool, OnDuplicate, PoolStats, SlotRequest, Slots};
 pub use prefix_index::{HashedTokens, PartialMatch, PrefixIndex, PrefixMatch, ReadableScope};

@@ -16,7 +16,8 @@ use crate::lease::{LeasedBlock, num_before};
 use crate::prefix_index::Insertion;
 use crate::quotas::Quotas;
 use crate::{
-    BlockEntry, BlockLease, BlockOwner, CacheGroups, HashedTokens, HostStats, Place, PrefixIndex, PrefixMatch, Transfers,
+    BlockEntry, BlockLease, BlockOwner, CacheGroups, HashedTokens, HostStats, Place, PoolError, PrefixIndex, PrefixMatch,
+    Transfers,
 };
 
 /// Blocks of one device, and the places of its host tier.
@@ -115,29 +116,6 @@ pub struct PoolStats {
     pub total: usize,
     /// Number of cached blocks evicted so far for room, to the host tier or for good.
     pub evictions: u64,
-}
-
-/// Invalid description of a pool.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum PoolError {
-    /// No group of layers.
-    #[error("a KV pool needs at least one group of layers")]
-    NoGroups,
-    /// The KV of a layer would be stored twice.
-    #[error("layer {layer} is in two groups of a KV pool")]
-    SharedLayer {
-        /// Index of the layer.
-        layer: u32,
-    },
-    /// No block.
-    #[error("a KV pool needs at least one block")]
-    NoBlocks,
-    /// Block ids are 32 bits wide and one value is taken.
-    #[error("a KV pool of {num_blocks} blocks is too large, at most {} are possible", u32::MAX - 1)]
-    TooManyBlocks {
-        /// Requested number.
-        num_blocks: usize,
-    },
 }
 
 impl BlockPool {

@@ -16,9 +16,11 @@ mod resolve;
 mod source;
 #[cfg(test)]
 mod testing;
+mod weights;
 mod wheel;
 
 pub use catalogue::{CatalogueModel, Wheel, catalogue};
 pub use report::{Reporter, Transfer};
-pub use resolve::{ModelFiles, Weights, resolve};
+pub use resolve::{ModelFiles, resolve};
 pub use source::ModelSource;
+pub use weights::Weights;

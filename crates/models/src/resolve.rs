@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use crate::catalogue::{self, catalogue};
 use crate::hub::{Hub, RepoAt};
 use crate::parts::PartName;
-use crate::{ModelSource, Reporter, fetch};
+use crate::{ModelSource, Reporter, Weights, fetch};
 
 /// Files of a model, all of them on this machine.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,17 +20,6 @@ pub struct ModelFiles {
     pub tokenizer: Option<PathBuf>,
     /// Name in the API.
     pub id: String,
-}
-
-/// Location of the weights.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Weights {
-    /// One GGUF file.
-    Gguf(PathBuf),
-    /// Folder of safetensors files, with their `config.json`.
-    Safetensors(PathBuf),
-    /// Random weights in the shape of this `config.json` or the one in this folder: for measurements of speed.
-    Random(PathBuf),
 }
 
 /// Parsed name of a model.

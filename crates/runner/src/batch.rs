@@ -69,6 +69,23 @@ impl InputBatch {
         self.sequences.push(InputSequence { first_row, num_rows: rows.len(), block_table, ..InputSequence::default() });
     }
 
+    /// Keeps some sequences and the rows of these. Returns the new row of each row, if it is kept.
+    pub(crate) fn retain(&mut self, is_kept: impl Fn(&InputSequence) -> bool) -> Vec<Option<usize>> {
+        let all = std::mem::take(self);
+        let mut new_rows = vec![None; all.num_rows()];
+        for sequence in all.sequences.into_iter().filter(is_kept) {
+            let rows = sequence.first_row..sequence.first_row + sequence.num_rows;
+            let first_row = self.num_rows();
+            new_rows[rows.clone()].iter_mut().zip(first_row..).for_each(|(to, row)| *to = Some(row));
+            self.token_ids.extend(&all.token_ids[rows.clone()]);
+            self.positions.extend(&all.positions[rows.clone()]);
+            self.slot_mapping.extend(&all.slot_mapping[rows]);
+            self.sequences.push(InputSequence { first_row, ..sequence });
+        }
+        self.logit_rows = all.logit_rows.map(|rows| rows.into_iter().filter_map(|row| new_rows[row]).collect());
+        new_rows
+    }
+
     /// Returns the number of rows.
     #[must_use]
     pub fn num_rows(&self) -> usize {

@@ -1,21 +1,21 @@
-//! Drives a backend through one step.
+//! Translates steps of the scheduler for a device.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use engine::{
-    Executor, ExecutorError, ExecutorLimits, ModelRunnerOutput, OverlappingExecutor, ProbedSpans, RejectedSpan, SampledToken,
-    ScheduledSequence, SchedulerOutput, TokenLogProbs, Transfer, WatchedSpans,
+    Executor, ExecutorError, ExecutorLimits, ModelRunnerOutput, OverlappingExecutor, SampledToken, ScheduledSequence,
+    SchedulerOutput, TokenLogProbs, WatchedSpans,
 };
-use tokens::{BlockSize, RequestId};
-use tracing::warn;
+use tokens::{BlockSize, RequestId, TokenRange};
 
-use crate::sampler::{RequestState, SampleRow, Sampled, ScoreRow};
+use crate::sampler::{RequestState, Sampled, ScoreRow};
 use crate::timings::Stopwatch;
-use crate::{Backend, BackendError, InputBatch, InputSequence, StepTimings};
+use crate::{Device, DeviceFault, DeviceOutput, DeviceStep, InputBatch, InputSequence, StepTimings};
 
-/// Executes steps on one backend, and keeps the sampling state of running requests.
+/// Executes steps on one device, and keeps the sampling state of running requests.
 pub struct ModelRunner {
-    backend: Box<dyn Backend>,
+    device: Box<dyn Device>,
     block_size: BlockSize,
     requests: HashMap<RequestId, RequestState>,
     /// Timings of the last step that has ended.
@@ -26,31 +26,29 @@ pub struct ModelRunner {
     prepared: Option<(u64, InputBatch)>,
 }
 
-/// A step whose tokens are being sampled.
-#[derive(Default)]
+/// A step that the device has begun.
 struct Begun {
-    /// Output without the tokens.
-    output: ModelRunnerOutput,
-    timings: StepTimings,
-    /// Requests that the tokens belong to.
-    sampled: Vec<RequestId>,
-    /// Rows and parameters of the sampling.
-    rows: Vec<SampleRow>,
-    /// True if the device is sampling.
-    is_device_choosing: bool,
+    /// Results that each sequence asked for.
+    asked: Vec<Asked>,
+    /// Time that building the batch took.
+    building: Duration,
+}
+
+/// Results that the rows of one sequence are computed for.
+struct Asked {
+    request_id: RequestId,
+    is_sampled: bool,
+    /// Positions of the prompt tokens that are scored.
+    scored: Vec<u32>,
+    /// Positions whose attention is reported.
+    watched: Vec<TokenRange>,
 }
 
 impl ModelRunner {
-    /// Creates a runner of `backend`, whose pool has blocks of `block_size`.
+    /// Creates a runner of `device`, whose pool has blocks of `block_size`.
     #[must_use]
-    pub fn new(backend: Box<dyn Backend>, block_size: BlockSize) -> Self {
-        Self { backend, block_size, requests: HashMap::new(), timings: StepTimings::default(), launched: None, prepared: None }
-    }
-
-    /// Returns the backend, for tests that read the pool.
-    #[must_use]
-    pub fn backend(&self) -> &dyn Backend {
-        self.backend.as_ref()
+    pub fn new(device: Box<dyn Device>, block_size: BlockSize) -> Self {
+        Self { device, block_size, requests: HashMap::new(), timings: StepTimings::default(), launched: None, prepared: None }
     }
 
     /// Returns the time spent in each phase of the last step.
@@ -75,194 +73,70 @@ impl ModelRunner {
         }
     }
 
-    /// Executes all of `step` except waiting for its tokens.
-    fn begin(&mut self, step: &SchedulerOutput) -> Result<Begun, BackendError> {
+    /// Begins `step` on the device.
+    fn begin(&mut self, step: &SchedulerOutput) -> Result<Begun, DeviceFault> {
         self.update_requests(step);
-        let mut timings = StepTimings::default();
         let mut watch = Stopwatch::start();
-        self.backend.begin_step();
-        let transfer = self.copy_blocks(step)?;
-        timings.copies = watch.lap();
-        let (rejected_spans, probed) = self.move_spans(step, &mut timings)?;
-        watch.lap();
-        let is_rejected = |request_id: RequestId| rejected_spans.iter().any(|span| span.request_id == request_id);
-        let sequences: Vec<&ScheduledSequence> =
-            step.sequences.iter().filter(|sequence| !is_rejected(sequence.request_id)).collect();
-        let mut batch = self.batch(step.step, &sequences);
-        batch.logit_rows = Some(self.logit_rows(&sequences, &batch));
-        let output = ModelRunnerOutput { rejected_spans, probed, transfer, ..ModelRunnerOutput::default() };
-        let mut begun = Begun { output, timings, ..Begun::default() };
-        if batch.num_rows() > 0 {
-            self.backend.forward(&batch)?;
-            begun.timings.forward = watch.lap();
-            begun.output.prompt_logprobs = self.score_prompts(&sequences, &batch)?;
-            begun.output.faulty = faulty_scores(&begun.output.prompt_logprobs);
-            begun.output.watched = self.watched(&sequences);
-            self.begin_sample(&sequences, &batch, &mut begun)?;
-            begun.timings.sample = watch.lap();
+        let mut batch = self.batch(step);
+        let (mut asked, mut scored, mut sampled) = (Vec::new(), Vec::new(), Vec::new());
+        for (input, sequence) in batch.sequences.iter().zip(&step.sequences) {
+            let rows = self.scored_rows(sequence.request_id, input, &batch);
+            asked.push(Asked {
+                request_id: sequence.request_id,
+                is_sampled: sequence.sample,
+                scored: rows.iter().map(|row| batch.positions[row.row] + 1).collect(),
+                watched: sequence.watch.clone(),
+            });
+            scored.extend(rows);
+            if sequence.sample {
+                let last = input.first_row + input.num_rows - 1;
+                sampled.push(self.state(sequence.request_id).sample_row(last, batch.positions[last]));
+            }
         }
-        Ok(begun)
+        batch.logit_rows = Some(self.logit_rows(step, &batch));
+        let building = watch.lap();
+        self.device.begin(DeviceStep {
+            offloads: &step.offloads,
+            zeros: &step.block_zeroes,
+            fetches: &step.fetches,
+            copies: &step.block_copies,
+            spans: &step.span_copies,
+            probes: &step.probes,
+            batch,
+            scored,
+            sampled,
+        })?;
+        Ok(Begun { asked, building })
     }
 
-    /// Runs the operations on whole blocks, before anything else. Returns the timing of fetches that have ended.
-    fn copy_blocks(&mut self, step: &SchedulerOutput) -> Result<Option<Transfer>, BackendError> {
-        self.backend.offload_blocks(&step.offloads)?;
-        self.backend.zero_blocks(&step.block_zeroes)?;
-        let transfer = self.backend.fetch_blocks(&step.fetches)?;
-        self.backend.copy_blocks(&step.block_copies)?;
-        Ok(transfer)
-    }
-
-    /// Returns the batch of these sequences: the prepared one or a new one.
-    fn batch(&mut self, step: u64, sequences: &[&ScheduledSequence]) -> InputBatch {
+    /// Returns the batch of `step`: the prepared one or a new one.
+    fn batch(&mut self, step: &SchedulerOutput) -> InputBatch {
         match self.prepared.take() {
-            Some((prepared, mut batch)) if prepared == step && batch.sequences.len() == sequences.len() => {
-                batch.set_tokens(sequences.iter().copied());
+            Some((prepared, mut batch)) if prepared == step.step && batch.sequences.len() == step.sequences.len() => {
+                batch.set_tokens(&step.sequences);
                 batch
             }
-            _ => InputBatch::new(sequences.iter().copied(), self.block_size),
+            _ => InputBatch::new(&step.sequences, self.block_size),
         }
     }
 
-    /// Waits for the tokens of a step that was started.
-    fn end(&mut self, begun: Begun) -> Result<ModelRunnerOutput, BackendError> {
-        let Begun { mut output, timings, sampled, rows, is_device_choosing } = begun;
-        let mut watch = Stopwatch::start();
-        let found = match is_device_choosing {
-            true => self.backend.finish_sample()?,
-            false if rows.is_empty() => Vec::new(),
-            false => self.backend.sample(&rows)?,
-        };
-        for (request_id, Sampled { token, margin, logprobs }) in sampled.into_iter().zip(found) {
-            if margin.is_nan() && !output.faulty.contains(&request_id) {
-                output.faulty.push(request_id);
-            }
-            if output.faulty.contains(&request_id) {
-                continue;
-            }
-            self.requests.get_mut(&request_id).expect("its row was made from its state").record(token);
-            output.sampled.push(SampledToken { request_id, token, margin, logprobs });
-        }
-        // A step that samples nothing also ends only when it is computed: the scheduler learns from its time.
-        self.backend.synchronize()?;
-        self.timings = StepTimings { sample: timings.sample + watch.lap(), ..timings };
-        Ok(output)
-    }
-
-    /// Moves all spans, and measures and checks them.
-    fn move_spans(
-        &mut self,
-        step: &SchedulerOutput,
-        timings: &mut StepTimings,
-    ) -> Result<(Vec<RejectedSpan>, Vec<ProbedSpans>), BackendError> {
-        self.begin_move(step, timings)?;
-        let mut watch = Stopwatch::start();
-        let mut probed = Vec::new();
-        for probe in &step.probes {
-            probed.push(ProbedSpans { request_id: probe.request_id, deviations: self.backend.probe(probe)? });
-        }
-        timings.probe = watch.lap();
-        timings.scoring = self.backend.take_scoring_time();
-        let rejected = self.rejected_spans(step, timings)?;
-        probed.retain(|probed| !rejected.iter().any(|span| span.request_id == probed.request_id));
-        Ok((rejected, probed))
-    }
-
-    /// Moves all spans, and starts checking each against a fresh computation of layer 0.
-    fn begin_move(&mut self, step: &SchedulerOutput, timings: &mut StepTimings) -> Result<(), BackendError> {
-        if step.span_copies.is_empty() {
-            return Ok(());
-        }
-        let mut watch = Stopwatch::start();
-        self.backend.move_spans(&step.span_copies)?;
-        timings.moves = watch.lap();
-        self.backend.begin_check(&step.span_copies)?;
-        timings.check = watch.lap();
-        Ok(())
-    }
-
-    /// Returns the spans that failed their check. The check is read after the probes, since the host then waits less; measurements of a
-    /// sequence whose span failed are void.
-    fn rejected_spans(&mut self, step: &SchedulerOutput, timings: &mut StepTimings) -> Result<Vec<RejectedSpan>, BackendError> {
-        let mut rejected = Vec::new();
-        if step.span_copies.is_empty() {
-            return Ok(rejected);
-        }
-        let mut watch = Stopwatch::start();
-        let deviations = self.backend.finish_check(&step.span_copies)?;
-        timings.check += watch.lap();
-        for (span, deviation) in step.span_copies.iter().zip(deviations) {
-            if deviation.is_nan() || deviation > self.backend.max_span_deviation() {
-                warn!(request_id = %span.request_id, donor = %span.donor, deviation, "a donor's KV disagrees with layer 0");
-                rejected.push(RejectedSpan { request_id: span.request_id, donor: span.donor, max_relative_error: deviation });
-            }
-        }
-        Ok(rejected)
-    }
-
-    /// Returns the attention that the last rows of watched sequences paid to the positions they asked about.
-    fn watched(&self, sequences: &[&ScheduledSequence]) -> Vec<WatchedSpans> {
-        let watched = sequences.iter().enumerate().filter(|(_, sequence)| !sequence.watch.is_empty());
-        watched
-            .map(|(idx, sequence)| {
-                let paid = self.backend.attention_paid(idx);
-                let attention = sequence.watch.iter().flat_map(|range| &paid[range.as_usize()]).copied().collect();
-                WatchedSpans { request_id: sequence.request_id, attention }
-            })
-            .collect()
-    }
-
-    /// Starts sampling the tokens of `sequences`, if the device can sample them itself.
-    fn begin_sample(
-        &mut self,
-        sequences: &[&ScheduledSequence],
-        batch: &InputBatch,
-        begun: &mut Begun,
-    ) -> Result<(), BackendError> {
-        for (input, sequence) in batch.sequences.iter().zip(sequences).filter(|(_, sequence)| sequence.sample) {
-            let state = self.requests.get(&sequence.request_id).expect("a scheduled request was announced and has not finished");
-            let row = input.first_row + input.num_rows - 1;
-            begun.rows.push(state.sample_row(row, batch.positions[row]));
-            begun.sampled.push(sequence.request_id);
-        }
-        begun.is_device_choosing = !begun.rows.is_empty() && self.backend.begin_sample(&begun.rows)?;
-        Ok(())
+    fn state(&self, request_id: RequestId) -> &RequestState {
+        self.requests.get(&request_id).expect("a scheduled request was announced and has not finished")
     }
 
     /// Returns the rows that a token is sampled from, and the prompt rows that are scored.
-    fn logit_rows(&self, sequences: &[&ScheduledSequence], batch: &InputBatch) -> Vec<usize> {
-        let of_sequence = |(input, sequence): (&InputSequence, &&ScheduledSequence)| {
+    fn logit_rows(&self, step: &SchedulerOutput, batch: &InputBatch) -> Vec<usize> {
+        let of_sequence = |(input, sequence): (&InputSequence, &ScheduledSequence)| {
             let end = input.first_row + input.num_rows;
-            let is_scored = self.requests[&sequence.request_id].params.prompt_logprobs.is_some();
+            let is_scored = self.state(sequence.request_id).params.prompt_logprobs.is_some();
             if is_scored { input.first_row..end } else { end - usize::from(sequence.sample)..end }
         };
-        batch.sequences.iter().zip(sequences).flat_map(of_sequence).collect()
-    }
-
-    /// Computes log probabilities of prompt tokens, for the sequences that asked, in one call.
-    fn score_prompts(&mut self, sequences: &[&ScheduledSequence], batch: &InputBatch) -> Result<PromptLogProbs, BackendError> {
-        let mut asked = Vec::new();
-        for (input, sequence) in batch.sequences.iter().zip(sequences) {
-            let rows = self.scored_rows(input, sequence, batch);
-            if !rows.is_empty() {
-                asked.push((sequence.request_id, rows));
-            }
-        }
-        let all: Vec<ScoreRow> = asked.iter().flat_map(|(_, rows)| rows).copied().collect();
-        if all.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut scores = self.backend.score(&all)?.into_iter();
-        let with_scores = |(request_id, rows): (RequestId, Vec<ScoreRow>)| {
-            let positions = rows.iter().map(|row| batch.positions[row.row] + 1);
-            (request_id, positions.zip(scores.by_ref()).collect())
-        };
-        Ok(asked.into_iter().map(with_scores).collect())
+        batch.sequences.iter().zip(&step.sequences).flat_map(of_sequence).collect()
     }
 
     /// Returns the rows of one sequence whose next token is in its prompt and is scored.
-    fn scored_rows(&self, input: &InputSequence, sequence: &ScheduledSequence, batch: &InputBatch) -> Vec<ScoreRow> {
-        let RequestState { params, prompt_token_ids, .. } = &self.requests[&sequence.request_id];
+    fn scored_rows(&self, request_id: RequestId, input: &InputSequence, batch: &InputBatch) -> Vec<ScoreRow> {
+        let RequestState { params, prompt_token_ids, .. } = self.state(request_id);
         let Some(top) = params.prompt_logprobs else { return Vec::new() };
         let scored = |row: usize| {
             let next = batch.positions[row] + 1;
@@ -271,6 +145,58 @@ impl ModelRunner {
         };
         (input.first_row..input.first_row + input.num_rows).filter_map(scored).collect()
     }
+
+    /// Waits for a step that was begun.
+    fn end(&mut self, begun: Begun) -> Result<ModelRunnerOutput, DeviceFault> {
+        let Begun { mut asked, building } = begun;
+        let found = self.device.finish()?;
+        self.timings = StepTimings { forward: building + found.timings.forward, ..found.timings };
+        let DeviceOutput { transfer, rejected_spans, mut probed, attention, scores, sampled, .. } = found;
+        // Results of a request whose span failed are void.
+        let is_rejected = |request_id: RequestId| rejected_spans.iter().any(|span| span.request_id == request_id);
+        asked.retain(|asked| !is_rejected(asked.request_id));
+        probed.retain(|probed| !is_rejected(probed.request_id));
+        let watched = watched(&asked, attention);
+        let prompt_logprobs = prompt_logprobs(&asked, scores);
+        let faulty = faulty_scores(&prompt_logprobs);
+        let mut output =
+            ModelRunnerOutput { faulty, rejected_spans, probed, watched, prompt_logprobs, transfer, sampled: Vec::new() };
+        let sampling = asked.iter().filter(|asked| asked.is_sampled).map(|asked| asked.request_id);
+        sampling.zip(sampled).for_each(|(request_id, sampled)| self.record(request_id, sampled, &mut output));
+        Ok(output)
+    }
+
+    /// Adds a sampled token to the state of its request and to `output`, unless a row of the request was no number.
+    fn record(&mut self, request_id: RequestId, sampled: Sampled, output: &mut ModelRunnerOutput) {
+        let Sampled { token, margin, logprobs } = sampled;
+        if margin.is_nan() && !output.faulty.contains(&request_id) {
+            output.faulty.push(request_id);
+        }
+        if output.faulty.contains(&request_id) {
+            return;
+        }
+        self.requests.get_mut(&request_id).expect("its row was made from its state").record(token);
+        output.sampled.push(SampledToken { request_id, token, margin, logprobs });
+    }
+}
+
+type PromptLogProbs = Vec<(RequestId, Vec<(u32, TokenLogProbs)>)>;
+
+/// Returns the log probabilities of prompt tokens, for the sequences that asked.
+fn prompt_logprobs(asked: &[Asked], scores: Vec<TokenLogProbs>) -> PromptLogProbs {
+    let mut scores = scores.into_iter();
+    let scoring = asked.iter().filter(|asked| !asked.scored.is_empty());
+    scoring.map(|asked| (asked.request_id, asked.scored.iter().copied().zip(scores.by_ref()).collect())).collect()
+}
+
+/// Returns the attention that the last rows of watched sequences paid to the positions they asked about.
+fn watched(asked: &[Asked], attention: Vec<Vec<f32>>) -> Vec<WatchedSpans> {
+    let watching = asked.iter().filter(|asked| !asked.watched.is_empty());
+    let of_ranges = |(asked, paid): (&Asked, Vec<f32>)| WatchedSpans {
+        request_id: asked.request_id,
+        attention: asked.watched.iter().flat_map(|range| &paid[range.as_usize()]).copied().collect(),
+    };
+    watching.zip(attention).map(of_ranges).collect()
 }
 
 /// Returns the requests with a score that is not a number.
@@ -280,11 +206,9 @@ fn faulty_scores(scored: &PromptLogProbs) -> Vec<RequestId> {
     scored.iter().filter(is_faulty).map(|(request_id, _)| *request_id).collect()
 }
 
-type PromptLogProbs = Vec<(RequestId, Vec<(u32, TokenLogProbs)>)>;
-
 impl Executor for ModelRunner {
     fn limits(&self) -> ExecutorLimits {
-        self.backend.limits()
+        self.device.limits()
     }
 
     fn execute_model(&mut self, step: &SchedulerOutput) -> Result<ModelRunnerOutput, ExecutorError> {
@@ -293,7 +217,7 @@ impl Executor for ModelRunner {
     }
 
     fn as_overlapping(&mut self) -> Option<&mut dyn OverlappingExecutor> {
-        if self.backend.computes_beside_host() { Some(self) } else { None }
+        if self.device.computes_beside_host() { Some(self) } else { None }
     }
 }
 
@@ -314,6 +238,6 @@ impl OverlappingExecutor for ModelRunner {
     }
 }
 
-fn fault(error: BackendError) -> ExecutorError {
+fn fault(error: DeviceFault) -> ExecutorError {
     ExecutorError(Box::new(error))
 }

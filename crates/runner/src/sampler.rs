@@ -15,10 +15,10 @@ use tokens::{SPLITMIX64_STEP, TokenId, splitmix64};
 /// A token to sample from one row of logits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SampleRow {
-    /// Row of the last `forward`.
+    /// Row of the batch.
     pub row: usize,
     /// Changes of logits by ascending token, each token at most once.
-    pub adjustments: Vec<Adjustment>,
+    pub adjustments: Arc<Vec<Adjustment>>,
     /// Distribution to draw from.
     pub distribution: Distribution,
     /// Random number of the draw; in 0..1.
@@ -30,12 +30,19 @@ pub struct SampleRow {
 /// A row of logits that scores a known token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScoreRow {
-    /// Row of the last `forward`.
+    /// Row of the batch.
     pub row: usize,
     /// Token that follows it in the prompt.
     pub token: TokenId,
     /// Number of likeliest tokens to report log probabilities of as well.
     pub top: u32,
+}
+
+/// Returns the number of rows of logits that are scored together, at most about 16 MiB of them. Chosen: so many share one read of the
+/// head's weights.
+pub(crate) fn scored_rows(vocab_size: usize) -> usize {
+    const SCORED_LOGITS: usize = 4 << 20;
+    (SCORED_LOGITS / vocab_size).clamp(1, 256)
 }
 
 impl ScoreRow {
@@ -99,7 +106,8 @@ pub(crate) struct RequestState {
     num_output_tokens: u32,
     last_token: Option<u32>,
     /// Changes by ascending token; updated when a token is recorded, so that a long prompt with a penalty is not scanned each time.
-    adjustments: Vec<Adjustment>,
+    /// Shared with the row that is being sampled, which is dropped before the next change.
+    adjustments: Arc<Vec<Adjustment>>,
 }
 
 impl RequestState {
@@ -121,19 +129,19 @@ impl RequestState {
             output_counts: HashMap::new(),
             num_output_tokens: 0,
             last_token: None,
-            adjustments: Vec::new(),
+            adjustments: Arc::default(),
         };
-        state.adjustments = adjusted.into_iter().map(|token| state.adjustment(token)).collect();
+        state.adjustments = Arc::new(adjusted.into_iter().map(|token| state.adjustment(token)).collect());
         state
     }
 
     /// Returns the parameters for sampling the token after `position` from `row`.
     pub(crate) fn sample_row(&self, row: usize, position: u32) -> SampleRow {
         let params = &self.params;
-        let mut adjustments = self.adjustments.clone();
+        let mut adjustments = Arc::clone(&self.adjustments);
         if self.num_output_tokens < params.min_tokens {
             for stop in &params.stop_token_ids {
-                put(&mut adjustments, stop.0).subtract = f32::INFINITY;
+                put(Arc::make_mut(&mut adjustments), stop.0).subtract = f32::INFINITY;
             }
         }
         let distribution =
@@ -147,7 +155,7 @@ impl RequestState {
         self.last_token = Some(token.0);
         if self.penalises_output() {
             *self.output_counts.entry(token.0).or_default() += 1;
-            *put(&mut self.adjustments, token.0) = self.adjustment(token.0);
+            *put(Arc::make_mut(&mut self.adjustments), token.0) = self.adjustment(token.0);
         }
     }
 
@@ -157,7 +165,7 @@ impl RequestState {
         self.num_output_tokens -= 1;
         if let Some(count) = self.output_counts.get_mut(&token) {
             *count -= 1;
-            *put(&mut self.adjustments, token) = self.adjustment(token);
+            *put(Arc::make_mut(&mut self.adjustments), token) = self.adjustment(token);
         }
     }
 

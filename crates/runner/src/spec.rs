@@ -1,4 +1,4 @@
-//! What a model computes, layer by layer.
+//! Description of what a model computes, layer by layer.
 
 use engine::{CacheGroup, CacheGroups, Depth, KvFormat, Retention};
 use kernels::cpu::{Activation, RopeLayout};

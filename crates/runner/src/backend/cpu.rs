@@ -1,25 +1,26 @@
-//! The backend of machines without an accelerator: f32 activations, weights as stored, a paged pool in main memory.
+//! The device of machines without an accelerator: f32 activations, weights as stored, a paged pool in main memory.
 
 mod decoder;
+mod place;
 mod probe;
 mod weights;
+mod workspace;
 
 use std::time::{Duration, Instant};
 
-use engine::{
-    BlockCopy, BlockFetch, BlockOffload, ExecutorLimits, KvFormat, ProbedSequence, SpanCopy, TokenDeviation, TokenLogProbs,
-    Transfer,
-};
+use engine::{BlockCopy, BlockFetch, BlockOffload, ExecutorLimits, KvFormat, SpanCopy, TokenLogProbs, Transfer};
 use kernels::cpu::{KvDtype, KvLayer, KvShape, RopeTable, SpanMove, Threads};
 use tokens::{BlockId, BlockSize};
 
-use self::decoder::Workspace;
+pub(crate) use self::place::place;
 pub(crate) use self::weights::Weights;
 #[cfg(feature = "cuda")]
 pub(crate) use self::weights::refuse_unknown;
-use super::{Backend, BackendError, scored_rows};
+use self::workspace::Workspace;
+use crate::sampler::scored_rows;
 use crate::spec::RopeSpec;
-use crate::{InputBatch, LoadError, ModelSpec, SampleRow, Sampled, ScoreRow};
+use crate::timings::Stopwatch;
+use crate::{Device, DeviceFault, DeviceOutput, DeviceStep, LoadError, ModelSpec, SampleRow, Sampled, ScoreRow};
 
 /// Returns the format of a pool whose elements are of `dtype`.
 pub(crate) fn kv_format(dtype: KvDtype) -> KvFormat {
@@ -41,9 +42,9 @@ pub struct CpuBackend {
     kv_dtype: KvDtype,
     threads: Threads,
     workspace: Workspace,
-    /// Results of the check that was started.
-    checked: Vec<f32>,
     scoring_time: Duration,
+    /// Results of the step that was begun, and the rows that are still to be sampled.
+    begun: Option<(DeviceOutput, Vec<SampleRow>)>,
 }
 
 impl CpuBackend {
@@ -73,8 +74,8 @@ impl CpuBackend {
             kv_dtype,
             threads,
             workspace: Workspace::default(),
-            checked: Vec::new(),
             scoring_time: Duration::ZERO,
+            begun: None,
         })
     }
 
@@ -117,52 +118,38 @@ impl CpuBackend {
         self.kv[layer].read(slot, &mut k, &mut v);
         (k, v)
     }
-}
 
-impl Backend for CpuBackend {
-    fn limits(&self) -> ExecutorLimits {
-        let num_blocks = self.kv.first().map_or(usize::MAX, |layer| layer.shape().num_blocks);
-        ExecutorLimits { block_size: Some(BlockSize::DEFAULT), num_blocks, ..ExecutorLimits::NONE }
-    }
-
-    fn vocab_size(&self) -> usize {
-        self.config.vocab_size
-    }
-
-    fn offload_blocks(&mut self, offloads: &[BlockOffload]) -> Result<(), BackendError> {
+    fn offload_blocks(&mut self, offloads: &[BlockOffload]) {
         for (layer, host) in self.kv.iter().zip(&mut self.host) {
             offloads.iter().for_each(|offload| host.copy_block_from(layer, offload.src.0, offload.dst.0));
         }
-        Ok(())
     }
 
-    fn fetch_blocks(&mut self, fetches: &[BlockFetch]) -> Result<Option<Transfer>, BackendError> {
+    fn zero_blocks(&mut self, blocks: &[BlockId]) {
+        for layer in &mut self.kv {
+            blocks.iter().for_each(|block| layer.zero_block(block.0));
+        }
+    }
+
+    fn fetch_blocks(&mut self, fetches: &[BlockFetch]) -> Option<Transfer> {
         let started = Instant::now();
         for (layer, host) in self.kv.iter_mut().zip(&self.host) {
             fetches.iter().for_each(|fetch| layer.copy_block_from(host, fetch.src.0, fetch.dst.0));
         }
         let seconds = started.elapsed().as_secs_f64();
         let block_bytes = || self.config.cache_groups(kv_format(self.kv_dtype)).block_bytes(BlockSize::DEFAULT);
-        Ok((!fetches.is_empty()).then(|| Transfer { bytes: fetches.len() as u64 * block_bytes(), seconds }))
+        (!fetches.is_empty()).then(|| Transfer { bytes: fetches.len() as u64 * block_bytes(), seconds })
     }
 
-    fn zero_blocks(&mut self, blocks: &[BlockId]) -> Result<(), BackendError> {
-        for layer in &mut self.kv {
-            blocks.iter().for_each(|block| layer.zero_block(block.0));
-        }
-        Ok(())
-    }
-
-    fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), BackendError> {
+    fn copy_blocks(&mut self, copies: &[BlockCopy]) {
         for layer in &mut self.kv {
             for copy in copies {
                 layer.copy_block(copy.src.0, copy.dst.0, copy.num_tokens as usize);
             }
         }
-        Ok(())
     }
 
-    fn move_spans(&mut self, spans: &[SpanCopy]) -> Result<(), BackendError> {
+    fn move_spans(&mut self, spans: &[SpanCopy]) {
         let ids = |blocks: &[BlockId]| blocks.iter().map(|block| block.0).collect::<Vec<u32>>();
         for span in spans {
             let (src_blocks, dst_blocks) = (ids(&span.src_blocks), ids(&span.dst_blocks));
@@ -178,16 +165,47 @@ impl Backend for CpuBackend {
             let mut layers: Vec<_> = self.kv.iter_mut().zip(ropes).collect();
             threads.for_each_mut(&mut layers, |(layer, rope)| layer.move_span(threads.isa(), span, rope));
         }
-        Ok(())
     }
 
-    fn begin_check(&mut self, spans: &[SpanCopy]) -> Result<(), BackendError> {
-        self.checked = spans.iter().map(|span| self.span_deviation(span)).collect();
-        Ok(())
+    /// Returns logits of some rows of the last step, `[rows.len(), vocab_size]`, for tests.
+    pub fn logits(&mut self, rows: &[usize]) -> &[f32] {
+        self.run_head(rows)
     }
 
-    fn finish_check(&mut self, _: &[SpanCopy]) -> Result<Vec<f32>, BackendError> {
-        Ok(std::mem::take(&mut self.checked))
+    /// Computes the head's product on all threads, then splits the rows over them.
+    fn score(&mut self, rows: &[ScoreRow]) -> Vec<TokenLogProbs> {
+        let vocab_size = self.config.vocab_size;
+        let mut scores = Vec::with_capacity(rows.len());
+        for rows in rows.chunks(scored_rows(vocab_size)) {
+            let indices: Vec<usize> = rows.iter().map(|row| row.row).collect();
+            self.run_head(&indices);
+            let logits = self.workspace.logits.chunks_exact(vocab_size);
+            let mut scored: Vec<_> = rows.iter().zip(logits).map(|(row, logits)| (row, logits, None)).collect();
+            self.threads.for_each_mut(&mut scored, |(row, logits, score)| *score = Some(row.score(logits)));
+            scores.extend(scored.into_iter().filter_map(|(_, _, score)| score));
+        }
+        scores
+    }
+
+    /// Splits the rows over the threads, as [`Self::score`] does.
+    fn sample(&mut self, rows: &[SampleRow]) -> Vec<Sampled> {
+        if rows.is_empty() {
+            return Vec::new();
+        }
+        let vocab_size = self.config.vocab_size;
+        let indices: Vec<usize> = rows.iter().map(|row| row.row).collect();
+        self.run_head(&indices);
+        let logits = self.workspace.logits.chunks_exact_mut(vocab_size);
+        let mut sampled: Vec<_> = rows.iter().zip(logits).map(|(row, logits)| (row, logits, None)).collect();
+        self.threads.for_each_mut(&mut sampled, |(row, logits, sampled)| *sampled = Some(row.choose(logits)));
+        sampled.into_iter().filter_map(|(_, _, sampled)| sampled).collect()
+    }
+}
+
+impl Device for CpuBackend {
+    fn limits(&self) -> ExecutorLimits {
+        let num_blocks = self.kv.first().map_or(usize::MAX, |layer| layer.shape().num_blocks);
+        ExecutorLimits { block_size: Some(BlockSize::DEFAULT), num_blocks, ..ExecutorLimits::NONE }
     }
 
     /// Returns a bound that rounding does not reach: f16 keeps 11 bits, a relative error of 5e-4 when stored and as much again when moved.
@@ -199,51 +217,42 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn probe(&mut self, sequence: &ProbedSequence) -> Result<Vec<TokenDeviation>, BackendError> {
-        Ok(self.run_probe(sequence))
-    }
-
-    fn take_scoring_time(&mut self) -> Duration {
-        std::mem::take(&mut self.scoring_time)
-    }
-
-    fn forward(&mut self, batch: &InputBatch) -> Result<(), BackendError> {
-        self.run_layers(batch);
+    fn begin(&mut self, mut step: DeviceStep<'_>) -> Result<(), DeviceFault> {
+        let mut output = DeviceOutput::default();
+        let (timings, mut watch) = (&mut output.timings, Stopwatch::start());
+        self.offload_blocks(step.offloads);
+        self.zero_blocks(step.zeros);
+        output.transfer = self.fetch_blocks(step.fetches);
+        self.copy_blocks(step.copies);
+        timings.copies = watch.lap();
+        if !step.spans.is_empty() {
+            self.move_spans(step.spans);
+            timings.moves = watch.lap();
+            // Before the probes, which overwrite what was moved.
+            output.span_deviations = step.spans.iter().map(|span| self.span_deviation(span)).collect();
+            timings.check = watch.lap();
+        }
+        output.probed = step.probes.iter().map(|probe| self.probe(probe)).collect();
+        timings.probe = watch.lap();
+        timings.scoring = std::mem::take(&mut self.scoring_time);
+        output.rejected_spans = step.reject(&output.span_deviations, self.max_span_deviation());
+        if step.batch.num_rows() > 0 {
+            self.run_layers(&step.batch);
+            output.attention = self.workspace.take_attention_paid();
+            timings.forward = watch.lap();
+            output.scores = self.score(&step.scored);
+            timings.sample = watch.lap();
+        }
+        self.begun = Some((output, step.sampled));
         Ok(())
     }
 
-    fn attention_paid(&self, sequence: usize) -> &[f32] {
-        self.workspace.attention_paid(sequence)
-    }
-
-    fn logits(&mut self, rows: &[usize]) -> Result<&mut [f32], BackendError> {
-        Ok(self.run_head(rows))
-    }
-
-    /// Computes the head's product on all threads, then splits the rows over them.
-    fn score(&mut self, rows: &[ScoreRow]) -> Result<Vec<TokenLogProbs>, BackendError> {
-        let vocab_size = self.config.vocab_size;
-        let mut scores = Vec::with_capacity(rows.len());
-        for rows in rows.chunks(scored_rows(vocab_size)) {
-            let indices: Vec<usize> = rows.iter().map(|row| row.row).collect();
-            self.run_head(&indices);
-            let logits = self.workspace.logits().chunks_exact(vocab_size);
-            let mut scored: Vec<_> = rows.iter().zip(logits).map(|(row, logits)| (row, logits, None)).collect();
-            self.threads.for_each_mut(&mut scored, |(row, logits, score)| *score = Some(row.score(logits)));
-            scores.extend(scored.into_iter().filter_map(|(_, _, score)| score));
-        }
-        Ok(scores)
-    }
-
-    /// Splits the rows over the threads, as [`Backend::score`] does.
-    fn sample(&mut self, rows: &[SampleRow]) -> Result<Vec<Sampled>, BackendError> {
-        let vocab_size = self.config.vocab_size;
-        let indices: Vec<usize> = rows.iter().map(|row| row.row).collect();
-        self.run_head(&indices);
-        let logits = self.workspace.logits_mut().chunks_exact_mut(vocab_size);
-        let mut sampled: Vec<_> = rows.iter().zip(logits).map(|(row, logits)| (row, logits, None)).collect();
-        self.threads.for_each_mut(&mut sampled, |(row, logits, sampled)| *sampled = Some(row.choose(logits)));
-        Ok(sampled.into_iter().filter_map(|(_, _, sampled)| sampled).collect())
+    fn finish(&mut self) -> Result<DeviceOutput, DeviceFault> {
+        let (mut output, rows) = self.begun.take().expect("a step was begun");
+        let mut watch = Stopwatch::start();
+        output.sampled = self.sample(&rows);
+        output.timings.sample += watch.lap();
+        Ok(output)
     }
 }
 

@@ -145,7 +145,7 @@ mod tests {
     use super::*;
     use crate::backend::cpu::{CpuBackend, Weights};
     use crate::testing::tiny_config;
-    use crate::{Backend, InputBatch, KvDtype, RopeLayout};
+    use crate::{Device, DeviceStep, InputBatch, KvDtype, RopeLayout};
 
     /// Computes logits after a few tokens, in as many layers.
     fn logits(num_layers: usize, seed: u64) -> Vec<f32> {
@@ -163,8 +163,10 @@ mod tests {
             watch: Vec::new(),
             drift: Vec::new(),
         };
-        backend.forward(&InputBatch::new([&sequence], BlockSize::DEFAULT)).unwrap();
-        backend.logits(&[39]).unwrap().to_vec()
+        let batch = InputBatch::new([&sequence], BlockSize::DEFAULT);
+        backend.begin(DeviceStep { batch, ..DeviceStep::default() }).unwrap();
+        backend.finish().unwrap();
+        backend.logits(&[39]).to_vec()
     }
 
     #[test]

@@ -7,7 +7,7 @@ use engine::{
     Request, SamplingParams, SchedulerConfig, SchedulerOutput, TokenLogProbs,
 };
 use runner::testing::{tiny_backend, tiny_config};
-use runner::{Architecture, Backend, KvDtype, ModelRunner, RopeLayout};
+use runner::{Architecture, Device, KvDtype, ModelRunner, RopeLayout};
 use testkit::RequestBuilder;
 use tokens::{BlockSize, RequestId, Timestamp, TokenId};
 
@@ -115,8 +115,8 @@ fn config() -> SchedulerConfig {
     SchedulerConfig { max_num_batched_tokens: 96, max_num_seqs: 8, ..SchedulerConfig::new(NUM_BLOCKS, 1024) }
 }
 
-fn runner(backend: Box<dyn Backend>) -> ModelRunner {
-    ModelRunner::new(backend, BlockSize::DEFAULT)
+fn runner(device: Box<dyn Device>) -> ModelRunner {
+    ModelRunner::new(device, BlockSize::DEFAULT)
 }
 
 #[test]

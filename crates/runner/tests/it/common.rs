@@ -1,9 +1,9 @@
 //! A tiny model whose pool is written and read position by position.
 
-use engine::{BlockCopy, BlockEntry, Drift, Row, ScheduledSequence, SpanCopy};
+use engine::{BlockCopy, BlockEntry, Drift, ProbedSequence, Row, ScheduledSequence, SpanCopy, TokenDeviation, TokenLogProbs};
 use runner::backend::cpu::CpuBackend;
 use runner::testing::{tiny_backend, tiny_config};
-use runner::{Architecture, Backend, InputBatch, KvDtype, ModelSpec, RopeLayout};
+use runner::{Architecture, Device, DeviceOutput, DeviceStep, InputBatch, KvDtype, ModelSpec, RopeLayout, ScoreRow};
 use tokens::{BlockId, BlockSize, DonorId, RequestId, TokenId, TokenRange};
 
 pub(crate) const NUM_BLOCKS: usize = 256;
@@ -41,12 +41,19 @@ pub(crate) fn with_head_dim(head_dim: usize, config: ModelSpec) -> ModelSpec {
     ModelSpec { head_dim, attention_scale: 1.0 / (head_dim as f32).sqrt(), ..config }
 }
 
-/// A backend whose pool can be read.
-pub(crate) trait Device: Backend {
+/// A device whose pool and logits can be read.
+pub(crate) trait Readable: Device {
     fn read_slot(&self, layer: usize, slot: u32) -> (Vec<f32>, Vec<f32>);
+
+    /// Returns logits of some rows of the last step.
+    fn logits(&mut self, rows: &[usize]) -> &[f32];
 }
 
-impl Device for CpuBackend {
+impl Readable for CpuBackend {
+    fn logits(&mut self, rows: &[usize]) -> &[f32] {
+        self.logits(rows)
+    }
+
     fn read_slot(&self, layer: usize, slot: u32) -> (Vec<f32>, Vec<f32>) {
         self.read_slot(layer, slot)
     }
@@ -71,7 +78,7 @@ impl Rounding {
 }
 
 pub(crate) struct World {
-    pub(crate) backend: Box<dyn Device>,
+    pub(crate) device: Box<dyn Readable>,
     pub(crate) config: ModelSpec,
     pub(crate) rounding: Rounding,
     next_block: u32,
@@ -95,8 +102,8 @@ impl World {
         Self::on(Box::new(tiny_backend(config, SEED, dtype, NUM_BLOCKS)), config, Rounding::of(dtype))
     }
 
-    pub(crate) fn on(backend: Box<dyn Device>, config: &ModelSpec, rounding: Rounding) -> Self {
-        Self { backend, config: config.clone(), rounding, next_block: FIRST_BLOCK }
+    pub(crate) fn on(device: Box<dyn Readable>, config: &ModelSpec, rounding: Rounding) -> Self {
+        Self { device, config: config.clone(), rounding, next_block: FIRST_BLOCK }
     }
 
     /// Frees all blocks and their content.
@@ -172,17 +179,61 @@ impl World {
         let other = self.table(1);
         let mut sequence = scheduled(tokens, table, rows);
         sequence.watch = vec![TokenRange::new(0, 1)];
-        self.run(&[scheduled(tokens, &other, &[0]), sequence]);
-        self.backend.attention_paid(1).to_vec()
+        let batch = InputBatch::new(&[scheduled(tokens, &other, &[0]), sequence], BlockSize::DEFAULT);
+        let mut attention = self.step(DeviceStep { batch, ..DeviceStep::default() }).attention;
+        assert_eq!(attention.len(), 1, "one sequence is watched");
+        attention.remove(0)
     }
 
     /// Returns logits of all rows of `sequences`.
     fn run(&mut self, sequences: &[ScheduledSequence]) -> Vec<Vec<f32>> {
-        let input = InputBatch::new(sequences, BlockSize::DEFAULT);
-        self.backend.forward(&input).unwrap();
-        let vocab = self.backend.vocab_size();
-        let all: Vec<usize> = (0..input.num_rows()).collect();
-        self.backend.logits(&all).unwrap().chunks(vocab).map(<[f32]>::to_vec).collect()
+        self.logits_of_step(DeviceStep { batch: InputBatch::new(sequences, BlockSize::DEFAULT), ..DeviceStep::default() })
+    }
+
+    /// Runs a step and returns logits of all its rows.
+    fn logits_of_step(&mut self, step: DeviceStep<'_>) -> Vec<Vec<f32>> {
+        let all: Vec<usize> = (0..step.batch.num_rows()).collect();
+        self.step(step);
+        self.device.logits(&all).chunks(self.config.vocab_size).map(<[f32]>::to_vec).collect()
+    }
+
+    /// Runs `step`, together with some rows of `tokens`, and returns their logits.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn logits_beside(
+        &mut self,
+        step: DeviceStep<'_>,
+        tokens: &[u32],
+        table: &[BlockId],
+        rows: &[usize],
+    ) -> Vec<Vec<f32>> {
+        let batch = InputBatch::new(&[scheduled(tokens, table, rows)], BlockSize::DEFAULT);
+        self.logits_of_step(DeviceStep { batch, ..step })
+    }
+
+    /// Computes all rows of `tokens` and returns the scores of `scored`.
+    pub(crate) fn scores(&mut self, tokens: &[u32], table: &[BlockId], scored: Vec<ScoreRow>) -> Vec<TokenLogProbs> {
+        let rows: Vec<usize> = (0..tokens.len()).collect();
+        let batch = InputBatch::new(&[scheduled(tokens, table, &rows)], BlockSize::DEFAULT);
+        self.step(DeviceStep { batch, scored, ..DeviceStep::default() }).scores
+    }
+
+    /// Runs a step from start to end.
+    pub(crate) fn step(&mut self, step: DeviceStep<'_>) -> DeviceOutput {
+        self.device.begin(step).unwrap();
+        self.device.finish().unwrap()
+    }
+
+    /// Measures the moved spans of a sequence. The steps after it begin at the first layer.
+    pub(crate) fn probe(&mut self, sequence: &ProbedSequence) -> Vec<TokenDeviation> {
+        let probes = std::slice::from_ref(sequence);
+        let mut probed = self.step(DeviceStep { probes, ..DeviceStep::default() }).probed;
+        self.step(DeviceStep::default());
+        probed.remove(0).deviations
+    }
+
+    /// Moves spans and returns their deviations from a fresh layer 0.
+    pub(crate) fn move_spans(&mut self, spans: &[SpanCopy]) -> Vec<f32> {
+        self.step(DeviceStep { spans, ..DeviceStep::default() }).span_deviations
     }
 
     pub(crate) fn span(src: &[BlockId], src_pos: u32, dst: &[BlockId], dst_pos: u32, tokens: &[u32]) -> SpanCopy {
@@ -199,36 +250,37 @@ impl World {
 
     pub(crate) fn move_span(&mut self, src: &[BlockId], src_pos: u32, dst: &[BlockId], dst_pos: u32, tokens: &[u32]) {
         let span = Self::span(src, src_pos, dst, dst_pos, tokens);
-        self.backend.move_spans(&[span]).unwrap();
+        self.move_spans(&[span]);
     }
 
     pub(crate) fn copy_block(&mut self, src: BlockId, dst: BlockId, num_tokens: u32) {
-        self.backend.copy_blocks(&[BlockCopy { src, dst, num_tokens }]).unwrap();
+        let copies = &[BlockCopy { src, dst, num_tokens }];
+        self.step(DeviceStep { copies, ..DeviceStep::default() });
     }
 
-    /// Computes `span` at `src_pos`, moves it to `dst_pos`, and checks it there as if it were `claimed`.
+    /// Computes `span` at `src_pos`, moves it to `dst_pos`, and returns its deviation there as if it were `claimed`.
     pub(crate) fn deviation_of_move(&mut self, span: &[u32], claimed: &[u32], src_pos: u32, dst_pos: u32) -> f32 {
         let end = |pos: u32| pos as usize + span.len();
         let (src, dst) = (self.table(end(src_pos)), self.table(end(dst_pos)));
         let tokens = [vec![1; src_pos as usize], span.to_vec()].concat();
         let rows: Vec<usize> = (src_pos as usize..tokens.len()).collect();
         self.logits(&tokens, &src, &rows);
-        self.move_span(&src, src_pos, &dst, dst_pos, span);
-        self.backend.span_deviations(&[Self::span(&src, src_pos, &dst, dst_pos, claimed)]).unwrap()[0]
+        self.move_spans(&[Self::span(&src, src_pos, &dst, dst_pos, claimed)])[0]
     }
 
-    /// Computes `span` at `pos`, and checks it in place as if it were `blocks` blocks further on: its keys are rotated wrongly.
+    /// Computes `span` at `pos`, and moves it as if it had been and were `blocks` blocks further on: its keys are rotated wrongly.
     pub(crate) fn deviation_of_wrong_rotation(&mut self, span: &[u32], pos: u32, blocks: u32) -> f32 {
         let tokens = [vec![1; pos as usize], span.to_vec()].concat();
         let table = self.table(tokens.len());
         self.prefill(&tokens, &table);
-        let mut copy = Self::span(&table, pos, &table, pos, span);
-        copy.dst_pos += blocks * BLOCK;
-        self.backend.span_deviations(&[copy]).unwrap()[0]
+        let other = self.table(tokens.len());
+        let copy = Self::span(&table, pos, &other, pos, span);
+        let claimed = pos + blocks * BLOCK;
+        self.move_spans(&[SpanCopy { src_pos: claimed, dst_pos: claimed, ..copy }])[0]
     }
 
     pub(crate) fn read(&self, layer: usize, table: &[BlockId], pos: u32) -> (Vec<f32>, Vec<f32>) {
-        self.backend.read_slot(layer, table[(pos / BLOCK) as usize].0 * BLOCK + pos % BLOCK)
+        self.device.read_slot(layer, table[(pos / BLOCK) as usize].0 * BLOCK + pos % BLOCK)
     }
 }
 

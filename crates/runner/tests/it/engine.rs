@@ -4,17 +4,16 @@ use std::time::Duration;
 
 use crate::common::{Random, all_families};
 use ::engine::{
-    BlockCopy, BlockFetch, BlockOffload, DecodeRepair, EngineCore, EngineEvent, ExecutorLimits, FinishReason, HostConfig,
-    KvSharingMode, KvUsage, ProbedSequence, Repair, RepairPolicy, Request, SamplingParams, SchedulerConfig, SpanCopy,
-    SpanOutcome, TokenDeviation, TokenLogProbs, Transfer,
+    DecodeRepair, EngineCore, EngineEvent, ExecutorLimits, FinishReason, HostConfig, KvSharingMode, KvUsage, Repair,
+    RepairPolicy, Request, SamplingParams, SchedulerConfig, SpanOutcome, TokenLogProbs,
 };
 use runner::backend::cpu::CpuBackend;
 use runner::testing::{tiny_backend, tiny_config};
-use runner::{Architecture, Backend, BackendError, InputBatch, KvDtype, ModelRunner, ModelSpec, RopeLayout};
+use runner::{Architecture, Device, DeviceFault, DeviceOutput, DeviceStep, KvDtype, ModelRunner, ModelSpec, RopeLayout};
 #[cfg(feature = "cuda")]
 use runner::{DeviceOptions, GpuOptions, LoadOptions, WeightFiles};
 use testkit::RequestBuilder;
-use tokens::{BlockId, BlockSize, RequestId, Timestamp, TokenId};
+use tokens::{BlockSize, RequestId, Timestamp, TokenId};
 
 pub(crate) const NUM_BLOCKS: usize = 64;
 
@@ -40,16 +39,16 @@ impl Answer {
 
 impl Engine {
     fn new(config: &ModelSpec, dtype: KvDtype) -> Self {
-        Self::with_backend(Box::new(tiny_backend(config, 42, dtype, NUM_BLOCKS)))
+        Self::with_device(Box::new(tiny_backend(config, 42, dtype, NUM_BLOCKS)))
     }
 
-    pub(crate) fn with_backend(backend: Box<dyn Backend>) -> Self {
-        Self::with_host_tier(backend, 0)
+    pub(crate) fn with_device(device: Box<dyn Device>) -> Self {
+        Self::with_host_tier(device, 0)
     }
 
-    /// Creates an engine; `backend` must have that host tier.
-    fn with_host_tier(backend: Box<dyn Backend>, num_blocks: u32) -> Self {
-        Self::with_runner(ModelRunner::new(backend, BlockSize::DEFAULT), num_blocks)
+    /// Creates an engine; `device` must have that host tier.
+    fn with_host_tier(device: Box<dyn Device>, num_blocks: u32) -> Self {
+        Self::with_runner(ModelRunner::new(device, BlockSize::DEFAULT), num_blocks)
     }
 
     fn with_runner(runner: ModelRunner, num_blocks: u32) -> Self {
@@ -461,54 +460,23 @@ fn i14_repair_in_decode_leaves_every_other_sequence_alone() {
     assert_eq!(without.usage.span_tokens - with.usage.span_tokens, 15);
 }
 
-/// A device whose copies never pass the check.
+/// A device whose copies never pass the check: they are compared with other tokens.
 struct Distrusting(CpuBackend);
 
-impl Backend for Distrusting {
+impl Device for Distrusting {
     fn limits(&self) -> ExecutorLimits {
         self.0.limits()
-    }
-    fn vocab_size(&self) -> usize {
-        self.0.vocab_size()
-    }
-    fn offload_blocks(&mut self, offloads: &[BlockOffload]) -> Result<(), BackendError> {
-        self.0.offload_blocks(offloads)
-    }
-    fn fetch_blocks(&mut self, fetches: &[BlockFetch]) -> Result<Option<Transfer>, BackendError> {
-        self.0.fetch_blocks(fetches)
-    }
-    fn zero_blocks(&mut self, blocks: &[BlockId]) -> Result<(), BackendError> {
-        self.0.zero_blocks(blocks)
-    }
-    fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), BackendError> {
-        self.0.copy_blocks(copies)
-    }
-    fn move_spans(&mut self, spans: &[SpanCopy]) -> Result<(), BackendError> {
-        self.0.move_spans(spans)
-    }
-    fn begin_check(&mut self, _spans: &[SpanCopy]) -> Result<(), BackendError> {
-        Ok(())
-    }
-    fn finish_check(&mut self, spans: &[SpanCopy]) -> Result<Vec<f32>, BackendError> {
-        Ok(vec![f32::NAN; spans.len()])
     }
     fn max_span_deviation(&self) -> f32 {
         self.0.max_span_deviation()
     }
-    fn probe(&mut self, sequence: &ProbedSequence) -> Result<Vec<TokenDeviation>, BackendError> {
-        self.0.probe(sequence)
+    fn begin(&mut self, step: DeviceStep<'_>) -> Result<(), DeviceFault> {
+        let mut spans = step.spans.to_vec();
+        spans.iter_mut().flat_map(|span| &mut span.token_ids).for_each(|token| token.0 = (token.0 + 1) % 97);
+        self.0.begin(DeviceStep { spans: &spans, ..step })
     }
-    fn take_scoring_time(&mut self) -> Duration {
-        self.0.take_scoring_time()
-    }
-    fn forward(&mut self, batch: &InputBatch) -> Result<(), BackendError> {
-        self.0.forward(batch)
-    }
-    fn attention_paid(&self, sequence: usize) -> &[f32] {
-        self.0.attention_paid(sequence)
-    }
-    fn logits(&mut self, rows: &[usize]) -> Result<&mut [f32], BackendError> {
-        self.0.logits(rows)
+    fn finish(&mut self) -> Result<DeviceOutput, DeviceFault> {
+        self.0.finish()
     }
 }
 
@@ -517,7 +485,7 @@ fn i12_a_rejected_donor_means_dense() {
     let config = tiny_config(Architecture::Llama, RopeLayout::Half);
     let (donor, recipient) = donor_and_recipient();
     let dense = Engine::new(&config, KvDtype::F16).answer(&recipient, KvSharingMode::Off, 0);
-    let mut engine = Engine::with_backend(Box::new(Distrusting(tiny_backend(&config, 42, KvDtype::F16, NUM_BLOCKS))));
+    let mut engine = Engine::with_device(Box::new(Distrusting(tiny_backend(&config, 42, KvDtype::F16, NUM_BLOCKS))));
     engine.answer(&donor, KvSharingMode::Prefix, 0);
     // Runs beside another request, which must not be affected.
     let other = text(50, 77);

@@ -4,13 +4,17 @@
 //! another row count, and a single-row sequence has its own attention kernel: a sum near the middle of two bf16 values may round to the
 //! other one. So a step of the same row count must give the same bits, and one of another the same values up to such roundings.
 
-use crate::common::{Device, NUM_BLOCKS, Rounding, SEED, World, with_head_dim};
+use crate::common::{NUM_BLOCKS, Readable, Rounding, SEED, World, with_head_dim};
 use crate::invariants as invariant;
 use runner::backend::cuda::CudaBackend;
 use runner::testing::{tiny_config, tiny_cuda_backend};
 use runner::{Architecture, DeviceOptions, GpuOptions, LoadError, LoadOptions, ModelSpec, RopeLayout, WeightFiles, load};
 
-impl Device for CudaBackend {
+impl Readable for CudaBackend {
+    fn logits(&mut self, rows: &[usize]) -> &[f32] {
+        self.logits(rows).unwrap()
+    }
+
     fn read_slot(&self, layer: usize, slot: u32) -> (Vec<f32>, Vec<f32>) {
         self.read_slot(layer, slot).unwrap()
     }

@@ -8,7 +8,7 @@ use std::ops::Range;
 use crate::common::{Random, World, on_all_families, with_head_dim};
 use engine::{BlockEntry, Depth, Drift, LogProb, Probe, ProbedSequence, Readers, SpanCopy, TokenLogProbs};
 use runner::testing::tiny_config;
-use runner::{Architecture, KvDtype, ModelSpec, RopeLayout, RopeScaling, RopeSpec, ScoreRow};
+use runner::{Architecture, DeviceStep, KvDtype, ModelSpec, RopeLayout, RopeScaling, RopeSpec, ScoreRow};
 use tokens::{BlockId, BlockSize, DonorId, RequestId, TokenId, TokenRange};
 
 const BLOCK: u32 = 32;
@@ -96,10 +96,10 @@ pub(crate) fn a_sampled_probe_finds_what_a_whole_one_does(world: &mut World) {
     donor[BLOCK as usize..40].copy_from_slice(&world.prompt(150, 7)[BLOCK as usize..40]);
     let mut probe = probe_of(&tokens, &table, 40..120, Readers::None);
     world.prefill(&donor, &table);
-    let whole = world.backend.probe(&probe).unwrap();
+    let whole = world.probe(&probe);
     world.prefill(&donor, &table);
     probe.probe.stride = 8;
-    let sampled = world.backend.probe(&probe).unwrap();
+    let sampled = world.probe(&probe);
     assert_eq!((whole.len(), sampled.len()), (80, 10));
     for (found, expected) in sampled.iter().zip(whole.iter().step_by(8)) {
         let bound = world.rounding.stored * expected.value_norm;
@@ -112,7 +112,7 @@ pub(crate) fn a_probe_of_exact_kv_finds_nothing(world: &mut World) {
     for readers in ALL_READERS {
         let (tokens, table) = (world.prompt(150, 1), world.table(150));
         let dense = world.prefill(&tokens, &table);
-        let found = world.backend.probe(&probe_of(&tokens, &table, 40..120, readers)).unwrap();
+        let found = world.probe(&probe_of(&tokens, &table, 40..120, readers));
         assert_eq!(found.len(), 80);
         for token in &found {
             let bound = world.rounding.stored * token.value_norm;
@@ -186,7 +186,7 @@ pub(crate) fn a_probe_sees_the_left_context(world: &mut World) {
     world.prefill(&donor, &donor_table);
     world.logits(&target, &table, &(0..BLOCK as usize).collect::<Vec<_>>());
     world.move_span(&donor_table, 70, &table, 40, &target[40..120]);
-    let found = world.backend.probe(&probe_of(&target, &table, 40..120, Readers::AllRows)).unwrap();
+    let found = world.probe(&probe_of(&target, &table, 40..120, Readers::AllRows));
     let mean = |range: Range<usize>| {
         found[range.clone()].iter().map(|token| token.value_l2 / token.value_norm).sum::<f32>() / range.len() as f32
     };
@@ -242,7 +242,7 @@ pub(crate) fn moved_keys_agree_with_layer_0(world: &mut World) {
         // Frequencies and angles are also rounded.
         let bound = world.rounding.stored.max(1e-5);
         assert!(deviation < bound, "{:?} from {src} to {dst}: {deviation}", world.config);
-        assert!(deviation < world.backend.max_span_deviation() / 5.0, "the bound leaves room for rounding");
+        assert!(deviation < world.device.max_span_deviation() / 5.0, "the bound leaves room for rounding");
     }
 }
 
@@ -260,11 +260,11 @@ pub(crate) fn the_layer_0_check_sees(world: &mut World) {
     let mut other = span.clone();
     other[63] = (other[63] + 1) % world.config.vocab_size as u32;
     let deviation = world.deviation_of_move(&span, &other, 40, 57);
-    assert!(deviation > world.backend.max_span_deviation(), "one token differs: {deviation}");
-    assert!(world.deviation_of_wrong_rotation(&span, 40, 0) <= world.backend.max_span_deviation());
+    assert!(deviation > world.device.max_span_deviation(), "one token differs: {deviation}");
+    assert!(world.deviation_of_wrong_rotation(&span, 40, 0) <= world.device.max_span_deviation());
     // The result of a wrong layout, base or sign.
     let deviation = world.deviation_of_wrong_rotation(&span, 40, 1);
-    assert!(deviation > world.backend.max_span_deviation(), "rotated for another position: {deviation}");
+    assert!(deviation > world.device.max_span_deviation(), "rotated for another position: {deviation}");
 }
 
 #[test]
@@ -280,16 +280,15 @@ pub(crate) fn the_layer_0_check_tells_which_is_wrong(world: &mut World) {
         .map(|(src, len, dst)| {
             let table = world.table((dst + len) as usize);
             let tokens = &donor[src as usize..(src + len) as usize];
-            world.move_span(&donor_table, src, &table, dst, tokens);
             World::span(&donor_table, src, &table, dst, tokens)
         })
         .into();
     spans[2].token_ids[0].0 = (spans[2].token_ids[0].0 + 1) % world.config.vocab_size as u32;
-    let found = world.backend.span_deviations(&spans).unwrap();
+    let found = world.move_spans(&spans);
     let bound = world.rounding.stored.max(1e-5);
     let are_right: Vec<bool> = found.iter().map(|deviation| *deviation < bound).collect();
     assert_eq!(are_right, [true, true, false, true, true], "{found:?}");
-    assert!(found[2] > world.backend.max_span_deviation(), "{found:?}");
+    assert!(found[2] > world.device.max_span_deviation(), "{found:?}");
 }
 
 #[test]
@@ -426,7 +425,7 @@ pub(crate) fn zeroed_blocks_hold_nothing(world: &mut World) {
     let (tokens, table) = (world.prompt(96, 1), world.table(96));
     world.prefill(&tokens, &table);
     let kept = [world.read(1, &table, 31), world.read(1, &table, 64)];
-    world.backend.zero_blocks(&table[1..2]).unwrap();
+    world.step(DeviceStep { zeros: &table[1..2], ..DeviceStep::default() });
     for layer in 0..world.config.num_layers() {
         for pos in 32..64 {
             let (k, v) = world.read(layer, &table, pos);
@@ -464,7 +463,7 @@ pub(crate) fn scores_are_those_of_the_logits(world: &mut World) {
     let logits = world.prefill(&tokens, &table);
     let asked = |row: usize| ScoreRow { row, token: TokenId(tokens[(row + 1) % 300]), top: row as u32 % 7 };
     let asked: Vec<ScoreRow> = (0..300).map(asked).collect();
-    let scores = world.backend.score(&asked).unwrap();
+    let scores = world.scores(&tokens, &table, asked.clone());
     assert_eq!(scores.len(), asked.len());
     for (row, found) in asked.iter().zip(scores) {
         let expected = row.score(&logits[row.row]);
@@ -500,8 +499,7 @@ pub(crate) fn a_span_copy_names_blocks(world: &mut World) {
         dst_pos: 5 * BLOCK + 8,
         token_ids: tokens[40..90].iter().map(|id| TokenId(*id)).collect(),
     };
-    world.backend.move_spans(std::slice::from_ref(&span)).unwrap();
-    assert!(world.backend.span_deviations(std::slice::from_ref(&span)).unwrap()[0] < world.rounding.stored.max(1e-5));
+    assert!(world.move_spans(std::slice::from_ref(&span))[0] < world.rounding.stored.max(1e-5));
 }
 
 #[test]

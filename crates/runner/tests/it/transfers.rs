@@ -2,7 +2,7 @@
 
 use engine::{BlockCopy, BlockFetch, BlockOffload};
 use runner::testing::{tiny_config, tiny_cuda_backend};
-use runner::{Architecture, ModelSpec, RopeLayout};
+use runner::{Architecture, DeviceStep, ModelSpec, RopeLayout};
 use tokens::{BlockId, HostBlockId};
 
 use crate::common::{SEED, World};
@@ -66,15 +66,19 @@ impl Rows {
         };
         world.prefill(&rows.tokens[..PREFIX], &rows.prefix);
         let expected = rows.logits(world, &rows.prefix);
-        world.backend.offload_blocks(&offloads(&rows.prefix, 0)).unwrap();
-        world.backend.synchronize().unwrap();
+        world.step(DeviceStep { offloads: &offloads(&rows.prefix, 0), ..DeviceStep::default() });
         (rows, expected)
     }
 
     /// Computes logits of the rows after the prefix in these blocks.
     fn logits(&self, world: &mut World, prefix: &[BlockId]) -> Vec<Vec<f32>> {
+        self.logits_beside(world, DeviceStep::default(), prefix)
+    }
+
+    /// Computes the same in a step that does other work, too.
+    fn logits_beside(&self, world: &mut World, step: DeviceStep<'_>, prefix: &[BlockId]) -> Vec<Vec<f32>> {
         let table = [prefix, &self.tail].concat();
-        world.logits(&self.tokens, &table, &(PREFIX..self.tokens.len()).collect::<Vec<_>>())
+        world.logits_beside(step, &self.tokens, &table, &(PREFIX..self.tokens.len()).collect::<Vec<_>>())
     }
 
     /// Returns logits of a step that fetches the prefix and overwrites blocks that it offloads, and true if the offloaded blocks arrived
@@ -82,23 +86,20 @@ impl Rows {
     fn step(&self, world: &mut World, waits: bool) -> (Vec<Vec<f32>>, bool) {
         let earlier = world.prompt(self.tail.len() * BLOCK, 6);
         world.prefill(&earlier, &self.tail);
-        world.backend.zero_blocks(&[&self.prefix[..], &[self.copied]].concat()).unwrap();
-        world.backend.synchronize().unwrap();
+        world.step(DeviceStep { zeros: &[&self.prefix[..], &[self.copied]].concat(), ..DeviceStep::default() });
         let before = read(world, &self.tail);
         let (first_other, first_tail) = (self.prefix.len(), self.prefix.len() + NUM_OTHERS);
-        world.backend.begin_step();
-        world.backend.offload_blocks(&[offloads(&self.others, first_other), offloads(&self.tail, first_tail)].concat()).unwrap();
-        world.backend.fetch_blocks(&[fetches(first_other, &self.others), fetches(0, &self.prefix)].concat()).unwrap();
+        let offloads = [offloads(&self.others, first_other), offloads(&self.tail, first_tail)].concat();
+        let fetched = [fetches(first_other, &self.others), fetches(0, &self.prefix)].concat();
+        let mut step = DeviceStep { offloads: &offloads, fetches: &fetched, ..DeviceStep::default() };
         if waits {
-            world.backend.synchronize().unwrap();
+            world.step(std::mem::take(&mut step));
         }
         let (last, prefix) = self.prefix.split_last().unwrap();
-        world.backend.copy_blocks(&[BlockCopy { src: *last, dst: self.copied, num_tokens: BLOCK as u32 }]).unwrap();
-        let logits = self.logits(world, &[prefix, &[self.copied]].concat());
-        world.backend.synchronize().unwrap();
+        let copies = [BlockCopy { src: *last, dst: self.copied, num_tokens: BLOCK as u32 }];
+        let logits = self.logits_beside(world, DeviceStep { copies: &copies, ..step }, &[prefix, &[self.copied]].concat());
         let back = &self.others[..self.tail.len()];
-        world.backend.fetch_blocks(&fetches(first_tail, back)).unwrap();
-        world.backend.synchronize().unwrap();
+        world.step(DeviceStep { fetches: &fetches(first_tail, back), ..DeviceStep::default() });
         (logits, read(world, back) == before)
     }
 }
@@ -136,12 +137,10 @@ fn cuda_a_step_without_rows_leaves_nothing_on_its_way() {
     world.prefill(&tokens, &table);
     let blocks = &table[..PREFIX / BLOCK];
     let before = read(&world, blocks);
-    world.backend.offload_blocks(&offloads(&table, 0)).unwrap();
-    world.backend.zero_blocks(&table).unwrap();
-    world.backend.fetch_blocks(&fetches(0, &table)).unwrap();
-    world.backend.synchronize().unwrap();
+    let (offloads, fetches) = (offloads(&table, 0), fetches(0, &table));
+    world.step(DeviceStep { offloads: &offloads, zeros: &table, fetches: &fetches, ..DeviceStep::default() });
     assert!(read(&world, blocks) == before, "blocks are not back");
-    let told = world.backend.fetch_blocks(&[]).unwrap().expect("the fetch was timed");
+    let told = world.step(DeviceStep::default()).transfer.expect("the fetch was timed");
     assert!(told.bytes == NUM_OTHERS as u64 * 3 * 2 * (512 << 10) && told.seconds > 0.0, "{told:?}");
-    assert!(world.backend.fetch_blocks(&[]).unwrap().is_none(), "it is told once");
+    assert!(world.step(DeviceStep::default()).transfer.is_none(), "it is told once");
 }

@@ -9,7 +9,7 @@ use crate::gpu::{self, families};
 use crate::invariants::{ALL_READERS, donor_and_target, probe_of};
 use ::engine::{Drift, KvSharingMode, Readers, Repair, SamplingParams, SpanOutcome};
 use runner::testing::{tiny_backend, tiny_cuda_backend};
-use runner::{KvDtype, ModelSpec};
+use runner::{DeviceStep, KvDtype, ModelSpec};
 use tokens::{BlockId, TokenId};
 
 /// Largest distance of a row of logits from the CPU's.
@@ -175,11 +175,10 @@ fn cuda_a_moved_span_is_read_as_on_the_cpu() {
         let (donor, target) = donor_and_target(&twins.cpu);
         let (donor_table, table) = (twins.table(150), twins.table(150));
         twins.fill(&donor, &donor_table, 0..150);
-        twins.both(|world| world.move_span(&donor_table, 70, &table, 40, &target[40..120]));
+        let span = World::span(&donor_table, 70, &table, 40, &target[40..120]);
+        let (_, deviation) = twins.both(|world| world.move_spans(std::slice::from_ref(&span))[0]);
         let rows: Vec<usize> = (0..40).chain(120..150).collect();
         twins.batch("around a moved span", &[(&target, &table, &rows)]);
-        let span = World::span(&donor_table, 70, &table, 40, &target[40..120]);
-        let (_, deviation) = twins.both(|world| world.backend.span_deviations(std::slice::from_ref(&span)).unwrap()[0]);
         assert!(deviation > 0.0 && deviation < twins.gpu.rounding.stored, "rounded, and no more: {deviation}");
     });
 }
@@ -198,7 +197,7 @@ fn cuda_a_probe_measures_what_the_cpu_does() {
             twins.fill(&target, &table, 0..57);
             twins.both(|world| world.move_span(&donor_table, 20, &table, 57, &donor[span.clone()]));
             let probe = probe_of(&target, &table, 57..357, readers);
-            let (expected, found) = twins.both(|world| world.backend.probe(&probe).unwrap());
+            let (expected, found) = twins.both(|world| world.probe(&probe));
             assert_eq!((expected.len(), found.len()), (300, 300));
             let received: f32 = expected.iter().map(|token| token.attention).sum();
             for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
@@ -232,9 +231,10 @@ fn cuda_rows_go_on_where_their_probe_ended() {
             twins.fill(&target, &table, 0..40);
             twins.both(|world| world.move_span(&donor_table, 70, &table, 40, &target[40..120]));
             let probe = probe_of(&target, &table, 40..120, Readers::AllRows);
-            twins.both(|world| world.backend.probe(&probe).unwrap());
-            for _ in 0..num_steps {
-                twins.both(|world| world.backend.begin_step());
+            let probes = std::slice::from_ref(&probe);
+            twins.both(|world| world.step(DeviceStep { probes, ..DeviceStep::default() }));
+            for _ in 1..num_steps {
+                twins.both(|world| world.step(DeviceStep::default()));
             }
             twins.batch(&format!("{num_steps} steps after a probe"), &[(&target, &table, &rows)]);
         }
@@ -289,7 +289,7 @@ fn cuda_a_watched_row_pays_what_it_pays_on_the_cpu() {
 fn engines(config: &ModelSpec) -> [Engine; 2] {
     let num_blocks = engine::NUM_BLOCKS;
     let gpu = tiny_cuda_backend(config, SEED, num_blocks).expect("there is a GPU with some memory left");
-    [Engine::with_backend(Box::new(tiny_backend(config, SEED, KvDtype::F32, num_blocks))), Engine::with_backend(Box::new(gpu))]
+    [Engine::with_device(Box::new(tiny_backend(config, SEED, KvDtype::F32, num_blocks))), Engine::with_device(Box::new(gpu))]
 }
 
 /// Returns the number of tokens sampled after equal histories, and how many of them are equal. Checks that log probabilities after equal

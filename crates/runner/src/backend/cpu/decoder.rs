@@ -8,49 +8,11 @@ use kernels::cpu::{
 use tokens::BlockSize;
 
 use super::CpuBackend;
+use super::workspace::{Workspace, sized};
 use crate::{InputBatch, InputSequence, ModelSpec};
 
 /// Slots per block.
 const BLOCK: usize = BlockSize::DEFAULT.as_usize();
-
-/// Activations of one step, `[rows, width]` each. Their memory is reused from step to step.
-#[derive(Default)]
-pub(super) struct Workspace {
-    /// Residual stream.
-    pub(super) hidden: Vec<f32>,
-    normed: Vec<f32>,
-    pub(super) qkv: Vec<f32>,
-    attended: Vec<f32>,
-    gate_up: Vec<f32>,
-    activated: Vec<f32>,
-    /// Output of a sublayer before its norm.
-    unnormed: Vec<f32>,
-    logits: Vec<f32>,
-    /// Attention paid by the last rows of watched sequences, with the index of the sequence in the batch.
-    watched: Vec<(usize, Vec<f32>)>,
-}
-
-impl Workspace {
-    /// Returns the logits of the last call of [`CpuBackend::run_head`].
-    pub(super) fn logits(&self) -> &[f32] {
-        &self.logits
-    }
-
-    /// Returns the same logits, mutable.
-    pub(super) fn logits_mut(&mut self) -> &mut [f32] {
-        &mut self.logits
-    }
-
-    pub(super) fn attention_paid(&self, sequence: usize) -> &[f32] {
-        let (_, paid) = self.watched.iter().find(|(idx, _)| *idx == sequence).expect("the sequence was watched");
-        paid
-    }
-}
-
-fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
-    buffer.resize(len, 0.0);
-    buffer
-}
 
 impl CpuBackend {
     pub(super) fn run_layers(&mut self, batch: &InputBatch) {

@@ -2,12 +2,12 @@
 
 use std::time::Instant;
 
-use engine::{ProbedSequence, Readers, Row, TokenDeviation};
+use engine::{ProbedSequence, ProbedSpans, Readers, Row, TokenDeviation};
 use kernels::cpu::{QuerySequence, add_attention_received};
 use tokens::{BlockSize, TokenRange};
 
 use super::CpuBackend;
-use super::decoder::Workspace;
+use super::workspace::Workspace;
 use crate::InputBatch;
 use crate::batch::dense_table;
 
@@ -22,7 +22,8 @@ struct Received {
 }
 
 impl CpuBackend {
-    pub(super) fn run_probe(&mut self, sequence: &ProbedSequence) -> Vec<TokenDeviation> {
+    /// Measures the moved spans of a sequence.
+    pub(super) fn probe(&mut self, sequence: &ProbedSequence) -> ProbedSpans {
         let num_tokens = sequence.first_position as usize + sequence.token_ids.len();
         let mut received = Received { sums: vec![0.0; num_tokens], num_terms: 0 };
         let mut workspace = std::mem::take(&mut self.workspace);
@@ -34,7 +35,7 @@ impl CpuBackend {
         for (position, found) in sequence.measured().zip(&mut deviations) {
             found.attention = received.sums[position as usize] / received.num_terms.max(1) as f32;
         }
-        deviations
+        ProbedSpans { request_id: sequence.request_id, deviations }
     }
 
     /// Runs the fresh rows through all layers over the moved spans as they are.

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use kernels::cuda::{
-    AttentionReceived, CudaSlice, CudaView, DecodeAttention, DecodePart, Deviation, Device, DeviceError, Differences, Drift,
-    DriftTargets, Gated, Matmul, Norm, PagedQueries, PartList, Partials, Pool, Qkv, QkvShape, QkvWeights, RopeTable, Scatter,
-    Spans, Tile, bf16,
+    AttentionReceived, CudaSlice, CudaView, DecodeAttention, Deviation, Device, DeviceError, Differences, Drift, Gated, Matmul,
+    Norm, PartList, Partials, Pool, Qkv, QkvShape, QkvWeights, RopeTable, Scatter, Spans,
 };
 
 use super::activations::Activations;
-use super::decode;
 use super::prefill::Prefill;
+use super::rows::{Followers, StepRows, paged_queries};
+use super::step::MAX_RECORDED_ROWS;
 use super::weights::Weights;
 use crate::{Mask, ModelSpec};
 
@@ -66,32 +66,6 @@ pub(super) fn qkv_shape(config: &ModelSpec) -> QkvShape {
     QkvShape { num_heads: config.num_heads, num_kv_heads: config.num_kv_heads, head_dim: config.head_dim }
 }
 
-/// Rows of a step on the device.
-pub(super) struct StepRows<'a> {
-    pub(super) num_rows: usize,
-    pub(super) token_ids: CudaView<'a, u32>,
-    pub(super) positions: CudaView<'a, u32>,
-    pub(super) slots: CudaView<'a, u32>,
-    /// `[sequences, max_blocks]`
-    pub(super) tables: CudaView<'a, u32>,
-    pub(super) max_blocks: usize,
-    /// Number of single-row sequences, which are rows `0..num_single`.
-    pub(super) num_single: usize,
-    /// Parts of their keys.
-    pub(super) parts: CudaView<'a, DecodePart>,
-    /// Tiles of all other rows.
-    pub(super) tiles: CudaView<'a, Tile>,
-    pub(super) num_tiles: usize,
-}
-
-/// Moved tokens that follow the rows of a step.
-pub(super) struct Followers<'a> {
-    /// Row of `differences` that each row of the step fills; -1 for none.
-    pub(super) rows: CudaView<'a, i32>,
-    pub(super) differences: &'a mut CudaSlice<f32>,
-    pub(super) targets: DriftTargets<'a>,
-}
-
 /// Steps of up to so many rows have their products padded, [`PADDING_ROWS`] beyond those of a decode step.
 const MAX_PADDED_ROWS: usize = 2048;
 /// Spacing of the tuned row counts. Chosen: the height of a tile of the fast algorithms.
@@ -100,14 +74,14 @@ const PADDING_ROWS: usize = 128;
 impl Decoder {
     /// Returns the row counts that products are padded to.
     pub(super) fn padded_rows() -> impl Iterator<Item = usize> {
-        (decode::MAX_ROWS + PADDING_ROWS..=MAX_PADDED_ROWS).step_by(PADDING_ROWS)
+        (MAX_RECORDED_ROWS + PADDING_ROWS..=MAX_PADDED_ROWS).step_by(PADDING_ROWS)
     }
 
     /// Returns the rows of the products of a step of `num_rows`: a tuned row count, if one is near. The padding rows do not affect those of
     /// the step.
     fn product_rows(&self, num_rows: usize) -> usize {
         let padded = num_rows.next_multiple_of(PADDING_ROWS);
-        let is_tuned = num_rows > decode::MAX_ROWS && padded <= MAX_PADDED_ROWS.min(self.activations.num_rows);
+        let is_tuned = num_rows > MAX_RECORDED_ROWS && padded <= MAX_PADDED_ROWS.min(self.activations.num_rows);
         if is_tuned { padded } else { num_rows }
     }
 
@@ -309,30 +283,5 @@ fn qkv_weights<'a>(config: &ModelSpec, weights: &'a Weights, i: usize) -> QkvWei
         bias: layer.qkv_bias.as_ref().map(|bias| bias.slice(..)),
         norms: layer.qk_norm.as_ref().map(|(q, k)| (q.slice(..), k.slice(..))),
         epsilon: config.rms_norm_eps,
-    }
-}
-
-pub(super) fn paged_queries<'a>(
-    config: &ModelSpec,
-    layer: usize,
-    qkv: &'a CudaSlice<bf16>,
-    rows: &'a StepRows<'a>,
-    pool: &'a Pool,
-) -> PagedQueries<'a> {
-    PagedQueries {
-        queries: qkv,
-        row_stride: config.qkv_width(),
-        positions: rows.positions.slice(..),
-        num_heads: config.num_heads,
-        scale: config.attention_scale,
-        block_tables: rows.tables.slice(..),
-        max_blocks: rows.max_blocks,
-        keys: pool.keys(),
-        values: pool.values(),
-        layer,
-        num_blocks: pool.shape().num_blocks,
-        num_kv_heads: config.num_kv_heads,
-        head_dim: config.head_dim,
-        window: config.layers[layer].mask.window(),
     }
 }

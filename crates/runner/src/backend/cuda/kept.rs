@@ -7,7 +7,7 @@ use engine::ProbedSequence;
 use kernels::cuda::{CudaSlice, Device, DeviceError};
 use tokens::{BlockSize, RequestId};
 
-use super::step::Step;
+use super::step::{Resumed, Step};
 use crate::InputBatch;
 use crate::batch::dense_table;
 
@@ -40,14 +40,6 @@ struct Kept {
     first_row: usize,
     /// Layer at which they resume.
     layer: usize,
-}
-
-/// Rows and layer from which a step resumes.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Resumed {
-    pub(super) layer: usize,
-    /// Kept row of each row of the step.
-    pub(super) rows: Vec<u32>,
 }
 
 impl KeptRows {

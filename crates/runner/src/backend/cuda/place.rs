@@ -12,16 +12,18 @@ use tokens::BlockSize;
 
 use super::CudaBackend;
 use super::activations::{Activations, MAX_LOGIT_ROWS};
-use super::decode::{self, Bucket, DecodeGraphs};
 use super::decoder::{Decoder, Kernels};
+use super::graphs::{Bucket, DecodeGraphs};
 use super::host_tier::HostTier;
 use super::kept::KeptRows;
-use super::step::{BLOCK, Step};
+use super::step::{BLOCK, MAX_RECORDED_ROWS, Step};
 use super::weights::Weights;
 use crate::checkpoint::{self, Checkpoint, Role};
 use crate::embedding_table::EmbeddingTable;
-use crate::load::{Placed, num_host_blocks, size_pool};
-use crate::{GpuOptions, LoadError, LoadOptions, ModelSpec, RopeSpec};
+use crate::options::{GpuOptions, LoadOptions};
+use crate::placed::Placed;
+use crate::sizing::{num_host_blocks, size_pool};
+use crate::{LoadError, ModelSpec, RopeSpec};
 
 /// Returns true if there is a driver and a GPU.
 pub(crate) fn has_device() -> bool {
@@ -124,11 +126,10 @@ fn assemble(device: Arc<Device>, decoder: Decoder, buffers: Buffers, num_blocks:
         pool: Pool::new(&device, shape)?,
         host: HostTier::new(HostPool::new(&device, shape, 0)?),
         step: Step::default(),
-        watched: Vec::new(),
-        checked: Vec::new(),
         scoring: Timer::new(&device)?,
         scoring_time: Duration::ZERO,
         logits: Vec::new(),
+        begun: None,
         upload,
         extra,
         sampler,
@@ -180,7 +181,7 @@ fn decoder(device: &Arc<Device>, config: &ModelSpec, weights: Weights, largest: 
 
 /// Returns the number of parts of the rows of the largest decode step.
 fn most_parts(device: &Device, config: &ModelSpec, largest: LargestStep) -> Result<usize, DeviceError> {
-    let num_rows = largest.num_sequences.max(decode::MAX_ROWS);
+    let num_rows = largest.num_sequences.max(MAX_RECORDED_ROWS);
     Ok(DecodePart::most(num_rows, config.num_kv_heads, device.num_multiprocessors()?))
 }
 
@@ -242,7 +243,7 @@ mod tests {
         for (num_rows, num_sequences, num_tokens) in [(1, 1, 32), (8, 8, 256), (64, 4, 32_768), (8192, 256, 32_768)] {
             for num_kv_heads in [1, 3, 8] {
                 let largest = LargestStep { num_rows, num_sequences, num_tokens };
-                let room = upload_words(largest, DecodePart::most(num_sequences.max(decode::MAX_ROWS), num_kv_heads, 132));
+                let room = upload_words(largest, DecodePart::most(num_sequences.max(MAX_RECORDED_ROWS), num_kv_heads, 132));
                 let bucket = Bucket::of(num_sequences, BlockSize::DEFAULT.blocks_for(num_tokens));
                 let (rows, parts) = (bucket.rows, DecodePart::most(bucket.rows, num_kv_heads, 132));
                 let (_, decode) = Upload::layout([rows, rows, rows, rows * bucket.blocks, 0, 3 * parts]);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kernels::cuda::{Attention, AttentionHopper, CudaSlice, Device, DeviceError, PagedQueries, Partials, TileList, bf16};
 
-use super::decoder::StepRows;
+use super::rows::StepRows;
 use super::step::BLOCK;
 
 /// Attention of many rows of a sequence.

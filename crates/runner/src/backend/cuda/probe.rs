@@ -1,14 +1,15 @@
 //! Measurement of moved spans, as in the CPU backend.
 
-use engine::{ProbedSequence, Readers, Row, TokenDeviation};
+use engine::{ProbedSequence, ProbedSpans, Readers, Row, TokenDeviation};
 use kernels::cuda::{CudaSlice, DeviceError, FreshRows};
 use tokens::{BlockSize, TokenRange};
 
+use super::CudaBackend;
 use super::decoder::qkv_shape;
+use super::rows::UploadedStep;
 use super::spans::MEASURES;
 use super::step::Step;
 use super::watch::{Giving, Received};
-use super::{CudaBackend, UploadedStep};
 use crate::InputBatch;
 use crate::batch::dense_table;
 
@@ -19,9 +20,11 @@ struct Asked {
 }
 
 impl CudaBackend {
-    pub(super) fn run_probe(&mut self, sequence: &ProbedSequence) -> Result<Vec<TokenDeviation>, DeviceError> {
+    /// Measures the moved spans of a sequence.
+    pub(super) fn probe(&mut self, sequence: &ProbedSequence) -> Result<ProbedSpans, DeviceError> {
         let num_tokens = sequence.first_position as usize + sequence.token_ids.len();
-        let mut asked = Asked { received: Received::new(self, num_tokens)?, num_terms: 0 };
+        let mut asked =
+            Asked { received: Received::new(&self.device, self.decoder.config.num_kv_heads, num_tokens)?, num_terms: 0 };
         if sequence.probe.readers == Readers::FreshRowsAllLayers {
             self.read_as_moved(sequence, &mut asked)?;
         }
@@ -32,7 +35,7 @@ impl CudaBackend {
                 found.attention = sums[position as usize] / asked.num_terms.max(1) as f32;
             }
         }
-        Ok(deviations)
+        Ok(ProbedSpans { request_id: sequence.request_id, deviations })
     }
 
     /// Runs the fresh rows through all layers over the moved spans as they are.

@@ -3,12 +3,13 @@
 use std::ops::Range;
 
 use engine::SpanCopy;
-use kernels::cuda::{CudaSlice, DeviceError, DriftTargets, FreshRows, MovedTokens, Upload, drift_tiles};
+use kernels::cuda::{CudaSlice, DeviceError, FreshRows, MovedTokens, Upload, drift_tiles};
 use tokens::BlockId;
 
-use super::decoder::{Followers, qkv_shape};
+use super::CudaBackend;
+use super::decoder::qkv_shape;
+use super::rows::{UploadedFollowers, UploadedStep};
 use super::step::{BLOCK, Step};
-use super::{CudaBackend, UploadedStep};
 use crate::InputBatch;
 
 /// Values per row from [`kernels::cuda::Deviation`]: norms of the differences of K and V, the latter's sum of absolute values, norms of V
@@ -46,23 +47,18 @@ impl CudaBackend {
         self.decoder.kernels.spans.move_tokens(&mut self.pool, &tokens, self.decoder.config.rope_layout)
     }
 
-    /// Launches the comparison of moved K and V with fresh ones in layer 0.
-    pub(super) fn begin_layer0_check(&mut self, spans: &[SpanCopy]) -> Result<(), DeviceError> {
+    /// Launches the comparison of moved K and V with fresh ones in layer 0. Returns the measures on the device, part by part.
+    pub(super) fn begin_layer0_check(&mut self, spans: &[SpanCopy]) -> Result<Vec<CudaSlice<f32>>, DeviceError> {
         let tokens = spans.iter().enumerate().flat_map(|(span, copy)| (0..copy.token_ids.len()).map(move |i| (span, i)));
         let tokens: Vec<(usize, usize)> = tokens.collect();
-        self.checked.clear();
-        for tokens in tokens.chunks(self.decoder.activations.num_rows) {
-            let measured = self.measure_layer0(spans, tokens)?;
-            self.checked.push(measured);
-        }
-        Ok(())
+        tokens.chunks(self.decoder.activations.num_rows).map(|tokens| self.measure_layer0(spans, tokens)).collect()
     }
 
     /// Returns the largest distance of a moved K or V of each span from a fresh one in layer 0, relative to the fresh one.
-    pub(super) fn finish_layer0_check(&mut self, spans: &[SpanCopy]) -> Result<Vec<f32>, DeviceError> {
+    pub(super) fn finish_layer0_check(&self, spans: &[SpanCopy], checked: &[CudaSlice<f32>]) -> Result<Vec<f32>, DeviceError> {
         let mut measured = Vec::new();
-        for part in std::mem::take(&mut self.checked) {
-            measured.extend(self.device.download(&part)?);
+        for part in checked {
+            measured.extend(self.device.download(part)?);
         }
         let mut rest = &measured[..];
         let worst_of = |span: &SpanCopy| {
@@ -158,25 +154,4 @@ fn relative_error(measures: &[f32]) -> f32 {
 fn slot_of(blocks: &[BlockId], first_position: u32, i: usize) -> u32 {
     let offset = first_position as usize % BLOCK + i;
     blocks[offset / BLOCK].0 * BLOCK as u32 + (offset % BLOCK) as u32
-}
-
-/// Ranges of the arrays of followers in the upload buffer.
-pub(super) struct UploadedFollowers {
-    ranges: [Range<usize>; 5],
-}
-
-impl UploadedFollowers {
-    pub(super) fn on<'a>(&self, extra: &'a Upload, differences: &'a mut CudaSlice<f32>) -> Followers<'a> {
-        let [rows, tiles, positions, slots, weights] = self.ranges.clone();
-        Followers {
-            rows: extra.view(rows),
-            differences,
-            targets: DriftTargets {
-                tiles: extra.view(tiles),
-                positions: extra.words(positions),
-                slots: extra.words(slots),
-                weights: extra.view(weights),
-            },
-        }
-    }
 }

@@ -4,11 +4,13 @@ use kernels::cuda::{Tile, TileSequence, tiles};
 use tokens::BlockSize;
 
 use super::activations::MAX_LOGIT_ROWS;
-use super::kept::Resumed;
 use crate::{InputBatch, InputSequence};
 
 /// Slots per block.
 pub(super) const BLOCK: usize = BlockSize::DEFAULT.as_usize();
+
+/// Maximum number of rows of a recorded step. Chosen: with more rows, launch overhead is hidden by kernel time.
+pub(super) const MAX_RECORDED_ROWS: usize = 256;
 
 /// Rows of a step in the device's order, on the host.
 #[derive(Debug, Default, PartialEq)]
@@ -40,6 +42,14 @@ pub(super) struct Run {
     pub(super) first_row: usize,
     pub(super) num_rows: usize,
     pub(super) table: usize,
+}
+
+/// Rows and layer from which a step resumes.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Resumed {
+    pub(super) layer: usize,
+    /// Kept row of each row of the step.
+    pub(super) rows: Vec<u32>,
 }
 
 impl Step {

@@ -1,11 +1,13 @@
 //! Attention paid by the last rows of watched sequences.
 
-use kernels::cuda::{AttentionReceived, CudaSlice, CudaView, DeviceError, Pool, QueryRows, Upload};
+use std::sync::Arc;
 
-use super::CudaBackend;
-use super::decoder::{Decoder, StepRows, paged_queries};
+use kernels::cuda::{AttentionReceived, CudaSlice, CudaView, Device, DeviceError, Pool, QueryRows, Upload};
+
+use super::decoder::Decoder;
+use super::rows::{StepRows, paged_queries};
 use super::step::Step;
-use crate::InputBatch;
+use crate::{InputBatch, ModelSpec};
 
 /// Attention received from some rows of one sequence, summed over layers and heads.
 pub(super) struct Received {
@@ -15,11 +17,10 @@ pub(super) struct Received {
 }
 
 impl Received {
-    pub(super) fn new(backend: &CudaBackend, num_positions: usize) -> Result<Self, DeviceError> {
-        let kv_heads = backend.decoder.config.num_kv_heads;
+    pub(super) fn new(device: &Device, num_kv_heads: usize, num_positions: usize) -> Result<Self, DeviceError> {
         Ok(Self {
-            sums: backend.device.zeros(num_positions)?,
-            scratch: backend.device.zeros(AttentionReceived::scratch_len(kv_heads, num_positions))?,
+            sums: device.zeros(num_positions)?,
+            scratch: device.zeros(AttentionReceived::scratch_len(num_kv_heads, num_positions))?,
         })
     }
 
@@ -55,17 +56,33 @@ pub(super) struct Giving<'a> {
 
 /// One watched sequence of a step.
 pub(super) struct Watched {
-    /// Index in the batch.
-    pub(super) sequence: usize,
     table: usize,
     len: usize,
     /// Its last row, on the device.
     row: Upload,
     received: Received,
-    paid: Vec<f32>,
 }
 
 impl Watched {
+    /// Creates zeroed sums for the watched sequences of `batch`.
+    pub(super) fn all(
+        device: &Arc<Device>,
+        config: &ModelSpec,
+        step: &Step,
+        batch: &InputBatch,
+    ) -> Result<Vec<Self>, DeviceError> {
+        let mut all = Vec::new();
+        for (sequence, input) in batch.sequences.iter().enumerate().filter(|(_, input)| input.watch) {
+            let last = input.first_row + input.num_rows - 1;
+            let len = batch.positions[last] as usize + 1;
+            let mut row = Upload::new(device, 1)?;
+            row.put([1], |[row]| row[0] = step.places[last])?;
+            let received = Received::new(device, config.num_kv_heads, len)?;
+            all.push(Self { table: step.table_of[sequence] as usize, len, row, received });
+        }
+        Ok(all)
+    }
+
     /// Adds the attention that the row pays in one layer; after the last layer, the sums are complete.
     pub(super) fn add(&mut self, layer: usize, decoder: &Decoder, step: &StepRows<'_>, pool: &Pool) -> Result<(), DeviceError> {
         let row = self.row.words(0..1);
@@ -73,33 +90,8 @@ impl Watched {
     }
 
     /// Returns attention to positions `0..`, averaged over heads and layers.
-    pub(super) fn paid(&self) -> &[f32] {
-        &self.paid
-    }
-}
-
-impl CudaBackend {
-    /// Creates zeroed sums for the watched sequences of `batch`.
-    pub(super) fn watch(&self, step: &Step, batch: &InputBatch) -> Result<Vec<Watched>, DeviceError> {
-        let mut all = Vec::new();
-        for (sequence, input) in batch.sequences.iter().enumerate().filter(|(_, input)| input.watch) {
-            let last = input.first_row + input.num_rows - 1;
-            let len = batch.positions[last] as usize + 1;
-            let mut row = Upload::new(&self.device, 1)?;
-            row.put([1], |[row]| row[0] = step.places[last])?;
-            let received = Received::new(self, len)?;
-            all.push(Watched { sequence, table: step.table_of[sequence] as usize, len, row, received, paid: Vec::new() });
-        }
-        Ok(all)
-    }
-
-    /// Copies the sums of all layers to the host.
-    pub(super) fn download_watched(&self, watched: &mut [Watched]) -> Result<(), DeviceError> {
-        let config = &self.decoder.config;
+    pub(super) fn paid(&self, device: &Device, config: &ModelSpec) -> Result<Vec<f32>, DeviceError> {
         let share = 1.0 / (config.num_layers() * config.num_heads) as f32;
-        for watched in watched {
-            watched.paid = self.device.download(&watched.received.sums)?.into_iter().map(|sum| sum * share).collect();
-        }
-        Ok(())
+        Ok(device.download(&self.received.sums)?.into_iter().map(|sum| sum * share).collect())
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Part, open_part};
+use super::part::Part;
 use crate::LoadError;
 
 /// Maximum number of parts of a model. Chosen: the largest models have some fifty.
@@ -36,7 +36,7 @@ pub(super) fn all_parts(path: &Path, first: Part) -> Result<Vec<Part>, LoadError
         if !part_path.is_file() {
             return Err(corrupt(path, format!("it is one of {count} parts, and {} is missing", part_path.display())));
         }
-        let part = open_part(&part_path)?;
+        let part = Part::open(&part_path)?;
         let found = (part.header.unsigned("split.no"), part.header.unsigned("split.count"));
         if found != (Some(index), Some(count)) {
             return Err(corrupt(&part_path, format!("it is not part {} of {count}", index + 1)));

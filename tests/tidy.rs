@@ -12,7 +12,7 @@ use std::process::Command;
 ///
 /// `crates/README.md` shows the same table; a new edge changes both in the commit that adds it.
 const LAYERING: [(u32, &str, &[&str]); 17] = [
-    (5, "cli", &["embed", "engine", "eval", "models", "runner", "semantic", "server", "sim", "tokenizer", "tokens"]),
+    (5, "cli", &["embed", "engine", "eval", "models", "protocol", "runner", "semantic", "server", "sim", "tokenizer", "tokens"]),
     (4, "embed", &["runner", "semantic", "tokenizer", "tokens"]),
     (4, "server", &["engine", "protocol", "tokenizer", "tokens"]),
     (3, "eval", &["engine", "semantic", "tokenizer", "tokens"]),
@@ -21,13 +21,13 @@ const LAYERING: [(u32, &str, &[&str]); 17] = [
     (3, "testkit", &["engine", "tokens"]),
     (2, "engine", &["kv", "semantic", "tokens"]),
     (1, "kv", &["tokens"]),
+    (1, "protocol", &["tokens"]),
     (1, "semantic", &["tokens"]),
     (1, "tokenizer", &["jinja", "tokens"]),
     (0, "gguf", &[]),
     (0, "jinja", &[]),
     (0, "kernels", &[]),
     (0, "models", &[]),
-    (0, "protocol", &[]),
     (0, "tokens", &[]),
 ];
 

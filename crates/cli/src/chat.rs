@@ -3,10 +3,11 @@
 mod lines;
 
 use anyhow::Context;
+use tokens::SharingMode;
 
 use self::lines::{Line, Lines};
-use crate::client::{ChatEvent, ChatRequest, Client, Message, SharingChoice, Usage};
-use crate::config::{KvSharing, Secret};
+use crate::client::{ChatEvent, ChatRequest, Client, Message, Usage};
+use crate::config::{Secret, sharing_mode_parser};
 use crate::stdout;
 
 /// Arguments of `kvshare chat`.
@@ -34,8 +35,8 @@ pub(crate) struct ChatArgs {
     #[arg(long)]
     temperature: Option<f32>,
     /// Which KV of earlier requests is reused [default: the server's]
-    #[arg(long, value_enum)]
-    kv_sharing: Option<KvSharing>,
+    #[arg(long, value_parser = sharing_mode_parser())]
+    kv_sharing: Option<SharingMode>,
     /// Print after each answer what it consumed and reused
     #[arg(long)]
     usage: bool,
@@ -58,7 +59,7 @@ struct Conversation {
 /// Command of a line typed at the prompt.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Input<'a> {
-    Say(&'a str),
+    Message(&'a str),
     Reset,
     Usage,
     Help,
@@ -75,7 +76,7 @@ pub(crate) fn run(args: ChatArgs) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     let mut conversation = runtime.block_on(Conversation::start(args))?;
     match conversation.args.message.clone() {
-        Some(message) => runtime.block_on(conversation.say(&message)),
+        Some(message) => runtime.block_on(conversation.send(&message)),
         None => converse(&mut conversation, &runtime),
     }
 }
@@ -101,9 +102,9 @@ fn converse(conversation: &mut Conversation, runtime: &tokio::runtime::Runtime) 
             Input::Usage => conversation.args.usage = !conversation.args.usage,
             Input::Help => eprintln!("{HELP}"),
             Input::Unknown(command) => eprintln!("there is no {command}; {HELP}"),
-            Input::Say(text) => {
+            Input::Message(text) => {
                 // The conversation goes on after an error: the next message may be shorter.
-                if let Err(error) = runtime.block_on(conversation.say(text)) {
+                if let Err(error) = runtime.block_on(conversation.send(text)) {
                     eprintln!("error: {error:#}");
                 }
             }
@@ -119,7 +120,7 @@ fn parse_input(line: &str) -> Input<'_> {
         "/usage" => Input::Usage,
         "/help" => Input::Help,
         text if text.starts_with('/') && !text.contains(char::is_whitespace) => Input::Unknown(text),
-        text => Input::Say(text),
+        text => Input::Message(text),
     }
 }
 
@@ -141,7 +142,7 @@ impl Conversation {
     }
 
     /// Sends `text`, prints the answer as it arrives, and remembers both. Drops a refused message.
-    async fn say(&mut self, text: &str) -> anyhow::Result<()> {
+    async fn send(&mut self, text: &str) -> anyhow::Result<()> {
         self.history.push(message("user", text));
         match self.answer().await {
             Ok((answer, usage)) => {
@@ -166,7 +167,7 @@ impl Conversation {
             messages: &self.history,
             max_tokens: self.args.max_tokens,
             temperature: self.args.temperature,
-            kv_sharing: self.args.kv_sharing.map(|mode| SharingChoice { mode }),
+            kv_sharing: self.args.kv_sharing.map(Into::into),
             cache_salt: None,
         };
         let mut stream = self.client.stream_chat(&request).await?;
@@ -221,10 +222,10 @@ mod tests {
         check("/quit\n", Input::Quit);
         check("/usage", Input::Usage);
         check("/resett\n", Input::Unknown("/resett"));
-        check("/etc/hosts is what?\n", Input::Say("/etc/hosts is what?"));
-        check("/// a comment\n", Input::Say("/// a comment"));
-        check("/pasted\nlines\n", Input::Say("/pasted\nlines"));
-        check("  hello \n", Input::Say("hello"));
+        check("/etc/hosts is what?\n", Input::Message("/etc/hosts is what?"));
+        check("/// a comment\n", Input::Message("/// a comment"));
+        check("/pasted\nlines\n", Input::Message("/pasted\nlines"));
+        check("  hello \n", Input::Message("hello"));
         check("\n", Input::Nothing);
     }
 

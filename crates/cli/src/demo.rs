@@ -6,9 +6,10 @@ use std::time::Instant;
 
 use anyhow::Context;
 use eval::table;
+use tokens::SharingMode;
 
-use crate::client::{ChatEvent, ChatRequest, Client, Message, SharingChoice, Usage};
-use crate::config::{Config, ConfigArgs, KvSharing};
+use crate::client::{ChatEvent, ChatRequest, Client, Message, Usage};
+use crate::config::{Config, ConfigArgs};
 use crate::{serve, stdout};
 
 const DOCUMENTS: [&str; 3] =
@@ -18,12 +19,12 @@ const PROMPTS: [([usize; 3], &str); 2] = [
     ([0, 1, 2], "In which year was the lighthouse lit for the first time?"),
     ([2, 0, 1], "What is the name of the founder of the bakery?"),
 ];
-const MODES: [KvSharing; 3] = [KvSharing::Off, KvSharing::Prefix, KvSharing::Span];
+const MODES: [SharingMode; 3] = [SharingMode::Off, SharingMode::Prefix, SharingMode::Span];
 /// Enough for a sentence.
 const MAX_ANSWER_TOKENS: u32 = 48;
 
 /// Answer with its measurements.
-struct Asked {
+struct TimedAnswer {
     ttft_ms: f64,
     usage: Usage,
     text: String,
@@ -48,13 +49,13 @@ pub(crate) fn run(args: ConfigArgs) -> anyhow::Result<()> {
 async fn ask_all(client: &Client) -> anyhow::Result<String> {
     let model = client.first_model().await?;
     // First touch of memory is slow.
-    ask(client, &model, "warm-up", KvSharing::Off, "Say hello.".to_owned()).await?;
+    ask(client, &model, "warm-up", SharingMode::Off, "Say hello.".to_owned()).await?;
     let mut second = Vec::new();
     for mode in MODES {
         for (order, question) in PROMPTS {
-            let asked = ask(client, &model, mode.as_str(), mode, prompt(order, question)).await?;
+            let answer = ask(client, &model, mode.as_str(), mode, prompt(order, question)).await?;
             if order == PROMPTS[1].0 {
-                second.push((mode, asked));
+                second.push((mode, answer));
             }
         }
     }
@@ -66,37 +67,37 @@ fn prompt(order: [usize; 3], question: &str) -> String {
     format!("Read these documents.\n\n{documents}\n\n{question}")
 }
 
-async fn ask(client: &Client, model: &str, salt: &str, mode: KvSharing, content: String) -> anyhow::Result<Asked> {
+async fn ask(client: &Client, model: &str, salt: &str, mode: SharingMode, content: String) -> anyhow::Result<TimedAnswer> {
     let request = ChatRequest {
         model,
         messages: &[Message { role: "user".to_owned(), content }],
         max_tokens: Some(MAX_ANSWER_TOKENS),
         temperature: Some(0.0),
-        kv_sharing: Some(SharingChoice { mode }),
+        kv_sharing: Some(mode.into()),
         // Each mode starts without KV of the others.
         cache_salt: Some(salt),
     };
     let began = Instant::now();
     let mut stream = client.stream_chat(&request).await?;
-    let mut asked = Asked { ttft_ms: 0.0, usage: Usage::default(), text: String::new() };
-    while let Some(event) = stream.next().await.with_context(|| format!("asking in mode {}", mode.as_str()))? {
+    let mut answer = TimedAnswer { ttft_ms: 0.0, usage: Usage::default(), text: String::new() };
+    while let Some(event) = stream.next().await.with_context(|| format!("asking in mode {mode}"))? {
         match event {
             ChatEvent::Text(text) => {
-                if asked.text.is_empty() {
-                    asked.ttft_ms = began.elapsed().as_secs_f64() * 1e3;
+                if answer.text.is_empty() {
+                    answer.ttft_ms = began.elapsed().as_secs_f64() * 1e3;
                 }
-                asked.text.push_str(&text);
+                answer.text.push_str(&text);
             }
-            ChatEvent::Usage(usage) => asked.usage = usage,
+            ChatEvent::Usage(usage) => answer.usage = usage,
             ChatEvent::Finished(_) => {}
         }
     }
-    Ok(asked)
+    Ok(answer)
 }
 
-fn report(second: &[(KvSharing, Asked)]) -> String {
+fn report(second: &[(SharingMode, TimedAnswer)]) -> String {
     let (_, full) = &second[0];
-    let rows: Vec<_> = second.iter().map(|(mode, asked)| row(*mode, asked, full)).collect();
+    let rows: Vec<_> = second.iter().map(|(mode, answer)| row(*mode, answer, full)).collect();
     let header = ["mode", "first token", "speedup", "from prefix", "moved", "computed", "of these recomputed"];
     let mut text = format!(
         "\nThree documents and a question, then the same documents in another order and another question, {} tokens:\n\n{}",
@@ -104,19 +105,19 @@ fn report(second: &[(KvSharing, Asked)]) -> String {
         table::markdown(&header, &rows, 1)
     );
     text += &format!("\n{}\n", PROMPTS[1].1);
-    for (mode, asked) in second {
-        text += &format!("  {:<8}{}\n", mode.as_str(), said(&asked.text, &full.text));
+    for (mode, answer) in second {
+        text += &format!("  {mode:<8}{}\n", marked_difference(&answer.text, &full.text));
     }
     text + "\nServe it: kvshare serve --kv-sharing span\nTalk to it: kvshare chat --usage\n"
 }
 
-fn row(mode: KvSharing, asked: &Asked, full: &Asked) -> Vec<String> {
-    let sharing = &asked.usage.kv_sharing;
-    let computed = asked.usage.prompt_tokens - sharing.prefix_tokens - sharing.span_tokens;
+fn row(mode: SharingMode, answer: &TimedAnswer, full: &TimedAnswer) -> Vec<String> {
+    let sharing = &answer.usage.kv_sharing;
+    let computed = answer.usage.prompt_tokens - sharing.prefix_tokens - sharing.span_tokens;
     vec![
-        mode.as_str().to_owned(),
-        format!("{:.0} ms", asked.ttft_ms),
-        format!("{:.1}x", full.ttft_ms / asked.ttft_ms.max(1e-3)),
+        mode.to_string(),
+        format!("{:.0} ms", answer.ttft_ms),
+        format!("{:.1}x", full.ttft_ms / answer.ttft_ms.max(1e-3)),
         sharing.prefix_tokens.to_string(),
         sharing.span_tokens.to_string(),
         computed.to_string(),
@@ -125,7 +126,7 @@ fn row(mode: KvSharing, asked: &Asked, full: &Asked) -> Vec<String> {
 }
 
 /// Formats an answer, with the first difference from that of full computation if there is one.
-fn said(text: &str, full: &str) -> String {
+fn marked_difference(text: &str, full: &str) -> String {
     let one_line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     let (text, full) = (one_line(text), one_line(full));
     let num_equal = text.split(' ').zip(full.split(' ')).take_while(|(a, b)| a == b).count();
@@ -140,22 +141,22 @@ mod tests {
     use super::*;
     use crate::client::SharingUsage;
 
-    fn asked(ttft_ms: f64, span_tokens: u64, recomputed_tokens: u64, text: &str) -> Asked {
+    fn answer(ttft_ms: f64, span_tokens: u64, recomputed_tokens: u64, text: &str) -> TimedAnswer {
         let kv_sharing = SharingUsage { prefix_tokens: 10, span_tokens, recomputed_tokens, donors: 1 };
         let usage = Usage { prompt_tokens: 100, kv_sharing, ..Usage::default() };
-        Asked { ttft_ms, usage, text: text.to_owned() }
+        TimedAnswer { ttft_ms, usage, text: text.to_owned() }
     }
 
     #[test]
     fn a_row_says_where_the_prompt_came_from() {
-        let full = asked(200.0, 0, 0, "");
-        assert_eq!(row(KvSharing::Span, &asked(50.0, 60, 20, ""), &full), ["span", "50 ms", "4.0x", "10", "60", "30", "20"]);
+        let full = answer(200.0, 0, 0, "");
+        assert_eq!(row(SharingMode::Span, &answer(50.0, 60, 20, ""), &full), ["span", "50 ms", "4.0x", "10", "60", "30", "20"]);
     }
 
     #[test]
     fn an_answer_says_where_it_parts_from_full_computation() {
-        assert_eq!(said("Fifty minutes.", "Fifty\nminutes."), "Fifty minutes.");
-        assert_eq!(said("It needs ten.", "It needs fifty."), "It needs ten.  (differs from the 3. word on)");
+        assert_eq!(marked_difference("Fifty minutes.", "Fifty\nminutes."), "Fifty minutes.");
+        assert_eq!(marked_difference("It needs ten.", "It needs fifty."), "It needs ten.  (differs from the 3. word on)");
     }
 
     #[test]

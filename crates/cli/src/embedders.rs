@@ -27,7 +27,7 @@ pub(crate) fn build(
             Some(PromptEmbedder::by_tokens(table.clone()))
         }
         EmbedderKind::Bert => {
-            let folder = config.embedder_model.as_ref().set().context("sharing.embedder_model names no folder")?;
+            let folder = config.embedder_model.as_ref().value().context("sharing.embedder_model names no folder")?;
             Some(PromptEmbedder::by_sentences(folder, Arc::clone(tokenizer))?)
         }
     })

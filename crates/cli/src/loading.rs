@@ -55,7 +55,7 @@ fn device_options(config: &EngineConfig, device: Device) -> anyhow::Result<Devic
         Device::Cuda(ordinal) => DeviceOptions::Cuda(GpuOptions {
             ordinal,
             memory_utilization: config.gpu_memory_utilization,
-            kv_bytes: config.kv_cache_memory.set().map(|size| size.0),
+            kv_bytes: config.kv_cache_memory.value().map(|size| size.0),
         }),
         Device::Auto | Device::Cpu => DeviceOptions::Cpu(CpuOptions {
             threads: config.num_threads(),
@@ -76,7 +76,7 @@ fn load_weights(config: &Config, files: &ModelFiles, device: Device, options: De
         weights,
         device: options,
         host_kv_bytes: config.engine.host_kv_memory.0,
-        max_model_len: config.engine.max_model_len.set().map(|len| len as usize),
+        max_model_len: config.engine.max_model_len.value().map(|len| len as usize),
         max_num_batched_tokens,
         max_num_seqs,
         keeps_embedding: config.sharing.embedder == EmbedderKind::Token,
@@ -140,7 +140,7 @@ pub(crate) fn scheduler_config(config: &Config, loaded: &Loaded) -> anyhow::Resu
         gate: config.sharing.gate(),
         verification: config.sharing.verification(*device),
         guard: config.sharing.guard(),
-        donor_ttl: config.sharing.donor_ttl.set().map(Millis::get),
+        donor_ttl: config.sharing.donor_ttl.value().map(Millis::get),
         ..engine::SchedulerConfig::new(model.num_blocks, max_model_len)
     })
 }

@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     match run(Args::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            stderr::say(format_args!("error: {}", one_line(&error)));
+            stderr::write_line(format_args!("error: {}", one_line(&error)));
             ExitCode::FAILURE
         }
     }

@@ -67,7 +67,7 @@ impl Progress {
         self.last_line = Instant::now();
         let percent = (self.done * 100).checked_div(self.total).unwrap_or(0);
         let (done, total) = (self.amount(self.done), self.amount(self.total));
-        stderr::say(format_args!("{}: {done} of {total} ({percent} %)", self.label));
+        stderr::write_line(format_args!("{}: {done} of {total} ({percent} %)", self.label));
     }
 
     fn amount(&self, n: u64) -> String {
@@ -93,7 +93,7 @@ pub(crate) struct FetchProgress;
 
 impl Reporter for FetchProgress {
     fn announce(&self, line: fmt::Arguments<'_>) {
-        stderr::say(line);
+        stderr::write_line(line);
     }
 
     fn begin(&self, label: &str, num_bytes: u64) -> Box<dyn Transfer> {

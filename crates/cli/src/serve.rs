@@ -163,7 +163,7 @@ fn load_model(
 /// Ends the process after a fault of the engine: the pool may be half updated, so no state of this process can be trusted.
 #[expect(clippy::needless_pass_by_value, reason = "the engine thread passes its fault by value")]
 fn end_process(fatal: Fatal) {
-    stderr::say(format_args!("error: {fatal}"));
+    stderr::write_line(format_args!("error: {fatal}"));
     std::process::exit(1);
 }
 
@@ -284,7 +284,7 @@ impl Started {
             scheduler.block_size.get(),
             gib(loaded.model.kv_bytes),
             scheduler.max_model_len,
-            config.sharing.mode.as_str()
+            config.sharing.mode
         );
         Self { model, facts, sampling: sampling.to_string(), address: format!("http://{address}"), has_chat_template: true }
     }
@@ -298,7 +298,7 @@ impl Started {
                     true => format!("kvshare chat --url {address}    (or POST {address}/v1/chat/completions)"),
                     false => format!("POST {address}/v1/completions    (this model has no chat template)"),
                 };
-                stderr::say(format_args!(
+                stderr::write_line(format_args!(
                     "model    {model}\nengine   {facts}\nsampling {sampling}\nserving  {address}/v1\ntry      {next}"
                 ));
             }

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use sim::{PoolSize, SimOptions, Trace};
+use tokens::SharingMode;
 
-use crate::config::{KvSharing, Millis, Scheduling};
+use crate::config::{Millis, Scheduling, sharing_mode_parser};
 use crate::json_args::JsonArgs;
 
 /// Arguments of `kvshare simulate`.
@@ -20,8 +21,8 @@ pub(crate) struct SimulateArgs {
     #[arg(long, value_enum, value_delimiter = ',')]
     policy: Vec<Scheduling>,
     /// Which KV of earlier requests is reused
-    #[arg(long, value_enum, default_value = "prefix")]
-    kv_sharing: KvSharing,
+    #[arg(long, value_parser = sharing_mode_parser(), default_value = "prefix")]
+    kv_sharing: SharingMode,
     /// Multiplies the times of arrival: below 1 is more load
     #[arg(long, default_value_t = 1.0, value_name = "X")]
     time_scale: f64,
@@ -69,7 +70,7 @@ fn options(args: &SimulateArgs) -> SimOptions {
     SimOptions {
         pools: if args.blocks.is_empty() { defaults.pools } else { args.blocks.clone() },
         policies: if args.policy.is_empty() { defaults.policies } else { policies },
-        sharing: args.kv_sharing.into(),
+        sharing: args.kv_sharing,
         time_scale: args.time_scale,
         max_requests: args.requests,
         max_num_batched_tokens: args.max_num_batched_tokens.unwrap_or(defaults.max_num_batched_tokens),
@@ -131,7 +132,7 @@ mod tests {
         );
         assert_eq!(options.pools, [PoolSize::Blocks(10), PoolSize::Unlimited]);
         assert_eq!(options.policies, [engine::SchedulePolicy::Fcfs]);
-        assert_eq!((options.sharing, options.time_scale, options.max_requests), (engine::KvSharingMode::Off, 0.5, Some(7)));
+        assert_eq!((options.sharing, options.time_scale, options.max_requests), (tokens::SharingMode::Off, 0.5, Some(7)));
         assert_eq!((options.max_num_batched_tokens, options.max_num_seqs), (64, 3));
         assert_eq!(options.max_overtake, std::time::Duration::from_millis(250));
         let factors = [options.max_overtake_ratio, options.ageing, options.overtake_share, options.long_prompt_share];

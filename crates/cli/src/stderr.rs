@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::io::Write;
 
 /// Writes one line to standard error, if that can be written.
-pub(crate) fn say(line: impl Display) {
+pub(crate) fn write_line(line: impl Display) {
     // `eprintln` panics where this does not.
     let _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -227,7 +227,7 @@ mod tests {
         /// Keeps an answer of `tenant` to a prompt of two blocks that begins with `first`, in `num_blocks` approximate blocks.
         fn keep(&mut self, tenant: u32, first: u32, answer: u32, num_blocks: usize) {
             let owner = kv::BlockOwner { tenant: TenantId(tenant), session: None, request: RequestId(0) };
-            let wish = kv::SlotRequest {
+            let slot_request = kv::SlotRequest {
                 owner,
                 shared: &[],
                 pinned: &[],
@@ -237,7 +237,9 @@ mod tests {
                 headroom: 0,
                 quota_headroom: 0,
             };
-            let kv::Allocation::Ready(kv::Slots { lease, pins }) = self.pool.allocate_slots(&wish) else { panic!("no room") };
+            let kv::Allocation::Ready(kv::Slots { lease, pins }) = self.pool.allocate_slots(&slot_request) else {
+                panic!("no room")
+            };
             self.pool.free(pins);
             let tokens: Vec<_> = (0..8).map(|i| TokenId(first + i)).chain([TokenId(answer)]).collect();
             let hashes = self.hashes(tenant, &tokens);

@@ -13,7 +13,9 @@ use semantic::{
     ByLeftContext, DonorQuery, DonorSource, EmbeddingIndex, PlanTarget, PromptView, RepairPolicy, ReusePlan, Search, Segments,
     Sketch, SpanConfig, SpanIndex, SpanIndexConfig, SpanMatch, SpanQuery, Steps, plan_counted,
 };
-use tokens::{BlockHash, BlockSize, Borders, DonorId, RequestId, Scope, SessionId, TenantId, Timestamp, TokenId, TokenRange};
+use tokens::{
+    BlockHash, BlockSize, Borders, DonorId, RequestId, Scope, SessionId, TenantId, Timestamp, TokenId, TokenRange, UseOrder,
+};
 
 use crate::host::FetchGate;
 use crate::{FoundDonors, SchedulerConfig, SpanOutcome};
@@ -36,7 +38,7 @@ pub(crate) struct DonorRegistry {
     by_last_block: HashMap<BlockHash, DonorId>,
     /// Newest donor of each request.
     by_request: HashMap<RequestId, DonorId>,
-    by_last_use: BTreeSet<(Timestamp, DonorId)>,
+    by_last_use: UseOrder<DonorId, Timestamp>,
     /// Versions by scope; scopes without donors have none.
     versions: HashMap<Scope, ScopeVersion>,
     num_changes: u64,
@@ -222,7 +224,7 @@ impl DonorRegistry {
     /// Drops at most `max_donors` expired donors.
     pub(crate) fn expire(&mut self, max_donors: usize) {
         for _ in 0..max_donors {
-            let Some(&(_, oldest)) = self.by_last_use.first().filter(|&&(_, id)| self.is_expired(id)) else { return };
+            let Some((oldest, _)) = self.by_last_use.oldest().filter(|&(id, _)| self.is_expired(id)) else { return };
             self.remove(oldest);
         }
     }
@@ -305,7 +307,7 @@ impl DonorRegistry {
         self.note_change(donor.scope, 1);
         self.by_last_block.insert(last, id);
         self.by_request.insert(donor.owner.request, id);
-        self.by_last_use.insert((donor.last_used, id));
+        self.by_last_use.insert(id, donor.last_used);
         self.donors.insert(id, donor);
         evicted.into_iter().for_each(|evicted| self.forget(evicted));
         id
@@ -323,7 +325,7 @@ impl DonorRegistry {
         if let Some(donor) = self.donors.remove(&id) {
             self.note_change(donor.scope, -1);
             self.by_last_block.remove(donor.hashes.last().expect("a donor has blocks"));
-            self.by_last_use.remove(&(donor.last_used, id));
+            self.by_last_use.remove(id, donor.last_used);
             if self.by_request.get(&donor.owner.request) == Some(&id) {
                 self.by_request.remove(&donor.owner.request);
             }
@@ -391,9 +393,9 @@ impl DonorRegistry {
 
     fn touch(&mut self, id: DonorId) {
         let donor = self.donors.get_mut(&id).expect("a donor that is used is kept");
-        self.by_last_use.remove(&(donor.last_used, id));
+        self.by_last_use.remove(id, donor.last_used);
         donor.last_used = self.now;
-        self.by_last_use.insert((self.now, id));
+        self.by_last_use.insert(id, self.now);
         self.index.touch(id);
         if let Some(embeddings) = &mut self.embeddings {
             embeddings.touch(id);

@@ -44,7 +44,7 @@ pub use output::{
     BlockCopy, LogProb, ModelRunnerOutput, NewRequest, ProbedSequence, ProbedSpans, RejectedSpan, Row, SampledToken,
     ScheduledSequence, SchedulerOutput, SpanCopy, TokenLogProbs, Transfer, WatchedSpans,
 };
-pub use request::{KvSharingMode, Request, SamplingParams};
+pub use request::{Request, SamplingParams};
 pub use scheduler::{PlanningWork, Scheduler};
 pub use semantic::{
     ClassQuality, DecodeRepair, Depth, Drift, EmbeddingIndexConfig, Fault, Gate, GuardConfig, MatchClass, Probe, Readers,

@@ -72,8 +72,8 @@ pub(crate) struct RequestQueue {
     woken: VecDeque<BTreeSet<ArrivalKey>>,
     /// Sum of all forecasts.
     total_micros: u64,
-    /// Last request whose forecast was renewed.
-    renewed: Option<ArrivalKey>,
+    /// Last request whose forecast was refreshed.
+    refreshed: Option<ArrivalKey>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -339,11 +339,11 @@ impl RequestQueue {
     }
 
     /// Returns the next `count` requests to forecast again, round-robin by arrival. Skips preempted ones.
-    pub(crate) fn next_to_renew(&mut self, count: usize) -> Vec<(ArrivalKey, RequestId)> {
-        let after = self.renewed.map_or(Bound::Unbounded, Bound::Excluded);
+    pub(crate) fn next_to_refresh(&mut self, count: usize) -> Vec<(ArrivalKey, RequestId)> {
+        let after = self.refreshed.map_or(Bound::Unbounded, Bound::Excluded);
         let behind = self.waiting.range((after, Bound::Unbounded));
         let round: Vec<_> = behind.chain(&self.waiting).take(count.min(self.waiting.len())).collect();
-        self.renewed = round.last().map(|&(&key, _)| key);
+        self.refreshed = round.last().map(|&(&key, _)| key);
         let unknown = round.into_iter().filter(|(_, entry)| !entry.is_preempted);
         unknown.map(|(&key, entry)| (key, entry.waiting.request_id)).collect()
     }
@@ -473,10 +473,10 @@ mod tests {
     fn forecasts_are_renewed_round_and_round() {
         let mut queue = RequestQueue::default();
         (0..3).for_each(|ordinal| queue.push(key(0, ordinal), waiting(ordinal, 0, 5)));
-        let mut renew = |count| queue.next_to_renew(count).into_iter().map(|(_, id)| id.0).collect::<Vec<_>>();
-        assert_eq!(renew(2), [0, 1]);
-        assert_eq!(renew(2), [2, 0]);
-        assert_eq!(renew(9), [1, 2, 0]);
+        let mut refresh = |count| queue.next_to_refresh(count).into_iter().map(|(_, id)| id.0).collect::<Vec<_>>();
+        assert_eq!(refresh(2), [0, 1]);
+        assert_eq!(refresh(2), [2, 0]);
+        assert_eq!(refresh(9), [1, 2, 0]);
         queue.set_forecast(key(0, 2), Forecast { rank: 1, micros: 3 });
         assert_eq!(queue.total_micros(), 50 + 50 + 3);
         assert_eq!(drain(&mut queue, 0), "r2 r0 r1");

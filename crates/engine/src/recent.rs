@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use tokens::{TenantId, Timestamp};
+use tokens::{TenantId, Timestamp, UseOrder};
 
 /// Prompts remembered per tenant. Chosen: enough to know its short ones.
 const NUM_REMEMBERED: usize = 8;
@@ -18,7 +18,7 @@ pub(crate) struct RecentPrompts {
     /// Length of the shortest remembered prompt of each tenant.
     shortest: BTreeSet<(u32, TenantId)>,
     /// Arrival of the last prompt of each tenant.
-    newest: BTreeSet<(Timestamp, TenantId)>,
+    newest: UseOrder<TenantId, Timestamp>,
 }
 
 /// Prompts of one tenant.
@@ -38,7 +38,7 @@ impl RecentPrompts {
         prompts.shortest = prompts.lengths.iter().copied().min().unwrap_or(num_tokens);
         prompts.newest = now;
         self.shortest.insert((prompts.shortest, tenant));
-        self.newest.insert((now, tenant));
+        self.newest.insert(tenant, now);
         self.by_tenant.insert(tenant, prompts);
     }
 
@@ -49,7 +49,7 @@ impl RecentPrompts {
 
     /// Removes tenants without a prompt for longer than `MEMORY`.
     pub(crate) fn forget_expired(&mut self, now: Timestamp) {
-        while let Some(&(newest, tenant)) = self.newest.first()
+        while let Some((tenant, newest)) = self.newest.oldest()
             && now.since(newest) > MEMORY
         {
             self.remove(tenant);
@@ -59,7 +59,7 @@ impl RecentPrompts {
     fn remove(&mut self, tenant: TenantId) -> Prompts {
         let prompts = self.by_tenant.remove(&tenant).unwrap_or_default();
         self.shortest.remove(&(prompts.shortest, tenant));
-        self.newest.remove(&(prompts.newest, tenant));
+        self.newest.remove(tenant, prompts.newest);
         prompts
     }
 }

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use semantic::Repair;
-use tokens::{Borders, RequestId, Scope, SessionId, TenantId, Timestamp, TokenId, TokenRange};
+use tokens::{Borders, RequestId, Scope, SessionId, SharingMode, TenantId, Timestamp, TokenId, TokenRange};
 
 /// One prompt to continue.
 #[derive(Clone, Debug)]
@@ -25,7 +25,7 @@ pub struct Request {
     /// stored KV in it: KV stored after text of another scope is only found by requests that may read that scope too.
     pub readable: Vec<Scope>,
     /// KV that may be reused.
-    pub sharing: KvSharingMode,
+    pub sharing: SharingMode,
     /// Policy that selects the tokens of reused spans to recompute.
     pub repair: Repair,
     /// True if the exact KV of this request may serve later ones.
@@ -35,50 +35,16 @@ pub struct Request {
     /// Starts of the pieces of the prompt.
     pub borders: Borders,
     /// Embedding of the prompt, if the embedder has computed it by now: of any length greater than 0. Used to find donors for
-    /// [`KvSharingMode::Semantic`], and to find this request as a donor.
+    /// [`SharingMode::Semantic`], and to find this request as a donor.
     pub embedding: Option<Arc<[f32]>>,
     /// Time at which the daemon received it.
     pub arrival: Timestamp,
-}
-
-/// KV of earlier requests that a request may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub enum KvSharingMode {
-    /// None: every prompt token is computed. Exact.
-    Off,
-    /// Blocks with equal tokens and equal left context. Exact.
-    #[default]
-    Prefix,
-    /// Also equal spans at any offset and in any order, moved to their new positions. Approximate.
-    Span,
-    /// As `Span`, also from donors with similar embeddings; of donors of the same text, selects the one whose left context has most
-    /// in common with the request's.
-    Semantic,
-    /// As `Span` where that has proven itself for requests like this one, and as `Prefix` elsewhere; see
-    /// [`semantic::TrafficGuard`].
-    Auto,
-    /// Blocks as with `Prefix`; spans are searched and counted, but not used. Exact.
-    Shadow,
 }
 
 impl Request {
     /// Returns the owner that its blocks are charged to and erased with.
     pub(crate) fn owner(&self) -> kv::BlockOwner {
         kv::BlockOwner { tenant: self.tenant, session: self.session, request: self.request_id }
-    }
-}
-
-impl KvSharingMode {
-    /// True if spans are searched.
-    #[must_use]
-    pub fn searches_spans(self) -> bool {
-        self.copies_spans() || self == Self::Shadow
-    }
-
-    /// True if spans may be copied.
-    #[must_use]
-    pub fn copies_spans(self) -> bool {
-        matches!(self, Self::Span | Self::Semantic | Self::Auto)
     }
 }
 

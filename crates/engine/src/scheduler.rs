@@ -205,7 +205,7 @@ impl Scheduler {
     /// finds later donors, as it returns the newest first.
     fn similar(&self, request: &Request) -> Vec<tokens::DonorId> {
         match &request.embedding {
-            Some(embedding) if request.sharing == crate::KvSharingMode::Semantic => {
+            Some(embedding) if request.sharing == tokens::SharingMode::Semantic => {
                 self.donors.similar(scopes(request.scope, &request.readable), embedding)
             }
             _ => Vec::new(),
@@ -334,7 +334,7 @@ impl Scheduler {
         let preempted = self.make_room_for_running();
         self.plan_postponed();
         if preempted.is_empty() {
-            self.renew_forecasts();
+            self.refresh_forecasts();
         }
         self.queue.unpark(now);
         let mut demand = self.demand(now);
@@ -417,7 +417,7 @@ impl Scheduler {
         self.running.retain(|&running| running != request_id);
         self.cancel_in_flight(request_id);
         let sequence = self.sequences.get_mut(&request_id).expect("a running sequence is known");
-        sequence.tenure.lost = Some(sequence.num_computed_tokens());
+        sequence.seat_term.lost = Some(sequence.num_computed_tokens());
         self.pool.free(sequence.reset());
         self.queue.push_preempted(sequence.arrival, request_id, sequence.request.tenant);
         self.num_preemptions += 1;
@@ -488,7 +488,7 @@ fn target_of(sequence: &Sequence, from: u32) -> Target<'_> {
         borders: &sequence.request.borders,
         from,
         policy: sequence.request.repair.policy,
-        ranks_donors: sequence.request.sharing == crate::KvSharingMode::Semantic,
+        ranks_donors: sequence.request.sharing == tokens::SharingMode::Semantic,
         similar: &sequence.similar,
     }
 }

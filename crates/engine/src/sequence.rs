@@ -6,12 +6,14 @@ use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 
 use semantic::{DecodeRepair, Drift, Repair, TokenDeviation, TrafficClass, follow_drift, select_rows};
-use tokens::{BlockHash, BlockSize, ContentHashes, RequestId, Timestamp, TokenId, TokenRange, complement, hash_next_block};
+use tokens::{
+    BlockHash, BlockSize, ContentHashes, RequestId, SharingMode, Timestamp, TokenId, TokenRange, complement, hash_next_block,
+};
 
 use crate::arrival::ArrivalKey;
 use crate::continuations::Continued;
 use crate::donors::PlannedSpans;
-use crate::{FinishReason, KvSharingMode, KvUsage, Request, Row, SamplingParams, SpanOutcome, TokenLogProbs};
+use crate::{FinishReason, KvUsage, Request, Row, SamplingParams, SpanOutcome, TokenLogProbs};
 
 /// One request in the engine.
 ///
@@ -66,7 +68,7 @@ pub(crate) struct Sequence {
     /// Time from which on it goes first.
     pub(crate) deadline: Timestamp,
     /// State that decides about its seat.
-    pub(crate) tenure: Tenure,
+    pub(crate) seat_term: SeatTerm,
     pub(crate) span_wait: SpanWait,
     /// Its arrival on the clock of [`crate::ageing`].
     pub(crate) arrived_micros: u64,
@@ -76,7 +78,7 @@ pub(crate) struct Sequence {
     prompt_was_computed: bool,
     prompt_logprobs: Vec<Option<TokenLogProbs>>,
     /// Recorded log probabilities of its answer, if that is to be verified.
-    pub(crate) said: Option<Vec<TokenLogProbs>>,
+    pub(crate) recorded_logprobs: Option<Vec<TokenLogProbs>>,
     /// Traffic class of the spans it reuses or could reuse, in mode `auto`.
     pub(crate) traffic: Option<TrafficClass>,
     /// Skipped reuse, if it is to be tried when the answer is known.
@@ -103,7 +105,7 @@ pub(crate) struct Trial {
 
 /// Times that a sequence has had its seat, and may keep it. Steps are counted as in [`crate::SchedulerOutput::step`].
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Tenure {
+pub(crate) struct SeatTerm {
     /// Step of its last admission.
     pub(crate) since: u64,
     /// Number of computed tokens until which it is protected from preemption.
@@ -123,7 +125,7 @@ const MAX_TRIED_TOKENS: usize = 64;
 /// much as its readmission.
 const MIN_GAIN: u32 = 16;
 
-impl Tenure {
+impl SeatTerm {
     /// Takes a seat in `step`, after a prefix hit that ends at `prefix_end`. A sequence preempted before is protected until it
     /// gains as much as it lost.
     pub(crate) fn begin(&mut self, step: u64, prefix_end: u32) {
@@ -204,13 +206,13 @@ impl Sequence {
             sketch: None,
             planned: None,
             deadline: Timestamp::default(),
-            tenure: Tenure::default(),
+            seat_term: SeatTerm::default(),
             span_wait: SpanWait::default(),
             arrived_micros: 0,
             known_to_runner: false,
             prompt_was_computed: false,
             prompt_logprobs: vec![None; num_scored],
-            said: None,
+            recorded_logprobs: None,
             traffic: None,
             shadow: None,
             trial: None,
@@ -257,12 +259,12 @@ impl Sequence {
     }
 
     /// Returns its effective sharing mode. Scored tokens of the prompt need their rows, exactly.
-    pub(crate) fn sharing(&self) -> KvSharingMode {
+    pub(crate) fn sharing(&self) -> SharingMode {
         match self.request.sharing {
-            KvSharingMode::Off => KvSharingMode::Off,
-            _ if self.trial.is_some() => KvSharingMode::Span,
-            _ if self.max_prefix_tokens() == 0 => KvSharingMode::Off,
-            _ if self.sampling.prompt_logprobs.is_some() => KvSharingMode::Prefix,
+            SharingMode::Off => SharingMode::Off,
+            _ if self.trial.is_some() => SharingMode::Span,
+            _ if self.max_prefix_tokens() == 0 => SharingMode::Off,
+            _ if self.sampling.prompt_logprobs.is_some() => SharingMode::Prefix,
             sharing => sharing,
         }
     }
@@ -466,7 +468,7 @@ impl Sequence {
         self.continued = None;
         self.sources.clear();
         self.may_be_continued = true;
-        self.said = None;
+        self.recorded_logprobs = None;
         self.shadow = None;
         std::mem::take(&mut self.lease)
     }
@@ -539,14 +541,14 @@ impl Sequence {
     /// for.
     pub(crate) fn note(&mut self, logprobs: Option<TokenLogProbs>) -> Option<TokenLogProbs> {
         let is_shadow = self.shadow.is_some();
-        let Some(said) = &mut self.said else { return logprobs };
+        let Some(recorded) = &mut self.recorded_logprobs else { return logprobs };
         let asked = self.request.sampling.logprobs.zip(logprobs.as_ref());
         let reported = asked.map(|(num_top, all)| {
             let top = all.top.iter().take(num_top as usize).copied().collect();
             TokenLogProbs { chosen: all.chosen, top }
         });
-        if !is_shadow || said.len() < MAX_TRIED_TOKENS {
-            said.extend(logprobs);
+        if !is_shadow || recorded.len() < MAX_TRIED_TOKENS {
+            recorded.extend(logprobs);
         }
         reported
     }

@@ -16,12 +16,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use semantic::{MatchClass, QualityGuard, TrafficChange, TrafficClass, TrafficCounts, TrafficGuard, TrafficQuality, Verdict};
-use tokens::{RequestId, Scope, TenantId, Timestamp, TokenId};
+use tokens::{RequestId, Scope, SharingMode, TenantId, Timestamp, TokenId};
 
 use crate::sequence::{Shadow, Trial};
 use crate::{
-    EngineEvent, KvSharingMode, KvUsage, LogProb, Request, SamplingParams, TokenLogProbs, VerificationConfig, VerificationStats,
-    kl_divergence,
+    EngineEvent, KvUsage, LogProb, Request, SamplingParams, TokenLogProbs, VerificationConfig, VerificationStats, kl_divergence,
 };
 
 /// Number of likeliest tokens of full computation that are distinguished; all others count as one.
@@ -67,7 +66,7 @@ pub(crate) struct AnswerToVerify {
     /// Prompt and answer.
     pub(crate) request: Request,
     /// Recorded log probabilities at each position of the answer; empty if it is only healed.
-    pub(crate) said: Vec<TokenLogProbs>,
+    pub(crate) recorded_logprobs: Vec<TokenLogProbs>,
     /// Traffic class of a request in mode `auto`.
     pub(crate) traffic: Option<TrafficClass>,
     /// Skipped reuse, if the answer is exact.
@@ -83,29 +82,29 @@ pub(crate) struct Comparison {
 
 impl AnswerToVerify {
     fn num_bytes(&self) -> usize {
-        num_bytes(&self.said) + size_of_val(&self.request.prompt_token_ids[..])
+        num_bytes(&self.recorded_logprobs) + size_of_val(&self.request.prompt_token_ids[..])
     }
 
     /// Returns the request that scores the answer.
     fn scoring(&self) -> Comparison {
         // At least one row is scored: a request cannot score fewer.
-        let num_prompt_tokens = (self.request.prompt_token_ids.len() - self.said.len().max(1)) as u32;
+        let num_prompt_tokens = (self.request.prompt_token_ids.len() - self.recorded_logprobs.len().max(1)) as u32;
         let sampling = SamplingParams { prompt_logprobs_from: num_prompt_tokens, ..SamplingParams::greedy(0) };
         let Some(shadow) = &self.shadow else {
             // The result is exact. It is cached like that of any request, so that a preempted comparison continues from it.
             let sampling = SamplingParams { prompt_logprobs: Some(FULL_TOP), ..sampling };
-            let request = Request { sampling, sharing: KvSharingMode::Prefix, ..self.request.clone() };
+            let request = Request { sampling, sharing: SharingMode::Prefix, ..self.request.clone() };
             return Comparison { request, trial: None };
         };
         let sampling = SamplingParams { prompt_logprobs: Some(REUSE_TOP), ..sampling };
-        let request = Request { sampling, sharing: KvSharingMode::Span, store: false, ..self.request.clone() };
+        let request = Request { sampling, sharing: SharingMode::Span, store: false, ..self.request.clone() };
         Comparison { request, trial: Some(Trial { shadow: shadow.clone(), num_prompt_tokens }) }
     }
 }
 
-/// Returns the bytes of memory of `said`.
-pub(crate) fn num_bytes(said: &[TokenLogProbs]) -> usize {
-    size_of_val(said) + said.iter().map(|said| said.top.len() * size_of::<LogProb>()).sum::<usize>()
+/// Returns the bytes of memory of `logprobs`.
+pub(crate) fn num_bytes(logprobs: &[TokenLogProbs]) -> usize {
+    size_of_val(logprobs) + logprobs.iter().map(|token| token.top.len() * size_of::<LogProb>()).sum::<usize>()
 }
 
 impl Verifier {
@@ -337,12 +336,12 @@ impl Verifier {
     /// Judges the running comparison, which has ended with `usage`.
     fn conclude(&mut self, usage: &KvUsage) {
         let (Some(case), Some(scored)) = (self.active.take(), self.scored.take()) else { return };
-        let AnswerToVerify { class, said, request, traffic, shadow } = &case;
+        let AnswerToVerify { class, recorded_logprobs, request, traffic, shadow } = &case;
         if shadow.is_some() {
             // A trial that recomputed everything gives no information on reuse.
             if let Some(traffic) = traffic.filter(|_| usage.span_tokens > 0) {
                 self.num_trials += 1;
-                self.judge_traffic(traffic, compare(said, &scored));
+                self.judge_traffic(traffic, compare(recorded_logprobs, &scored));
             }
             return;
         }
@@ -350,10 +349,10 @@ impl Verifier {
             self.num_healed += 1;
             self.healed = Some((request.scope, Arc::clone(&request.prompt_token_ids)));
         }
-        if said.is_empty() {
+        if recorded_logprobs.is_empty() {
             return;
         }
-        let (class, tenant, verdict) = (*class, request.tenant, compare(&scored, said));
+        let (class, tenant, verdict) = (*class, request.tenant, compare(&scored, recorded_logprobs));
         if let Some(traffic) = *traffic {
             self.judge_traffic(traffic, verdict);
         }
@@ -384,11 +383,11 @@ fn is_drawn(request: &Request, share: f64) -> bool {
     draw < share && is_comparable(&request.sampling)
 }
 
-fn compare(full: &[TokenLogProbs], said: &[TokenLogProbs]) -> Verdict {
+fn compare(full: &[TokenLogProbs], other: &[TokenLogProbs]) -> Verdict {
     let likeliest = |found: &TokenLogProbs| -> Option<TokenId> { found.top.first().map(|top| top.token) };
     let top = |full: &TokenLogProbs| full.top.len().min(FULL_TOP as usize);
-    let kl: Vec<f64> = full.iter().zip(said).map(|(full, said)| kl_divergence(&full.top[..top(full)], &said.top)).collect();
-    let num_equal = full.iter().zip(said).filter(|(full, said)| likeliest(full) == likeliest(said)).count();
+    let kl: Vec<f64> = full.iter().zip(other).map(|(full, other)| kl_divergence(&full.top[..top(full)], &other.top)).collect();
+    let num_equal = full.iter().zip(other).filter(|(full, other)| likeliest(full) == likeliest(other)).count();
     let n = kl.len().max(1) as f64;
     Verdict { mean_kl: kl.iter().sum::<f64>() / n, first_kl: kl.first().copied().unwrap_or(0.0), top1: num_equal as f64 / n }
 }

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use engine::{EngineCore, EngineEvent, Executor, KvSharingMode, KvUsage, LogProb, Repair, Request, SamplingParams};
-use tokens::{RequestId, Scope, TenantId, Timestamp, TokenId};
+use engine::{EngineCore, EngineEvent, Executor, KvUsage, LogProb, Repair, Request, SamplingParams};
+use tokens::{RequestId, Scope, SharingMode, TenantId, Timestamp, TokenId};
 
 use super::forced::{Choice, Forced};
 use super::prompt::Prompt;
@@ -23,7 +23,7 @@ pub(crate) struct Reuse {
     /// Scope of lookups.
     pub(crate) scope: CaseScope,
     /// KV that may be reused.
-    pub(crate) sharing: KvSharingMode,
+    pub(crate) sharing: SharingMode,
     /// Policy that selects the rows to recompute.
     pub(crate) repair: Repair,
     /// True if later requests of the scope find its KV.
@@ -37,8 +37,8 @@ pub(crate) struct CaseScope {
     scope: Scope,
 }
 
-/// Answer of a request, and sources of its prompt's KV.
-pub(crate) struct Said {
+/// Answer to a request, and sources of its prompt's KV.
+pub(crate) struct RequestOutput {
     /// Answer, including a stop token.
     pub(crate) tokens: Vec<TokenId>,
     /// Most likely tokens at each position, if requested.
@@ -78,7 +78,7 @@ impl<E: Executor> Alone<E> {
     ///
     /// # Errors
     /// If it does not fit, or the model fails.
-    pub(crate) fn say(&mut self, prompt: &Prompt, sampling: SamplingParams, reuse: Reuse) -> anyhow::Result<Said> {
+    pub(crate) fn generate(&mut self, prompt: &Prompt, sampling: SamplingParams, reuse: Reuse) -> anyhow::Result<RequestOutput> {
         let request = self.request(prompt, sampling, reuse);
         self.run(request)
     }
@@ -86,22 +86,22 @@ impl<E: Executor> Alone<E> {
     /// Forces a request along `answer`; also returns its own choice at each position.
     ///
     /// # Errors
-    /// As [`Alone::say`].
+    /// As [`Alone::generate`].
     pub(crate) fn follow(
         &mut self,
         prompt: &Prompt,
         answer: &[TokenId],
         num_top: u32,
         reuse: Reuse,
-    ) -> anyhow::Result<(Said, Vec<Choice>)> {
+    ) -> anyhow::Result<(RequestOutput, Vec<Choice>)> {
         let num_tokens = u32::try_from(answer.len()).context("an answer's length")?;
         let sampling = SamplingParams { logprobs: Some(num_top), ..SamplingParams::greedy(num_tokens) };
         let request = self.request(prompt, sampling, reuse);
         let request_id = request.request_id;
         self.engine.executor_mut().force(request_id, answer.to_vec());
-        let said = self.run(request)?;
+        let output = self.run(request)?;
         let choices = self.engine.executor_mut().take(request_id).expect("the request was forced above");
-        Ok((said, choices))
+        Ok((output, choices))
     }
 
     fn request(&mut self, prompt: &Prompt, sampling: SamplingParams, reuse: Reuse) -> Request {
@@ -125,21 +125,21 @@ impl<E: Executor> Alone<E> {
     }
 
     /// Steps until the engine has dropped `request`.
-    fn run(&mut self, request: Request) -> anyhow::Result<Said> {
+    fn run(&mut self, request: Request) -> anyhow::Result<RequestOutput> {
         self.engine.fits(&request).context("the request does not fit")?;
         let (tokens, top) = Default::default();
         let (announced, usage) = Default::default();
-        let mut said = Said { tokens, top, announced, usage, ttft: Duration::ZERO };
+        let mut output = RequestOutput { tokens, top, announced, usage, ttft: Duration::ZERO };
         let sent = Instant::now();
         let now = self.now();
         self.engine.add_request(request, now);
         while self.engine.has_work() {
             let now = self.now();
             for event in self.engine.step(now).context("running the model")? {
-                said.note(event, sent);
+                output.note(event, sent);
             }
         }
-        Ok(said)
+        Ok(output)
     }
 
     fn now(&self) -> Timestamp {
@@ -147,7 +147,7 @@ impl<E: Executor> Alone<E> {
     }
 }
 
-impl Said {
+impl RequestOutput {
     fn note(&mut self, event: EngineEvent, sent: Instant) {
         match event {
             EngineEvent::Admitted { usage, .. } => self.announced = usage,
@@ -181,7 +181,7 @@ mod tests {
         Alone::new(EngineCore::new(config, Forced::new(echo)).unwrap())
     }
 
-    fn reuse(scope: CaseScope, sharing: KvSharingMode, store: bool) -> Reuse {
+    fn reuse(scope: CaseScope, sharing: SharingMode, store: bool) -> Reuse {
         Reuse { scope, sharing, repair: Repair::structural(), store }
     }
 
@@ -190,16 +190,16 @@ mod tests {
     fn check(store: bool, in_scope: bool, forget: bool, is_hit: bool) {
         let mut alone = alone();
         let (donors, others) = (alone.new_scope(), alone.new_scope());
-        let donor = reuse(donors, KvSharingMode::Prefix, store);
-        alone.say(&prompt(0..320), SamplingParams::greedy(1), donor).unwrap();
+        let donor = reuse(donors, SharingMode::Prefix, store);
+        alone.generate(&prompt(0..320), SamplingParams::greedy(1), donor).unwrap();
         if forget {
             alone.forget();
         }
         let scope = if in_scope { donors } else { others };
         let moved = prompt((2000..2040).chain(100..300).chain(3000..3040));
-        let said = alone.say(&moved, SamplingParams::greedy(1), reuse(scope, KvSharingMode::Span, false)).unwrap();
-        assert_eq!(said.usage.span_tokens > 100, is_hit, "{:?}", said.usage);
-        assert_eq!(said.announced, said.usage);
+        let output = alone.generate(&moved, SamplingParams::greedy(1), reuse(scope, SharingMode::Span, false)).unwrap();
+        assert_eq!(output.usage.span_tokens > 100, is_hit, "{:?}", output.usage);
+        assert_eq!(output.announced, output.usage);
     }
 
     #[test]
@@ -214,18 +214,18 @@ mod tests {
     fn a_led_request_shows_what_it_would_have_said() {
         let mut alone = alone();
         let scope = alone.new_scope();
-        let off = reuse(scope, KvSharingMode::Off, false);
-        let (said, choices) = alone.follow(&prompt(0..40), &[TokenId(70), TokenId(71)], 2, off).unwrap();
+        let off = reuse(scope, SharingMode::Off, false);
+        let (output, choices) = alone.follow(&prompt(0..40), &[TokenId(70), TokenId(71)], 2, off).unwrap();
         let would: Vec<_> = choices.iter().map(|choice| choice.token.0).collect();
-        assert_eq!((said.tokens, would), (vec![TokenId(70), TokenId(71)], vec![40, 71]));
-        assert!(said.ttft > Duration::ZERO);
+        assert_eq!((output.tokens, would), (vec![TokenId(70), TokenId(71)], vec![40, 71]));
+        assert!(output.ttft > Duration::ZERO);
     }
 
     #[test]
     fn what_does_not_fit_is_refused() {
         let mut alone = alone();
         let scope = alone.new_scope();
-        let said = alone.say(&prompt(0..2000), SamplingParams::greedy(1), reuse(scope, KvSharingMode::Off, false));
-        assert!(said.err().unwrap().to_string().contains("does not fit"));
+        let output = alone.generate(&prompt(0..2000), SamplingParams::greedy(1), reuse(scope, SharingMode::Off, false));
+        assert!(output.err().unwrap().to_string().contains("does not fit"));
     }
 }

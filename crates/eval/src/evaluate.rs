@@ -7,13 +7,11 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use engine::{
-    EngineCore, Executor, KvSharingMode, Repair, RepairPolicy, SamplingParams, SchedulerConfig, VerificationConfig, kl_divergence,
-};
+use engine::{EngineCore, Executor, Repair, RepairPolicy, SamplingParams, SchedulerConfig, VerificationConfig, kl_divergence};
 use semantic::{Gate, MatchClass};
-use tokens::TokenId;
+use tokens::{SharingMode, TokenId};
 
-use super::alone::{Alone, CaseScope, Reuse, Said};
+use super::alone::{Alone, CaseScope, RequestOutput, Reuse};
 use super::bleu::bleu;
 use super::cover::covered_share;
 use super::forced::Forced;
@@ -63,7 +61,7 @@ pub struct Evaluator<'a, E> {
 /// Recipient with its results of full computation.
 struct Case<'a> {
     recipient: &'a Recipient,
-    full: Said,
+    full: RequestOutput,
     /// Scope of its donor, or an empty one if it may not share with it.
     scope: CaseScope,
     donor_ttft: Duration,
@@ -74,7 +72,7 @@ struct Case<'a> {
 
 /// Run of a recipient under one policy.
 struct Run {
-    said: Said,
+    output: RequestOutput,
     kl: Vec<f64>,
     agrees: Vec<bool>,
     reuse: Reuse,
@@ -106,8 +104,8 @@ impl<'a, E: Executor> Evaluator<'a, E> {
     pub fn measure(&mut self, group: &Group, progress: &mut dyn FnMut()) -> anyhow::Result<Vec<Measured>> {
         self.alone.forget();
         let scope = self.alone.new_scope();
-        let store = Reuse { scope, sharing: KvSharingMode::Prefix, repair: Repair::structural(), store: true };
-        let donor = self.alone.say(&group.donor.prompt, SamplingParams::greedy(1), store)?;
+        let store = Reuse { scope, sharing: SharingMode::Prefix, repair: Repair::structural(), store: true };
+        let donor = self.alone.generate(&group.donor.prompt, SamplingParams::greedy(1), store)?;
         let mut all = Vec::new();
         for recipient in &group.recipients {
             let is_apart = recipient.request.record.tenant != group.donor.record.tenant && !self.settings.ignores_tenants;
@@ -128,10 +126,10 @@ impl<'a, E: Executor> Evaluator<'a, E> {
         donor_ttft: Duration,
     ) -> anyhow::Result<Case<'c>> {
         let prompt = &recipient.request.prompt;
-        let off = Reuse { scope, sharing: KvSharingMode::Off, repair: Repair::structural(), store: false };
+        let off = Reuse { scope, sharing: SharingMode::Off, repair: Repair::structural(), store: false };
         let sampling = SamplingParams { logprobs: Some(COMPARED_TOP), ..self.answering(&recipient.request.record) };
-        let full = self.alone.say(prompt, sampling, off)?;
-        let prefix = self.lead(recipient, &full, Reuse { sharing: KvSharingMode::Prefix, ..off })?;
+        let full = self.alone.generate(prompt, sampling, off)?;
+        let prefix = self.lead(recipient, &full, Reuse { sharing: SharingMode::Prefix, ..off })?;
         let cover = covered_share(&prompt.token_ids, &donor.prompt.token_ids);
         Ok(Case { recipient, full, scope, donor_ttft, cover, prefix })
     }
@@ -154,7 +152,7 @@ impl<'a, E: Executor> Evaluator<'a, E> {
                 Policy::Off => repeated.as_ref().expect("it was repeated because this policy is there"),
                 Policy::Prefix => &case.prefix,
                 Policy::Span(repair) => {
-                    let reuse = Reuse { scope: case.scope, sharing: KvSharingMode::Span, repair, store: false };
+                    let reuse = Reuse { scope: case.scope, sharing: SharingMode::Span, repair, store: false };
                     spans = self.lead(case.recipient, &case.full, reuse)?;
                     &spans
                 }
@@ -172,26 +170,26 @@ impl<'a, E: Executor> Evaluator<'a, E> {
     fn repeat(&mut self, case: &Case<'_>) -> anyhow::Result<Run> {
         let prompt = &case.recipient.request.prompt;
         let scope = self.alone.new_scope();
-        let reuse = Reuse { scope, sharing: KvSharingMode::Prefix, repair: Repair::structural(), store: false };
+        let reuse = Reuse { scope, sharing: SharingMode::Prefix, repair: Repair::structural(), store: false };
         let block_size = self.alone.block_size();
         let cut = prompt.token_ids.len() / CUT / block_size * block_size;
         if cut > 0 {
             let part = Prompt::plain(prompt.token_ids[..cut].to_vec());
-            self.alone.say(&part, SamplingParams::greedy(1), Reuse { store: true, ..reuse })?;
+            self.alone.generate(&part, SamplingParams::greedy(1), Reuse { store: true, ..reuse })?;
         }
         self.lead(case.recipient, &case.full, reuse)
     }
 
     /// Forces the recipient along the first tokens of full computation's answer.
-    fn lead(&mut self, recipient: &Recipient, full: &Said, reuse: Reuse) -> anyhow::Result<Run> {
+    fn lead(&mut self, recipient: &Recipient, full: &RequestOutput, reuse: Reuse) -> anyhow::Result<Run> {
         let num_led = full.tokens.len().min(self.settings.max_tokens as usize);
-        let (said, choices) = self.alone.follow(&recipient.request.prompt, &full.tokens[..num_led], COMPARED_TOP, reuse)?;
+        let (output, choices) = self.alone.follow(&recipient.request.prompt, &full.tokens[..num_led], COMPARED_TOP, reuse)?;
         let agrees = full.tokens.iter().zip(&choices).map(|(token, choice)| choice.token == *token).collect();
         let kl = full.top.iter().zip(&choices).map(|(top, choice)| {
             let top = &top[..top.len().min(FULL_TOP)];
             kl_divergence(top, &choice.top)
         });
-        Ok(Run { kl: kl.collect(), agrees, said, reuse })
+        Ok(Run { kl: kl.collect(), agrees, output, reuse })
     }
 
     /// Generates the recipient's free-running answer.
@@ -200,7 +198,7 @@ impl<'a, E: Executor> Evaluator<'a, E> {
         let Prompted { record, prompt } = &case.recipient.request;
         let tokens = match is_known {
             true => case.full.tokens.clone(),
-            false => self.alone.say(prompt, self.answering(record), run.reuse)?.tokens,
+            false => self.alone.generate(prompt, self.answering(record), run.reuse)?.tokens,
         };
         let length_ratio = tokens.len() as f64 / case.full.tokens.len().max(1) as f64;
         Ok(AnswerScores { length_ratio, ..score(record, (self.decode)(&tokens), (self.decode)(&case.full.tokens)) })
@@ -208,7 +206,7 @@ impl<'a, E: Executor> Evaluator<'a, E> {
 
     fn measured(&self, case: &Case<'_>, policy: Policy, run: &Run, floor: &Run, answer: Option<AnswerScores>) -> Measured {
         // The repetition reuses its own prefix, which is no hit: the first run gives the cost of full computation.
-        let said = if policy == Policy::Off { &case.full } else { &run.said };
+        let output = if policy == Policy::Off { &case.full } else { &run.output };
         let repair = match policy {
             Policy::Span(repair) => Some(repair),
             Policy::Off | Policy::Prefix => None,
@@ -221,46 +219,46 @@ impl<'a, E: Executor> Evaluator<'a, E> {
             workload: case.recipient.workload.clone(),
             policy: policy.name(),
             r: policy.ratio(),
-            is_hit: is_hit(policy, said),
-            bailed_out: bailed_out(policy, said),
-            prompt_tokens: num_prompt_tokens(&said.usage),
-            prefix_tokens: said.usage.prefix_tokens,
-            class: said.announced.class.map(|class| class_name(class).to_owned()),
-            matched_tokens: said.announced.span_tokens,
-            span_tokens: said.usage.span_tokens,
-            recomputed_tokens: said.usage.recomputed_tokens,
-            donors: said.usage.donors,
+            is_hit: is_hit(policy, output),
+            bailed_out: bailed_out(policy, output),
+            prompt_tokens: num_prompt_tokens(&output.usage),
+            prefix_tokens: output.usage.prefix_tokens,
+            class: output.announced.class.map(|class| class_name(class).to_owned()),
+            matched_tokens: output.announced.span_tokens,
+            span_tokens: output.usage.span_tokens,
+            recomputed_tokens: output.usage.recomputed_tokens,
+            donors: output.usage.donors,
             cover: case.cover,
-            work: computed_share(&said.announced, &said.usage, repair, self.settings.layers),
-            deviation: Some(f64::from(said.usage.deviation)).filter(|deviation| *deviation > 0.0),
-            deep_deviation: said.usage.deep_deviation,
+            work: computed_share(&output.announced, &output.usage, repair, self.settings.layers),
+            deviation: Some(f64::from(output.usage.deviation)).filter(|deviation| *deviation > 0.0),
+            deep_deviation: output.usage.deep_deviation,
             kl: run.kl.clone(),
             agrees: run.agrees.clone(),
             floor_kl: mean(&floor.kl),
             floor_top1: share(&floor.agrees),
-            ttft_ms: milliseconds(said.ttft),
+            ttft_ms: milliseconds(output.ttft),
             full_ttft_ms: milliseconds(case.full.ttft),
-            prefix_ttft_ms: milliseconds(case.prefix.said.ttft),
+            prefix_ttft_ms: milliseconds(case.prefix.output.ttft),
             donor_ttft_ms: if policy == Policy::Off { 0.0 } else { milliseconds(case.donor_ttft) },
             answer,
         }
     }
 }
 
-fn is_hit(policy: Policy, said: &Said) -> bool {
+fn is_hit(policy: Policy, output: &RequestOutput) -> bool {
     match policy {
         Policy::Off => true,
-        Policy::Prefix => said.announced.prefix_tokens > 0,
-        Policy::Span(_) => said.announced.span_tokens > 0,
+        Policy::Prefix => output.announced.prefix_tokens > 0,
+        Policy::Span(_) => output.announced.span_tokens > 0,
     }
 }
 
 /// True if spans were announced and none was used, although the policy does not recompute everything.
-fn bailed_out(policy: Policy, said: &Said) -> bool {
+fn bailed_out(policy: Policy, output: &RequestOutput) -> bool {
     match policy {
         Policy::Off | Policy::Prefix => false,
         Policy::Span(Repair { policy: RepairPolicy::Full, .. }) => false,
-        Policy::Span(_) => said.announced.span_tokens > 0 && said.usage.span_tokens == 0,
+        Policy::Span(_) => output.announced.span_tokens > 0 && output.usage.span_tokens == 0,
     }
 }
 

@@ -36,6 +36,9 @@ pub(crate) struct Score {
 }
 
 impl Metric {
+    /// Names, for messages.
+    pub(crate) const NAMES: &'static str = "short_answer, contains, rougeL, json_fields, final_number, format and vs_full";
+
     /// Returns the metric of this name; `None` if there is none.
     pub(crate) fn by_name(name: &str) -> Option<Self> {
         Some(match name {

@@ -64,7 +64,8 @@ pub fn read_scored(path: &Path) -> anyhow::Result<(String, Vec<Record>)> {
     let records = read(path, None)?;
     for record in &records {
         if Metric::by_name(&record.metric).is_none() {
-            bail!("{}: {} has the unknown metric {:?}", path.display(), record.id, record.metric);
+            let (file, known) = (path.display(), Metric::NAMES);
+            bail!("{file}: {} has the unknown metric {:?}; there are {known}", record.id, record.metric);
         }
     }
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();

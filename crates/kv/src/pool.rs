@@ -233,19 +233,19 @@ impl BlockPool {
     }
 
     /// Checks if [`BlockPool::allocate_slots`] would find room.
-    pub fn check_room(&self, wish: &SlotRequest<'_>) -> Allocation<()> {
-        let num_new = wish.num_exact + wish.num_approximate;
-        let places = wish.places();
+    pub fn check_room(&self, request: &SlotRequest<'_>) -> Allocation<()> {
+        let num_new = request.num_exact + request.num_approximate;
+        let places = request.places();
         let num_fetched = places.iter().filter(|place| place.is_host()).count();
-        let needed = self.num_idle(&places, |_| true) + num_fetched + num_new + wish.headroom;
+        let needed = self.num_idle(&places, |_| true) + num_fetched + num_new + request.headroom;
         if let Some(short_by) = self.short_by(needed) {
             return Allocation::CapacityExhausted { short_by };
         }
         let paying = places.iter().filter(|place| place.is_host()).map(|&place| self.tenant_at(place));
-        for tenant in paying.chain([wish.owner.tenant]).collect::<BTreeSet<_>>() {
+        for tenant in paying.chain([request.owner.tenant]).collect::<BTreeSet<_>>() {
             let num_kept = self.num_idle(&places, |owner| owner.tenant == tenant);
             let num_fetched = places.iter().filter(|&&place| place.is_host() && self.tenant_at(place) == tenant).count();
-            let num_own = if tenant == wish.owner.tenant { num_new + wish.quota_headroom } else { 0 };
+            let num_own = if tenant == request.owner.tenant { num_new + request.quota_headroom } else { 0 };
             if let Some(short_by) = self.quotas.short_by(tenant, num_kept, num_fetched + num_own) {
                 return Allocation::QuotaExhausted { short_by };
             }
@@ -255,38 +255,38 @@ impl BlockPool {
 
     /// True if [`BlockPool::allocate_slots`] would find room without evicting a cached block used within `unused_for`.
     #[must_use]
-    pub fn has_idle_room(&self, wish: &SlotRequest<'_>, unused_for: Duration) -> bool {
-        let num_new = wish.num_exact + wish.num_approximate;
-        let places = wish.places();
+    pub fn has_idle_room(&self, request: &SlotRequest<'_>, unused_for: Duration) -> bool {
+        let num_new = request.num_exact + request.num_approximate;
+        let places = request.places();
         let fetched: Vec<_> = places.iter().filter(|place| place.is_host()).map(|&place| self.tenant_at(place)).collect();
-        let num_needed = num_new + fetched.len() + wish.headroom;
+        let num_needed = num_new + fetched.len() + request.headroom;
         let is_unused = |block: &BlockId| self.now.since(self.last_used[block.0 as usize]) >= unused_for;
         let is_spare = |block: &BlockId| !places.contains(&Place::Device(*block));
         let unused = self.free_queue.iter_cached().take_while(is_unused).filter(is_spare);
         let num_free = self.stats().free;
         let has_blocks = num_free + unused.take(num_needed.saturating_sub(num_free)).count() >= num_needed;
-        let paying: BTreeSet<_> = fetched.iter().copied().chain([wish.owner.tenant]).collect();
+        let paying: BTreeSet<_> = fetched.iter().copied().chain([request.owner.tenant]).collect();
         has_blocks
             && paying.into_iter().all(|tenant| {
                 let num_fetched = fetched.iter().filter(|&&paying| paying == tenant).count();
-                let num_own = if tenant == wish.owner.tenant { num_new + wish.quota_headroom } else { 0 };
+                let num_own = if tenant == request.owner.tenant { num_new + request.quota_headroom } else { 0 };
                 num_fetched + num_own <= self.quotas.num_left(tenant)
             })
     }
 
     /// Lends the blocks of a new sequence.
-    pub fn allocate_slots(&mut self, wish: &SlotRequest<'_>) -> Allocation<Slots> {
-        match self.check_room(wish) {
+    pub fn allocate_slots(&mut self, request: &SlotRequest<'_>) -> Allocation<Slots> {
+        match self.check_room(request) {
             Allocation::Ready(()) => {}
             Allocation::CapacityExhausted { short_by } => return Allocation::CapacityExhausted { short_by },
             Allocation::QuotaExhausted { short_by } => return Allocation::QuotaExhausted { short_by },
         }
-        let [mut lease, pins] = self.hold([wish.shared, wish.pinned]);
-        lease.owner = Some(wish.owner);
-        lease.exact.extend((0..wish.num_exact).map(|_| self.lend_new(wish.owner, &mut lease.end)));
-        lease.first_inexact = (wish.num_kept + wish.num_approximate > 0).then_some(lease.end);
-        lease.end += wish.num_kept as u32 * self.block_size.get();
-        lease.approximate.extend((0..wish.num_approximate).map(|_| self.lend_new(wish.owner, &mut lease.end)));
+        let [mut lease, pins] = self.hold([request.shared, request.pinned]);
+        lease.owner = Some(request.owner);
+        lease.exact.extend((0..request.num_exact).map(|_| self.lend_new(request.owner, &mut lease.end)));
+        lease.first_inexact = (request.num_kept + request.num_approximate > 0).then_some(lease.end);
+        lease.end += request.num_kept as u32 * self.block_size.get();
+        lease.approximate.extend((0..request.num_approximate).map(|_| self.lend_new(request.owner, &mut lease.end)));
         Allocation::Ready(Slots { lease, pins })
     }
 
@@ -657,7 +657,7 @@ impl BlockPool {
         if self.is_found(block) {
             self.index.move_entry(Place::Device(block), Place::Host(slot));
             self.host.store(block, slot, owner, self.last_used[block.0 as usize]);
-            self.empty(block);
+            self.uncache(block);
         }
     }
 
@@ -666,7 +666,7 @@ impl BlockPool {
         let forgotten = self.index.remove_subtree(place);
         for &place in &forgotten {
             match place {
-                Place::Device(block) if self.is_idle(block) => self.empty(block),
+                Place::Device(block) if self.is_idle(block) => self.uncache(block),
                 Place::Device(_) => {}
                 Place::Host(slot) => self.host.release(slot),
             }
@@ -675,7 +675,7 @@ impl BlockPool {
     }
 
     /// Marks the idle `block` as unfindable.
-    fn empty(&mut self, block: BlockId) {
+    fn uncache(&mut self, block: BlockId) {
         self.num_cached -= 1;
         self.free_queue.remove(block);
         self.free_queue.push_empty(block);

@@ -1,8 +1,9 @@
 //! `/v1/kv/explain`: the reuse that a request would get, as its usage would report it.
 
 use serde::{Deserialize, Serialize};
+use tokens::SharingMode;
 
-use crate::{MatchClass, ReuseReason, SharingMode};
+use crate::{MatchClass, ReuseReason};
 
 /// Reuse that an admission would find now. Fields that `usage.kv_sharing` has too predict its values; a run may still recompute up to
 /// `policy_tokens` of the span tokens after measuring them, and all of them if they disagree with the prompt.
@@ -13,6 +14,7 @@ pub struct Explanation {
     /// Name of the model.
     pub model: String,
     /// Mode that would apply: the server's default if the request names none, and exact sharing only if the request asks for that.
+    #[serde(with = "crate::sharing_mode")]
     pub mode: SharingMode,
     /// Policy that selects the span tokens to recompute: `name@ratio`, and `+deviation=` where a bound was set.
     pub policy: String,

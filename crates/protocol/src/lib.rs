@@ -3,7 +3,7 @@
 //! Contains the bodies of the HTTP API as serde types, in the shapes that OpenAI's clients (and, for `/tokenize` and the sampling extras,
 //! vLLM's) already use. All request fields are optional here, so that a missing or malformed one can be reported by name; the server
 //! decides once which are required and which ranges are allowed.
-//! Deliberately excludes HTTP, validation, and any other crate of ours.
+//! Deliberately excludes HTTP, validation, and of other crates of ours all but `tokens`.
 
 #![forbid(unsafe_code)]
 
@@ -17,6 +17,7 @@ mod logprobs;
 mod models;
 mod object;
 mod sharing;
+pub mod sharing_mode;
 mod tokenize;
 mod traffic;
 mod usage;
@@ -32,7 +33,8 @@ pub use error::{ErrorBody, ErrorResponse};
 pub use explain::{CostEstimate, DonorSource, ExplainedSpan, Explanation};
 pub use logprobs::{ChatLogProb, ChatLogProbs, CompletionLogProbs, NamedLogProbs, TopLogProb};
 pub use models::{ModelCard, ModelList};
-pub use sharing::{DeviationBound, EditMode, KvSharingOptions, SegmentMark, SharingMode};
+pub use sharing::{DeviationBound, EditMode, KvSharingOptions, SegmentMark};
 pub use tokenize::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};
+pub use tokens::SharingMode;
 pub use traffic::{TrafficClass, TrafficClassList, TrafficState};
 pub use usage::{CompletionTokensDetails, KvSharingUsage, MatchClass, PromptTokensDetails, ReuseReason, Usage};

@@ -1,6 +1,7 @@
 //! KV sharing options of a request.
 
 use serde::{Deserialize, Serialize};
+use tokens::SharingMode;
 
 use crate::object::read_only_from;
 
@@ -9,7 +10,7 @@ use crate::object::read_only_from;
 #[serde(default, deny_unknown_fields, remote = "Self")]
 pub struct KvSharingOptions {
     /// KV that may be reused; the server's default when absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(with = "crate::sharing_mode::optional", skip_serializing_if = "Option::is_none")]
     pub mode: Option<SharingMode>,
     /// Policy that selects the reused span tokens to recompute: `name`, or `name@ratio` with a share of the prompt in `0..=1`, and further
     /// options (`+drift`, `+decode=tokens/every`). The server's default when absent.
@@ -39,22 +40,11 @@ pub struct KvSharingOptions {
     pub session: Option<String>,
 }
 
-/// KV of earlier requests that may be reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase", remote = "Self")]
-pub enum SharingMode {
-    /// None. Exact.
-    Off,
-    /// Equal prefixes. Exact.
-    Prefix,
-    /// Also equal spans at other positions. Approximate.
-    Span,
-    /// Same as `Span`, but prefers, among donors of the same text, the one with the most similar left context. Approximate.
-    Semantic,
-    /// Same as `Span` for requests of classes in which span reuse has proven harmless, and as `Prefix` for all others.
-    Auto,
-    /// Finds and records what `Semantic` would reuse, but reuses as `Prefix` does. Exact.
-    Shadow,
+impl From<SharingMode> for KvSharingOptions {
+    /// Creates options that name nothing but a mode.
+    fn from(mode: SharingMode) -> Self {
+        Self { mode: Some(mode), ..Self::default() }
+    }
 }
 
 /// Handling of removed text in a rewritten history.
@@ -69,7 +59,6 @@ pub enum EditMode {
 
 read_only_from!(deserialize_str, FromName, EditMode);
 read_only_from!(deserialize_map, FromObject, KvSharingOptions);
-read_only_from!(deserialize_str, FromName, SharingMode);
 
 /// Maximum deviation of an answer from full computation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -113,7 +102,7 @@ mod tests {
         for mode in [json!({"off": null}), json!(["off"]), json!(0)] {
             assert!(serde_json::from_value::<KvSharingOptions>(json!({"mode": mode})).is_err(), "{mode}");
         }
-        let options = KvSharingOptions { mode: Some(SharingMode::Off), ..KvSharingOptions::default() };
+        let options = KvSharingOptions::from(SharingMode::Off);
         assert_eq!(serde_json::to_value(&options).unwrap(), json!({"mode": "off"}));
         assert_eq!(serde_json::from_value::<KvSharingOptions>(json!({"mode": "off"})).unwrap(), options);
     }

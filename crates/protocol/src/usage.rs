@@ -1,8 +1,7 @@
 //! Token usage of a request, and the source of its KV.
 
 use serde::{Deserialize, Serialize};
-
-use crate::SharingMode;
+use tokens::SharingMode;
 
 /// Token counts of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,6 +38,7 @@ pub struct CompletionTokensDetails {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KvSharingUsage {
     /// Mode that applied.
+    #[serde(with = "crate::sharing_mode")]
     pub mode: SharingMode,
     /// Tokens reused as a prefix. Exact.
     pub prefix_tokens: u32,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokens::{DonorId, Scope, TenantId, TokenId};
 
-use crate::fair_lru::{FairLru, Load, Place};
+use crate::fair_lru::{FairLru, Load, LruEntry};
 use crate::{Segments, Sketch};
 
 /// A kept prompt.
@@ -18,7 +18,7 @@ pub(crate) struct Donor {
     pub(crate) sketch: Sketch,
     /// Leading tokens whose shingles are posted.
     pub(crate) num_posted: u32,
-    place: Place,
+    lru_entry: LruEntry<u32>,
 }
 
 /// A prompt to keep.
@@ -94,8 +94,9 @@ impl Donors {
             u32::try_from(self.slots.len() - 1).expect("fewer than 2^32 donors fit into memory")
         });
         self.num_tokens += tokens.len();
-        let place = self.lru.insert(tenant, slot, tokens.len());
-        self.slots[slot as usize] = Some(Donor { id, scope, num_posted: tokens.len() as u32, tokens, segments, sketch, place });
+        let lru_entry = self.lru.insert(tenant, slot, tokens.len());
+        self.slots[slot as usize] =
+            Some(Donor { id, scope, num_posted: tokens.len() as u32, tokens, segments, sketch, lru_entry });
         self.slot_of.insert(id, slot);
         slot
     }
@@ -103,7 +104,7 @@ impl Donors {
     pub(crate) fn remove(&mut self, id: DonorId) -> Option<(u32, Donor)> {
         let slot = self.slot_of.remove(&id)?;
         let donor = self.slots[slot as usize].take().expect("a donor with an id has its slot");
-        self.lru.remove(donor.place);
+        self.lru.remove(donor.lru_entry);
         self.num_tokens -= donor.tokens.len();
         self.unused.push(slot);
         Some((slot, donor))
@@ -112,7 +113,7 @@ impl Donors {
     /// Makes `id` the most recently used; does nothing if it is not kept.
     pub(crate) fn touch(&mut self, id: DonorId) {
         let Some(&slot) = self.slot_of.get(&id) else { return };
-        let place = self.lru.touch(self.at(slot).place);
-        self.at_mut(slot).place = place;
+        let lru_entry = self.lru.touch(self.at(slot).lru_entry);
+        self.at_mut(slot).lru_entry = lru_entry;
     }
 }

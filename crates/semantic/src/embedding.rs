@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use tokens::{DonorId, Scope, TenantId};
 
-use crate::fair_lru::{FairLru, Load, Place};
+use crate::fair_lru::{FairLru, Load, LruEntry};
 
 /// Largest code: symmetric, so that a code and its negative are equally far from 0.
 const MAX_CODE: f32 = 127.0;
@@ -75,7 +75,7 @@ struct Entry {
     scope: Scope,
     /// Row of each part.
     rows: Vec<u32>,
-    place: Place,
+    lru_entry: LruEntry<DonorId>,
 }
 
 /// A vector in 8 bits, stored in 16, so that the scan need not widen the query again for each row.
@@ -143,15 +143,15 @@ impl EmbeddingIndex {
         let kept = self.by_scope.entry(scope).or_default();
         let rows: Vec<_> = (0..).zip(&vectors).map(|(part, vector)| kept.push((donor, part), vector)).collect();
         self.num_vectors += rows.len();
-        let place = self.lru.insert(tenant, donor, rows.len());
-        self.donors.insert(donor, Entry { scope, rows, place });
+        let lru_entry = self.lru.insert(tenant, donor, rows.len());
+        self.donors.insert(donor, Entry { scope, rows, lru_entry });
         evicted
     }
 
     /// Removes `donor`. Returns true if it was kept.
     pub fn remove(&mut self, donor: DonorId) -> bool {
-        let Some(Entry { scope, mut rows, place }) = self.donors.remove(&donor) else { return false };
-        self.lru.remove(place);
+        let Some(Entry { scope, mut rows, lru_entry }) = self.donors.remove(&donor) else { return false };
+        self.lru.remove(lru_entry);
         self.num_vectors -= rows.len();
         let vectors = self.by_scope.get_mut(&scope).expect("a donor's scope has vectors");
         // From the last row on, so that no row still to be removed changes places.
@@ -177,7 +177,7 @@ impl EmbeddingIndex {
     /// Records a use of `donor`, so that others are evicted before it. Does nothing if it is not kept.
     pub fn touch(&mut self, donor: DonorId) {
         let Some(entry) = self.donors.get_mut(&donor) else { return };
-        entry.place = self.lru.touch(entry.place);
+        entry.lru_entry = self.lru.touch(entry.lru_entry);
     }
 
     /// Returns the `max` vectors of `scope` nearest to `query`, of any length greater than 0, and not below the least cosine; the nearest

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use tokens::TenantId;
+use tokens::{TenantId, UseOrder};
 
 /// Entries by tenant and last use. Uses are counted, not timed.
 pub(crate) struct FairLru<K> {
@@ -15,8 +15,8 @@ pub(crate) struct FairLru<K> {
 }
 
 struct Held<K> {
-    /// By last use; never empty.
-    entries: BTreeMap<u64, K>,
+    /// Never empty.
+    entries: UseOrder<K, u64>,
     weight: usize,
 }
 
@@ -29,12 +29,13 @@ pub(crate) enum Load {
     Weight,
 }
 
-/// Key of an entry: its tenant, its last use and its weight.
+/// An entry, as its owner remembers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
-    pub(crate) tenant: TenantId,
-    pub(crate) last_use: u64,
-    pub(crate) weight: usize,
+pub(crate) struct LruEntry<K> {
+    key: K,
+    tenant: TenantId,
+    last_use: u64,
+    weight: usize,
 }
 
 impl<K> Default for FairLru<K> {
@@ -43,34 +44,33 @@ impl<K> Default for FairLru<K> {
     }
 }
 
-impl<K: Copy> FairLru<K> {
+impl<K: Copy + Ord> FairLru<K> {
     /// Adds an entry as the most recently used one.
-    pub(crate) fn insert(&mut self, tenant: TenantId, key: K, weight: usize) -> Place {
+    pub(crate) fn insert(&mut self, tenant: TenantId, key: K, weight: usize) -> LruEntry<K> {
         self.num_uses += 1;
-        let held = self.tenants.entry(tenant).or_insert_with(|| Held { entries: BTreeMap::new(), weight: 0 });
-        held.entries.insert(self.num_uses, key);
+        let held = self.tenants.entry(tenant).or_insert_with(|| Held { entries: UseOrder::default(), weight: 0 });
+        held.entries.insert(key, self.num_uses);
         held.weight += weight;
-        Place { tenant, last_use: self.num_uses, weight }
+        LruEntry { key, tenant, last_use: self.num_uses, weight }
     }
 
-    /// Removes the entry at `place`.
+    /// Removes `entry`.
     ///
     /// # Panics
-    /// If there is no such entry.
-    pub(crate) fn remove(&mut self, place: Place) -> K {
-        let held = self.tenants.get_mut(&place.tenant).expect("an entry's tenant is known");
-        held.weight -= place.weight;
-        let key = held.entries.remove(&place.last_use).expect("an entry is where it was put");
+    /// If it is not there.
+    pub(crate) fn remove(&mut self, entry: LruEntry<K>) {
+        let held = self.tenants.get_mut(&entry.tenant).expect("an entry's tenant is known");
+        held.weight -= entry.weight;
+        assert!(held.entries.remove(entry.key, entry.last_use), "an entry is where it was put");
         if held.entries.is_empty() {
-            self.tenants.remove(&place.tenant);
+            self.tenants.remove(&entry.tenant);
         }
-        key
     }
 
-    /// Makes the entry at `place` the most recently used one and returns its new place.
-    pub(crate) fn touch(&mut self, place: Place) -> Place {
-        let key = self.remove(place);
-        self.insert(place.tenant, key, place.weight)
+    /// Makes `entry` the most recently used one and returns what it is from then on.
+    pub(crate) fn touch(&mut self, entry: LruEntry<K>) -> LruEntry<K> {
+        self.remove(entry);
+        self.insert(entry.tenant, entry.key, entry.weight)
     }
 
     /// Returns the entry to evict when `newcomer` adds one of `weight` and there is no room; `None` if there is none.
@@ -85,7 +85,7 @@ impl<K: Copy> FairLru<K> {
             (sum, is_newcomer)
         };
         let (_, most) = self.tenants.iter().max_by_key(|(tenant, held)| load_of(**tenant, held))?;
-        most.entries.values().next().copied()
+        most.entries.oldest().map(|(key, _)| key)
     }
 }
 
@@ -97,15 +97,15 @@ mod tests {
     #[track_caller]
     fn check(room: usize, adds: &[(u32, u32, usize)], expected: &[u32]) {
         let mut lru = FairLru::default();
-        let mut places: BTreeMap<u32, Place> = BTreeMap::new();
+        let mut entries: BTreeMap<u32, LruEntry<u32>> = BTreeMap::new();
         let mut gone = Vec::new();
         for &(tenant, key, weight) in adds {
-            while places.values().map(|place| place.weight).sum::<usize>() + weight > room {
+            while entries.values().map(|entry| entry.weight).sum::<usize>() + weight > room {
                 let victim = lru.victim(Load::Weight, TenantId(tenant), weight).unwrap();
-                assert_eq!(lru.remove(places.remove(&victim).unwrap()), victim);
+                lru.remove(entries.remove(&victim).unwrap());
                 gone.push(victim);
             }
-            places.insert(key, lru.insert(TenantId(tenant), key, weight));
+            entries.insert(key, lru.insert(TenantId(tenant), key, weight));
         }
         assert_eq!(gone, expected);
     }
@@ -138,6 +138,7 @@ mod tests {
         let [first, _second] = [1, 2].map(|key| lru.insert(TenantId(1), key, 1));
         let touched = lru.touch(first);
         assert_eq!(lru.victim(Load::Entries, TenantId(1), 1), Some(2));
-        assert_eq!(lru.remove(touched), 1);
+        lru.remove(touched);
+        assert_eq!(lru.tenants[&TenantId(1)].entries.len(), 1);
     }
 }

@@ -179,7 +179,7 @@ impl QualityGuard {
         let was_off = record.pause > 0;
         record.pause = record.pause.saturating_sub(1);
         if was_off && record.pause == 0 {
-            self.renew(class);
+            self.refresh_quality(class);
         }
     }
 
@@ -202,7 +202,7 @@ impl QualityGuard {
         let record = self.records.entry((tenant, class)).or_default();
         record.remember(verdict, self.config.window);
         let fault = if record.pause == 0 { record.judge(&verdict, &self.config) } else { None };
-        self.renew(class);
+        self.refresh_quality(class);
         fault
     }
 
@@ -212,7 +212,7 @@ impl QualityGuard {
         &self.classes
     }
 
-    fn renew(&mut self, class: MatchClass) {
+    fn refresh_quality(&mut self, class: MatchClass) {
         let records: Vec<_> = self.records.iter().filter(|((_, of), _)| *of == class).map(|(_, record)| record).collect();
         let quality = quality(&records, self.config.error_rate);
         match self.classes.binary_search_by_key(&class, |(known, _)| *known) {

@@ -67,7 +67,7 @@ impl Access {
         if tenants.is_open() || next.is_open() {
             return Err(ReloadError::NoKeys);
         }
-        let next = tenants.succeeded_by(next);
+        let next = tenants.with_keys_of(next);
         let reload = Reload { num_keys: next.num_keys(), other_quotas: next.other_quotas() };
         *tenants = Arc::new(next);
         Ok(reload)

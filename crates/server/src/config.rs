@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use protocol::SharingMode;
+use tokens::SharingMode;
 
 use crate::sampling_defaults::SamplingDefaults;
 use crate::web::WebAccess;

@@ -1,9 +1,9 @@
 //! Open connections: admission and serving.
 
+mod accept_failures;
 mod front;
-mod places;
 mod replies;
-mod trouble;
+mod slots;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,12 +18,12 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
+use self::accept_failures::AcceptFailures;
 use self::front::Front;
-pub(crate) use self::places::Answering;
-pub use self::places::Overload;
-use self::places::{Place, PlaceLimits, Places};
 use self::replies::Replies;
-use self::trouble::Trouble;
+pub(crate) use self::slots::Answering;
+pub use self::slots::Overload;
+use self::slots::{ConnectionLimits, ConnectionSlot, ConnectionSlots};
 use crate::config::ServerConfig;
 use crate::state::AppState;
 
@@ -31,10 +31,10 @@ use crate::state::AppState;
 pub(crate) struct Connections {
     front: Front,
     http: http1::Builder,
-    places: Arc<Places>,
+    slots: Arc<ConnectionSlots>,
     graceful: GracefulShutdown,
     tasks: JoinSet<()>,
-    trouble: Trouble,
+    accept_failures: AcceptFailures,
 }
 
 /// Type of a future that never ends: accepting does not end by itself.
@@ -48,14 +48,14 @@ impl Connections {
             .header_read_timeout(config.header_read_timeout)
             .max_headers(config.max_headers)
             .max_buf_size(config.max_header_bytes);
-        let limits = PlaceLimits { max_connections: config.max_connections, max_per_peer: config.max_connections_per_peer };
+        let limits = ConnectionLimits { max_connections: config.max_connections, max_per_peer: config.max_connections_per_peer };
         Self {
             front: Front::default(),
             http,
-            places: Places::new(limits),
+            slots: ConnectionSlots::new(limits),
             graceful: GracefulShutdown::new(),
             tasks: JoinSet::new(),
-            trouble: Trouble::default(),
+            accept_failures: AcceptFailures::default(),
         }
     }
 
@@ -69,7 +69,7 @@ impl Connections {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
                     Ok((socket, address)) => self.welcome(socket, address),
-                    Err(error) => sleep(self.trouble.backoff_after(&error, &self.places, Instant::now())).await,
+                    Err(error) => sleep(self.accept_failures.backoff_after(&error, &self.slots, Instant::now())).await,
                 },
                 // Removes finished tasks one by one.
                 Some(_) = self.tasks.join_next() => {}
@@ -78,19 +78,19 @@ impl Connections {
     }
 
     fn welcome(&mut self, socket: TcpStream, address: SocketAddr) {
-        self.trouble.reset();
-        match self.places.enter(address.ip()) {
-            Some(place) => self.spawn(socket, place),
-            None => debug!(%address, "no place for a connection"),
+        self.accept_failures.reset();
+        match self.slots.enter(address.ip()) {
+            Some(slot) => self.spawn(socket, slot),
+            None => debug!(%address, "no slot for a connection"),
         }
     }
 
-    fn spawn(&mut self, socket: TcpStream, place: Place) {
+    fn spawn(&mut self, socket: TcpStream, slot: ConnectionSlot) {
         // Tokens are small and must not wait for one another.
         if let Err(error) = socket.set_nodelay(true) {
             debug!(%error, "setting TCP_NODELAY");
         }
-        let (front, overload, answering) = (self.front.clone(), place.overload(), place.answering());
+        let (front, overload, answering) = (self.front.clone(), slot.overload(), slot.answering());
         let service = service_fn(move |request| front.clone().answer(request, overload, answering.clone()));
         let connection = self.http.serve_connection(TokioIo::new(Replies::new(socket)), service);
         let connection = self.graceful.watch(connection);
@@ -100,7 +100,7 @@ impl Connections {
                     Ok(()) => {}
                     Err(error) => debug!(%error, "connection closed"),
                 },
-                () = place.closed() => debug!("connection closed for another one"),
+                () = slot.closed() => debug!("connection closed for another one"),
             }
         });
     }

@@ -1,6 +1,6 @@
 //! The thread that owns the engine, and its handles on the HTTP side.
 //!
-//! One OS thread named `engine` runs steps. Commands arrive over one channel, bounded by queue places and inspection permits. The result
+//! One OS thread named `engine` runs steps. Commands arrive over one channel, bounded by queue slots and inspection permits. The result
 //! of a step goes over another channel to a task that dispatches it over one bounded channel per request. A request is aborted by dropping
 //! its [`TokenStream`]: the task checks for closed channels after every step, so nothing can be lost on the way and nothing has to be sent
 //! from a destructor. No lock is held across a step, and a slow reader never blocks one: when its channel is full, its request is aborted.
@@ -12,10 +12,10 @@ mod explanations;
 mod fatal;
 mod handle;
 mod inspect;
-mod places;
 mod report;
 mod route;
 mod shared;
+mod slots;
 mod stream;
 mod worker;
 
@@ -36,8 +36,8 @@ pub(crate) use stream::{StreamError, TokenStream};
 
 use self::dispatch::Dispatcher;
 use self::explanations::Explanations;
-use self::places::Places;
 use self::shared::Shared;
+use self::slots::QueueSlots;
 use self::worker::Worker;
 use crate::metrics::Metrics;
 
@@ -74,14 +74,14 @@ impl EngineThread {
         E: Executor + Send + 'static,
     {
         assert!(config.max_queue > 0 && config.stream_buffer > 0, "a queue of nothing refuses everything: {config:?}");
-        // Each command but `Stop` holds a place or a permit until it has been received, which bounds the channel.
+        // Each command but `Stop` holds a slot or a permit until it has been received, which bounds the channel.
         let (commands, receiver) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
             phase: watch::Sender::new(Phase::Running),
             stats: watch::Sender::new(engine.stats()),
             scheduler: engine.config().clone(),
             in_flight: watch::Sender::new(0),
-            places: Arc::new(Places::new(config.max_queue)),
+            slots: Arc::new(QueueSlots::new(config.max_queue)),
             inspections: Arc::new(Semaphore::new(MAX_INSPECTIONS)),
             explanations: Arc::new(Semaphore::new(MAX_EXPLANATIONS)),
             explaining: Mutex::default(),
@@ -97,7 +97,7 @@ impl EngineThread {
             commands: receiver,
             dispatches,
             abandoned,
-            places: BTreeMap::new(),
+            slots: BTreeMap::new(),
             arrivals: VecDeque::new(),
             explanations: Explanations::default(),
             metrics,

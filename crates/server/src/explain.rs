@@ -1,8 +1,8 @@
 //! Conversion of the engine's results into types of the API.
 
 use engine::{Explanation, KvUsage, MatchClass, RejectReason, ReuseSpan, SpanMatch, SpanOutcome, TrafficClass, TrafficQuality};
-use protocol::{CostEstimate, DonorSource, ExplainedSpan, ReuseReason, SharingMode, TrafficState};
-use tokens::DonorId;
+use protocol::{CostEstimate, DonorSource, ExplainedSpan, ReuseReason, TrafficState};
+use tokens::{DonorId, SharingMode};
 
 use crate::encode::Encoded;
 use crate::valid::ValidRequest;

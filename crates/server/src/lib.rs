@@ -45,7 +45,6 @@ pub use engine_thread::{EngineHandle, EngineThread, EngineThreadConfig, Fatal, P
 pub use error::ApiError;
 pub use metrics::Metrics;
 pub use model::{ModelInfo, ServedModel};
-pub use protocol::SharingMode;
 pub use routes::router;
 pub use sampling_defaults::SamplingDefaults;
 pub use scope::{ScopeSecret, ShortSecret};

@@ -278,13 +278,13 @@ impl RequestMetrics {
     }
 
     /// Counts the prompt of a request. To be called once per request, when it is admitted.
-    pub(crate) fn count_prompt(&self, mode: engine::KvSharingMode, usage: &engine::KvUsage) -> CacheOutcome {
+    pub(crate) fn count_prompt(&self, mode: tokens::SharingMode, usage: &engine::KvUsage) -> CacheOutcome {
         let approximate = usage.span_tokens + usage.continued_tokens;
         let (computed, prefix, span) = (u64::from(usage.computed_tokens), u64::from(usage.prefix_tokens), u64::from(approximate));
         let all = computed + prefix + span;
         self.prompt_tokens.increment(all);
         self.prompt_tokens_cached.increment(prefix);
-        if mode != engine::KvSharingMode::Off {
+        if mode != tokens::SharingMode::Off {
             self.prefix_cache_queries.increment(all);
             self.prefix_cache_hits.increment(prefix);
         }

@@ -364,7 +364,7 @@ mod tests {
 
     fn kv_sharing() -> KvSharingOptions {
         KvSharingOptions {
-            mode: Some(protocol::SharingMode::Span),
+            mode: Some(tokens::SharingMode::Span),
             policy: Some("dhd".into()),
             max_deviation: Some(protocol::DeviationBound::Number(0.5)),
             store: Some(true),

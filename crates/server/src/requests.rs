@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use engine::{KvSharingMode, Repair, Request, SamplingParams};
-use protocol::SharingMode;
-use tokens::{Scope, Timestamp};
+use engine::{Repair, Request, SamplingParams};
+use tokens::{Scope, SharingMode, Timestamp};
 
 use crate::corpora::Corpora;
 use crate::encode::Encoded;
@@ -52,7 +51,7 @@ impl RequestBuilder<'_> {
             scope: self.scope(Owner::Tenant(&caller.name), request.cache_salt.as_deref()),
             session: sharing.session.as_ref().map(|session| session_of(self.secret, &caller.name, session)),
             readable: self.readable_scopes(caller),
-            sharing: engine_mode(sharing.mode),
+            sharing: sharing.mode,
             repair: sharing.bounded_repair(),
             store: sharing.store,
             template: prompt.template.clone(),
@@ -83,7 +82,7 @@ impl RequestBuilder<'_> {
             scope: self.scope(Owner::Corpus(corpus), None),
             session: Some(corpus_session(self.secret, corpus)),
             readable: Vec::new(),
-            sharing: KvSharingMode::Off,
+            sharing: SharingMode::Off,
             repair: Repair::structural(),
             store: true,
             template: prompt.template.clone(),
@@ -101,16 +100,5 @@ impl RequestBuilder<'_> {
 
     fn scope(self, owner: Owner<'_>, cache_salt: Option<&str>) -> Scope {
         scope_of(self.secret, ScopeInputs { owner, epoch: self.fingerprint, cache_salt })
-    }
-}
-
-const fn engine_mode(mode: SharingMode) -> KvSharingMode {
-    match mode {
-        SharingMode::Off => KvSharingMode::Off,
-        SharingMode::Prefix => KvSharingMode::Prefix,
-        SharingMode::Span => KvSharingMode::Span,
-        SharingMode::Semantic => KvSharingMode::Semantic,
-        SharingMode::Auto => KvSharingMode::Auto,
-        SharingMode::Shadow => KvSharingMode::Shadow,
     }
 }

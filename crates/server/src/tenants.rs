@@ -163,7 +163,7 @@ impl Tenants {
     }
 
     /// Combines the keys of `next` with the tenant ids of `self`: KV is stored by id. A tenant without keys keeps its id.
-    pub(crate) fn succeeded_by(&self, next: Self) -> Self {
+    pub(crate) fn with_keys_of(&self, next: Self) -> Self {
         let mut names = self.names.clone();
         names.extend(next.names.iter().filter(|name| !self.names.contains(name)).cloned());
         let quota_of = |name: &String| next.names.iter().position(|known| known == name).and_then(|index| next.quotas[index]);
@@ -308,13 +308,13 @@ mod tests {
     fn tenants_keep_their_numbers_when_keys_are_read_again() {
         let quota = |secret, tenant, quota| ApiKey { quota, ..key(secret, tenant) };
         let next = Tenants::try_new(vec![quota("k9", "c", Some(0.5)), key("k2", "b")]).unwrap();
-        let next = two().succeeded_by(next);
+        let next = two().with_keys_of(next);
         let id = |secret| next.authenticate(Some(secret)).map(|caller| (caller.tenant.0, caller.name));
         assert_eq!(id("k9"), Ok((2, "c".to_owned())));
         assert_eq!(id("k2"), Ok((1, "b".to_owned())));
         assert_eq!(id("k1"), Err(KeyError::Unknown));
         assert_eq!((next.name(TenantId(0)), next.num_keys(), next.other_quotas()), (Some("a"), 2, vec!["c".to_owned()]));
-        let again = next.succeeded_by(two());
+        let again = next.with_keys_of(two());
         assert_eq!(again.authenticate(Some("k1")).unwrap().tenant, TenantId(0));
         assert!(again.other_quotas().is_empty());
     }

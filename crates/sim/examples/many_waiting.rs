@@ -5,10 +5,10 @@
 use std::time::{Duration, Instant};
 
 use engine::{
-    EngineCore, Executor, ExecutorError, KvSharingMode, ModelRunnerOutput, Repair, Request, SampledToken, SamplingParams,
-    SchedulerConfig, SchedulerOutput,
+    EngineCore, Executor, ExecutorError, ModelRunnerOutput, Repair, Request, SampledToken, SamplingParams, SchedulerConfig,
+    SchedulerOutput,
 };
-use tokens::{Borders, RequestId, Scope, TenantId, Timestamp, TokenId};
+use tokens::{Borders, RequestId, Scope, SharingMode, TenantId, Timestamp, TokenId};
 
 const PROMPT_TOKENS: usize = 128_000;
 const NUM_DONORS: u64 = 64;
@@ -63,7 +63,7 @@ impl Random {
 }
 
 /// Makes request `id` for `prompt`, which generates `max_tokens` tokens.
-fn request(id: u64, prompt: Vec<TokenId>, sharing: KvSharingMode, max_tokens: u32) -> Request {
+fn request(id: u64, prompt: Vec<TokenId>, sharing: SharingMode, max_tokens: u32) -> Request {
     Request {
         request_id: RequestId(id),
         prompt_token_ids: prompt.into(),
@@ -94,19 +94,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .collect();
     let mut engine = EngineCore::new(config, Mute)?;
     for id in 0..NUM_DONORS {
-        engine.add_request(request(id, random.shuffled(&chunks), KvSharingMode::Prefix, 1), Timestamp::default());
+        engine.add_request(request(id, random.shuffled(&chunks), SharingMode::Prefix, 1), Timestamp::default());
         run(&mut engine)?;
     }
     // Long answers take all of `max_num_seqs` but one, then that one, too.
     for id in 100..102 {
-        engine.add_request(request(id, random.tokens(40), KvSharingMode::Prefix, 3000), Timestamp::default());
+        engine.add_request(request(id, random.tokens(40), SharingMode::Prefix, 3000), Timestamp::default());
     }
     engine.step(Timestamp::default())?;
     println!("{} donors of {PROMPT_TOKENS} tokens; times in ms\n", engine.stats().num_donors);
     println!("| operation | median | longest |");
     println!("|---|--:|--:|");
     let mut next_id = 1000;
-    for (name, mode) in [("span", KvSharingMode::Span), ("semantic", KvSharingMode::Semantic)] {
+    for (name, mode) in [("span", SharingMode::Span), ("semantic", SharingMode::Semantic)] {
         let mut times = Vec::new();
         for _ in 0..10 {
             let long = Request { store: false, ..request(next_id, random.shuffled(&chunks), mode, 1) };
@@ -119,16 +119,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         report(&format!("a step that admits 128,000 tokens, {name}"), times);
     }
-    engine.add_request(request(102, random.tokens(40), KvSharingMode::Prefix, 3000), Timestamp::default());
+    engine.add_request(request(102, random.tokens(40), SharingMode::Prefix, 3000), Timestamp::default());
     engine.step(Timestamp::default())?;
     let mut times = Vec::new();
     for _ in 0..NUM_WAITING {
-        let waiting = request(next_id, random.tokens(WAITING_TOKENS), KvSharingMode::Span, 1);
+        let waiting = request(next_id, random.tokens(WAITING_TOKENS), SharingMode::Span, 1);
         next_id += 1;
         times.push(timed(|| engine.add_request(waiting, Timestamp::from_micros(next_id))));
     }
     report("add one of 10,000 requests of 300 tokens, span", times);
-    for (name, mode) in [("span", KvSharingMode::Span), ("semantic", KvSharingMode::Semantic)] {
+    for (name, mode) in [("span", SharingMode::Span), ("semantic", SharingMode::Semantic)] {
         let requests: Vec<Request> = (0..20).map(|i| request(next_id + i, random.shuffled(&chunks), mode, 1)).collect();
         next_id += 20;
         ask(&mut engine, requests, Timestamp::from_micros(next_id), name);

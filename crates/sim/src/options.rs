@@ -4,7 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use engine::{KvSharingMode, SchedulePolicy, SchedulerConfig};
+use engine::{SchedulePolicy, SchedulerConfig};
+use tokens::SharingMode;
 
 use crate::CostModel;
 
@@ -16,7 +17,7 @@ pub struct SimOptions {
     /// Orders of the waiting requests.
     pub policies: Vec<SchedulePolicy>,
     /// KV that all requests may reuse.
-    pub sharing: KvSharingMode,
+    pub sharing: SharingMode,
     /// Factor of the arrival times: below 1 is more load. Finite and not negative.
     pub time_scale: f64,
     /// Requests to replay from the trace's start; `None` for all.
@@ -46,7 +47,7 @@ impl Default for SimOptions {
         Self {
             pools: vec![PoolSize::Blocks(1_000), PoolSize::Blocks(4_000), PoolSize::Blocks(16_000), PoolSize::Unlimited],
             policies: vec![SchedulePolicy::Fcfs, SchedulePolicy::KvHitRate, SchedulePolicy::RemainingWork],
-            sharing: KvSharingMode::Prefix,
+            sharing: SharingMode::Prefix,
             time_scale: 1.0,
             max_requests: None,
             cost: CostModel::default(),

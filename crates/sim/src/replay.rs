@@ -3,10 +3,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use engine::{
-    EngineCore, EngineEvent, KvSharingMode, KvUsage, Request, RequestError, SamplingParams, SchedulePolicy, SchedulerConfig,
-};
-use tokens::{BlockSize, Borders, RequestId, Scope, Timestamp};
+use engine::{EngineCore, EngineEvent, KvUsage, Request, RequestError, SamplingParams, SchedulePolicy, SchedulerConfig};
+use tokens::{BlockSize, Borders, RequestId, Scope, SharingMode, Timestamp};
 
 use crate::prompt::padded_prompt;
 use crate::report::{RunReport, TtftReport};
@@ -24,7 +22,7 @@ pub struct ReplayConfig {
     /// Size of the pool.
     pub pool: PoolSize,
     /// KV that all requests may reuse.
-    pub sharing: KvSharingMode,
+    pub sharing: SharingMode,
     /// Cost of steps.
     pub cost: CostModel,
     /// Order of the waiting requests.
@@ -74,7 +72,7 @@ impl ReplayConfig {
             PoolSize::Unlimited => lengths.clone().map(|len| block_size.blocks_for(len as usize)).sum::<usize>() + 1,
         };
         let defaults = SchedulerConfig::new(num_blocks, lengths.max().unwrap_or_default().max(2));
-        let max_donors = if self.sharing == KvSharingMode::Span { defaults.max_donors } else { 0 };
+        let max_donors = if self.sharing == SharingMode::Span { defaults.max_donors } else { 0 };
         SchedulerConfig {
             block_size,
             policy: self.policy,

@@ -1,7 +1,7 @@
 //! Builder of requests with defaults.
 
-use engine::{KvSharingMode, Request, SamplingParams};
-use tokens::{Borders, RequestId, Scope, SessionId, TenantId, Timestamp, TokenId, TokenRange};
+use engine::{Request, SamplingParams};
+use tokens::{Borders, RequestId, Scope, SessionId, SharingMode, TenantId, Timestamp, TokenId, TokenRange};
 
 /// Request under construction: greedy, 4 tokens, prefix sharing, stored, in scope 0, arrived at time 0.
 #[derive(Clone, Debug)]
@@ -19,7 +19,7 @@ impl RequestBuilder {
             session: None,
             scope: Scope(0),
             readable: Vec::new(),
-            sharing: KvSharingMode::Prefix,
+            sharing: SharingMode::Prefix,
             repair: engine::Repair::structural(),
             store: true,
             template: Vec::new(),
@@ -38,7 +38,7 @@ impl RequestBuilder {
 
     /// Sets the sharing mode.
     #[must_use]
-    pub fn sharing(mut self, sharing: KvSharingMode) -> Self {
+    pub fn sharing(mut self, sharing: SharingMode) -> Self {
         self.0.sharing = sharing;
         self
     }

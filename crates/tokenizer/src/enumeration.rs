@@ -29,7 +29,7 @@ struct Candidate<'a> {
 struct Key<'a> {
     before: &'a str,
     /// Text after the number; a digit stands for each number.
-    behind: String,
+    after: String,
     script: Script,
 }
 
@@ -105,8 +105,8 @@ fn candidates_of<'a>(text: &'a str, offset: usize, line: &'a str) -> Vec<Candida
         lettered(&body[at..at + len]).map(move |(value, script)| (at..at + len, value, script))
     });
     let candidate = |(number, value, script): (Range<usize>, u32, Script)| {
-        let (end, behind) = end_of_label(&body[number.end..], number.start > 0)?;
-        let key = Key { before: &body[..number.start], behind, script };
+        let (end, after) = end_of_label(&body[number.end..], number.start > 0)?;
+        let key = Key { before: &body[..number.start], after, script };
         // The range extends up to the text, even if that begins on another line.
         let label_end = start + number.end + end;
         let gap = text[label_end..].find(char::is_alphanumeric).unwrap_or(text.len() - label_end);

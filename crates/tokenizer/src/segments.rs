@@ -109,7 +109,7 @@ impl SegmentRule {
                 paragraph_offsets(&text.bytes).into_iter().chain(labels).collect()
             }
             Self::Named { separators, .. } => {
-                separators.iter().flat_map(|separator| offsets_behind(&text.bytes, separator.as_bytes())).collect()
+                separators.iter().flat_map(|separator| separator_ends(&text.bytes, separator.as_bytes())).collect()
             }
         };
         let mut starts: Vec<u32> = offsets.into_iter().filter_map(|offset| text.position_of(offset)).collect();
@@ -159,7 +159,7 @@ fn is_heading(line: &[u8]) -> bool {
 }
 
 /// Returns the ends of the non-overlapping occurrences of `separator`.
-fn offsets_behind(text: &[u8], separator: &[u8]) -> Vec<usize> {
+fn separator_ends(text: &[u8], separator: &[u8]) -> Vec<usize> {
     let (mut offset, mut offsets) = (0, Vec::new());
     while let Some(found) = text[offset..].windows(separator.len()).position(|window| window == separator) {
         offset += found + separator.len();

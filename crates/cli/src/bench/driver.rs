@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use engine::{EngineCore, EngineEvent, EngineStats, KvSharingMode, KvUsage, Repair, Request, SamplingParams, SchedulerConfig};
+use engine::{EngineCore, EngineEvent, EngineStats, KvUsage, Repair, Request, SamplingParams, SchedulerConfig};
 use runner::{ModelRunner, StepTimings};
-use tokens::{RequestId, Scope, TenantId, Timestamp, TokenId};
+use tokens::{RequestId, Scope, SharingMode, TenantId, Timestamp, TokenId};
 
 /// Engine with counters of requests and texts.
 pub(crate) struct Driver {
@@ -18,7 +18,7 @@ pub(crate) struct Driver {
 
 /// Request for one prompt.
 #[derive(Clone, Debug)]
-pub(crate) struct Ask {
+pub(crate) struct BenchRequest {
     /// Prompt.
     pub(crate) tokens: Vec<TokenId>,
     /// Starts of the segments, whose text does not depend on what precedes them.
@@ -26,7 +26,7 @@ pub(crate) struct Ask {
     /// Tokens to generate.
     pub(crate) max_tokens: u32,
     /// KV that may be reused.
-    pub(crate) sharing: KvSharingMode,
+    pub(crate) sharing: SharingMode,
     /// Policy that selects the rows to recompute.
     pub(crate) repair: Repair,
     /// True if later prompts may use its KV.
@@ -35,7 +35,7 @@ pub(crate) struct Ask {
 
 /// Measurements of a request that ran alone.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Ran {
+pub(crate) struct RequestTimes {
     /// Time from submission to the first token.
     pub(crate) ttft: Duration,
     /// Time from the first token to the last.
@@ -55,11 +55,11 @@ pub(crate) struct Step {
     pub(crate) events: Vec<EngineEvent>,
 }
 
-impl Ask {
+impl BenchRequest {
     /// Requests full computation, and stores no KV.
     pub(crate) fn exact(tokens: Vec<TokenId>, max_tokens: u32) -> Self {
         let (segments, repair) = (Vec::new(), Repair::structural());
-        Self { tokens, segments, max_tokens, sharing: KvSharingMode::Off, repair, store: false }
+        Self { tokens, segments, max_tokens, sharing: SharingMode::Off, repair, store: false }
     }
 
     /// Requests full computation, and stores the KV for later prompts.
@@ -117,22 +117,22 @@ impl Driver {
     ///
     /// # Errors
     /// If it can never run.
-    pub(crate) fn add(&mut self, ask: Ask) -> anyhow::Result<RequestId> {
+    pub(crate) fn add(&mut self, request: BenchRequest) -> anyhow::Result<RequestId> {
         self.num_requests += 1;
         let request = Request {
             request_id: RequestId(self.num_requests),
-            prompt_token_ids: ask.tokens.into(),
-            sampling: SamplingParams::greedy(ask.max_tokens),
+            prompt_token_ids: request.tokens.into(),
+            sampling: SamplingParams::greedy(request.max_tokens),
             tenant: TenantId::default(),
             session: None,
             scope: Scope::default(),
             readable: Vec::new(),
-            sharing: ask.sharing,
-            repair: ask.repair,
+            sharing: request.sharing,
+            repair: request.repair,
             embedding: None,
-            store: ask.store,
+            store: request.store,
             template: Vec::new(),
-            borders: ask.segments.into(),
+            borders: request.segments.into(),
             arrival: self.now(),
         };
         let request_id = request.request_id;
@@ -162,29 +162,29 @@ impl Driver {
     ///
     /// # Errors
     /// If it cannot run, or the model fails.
-    pub(crate) fn run(&mut self, ask: Ask) -> anyhow::Result<Ran> {
-        let mut ran = Ran::default();
+    pub(crate) fn run(&mut self, request: BenchRequest) -> anyhow::Result<RequestTimes> {
+        let mut times = RequestTimes::default();
         let mut first = None;
         let sent = Instant::now();
-        self.add(ask)?;
+        self.add(request)?;
         loop {
             let step = self.step()?;
             if first.is_none() {
-                ran.timings += self.timings();
+                times.timings += self.timings();
             }
             if first.is_none() && step.num_tokens() > 0 {
                 first = Some(Instant::now());
             }
             if let Some(usage) = step.final_usage() {
-                ran.usage = usage;
+                times.usage = usage;
                 break;
             }
         }
         let first = first.context("the request ended without a token")?;
-        ran.ttft = first - sent;
-        ran.decode = first.elapsed();
+        times.ttft = first - sent;
+        times.decode = first.elapsed();
         self.flush()?;
-        Ok(ran)
+        Ok(times)
     }
 
     /// Aborts `requests`, and runs the engine until they are gone, outside of measured times.
@@ -324,13 +324,13 @@ mod tests {
         let mut driver = tiny_driver(64);
         let text = driver.text(300);
         let prefix_tokens = |driver: &mut Driver| {
-            let ask = Ask { sharing: KvSharingMode::Prefix, ..Ask::exact(text.clone(), 2) };
-            let ran = driver.run(ask).unwrap();
-            assert!(ran.ttft >= ran.timings.total() && ran.decode > Duration::ZERO);
-            ran.usage.prefix_tokens
+            let request = BenchRequest { sharing: SharingMode::Prefix, ..BenchRequest::exact(text.clone(), 2) };
+            let times = driver.run(request).unwrap();
+            assert!(times.ttft >= times.timings.total() && times.decode > Duration::ZERO);
+            times.usage.prefix_tokens
         };
         assert_eq!(prefix_tokens(&mut driver), 0);
-        driver.run(Ask::stored(text.clone())).unwrap();
+        driver.run(BenchRequest::stored(text.clone())).unwrap();
         assert!(prefix_tokens(&mut driver) >= 288);
         driver.forget();
         assert_eq!(prefix_tokens(&mut driver), 0);

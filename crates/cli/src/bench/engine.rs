@@ -140,28 +140,28 @@ fn measure(args: &EngineBenchArgs, driver: &mut Driver, report: &mut EngineRepor
     let mut progress = Progress::new("measuring", Unit::Count, num_kinds as u64 * u64::from(args.repeats));
     let mut done = || progress.add(1);
     for (length, row) in latency.measure(driver, &mut done) {
-        report.lengths.extend(report.failures.keep(|| format!("a prompt of {length} tokens"), row));
+        report.lengths.extend(report.failures.ok_or_record(|| format!("a prompt of {length} tokens"), row));
     }
     for &batch in &args.batches {
         let row = driver.attempt(|driver| batches.measure(driver, batch, &mut done));
-        report.batches.extend(report.failures.keep(|| format!("a batch of {batch}"), row));
+        report.batches.extend(report.failures.ok_or_record(|| format!("a batch of {batch}"), row));
     }
     if let Some(load) = args.throughput {
         let row = driver.attempt(|driver| load.measure(driver, args.repeats, &mut done));
-        report.throughput = report.failures.keep(|| "throughput".to_owned(), row);
+        report.throughput = report.failures.ok_or_record(|| "throughput".to_owned(), row);
     }
     progress.finish();
     Ok(())
 }
 
 /// Collector of failures.
-trait Keep {
+trait RecordFailure {
     /// Returns the row of `what`, or records the failure.
-    fn keep<T>(&mut self, what: impl FnOnce() -> String, row: anyhow::Result<T>) -> Option<T>;
+    fn ok_or_record<T>(&mut self, what: impl FnOnce() -> String, row: anyhow::Result<T>) -> Option<T>;
 }
 
-impl Keep for Vec<Failure> {
-    fn keep<T>(&mut self, what: impl FnOnce() -> String, row: anyhow::Result<T>) -> Option<T> {
+impl RecordFailure for Vec<Failure> {
+    fn ok_or_record<T>(&mut self, what: impl FnOnce() -> String, row: anyhow::Result<T>) -> Option<T> {
         row.map_err(|error| self.push(Failure { what: what(), error: format!("{error:#}") })).ok()
     }
 }

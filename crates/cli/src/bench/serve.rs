@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use eval::workload::{self, Record};
+use tokens::SharingMode;
 use tokio::task::JoinSet;
 
 use super::dispatch::Dispatch;
 use super::report::{Answer, Measured, Outcome, ServeReport, group};
-use crate::client::{ChatEvent, ChatRequest, Client, Message, SharingChoice};
-use crate::config::{KvSharing, Secret};
+use crate::client::{ChatEvent, ChatRequest, Client, Message};
+use crate::config::{Secret, sharing_mode_parser};
 use crate::json_args::JsonArgs;
 use crate::progress::{Progress, Unit};
 
@@ -40,8 +41,8 @@ pub(crate) struct ServeBenchArgs {
     #[arg(long, value_name = "N")]
     max_tokens: Option<u32>,
     /// Which KV may be reused [default: the server's]
-    #[arg(long, value_enum)]
-    kv_sharing: Option<KvSharing>,
+    #[arg(long, value_parser = sharing_mode_parser())]
+    kv_sharing: Option<SharingMode>,
     /// Share KV only with requests of this salt: another one for each run keeps runs on one server apart
     #[arg(long, value_name = "TEXT")]
     cache_salt: Option<String>,
@@ -58,7 +59,7 @@ struct Target {
     client: Client,
     model: String,
     max_tokens: Option<u32>,
-    kv_sharing: Option<KvSharing>,
+    kv_sharing: Option<SharingMode>,
     cache_salt: Option<String>,
 }
 
@@ -115,7 +116,7 @@ async fn measure(args: &ServeBenchArgs, records: &[Record]) -> anyhow::Result<Se
         url: args.url.clone(),
         model: target.model,
         workload: args.workload.display().to_string(),
-        kv_sharing: args.kv_sharing.map(|mode| mode.as_str().to_owned()),
+        kv_sharing: args.kv_sharing.map(|mode| mode.to_string()),
         concurrency: usize::from(args.concurrency),
         duration_seconds,
         requests_per_s: answers.len() as f64 / duration_seconds,
@@ -168,7 +169,7 @@ async fn ask(target: &Target, record: &Record) -> anyhow::Result<Answer> {
         max_tokens: Some(target.max_tokens.unwrap_or(record.max_tokens)),
         // Greedy, so that two runs differ only where the server does.
         temperature: Some(0.0),
-        kv_sharing: target.kv_sharing.map(|mode| SharingChoice { mode }),
+        kv_sharing: target.kv_sharing.map(Into::into),
         cache_salt: target.cache_salt.as_deref(),
     };
     let mut stopwatch = Stopwatch::start();

@@ -8,14 +8,15 @@ mod beside;
 mod composed;
 
 use anyhow::{Context, bail, ensure};
-use engine::{KvSharingMode, Repair, SchedulerConfig, SpanOutcome};
+use engine::{Repair, SchedulerConfig, SpanOutcome};
 use eval::stats::median;
 use eval::{Policy, table};
 use serde::Serialize;
+use tokens::SharingMode;
 
 use self::beside::{Beside, Decoders};
 use self::composed::Donor;
-use super::driver::{Ask, Driver, Ran, millis};
+use super::driver::{BenchRequest, Driver, RequestTimes, millis};
 use super::source::Source;
 use crate::config::{ConfigArgs, KvCacheDtype};
 use crate::json_args::JsonArgs;
@@ -153,7 +154,7 @@ fn measure(args: &SharingBenchArgs, driver: &mut Driver, report: &mut SharingRep
         let cold_ttft_ms = cold(driver, length, args.repeats)?;
         driver.forget();
         let donor = Donor::new(driver, length, args.spans, args.moved_share);
-        driver.run(donor.ask())?;
+        driver.run(donor.request())?;
         for &repair in &args.policies {
             let row = Case { driver, donor: &donor, repair, length, cold_ttft_ms }.measure(args);
             report.rows.push(row.with_context(|| format!("{repair} at {length} tokens"))?);
@@ -172,8 +173,8 @@ fn decoder_tokens(args: &SharingBenchArgs) -> u32 {
 fn cold(driver: &mut Driver, length: u32, repeats: u32) -> anyhow::Result<f64> {
     let mut times = Vec::new();
     for _ in 0..=repeats {
-        let ask = Ask::exact(driver.text(length), 1);
-        times.push(millis(driver.run(ask)?.ttft));
+        let request = BenchRequest::exact(driver.text(length), 1);
+        times.push(millis(driver.run(request)?.ttft));
     }
     Ok(median(times.split_off(1)))
 }
@@ -201,40 +202,40 @@ impl Case<'_> {
         Ok(self.summary(&all, beside))
     }
 
-    fn ask(&mut self) -> Ask {
-        Ask { sharing: KvSharingMode::Span, repair: self.repair, ..self.donor.composed(self.driver) }
+    fn request(&mut self) -> BenchRequest {
+        BenchRequest { sharing: SharingMode::Span, repair: self.repair, ..self.donor.composed(self.driver) }
     }
 
-    fn run_alone(&mut self) -> anyhow::Result<Ran> {
-        let ask = self.ask();
-        let ran = self.driver.run(ask)?;
-        if ran.usage.span_tokens + ran.usage.recomputed_tokens == 0 {
+    fn run_alone(&mut self) -> anyhow::Result<RequestTimes> {
+        let request = self.request();
+        let times = self.driver.run(request)?;
+        if times.usage.span_tokens + times.usage.recomputed_tokens == 0 {
             let outcomes = self.driver.stats().span_lookups;
             let seen: Vec<_> = outcomes.iter().filter(|(outcome, n)| *n > 0 && *outcome != SpanOutcome::Reused).collect();
             bail!("no span was moved; lookups ended so far with {seen:?}");
         }
-        Ok(ran)
+        Ok(times)
     }
 
     /// Measures beside decoding sequences, alternating with a prompt without spans that computes as many rows as `alone` did.
-    fn run_beside(&mut self, args: &SharingBenchArgs, alone: &Ran) -> anyhow::Result<BesideRow> {
+    fn run_beside(&mut self, args: &SharingBenchArgs, alone: &RequestTimes) -> anyhow::Result<BesideRow> {
         let num_rows = alone.usage.computed_tokens;
         let (mut sharing, mut same_rows) = (Vec::new(), Vec::new());
         let decoders = Decoders::start(self.driver, args.decoders, DECODER_PROMPT, decoder_tokens(args))?;
         for _ in 0..args.repeats {
-            let ask = self.ask();
-            sharing.push(decoders.measure(self.driver, ask)?);
-            let ask = Ask::exact(self.driver.text(num_rows), 1);
-            same_rows.push(decoders.measure(self.driver, ask)?);
+            let request = self.request();
+            sharing.push(decoders.measure(self.driver, request)?);
+            let request = BenchRequest::exact(self.driver.text(num_rows), 1);
+            same_rows.push(decoders.measure(self.driver, request)?);
         }
         decoders.stop(self.driver)?;
         let worst_ratio = median(sharing.iter().zip(&same_rows).map(|(one, other)| one.worst_ms / other.worst_ms));
         Ok(BesideRow { sharing: Beside::median_of(&sharing), same_rows: Beside::median_of(&same_rows), worst_ratio })
     }
 
-    fn summary(&self, all: &[Ran], beside: Option<BesideRow>) -> SharingRow {
-        let of = |value: &dyn Fn(&Ran) -> f64| median(all.iter().map(value));
-        let ttft_ms = of(&|ran| millis(ran.ttft));
+    fn summary(&self, all: &[RequestTimes], beside: Option<BesideRow>) -> SharingRow {
+        let of = |value: &dyn Fn(&RequestTimes) -> f64| median(all.iter().map(value));
+        let ttft_ms = of(&|times| millis(times.ttft));
         // The counts are equal in all repetitions except for ties between scores.
         let usage = all[all.len() / 2].usage;
         SharingRow {
@@ -245,13 +246,13 @@ impl Case<'_> {
             speedup: self.cold_ttft_ms / ttft_ms,
             span_tokens: usage.span_tokens,
             computed_tokens: usage.computed_tokens,
-            plan_ms: of(&|ran| millis(ran.ttft.saturating_sub(ran.timings.total()))),
-            move_ms: of(&|ran| millis(ran.timings.copies + ran.timings.moves)),
-            check_ms: of(&|ran| millis(ran.timings.check)),
-            probe_ms: of(&|ran| millis(ran.timings.probe)),
-            scoring_ms: of(&|ran| millis(ran.timings.scoring)),
-            forward_ms: of(&|ran| millis(ran.timings.forward)),
-            sample_ms: of(&|ran| millis(ran.timings.sample)),
+            plan_ms: of(&|times| millis(times.ttft.saturating_sub(times.timings.total()))),
+            move_ms: of(&|times| millis(times.timings.copies + times.timings.moves)),
+            check_ms: of(&|times| millis(times.timings.check)),
+            probe_ms: of(&|times| millis(times.timings.probe)),
+            scoring_ms: of(&|times| millis(times.timings.scoring)),
+            forward_ms: of(&|times| millis(times.timings.forward)),
+            sample_ms: of(&|times| millis(times.timings.sample)),
             beside,
         }
     }
@@ -343,8 +344,8 @@ mod tests {
             report("--lengths 1500 --policies none,epic,dhd@.10,impact@.2+drift --spans 4 --decoders 0 --repeats 1", 256)
                 .unwrap();
         let rows: Vec<_> = report.rows.iter().map(|row| row.computed_tokens).collect();
-        // Two percent are new, and a donor gives whole blocks; then come 16 head rows of each span, then shares.
-        assert!((30..70).contains(&rows[0]) && (rows[0] + 40..rows[0] + 90).contains(&rows[1]), "{rows:?}");
+        // Two percent are new, and a donor gives whole blocks; then come 8 head rows of each span, then shares.
+        assert!((30..70).contains(&rows[0]) && (rows[0] + 30..rows[0] + 60).contains(&rows[1]), "{rows:?}");
         assert_eq!((rows[2] - rows[1], rows[3] - rows[1] > 280), (150, true), "{rows:?}");
         assert!(
             report.rows.iter().all(|row| row.speedup > 0.0 && row.move_ms > 0.0 && row.check_ms > 0.0 && row.forward_ms > 0.0)

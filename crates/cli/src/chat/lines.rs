@@ -91,7 +91,7 @@ impl Terminal {
             Err(ReadlineError::Interrupted) => Ok(Line::Interrupted),
             Err(ReadlineError::Eof) => Ok(Line::End),
             Err(ReadlineError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
-                stderr::say("that was no UTF-8 and is dropped");
+                stderr::write_line("that was no UTF-8 and is dropped");
                 Ok(Line::Text(String::new()))
             }
             Err(error) => Err(error).context("reading the terminal"),

@@ -10,9 +10,10 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use protocol::KvSharingOptions;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{KvSharing, Secret};
+use crate::config::Secret;
 
 /// Timeout to open a connection. The answer itself has no timeout. Chosen.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -49,17 +50,10 @@ pub(crate) struct ChatRequest<'a> {
     pub(crate) temperature: Option<f32>,
     /// KV that may be reused; the server's default if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) kv_sharing: Option<SharingChoice>,
+    pub(crate) kv_sharing: Option<KvSharingOptions>,
     /// Salt; only requests of equal salt share KV.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) cache_salt: Option<&'a str>,
-}
-
-/// Request's `kv_sharing` object.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub(crate) struct SharingChoice {
-    /// KV that may be reused.
-    pub(crate) mode: KvSharing,
 }
 
 /// Piece of a streamed answer.

@@ -16,7 +16,7 @@ pub(crate) enum Auto<T> {
 
 impl<T> Auto<T> {
     /// Returns the operator's value, if there is one.
-    pub(crate) fn set(self) -> Option<T> {
+    pub(crate) fn value(self) -> Option<T> {
         match self {
             Self::Auto => None,
             Self::Set(value) => Some(value),

@@ -114,7 +114,7 @@ impl EngineConfig {
     /// Returns the compute threads.
     pub(crate) fn num_threads(&self) -> usize {
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        self.threads.set().unwrap_or_else(cores)
+        self.threads.value().unwrap_or_else(cores)
     }
 
     pub(super) fn problems(&self) -> Vec<String> {
@@ -156,7 +156,7 @@ impl EngineConfig {
                 "engine.max_num_batched_tokens {tokens} is below engine.max_num_seqs {seqs}, so a full batch could not take one token each"
             ));
         }
-        if self.max_model_len.set().is_some_and(|len| len < 2) {
+        if self.max_model_len.value().is_some_and(|len| len < 2) {
             problems.push("engine.max_model_len is below 2, so no prompt could be continued".to_owned());
         }
         problems

@@ -18,11 +18,13 @@ mod model;
 mod repair;
 mod server;
 mod sharing;
+mod sharing_mode;
 mod tenants;
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use tokens::SharingMode;
 
 pub(crate) use auto::Auto;
 pub(crate) use byte_size::ByteSize;
@@ -34,7 +36,8 @@ pub(crate) use log::{LogConfig, LogFormat};
 pub(crate) use model::{LoadFormat, ModelConfig, Secret, SourceArgs};
 pub(crate) use repair::{Deviation, RepairSetting};
 pub(crate) use server::ServerConfig;
-pub(crate) use sharing::{EmbedderKind, KvSharing, SharingConfig};
+pub(crate) use sharing::{EmbedderKind, SharingConfig};
+pub(crate) use sharing_mode::sharing_mode_parser;
 pub(crate) use tenants::TenantsConfig;
 
 use file::{parse_toml, read_text};
@@ -112,14 +115,13 @@ impl Config {
         problems.extend(self.engine.problems());
         problems.extend(self.sharing.problems());
         problems.extend(self.log.problems());
-        if let Some(max_model_len) = self.engine.max_model_len.set()
-            && matches!(self.sharing.mode, KvSharing::Span | KvSharing::Semantic)
+        if let Some(max_model_len) = self.engine.max_model_len.value()
+            && matches!(self.sharing.mode, SharingMode::Span | SharingMode::Semantic)
             && max_model_len < self.sharing.min_prompt
         {
             problems.push(format!(
                 "sharing.mode is \"{}\", but no prompt of engine.max_model_len {max_model_len} reaches sharing.min_prompt {}",
-                self.sharing.mode.as_str(),
-                self.sharing.min_prompt
+                self.sharing.mode, self.sharing.min_prompt
             ));
         }
         if problems.is_empty() { Ok(()) } else { Err(ConfigError::Invalid { problems }) }
@@ -172,7 +174,7 @@ mod tests {
         assert_eq!(config.server.port, 2222);
         assert_eq!(config.server.max_queue, 7);
         assert_eq!(config.server.host, "127.0.0.1");
-        assert_eq!(config.sharing.mode, KvSharing::Span);
+        assert_eq!(config.sharing.mode, SharingMode::Span);
         assert_eq!(config.engine.kv_cache_memory, Auto::Set(ByteSize::gib(2)));
     }
 
@@ -243,7 +245,7 @@ mod tests {
     fn secrets_are_not_printed() {
         let config = resolve("[model]\nhub_token = \"hf_abc\"", &[]).unwrap();
         assert!(!config.to_toml().contains("hf_abc") && !format!("{config:?}").contains("hf_abc"));
-        assert_eq!(config.model.hub_token.set().unwrap().reveal(), "hf_abc");
+        assert_eq!(config.model.hub_token.value().unwrap().reveal(), "hf_abc");
     }
 
     fn keys(text: &str) -> Vec<String> {

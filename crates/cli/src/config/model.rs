@@ -76,23 +76,23 @@ impl ModelConfig {
         ModelSource {
             name: &self.name,
             revision: &self.revision,
-            served_name: self.served_model_name.as_ref().set().map(String::as_str),
+            served_name: self.served_model_name.as_ref().value().map(String::as_str),
             has_random_weights: self.load_format == LoadFormat::Dummy,
-            tokenizer: self.tokenizer.as_ref().set().map(PathBuf::as_path),
-            cache_dir: self.cache_dir.as_ref().set().map(PathBuf::as_path),
+            tokenizer: self.tokenizer.as_ref().value().map(PathBuf::as_path),
+            cache_dir: self.cache_dir.as_ref().value().map(PathBuf::as_path),
             is_offline: self.hub_offline,
-            hub_token: self.hub_token.as_ref().set().map(Secret::reveal),
+            hub_token: self.hub_token.as_ref().value().map(Secret::reveal),
         }
     }
 
     /// True if sampling defaults of models are ignored.
     pub(crate) fn has_no_generation_config(&self) -> bool {
-        self.generation_config.as_ref().set().is_some_and(|folder| folder.as_os_str() == "none")
+        self.generation_config.as_ref().value().is_some_and(|folder| folder.as_os_str() == "none")
     }
 
     /// Returns the folder whose `generation_config.json` replaces the model's own.
     pub(crate) fn generation_folder(&self) -> Option<&Path> {
-        self.generation_config.as_ref().set().map(PathBuf::as_path).filter(|_| !self.has_no_generation_config())
+        self.generation_config.as_ref().value().map(PathBuf::as_path).filter(|_| !self.has_no_generation_config())
     }
 
     pub(super) fn problems(&self) -> Vec<String> {
@@ -103,7 +103,7 @@ impl ModelConfig {
         if self.revision.is_empty() {
             problems.push("model.revision is empty".to_owned());
         }
-        if self.served_model_name.as_ref().set().is_some_and(|name| name.trim().is_empty()) {
+        if self.served_model_name.as_ref().value().is_some_and(|name| name.trim().is_empty()) {
             problems.push("model.served_model_name is empty".to_owned());
         }
         problems

@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
+use tokens::SharingMode;
 
 use super::flag::set;
+use super::sharing_mode::sharing_mode_parser;
 use super::{Auto, ByteSize, Deviation, Device, Millis, RepairSetting};
 
 /// `[sharing]` of the configuration file.
@@ -13,7 +15,8 @@ use super::{Auto, ByteSize, Deviation, Device, Millis, RepairSetting};
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct SharingConfig {
     /// Mode of requests that name none.
-    pub(crate) mode: KvSharing,
+    #[serde(with = "protocol::sharing_mode")]
+    pub(crate) mode: SharingMode,
     /// Policy of requests that name none, as `name@ratio`.
     pub(crate) repair: RepairSetting,
     /// Bound of requests that name none; none by default.
@@ -82,29 +85,10 @@ pub(crate) enum Edits {
     Reuse,
 }
 
-/// KV of earlier requests that a request may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum KvSharing {
-    /// None. Exact.
-    Off,
-    /// Equal beginnings. Exact.
-    Prefix,
-    /// Also equal spans anywhere. Approximate.
-    Span,
-    /// As span, also from donors that mean something similar if there is an embedder, and of donors of the same text the one behind
-    /// the most similar text. Approximate.
-    Semantic,
-    /// As span for requests like those where that has proven to be good, by comparisons in idle time; as prefix for all others.
-    Auto,
-    /// Finds what span would reuse and records it, but reuses equal beginnings only. Exact.
-    Shadow,
-}
-
 impl Default for SharingConfig {
     fn default() -> Self {
         Self {
-            mode: KvSharing::Prefix,
+            mode: SharingMode::Prefix,
             repair: RepairSetting(engine::Repair::recommended()),
             max_deviation: Auto::Auto,
             min_span: 64,
@@ -133,9 +117,9 @@ impl SharingConfig {
     /// Returns the defaults of requests.
     pub(crate) fn defaults(&self) -> server::SharingDefaults {
         server::SharingDefaults {
-            mode: self.mode.into(),
+            mode: self.mode,
             repair: self.repair.0,
-            max_deviation: self.max_deviation.as_ref().set().map(Deviation::bound),
+            max_deviation: self.max_deviation.as_ref().value().map(Deviation::bound),
         }
     }
 
@@ -150,7 +134,7 @@ impl SharingConfig {
             share: self.verify_share,
             idle: self.verify_idle.get(),
             step: self.verify_step.get(),
-            heals: self.heal.as_ref().set().copied().unwrap_or(device != Device::Cpu),
+            heals: self.heal.as_ref().value().copied().unwrap_or(device != Device::Cpu),
             max_bytes: usize::try_from(self.verify_memory.0).unwrap_or(usize::MAX),
             ..engine::VerificationConfig::default()
         }
@@ -187,7 +171,7 @@ impl SharingConfig {
         }
         let refused = self.guard().checks().into_iter().filter(|(.., is_valid)| !is_valid);
         problems.extend(refused.map(|(name, value, range, _)| format!("sharing.{name} is {value}, but must be {range}")));
-        if self.mode == KvSharing::Auto && self.verify_share == 0.0 {
+        if self.mode == SharingMode::Auto && self.verify_share == 0.0 {
             problems.push("sharing.mode is \"auto\", but sharing.verify_share is 0: nothing would ever be proven".to_owned());
         }
         if self.verify_step == Millis(0) {
@@ -212,53 +196,13 @@ impl SharingConfig {
     }
 }
 
-impl KvSharing {
-    /// Returns the name in the API and the configuration.
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Off => "off",
-            Self::Prefix => "prefix",
-            Self::Span => "span",
-            Self::Semantic => "semantic",
-            Self::Auto => "auto",
-            Self::Shadow => "shadow",
-        }
-    }
-}
-
-impl From<KvSharing> for engine::KvSharingMode {
-    fn from(mode: KvSharing) -> Self {
-        match mode {
-            KvSharing::Off => Self::Off,
-            KvSharing::Prefix => Self::Prefix,
-            KvSharing::Span => Self::Span,
-            KvSharing::Semantic => Self::Semantic,
-            KvSharing::Auto => Self::Auto,
-            KvSharing::Shadow => Self::Shadow,
-        }
-    }
-}
-
-impl From<KvSharing> for server::SharingMode {
-    fn from(mode: KvSharing) -> Self {
-        match mode {
-            KvSharing::Off => Self::Off,
-            KvSharing::Prefix => Self::Prefix,
-            KvSharing::Span => Self::Span,
-            KvSharing::Semantic => Self::Semantic,
-            KvSharing::Auto => Self::Auto,
-            KvSharing::Shadow => Self::Shadow,
-        }
-    }
-}
-
 /// Flags of `[sharing]`.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "KV sharing")]
 pub(crate) struct SharingArgs {
     /// Which KV of earlier requests is reused [default: prefix]
-    #[arg(long, env = "KVSHARE_KV_SHARING", value_enum)]
-    kv_sharing: Option<KvSharing>,
+    #[arg(long, env = "KVSHARE_KV_SHARING", value_parser = sharing_mode_parser())]
+    kv_sharing: Option<SharingMode>,
     /// Policy that chooses which reused tokens are computed all the same, as name@ratio [default: impact@0.25+drift+sample=8+deviation=0.12+deep_bail_out=0.01]
     #[arg(long, env = "KVSHARE_REPAIR", value_name = "POLICY")]
     repair: Option<RepairSetting>,

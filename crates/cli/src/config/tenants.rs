@@ -69,7 +69,7 @@ impl TenantsConfig {
     /// If a file cannot be read or is invalid, or a variable named in it is not set.
     pub(crate) fn access(&self) -> anyhow::Result<Access> {
         let tenants = self.tenants()?;
-        let secret = match self.secret_file.as_ref().set() {
+        let secret = match self.secret_file.as_ref().value() {
             Some(path) => read_secret(path)?,
             None => ScopeSecret::random(),
         };
@@ -81,7 +81,7 @@ impl TenantsConfig {
     /// # Errors
     /// As [`TenantsConfig::access`].
     pub(crate) fn tenants(&self) -> anyhow::Result<Tenants> {
-        match self.api_keys.as_ref().set() {
+        match self.api_keys.as_ref().value() {
             Some(path) => read_keys(path, |name| std::env::var(name).ok()),
             None => Ok(Tenants::open()),
         }
@@ -101,7 +101,7 @@ impl TenantsConfig {
     /// # Errors
     /// As there, and if the file of keys is no plain file.
     pub(crate) fn tenants_again(&self) -> anyhow::Result<Tenants> {
-        if let Some(path) = self.api_keys.as_ref().set()
+        if let Some(path) = self.api_keys.as_ref().value()
             && path.metadata().is_ok_and(|file| !file.is_file())
         {
             bail!("{} is no plain file", path.display());

@@ -60,7 +60,7 @@ impl Scheduler {
         }
         for sequence in self.sequences.values_mut().filter(|sequence| is_erased(&sequence.request.owner())) {
             sequence.request.store = false;
-            sequence.said = None;
+            sequence.recorded_logprobs = None;
             sequence.shadow = None;
             self.in_flight.remove(sequence.request_id, sequence.block_hashes(), |hash| {
                 self.queue.wake_block(hash);

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use kv::BlockEntry;
-use tokens::{BlockId, DonorId, RequestId, TenantId, Timestamp, TokenRange};
+use tokens::{BlockId, DonorId, RequestId, SharingMode, TenantId, Timestamp, TokenRange};
 
 use super::hit::Hit;
-use super::seats::Way;
+use super::seats::SeatOutcome;
 use super::share::Demand;
 use super::{Scheduler, reused_ranges};
 use crate::donors::{FoundSpans, covering};
@@ -16,8 +16,7 @@ use crate::queue::Ticket;
 use crate::sequence::Sequence;
 use crate::verifier::REUSE_TOP;
 use crate::{
-    BlockCopy, EngineEvent, KvSharingMode, KvUsage, NewRequest, ProbedSequence, SamplingParams, SchedulerOutput, SpanCopy,
-    SpanOutcome,
+    BlockCopy, EngineEvent, KvUsage, NewRequest, ProbedSequence, SamplingParams, SchedulerOutput, SpanCopy, SpanOutcome,
 };
 
 /// Maximum refusals in one step. Chosen: far more than there are tenants, and quickly done.
@@ -154,10 +153,10 @@ impl Scheduler {
         if !self.may_plan(&self.sequences[&request_id], hit.end(), step) {
             return AdmissionOutcome::NotNow;
         }
-        match self.make_way(ticket, &hit, demand) {
-            Way::Free => {}
-            Way::Barred => return AdmissionOutcome::Refused,
-            Way::Claimed => return AdmissionOutcome::Claims,
+        match self.find_seat(ticket, &hit, demand) {
+            SeatOutcome::Available => {}
+            SeatOutcome::Unavailable => return AdmissionOutcome::Refused,
+            SeatOutcome::Claimed => return AdmissionOutcome::Claims,
         }
         let found = self.find_spans(request_id, hit.end());
         let placement = self.place(request_id, hit, found);
@@ -171,7 +170,7 @@ impl Scheduler {
     fn awaited_block(&self, sequence: &Sequence, hit: &Hit) -> Option<Until> {
         let num_shared = self.config.block_size.full_blocks(sequence.max_prefix_tokens() as usize);
         let missing = sequence.block_hashes().get(hit.num_blocks()..num_shared);
-        let missing = missing.filter(|_| sequence.sharing() != KvSharingMode::Off)?;
+        let missing = missing.filter(|_| sequence.sharing() != SharingMode::Off)?;
         self.in_flight.last_of(missing).map(Until::Block)
     }
 
@@ -179,8 +178,8 @@ impl Scheduler {
     pub(super) fn permission(&self, sequence: &Sequence, plan: &semantic::ReusePlan) -> Result<(), SpanOutcome> {
         let is_on = |class| self.verifier.allows(sequence.request.tenant, class);
         match plan.class() {
-            _ if sequence.sharing() == KvSharingMode::Shadow => Err(SpanOutcome::Shadowed),
-            Some(_) if sequence.sharing() == KvSharingMode::Auto => match self.is_proven(sequence, plan) {
+            _ if sequence.sharing() == SharingMode::Shadow => Err(SpanOutcome::Shadowed),
+            Some(_) if sequence.sharing() == SharingMode::Auto => match self.is_proven(sequence, plan) {
                 true => Ok(()),
                 false => Err(SpanOutcome::Unproven),
             },
@@ -230,11 +229,11 @@ impl Scheduler {
         let pinned = pinned(&hit.prefix, spans);
         loop {
             let sequence = &self.sequences[&request_id];
-            let wish = kv::SlotRequest { pinned: &pinned, ..self.whole_request(sequence, hit, spans) };
-            let of_tenant = match self.pool.allocate_slots(&wish) {
+            let slot_request = kv::SlotRequest { pinned: &pinned, ..self.whole_request(sequence, hit, spans) };
+            let of_tenant = match self.pool.allocate_slots(&slot_request) {
                 kv::Allocation::Ready(slots) => return Some(self.after_kept(request_id, hit, slots)),
                 kv::Allocation::CapacityExhausted { .. } => None,
-                kv::Allocation::QuotaExhausted { .. } => Some(wish.owner.tenant),
+                kv::Allocation::QuotaExhausted { .. } => Some(slot_request.owner.tenant),
             };
             if !self.reclaim(of_tenant, hit.kept_id()) {
                 return None;
@@ -245,12 +244,12 @@ impl Scheduler {
     /// True if [`Scheduler::allocate`] would find room for `sequence`.
     pub(super) fn has_room(&self, sequence: &Sequence, hit: &Hit, spans: Option<&FoundSpans>) -> bool {
         let pinned = pinned(&hit.prefix, spans);
-        let wish = kv::SlotRequest { pinned: &pinned, ..self.whole_request(sequence, hit, spans) };
-        match self.pool.check_room(&wish) {
+        let slot_request = kv::SlotRequest { pinned: &pinned, ..self.whole_request(sequence, hit, spans) };
+        match self.pool.check_room(&slot_request) {
             kv::Allocation::Ready(()) => true,
             kv::Allocation::CapacityExhausted { short_by } => short_by <= self.num_reclaimable(None, hit.kept_id()),
             kv::Allocation::QuotaExhausted { short_by } => {
-                short_by <= self.num_reclaimable(Some(wish.owner.tenant), hit.kept_id())
+                short_by <= self.num_reclaimable(Some(slot_request.owner.tenant), hit.kept_id())
             }
         }
     }
@@ -267,8 +266,8 @@ impl Scheduler {
         };
         let num_new = num_blocks - hit.num_blocks();
         let num_approximate = num_blocks - num_exact;
-        let wish = self.slot_request(sequence, hit, num_new);
-        kv::SlotRequest { num_exact: num_new - num_approximate, num_approximate, ..wish }
+        let slot_request = self.slot_request(sequence, hit, num_new);
+        kv::SlotRequest { num_exact: num_new - num_approximate, num_approximate, ..slot_request }
     }
 
     /// Requests `num_new` exact blocks after `hit`. Leaves one block free for each running sequence, which may need it soon;
@@ -309,7 +308,7 @@ impl Scheduler {
             step.span_copies.extend(span_copies(sequence, &spans.plan, &donors, &block_table, self.config.block_size.get()));
         }
         let num_exact = lease.num_exact().min(sequence.block_hashes().len());
-        sequence.tenure.begin(self.num_steps, hit.end());
+        sequence.seat_term.begin(self.num_steps, hit.end());
         sequence.start(lease, hit.end(), plan.map(reused_ranges).unwrap_or_default());
         if let Some(plan) = plan {
             sequence.repair_by(sequence.request.repair.for_plan(plan, sequence.num_planned_tokens()));
@@ -340,7 +339,7 @@ impl Scheduler {
         if is_sampled {
             let logprobs = sequence.sampling.logprobs.max(Some(REUSE_TOP));
             sequence.sampling = Arc::new(SamplingParams { logprobs, ..SamplingParams::clone(&sequence.sampling) });
-            sequence.said = Some(Vec::new());
+            sequence.recorded_logprobs = Some(Vec::new());
         }
         if !std::mem::replace(&mut sequence.known_to_runner, true) {
             step.new_requests.push(NewRequest {

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use tokens::{RequestId, Timestamp};
+use tokens::{RequestId, SharingMode, Timestamp};
 
 use super::Scheduler;
 use super::forecast::expected_reuse;
+use crate::SchedulerOutput;
 use crate::parking::Until;
 use crate::sequence::{Sequence, SpanWait};
-use crate::{KvSharingMode, SchedulerOutput};
 
 /// Maximum wait as a fraction of computing the whole prompt: one part in this many. Chosen: the spans save several times as much.
 const MAX_WAIT_PART: u64 = 5;
@@ -43,7 +43,7 @@ impl Scheduler {
     /// scheduled.
     fn spans_to_wait_for(&self, request_id: RequestId, from: u32, now: Timestamp, step: &SchedulerOutput) -> SpanWait {
         let sequence = &self.sequences[&request_id];
-        if sequence.sharing() != KvSharingMode::Span || from + 1 >= sequence.num_prompt_tokens() {
+        if sequence.sharing() != SharingMode::Span || from + 1 >= sequence.num_prompt_tokens() {
             return SpanWait::Over;
         }
         let Some((owner, num_tokens)) = self.spans_in_flight(sequence, from) else { return SpanWait::Over };

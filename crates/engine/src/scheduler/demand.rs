@@ -72,7 +72,7 @@ impl Scheduler {
                 .step_costs
                 .exact_micros(Work::of_rows(1, end - num_left + num_left.min(self.config.max_num_batched_tokens as u32) / 2)),
             tenant_micros: self.tenant_micros(sequence.request.tenant, end),
-            is_new: sequence.tenure.since == self.num_steps,
+            is_new: sequence.seat_term.since == self.num_steps,
         }
     }
 

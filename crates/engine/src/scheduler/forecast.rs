@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokens::Timestamp;
+use tokens::{SharingMode, Timestamp};
 
 use super::Scheduler;
 use super::timing::TimedStep;
@@ -10,7 +10,7 @@ use crate::cost::Work;
 use crate::donors::FoundSpans;
 use crate::queue::Forecast;
 use crate::sequence::Sequence;
-use crate::{KvSharingMode, SchedulePolicy, SchedulerOutput};
+use crate::{SchedulePolicy, SchedulerOutput};
 
 /// Unit of hit rates in ranks.
 const WHOLE: u64 = 1_000_000;
@@ -109,7 +109,7 @@ impl Scheduler {
     }
 
     fn predict_prefix_hit(&self, sequence: &Sequence) -> u32 {
-        if sequence.sharing() == KvSharingMode::Off {
+        if sequence.sharing() == SharingMode::Off {
             return 0;
         }
         let num_blocks = self.pool.index().count_leading(sequence.hashed()) as u32;
@@ -119,13 +119,13 @@ impl Scheduler {
     }
 
     /// Renews the forecasts of some waiting requests, if the pool's content has changed.
-    pub(super) fn renew_forecasts(&mut self) {
+    pub(super) fn refresh_forecasts(&mut self) {
         let version = self.pool.index().version();
         if self.config.policy == SchedulePolicy::Fcfs || version == self.predicted_version {
             return;
         }
         self.predicted_version = version;
-        for (key, request_id) in self.queue.next_to_renew(self.config.max_estimates_per_step) {
+        for (key, request_id) in self.queue.next_to_refresh(self.config.max_estimates_per_step) {
             let forecast = self.forecast(&self.sequences[&request_id]);
             self.queue.set_forecast(key, forecast);
         }

@@ -1,9 +1,8 @@
 //! Cached KV that a waiting sequence finds.
 
-use tokens::{RequestId, TenantId};
+use tokens::{RequestId, SharingMode, TenantId};
 
 use super::Scheduler;
-use crate::KvSharingMode;
 use crate::continuations::{Continued, Kept, KeptId, Room};
 use crate::sequence::Sequence;
 
@@ -76,7 +75,7 @@ impl Scheduler {
 
     /// Finds the exact prefix of a waiting sequence.
     pub(super) fn match_prefix(&self, sequence: &Sequence) -> kv::PrefixMatch {
-        if sequence.sharing() == KvSharingMode::Off {
+        if sequence.sharing() == SharingMode::Off {
             return kv::PrefixMatch::default();
         }
         let min_partial = self.config.block_size.as_usize().div_ceil(MIN_PARTIAL_SHARE);
@@ -96,7 +95,7 @@ impl Scheduler {
         let (id, num_tokens) = self.continuations.find(sequence.request.scope, hashes, tokens, sequence.max_prefix_tokens())?;
         let &Kept { num_exact, continued, traffic, .. } = self.continuations.get(id);
         let may_continue = match sequence.sharing() {
-            KvSharingMode::Auto => traffic.is_some_and(|class| self.verifier.is_proven(&class)),
+            SharingMode::Auto => traffic.is_some_and(|class| self.verifier.is_proven(&class)),
             _ => self.verifier.allows(sequence.request.tenant, continued.class),
         };
         let num_blocks = self.config.block_size.blocks_for(num_tokens as usize).saturating_sub(num_exact);

@@ -6,14 +6,14 @@
 //! without spans until then. Planning on another thread was considered: it needs a copy of the index, or a lock around it, and
 //! makes the order of steps depend on thread timing.
 
-use tokens::RequestId;
+use tokens::{RequestId, SharingMode};
 
 use super::plan_book::PlanningWork;
 use super::{Scheduler, target_of};
 use crate::donors::{FoundSpans, PlannedSpans, Planning, Residency, scopes};
 use crate::host::FetchGate;
 use crate::sequence::{ExpectedSpans, Planned, Sequence, Shadow};
-use crate::{KvSharingMode, SchedulePolicy, SchedulerOutput, SpanOutcome};
+use crate::{SchedulePolicy, SchedulerOutput, SpanOutcome};
 
 impl Scheduler {
     /// Returns the work of all plans of spans so far.
@@ -33,7 +33,7 @@ impl Scheduler {
             return None;
         }
         let spans = self.planned_spans(sequence, prefix_end).ok()?;
-        if sequence.sharing() == KvSharingMode::Auto && !self.is_proven(sequence, &spans.plan) {
+        if sequence.sharing() == SharingMode::Auto && !self.is_proven(sequence, &spans.plan) {
             return None;
         }
         Some(ExpectedSpans { prefix_end, num_tokens: spans.plan.num_reused_tokens() })
@@ -98,7 +98,7 @@ impl Scheduler {
         if let Some(reason) = found.plan.rejected {
             return Err(SpanOutcome::Rejected(reason));
         }
-        if sequence.sharing() == KvSharingMode::Auto {
+        if sequence.sharing() == SharingMode::Auto {
             sequence.traffic = sequence.traffic_of(&found.plan);
             sequence.traffic.into_iter().for_each(|class| self.verifier.note_traffic(class));
         }

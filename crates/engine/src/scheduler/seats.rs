@@ -30,11 +30,11 @@ const CLAIM_STEPS: u64 = 256;
 const CLAIM_GAIN: u32 = 64;
 
 /// Result of the search for a seat and blocks for a request.
-pub(super) enum Way {
+pub(super) enum SeatOutcome {
     /// A seat and room are available.
-    Free,
+    Available,
     /// No seat or no room is available.
-    Barred,
+    Unavailable,
     /// Both become available once others may be preempted, if no other request takes them.
     Claimed,
 }
@@ -63,10 +63,10 @@ impl Scheduler {
     }
 
     /// Finds a seat and room for a request after `hit`, preempting others where it may.
-    pub(super) fn make_way(&mut self, ticket: Ticket, hit: &Hit, demand: &mut Demand) -> Way {
+    pub(super) fn find_seat(&mut self, ticket: Ticket, hit: &Hit, demand: &mut Demand) -> SeatOutcome {
         let mut victims = Vec::new();
         if self.running.len() == self.config.max_num_seqs {
-            let Some(victim) = self.victim(ticket.tenant, Missing::Seat, &[]) else { return Way::Barred };
+            let Some(victim) = self.victim(ticket.tenant, Missing::Seat, &[]) else { return SeatOutcome::Unavailable };
             victims.push(victim);
         }
         let missing = self.missing(ticket);
@@ -75,13 +75,13 @@ impl Scheduler {
             let freed: usize = victims.iter().map(|victim| self.sequences[victim].lease.len()).sum();
             match self.room(ticket.request_id, hit) {
                 kv::Allocation::Ready(()) => break,
-                kv::Allocation::QuotaExhausted { .. } => return Way::Barred,
+                kv::Allocation::QuotaExhausted { .. } => return SeatOutcome::Unavailable,
                 // Each victim also frees the headroom block for its own growth.
                 kv::Allocation::CapacityExhausted { short_by } if short_by <= freed + victims.len() => break,
                 kv::Allocation::CapacityExhausted { .. } => {
                     match missing.and_then(|missing| self.victim(ticket.tenant, missing, &victims)) {
                         Some(victim) => victims.push(victim),
-                        None => return self.bar(ticket, hit),
+                        None => return self.refuse_seat(ticket, hit),
                     }
                 }
             }
@@ -91,14 +91,14 @@ impl Scheduler {
         while !matches!(self.room(ticket.request_id, hit), kv::Allocation::Ready(())) {
             match missing.and_then(|missing| self.victim(ticket.tenant, missing, &[])) {
                 Some(victim) => self.preempt_all(ticket.request_id, vec![victim], demand),
-                None => return self.bar(ticket, hit),
+                None => return self.refuse_seat(ticket, hit),
             }
         }
         if missing == Some(Missing::Claim) {
             let sequence = self.sequences.get_mut(&ticket.request_id).expect("a waiting sequence is known");
-            sequence.tenure.claimed_until = sequence.num_tokens() + CLAIM_GAIN;
+            sequence.seat_term.claimed_until = sequence.num_tokens() + CLAIM_GAIN;
         }
-        Way::Free
+        SeatOutcome::Available
     }
 
     fn preempt_all(&mut self, for_request: RequestId, victims: Vec<RequestId>, demand: &mut Demand) {
@@ -132,7 +132,7 @@ impl Scheduler {
     /// Returns the resource for which a request may preempt others, if any.
     fn missing(&self, ticket: Ticket) -> Option<Missing> {
         let sequence = &self.sequences[&ticket.request_id];
-        if sequence.tenure.short_since.is_some_and(|since| self.num_steps - since >= CLAIM_STEPS) {
+        if sequence.seat_term.short_since.is_some_and(|since| self.num_steps - since >= CLAIM_STEPS) {
             return Some(Missing::Claim);
         }
         let num_tenants = self.holdings(ticket.tenant).len();
@@ -142,15 +142,15 @@ impl Scheduler {
 
     /// Records that a request is refused for lack of blocks. When it claims them, others wait for it as long as its own tenant
     /// does not hold what it needs.
-    fn bar(&mut self, ticket: Ticket, hit: &Hit) -> Way {
+    fn refuse_seat(&mut self, ticket: Ticket, hit: &Hit) -> SeatOutcome {
         let own = self.holdings(ticket.tenant)[&ticket.tenant];
         let sequence = &self.sequences[&ticket.request_id];
         let num_needed = self.num_blocks_of(sequence) - hit.num_blocks() + own.blocks + own.seats;
         let is_claim = self.missing(ticket) == Some(Missing::Claim);
         let num_steps = self.num_steps;
         let sequence = self.sequences.get_mut(&ticket.request_id).expect("a waiting sequence is known");
-        sequence.tenure.short_since.get_or_insert(num_steps);
-        if is_claim && num_needed <= self.config.num_blocks { Way::Claimed } else { Way::Barred }
+        sequence.seat_term.short_since.get_or_insert(num_steps);
+        if is_claim && num_needed <= self.config.num_blocks { SeatOutcome::Claimed } else { SeatOutcome::Unavailable }
     }
 
     fn num_blocks_of(&self, sequence: &Sequence) -> usize {
@@ -198,10 +198,10 @@ impl Scheduler {
         };
         let rich = candidates().filter(|(_, sequence)| has_more_than_its_part(sequence.request.tenant));
         let newest = rich.max_by_key(|&(idx, sequence)| (amount(sequence.request.tenant), idx));
-        let has_had_turn = |sequence: &Sequence| self.num_steps - sequence.tenure.since >= TURN_STEPS;
+        let has_had_turn = |sequence: &Sequence| self.num_steps - sequence.seat_term.since >= TURN_STEPS;
         let longest = || {
             let seated = candidates().filter(|(_, sequence)| may_lose_turn(sequence.request.tenant) && has_had_turn(sequence));
-            seated.min_by_key(|&(idx, sequence)| (sequence.tenure.since, idx))
+            seated.min_by_key(|&(idx, sequence)| (sequence.seat_term.since, idx))
         };
         newest.or_else(longest).map(|(_, sequence)| sequence.request_id)
     }
@@ -209,7 +209,7 @@ impl Scheduler {
     /// True if a running sequence may be preempted: it has computed something since its admission, and no less than it lost
     /// before.
     fn may_be_preempted(&self, sequence: &Sequence) -> bool {
-        sequence.tenure.since < self.num_steps && sequence.num_computed_tokens() >= sequence.tenure.protected_until
+        sequence.seat_term.since < self.num_steps && sequence.num_computed_tokens() >= sequence.seat_term.protected_until
     }
 
     /// Selects the running sequence to preempt when one has no room to grow: the newest of the tenant that holds most, if it may

@@ -2,15 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use tokens::RequestId;
+use tokens::{RequestId, SharingMode};
 
 use super::{OpenStep, Scheduler};
 use crate::cost::Work;
 use crate::donors::segments_of;
 use crate::sequence::covers;
 use crate::{
-    EngineEvent, FinishReason, KvSharingMode, KvUsage, ModelRunnerOutput, ProbedSequence, RejectedSpan, SampledToken,
-    ScheduledSequence, SchedulerOutput, SpanOutcome,
+    EngineEvent, FinishReason, KvUsage, ModelRunnerOutput, ProbedSequence, RejectedSpan, SampledToken, ScheduledSequence,
+    SchedulerOutput, SpanOutcome,
 };
 
 impl Scheduler {
@@ -224,9 +224,9 @@ impl Scheduler {
 
     /// Stops recording the answer of `request_id` if the bytes kept for verification exceed the limit.
     fn bound_recording(&mut self, request_id: RequestId) {
-        let is_recorded = self.sequences.get(&request_id).is_some_and(|sequence| sequence.said.is_some());
+        let is_recorded = self.sequences.get(&request_id).is_some_and(|sequence| sequence.recorded_logprobs.is_some());
         if is_recorded && !self.verifier.may_record(self.num_recording_bytes()) {
-            self.sequences.get_mut(&request_id).expect("it was found above").said = None;
+            self.sequences.get_mut(&request_id).expect("it was found above").recorded_logprobs = None;
         }
     }
 
@@ -243,7 +243,7 @@ impl Scheduler {
         self.in_flight.remove(request_id, computed, |hash| *is_stuck &= !queue.wake_block(hash));
         if sequence.request.store {
             let on_duplicate = match sequence.sharing() {
-                KvSharingMode::Off => kv::OnDuplicate::Keep,
+                SharingMode::Off => kv::OnDuplicate::Keep,
                 _ => kv::OnDuplicate::Exchange,
             };
             let (hashed, lease) = sequence.hashed_and_lease();

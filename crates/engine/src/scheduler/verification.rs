@@ -76,8 +76,8 @@ impl Scheduler {
             return Room::Gone;
         }
         let pinned = pinned(&hit.prefix, spans.as_ref());
-        let wish = kv::SlotRequest { pinned: &pinned, ..self.whole_request(&sequence, &hit, spans.as_ref()) };
-        match self.pool.has_idle_room(&wish, self.config.verification.unused) {
+        let slot_request = kv::SlotRequest { pinned: &pinned, ..self.whole_request(&sequence, &hit, spans.as_ref()) };
+        match self.pool.has_idle_room(&slot_request, self.config.verification.unused) {
             true => Room::Free,
             false => Room::Short,
         }
@@ -118,18 +118,18 @@ impl Scheduler {
 
     /// Returns the bytes of the answers that are being recorded.
     pub(super) fn num_recording_bytes(&self) -> usize {
-        let said = self.running.iter().filter_map(|id| self.sequences.get(id)?.said.as_deref());
-        said.map(num_bytes).sum()
+        let recorded = self.running.iter().filter_map(|id| self.sequences.get(id)?.recorded_logprobs.as_deref());
+        recorded.map(num_bytes).sum()
     }
 
     /// Takes the answer of a sequence that has ended, if it is to be compared, or healed: recomputed exactly because its
     /// conversation may go on.
     pub(super) fn comparison_of(&self, sequence: &mut Sequence) -> Option<AnswerToVerify> {
-        let said = sequence.said.take().filter(|said| !said.is_empty());
+        let recorded_logprobs = sequence.recorded_logprobs.take().filter(|logprobs| !logprobs.is_empty());
         let shadow = sequence.shadow.take();
         let may_go_on = sequence.request.store && sequence.may_be_continued;
         // Answers that were computed exactly in the end give no information on reuse.
-        let is_due = match (&said, &shadow) {
+        let is_due = match (&recorded_logprobs, &shadow) {
             (Some(_), Some(_)) => true,
             (Some(_), None) => !sequence.is_exact(),
             (None, _) => self.verifier.heals() && may_go_on && !sequence.is_exact(),
@@ -137,10 +137,10 @@ impl Scheduler {
         let traffic = sequence.traffic;
         let class = sequence.usage?.class.or(traffic.filter(|_| shadow.is_some()).map(|traffic| traffic.class));
         let class = class.filter(|_| is_due)?;
-        let num_said = said.as_ref().map_or(sequence.num_output_tokens() as usize, Vec::len);
-        let tokens = &sequence.token_ids()[..sequence.num_prompt_tokens() as usize + num_said];
+        let num_recorded = recorded_logprobs.as_ref().map_or(sequence.num_output_tokens() as usize, Vec::len);
+        let tokens = &sequence.token_ids()[..sequence.num_prompt_tokens() as usize + num_recorded];
         let request = crate::Request { prompt_token_ids: tokens.into(), ..sequence.request.clone() };
-        Some(AnswerToVerify { class, request, said: said.unwrap_or_default(), traffic, shadow })
+        Some(AnswerToVerify { class, request, recorded_logprobs: recorded_logprobs.unwrap_or_default(), traffic, shadow })
     }
 
     /// Frees the approximate KV of a conversation that has exact KV now.

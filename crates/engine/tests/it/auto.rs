@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use engine::{EngineCore, EngineEvent, Erase, KvSharingMode, KvUsage, SchedulerConfig, SpanOutcome, VerificationConfig};
+use engine::{EngineCore, EngineEvent, Erase, KvUsage, SchedulerConfig, SpanOutcome, VerificationConfig};
 use testkit::{EchoExecutor, Reply, RequestBuilder};
-use tokens::{RequestId, TenantId, Timestamp, TokenId};
+use tokens::{RequestId, SharingMode, TenantId, Timestamp, TokenId};
 
 use crate::misled::Misled;
 
@@ -25,12 +25,12 @@ impl World {
         let inner = EchoExecutor::new(Reply::Prompt, config.block_size.as_usize());
         let core = EngineCore::new(config, Misled::new(inner, false)).unwrap();
         let mut world = Self { core, next_id: 0, now: Timestamp::default() };
-        (1..3).for_each(|tenant| drop(world.ask(tenant, &tokens(0..300), KvSharingMode::Prefix)));
+        (1..3).for_each(|tenant| drop(world.ask(tenant, &tokens(0..300), SharingMode::Prefix)));
         world
     }
 
     /// Returns the usage and the answer of a request, before any comparison.
-    fn ask(&mut self, tenant: u32, prompt: &[TokenId], sharing: KvSharingMode) -> (KvUsage, Vec<TokenId>) {
+    fn ask(&mut self, tenant: u32, prompt: &[TokenId], sharing: SharingMode) -> (KvUsage, Vec<TokenId>) {
         let id = RequestId(self.next_id);
         self.next_id += 1;
         self.core.add_request(
@@ -58,7 +58,7 @@ impl World {
 
     fn ask_auto(&mut self, tenant: u32) -> KvUsage {
         let prompt = self.prompt();
-        self.ask(tenant, &prompt, KvSharingMode::Auto).0
+        self.ask(tenant, &prompt, SharingMode::Auto).0
     }
 
     /// Advances time until all possible comparisons have run.
@@ -101,7 +101,7 @@ fn traffic_is_computed_exactly_until_it_has_proven_itself_and_each_tenant_proves
     assert_eq!((class.format.to_string().as_str(), world.core.traffic(Some(TenantId(2))).len()), ("prompt,in_order", 1));
     let prompt = world.prompt();
     let asking =
-        |tenant: u32| RequestBuilder::new(999, &prompt).sharing(KvSharingMode::Auto).tenant(tenant).scope(tenant.into()).build();
+        |tenant: u32| RequestBuilder::new(999, &prompt).sharing(SharingMode::Auto).tenant(tenant).scope(tenant.into()).build();
     let outcomes = [1, 2].map(|tenant| world.core.explain(&asking(tenant)).usage.outcome);
     assert_eq!(outcomes, [Some(SpanOutcome::Reused), Some(SpanOutcome::Unproven)], "explanations say the same");
 }
@@ -153,7 +153,7 @@ fn what_is_erased_is_tried_no_more_and_proves_nothing() {
     world.idle();
     assert_eq!((world.core.stats().verification.num_trials, world.core.traffic(None).len()), (0, 0));
     // Erases only the donor: the KV to try is gone.
-    world.ask(1, &tokens(0..300), KvSharingMode::Prefix);
+    world.ask(1, &tokens(0..300), SharingMode::Prefix);
     world.ask_auto(1);
     let donor = world.core.donors(None, 100).into_iter().filter(|donor| donor.tenant == TenantId(1)).map(|donor| donor.id).min();
     world.core.erase(Erase::Donor(donor.unwrap()));
@@ -170,7 +170,7 @@ fn a_trial_gives_way_to_a_request_and_leaves_nothing_behind() {
     world.now = world.core.idle_work_at().unwrap();
     world.core.step(world.now).unwrap();
     assert_eq!(world.core.stats().num_running, 1, "the trial has begun");
-    world.ask(2, &tokens(9000..9040), KvSharingMode::Off);
+    world.ask(2, &tokens(9000..9040), SharingMode::Off);
     assert_eq!((world.core.stats().verification.num_trials, world.core.stats().verification.num_put_off), (0, 1));
     world.idle();
     assert_eq!(world.core.stats().verification.num_trials, 1);
@@ -182,13 +182,13 @@ fn a_trial_gives_way_to_a_request_and_leaves_nothing_behind() {
 fn next_turn(heals: bool, pause: bool) -> (KvUsage, u64) {
     let mut world = World::new(0.0, heals);
     let prompt = world.prompt();
-    let (first, answer) = world.ask(1, &prompt, KvSharingMode::Span);
+    let (first, answer) = world.ask(1, &prompt, SharingMode::Span);
     assert!(first.span_tokens > 200, "{first:?}");
     if pause {
         world.idle();
     }
     let turn = [prompt, answer, tokens(50_000..50_040)].concat();
-    let usage = world.ask(1, &turn, KvSharingMode::Span).0;
+    let usage = world.ask(1, &turn, SharingMode::Span).0;
     (usage, world.core.stats().verification.num_healed)
 }
 
@@ -207,13 +207,13 @@ fn an_answer_over_moved_spans_is_healed_in_idle_time_and_the_next_turn_finds_exa
 fn healed_kv_takes_the_place_of_the_approximate_one_and_is_a_donor() {
     let mut world = World::new(0.0, true);
     let prompt = world.prompt();
-    world.ask(1, &prompt, KvSharingMode::Span);
+    world.ask(1, &prompt, SharingMode::Span);
     let (donors, cached) = (world.core.stats().num_donors, world.core.stats().blocks.cached);
     world.idle();
     assert_eq!(world.core.stats().num_donors, donors + 1);
     assert!(world.core.stats().blocks.cached <= cached + 1, "both are not kept: {cached}, {:?}", world.core.stats().blocks);
     world.core.erase(Erase::Tenant(TenantId(1)));
     world.now.0 += Duration::from_secs(1);
-    let usage = world.ask(1, &prompt, KvSharingMode::Span).0;
+    let usage = world.ask(1, &prompt, SharingMode::Span).0;
     assert_eq!((usage.prefix_tokens, usage.span_tokens), (0, 0), "it is erased with its request");
 }

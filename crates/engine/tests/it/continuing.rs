@@ -1,8 +1,8 @@
 //! Approximate KV serves the next turn of its conversation, and no other request.
 
-use engine::{Erase, KvSharingMode, KvUsage};
+use engine::{Erase, KvUsage};
 use testkit::{RequestBuilder, passage};
-use tokens::{DonorId, SessionId, TenantId, TokenId};
+use tokens::{DonorId, SessionId, SharingMode, TenantId, TokenId};
 
 use crate::sharing::last_usage;
 use crate::world::{World, config};
@@ -12,7 +12,7 @@ fn opening() -> Vec<TokenId> {
 }
 
 fn span(id: u64, prompt: &[TokenId]) -> RequestBuilder {
-    RequestBuilder::new(id, prompt).tenant(1).scope(1).sharing(KvSharingMode::Span).max_tokens(9)
+    RequestBuilder::new(id, prompt).tenant(1).scope(1).sharing(SharingMode::Span).max_tokens(9)
 }
 
 fn run(world: &mut World, request: RequestBuilder) -> KvUsage {
@@ -70,8 +70,8 @@ fn a_prompt_that_does_not_go_on_computes() {
 #[test]
 fn others_find_nothing() {
     let next = |said: &[TokenId]| span(3, &behind(said, "next"));
-    check(|said| next(said).sharing(KvSharingMode::Prefix), (8, 0));
-    check(|said| next(said).sharing(KvSharingMode::Shadow), (8, 0));
+    check(|said| next(said).sharing(SharingMode::Prefix), (8, 0));
+    check(|said| next(said).sharing(SharingMode::Shadow), (8, 0));
     check(|said| next(said).scope(2).tenant(2), (0, 0));
 }
 
@@ -107,7 +107,7 @@ fn it_goes_on_over_many_turns_and_never_becomes_a_donor() {
         said = [prompt, world.output(turn).into_iter().map(TokenId).collect()].concat();
     }
     assert_eq!(world.scheduler.stats().num_donors, 1);
-    let usage = run(&mut world, span(20, &behind(&said, "exact")).sharing(KvSharingMode::Prefix));
+    let usage = run(&mut world, span(20, &behind(&said, "exact")).sharing(SharingMode::Prefix));
     assert_eq!(usage.prefix_tokens, 8);
 }
 

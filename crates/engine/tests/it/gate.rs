@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use engine::{EngineCore, EngineEvent, KvSharingMode, RejectReason, Repair, SchedulerConfig, SchedulerOutput, SpanOutcome};
+use engine::{EngineCore, EngineEvent, RejectReason, Repair, SchedulerConfig, SchedulerOutput, SpanOutcome};
 use testkit::{EchoExecutor, Reply, RequestBuilder};
-use tokens::{Timestamp, TokenId};
+use tokens::{SharingMode, Timestamp, TokenId};
 
 fn tokens(range: std::ops::Range<u32>) -> Vec<TokenId> {
     range.map(|id| TokenId(1000 + id)).collect()
@@ -19,7 +19,7 @@ fn outcome(micros_per_row: u64, gate: semantic::Gate) -> SpanOutcome {
     let document = tokens(0..600);
     let prompts = [document.clone(), tokens(2000..2500), tokens(3000..3200), [tokens(4000..4040), document].concat()];
     for (id, prompt) in (0..).zip(&prompts) {
-        core.add_request(RequestBuilder::new(id, prompt).max_tokens(12).sharing(KvSharingMode::Span).build(), now);
+        core.add_request(RequestBuilder::new(id, prompt).max_tokens(12).sharing(SharingMode::Span).build(), now);
         while core.has_work() {
             core.step(now).unwrap();
             let num_rows = core.last_step().num_scheduled_tokens() as u64;
@@ -83,7 +83,7 @@ fn serve(core: &mut EngineCore<EchoExecutor>, now: &mut Timestamp, request: engi
 
 /// Serves prompts of `num_tokens` whose halves were in an earlier one in another order; returns the total microseconds to their
 /// first tokens, and the number of them that took spans. Omits the first ones, from which the step costs are fitted.
-fn first_tokens(mode: KvSharingMode, num_tokens: u32) -> (u64, u64) {
+fn first_tokens(mode: SharingMode, num_tokens: u32) -> (u64, u64) {
     let gate = semantic::Gate { min_saved_ms: 0.0, ..semantic::Gate::default() };
     let config = SchedulerConfig { gate, max_num_batched_tokens: 8192, ..SchedulerConfig::new(4096, 32_768) };
     let executor = EchoExecutor::new(Reply::Prompt, config.block_size.as_usize());
@@ -117,15 +117,14 @@ fn num_reused(core: &EngineCore<EchoExecutor>) -> u64 {
 fn short_prompts_whose_probe_costs_more_than_it_saves_are_computed() {
     for num_tokens in [1000, 2000, 6000] {
         let ((prefix, _), (span, num_reused)) =
-            (first_tokens(KvSharingMode::Prefix, num_tokens), first_tokens(KvSharingMode::Span, num_tokens));
+            (first_tokens(SharingMode::Prefix, num_tokens), first_tokens(SharingMode::Span, num_tokens));
         assert!(span * 100 <= prefix * 102, "{num_tokens} tokens, {num_reused} reused: {span} µs by spans, {prefix} by prefixes");
     }
 }
 
 #[test]
 fn long_prompts_of_the_same_model_are_reused() {
-    let ((prefix, _), (span, num_reused)) =
-        (first_tokens(KvSharingMode::Prefix, 24_000), first_tokens(KvSharingMode::Span, 24_000));
+    let ((prefix, _), (span, num_reused)) = (first_tokens(SharingMode::Prefix, 24_000), first_tokens(SharingMode::Span, 24_000));
     assert_eq!(num_reused, 20);
     assert!(span * 10 <= prefix * 8, "{span} µs by spans, {prefix} by prefixes");
 }

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use engine::{Erase, HostConfig, KvSharingMode, KvUsage, SchedulerConfig, SpanOutcome, Transfer};
+use engine::{Erase, HostConfig, KvUsage, SchedulerConfig, SpanOutcome, Transfer};
 use testkit::{RequestBuilder, passage};
-use tokens::{DonorId, SessionId, TenantId, Timestamp};
+use tokens::{DonorId, SessionId, SharingMode, TenantId, Timestamp};
 
 use crate::sharing::last_usage;
 use crate::world::{World, config};
@@ -26,7 +26,7 @@ fn request(id: u64, text: &str, num_tokens: usize) -> RequestBuilder {
 /// Returns request `id` with 24 tokens of a document after a question.
 fn asking(id: u64) -> RequestBuilder {
     let prompt = [passage("question", 7), passage("doc", 24), passage("end", 6)].concat();
-    RequestBuilder::new(id, &prompt).tenant(1).scope(1).max_tokens(1).sharing(KvSharingMode::Span)
+    RequestBuilder::new(id, &prompt).tenant(1).scope(1).max_tokens(1).sharing(SharingMode::Span)
 }
 
 fn run(world: &mut World, request: RequestBuilder) -> KvUsage {

@@ -8,11 +8,11 @@
 use std::collections::{HashMap, HashSet};
 
 use engine::{
-    BlockEntry, BlockFetch, BlockOffload, Executor, ExecutorError, ExecutorLimits, KvSharingMode, LogProb, ModelRunnerOutput,
-    ProbedSequence, ProbedSpans, Readers, RejectedSpan, Request, SampledToken, ScheduledSequence, SchedulerOutput, SpanCopy,
-    TokenDeviation, TokenLogProbs, Transfer, WatchedSpans,
+    BlockEntry, BlockFetch, BlockOffload, Executor, ExecutorError, ExecutorLimits, LogProb, ModelRunnerOutput, ProbedSequence,
+    ProbedSpans, Readers, RejectedSpan, Request, SampledToken, ScheduledSequence, SchedulerOutput, SpanCopy, TokenDeviation,
+    TokenLogProbs, Transfer, WatchedSpans,
 };
-use tokens::{BlockId, HostBlockId, RequestId, Scope, SessionId, TenantId, TokenId};
+use tokens::{BlockId, HostBlockId, RequestId, Scope, SessionId, SharingMode, TenantId, TokenId};
 
 use crate::random::{Random, mix};
 
@@ -39,7 +39,7 @@ struct Known {
     owner: Owner,
     /// Number of erasures before it first ran.
     era: Option<usize>,
-    sharing: KvSharingMode,
+    sharing: SharingMode,
     prompt_logprobs: bool,
     /// True if it samples: a request may ask for log probabilities of its prompt only.
     samples: bool,
@@ -113,7 +113,7 @@ impl Memory {
             clearance: request.readable.iter().fold(bit(request.scope), |all, &scope| all | bit(scope)),
             owner: Owner { tenant: request.tenant, session: request.session },
             era: None,
-            sharing: if request.sampling.prompt_logprobs.is_some() { KvSharingMode::Off } else { request.sharing },
+            sharing: if request.sampling.prompt_logprobs.is_some() { SharingMode::Off } else { request.sharing },
             prompt_logprobs: request.sampling.prompt_logprobs.is_some(),
             samples: request.sampling.max_tokens > 0,
         };
@@ -275,7 +275,7 @@ impl Memory {
             all_exact &= slot.past.is_some();
             assert!(all_exact || !is_exact, "{request_id} reads approximate KV at {position}");
             let is_own = slot.writer == request_id;
-            assert!(is_own || known.sharing != KvSharingMode::Off, "{request_id} reads KV of {} at {position}", slot.writer);
+            assert!(is_own || known.sharing != SharingMode::Off, "{request_id} reads KV of {} at {position}", slot.writer);
         }
         assert!(rows.next().is_none(), "rows of {request_id} ascend");
         self.num_public_tokens += num_public_tokens;

@@ -1,8 +1,8 @@
 //! The number of plans of spans, and their work.
 
-use engine::{EngineEvent, KvSharingMode, SchedulePolicy, SchedulerConfig, SpanConfig};
+use engine::{EngineEvent, SchedulePolicy, SchedulerConfig, SpanConfig};
 use testkit::{RequestBuilder, passage};
-use tokens::TokenId;
+use tokens::{SharingMode, TokenId};
 
 use crate::sharing::last_usage;
 use crate::world::{World, config};
@@ -10,7 +10,7 @@ use crate::world::{World, config};
 /// Returns document `topic` after its own question.
 fn asking(id: u64, topic: &str, question: &str) -> RequestBuilder {
     let prompt = [passage(question, 7), passage(topic, 32), passage("end", 6)].concat();
-    RequestBuilder::new(id, &prompt).sharing(KvSharingMode::Span).store(false)
+    RequestBuilder::new(id, &prompt).sharing(SharingMode::Span).store(false)
 }
 
 #[test]
@@ -35,7 +35,7 @@ fn a_prefix_hit_that_ends_within_a_block_needs_no_second_plan() {
     world.add(RequestBuilder::new(1, &[header.clone(), passage("doc", 32)].concat()).build());
     world.run();
     let prompt = [header, passage("q", 9), passage("doc", 32), passage("end", 6)].concat();
-    world.add(RequestBuilder::new(2, &prompt).sharing(KvSharingMode::Span).store(false).build());
+    world.add(RequestBuilder::new(2, &prompt).sharing(SharingMode::Span).store(false).build());
     world.run();
     assert_eq!(last_usage(&world).prefix_tokens, 11);
     assert_eq!(world.scheduler.planning_work().num_plans, 1);
@@ -98,7 +98,7 @@ fn between_two_steps_a_bounded_number_of_tokens_is_planned_for() {
     // Far more tokens than may be planned for at once arrive together.
     for id in 2..22 {
         let prompt = [document(id, 40), document(1, PROMPT), document(id + 100, 40)].concat();
-        let request = RequestBuilder::new(id.into(), &prompt).sharing(KvSharingMode::Span).store(false).max_tokens(1);
+        let request = RequestBuilder::new(id.into(), &prompt).sharing(SharingMode::Span).store(false).max_tokens(1);
         world.add(request.build());
     }
     world.run();
@@ -133,7 +133,7 @@ fn each_of_many_donors_of_the_same_chunks_leaves_as_much_reuse() {
             world.add(RequestBuilder::new(seed as u64, &shuffled(seed)).max_tokens(1).build());
             world.run();
         }
-        world.add(RequestBuilder::new(999, &shuffled(777)).sharing(KvSharingMode::Span).max_tokens(1).build());
+        world.add(RequestBuilder::new(999, &shuffled(777)).sharing(SharingMode::Span).max_tokens(1).build());
         world.run();
         reused.push(last_usage(&world).span_tokens);
     }

@@ -1,8 +1,9 @@
 //! Small situations, written down step by step. A star marks a sequence that samples.
 
-use engine::{KvSharingMode, SchedulePolicy, SchedulerConfig};
+use engine::{SchedulePolicy, SchedulerConfig};
 use expect_test::{Expect, expect};
 use testkit::{RequestBuilder, passage};
+use tokens::SharingMode;
 
 use crate::world::{World, config};
 
@@ -127,7 +128,7 @@ fn a_moved_passage_is_copied_and_the_rest_computed() {
             world.add(request(1, "doc", 24).max_tokens(1).build());
             world.run();
             let prompt = [passage("question", 6), passage("doc", 24), passage("end", 5)].concat();
-            world.add(RequestBuilder::new(2, &prompt).sharing(KvSharingMode::Span).max_tokens(2).build());
+            world.add(RequestBuilder::new(2, &prompt).sharing(SharingMode::Span).max_tokens(2).build());
         },
         &expect![[r#"
             admit r1 prefix=0; run r1 0..16 | rows 16 free 34+0
@@ -150,7 +151,7 @@ fn a_rejected_donor_costs_a_step_and_is_forgotten() {
             world.memory.reject_one_in = Some(1);
             for (id, question) in [(2, "question"), (3, "other")] {
                 let prompt = [passage(question, 6), passage("doc", 24), passage("end", 5)].concat();
-                world.add(RequestBuilder::new(id, &prompt).sharing(KvSharingMode::Span).store(false).max_tokens(2).build());
+                world.add(RequestBuilder::new(id, &prompt).sharing(SharingMode::Span).store(false).max_tokens(2).build());
                 world.run();
             }
         },
@@ -295,7 +296,7 @@ fn spans_count_as_hits_when_ranking() {
             world.run();
             world.add(request(2, "b", 20).max_tokens(1).build());
             let prompt = [passage("q", 3), passage("doc", 40), passage("end", 2)].concat();
-            world.add(RequestBuilder::new(3, &prompt).sharing(KvSharingMode::Span).max_tokens(1).build());
+            world.add(RequestBuilder::new(3, &prompt).sharing(SharingMode::Span).max_tokens(1).build());
         },
         &expect![[r#"
             admit r1 prefix=0; run r1 0..16 | rows 16 free 50+0

@@ -1,8 +1,8 @@
 //! KV that requests may share.
 
-use engine::{DecodeRepair, EngineEvent, FinishReason, KvSharingMode, KvUsage, RejectReason, Repair, RepairPolicy, SpanOutcome};
+use engine::{DecodeRepair, EngineEvent, FinishReason, KvUsage, RejectReason, Repair, RepairPolicy, SpanOutcome};
 use testkit::{RequestBuilder, passage};
-use tokens::{RequestId, TokenRange};
+use tokens::{RequestId, SharingMode, TokenRange};
 
 use crate::world::{World, config};
 
@@ -33,7 +33,7 @@ fn first(text: &str, num_tokens: usize) -> RequestBuilder {
 /// Returns `question`, then 32 tokens of a document.
 fn asking(id: u64, question: &str) -> RequestBuilder {
     let prompt = [passage(question, 7), passage("doc", 32), passage("end", 6)].concat();
-    RequestBuilder::new(id, &prompt).sharing(KvSharingMode::Span)
+    RequestBuilder::new(id, &prompt).sharing(SharingMode::Span)
 }
 
 #[test]
@@ -56,13 +56,13 @@ fn a_request_that_is_not_stored_leaves_nothing() {
 
 #[test]
 fn off_computes_everything_but_serves_others() {
-    check([first("a", 21), RequestBuilder::new(2, &passage("a", 21)).sharing(KvSharingMode::Off)], 0, 0);
-    check([first("a", 21).sharing(KvSharingMode::Off), RequestBuilder::new(2, &passage("a", 21))], 20, 0);
+    check([first("a", 21), RequestBuilder::new(2, &passage("a", 21)).sharing(SharingMode::Off)], 0, 0);
+    check([first("a", 21).sharing(SharingMode::Off), RequestBuilder::new(2, &passage("a", 21))], 20, 0);
 }
 
 #[test]
 fn prefix_mode_copies_no_spans() {
-    check([first("doc", 32), asking(2, "q").sharing(KvSharingMode::Prefix)], 0, 0);
+    check([first("doc", 32), asking(2, "q").sharing(SharingMode::Prefix)], 0, 0);
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn generated_tokens_are_shared_too() {
 fn an_approximate_prompt_serves_nobody_behind_its_first_span() {
     let world = check([first("doc", 32), asking(2, "q")], 0, 30);
     assert_eq!(world.scheduler.stats().num_donors, 1);
-    check([first("doc", 32), asking(2, "q"), asking(3, "q").sharing(KvSharingMode::Prefix)], 8, 0);
+    check([first("doc", 32), asking(2, "q"), asking(3, "q").sharing(SharingMode::Prefix)], 8, 0);
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn template_tokens_inside_a_span_are_computed() {
 /// Returns eight tokens, a fact of two and two passages of 32 tokens, the second of which begins a segment if `starts` says so.
 fn stating(id: u64, fact: &str, starts: &[u32]) -> RequestBuilder {
     let prompt = [passage("a", 8), passage(fact, 2), passage("doc", 32), passage("rest", 32), passage(fact, 6)].concat();
-    RequestBuilder::new(id, &prompt).segments(starts.to_vec()).sharing(KvSharingMode::Span)
+    RequestBuilder::new(id, &prompt).segments(starts.to_vec()).sharing(SharingMode::Span)
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn prefix_and_span_add_up() {
     let donor = RequestBuilder::new(1, &passage("doc", 32));
     let system = RequestBuilder::new(2, &passage("system", 16));
     let prompt = [passage("system", 16), passage("doc", 32), passage("end", 6)].concat();
-    let world = check([donor, system, RequestBuilder::new(3, &prompt).sharing(KvSharingMode::Span)], 16, 30);
+    let world = check([donor, system, RequestBuilder::new(3, &prompt).sharing(SharingMode::Span)], 16, 30);
     let usage = last_usage(&world);
     assert_eq!((usage.computed_tokens, usage.recomputed_tokens, usage.donors), (8, 2, 1));
     assert_eq!(world.scheduler.stats().span_lookups.get(SpanOutcome::Reused), 1);
@@ -217,7 +217,7 @@ fn asks_during_prefill(scope: u64, num_before: usize, row_micros: u64) -> (u32, 
     world.add(first("doc", 48).build());
     tick(&mut world);
     let prompt = [passage("before", num_before), passage("doc", 48), passage("end", 6)].concat();
-    world.add(RequestBuilder::new(2, &prompt).sharing(KvSharingMode::Span).scope(scope).max_tokens(1).build());
+    world.add(RequestBuilder::new(2, &prompt).sharing(SharingMode::Span).scope(scope).max_tokens(1).build());
     let admitted =
         |world: &World| world.events.iter().any(|event| matches!(event, EngineEvent::Admitted { request_id: RequestId(2), .. }));
     let mut num_steps = 0;
@@ -253,7 +253,7 @@ fn a_span_that_comes_too_late_is_computed_twice() {
 /// Runs two donors of one document after other texts, then the document after the first text backwards. Returns hits of the
 /// donors, older first.
 #[track_caller]
-fn check_choice(mode: KvSharingMode, expected: [u64; 2]) {
+fn check_choice(mode: SharingMode, expected: [u64; 2]) {
     let mut world = World::new(config(400));
     let backwards: Vec<_> = passage("a", 40).into_iter().rev().collect();
     let prompts = [
@@ -263,7 +263,7 @@ fn check_choice(mode: KvSharingMode, expected: [u64; 2]) {
     ];
     for (id, prompt) in (1..).zip(&prompts) {
         // A request that reuses spans becomes no donor.
-        let mode = if id == 3 { mode } else { KvSharingMode::Prefix };
+        let mode = if id == 3 { mode } else { SharingMode::Prefix };
         world.add(RequestBuilder::new(id, prompt).sharing(mode).max_tokens(1).segments(vec![4, 40, 44, 108]).build());
         world.run();
     }
@@ -274,8 +274,8 @@ fn check_choice(mode: KvSharingMode, expected: [u64; 2]) {
 
 #[test]
 fn the_donor_behind_the_most_similar_text_is_taken_if_that_is_asked_for() {
-    check_choice(KvSharingMode::Span, [0, 1]);
-    check_choice(KvSharingMode::Semantic, [1, 0]);
+    check_choice(SharingMode::Span, [0, 1]);
+    check_choice(SharingMode::Semantic, [1, 0]);
 }
 
 /// Runs a document, then a question about it under `repair`; with `others` decoding alongside it. Returns its usage, and the count
@@ -291,7 +291,7 @@ fn repaired(repair: Repair, outcome: SpanOutcome, others: u64) -> (KvUsage, u64)
         (0..8).for_each(|_| drop(world.step()));
     }
     let question = [passage("q", 8), passage("doc", 64), passage("r", 8)].concat();
-    let request = RequestBuilder::new(2, &question).sharing(KvSharingMode::Span).max_tokens(12).build();
+    let request = RequestBuilder::new(2, &question).sharing(SharingMode::Span).max_tokens(12).build();
     world.add(engine::Request { repair, ..request });
     world.run();
     let finished = world.events.iter().find_map(|event| match event {

@@ -5,10 +5,10 @@
 
 use std::time::Duration;
 
-use engine::{Erase, FoundDonors, KvSharingMode, RequestError, SchedulerConfig};
+use engine::{Erase, FoundDonors, RequestError, SchedulerConfig};
 use semantic::EmbeddingIndexConfig;
 use testkit::{RequestBuilder, passage};
-use tokens::{DonorId, RequestId, SessionId, TenantId};
+use tokens::{DonorId, RequestId, SessionId, SharingMode, TenantId};
 
 use crate::sharing::last_usage;
 use crate::world::{World, config};
@@ -36,7 +36,7 @@ fn meaning(id: u64) -> [f32; 2] {
 /// Returns the beginning of the first donor after another text, and the document.
 fn asking() -> RequestBuilder {
     let prompt = [passage("q", 8), passage("left 0", 12), passage("gap", 1), passage("doc", 35), passage("end", 6)].concat();
-    RequestBuilder::new(100, &prompt).segments(vec![21]).sharing(KvSharingMode::Semantic).embedding(&NEAR_THE_FIRST)
+    RequestBuilder::new(100, &prompt).segments(vec![21]).sharing(SharingMode::Semantic).embedding(&NEAR_THE_FIRST)
 }
 
 /// Returns a world in which all donors have been computed.
@@ -71,7 +71,7 @@ fn a_donor_whose_postings_are_gone_is_found_by_what_it_means() {
 #[test]
 fn without_an_index_a_mode_or_an_embedding_only_spans_find_donors() {
     check(config(400), nothing, asking(), 1, 0);
-    check(with_embeddings(), nothing, asking().sharing(KvSharingMode::Span), 1, 0);
+    check(with_embeddings(), nothing, asking().sharing(SharingMode::Span), 1, 0);
     check(with_embeddings(), nothing, asking().embedding(&[-1.0, 0.0]), 1, 0);
 }
 
@@ -81,7 +81,7 @@ fn a_similar_donor_without_equal_spans_gives_nothing() {
     check(
         with_embeddings(),
         nothing,
-        RequestBuilder::new(100, &prompt).sharing(KvSharingMode::Semantic).embedding(&[1.0, 0.0]),
+        RequestBuilder::new(100, &prompt).sharing(SharingMode::Semantic).embedding(&[1.0, 0.0]),
         0,
         0,
     );
@@ -133,7 +133,7 @@ fn an_explanation_says_who_was_found_by_what_it_means() {
     let found = world.scheduler.explain(&asking().build());
     assert_eq!(found.by_embedding, [DonorId(0)]);
     assert_eq!(found.plan.spans.iter().map(|span| span.donor).collect::<Vec<_>>(), [DonorId(0)]);
-    assert_eq!(world.scheduler.explain(&asking().sharing(KvSharingMode::Span).build()).by_embedding, []);
+    assert_eq!(world.scheduler.explain(&asking().sharing(SharingMode::Span).build()).by_embedding, []);
 }
 
 #[test]

@@ -3,11 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use engine::{
-    Erase, ErasedCounts, HostConfig, KvSharingMode, KvUsage, Request, RequestError, SchedulePolicy, SchedulerConfig, SpanOutcome,
-};
+use engine::{Erase, ErasedCounts, HostConfig, KvUsage, Request, RequestError, SchedulePolicy, SchedulerConfig, SpanOutcome};
 use testkit::{RequestBuilder, passage};
-use tokens::{DonorId, Scope, SessionId, TenantId, Timestamp};
+use tokens::{DonorId, Scope, SessionId, SharingMode, TenantId, Timestamp};
 
 use crate::blast::{Expected, MAX_MODEL_LEN, check_event, expect, random_prompt, random_repair};
 use crate::random::Random;
@@ -24,7 +22,7 @@ fn request(id: u64, tenant: u32, text: &str, num_tokens: usize) -> RequestBuilde
 /// Returns the same, with a document of 32 tokens after other text.
 fn asking(id: u64, tenant: u32) -> RequestBuilder {
     let prompt = [passage("question", 7), passage("doc", 32), passage("end", 6)].concat();
-    RequestBuilder::new(id, &prompt).tenant(tenant).scope(tenant.into()).sharing(KvSharingMode::Span).max_tokens(1)
+    RequestBuilder::new(id, &prompt).tenant(tenant).scope(tenant.into()).sharing(SharingMode::Span).max_tokens(1)
 }
 
 fn corpus(id: u64) -> RequestBuilder {
@@ -77,7 +75,7 @@ fn a_donor_that_begins_in_a_corpus_serves_only_those_who_may_read_that() {
     };
     let target = |id| {
         let prompt = [passage("other", 5), passage("mine", 32), passage("end", 6)].concat();
-        RequestBuilder::new(id, &prompt).tenant(1).scope(1).sharing(KvSharingMode::Span).max_tokens(1)
+        RequestBuilder::new(id, &prompt).tenant(1).scope(1).sharing(SharingMode::Span).max_tokens(1)
     };
     check([corpus(1), donor(2), target(3).readable(&[CORPUS])], (0, 30));
     let world = check([corpus(1), donor(2), target(3)], (0, 0));
@@ -88,7 +86,7 @@ fn a_donor_that_begins_in_a_corpus_serves_only_those_who_may_read_that() {
 /// A scope stands for tenant, `cache_salt` and model: a new model means new scopes.
 #[test]
 fn another_scope_finds_nothing_of_the_same_text() {
-    let again = |id, scope| request(id, 1, "doc", 32).scope(scope).sharing(KvSharingMode::Span);
+    let again = |id, scope| request(id, 1, "doc", 32).scope(scope).sharing(SharingMode::Span);
     let world = check([again(1, 1), again(2, 40)], (0, 0));
     let explained = world.scheduler.explain(&asking(3, 1).scope(41).readable(&[42]).build());
     assert_eq!((explained.usage.prefix_tokens, explained.plan.spans.len(), explained.matches.len()), (0, 0, 0));
@@ -96,17 +94,17 @@ fn another_scope_finds_nothing_of_the_same_text() {
 
 #[test]
 fn shadow_mode_counts_what_span_mode_would_copy_and_copies_nothing() {
-    let world = check([request(1, 1, "doc", 32), asking(2, 1).sharing(KvSharingMode::Shadow)], (0, 0));
+    let world = check([request(1, 1, "doc", 32), asking(2, 1).sharing(SharingMode::Shadow)], (0, 0));
     let stats = world.scheduler.stats();
     let outcomes: Vec<_> = stats.span_lookups.iter().filter(|&(_, count)| count > 0).collect();
     assert_eq!((outcomes, stats.shadowed_tokens), (vec![(SpanOutcome::Shadowed, 1)], 30));
-    let world = check([request(1, 1, "doc", 32), asking(2, 1).sharing(KvSharingMode::Shadow), asking(3, 1)], (44, 0));
+    let world = check([request(1, 1, "doc", 32), asking(2, 1).sharing(SharingMode::Shadow), asking(3, 1)], (44, 0));
     assert_eq!(world.scheduler.stats().num_donors, 2);
 }
 
 #[test]
 fn semantic_mode_copies_spans() {
-    check([request(1, 1, "doc", 32), asking(2, 1).sharing(KvSharingMode::Semantic)], (0, 30));
+    check([request(1, 1, "doc", 32), asking(2, 1).sharing(SharingMode::Semantic)], (0, 30));
 }
 
 #[test]

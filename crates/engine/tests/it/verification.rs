@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use engine::{EngineCore, EngineEvent, GuardConfig, KvSharingMode, MatchClass, SchedulerConfig, SpanOutcome, VerificationConfig};
+use engine::{EngineCore, EngineEvent, GuardConfig, MatchClass, SchedulerConfig, SpanOutcome, VerificationConfig};
 use testkit::{EchoExecutor, Reply, RequestBuilder};
-use tokens::{RequestId, TenantId, Timestamp, TokenId};
+use tokens::{RequestId, SharingMode, TenantId, Timestamp, TokenId};
 
 use crate::misled::Misled;
 
@@ -31,7 +31,7 @@ impl World {
     fn with(config: SchedulerConfig, executor: EchoExecutor) -> Self {
         let core = EngineCore::new(config, Misled::new(executor, false)).unwrap();
         let mut world = Self { core, next_id: 0, now: Timestamp::default() };
-        world.answer(&tokens(0..300), KvSharingMode::Prefix, None);
+        world.answer(&tokens(0..300), SharingMode::Prefix, None);
         world
     }
 
@@ -45,12 +45,12 @@ impl World {
         let inner = EchoExecutor::new(Reply::Prompt, config.block_size.as_usize());
         let core = EngineCore::new(config, Misled::new(inner, is_misled)).unwrap();
         let mut world = Self { core, next_id: 0, now: Timestamp::default() };
-        world.answer(&tokens(0..300), KvSharingMode::Prefix, None);
+        world.answer(&tokens(0..300), SharingMode::Prefix, None);
         world
     }
 
     /// Adds a request; returns its events until the engine has nothing left to do, comparisons included.
-    fn answer(&mut self, prompt: &[TokenId], sharing: KvSharingMode, logprobs: Option<u32>) -> Vec<EngineEvent> {
+    fn answer(&mut self, prompt: &[TokenId], sharing: SharingMode, logprobs: Option<u32>) -> Vec<EngineEvent> {
         let id = self.add(prompt, sharing, logprobs);
         let mut events = self.run();
         events.extend(self.run_idle());
@@ -58,7 +58,7 @@ impl World {
         events
     }
 
-    fn add(&mut self, prompt: &[TokenId], sharing: KvSharingMode, logprobs: Option<u32>) -> RequestId {
+    fn add(&mut self, prompt: &[TokenId], sharing: SharingMode, logprobs: Option<u32>) -> RequestId {
         let id = self.next_id;
         self.next_id += 1;
         let request = RequestBuilder::new(id, prompt)
@@ -121,7 +121,7 @@ impl World {
     /// Returns the document after new text.
     fn recipient(&mut self, logprobs: Option<u32>) -> Vec<EngineEvent> {
         let prompt = self.recipient_prompt();
-        self.answer(&prompt, KvSharingMode::Span, logprobs)
+        self.answer(&prompt, SharingMode::Span, logprobs)
     }
 
     fn recipient_prompt(&mut self) -> Vec<TokenId> {
@@ -131,7 +131,7 @@ impl World {
     /// Adds a recipient, and runs until it has ended.
     fn answer_recipient(&mut self) {
         let prompt = self.recipient_prompt();
-        self.add(&prompt, KvSharingMode::Span, None);
+        self.add(&prompt, SharingMode::Span, None);
         self.run();
     }
 
@@ -156,7 +156,7 @@ fn an_answer_is_not_verified_where_scoring_it_would_exceed_the_quota() {
     for (num_tokens, expected) in [(316, 1), (317, 0)] {
         let mut world = World::with_quota(1.0, false, 10);
         let prompt = [tokens(10_000..10_000 + num_tokens - 250), tokens(50..300)].concat();
-        world.answer(&prompt, KvSharingMode::Span, None);
+        world.answer(&prompt, SharingMode::Span, None);
         let reused = world.core.stats().span_lookups.get(SpanOutcome::Reused);
         assert_eq!((reused, world.num_verified()), (1, expected), "{num_tokens}");
     }
@@ -187,7 +187,7 @@ fn a_class_that_answers_wrongly_is_switched_off_and_tried_again() {
     (0..2).for_each(|_| drop(world.recipient(None)));
     assert_eq!(world.core.stats().quality[0].1.num_tenants_off, 1, "two answers of which nothing agrees are enough");
     let prompt = world.recipient_prompt();
-    let asking = RequestBuilder::new(99, &prompt).sharing(KvSharingMode::Span).tenant(1).build();
+    let asking = RequestBuilder::new(99, &prompt).sharing(SharingMode::Span).tenant(1).build();
     assert_eq!(world.core.explain(&asking).usage.outcome, Some(SpanOutcome::SwitchedOff), "and it is told");
     (0..2).for_each(|_| drop(world.recipient(None)));
     let lookups = world.core.stats().span_lookups;
@@ -226,7 +226,7 @@ fn a_comparison_gives_way_to_a_request_and_is_made_later() {
         assert_eq!((world.core.stats().num_running, world.num_verified()), (1, 0), "the comparison has begun");
         assert!(world.core.step_ahead().is_none(), "nothing follows it that a request would have to wait for");
         let prompt = world.new_text(40);
-        let request = world.add(&prompt, KvSharingMode::Span, None);
+        let request = world.add(&prompt, SharingMode::Span, None);
         let mut is_over = false;
         while !is_over {
             let events = world.core.step(world.now).unwrap();
@@ -256,7 +256,7 @@ fn a_comparison_begins_after_an_idle_gap_that_each_request_starts_anew() {
         world.core.step(world.now).unwrap();
         assert_eq!(world.core.stats().num_running, 0);
         let prompt = world.new_text(40);
-        world.add(&prompt, KvSharingMode::Prefix, None);
+        world.add(&prompt, SharingMode::Prefix, None);
         world.run();
         assert_eq!(world.core.idle_work_at().unwrap(), Timestamp(world.now.0 + idle));
     }
@@ -278,13 +278,13 @@ fn steps_of_a_comparison_are_as_short_as_predicted() {
     assert!(unfitted.iter().all(|&rows| rows <= 93), "{unfitted:?}");
     for num_tokens in [10, 100, 900, 3000] {
         let prompt = world.new_text(num_tokens);
-        world.add(&prompt, KvSharingMode::Off, None);
+        world.add(&prompt, SharingMode::Off, None);
         while world.core.has_work() {
             world.timed_step();
         }
     }
     let long = [world.new_text(3000), tokens(50..300)].concat();
-    world.add(&long, KvSharingMode::Span, None);
+    world.add(&long, SharingMode::Span, None);
     while world.core.has_work() {
         world.timed_step();
     }
@@ -302,7 +302,7 @@ fn a_comparison_goes_on_where_it_was_put_off() {
     let mut world = World::with(config, EchoExecutor::new(Reply::Prompt, 32));
     let prompt = world.recipient_prompt();
     world.next_id += 1;
-    world.core.add_request(RequestBuilder::new(1, &prompt).sharing(KvSharingMode::Span).build(), world.now);
+    world.core.add_request(RequestBuilder::new(1, &prompt).sharing(SharingMode::Span).build(), world.now);
     world.run();
     let (mut rows_at_once, mut num_rows) = (0, 0);
     while world.num_verified() == 0 {
@@ -312,7 +312,7 @@ fn a_comparison_goes_on_where_it_was_put_off() {
             num_rows += world.core.last_step().sequences.iter().map(|sequence| sequence.rows.len()).sum::<usize>();
         }
         let other = world.new_text(40);
-        world.add(&other, KvSharingMode::Prefix, None);
+        world.add(&other, SharingMode::Prefix, None);
         world.run();
         assert!(num_rows < 2 * prompt.len(), "it begins anew");
     }
@@ -376,7 +376,7 @@ fn answers_that_wait_are_bounded_in_bytes() {
         World::with(SchedulerConfig { verification, ..SchedulerConfig::new(1024, 4096) }, EchoExecutor::new(Reply::Prompt, 32));
     for _ in 0..16 {
         let prompt = world.recipient_prompt();
-        world.add(&prompt, KvSharingMode::Span, None);
+        world.add(&prompt, SharingMode::Span, None);
     }
     let mut most = 0;
     while world.core.has_work() {
@@ -396,7 +396,7 @@ fn an_answer_too_long_to_keep_is_given_up_and_counted() {
     let mut world =
         World::with(SchedulerConfig { verification, ..SchedulerConfig::new(1024, 4096) }, EchoExecutor::new(Reply::Prompt, 32));
     let prompt = world.recipient_prompt();
-    let request = RequestBuilder::new(50, &prompt).sharing(KvSharingMode::Span).store(false).max_tokens(100).build();
+    let request = RequestBuilder::new(50, &prompt).sharing(SharingMode::Span).store(false).max_tokens(100).build();
     world.core.add_request(request, world.now);
     while world.core.has_work() {
         world.core.step(world.now).unwrap();
@@ -413,7 +413,7 @@ fn what_switches_a_class_off_for_one_tenant_leaves_the_others_alone() {
     let lookups = world.core.stats().span_lookups;
     assert_eq!((lookups.get(SpanOutcome::Reused), lookups.get(SpanOutcome::SwitchedOff)), (2, 1));
     let prompt = world.recipient_prompt();
-    let request = RequestBuilder::new(77, &prompt).sharing(KvSharingMode::Span).tenant(2).build();
+    let request = RequestBuilder::new(77, &prompt).sharing(SharingMode::Span).tenant(2).build();
     world.core.add_request(request, world.now);
     world.run();
     assert_eq!(world.core.stats().span_lookups.get(SpanOutcome::Reused), 3, "another tenant reuses as before");

@@ -3,10 +3,10 @@
 use std::fmt::Write;
 
 use engine::{
-    EngineEvent, Erase, ErasedCounts, Executor, KvSharingMode, ModelRunnerOutput, Request, Row, Scheduler, SchedulerConfig,
-    SchedulerOutput, SpanConfig,
+    EngineEvent, Erase, ErasedCounts, Executor, ModelRunnerOutput, Request, Row, Scheduler, SchedulerConfig, SchedulerOutput,
+    SpanConfig,
 };
-use tokens::{BlockSize, RequestId, Timestamp};
+use tokens::{BlockSize, RequestId, SharingMode, Timestamp};
 
 use crate::memory::{Memory, Owner};
 
@@ -191,14 +191,8 @@ fn ranges(rows: &[Row]) -> String {
 }
 
 /// All modes.
-pub(crate) const ALL_MODES: [KvSharingMode; 6] = [
-    KvSharingMode::Off,
-    KvSharingMode::Prefix,
-    KvSharingMode::Span,
-    KvSharingMode::Semantic,
-    KvSharingMode::Auto,
-    KvSharingMode::Shadow,
-];
+pub(crate) const ALL_MODES: [SharingMode; 6] =
+    [SharingMode::Off, SharingMode::Prefix, SharingMode::Span, SharingMode::Semantic, SharingMode::Auto, SharingMode::Shadow];
 
 /// Modes for random requests.
-pub(crate) const MODES: [KvSharingMode; 3] = [KvSharingMode::Off, KvSharingMode::Prefix, KvSharingMode::Span];
+pub(crate) const MODES: [SharingMode; 3] = [SharingMode::Off, SharingMode::Prefix, SharingMode::Span];

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::common::{Random, all_families};
 use ::engine::{
-    DecodeRepair, EngineCore, EngineEvent, ExecutorLimits, FinishReason, HostConfig, KvSharingMode, KvUsage, Repair,
-    RepairPolicy, Request, SamplingParams, SchedulerConfig, SpanOutcome, TokenLogProbs,
+    DecodeRepair, EngineCore, EngineEvent, ExecutorLimits, FinishReason, HostConfig, KvUsage, Repair, RepairPolicy, Request,
+    SamplingParams, SchedulerConfig, SpanOutcome, TokenLogProbs,
 };
 use runner::backend::cpu::CpuBackend;
 use runner::testing::{tiny_backend, tiny_config};
@@ -13,7 +13,7 @@ use runner::{Architecture, Device, DeviceFault, DeviceOutput, DeviceStep, KvDtyp
 #[cfg(feature = "cuda")]
 use runner::{DeviceOptions, GpuOptions, LoadOptions, WeightFiles};
 use testkit::RequestBuilder;
-use tokens::{BlockSize, RequestId, Timestamp, TokenId};
+use tokens::{BlockSize, RequestId, SharingMode, Timestamp, TokenId};
 
 pub(crate) const NUM_BLOCKS: usize = 64;
 
@@ -58,7 +58,7 @@ impl Engine {
         Self { core: EngineCore::new(config, runner).unwrap(), repair: Repair::structural(), next_id: 0 }
     }
 
-    fn submit(&mut self, prompt: &[u32], mode: KvSharingMode, scope: u64) -> RequestId {
+    fn submit(&mut self, prompt: &[u32], mode: SharingMode, scope: u64) -> RequestId {
         let sampling = SamplingParams { logprobs: Some(5), ..SamplingParams::greedy(6) };
         self.submit_sampled(prompt, mode, scope, sampling)
     }
@@ -66,7 +66,7 @@ impl Engine {
     pub(crate) fn submit_sampled(
         &mut self,
         prompt: &[u32],
-        mode: KvSharingMode,
+        mode: SharingMode,
         scope: u64,
         sampling: SamplingParams,
     ) -> RequestId {
@@ -109,7 +109,7 @@ impl Engine {
         answers
     }
 
-    fn answer(&mut self, prompt: &[u32], mode: KvSharingMode, scope: u64) -> Answer {
+    fn answer(&mut self, prompt: &[u32], mode: SharingMode, scope: u64) -> Answer {
         self.submit(prompt, mode, scope);
         self.finish().pop().unwrap().1
     }
@@ -142,8 +142,8 @@ fn a_step_tells_where_its_time_went() {
     let mut engine = Engine::new(&tiny_config(Architecture::Qwen2, RopeLayout::Half), KvDtype::F16);
     engine.repair = Repair { deep_bail_out: 0.0, ..Repair::recommended() };
     let (donor, recipient) = donor_and_recipient();
-    engine.answer(&donor, KvSharingMode::Span, 1);
-    engine.submit(&recipient, KvSharingMode::Span, 1);
+    engine.answer(&donor, SharingMode::Span, 1);
+    engine.submit(&recipient, SharingMode::Span, 1);
     engine.core.step(Timestamp::default()).unwrap();
     let first = engine.core.executor().timings();
     assert!(first.moves > Duration::ZERO && first.check > Duration::ZERO && first.scoring > Duration::ZERO, "{first:?}");
@@ -159,10 +159,10 @@ fn i6_a_miss_gives_the_bits_of_sharing_switched_off() {
     for (config, dtype) in all_families() {
         for seed in 0..4 {
             let prompt = text(100 + 40 * seed as usize, seed);
-            let off = Engine::new(&config, dtype).answer(&prompt, KvSharingMode::Off, 0);
+            let off = Engine::new(&config, dtype).answer(&prompt, SharingMode::Off, 0);
             let mut engine = Engine::new(&config, dtype);
-            engine.answer(&text(150, 100 + seed), KvSharingMode::Span, 0);
-            let span = engine.answer(&prompt, KvSharingMode::Span, 0);
+            engine.answer(&text(150, 100 + seed), SharingMode::Span, 0);
+            let span = engine.answer(&prompt, SharingMode::Span, 0);
             assert!(span.usage.outcome.is_some());
             assert_eq!(span.without_outcome(), off);
         }
@@ -175,8 +175,8 @@ fn a_prefix_hit_gives_the_bits_of_a_miss() {
         let mut engine = Engine::new(&config, dtype);
         for len in [64, 65, 96, 110, 128] {
             let prompt = text(len, 7);
-            let miss = engine.answer(&prompt, KvSharingMode::Prefix, len as u64);
-            let hit = engine.answer(&prompt, KvSharingMode::Prefix, len as u64);
+            let miss = engine.answer(&prompt, SharingMode::Prefix, len as u64);
+            let hit = engine.answer(&prompt, SharingMode::Prefix, len as u64);
             assert_eq!(miss.usage.prefix_tokens, 0);
             assert!(hit.usage.prefix_tokens as usize >= len / 32 * 32 - 1, "{len}: {:?}", hit.usage);
             assert_eq!(hit.tokens, miss.tokens, "prompt of {len}");
@@ -188,7 +188,7 @@ fn a_prefix_hit_gives_the_bits_of_a_miss() {
 fn engine_with_offloaded(config: &ModelSpec, dtype: KvDtype, prompt: &[u32]) -> Engine {
     let backend = tiny_backend(config, 42, dtype, NUM_BLOCKS).with_host_tier(200);
     let mut engine = Engine::with_host_tier(Box::new(backend), 200);
-    engine.answer(prompt, KvSharingMode::Prefix, 0);
+    engine.answer(prompt, SharingMode::Prefix, 0);
     push_out(&mut engine, prompt);
     engine
 }
@@ -198,7 +198,7 @@ fn push_out(engine: &mut Engine, prompt: &[u32]) {
     let before = engine.core.stats().host;
     for _ in 0..8 {
         let seed = 1000 + engine.next_id;
-        engine.answer(&text(400, seed), KvSharingMode::Prefix, 9);
+        engine.answer(&text(400, seed), SharingMode::Prefix, 9);
     }
     let host = engine.core.stats().host;
     assert!((host.offloads - before.offloads) as usize >= prompt.len() / 32 && host.fetches == before.fetches, "{host:?}");
@@ -209,9 +209,9 @@ fn what_comes_back_from_the_host_gives_the_bits_of_a_miss() {
     for (config, dtype) in all_families() {
         for len in [96, 110, 250] {
             let prompt = text(len, 7);
-            let miss = Engine::new(&config, dtype).answer(&prompt, KvSharingMode::Prefix, 0);
+            let miss = Engine::new(&config, dtype).answer(&prompt, SharingMode::Prefix, 0);
             let mut engine = engine_with_offloaded(&config, dtype, &prompt);
-            let hit = engine.answer(&prompt, KvSharingMode::Prefix, 0);
+            let hit = engine.answer(&prompt, SharingMode::Prefix, 0);
             assert!(hit.usage.prefix_tokens as usize >= len / 32 * 32 - 1, "{len}: {:?}", hit.usage);
             assert_eq!(hit.tokens, miss.tokens, "{:?} {dtype:?}: prompt of {len}", config.architecture);
             assert_eq!(engine.core.stats().host.fetches, len as u64 / 32);
@@ -251,11 +251,11 @@ fn cuda_what_comes_back_from_the_host_gives_the_bits_of_what_stayed() {
     let mut engine = engine_on_gpu();
     for (scope, len) in [96, 110, 250].into_iter().enumerate() {
         let (prompt, scope) = (text(len, 7), scope as u64);
-        engine.answer(&prompt, KvSharingMode::Prefix, scope);
-        let stayed = engine.answer(&prompt, KvSharingMode::Prefix, scope);
+        engine.answer(&prompt, SharingMode::Prefix, scope);
+        let stayed = engine.answer(&prompt, SharingMode::Prefix, scope);
         push_out(&mut engine, &prompt);
         let before = engine.core.stats().host.fetches;
-        assert_eq!(engine.answer(&prompt, KvSharingMode::Prefix, scope), stayed, "prompt of {len}");
+        assert_eq!(engine.answer(&prompt, SharingMode::Prefix, scope), stayed, "prompt of {len}");
         assert_eq!(engine.core.stats().host.fetches - before, len as u64 / 32);
     }
     assert_eq!(engine.idle_blocks(), NUM_BLOCKS);
@@ -266,11 +266,11 @@ fn a_donor_in_the_host_gives_the_bits_of_one_on_the_device() {
     for (config, dtype) in all_families() {
         let (donor, recipient) = donor_and_recipient();
         let mut engine = Engine::new(&config, dtype);
-        engine.answer(&donor, KvSharingMode::Prefix, 0);
-        let expected = engine.answer(&recipient, KvSharingMode::Span, 0);
+        engine.answer(&donor, SharingMode::Prefix, 0);
+        let expected = engine.answer(&recipient, SharingMode::Span, 0);
         assert!(expected.usage.span_tokens >= 120);
         let mut engine = engine_with_offloaded(&config, dtype, &donor);
-        assert_eq!(engine.answer(&recipient, KvSharingMode::Span, 0), expected, "{:?} {dtype:?}", config.architecture);
+        assert_eq!(engine.answer(&recipient, SharingMode::Span, 0), expected, "{:?} {dtype:?}", config.architecture);
         assert!(engine.core.stats().host.fetches > 0);
         assert_eq!(engine.core.stats().span_lookups.get(SpanOutcome::FailedCheck), 0);
         assert_eq!(engine.idle_blocks(), NUM_BLOCKS);
@@ -282,10 +282,10 @@ fn a_batch_gives_the_bits_of_each_request_alone() {
     for (config, dtype) in all_families() {
         let prompts: Vec<Vec<u32>> = (0..5).map(|i| text(30 + 37 * i, i as u64)).collect();
         let alone: Vec<_> =
-            prompts.iter().map(|prompt| Engine::new(&config, dtype).answer(prompt, KvSharingMode::Off, 0)).collect();
+            prompts.iter().map(|prompt| Engine::new(&config, dtype).answer(prompt, SharingMode::Off, 0)).collect();
         let mut engine = Engine::new(&config, dtype);
         for prompt in &prompts {
-            engine.submit(prompt, KvSharingMode::Off, 0);
+            engine.submit(prompt, SharingMode::Off, 0);
         }
         let batched: Vec<_> = engine.finish().into_iter().map(|(_, answer)| answer).collect();
         assert_eq!(batched, alone);
@@ -297,8 +297,8 @@ fn a_document_behind_another_question_is_reused() {
     for (config, dtype) in all_families() {
         let (donor, recipient) = donor_and_recipient();
         let mut engine = Engine::new(&config, dtype);
-        engine.answer(&donor, KvSharingMode::Prefix, 0);
-        let answer = engine.answer(&recipient, KvSharingMode::Span, 0);
+        engine.answer(&donor, SharingMode::Prefix, 0);
+        let answer = engine.answer(&recipient, SharingMode::Span, 0);
         assert!(answer.usage.span_tokens >= 120, "{:?}", answer.usage);
         assert_eq!(answer.usage.donors, 1);
         assert_eq!(answer.usage.prefix_tokens + answer.usage.span_tokens + answer.usage.computed_tokens, recipient.len() as u32);
@@ -311,13 +311,13 @@ fn what_a_recipient_leaves_behind_is_not_reused() {
     let config = tiny_config(Architecture::Llama, RopeLayout::Half);
     let (donor, recipient) = donor_and_recipient();
     let mut engine = Engine::new(&config, KvDtype::F32);
-    engine.answer(&donor, KvSharingMode::Prefix, 0);
-    let first = engine.answer(&recipient, KvSharingMode::Span, 0);
+    engine.answer(&donor, SharingMode::Prefix, 0);
+    let first = engine.answer(&recipient, SharingMode::Span, 0);
     assert!(first.usage.span_tokens > 0);
     // Only the exact part before the document is in the prefix index.
-    let exact = engine.answer(&recipient, KvSharingMode::Prefix, 0);
+    let exact = engine.answer(&recipient, SharingMode::Prefix, 0);
     assert!(exact.usage.prefix_tokens <= 57 + 16, "{:?}", exact.usage);
-    assert_eq!(exact.tokens, Engine::new(&config, KvDtype::F32).answer(&recipient, KvSharingMode::Off, 0).tokens);
+    assert_eq!(exact.tokens, Engine::new(&config, KvDtype::F32).answer(&recipient, SharingMode::Off, 0).tokens);
 }
 
 #[test]
@@ -326,9 +326,9 @@ fn another_scope_or_epoch_finds_nothing() {
     let config = tiny_config(Architecture::Qwen2, RopeLayout::Half);
     let (donor, recipient) = donor_and_recipient();
     let mut engine = Engine::new(&config, KvDtype::F16);
-    engine.answer(&donor, KvSharingMode::Prefix, 1);
+    engine.answer(&donor, SharingMode::Prefix, 1);
     for (scope, prompt) in [(2, &donor), (3, &recipient)] {
-        let usage = engine.answer(prompt, KvSharingMode::Span, scope).usage;
+        let usage = engine.answer(prompt, SharingMode::Span, scope).usage;
         assert_eq!((usage.prefix_tokens, usage.span_tokens), (0, 0));
     }
 }
@@ -339,8 +339,8 @@ fn i10_an_abort_while_spans_are_copied_leaks_no_block() {
     let (donor, recipient) = donor_and_recipient();
     for steps in 0..3 {
         let mut engine = Engine::new(&config, KvDtype::F16);
-        engine.answer(&donor, KvSharingMode::Prefix, 0);
-        let request_id = engine.submit(&recipient, KvSharingMode::Span, 0);
+        engine.answer(&donor, SharingMode::Prefix, 0);
+        let request_id = engine.submit(&recipient, SharingMode::Span, 0);
         for _ in 0..steps {
             engine.core.step(Timestamp::default()).unwrap();
         }
@@ -354,14 +354,14 @@ fn i10_an_abort_while_spans_are_copied_leaks_no_block() {
 fn i11_a_donor_whose_blocks_are_gone_means_dense() {
     let config = tiny_config(Architecture::Llama, RopeLayout::Half);
     let (donor, recipient) = donor_and_recipient();
-    let dense = Engine::new(&config, KvDtype::F16).answer(&recipient, KvSharingMode::Off, 0);
+    let dense = Engine::new(&config, KvDtype::F16).answer(&recipient, SharingMode::Off, 0);
     let mut engine = Engine::new(&config, KvDtype::F16);
-    engine.answer(&donor, KvSharingMode::Prefix, 0);
+    engine.answer(&donor, SharingMode::Prefix, 0);
     // Enough other prompts to evict every block of the donor.
     for i in 0..12 {
-        engine.answer(&text(300, 1000 + i), KvSharingMode::Prefix, 9);
+        engine.answer(&text(300, 1000 + i), SharingMode::Prefix, 9);
     }
-    let answer = engine.answer(&recipient, KvSharingMode::Span, 0);
+    let answer = engine.answer(&recipient, SharingMode::Span, 0);
     assert_eq!(answer.usage.outcome, Some(SpanOutcome::NotResident));
     assert_eq!(answer.without_outcome(), dense);
 }
@@ -370,14 +370,14 @@ fn i11_a_donor_whose_blocks_are_gone_means_dense() {
 fn i2_repairing_everything_is_dense_and_leaves_a_donor() {
     for (config, dtype) in all_families() {
         let (donor, recipient) = donor_and_recipient();
-        let dense = Engine::new(&config, dtype).answer(&recipient, KvSharingMode::Off, 0);
+        let dense = Engine::new(&config, dtype).answer(&recipient, SharingMode::Off, 0);
         let mut engine = Engine::new(&config, dtype);
-        engine.answer(&donor, KvSharingMode::Prefix, 0);
+        engine.answer(&donor, SharingMode::Prefix, 0);
         engine.repair = Repair { policy: RepairPolicy::Full, ..Repair::structural() };
-        let repaired = engine.answer(&recipient, KvSharingMode::Span, 0);
+        let repaired = engine.answer(&recipient, SharingMode::Span, 0);
         assert_eq!(repaired.tokens, dense.tokens, "{:?} {dtype:?}", config.architecture);
         assert_eq!((repaired.usage.span_tokens, repaired.usage.computed_tokens), (0, recipient.len() as u32));
-        let again = engine.answer(&recipient, KvSharingMode::Prefix, 0);
+        let again = engine.answer(&recipient, SharingMode::Prefix, 0);
         assert_eq!((again.tokens, again.usage.prefix_tokens > 200), (dense.tokens, true), "what was computed in full is exact");
     }
 }
@@ -388,14 +388,14 @@ fn every_policy_recomputes_its_share_and_never_donates() {
     let (donor, recipient) = donor_and_recipient();
     let engine_with_donor = || {
         let mut engine = Engine::new(&config, KvDtype::F16);
-        engine.answer(&donor, KvSharingMode::Prefix, 0);
+        engine.answer(&donor, SharingMode::Prefix, 0);
         engine
     };
-    let structural = engine_with_donor().answer(&recipient, KvSharingMode::Span, 0).usage;
+    let structural = engine_with_donor().answer(&recipient, SharingMode::Span, 0).usage;
     for policy in RepairPolicy::ALL.into_iter().filter(|policy| policy.probe().is_some() && *policy != RepairPolicy::Full) {
         let mut engine = engine_with_donor();
         engine.repair = Repair { policy, ratio: 0.2, ..Repair::structural() };
-        let usage = engine.answer(&recipient, KvSharingMode::Span, 0).usage;
+        let usage = engine.answer(&recipient, SharingMode::Span, 0).usage;
         let budget = recipient.len() as u32 / 5;
         let extra = usage.recomputed_tokens - structural.recomputed_tokens;
         assert!((budget - 15..=budget).contains(&extra), "{policy:?}: {extra} of {budget}");
@@ -409,11 +409,11 @@ fn every_policy_recomputes_its_share_and_never_donates() {
 fn looked_at_deeper(deep_bail_out: f32) -> [Answer; 2] {
     let config = tiny_config(Architecture::Qwen2, RopeLayout::Half);
     let (donor, recipient) = donor_and_recipient();
-    let dense = Engine::new(&config, KvDtype::F16).answer(&recipient, KvSharingMode::Off, 0);
+    let dense = Engine::new(&config, KvDtype::F16).answer(&recipient, SharingMode::Off, 0);
     let mut engine = Engine::new(&config, KvDtype::F16);
-    engine.answer(&donor, KvSharingMode::Prefix, 0);
+    engine.answer(&donor, SharingMode::Prefix, 0);
     engine.repair = Repair { deep_bail_out, ..Repair::recommended() };
-    let answer = engine.answer(&recipient, KvSharingMode::Span, 0);
+    let answer = engine.answer(&recipient, SharingMode::Span, 0);
     assert_eq!(engine.idle_blocks(), NUM_BLOCKS);
     let num_donors = if answer.usage.span_tokens == 0 { 2 } else { 1 };
     assert_eq!(engine.core.stats().num_donors, num_donors, "what was computed in full is exact");
@@ -441,14 +441,14 @@ fn i14_repair_in_decode_leaves_every_other_sequence_alone() {
     let decode = Some(DecodeRepair { tokens: 3, every: 1, max_batch_rows: 0 });
     let run = |decode| {
         let mut engine = Engine::new(&config, KvDtype::F16);
-        engine.answer(&donor, KvSharingMode::Prefix, 0);
+        engine.answer(&donor, SharingMode::Prefix, 0);
         engine.repair = impact;
-        let alone = engine.submit(&recipient, KvSharingMode::Span, 0);
-        let other = engine.submit(&unrelated, KvSharingMode::Prefix, 0);
+        let alone = engine.submit(&recipient, SharingMode::Span, 0);
+        let other = engine.submit(&unrelated, SharingMode::Prefix, 0);
         engine.repair = Repair { decode, ..impact };
-        let repaired = engine.submit(&recipient, KvSharingMode::Span, 0);
+        let repaired = engine.submit(&recipient, SharingMode::Span, 0);
         let mut answers = engine.finish().into_iter().collect::<std::collections::BTreeMap<_, _>>();
-        let donor_again = engine.answer(&donor, KvSharingMode::Prefix, 0);
+        let donor_again = engine.answer(&donor, SharingMode::Prefix, 0);
         assert_eq!(engine.idle_blocks(), NUM_BLOCKS);
         (answers.remove(&repaired).unwrap(), [answers.remove(&alone), answers.remove(&other), Some(donor_again)])
     };
@@ -484,18 +484,18 @@ impl Device for Distrusting {
 fn i12_a_rejected_donor_means_dense() {
     let config = tiny_config(Architecture::Llama, RopeLayout::Half);
     let (donor, recipient) = donor_and_recipient();
-    let dense = Engine::new(&config, KvDtype::F16).answer(&recipient, KvSharingMode::Off, 0);
+    let dense = Engine::new(&config, KvDtype::F16).answer(&recipient, SharingMode::Off, 0);
     let mut engine = Engine::with_device(Box::new(Distrusting(tiny_backend(&config, 42, KvDtype::F16, NUM_BLOCKS))));
-    engine.answer(&donor, KvSharingMode::Prefix, 0);
+    engine.answer(&donor, SharingMode::Prefix, 0);
     // Runs beside another request, which must not be affected.
     let other = text(50, 77);
-    let rejected = engine.submit(&recipient, KvSharingMode::Span, 0);
-    let beside = engine.submit(&other, KvSharingMode::Off, 0);
+    let rejected = engine.submit(&recipient, SharingMode::Span, 0);
+    let beside = engine.submit(&other, SharingMode::Off, 0);
     let answers = engine.finish();
     let of = |id: RequestId| &answers.iter().find(|(known, _)| *known == id).unwrap().1;
     assert_eq!(of(rejected).tokens, dense.tokens);
     assert_eq!(of(rejected).usage.span_tokens, 0);
-    assert_eq!(of(beside), &Engine::new(&config, KvDtype::F16).answer(&other, KvSharingMode::Off, 0));
+    assert_eq!(of(beside), &Engine::new(&config, KvDtype::F16).answer(&other, SharingMode::Off, 0));
     assert_eq!(engine.spans(SpanOutcome::FailedCheck), 1);
 }
 
@@ -508,7 +508,7 @@ fn prompt_log_probabilities_do_not_depend_on_chunks() {
         let scheduler = SchedulerConfig { max_num_batched_tokens, max_num_seqs: 4, ..SchedulerConfig::new(NUM_BLOCKS, 1024) };
         let mut core = EngineCore::new(scheduler, runner).unwrap();
         let tokens: Vec<TokenId> = prompt.iter().map(|id| TokenId(*id)).collect();
-        let request = RequestBuilder::new(1, &tokens).max_tokens(1).sharing(KvSharingMode::Span);
+        let request = RequestBuilder::new(1, &tokens).max_tokens(1).sharing(SharingMode::Span);
         let request = request.sampling(|sampling| sampling.prompt_logprobs = Some(3)).build();
         core.add_request(request, Timestamp::default());
         let mut found = Vec::new();

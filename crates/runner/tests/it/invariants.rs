@@ -104,11 +104,13 @@ pub(crate) fn a_sampled_probe_finds_what_a_whole_one_does(world: &mut World) {
     for (found, expected) in sampled.iter().zip(whole.iter().step_by(8)) {
         let bound = world.rounding.stored * expected.value_norm;
         assert!(found.value_l2 > 2.0 * bound, "its left context was another one: {found:?}");
-        assert!((found.value_l2 - expected.value_l2).abs() <= bound, "{found:?} is not {expected:?}");
+        let other_rows = bound + world.rounding.batch * expected.value_norm;
+        assert!((found.value_l2 - expected.value_l2).abs() <= other_rows, "{found:?} is not {expected:?}");
     }
 }
 
 pub(crate) fn a_probe_of_exact_kv_finds_nothing(world: &mut World) {
+    let has_window = world.config.num_local_layers() > 0;
     for readers in ALL_READERS {
         let (tokens, table) = (world.prompt(150, 1), world.table(150));
         let dense = world.prefill(&tokens, &table);
@@ -117,7 +119,13 @@ pub(crate) fn a_probe_of_exact_kv_finds_nothing(world: &mut World) {
         for token in &found {
             let bound = world.rounding.stored * token.value_norm;
             assert!(token.value_l2 <= bound && token.value_norm > 0.0, "{readers:?}: {token:?}");
-            assert_eq!(token.attention > 0.0, readers != Readers::None);
+            // Fresh rows alone may be further away than a window.
+            let is_read = match readers {
+                Readers::None => Some(false),
+                Readers::FreshRows if has_window => None,
+                _ => Some(true),
+            };
+            assert!(is_read.is_none_or(|is_read| (token.attention > 0.0) == is_read), "{readers:?}: {token:?}");
         }
         let rest: Vec<usize> = (120..150).collect();
         let after = world.logits(&tokens, &table, &rest);

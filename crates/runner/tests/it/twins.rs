@@ -7,10 +7,10 @@ use crate::common::{NUM_BLOCKS, SEED, World, distance};
 use crate::engine::{self, Answer, Engine};
 use crate::gpu::{self, families};
 use crate::invariants::{ALL_READERS, donor_and_target, probe_of};
-use ::engine::{Drift, KvSharingMode, Readers, Repair, SamplingParams, SpanOutcome};
+use ::engine::{Drift, Readers, Repair, SamplingParams, SpanOutcome};
 use runner::testing::{tiny_backend, tiny_cuda_backend};
 use runner::{DeviceStep, KvDtype, ModelSpec};
-use tokens::{BlockId, TokenId};
+use tokens::{BlockId, SharingMode, TokenId};
 
 /// Largest distance of a row of logits from the CPU's.
 const MAX_DISTANCE: f32 = 5e-2;
@@ -320,7 +320,7 @@ fn check_sampling(sampling: &SamplingParams, percent: usize) {
         let [expected, found] = engines(&config).map(|mut engine| {
             for i in 0..5u64 {
                 let prompt = tokens_of(&config, 20 + 31 * i as usize, i);
-                engine.submit_sampled(&prompt, KvSharingMode::Off, 0, SamplingParams { seed: i, ..sampling.clone() });
+                engine.submit_sampled(&prompt, SharingMode::Off, 0, SamplingParams { seed: i, ..sampling.clone() });
             }
             engine.finish()
         });
@@ -378,7 +378,7 @@ fn cuda_a_document_behind_another_question_is_reused_and_repaired_as_on_the_cpu(
             let mut answers = Vec::new();
             for prompt in [&donor, &recipient] {
                 let sampling = SamplingParams { logprobs: Some(5), ..SamplingParams::greedy(6) };
-                engine.submit_sampled(prompt, KvSharingMode::Span, 0, sampling);
+                engine.submit_sampled(prompt, SharingMode::Span, 0, sampling);
                 answers.extend(engine.finish());
             }
             assert_eq!(engine.spans(SpanOutcome::FailedCheck), 0, "the layer-0 check agrees");
@@ -391,7 +391,8 @@ fn cuda_a_document_behind_another_question_is_reused_and_repaired_as_on_the_cpu(
         assert!(expected.span_tokens > 64 && found.span_tokens.abs_diff(expected.span_tokens) < 10, "{found:?}, {expected:?}");
         assert_eq!((found.donors, found.prefix_tokens), (1, expected.prefix_tokens));
         let (expected, found) = (expected.deep_deviation.unwrap(), found.deep_deviation.unwrap());
-        assert!((found / expected - 1.0).abs() < 0.05, "{found}, {expected}");
+        // Zero where both looks are at the same layer: what the first one measured is fresh there.
+        assert!((found - expected).abs() <= 0.05 * expected, "{found}, {expected}");
     }
 }
 

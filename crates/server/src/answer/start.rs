@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use engine::{Request, SamplingParams};
 use futures::future::select_all;
-use protocol::SharingMode;
+use tokens::SharingMode;
 use tokens::Timestamp;
 
 use super::choice::{Choice, ChoiceOptions, Echo};

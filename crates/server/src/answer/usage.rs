@@ -1,7 +1,8 @@
 //! Sums the usage of the answers of one HTTP request.
 
 use engine::KvUsage;
-use protocol::{CompletionTokensDetails, KvSharingUsage, PromptTokensDetails, ReuseReason, SharingMode, Usage};
+use protocol::{CompletionTokensDetails, KvSharingUsage, PromptTokensDetails, ReuseReason, Usage};
+use tokens::SharingMode;
 
 use crate::explain::{class_of, reason_of};
 

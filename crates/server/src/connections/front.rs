@@ -13,7 +13,7 @@ use hyper::body::{Frame, Incoming, SizeHint};
 use serde_json::json;
 use tower::ServiceExt;
 
-use super::places::{Answering, Overload};
+use super::slots::{Answering, Overload};
 use crate::error::ApiError;
 use crate::metrics::ShedReason;
 use crate::paths::HEALTH_PATHS;

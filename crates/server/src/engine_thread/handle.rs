@@ -10,9 +10,9 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use super::command::{EngineCommand, PromptGroup};
 use super::explanations::Question;
 use super::inspect::Inspection;
-use super::places::Places;
 use super::route::{InFlight, StreamFlags, Submission};
 use super::shared::{Phase, Shared};
+use super::slots::QueueSlots;
 use super::stream::TokenStream;
 
 /// Handle that submits requests to the engine thread and reads its figures. Cheap to clone; the thread ends when the last one is dropped.
@@ -79,15 +79,15 @@ impl EngineHandle {
         }
         let num_requests = prompts.iter().map(Vec::len).sum::<usize>();
         let Some(tenant) = prompts.iter().flatten().map(|request| request.tenant).next() else { return Ok(Vec::new()) };
-        let mut places = Places::take(&self.shared.places, tenant, num_requests).ok_or(SubmitError::QueueFull)?;
+        let mut slots = QueueSlots::take(&self.shared.slots, tenant, num_requests).ok_or(SubmitError::QueueFull)?;
         let mut streams = Vec::with_capacity(num_requests);
         let mut connect = |request| {
             let (sender, events) = mpsc::channel(self.shared.config.stream_buffer);
             let link = Arc::new(StreamFlags::default());
             let in_flight = InFlight::enter(&self.shared);
             streams.push(TokenStream::new(events, Arc::clone(&link), self.watch_phase(), in_flight));
-            let place = places.pop().expect("one place was taken for each request");
-            Submission { request, events: sender, link, place }
+            let slot = slots.pop().expect("one slot was taken for each request");
+            Submission { request, events: sender, link, slot }
         };
         let groups = prompts.into_iter().map(|group| group.into_iter().map(&mut connect).collect()).collect();
         // Fails only if the thread has ended.

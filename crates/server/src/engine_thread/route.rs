@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use engine::{EngineEvent, FinishReason, KvSharingMode, KvUsage, Request};
-use tokens::Timestamp;
+use engine::{EngineEvent, FinishReason, KvUsage, Request};
+use tokens::{SharingMode, Timestamp};
 use tokio::sync::mpsc;
 
-use super::places::Place;
 use super::shared::Shared;
+use super::slots::QueueSlot;
 use crate::metrics::{CacheOutcome, Ending, Metrics, RequestMetrics};
 
 /// A request on its way to the engine.
@@ -16,8 +16,8 @@ pub(super) struct Submission {
     pub(super) request: Request,
     pub(super) events: mpsc::Sender<EngineEvent>,
     pub(super) link: Arc<StreamFlags>,
-    /// Its place in the queue.
-    pub(super) place: Place,
+    /// Its slot in the queue.
+    pub(super) slot: QueueSlot,
 }
 
 /// Flags shared by both ends of a request's channel.
@@ -64,7 +64,7 @@ pub(super) struct Route {
     events: mpsc::Sender<EngineEvent>,
     link: Arc<StreamFlags>,
     group: Arc<Group>,
-    mode: KvSharingMode,
+    mode: SharingMode,
     prompt_tokens: u32,
     arrival: Timestamp,
     admitted: Option<(Timestamp, CacheOutcome)>,

@@ -10,7 +10,7 @@ use tokens::{TenantId, Timestamp};
 use tokio::sync::{Semaphore, watch};
 
 use super::config::EngineThreadConfig;
-use super::places::Places;
+use super::slots::QueueSlots;
 
 /// Phase of the daemon's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,8 +30,8 @@ pub(super) struct Shared {
     pub(super) phase: watch::Sender<Phase>,
     pub(super) stats: watch::Sender<EngineStats>,
     pub(super) in_flight: watch::Sender<usize>,
-    /// Queue places of requests that wait for admission.
-    pub(super) places: Arc<Places>,
+    /// Queue slots of requests that wait for admission.
+    pub(super) slots: Arc<QueueSlots>,
     /// One permit per inspection in progress.
     pub(super) inspections: Arc<Semaphore>,
     /// One permit per explanation in progress.

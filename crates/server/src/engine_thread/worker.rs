@@ -15,10 +15,10 @@ use super::command::EngineCommand;
 use super::dispatch::Dispatch;
 use super::explanations::Explanations;
 use super::fatal::Fatal;
-use super::places::Place;
 use super::report::describe_step;
 use super::route::{Group, Route, Submission};
 use super::shared::{Phase, Shared};
+use super::slots::QueueSlot;
 use crate::metrics::Metrics;
 
 /// State of the engine thread.
@@ -29,8 +29,8 @@ pub(super) struct Worker<E: Executor> {
     pub(super) dispatches: mpsc::Sender<Dispatch>,
     /// Requests whose reader is gone.
     pub(super) abandoned: std::sync::mpsc::Receiver<RequestId>,
-    /// Queue places by request, released at admission.
-    pub(super) places: BTreeMap<RequestId, Place>,
+    /// Queue slots by request, released at admission.
+    pub(super) slots: BTreeMap<RequestId, QueueSlot>,
     /// Requests by arrival, kept only if a timeout bounds how long they wait. Some may have been admitted or ended since.
     pub(super) arrivals: VecDeque<(Timestamp, RequestId)>,
     /// Explanations that wait for time between steps.
@@ -73,7 +73,7 @@ impl<E: Executor> Worker<E> {
         self.shared.phase.send_replace(Phase::Failed);
         let (done, told) = oneshot::channel();
         // Without the dispatch task the readers have already lost their channels.
-        if self.tell(Dispatch::Fail(done)).is_ok() {
+        if self.send(Dispatch::Fail(done)).is_ok() {
             let _closed = told.blocking_recv();
         }
         // Refuses further commands, also from handles that have not seen the phase yet.
@@ -169,15 +169,15 @@ impl<E: Executor> Worker<E> {
     }
 
     fn add_one(&mut self, submission: Submission, group: Arc<Group>) -> Result<(), Fatal> {
-        let Submission { request, events, link, place } = submission;
+        let Submission { request, events, link, slot } = submission;
         self.metrics.requests.params_max_tokens.record(request.sampling.max_tokens);
         let route = Route::new(&request, events, link, group);
-        self.places.insert(request.request_id, place);
+        self.slots.insert(request.request_id, slot);
         if self.shared.config.queue_timeout.is_some() {
             self.arrivals.push_back((request.arrival, request.request_id));
         }
         debug!(request_id = %request.request_id, prompt_tokens = request.prompt_token_ids.len(), "added");
-        self.tell(Dispatch::Open(request.request_id, route))?;
+        self.send(Dispatch::Open(request.request_id, route))?;
         self.engine.add_request(request, self.shared.now());
         Ok(())
     }
@@ -185,19 +185,19 @@ impl<E: Executor> Worker<E> {
     fn abort_abandoned(&mut self) {
         for request_id in self.abandoned.try_iter() {
             self.engine.abort(request_id);
-            self.places.remove(&request_id);
+            self.slots.remove(&request_id);
         }
     }
 
     /// Aborts requests that exceeded the queue timeout. Runs after a step, so that a request is refused only if a step was scheduled
-    /// without it. An admitted request has released its place and is never refused, however long its steps last.
+    /// without it. An admitted request has released its slot and is never refused, however long its steps last.
     fn refuse_overdue(&mut self) -> Result<(), Fatal> {
         let Some(timeout) = self.shared.config.queue_timeout else { return Ok(()) };
         let now = self.shared.now();
         while let Some((_, request_id)) = self.arrivals.pop_front_if(|(arrival, _)| now.since(*arrival) >= timeout) {
-            if self.places.remove(&request_id).is_some() {
+            if self.slots.remove(&request_id).is_some() {
                 self.engine.abort(request_id);
-                self.tell(Dispatch::TimedOut(request_id))?;
+                self.send(Dispatch::TimedOut(request_id))?;
             }
         }
         Ok(())
@@ -207,18 +207,18 @@ impl<E: Executor> Worker<E> {
         let events = self.engine.step(self.shared.now())?;
         for event in &events {
             if let EngineEvent::Admitted { request_id, .. } | EngineEvent::Finished { request_id, .. } = event {
-                self.places.remove(request_id);
+                self.slots.remove(request_id);
             }
         }
         // Published first, so that a reader notified of the end of a request sees figures without it.
         publish(&self.shared, &self.engine);
         // A step without events is dispatched too, because the task checks the readers at each.
-        self.tell(Dispatch::Step(events))?;
+        self.send(Dispatch::Step(events))?;
         self.refuse_overdue()
     }
 
     /// Sends to the dispatch task; waits if it lags many steps.
-    fn tell(&self, dispatch: Dispatch) -> Result<(), Fatal> {
+    fn send(&self, dispatch: Dispatch) -> Result<(), Fatal> {
         self.dispatches.blocking_send(dispatch).map_err(|_| Fatal::NoReaders)
     }
 }

@@ -1,13 +1,15 @@
 //! Metrics of reuse, explanations and erasures. Never by tenant or donor: a series must not reveal one tenant to another.
 
-use engine::{Erase, ErasedCounts, Explanation, KvSharingMode, KvUsage, MatchClass};
+use engine::{Erase, ErasedCounts, Explanation, KvUsage, MatchClass};
 use metrics::{Counter, Gauge, Histogram};
+use tokens::SharingMode;
 
 use super::registrar::Registrar;
 
 /// Metrics of sharing and managing KV.
 pub(crate) struct KvMetrics {
-    modes: [Counter; 6],
+    /// Counters in the order of the modes.
+    modes: [Counter; SharingMode::ALL.len()],
     /// Counters in the order of the classes.
     classes: [Counter; MatchClass::ALL.len()],
     deviation: Histogram,
@@ -18,7 +20,6 @@ pub(crate) struct KvMetrics {
     corpora: Gauge,
 }
 
-const MODES: [&str; 6] = ["off", "prefix", "span", "semantic", "shadow", "auto"];
 const EXPLAINED: [&str; 3] = ["span", "prefix", "nothing"];
 const ERASED: [&str; 4] = ["donor", "session", "tenant", "all"];
 
@@ -27,7 +28,11 @@ impl KvMetrics {
         let counters =
             |name, help, label| move |value: &'static str| -> Counter { registrar.counter(name, help, &[(label, value)]) };
         Self {
-            modes: MODES.map(counters("kvshare_requests_total", "Admitted requests by what they allowed to be reused.", "mode")),
+            modes: SharingMode::NAMES.map(counters(
+                "kvshare_requests_total",
+                "Admitted requests by what they allowed to be reused.",
+                "mode",
+            )),
             classes: MatchClass::ALL.map(MatchClass::label).map(counters(
                 "kvshare_span_requests_total",
                 "Ended requests that reused spans, by how far the worst one's left context was equal.",
@@ -51,16 +56,8 @@ impl KvMetrics {
     }
 
     /// Counts a request's mode when it is admitted.
-    pub(crate) fn count_mode(&self, mode: KvSharingMode) {
-        let index = match mode {
-            KvSharingMode::Off => 0,
-            KvSharingMode::Prefix => 1,
-            KvSharingMode::Span => 2,
-            KvSharingMode::Semantic => 3,
-            KvSharingMode::Shadow => 4,
-            KvSharingMode::Auto => 5,
-        };
-        self.modes[index].increment(1);
+    pub(crate) fn count_mode(&self, mode: SharingMode) {
+        self.modes[mode as usize].increment(1);
     }
 
     /// Counts a request's reuse when it has ended.

@@ -2,12 +2,13 @@
 
 use protocol::ReuseReason;
 use serde_json::{Value, json};
+use tokens::SharingMode;
 
 /// Returns the schema of `usage.kv_sharing`.
 pub(super) fn kv_sharing_usage() -> Value {
     let count = |description: &str| json!({"type": "integer", "minimum": 0, "description": description});
     let mode = json!({
-        "enum": ["off", "prefix", "span", "semantic", "auto", "shadow"],
+        "enum": SharingMode::NAMES,
         "description": "What was allowed: the server's default when the request named none.",
     });
     let deviation = json!({
@@ -70,7 +71,7 @@ fn reason() -> Value {
 mod tests {
     use std::collections::BTreeSet;
 
-    use protocol::{KvSharingUsage, MatchClass, SharingMode};
+    use protocol::{KvSharingUsage, MatchClass};
 
     use super::*;
 

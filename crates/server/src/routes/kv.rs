@@ -33,7 +33,7 @@ pub(super) async fn explain(
     if request.prompts.len() > 1 {
         return Err(ApiError::param("prompt", "only one prompt can be explained at a time"));
     }
-    let embeds = request.sharing.mode == protocol::SharingMode::Semantic;
+    let embeds = request.sharing.mode == tokens::SharingMode::Semantic;
     let options =
         EncodeOptions { segments: request.sharing.segments.clone(), normalize: request.sharing.normalize, echo: false, embeds };
     let mut prompts = app.encoder().encode_all(std::mem::take(&mut request.prompts), options).await?;

@@ -1,8 +1,8 @@
 //! Predicted reuse without computation.
 
-use protocol::SharingMode;
 use serde_json::{Value, json};
 use server::{Access, ScopeSecret};
+use tokens::SharingMode;
 
 use crate::world::{COMPLETIONS, KEY_A, KEY_B, Options, World, chat, completion, document, tenants};
 

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use anyhow::ensure;
-use engine::KvSharingMode;
 use eval::stats::median;
 use serde::Serialize;
+use tokens::SharingMode;
 
-use super::super::driver::{Ask, Driver, millis};
+use super::super::driver::{BenchRequest, Driver, millis};
 
 /// Steps before the timed ones: a device may prepare for a batch it has not seen.
 const WARM_UP_STEPS: u32 = 3;
@@ -53,12 +53,15 @@ impl BatchBench {
         driver.forget();
         let prompts: Vec<_> = (0..batch).map(|_| driver.text(self.prompt_tokens)).collect();
         for prompt in &prompts {
-            driver.run(Ask::stored(prompt.clone()))?;
+            driver.run(BenchRequest::stored(prompt.clone()))?;
         }
-        let ask = |prompt: &Vec<_>| Ask { sharing: KvSharingMode::Prefix, ..Ask::exact(prompt.clone(), self.answer_tokens()) };
+        let request = |prompt: &Vec<_>| BenchRequest {
+            sharing: SharingMode::Prefix,
+            ..BenchRequest::exact(prompt.clone(), self.answer_tokens())
+        };
         let mut step_ms = Vec::new();
         for _ in 0..self.repeats {
-            let time = time_steps(driver, prompts.iter().map(ask).collect(), self.num_steps)?;
+            let time = time_steps(driver, prompts.iter().map(request).collect(), self.num_steps)?;
             step_ms.push(millis(time) / f64::from(self.num_steps));
             done();
         }
@@ -68,10 +71,10 @@ impl BatchBench {
     }
 }
 
-/// Measures the time of `num_steps` steps in which each of `asks` gets a token.
-fn time_steps(driver: &mut Driver, asks: Vec<Ask>, num_steps: u32) -> anyhow::Result<Duration> {
-    let batch = asks.len();
-    let requests = asks.into_iter().map(|ask| driver.add(ask)).collect::<anyhow::Result<Vec<_>>>()?;
+/// Measures the time of `num_steps` steps in which each of `requests` gets a token.
+fn time_steps(driver: &mut Driver, requests: Vec<BenchRequest>, num_steps: u32) -> anyhow::Result<Duration> {
+    let batch = requests.len();
+    let requests = requests.into_iter().map(|request| driver.add(request)).collect::<anyhow::Result<Vec<_>>>()?;
     while driver.step()?.num_tokens() < batch {
         ensure!(driver.stats().num_running > 0, "the batch has ended before all of it ran");
     }
@@ -107,7 +110,7 @@ mod tests {
     #[test]
     fn sequences_that_end_early_are_no_batch() {
         let mut driver = tiny_driver(64);
-        let asks = vec![Ask::exact(driver.text(40), 4), Ask::exact(driver.text(40), 40)];
-        assert!(time_steps(&mut driver, asks, 10).unwrap_err().to_string().contains("1 tokens to 2 sequences"));
+        let requests = vec![BenchRequest::exact(driver.text(40), 4), BenchRequest::exact(driver.text(40), 40)];
+        assert!(time_steps(&mut driver, requests, 10).unwrap_err().to_string().contains("1 tokens to 2 sequences"));
     }
 }

@@ -4,7 +4,7 @@ use anyhow::ensure;
 use eval::stats::median;
 use serde::Serialize;
 
-use super::super::driver::{Ask, Driver, millis};
+use super::super::driver::{BenchRequest, Driver, millis};
 
 /// Prefix hit from the host tier, at least in part: blocks that take longer to fetch than to compute are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -15,16 +15,16 @@ pub(super) struct FromHost {
 }
 
 impl FromHost {
-    /// Runs `ask`, whose prompt is cached, once its blocks are in the host tier. `None` if none of them came from there.
+    /// Runs `request`, whose prompt is cached, once its blocks are in the host tier. `None` if none of them came from there.
     ///
     /// # Errors
     /// If the model fails, or the blocks stay on the device.
-    pub(super) fn measure(driver: &mut Driver, ask: Ask) -> anyhow::Result<Option<Self>> {
-        push_out(driver, ask.tokens.len() as u32)?;
+    pub(super) fn measure(driver: &mut Driver, request: BenchRequest) -> anyhow::Result<Option<Self>> {
+        push_out(driver, request.tokens.len() as u32)?;
         let before = driver.stats().host.fetches;
-        let ran = driver.run(ask)?;
+        let times = driver.run(request)?;
         let num_blocks = driver.stats().host.fetches - before;
-        Ok((num_blocks > 0).then(|| Self { ttft_ms: millis(ran.ttft), num_blocks: num_blocks as f64 }))
+        Ok((num_blocks > 0).then(|| Self { ttft_ms: millis(times.ttft), num_blocks: num_blocks as f64 }))
     }
 
     /// Returns the medians of the rounds that fetched from the host.
@@ -45,7 +45,7 @@ fn push_out(driver: &mut Driver, len: u32) -> anyhow::Result<()> {
         if driver.stats().blocks.evictions - before >= num_blocks {
             return Ok(());
         }
-        let other = Ask::stored(driver.text(len));
+        let other = BenchRequest::stored(driver.text(len));
         driver.run(other)?;
     }
     ensure!(
@@ -57,23 +57,23 @@ fn push_out(driver: &mut Driver, len: u32) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use engine::KvSharingMode;
+    use tokens::SharingMode;
 
     use super::super::super::driver::{tiny_driver, tiny_driver_with_host_tier};
     use super::*;
 
-    fn known_prompt(driver: &mut Driver, len: u32) -> Ask {
+    fn known_prompt(driver: &mut Driver, len: u32) -> BenchRequest {
         let known = driver.text(len);
-        driver.run(Ask::stored(known.clone())).unwrap();
-        Ask { sharing: KvSharingMode::Prefix, ..Ask::exact(known, 1) }
+        driver.run(BenchRequest::stored(known.clone())).unwrap();
+        BenchRequest { sharing: SharingMode::Prefix, ..BenchRequest::exact(known, 1) }
     }
 
     #[test]
     fn all_blocks_of_a_prompt_that_was_pushed_out_come_from_the_host() {
         let mut driver = tiny_driver_with_host_tier(64, 100);
         for len in [320, 100, 900] {
-            let ask = known_prompt(&mut driver, len);
-            let found = FromHost::measure(&mut driver, ask).unwrap().expect("the host tier has them");
+            let request = known_prompt(&mut driver, len);
+            let found = FromHost::measure(&mut driver, request).unwrap().expect("the host tier has them");
             assert!((found.num_blocks - f64::from(len / 32)).abs() < 1e-9 && found.ttft_ms > 0.0, "{len}: {found:?}");
             driver.forget();
         }
@@ -82,8 +82,8 @@ mod tests {
     #[test]
     fn a_prompt_that_was_given_up_for_good_comes_from_nowhere() {
         let mut driver = tiny_driver(64);
-        let ask = known_prompt(&mut driver, 320);
-        assert_eq!(FromHost::measure(&mut driver, ask).unwrap(), None);
+        let request = known_prompt(&mut driver, 320);
+        assert_eq!(FromHost::measure(&mut driver, request).unwrap(), None);
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! Latency of one request at a time: a new prompt, the same one again, once more from the host tier if there is one, and a new one whose
 //! donor search finds nothing.
 
-use engine::{KvSharingMode, Repair};
+use engine::Repair;
 use eval::stats::median;
 use eval::table;
 use serde::Serialize;
+use tokens::SharingMode;
 
-use super::super::driver::{Ask, Driver, millis};
+use super::super::driver::{BenchRequest, Driver, millis};
 use super::from_host::FromHost;
 
 /// Tokens of a donor without a match. Chosen: long enough to be a donor.
@@ -90,21 +91,22 @@ impl LatencyBench<'_> {
     fn measure_once(&self, driver: &mut Driver, length: u32, round: u32) -> anyhow::Result<Sample> {
         driver.forget();
         let known = driver.text(length);
-        driver.run(Ask::stored(known.clone()))?;
-        let again = Ask { sharing: KvSharingMode::Prefix, ..Ask::exact(known, 1) };
+        driver.run(BenchRequest::stored(known.clone()))?;
+        let again = BenchRequest { sharing: SharingMode::Prefix, ..BenchRequest::exact(known, 1) };
         let hit = driver.run(again.clone())?;
         let has_host_tier = driver.config().host.num_blocks > 0;
         let from_host = if has_host_tier { FromHost::measure(driver, again)? } else { None };
         driver.forget();
         for _ in 0..self.donors {
-            let donor = Ask::stored(driver.text(DONOR_TOKENS));
+            let donor = BenchRequest::stored(driver.text(DONOR_TOKENS));
             driver.run(donor)?;
         }
         let is_cold_first = round.is_multiple_of(2);
         let early = if is_cold_first { Some(cold(driver, length, self.decode_tokens)?) } else { None };
         let repair = Repair::recommended();
-        let ask = Ask { sharing: KvSharingMode::Semantic, repair, store: true, ..Ask::exact(driver.text(length), 1) };
-        let miss = driver.run(ask)?;
+        let request =
+            BenchRequest { sharing: SharingMode::Semantic, repair, store: true, ..BenchRequest::exact(driver.text(length), 1) };
+        let miss = driver.run(request)?;
         let (cold_ms, decode_tokens_per_s) = early.map_or_else(|| cold(driver, length, self.decode_tokens), Ok)?;
         let (hit_ms, miss_ms) = (millis(hit.ttft), millis(miss.ttft));
         Ok(Sample { cold_ms, hit_ms, from_host, miss_ms, decode_tokens_per_s })
@@ -112,9 +114,9 @@ impl LatencyBench<'_> {
 }
 
 fn cold(driver: &mut Driver, length: u32, decode_tokens: u32) -> anyhow::Result<(f64, f64)> {
-    let ask = Ask::exact(driver.text(length), decode_tokens + 1);
-    let ran = driver.run(ask)?;
-    Ok((millis(ran.ttft), f64::from(decode_tokens) / ran.decode.as_secs_f64()))
+    let request = BenchRequest::exact(driver.text(length), decode_tokens + 1);
+    let times = driver.run(request)?;
+    Ok((millis(times.ttft), f64::from(decode_tokens) / times.decode.as_secs_f64()))
 }
 
 fn summary(prompt_tokens: u32, samples: &[Sample]) -> Latency {

@@ -7,7 +7,7 @@ use std::time::Instant;
 use eval::stats::median;
 use serde::Serialize;
 
-use super::super::driver::{Ask, Driver};
+use super::super::driver::{BenchRequest, Driver};
 
 /// Requests that arrive together. Written `256x1024+128`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -85,7 +85,7 @@ impl Load {
         let texts: Vec<_> = (0..self.num_requests).map(|_| driver.text(self.prompt_tokens)).collect();
         let began = Instant::now();
         for text in texts {
-            driver.add(Ask::exact(text, self.output_tokens))?;
+            driver.add(BenchRequest::exact(text, self.output_tokens))?;
         }
         let mut num_finished = 0;
         while num_finished < self.num_requests as usize {

@@ -7,7 +7,7 @@ use eval::stats::median;
 use serde::Serialize;
 use tokens::RequestId;
 
-use super::super::driver::{Ask, Driver, millis};
+use super::super::driver::{BenchRequest, Driver, millis};
 
 /// Steps before another request joins; the first few of them are not counted.
 const STEPS_ALONE: usize = 12;
@@ -52,8 +52,8 @@ impl Decoders {
     pub(super) fn start(driver: &mut Driver, num_decoders: u32, prompt: u32, max_tokens: u32) -> anyhow::Result<Self> {
         let mut requests = Vec::new();
         for _ in 0..num_decoders {
-            let ask = Ask::exact(driver.text(prompt), max_tokens);
-            requests.push(driver.add(ask)?);
+            let request = BenchRequest::exact(driver.text(prompt), max_tokens);
+            requests.push(driver.add(request)?);
         }
         while driver.step()?.num_tokens() < requests.len() {
             ensure!(driver.stats().num_running > 0, "those who decode have ended before all of them began");
@@ -61,17 +61,17 @@ impl Decoders {
         Ok(Self { requests })
     }
 
-    /// Runs `ask` beside them until its first token, and aborts it.
+    /// Runs `request` beside them until its first token, and aborts it.
     ///
     /// # Errors
     /// If it does not fit, or the model fails.
-    pub(super) fn measure(&self, driver: &mut Driver, ask: Ask) -> anyhow::Result<Beside> {
+    pub(super) fn measure(&self, driver: &mut Driver, request: BenchRequest) -> anyhow::Result<Beside> {
         let mut alone = Vec::new();
         for _ in 0..STEPS_ALONE {
             alone.push(millis(self.step(driver)?.0));
         }
         let alone_ms = median(alone.split_off(UNCOUNTED_STEPS));
-        let request_id = driver.add(ask)?;
+        let request_id = driver.add(request)?;
         let mut times: Vec<f64> = Vec::new();
         loop {
             let (time, newcomers) = self.step(driver)?;
@@ -111,8 +111,8 @@ mod tests {
     fn a_prompt_delays_those_who_decode_by_its_steps() {
         let mut driver = tiny_driver(128);
         let decoders = Decoders::start(&mut driver, 3, 40, 200).unwrap();
-        let long = Ask::exact(driver.text(600), 1);
-        let short = Ask::exact(driver.text(20), 1);
+        let long = BenchRequest::exact(driver.text(600), 1);
+        let short = BenchRequest::exact(driver.text(20), 1);
         let (long, short) = (decoders.measure(&mut driver, long).unwrap(), decoders.measure(&mut driver, short).unwrap());
         assert!((5..=6).contains(&long.steps) && short.steps == 1, "128 rows a step, of which 3 decode: {long:?} {short:?}");
         assert!(long.worst_ms > long.alone_ms && long.delay_ms > 0.0 && short.alone_ms > 0.0, "{long:?} {short:?}");
@@ -124,7 +124,7 @@ mod tests {
     fn those_who_end_too_early_are_no_measure() {
         let mut driver = tiny_driver(64);
         let decoders = Decoders::start(&mut driver, 2, 40, 6).unwrap();
-        let ask = Ask::exact(driver.text(20), 1);
-        assert!(decoders.measure(&mut driver, ask).unwrap_err().to_string().contains("0 of 2"));
+        let request = BenchRequest::exact(driver.text(20), 1);
+        assert!(decoders.measure(&mut driver, request).unwrap_err().to_string().contains("0 of 2"));
     }
 }

@@ -2,7 +2,7 @@
 
 use tokens::TokenId;
 
-use super::super::driver::{Ask, Driver};
+use super::super::driver::{BenchRequest, Driver};
 
 /// Earlier prompt: pieces one after the other.
 #[derive(Clone, Debug)]
@@ -22,14 +22,14 @@ impl Donor {
     }
 
     /// Returns the request that computes and stores the donor.
-    pub(super) fn ask(&self) -> Ask {
-        Ask { segments: as_positions(&self.ends), ..Ask::stored(self.tokens.clone()) }
+    pub(super) fn request(&self) -> BenchRequest {
+        BenchRequest { segments: as_positions(&self.ends), ..BenchRequest::stored(self.tokens.clone()) }
     }
 
     /// Returns a prompt as long as the donor: new text, the pieces from last to first, new text. None of its KV is stored.
     ///
     /// In reverse order, no piece follows its predecessor of the donor. Each is a segment, like reordered documents.
-    pub(super) fn composed(&self, driver: &mut Driver) -> Ask {
+    pub(super) fn composed(&self, driver: &mut Driver) -> BenchRequest {
         let num_moved = self.ends.last().copied().unwrap_or(0);
         let num_fresh = self.tokens.len() - num_moved;
         let fresh = driver.text(num_fresh as u32);
@@ -43,7 +43,7 @@ impl Donor {
         }
         starts.push(tokens.len());
         tokens.extend_from_slice(tail);
-        Ask { segments: as_positions(&starts), ..Ask::exact(tokens, 1) }
+        BenchRequest { segments: as_positions(&starts), ..BenchRequest::exact(tokens, 1) }
     }
 }
 
@@ -60,7 +60,7 @@ mod tests {
     fn every_piece_is_there_behind_new_text_and_in_another_order() {
         let mut driver = tiny_driver(64);
         let donor = Donor::new(&mut driver, 1000, 3, 0.98);
-        let (donor, composed) = (donor.ask(), donor.composed(&mut driver));
+        let (donor, composed) = (donor.request(), donor.composed(&mut driver));
         assert_eq!((donor.segments, composed.tokens.len()), (vec![326, 653, 980], 1000));
         assert_eq!(composed.segments, [10, 337, 664, 990]);
         let moved = [&donor.tokens[653..980], &donor.tokens[326..653], &donor.tokens[..326]].concat();

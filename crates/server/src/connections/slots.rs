@@ -15,7 +15,7 @@ pub(crate) const NUM_RESERVED: usize = 64;
 
 /// Bounds on the number of connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct PlaceLimits {
+pub(crate) struct ConnectionLimits {
     /// Maximum connections in total.
     pub(crate) max_connections: usize,
     /// Maximum connections of one peer.
@@ -32,15 +32,15 @@ pub enum Overload {
 }
 
 /// All connections.
-pub(crate) struct Places {
-    limits: PlaceLimits,
+pub(crate) struct ConnectionSlots {
+    limits: ConnectionLimits,
     /// Locked for a few look-ups, never across an `await`.
     state: Mutex<State>,
 }
 
 /// Slot of one connection. Released when dropped.
-pub(crate) struct Place {
-    places: Arc<Places>,
+pub(crate) struct ConnectionSlot {
+    slots: Arc<ConnectionSlots>,
     id: u64,
     overload: Option<Overload>,
     closed: Arc<Notify>,
@@ -49,7 +49,7 @@ pub(crate) struct Place {
 /// Handle that marks the request of a connection as being answered, until the answer has been sent.
 #[derive(Clone)]
 pub(crate) struct Answering {
-    places: Arc<Places>,
+    slots: Arc<ConnectionSlots>,
     id: u64,
 }
 
@@ -78,13 +78,13 @@ struct Peer {
     waiting: BTreeMap<u64, u64>,
 }
 
-impl Places {
-    pub(crate) fn new(limits: PlaceLimits) -> Arc<Self> {
+impl ConnectionSlots {
+    pub(crate) fn new(limits: ConnectionLimits) -> Arc<Self> {
         Arc::new(Self { limits, state: Mutex::default() })
     }
 
     /// Takes a slot for a connection from `address`; `None` if even those for health checks are all being answered.
-    pub(crate) fn enter(self: &Arc<Self>, address: IpAddr) -> Option<Place> {
+    pub(crate) fn enter(self: &Arc<Self>, address: IpAddr) -> Option<ConnectionSlot> {
         let peer = peer_of(address);
         let mut state = self.lock();
         let overload = self.make_room(&mut state, peer);
@@ -100,7 +100,7 @@ impl Places {
             false => state.peers.entry(peer).or_default().num_open += 1,
         }
         state.wait(id);
-        Some(Place { places: Arc::clone(self), id, overload, closed })
+        Some(ConnectionSlot { slots: Arc::clone(self), id, overload, closed })
     }
 
     /// Closes the connection that has waited longest. Returns false if there is none.
@@ -194,7 +194,7 @@ impl State {
     }
 }
 
-impl Place {
+impl ConnectionSlot {
     /// Returns the overload if the connection is for health checks only.
     pub(crate) fn overload(&self) -> Option<Overload> {
         self.overload
@@ -202,7 +202,7 @@ impl Place {
 
     /// Returns the handle for the connection's requests.
     pub(crate) fn answering(&self) -> Answering {
-        Answering { places: Arc::clone(&self.places), id: self.id }
+        Answering { slots: Arc::clone(&self.slots), id: self.id }
     }
 
     /// Waits until the slot is given to another connection.
@@ -211,21 +211,21 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        self.places.lock().remove(self.id);
+        self.slots.lock().remove(self.id);
     }
 }
 
 impl Answering {
     /// Marks the request as completely received.
     pub(crate) fn begin(&self) {
-        self.places.lock().answer(self.id);
+        self.slots.lock().answer(self.id);
     }
 
     /// Marks the answer as sent: the connection waits for the next request.
     pub(crate) fn end(&self) {
-        self.places.lock().wait(self.id);
+        self.slots.lock().wait(self.id);
     }
 }
 
@@ -247,82 +247,82 @@ mod tests {
         IpAddr::from([10, 0, 0, peer])
     }
 
-    fn places(max_connections: usize, max_per_peer: usize) -> Arc<Places> {
-        Places::new(PlaceLimits { max_connections, max_per_peer })
+    fn slots(max_connections: usize, max_per_peer: usize) -> Arc<ConnectionSlots> {
+        ConnectionSlots::new(ConnectionLimits { max_connections, max_per_peer })
     }
 
-    fn enter(places: &Arc<Places>, peer: u8) -> Place {
-        places.enter(address(peer)).expect("a place")
+    fn enter(slots: &Arc<ConnectionSlots>, peer: u8) -> ConnectionSlot {
+        slots.enter(address(peer)).expect("a slot")
     }
 
-    fn is_closed(place: &Place) -> bool {
-        place.closed().now_or_never().is_some()
+    fn is_closed(slot: &ConnectionSlot) -> bool {
+        slot.closed().now_or_never().is_some()
     }
 
     #[test]
     fn the_one_that_waited_longest_makes_room() {
-        let places = places(2, 2);
-        let (first, second) = (enter(&places, 1), enter(&places, 1));
+        let slots = slots(2, 2);
+        let (first, second) = (enter(&slots, 1), enter(&slots, 1));
         first.answering().begin();
         first.answering().end();
-        let third = enter(&places, 1);
+        let third = enter(&slots, 1);
         assert!(is_closed(&second) && !is_closed(&first) && third.overload().is_none());
     }
 
     #[test]
     fn the_greediest_peer_makes_room_for_others() {
-        let places = places(4, 4);
-        let modest = enter(&places, 1);
-        let greedy: Vec<_> = (0..3).map(|_| enter(&places, 2)).collect();
-        let newcomers: Vec<_> = (3..5).map(|peer| enter(&places, peer)).collect();
+        let slots = slots(4, 4);
+        let modest = enter(&slots, 1);
+        let greedy: Vec<_> = (0..3).map(|_| enter(&slots, 2)).collect();
+        let newcomers: Vec<_> = (3..5).map(|peer| enter(&slots, peer)).collect();
         assert_eq!(greedy.iter().map(is_closed).collect::<Vec<_>>(), [true, true, false]);
-        assert!(!is_closed(&modest) && newcomers.iter().all(|place| place.overload().is_none()));
+        assert!(!is_closed(&modest) && newcomers.iter().all(|slot| slot.overload().is_none()));
     }
 
     #[test]
     fn a_peer_at_its_limit_displaces_nobody_else() {
-        let places = places(100, 2);
-        let other = enter(&places, 1);
-        let flood: Vec<_> = (0..50).map(|_| enter(&places, 2)).collect();
-        assert_eq!(flood.iter().filter(|place| !is_closed(place)).count(), 2);
+        let slots = slots(100, 2);
+        let other = enter(&slots, 1);
+        let flood: Vec<_> = (0..50).map(|_| enter(&slots, 2)).collect();
+        assert_eq!(flood.iter().filter(|slot| !is_closed(slot)).count(), 2);
         assert!(!is_closed(&other));
-        let network: Vec<_> = (0..50u16).map(|i| places.enter(IpAddr::from([0xfd00, 0, 0, 0, i, i, i, i])).unwrap()).collect();
-        assert_eq!(network.iter().filter(|place| !is_closed(place)).count(), 2, "one network of addresses is one peer");
+        let network: Vec<_> = (0..50u16).map(|i| slots.enter(IpAddr::from([0xfd00, 0, 0, 0, i, i, i, i])).unwrap()).collect();
+        assert_eq!(network.iter().filter(|slot| !is_closed(slot)).count(), 2, "one network of addresses is one peer");
     }
 
     #[test]
     fn those_being_answered_are_kept_and_health_checks_have_a_reserve() {
-        let places = places(2, 2);
-        let answered: Vec<_> = (0..2).map(|_| enter(&places, 1)).collect();
-        answered.iter().for_each(|place| place.answering().begin());
-        assert_eq!(enter(&places, 1).overload(), Some(Overload::Peer));
-        assert_eq!(enter(&places, 2).overload(), Some(Overload::All));
-        let reserved: Vec<_> = (0..2 * NUM_RESERVED).map(|_| enter(&places, 2)).collect();
-        assert_eq!(reserved.iter().filter(|place| !is_closed(place)).count(), NUM_RESERVED, "the reserve itself is bounded");
+        let slots = slots(2, 2);
+        let answered: Vec<_> = (0..2).map(|_| enter(&slots, 1)).collect();
+        answered.iter().for_each(|slot| slot.answering().begin());
+        assert_eq!(enter(&slots, 1).overload(), Some(Overload::Peer));
+        assert_eq!(enter(&slots, 2).overload(), Some(Overload::All));
+        let reserved: Vec<_> = (0..2 * NUM_RESERVED).map(|_| enter(&slots, 2)).collect();
+        assert_eq!(reserved.iter().filter(|slot| !is_closed(slot)).count(), NUM_RESERVED, "the reserve itself is bounded");
         assert!(!answered.iter().any(is_closed));
         drop(answered);
-        assert_eq!(enter(&places, 3).overload(), None);
+        assert_eq!(enter(&slots, 3).overload(), None);
     }
 
     #[test]
     fn a_reserve_that_is_being_answered_takes_no_more() {
-        let places = places(1, 1);
-        let answered = enter(&places, 1);
+        let slots = slots(1, 1);
+        let answered = enter(&slots, 1);
         answered.answering().begin();
-        let reserved: Vec<_> = (0..NUM_RESERVED).map(|_| enter(&places, 1)).collect();
-        reserved.iter().for_each(|place| place.answering().begin());
-        assert!(places.enter(address(9)).is_none());
+        let reserved: Vec<_> = (0..NUM_RESERVED).map(|_| enter(&slots, 1)).collect();
+        reserved.iter().for_each(|slot| slot.answering().begin());
+        assert!(slots.enter(address(9)).is_none());
     }
 
     #[test]
     fn nothing_is_left_of_connections_that_have_gone() {
-        let places = places(2, 2);
+        let slots = slots(2, 2);
         for _ in 0..10 {
-            let held: Vec<_> = (0..5).map(|peer| enter(&places, peer)).collect();
+            let held: Vec<_> = (0..5).map(|peer| enter(&slots, peer)).collect();
             held[4].answering().begin();
             held[0].answering().end();
         }
-        let state = places.lock();
+        let state = slots.lock();
         assert!(state.open.is_empty() && state.peers.is_empty() && state.waiting_reserved.is_empty() && state.num_reserved == 0);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A cell is read by the name of its column, which appears only above or in the table. So equal rows under another header are not the same
 //! text. Tables are detected by their shape: consecutive lines with the same number of the same delimiter (pipes may differ in number), or
-//! an HTML table. The first lines are the header, up to one with numbers where most lines have some; a table may have none. Lines of JSON
+//! an HTML table; two columns of words count if at least four lines are nothing but two short cells. The first lines are the header, up to one with numbers where most lines have some; a table may have none. Lines of JSON
 //! objects name their cells themselves.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -33,6 +33,8 @@ enum Shape {
     Gaps(usize),
     /// Single spaces.
     Spaces(usize),
+    /// One delimiter between two short cells.
+    Pair(&'static str),
 }
 
 impl Shape {
@@ -70,6 +72,7 @@ impl Shape {
             Self::Ampersands(_) => "&",
             Self::Gaps(_) => "  ",
             Self::Spaces(_) => " ",
+            Self::Pair(delimiter) => delimiter,
         };
         line.trim().trim_matches('|').split(delimiter).map(str::trim).filter(move |cell| self != Self::Pipes || !cell.is_empty())
     }
@@ -78,6 +81,7 @@ impl Shape {
     fn min_lines(self) -> usize {
         match self {
             Self::Pipes | Self::Tabs(_) => 2,
+            Self::Pair(_) => 4,
             _ => 3,
         }
     }
@@ -86,6 +90,24 @@ impl Shape {
     fn needs_numbers(self) -> bool {
         matches!(self, Self::Spaces(_))
     }
+}
+
+/// Delimiters of [`Shape::Pair`]. Keys of `key: value` name their cells themselves.
+const PAIR_DELIMITERS: [&str; 6] = ["->", "=>", "\u{2192}", "|", ";", ","];
+/// Maximum words of a cell of [`Shape::Pair`]. Chosen: parts of a sentence are longer.
+const MAX_CELL_WORDS: usize = 4;
+
+/// Returns the shape of a line of two short cells: words around one delimiter that stands there once, and no end of a sentence.
+fn pair_of(line: &str) -> Option<Shape> {
+    let line = line.trim();
+    let is_short = |cell: &str| (1..=MAX_CELL_WORDS).contains(&cell.split_whitespace().take(MAX_CELL_WORDS + 1).count());
+    let is_pair = |delimiter: &&str| {
+        let mut cells = line.split(*delimiter);
+        let (Some(left), Some(right), None) = (cells.next(), cells.next(), cells.next()) else { return false };
+        is_short(left) && is_short(right)
+    };
+    let is_other = line.ends_with(['.', '!', '?', ':', '{', '}', ')']) || line.contains("\":") || line.contains("<|");
+    PAIR_DELIMITERS.into_iter().find(is_pair).filter(|_| !is_other).map(Shape::Pair)
 }
 
 /// Counts gaps of two spaces or more between words, except after a sentence.
@@ -103,25 +125,28 @@ fn is_rule(line: &str) -> bool {
 
 /// Returns the rows of all tables in `text`, ascending and disjoint. Linear in the text.
 pub(crate) fn tables(text: &str) -> Vec<TableText> {
-    let html = of_html(text);
-    let is_in_html = |table: &TableText| {
-        let next = html.partition_point(|other| other.bytes.end <= table.bytes.start);
-        html.get(next).is_some_and(|other| other.bytes.start < table.bytes.end)
-    };
-    let mut tables = of_shapes(text);
-    tables.retain(|table| !is_in_html(table));
-    tables.extend(html);
+    let tables = beside(of_html(text), of_shapes(text, Shape::of));
+    beside(tables, of_shapes(text, pair_of))
+}
+
+/// Returns `tables` and those of `others` that overlap none of them. Both must be ascending and disjoint.
+fn beside(mut tables: Vec<TableText>, mut others: Vec<TableText>) -> Vec<TableText> {
+    others.retain(|table| {
+        let next = tables.partition_point(|other| other.bytes.end <= table.bytes.start);
+        tables.get(next).is_none_or(|other| other.bytes.start >= table.bytes.end)
+    });
+    tables.extend(others);
     tables.sort_by_key(|table| table.bytes.start);
     tables
 }
 
 /// Returns the tables of consecutive lines with one shape. Ascending, disjoint.
-fn of_shapes(text: &str) -> Vec<TableText> {
+fn of_shapes(text: &str, shape_of: impl Fn(&str) -> Option<Shape>) -> Vec<TableText> {
     let mut tables = Vec::new();
     let mut lines: Vec<&str> = Vec::new();
     let (mut shape, mut offset) = (None, 0);
     for line in text.split_inclusive('\n') {
-        let found = if is_rule(line) { shape } else { Shape::of(line) };
+        let found = if is_rule(line) { shape } else { shape_of(line) };
         if found != shape {
             tables.extend(shape.and_then(|shape| of_lines(&lines, shape, offset)));
             lines.clear();
@@ -255,7 +280,22 @@ mod tests {
     }
 
     #[test]
+    fn two_columns_of_words_are_a_table() {
+        for delimiter in [",", ";", " | ", " -> ", " => "] {
+            let rows = ["anna", "bert", "clara"].map(|name| format!("{name}{delimiter}oslo")).join("\n");
+            check(&format!("Here it is.\n\nlender{delimiter}borrower\n{rows}\n\nWho owes?"), &[&rows]);
+        }
+        let header = |names: &str| tables(&format!("{names}\nanna,bert\nclara,dora\nemil,fritz\n"))[0].header;
+        assert_ne!(header("lender,borrower"), header("borrower,lender"));
+    }
+
+    #[test]
     fn prose_lists_and_code_are_no_tables() {
+        check("He came, she left.\nIt rained, they say.\nWe sang, all day.\nNo one, ever.\n", &[]);
+        check(
+            "When the sun had gone down behind the hill,\nthey went home, tired and with empty hands and\nslept, as always, until it was late in the\nmorning, when the bells began to ring again\n",
+            &[],
+        );
         check("One, two, and three.\nFour, five.\nSix, seven, eight, nine.\n", &[]);
         check("It rained.  We went.\nThey sang.  All left.\nNo one came.  It ended.\n", &[]);
         check("- a, b\n- c\n- d\n", &[]);

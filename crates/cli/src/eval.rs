@@ -19,7 +19,7 @@ pub(crate) struct EvalArgs {
     /// JSON lines with id, workload, donor_id, messages, max_tokens, metric and reference; several may be given
     #[arg(long, short, num_args = 1.., value_name = "FILE", required_unless_present = "merge")]
     workload: Vec<PathBuf>,
-    /// What to compare with full computation: off, prefix, or a repair policy over spans, with its share of the prompt as in dhd@0.3
+    /// Policies to compare with full computation: off, prefix, or a repair policy over spans, with its share of the prompt as in dhd@0.3
     #[arg(long, num_args = 1.., value_name = "POLICY", required_unless_present = "merge")]
     policy: Vec<Policy>,
     /// Compare only the first N requests with a donor of each kind

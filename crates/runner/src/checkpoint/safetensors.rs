@@ -227,7 +227,7 @@ impl Checkpoint for SafetensorsCheckpoint {
             LayerRole::KeyNorm => "self_attn.k_norm.weight",
             LayerRole::Output => "self_attn.o_proj.weight",
             LayerRole::AttentionPostNorm => "post_attention_layernorm.weight",
-            // Where a norm follows attention too, it has the name that the one before the feed-forward layer has elsewhere.
+            // A norm after attention takes the name that elsewhere belongs to the one before the feed-forward layer.
             LayerRole::FeedForwardNorm if self.has_post_norms => "pre_feedforward_layernorm.weight",
             LayerRole::FeedForwardNorm => "post_attention_layernorm.weight",
             LayerRole::Gate => "mlp.gate_proj.weight",

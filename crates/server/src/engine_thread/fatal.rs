@@ -12,6 +12,6 @@ pub enum Fatal {
     #[error("the engine thread panicked: {0}")]
     Panic(String),
     /// The dispatch task ended before the engine, which is a bug too.
-    #[error("nobody hands the engine's events on")]
+    #[error("the task that dispatches the engine's events has ended")]
     NoReaders,
 }

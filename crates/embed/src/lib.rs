@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bert;
 mod prompt;
 mod sentence;
 mod token;

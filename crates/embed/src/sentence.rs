@@ -5,16 +5,17 @@
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 use candle_nn::VarBuilder;
-use candle_transformers::models::bert::{BertModel, Config};
+
+use crate::bert::{Bert, BertConfig};
 
 /// Tokens of a window, with the two around it: `max_seq_length` of all-MiniLM-L6-v2.
 const WINDOW_TOKENS: usize = 256;
 
 /// Sentence encoder.
 pub struct SentenceEncoder {
-    model: BertModel,
+    model: Bert,
     words: tokenizers::Tokenizer,
     /// Tokens before and after each window.
     begin: u32,
@@ -29,7 +30,7 @@ impl SentenceEncoder {
     /// If one of them is missing or does not belong to a BERT encoder.
     pub fn load(folder: &Path) -> anyhow::Result<Self> {
         let read = |name: &str| std::fs::read(folder.join(name)).with_context(|| format!("reading {name}"));
-        let config: Config = serde_json::from_slice(&read("config.json")?).context("config.json is not of a BERT encoder")?;
+        let config: BertConfig = serde_json::from_slice(&read("config.json")?).context("config.json is not of a BERT encoder")?;
         let mut words =
             tokenizers::Tokenizer::from_bytes(read("tokenizer.json")?).map_err(|error| anyhow!("tokenizer.json: {error}"))?;
         // Windows are cut here; the file may ask for shorter ones.
@@ -37,7 +38,7 @@ impl SentenceEncoder {
         let id = |name: &str| words.token_to_id(name).with_context(|| format!("tokenizer.json has no {name}"));
         let (begin, end) = (id("[CLS]")?, id("[SEP]")?);
         let weights = VarBuilder::from_buffered_safetensors(read("model.safetensors")?, DType::F32, &Device::Cpu);
-        let model = weights.and_then(|weights| BertModel::load(weights, &config)).context("model.safetensors")?;
+        let model = weights.and_then(|weights| Bert::load(&weights, &config)).context("model.safetensors")?;
         if config.max_position_embeddings < WINDOW_TOKENS {
             return Err(anyhow!("it reads {} tokens at once, fewer than {WINDOW_TOKENS}", config.max_position_embeddings));
         }
@@ -67,9 +68,7 @@ impl SentenceEncoder {
     /// Averages the last hidden states of all tokens, with the two around them.
     fn embed_window(&self, words: &[u32]) -> candle_core::Result<Vec<f32>> {
         let ids: Vec<u32> = [self.begin].into_iter().chain(words.iter().copied()).chain([self.end]).collect();
-        let ids = Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?;
-        let hidden = self.model.forward(&ids, &ids.zeros_like()?, None)?;
-        hidden.squeeze(0)?.mean(0)?.to_vec1()
+        self.model.forward(&ids)?.mean(0)?.to_vec1()
     }
 }
 
@@ -85,5 +84,25 @@ mod tests {
         std::fs::write(folder.path().join("config.json"), "{}").unwrap();
         let error = SentenceEncoder::load(folder.path()).err().expect("it is of nothing");
         assert!(format!("{error:#}").contains("not of a BERT encoder"), "{error:#}");
+    }
+
+    /// Returns the folder of the encoder that `tests/reference/make_bert.py` made.
+    fn tiny() -> &'static Path {
+        Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/tiny/bert"))
+    }
+
+    #[test]
+    fn embeddings_are_those_of_transformers() {
+        let encoder = SentenceEncoder::load(tiny()).unwrap();
+        let expected = std::fs::read(tiny().join("expected.json")).unwrap();
+        let expected: Vec<serde_json::Value> = serde_json::from_slice(&expected).unwrap();
+        assert_eq!((encoder.num_dimensions(), expected.len()), (16, 3));
+        for case in expected {
+            let embedded = encoder.embed(case["text"].as_str().unwrap()).unwrap().unwrap();
+            let expected: Vec<f32> = serde_json::from_value(case["embedding"].clone()).unwrap();
+            let furthest = embedded.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(furthest < 1e-5, "{}: {furthest}", case["text"]);
+        }
+        assert_eq!(encoder.embed("").unwrap(), None);
     }
 }

@@ -1,0 +1,130 @@
+//! BERT encoder (Devlin et al., arXiv 1810.04805): bidirectional attention, normalized after each sum.
+
+use candle_core::{D, IndexOp, Result, Tensor};
+use candle_nn::{Embedding, LayerNorm, Linear, Module, VarBuilder, embedding, layer_norm, linear};
+
+/// Shape of an encoder, as `config.json` states it.
+#[derive(Debug, serde::Deserialize)]
+pub(crate) struct BertConfig {
+    vocab_size: usize,
+    pub(crate) hidden_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    intermediate_size: usize,
+    hidden_act: Activation,
+    pub(crate) max_position_embeddings: usize,
+    type_vocab_size: usize,
+    layer_norm_eps: f64,
+}
+
+/// Activation of the feed-forward layers, by its name in `config.json`.
+#[derive(Clone, Copy, Debug, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Activation {
+    Gelu,
+    GeluNew,
+    Relu,
+}
+
+/// Encoder of texts of one segment.
+pub(crate) struct Bert {
+    words: Embedding,
+    /// Embeddings of positions with that of the first segment added: `[max_position_embeddings, hidden_size]`.
+    places: Tensor,
+    norm: LayerNorm,
+    layers: Vec<Layer>,
+}
+
+impl Bert {
+    /// Reads the tensors of an encoder, at the root or under `bert`, as checkpoints with a head name them.
+    ///
+    /// # Errors
+    /// If a tensor is missing or of another shape.
+    pub(crate) fn load(weights: &VarBuilder, config: &BertConfig) -> Result<Self> {
+        let weights =
+            if weights.contains_tensor("embeddings.word_embeddings.weight") { weights.clone() } else { weights.pp("bert") };
+        let (wide, from) = (config.hidden_size, weights.pp("embeddings"));
+        let positions = embedding(config.max_position_embeddings, wide, from.pp("position_embeddings"))?;
+        let segments = embedding(config.type_vocab_size, wide, from.pp("token_type_embeddings"))?;
+        Ok(Self {
+            words: embedding(config.vocab_size, wide, from.pp("word_embeddings"))?,
+            places: positions.embeddings().broadcast_add(&segments.embeddings().i(0)?)?,
+            norm: layer_norm(wide, config.layer_norm_eps, from.pp("LayerNorm"))?,
+            layers: (0..config.num_hidden_layers)
+                .map(|layer| Layer::load(&weights.pp("encoder.layer").pp(layer), config))
+                .collect::<Result<_>>()?,
+        })
+    }
+
+    /// Returns the last hidden states of a text's tokens, `[tokens, hidden_size]`.
+    ///
+    /// # Errors
+    /// If an id lies outside the vocabulary, or there are more tokens than positions.
+    pub(crate) fn forward(&self, ids: &[u32]) -> Result<Tensor> {
+        let words = self.words.forward(&Tensor::new(ids, self.places.device())?)?;
+        let embedded = self.norm.forward(&(words + self.places.narrow(0, 0, ids.len())?)?)?;
+        self.layers.iter().try_fold(embedded, |hidden, layer| layer.forward(&hidden))
+    }
+}
+
+/// Attention and feed-forward of one layer.
+struct Layer {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    output: Linear,
+    attention_norm: LayerNorm,
+    up: Linear,
+    down: Linear,
+    norm: LayerNorm,
+    activation: Activation,
+    num_heads: usize,
+}
+
+impl Layer {
+    fn load(weights: &VarBuilder, config: &BertConfig) -> Result<Self> {
+        let (wide, inner) = (config.hidden_size, config.intermediate_size);
+        let attention = weights.pp("attention");
+        let projection = |name| linear(wide, wide, attention.pp("self").pp(name));
+        Ok(Self {
+            query: projection("query")?,
+            key: projection("key")?,
+            value: projection("value")?,
+            output: linear(wide, wide, attention.pp("output.dense"))?,
+            attention_norm: layer_norm(wide, config.layer_norm_eps, attention.pp("output.LayerNorm"))?,
+            up: linear(wide, inner, weights.pp("intermediate.dense"))?,
+            down: linear(inner, wide, weights.pp("output.dense"))?,
+            norm: layer_norm(wide, config.layer_norm_eps, weights.pp("output.LayerNorm"))?,
+            activation: config.hidden_act,
+            num_heads: config.num_attention_heads,
+        })
+    }
+
+    fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
+        let attended = self.output.forward(&self.attend(hidden)?)?;
+        let hidden = self.attention_norm.forward(&(attended + hidden)?)?;
+        let inner = self.up.forward(&hidden)?;
+        let inner = match self.activation {
+            Activation::Gelu => inner.gelu_erf()?,
+            Activation::GeluNew => inner.gelu()?,
+            Activation::Relu => inner.relu()?,
+        };
+        self.norm.forward(&(self.down.forward(&inner)? + hidden)?)
+    }
+
+    /// Attends from every token to all: `[tokens, hidden_size]`.
+    fn attend(&self, hidden: &Tensor) -> Result<Tensor> {
+        let (num_tokens, wide) = hidden.dims2()?;
+        let by_head = |projection: &Linear| {
+            projection
+                .forward(hidden)?
+                .reshape((num_tokens, self.num_heads, wide / self.num_heads))?
+                .transpose(0, 1)?
+                .contiguous()
+        };
+        let scale = ((wide / self.num_heads) as f64).sqrt().recip();
+        let scores = (by_head(&self.query)?.matmul(&by_head(&self.key)?.t()?)? * scale)?;
+        let weights = candle_nn::ops::softmax(&scores, D::Minus1)?;
+        weights.matmul(&by_head(&self.value)?)?.transpose(0, 1)?.reshape((num_tokens, wide))
+    }
+}

@@ -78,6 +78,18 @@ impl Progress {
     }
 }
 
+/// Longest label of a bar: with counts in bytes, speed and time left it leaves a bar of eight columns on a terminal of 80.
+const LABEL_COLUMNS: usize = 32;
+
+/// Returns `label`, or its end where it is longer: paths and names of files differ there.
+fn shortened(label: &str) -> String {
+    let num_chars = label.chars().count();
+    if num_chars <= LABEL_COLUMNS {
+        return label.to_owned();
+    }
+    std::iter::once('…').chain(label.chars().skip(num_chars + 1 - LABEL_COLUMNS)).collect()
+}
+
 fn new_bar(label: &str, unit: Unit, total: u64) -> ProgressBar {
     let counts = match unit {
         Unit::Bytes => "{bytes}/{total_bytes} {bytes_per_sec}",
@@ -85,7 +97,7 @@ fn new_bar(label: &str, unit: Unit, total: u64) -> ProgressBar {
     };
     let template = format!("{{msg}} [{{wide_bar}}] {counts} ({{eta}})");
     let style = ProgressStyle::with_template(&template).expect("the template is a constant and valid").progress_chars("=> ");
-    ProgressBar::new(total).with_style(style).with_message(label.to_owned())
+    ProgressBar::new(total).with_style(style).with_message(shortened(label))
 }
 
 /// Shows on standard error how a model is fetched.
@@ -114,5 +126,18 @@ impl Transfer for Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         self.finish();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_fits_beside_its_bar_and_keeps_its_end() {
+        assert_eq!(shortened("SmolLM2-135M-Instruct.Q4_1.gguf"), "SmolLM2-135M-Instruct.Q4_1.gguf");
+        let long = shortened("loading qwen2.5-coder-0.5b-instruct-q4_k_m.gguf (%)");
+        assert_eq!(long, "…r-0.5b-instruct-q4_k_m.gguf (%)");
+        assert_eq!(long.chars().count(), LABEL_COLUMNS);
     }
 }

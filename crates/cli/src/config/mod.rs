@@ -171,6 +171,7 @@ mod tests {
         let flags = ["--port", "2222", "--kv-cache-memory", "2GiB", "--threads", "auto", "--min-saved", "7ms"];
         let config = resolve(file, &flags).unwrap();
         assert_eq!(config.sharing.gate().min_saved_ms, 7.0);
+        assert_eq!(resolve("", &["--min-saved", "0ms"]).unwrap().sharing.gate(), semantic::Gate::open());
         assert_eq!(config.server.port, 2222);
         assert_eq!(config.server.max_queue, 7);
         assert_eq!(config.server.host, "127.0.0.1");

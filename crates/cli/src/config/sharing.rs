@@ -123,9 +123,12 @@ impl SharingConfig {
         }
     }
 
-    /// Returns the gate on predicted savings.
+    /// Returns the gate on predicted savings. Zero opens it, so that what is found can be measured where it would not pay.
     pub(crate) fn gate(&self) -> semantic::Gate {
-        semantic::Gate { min_saved_ms: self.min_saved.0 as f64, ..semantic::Gate::default() }
+        match self.min_saved.0 {
+            0 => semantic::Gate::open(),
+            least => semantic::Gate { min_saved_ms: least as f64, ..semantic::Gate::default() },
+        }
     }
 
     /// Returns the share, times and memory of comparisons with full computation.
@@ -212,7 +215,7 @@ pub(crate) struct SharingArgs {
     /// Shortest run of equal tokens reused away from its place [default: 64]
     #[arg(long, env = "KVSHARE_MIN_SPAN", value_name = "TOKENS")]
     min_span: Option<u32>,
-    /// Time that reuse has to save, by prediction; a number alone is seconds [default: 5ms]
+    /// Time that reuse has to save, by prediction; 0 reuses all that is found; a number alone is seconds [default: 5ms]
     #[arg(long, env = "KVSHARE_MIN_SAVED", value_name = "TIME")]
     min_saved: Option<Millis>,
     /// Treatment of equal text after a change inside its own paragraph [default: sentence]

@@ -35,9 +35,9 @@ impl RequestBuilder<'_> {
         arrival: Timestamp,
     ) -> Result<Request, ApiError> {
         let (prompt_tokens, max_model_len) = (prompt.token_ids.len(), self.model.max_model_len);
-        let max_tokens = request.max_tokens.after(prompt_tokens, max_model_len, prompt.param)?;
+        let max_tokens = request.max_tokens.fit_context(prompt_tokens, max_model_len, prompt.param)?;
         let max_tokens =
-            request.max_tokens.within(max_tokens, self.engine.most_tokens(caller.tenant).saturating_sub(prompt_tokens));
+            request.max_tokens.clamp_to_pool(max_tokens, self.engine.most_tokens(caller.tenant).saturating_sub(prompt_tokens));
         let sharing = &request.sharing;
         Ok(Request {
             request_id: self.engine.next_request_id(),

@@ -77,7 +77,7 @@ pub(crate) enum MaxTokens {
 
 impl MaxTokens {
     /// Returns the tokens to generate after a prompt of `prompt_tokens`, which came from the field `param`.
-    pub(crate) fn after(self, prompt_tokens: usize, max_model_len: u32, param: &'static str) -> Result<u32, ApiError> {
+    pub(crate) fn fit_context(self, prompt_tokens: usize, max_model_len: u32, param: &'static str) -> Result<u32, ApiError> {
         let max_model_len = max_model_len as usize;
         let room = max_model_len.saturating_sub(prompt_tokens);
         let (wanted, granted) = match self {
@@ -98,7 +98,7 @@ impl MaxTokens {
 
     /// Limits `granted` to `room`, the tokens that fit the KV pool or the tenant's share of it after the prompt, unless the request set
     /// the number. At least one token remains, so that a prompt without any room is refused for its length.
-    pub(crate) fn within(self, granted: u32, room: usize) -> u32 {
+    pub(crate) fn clamp_to_pool(self, granted: u32, room: usize) -> u32 {
         match self {
             Self::Exactly(_) => granted,
             Self::AtMost(_) => granted.min(u32::try_from(room.max(1)).unwrap_or(u32::MAX)),
@@ -133,14 +133,14 @@ impl ValidRequest {
             Some(max_tokens) => MaxTokens::Exactly(count(field, max_tokens, 1..=u32::MAX)?),
             None => MaxTokens::AtMost(limits.config.sampling.max_tokens.unwrap_or(u32::MAX)),
         };
-        let wishes = EndpointFields {
+        let endpoint = EndpointFields {
             prompts: vec![PromptSource::Chat(conversation)],
             max_tokens,
             logprobs,
             prompt_logprobs: None,
             echo: false,
         };
-        Self::build(model, wishes, request.sampling, limits)
+        Self::build(model, endpoint, request.sampling, limits)
     }
 
     /// Validates a completion request.
@@ -163,8 +163,8 @@ impl ValidRequest {
         Self::build(model, EndpointFields { prompts, max_tokens, logprobs, prompt_logprobs, echo }, request.sampling, limits)
     }
 
-    fn build(model: String, wishes: EndpointFields, fields: SamplingFields, limits: Limits<'_>) -> Result<Self, ApiError> {
-        let EndpointFields { prompts, max_tokens, logprobs, prompt_logprobs, echo } = wishes;
+    fn build(model: String, endpoint: EndpointFields, fields: SamplingFields, limits: Limits<'_>) -> Result<Self, ApiError> {
+        let EndpointFields { prompts, max_tokens, logprobs, prompt_logprobs, echo } = endpoint;
         let fields = limits.config.sampling.fill(fields);
         let ValidSampling { n, sampling, text } = valid_sampling(&fields, limits)?;
         if let MaxTokens::Exactly(max_tokens) = max_tokens

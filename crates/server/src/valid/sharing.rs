@@ -1,8 +1,9 @@
 //! Validated KV sharing options of a request, completed by the server's defaults.
 
 use engine::{Repair, RepairError};
-use protocol::{DeviationBound, EditMode, KvSharingOptions, SegmentMark, SharingMode};
+use protocol::{DeviationBound, EditMode, KvSharingOptions, SegmentMark};
 use tokenizer::SegmentRule;
+use tokens::SharingMode;
 
 use crate::config::SharingDefaults;
 use crate::deviation::deviation_preset;
@@ -81,8 +82,8 @@ pub(super) fn valid_sharing(
 }
 
 /// Restricts the requested mode to what may be reused.
-fn allowed_mode(asked: SharingMode, must_be_exact: bool, computes_all: bool) -> SharingMode {
-    match asked {
+fn allowed_mode(requested: SharingMode, must_be_exact: bool, computes_all: bool) -> SharingMode {
+    match requested {
         _ if computes_all => SharingMode::Off,
         SharingMode::Span | SharingMode::Semantic | SharingMode::Auto if must_be_exact => SharingMode::Prefix,
         mode => mode,

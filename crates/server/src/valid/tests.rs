@@ -1,5 +1,5 @@
-use protocol::SharingMode;
 use serde_json::{Value, json};
+use tokens::SharingMode;
 
 use super::*;
 use crate::config::ServerConfig;
@@ -208,14 +208,14 @@ fn only_an_echo_may_generate_nothing() {
 
 #[test]
 fn lengths_are_checked_against_the_model() {
-    assert_eq!(MaxTokens::Exactly(10).after(90, 100, "prompt"), Ok(10));
-    assert_eq!(MaxTokens::AtMost(16).after(90, 100, "prompt"), Ok(10));
-    assert_eq!(MaxTokens::AtMost(16).after(10, 100, "prompt"), Ok(16));
+    assert_eq!(MaxTokens::Exactly(10).fit_context(90, 100, "prompt"), Ok(10));
+    assert_eq!(MaxTokens::AtMost(16).fit_context(90, 100, "prompt"), Ok(10));
+    assert_eq!(MaxTokens::AtMost(16).fit_context(10, 100, "prompt"), Ok(16));
     let too_long = |max_tokens, prompt_tokens| {
         Err(ApiError::ContextLengthExceeded { param: "prompt", max_model_len: 100, prompt_tokens, max_tokens, is_counted: true })
     };
-    assert_eq!([0, 7, 90].map(|room| MaxTokens::AtMost(16).within(16, room)), [1, 7, 16]);
-    assert_eq!(MaxTokens::Exactly(16).within(16, 7), 16);
-    assert_eq!(MaxTokens::Exactly(11).after(90, 100, "prompt"), too_long(11, 90));
-    assert_eq!(MaxTokens::AtMost(16).after(100, 100, "prompt"), too_long(1, 100));
+    assert_eq!([0, 7, 90].map(|room| MaxTokens::AtMost(16).clamp_to_pool(16, room)), [1, 7, 16]);
+    assert_eq!(MaxTokens::Exactly(16).clamp_to_pool(16, 7), 16);
+    assert_eq!(MaxTokens::Exactly(11).fit_context(90, 100, "prompt"), too_long(11, 90));
+    assert_eq!(MaxTokens::AtMost(16).fit_context(100, 100, "prompt"), too_long(1, 100));
 }

@@ -47,7 +47,7 @@ impl CpuBackend {
             for i in 0..self.config.num_layers() {
                 self.project(i, &batch.positions, w);
                 self.write_kv(i, &batch.slot_mapping, w);
-                self.ask(i, &batch, &w.qkv, received);
+                self.add_received(i, &batch, &w.qkv, received);
                 self.attend(i, &batch, w);
                 self.feed_forward(i, w);
             }
@@ -74,11 +74,11 @@ impl CpuBackend {
             deviations.extend(self.deviations(check_layer, sequence, &batch, w));
             self.write_kv(check_layer, &batch.slot_mapping, w);
             match sequence.probe.readers {
-                Readers::AllRows => self.ask(check_layer, &batch, &w.qkv, received),
+                Readers::AllRows => self.add_received(check_layer, &batch, &w.qkv, received),
                 Readers::FreshRows => {
                     let rows =
                         (0..batch.num_rows()).filter(|row| fresh.iter().any(|range| range.contains(batch.positions[*row])));
-                    self.ask_rows(check_layer, sequence, &batch, &w.qkv, &rows.collect::<Vec<_>>(), received);
+                    self.add_received_of(check_layer, sequence, &batch, &w.qkv, &rows.collect::<Vec<_>>(), received);
                 }
                 Readers::None | Readers::FreshRowsAllLayers => {}
             }
@@ -111,7 +111,7 @@ impl CpuBackend {
     }
 
     /// Adds the attention that all rows of the one sequence in `batch` pay in a layer whose keys are in the pool.
-    fn ask(&self, layer: usize, batch: &InputBatch, qkv: &[f32], received: &mut Received) {
+    fn add_received(&self, layer: usize, batch: &InputBatch, qkv: &[f32], received: &mut Received) {
         let [sequence] = &batch.sequences[..] else { unreachable!("a probe is of one sequence") };
         let rows = QuerySequence { first_row: 0, positions: &batch.positions, block_table: &sequence.block_table };
         add_attention_received(&self.threads, self.attention_shape(layer), qkv, &self.kv[layer], &rows, &mut received.sums);
@@ -119,7 +119,7 @@ impl CpuBackend {
     }
 
     /// Adds the attention that some rows pay.
-    fn ask_rows(
+    fn add_received_of(
         &self,
         layer: usize,
         sequence: &ProbedSequence,
@@ -131,7 +131,7 @@ impl CpuBackend {
         let width = self.config.qkv_width();
         let positions: Vec<u32> = rows.iter().map(|row| batch.positions[*row]).collect();
         let qkv: Vec<f32> = rows.iter().flat_map(|row| &qkv[row * width..][..width]).copied().collect();
-        self.ask(layer, &batch_of(sequence, &positions), &qkv, received);
+        self.add_received(layer, &batch_of(sequence, &positions), &qkv, received);
     }
 }
 

@@ -14,7 +14,7 @@ use crate::InputBatch;
 use crate::batch::dense_table;
 
 /// Attention received by position from 0 on, and the number of terms in each sum.
-struct Asked {
+struct ReceivedAttention {
     received: Received,
     num_terms: usize,
 }
@@ -23,23 +23,25 @@ impl CudaBackend {
     /// Measures the moved spans of a sequence.
     pub(super) fn probe(&mut self, sequence: &ProbedSequence) -> Result<ProbedSpans, DeviceError> {
         let num_tokens = sequence.first_position as usize + sequence.token_ids.len();
-        let mut asked =
-            Asked { received: Received::new(&self.device, self.decoder.config.num_kv_heads, num_tokens)?, num_terms: 0 };
+        let mut attention = ReceivedAttention {
+            received: Received::new(&self.device, self.decoder.config.num_kv_heads, num_tokens)?,
+            num_terms: 0,
+        };
         if sequence.probe.readers == Readers::FreshRowsAllLayers {
-            self.read_as_moved(sequence, &mut asked)?;
+            self.read_as_moved(sequence, &mut attention)?;
         }
-        let mut deviations = self.compare(sequence, &mut asked)?;
+        let mut deviations = self.compare(sequence, &mut attention)?;
         if sequence.probe.readers != Readers::None {
-            let sums = self.device.download(&asked.received.sums)?;
+            let sums = self.device.download(&attention.received.sums)?;
             for (position, found) in sequence.measured().zip(&mut deviations) {
-                found.attention = sums[position as usize] / asked.num_terms.max(1) as f32;
+                found.attention = sums[position as usize] / attention.num_terms.max(1) as f32;
             }
         }
         Ok(ProbedSpans { request_id: sequence.request_id, deviations })
     }
 
     /// Runs the fresh rows through all layers over the moved spans as they are.
-    fn read_as_moved(&mut self, sequence: &ProbedSequence, asked: &mut Asked) -> Result<(), DeviceError> {
+    fn read_as_moved(&mut self, sequence: &ProbedSequence, attention: &mut ReceivedAttention) -> Result<(), DeviceError> {
         let fresh: Vec<u32> = sequence.fresh().into_iter().flat_map(TokenRange::positions).collect();
         for positions in fresh.chunks(self.decoder.activations.num_rows) {
             let step = step_of(sequence, positions);
@@ -52,15 +54,19 @@ impl CudaBackend {
                 decoder.layer(i, &rows.on(upload), pool, None, true)?;
                 let list = self.extra.words(list.clone());
                 let giving = Giving { rows: &list, run: Some(0), table: 0, len: end(positions) };
-                asked.received.add(i, giving, decoder, &rows.on(upload), pool)?;
-                asked.num_terms += positions.len() * decoder.config.num_heads;
+                attention.received.add(i, giving, decoder, &rows.on(upload), pool)?;
+                attention.num_terms += positions.len() * decoder.config.num_heads;
             }
         }
         Ok(())
     }
 
     /// Runs fresh and measured rows up to the check layer, and compares their K and V with what was moved there.
-    fn compare(&mut self, sequence: &ProbedSequence, asked: &mut Asked) -> Result<Vec<TokenDeviation>, DeviceError> {
+    fn compare(
+        &mut self,
+        sequence: &ProbedSequence,
+        attention: &mut ReceivedAttention,
+    ) -> Result<Vec<TokenDeviation>, DeviceError> {
         let check_layer = self.decoder.config.check_layer(sequence.probe.depth);
         let all = sequence.rows();
         let mut deviations = Vec::new();
@@ -81,7 +87,7 @@ impl CudaBackend {
             let measured = self.measure(check_layer, sequence, positions, &rows)?;
             let Self { decoder, pool, upload, .. } = self;
             decoder.scatter(check_layer, &rows.on(upload), pool)?;
-            self.ask(check_layer, sequence, positions, &rows, asked)?;
+            self.add_received(check_layer, sequence, positions, &rows, attention)?;
             self.scoring.stop(&self.device)?;
             // Read after all launches.
             if let Some(measured) = measured {
@@ -132,13 +138,13 @@ impl CudaBackend {
     }
 
     /// Adds the attention that the readers among the rows in work pay in the check layer.
-    fn ask(
+    fn add_received(
         &mut self,
         layer: usize,
         sequence: &ProbedSequence,
         positions: &[u32],
         rows: &UploadedStep,
-        asked: &mut Asked,
+        attention: &mut ReceivedAttention,
     ) -> Result<(), DeviceError> {
         let (run, readers): (_, Vec<u32>) = match sequence.probe.readers {
             Readers::AllRows => (Some(0), (0..positions.len() as u32).collect()),
@@ -151,8 +157,8 @@ impl CudaBackend {
         let Self { decoder, pool, upload, extra, .. } = self;
         decoder.log_sums(layer, &rows.on(upload), pool)?;
         let giving = Giving { rows: &extra.words(list), run, table: 0, len };
-        asked.received.add(layer, giving, decoder, &rows.on(upload), pool)?;
-        asked.num_terms += readers.len() * decoder.config.num_heads;
+        attention.received.add(layer, giving, decoder, &rows.on(upload), pool)?;
+        attention.num_terms += readers.len() * decoder.config.num_heads;
         Ok(())
     }
 

@@ -14,4 +14,5 @@ mod reference;
 mod server;
 mod terminal;
 mod tidy;
+mod tiny;
 mod vocabulary;

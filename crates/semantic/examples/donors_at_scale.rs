@@ -4,8 +4,10 @@
 
 use std::time::{Duration, Instant};
 
-use semantic::{ByLeftContext, PlanTarget, PromptView, ReusePlan, Segments, SpanConfig, SpanIndex, SpanIndexConfig, Steps};
-use semantic::{SpanQuery, plan_counted};
+use semantic::{
+    ByLeftContext, DonorStore, NewDonor, PlanTarget, PromptView, ReusePlan, Segments, SpanConfig, SpanIndexConfig, SpanQuery,
+    Steps, plan_counted,
+};
 use tokens::{DonorId, Scope, TokenId};
 
 const SCOPE: Scope = Scope(1);
@@ -68,14 +70,15 @@ fn report(num_chunks: usize, num_donors: usize) {
             random.tokens(num_tokens)
         })
         .collect();
-    let mut index = SpanIndex::new(SpanIndexConfig { max_tokens: 1 << 26, ..SpanIndexConfig::for_spans(&SpanConfig::default()) });
+    let mut store =
+        DonorStore::new(SpanIndexConfig { max_tokens: 1 << 26, ..SpanIndexConfig::for_spans(&SpanConfig::default()) });
     for id in 0..num_donors as u64 {
-        let evicted = index.insert(SCOPE, DonorId(id), random.shuffled(&chunks).into());
+        let evicted = store.insert(NewDonor::new(DonorId(id), SCOPE, random.shuffled(&chunks)));
         assert!(evicted.is_empty(), "the example is sized to keep all donors");
     }
     let target = random.shuffled(&chunks);
-    let (plan, span_time, span_steps) = timed(&index, &target, Mode::Span);
-    let (_, semantic_time, semantic_steps) = timed(&index, &target, Mode::Semantic);
+    let (plan, span_time, span_steps) = timed(&store, &target, Mode::Span);
+    let (_, semantic_time, semantic_steps) = timed(&store, &target, Mode::Semantic);
     let num_tokens = target.len();
     let coverage = 100.0 * plan.spans.iter().map(|span| span.num_tokens as usize).sum::<usize>() as f64 / num_tokens as f64;
     let millis = |time: Duration| time.as_secs_f64() * 1e3;
@@ -90,26 +93,26 @@ fn report(num_chunks: usize, num_donors: usize) {
 }
 
 /// Returns the plan for `target`, the median time of search and plan, and their steps.
-fn timed(index: &SpanIndex, target: &[TokenId], mode: Mode) -> (ReusePlan, Duration, Steps) {
+fn timed(store: &DonorStore, target: &[TokenId], mode: Mode) -> (ReusePlan, Duration, Steps) {
     let mut times = Vec::new();
     let mut last = (ReusePlan::default(), Steps::default());
     for _ in 0..REPETITIONS {
         let start = Instant::now();
-        last = plan(index, target, mode);
+        last = plan(store, target, mode);
         times.push(start.elapsed());
     }
     times.sort_unstable();
     (last.0, times[REPETITIONS / 2], last.1)
 }
 
-fn plan(index: &SpanIndex, target: &[TokenId], mode: Mode) -> (ReusePlan, Steps) {
+fn plan(store: &DonorStore, target: &[TokenId], mode: Mode) -> (ReusePlan, Steps) {
     let (segments, config) = (Segments::default(), SpanConfig::default());
-    let sketch = index.sketch(target, &Segments::default());
-    let found = index.search(&SpanQuery { scopes: &[SCOPE], tokens: target, sketch: &sketch, from: 0 }, |_| u32::MAX);
+    let sketch = store.sketch(target, &Segments::default());
+    let found = store.search(&SpanQuery { scopes: &[SCOPE], tokens: target, sketch: &sketch, from: 0 }, |_| u32::MAX);
     let planned = PlanTarget { prompt: PromptView { tokens: target, segments: &segments }, from: 0, template: &[] };
     let (plan, mut steps) = match mode {
-        Mode::Span => plan_counted(&planned, &found.matches, index, &config),
-        Mode::Semantic => plan_counted(&planned, &found.matches, &ByLeftContext::new(index), &config),
+        Mode::Span => plan_counted(&planned, &found.matches, store, &config),
+        Mode::Semantic => plan_counted(&planned, &found.matches, &ByLeftContext::new(store), &config),
     };
     steps += found.steps;
     (plan, steps)

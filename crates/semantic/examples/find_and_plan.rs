@@ -8,16 +8,17 @@
 //! "with similar" adds the work of mode semantic: the scan of an embedding of 576 dimensions for each donor, the comparison with the four
 //! donors it proposes, and the ranking of all matches by their left contexts.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use semantic::{
-    ByLeftContext, DonorQuery, DonorSource, EmbeddingIndex, EmbeddingIndexConfig, PlanTarget, PromptView, Segments, SpanConfig,
-    SpanIndex, SpanIndexConfig, SpanMatch, plan_reuse,
+    ByLeftContext, DonorStore, EmbeddingIndexConfig, NewDonor, PlanTarget, PromptView, Segments, SpanConfig, SpanIndexConfig,
+    SpanMatch, plan_reuse,
 };
 use tokens::{DonorId, Scope, TokenId};
 
+const SCOPE: Scope = Scope(1);
 const NUM_DONORS: u64 = 10_000;
+const DONOR_TOKENS: u64 = 2048;
 const NUM_DOCUMENTS: u64 = 4_000;
 const DOCUMENT_TOKENS: u64 = 512;
 const SEED: u64 = 1;
@@ -51,22 +52,21 @@ fn prompt(stream: u64, num_documents: u64, len: u64) -> Vec<TokenId> {
 
 fn main() {
     let config = SpanConfig::default();
-    let mut index = SpanIndex::new(SpanIndexConfig { max_tokens: 1 << 26, ..SpanIndexConfig::for_spans(&config) });
-    let scope = Scope(1);
+    let span_config = SpanIndexConfig { max_tokens: 1 << 26, ..SpanIndexConfig::for_spans(&config) };
+    let embeddings = EmbeddingIndexConfig::new(NUM_DIMENSIONS as usize);
+    let mut store = DonorStore::new(span_config).with_embeddings(Some(embeddings));
     let start = Instant::now();
-    let mut embeddings = EmbeddingIndex::new(EmbeddingIndexConfig::new(NUM_DIMENSIONS as usize));
     for id in 0..NUM_DONORS {
-        embeddings.insert(scope, DonorId(id), &[&embedding(id % 500, id)]);
-        let tokens: Arc<[_]> = prompt(10_000 + id, 3, 2048).into();
-        let evicted = index.insert(scope, DonorId(id), tokens);
+        let evicted = store.insert(NewDonor::new(DonorId(id), SCOPE, prompt(10_000 + id, 3, DONOR_TOKENS)));
         assert!(evicted.is_empty(), "the example is sized to keep all donors");
+        store.attach(DonorId(id), &embedding(id % 500, id));
     }
-    println!("{} donors, {} tokens, built in {:.2?}", index.len(), index.num_tokens(), start.elapsed());
+    println!("{} donors, {} tokens, built in {:.2?}", store.len(), NUM_DONORS * DONOR_TOKENS, start.elapsed());
     println!("{:<28} {:>8} {:>6} {:>8} {:>9} {:>9}", "target", "matches", "spans", "reused", "p50", "p99");
     for (name, num_documents) in [("8192 tokens, 15 documents", 15), ("8192 tokens, 7 documents", 7), ("8192 tokens, all new", 0)]
     {
-        report(name, &index, None, &config, num_documents);
-        report("  with similar", &index, Some(&embeddings), &config, num_documents);
+        report(name, &store, false, &config, num_documents);
+        report("  with similar", &store, true, &config, num_documents);
     }
 }
 
@@ -76,20 +76,18 @@ fn embedding(topic: u64, stream: u64) -> Vec<f32> {
     (0..NUM_DIMENSIONS).map(|i| number(20_000_000 + topic, i) + 0.4 * number(30_000_000 + stream, i)).collect()
 }
 
-/// Returns the matches of the index and of the donors proposed by `embeddings`.
-fn find(index: &SpanIndex, embeddings: Option<&EmbeddingIndex>, target: &[TokenId], embedding: &[f32]) -> Vec<SpanMatch> {
-    let scope = Scope(1);
-    let mut matches = index.find(scope, target, 32);
-    if let Some(embeddings) = embeddings {
-        let query = DonorQuery { scope, tokens: target, from: 32, embedding: Some(embedding) };
-        let similar = embeddings.propose(&query, MAX_SIMILAR);
+/// Returns the matches that spans find, and if `with_similar` those of the donors with similar embeddings.
+fn find(store: &DonorStore, with_similar: bool, target: &[TokenId], embedding: &[f32]) -> Vec<SpanMatch> {
+    let mut matches = store.find(SCOPE, target, 32);
+    if with_similar {
+        let similar = store.similar([SCOPE].into_iter(), embedding, MAX_SIMILAR);
         assert_eq!(similar.len(), MAX_SIMILAR, "every topic has donors");
-        matches.extend(similar.iter().flat_map(|proposal| index.find_in(proposal.donor, target, 32)));
+        matches.extend(similar.iter().flat_map(|&donor| store.find_in(donor, target, 32)));
     }
     matches
 }
 
-fn report(name: &str, index: &SpanIndex, embeddings: Option<&EmbeddingIndex>, config: &SpanConfig, num_documents: u64) {
+fn report(name: &str, store: &DonorStore, with_similar: bool, config: &SpanConfig, num_documents: u64) {
     let mut times = Vec::new();
     let (mut num_matches, mut num_spans, mut reused) = (0, 0, 0);
     let segments = Segments::default();
@@ -98,12 +96,12 @@ fn report(name: &str, index: &SpanIndex, embeddings: Option<&EmbeddingIndex>, co
         let target = prompt(50_000 + repetition as u64, num_documents, 8192);
         let embedding = embedding(repetition as u64, 50_000 + repetition as u64);
         let start = Instant::now();
-        let matches = find(index, embeddings, &target, &embedding);
+        let matches = find(store, with_similar, &target, &embedding);
         let prompt = PromptView { tokens: &target, segments: &segments };
         let target = PlanTarget { prompt, from: 32, template: &[] };
-        let plan = match embeddings {
-            Some(_) => plan_reuse(&target, &matches, &ByLeftContext::new(index), config),
-            None => plan_reuse(&target, &matches, index, config),
+        let plan = match with_similar {
+            true => plan_reuse(&target, &matches, &ByLeftContext::new(store), config),
+            false => plan_reuse(&target, &matches, store, config),
         };
         times.push(start.elapsed());
         num_matches += matches.len();

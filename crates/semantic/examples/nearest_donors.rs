@@ -8,9 +8,10 @@
 
 use std::time::Instant;
 
-use semantic::{DonorQuery, DonorSource, EmbeddingIndex, EmbeddingIndexConfig};
-use tokens::{DonorId, Scope};
+use semantic::{DonorStore, EmbeddingIndexConfig, NewDonor, SpanIndexConfig};
+use tokens::{DonorId, Scope, TokenId};
 
+const SCOPE: Scope = Scope(1);
 const NUM_TOPICS: u64 = 500;
 const REPETITIONS: u64 = 1_000;
 const SEED: u64 = 1;
@@ -29,23 +30,30 @@ fn vector(stream: u64, num_dimensions: usize) -> Vec<f32> {
     (0..num_dimensions as u64).map(|i| random(topic, i) + 0.4 * random(stream, i)).collect()
 }
 
+/// Returns the shortest prompt that is kept, other than those of all other donors. Nothing looks at it.
+fn prompt(id: u64) -> Vec<TokenId> {
+    (0..64).map(|i| TokenId((id * 64 + i) as u32)).collect()
+}
+
 fn main() {
     println!("{NUM_TOPICS} topics, seed {SEED}, {REPETITIONS} repetitions");
     let sizes = [10_000, 50_000, 200_000].into_iter().flat_map(|num_donors| [384, 576, 896].map(|n| (num_donors, n)));
     for (num_donors, num_dimensions) in sizes {
-        let config = EmbeddingIndexConfig { max_vectors: num_donors as usize, ..EmbeddingIndexConfig::new(num_dimensions) };
-        let mut index = EmbeddingIndex::new(config);
+        let embeddings = EmbeddingIndexConfig { max_vectors: num_donors as usize, ..EmbeddingIndexConfig::new(num_dimensions) };
+        let spans = SpanIndexConfig { max_donors: num_donors as usize, ..SpanIndexConfig::default() };
+        let mut store = DonorStore::new(spans).with_embeddings(Some(embeddings));
         for id in 0..num_donors {
-            index.insert(Scope(1), DonorId(id), &[&vector(id, num_dimensions)]);
+            let evicted = store.insert(NewDonor::new(DonorId(id), SCOPE, prompt(id)));
+            assert!(evicted.is_empty(), "the example is sized to keep all donors");
+            store.attach(DonorId(id), &vector(id, num_dimensions));
         }
         let mut times = Vec::new();
         let mut num_proposals = 0;
         for repetition in 0..REPETITIONS {
             let embedding = vector(5_000_000 + repetition, num_dimensions);
-            let query = DonorQuery { scope: Scope(1), tokens: &[], from: 0, embedding: Some(&embedding) };
             let mut tries = [(); 5].map(|()| {
                 let start = Instant::now();
-                num_proposals += index.propose(&query, 8).len();
+                num_proposals += store.similar([SCOPE].into_iter(), &embedding, 8).len();
                 start.elapsed()
             });
             tries.sort();

@@ -303,9 +303,9 @@ mod tests {
     #[track_caller]
     fn check_policy(policy: EditPolicy, donor: &str, target: &str, expected: &str) {
         let ((donor, donor_segments), (target, segments)) = (prompt(donor), prompt(target));
-        let mut index = crate::SpanIndex::new(crate::SpanIndexConfig::default());
-        index.insert(tokens::Scope(0), DonorId(0), donor.as_slice().into());
-        let matches = index.find(tokens::Scope(0), &target, 0);
+        let mut store = crate::DonorStore::new(crate::SpanIndexConfig::default());
+        store.insert(crate::NewDonor::new(DonorId(0), tokens::Scope(0), donor.as_slice()));
+        let matches = store.find(tokens::Scope(0), &target, 0);
         let donor = PromptView { tokens: &donor, segments: &donor_segments };
         let edited = EditedRuns::of(PromptView { tokens: &target, segments: &segments }, &matches, |_| Some(donor));
         let print = |found: &SpanMatch| match edited.computed_end_in(found, policy) {
@@ -404,9 +404,9 @@ mod tests {
     #[track_caller]
     fn check_follows(donor: &str, target: &str, positions: &[(u32, u32)], expected: &[bool]) {
         let ((donor, donor_segments), (target, segments)) = (prompt(donor), prompt(target));
-        let mut index = crate::SpanIndex::new(crate::SpanIndexConfig::default());
-        index.insert(tokens::Scope(0), DonorId(0), donor.as_slice().into());
-        let matches = index.find(tokens::Scope(0), &target, 0);
+        let mut store = crate::DonorStore::new(crate::SpanIndexConfig::default());
+        store.insert(crate::NewDonor::new(DonorId(0), tokens::Scope(0), donor.as_slice()));
+        let matches = store.find(tokens::Scope(0), &target, 0);
         let donor = PromptView { tokens: &donor, segments: &donor_segments };
         let edited = EditedRuns::of(PromptView { tokens: &target, segments: &segments }, &matches, |_| Some(donor));
         let found: Vec<_> = positions.iter().map(|&(target, donor)| edited.follows_change(DonorId(0), target, donor)).collect();

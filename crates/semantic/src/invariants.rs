@@ -5,8 +5,8 @@
 use tokens::{DonorId, Scope, TokenId, TokenRange};
 
 use crate::{
-    DonorPrompts, EditKind, EditPolicy, MatchClass, PlanTarget, PromptView, ReusePlan, ReuseSpan, Segments, SpanConfig,
-    SpanIndex, SpanIndexConfig, SpanMatch, align, plan_reuse,
+    DonorPrompts, DonorStore, EditKind, EditPolicy, MatchClass, NewDonor, PlanTarget, PromptView, ReusePlan, ReuseSpan, Segments,
+    SpanConfig, SpanIndexConfig, SpanMatch, align, plan_reuse,
 };
 
 const SCOPE: Scope = Scope(0);
@@ -14,7 +14,7 @@ const SCOPE: Scope = Scope(0);
 /// Prompts made of bytes. Missing bytes count as 0.
 struct World {
     config: SpanConfig,
-    index: SpanIndex,
+    store: DonorStore,
     target: Text,
     template: Vec<TokenRange>,
     from: u32,
@@ -88,13 +88,13 @@ impl Numbers<'_> {
             texts.push(text);
         }
         let target = self.text(&texts, alphabet);
-        let mut index = SpanIndex::new(SpanIndexConfig::for_spans(&config));
+        let mut store = DonorStore::new(SpanIndexConfig::for_spans(&config));
         for (id, text) in (0..).zip(&texts) {
-            index.insert_segmented(SCOPE, DonorId(id), text.tokens.as_slice().into(), text.segments());
+            store.insert(NewDonor { segments: text.segments(), ..NewDonor::new(DonorId(id), SCOPE, text.tokens.as_slice()) });
         }
         let template = self.template(target.tokens.len() as u32);
         let from = self.below(target.tokens.len().min(64)) as u32;
-        World { config, index, target, template, from }
+        World { config, store, target, template, from }
     }
 
     /// Reads some disjoint ranges of a prompt of `prompt_len` tokens.
@@ -128,20 +128,20 @@ pub fn check_plan(bytes: &[u8]) -> usize {
     let segments = world.target.segments();
     let prompt = PromptView { tokens: &world.target.tokens, segments: &segments };
     let target = PlanTarget { prompt, from: world.from, template: &world.template };
-    let matches = world.index.find(SCOPE, prompt.tokens, world.from);
-    let plan = plan_reuse(&target, &matches, &world.index, &world.config);
+    let matches = world.store.find(SCOPE, prompt.tokens, world.from);
+    let plan = plan_reuse(&target, &matches, &world.store, &world.config);
 
     check_shape(&plan, &target, &world.config);
     for span in &plan.spans {
         check_span(span, &target, &world);
     }
     if world.config.edits != EditPolicy::Reuse {
-        check_edits(&plan, &matches, &target, &world.index);
+        check_edits(&plan, &matches, &target, &world.store);
     }
     let reversed: Vec<_> = matches.iter().rev().copied().collect();
-    assert_eq!(plan_reuse(&target, &reversed, &world.index, &world.config), plan, "the order of matches is of no account");
-    if let Some(donor) = world.index.tokens_of(DonorId(0)) {
-        check_script(prompt.tokens, donor);
+    assert_eq!(plan_reuse(&target, &reversed, &world.store, &world.config), plan, "the order of matches is of no account");
+    if let Some(donor) = world.store.get(DonorId(0)) {
+        check_script(prompt.tokens, &donor.tokens);
     }
     plan.spans.len()
 }
@@ -168,7 +168,7 @@ fn check_shape(plan: &ReusePlan, target: &PlanTarget<'_>, config: &SpanConfig) {
 
 /// Checks that the tokens of a span are equal, and that the promise of its class holds.
 fn check_span(span: &ReuseSpan, target: &PlanTarget<'_>, world: &World) {
-    let donor = world.index.tokens_of(span.donor).expect("the index has its donors");
+    let donor = &world.store.get(span.donor).expect("the store has its donors").tokens;
     let (left, rest) = donor.split_at(span.donor_pos as usize);
     let (target_left, target_rest) = target.prompt.tokens.split_at(span.target_pos as usize);
     let num_tokens = span.num_tokens as usize;
@@ -190,7 +190,7 @@ fn check_span(span: &ReuseSpan, target: &PlanTarget<'_>, world: &World) {
 }
 
 /// Checks that no copied token follows an edit in its segment, by the literal definition in `edits.rs`.
-fn check_edits(plan: &ReusePlan, matches: &[SpanMatch], target: &PlanTarget<'_>, donors: &SpanIndex) {
+fn check_edits(plan: &ReusePlan, matches: &[SpanMatch], target: &PlanTarget<'_>, donors: &DonorStore) {
     for span in &plan.spans {
         let runs = matches.iter().filter(|found| {
             let is_same_diagonal = i64::from(found.donor_pos) - i64::from(found.target_pos)
@@ -212,8 +212,8 @@ fn donor_start(found: &SpanMatch) -> u32 {
 }
 
 /// Returns true if `run` is `earlier` or follows it in the segments of both prompts.
-fn follows(run: &SpanMatch, earlier: &SpanMatch, target: &PlanTarget<'_>, donors: &SpanIndex) -> bool {
-    let donor = donors.prompt_of(run.donor).expect("the index has its donors");
+fn follows(run: &SpanMatch, earlier: &SpanMatch, target: &PlanTarget<'_>, donors: &DonorStore) -> bool {
+    let donor = donors.prompt_of(run.donor).expect("the store has its donors");
     let in_target = target.prompt.segment_at(earlier.run_start());
     let in_donor = donor.segment_at(donor_start(earlier));
     let starts_later = run.run_start() >= earlier.run_start() && donor_start(run) >= donor_start(earlier);
@@ -222,8 +222,8 @@ fn follows(run: &SpanMatch, earlier: &SpanMatch, target: &PlanTarget<'_>, donors
         || (starts_later && in_target.contains(run.run_start()) && in_donor.contains(donor_start(run)) && !run.has_same_past())
 }
 
-fn is_edited(run: &SpanMatch, target: &PlanTarget<'_>, donors: &SpanIndex) -> bool {
-    let donor = donors.prompt_of(run.donor).expect("the index has its donors");
+fn is_edited(run: &SpanMatch, target: &PlanTarget<'_>, donors: &DonorStore) -> bool {
+    let donor = donors.prompt_of(run.donor).expect("the store has its donors");
     let (in_donor, in_target) = (donor.segment_at(donor_start(run)), target.prompt.segment_at(run.run_start()));
     let donor_lead = &donor.tokens[in_donor.start as usize..donor_start(run) as usize];
     let target_lead = &target.prompt.tokens[in_target.start as usize..run.run_start() as usize];

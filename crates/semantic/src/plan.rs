@@ -252,7 +252,7 @@ mod tests {
 
     use super::*;
     use crate::testing::Random;
-    use crate::{PromptView, Segments, SpanIndex, SpanIndexConfig};
+    use crate::{DonorStore, NewDonor, PromptView, Segments, SpanIndexConfig};
 
     const HEAD: u32 = 16;
     const TAIL: u32 = 16;
@@ -414,15 +414,15 @@ mod tests {
         target[120] = TokenId(999);
         target.extend((500..520).map(TokenId));
         let segments = Segments::from_starts([100, 250]);
-        let mut index = SpanIndex::new(SpanIndexConfig::for_spans(&config));
+        let mut store = DonorStore::new(SpanIndexConfig::for_spans(&config));
         let scope = tokens::Scope(0);
-        index.insert_segmented(scope, DonorId(1), donor.as_slice().into(), segments.clone());
+        store.insert(NewDonor { segments: segments.clone(), ..NewDonor::new(DonorId(1), scope, donor.as_slice()) });
         if with_other {
-            index.insert(scope, DonorId(2), target[60..240].into());
+            store.insert(NewDonor::new(DonorId(2), scope, &target[60..240]));
         }
         let prompt = PromptView { tokens: &target, segments: &segments };
-        let matches = index.find(scope, &target, 0);
-        let plan = plan_reuse(&PlanTarget { prompt, from: 0, template: &[] }, &matches, &index, &config);
+        let matches = store.find(scope, &target, 0);
+        let plan = plan_reuse(&PlanTarget { prompt, from: 0, template: &[] }, &matches, &store, &config);
         let print = |span: &ReuseSpan| format!("{} {:?} {}", span.donor, span.target_range(), span.class.label());
         assert_eq!(plan.spans.iter().map(print).collect::<Vec<_>>().join(", "), expected);
         plan
@@ -454,16 +454,16 @@ mod tests {
         let donor: Vec<_> = (0..400).map(TokenId).collect();
         let mut target = donor.clone();
         target[10] = TokenId(999);
-        let mut index = SpanIndex::new(SpanIndexConfig::default());
-        index.insert(tokens::Scope(0), DonorId(1), donor.into());
-        let matches = index.find(tokens::Scope(0), &target, 0);
+        let mut store = DonorStore::new(SpanIndexConfig::default());
+        store.insert(NewDonor::new(DonorId(1), tokens::Scope(0), donor));
+        let matches = store.find(tokens::Scope(0), &target, 0);
         let prompt = PromptView { tokens: &target, segments: &Segments::default() };
-        let plan = plan_reuse(&PlanTarget { prompt, from: 0, template: &[] }, &matches, &index, &config());
+        let plan = plan_reuse(&PlanTarget { prompt, from: 0, template: &[] }, &matches, &store, &config());
         assert_eq!((plan.rejected, plan.edited), (Some(RejectReason::Edited), vec![TokenRange::new(11, 400)]));
     }
 
     /// Donors that are kept, each preferred by its own value.
-    struct Liked(SpanIndex);
+    struct Liked(DonorStore);
 
     impl DonorPrompts for Liked {
         fn prompt_of(&self, donor: DonorId) -> Option<PromptView<'_>> {
@@ -478,9 +478,9 @@ mod tests {
     #[test]
     fn of_equal_spans_the_preferred_one_is_taken() {
         let text = Random(3).tokens(200, 50_000);
-        let mut donors = Liked(SpanIndex::new(SpanIndexConfig::default()));
+        let mut donors = Liked(DonorStore::new(SpanIndexConfig::default()));
         for id in 1..4 {
-            donors.0.insert(tokens::Scope(0), DonorId(id), text.as_slice().into());
+            donors.0.insert(NewDonor::new(DonorId(id), tokens::Scope(0), text.as_slice()));
         }
         let target = [vec![TokenId(7)], text].concat();
         let matches = donors.0.find(tokens::Scope(0), &target, 0);
@@ -489,9 +489,9 @@ mod tests {
         assert_eq!(plan.spans.iter().map(|span| span.donor.0).collect::<Vec<_>>(), [2]);
     }
 
-    /// A target made of pieces of donors and noise, found by the index, planned with random template ranges.
+    /// A target made of pieces of donors and noise, found in the store, planned with random template ranges.
     struct World {
-        index: SpanIndex,
+        store: DonorStore,
         target: Vec<TokenId>,
         template: Vec<TokenRange>,
         from: u32,
@@ -501,7 +501,7 @@ mod tests {
     fn world(seed: u64) -> World {
         let mut random = Random(seed);
         let alphabet = [3, 50_000][random.below(2)];
-        let mut index = SpanIndex::new(SpanIndexConfig::default());
+        let mut store = DonorStore::new(SpanIndexConfig::default());
         let scope = tokens::Scope(0);
         let mut donors: Vec<Vec<_>> = vec![random.tokens(400, alphabet)];
         for _ in 0..4 {
@@ -509,7 +509,7 @@ mod tests {
             donors.push([random.tokens(40, alphabet), donors[0][copied..].to_vec(), random.tokens(150, alphabet)].concat());
         }
         for (id, tokens) in donors.iter().enumerate() {
-            index.insert(scope, DonorId(id as u64), tokens.as_slice().into());
+            store.insert(NewDonor::new(DonorId(id as u64), scope, tokens.as_slice()));
         }
         let mut target = Vec::new();
         let mut template = Vec::new();
@@ -524,8 +524,8 @@ mod tests {
         }
         target.extend(random.tokens(20, alphabet));
         let from = random.below(target.len() / 2) as u32;
-        let matches = index.find(scope, &target, from);
-        World { index, target, template, from, matches }
+        let matches = store.find(scope, &target, from);
+        World { store, target, template, from, matches }
     }
 
     #[test]
@@ -533,12 +533,12 @@ mod tests {
         let config = config();
         let mut num_spans = 0;
         for seed in 0..400 {
-            let World { index, target, mut template, from, matches } = world(seed);
+            let World { store, target, mut template, from, matches } = world(seed);
             template.dedup_by(|later, earlier| later.start < earlier.end);
             let prompt_len = target.len() as u32;
             let segments = Segments::default().parted_by(&template);
             let prompt = PromptView { tokens: &target, segments: &segments };
-            let plan = plan_reuse(&PlanTarget { prompt, from, template: &template }, &matches, &index, &config);
+            let plan = plan_reuse(&PlanTarget { prompt, from, template: &template }, &matches, &store, &config);
             assert_eq!(plan.spans.is_empty(), plan.rejected.is_some());
             let mut free_from = from;
             for span in &plan.spans {
@@ -547,7 +547,7 @@ mod tests {
                 assert!(range.len() >= config.min_piece_tokens);
                 free_from = range.end;
                 assert!(template.iter().all(|hole| hole.intersect(range).is_empty()));
-                let donor = index.tokens_of(span.donor).unwrap();
+                let donor = &store.get(span.donor).unwrap().tokens;
                 let donor_range = span.donor_pos as usize..(span.donor_pos + span.num_tokens) as usize;
                 assert_eq!(donor[donor_range], target[range.as_usize()]);
                 check_left_context(span, donor, &target);

@@ -44,7 +44,7 @@ pub struct SpanQuery<'a> {
     pub scopes: &'a [Scope],
     /// All tokens of the prompt.
     pub tokens: &'a [TokenId],
-    /// Sketch of the prompt; see [`SpanIndex::sketch`](crate::SpanIndex::sketch).
+    /// Sketch of the prompt; see [`DonorStore::sketch`](crate::DonorStore::sketch).
     pub sketch: &'a Sketch,
     /// End of its prefix hit.
     pub from: u32,
@@ -255,7 +255,11 @@ impl<F: FnMut(DonorId) -> u32> Follower<'_, F> {
         };
         let holds_segment = || {
             let target = PromptView { tokens: self.query.tokens, segments: self.query.sketch.segments() };
-            found.holds_segment(target, PromptView { tokens: &donor.tokens, segments: &donor.segments }, self.min_link_tokens)
+            found.holds_segment(
+                target,
+                PromptView { tokens: &donor.tokens, segments: donor.sketch.segments() },
+                self.min_link_tokens,
+            )
         };
         if found.num_tokens >= self.min_span_tokens || holds_segment() {
             if !is_rare {

@@ -1,6 +1,8 @@
-//! Repeatable random sequences for the tests.
+//! Repeatable random sequences and small settings for the tests.
 
 use tokens::TokenId;
+
+use crate::SpanIndexConfig;
 
 /// A linear congruential generator (Knuth, MMIX) whose high bits are used.
 pub(crate) struct Random(pub(crate) u64);
@@ -13,5 +15,16 @@ impl Random {
 
     pub(crate) fn tokens(&mut self, len: usize, alphabet: usize) -> Vec<TokenId> {
         (0..len).map(|_| TokenId(self.below(alphabet) as u32)).collect()
+    }
+}
+
+/// Returns settings under which ten equal tokens are a span, and all their holders are found.
+pub(crate) fn small_config() -> SpanIndexConfig {
+    SpanIndexConfig {
+        shingle_tokens: 4,
+        window_shingles: 5,
+        min_span_tokens: 10,
+        max_postings: 1000,
+        ..SpanIndexConfig::default()
     }
 }

@@ -1,8 +1,8 @@
 //! Coverage does not fall, and work does not grow, with the number of donors.
 
 use semantic::{
-    ByLeftContext, PlanTarget, PromptView, ReusePlan, Segments, SpanConfig, SpanIndex, SpanIndexConfig, SpanQuery, Steps,
-    plan_counted, plan_reuse,
+    ByLeftContext, DonorStore, NewDonor, PlanTarget, PromptView, ReusePlan, Segments, SpanConfig, SpanIndexConfig, SpanQuery,
+    Steps, plan_counted, plan_reuse,
 };
 use tokens::{DonorId, Scope, TokenId};
 
@@ -47,23 +47,24 @@ impl Random {
     }
 }
 
-fn index_of(donors: &[Vec<TokenId>]) -> SpanIndex {
-    let mut index = SpanIndex::new(SpanIndexConfig { max_tokens: 1 << 26, ..SpanIndexConfig::for_spans(&SpanConfig::default()) });
+fn store_of(donors: &[Vec<TokenId>]) -> DonorStore {
+    let mut store =
+        DonorStore::new(SpanIndexConfig { max_tokens: 1 << 26, ..SpanIndexConfig::for_spans(&SpanConfig::default()) });
     for (id, tokens) in (0..).zip(donors) {
-        assert!(index.insert(SCOPE, DonorId(id), tokens.as_slice().into()).is_empty());
+        assert!(store.insert(NewDonor::new(DonorId(id), SCOPE, tokens.as_slice())).is_empty());
     }
-    index
+    store
 }
 
 /// Returns the share of `target` that is copied from `donors`, the lesser of modes span and semantic.
 fn coverage(donors: &[Vec<TokenId>], target: &[TokenId]) -> f64 {
-    let index = index_of(donors);
-    let matches = index.find(SCOPE, target, 0);
+    let store = store_of(donors);
+    let matches = store.find(SCOPE, target, 0);
     let segments = Segments::default();
     let planned = PlanTarget { prompt: PromptView { tokens: target, segments: &segments }, from: 0, template: &[] };
     let config = SpanConfig::default();
     let plans =
-        [plan_reuse(&planned, &matches, &index, &config), plan_reuse(&planned, &matches, &ByLeftContext::new(&index), &config)];
+        [plan_reuse(&planned, &matches, &store, &config), plan_reuse(&planned, &matches, &ByLeftContext::new(&store), &config)];
     plans.iter().map(|plan| f64::from(plan.num_reused_tokens()) / target.len() as f64).fold(1.0, f64::min)
 }
 
@@ -111,14 +112,14 @@ fn edited(random: &mut Random, text: &[TokenId], every: usize) -> Vec<TokenId> {
 /// Returns the share of `target` that is copied from `donors`, all in segments of 200 tokens.
 fn segmented_coverage(donors: &[Vec<TokenId>], target: &[TokenId]) -> f64 {
     let segments = |tokens: &[TokenId]| Segments::from_starts((0..tokens.len() as u32).step_by(200));
-    let mut index = SpanIndex::new(SpanIndexConfig::for_spans(&SpanConfig::default()));
+    let mut store = DonorStore::new(SpanIndexConfig::for_spans(&SpanConfig::default()));
     for (id, tokens) in (0..).zip(donors) {
-        index.insert_segmented(SCOPE, DonorId(id), tokens.as_slice().into(), segments(tokens));
+        store.insert(NewDonor { segments: segments(tokens), ..NewDonor::new(DonorId(id), SCOPE, tokens.as_slice()) });
     }
-    let matches = index.find(SCOPE, target, 0);
+    let matches = store.find(SCOPE, target, 0);
     let segments = segments(target);
     let planned = PlanTarget { prompt: PromptView { tokens: target, segments: &segments }, from: 0, template: &[] };
-    f64::from(plan_reuse(&planned, &matches, &index, &SpanConfig::default()).num_reused_tokens()) / target.len() as f64
+    f64::from(plan_reuse(&planned, &matches, &store, &SpanConfig::default()).num_reused_tokens()) / target.len() as f64
 }
 
 #[test]
@@ -172,40 +173,40 @@ fn holders_that_have_lost_their_kv_do_not_hide_one_that_has_not() {
     let donors: Vec<_> = (0..600).map(|_| random.shuffled(&chunks, 60)).collect();
     let target = random.shuffled(&chunks, 60);
     let of_one = coverage(&donors[..1], &target);
-    let mut index = index_of(&donors);
-    let sketch = index.sketch(&target, &Segments::default());
+    let mut store = store_of(&donors);
+    let sketch = store.sketch(&target, &Segments::default());
     let query = SpanQuery { scopes: &[SCOPE], tokens: &target, sketch: &sketch, from: 0 };
     // All donors but the oldest have a few blocks left.
     let usable = |donor: DonorId| if donor.0 == 0 { u32::MAX } else { 32 * (donor.0 % 3) as u32 };
     for attempt in 0.. {
-        let found = index.search(&query, usable);
+        let found = store.search(&query, usable);
         let segments = Segments::default();
         let planned = PlanTarget { prompt: PromptView { tokens: &target, segments: &segments }, from: 0, template: &[] };
-        let plan = plan_reuse(&planned, &found.matches, &index, &SpanConfig::default());
+        let plan = plan_reuse(&planned, &found.matches, &store, &SpanConfig::default());
         let is_copied = |span: &semantic::ReuseSpan| span.donor_pos + span.num_tokens <= usable(span.donor);
         assert!(plan.spans.iter().all(is_copied), "only what is left is copied");
         if f64::from(plan.num_reused_tokens()) >= 0.95 * of_one * target.len() as f64 {
             break;
         }
         assert!(attempt < 3, "what was found to be lost is not posted any more, so that older holders are found");
-        found.unusable.iter().for_each(|&donor| index.shorten(donor, usable(donor)));
+        found.unusable.iter().for_each(|&donor| store.shorten(donor, usable(donor)));
     }
-    assert_eq!(index.len(), 600);
-    assert!(index.restore(DonorId(599)) && !index.restore(DonorId(599)) && !index.restore(DonorId(0)));
-    let found = index.search(&query, |_| u32::MAX);
+    assert_eq!(store.len(), 600);
+    assert!(store.restore(DonorId(599)) && !store.restore(DonorId(599)) && !store.restore(DonorId(0)));
+    let found = store.search(&query, |_| u32::MAX);
     assert!(found.matches.iter().any(|found| found.donor == DonorId(599) && found.donor_pos > 300));
 }
 
 /// Returns plans and steps of search and plan in modes span and semantic.
-fn steps(index: &SpanIndex, target: &[TokenId]) -> [(ReusePlan, Steps); 2] {
-    let sketch = index.sketch(target, &Segments::default());
-    let found = index.search(&SpanQuery { scopes: &[SCOPE], tokens: target, sketch: &sketch, from: 0 }, |_| u32::MAX);
+fn steps(store: &DonorStore, target: &[TokenId]) -> [(ReusePlan, Steps); 2] {
+    let sketch = store.sketch(target, &Segments::default());
+    let found = store.search(&SpanQuery { scopes: &[SCOPE], tokens: target, sketch: &sketch, from: 0 }, |_| u32::MAX);
     let segments = Segments::default();
     let planned = PlanTarget { prompt: PromptView { tokens: target, segments: &segments }, from: 0, template: &[] };
     let config = SpanConfig::default();
     let plans = [
-        plan_counted(&planned, &found.matches, index, &config),
-        plan_counted(&planned, &found.matches, &ByLeftContext::new(index), &config),
+        plan_counted(&planned, &found.matches, store, &config),
+        plan_counted(&planned, &found.matches, &ByLeftContext::new(store), &config),
     ];
     plans.map(|(plan, mut steps)| {
         steps += found.steps;
@@ -219,7 +220,7 @@ fn steps_per_token(num_chunks: usize, num_donors: usize) -> [f64; 2] {
     let chunks = random.chunks(num_chunks);
     let donors: Vec<_> = (0..num_donors).map(|_| random.shuffled(&chunks, num_chunks)).collect();
     let target = random.shuffled(&chunks, num_chunks);
-    steps(&index_of(&donors), &target).map(|(_, steps)| steps.total() as f64 / target.len() as f64)
+    steps(&store_of(&donors), &target).map(|(_, steps)| steps.total() as f64 / target.len() as f64)
 }
 
 #[test]
@@ -239,7 +240,7 @@ fn text_that_repeats_itself_takes_a_bounded_number_of_steps_a_token() {
     for period in [1, 3, 70] {
         let text: Vec<_> = pattern[..period].iter().copied().cycle().take(6000).collect();
         let donors: Vec<_> = (0..64).map(|i| [random.tokens(i + 1), text[..3000 + 40 * i].to_vec()].concat()).collect();
-        for (plan, steps) in steps(&index_of(&donors), &text) {
+        for (plan, steps) in steps(&store_of(&donors), &text) {
             assert!(plan.num_reused_tokens() > 5900, "{} tokens are copied at period {period}", plan.num_reused_tokens());
             assert!(steps.total() <= 100 * text.len() as u64, "{steps:?} at period {period}");
         }

@@ -13,8 +13,7 @@ use engine::{SpanConfig, SpanMatch};
 use eval::stats::Summary;
 use eval::{Prompt, table, workload};
 use semantic::{
-    ByLeftContext, DonorQuery, DonorSource, EmbeddingIndex, PlanTarget, PromptView, Segments, SpanIndex, SpanIndexConfig,
-    left_context_similarity, plan_reuse,
+    ByLeftContext, DonorStore, NewDonor, PlanTarget, PromptView, Segments, SpanIndexConfig, left_context_similarity, plan_reuse,
 };
 use serde::Serialize;
 use tokens::{BlockSize, DonorId, Scope};
@@ -77,8 +76,7 @@ struct Found {
 /// Index of all requests so far.
 struct Library {
     config: SpanConfig,
-    spans: SpanIndex,
-    embeddings: Option<EmbeddingIndex>,
+    donors: DonorStore,
     num_donors: u64,
 }
 
@@ -120,9 +118,9 @@ pub(crate) fn run(args: DonorBenchArgs) -> anyhow::Result<()> {
 
 impl Library {
     fn new(config: SpanConfig, embedder: Option<&PromptEmbedder>, max_donors: usize) -> Self {
-        let spans = SpanIndex::new(SpanIndexConfig { max_donors, ..SpanIndexConfig::for_spans(&config) });
-        let embeddings = embedder.map(|embedder| EmbeddingIndex::new(embedder.index_config(max_donors)));
-        Self { config, spans, embeddings, num_donors: 0 }
+        let donors = DonorStore::new(SpanIndexConfig { max_donors, ..SpanIndexConfig::for_spans(&config) })
+            .with_embeddings(embedder.map(|embedder| embedder.index_config(max_donors)));
+        Self { config, donors, num_donors: 0 }
     }
 
     fn look_for(&self, prompt: &Prompt, embedding: Option<&[f32]>, report: &mut DonorReport, times: &mut [Vec<f64>; 3]) {
@@ -130,7 +128,7 @@ impl Library {
         report.num_requests += 1;
         report.prompt_tokens += prompt.token_ids.len() as u64;
         let start = Instant::now();
-        let by_span = self.spans.find(SCOPE, &prompt.token_ids, from);
+        let by_span = self.donors.find(SCOPE, &prompt.token_ids, from);
         times[0].push(millis(start));
         let similar = self.similar(embedding);
         let with_similar = self.joined(&by_span, &similar, prompt, from);
@@ -148,16 +146,15 @@ impl Library {
     }
 
     fn similar(&self, embedding: Option<&[f32]>) -> Vec<DonorId> {
-        let query = DonorQuery { scope: SCOPE, tokens: &[], from: 0, embedding };
-        let proposals = self.embeddings.as_ref().map(|index| index.propose(&query, MAX_SIMILAR));
-        proposals.unwrap_or_default().into_iter().map(|proposal| proposal.donor).collect()
+        let similar = embedding.map(|embedding| self.donors.similar([SCOPE].into_iter(), embedding, MAX_SIMILAR));
+        similar.unwrap_or_default()
     }
 
     /// Joins `matches` and those of all of `donors`.
     fn joined(&self, matches: &[SpanMatch], donors: &[DonorId], prompt: &Prompt, from: u32) -> Vec<SpanMatch> {
         let mut joined = matches.to_vec();
         joined.retain(|found| !donors.contains(&found.donor));
-        joined.extend(donors.iter().flat_map(|&donor| self.spans.find_in(donor, &prompt.token_ids, from)));
+        joined.extend(donors.iter().flat_map(|&donor| self.donors.find_in(donor, &prompt.token_ids, from)));
         joined.sort_by_key(|found| {
             (found.target_pos, std::cmp::Reverse(found.num_tokens), std::cmp::Reverse(found.donor), found.donor_pos)
         });
@@ -168,10 +165,10 @@ impl Library {
         let segments = segments_of(prompt);
         let view = PromptView { tokens: &prompt.token_ids, segments: &segments };
         let target = PlanTarget { prompt: view, from, template: &prompt.template };
-        let plan = plan_reuse(&target, matches, &ByLeftContext::new(&self.spans), &self.config);
+        let plan = plan_reuse(&target, matches, &ByLeftContext::new(&self.donors), &self.config);
         let mut planned = Planned::default();
         for span in &plan.spans {
-            let donor = self.spans.tokens_of(span.donor).expect("a planned donor is kept");
+            let donor = &self.donors.get(span.donor).expect("a planned donor is kept").tokens;
             let (here, there) = (&prompt.token_ids[..span.target_pos as usize], &donor[..span.donor_pos as usize]);
             planned.tokens += u64::from(span.num_tokens);
             planned.left_similarity += f64::from(span.num_tokens) * f64::from(left_context_similarity(here, there));
@@ -183,7 +180,7 @@ impl Library {
     /// Counts tokens in the leading full blocks that some donor has too.
     fn prefix_end(&self, prompt: &Prompt) -> u32 {
         let common = |donor| {
-            let donor = self.spans.tokens_of(DonorId(donor)).map_or(&[][..], |tokens| &tokens[..]);
+            let donor = self.donors.get(DonorId(donor)).map_or(&[][..], |donor| &donor.tokens);
             donor.iter().zip(&prompt.token_ids).take_while(|(a, b)| a == b).count()
         };
         let longest = (0..self.num_donors).map(common).max().unwrap_or(0).min(prompt.token_ids.len().saturating_sub(1));
@@ -193,9 +190,10 @@ impl Library {
     fn add(&mut self, prompt: &Prompt, embedding: Option<&[f32]>) {
         let id = DonorId(self.num_donors);
         self.num_donors += 1;
-        drop(self.spans.insert_segmented(SCOPE, id, prompt.token_ids.as_slice().into(), segments_of(prompt)));
-        if let Some((index, embedding)) = self.embeddings.as_mut().zip(embedding) {
-            drop(index.insert(SCOPE, id, &[embedding]));
+        let new = NewDonor::new(id, SCOPE, prompt.token_ids.as_slice());
+        drop(self.donors.insert(NewDonor { segments: segments_of(prompt), ..new }));
+        if let Some(embedding) = embedding {
+            self.donors.attach(id, embedding);
         }
     }
 }

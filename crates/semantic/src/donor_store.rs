@@ -297,6 +297,9 @@ impl DonorPrompts for DonorStore {
 }
 
 #[cfg(test)]
+mod walk;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::testing::{Random, small_config};

@@ -37,6 +37,8 @@ pub(crate) struct Continued {
 #[derive(Debug)]
 pub(crate) struct Kept {
     pub(crate) scope: Scope,
+    /// Further scopes that its request could read, and that some of it may come from.
+    pub(crate) readable: Vec<Scope>,
     pub(crate) owner: kv::BlockOwner,
     /// Owners of the KV that was copied into it, including earlier turns: it is erased with any of them.
     pub(crate) sources: Vec<kv::BlockOwner>,
@@ -110,14 +112,22 @@ impl Continuations {
         given_up
     }
 
-    /// Finds the answered request that a prompt in `scope`, whose full blocks have the hashes `hashes`, continues, and the number
-    /// of common tokens, at most `max_tokens`. Takes a lookup for each length of a first prompt, and compares at most
+    /// Finds the answered request that a prompt in `scope` that may read `readable`, and whose full blocks have the hashes `hashes`,
+    /// continues, and the number of common tokens, at most `max_tokens`. Takes a lookup for each length of a first prompt, and compares at most
     /// [`MAX_PER_PROMPT`] answers for each prompt that is repeated.
-    pub(crate) fn find(&self, scope: Scope, hashes: &[BlockHash], tokens: &[TokenId], max_tokens: u32) -> Option<(KeptId, u32)> {
+    pub(crate) fn find(
+        &self,
+        scope: Scope,
+        readable: &[Scope],
+        hashes: &[BlockHash],
+        tokens: &[TokenId],
+        max_tokens: u32,
+    ) -> Option<(KeptId, u32)> {
         let ids = self.by_name.iter().filter_map(|(&idx, names)| names.get(hashes.get(idx)?)).flatten();
         let agreeing = ids.filter_map(|&id| {
             // Hashes of different scopes and texts may be equal.
-            let kept = Some(self.get(id)).filter(|kept| kept.scope == scope)?;
+            let may_read = |kept: &&Kept| kept.scope == scope && kept.readable.iter().all(|scope| readable.contains(scope));
+            let kept = Some(self.get(id)).filter(may_read)?;
             let num_equal = kept.tokens.iter().zip(tokens).take(max_tokens as usize).take_while(|(a, b)| a == b).count() as u32;
             (num_equal >= kept.continued.answer_start).then_some((id, num_equal))
         });
@@ -246,7 +256,8 @@ mod tests {
             let continued = Continued { answer_start: 8, class: MatchClass::Composition };
             let scope = Scope(tenant.into());
             let (sources, since) = (Vec::new(), Timestamp::default());
-            let kept = Kept { scope, owner, sources, tokens, num_exact: 0, lease, continued, traffic: None, since };
+            let readable = Vec::new();
+            let kept = Kept { scope, readable, owner, sources, tokens, num_exact: 0, lease, continued, traffic: None, since };
             let given_up = self.kept.keep(kept, &hashes, BlockSize::new(BLOCK).unwrap(), self.room);
             given_up.into_iter().for_each(|lease| self.pool.free(lease));
             self.kept.check_invariants();
@@ -260,7 +271,7 @@ mod tests {
         fn finds(&self, tenant: u32, first: u32, answer: u32) -> bool {
             let tokens: Vec<_> = (0..8).map(|i| TokenId(first + i)).chain([TokenId(answer), TokenId(7)]).collect();
             let scope = Scope(tenant.into());
-            self.kept.find(scope, &self.hashes(tenant, &tokens), &tokens, 9).is_some_and(|(_, num_equal)| num_equal == 9)
+            self.kept.find(scope, &[], &self.hashes(tenant, &tokens), &tokens, 9).is_some_and(|(_, num_equal)| num_equal == 9)
         }
     }
 

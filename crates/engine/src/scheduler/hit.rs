@@ -92,7 +92,8 @@ impl Scheduler {
             return None;
         }
         let (hashes, tokens) = (sequence.block_hashes(), sequence.token_ids());
-        let (id, num_tokens) = self.continuations.find(sequence.request.scope, hashes, tokens, sequence.max_prefix_tokens())?;
+        let (scope, readable) = (sequence.request.scope, &sequence.request.readable[..]);
+        let (id, num_tokens) = self.continuations.find(scope, readable, hashes, tokens, sequence.max_prefix_tokens())?;
         let &Kept { num_exact, continued, traffic, .. } = self.continuations.get(id);
         let may_continue = match sequence.sharing() {
             SharingMode::Auto => traffic.is_some_and(|class| self.verifier.is_proven(&class)),
@@ -150,6 +151,7 @@ impl Scheduler {
         self.pool.free_exact(&mut lease);
         let kept = Kept {
             scope: sequence.request.scope,
+            readable: sequence.request.readable.clone(),
             owner: sequence.request.owner(),
             sources,
             tokens,

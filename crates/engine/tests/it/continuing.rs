@@ -56,6 +56,16 @@ fn the_next_turn_goes_on_behind_the_answer() {
 }
 
 #[test]
+fn only_a_request_that_may_read_all_that_the_first_could_goes_on() {
+    let goes_on = |readable: &[u64]| {
+        let (mut world, said) = answered(|request| request.readable(&[7]));
+        run(&mut world, span(3, &behind(&said, "next")).readable(readable)).continued_tokens
+    };
+    assert_eq!((goes_on(&[]), goes_on(&[8])), (0, 0), "some of it may come from scope 7");
+    assert_eq!((goes_on(&[7]), goes_on(&[8, 7])), (45, 45));
+}
+
+#[test]
 fn also_where_the_client_changed_the_answer() {
     check(|said| span(3, &behind(&said[..45], "changed")), (8, 37));
     check(|said| span(3, &behind(&said[..49], "changed")), (8, 41));

@@ -227,6 +227,15 @@ __device__ __forceinline__ void adjust(const Request &r, float *row, int vocab) 
     __syncthreads();
 }
 
+// Sets the logits of tokens that may not follow to -inf. Grid (vocab / blockDim, masked rows); `masks` is [masked rows][num_words], a bit a
+// token, and tokens beyond it may not follow; `rows` names the row of each mask. Goes before sample_scan.
+extern "C" __global__ void sample_mask(float *logits, size_t stride, int vocab, const uint32_t *masks, const uint32_t *rows, uint32_t num_words) {
+    uint32_t token = blockIdx.x * blockDim.x + threadIdx.x;
+    if (token >= (uint32_t)vocab) return;
+    uint32_t word = token / 32 < num_words ? masks[size_t(blockIdx.y) * num_words + token / 32] : 0;
+    if (!(word >> (token % 32) & 1)) logits[rows[blockIdx.y] * stride + token] = -INF;
+}
+
 // Grid (chunks, rows), SCAN_THREADS threads. `histogram` is [rows][BUCKETS], zero before.
 extern "C" __global__ void __launch_bounds__(SCAN_THREADS) sample_scan(float *all_logits, size_t stride, int vocab,
                                                                        const Request *requests, Part *parts, uint32_t *histogram) {

@@ -49,7 +49,7 @@ impl Bench {
     fn row(&mut self, name: &str, distribution: Distribution, logprobs: Option<u32>) -> Result<(), DeviceError> {
         print!("{name:<28}");
         for num_rows in [1, 32, MAX_ROWS] {
-            let spec = SampleSpec { adjustments: &[], distribution, uniform: 0.7, logprobs };
+            let spec = SampleSpec { adjustments: &[], distribution, uniform: 0.7, logprobs, mask: None };
             let chain = self.sampler.upload(&vec![spec; num_rows])?;
             let floor = (num_rows * VOCAB_SIZE * 4) as f64 / COPY_RATE * 1e6;
             print!(" {:>9.1} ({floor:>5.1})", self.micros(num_rows, chain)?);

@@ -25,5 +25,5 @@ pub use matmul::{Init, matmul};
 pub use matrix::{Linear, Matrix};
 pub use received::add_attention_received;
 pub use rows::{Activation, Heads, RopeLayout, RopeTable, add_rms_norm, gated, rms_norm, rms_norm_heads, rope};
-pub use sample::{Adjustment, Distribution, RankedLogProb, argmax, draw, log_probs, margin};
+pub use sample::{Adjustment, Distribution, RankedLogProb, argmax, draw, log_probs, margin, mask};
 pub use threads::Threads;

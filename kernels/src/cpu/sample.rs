@@ -88,6 +88,21 @@ pub fn margin(logits: &[f32]) -> f32 {
     first - second
 }
 
+/// Sets the logits of all tokens that may not follow to negative infinity. Token `t` may follow if bit `t % 32` of `words[t / 32]` is set;
+/// tokens beyond the words may not.
+pub fn mask(logits: &mut [f32], words: &[u32]) {
+    for (idx, logits) in logits.chunks_mut(32).enumerate() {
+        match words.get(idx).copied().unwrap_or(0) {
+            u32::MAX => {}
+            0 => logits.fill(f32::NEG_INFINITY),
+            word => {
+                let forbidden = logits.iter_mut().enumerate().filter(|(bit, _)| word >> bit & 1 == 0);
+                forbidden.for_each(|(_, logit)| *logit = f32::NEG_INFINITY);
+            }
+        }
+    }
+}
+
 /// Returns the likeliest token, the smallest id among equals.
 #[must_use]
 pub fn argmax(logits: &[f32]) -> u32 {
@@ -350,5 +365,15 @@ mod tests {
         let (chosen, top) = log_probs(&[0.2f32.ln(), 0.5f32.ln(), 0.3f32.ln()], 0, 2);
         assert!((chosen.logprob - 0.2f32.ln()).abs() < 1e-6 && chosen.rank == 3);
         assert_eq!(top.iter().map(|p| (p.token, p.rank)).collect::<Vec<_>>(), [(1, 1), (2, 2)]);
+    }
+
+    #[test]
+    fn a_mask_leaves_the_logits_of_what_may_follow() {
+        // A model may have more logits than the mask has bits.
+        let mut logits = vec![1.0; 80];
+        mask(&mut logits, &[1 | 1 << 31, u32::MAX]);
+        for (token, logit) in logits.into_iter().enumerate() {
+            assert_eq!(logit == 1.0, matches!(token, 0 | 31 | 32..64), "{token}");
+        }
     }
 }

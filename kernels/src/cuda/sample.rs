@@ -18,6 +18,7 @@ const MAX_CANDIDATES: usize = 4096;
 const SCAN_THREADS: usize = 256;
 const DECIDE_THREADS: usize = 256;
 const CHOOSE_THREADS: usize = 512;
+const MASK_THREADS: usize = 256;
 
 /// A token to sample from one row of logits.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +31,8 @@ pub struct SampleSpec<'a> {
     pub uniform: f64,
     /// Number of likeliest tokens to report log probabilities of, besides the sampled one; at most [`MAX_TOP`].
     pub logprobs: Option<u32>,
+    /// Tokens that may follow, a bit each, as [`cpu::mask`](crate::cpu::mask) takes them.
+    pub mask: Option<&'a [u32]>,
 }
 
 /// A token whose log probability is requested from one row of logits.
@@ -164,9 +167,21 @@ pub struct Sampler {
     choices: CudaSlice<RawChoice>,
     /// Likeliest tokens of all rows, concatenated; room for `[max_rows, MAX_TOP]`.
     likely: CudaSlice<RawLikely>,
+    masks: Masks,
+}
+
+/// Masks of the rows uploaded last.
+struct Masks {
+    /// `[rows.len(), num_words]`.
+    words: CudaSlice<u32>,
+    num_words: usize,
+    /// Row of each mask.
+    rows: CudaSlice<u32>,
+    num_rows: usize,
 }
 
 struct Functions {
+    mask: CudaFunction,
     scan: CudaFunction,
     decide: CudaFunction,
     gather: CudaFunction,
@@ -181,6 +196,7 @@ impl Sampler {
     pub fn new(device: &Arc<Device>, max_rows: usize) -> Result<Self, DeviceError> {
         let function = |name| device.function("sample", name, 0);
         let functions = Functions {
+            mask: function("sample_mask")?,
             scan: function("sample_scan")?,
             decide: function("sample_decide")?,
             gather: function("sample_gather")?,
@@ -201,6 +217,7 @@ impl Sampler {
             num_larger: device.zeros(max_rows)?,
             choices: device.zeros(max_rows)?,
             likely: device.zeros(max_rows * MAX_TOP)?,
+            masks: Masks { words: device.zeros(1)?, num_words: 0, rows: device.zeros(max_rows)?, num_rows: 0 },
             device: Arc::clone(device),
         })
     }
@@ -230,6 +247,7 @@ impl Sampler {
             next += size_of_val(row.adjustments) as u64;
         }
         self.upload_requests(requests)?;
+        self.upload_masks(rows)?;
         self.uploaded = rows.iter().map(|row| row.logprobs).collect();
         Ok(if rows.iter().any(needs_long_chain) { SampleChain::Long } else { SampleChain::Short })
     }
@@ -245,8 +263,43 @@ impl Sampler {
     pub fn upload_scores(&mut self, rows: &[ScoreSpec]) -> Result<SampleChain, DeviceError> {
         assert!(rows.len() <= self.max_rows, "{} rows are more than {}", rows.len(), self.max_rows);
         self.upload_requests(rows.iter().map(RawRequest::score).collect())?;
+        self.masks.num_rows = 0;
         self.uploaded = rows.iter().map(|row| Some(row.top)).collect();
         Ok(SampleChain::Long)
+    }
+
+    /// Uploads the masks of constrained rows; shorter ones are continued by zeros.
+    fn upload_masks(&mut self, rows: &[SampleSpec]) -> Result<(), DeviceError> {
+        let masked: Vec<(u32, &[u32])> = (0..).zip(rows).filter_map(|(idx, row)| Some((idx, row.mask?))).collect();
+        let num_words = masked.iter().map(|(_, mask)| mask.len()).max().unwrap_or(0).max(1);
+        self.masks.num_words = num_words;
+        self.masks.num_rows = masked.len();
+        if masked.is_empty() {
+            return Ok(());
+        }
+        let mut words = vec![0; masked.len() * num_words];
+        words.chunks_exact_mut(num_words).zip(&masked).for_each(|(to, (_, mask))| to[..mask.len()].copy_from_slice(mask));
+        if words.len() > self.masks.words.len() {
+            self.masks.words = self.device.zeros(words.len().next_power_of_two())?;
+        }
+        let (stream, rows) = (self.device.stream(), masked.iter().map(|(row, _)| *row).collect::<Vec<u32>>());
+        stream.memcpy_htod(&words, &mut self.masks.words)?;
+        Ok(stream.memcpy_htod(&rows, &mut self.masks.rows)?)
+    }
+
+    /// Launches the masks uploaded last, if there are any.
+    fn launch_masks(&self, logits: &mut CudaSlice<f32>, stride: usize, vocab_size: usize) -> Result<(), DeviceError> {
+        let Masks { words, num_words, rows, num_rows } = &self.masks;
+        if *num_rows == 0 {
+            return Ok(());
+        }
+        let (vocab, num_words) = (vocab_size as i32, *num_words as u32);
+        let mut call = self.device.stream().launch_builder(&self.functions.mask);
+        call.arg(&mut *logits).arg(&stride).arg(&vocab).arg(words).arg(rows).arg(&num_words);
+        let grid = (vocab_size.div_ceil(MASK_THREADS), *num_rows, 1);
+        // SAFETY: the rows lie in `logits`, as `launch` asserts, and their masks in `words`.
+        unsafe { call.launch(launch(grid, MASK_THREADS, 0)) }?;
+        Ok(())
     }
 
     /// Assigns each row its range of likeliest tokens, and pads with inactive rows.
@@ -281,6 +334,7 @@ impl Sampler {
         if num_rows == 0 {
             return Ok(());
         }
+        self.launch_masks(logits, stride, vocab_size)?;
         let (chunks, vocab) = (vocab_size.div_ceil(CHUNK), vocab_size as i32);
         let num_chunks = chunks as i32;
         let (stream, functions) = (self.device.stream(), &self.functions);
@@ -476,6 +530,7 @@ mod tests {
         distribution: Distribution,
         uniform: f64,
         logprobs: Option<u32>,
+        mask: Option<Vec<u32>>,
     }
 
     impl Case {
@@ -484,7 +539,14 @@ mod tests {
             let logits = noise(vocab_size, seed).into_iter().map(|x| spread * 8.0 * x * x * x).collect();
             let uniform = f64::from(noise(1, seed + 1000)[0]) + 0.5;
             let distribution = Distribution { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
-            Self { logits, adjustments: Vec::new(), distribution, uniform: uniform.clamp(0.0, 0.999_999), logprobs: None }
+            Self {
+                logits,
+                adjustments: Vec::new(),
+                distribution,
+                uniform: uniform.clamp(0.0, 0.999_999),
+                logprobs: None,
+                mask: None,
+            }
         }
 
         fn spec(&self) -> SampleSpec<'_> {
@@ -493,12 +555,16 @@ mod tests {
                 distribution: self.distribution,
                 uniform: self.uniform,
                 logprobs: self.logprobs,
+                mask: self.mask.as_deref(),
             }
         }
 
         /// Returns the CPU's choice.
         fn expected(&self, distribution: &Distribution, uniform: f64) -> Choice {
             let mut logits = self.logits.clone();
+            if let Some(mask) = &self.mask {
+                cpu::mask(&mut logits, mask);
+            }
             self.adjustments.iter().for_each(|adjustment| adjustment.apply(&mut logits));
             let token = if distribution.is_greedy() { cpu::argmax(&logits) } else { cpu::draw(&logits, distribution, uniform) };
             let logprobs = self.logprobs.map(|top| cpu::log_probs(&logits, token, top));
@@ -687,6 +753,41 @@ mod tests {
     #[ignore = "needs a CUDA device"]
     fn cuda_greedy_rows_alone_need_two_launches() {
         check(&[(1, 5.0), (2, 0.1), (3, 40.0)].map(|(seed, spread)| Case::new(152_064, spread, seed)));
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn cuda_masked_rows_beside_others_are_drawn_as_on_the_cpu() {
+        let vocab_size = 151_936;
+        let every = |step: u32, first: u32| (0..vocab_size as u32).step_by(step as usize).filter(move |token| *token >= first);
+        let bits = |tokens: &mut dyn Iterator<Item = u32>, num_words: usize| {
+            let mut words = vec![0u32; num_words];
+            tokens
+                .filter(|token| (*token as usize) < 32 * num_words)
+                .for_each(|token| words[token as usize / 32] |= 1 << (token % 32));
+            words
+        };
+        let masks = [
+            None,
+            Some(bits(&mut every(7, 3), 4748)),
+            Some(bits(&mut every(1009, 0), 4748)),
+            Some(bits(&mut every(31, 100), 300)),
+            Some(bits(&mut [151_935].into_iter(), 4748)),
+        ];
+        let mut cases = Vec::new();
+        for (idx, mask) in masks.iter().cycle().take(20).enumerate() {
+            let mut case = Case::new(vocab_size, 6.0, idx as u32);
+            case.distribution = Distribution {
+                temperature: [0.0, 0.8, 1.3, 0.0][idx / 5],
+                top_k: [0, 0, 40, 0][idx / 5],
+                top_p: 0.95,
+                min_p: 0.0,
+            };
+            case.logprobs = [None, Some(0)][idx / 10];
+            case.mask.clone_from(mask);
+            cases.push(case);
+        }
+        check(&cases);
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod openai_sdk;
 mod places;
 mod reference;
 mod server;
+mod structured;
 mod terminal;
 mod tidy;
 mod tiny;

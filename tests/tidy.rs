@@ -11,15 +11,16 @@ use std::process::Command;
 /// Layer, crate, and its imports of ours. Imports point to lower layers only.
 ///
 /// `crates/README.md` shows the same table; a new edge changes both in the commit that adds it.
-const LAYERING: [(u32, &str, &[&str]); 17] = [
+const LAYERING: [(u32, &str, &[&str]); 18] = [
     (5, "cli", &["embed", "engine", "eval", "models", "protocol", "runner", "semantic", "server", "sim", "tokenizer", "tokens"]),
     (4, "embed", &["runner", "semantic", "tokenizer", "tokens"]),
-    (4, "server", &["engine", "protocol", "tokenizer", "tokens"]),
+    (4, "server", &["engine", "grammar", "protocol", "tokenizer", "tokens"]),
     (3, "eval", &["engine", "semantic", "tokenizer", "tokens"]),
-    (3, "runner", &["engine", "gguf", "kernels", "tokens"]),
+    (3, "runner", &["engine", "gguf", "grammar", "kernels", "tokens"]),
     (3, "sim", &["engine", "tokens"]),
     (3, "testkit", &["engine", "tokens"]),
-    (2, "engine", &["kv", "semantic", "tokens"]),
+    (2, "engine", &["grammar", "kv", "semantic", "tokens"]),
+    (1, "grammar", &["tokens"]),
     (1, "kv", &["tokens"]),
     (1, "protocol", &["tokens"]),
     (1, "semantic", &["tokens"]),

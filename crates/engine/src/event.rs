@@ -70,6 +70,8 @@ impl EngineEvent {
 pub enum FinishReason {
     /// The model generated this stop token.
     Stop(TokenId),
+    /// The answer is a complete sentence of its grammar, which nothing may follow.
+    Complete,
     /// The model generated `max_tokens` tokens.
     Length,
     /// The caller aborted it.

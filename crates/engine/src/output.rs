@@ -229,6 +229,8 @@ pub struct SampledToken {
     pub margin: f32,
     /// Log probabilities, on request.
     pub logprobs: Option<TokenLogProbs>,
+    /// True if the token completes the grammar of the request: nothing but the end may follow.
+    pub completes: bool,
 }
 
 /// A donor whose KV disagrees with a fresh computation of layer 0.

@@ -81,6 +81,8 @@ pub struct SamplingParams {
     pub min_tokens: u32,
     /// Tokens that end generation, end-of-sequence ones included unless the caller ignores them.
     pub stop_token_ids: Vec<TokenId>,
+    /// Grammar that the answer is a sentence of.
+    pub grammar: Option<grammar::Grammar>,
 }
 
 impl SamplingParams {
@@ -112,6 +114,7 @@ impl SamplingParams {
             max_tokens,
             min_tokens: 0,
             stop_token_ids: Vec::new(),
+            grammar: None,
         }
     }
 }

@@ -553,11 +553,13 @@ impl Sequence {
         reported
     }
 
-    /// Returns the reason why it ends with its newest token, if it does.
-    pub(crate) fn finish_reason(&self, max_model_len: u32) -> Option<FinishReason> {
+    /// Returns the reason why it ends with its newest token, which may complete its grammar, if it does.
+    pub(crate) fn finish_reason(&self, max_model_len: u32, is_complete: bool) -> Option<FinishReason> {
         let newest = *self.token_ids.last().expect("a prompt is never empty");
         if self.is_stop(newest, self.num_output_tokens()) {
             Some(FinishReason::Stop(newest))
+        } else if is_complete {
+            Some(FinishReason::Complete)
         } else if self.num_output_tokens() >= self.sampling.max_tokens || self.num_tokens() >= max_model_len {
             Some(FinishReason::Length)
         } else {

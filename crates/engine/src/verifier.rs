@@ -370,11 +370,12 @@ impl Verifier {
     }
 }
 
-/// True if scoring reproduces the distributions: it does not apply penalties and biases, which depend on the answer so far.
+/// True if scoring reproduces the distributions: it does not apply penalties, biases and grammars, which depend on the answer so far.
 fn is_comparable(sampling: &SamplingParams) -> bool {
     let SamplingParams { frequency_penalty, presence_penalty, repetition_penalty, min_tokens, .. } = sampling;
     (*frequency_penalty, *presence_penalty, *repetition_penalty, *min_tokens) == (0.0, 0.0, 1.0, 0)
         && sampling.logit_bias.is_empty()
+        && sampling.grammar.is_none()
 }
 
 /// True for `share` of the requests whose answers can be compared, by a hash of their IDs.

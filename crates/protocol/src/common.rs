@@ -85,6 +85,42 @@ pub struct SamplingFields {
     /// Alias of `kv_sharing.segments`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_segments: Option<Vec<SegmentMark>>,
+    /// Constraint of the answer's text.
+    #[serde(flatten)]
+    pub constraint: ConstraintFields,
+}
+
+/// Fields that constrain the text of an answer, under the names of OpenAI, vLLM, SGLang, llama.cpp and TGI. At most one constrains.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ConstraintFields {
+    /// `{"type": "text" | "json_object" | "json_schema", ...}`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub response_format: Option<Value>,
+    /// vLLM: an object with one of `json`, `regex`, `choice`, `grammar` and `json_object`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub structured_outputs: Option<Value>,
+    /// A JSON schema, as an object or its text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guided_json: Option<Value>,
+    /// A regular expression.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guided_regex: Option<String>,
+    /// Texts, one of which is the answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guided_choice: Option<Vec<String>>,
+    /// A grammar in Lark's syntax.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guided_grammar: Option<String>,
+    /// A JSON schema, as an object or its text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub json_schema: Option<Value>,
+    /// A regular expression.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub regex: Option<String>,
+    /// A grammar in Lark's syntax, or an object of TGI: `{"type": "json" | "regex", "value": ...}`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grammar: Option<Value>,
 }
 
 /// Options of rendering a conversation into a prompt, common to all endpoints that take one.

@@ -27,7 +27,7 @@ pub use chat::{
     AssistantMessage, ChatChoice, ChatChunkChoice, ChatCompletionChunk, ChatCompletionRequest, ChatCompletionResponse,
     ChatMessage, ContentPart, Delta, MessageContent,
 };
-pub use common::{FinishReason, SamplingFields, Stop, StreamOptions, TemplateFields};
+pub use common::{ConstraintFields, FinishReason, SamplingFields, Stop, StreamOptions, TemplateFields};
 pub use completion::{CompletionChoice, CompletionRequest, CompletionResponse, Prompt};
 pub use error::{ErrorBody, ErrorResponse};
 pub use explain::{CostEstimate, DonorSource, ExplainedSpan, Explanation};

@@ -116,7 +116,8 @@ mod tests {
         batch.logit_rows = Some(vec![1, 2, 4, 5, 6]);
         let scored = [0, 2, 5].map(|row| ScoreRow { row, token: TokenId(1), top: 0 });
         let distribution = Distribution { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
-        let sampled = |row| SampleRow { row, adjustments: Arc::default(), distribution, uniform: 0.0, logprobs: None };
+        let sampled =
+            |row| SampleRow { row, adjustments: Arc::default(), distribution, uniform: 0.0, logprobs: None, mask: None };
         let spans = [7, 8, 9].map(span);
         let (scored, sampled) = (scored.to_vec(), [1, 4, 6].map(sampled).to_vec());
         let mut step = DeviceStep { spans: &spans, batch, scored, sampled, ..DeviceStep::default() };

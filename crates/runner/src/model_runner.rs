@@ -9,7 +9,8 @@ use engine::{
 };
 use tokens::{BlockSize, RequestId, TokenRange};
 
-use crate::sampler::{RequestState, Sampled, ScoreRow};
+use crate::masks::{self, MaskJob};
+use crate::sampler::{RequestState, SampleRow, Sampled, ScoreRow};
 use crate::timings::Stopwatch;
 use crate::{Device, DeviceFault, DeviceOutput, DeviceStep, InputBatch, InputSequence, StepTimings};
 
@@ -95,7 +96,9 @@ impl ModelRunner {
         }
         batch.logit_rows = Some(self.logit_rows(step, &batch));
         let building = watch.lap();
-        self.device.begin(DeviceStep {
+        let masks = masks_of(&mut self.requests, &asked, &sampled);
+        let device = &mut self.device;
+        let step = DeviceStep {
             offloads: &step.offloads,
             zeros: &step.block_zeroes,
             fetches: &step.fetches,
@@ -105,7 +108,8 @@ impl ModelRunner {
             batch,
             scored,
             sampled,
-        })?;
+        };
+        masks::compute_beside(masks, || device.begin(step))?;
         Ok(Begun { asked, building })
     }
 
@@ -175,9 +179,20 @@ impl ModelRunner {
         if output.faulty.contains(&request_id) {
             return;
         }
-        self.requests.get_mut(&request_id).expect("its row was made from its state").record(token);
-        output.sampled.push(SampledToken { request_id, token, margin, logprobs });
+        let completes = self.requests.get_mut(&request_id).expect("its row was made from its state").record(token);
+        output.sampled.push(SampledToken { request_id, token, margin, logprobs, completes });
     }
+}
+
+/// Returns the masks of the rows to sample.
+fn masks_of<'a>(requests: &'a mut HashMap<RequestId, RequestState>, asked: &[Asked], sampled: &[SampleRow]) -> Vec<MaskJob<'a>> {
+    let sampling = asked.iter().filter(|asked| asked.is_sampled).map(|asked| asked.request_id);
+    let rows: HashMap<RequestId, &SampleRow> = sampling.zip(sampled).filter(|(_, row)| row.mask.is_some()).collect();
+    if rows.is_empty() {
+        return Vec::new();
+    }
+    let job = |(request_id, state): (&RequestId, &'a mut RequestState)| state.mask_job(*request_id, rows.get(request_id)?);
+    requests.iter_mut().filter_map(job).collect()
 }
 
 type PromptLogProbs = Vec<(RequestId, Vec<(u32, TokenLogProbs)>)>;

@@ -1,6 +1,6 @@
 //! Tokens sampled for a request so far, and their effect on its next token.
 //!
-//! Order of operations: `logit_bias`, repetition, presence and frequency penalties, stop tokens masked before `min_tokens`; log
+//! Order of operations: `logit_bias`, repetition, presence and frequency penalties, stop tokens masked before `min_tokens`, the grammar's mask; log
 //! probabilities are reported from there; then temperature, top-k, top-p, min-p, and a draw.
 //!
 //! The draw depends on seed and position alone, so a preempted or batched request continues as if it had run alone.
@@ -9,8 +9,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use engine::{LogProb, SamplingParams, TokenLogProbs};
+use grammar::{Grammar, Matcher};
 use kernels::cpu::{Adjustment, Distribution, RankedLogProb};
-use tokens::{SPLITMIX64_STEP, TokenId, splitmix64};
+use tokens::{RequestId, SPLITMIX64_STEP, TokenId, splitmix64};
+
+use crate::masks::{MaskJob, MaskSlot};
 
 /// A token to sample from one row of logits.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +28,8 @@ pub struct SampleRow {
     pub uniform: f64,
     /// Number of likeliest tokens to report log probabilities of, besides the sampled one.
     pub logprobs: Option<u32>,
+    /// Place of the mask of a constrained row, which is there when the step is finished.
+    pub mask: Option<MaskSlot>,
 }
 
 /// A row of logits that scores a known token.
@@ -69,6 +74,12 @@ impl SampleRow {
     /// Samples on the host, from the row's logits, which are adjusted in place.
     pub fn choose(&self, logits: &mut [f32]) -> Sampled {
         self.adjustments.iter().for_each(|adjustment| adjustment.apply(logits));
+        match self.mask.as_ref().map(|slot| slot.get()) {
+            Some(Some(mask)) => kernels::cpu::mask(logits, mask.words()),
+            // Without its mask no token is right.
+            Some(None) => logits.fill(f32::NAN),
+            None => {}
+        }
         let margin = kernels::cpu::margin(logits);
         if margin.is_nan() {
             return Sampled { token: TokenId(0), margin, logprobs: None };
@@ -105,6 +116,8 @@ pub(crate) struct RequestState {
     output_counts: HashMap<u32, u32>,
     num_output_tokens: u32,
     last_token: Option<u32>,
+    /// Place of the answer in its grammar.
+    matcher: Option<Matcher>,
     /// Changes by ascending token; updated when a token is recorded, so that a long prompt with a penalty is not scanned each time.
     /// Shared with the row that is being sampled, which is dropped before the next change.
     adjustments: Arc<Vec<Adjustment>>,
@@ -129,8 +142,10 @@ impl RequestState {
             output_counts: HashMap::new(),
             num_output_tokens: 0,
             last_token: None,
+            matcher: None,
             adjustments: Arc::default(),
         };
+        state.matcher = state.params.grammar.as_ref().map(Grammar::matcher);
         state.adjustments = Arc::new(adjusted.into_iter().map(|token| state.adjustment(token)).collect());
         state
     }
@@ -139,30 +154,54 @@ impl RequestState {
     pub(crate) fn sample_row(&self, row: usize, position: u32) -> SampleRow {
         let params = &self.params;
         let mut adjustments = Arc::clone(&self.adjustments);
-        if self.num_output_tokens < params.min_tokens {
-            for stop in &params.stop_token_ids {
+        if self.matcher.is_none() && !self.premature().is_empty() {
+            for stop in self.premature() {
                 put(Arc::make_mut(&mut adjustments), stop.0).subtract = f32::INFINITY;
             }
         }
         let distribution =
             Distribution { temperature: params.temperature, top_k: params.top_k, top_p: params.top_p, min_p: params.min_p };
-        SampleRow { row, adjustments, distribution, uniform: uniform(params.seed, position), logprobs: params.logprobs }
+        SampleRow {
+            row,
+            adjustments,
+            distribution,
+            uniform: uniform(params.seed, position),
+            logprobs: params.logprobs,
+            mask: self.matcher.as_ref().map(|_| MaskSlot::default()),
+        }
     }
 
-    /// Records that `token` was sampled.
-    pub(crate) fn record(&mut self, token: TokenId) {
+    /// Returns the stop tokens that may not follow yet.
+    fn premature(&self) -> &[TokenId] {
+        if self.num_output_tokens < self.params.min_tokens { &self.params.stop_token_ids } else { &[] }
+    }
+
+    /// Returns the mask to compute for a row of it; `None` without a grammar.
+    pub(crate) fn mask_job(&mut self, request_id: RequestId, row: &SampleRow) -> Option<MaskJob<'_>> {
+        let is_premature = self.num_output_tokens < self.params.min_tokens;
+        let premature = if is_premature { &self.params.stop_token_ids[..] } else { &[] };
+        let slot = row.mask.clone()?;
+        Some(MaskJob { request_id, matcher: self.matcher.as_mut()?, premature, slot })
+    }
+
+    /// Records that `token` was sampled. Returns true if it completes the grammar.
+    pub(crate) fn record(&mut self, token: TokenId) -> bool {
         self.num_output_tokens += 1;
         self.last_token = Some(token.0);
         if self.penalises_output() {
             *self.output_counts.entry(token.0).or_default() += 1;
             *put(Arc::make_mut(&mut self.adjustments), token.0) = self.adjustment(token.0);
         }
+        self.matcher.as_mut().is_some_and(|matcher| advance(matcher, token))
     }
 
     /// Removes the last token.
     pub(crate) fn retract(&mut self) {
         let Some(token) = self.last_token.take() else { return };
         self.num_output_tokens -= 1;
+        if let Some(Err(error)) = self.matcher.as_mut().map(Matcher::retract) {
+            tracing::error!(%error, "a grammar does not take its last token back");
+        }
         if let Some(count) = self.output_counts.get_mut(&token) {
             *count -= 1;
             *put(Arc::make_mut(&mut self.adjustments), token) = self.adjustment(token);
@@ -188,6 +227,16 @@ impl RequestState {
         }
         adjustment
     }
+}
+
+/// Accepts `token`. Returns true if nothing but the end may follow. A row behind the end is void, and so is its token.
+fn advance(matcher: &mut Matcher, token: TokenId) -> bool {
+    if !matcher.is_complete()
+        && let Err(error) = matcher.accept(token)
+    {
+        tracing::error!(%error, "a grammar does not accept a token of its mask");
+    }
+    matcher.is_complete()
 }
 
 /// Returns the entry of `token`, inserted if missing.
@@ -301,7 +350,9 @@ mod tests {
     #[track_caller]
     fn check_adjusted(edit: impl FnOnce(&mut SamplingParams), generated: &[u32], expected: [f32; 4]) {
         let mut state = state(edit);
-        generated.iter().for_each(|token| state.record(TokenId(*token)));
+        for token in generated {
+            assert!(!state.record(TokenId(*token)), "without a grammar no token completes it");
+        }
         let mut logits = [2.0, -2.0, 1.0, 0.5];
         let row = state.sample_row(0, 0);
         assert!(row.adjustments.is_sorted_by(|a, b| a.token < b.token), "{:?}", row.adjustments);

@@ -20,6 +20,7 @@ mod encode;
 mod engine_thread;
 mod error;
 mod explain;
+mod grammars;
 mod heavy;
 mod metrics;
 mod model;

@@ -229,7 +229,7 @@ fn shared_fields() -> Vec<Field> {
         "oneOf": [{"$ref": "#/components/schemas/KvSharingOptions"}, {"type": "null"}],
         "examples": [{"mode": "span", "policy": "impact@0.15", "store": true}],
     });
-    vec![
+    let mut fields = vec![
         ("max_tokens", integer(0, 5)),
         ("temperature", number(0.0, 2.0, 0.5)),
         ("top_p", number(0.0, 1.0, 0.5)),
@@ -254,6 +254,31 @@ fn shared_fields() -> Vec<Field> {
         ("cache_prompt", boolean()),
         ("kv_sharing", kv_sharing),
         ("cache_segments", segments()),
+    ];
+    fields.extend(constraint_fields());
+    fields
+}
+
+/// Fields of which at most one constrains the text of an answer.
+fn constraint_fields() -> Vec<Field> {
+    let text = |example: &str| json!({"type": ["string", "null"], "examples": [example]});
+    let schema = || json!({"type": ["object", "string", "boolean", "null"], "examples": [{"type": "object"}]});
+    let response_format = json!({
+        "type": ["object", "null"], "required": ["type"],
+        "properties": {"type": {"enum": ["text", "json_object", "json_schema", "regex", "grammar"]}, "json_schema": {"type": "object"}},
+        "examples": [{"type": "json_object"}],
+    });
+    let choice = json!({"type": ["array", "null"], "items": {"type": "string"}, "minItems": 1, "examples": [["yes", "no"]]});
+    vec![
+        ("response_format", response_format),
+        ("structured_outputs", json!({"type": ["object", "null"], "examples": [{"regex": "[0-9]+"}]})),
+        ("guided_json", schema()),
+        ("guided_regex", text("[0-9]+")),
+        ("guided_choice", choice),
+        ("guided_grammar", text("start: /[0-9]+/")),
+        ("json_schema", schema()),
+        ("regex", text("[0-9]+")),
+        ("grammar", json!({"type": ["string", "object", "null"], "examples": ["start: /[0-9]+/"]})),
     ]
 }
 
@@ -402,6 +427,17 @@ mod tests {
             cache_prompt: Some(false),
             kv_sharing: Some(kv_sharing()),
             cache_segments: Some(vec![]),
+            constraint: protocol::ConstraintFields {
+                response_format: Some(json!({})),
+                structured_outputs: Some(json!({})),
+                guided_json: Some(json!({})),
+                guided_regex: Some("a".into()),
+                guided_choice: Some(vec![]),
+                guided_grammar: Some("a".into()),
+                json_schema: Some(json!({})),
+                regex: Some("a".into()),
+                grammar: Some(json!("a")),
+            },
         }
     }
 

@@ -12,6 +12,7 @@ use crate::corpora::Corpora;
 use crate::embedding::EmbeddingQueue;
 use crate::encode::Encoder;
 use crate::engine_thread::EngineHandle;
+use crate::grammars::Grammars;
 use crate::heavy::Heavy;
 use crate::metrics::Metrics;
 use crate::model::ServedModel;
@@ -28,6 +29,7 @@ pub struct AppState {
     pub(crate) corpora: Corpora,
     pub(crate) embeddings: EmbeddingQueue,
     pub(crate) heavy: Arc<Heavy>,
+    pub(crate) grammars: Grammars,
     pub(crate) bodies: BodyReader,
     pub(crate) fingerprint: String,
 }
@@ -49,8 +51,8 @@ impl AppState {
         let (corpora, heavy): (_, Arc<Heavy>) = Default::default();
         let embeddings = EmbeddingQueue::new(model.embedder.clone());
         let bodies = BodyReader::new(&config, &model.info, Arc::clone(&heavy), Arc::clone(&metrics));
-        let access = Arc::new(access);
-        Ok(Arc::new(Self { model, engine, metrics, config, access, corpora, embeddings, heavy, bodies, fingerprint }))
+        let (access, grammars) = (Arc::new(access), Grammars::new(&model.tokenizer));
+        Ok(Arc::new(Self { model, engine, metrics, config, access, corpora, embeddings, heavy, grammars, bodies, fingerprint }))
     }
 
     /// Returns the access control, with the secret that separates tenants' KV.
@@ -84,6 +86,7 @@ impl AppState {
             embeddings: &self.embeddings,
             engine: &self.engine,
             metrics: &self.metrics,
+            grammars: &self.grammars,
         }
     }
 }

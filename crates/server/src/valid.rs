@@ -2,6 +2,7 @@
 //!
 //! A validated request needs no further check except of the prompt's length, which only the tokenizer knows.
 
+mod constraint;
 mod fields;
 mod limits;
 mod messages;
@@ -13,6 +14,7 @@ use engine::SamplingParams;
 use protocol::{ChatCompletionRequest, CompletionRequest, Prompt, SamplingFields};
 use tokens::TokenId;
 
+pub(crate) use constraint::ValidConstraint;
 pub(crate) use fields::{CHAT, COMPLETIONS, DETOKENIZE, TOKENIZE, judge};
 pub(crate) use limits::Limits;
 pub(crate) use messages::{Conversation, valid_conversation};
@@ -20,6 +22,7 @@ pub(crate) use model::{valid_model, valid_tokens};
 pub(crate) use sampling::TextOptions;
 pub(crate) use sharing::{ValidSharing, valid_session};
 
+use self::constraint::valid_constraint;
 use self::sampling::{ValidSampling, count, valid_sampling};
 use self::sharing::{SharingContext, valid_sharing};
 use crate::error::ApiError;
@@ -38,6 +41,8 @@ pub(crate) struct ValidRequest {
     pub(crate) max_tokens: MaxTokens,
     /// Sampling parameters except `max_tokens`, with the seed of the first answer.
     pub(crate) sampling: SamplingParams,
+    /// Constraint of the answers' text.
+    pub(crate) constraint: Option<ValidConstraint>,
     /// Options of detokenization.
     pub(crate) text: TextOptions,
     /// Streaming mode; `None` for a whole answer.
@@ -192,6 +197,7 @@ impl ValidRequest {
             sampling: SamplingParams { logprobs, prompt_logprobs, ..sampling },
             text,
             stream: valid_stream(&fields)?,
+            constraint: valid_constraint(fields.constraint)?,
             sharing: valid_sharing(fields.kv_sharing, fields.cache_segments, context, &limits.config.sharing)?,
             cache_salt: valid_cache_salt(fields.cache_salt)?,
             echo,

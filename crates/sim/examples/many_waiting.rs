@@ -26,7 +26,8 @@ impl Executor for Mute {
     }
 
     fn execute_model(&mut self, step: &SchedulerOutput) -> Result<ModelRunnerOutput, ExecutorError> {
-        let said = |request_id| SampledToken { request_id, token: TokenId(1), margin: f32::INFINITY, logprobs: None };
+        let said =
+            |request_id| SampledToken { request_id, token: TokenId(1), margin: f32::INFINITY, logprobs: None, completes: false };
         let sampled = step.sequences.iter().filter(|sequence| sequence.sample).map(|sequence| said(sequence.request_id));
         Ok(ModelRunnerOutput { sampled: sampled.collect(), ..ModelRunnerOutput::default() })
     }

@@ -104,7 +104,13 @@ fn unremarkable(probe: &ProbedSequence) -> ProbedSpans {
 fn sample(sequence: &ScheduledSequence) -> SampledToken {
     let request_id = sequence.request_id;
     let last = sequence.rows.last().expect("a token is sampled from a row");
-    SampledToken { request_id, token: generated_token(request_id, last.position), margin: f32::INFINITY, logprobs: None }
+    SampledToken {
+        request_id,
+        token: generated_token(request_id, last.position),
+        margin: f32::INFINITY,
+        logprobs: None,
+        completes: false,
+    }
 }
 
 #[cfg(test)]

@@ -104,7 +104,7 @@ impl EchoExecutor {
         let token = self.next_token(sequence);
         let num_top = self.request(sequence.request_id).sampling.logprobs;
         let logprobs = num_top.map(|num_top| certain(token, num_top));
-        SampledToken { request_id: sequence.request_id, token, margin: f32::INFINITY, logprobs }
+        SampledToken { request_id: sequence.request_id, token, margin: f32::INFINITY, logprobs, completes: false }
     }
 
     fn prompt_logprobs(&self, sequence: &ScheduledSequence) -> Option<(RequestId, Vec<(u32, TokenLogProbs)>)> {

@@ -54,7 +54,7 @@ impl Scheduler {
             let Some(found) = rest.find(|sampled| sampled.request_id == request_id) else { continue };
             sampled = rest;
             scheduled.rows[0].token = found.token;
-            any_goes_on |= !self.sequences[&request_id].stops_with(found.token);
+            any_goes_on |= !found.completes && !self.sequences[&request_id].stops_with(found.token);
         }
         if !any_goes_on {
             next.sequences.clear();

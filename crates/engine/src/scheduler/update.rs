@@ -197,7 +197,8 @@ impl Scheduler {
             self.report_prompt(request_id);
         }
         let sequence = self.sequences.get_mut(&request_id).expect("a scheduled sequence is known");
-        if let Some(SampledToken { request_id: sampled_for, token, margin, logprobs }) = sampled {
+        let mut is_complete = false;
+        if let Some(SampledToken { request_id: sampled_for, token, margin, logprobs, completes }) = sampled {
             assert_eq!(sampled_for, request_id, "tokens are sampled in the order of the sequences");
             if let Some(selected) = sequence.reselect_on_low_margin(margin) {
                 let num_selected = sequence.recompute(&selected);
@@ -209,6 +210,7 @@ impl Scheduler {
             let answered = Work::of_rows(1, sequence.num_tokens());
             *self.answered.entry(sequence.request.tenant).or_default() += self.step_costs.micros(answered);
             sequence.append(token, self.config.block_size);
+            is_complete = completes;
             let logprobs = sequence.note(logprobs);
             self.events.push(EngineEvent::Token { request_id, token, logprobs });
             self.bound_recording(request_id);
@@ -217,7 +219,7 @@ impl Scheduler {
         if sequence.num_computed_tokens() < sequence.num_prompt_tokens() {
             return;
         }
-        if let Some(reason) = sequence.finish_reason(self.config.max_model_len) {
+        if let Some(reason) = sequence.finish_reason(self.config.max_model_len, is_complete) {
             self.finish(request_id, reason);
         }
     }
@@ -278,7 +280,7 @@ impl Scheduler {
             self.queue.end_running(sequence.request.tenant);
         }
         self.is_stuck = false;
-        if matches!(reason, FinishReason::Stop(_) | FinishReason::Length)
+        if matches!(reason, FinishReason::Stop(_) | FinishReason::Complete | FinishReason::Length)
             && let Some(case) = self.comparison_of(&mut sequence)
             && self.config.block_size.blocks_for(case.request.prompt_token_ids.len())
                 <= self.config.max_blocks(sequence.request.tenant)

@@ -48,7 +48,7 @@ fn check_prefix(num_host_blocks: u32, num_fills: u64, expected: u32) {
     (2..2 + num_fills).for_each(|id| fill(&mut world, id));
     assert_eq!(run(&mut world, request(9, "a", 25)).prefix_tokens, expected);
     let expected_fetches = if num_fills > 0 { expected.div_ceil(4) } else { 0 };
-    assert_eq!(world.scheduler.stats().host.fetches, expected_fetches.into());
+    assert_eq!(world.scheduler.stats().host.fetches, u64::from(expected_fetches));
 }
 
 #[test]

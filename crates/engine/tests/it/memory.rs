@@ -418,7 +418,7 @@ impl Executor for Memory {
                 let token = next_token(known.scope, &known.tokens);
                 known.tokens.push(token);
                 let margin = self.random.below(30) as f32 / 10.0;
-                output.sampled.push(SampledToken { request_id, token, margin, logprobs: None });
+                output.sampled.push(SampledToken { request_id, token, margin, logprobs: None, completes: false });
             }
             if known.prompt_logprobs {
                 let following = sequence.rows.iter().map(|row| row.position + 1);

@@ -2,6 +2,7 @@
 
 mod ahead;
 mod common;
+mod constrained;
 mod engine;
 mod faulty;
 mod formats;

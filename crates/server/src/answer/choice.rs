@@ -141,7 +141,7 @@ impl Choice {
         self.send_echo(vec![]);
         self.events = None;
         let reason = match reason {
-            FinishReason::Stop(_) => protocol::FinishReason::Stop,
+            FinishReason::Stop(_) | FinishReason::Complete => protocol::FinishReason::Stop,
             FinishReason::Length => protocol::FinishReason::Length,
             // Only the reader aborts requests, and a reader that did reads no more.
             FinishReason::Aborted => return Err(ApiError::Internal),

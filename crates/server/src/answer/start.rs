@@ -12,6 +12,7 @@ use crate::embedding::EmbeddingQueue;
 use crate::encode::{EncodeOptions, Encoded, Encoder};
 use crate::engine_thread::{EngineHandle, Phase, PromptGroup, SubmitError};
 use crate::error::ApiError;
+use crate::grammars::Grammars;
 use crate::metrics::{Metrics, ShedReason};
 use crate::requests::RequestBuilder;
 use crate::tenants::Caller;
@@ -25,6 +26,7 @@ pub(crate) struct Generator<'a> {
     pub(crate) embeddings: &'a EmbeddingQueue,
     pub(crate) engine: &'a EngineHandle,
     pub(crate) metrics: &'a Metrics,
+    pub(crate) grammars: &'a Grammars,
 }
 
 /// Answers in progress in the engine. Dropping it aborts them.
@@ -67,6 +69,9 @@ impl Generator<'_> {
             echo: request.echo,
             embeds,
         };
+        if let Some(constraint) = request.constraint.take() {
+            request.sampling.grammar = Some(self.grammars.compile(constraint, self.encoder.heavy).await?);
+        }
         let prompts = self.encoder.encode_all(std::mem::take(&mut request.prompts), options).await?;
         let prompt_tokens = prompts.iter().map(|prompt| prompt.token_ids.len()).sum::<usize>();
         let groups =

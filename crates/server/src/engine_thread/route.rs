@@ -141,7 +141,7 @@ impl Route {
     /// Records the end of the request.
     pub(super) fn end(&self, reason: FinishReason, now: Timestamp, metrics: &RequestMetrics) {
         let ending = match reason {
-            FinishReason::Stop(_) => Ending::Stop,
+            FinishReason::Stop(_) | FinishReason::Complete => Ending::Stop,
             FinishReason::Length => Ending::Length,
             FinishReason::Aborted if self.link.is_complete.load(Ordering::Acquire) => Ending::Stop,
             FinishReason::Aborted => Ending::Abort,

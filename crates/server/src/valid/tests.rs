@@ -37,7 +37,7 @@ fn completion(field: &str, value: Value) -> Result<ValidRequest, ApiError> {
 
 /// Returns the field that the error names.
 #[track_caller]
-fn param_of(result: Result<ValidRequest, ApiError>) -> Option<String> {
+fn param_of<T: std::fmt::Debug>(result: Result<T, ApiError>) -> Option<String> {
     result.unwrap_err().body().error.param
 }
 
@@ -116,6 +116,84 @@ fn some_token_is_left_to_choose() {
     assert!(wishes(0, &all).is_ok() && wishes(1, &all[3..]).is_ok());
 }
 
+/// Returns the constraint of a chat request with `fields`.
+fn constraint(fields: &Value) -> Result<Option<grammar::Constraint>, ApiError> {
+    let mut request = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]});
+    request.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    let (model, config) = (model(), ServerConfig::default());
+    let limits = Limits { model: &model, config: &config, max_choices: 10 };
+    let request = ValidRequest::from_chat(serde_json::from_value(request).unwrap(), limits)?;
+    Ok(request.constraint.map(|valid| valid.constraint))
+}
+
+#[test]
+fn constraints_are_read_under_the_names_of_every_peer() {
+    use grammar::Constraint::{Choice, JsonObject, JsonSchema, Lark, Regex};
+    let schema = json!({"type": "object", "properties": {"b": {}, "a": {}}});
+    let strict = |strict: serde_json::Value| json!({"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": strict}});
+    let mut lenient = schema.clone();
+    lenient["x-guidance"] = json!({"lenient": true});
+    let number = || Some(Regex("[0-9]".to_owned()));
+    let yes_no = || Some(Choice(vec!["yes".to_owned(), "no".to_owned()]));
+    let exact = || Some(JsonSchema(schema.clone()));
+    let digit = "start: /[0-9]/";
+    for (fields, expected) in [
+        (json!({}), None),
+        (json!({"response_format": null, "guided_json": null, "regex": "", "grammar": ""}), None),
+        (json!({"response_format": {"type": "text"}}), None),
+        (json!({"response_format": {"type": "json_object"}}), Some(JsonObject)),
+        (json!({"response_format": {"type": "json_object", "schema": schema}}), exact()),
+        (json!({"response_format": strict(json!(true))}), exact()),
+        (json!({"response_format": strict(json!(false))}), Some(JsonSchema(lenient.clone()))),
+        (json!({"response_format": strict(json!(null))}), Some(JsonSchema(lenient))),
+        (json!({"response_format": {"type": "regex", "value": "[0-9]"}}), number()),
+        (json!({"response_format": {"type": "grammar", "grammar": digit}}), Some(Lark(digit.to_owned()))),
+        (json!({"structured_outputs": {"json": schema}}), exact()),
+        (json!({"structured_outputs": {"json": schema.to_string(), "regex": null}}), exact()),
+        (json!({"structured_outputs": {"json_object": true}}), Some(JsonObject)),
+        (json!({"structured_outputs": {"regex": "[0-9]"}}), number()),
+        (json!({"structured_outputs": {"choice": ["yes", "no"]}}), yes_no()),
+        (json!({"structured_outputs": {"grammar": digit}}), Some(Lark(digit.to_owned()))),
+        (json!({"structured_outputs": {}}), None),
+        (json!({"guided_json": schema}), exact()),
+        (json!({"guided_json": schema.to_string()}), exact()),
+        (json!({"guided_regex": "[0-9]"}), number()),
+        (json!({"guided_choice": ["yes", "no"]}), yes_no()),
+        (json!({"guided_grammar": digit}), Some(Lark(digit.to_owned()))),
+        (json!({"json_schema": schema}), exact()),
+        (json!({"regex": "[0-9]"}), number()),
+        (json!({"grammar": digit}), Some(Lark(digit.to_owned()))),
+        (json!({"grammar": {"type": "json", "value": schema}}), exact()),
+        (json!({"grammar": {"type": "regex", "value": "[0-9]"}}), number()),
+    ] {
+        assert_eq!(constraint(&fields).unwrap_or_else(|error| panic!("{fields}: {error:?}")), expected, "{fields}");
+    }
+}
+
+#[test]
+fn a_constraint_that_is_malformed_or_one_of_two_is_refused_by_its_name() {
+    for (fields, param) in [
+        (json!({"response_format": "json"}), "response_format"),
+        (json!({"response_format": {}}), "response_format"),
+        (json!({"response_format": {"type": "yaml"}}), "response_format"),
+        (json!({"response_format": {"type": "json_schema"}}), "response_format"),
+        (json!({"response_format": {"type": "json_schema", "json_schema": {"schema": [1]}}}), "response_format"),
+        (json!({"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "strict": 1}}}), "response_format"),
+        (json!({"structured_outputs": {"json": {}, "regex": "a"}}), "structured_outputs"),
+        (json!({"structured_outputs": {"choice": [1]}}), "structured_outputs"),
+        (json!({"structured_outputs": {"structural_tag": "x"}}), "structured_outputs"),
+        (json!({"structured_outputs": {"jsonn": {}}}), "structured_outputs"),
+        (json!({"guided_json": "{"}), "guided_json"),
+        (json!({"guided_choice": []}), "guided_choice"),
+        (json!({"grammar": "root ::= \"a\""}), "grammar"),
+        (json!({"grammar": {"type": "xml", "value": "a"}}), "grammar"),
+        (json!({"guided_json": {}, "guided_regex": "a"}), "guided_regex"),
+        (json!({"response_format": {"type": "json_object"}, "json_schema": {}}), "json_schema"),
+    ] {
+        assert_eq!(param_of(constraint(&fields).map(drop)).as_deref(), Some(param), "{fields}");
+    }
+}
+
 #[test]
 fn two_requests_without_a_seed_get_different_ones() {
     assert_ne!(chat("n", json!(1)).unwrap().sampling.seed, chat("n", json!(1)).unwrap().sampling.seed);
@@ -125,9 +203,8 @@ fn two_requests_without_a_seed_get_different_ones() {
 fn fields_that_cannot_be_honoured_are_refused_by_name() {
     let tool = json!([{"type": "function", "function": {"name": "f"}}]);
     check_chat_refuses("tools", &[tool]);
-    check_chat_refuses("response_format", &[json!({"type": "json_object"})]);
     check_chat_refuses("reasoning_effort", &[json!("low")]);
-    check_chat_refuses("guided_json", &[json!({})]);
+    check_chat_refuses("structural_tag", &[json!({})]);
     check_chat_refuses("parallel_tool_calls", &[json!(false)]);
     assert_eq!(param_of(completion("suffix", json!("x"))).as_deref(), Some("suffix"));
 }

@@ -368,10 +368,8 @@ async fn a_conversation_that_cannot_be_rendered_so_is_refused_by_name() {
 async fn constraints_of_peers_are_refused_and_never_dropped() {
     let world = World::new();
     for (field, value) in [
-        ("regex", json!("a+")),
         ("ebnf", json!("root ::= \"a\"")),
         ("grammar", json!("root ::= \"a\"")),
-        ("json_schema", json!({"type": "object"})),
         ("format", json!("json")),
         ("stop_regex", json!("a+")),
         ("lora_path", json!("adapter")),

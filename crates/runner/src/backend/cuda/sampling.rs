@@ -1,6 +1,7 @@
 //! Sampling and scoring on the device, so that logits are not copied to the host.
 
 use engine::TokenLogProbs;
+use grammar::TokenMask;
 use kernels::cuda::{Choice, DeviceError, MAX_TOP, SampleChain, SampleSpec, ScoreSpec};
 use tokens::TokenId;
 
@@ -38,9 +39,11 @@ impl CudaBackend {
         }
     }
 
-    /// Launches sampling of `rows` if the device can sample them at once. Returns false if it cannot, or there are none.
+    /// Launches sampling of `rows` if the device can sample them at once. Returns false if it cannot, if masks are not known yet, or if there
+    /// are no rows.
     pub(super) fn begin_sampling(&mut self, rows: &[SampleRow]) -> Result<bool, DeviceError> {
-        let can_begin = (1..=MAX_LOGIT_ROWS).contains(&rows.len()) && can_sample(rows);
+        let are_known = rows.iter().all(|row| row.mask.is_none());
+        let can_begin = (1..=MAX_LOGIT_ROWS).contains(&rows.len()) && are_known && can_sample(rows);
         if can_begin {
             self.launch_sampling(rows)?;
         }
@@ -122,5 +125,13 @@ impl CudaBackend {
 }
 
 fn spec(row: &SampleRow) -> SampleSpec<'_> {
-    SampleSpec { adjustments: &row.adjustments, distribution: row.distribution, uniform: row.uniform, logprobs: row.logprobs }
+    // Without its mask no token of a constrained row may follow.
+    let mask = row.mask.as_ref().map(|slot| slot.get().map_or(&[][..], TokenMask::words));
+    SampleSpec {
+        adjustments: &row.adjustments,
+        distribution: row.distribution,
+        uniform: row.uniform,
+        logprobs: row.logprobs,
+        mask,
+    }
 }

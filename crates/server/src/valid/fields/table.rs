@@ -11,7 +11,7 @@ const WITH_MEDIA: Verdict = Accepted("only media are processed by it, and those 
 const NEEDS_DRY: Verdict = Accepted("nothing without `dry_multiplier`");
 const NEEDS_MIROSTAT: Verdict = Accepted("nothing without `mirostat`");
 const NEEDS_BUDGET: Verdict = Accepted("nothing without a budget for reasoning");
-const NEEDS_GRAMMAR: Verdict = Accepted("nothing without a grammar");
+const ONE_PARSER: Verdict = Accepted("one parser reads all constraints");
 const NEEDS_LOCATION: Verdict = Accepted("only where another server is asked, and none is");
 const NO_PARSER: Verdict = Accepted("reasoning is not told apart from text");
 const NO_SHIFT: Verdict = Accepted("only where a context is shifted, and a prompt that is too long is refused");
@@ -163,23 +163,23 @@ pub(super) const TABLE: &[Field] = &[
     field("verbosity", GENERATE, O, Refused(&["\"medium\""])),
 
     // Constraints of answers.
-    field("response_format", GENERATE, O | V | S | L | T | Q, Refused(&["{\"type\":\"text\"}"])),
-    field("structured_outputs", GENERATE, V, ALWAYS),
+    field("response_format", GENERATE, O | V | S | L | T | Q, Honoured),
+    field("structured_outputs", GENERATE, V, Honoured),
     field("structural_tag", GENERATE, S | V, ALWAYS),
-    field("guided_json", GENERATE, V, ALWAYS),
-    field("guided_regex", GENERATE, V, ALWAYS),
-    field("guided_choice", GENERATE, V, ALWAYS),
-    field("guided_grammar", GENERATE, V, ALWAYS),
-    field("guided_decoding_backend", GENERATE, V, NEEDS_GRAMMAR),
-    field("guided_whitespace_pattern", GENERATE, V, NEEDS_GRAMMAR),
-    field("json_schema", GENERATE, S | L, ALWAYS),
-    field("regex", GENERATE, S, EMPTY_TEXT),
+    field("guided_json", GENERATE, V, Honoured),
+    field("guided_regex", GENERATE, V, Honoured),
+    field("guided_choice", GENERATE, V, Honoured),
+    field("guided_grammar", GENERATE, V, Honoured),
+    field("guided_decoding_backend", GENERATE, V, ONE_PARSER),
+    field("guided_whitespace_pattern", GENERATE, V, EMPTY_TEXT),
+    field("json_schema", GENERATE, S | L, Honoured),
+    field("regex", GENERATE, S, Honoured),
     field("ebnf", GENERATE, S, EMPTY_TEXT),
-    field("grammar", GENERATE, L | T, EMPTY_TEXT),
-    field("grammar_type", GENERATE, L, NEEDS_GRAMMAR),
-    field("grammar_lazy", GENERATE, L, NEEDS_GRAMMAR),
-    field("grammar_triggers", GENERATE, L, NEEDS_GRAMMAR),
-    field("preserved_tokens", GENERATE, L, NEEDS_GRAMMAR),
+    field("grammar", GENERATE, L | T, Honoured),
+    field("grammar_type", GENERATE, L, ONE_PARSER),
+    field("grammar_lazy", GENERATE, L, FALSE),
+    field("grammar_triggers", GENERATE, L, EMPTY_LIST),
+    field("preserved_tokens", GENERATE, L, EMPTY_LIST),
     field("format", GENERATE, Q, EMPTY_TEXT),
     field("guideline", GENERATE, T, EMPTY_TEXT),
 

@@ -1,0 +1,77 @@
+//! Compiled constraint.
+
+use std::fmt;
+use std::sync::Arc;
+
+use llguidance::api::TopLevelGrammar;
+use llguidance::{Matcher as Parser, ParserFactory};
+use serde_json::json;
+
+use crate::{Constraint, Matcher};
+
+/// A constraint that cannot be compiled.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("invalid {kind}: {message}")]
+pub struct GrammarError {
+    kind: &'static str,
+    message: String,
+}
+
+/// A compiled constraint. Clones share it; each answer has its own [`Matcher`].
+#[derive(Clone)]
+pub struct Grammar {
+    start: Arc<Parser>,
+}
+
+impl Grammar {
+    pub(crate) fn compile(factory: &ParserFactory, constraint: &Constraint) -> Result<Self, GrammarError> {
+        let invalid = |message: String| GrammarError { kind: constraint.kind(), message };
+        let source = match constraint {
+            Constraint::JsonObject => TopLevelGrammar::from_json_schema(json!({"type": "object"})),
+            Constraint::JsonSchema(schema) => TopLevelGrammar::from_json_schema(schema.clone()),
+            Constraint::Regex(regex) => TopLevelGrammar::from_regex(regex),
+            Constraint::Choice(texts) if texts.is_empty() => return Err(invalid("there is nothing to choose from".to_owned())),
+            Constraint::Choice(texts) => TopLevelGrammar::from_lark(choice(texts)),
+            Constraint::Lark(grammar) => TopLevelGrammar::from_lark(grammar.clone()),
+        };
+        let mut start = Parser::new(factory.create_parser(source));
+        // A grammar without any sentence is found here rather than at the first token.
+        let first = start.compute_mask();
+        match (start.get_error(), first) {
+            (Some(error), _) => Err(invalid(one_line(&error))),
+            (None, Err(error)) => Err(invalid(one_line(&error.to_string()))),
+            (None, Ok(_)) => Ok(Self { start: Arc::new(start) }),
+        }
+    }
+
+    /// Returns a matcher at the beginning of an answer.
+    #[must_use]
+    pub fn matcher(&self) -> Matcher {
+        Matcher::new(self.start.deep_clone())
+    }
+}
+
+impl fmt::Debug for Grammar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Grammar")
+    }
+}
+
+/// Compares identity: clones are equal.
+impl PartialEq for Grammar {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.start, &other.start)
+    }
+}
+
+/// Returns a Lark grammar of some texts. JSON's escapes are a subset of Lark's.
+fn choice(texts: &[String]) -> String {
+    let quoted: Vec<_> = texts.iter().map(|text| serde_json::Value::from(text.as_str()).to_string()).collect();
+    format!("start: {}", quoted.join(" | "))
+}
+
+/// Returns an error's text on one line, without the parser's dump of the grammar.
+fn one_line(error: &str) -> String {
+    let lines = error.lines().map(str::trim).filter(|line| !line.is_empty());
+    lines.collect::<Vec<_>>().join(" ")
+}

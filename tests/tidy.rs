@@ -12,7 +12,24 @@ use std::process::Command;
 ///
 /// `crates/README.md` shows the same table; a new edge changes both in the commit that adds it.
 const LAYERING: [(u32, &str, &[&str]); 18] = [
-    (5, "cli", &["embed", "engine", "eval", "models", "protocol", "runner", "semantic", "server", "sim", "tokenizer", "tokens"]),
+    (
+        5,
+        "cli",
+        &[
+            "embed",
+            "engine",
+            "eval",
+            "grammar",
+            "models",
+            "protocol",
+            "runner",
+            "semantic",
+            "server",
+            "sim",
+            "tokenizer",
+            "tokens",
+        ],
+    ),
     (4, "embed", &["runner", "semantic", "tokenizer", "tokens"]),
     (4, "server", &["engine", "grammar", "protocol", "tokenizer", "tokens"]),
     (3, "eval", &["engine", "semantic", "tokenizer", "tokens"]),

@@ -45,12 +45,14 @@ impl Grammars {
     }
 
     fn vocabulary(&self) -> Option<&Vocabulary> {
-        let build = || {
-            let tokenizer = &self.tokenizer;
-            let text = |token| if tokenizer.is_special(token) { &[][..] } else { tokenizer.token_bytes(token) };
-            let has_end = !tokenizer.eos_ids().is_empty();
-            has_end.then(|| Vocabulary::new(tokenizer.vocab_size(), text, tokenizer.eos_ids()))
-        };
-        self.vocabulary.get_or_init(build).as_ref()
+        self.vocabulary.get_or_init(|| vocabulary(&self.tokenizer)).as_ref()
     }
+}
+
+/// Builds the vocabulary of `tokenizer` for grammars: control tokens have no text there. `None` if no token ends an answer.
+#[must_use]
+pub fn vocabulary(tokenizer: &Tokenizer) -> Option<Vocabulary> {
+    let text = |token| if tokenizer.is_special(token) { &[][..] } else { tokenizer.token_bytes(token) };
+    let has_end = !tokenizer.eos_ids().is_empty();
+    has_end.then(|| Vocabulary::new(tokenizer.vocab_size(), text, tokenizer.eos_ids()))
 }

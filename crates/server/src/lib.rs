@@ -44,6 +44,7 @@ pub use deviation::deviation_preset;
 pub use embedding::{Embedder, Embedding};
 pub use engine_thread::{EngineHandle, EngineThread, EngineThreadConfig, Fatal, Phase};
 pub use error::ApiError;
+pub use grammars::vocabulary;
 pub use metrics::Metrics;
 pub use model::{ModelInfo, ServedModel};
 pub use routes::router;

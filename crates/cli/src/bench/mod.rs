@@ -5,6 +5,7 @@ mod dispatch;
 mod donors;
 mod driver;
 mod engine;
+mod grammar;
 mod report;
 mod serve;
 mod sharing;
@@ -17,6 +18,8 @@ pub(crate) enum BenchCommand {
     Engine(engine::EngineBenchArgs),
     /// Count which donors the requests of a workload would find, without computing anything
     Donors(donors::DonorBenchArgs),
+    /// Measure what constraining answers costs, without computing any
+    Grammar(grammar::GrammarBenchArgs),
     /// Measure what moved spans save and cost, in process
     Sharing(sharing::SharingBenchArgs),
     /// Send a workload to a server and measure its answers
@@ -29,7 +32,7 @@ impl BenchCommand {
     /// True if the engine runs in process, with the settings of the daemon.
     pub(crate) fn reads_config(&self) -> bool {
         match self {
-            Self::Engine(_) | Self::Donors(_) | Self::Sharing(_) => true,
+            Self::Engine(_) | Self::Donors(_) | Self::Grammar(_) | Self::Sharing(_) => true,
             Self::Serve(_) | Self::Compare(_) => false,
         }
     }
@@ -43,6 +46,7 @@ pub(crate) fn run(command: BenchCommand) -> anyhow::Result<()> {
     match command {
         BenchCommand::Donors(args) => donors::run(args),
         BenchCommand::Engine(args) => engine::run(&args),
+        BenchCommand::Grammar(args) => grammar::run(args),
         BenchCommand::Sharing(args) => sharing::run(&args),
         BenchCommand::Serve(args) => serve::run(&args),
         BenchCommand::Compare(args) => compare::run(&args),

@@ -97,8 +97,8 @@ pub struct KvUsage {
     pub donors: u32,
     /// Lowest match class of the spans and of those in the continued tokens.
     pub class: Option<semantic::MatchClass>,
-    /// Estimated change of the tokens that stay as donors had them; see [`semantic::SelectedRows::deviation`].
-    pub deviation: f32,
+    /// Estimated change of the tokens that stay as donors had them, if it was measured; see [`semantic::SelectedRows::deviation`].
+    pub deviation: Option<f32>,
     /// Deviation per token of the prompt at a quarter of the model's depth, if measured there; see [`semantic::deep_deviation`].
     pub deep_deviation: Option<f32>,
     /// Outcome of the search for spans; `None` if the request's mode needs no search.

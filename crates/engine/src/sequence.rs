@@ -420,12 +420,17 @@ impl Sequence {
         }
     }
 
+    /// True if what stays of its spans was measured to deviate by more than `bound`.
+    fn deviates_by_more_than(&self, bound: f32) -> bool {
+        self.usage.and_then(|usage| usage.deviation).is_some_and(|deviation| deviation > bound)
+    }
+
     /// Selects again with twice the budget if the first token had a small margin. Once; `None` if that changes nothing.
     pub(crate) fn reselect_on_low_margin(&mut self, margin: f32) -> Option<Vec<TokenRange>> {
         let measured = std::mem::take(&mut self.measured);
         let repair = self.repair();
         let is_close = margin < repair.min_margin && !measured.is_empty();
-        if !is_close || self.usage.is_none_or(|usage| usage.deviation <= repair.max_deviation / 2.0) {
+        if !is_close || !self.deviates_by_more_than(repair.max_deviation / 2.0) {
             return None;
         }
         let twice = Repair { ratio: 2.0 * repair.ratio, max_deviation: repair.max_deviation / 2.0, ..repair };

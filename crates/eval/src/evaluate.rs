@@ -230,7 +230,7 @@ impl<'a, E: Executor> Evaluator<'a, E> {
             donors: output.usage.donors,
             cover: case.cover,
             work: computed_share(&output.announced, &output.usage, repair, self.settings.layers),
-            deviation: Some(f64::from(output.usage.deviation)).filter(|deviation| *deviation > 0.0),
+            deviation: output.usage.deviation.map(f64::from),
             deep_deviation: output.usage.deep_deviation,
             kl: run.kl.clone(),
             agrees: run.agrees.clone(),

@@ -410,7 +410,7 @@ pub(super) fn admission_usage(
         recomputed_tokens: plan.map_or(0, |plan| plan.recomputed_tokens),
         donors: spans.iter().map(|span| span.donor).collect::<BTreeSet<_>>().len() as u32,
         class: plan.and_then(semantic::ReusePlan::class).max(continued_class),
-        deviation: 0.0,
+        deviation: None,
         deep_deviation: None,
         outcome,
     }

@@ -107,7 +107,7 @@ impl Scheduler {
             span_tokens: 0,
             recomputed_tokens: 0,
             donors: 0,
-            deviation: 0.0,
+            deviation: None,
             deep_deviation: None,
             computed_tokens,
             outcome,
@@ -135,7 +135,7 @@ impl Scheduler {
         let is_computed = sequence.reused().is_empty();
         let usage = sequence.usage.as_mut().expect("it was admitted");
         usage.recompute(num_selected);
-        usage.deviation = selected.deviation;
+        usage.deviation = Some(selected.deviation);
         sequence.deep_probe = sequence.request.repair.deep_probe(selected.deviation).filter(|_| !is_computed);
         if is_computed {
             let outcome = if gives_up { SpanOutcome::BailedOut } else { SpanOutcome::Recomputed };
@@ -167,7 +167,7 @@ impl Scheduler {
             return;
         }
         usage.recompute(num_computed);
-        usage.deviation = 0.0;
+        usage.deviation = Some(0.0);
         usage.outcome = Some(SpanOutcome::BailedOut);
         self.span_lookups.count(SpanOutcome::BailedOut);
         self.compute_in_full(request_id);

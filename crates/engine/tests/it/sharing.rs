@@ -308,7 +308,7 @@ fn what_is_beyond_repair_is_computed() {
     let (kept, gave_up) = repaired(REPAIR, SpanOutcome::BailedOut, 0);
     assert_eq!((kept.span_tokens > 0, gave_up), (true, 0));
     let (computed, gave_up) = repaired(Repair { bail_out: 1e-6, ..REPAIR }, SpanOutcome::BailedOut, 0);
-    assert_eq!((computed.span_tokens, computed.deviation, gave_up), (0, 0.0, 1));
+    assert_eq!((computed.span_tokens, computed.deviation, gave_up), (0, Some(0.0), 1));
 }
 
 #[test]

@@ -55,7 +55,7 @@ impl UsageSum {
             self.kv.donors += usage.kv.donors;
             // The worst of all prompts.
             self.kv.class = self.kv.class.max(usage.kv.class);
-            self.kv.deviation = self.kv.deviation.max(usage.kv.deviation);
+            self.kv.deviation = [self.kv.deviation, usage.kv.deviation].into_iter().flatten().reduce(f32::max);
         }
     }
 
@@ -75,7 +75,7 @@ impl UsageSum {
                 recomputed_tokens: self.kv.recomputed_tokens,
                 donors: self.kv.donors,
                 class: self.kv.class.map(class_of),
-                deviation: (self.kv.span_tokens > 0).then_some(self.kv.deviation),
+                deviation: self.kv.deviation.filter(|_| self.kv.span_tokens > 0),
                 normalized: self.normalized,
                 reason: self.reason.and_then(|(_, reason)| reason),
             },
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn check_worst(prompts: &[(u32, Option<MatchClass>, f32)], expected: (Option<protocol::MatchClass>, Option<f32>)) {
+    fn check_worst(prompts: &[(u32, Option<MatchClass>, Option<f32>)], expected: (Option<protocol::MatchClass>, Option<f32>)) {
         let mut sum = UsageSum::new(SharingMode::Span, 1, 100);
         for (index, &(span_tokens, class, deviation)) in (0..).zip(prompts) {
             sum.add(index, ChoiceUsage { num_generated: 1, kv: KvUsage { span_tokens, class, deviation, ..KvUsage::default() } });
@@ -133,8 +133,12 @@ mod tests {
     #[test]
     fn the_worst_prompt_decides_class_and_deviation() {
         let (same, other) = (MatchClass::SamePast, MatchClass::Composition);
-        check_worst(&[(5, Some(other), 0.5), (5, Some(same), 0.0)], (Some(protocol::MatchClass::Composition), Some(0.5)));
-        check_worst(&[(0, None, 0.0), (5, Some(same), 0.0)], (Some(protocol::MatchClass::SamePast), Some(0.0)));
-        check_worst(&[(0, None, 0.0)], (None, None));
+        check_worst(
+            &[(5, Some(other), Some(0.5)), (5, Some(same), Some(0.0))],
+            (Some(protocol::MatchClass::Composition), Some(0.5)),
+        );
+        check_worst(&[(0, None, None), (5, Some(same), Some(0.0))], (Some(protocol::MatchClass::SamePast), Some(0.0)));
+        check_worst(&[(5, Some(same), None)], (Some(protocol::MatchClass::SamePast), None));
+        check_worst(&[(0, None, None)], (None, None));
     }
 }

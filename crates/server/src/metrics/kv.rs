@@ -64,7 +64,9 @@ impl KvMetrics {
     pub(crate) fn count_reuse(&self, usage: &KvUsage) {
         let Some(class) = usage.class else { return };
         self.classes[class as usize].increment(1);
-        self.deviation.record(f64::from(usage.deviation));
+        if let Some(deviation) = usage.deviation {
+            self.deviation.record(f64::from(deviation));
+        }
     }
 
     pub(crate) fn count_explanation(&self, found: &Explanation) {

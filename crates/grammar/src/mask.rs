@@ -13,6 +13,12 @@ impl TokenMask {
         Self { words }
     }
 
+    /// Allows nothing.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { words: Vec::new() }
+    }
+
     /// Allows the tokens for which `is_allowed` is true, of `vocab_size`.
     #[must_use]
     pub fn of(vocab_size: usize, is_allowed: impl Fn(TokenId) -> bool) -> Self {

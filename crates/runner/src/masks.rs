@@ -1,49 +1,116 @@
-//! Masks of constrained rows, computed on host threads beside the device.
+//! Masks of constrained answers, computed on threads of their own from one token to the next.
+//!
+//! A mask depends on the tokens so far, so its computation starts when a token is recorded. It runs while the host closes the books of that step
+//! and the device computes the next one, which waits for it only before it samples.
 
 use std::num::NonZero;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use grammar::{Matcher, TokenMask};
-use tokens::{RequestId, TokenId};
-use tracing::warn;
+use grammar::{Grammar, Matcher, TokenMask};
+use rayon::ThreadPool;
+use tokens::TokenId;
+use tracing::{error, warn};
 
-/// Place of the mask of a row, filled before the step is finished. It stays empty if the grammar fails.
+/// Mask of a row, which arrives while the device computes. A grammar that fails leaves one that allows nothing.
 pub type MaskSlot = Arc<OnceLock<TokenMask>>;
 
-/// A mask to compute.
-pub(crate) struct MaskJob<'a> {
-    pub(crate) request_id: RequestId,
-    pub(crate) matcher: &'a mut Matcher,
-    /// Tokens that may not follow yet, as long as another one may.
-    pub(crate) premature: &'a [TokenId],
-    pub(crate) slot: MaskSlot,
+/// Threads that compute masks. Clones share them.
+#[derive(Clone)]
+pub(crate) struct MaskThreads(Arc<OnceLock<ThreadPool>>);
+
+impl MaskThreads {
+    /// Prepares threads, which start with the first constrained request.
+    pub(crate) fn new() -> Self {
+        Self(Arc::default())
+    }
+
+    fn spawn(&self, work: impl FnOnce() + Send + 'static) {
+        let start = || {
+            // The device has its own threads, so half of the cores are enough.
+            let num_threads = std::thread::available_parallelism().map_or(1, NonZero::get).div_ceil(2);
+            let threads = rayon::ThreadPoolBuilder::new().num_threads(num_threads).thread_name(|idx| format!("mask-{idx}"));
+            threads.build().expect("a few threads can be started")
+        };
+        self.0.get_or_init(start).spawn(work);
+    }
 }
 
-impl MaskJob<'_> {
-    fn run(self) {
-        match self.matcher.mask() {
-            Ok(mut mask) => {
-                mask.forbid_unless_last(self.premature);
-                self.slot.set(mask).expect("a row has one mask");
+/// Position of an answer in its grammar, with the mask of its next token.
+pub(crate) struct Constrained {
+    matcher: Arc<Mutex<Matcher>>,
+    next: MaskSlot,
+    threads: MaskThreads,
+}
+
+impl Constrained {
+    /// Starts at the beginning of an answer. `premature` tokens may not follow as long as another one may.
+    pub(crate) fn new(grammar: &Grammar, premature: &[TokenId], threads: MaskThreads) -> Self {
+        let matcher = Arc::new(Mutex::new(grammar.matcher()));
+        let mut constrained = Self { matcher, next: MaskSlot::default(), threads };
+        constrained.begin_mask(premature);
+        constrained
+    }
+
+    /// Returns the place where the mask of the next token arrives.
+    pub(crate) fn next_mask(&self) -> MaskSlot {
+        Arc::clone(&self.next)
+    }
+
+    /// Goes on by `token`. Returns true if nothing but the end may follow. A row after the end is void, and so is its token.
+    pub(crate) fn record(&mut self, token: TokenId, premature: &[TokenId]) -> bool {
+        let is_complete = {
+            let mut matcher = self.matcher.lock().unwrap_or_else(PoisonError::into_inner);
+            if !matcher.is_complete()
+                && let Err(error) = matcher.accept(token)
+            {
+                error!(%error, "a grammar does not accept a token of its mask");
             }
-            Err(error) => warn!(request_id = %self.request_id, %error, "a grammar fails"),
+            matcher.is_complete()
+        };
+        self.begin_mask(premature);
+        is_complete
+    }
+
+    /// Takes the last token back.
+    pub(crate) fn retract(&mut self, premature: &[TokenId]) {
+        let retracted = self.matcher.lock().unwrap_or_else(PoisonError::into_inner).retract();
+        if let Err(error) = retracted {
+            error!(%error, "a grammar does not take its last token back");
+        }
+        self.begin_mask(premature);
+    }
+
+    /// Begins to compute the mask of the next token.
+    fn begin_mask(&mut self, premature: &[TokenId]) {
+        self.next = MaskSlot::default();
+        let job = MaskJob { matcher: Arc::clone(&self.matcher), premature: premature.to_vec(), slot: self.next_mask() };
+        self.threads.spawn(move || job.run());
+    }
+}
+
+/// A mask to compute. Dropped, it leaves one that allows nothing if it has left none: whoever waits for it goes on.
+struct MaskJob {
+    matcher: Arc<Mutex<Matcher>>,
+    premature: Vec<TokenId>,
+    slot: MaskSlot,
+}
+
+impl MaskJob {
+    fn run(self) {
+        let mask = self.matcher.lock().unwrap_or_else(PoisonError::into_inner).mask();
+        match mask {
+            Ok(mut mask) => {
+                mask.forbid_unless_last(&self.premature);
+                // The slot is this job's own, so it is empty.
+                let _ = self.slot.set(mask);
+            }
+            Err(error) => warn!(%error, "a grammar fails"),
         }
     }
 }
 
-/// Computes masks on threads of their own while `work` runs on this one. Returns when both are done.
-pub(crate) fn compute_beside<R>(mut jobs: Vec<MaskJob<'_>>, work: impl FnOnce() -> R) -> R {
-    if jobs.is_empty() {
-        return work();
+impl Drop for MaskJob {
+    fn drop(&mut self) {
+        self.slot.get_or_init(TokenMask::none);
     }
-    // The device has its own threads, so half of the cores are enough.
-    let num_threads = std::thread::available_parallelism().map_or(1, NonZero::get).div_ceil(2);
-    let jobs_per_thread = jobs.len().div_ceil(num_threads);
-    std::thread::scope(|scope| {
-        while !jobs.is_empty() {
-            let part = jobs.split_off(jobs.len().saturating_sub(jobs_per_thread));
-            scope.spawn(|| part.into_iter().for_each(MaskJob::run));
-        }
-        work()
-    })
 }

@@ -9,8 +9,8 @@ use engine::{
 };
 use tokens::{BlockSize, RequestId, TokenRange};
 
-use crate::masks::{self, MaskJob};
-use crate::sampler::{RequestState, SampleRow, Sampled, ScoreRow};
+use crate::masks::MaskThreads;
+use crate::sampler::{RequestState, Sampled, ScoreRow};
 use crate::timings::Stopwatch;
 use crate::{Device, DeviceFault, DeviceOutput, DeviceStep, InputBatch, InputSequence, StepTimings};
 
@@ -19,6 +19,7 @@ pub struct ModelRunner {
     device: Box<dyn Device>,
     block_size: BlockSize,
     requests: HashMap<RequestId, RequestState>,
+    masks: MaskThreads,
     /// Timings of the last step that has ended.
     timings: StepTimings,
     /// Step that was launched.
@@ -49,7 +50,15 @@ impl ModelRunner {
     /// Creates a runner of `device`, whose pool has blocks of `block_size`.
     #[must_use]
     pub fn new(device: Box<dyn Device>, block_size: BlockSize) -> Self {
-        Self { device, block_size, requests: HashMap::new(), timings: StepTimings::default(), launched: None, prepared: None }
+        Self {
+            device,
+            block_size,
+            requests: HashMap::new(),
+            masks: MaskThreads::new(),
+            timings: StepTimings::default(),
+            launched: None,
+            prepared: None,
+        }
     }
 
     /// Returns the time spent in each phase of the last step.
@@ -70,7 +79,8 @@ impl ModelRunner {
             }
         }
         for new in &step.new_requests {
-            self.requests.insert(new.request_id, RequestState::new(new.sampling.clone(), new.prompt_token_ids.clone()));
+            let state = RequestState::new(new.sampling.clone(), new.prompt_token_ids.clone(), &self.masks);
+            self.requests.insert(new.request_id, state);
         }
     }
 
@@ -96,9 +106,7 @@ impl ModelRunner {
         }
         batch.logit_rows = Some(self.logit_rows(step, &batch));
         let building = watch.lap();
-        let masks = masks_of(&mut self.requests, &asked, &sampled);
-        let device = &mut self.device;
-        let step = DeviceStep {
+        self.device.begin(DeviceStep {
             offloads: &step.offloads,
             zeros: &step.block_zeroes,
             fetches: &step.fetches,
@@ -108,8 +116,7 @@ impl ModelRunner {
             batch,
             scored,
             sampled,
-        };
-        masks::compute_beside(masks, || device.begin(step))?;
+        })?;
         Ok(Begun { asked, building })
     }
 
@@ -182,17 +189,6 @@ impl ModelRunner {
         let completes = self.requests.get_mut(&request_id).expect("its row was made from its state").record(token);
         output.sampled.push(SampledToken { request_id, token, margin, logprobs, completes });
     }
-}
-
-/// Returns the masks of the rows to sample.
-fn masks_of<'a>(requests: &'a mut HashMap<RequestId, RequestState>, asked: &[Asked], sampled: &[SampleRow]) -> Vec<MaskJob<'a>> {
-    let sampling = asked.iter().filter(|asked| asked.is_sampled).map(|asked| asked.request_id);
-    let rows: HashMap<RequestId, &SampleRow> = sampling.zip(sampled).filter(|(_, row)| row.mask.is_some()).collect();
-    if rows.is_empty() {
-        return Vec::new();
-    }
-    let job = |(request_id, state): (&RequestId, &'a mut RequestState)| state.mask_job(*request_id, rows.get(request_id)?);
-    requests.iter_mut().filter_map(job).collect()
 }
 
 type PromptLogProbs = Vec<(RequestId, Vec<(u32, TokenLogProbs)>)>;

@@ -9,11 +9,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use engine::{LogProb, SamplingParams, TokenLogProbs};
-use grammar::{Grammar, Matcher};
 use kernels::cpu::{Adjustment, Distribution, RankedLogProb};
-use tokens::{RequestId, SPLITMIX64_STEP, TokenId, splitmix64};
+use tokens::{SPLITMIX64_STEP, TokenId, splitmix64};
 
-use crate::masks::{MaskJob, MaskSlot};
+use crate::masks::{Constrained, MaskSlot, MaskThreads};
 
 /// A token to sample from one row of logits.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,7 +27,7 @@ pub struct SampleRow {
     pub uniform: f64,
     /// Number of likeliest tokens to report log probabilities of, besides the sampled one.
     pub logprobs: Option<u32>,
-    /// Place of the mask of a constrained row, which is there when the step is finished.
+    /// Mask of a constrained row, to wait for before it is sampled.
     pub mask: Option<MaskSlot>,
 }
 
@@ -74,11 +73,8 @@ impl SampleRow {
     /// Samples on the host, from the row's logits, which are adjusted in place.
     pub fn choose(&self, logits: &mut [f32]) -> Sampled {
         self.adjustments.iter().for_each(|adjustment| adjustment.apply(logits));
-        match self.mask.as_ref().map(|slot| slot.get()) {
-            Some(Some(mask)) => kernels::cpu::mask(logits, mask.words()),
-            // Without its mask no token is right.
-            Some(None) => logits.fill(f32::NAN),
-            None => {}
+        if let Some(slot) = &self.mask {
+            kernels::cpu::mask(logits, slot.wait().words());
         }
         let margin = kernels::cpu::margin(logits);
         if margin.is_nan() {
@@ -117,14 +113,15 @@ pub(crate) struct RequestState {
     num_output_tokens: u32,
     last_token: Option<u32>,
     /// Place of the answer in its grammar.
-    matcher: Option<Matcher>,
+    constrained: Option<Constrained>,
     /// Changes by ascending token; updated when a token is recorded, so that a long prompt with a penalty is not scanned each time.
     /// Shared with the row that is being sampled, which is dropped before the next change.
     adjustments: Arc<Vec<Adjustment>>,
 }
 
 impl RequestState {
-    pub(crate) fn new(params: Arc<SamplingParams>, prompt_token_ids: Arc<[TokenId]>) -> Self {
+    /// Creates the state before the first token; `masks` compute what a grammar allows.
+    pub(crate) fn new(params: Arc<SamplingParams>, prompt_token_ids: Arc<[TokenId]>, masks: &MaskThreads) -> Self {
         let mut prompt_vocabulary = Vec::new();
         if params.repetition_penalty != 1.0 {
             prompt_vocabulary.extend(prompt_token_ids.iter().map(|token| token.0));
@@ -142,10 +139,11 @@ impl RequestState {
             output_counts: HashMap::new(),
             num_output_tokens: 0,
             last_token: None,
-            matcher: None,
+            constrained: None,
             adjustments: Arc::default(),
         };
-        state.matcher = state.params.grammar.as_ref().map(Grammar::matcher);
+        let constrained = |grammar| Constrained::new(grammar, state.premature(), masks.clone());
+        state.constrained = state.params.grammar.as_ref().map(constrained);
         state.adjustments = Arc::new(adjusted.into_iter().map(|token| state.adjustment(token)).collect());
         state
     }
@@ -154,7 +152,7 @@ impl RequestState {
     pub(crate) fn sample_row(&self, row: usize, position: u32) -> SampleRow {
         let params = &self.params;
         let mut adjustments = Arc::clone(&self.adjustments);
-        if self.matcher.is_none() && !self.premature().is_empty() {
+        if self.constrained.is_none() && !self.premature().is_empty() {
             for stop in self.premature() {
                 put(Arc::make_mut(&mut adjustments), stop.0).subtract = f32::INFINITY;
             }
@@ -167,21 +165,13 @@ impl RequestState {
             distribution,
             uniform: uniform(params.seed, position),
             logprobs: params.logprobs,
-            mask: self.matcher.as_ref().map(|_| MaskSlot::default()),
+            mask: self.constrained.as_ref().map(Constrained::next_mask),
         }
     }
 
     /// Returns the stop tokens that may not follow yet.
     fn premature(&self) -> &[TokenId] {
-        if self.num_output_tokens < self.params.min_tokens { &self.params.stop_token_ids } else { &[] }
-    }
-
-    /// Returns the mask to compute for a row of it; `None` without a grammar.
-    pub(crate) fn mask_job(&mut self, request_id: RequestId, row: &SampleRow) -> Option<MaskJob<'_>> {
-        let is_premature = self.num_output_tokens < self.params.min_tokens;
-        let premature = if is_premature { &self.params.stop_token_ids[..] } else { &[] };
-        let slot = row.mask.clone()?;
-        Some(MaskJob { request_id, matcher: self.matcher.as_mut()?, premature, slot })
+        premature(&self.params, self.num_output_tokens)
     }
 
     /// Records that `token` was sampled. Returns true if it completes the grammar.
@@ -192,15 +182,17 @@ impl RequestState {
             *self.output_counts.entry(token.0).or_default() += 1;
             *put(Arc::make_mut(&mut self.adjustments), token.0) = self.adjustment(token.0);
         }
-        self.matcher.as_mut().is_some_and(|matcher| advance(matcher, token))
+        let premature = premature(&self.params, self.num_output_tokens);
+        self.constrained.as_mut().is_some_and(|constrained| constrained.record(token, premature))
     }
 
     /// Removes the last token.
     pub(crate) fn retract(&mut self) {
         let Some(token) = self.last_token.take() else { return };
         self.num_output_tokens -= 1;
-        if let Some(Err(error)) = self.matcher.as_mut().map(Matcher::retract) {
-            tracing::error!(%error, "a grammar does not take its last token back");
+        let premature = premature(&self.params, self.num_output_tokens);
+        if let Some(constrained) = &mut self.constrained {
+            constrained.retract(premature);
         }
         if let Some(count) = self.output_counts.get_mut(&token) {
             *count -= 1;
@@ -229,14 +221,9 @@ impl RequestState {
     }
 }
 
-/// Accepts `token`. Returns true if nothing but the end may follow. A row behind the end is void, and so is its token.
-fn advance(matcher: &mut Matcher, token: TokenId) -> bool {
-    if !matcher.is_complete()
-        && let Err(error) = matcher.accept(token)
-    {
-        tracing::error!(%error, "a grammar does not accept a token of its mask");
-    }
-    matcher.is_complete()
+/// Returns the stop tokens that may not follow yet.
+fn premature(params: &SamplingParams, num_output_tokens: u32) -> &[TokenId] {
+    if num_output_tokens < params.min_tokens { &params.stop_token_ids } else { &[] }
 }
 
 /// Returns the entry of `token`, inserted if missing.
@@ -262,7 +249,7 @@ mod tests {
     fn state(edit: impl FnOnce(&mut SamplingParams)) -> RequestState {
         let mut params = SamplingParams { temperature: 1.0, seed: 7, ..SamplingParams::greedy(100) };
         edit(&mut params);
-        RequestState::new(Arc::new(params), [TokenId(0)].into())
+        RequestState::new(Arc::new(params), [TokenId(0)].into(), &MaskThreads::new())
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! Sampling on the device: adjustments, the likeliest token, seeded draws, log probabilities.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaFunction, CudaSlice, DevicePtr, DeviceRepr, PushKernelArg, ValidAsZeroBits};
 
 use super::device::{Device, DeviceError, launch};
+use super::upload::Upload;
 use crate::cpu::{Adjustment, Distribution, RankedLogProb};
 
 /// Maximum number of likeliest tokens that can be reported of a row: as many as the engine keeps of an answer that it verifies later.
@@ -172,11 +174,12 @@ pub struct Sampler {
 
 /// Masks of the rows uploaded last.
 struct Masks {
-    /// `[rows.len(), num_words]`.
-    words: CudaSlice<u32>,
+    upload: Upload,
+    /// `[num_rows, num_words]`.
+    words: Range<usize>,
     num_words: usize,
     /// Row of each mask.
-    rows: CudaSlice<u32>,
+    rows: Range<usize>,
     num_rows: usize,
 }
 
@@ -217,7 +220,7 @@ impl Sampler {
             num_larger: device.zeros(max_rows)?,
             choices: device.zeros(max_rows)?,
             likely: device.zeros(max_rows * MAX_TOP)?,
-            masks: Masks { words: device.zeros(1)?, num_words: 0, rows: device.zeros(max_rows)?, num_rows: 0 },
+            masks: Masks { upload: Upload::new(device, 1)?, words: 0..0, num_words: 0, rows: 0..0, num_rows: 0 },
             device: Arc::clone(device),
         })
     }
@@ -277,25 +280,33 @@ impl Sampler {
         if masked.is_empty() {
             return Ok(());
         }
-        let mut words = vec![0; masked.len() * num_words];
-        words.chunks_exact_mut(num_words).zip(&masked).for_each(|(to, (_, mask))| to[..mask.len()].copy_from_slice(mask));
-        if words.len() > self.masks.words.len() {
-            self.masks.words = self.device.zeros(words.len().next_power_of_two())?;
+        let lengths = [masked.len() * num_words, masked.len()];
+        let (_, capacity) = Upload::layout(lengths);
+        if self.masks.upload.capacity() < capacity {
+            self.device.synchronize()?;
+            self.masks.upload = Upload::new(&self.device, capacity.next_power_of_two())?;
         }
-        let (stream, rows) = (self.device.stream(), masked.iter().map(|(row, _)| *row).collect::<Vec<u32>>());
-        stream.memcpy_htod(&words, &mut self.masks.words)?;
-        Ok(stream.memcpy_htod(&rows, &mut self.masks.rows)?)
+        let [words, rows] = self.masks.upload.put(lengths, |[words, rows]| {
+            rows.iter_mut().zip(&masked).for_each(|(to, (row, _))| *to = *row);
+            for (to, (_, mask)) in words.chunks_exact_mut(num_words).zip(&masked) {
+                to[..mask.len()].copy_from_slice(mask);
+                to[mask.len()..].fill(0);
+            }
+        })?;
+        (self.masks.words, self.masks.rows) = (words, rows);
+        Ok(())
     }
 
     /// Launches the masks uploaded last, if there are any.
     fn launch_masks(&self, logits: &mut CudaSlice<f32>, stride: usize, vocab_size: usize) -> Result<(), DeviceError> {
-        let Masks { words, num_words, rows, num_rows } = &self.masks;
+        let Masks { upload, words, num_words, rows, num_rows } = &self.masks;
         if *num_rows == 0 {
             return Ok(());
         }
         let (vocab, num_words) = (vocab_size as i32, *num_words as u32);
+        let (words, rows) = (upload.words(words.clone()), upload.words(rows.clone()));
         let mut call = self.device.stream().launch_builder(&self.functions.mask);
-        call.arg(&mut *logits).arg(&stride).arg(&vocab).arg(words).arg(rows).arg(&num_words);
+        call.arg(&mut *logits).arg(&stride).arg(&vocab).arg(&words).arg(&rows).arg(&num_words);
         let grid = (vocab_size.div_ceil(MASK_THREADS), *num_rows, 1);
         // SAFETY: the rows lie in `logits`, as `launch` asserts, and their masks in `words`.
         unsafe { call.launch(launch(grid, MASK_THREADS, 0)) }?;
@@ -370,8 +381,10 @@ impl Sampler {
     ///
     /// # Errors
     /// If anything launched before failed.
-    pub fn results(&self) -> Result<Vec<Choice>, DeviceError> {
-        read(&self.device, &self.choices, &self.likely, &self.uploaded)
+    pub fn results(&mut self) -> Result<Vec<Choice>, DeviceError> {
+        let choices = read(&self.device, &self.choices, &self.likely, &self.uploaded)?;
+        self.masks.upload.arrived();
+        Ok(choices)
     }
 
     /// Allocates device memory for the results of several launches of `num_rows` rows, with `num_likely` likeliest tokens in total.

@@ -141,7 +141,7 @@ fn an_answer_that_is_cut_is_the_beginning_of_a_sentence() {
 #[test]
 #[ignore = "needs a CUDA device"]
 fn cuda_constrained_answers_are_those_of_the_cpu() {
-    let config = tiny_config(Architecture::Qwen2, RopeLayout::Half);
+    let config = runner::ModelSpec { head_dim: 64, attention_scale: 0.125, ..tiny_config(Architecture::Qwen2, RopeLayout::Half) };
     let cuda = |num_blocks| Box::new(runner::testing::tiny_cuda_backend(&config, 42, num_blocks).unwrap()) as Box<dyn Device>;
     let grammar = regex("[a-f]{3,7}x");
     let greedy =

@@ -1,7 +1,6 @@
 //! Sampling and scoring on the device, so that logits are not copied to the host.
 
 use engine::TokenLogProbs;
-use grammar::TokenMask;
 use kernels::cuda::{Choice, DeviceError, MAX_TOP, SampleChain, SampleSpec, ScoreSpec};
 use tokens::TokenId;
 
@@ -39,11 +38,9 @@ impl CudaBackend {
         }
     }
 
-    /// Launches sampling of `rows` if the device can sample them at once. Returns false if it cannot, if masks are not known yet, or if there
-    /// are no rows.
+    /// Launches sampling of `rows` if the device can sample them at once. Returns false if it cannot, or there are none.
     pub(super) fn begin_sampling(&mut self, rows: &[SampleRow]) -> Result<bool, DeviceError> {
-        let are_known = rows.iter().all(|row| row.mask.is_none());
-        let can_begin = (1..=MAX_LOGIT_ROWS).contains(&rows.len()) && are_known && can_sample(rows);
+        let can_begin = (1..=MAX_LOGIT_ROWS).contains(&rows.len()) && can_sample(rows);
         if can_begin {
             self.launch_sampling(rows)?;
         }
@@ -125,8 +122,8 @@ impl CudaBackend {
 }
 
 fn spec(row: &SampleRow) -> SampleSpec<'_> {
-    // Without its mask no token of a constrained row may follow.
-    let mask = row.mask.as_ref().map(|slot| slot.get().map_or(&[][..], TokenMask::words));
+    // The forward pass runs meanwhile.
+    let mask = row.mask.as_ref().map(|slot| slot.wait().words());
     SampleSpec {
         adjustments: &row.adjustments,
         distribution: row.distribution,

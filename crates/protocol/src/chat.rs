@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::object::read_only_from;
-use crate::{ChatLogProbs, FinishReason, SamplingFields, TemplateFields, Usage};
+use crate::{ChatLogProbs, ConstraintFields, FinishReason, SamplingFields, TemplateFields, Usage};
 
 /// Body of a chat request.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -28,6 +28,9 @@ pub struct ChatCompletionRequest {
     /// Options of rendering the conversation into a prompt.
     #[serde(flatten)]
     pub template: TemplateFields,
+    /// Constraint of the answer's text.
+    #[serde(flatten)]
+    pub constraint: ConstraintFields,
     /// All other supported fields.
     #[serde(flatten)]
     pub sampling: SamplingFields,
@@ -134,9 +137,9 @@ pub struct ChatCompletionChunk {
     pub system_fingerprint: String,
     /// Empty in the chunk that carries the usage.
     pub choices: Vec<ChatChunkChoice>,
-    /// Set only in the last chunk, if requested.
+    /// Absent unless requested: then null in all chunks but the last, or in each chunk the usage so far.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub usage: Option<Usage>,
+    pub usage: Option<Option<Usage>>,
 }
 
 /// Update of one choice.

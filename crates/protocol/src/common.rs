@@ -85,9 +85,6 @@ pub struct SamplingFields {
     /// Alias of `kv_sharing.segments`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_segments: Option<Vec<SegmentMark>>,
-    /// Constraint of the answer's text.
-    #[serde(flatten)]
-    pub constraint: ConstraintFields,
 }
 
 /// Fields that constrain the text of an answer, under the names of OpenAI, vLLM, SGLang, llama.cpp and TGI. At most one constrains.
@@ -158,7 +155,7 @@ pub struct StreamOptions {
     /// True if a last chunk carries the usage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub include_usage: Option<bool>,
-    /// True if every chunk carries the usage so far. Known, not supported.
+    /// True if every chunk carries the usage so far; only with `include_usage`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub continuous_usage_stats: Option<bool>,
 }

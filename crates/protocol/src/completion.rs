@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{CompletionLogProbs, FinishReason, SamplingFields, Usage};
+use crate::{CompletionLogProbs, ConstraintFields, FinishReason, SamplingFields, Usage};
 
 /// Body of a completion request.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -24,6 +24,9 @@ pub struct CompletionRequest {
     /// Must equal `n`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub best_of: Option<i64>,
+    /// Constraint of the answer's text.
+    #[serde(flatten)]
+    pub constraint: ConstraintFields,
     /// All other supported fields.
     #[serde(flatten)]
     pub sampling: SamplingFields,
@@ -61,9 +64,9 @@ pub struct CompletionResponse {
     pub system_fingerprint: String,
     /// Choices by prompt, `n` for each.
     pub choices: Vec<CompletionChoice>,
-    /// Token counts: in whole responses, and in the last event if requested.
+    /// Token counts: in whole responses; in events as in those of a chat.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub usage: Option<Usage>,
+    pub usage: Option<Option<Usage>>,
 }
 
 /// One continuation, or an increment of it.

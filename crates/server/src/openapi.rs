@@ -219,7 +219,7 @@ fn shared_fields() -> Vec<Field> {
         "oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}], "examples": [["x"]],
     });
     let stream_options = json!({
-        "type": ["object", "null"], "properties": {"include_usage": {"type": "boolean"}}, "examples": [{"include_usage": true}],
+        "type": ["object", "null"], "properties": {"include_usage": {"type": "boolean"}, "continuous_usage_stats": {"type": "boolean"}}, "examples": [{"include_usage": true}],
     });
     let logit_bias = json!({
         "type": ["object", "null"], "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
@@ -427,17 +427,20 @@ mod tests {
             cache_prompt: Some(false),
             kv_sharing: Some(kv_sharing()),
             cache_segments: Some(vec![]),
-            constraint: protocol::ConstraintFields {
-                response_format: Some(json!({})),
-                structured_outputs: Some(json!({})),
-                guided_json: Some(json!({})),
-                guided_regex: Some("a".into()),
-                guided_choice: Some(vec![]),
-                guided_grammar: Some("a".into()),
-                json_schema: Some(json!({})),
-                regex: Some("a".into()),
-                grammar: Some(json!("a")),
-            },
+        }
+    }
+
+    fn constraint() -> protocol::ConstraintFields {
+        protocol::ConstraintFields {
+            response_format: Some(json!({})),
+            structured_outputs: Some(json!({})),
+            guided_json: Some(json!({})),
+            guided_regex: Some("a".into()),
+            guided_choice: Some(vec![]),
+            guided_grammar: Some("a".into()),
+            json_schema: Some(json!({})),
+            regex: Some("a".into()),
+            grammar: Some(json!("a")),
         }
     }
 
@@ -459,6 +462,7 @@ mod tests {
             logprobs: Some(true),
             top_logprobs: Some(1),
             template: template(),
+            constraint: constraint(),
             sampling: sampling(),
             other: Map::new(),
         };
@@ -469,6 +473,7 @@ mod tests {
             logprobs: Some(1),
             echo: Some(true),
             best_of: Some(1),
+            constraint: constraint(),
             sampling: sampling(),
             other: Map::new(),
         };

@@ -115,6 +115,8 @@ impl MaxTokens {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct StreamMode {
     pub(crate) include_usage: bool,
+    /// True if each chunk carries the usage so far.
+    pub(crate) continuous_usage: bool,
 }
 
 /// Default tokens of a completion, as in OpenAI's API.
@@ -144,6 +146,7 @@ impl ValidRequest {
             logprobs,
             prompt_logprobs: None,
             echo: false,
+            constraint: valid_constraint(request.constraint)?,
         };
         Self::build(model, endpoint, request.sampling, limits)
     }
@@ -165,11 +168,13 @@ impl ValidRequest {
         // The engine can score a prompt without generating, even if no scores are requested.
         let only_echoes = max_tokens == MaxTokens::Exactly(0);
         let prompt_logprobs = if echo && (logprobs.is_some() || only_echoes) { logprobs.or(Some(0)) } else { None };
-        Self::build(model, EndpointFields { prompts, max_tokens, logprobs, prompt_logprobs, echo }, request.sampling, limits)
+        let constraint = valid_constraint(request.constraint)?;
+        let endpoint = EndpointFields { prompts, max_tokens, logprobs, prompt_logprobs, echo, constraint };
+        Self::build(model, endpoint, request.sampling, limits)
     }
 
     fn build(model: String, endpoint: EndpointFields, fields: SamplingFields, limits: Limits<'_>) -> Result<Self, ApiError> {
-        let EndpointFields { prompts, max_tokens, logprobs, prompt_logprobs, echo } = endpoint;
+        let EndpointFields { prompts, max_tokens, logprobs, prompt_logprobs, echo, constraint } = endpoint;
         let fields = limits.config.sampling.fill(fields);
         let ValidSampling { n, sampling, text } = valid_sampling(&fields, limits)?;
         if let MaxTokens::Exactly(max_tokens) = max_tokens
@@ -197,7 +202,7 @@ impl ValidRequest {
             sampling: SamplingParams { logprobs, prompt_logprobs, ..sampling },
             text,
             stream: valid_stream(&fields)?,
-            constraint: valid_constraint(fields.constraint)?,
+            constraint,
             sharing: valid_sharing(fields.kv_sharing, fields.cache_segments, context, &limits.config.sharing)?,
             cache_salt: valid_cache_salt(fields.cache_salt)?,
             echo,
@@ -212,6 +217,7 @@ struct EndpointFields {
     logprobs: Option<u32>,
     prompt_logprobs: Option<u32>,
     echo: bool,
+    constraint: Option<ValidConstraint>,
 }
 
 fn valid_prompts(prompt: Option<Prompt>, model: &ModelInfo) -> Result<Vec<PromptSource>, ApiError> {
@@ -245,11 +251,13 @@ fn chat_logprobs(logprobs: Option<bool>, top_logprobs: Option<i64>) -> Result<Op
 
 fn valid_stream(fields: &SamplingFields) -> Result<Option<StreamMode>, ApiError> {
     let options = fields.stream_options.unwrap_or_default();
-    if options.continuous_usage_stats == Some(true) {
-        return Err(ApiError::Unsupported { param: "stream_options.continuous_usage_stats".to_owned() });
-    }
     match (fields.stream.unwrap_or(false), fields.stream_options) {
-        (true, _) => Ok(Some(StreamMode { include_usage: options.include_usage.unwrap_or(false) })),
+        (true, _) => {
+            let include_usage = options.include_usage.unwrap_or(false);
+            // As in vLLM, it means nothing alone.
+            let continuous_usage = include_usage && options.continuous_usage_stats.unwrap_or(false);
+            Ok(Some(StreamMode { include_usage, continuous_usage }))
+        }
         (false, None) => Ok(None),
         (false, Some(_)) => Err(ApiError::param("stream_options", "only allowed when `stream` is true")),
     }

@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 
 use axum::response::sse::Event;
 use futures::stream::{self, BoxStream, SelectAll, Stream, StreamExt};
+use protocol::Usage;
 
 use super::choice::{Choice, ChoiceDelta};
 use super::start::Generation;
@@ -39,17 +40,22 @@ pub(crate) struct EventStream {
     mode: StreamMode,
     num_choices: u32,
     choices: SelectAll<BoxStream<'static, ChoiceUpdate>>,
-    usage: UsageSum,
+    /// Sums without any answer.
+    no_usage: UsageSum,
+    /// Usage of each answer so far.
+    usages: Vec<ChoiceUsage>,
     stage: Stage,
 }
 
 /// Streams the answers of `generation`.
-pub(crate) fn event_stream(writer: Writer, mode: StreamMode, generation: Generation) -> EventStream {
+pub(crate) fn event_stream(mut writer: Writer, mode: StreamMode, generation: Generation) -> EventStream {
+    writer.set_usage(mode.include_usage.then_some(None));
     EventStream {
         writer,
         mode,
         num_choices: u32::try_from(generation.choices.len()).expect("the queue is shorter than that"),
-        usage: UsageSum::new(generation.sharing, generation.n, generation.prompt_tokens).normalized(generation.normalized),
+        usages: vec![ChoiceUsage::default(); generation.choices.len()],
+        no_usage: UsageSum::new(generation.sharing, generation.n, generation.prompt_tokens).normalized(generation.normalized),
         choices: stream::select_all(generation.choices.into_iter().map(news_of)),
         stage: Stage::Opening(0),
     }
@@ -89,7 +95,7 @@ impl EventStream {
                     Poll::Ready(None) => {
                         self.stage = Stage::Done;
                         if self.mode.include_usage {
-                            return Poll::Ready(Some(self.writer.usage(self.usage.total())));
+                            return Poll::Ready(Some(self.writer.usage(self.usage())));
                         }
                     }
                 },
@@ -102,11 +108,19 @@ impl EventStream {
         }
     }
 
+    /// Returns the usage of all answers so far.
+    fn usage(&self) -> Usage {
+        let mut sum = self.no_usage;
+        (0..).zip(&self.usages).for_each(|(index, usage)| sum.add(index, *usage));
+        sum.total()
+    }
+
     fn write(&mut self, news: ChoiceUpdate) -> String {
         match news.result {
             Ok((delta, usage)) => {
-                if delta.finish_reason.is_some() {
-                    self.usage.add(news.index, usage);
+                self.usages[news.index as usize] = usage;
+                if self.mode.continuous_usage {
+                    self.writer.set_usage(Some(Some(self.usage())));
                 }
                 self.writer.delta(news.index, delta)
             }

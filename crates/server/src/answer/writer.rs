@@ -89,17 +89,24 @@ impl Writer {
         }
     }
 
+    /// Sets what the next chunks say of the usage: nothing, null, or the usage so far.
+    pub(super) fn set_usage(&mut self, usage: Option<Option<Usage>>) {
+        match self {
+            Self::Chat { chunk, .. } => chunk.usage = usage,
+            Self::Completion { chunk, .. } => chunk.usage = usage,
+        }
+    }
+
     /// Writes the chunk that carries only the usage.
     pub(super) fn usage(&mut self, usage: Usage) -> String {
+        self.set_usage(Some(Some(usage)));
         match self {
             Self::Chat { chunk, .. } => {
                 chunk.choices.clear();
-                chunk.usage = Some(usage);
                 to_json(chunk)
             }
             Self::Completion { chunk, .. } => {
                 chunk.choices.clear();
-                chunk.usage = Some(usage);
                 to_json(chunk)
             }
         }
@@ -119,7 +126,7 @@ pub(super) fn completion_response(head: AnswerHead, choices: Vec<CompletionChoic
         model: head.model,
         system_fingerprint: head.fingerprint,
         choices,
-        usage,
+        usage: usage.map(Some),
     }
 }
 

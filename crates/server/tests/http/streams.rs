@@ -39,9 +39,26 @@ async fn a_streamed_chat_has_its_events_in_order() {
     assert_eq!(events[6], "[DONE]");
     let usage = &events[5]["usage"];
     assert_eq!((&usage["completion_tokens"], &usage["prompt_tokens_details"]["cached_tokens"]), (&json!(3), &json!(0)));
-    assert!(events[..5].iter().all(|event| event.get("usage").is_none()));
+    assert!(events[..5].iter().all(|event| event.get("usage") == Some(&Value::Null)), "null where there is none yet");
     assert!(events[..6].iter().all(|event| event["id"] == events[0]["id"] && event["created"] == events[0]["created"]));
     assert!(events[..6].iter().all(|event| event["object"] == "chat.completion.chunk"));
+}
+
+#[tokio::test]
+async fn a_stream_tells_the_usage_so_far_where_that_is_asked_for() {
+    let world = World::new();
+    let options = json!({"include_usage": true, "continuous_usage_stats": true});
+    let request = json!({"stream": true, "max_tokens": 3, "n": 2, "stream_options": options});
+    for events in [
+        world.post(CHAT, &chat("hi", request.clone())).await.events(),
+        world.post(COMPLETIONS, &completion("hi", request)).await.events(),
+    ] {
+        let counts: Vec<_> = events.iter().filter_map(|event| event["usage"]["completion_tokens"].as_u64()).collect();
+        assert!(counts.is_sorted() && counts.last() == Some(&6) && counts.first() < Some(&2) && counts.len() >= 7, "{counts:?}");
+    }
+    let alone = json!({"stream": true, "stream_options": {"continuous_usage_stats": true}});
+    let events = world.post(CHAT, &chat("hi", alone)).await.events();
+    assert!(events.iter().all(|event| event.get("usage").is_none()), "it means nothing alone");
 }
 
 #[tokio::test]

@@ -9,6 +9,9 @@ use toktrie::{ApproximateTokEnv, InferenceCapabilities, TokRxInfo, TokTrie};
 
 use crate::{Constraint, Grammar, GrammarError};
 
+/// Most states of the lexer of one grammar. Chosen: schemas of a hundred fields have some thousand.
+const MAX_LEXER_STATES: usize = 25_000;
+
 /// Vocabulary of a model. Built once; takes some hundred milliseconds for 150,000 tokens.
 pub struct Vocabulary {
     factory: ParserFactory,
@@ -33,6 +36,8 @@ impl Vocabulary {
         factory.quiet();
         // Errors reach clients, who need the cause and not the parser's state.
         factory.limits_mut().verbose_errors = false;
+        // One to two kilobytes each: what one request may take of memory.
+        factory.limits_mut().max_lexer_states = MAX_LEXER_STATES;
         Self { factory }
     }
 

@@ -203,6 +203,9 @@ pub enum ApiError {
     /// The model's logits are not numbers: there is no next token.
     #[error("the model gave no valid probabilities for this request")]
     FaultyLogits,
+    /// The mask of a token takes more work than the grammar's limits allow.
+    #[error("the constraint of the answer takes more work for its next token than is allowed: simplify it")]
+    CostlyGrammar,
     /// The engine has failed, as reported by a health check.
     #[error("the engine does not run")]
     Unavailable,
@@ -228,7 +231,8 @@ impl ApiError {
             | Self::ContextLengthExceeded { .. }
             | Self::PoolTooSmall { .. }
             | Self::BodyBroken { .. }
-            | Self::BadPath { .. } => StatusCode::BAD_REQUEST,
+            | Self::BadPath { .. }
+            | Self::CostlyGrammar => StatusCode::BAD_REQUEST,
             Self::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
             Self::Forbidden { .. } | Self::ForeignHost { .. } | Self::ForeignOrigin { .. } => StatusCode::FORBIDDEN,
             Self::MediaType { .. } | Self::BodyEncoding { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -296,6 +300,7 @@ impl ApiError {
             Self::Draining | Self::CutByShutdown => "shutting_down",
             Self::SlowReader => "slow_reader",
             Self::FaultyLogits => "faulty_logits",
+            Self::CostlyGrammar => "costly_grammar",
             Self::Unavailable | Self::EngineFailed | Self::Internal => "internal_error",
         })
     }

@@ -26,6 +26,7 @@ pub(crate) struct Choice {
     /// The prompt, until it has been sent.
     echo: Option<Echo>,
     wants_logprobs: bool,
+    is_constrained: bool,
     usage: ChoiceUsage,
     ready: VecDeque<ChoiceDelta>,
 }
@@ -52,6 +53,7 @@ pub(super) struct ChoiceOptions {
     pub(super) text: TextOptions,
     pub(super) stop_token_ids: Arc<[TokenId]>,
     pub(super) wants_logprobs: bool,
+    pub(super) is_constrained: bool,
 }
 
 impl Choice {
@@ -63,6 +65,7 @@ impl Choice {
             stop_token_ids: Arc::clone(&options.stop_token_ids),
             echo,
             wants_logprobs: options.wants_logprobs,
+            is_constrained: options.is_constrained,
             usage: ChoiceUsage::default(),
             ready: VecDeque::new(),
         };
@@ -145,6 +148,8 @@ impl Choice {
             FinishReason::Length => protocol::FinishReason::Length,
             // Only the reader aborts requests, and a reader that did reads no more.
             FinishReason::Aborted => return Err(ApiError::Internal),
+            // Without a mask nothing may follow, which leaves no finite logits either.
+            FinishReason::Faulty if self.is_constrained => return Err(ApiError::CostlyGrammar),
             FinishReason::Faulty => return Err(ApiError::FaultyLogits),
         };
         let piece = self.text.finish();

@@ -91,6 +91,7 @@ impl Generator<'_> {
             text: request.text,
             stop_token_ids: request.sampling.stop_token_ids.into(),
             wants_logprobs: request.sampling.logprobs.is_some(),
+            is_constrained: request.sampling.grammar.is_some(),
         };
         let n = request.n as usize;
         let to_choice = |(index, events): (usize, _)| {

@@ -52,3 +52,11 @@ async fn a_request_whose_logits_are_no_numbers_fails_alone() {
     let metrics = world.get("/metrics").await.text;
     assert!(metrics.contains("vllm:corrupted_requests_total{model_name=\"owner/echo\",engine=\"0\"} 2"), "{metrics}");
 }
+
+#[tokio::test]
+async fn a_constrained_answer_that_cannot_go_on_blames_its_constraint() {
+    let world = World::new();
+    let request = completion(json!([byte(b'a'), POISON, byte(b'b')]), json!({"guided_regex": "[a-z]{3}"}));
+    let answer = world.post(COMPLETIONS, &request).await;
+    assert_eq!((answer.status.as_u16(), &answer.json()["error"]["code"]), (400, &json!("costly_grammar")), "{}", answer.text);
+}

@@ -7,10 +7,12 @@ import json
 import math
 import sys
 import time
+import typing
 import unittest
 import urllib.request
 
 import openai
+import pydantic
 
 URL, MODEL = sys.argv[1:3]
 CLIENT = openai.OpenAI(base_url=f"{URL}/v1", api_key="unused", max_retries=0, timeout=120)
@@ -168,6 +170,31 @@ class Models(unittest.TestCase):
             chat(model="no-such-model")
 
 
+class Pet(pydantic.BaseModel):
+    name: str
+    age: typing.Annotated[int, pydantic.Field(ge=0, le=30)]
+    kind: typing.Literal["cat", "dog"]
+
+
+class StructuredOutput(unittest.TestCase):
+    def test_an_answer_is_parsed_into_its_type(self):
+        parsed = CLIENT.chat.completions.parse(model=MODEL, messages=[{"role": "user", "content": "Describe a pet as JSON."}],
+                                               response_format=Pet, temperature=1, seed=5, max_tokens=200)
+        self.assertEqual(parsed.choices[0].finish_reason, "stop")
+        self.assertIsInstance(parsed.choices[0].message.parsed, Pet)
+
+    def test_a_stream_of_events_ends_with_the_parsed_answer(self):
+        with CLIENT.chat.completions.stream(model=MODEL, messages=[{"role": "user", "content": "Describe a pet as JSON."}],
+                                            response_format=Pet, temperature=1, seed=6, max_tokens=200) as stream:
+            parsed = stream.get_final_completion().choices[0].message.parsed
+        self.assertIsInstance(parsed, Pet)
+
+    def test_a_json_object_and_the_fields_of_peers(self):
+        self.assertTrue(chat(response_format={"type": "json_object"}, max_tokens=64).choices[0].message.content.lstrip().startswith("{"))
+        self.assertIn(chat(extra_body={"guided_choice": ["red", "blue"]}).choices[0].message.content, ["red", "blue"])
+        self.assertRegex(complete(extra_body={"structured_outputs": {"regex": "[A-Z][a-z]{2,6}"}}).choices[0].text, "^[A-Z][a-z]{2,6}$")
+
+
 class Errors(unittest.TestCase):
     def check(self, param, **fields):
         with self.assertRaises(openai.BadRequestError) as caught:
@@ -185,7 +212,7 @@ class Errors(unittest.TestCase):
     def test_a_known_field_that_is_not_supported_is_refused(self):
         tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
         self.check("tools", tools=[tool])
-        self.check("response_format", response_format={"type": "json_object"})
+        self.check("response_format", response_format={"type": "json_schema", "json_schema": {"name": "n", "strict": True, "schema": {"type": "x"}}})
 
     def test_an_unknown_field_is_tolerated(self):
         self.assertTrue(chat(extra_body={"a_field_of_tomorrow": 1}).choices)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use llguidance::api::TopLevelGrammar;
 use llguidance::{Matcher as Parser, ParserFactory};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{Constraint, Matcher};
 
@@ -17,6 +17,9 @@ pub struct GrammarError {
     message: String,
 }
 
+/// Blanks between tokens of JSON. Chosen: an indent of two for ten levels.
+const BLANKS: &str = r"\n?[ ]{0,20}";
+
 /// A compiled constraint. Clones share it; each answer has its own [`Matcher`].
 #[derive(Clone)]
 pub struct Grammar {
@@ -27,8 +30,8 @@ impl Grammar {
     pub(crate) fn compile(factory: &ParserFactory, constraint: &Constraint) -> Result<Self, GrammarError> {
         let invalid = |message: String| GrammarError { kind: constraint.kind(), message };
         let source = match constraint {
-            Constraint::JsonObject => TopLevelGrammar::from_json_schema(json!({"type": "object"})),
-            Constraint::JsonSchema(schema) => TopLevelGrammar::from_json_schema(schema.clone()),
+            Constraint::JsonObject => TopLevelGrammar::from_json_schema(with_bounded_blanks(json!({"type": "object"}))),
+            Constraint::JsonSchema(schema) => TopLevelGrammar::from_json_schema(with_bounded_blanks(schema.clone())),
             Constraint::Regex(regex) => TopLevelGrammar::from_regex(regex),
             Constraint::Choice(texts) if texts.is_empty() => return Err(invalid("there is nothing to choose from".to_owned())),
             Constraint::Choice(texts) => TopLevelGrammar::from_lark(choice(texts)),
@@ -62,6 +65,18 @@ impl PartialEq for Grammar {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.start, &other.start)
     }
+}
+
+/// Returns `schema` with a bound on the blanks between its tokens, unless it says otherwise: a line break and an indent, so that an answer may be
+/// printed prettily, and a small model does not spend all its tokens on blanks.
+fn with_bounded_blanks(mut schema: Value) -> Value {
+    if let Value::Object(fields) = &mut schema {
+        let options = fields.entry("x-guidance").or_insert_with(|| json!({}));
+        if let Value::Object(options) = options {
+            options.entry("whitespace_pattern").or_insert_with(|| json!(BLANKS));
+        }
+    }
+    schema
 }
 
 /// Returns a Lark grammar of some texts. JSON's escapes are a subset of Lark's.

@@ -67,6 +67,9 @@ fn a_schema_allows_what_it_describes_and_nothing_else() {
     let grammar = compile(&Constraint::JsonSchema(schema));
     check(&grammar, r#"{"name": "Ann", "age": 7}"#, true);
     check(&grammar, r#"{"name":"Ann","age":150}"#, true);
+    check(&grammar, "{\n  \"name\": \"Ann\",\n  \"age\": 7\n}", true);
+    check(&grammar, "{\n\n\"name\": \"Ann\", \"age\": 7}", false);
+    check(&grammar, &format!("{{{}\"name\": \"Ann\", \"age\": 7}}", " ".repeat(30)), false);
     check(&grammar, r#"{"name": "Ann"}"#, false);
     check(&grammar, r#"{"name": "Annabel", "age": 7}"#, false);
     check(&grammar, r#"{"name": "Ann", "age": 151}"#, false);

@@ -142,10 +142,13 @@ fn load_model(
         ..loading::scheduler_config(config, &loaded)?
     };
     let sampling = generation::defaults(&config.model, &loaded.files.weights, loaded.model.sampling)?;
+    let http = server::ServerConfig { sampling, ..http };
+    // Before the engine's thread starts, whose end would be logged after the error.
+    http.validate().context("server configuration")?;
     let info = Arc::new(model_info(&loaded, &scheduler, tokenizer.eos_ids()));
     let has_chat_template = tokenizer.chat_template().is_some();
-    let started =
-        announced.map(|address| Started { has_chat_template, ..Started::new(config, &loaded, &scheduler, &sampling, address) });
+    let started = announced
+        .map(|address| Started { has_chat_template, ..Started::new(config, &loaded, &scheduler, &http.sampling, address) });
     let metrics = Arc::new(Metrics::new(&info, &scheduler));
     let engine = EngineCore::new(scheduler, loaded.model.runner).context("starting the engine")?;
     let embedder = embedder.map(|embedder| Arc::new(ServedEmbedder(embedder)) as Arc<dyn Embedder>);
@@ -154,7 +157,6 @@ fn load_model(
     let bounds = EngineThreadConfig { max_queue, queue_timeout, ..EngineThreadConfig::default() };
     let handle =
         EngineThread::spawn(engine, bounds, Arc::clone(&metrics), runtime, end_process).context("starting the engine thread")?;
-    let http = server::ServerConfig { sampling, ..http };
     let app = AppState::new(model, handle, metrics, http, access).context("server configuration")?;
     started.inspect(|started| started.announce(config.log.format));
     Ok(app)

@@ -54,6 +54,9 @@ struct HfConfig {
     quantization_config: Option<Value>,
 }
 
+/// Layers without a window, from the first on, of a Qwen configuration that does not say: as in transformers.
+const DEFAULT_MAX_WINDOW_LAYERS: usize = 28;
+
 /// Reads `config.json`.
 pub(crate) fn read(path: &Path, json: &str) -> Result<ModelSpec, LoadError> {
     let config: HfConfig =
@@ -129,7 +132,7 @@ impl HfConfig {
             (Some(types), _) => types.get(i).is_some_and(|kind| kind == "sliding_attention"),
             (None, Architecture::Gemma3) => (i + 1) % pattern != 0,
             (None, Architecture::Llama) => true,
-            (None, Architecture::Qwen2 | Architecture::Qwen3) => i >= self.max_window_layers.unwrap_or(0),
+            (None, Architecture::Qwen2 | Architecture::Qwen3) => i >= self.max_window_layers.unwrap_or(DEFAULT_MAX_WINDOW_LAYERS),
         })
     }
 }
@@ -152,6 +155,10 @@ fn refuse(config: &HfConfig) -> Result<(), LoadError> {
     }
     if config.use_bidirectional_attention == Some(true) {
         return Err(LoadError::unsupported("bidirectional attention"));
+    }
+    if let Some(types) = config.layer_types.as_ref().filter(|types| types.len() != config.num_hidden_layers) {
+        let (num_types, num_layers) = (types.len(), config.num_hidden_layers);
+        return Err(LoadError::unsupported(format!("layer_types of {num_types} layers in a model of {num_layers}")));
     }
     let kinds = config.layer_types.iter().flatten();
     if let Some(kind) = kinds.into_iter().find(|kind| !matches!(kind.as_str(), "full_attention" | "sliding_attention")) {
@@ -199,6 +206,7 @@ mod tests {
         check_refused(r#""rope_scaling":{"type":"dynamic","factor":4.0}"#, "dynamic");
         check_refused(r#""final_logit_softcapping":30.0"#, "soft-capping");
         check_refused(r#""layer_types":["full_attention","chunked_attention"]"#, "chunked_attention");
+        check_refused(r#""layer_types":["full_attention"]"#, "layer_types of 1");
         check_refused(r#""num_local_experts":8"#, "experts");
         check_refused(r#""hidden_act":"gelu""#, "gelu");
         check_refused(r#""mlp_bias":true"#, "mlp_bias");

@@ -195,9 +195,22 @@ impl fmt::Display for Agreement {
 /// Our candidates at a position: enough that the 32 most likely of the reference are among them.
 const NUM_TOP: u32 = 1024;
 
-/// Checks that `model` of the catalogue agrees with transformers on real text; the top-1 token is the same at this share of positions.
+/// Least agreement with transformers over all positions.
+struct Bound {
+    /// Divergence in nats.
+    mean_divergence: f64,
+    max_divergence: f64,
+    same_top_ratio: f64,
+}
+
+/// On the CPU only the order of sums differs. A window of 500 or 513 for 512, or a rotation base of 9e5 for 1e6, is beyond this.
+const CPU: Bound = Bound { mean_divergence: 2e-6, max_divergence: 1e-3, same_top_ratio: 0.99 };
+/// With bf16 throughout, the order of two tokens that are nearly as likely changes more often.
+const BF16: Bound = Bound { mean_divergence: 1e-3, max_divergence: 5e-2, same_top_ratio: 0.97 };
+
+/// Checks that `model` of the catalogue agrees with transformers on real text.
 #[track_caller]
-fn check_real_model(model: &str, device: DeviceOptions, same_top_ratio: f64) {
+fn check_real_model(model: &str, device: DeviceOptions, bound: &Bound) {
     let file = pull(model);
     let stem = file.file_stem().and_then(|stem| stem.to_str()).expect("a model's name is UTF-8");
     let reference = read_reference(&fixtures().join(format!("reference/{stem}.reference")));
@@ -209,8 +222,9 @@ fn check_real_model(model: &str, device: DeviceOptions, same_top_ratio: f64) {
     let agreement = Agreement::of(&positions);
     println!("{model}: {agreement}");
     assert!(agreement.num_positions >= 2048, "{agreement}");
-    assert!(agreement.mean_divergence <= 1e-3, "{agreement}");
-    assert!(agreement.same_top_ratio >= same_top_ratio, "{agreement}");
+    assert!(agreement.mean_divergence <= bound.mean_divergence, "{agreement}");
+    assert!(agreement.max_divergence <= bound.max_divergence, "{agreement}");
+    assert!(agreement.same_top_ratio >= bound.same_top_ratio, "{agreement}");
 }
 
 const SMOLLM2: &str = "smollm2-135m-instruct";
@@ -219,37 +233,36 @@ const GEMMA: &str = "gemma-3-270m";
 
 #[test]
 fn smollm2_agrees_on_real_text() {
-    check_real_model(SMOLLM2, cpu(KvDtype::F16), 0.99);
+    check_real_model(SMOLLM2, cpu(KvDtype::F16), &CPU);
 }
 
 #[test]
 fn qwen2_5_coder_agrees_on_real_text() {
-    check_real_model(QWEN, cpu(KvDtype::F16), 0.99);
+    // Its logits are larger, and so is their rounding.
+    check_real_model(QWEN, cpu(KvDtype::F16), &Bound { mean_divergence: 5e-6, ..CPU });
 }
 
 #[test]
 fn gemma3_agrees_on_real_text() {
-    check_real_model(GEMMA, cpu(KvDtype::F16), 0.99);
+    check_real_model(GEMMA, cpu(KvDtype::F16), &CPU);
 }
-
-// With bf16 throughout, the order of two tokens that are nearly as likely changes more often.
 
 #[test]
 #[ignore = "needs a CUDA device"]
 fn cuda_smollm2_agrees_on_real_text() {
-    check_real_model(SMOLLM2, GPU, 0.97);
+    check_real_model(SMOLLM2, GPU, &BF16);
 }
 
 #[test]
 #[ignore = "needs a CUDA device"]
 fn cuda_qwen2_5_coder_agrees_on_real_text() {
-    check_real_model(QWEN, GPU, 0.97);
+    check_real_model(QWEN, GPU, &BF16);
 }
 
 #[test]
 #[ignore = "needs a CUDA device"]
 fn cuda_gemma3_agrees_on_real_text() {
-    check_real_model(GEMMA, GPU, 0.97);
+    check_real_model(GEMMA, GPU, &BF16);
 }
 
 /// Checks that the tiny model `name` has the stored logits, to within 1e-4 of the largest.

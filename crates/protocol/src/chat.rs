@@ -4,7 +4,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::object::read_only_from;
-use crate::{ChatLogProbs, ConstraintFields, FinishReason, SamplingFields, TemplateFields, Usage};
+use crate::{
+    ChatLogProbs, ConstraintFields, FinishReason, SamplingFields, TemplateFields, ToolCall, ToolCallDelta, ToolFields, Usage,
+};
 
 /// Body of a chat request.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -28,6 +30,9 @@ pub struct ChatCompletionRequest {
     /// Options of rendering the conversation into a prompt.
     #[serde(flatten)]
     pub template: TemplateFields,
+    /// Choice among the tools.
+    #[serde(flatten)]
+    pub tools: ToolFields,
     /// Constraint of the answer's text.
     #[serde(flatten)]
     pub constraint: ConstraintFields,
@@ -43,13 +48,22 @@ pub struct ChatCompletionRequest {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ChatMessage {
-    /// `system`, `developer`, `user` or `assistant`.
+    /// `system`, `developer`, `user`, `assistant` or `tool`.
     pub role: String,
     /// Content of the message.
     pub content: Option<MessageContent>,
     /// Name of the author, for templates that use names.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// Calls that an assistant's message made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_calls: Option<Vec<ToolCall>>,
+    /// Call that a message with role `tool` answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_call_id: Option<String>,
+    /// Reasoning before an assistant's message, for templates that show it again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
     /// Unknown fields.
     #[serde(flatten)]
     pub other: Map<String, Value>,
@@ -112,14 +126,20 @@ pub struct ChatChoice {
 }
 
 /// A message of the model.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AssistantMessage {
     /// `assistant`.
     pub role: String,
-    /// The text.
-    pub content: String,
+    /// The text; `null` for a message that only calls tools.
+    pub content: Option<String>,
     /// Always `null`: this server refuses nothing on behalf of the model.
     pub refusal: Option<String>,
+    /// Reasoning of a model that shows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
+    /// Calls of tools; absent without any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
 }
 
 /// One event of a streamed chat answer.
@@ -164,6 +184,12 @@ pub struct Delta {
     /// Further text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
+    /// Further reasoning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
+    /// Updates of calls.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCallDelta>,
 }
 
 #[cfg(test)]
@@ -175,11 +201,11 @@ mod tests {
     #[test]
     fn fields_that_are_not_understood_are_kept_apart() {
         let request: ChatCompletionRequest = serde_json::from_value(json!({
-            "model": "m", "messages": [{"role": "user", "content": "hi"}], "temperature": 1, "tools": [], "my_field": 3,
+            "model": "m", "messages": [{"role": "user", "content": "hi"}], "temperature": 1, "suffix": "s", "my_field": 3,
         }))
         .unwrap();
         assert_eq!(request.sampling.temperature, Some(1.0));
-        assert_eq!(request.other.keys().collect::<Vec<_>>(), ["tools", "my_field"]);
+        assert_eq!(request.other.keys().collect::<Vec<_>>(), ["suffix", "my_field"]);
     }
 
     #[test]

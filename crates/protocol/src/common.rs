@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::object::read_only_from;
-use crate::{KvSharingOptions, SegmentMark};
+use crate::{KvSharingOptions, SegmentMark, Tool};
 
 /// Sampling and stopping fields, as sent. Ranges are not checked here. Numbers keep JSON's precision, so that an error message shows the
 /// value as it was sent.
@@ -136,6 +136,12 @@ pub struct TemplateFields {
     /// Additional template variables.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chat_template_kwargs: Option<Map<String, Value>>,
+    /// Tools that the model may call.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tools: Option<Vec<Tool>>,
+    /// Effort of models that reason: a variable of their templates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_effort: Option<String>,
 }
 
 /// One stop string or several.
@@ -164,10 +170,12 @@ read_only_from!(deserialize_map, FromObject, StreamOptions);
 
 /// Reason why generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum FinishReason {
     /// A stop string or stop token.
     Stop,
     /// The token limit.
     Length,
+    /// The end of calls of tools.
+    ToolCalls,
 }

@@ -19,6 +19,7 @@ mod object;
 mod sharing;
 pub mod sharing_mode;
 mod tokenize;
+mod tools;
 mod traffic;
 mod usage;
 
@@ -36,5 +37,6 @@ pub use models::{ModelCard, ModelList};
 pub use sharing::{DeviationBound, EditMode, KvSharingOptions, SegmentMark};
 pub use tokenize::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};
 pub use tokens::SharingMode;
+pub use tools::{FunctionCall, FunctionDelta, Tool, ToolCall, ToolCallDelta, ToolFields};
 pub use traffic::{TrafficClass, TrafficClassList, TrafficState};
 pub use usage::{CompletionTokensDetails, KvSharingUsage, MatchClass, PromptTokensDetails, ReuseReason, Usage};

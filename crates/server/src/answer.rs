@@ -16,4 +16,4 @@ pub(crate) use alone::run_alone;
 pub(crate) use events::event_stream;
 pub(crate) use start::{Generation, Generator, fits, submit_error};
 pub(crate) use whole::{whole_chat, whole_completion};
-pub(crate) use writer::{AnswerHead, Writer};
+pub(crate) use writer::{AnswerHead, AnswerWriter, ChatWriter, CompletionWriter};

@@ -168,10 +168,19 @@ fn messages() -> Value {
         "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
     });
     let content = json!({"oneOf": [{"type": "string"}, {"type": "array", "items": part}, {"type": "null"}]});
+    let call = json!({
+        "type": "object", "required": ["id", "type", "function"],
+        "properties": {"id": {"type": "string"}, "type": {"const": "function"}, "function": {
+            "type": "object", "required": ["name", "arguments"],
+            "properties": {"name": {"type": "string"}, "arguments": {"type": "string", "description": "A JSON object, as text."}},
+        }},
+    });
     let message = json!({
-        "type": "object", "required": ["role", "content"],
+        "type": "object", "required": ["role"],
         "properties": {
-            "role": {"enum": ["system", "developer", "user", "assistant"]}, "content": content, "name": {"type": "string"},
+            "role": {"enum": ["system", "developer", "user", "assistant", "tool"]}, "content": content, "name": {"type": "string"},
+            "tool_calls": {"type": "array", "items": call}, "tool_call_id": {"type": "string"},
+            "reasoning_content": {"type": ["string", "null"]},
         },
     });
     json!({"type": "array", "minItems": 1, "items": message, "examples": [[{"role": "user", "content": "hi"}]]})
@@ -184,6 +193,8 @@ fn chat_fields() -> Vec<Field> {
         ("max_completion_tokens", integer(1, 5)),
         ("logprobs", boolean()),
         ("top_logprobs", integer(0, 2)),
+        ("tool_choice", json!({"type": ["string", "object", "null"], "examples": ["auto"]})),
+        ("parallel_tool_calls", boolean()),
     ];
     [own, template_fields()].concat()
 }
@@ -193,11 +204,24 @@ fn template_fields() -> Vec<Field> {
     let variables = json!({
         "type": ["object", "null"], "description": "Further variables of the chat template.", "examples": [{"enable_thinking": false}],
     });
+    let function = json!({
+        "type": "object", "required": ["name"],
+        "properties": {
+            "name": {"type": "string"}, "description": {"type": "string"}, "parameters": {"type": "object"},
+            "strict": {"type": ["boolean", "null"]},
+        },
+    });
+    let tool = json!({"type": "object", "required": ["type", "function"], "properties": {"type": {"const": "function"}, "function": function}});
+    let tools = json!({
+        "type": ["array", "null"], "items": tool, "examples": [[{"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}]],
+    });
     vec![
         ("add_generation_prompt", boolean()),
         ("continue_final_message", boolean()),
         ("chat_template", string("{{ messages[0].content }}")),
         ("chat_template_kwargs", variables),
+        ("tools", tools),
+        ("reasoning_effort", string("low")),
     ]
 }
 
@@ -450,6 +474,8 @@ mod tests {
             continue_final_message: Some(true),
             chat_template: Some("x".into()),
             chat_template_kwargs: Some(Map::new()),
+            tools: Some(vec![]),
+            reasoning_effort: Some("low".into()),
         }
     }
 
@@ -461,6 +487,7 @@ mod tests {
             max_completion_tokens: Some(1),
             logprobs: Some(true),
             top_logprobs: Some(1),
+            tools: protocol::ToolFields { tool_choice: Some(json!("auto")), parallel_tool_calls: Some(true) },
             template: template(),
             constraint: constraint(),
             sampling: sampling(),

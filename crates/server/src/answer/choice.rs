@@ -39,11 +39,33 @@ pub(super) struct Echo {
 
 /// An increment of an answer. The last one has only a finish reason.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct ChoiceDelta {
-    pub(super) text: String,
-    /// Scores of the tokens whose text is complete with `text`; empty unless requested.
-    pub(super) scores: Vec<ScoredToken>,
-    pub(super) finish_reason: Option<protocol::FinishReason>,
+pub(crate) struct ChoiceDelta {
+    /// Reasoning, which comes before text and calls.
+    pub(crate) reasoning: String,
+    pub(crate) text: String,
+    /// Calls of tools, which come after the text.
+    pub(crate) calls: Vec<CallDelta>,
+    /// Scores of the tokens that ended with this delta; empty unless requested.
+    pub(crate) scores: Vec<ScoredToken>,
+    pub(crate) finish_reason: Option<protocol::FinishReason>,
+}
+
+/// An increment of a call of a tool.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct CallDelta {
+    /// Index of the call within its answer.
+    pub(crate) index: u32,
+    /// Set in the first increment.
+    pub(crate) begins: Option<CallHead>,
+    /// Further text of the arguments, a JSON object.
+    pub(crate) arguments: String,
+}
+
+/// Beginning of a call.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct CallHead {
+    pub(crate) id: String,
+    pub(crate) name: String,
 }
 
 /// Options that all answers of a request share.
@@ -119,7 +141,7 @@ impl Choice {
         let Some(Echo { prompt, token_ids }) = self.echo.take() else { return };
         let scores = if self.wants_logprobs { score_prompt(&prompt, &token_ids, logprobs) } else { vec![] };
         self.text.skip(&prompt.text);
-        self.ready.push_back(ChoiceDelta { text: prompt.text, scores, finish_reason: None });
+        self.ready.push_back(ChoiceDelta { text: prompt.text, scores, ..ChoiceDelta::default() });
     }
 
     fn accept(&mut self, token: TokenId, logprobs: Option<TokenLogProbs>) {
@@ -161,7 +183,7 @@ impl Choice {
 
     fn send(&mut self, text: String, scores: Vec<ScoredToken>) {
         if !text.is_empty() || !scores.is_empty() {
-            self.ready.push_back(ChoiceDelta { text, scores, finish_reason: None });
+            self.ready.push_back(ChoiceDelta { text, scores, ..ChoiceDelta::default() });
         }
     }
 

@@ -1,5 +1,6 @@
-//! Server-sent events of an answer: opening, deltas, finish, usage if requested, `[DONE]`; or an error, and then nothing.
+//! Server-sent events of an answer: opening, deltas, finish, end; or an error, and then nothing.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -11,9 +12,8 @@ use protocol::Usage;
 use super::choice::{Choice, ChoiceDelta};
 use super::start::Generation;
 use super::usage::{ChoiceUsage, UsageSum};
-use super::writer::Writer;
+use super::writer::{AnswerEvent, AnswerWriter};
 use crate::error::ApiError;
-use crate::valid::StreamMode;
 
 /// An update of one of the answers.
 struct ChoiceUpdate {
@@ -28,16 +28,15 @@ enum Stage {
     Opening(u32),
     /// Deltas of all answers, in order of arrival.
     Deltas,
-    /// The end marker is pending.
-    Done,
     /// The stream has ended.
     Over,
 }
 
 /// Event stream of one HTTP request. Dropping it aborts its requests.
 pub(crate) struct EventStream {
-    writer: Writer,
-    mode: StreamMode,
+    writer: Box<dyn AnswerWriter>,
+    /// Events that are written and not sent.
+    ready: VecDeque<AnswerEvent>,
     num_choices: u32,
     choices: SelectAll<BoxStream<'static, ChoiceUpdate>>,
     /// Sums without any answer.
@@ -48,21 +47,20 @@ pub(crate) struct EventStream {
 }
 
 /// Streams the answers of `generation`.
-pub(crate) fn event_stream(mut writer: Writer, mode: StreamMode, generation: Generation) -> EventStream {
-    writer.set_usage(mode.include_usage.then_some(None));
+pub(crate) fn event_stream(writer: Box<dyn AnswerWriter>, generation: Generation) -> EventStream {
     EventStream {
         writer,
-        mode,
+        ready: VecDeque::new(),
         num_choices: u32::try_from(generation.choices.len()).expect("the queue is shorter than that"),
         usages: vec![ChoiceUsage::default(); generation.choices.len()],
         no_usage: UsageSum::new(generation.sharing, generation.n, generation.prompt_tokens).normalized(generation.normalized),
-        choices: stream::select_all(generation.choices.into_iter().map(news_of)),
+        choices: stream::select_all(generation.choices.into_iter().map(updates_of)),
         stage: Stage::Opening(0),
     }
 }
 
 /// Streams the updates of one answer up to its finish or an error.
-fn news_of(choice: Choice) -> BoxStream<'static, ChoiceUpdate> {
+fn updates_of(choice: Choice) -> BoxStream<'static, ChoiceUpdate> {
     stream::unfold(Some(choice), |choice| async move {
         let mut choice = choice?;
         let index = choice.index();
@@ -79,66 +77,66 @@ fn news_of(choice: Choice) -> BoxStream<'static, ChoiceUpdate> {
 }
 
 impl EventStream {
-    fn poll_text(&mut self, cx: &mut Context<'_>) -> Poll<Option<String>> {
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<AnswerEvent>> {
         loop {
-            match self.stage {
+            if let Some(event) = self.ready.pop_front() {
+                return Poll::Ready(Some(event));
+            }
+            let events = match self.stage {
                 Stage::Opening(index) if index < self.num_choices => {
                     self.stage = Stage::Opening(index + 1);
-                    if let Some(chunk) = self.writer.opening(index) {
-                        return Poll::Ready(Some(chunk));
-                    }
+                    self.writer.opening(index)
                 }
-                Stage::Opening(_) => self.stage = Stage::Deltas,
+                Stage::Opening(_) => {
+                    self.stage = Stage::Deltas;
+                    continue;
+                }
                 Stage::Deltas => match self.choices.poll_next_unpin(cx) {
                     Poll::Pending => return Poll::Pending,
-                    Poll::Ready(Some(news)) => return Poll::Ready(Some(self.write(news))),
+                    Poll::Ready(Some(update)) => self.write(update),
                     Poll::Ready(None) => {
-                        self.stage = Stage::Done;
-                        if self.mode.include_usage {
-                            return Poll::Ready(Some(self.writer.usage(self.usage())));
-                        }
+                        self.stage = Stage::Over;
+                        self.writer.end(usage_of(self.no_usage, &self.usages))
                     }
                 },
-                Stage::Done => {
-                    self.stage = Stage::Over;
-                    return Poll::Ready(Some("[DONE]".to_owned()));
-                }
                 Stage::Over => return Poll::Ready(None),
-            }
+            };
+            self.ready.extend(events);
         }
     }
 
-    /// Returns the usage of all answers so far.
-    fn usage(&self) -> Usage {
-        let mut sum = self.no_usage;
-        (0..).zip(&self.usages).for_each(|(index, usage)| sum.add(index, *usage));
-        sum.total()
-    }
-
-    fn write(&mut self, news: ChoiceUpdate) -> String {
-        match news.result {
+    fn write(&mut self, update: ChoiceUpdate) -> Vec<AnswerEvent> {
+        match update.result {
             Ok((delta, usage)) => {
-                self.usages[news.index as usize] = usage;
-                if self.mode.continuous_usage {
-                    self.writer.set_usage(Some(Some(self.usage())));
-                }
-                self.writer.delta(news.index, delta)
+                self.usages[update.index as usize] = usage;
+                let (none, usages) = (self.no_usage, &self.usages);
+                self.writer.delta(update.index, delta, &|| usage_of(none, usages))
             }
             Err(error) => {
                 // One answer without the others would look complete: all of them end here, without an end marker.
                 tracing::warn!(%error, "stream cut");
                 self.choices.clear();
                 self.stage = Stage::Over;
-                serde_json::to_string(&error.body()).expect("errors have string keys only")
+                vec![self.writer.error(&error)]
             }
         }
     }
+}
+
+/// Returns the usage of all answers so far.
+fn usage_of(mut sum: UsageSum, usages: &[ChoiceUsage]) -> Usage {
+    (0..).zip(usages).for_each(|(index, usage)| sum.add(index, *usage));
+    sum.total()
 }
 
 impl Stream for EventStream {
     type Item = Result<Event, Infallible>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.poll_text(cx).map(|text| text.map(|text| Ok(Event::default().data(text))))
+        let to_event = |event: AnswerEvent| {
+            let sent = Event::default().data(event.data);
+            Ok(event.name.map_or(sent.clone(), |name| sent.event(name)))
+        };
+        self.poll_event(cx).map(|event| event.map(to_event))
     }
 }

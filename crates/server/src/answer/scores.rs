@@ -7,16 +7,16 @@ use tokens::TokenId;
 
 /// A token with its log probability.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct ScoredToken {
-    pub(super) token: TokenId,
+pub(crate) struct ScoredToken {
+    pub(crate) token: TokenId,
     /// Log probability; `None` for the first token of a prompt.
-    pub(super) logprob: Option<f32>,
+    pub(crate) logprob: Option<f32>,
     /// Requested number of likeliest tokens at its position, descending.
-    pub(super) top: Vec<LogProb>,
+    pub(crate) top: Vec<LogProb>,
     /// Start of its text in the answer, in characters.
-    pub(super) text_offset: u32,
+    pub(crate) text_offset: u32,
     /// True if its leading space, which encoding had added, is not part of the text.
-    pub(super) drops_space: bool,
+    pub(crate) drops_space: bool,
 }
 
 /// Minimum reported log probability, as in vLLM: JSON has no infinity.

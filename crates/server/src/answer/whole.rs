@@ -33,7 +33,13 @@ pub(crate) async fn whole_chat(
     let (choices, usage) = run_all(generation).await?;
     let to_choice = |choice: WholeChoice| ChatChoice {
         index: choice.index,
-        message: AssistantMessage { role: "assistant".to_owned(), content: choice.text, refusal: None },
+        message: AssistantMessage {
+            role: "assistant".to_owned(),
+            content: Some(choice.text),
+            refusal: None,
+            reasoning_content: None,
+            tool_calls: vec![],
+        },
         logprobs: wants_logprobs.then(|| -> ChatLogProbs { chat_logprobs(tokenizer, &choice.scores) }),
         finish_reason: choice.finish_reason,
     };

@@ -1,16 +1,19 @@
-//! Writers of both response shapes. One value is rewritten for each chunk, so that a token costs no copy of the shared fields.
+//! Writers of streamed answers, one for each response shape. One value is rewritten for each chunk, so that a token costs no copy of the shared fields.
 
 use std::sync::Arc;
 
 use engine::LogProb;
 use protocol::{
     ChatChunkChoice, ChatCompletionChunk, ChatLogProb, ChatLogProbs, CompletionChoice, CompletionLogProbs, CompletionResponse,
-    Delta, TopLogProb, Usage,
+    Delta, FunctionDelta, ToolCallDelta, TopLogProb, Usage,
 };
+use serde::Serialize;
 use tokenizer::Tokenizer;
 
-use super::choice::ChoiceDelta;
+use super::choice::{CallDelta, ChoiceDelta};
 use super::scores::ScoredToken;
+use crate::error::ApiError;
+use crate::valid::StreamMode;
 
 /// Fields that all parts of an answer share.
 #[derive(Clone, Debug)]
@@ -30,15 +33,62 @@ impl AnswerHead {
     }
 }
 
-/// Writer of chunks in the shape of one endpoint.
-pub(crate) enum Writer {
-    Chat { chunk: ChatCompletionChunk, tokenizer: Arc<Tokenizer> },
-    Completion { chunk: CompletionResponse, tokenizer: Arc<Tokenizer> },
+/// One server-sent event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct AnswerEvent {
+    /// Name of its type, for endpoints whose events have one.
+    pub(crate) name: Option<&'static str>,
+    pub(crate) data: String,
 }
 
-impl Writer {
-    /// Creates a writer of chat chunks.
-    pub(crate) fn chat(head: AnswerHead, tokenizer: Arc<Tokenizer>) -> Self {
+impl AnswerEvent {
+    /// Creates an event without a name from `value`.
+    pub(crate) fn unnamed<T: Serialize>(value: &T) -> Self {
+        Self { name: None, data: to_json(value) }
+    }
+
+    /// Creates an event with a name.
+    pub(crate) fn named<T: Serialize>(name: &'static str, value: &T) -> Self {
+        Self { name: Some(name), data: to_json(value) }
+    }
+}
+
+/// Writer of a streamed answer in the shape of one endpoint.
+pub(crate) trait AnswerWriter: Send {
+    /// Writes the events before the first delta of answer `index`.
+    fn opening(&mut self, index: u32) -> Vec<AnswerEvent>;
+
+    /// Writes the events of `delta` of answer `index`. `usage` computes the usage so far of all answers.
+    fn delta(&mut self, index: u32, delta: ChoiceDelta, usage: &dyn Fn() -> Usage) -> Vec<AnswerEvent>;
+
+    /// Writes the events after the last delta of all answers, whose usage is `usage`.
+    fn end(&mut self, usage: Usage) -> Vec<AnswerEvent>;
+
+    /// Writes the event of a failure, the last of its stream.
+    fn error(&mut self, error: &ApiError) -> AnswerEvent {
+        AnswerEvent::unnamed(&error.body())
+    }
+}
+
+/// Usage in the chunks of a stream: absent, null until the last chunk, or the usage so far in each.
+fn chunk_usage(mode: StreamMode, usage: &dyn Fn() -> Usage) -> Option<Option<Usage>> {
+    mode.include_usage.then(|| mode.continuous_usage.then(usage))
+}
+
+/// Last events of OpenAI's streams: the usage if requested, and the end marker.
+fn done(usage: Option<AnswerEvent>) -> Vec<AnswerEvent> {
+    usage.into_iter().chain([AnswerEvent { name: None, data: "[DONE]".to_owned() }]).collect()
+}
+
+/// Writer of chat chunks.
+pub(crate) struct ChatWriter {
+    chunk: ChatCompletionChunk,
+    tokenizer: Arc<Tokenizer>,
+    mode: StreamMode,
+}
+
+impl ChatWriter {
+    pub(crate) fn new(head: AnswerHead, tokenizer: Arc<Tokenizer>, mode: StreamMode) -> Self {
         let chunk = ChatCompletionChunk {
             id: head.id,
             object: "chat.completion.chunk".to_owned(),
@@ -46,74 +96,89 @@ impl Writer {
             model: head.model,
             system_fingerprint: head.fingerprint,
             choices: vec![],
-            usage: None,
+            usage: mode.include_usage.then_some(None),
         };
-        Self::Chat { chunk, tokenizer }
+        Self { chunk, tokenizer, mode }
     }
 
-    /// Creates a writer of completion events.
-    pub(crate) fn completion(head: AnswerHead, tokenizer: Arc<Tokenizer>) -> Self {
-        Self::Completion { chunk: completion_response(head, vec![], None), tokenizer }
-    }
-
-    /// Writes the chunk that opens answer `index`, if there is one: a chat answer starts with its role.
-    pub(super) fn opening(&mut self, index: u32) -> Option<String> {
-        match self {
-            Self::Chat { chunk, .. } => {
-                let delta = Delta { role: Some("assistant".to_owned()), content: Some(String::new()) };
-                chunk.choices = vec![ChatChunkChoice { index, delta, logprobs: None, finish_reason: None }];
-                Some(to_json(chunk))
-            }
-            Self::Completion { .. } => None,
-        }
-    }
-
-    /// Writes the chunk that carries `delta` of answer `index`.
-    pub(super) fn delta(&mut self, index: u32, delta: ChoiceDelta) -> String {
-        let finish_reason = delta.finish_reason;
-        match self {
-            Self::Chat { chunk, tokenizer } => {
-                let logprobs = (!delta.scores.is_empty()).then(|| chat_logprobs(tokenizer, &delta.scores));
-                let content = finish_reason.is_none().then_some(delta.text);
-                let delta = Delta { role: None, content };
-                chunk.choices.clear();
-                chunk.choices.push(ChatChunkChoice { index, delta, logprobs, finish_reason });
-                to_json(chunk)
-            }
-            Self::Completion { chunk, tokenizer } => {
-                let logprobs = (!delta.scores.is_empty()).then(|| completion_logprobs(tokenizer, &delta.scores));
-                chunk.choices.clear();
-                chunk.choices.push(CompletionChoice { index, text: delta.text, logprobs, finish_reason });
-                to_json(chunk)
-            }
-        }
-    }
-
-    /// Sets what the next chunks say of the usage: nothing, null, or the usage so far.
-    pub(super) fn set_usage(&mut self, usage: Option<Option<Usage>>) {
-        match self {
-            Self::Chat { chunk, .. } => chunk.usage = usage,
-            Self::Completion { chunk, .. } => chunk.usage = usage,
-        }
-    }
-
-    /// Writes the chunk that carries only the usage.
-    pub(super) fn usage(&mut self, usage: Usage) -> String {
-        self.set_usage(Some(Some(usage)));
-        match self {
-            Self::Chat { chunk, .. } => {
-                chunk.choices.clear();
-                to_json(chunk)
-            }
-            Self::Completion { chunk, .. } => {
-                chunk.choices.clear();
-                to_json(chunk)
-            }
-        }
+    fn write(&mut self, choice: ChatChunkChoice) -> AnswerEvent {
+        self.chunk.choices.clear();
+        self.chunk.choices.push(choice);
+        AnswerEvent::unnamed(&self.chunk)
     }
 }
 
-fn to_json<T: serde::Serialize>(value: &T) -> String {
+impl AnswerWriter for ChatWriter {
+    fn opening(&mut self, index: u32) -> Vec<AnswerEvent> {
+        let delta = Delta { role: Some("assistant".to_owned()), content: Some(String::new()), ..Delta::default() };
+        vec![self.write(ChatChunkChoice { index, delta, logprobs: None, finish_reason: None })]
+    }
+
+    fn delta(&mut self, index: u32, delta: ChoiceDelta, usage: &dyn Fn() -> Usage) -> Vec<AnswerEvent> {
+        self.chunk.usage = chunk_usage(self.mode, usage);
+        let finish_reason = delta.finish_reason;
+        let logprobs = (!delta.scores.is_empty()).then(|| chat_logprobs(&self.tokenizer, &delta.scores));
+        let is_text = finish_reason.is_none() && delta.calls.is_empty() && delta.reasoning.is_empty();
+        let delta = Delta {
+            role: None,
+            content: (is_text || !delta.text.is_empty()).then_some(delta.text),
+            reasoning_content: (!delta.reasoning.is_empty()).then_some(delta.reasoning),
+            tool_calls: delta.calls.into_iter().map(ToolCallDelta::from).collect(),
+        };
+        vec![self.write(ChatChunkChoice { index, delta, logprobs, finish_reason })]
+    }
+
+    fn end(&mut self, usage: Usage) -> Vec<AnswerEvent> {
+        self.chunk.choices.clear();
+        self.chunk.usage = Some(Some(usage));
+        done(self.mode.include_usage.then(|| AnswerEvent::unnamed(&self.chunk)))
+    }
+}
+
+impl From<CallDelta> for ToolCallDelta {
+    fn from(delta: CallDelta) -> Self {
+        let (id, name) = delta.begins.map(|call| (call.id, call.name)).unzip();
+        let function = FunctionDelta { name, arguments: Some(delta.arguments) };
+        Self { index: delta.index, kind: id.is_some().then(|| "function".to_owned()), id, function }
+    }
+}
+
+/// Writer of completion chunks.
+pub(crate) struct CompletionWriter {
+    chunk: CompletionResponse,
+    tokenizer: Arc<Tokenizer>,
+    mode: StreamMode,
+}
+
+impl CompletionWriter {
+    pub(crate) fn new(head: AnswerHead, tokenizer: Arc<Tokenizer>, mode: StreamMode) -> Self {
+        let mut chunk = completion_response(head, vec![], None);
+        chunk.usage = mode.include_usage.then_some(None);
+        Self { chunk, tokenizer, mode }
+    }
+}
+
+impl AnswerWriter for CompletionWriter {
+    fn opening(&mut self, _index: u32) -> Vec<AnswerEvent> {
+        vec![]
+    }
+
+    fn delta(&mut self, index: u32, delta: ChoiceDelta, usage: &dyn Fn() -> Usage) -> Vec<AnswerEvent> {
+        self.chunk.usage = chunk_usage(self.mode, usage);
+        let logprobs = (!delta.scores.is_empty()).then(|| completion_logprobs(&self.tokenizer, &delta.scores));
+        self.chunk.choices.clear();
+        self.chunk.choices.push(CompletionChoice { index, text: delta.text, logprobs, finish_reason: delta.finish_reason });
+        vec![AnswerEvent::unnamed(&self.chunk)]
+    }
+
+    fn end(&mut self, usage: Usage) -> Vec<AnswerEvent> {
+        self.chunk.choices.clear();
+        self.chunk.usage = Some(Some(usage));
+        done(self.mode.include_usage.then(|| AnswerEvent::unnamed(&self.chunk)))
+    }
+}
+
+fn to_json<T: Serialize>(value: &T) -> String {
     serde_json::to_string(value).expect("answers have string keys only")
 }
 

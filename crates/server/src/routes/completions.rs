@@ -10,7 +10,9 @@ use axum::response::{IntoResponse, Response};
 use protocol::{ChatCompletionRequest, CompletionRequest};
 use tokens::Timestamp;
 
-use crate::answer::{AnswerHead, Generation, Writer, event_stream, whole_chat, whole_completion};
+use crate::answer::{
+    AnswerHead, AnswerWriter, ChatWriter, CompletionWriter, Generation, event_stream, whole_chat, whole_completion,
+};
 use crate::body::Body;
 use crate::error::ApiError;
 use crate::state::AppState;
@@ -26,7 +28,7 @@ pub(super) async fn chat(State(app): State<Arc<AppState>>, caller: Caller, mut b
     drop(body);
     let tokenizer = Arc::clone(&app.model.tokenizer);
     match stream {
-        Some(mode) => send_events(&app, Writer::chat(head, tokenizer), mode, generation).await,
+        Some(mode) => send_events(&app, Box::new(ChatWriter::new(head, tokenizer, mode)), generation).await,
         None => Ok(Json(whole_chat(head, generation, &tokenizer).await?).into_response()),
     }
 }
@@ -40,7 +42,7 @@ pub(super) async fn completions(State(app): State<Arc<AppState>>, caller: Caller
     drop(body);
     let tokenizer = Arc::clone(&app.model.tokenizer);
     match stream {
-        Some(mode) => send_events(&app, Writer::completion(head, tokenizer), mode, generation).await,
+        Some(mode) => send_events(&app, Box::new(CompletionWriter::new(head, tokenizer, mode)), generation).await,
         None => Ok(Json(whole_completion(head, generation, &tokenizer).await?).into_response()),
     }
 }
@@ -60,11 +62,11 @@ async fn begin(
 }
 
 /// Starts a stream; if waiting is bounded, only after the admission, so that a refusal has its status and `Retry-After`.
-async fn send_events(app: &AppState, writer: Writer, mode: StreamMode, mut generation: Generation) -> Result<Response, ApiError> {
+async fn send_events(app: &AppState, writer: Box<dyn AnswerWriter>, mut generation: Generation) -> Result<Response, ApiError> {
     if app.engine.bounds_waiting() {
         generation.admitted().await?;
     }
-    let events = event_stream(writer, mode, generation);
+    let events = event_stream(writer, generation);
     let keep_alive = KeepAlive::new().interval(app.config.keep_alive);
     // Prevents proxies from buffering tokens.
     let unbuffered = (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));

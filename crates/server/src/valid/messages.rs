@@ -28,6 +28,9 @@ pub(crate) fn valid_conversation(
         let message = "`continue_final_message` and `add_generation_prompt` cannot both be true";
         return Err(ApiError::param("continue_final_message", message));
     }
+    if fields.tools.is_some_and(|tools| !tools.is_empty()) {
+        return Err(ApiError::Unsupported { param: "tools".to_owned() });
+    }
     let options = ChatOptions {
         add_generation_prompt: fields.add_generation_prompt.unwrap_or(!continues),
         continue_final_message: continues,

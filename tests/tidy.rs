@@ -42,6 +42,7 @@ const LAYERING: [(u32, &str, &[&str]); 18] = [
     (1, "protocol", &["tokens"]),
     (1, "semantic", &["tokens"]),
     (1, "tokenizer", &["jinja", "tokens"]),
+    (0, "dialect", &[]),
     (0, "gguf", &[]),
     (0, "jinja", &[]),
     (0, "kernels", &[]),

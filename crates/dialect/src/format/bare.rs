@@ -1,0 +1,179 @@
+//! Calls without tags around them: the JSON of one or several (Llama 3, and small models of other dialects), or Python's syntax.
+
+use super::Format;
+use super::json_call::{JsonCall, Reading};
+use crate::scan::take;
+use crate::{OutputEvent, ToolSpec, python};
+
+/// Text that may stand before calls, and after one.
+const FENCES: [&str; 6] = ["```json", "```python", "```xml", "```", "<tools>", "<function_call>"];
+const ENDS: [&str; 9] = ["```", "</tools>", "</function_call>", "</tool_call>", "<|python_end|>", "<|eom_id|>", ";", ",", "]"];
+
+/// Reader of an answer that is nothing but calls. It decides by the beginning of the answer, and by the name of the function, which must be
+/// known: JSON that a user asked for stays text.
+pub(crate) struct Bare {
+    tools: Vec<ToolSpec>,
+    /// Text that announces calls in this dialect.
+    marker: &'static str,
+    state: State,
+    /// Text taken since the last call ended, in case that no further call begins in it.
+    raw: String,
+    num_calls: usize,
+}
+
+enum State {
+    /// Before the first call or after one.
+    Between,
+    /// Inside an object; `is_open` if its client has seen a call begin.
+    Json { call: JsonCall, is_open: bool },
+    /// No call begins any more.
+    Text,
+}
+
+impl Bare {
+    pub(crate) fn new(tools: Vec<ToolSpec>, marker: &'static str) -> Self {
+        Self { tools, marker, state: State::Between, raw: String::new(), num_calls: 0 }
+    }
+
+    /// True while the answer may turn out to be either.
+    pub(crate) fn is_undecided(&self) -> bool {
+        self.num_calls == 0 && !self.is_over()
+    }
+
+    /// True if the answer is a call.
+    pub(crate) fn is_call(&self) -> bool {
+        self.num_calls > 0
+    }
+
+    /// True if the rest is text.
+    pub(crate) fn is_over(&self) -> bool {
+        matches!(self.state, State::Text)
+    }
+
+    /// Reads calls. On text, leaves it and all that was taken since the last call in `text`.
+    pub(crate) fn read_calls(&mut self, text: &mut String, is_last: bool, events: &mut Vec<OutputEvent>) {
+        loop {
+            let goes_on = match self.state {
+                State::Between => self.read_between(text, is_last, events),
+                State::Json { .. } => self.read_json(text, is_last, events),
+                State::Text => return,
+            };
+            if !goes_on {
+                return;
+            }
+        }
+    }
+
+    fn read_between(&mut self, text: &mut String, is_last: bool, events: &mut Vec<OutputEvent>) -> bool {
+        self.keep(text, text.len() - text.trim_start().len());
+        let skipped: Vec<&str> = match self.num_calls {
+            0 => std::iter::once(self.marker).chain(FENCES).collect(),
+            _ => std::iter::once(self.marker).chain(FENCES).chain(ENDS).collect(),
+        };
+        let may_go_on =
+            text.is_empty() || skipped.iter().any(|skipped| skipped.len() > text.len() && skipped.starts_with(text.as_str()));
+        if may_go_on && !is_last {
+            return false;
+        }
+        if let Some(len) = skipped.iter().filter(|skipped| text.starts_with(**skipped)).map(|skipped| skipped.len()).max() {
+            self.keep(text, len);
+            return true;
+        }
+        let bracket = text.strip_prefix('[').map(str::trim_start);
+        if text.starts_with('{') || bracket.is_some_and(|inner| inner.starts_with('{')) {
+            let len = text.find('{').unwrap_or(0);
+            self.keep(text, len);
+            self.state = State::Json { call: JsonCall::default(), is_open: false };
+            return true;
+        }
+        if let Some((calls, len)) = python::calls(text).filter(|(calls, _)| calls.iter().all(|(name, _)| self.knows(name))) {
+            for (name, arguments) in calls {
+                let arguments = serde_json::Value::Object(arguments).to_string();
+                events.extend([OutputEvent::CallBegins(name), OutputEvent::Arguments(arguments), OutputEvent::CallEnds]);
+                self.num_calls += 1;
+            }
+            take(text, len);
+            self.raw.clear();
+            return true;
+        }
+        if !is_last && (bracket == Some("") || self.may_become_python(bracket.unwrap_or(text))) {
+            return false;
+        }
+        self.give_up(text);
+        false
+    }
+
+    /// True if `text` is the beginning of a call of a known function in Python's syntax.
+    fn may_become_python(&self, text: &str) -> bool {
+        self.tools.iter().any(|tool| match text.strip_prefix(tool.name.as_str()) {
+            Some(rest) => rest.is_empty() || rest.starts_with('('),
+            None => tool.name.starts_with(text),
+        })
+    }
+
+    fn knows(&self, name: &str) -> bool {
+        self.tools.iter().any(|tool| tool.name == name)
+    }
+
+    fn read_json(&mut self, text: &mut String, is_last: bool, events: &mut Vec<OutputEvent>) -> bool {
+        let State::Json { call, is_open } = &mut self.state else { return false };
+        let mut own = Vec::new();
+        let reading = call.push(text, &mut own);
+        let is_known = call.name().is_none_or(|name| self.tools.iter().any(|tool| tool.name == name));
+        if !is_known || (reading == Reading::NotACall && !*is_open) {
+            self.give_up(text);
+            return false;
+        }
+        if call.has_begun() && !std::mem::replace(is_open, true) {
+            self.num_calls += 1;
+        }
+        let is_open = *is_open;
+        events.append(&mut own);
+        match reading {
+            Reading::Ended(len) => {
+                take(text, len);
+                self.raw.clear();
+                self.state = State::Between;
+                return true;
+            }
+            // Its client has seen the call begin.
+            Reading::NotACall => {
+                events.push(OutputEvent::CallEnds);
+                text.clear();
+                self.state = State::Text;
+            }
+            Reading::Unfinished if is_open => text.clear(),
+            Reading::Unfinished => {
+                self.keep(text, text.len());
+                if is_last {
+                    self.give_up(text);
+                }
+            }
+        }
+        false
+    }
+
+    /// Takes `len` bytes that may still turn out to be text.
+    fn keep(&mut self, text: &mut String, len: usize) {
+        let piece = take(text, len);
+        self.raw.push_str(&piece);
+    }
+
+    /// Reads no more calls: puts back what was taken since the last one. Blanks and fences after a call are not text.
+    fn give_up(&mut self, text: &mut String) {
+        self.state = State::Text;
+        let raw = std::mem::take(&mut self.raw);
+        if self.num_calls == 0 || raw.contains('{') {
+            text.insert_str(0, &raw);
+        }
+    }
+}
+
+impl Format for Bare {
+    fn read(&mut self, text: &mut String, is_last: bool, events: &mut Vec<OutputEvent>) {
+        self.read_calls(text, is_last, events);
+        if self.is_over() && !text.is_empty() {
+            events.push(OutputEvent::Text(take(text, text.len())));
+        }
+    }
+}

@@ -188,8 +188,8 @@ impl Bench {
         let mut sums = self.device.zeros(context)?;
         let mut of_received = String::new();
         for (name, run) in [("listed", None), ("in a run", Some(0))] {
-            let giving = QueryRows { rows: &all.as_view(), run, num_rows, lse: &lse, table: 0, len: context };
-            let ms = self.time(|_| received.add(&paged, giving, &mut scratch, &mut sums))?;
+            let query_rows = QueryRows { rows: &all.as_view(), run, num_rows, lse: &lse, table: 0, len: context };
+            let ms = self.time(|_| received.add(&paged, query_rows, &mut scratch, &mut sums))?;
             let rate = 2.0 * seen * (NUM_HEADS * HEAD_DIM) as f64 / ms / 1e9;
             of_received += &format!(" {name} {:.1} us {rate:.0} TFLOP/s;", 1e3 * ms);
         }

@@ -23,21 +23,21 @@ pub struct ModelRunner {
     /// Timings of the last step that has ended.
     timings: StepTimings,
     /// Step that was launched.
-    launched: Option<Begun>,
+    launched: Option<LaunchedStep>,
     /// Step id and its batch, whose tokens are not yet known.
     prepared: Option<(u64, InputBatch)>,
 }
 
 /// A step that the device has begun.
-struct Begun {
+struct LaunchedStep {
     /// Results that each sequence asked for.
-    asked: Vec<Asked>,
+    asked: Vec<RequestedOutputs>,
     /// Time that building the batch took.
     building: Duration,
 }
 
 /// Results that the rows of one sequence are computed for.
-struct Asked {
+struct RequestedOutputs {
     request_id: RequestId,
     is_sampled: bool,
     /// Positions of the prompt tokens that are scored.
@@ -85,14 +85,14 @@ impl ModelRunner {
     }
 
     /// Begins `step` on the device.
-    fn begin(&mut self, step: &SchedulerOutput) -> Result<Begun, DeviceFault> {
+    fn begin(&mut self, step: &SchedulerOutput) -> Result<LaunchedStep, DeviceFault> {
         self.update_requests(step);
         let mut watch = Stopwatch::start();
         let mut batch = self.batch(step);
         let (mut asked, mut scored, mut sampled) = (Vec::new(), Vec::new(), Vec::new());
         for (input, sequence) in batch.sequences.iter().zip(&step.sequences) {
             let rows = self.scored_rows(sequence.request_id, input, &batch);
-            asked.push(Asked {
+            asked.push(RequestedOutputs {
                 request_id: sequence.request_id,
                 is_sampled: sequence.sample,
                 scored: rows.iter().map(|row| batch.positions[row.row] + 1).collect(),
@@ -117,7 +117,7 @@ impl ModelRunner {
             scored,
             sampled,
         })?;
-        Ok(Begun { asked, building })
+        Ok(LaunchedStep { asked, building })
     }
 
     /// Returns the batch of `step`: the prepared one or a new one.
@@ -158,8 +158,8 @@ impl ModelRunner {
     }
 
     /// Waits for a step that was begun.
-    fn end(&mut self, begun: Begun) -> Result<ModelRunnerOutput, DeviceFault> {
-        let Begun { mut asked, building } = begun;
+    fn end(&mut self, launched: LaunchedStep) -> Result<ModelRunnerOutput, DeviceFault> {
+        let LaunchedStep { mut asked, building } = launched;
         let found = self.device.finish()?;
         self.timings = StepTimings { forward: building + found.timings.forward, ..found.timings };
         let DeviceOutput { transfer, rejected_spans, mut probed, attention, scores, sampled, .. } = found;
@@ -194,16 +194,16 @@ impl ModelRunner {
 type PromptLogProbs = Vec<(RequestId, Vec<(u32, TokenLogProbs)>)>;
 
 /// Returns the log probabilities of prompt tokens, for the sequences that asked.
-fn prompt_logprobs(asked: &[Asked], scores: Vec<TokenLogProbs>) -> PromptLogProbs {
+fn prompt_logprobs(asked: &[RequestedOutputs], scores: Vec<TokenLogProbs>) -> PromptLogProbs {
     let mut scores = scores.into_iter();
     let scoring = asked.iter().filter(|asked| !asked.scored.is_empty());
     scoring.map(|asked| (asked.request_id, asked.scored.iter().copied().zip(scores.by_ref()).collect())).collect()
 }
 
 /// Returns the attention that the last rows of watched sequences paid to the positions they asked about.
-fn watched(asked: &[Asked], attention: Vec<Vec<f32>>) -> Vec<WatchedSpans> {
+fn watched(asked: &[RequestedOutputs], attention: Vec<Vec<f32>>) -> Vec<WatchedSpans> {
     let watching = asked.iter().filter(|asked| !asked.watched.is_empty());
-    let of_ranges = |(asked, paid): (&Asked, Vec<f32>)| WatchedSpans {
+    let of_ranges = |(asked, paid): (&RequestedOutputs, Vec<f32>)| WatchedSpans {
         request_id: asked.request_id,
         attention: asked.watched.iter().flat_map(|range| &paid[range.as_usize()]).copied().collect(),
     };

@@ -154,7 +154,7 @@ impl RequestState {
         let mut adjustments = Arc::clone(&self.adjustments);
         if self.constrained.is_none() && !self.premature().is_empty() {
             for stop in self.premature() {
-                put(Arc::make_mut(&mut adjustments), stop.0).subtract = f32::INFINITY;
+                adjustment_mut(Arc::make_mut(&mut adjustments), stop.0).subtract = f32::INFINITY;
             }
         }
         let distribution =
@@ -180,7 +180,7 @@ impl RequestState {
         self.last_token = Some(token.0);
         if self.penalises_output() {
             *self.output_counts.entry(token.0).or_default() += 1;
-            *put(Arc::make_mut(&mut self.adjustments), token.0) = self.adjustment(token.0);
+            *adjustment_mut(Arc::make_mut(&mut self.adjustments), token.0) = self.adjustment(token.0);
         }
         let premature = premature(&self.params, self.num_output_tokens);
         self.constrained.as_mut().is_some_and(|constrained| constrained.record(token, premature))
@@ -196,7 +196,7 @@ impl RequestState {
         }
         if let Some(count) = self.output_counts.get_mut(&token) {
             *count -= 1;
-            *put(Arc::make_mut(&mut self.adjustments), token) = self.adjustment(token);
+            *adjustment_mut(Arc::make_mut(&mut self.adjustments), token) = self.adjustment(token);
         }
     }
 
@@ -227,7 +227,7 @@ fn premature(params: &SamplingParams, num_output_tokens: u32) -> &[TokenId] {
 }
 
 /// Returns the entry of `token`, inserted if missing.
-fn put(adjustments: &mut Vec<Adjustment>, token: u32) -> &mut Adjustment {
+fn adjustment_mut(adjustments: &mut Vec<Adjustment>, token: u32) -> &mut Adjustment {
     let idx = adjustments.binary_search_by_key(&token, |adjustment| adjustment.token).unwrap_or_else(|idx| {
         adjustments.insert(idx, Adjustment::none(token));
         idx

@@ -65,27 +65,30 @@ impl AttentionReceived {
     pub fn add(
         &self,
         paged: &PagedQueries<'_>,
-        giving: QueryRows<'_>,
+        query_rows: QueryRows<'_>,
         scratch: &mut CudaSlice<f32>,
         received: &mut CudaSlice<f32>,
     ) -> Result<(), DeviceError> {
         paged.check(0);
         assert_eq!(paged.head_dim, self.head_dim, "heads have the size that the functions are compiled for");
-        assert!(giving.num_rows > 0 && giving.num_rows <= giving.rows.len() && giving.len > 0, "rows lie in their list");
-        assert!((giving.table + 1) * paged.max_blocks <= paged.block_tables.len(), "the sequence has a table");
-        assert!(Self::scratch_len(paged.num_kv_heads, giving.len) <= scratch.len(), "every share has sums");
-        assert!(giving.len <= received.len(), "every position has a sum");
-        let shares = match (&self.hopper, giving.run) {
+        assert!(
+            query_rows.num_rows > 0 && query_rows.num_rows <= query_rows.rows.len() && query_rows.len > 0,
+            "rows lie in their list"
+        );
+        assert!((query_rows.table + 1) * paged.max_blocks <= paged.block_tables.len(), "the sequence has a table");
+        assert!(Self::scratch_len(paged.num_kv_heads, query_rows.len) <= scratch.len(), "every share has sums");
+        assert!(query_rows.len <= received.len(), "every position has a sum");
+        let shares = match (&self.hopper, query_rows.run) {
             (Some(hopper), Some(first_row)) if paged.is_causal() => {
-                hopper.run(&self.device, paged, &giving, first_row, (MAX_SHARES, scratch))?
+                hopper.run(&self.device, paged, &query_rows, first_row, (MAX_SHARES, scratch))?
             }
-            _ => self.receive(paged, &giving, scratch)?,
+            _ => self.receive(paged, &query_rows, scratch)?,
         };
-        let (len, num_partials) = (giving.len as i32, (shares * paged.num_kv_heads) as i32);
+        let (len, num_partials) = (query_rows.len as i32, (shares * paged.num_kv_heads) as i32);
         let mut call = self.device.stream().launch_builder(&self.add_partials);
         call.arg(&*scratch).arg(&num_partials).arg(received).arg(&len);
         // SAFETY: both buffers hold every position, as asserted.
-        unsafe { call.launch(launch((giving.len.div_ceil(THREADS), 1, 1), THREADS, 0)) }?;
+        unsafe { call.launch(launch((query_rows.len.div_ceil(THREADS), 1, 1), THREADS, 0)) }?;
         Ok(())
     }
 
@@ -93,19 +96,19 @@ impl AttentionReceived {
     fn receive(
         &self,
         paged: &PagedQueries<'_>,
-        giving: &QueryRows<'_>,
+        query_rows: &QueryRows<'_>,
         scratch: &mut CudaSlice<f32>,
     ) -> Result<usize, DeviceError> {
         let (stream, sizes) = (self.device.stream(), paged.sizes());
-        let units = giving.len.div_ceil(TILE_KEYS) * paged.num_kv_heads;
-        let num_tiles = (giving.num_rows * paged.group()).div_ceil(TILE_ROWS);
+        let units = query_rows.len.div_ceil(TILE_KEYS) * paged.num_kv_heads;
+        let num_tiles = (query_rows.num_rows * paged.group()).div_ceil(TILE_ROWS);
         let shares = (8 * self.num_multiprocessors / units).min(num_tiles / SHARE_TILES).clamp(1, MAX_SHARES);
-        let (num_rows, len) = (giving.num_rows as i32, giving.len as i32);
-        let table = paged.block_tables.slice(giving.table * paged.max_blocks..);
+        let (num_rows, len) = (query_rows.num_rows as i32, query_rows.len as i32);
+        let table = paged.block_tables.slice(query_rows.table * paged.max_blocks..);
         let mut call = stream.launch_builder(&self.receive);
-        call.arg(paged.queries).arg(giving.rows).arg(&num_rows).arg(&paged.positions).arg(giving.lse);
+        call.arg(paged.queries).arg(query_rows.rows).arg(&num_rows).arg(&paged.positions).arg(query_rows.lse);
         call.arg(&table).arg(&paged.keys).arg(&sizes).arg(scratch).arg(&len);
-        let grid = (giving.len.div_ceil(TILE_KEYS), paged.num_kv_heads, shares);
+        let grid = (query_rows.len.div_ceil(TILE_KEYS), paged.num_kv_heads, shares);
         // SAFETY: the layer lies in the pool, sums in their buffers, as asserted; that the list contains rows of the batch and the table
         // covers them with blocks of the pool is the caller's promise.
         unsafe { call.launch(launch(grid, THREADS, shared_bytes(paged.head_dim))) }?;
@@ -148,10 +151,10 @@ mod tests {
         let len = positions[*chosen.last().unwrap()] as usize + 1;
         let rows: Vec<u32> = chosen.iter().map(|i| *i as u32 + 2).collect();
         let rows = device.upload(&rows).unwrap();
-        let giving = QueryRows { rows: &rows.as_view(), run, num_rows: chosen.len(), lse: &lse, table: 1, len };
+        let query_rows = QueryRows { rows: &rows.as_view(), run, num_rows: chosen.len(), lse: &lse, table: 1, len };
         let mut scratch = device.upload(&vec![f32::NAN; AttentionReceived::scratch_len(num_kv_heads, len)]).unwrap();
         let mut sums = device.upload(&vec![1f32; len + 5]).unwrap();
-        received.add(&on_device.paged(world), giving, &mut scratch, &mut sums).unwrap();
+        received.add(&on_device.paged(world), query_rows, &mut scratch, &mut sums).unwrap();
         let sums = device.download(&sums).unwrap();
         let expected = world.received(1, chosen, len);
         let less_one: Vec<f32> = sums[..len].iter().map(|sum| sum - 1.0).collect();

@@ -54,29 +54,29 @@ impl ReceivedHopper {
         &self,
         device: &Device,
         paged: &PagedQueries<'_>,
-        giving: &QueryRows<'_>,
+        query_rows: &QueryRows<'_>,
         first_row: usize,
         (max_shares, scratch): (usize, &mut CudaSlice<f32>),
     ) -> Result<usize, DeviceError> {
         let (stream, tile_tokens) = (device.stream(), TILE_ROWS / paged.group());
         assert!(
-            tile_tokens > 0 && first_row + giving.num_rows <= paged.positions.len(),
+            tile_tokens > 0 && first_row + query_rows.num_rows <= paged.positions.len(),
             "a token's heads fit a tile, and rows the batch"
         );
-        let units = giving.len.div_ceil(TILE_KEYS) * paged.num_kv_heads;
-        let num_tiles = giving.num_rows.div_ceil(tile_tokens);
+        let units = query_rows.len.div_ceil(TILE_KEYS) * paged.num_kv_heads;
+        let num_tiles = query_rows.num_rows.div_ceil(tile_tokens);
         let num_shares = (2 * self.num_multiprocessors / units).min(num_tiles / SHARE_TILES).clamp(1, max_shares);
         let queries = TensorMap::of_queries(paged, paged.positions.len(), tile_tokens, stream)?;
         let keys = TensorMap::of_pool(paged, &paged.keys, stream)?;
         let arguments = Arguments {
             positions: address(&paged.positions.slice(first_row..), stream),
-            table: address(&paged.block_tables.slice(giving.table * paged.max_blocks..), stream),
-            lse: address(&giving.lse.slice(first_row * paged.num_heads..), stream),
+            table: address(&paged.block_tables.slice(query_rows.table * paged.max_blocks..), stream),
+            lse: address(&query_rows.lse.slice(first_row * paged.num_heads..), stream),
             partial: scratch.device_ptr_mut(stream).0,
             sizes: paged.sizes(),
             first_row: first_row as i32,
-            num_rows: giving.num_rows as i32,
-            len: giving.len as i32,
+            num_rows: query_rows.num_rows as i32,
+            len: query_rows.len as i32,
             num_shares: num_shares as i32,
         };
         let grid = (units * num_shares).min(self.num_multiprocessors);

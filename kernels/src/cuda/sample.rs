@@ -286,7 +286,7 @@ impl Sampler {
             self.device.synchronize()?;
             self.masks.upload = Upload::new(&self.device, capacity.next_power_of_two())?;
         }
-        let [words, rows] = self.masks.upload.put(lengths, |[words, rows]| {
+        let [words, rows] = self.masks.upload.stage(lengths, |[words, rows]| {
             rows.iter_mut().zip(&masked).for_each(|(to, (row, _))| *to = *row);
             for (to, (_, mask)) in words.chunks_exact_mut(num_words).zip(&masked) {
                 to[..mask.len()].copy_from_slice(mask);
@@ -391,9 +391,9 @@ impl Sampler {
     ///
     /// # Errors
     /// If memory does not suffice.
-    pub fn room_for(&self, num_rows: usize, num_likely: usize) -> Result<Kept, DeviceError> {
+    pub fn room_for(&self, num_rows: usize, num_likely: usize) -> Result<DeviceResults, DeviceError> {
         let (choices, likely) = (self.device.zeros(num_rows.max(1))?, self.device.zeros(num_likely.max(1))?);
-        Ok(Kept { device: Arc::clone(&self.device), choices, likely, rows: Vec::with_capacity(num_rows), num_likely: 0 })
+        Ok(DeviceResults { device: Arc::clone(&self.device), choices, likely, rows: Vec::with_capacity(num_rows), num_likely: 0 })
     }
 
     /// Appends the results of the rows uploaded last to `kept`, without waiting.
@@ -403,7 +403,7 @@ impl Sampler {
     ///
     /// # Panics
     /// If there is no room.
-    pub fn keep(&self, kept: &mut Kept) -> Result<(), DeviceError> {
+    pub fn keep(&self, kept: &mut DeviceResults) -> Result<(), DeviceError> {
         let stream = self.device.stream();
         let (first, end) = (kept.rows.len(), kept.rows.len() + self.uploaded.len());
         stream.memcpy_dtod(&self.choices.slice(..end - first), &mut kept.choices.slice_mut(first..end))?;
@@ -419,7 +419,7 @@ impl Sampler {
 }
 
 /// Results of several launches, still on the device, so that the next launch need not wait for the host.
-pub struct Kept {
+pub struct DeviceResults {
     device: Arc<Device>,
     choices: CudaSlice<RawChoice>,
     likely: CudaSlice<RawLikely>,
@@ -428,7 +428,7 @@ pub struct Kept {
     num_likely: usize,
 }
 
-impl Kept {
+impl DeviceResults {
     /// Returns all results; waits for the launches.
     ///
     /// # Errors

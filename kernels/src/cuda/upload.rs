@@ -41,7 +41,7 @@ unsafe impl<const N: usize> Words for [f32; N] {
 
 /// A buffer of words on the host that the device can read, and its copy on the device.
 ///
-/// The arrays that are put first are always at the same addresses, so a captured graph finds the arrays of the next step where those of the
+/// The arrays that are staged first are always at the same addresses, so a captured graph finds the arrays of the next step where those of the
 /// last one were.
 pub struct Upload {
     device: Arc<Device>,
@@ -58,7 +58,7 @@ impl Upload {
     /// If memory does not suffice.
     pub fn new(device: &Arc<Device>, capacity: usize) -> Result<Self, DeviceError> {
         let capacity = capacity.next_multiple_of(ALIGNMENT);
-        // SAFETY: `put` writes words before they are read.
+        // SAFETY: `stage` writes words before they are read.
         let host = unsafe { device.context().alloc_pinned_with_flags(capacity.max(1), 0) }?;
         Ok(Self { device: Arc::clone(device), host, copy: device.zeros(capacity)?, in_flight: 0 })
     }
@@ -83,7 +83,7 @@ impl Upload {
     ///
     /// # Panics
     /// If there is no room.
-    pub fn put<const N: usize>(
+    pub fn stage<const N: usize>(
         &mut self,
         lengths: [usize; N],
         write: impl FnOnce([&mut [u32]; N]),
@@ -111,14 +111,14 @@ impl Upload {
         Ok(ranges.map(|range| first + range.start..first + range.end))
     }
 
-    /// Runs [`Self::put`] at the beginning, where a recorded graph reads arrays of these lengths. Waits for pending transfers.
+    /// Runs [`Self::stage`] at the beginning, where a recorded graph reads arrays of these lengths. Waits for pending transfers.
     ///
     /// # Errors
     /// If the device fails.
     ///
     /// # Panics
     /// If there is no room.
-    pub fn put_first<const N: usize>(
+    pub fn stage_first<const N: usize>(
         &mut self,
         lengths: [usize; N],
         write: impl FnOnce([&mut [u32]; N]),
@@ -127,10 +127,10 @@ impl Upload {
             self.device.synchronize()?;
             self.in_flight = 0;
         }
-        self.put(lengths, write)
+        self.stage(lengths, write)
     }
 
-    /// Records that the device was waited for since the last [`Self::put`].
+    /// Records that the device was waited for since the last [`Self::stage`].
     pub fn arrived(&mut self) {
         self.in_flight = 0;
     }
@@ -178,7 +178,7 @@ mod tests {
         let mut upload = Upload::new(&device, 64).unwrap();
         for round in 0..3u32 {
             let [a, b] = upload
-                .put([3, 5], |[a, b]| {
+                .stage([3, 5], |[a, b]| {
                     a.fill(round);
                     b.copy_from_slice(&[7, 8, 9, 10, round]);
                 })
@@ -195,14 +195,14 @@ mod tests {
     fn cuda_arrays_on_their_way_are_not_overwritten() {
         let device = device();
         let mut upload = Upload::new(&device, 16).unwrap();
-        let put = |upload: &mut Upload, x: u32| upload.put([6], |[array]| array.fill(x)).unwrap()[0].clone();
-        assert_eq!([put(&mut upload, 1), put(&mut upload, 2)], [0..6, 8..14]);
+        let stage = |upload: &mut Upload, x: u32| upload.stage([6], |[array]| array.fill(x)).unwrap()[0].clone();
+        assert_eq!([stage(&mut upload, 1), stage(&mut upload, 2)], [0..6, 8..14]);
         assert_eq!(device.stream().clone_dtoh(&upload.words(0..14)).unwrap()[..6], [1; 6]);
         // There is no room after them.
-        assert_eq!(put(&mut upload, 3), 0..6);
-        assert_eq!(upload.put_first([2], |[array]| array.fill(4)).unwrap()[0], 0..2);
+        assert_eq!(stage(&mut upload, 3), 0..6);
+        assert_eq!(upload.stage_first([2], |[array]| array.fill(4)).unwrap()[0], 0..2);
         upload.arrived();
-        assert_eq!(put(&mut upload, 5), 0..6);
+        assert_eq!(stage(&mut upload, 5), 0..6);
         device.synchronize().unwrap();
     }
 }

@@ -5,7 +5,7 @@ mod decode;
 mod decoder;
 mod graphs;
 mod host_tier;
-mod kept;
+mod kept_rows;
 mod place;
 mod prefill;
 mod probe;
@@ -27,7 +27,7 @@ use self::activations::MAX_LOGIT_ROWS;
 use self::decoder::Decoder;
 use self::graphs::DecodeGraphs;
 use self::host_tier::HostTier;
-use self::kept::KeptRows;
+use self::kept_rows::KeptRows;
 use self::rows::UploadedStep;
 use self::step::{BLOCK, Step};
 use self::watch::Watched;
@@ -57,12 +57,12 @@ pub struct CudaBackend {
     scoring: Timer,
     scoring_time: Duration,
     logits: Vec<f32>,
-    /// Step that was begun.
-    begun: Option<Begun>,
+    /// Output of the step that was begun, until it is finished.
+    begun: Option<PendingOutput>,
 }
 
-/// A step that was begun.
-struct Begun {
+/// Output of a step that was begun, until its tokens are known.
+struct PendingOutput {
     /// Output without the tokens.
     output: DeviceOutput,
     /// Rows that tokens are sampled from.
@@ -235,7 +235,7 @@ impl CudaBackend {
             self.run_decode(&step)?;
         } else {
             if let Some(rows) = batch.logit_rows.as_deref().filter(|_| !is_watched) {
-                step.want(rows);
+                step.restrict_logits(rows);
             }
             step.resumed = self.kept.resumed(batch, &step).filter(|_| !is_watched);
             attention = self.run_step(&step, batch)?;
@@ -299,13 +299,13 @@ impl crate::Device for CudaBackend {
             is_sampling = self.begin_sampling(&step.sampled)?;
             output.timings.sample = watch.lap();
         }
-        self.begun = Some(Begun { output, rows: step.sampled, is_sampling });
+        self.begun = Some(PendingOutput { output, rows: step.sampled, is_sampling });
         Ok(())
     }
 
     /// Waits also for a step that samples nothing: the scheduler learns from its time. A step without rows leaves transfers pending.
     fn finish(&mut self) -> Result<DeviceOutput, DeviceFault> {
-        let Begun { mut output, rows, is_sampling } = self.begun.take().expect("a step was begun");
+        let PendingOutput { mut output, rows, is_sampling } = self.begun.take().expect("a step was begun");
         let mut watch = Stopwatch::start();
         output.sampled = if is_sampling { self.finish_sampling()? } else { self.sample(&rows)? };
         self.wait_for_transfers()?;
@@ -336,7 +336,7 @@ impl CudaBackend {
             wanted.len(),
             kept.len(),
         ];
-        let ranges = self.upload.put(lengths, |[ids, at, slots, tables, of, to_parts, of_last, to_wanted, to_kept]| {
+        let ranges = self.upload.stage(lengths, |[ids, at, slots, tables, of, to_parts, of_last, to_wanted, to_kept]| {
             to_kept.copy_from_slice(kept);
             to_parts.chunks_exact_mut(3).zip(&parts).for_each(|(to, part)| to.copy_from_slice(&part.words()));
             ids.copy_from_slice(&step.token_ids);

@@ -29,10 +29,10 @@ fn regex(expression: &str) -> Grammar {
 }
 
 /// A prompt with its sampling.
-type Asked = (Vec<u32>, SamplingParams);
+type PromptRequest = (Vec<u32>, SamplingParams);
 
 /// Answers all of `asked` at once in a pool of `num_blocks`, in order; also returns the number of preemptions.
-fn answers(device: Box<dyn Device>, num_blocks: usize, asked: &[Asked]) -> (Vec<(String, FinishReason)>, u64) {
+fn answers(device: Box<dyn Device>, num_blocks: usize, asked: &[PromptRequest]) -> (Vec<(String, FinishReason)>, u64) {
     let config = SchedulerConfig { max_num_batched_tokens: 96, max_num_seqs: 8, ..SchedulerConfig::new(num_blocks, 256) };
     let mut core = EngineCore::new(config, ModelRunner::new(device, BlockSize::DEFAULT)).unwrap();
     for (id, (prompt, sampling)) in (0..).zip(asked) {
@@ -84,7 +84,7 @@ fn every_answer_is_a_sentence_and_ends_when_nothing_may_follow() {
         logprobs: Some(3),
         ..drawn(seed.into(), Some(grammar.clone()))
     };
-    let asked: Vec<Asked> = (0..24).map(|seed| (prompt(seed), penalised(seed))).collect();
+    let asked: Vec<PromptRequest> = (0..24).map(|seed| (prompt(seed), penalised(seed))).collect();
     let (found, _) = answers(cpu(64), 64, &asked);
     for (text, reason) in &found {
         assert!(is_sentence(text) && *reason == FinishReason::Complete, "{text:?} {reason:?}");
@@ -97,10 +97,10 @@ fn every_answer_is_a_sentence_and_ends_when_nothing_may_follow() {
 
 #[test]
 fn a_constraint_changes_no_answer_beside_it() {
-    let alone: Vec<Asked> = (0..6).map(|seed| (prompt(seed), drawn(seed.into(), None))).collect();
+    let alone: Vec<PromptRequest> = (0..6).map(|seed| (prompt(seed), drawn(seed.into(), None))).collect();
     let grammar = regex("[0-9]{1,30}");
     let beside = (6..9).map(|seed| (prompt(seed), drawn(seed.into(), Some(grammar.clone()))));
-    let mixed: Vec<Asked> = alone.iter().cloned().chain(beside).collect();
+    let mixed: Vec<PromptRequest> = alone.iter().cloned().chain(beside).collect();
     let (expected, found) = (answers(cpu(64), 64, &alone).0, answers(cpu(64), 64, &mixed).0);
     assert_eq!(found[..6], expected);
     assert!(found[6..].iter().all(|(text, _)| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())), "{found:?}");
@@ -110,7 +110,7 @@ fn a_constraint_changes_no_answer_beside_it() {
 fn a_preempted_answer_goes_on_in_its_grammar() {
     let grammar = regex("([a-c][0-9]){60}!");
     let sampling = |seed: u32| SamplingParams { max_tokens: 130, ..drawn(seed.into(), Some(grammar.clone())) };
-    let asked: Vec<Asked> = (0..6).map(|seed| (prompt(seed), sampling(seed))).collect();
+    let asked: Vec<PromptRequest> = (0..6).map(|seed| (prompt(seed), sampling(seed))).collect();
     let (expected, none) = answers(cpu(64), 64, &asked);
     let (found, some) = answers(cpu(20), 20, &asked);
     assert!(none == 0 && some > 0, "{none} {some}");
@@ -146,7 +146,7 @@ fn cuda_constrained_answers_are_those_of_the_cpu() {
     let grammar = regex("[a-f]{3,7}x");
     let greedy =
         |seed: u32| SamplingParams { temperature: 0.0, ..drawn(seed.into(), seed.is_multiple_of(2).then(|| grammar.clone())) };
-    let asked: Vec<Asked> = (0..12).map(|seed| (prompt(seed), greedy(seed))).collect();
+    let asked: Vec<PromptRequest> = (0..12).map(|seed| (prompt(seed), greedy(seed))).collect();
     let (found, _) = answers(cuda(64), 64, &asked);
     for ((text, reason), (_, sampling)) in found.iter().zip(&asked) {
         if sampling.grammar.is_some() {
@@ -155,7 +155,7 @@ fn cuda_constrained_answers_are_those_of_the_cpu() {
     }
     let long = regex("([a-c][0-9]){60}!");
     let drawn = |seed: u32| SamplingParams { max_tokens: 130, ..drawn(seed.into(), Some(long.clone())) };
-    let asked: Vec<Asked> = (0..6).map(|seed| (prompt(seed), drawn(seed))).collect();
+    let asked: Vec<PromptRequest> = (0..6).map(|seed| (prompt(seed), drawn(seed))).collect();
     let (found, some) = answers(cuda(20), 20, &asked);
     assert!(some > 0 && found.iter().all(|(text, reason)| text.len() == 121 && *reason == FinishReason::Complete), "{found:?}");
 }

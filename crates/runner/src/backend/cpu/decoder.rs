@@ -8,7 +8,7 @@ use kernels::cpu::{
 use tokens::BlockSize;
 
 use super::CpuBackend;
-use super::workspace::{Workspace, sized};
+use super::workspace::{Workspace, resized};
 use crate::{InputBatch, InputSequence, ModelSpec};
 
 /// Slots per block.
@@ -49,9 +49,9 @@ impl CpuBackend {
         let (config, threads) = (&self.config, &self.threads);
         let (rows, width) = (positions.len(), config.qkv_width());
         let layer = &self.weights.layers[i];
-        let normed = sized(&mut w.normed, w.hidden.len());
+        let normed = resized(&mut w.normed, w.hidden.len());
         rms_norm(threads, &w.hidden, &layer.attention_norm, config.rms_norm_eps, normed);
-        let qkv = sized(&mut w.qkv, rows * width);
+        let qkv = resized(&mut w.qkv, rows * width);
         matmul(threads, normed, rows, &layer.qkv, layer.qkv_bias.as_deref().map_or(Init::Zero, Init::Bias), qkv);
         let (heads, kv_heads, head_dim) = (config.num_heads, config.num_kv_heads, config.head_dim);
         let k_column = heads * head_dim;
@@ -130,7 +130,7 @@ impl CpuBackend {
                 block_table: &sequence.block_table,
             })
             .collect();
-        let attended = sized(&mut w.attended, rows * config.num_heads * config.head_dim);
+        let attended = resized(&mut w.attended, rows * config.num_heads * config.head_dim);
         attention(threads, self.attention_shape(i), &w.qkv, &self.kv[i], &sequences, attended);
         let post_norm = layer.post_norms.as_ref().map(|(attention, _)| &attention[..]);
         self.add_product(rows, attended, &layer.output, post_norm, &mut w.unnormed, &mut w.hidden);
@@ -149,7 +149,7 @@ impl CpuBackend {
         let Some(weight) = post_norm else {
             return matmul(&self.threads, input, rows, matrix, Init::Accumulate, hidden);
         };
-        let unnormed = sized(unnormed, hidden.len());
+        let unnormed = resized(unnormed, hidden.len());
         matmul(&self.threads, input, rows, matrix, Init::Zero, unnormed);
         add_rms_norm(&self.threads, unnormed, weight, self.config.rms_norm_eps, hidden);
     }
@@ -158,11 +158,11 @@ impl CpuBackend {
     pub(super) fn feed_forward(&self, i: usize, w: &mut Workspace) {
         let (config, threads, layer) = (&self.config, &self.threads, &self.weights.layers[i]);
         let rows = w.hidden.len() / config.hidden_size;
-        let normed = sized(&mut w.normed, w.hidden.len());
+        let normed = resized(&mut w.normed, w.hidden.len());
         rms_norm(threads, &w.hidden, &layer.feed_forward_norm, config.rms_norm_eps, normed);
-        let gate_up = sized(&mut w.gate_up, rows * 2 * config.intermediate_size);
+        let gate_up = resized(&mut w.gate_up, rows * 2 * config.intermediate_size);
         matmul(threads, normed, rows, &layer.gate_up, Init::Zero, gate_up);
-        let activated = sized(&mut w.activated, rows * config.intermediate_size);
+        let activated = resized(&mut w.activated, rows * config.intermediate_size);
         gated(threads, config.activation, gate_up, config.intermediate_size, activated);
         let post_norm = layer.post_norms.as_ref().map(|(_, feed_forward)| &feed_forward[..]);
         self.add_product(rows, activated, &layer.down, post_norm, &mut w.unnormed, &mut w.hidden);
@@ -173,9 +173,9 @@ impl CpuBackend {
         let (config, threads, w) = (&self.config, &self.threads, &mut self.workspace);
         let hidden: Vec<f32> =
             rows.iter().flat_map(|row| &w.hidden[row * config.hidden_size..][..config.hidden_size]).copied().collect();
-        let normed = sized(&mut w.normed, hidden.len());
+        let normed = resized(&mut w.normed, hidden.len());
         rms_norm(threads, &hidden, &self.weights.output_norm, config.rms_norm_eps, normed);
-        let logits = sized(&mut w.logits, rows.len() * config.vocab_size);
+        let logits = resized(&mut w.logits, rows.len() * config.vocab_size);
         let head = self.weights.head.as_ref().unwrap_or(&self.weights.embedding);
         matmul(threads, normed, rows.len(), head, Init::Zero, logits);
         logits
@@ -204,7 +204,7 @@ impl CpuBackend {
     /// Computes the residual stream before the first layer.
     pub(super) fn embed(&self, token_ids: &[u32], out: &mut Vec<f32>) {
         let ModelSpec { hidden_size, embedding_scale, .. } = self.config;
-        let out = sized(out, token_ids.len() * hidden_size);
+        let out = resized(out, token_ids.len() * hidden_size);
         for (token, row) in token_ids.iter().zip(out.chunks_exact_mut(hidden_size)) {
             self.weights.embedding.parts()[0].read_row(*token as usize, row);
         }

@@ -26,7 +26,7 @@ impl Workspace {
 }
 
 /// Returns `buffer`, resized to `len` elements.
-pub(super) fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+pub(super) fn resized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     buffer.resize(len, 0.0);
     buffer
 }

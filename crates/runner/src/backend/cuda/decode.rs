@@ -48,7 +48,7 @@ impl CudaBackend {
         let mut parts = decode_parts(&at, kv_heads, multiprocessors);
         parts.resize(DecodePart::most(rows, kv_heads, multiprocessors), DecodePart::NONE);
         let lengths = [rows, rows, rows, rows * blocks, 0, 3 * parts.len()];
-        let ranges = self.upload.put_first(lengths, |[ids, positions, slots, tables, _, to_parts]| {
+        let ranges = self.upload.stage_first(lengths, |[ids, positions, slots, tables, _, to_parts]| {
             to_parts.chunks_exact_mut(3).zip(&parts).for_each(|(to, part)| to.copy_from_slice(&part.words()));
             let fill = |to: &mut [u32], from: &[u32], rest: u32| {
                 to[..num_rows].copy_from_slice(from);

@@ -15,7 +15,7 @@ use super::activations::{Activations, MAX_LOGIT_ROWS};
 use super::decoder::{Decoder, Kernels};
 use super::graphs::{Bucket, DecodeGraphs};
 use super::host_tier::HostTier;
-use super::kept::KeptRows;
+use super::kept_rows::KeptRows;
 use super::step::{BLOCK, MAX_RECORDED_ROWS, Step};
 use super::weights::Weights;
 use crate::checkpoint::{self, Checkpoint, Role};

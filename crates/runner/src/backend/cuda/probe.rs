@@ -9,7 +9,7 @@ use super::decoder::qkv_shape;
 use super::rows::UploadedStep;
 use super::spans::MEASURES;
 use super::step::Step;
-use super::watch::{Giving, Received};
+use super::watch::{QueryRowSet, Received};
 use crate::InputBatch;
 use crate::batch::dense_table;
 
@@ -53,8 +53,8 @@ impl CudaBackend {
             for i in 0..decoder.config.num_layers() {
                 decoder.layer(i, &rows.on(upload), pool, None, true)?;
                 let list = self.extra.words(list.clone());
-                let giving = Giving { rows: &list, run: Some(0), table: 0, len: end(positions) };
-                attention.received.add(i, giving, decoder, &rows.on(upload), pool)?;
+                let query_rows = QueryRowSet { rows: &list, run: Some(0), table: 0, len: end(positions) };
+                attention.received.add(i, query_rows, decoder, &rows.on(upload), pool)?;
                 attention.num_terms += positions.len() * decoder.config.num_heads;
             }
         }
@@ -156,8 +156,8 @@ impl CudaBackend {
         let list = self.upload_list(&readers)?;
         let Self { decoder, pool, upload, extra, .. } = self;
         decoder.log_sums(layer, &rows.on(upload), pool)?;
-        let giving = Giving { rows: &extra.words(list), run, table: 0, len };
-        attention.received.add(layer, giving, decoder, &rows.on(upload), pool)?;
+        let query_rows = QueryRowSet { rows: &extra.words(list), run, table: 0, len };
+        attention.received.add(layer, query_rows, decoder, &rows.on(upload), pool)?;
         attention.num_terms += readers.len() * decoder.config.num_heads;
         Ok(())
     }

@@ -74,7 +74,7 @@ impl CudaBackend {
     /// Measures tokens, each given by its span and its index there, as `[tokens, MEASURES]`.
     fn measure_layer0(&mut self, spans: &[SpanCopy], tokens: &[(usize, usize)]) -> Result<CudaSlice<f32>, DeviceError> {
         let len = tokens.len();
-        let ranges = self.upload.put([len, len, len, 0, 0], |[ids, positions, slots, ..]| {
+        let ranges = self.upload.stage([len, len, len, 0, 0], |[ids, positions, slots, ..]| {
             for (row, (span, i)) in tokens.iter().enumerate() {
                 let span = &spans[*span];
                 ids[row] = span.token_ids[*i].0;
@@ -139,7 +139,7 @@ impl CudaBackend {
             self.device.synchronize()?;
             self.extra = Upload::new(&self.device, words.next_power_of_two())?;
         }
-        self.extra.put(lengths, write)
+        self.extra.stage(lengths, write)
     }
 }
 

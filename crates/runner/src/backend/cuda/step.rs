@@ -104,7 +104,7 @@ impl Step {
     }
 
     /// Sets the rows whose logits may be requested, if that saves work.
-    pub(super) fn want(&mut self, logit_rows: &[usize]) {
+    pub(super) fn restrict_logits(&mut self, logit_rows: &[usize]) {
         if logit_rows.len() <= MAX_LOGIT_ROWS && 2 * logit_rows.len() <= self.num_rows() {
             let mut wanted: Vec<u32> = logit_rows.iter().map(|row| self.places[*row]).collect();
             wanted.sort_unstable();
@@ -190,13 +190,13 @@ mod tests {
     #[test]
     fn few_wanted_rows_are_packed_in_their_order() {
         let mut step = Step::new(&batch(&[(&[31, 32, 40], &[5, 6]), (&[70], &[1, 2, 3]), (&[0, 1], &[9])]));
-        step.want(&[2, 3]);
+        step.restrict_logits(&[2, 3]);
         assert_eq!(step.wanted, Some(vec![0, 3]));
         assert_eq!((step.place(3), step.place(2)), (0, 1));
         let tile = |tile: Tile| (tile.first_row, tile.num_rows, tile.table, tile.kv_len);
         assert_eq!(step.wanted_tiles().into_iter().map(tile).collect::<Vec<_>>(), [(3, 1, 1, 41)]);
         let mut all = Step::new(&batch(&[(&[31, 32, 40], &[5, 6])]));
-        all.want(&[0, 2]);
+        all.restrict_logits(&[0, 2]);
         assert_eq!((all.wanted.is_none(), all.place(2)), (true, 2));
     }
 

@@ -28,22 +28,22 @@ impl Received {
     pub(super) fn add(
         &mut self,
         layer: usize,
-        giving: Giving<'_>,
+        query_rows: QueryRowSet<'_>,
         decoder: &Decoder,
         step: &StepRows<'_>,
         pool: &Pool,
     ) -> Result<(), DeviceError> {
         let a = &decoder.activations;
         let paged = paged_queries(&decoder.config, layer, &a.qkv, step, pool);
-        let Giving { rows, run, table, len } = giving;
-        let giving = QueryRows { rows, run, num_rows: rows.len(), lse: &a.lse, table, len };
-        decoder.kernels.received.add(&paged, giving, &mut self.scratch, &mut self.sums)
+        let QueryRowSet { rows, run, table, len } = query_rows;
+        let query_rows = QueryRows { rows, run, num_rows: rows.len(), lse: &a.lse, table, len };
+        decoder.kernels.received.add(&paged, query_rows, &mut self.scratch, &mut self.sums)
     }
 }
 
 /// Rows whose attention is summed.
 #[derive(Clone, Copy)]
-pub(super) struct Giving<'a> {
+pub(super) struct QueryRowSet<'a> {
     /// Rows of the step, by position.
     pub(super) rows: &'a CudaView<'a, u32>,
     /// First of them, if they are contiguous.
@@ -76,7 +76,7 @@ impl Watched {
             let last = input.first_row + input.num_rows - 1;
             let len = batch.positions[last] as usize + 1;
             let mut row = Upload::new(device, 1)?;
-            row.put([1], |[row]| row[0] = step.places[last])?;
+            row.stage([1], |[row]| row[0] = step.places[last])?;
             let received = Received::new(device, config.num_kv_heads, len)?;
             all.push(Self { table: step.table_of[sequence] as usize, len, row, received });
         }
@@ -86,7 +86,7 @@ impl Watched {
     /// Adds the attention that the row pays in one layer; after the last layer, the sums are complete.
     pub(super) fn add(&mut self, layer: usize, decoder: &Decoder, step: &StepRows<'_>, pool: &Pool) -> Result<(), DeviceError> {
         let row = self.row.words(0..1);
-        self.received.add(layer, Giving { rows: &row, run: None, table: self.table, len: self.len }, decoder, step, pool)
+        self.received.add(layer, QueryRowSet { rows: &row, run: None, table: self.table, len: self.len }, decoder, step, pool)
     }
 
     /// Returns attention to positions `0..`, averaged over heads and layers.

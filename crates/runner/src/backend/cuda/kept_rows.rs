@@ -24,13 +24,13 @@ pub(super) struct KeptRows {
 struct Places {
     max_rows: usize,
     /// Probes of the last step.
-    usable: Vec<Kept>,
+    usable: Vec<ProbeRows>,
     /// Probes of this step.
-    new: Vec<Kept>,
+    new: Vec<ProbeRows>,
 }
 
 /// Rows of one probe.
-struct Kept {
+struct ProbeRows {
     request_id: RequestId,
     /// Block table of the sequence: a preempted sequence gets other blocks.
     block_table: Vec<u32>,
@@ -90,7 +90,7 @@ impl Places {
         }
         let block_table = dense_table(&sequence.block_table, BlockSize::DEFAULT);
         let ProbedSequence { request_id, first_position, .. } = *sequence;
-        self.new.push(Kept { request_id, block_table, first_position, num_rows, first_row, layer });
+        self.new.push(ProbeRows { request_id, block_table, first_position, num_rows, first_row, layer });
         Some(first_row)
     }
 

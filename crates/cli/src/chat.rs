@@ -5,7 +5,7 @@ mod lines;
 use anyhow::Context;
 use tokens::SharingMode;
 
-use self::lines::{Line, Lines};
+use self::lines::{InputLine, Lines};
 use crate::client::{ChatEvent, ChatRequest, Client, Message, Usage};
 use crate::config::{Secret, sharing_mode_parser};
 use crate::stdout;
@@ -88,12 +88,12 @@ fn converse(conversation: &mut Conversation, runtime: &tokio::runtime::Runtime) 
     }
     loop {
         let line = match lines.next()? {
-            Line::Text(line) => line,
-            Line::Interrupted => {
+            InputLine::Text(line) => line,
+            InputLine::Interrupted => {
                 eprintln!("Ctrl-D or /quit ends");
                 continue;
             }
-            Line::End => return Ok(()),
+            InputLine::End => return Ok(()),
         };
         match parse_input(&line) {
             Input::Nothing => {}

@@ -91,13 +91,13 @@ mod tests {
     use super::*;
 
     #[derive(Parser)]
-    struct Line {
+    struct CommandLine {
         #[command(flatten)]
         args: SimulateArgs,
     }
 
     fn parse(line: &str) -> SimOptions {
-        options(&Line::try_parse_from(line.split(' ')).unwrap().args)
+        options(&CommandLine::try_parse_from(line.split(' ')).unwrap().args)
     }
 
     #[test]
@@ -109,7 +109,7 @@ mod tests {
     fn what_the_help_of_a_flag_calls_its_default_is_the_default() {
         use clap::CommandFactory;
         let (defaults, mut unstated) = (format!("{:?}", SimOptions::default()), Vec::new());
-        for arg in Line::command().get_arguments() {
+        for arg in CommandLine::command().get_arguments() {
             let Some(long) = arg.get_long() else { continue };
             match crate::config::help::stated_default(arg) {
                 Some(all) if all == "all" => {}

@@ -11,7 +11,6 @@ use engine::{EngineCore, Executor, Repair, RepairPolicy, SamplingParams, Schedul
 use semantic::{Gate, MatchClass};
 use tokens::{SharingMode, TokenId};
 
-use super::alone::{Alone, CaseScope, RequestOutput, Reuse};
 use super::bleu::bleu;
 use super::cover::covered_share;
 use super::forced::Forced;
@@ -20,6 +19,7 @@ use super::plan::{Group, Prompted, Recipient};
 use super::policy::Policy;
 use super::prompt::Prompt;
 use super::rouge::rouge_l;
+use super::single_request::{CaseScope, RequestOutput, Reuse, SingleRequestEngine};
 use super::task::{Metric, contains};
 use super::work::{Layers, computed_share, num_prompt_tokens};
 use super::workload::Record;
@@ -52,7 +52,7 @@ pub struct Settings {
 
 /// Model under evaluation.
 pub struct Evaluator<'a, E> {
-    alone: Alone<E>,
+    engine: SingleRequestEngine<E>,
     settings: Settings,
     /// Converts an answer to text.
     decode: &'a dyn Fn(&[TokenId]) -> String,
@@ -94,7 +94,7 @@ impl<'a, E: Executor> Evaluator<'a, E> {
     ) -> anyhow::Result<Self> {
         let config = SchedulerConfig { verification: VerificationConfig::default(), gate: Gate::open(), ..config };
         let engine = EngineCore::new(config, Forced::new(executor)).context("starting the engine")?;
-        Ok(Self { alone: Alone::new(engine), settings, decode })
+        Ok(Self { engine: SingleRequestEngine::new(engine), settings, decode })
     }
 
     /// Measures each recipient of `group` under each policy. Calls `progress` after each recipient.
@@ -102,14 +102,14 @@ impl<'a, E: Executor> Evaluator<'a, E> {
     /// # Errors
     /// If a request does not fit, or the model fails.
     pub fn measure(&mut self, group: &Group, progress: &mut dyn FnMut()) -> anyhow::Result<Vec<Measured>> {
-        self.alone.forget();
-        let scope = self.alone.new_scope();
+        self.engine.forget();
+        let scope = self.engine.new_scope();
         let store = Reuse { scope, sharing: SharingMode::Prefix, repair: Repair::structural(), store: true };
-        let donor = self.alone.generate(&group.donor.prompt, SamplingParams::greedy(1), store)?;
+        let donor = self.engine.generate(&group.donor.prompt, SamplingParams::greedy(1), store)?;
         let mut all = Vec::new();
         for recipient in &group.recipients {
             let is_apart = recipient.request.record.tenant != group.donor.record.tenant && !self.settings.ignores_tenants;
-            let scope = if is_apart { self.alone.new_scope() } else { scope };
+            let scope = if is_apart { self.engine.new_scope() } else { scope };
             let donor_ttft = donor.ttft / u32::try_from(group.num_recipients).unwrap_or(u32::MAX);
             let case = self.compute_in_full(recipient, scope, &group.donor, donor_ttft)?;
             all.extend(self.under_all_policies(&case)?);
@@ -128,7 +128,7 @@ impl<'a, E: Executor> Evaluator<'a, E> {
         let prompt = &recipient.request.prompt;
         let off = Reuse { scope, sharing: SharingMode::Off, repair: Repair::structural(), store: false };
         let sampling = SamplingParams { logprobs: Some(COMPARED_TOP), ..self.answering(&recipient.request.record) };
-        let full = self.alone.generate(prompt, sampling, off)?;
+        let full = self.engine.generate(prompt, sampling, off)?;
         let prefix = self.lead(recipient, &full, Reuse { sharing: SharingMode::Prefix, ..off })?;
         let cover = covered_share(&prompt.token_ids, &donor.prompt.token_ids);
         Ok(Case { recipient, full, scope, donor_ttft, cover, prefix })
@@ -169,13 +169,13 @@ impl<'a, E: Executor> Evaluator<'a, E> {
     /// Repeats full computation, with the prompt in two parts.
     fn repeat(&mut self, case: &Case<'_>) -> anyhow::Result<Run> {
         let prompt = &case.recipient.request.prompt;
-        let scope = self.alone.new_scope();
+        let scope = self.engine.new_scope();
         let reuse = Reuse { scope, sharing: SharingMode::Prefix, repair: Repair::structural(), store: false };
-        let block_size = self.alone.block_size();
+        let block_size = self.engine.block_size();
         let cut = prompt.token_ids.len() / CUT / block_size * block_size;
         if cut > 0 {
             let part = Prompt::plain(prompt.token_ids[..cut].to_vec());
-            self.alone.generate(&part, SamplingParams::greedy(1), Reuse { store: true, ..reuse })?;
+            self.engine.generate(&part, SamplingParams::greedy(1), Reuse { store: true, ..reuse })?;
         }
         self.lead(case.recipient, &case.full, reuse)
     }
@@ -183,7 +183,7 @@ impl<'a, E: Executor> Evaluator<'a, E> {
     /// Forces the recipient along the first tokens of full computation's answer.
     fn lead(&mut self, recipient: &Recipient, full: &RequestOutput, reuse: Reuse) -> anyhow::Result<Run> {
         let num_led = full.tokens.len().min(self.settings.max_tokens as usize);
-        let (output, choices) = self.alone.follow(&recipient.request.prompt, &full.tokens[..num_led], COMPARED_TOP, reuse)?;
+        let (output, choices) = self.engine.follow(&recipient.request.prompt, &full.tokens[..num_led], COMPARED_TOP, reuse)?;
         let agrees = full.tokens.iter().zip(&choices).map(|(token, choice)| choice.token == *token).collect();
         let kl = full.top.iter().zip(&choices).map(|(top, choice)| {
             let top = &top[..top.len().min(FULL_TOP)];
@@ -198,7 +198,7 @@ impl<'a, E: Executor> Evaluator<'a, E> {
         let Prompted { record, prompt } = &case.recipient.request;
         let tokens = match is_known {
             true => case.full.tokens.clone(),
-            false => self.alone.generate(prompt, self.answering(record), run.reuse)?.tokens,
+            false => self.engine.generate(prompt, self.answering(record), run.reuse)?.tokens,
         };
         let length_ratio = tokens.len() as f64 / case.full.tokens.len().max(1) as f64;
         Ok(AnswerScores { length_ratio, ..score(record, (self.decode)(&tokens), (self.decode)(&case.full.tokens)) })

@@ -7,7 +7,6 @@
 
 #![forbid(unsafe_code)]
 
-mod alone;
 mod bleu;
 mod bootstrap;
 mod chart;
@@ -23,6 +22,7 @@ mod prompt;
 mod rank;
 mod report;
 pub mod rouge;
+mod single_request;
 pub mod stats;
 mod summary;
 pub mod table;

@@ -10,7 +10,7 @@ use super::forced::{Choice, Forced};
 use super::prompt::Prompt;
 
 /// Engine with counters of requests and scopes.
-pub(crate) struct Alone<E> {
+pub(crate) struct SingleRequestEngine<E> {
     engine: EngineCore<Forced<E>>,
     started: Instant,
     num_requests: u64,
@@ -51,7 +51,7 @@ pub(crate) struct RequestOutput {
     pub(crate) ttft: Duration,
 }
 
-impl<E: Executor> Alone<E> {
+impl<E: Executor> SingleRequestEngine<E> {
     /// Wraps an engine without requests.
     pub(crate) fn new(engine: EngineCore<Forced<E>>) -> Self {
         Self { engine, started: Instant::now(), num_requests: 0, num_scopes: 0 }
@@ -86,7 +86,7 @@ impl<E: Executor> Alone<E> {
     /// Forces a request along `answer`; also returns its own choice at each position.
     ///
     /// # Errors
-    /// As [`Alone::generate`].
+    /// As [`SingleRequestEngine::generate`].
     pub(crate) fn follow(
         &mut self,
         prompt: &Prompt,
@@ -136,7 +136,7 @@ impl<E: Executor> Alone<E> {
         while self.engine.has_work() {
             let now = self.now();
             for event in self.engine.step(now).context("running the model")? {
-                output.note(event, sent);
+                output.record(event, sent);
             }
         }
         Ok(output)
@@ -148,7 +148,7 @@ impl<E: Executor> Alone<E> {
 }
 
 impl RequestOutput {
-    fn note(&mut self, event: EngineEvent, sent: Instant) {
+    fn record(&mut self, event: EngineEvent, sent: Instant) {
         match event {
             EngineEvent::Admitted { usage, .. } => self.announced = usage,
             EngineEvent::Token { token, logprobs, .. } => {
@@ -175,10 +175,10 @@ mod tests {
         Prompt::plain(tokens.map(TokenId).collect())
     }
 
-    fn alone() -> Alone<EchoExecutor> {
+    fn engine() -> SingleRequestEngine<EchoExecutor> {
         let config = SchedulerConfig::new(64, 1024);
         let echo = EchoExecutor::new(Reply::Successor { vocab_size: 5000 }, config.block_size.as_usize());
-        Alone::new(EngineCore::new(config, Forced::new(echo)).unwrap())
+        SingleRequestEngine::new(EngineCore::new(config, Forced::new(echo)).unwrap())
     }
 
     fn reuse(scope: CaseScope, sharing: SharingMode, store: bool) -> Reuse {
@@ -188,16 +188,16 @@ mod tests {
     /// Checks the span tokens of a prompt after its donor, in another scope or after a reset.
     #[track_caller]
     fn check(store: bool, in_scope: bool, forget: bool, is_hit: bool) {
-        let mut alone = alone();
-        let (donors, others) = (alone.new_scope(), alone.new_scope());
+        let mut engine = engine();
+        let (donors, others) = (engine.new_scope(), engine.new_scope());
         let donor = reuse(donors, SharingMode::Prefix, store);
-        alone.generate(&prompt(0..320), SamplingParams::greedy(1), donor).unwrap();
+        engine.generate(&prompt(0..320), SamplingParams::greedy(1), donor).unwrap();
         if forget {
-            alone.forget();
+            engine.forget();
         }
         let scope = if in_scope { donors } else { others };
         let moved = prompt((2000..2040).chain(100..300).chain(3000..3040));
-        let output = alone.generate(&moved, SamplingParams::greedy(1), reuse(scope, SharingMode::Span, false)).unwrap();
+        let output = engine.generate(&moved, SamplingParams::greedy(1), reuse(scope, SharingMode::Span, false)).unwrap();
         assert_eq!(output.usage.span_tokens > 100, is_hit, "{:?}", output.usage);
         assert_eq!(output.announced, output.usage);
     }
@@ -212,10 +212,10 @@ mod tests {
 
     #[test]
     fn a_led_request_shows_what_it_would_have_said() {
-        let mut alone = alone();
-        let scope = alone.new_scope();
+        let mut engine = engine();
+        let scope = engine.new_scope();
         let off = reuse(scope, SharingMode::Off, false);
-        let (output, choices) = alone.follow(&prompt(0..40), &[TokenId(70), TokenId(71)], 2, off).unwrap();
+        let (output, choices) = engine.follow(&prompt(0..40), &[TokenId(70), TokenId(71)], 2, off).unwrap();
         let would: Vec<_> = choices.iter().map(|choice| choice.token.0).collect();
         assert_eq!((output.tokens, would), (vec![TokenId(70), TokenId(71)], vec![40, 71]));
         assert!(output.ttft > Duration::ZERO);
@@ -223,9 +223,9 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused() {
-        let mut alone = alone();
-        let scope = alone.new_scope();
-        let output = alone.generate(&prompt(0..2000), SamplingParams::greedy(1), reuse(scope, SharingMode::Off, false));
+        let mut engine = engine();
+        let scope = engine.new_scope();
+        let output = engine.generate(&prompt(0..2000), SamplingParams::greedy(1), reuse(scope, SharingMode::Off, false));
         assert!(output.err().unwrap().to_string().contains("does not fit"));
     }
 }

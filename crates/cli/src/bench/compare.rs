@@ -89,29 +89,29 @@ fn read(path: &Path) -> anyhow::Result<ServeReport> {
 fn compare(baseline: &[Measured], candidate: &[Measured]) -> Vec<ComparedGroup> {
     let by_id: BTreeMap<_, _> = candidate.iter().filter_map(|record| Some((record.id.as_str(), record.answer()?))).collect();
     let mut order = Vec::new();
-    let mut pairs: BTreeMap<(&str, &str), Vec<Pair<'_>>> = BTreeMap::new();
+    let mut pairs: BTreeMap<(&str, &str), Vec<AnswerPair<'_>>> = BTreeMap::new();
     for record in baseline {
         let (Some(baseline), Some(candidate)) = (record.answer(), by_id.get(record.id.as_str())) else { continue };
         let key = (record.workload.as_str(), record.expect.as_str());
         if !pairs.contains_key(&key) {
             order.push(key);
         }
-        pairs.entry(key).or_default().push(Pair { baseline, candidate, reference: &record.reference });
+        pairs.entry(key).or_default().push(AnswerPair { baseline, candidate, reference: &record.reference });
     }
     order.iter().map(|key| compare_group(*key, &pairs[key])).collect()
 }
 
 /// Both answers to one request.
-struct Pair<'a> {
+struct AnswerPair<'a> {
     baseline: &'a Answer,
     candidate: &'a Answer,
     reference: &'a [serde_json::Value],
 }
 
-fn compare_group((workload, expect): (&str, &str), pairs: &[Pair<'_>]) -> ComparedGroup {
+fn compare_group((workload, expect): (&str, &str), pairs: &[AnswerPair<'_>]) -> ComparedGroup {
     let baseline_ttft_p50_ms = median(pairs.iter().map(|pair| pair.baseline.ttft_ms));
     let candidate_ttft_p50_ms = median(pairs.iter().map(|pair| pair.candidate.ttft_ms));
-    let mean = |value: fn(&Pair<'_>) -> f64| Summary::of(pairs.iter().map(value)).mean;
+    let mean = |value: fn(&AnswerPair<'_>) -> f64| Summary::of(pairs.iter().map(value)).mean;
     ComparedGroup {
         workload: workload.to_owned(),
         expect: expect.to_owned(),
@@ -144,8 +144,8 @@ fn agreed_words_ratio(candidate: &str, baseline: &str) -> f64 {
 }
 
 /// Returns the mean share of a right answer's words that the answer has in order, over requests with right answers as texts.
-fn mean_recall<'a>(pairs: &'a [Pair<'a>], answer: impl Fn(&'a Pair<'a>) -> &'a Answer) -> Option<f64> {
-    let best = |pair: &'a Pair<'a>| {
+fn mean_recall<'a>(pairs: &'a [AnswerPair<'a>], answer: impl Fn(&'a AnswerPair<'a>) -> &'a Answer) -> Option<f64> {
+    let best = |pair: &'a AnswerPair<'a>| {
         let texts = pair.reference.iter().filter_map(serde_json::Value::as_str);
         texts.map(|text| recall(&answer(pair).text, text)).max_by(f64::total_cmp)
     };

@@ -141,7 +141,7 @@ impl Library {
         report.sharing += similar.iter().filter(|donor| with_similar.iter().any(|found| found.donor == **donor)).count();
         let planned = [&by_span, &with_similar, &of_all].map(|matches| self.plan(matches, prompt, from));
         for (found, plan) in report.found.iter_mut().zip(&planned) {
-            found.note(plan, &planned[0]);
+            found.record(plan, &planned[0]);
         }
     }
 
@@ -207,7 +207,7 @@ fn millis(start: Instant) -> f64 {
 }
 
 impl Found {
-    fn note(&mut self, plan: &Planned, by_span: &Planned) {
+    fn record(&mut self, plan: &Planned, by_span: &Planned) {
         self.hits += usize::from(plan.tokens > 0);
         self.tokens += plan.tokens;
         self.better += usize::from(plan.tokens > by_span.tokens || plan.left_similarity > by_span.left_similarity + BETTER);

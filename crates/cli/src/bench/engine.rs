@@ -199,7 +199,7 @@ mod tests {
     use super::*;
 
     #[derive(Parser)]
-    struct Line {
+    struct CommandLine {
         #[command(flatten)]
         args: EngineBenchArgs,
     }
@@ -209,7 +209,7 @@ mod tests {
     }
 
     fn report_of(driver: &mut Driver, flags: &str) -> anyhow::Result<EngineReport> {
-        let args = Line::try_parse_from(["bench"].into_iter().chain(flags.split_whitespace())).unwrap().args;
+        let args = CommandLine::try_parse_from(["bench"].into_iter().chain(flags.split_whitespace())).unwrap().args;
         let mut report = EngineReport {
             model: "tiny".to_owned(),
             threads: 2,

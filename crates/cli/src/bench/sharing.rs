@@ -4,8 +4,8 @@
 //! values. Steps that depend on values are off: the gate that declines small savings is open, no answer is verified, and only policies that
 //! name a bound give up or stop early by a measured deviation.
 
-mod beside;
 mod composed;
+mod decode_interference;
 
 use anyhow::{Context, bail, ensure};
 use engine::{Repair, SchedulerConfig, SpanOutcome};
@@ -14,8 +14,8 @@ use eval::{Policy, table};
 use serde::Serialize;
 use tokens::SharingMode;
 
-use self::beside::{Beside, Decoders};
 use self::composed::Donor;
+use self::decode_interference::{DecodeInterference, Decoders};
 use super::driver::{BenchRequest, Driver, RequestTimes, millis};
 use super::source::Source;
 use crate::config::{ConfigArgs, KvCacheDtype};
@@ -90,14 +90,14 @@ struct SharingRow {
     forward_ms: f64,
     sample_ms: f64,
     /// Effect on decoding sequences while this prompt is prefilled.
-    beside: Option<BesideRow>,
+    beside: Option<DecodeInterferenceRow>,
 }
 
 /// Cost of this prompt for decoding sequences, and that of a prompt without spans that computes as many rows.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-struct BesideRow {
-    sharing: Beside,
-    same_rows: Beside,
+struct DecodeInterferenceRow {
+    sharing: DecodeInterference,
+    same_rows: DecodeInterference,
     /// Median ratio of the longest times between two tokens: `sharing` to `same_rows`.
     worst_ratio: f64,
 }
@@ -197,7 +197,7 @@ impl Case<'_> {
         let all = all.split_off(1); // The first run prepares memory.
         let beside = match args.decoders {
             0 => None,
-            _ => Some(self.run_beside(args, &all[0])?),
+            _ => Some(self.measure_decode_interference(args, &all[0])?),
         };
         Ok(self.summary(&all, beside))
     }
@@ -218,7 +218,11 @@ impl Case<'_> {
     }
 
     /// Measures beside decoding sequences, alternating with a prompt without spans that computes as many rows as `alone` did.
-    fn run_beside(&mut self, args: &SharingBenchArgs, alone: &RequestTimes) -> anyhow::Result<BesideRow> {
+    fn measure_decode_interference(
+        &mut self,
+        args: &SharingBenchArgs,
+        alone: &RequestTimes,
+    ) -> anyhow::Result<DecodeInterferenceRow> {
         let num_rows = alone.usage.computed_tokens;
         let (mut sharing, mut same_rows) = (Vec::new(), Vec::new());
         let decoders = Decoders::start(self.driver, args.decoders, DECODER_PROMPT, decoder_tokens(args))?;
@@ -230,10 +234,14 @@ impl Case<'_> {
         }
         decoders.stop(self.driver)?;
         let worst_ratio = median(sharing.iter().zip(&same_rows).map(|(one, other)| one.worst_ms / other.worst_ms));
-        Ok(BesideRow { sharing: Beside::median_of(&sharing), same_rows: Beside::median_of(&same_rows), worst_ratio })
+        Ok(DecodeInterferenceRow {
+            sharing: DecodeInterference::median_of(&sharing),
+            same_rows: DecodeInterference::median_of(&same_rows),
+            worst_ratio,
+        })
     }
 
-    fn summary(&self, all: &[RequestTimes], beside: Option<BesideRow>) -> SharingRow {
+    fn summary(&self, all: &[RequestTimes], beside: Option<DecodeInterferenceRow>) -> SharingRow {
         let of = |value: &dyn Fn(&RequestTimes) -> f64| median(all.iter().map(value));
         let ttft_ms = of(&|times| millis(times.ttft));
         // The counts are equal in all repetitions except for ties between scores.
@@ -275,7 +283,7 @@ impl SharingReport {
         ];
         let rows: Vec<_> = self.rows.iter().map(SharingRow::cells).collect();
         let mut text = format!("{facts}\n\n{}", table::markdown(&header, &rows, 1));
-        let beside: Vec<_> = self.rows.iter().filter_map(SharingRow::beside_cells).collect();
+        let beside: Vec<_> = self.rows.iter().filter_map(SharingRow::decode_interference_cells).collect();
         if !beside.is_empty() {
             let header = ["policy", "tokens", "ITL ms", "worst beside", "of same rows", "ratio", "delay ms", "of same rows"];
             text += &format!("\n{} sequences that decode beside the prompt:\n\n", self.decoders);
@@ -295,8 +303,8 @@ impl SharingRow {
         cells
     }
 
-    fn beside_cells(&self) -> Option<Vec<String>> {
-        let BesideRow { sharing, same_rows, worst_ratio } = self.beside?;
+    fn decode_interference_cells(&self) -> Option<Vec<String>> {
+        let DecodeInterferenceRow { sharing, same_rows, worst_ratio } = self.beside?;
         let mut cells = vec![self.policy.clone(), self.prompt_tokens.to_string()];
         let values = [sharing.alone_ms, sharing.worst_ms, same_rows.worst_ms, worst_ratio, sharing.delay_ms, same_rows.delay_ms];
         cells.extend(values.map(|value| format!("{value:.2}")));
@@ -312,13 +320,13 @@ mod tests {
     use super::*;
 
     #[derive(Parser)]
-    struct Line {
+    struct CommandLine {
         #[command(flatten)]
         args: SharingBenchArgs,
     }
 
     fn parse(flags: &str) -> Result<SharingBenchArgs, clap::Error> {
-        Line::try_parse_from(["bench"].into_iter().chain(flags.split_whitespace())).map(|line| line.args)
+        CommandLine::try_parse_from(["bench"].into_iter().chain(flags.split_whitespace())).map(|line| line.args)
     }
 
     fn report(flags: &str, num_blocks: usize) -> anyhow::Result<SharingReport> {

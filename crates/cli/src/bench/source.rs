@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[derive(Parser)]
-    struct Line {
+    struct CommandLine {
         #[command(flatten)]
         config: ConfigArgs,
     }
@@ -72,7 +72,7 @@ mod tests {
     fn check(flags: &[&str]) {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/tiny/qwen2");
         let rest = [folder, "--max-model-len", "256", "--kv-cache-memory", "1MiB", "--threads", "1"];
-        let line = Line::try_parse_from(["bench"].iter().chain(flags).chain(&rest)).unwrap();
+        let line = CommandLine::try_parse_from(["bench"].iter().chain(flags).chain(&rest)).unwrap();
         let source = Source::load(line.config, 100).unwrap();
         let found = (source.loaded.files.id.as_str(), source.vocab_size().unwrap(), source.scheduler.max_num_seqs);
         assert_eq!(found, ("random qwen2", 96, 100));

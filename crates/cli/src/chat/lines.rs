@@ -22,7 +22,7 @@ pub(super) enum Lines {
 
 /// Result of one read.
 #[derive(Debug, PartialEq)]
-pub(super) enum Line {
+pub(super) enum InputLine {
     /// Text without its line end. Pasted text is one line, however many line breaks it has.
     Text(String),
     /// Ctrl-C: the line is dropped.
@@ -68,7 +68,7 @@ impl Lines {
     ///
     /// # Errors
     /// If the input cannot be read.
-    pub(super) fn next(&mut self) -> anyhow::Result<Line> {
+    pub(super) fn next(&mut self) -> anyhow::Result<InputLine> {
         match self {
             Self::Terminal(terminal) => terminal.next(),
             Self::Plain => {
@@ -82,17 +82,17 @@ impl Lines {
 }
 
 impl Terminal {
-    fn next(&mut self) -> anyhow::Result<Line> {
+    fn next(&mut self) -> anyhow::Result<InputLine> {
         match self.editor.readline("> ") {
             Ok(text) => {
                 self.keep_history();
-                Ok(Line::Text(text))
+                Ok(InputLine::Text(text))
             }
-            Err(ReadlineError::Interrupted) => Ok(Line::Interrupted),
-            Err(ReadlineError::Eof) => Ok(Line::End),
+            Err(ReadlineError::Interrupted) => Ok(InputLine::Interrupted),
+            Err(ReadlineError::Eof) => Ok(InputLine::End),
             Err(ReadlineError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
                 stderr::write_line("that was no UTF-8 and is dropped");
-                Ok(Line::Text(String::new()))
+                Ok(InputLine::Text(String::new()))
             }
             Err(error) => Err(error).context("reading the terminal"),
         }
@@ -110,12 +110,12 @@ impl Terminal {
 }
 
 /// Reads one line of `input`.
-fn plain(input: &mut impl BufRead) -> anyhow::Result<Line> {
+fn plain(input: &mut impl BufRead) -> anyhow::Result<InputLine> {
     let mut line = Vec::new();
     match input.read_until(b'\n', &mut line).context("reading standard input")? {
-        0 => Ok(Line::End),
+        0 => Ok(InputLine::End),
         // Invalid UTF-8 is replaced: one wrong byte does not end a conversation.
-        _ => Ok(Line::Text(String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']).to_owned())),
+        _ => Ok(InputLine::Text(String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']).to_owned())),
     }
 }
 
@@ -131,8 +131,8 @@ mod tests {
     #[test]
     fn a_pipe_is_read_line_by_line_to_its_end() {
         let mut input = &b"one\r\n\ntw\xe9"[..];
-        let lines: Vec<Line> = (0..4).map(|_| plain(&mut input).unwrap()).collect();
-        let text = |text: &str| Line::Text(text.to_owned());
-        assert_eq!(lines, [text("one"), text(""), text("tw\u{fffd}"), Line::End]);
+        let lines: Vec<InputLine> = (0..4).map(|_| plain(&mut input).unwrap()).collect();
+        let text = |text: &str| InputLine::Text(text.to_owned());
+        assert_eq!(lines, [text("one"), text(""), text("tw\u{fffd}"), InputLine::End]);
     }
 }

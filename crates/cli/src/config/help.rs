@@ -5,7 +5,7 @@ use clap::{CommandFactory, Parser};
 use super::*;
 
 #[derive(Parser)]
-struct Line {
+struct CommandLine {
     #[command(flatten)]
     config: ConfigArgs,
 }
@@ -26,7 +26,7 @@ fn default_in_file(long: &str) -> Option<toml::Value> {
 #[test]
 fn what_the_help_of_a_flag_calls_its_default_is_the_default() {
     let mut unstated = Vec::new();
-    for arg in Line::command().get_arguments() {
+    for arg in CommandLine::command().get_arguments() {
         let long = arg.get_long().unwrap();
         let Some(stated) = stated_default(arg) else {
             unstated.push(long.to_owned());
@@ -39,7 +39,7 @@ fn what_the_help_of_a_flag_calls_its_default_is_the_default() {
             Some(toml::Value::String(auto)) if auto == "auto" && stated.contains(' ') => {}
             Some(toml::Value::Array(all)) if value == "none" => assert!(all.is_empty(), "--{long} has values by default"),
             _ => {
-                let line = Line::try_parse_from(["kvshare", &format!("--{long}={value}")]).unwrap();
+                let line = CommandLine::try_parse_from(["kvshare", &format!("--{long}={value}")]).unwrap();
                 assert_eq!(Config::resolve(line.config).unwrap(), Config::default(), "--{long} is not {value} by default");
             }
         }
@@ -53,7 +53,7 @@ fn the_limits_of_a_step_are_stated_for_both_kinds_of_device() {
     let engine = EngineConfig::default();
     let (cpu, gpu) = (engine.batch_limits(Device::Cpu), engine.batch_limits(Device::Cuda(0)));
     for (long, cpu, gpu) in [("max-num-batched-tokens", cpu.0, gpu.0), ("max-num-seqs", cpu.1, gpu.1)] {
-        let command = Line::command();
+        let command = CommandLine::command();
         let arg = command.get_arguments().find(|arg| arg.get_long() == Some(long)).unwrap();
         assert_eq!(stated_default(arg).unwrap(), format!("{cpu}, on a GPU {gpu}"));
         let file = include_str!("../../../../configs/default.toml");

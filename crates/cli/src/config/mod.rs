@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[derive(Parser)]
-    struct Line {
+    struct CommandLine {
         #[command(flatten)]
         config: ConfigArgs,
     }
@@ -151,7 +151,7 @@ mod tests {
         let mut on_disk = tempfile::NamedTempFile::new().unwrap();
         on_disk.write_all(file.as_bytes()).unwrap();
         let path = on_disk.path().to_str().unwrap();
-        let line = Line::try_parse_from(["kvshare", "--config", path].iter().chain(flags)).map_err(|e| e.to_string())?;
+        let line = CommandLine::try_parse_from(["kvshare", "--config", path].iter().chain(flags)).map_err(|e| e.to_string())?;
         Config::resolve(line.config).map_err(|error| error.to_string().replace(path, "FILE"))
     }
 
@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn a_missing_file_is_named() {
-        let line = Line::try_parse_from(["kvshare", "--config", "no/such.toml"]).unwrap();
+        let line = CommandLine::try_parse_from(["kvshare", "--config", "no/such.toml"]).unwrap();
         let message = Config::resolve(line.config).unwrap_err().to_string();
         assert!(message.starts_with("reading no/such.toml: "), "{message}");
     }

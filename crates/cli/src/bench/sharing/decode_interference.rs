@@ -15,7 +15,7 @@ const UNCOUNTED_STEPS: usize = 4;
 
 /// Times between two tokens of decoding sequences, and their delay by a prompt beside them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub(super) struct Beside {
+pub(super) struct DecodeInterference {
     /// Time between two tokens without another request.
     pub(super) alone_ms: f64,
     /// Longest time between two tokens, until the prompt has its first token.
@@ -26,7 +26,7 @@ pub(super) struct Beside {
     pub(super) delay_ms: f64,
 }
 
-impl Beside {
+impl DecodeInterference {
     /// Computes the median of each field.
     pub(super) fn median_of(all: &[Self]) -> Self {
         let of = |value: fn(&Self) -> f64| median(all.iter().map(value));
@@ -65,7 +65,7 @@ impl Decoders {
     ///
     /// # Errors
     /// If it does not fit, or the model fails.
-    pub(super) fn measure(&self, driver: &mut Driver, request: BenchRequest) -> anyhow::Result<Beside> {
+    pub(super) fn measure(&self, driver: &mut Driver, request: BenchRequest) -> anyhow::Result<DecodeInterference> {
         let mut alone = Vec::new();
         for _ in 0..STEPS_ALONE {
             alone.push(millis(self.step(driver)?.0));
@@ -82,7 +82,7 @@ impl Decoders {
         }
         let total: f64 = times.iter().sum();
         let worst_ms = times.iter().copied().fold(0.0, f64::max);
-        Ok(Beside { alone_ms, worst_ms, steps: times.len(), delay_ms: total - times.len() as f64 * alone_ms })
+        Ok(DecodeInterference { alone_ms, worst_ms, steps: times.len(), delay_ms: total - times.len() as f64 * alone_ms })
     }
 
     /// Aborts the sequences.

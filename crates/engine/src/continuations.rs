@@ -35,7 +35,7 @@ pub(crate) struct Continued {
 
 /// KV of an answered request.
 #[derive(Debug)]
-pub(crate) struct Kept {
+pub(crate) struct RetainedKv {
     pub(crate) scope: Scope,
     /// Further scopes that its request could read, and that some of it may come from.
     pub(crate) readable: Vec<Scope>,
@@ -70,14 +70,14 @@ type Name = (usize, BlockHash);
 #[derive(Debug, Default)]
 pub(crate) struct Continuations {
     /// Oldest first.
-    kept: BTreeMap<KeptId, (Name, Kept)>,
+    kept: BTreeMap<KeptId, (Name, RetainedKv)>,
     /// Oldest first, by the index of the block in their name: a lookup per existing prompt length.
     by_name: BTreeMap<usize, HashMap<BlockHash, VecDeque<KeptId>>>,
     blocks: BTreeMap<TenantId, usize>,
     next: KeptId,
 }
 
-impl Kept {
+impl RetainedKv {
     /// True if an owner of some of it is erased.
     pub(crate) fn is_of(&self, is_erased: impl Fn(&kv::BlockOwner) -> bool) -> bool {
         self.sources.iter().chain([&self.owner]).any(is_erased)
@@ -87,7 +87,13 @@ impl Kept {
 impl Continuations {
     /// Keeps `kept`, whose full blocks have the hashes `hashes`, if its first prompt fills a block and there is room. Returns the
     /// leases that are evicted.
-    pub(crate) fn keep(&mut self, kept: Kept, hashes: &[BlockHash], block_size: BlockSize, room: Room) -> Vec<kv::BlockLease> {
+    pub(crate) fn keep(
+        &mut self,
+        kept: RetainedKv,
+        hashes: &[BlockHash],
+        block_size: BlockSize,
+        room: Room,
+    ) -> Vec<kv::BlockLease> {
         let tenant = kept.owner.tenant;
         let idx = block_size.full_blocks(kept.continued.answer_start as usize).checked_sub(1);
         let name = idx.and_then(|idx| Some((idx, *hashes.get(idx)?)));
@@ -126,7 +132,7 @@ impl Continuations {
         let ids = self.by_name.iter().filter_map(|(&idx, names)| names.get(hashes.get(idx)?)).flatten();
         let agreeing = ids.filter_map(|&id| {
             // Hashes of different scopes and texts may be equal.
-            let may_read = |kept: &&Kept| kept.scope == scope && kept.readable.iter().all(|scope| readable.contains(scope));
+            let may_read = |kept: &&RetainedKv| kept.scope == scope && kept.readable.iter().all(|scope| readable.contains(scope));
             let kept = Some(self.get(id)).filter(may_read)?;
             let num_equal = kept.tokens.iter().zip(tokens).take(max_tokens as usize).take_while(|(a, b)| a == b).count() as u32;
             (num_equal >= kept.continued.answer_start).then_some((id, num_equal))
@@ -138,7 +144,7 @@ impl Continuations {
     ///
     /// # Panics
     /// If it is not kept.
-    pub(crate) fn get(&self, id: KeptId) -> &Kept {
+    pub(crate) fn get(&self, id: KeptId) -> &RetainedKv {
         &self.kept[&id].1
     }
 
@@ -146,7 +152,7 @@ impl Continuations {
     ///
     /// # Panics
     /// If it is not kept.
-    pub(crate) fn take(&mut self, id: KeptId) -> Kept {
+    pub(crate) fn take(&mut self, id: KeptId) -> RetainedKv {
         let ((idx, hash), kept) = self.kept.remove(&id).expect("only a kept request is taken");
         let names = self.by_name.get_mut(&idx).expect("every kept request has a name");
         let same = names.get_mut(&hash).expect("every kept request has a name");
@@ -187,7 +193,7 @@ impl Continuations {
     }
 
     /// Removes all requests for which `is_gone` is true.
-    pub(crate) fn extract(&mut self, is_gone: impl Fn(&Kept) -> bool) -> Vec<kv::BlockLease> {
+    pub(crate) fn extract(&mut self, is_gone: impl Fn(&RetainedKv) -> bool) -> Vec<kv::BlockLease> {
         let gone: Vec<_> = self.kept.iter().filter(|(_, (_, kept))| is_gone(kept)).map(|(&id, _)| id).collect();
         gone.into_iter().map(|id| self.take(id).lease).collect()
     }
@@ -257,7 +263,8 @@ mod tests {
             let scope = Scope(tenant.into());
             let (sources, since) = (Vec::new(), Timestamp::default());
             let readable = Vec::new();
-            let kept = Kept { scope, readable, owner, sources, tokens, num_exact: 0, lease, continued, traffic: None, since };
+            let kept =
+                RetainedKv { scope, readable, owner, sources, tokens, num_exact: 0, lease, continued, traffic: None, since };
             let given_up = self.kept.keep(kept, &hashes, BlockSize::new(BLOCK).unwrap(), self.room);
             given_up.into_iter().for_each(|lease| self.pool.free(lease));
             self.kept.check_invariants();

@@ -544,7 +544,7 @@ impl Sequence {
 
     /// Records the log probabilities of the newest token if the answer is to be verified; returns those that the caller asked
     /// for.
-    pub(crate) fn note(&mut self, logprobs: Option<TokenLogProbs>) -> Option<TokenLogProbs> {
+    pub(crate) fn record(&mut self, logprobs: Option<TokenLogProbs>) -> Option<TokenLogProbs> {
         let is_shadow = self.shadow.is_some();
         let Some(recorded) = &mut self.recorded_logprobs else { return logprobs };
         let asked = self.request.sampling.logprobs.zip(logprobs.as_ref());

@@ -11,7 +11,7 @@ pub enum Error {
     #[error("GGUF version {version} is not known (of another byte order perhaps)")]
     Version { version: u32 },
     #[error("it ends within {what}")]
-    Ends { what: &'static str },
+    Truncated { what: &'static str },
     #[error("reading {what}: {source}")]
     Io { what: &'static str, source: std::io::Error },
     #[error("it claims {count} {what}, more than the file can hold")]

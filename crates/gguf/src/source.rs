@@ -44,7 +44,7 @@ impl<R: Read> Source<R> {
 
     /// Subtracts `len` bytes from the bytes that may still be read.
     fn take(&mut self, len: u64, what: &'static str) -> Result<(), Error> {
-        let too_long = if self.ends_there { Error::Ends { what } } else { Error::HeaderTooLong { limit: MAX_HEADER_BYTES } };
+        let too_long = if self.ends_there { Error::Truncated { what } } else { Error::HeaderTooLong { limit: MAX_HEADER_BYTES } };
         self.left = self.left.checked_sub(len).ok_or(too_long)?;
         self.position += len;
         Ok(())
@@ -110,10 +110,10 @@ impl<R: Read> Source<R> {
         let len = usize::try_from(len).expect("no more than a header was taken");
         let mut bytes = Vec::with_capacity(len.min(CHUNK));
         self.reader.by_ref().take(len as u64).read_to_end(&mut bytes).map_err(|source| failed(source, what))?;
-        if bytes.len() < len { Err(Error::Ends { what }) } else { Ok(bytes) }
+        if bytes.len() < len { Err(Error::Truncated { what }) } else { Ok(bytes) }
     }
 }
 
 fn failed(source: io::Error, what: &'static str) -> Error {
-    if source.kind() == io::ErrorKind::UnexpectedEof { Error::Ends { what } } else { Error::Io { what, source } }
+    if source.kind() == io::ErrorKind::UnexpectedEof { Error::Truncated { what } } else { Error::Io { what, source } }
 }

@@ -238,7 +238,7 @@ impl<'a> Table<'a> {
             self.cells.push(Cell { candidate, section, worth: worth + i64::from(num_rows), before });
         }
         for cell_idx in first_new..self.cells.len() {
-            self.note(cell_idx);
+            self.record(cell_idx);
         }
     }
 
@@ -260,7 +260,7 @@ impl<'a> Table<'a> {
         way
     }
 
-    fn note(&mut self, cell_idx: usize) {
+    fn record(&mut self, cell_idx: usize) {
         let Cell { candidate, worth, .. } = self.cells[cell_idx];
         self.last[candidate] = Some(cell_idx);
         let is_better = |best: Option<usize>| best.is_none_or(|best| worth > self.cells[best].worth);

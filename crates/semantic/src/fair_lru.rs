@@ -13,13 +13,13 @@ use tokens::{DonorId, TenantId, UseOrder};
 /// Donors by tenant and last use. Uses are counted, not timed.
 #[derive(Default)]
 pub(crate) struct FairLru {
-    tenants: BTreeMap<TenantId, Held>,
+    tenants: BTreeMap<TenantId, TenantDonors>,
     num_uses: u64,
 }
 
 /// Donors of one tenant.
 #[derive(Default)]
-struct Held {
+struct TenantDonors {
     /// Never empty.
     donors: UseOrder<DonorId, u64>,
     /// Those of them that have a vector.
@@ -121,7 +121,7 @@ impl FairLru {
     }
 }
 
-impl Held {
+impl TenantDonors {
     /// Returns the donors among which a victim is chosen.
     fn order(&self, load: Load) -> &UseOrder<DonorId, u64> {
         match load {

@@ -18,7 +18,7 @@ use tokio::time::{Instant as Deadline, timeout_at};
 
 pub(crate) use self::fault::shortened;
 use self::json::Refusal;
-use self::memory::{BodyMemory, Held, SMALL_BYTES};
+use self::memory::{BodyMemory, BodyPermit, SMALL_BYTES};
 use crate::config::ServerConfig;
 use crate::connections::Answering;
 use crate::error::ApiError;
@@ -33,7 +33,7 @@ pub(crate) struct Body {
     num_bytes: usize,
     max_values: usize,
     heavy: Arc<Heavy>,
-    _held: Option<Held>,
+    _held: Option<BodyPermit>,
 }
 
 /// Limits of bodies, and what reading one takes.
@@ -91,7 +91,7 @@ impl BodyReader {
     }
 
     /// Reads a body to its end, with its share of the memory for bodies unless it is small.
-    async fn read(&self, body: axum::body::Body) -> Result<(Bytes, Option<Held>), ApiError> {
+    async fn read(&self, body: axum::body::Body) -> Result<(Bytes, Option<BodyPermit>), ApiError> {
         let limit = self.limit;
         let too_large = ApiError::BodyTooLarge { limit };
         let deadline = Deadline::now() + self.read_timeout;
@@ -120,7 +120,7 @@ impl BodyReader {
         Ok((bytes.into(), held))
     }
 
-    async fn hold(&self, num_bytes: usize, deadline: Deadline) -> Result<Held, ApiError> {
+    async fn hold(&self, num_bytes: usize, deadline: Deadline) -> Result<BodyPermit, ApiError> {
         timeout_at(deadline, self.memory.hold(num_bytes)).await.map_err(|_| ApiError::Busy)
     }
 }

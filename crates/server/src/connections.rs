@@ -68,7 +68,7 @@ impl Connections {
         loop {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
-                    Ok((socket, address)) => self.welcome(socket, address),
+                    Ok((socket, address)) => self.accept(socket, address),
                     Err(error) => sleep(self.accept_failures.backoff_after(&error, &self.slots, Instant::now())).await,
                 },
                 // Removes finished tasks one by one.
@@ -77,7 +77,7 @@ impl Connections {
         }
     }
 
-    fn welcome(&mut self, socket: TcpStream, address: SocketAddr) {
+    fn accept(&mut self, socket: TcpStream, address: SocketAddr) {
         self.accept_failures.reset();
         match self.slots.enter(address.ip()) {
             Some(slot) => self.spawn(socket, slot),

@@ -90,13 +90,13 @@ impl Executor for SimExecutor {
             self.prompts.remove(request_id);
         }
         let sampled = step.sequences.iter().filter(|sequence| sequence.sample).map(sample).collect();
-        let probed = step.probes.iter().map(unremarkable).collect();
+        let probed = step.probes.iter().map(zero_deviations).collect();
         Ok(ModelRunnerOutput { sampled, probed, ..ModelRunnerOutput::default() })
     }
 }
 
 /// Returns a measurement in which no token differs from another.
-fn unremarkable(probe: &ProbedSequence) -> ProbedSpans {
+fn zero_deviations(probe: &ProbedSequence) -> ProbedSpans {
     let deviations = probe.measured().map(|_| TokenDeviation::default()).collect();
     ProbedSpans { request_id: probe.request_id, deviations }
 }

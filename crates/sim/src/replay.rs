@@ -166,7 +166,7 @@ impl Replay<'_> {
         self.num_steps += u64::from(!step_time.is_zero());
         let stands_still = step_time.is_zero() && events.is_empty() && self.engine.has_work();
         for event in &events {
-            self.note(event);
+            self.record(event);
         }
         if stands_still && !self.skip_to_next_arrival() {
             return Err(SimError::Stalled { num_unfinished: self.unfinished.len() });
@@ -221,7 +221,7 @@ impl Replay<'_> {
         }
     }
 
-    fn note(&mut self, event: &EngineEvent) {
+    fn record(&mut self, event: &EngineEvent) {
         let now = self.clock.now();
         match *event {
             EngineEvent::Admitted { request_id, usage, .. } => self.outcomes[self.unfinished[&request_id]].usage = Some(usage),

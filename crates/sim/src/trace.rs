@@ -69,7 +69,7 @@ pub enum TraceError {
 
 /// One line of the file. Other fields are skipped.
 #[derive(Deserialize)]
-struct Line {
+struct TraceRecord {
     arrival_s: f64,
     input_length: u32,
     output_length: u32,
@@ -97,7 +97,7 @@ impl Trace {
             if text.trim().is_empty() {
                 continue;
             }
-            let parsed: Line = serde_json::from_str(&text).map_err(|source| TraceError::Json { line, source })?;
+            let parsed: TraceRecord = serde_json::from_str(&text).map_err(|source| TraceError::Json { line, source })?;
             requests.push(parsed.into_request(line, &mut names)?);
         }
         requests.sort_by_key(|request| request.arrival);
@@ -129,7 +129,7 @@ impl TraceRequest {
     }
 }
 
-impl Line {
+impl TraceRecord {
     fn into_request(self, line: usize, names: &mut BlockNames) -> Result<TraceRequest, TraceError> {
         let Self { arrival_s, input_length, output_length, hash_ids } = self;
         let arrival = Duration::try_from_secs_f64(arrival_s).map_err(|_| TraceError::OutOfRange { line })?;

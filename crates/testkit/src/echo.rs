@@ -131,7 +131,7 @@ impl EchoExecutor {
 }
 
 /// Returns a measurement in which no token differs from another.
-fn unremarkable(probe: &ProbedSequence) -> ProbedSpans {
+fn zero_deviations(probe: &ProbedSequence) -> ProbedSpans {
     let deviations = probe.measured().map(|_| TokenDeviation::default()).collect();
     ProbedSpans { request_id: probe.request_id, deviations }
 }
@@ -170,7 +170,7 @@ impl Executor for EchoExecutor {
             self.requests.remove(finished).expect("a finished request was announced");
         }
         self.steps.push(step.clone());
-        let probed = step.probes.iter().map(unremarkable).collect();
+        let probed = step.probes.iter().map(zero_deviations).collect();
         let watched = step.sequences.iter().filter(|sequence| !sequence.watch.is_empty()).map(inattentive).collect();
         Ok(ModelRunnerOutput { sampled, faulty, prompt_logprobs, probed, watched, ..ModelRunnerOutput::default() })
     }

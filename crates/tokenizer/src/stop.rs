@@ -13,13 +13,13 @@ pub struct StopMatcher {
     stops: Vec<String>,
     include_stop_str: bool,
     /// Text not yet released: empty or the start of a stop string.
-    held: Held,
+    held: PendingText,
     is_stopped: bool,
 }
 
 /// Text that may include hidden special tokens.
 #[derive(Default)]
-struct Held {
+struct PendingText {
     text: String,
     /// Byte ranges of the hidden tokens: sorted and disjoint.
     hidden: Vec<Range<usize>>,
@@ -47,7 +47,7 @@ impl StopMatcher {
     /// Creates a matcher for `stops`; an empty one never matches. `include_stop_str` releases the stop string itself too.
     #[must_use]
     pub fn new(stops: Vec<String>, include_stop_str: bool) -> Self {
-        Self { stops, include_stop_str, held: Held::default(), is_stopped: false }
+        Self { stops, include_stop_str, held: PendingText::default(), is_stopped: false }
     }
 
     /// Processes the next piece. After a match, all further text is dropped.
@@ -129,7 +129,7 @@ impl StopMatcher {
     }
 }
 
-impl Held {
+impl PendingText {
     /// Returns the offsets where a stop string may start: at shown characters, and at the starts of hidden tokens.
     fn starts(&self) -> impl Iterator<Item = usize> {
         let is_inside = |at: usize| self.hidden.iter().any(|token| token.start < at && at < token.end);

@@ -3,7 +3,7 @@
 use tokens::{RequestId, SharingMode, TenantId};
 
 use super::Scheduler;
-use crate::continuations::{Continued, Kept, KeptId, Room};
+use crate::continuations::{Continued, KeptId, RetainedKv, Room};
 use crate::sequence::Sequence;
 
 /// Minimum share of equal tokens for copying a partly equal block: one part in four. Chosen; a copy of few tokens saves nothing,
@@ -94,7 +94,7 @@ impl Scheduler {
         let (hashes, tokens) = (sequence.block_hashes(), sequence.token_ids());
         let (scope, readable) = (sequence.request.scope, &sequence.request.readable[..]);
         let (id, num_tokens) = self.continuations.find(scope, readable, hashes, tokens, sequence.max_prefix_tokens())?;
-        let &Kept { num_exact, continued, traffic, .. } = self.continuations.get(id);
+        let &RetainedKv { num_exact, continued, traffic, .. } = self.continuations.get(id);
         let may_continue = match sequence.sharing() {
             SharingMode::Auto => traffic.is_some_and(|class| self.verifier.is_proven(&class)),
             _ => self.verifier.allows(sequence.request.tenant, continued.class),
@@ -107,7 +107,7 @@ impl Scheduler {
     /// Puts the blocks kept for the conversation, if `hit` has some, before the new ones of `slots`.
     pub(super) fn after_kept(&mut self, request_id: RequestId, hit: &Hit, slots: kv::Slots) -> kv::Slots {
         let Some(kept) = hit.kept else { return slots };
-        let Kept { owner, sources, mut lease, traffic, .. } = self.continuations.take(kept.id);
+        let RetainedKv { owner, sources, mut lease, traffic, .. } = self.continuations.take(kept.id);
         let sequence = self.sequences.get_mut(&request_id).expect("a waiting sequence is known");
         sequence.traffic = sequence.traffic.or(traffic);
         sequence.add_sources(sources.into_iter().chain([owner]));
@@ -149,7 +149,7 @@ impl Scheduler {
         self.pool.truncate(&mut lease, num_tokens as u32);
         let num_exact = lease.num_exact();
         self.pool.free_exact(&mut lease);
-        let kept = Kept {
+        let kept = RetainedKv {
             scope: sequence.request.scope,
             readable: sequence.request.readable.clone(),
             owner: sequence.request.owner(),

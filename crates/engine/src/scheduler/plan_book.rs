@@ -35,7 +35,7 @@ impl PlanBook {
         self.num_tokens == 0 || self.num_tokens + num_tokens <= MAX_PLANNED_TOKENS_PER_STEP
     }
 
-    pub(super) fn note(&mut self, num_tokens: usize, steps: Steps) {
+    pub(super) fn record(&mut self, num_tokens: usize, steps: Steps) {
         self.num_tokens += num_tokens;
         self.work.num_plans += 1;
         self.work.steps += steps;

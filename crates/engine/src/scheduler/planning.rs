@@ -163,7 +163,7 @@ impl Scheduler {
         let target = target_of(sequence, from);
         let gate = FetchGate { step_costs: &self.step_costs, link: &self.host_link };
         let planning: Planning = self.donors.plan_resident(&self.pool, target, gate, residency);
-        self.plans.note(sequence.num_tokens() as usize, planning.steps);
+        self.plans.record(sequence.num_tokens() as usize, planning.steps);
         let spans = self.donors.settle(&self.pool, target, planning);
         let version = self.version(sequence);
         sequence.planned = Some(Planned { prefix_end: from, version, spans: spans.clone() });

@@ -211,7 +211,7 @@ impl Scheduler {
             *self.answered.entry(sequence.request.tenant).or_default() += self.step_costs.micros(answered);
             sequence.append(token, self.config.block_size);
             is_complete = completes;
-            let logprobs = sequence.note(logprobs);
+            let logprobs = sequence.record(logprobs);
             self.events.push(EngineEvent::Token { request_id, token, logprobs });
             self.bound_recording(request_id);
         }

@@ -9,7 +9,7 @@ use super::admission::pinned;
 use super::hit::Hit;
 use crate::EngineEvent;
 use crate::arrival::ArrivalKey;
-use crate::continuations::Kept;
+use crate::continuations::RetainedKv;
 use crate::cost::Work;
 use crate::sequence::Sequence;
 use crate::verifier::{AnswerToVerify, Comparison, num_bytes};
@@ -146,7 +146,7 @@ impl Scheduler {
     /// Frees the approximate KV of a conversation that has exact KV now.
     pub(super) fn forget_healed(&mut self) {
         let Some((scope, tokens)) = self.verifier.take_healed() else { return };
-        let is_healed = |kept: &Kept| kept.scope == scope && tokens.starts_with(&kept.tokens);
+        let is_healed = |kept: &RetainedKv| kept.scope == scope && tokens.starts_with(&kept.tokens);
         self.continuations.extract(is_healed).into_iter().for_each(|lease| self.pool.free(lease));
     }
 }

@@ -113,7 +113,7 @@ struct Client {
     pair_nanos: u64,
 }
 
-struct Beside {
+struct ClientShare {
     /// Time of each request of the client, in microseconds.
     times: Vec<u64>,
     /// Part of all rows that were the client's.
@@ -123,7 +123,7 @@ struct Beside {
 }
 
 /// Runs `client` as long as one of `others`, which arrive together, has no first token; for some requests if there are none.
-fn beside(config: &SchedulerConfig, others: &[RequestBuilder], client: Client) -> Beside {
+fn beside(config: &SchedulerConfig, others: &[RequestBuilder], client: Client) -> ClientShare {
     const FIRST: u64 = 1_000;
     let mut world = Clocked::new(config.clone());
     world.pair_nanos = client.pair_nanos;
@@ -155,12 +155,12 @@ fn beside(config: &SchedulerConfig, others: &[RequestBuilder], client: Client) -
         times.push(world.micros(current));
     }
     let ttft = others.iter().map(|&other| world.ttft(other)).collect();
-    Beside { times, share: rows_of_client as f64 / rows as f64, ttft }
+    ClientShare { times, share: rows_of_client as f64 / rows as f64, ttft }
 }
 
 /// Whatever load `others` cause, no request of `client` takes more than three times as long as without them.
 #[track_caller]
-fn check_client(config: &SchedulerConfig, others: &[RequestBuilder], client: Client) -> Beside {
+fn check_client(config: &SchedulerConfig, others: &[RequestBuilder], client: Client) -> ClientShare {
     let idle = *beside(config, &[], client).times.iter().max().unwrap();
     let found = beside(config, others, client);
     let worst = *found.times.iter().max().unwrap();

@@ -16,7 +16,7 @@ const TTL: Duration = Duration::from_secs(80);
 
 /// A kept donor, as the model remembers it.
 #[derive(Clone)]
-struct Kept {
+struct ModelDonor {
     tenant: TenantId,
     scope: Scope,
     tokens: Arc<[TokenId]>,
@@ -32,7 +32,7 @@ struct Kept {
 /// A walk, and counts of the rare events of all walks.
 struct Walk<'a> {
     store: DonorStore,
-    kept: BTreeMap<DonorId, Kept>,
+    kept: BTreeMap<DonorId, ModelDonor>,
     random: Random,
     now: Timestamp,
     num_uses: u64,
@@ -115,7 +115,7 @@ impl Walk<'_> {
         }
         self.num_uses += 1;
         let (created, last_used, last_use, num_posted) = (self.now, self.now, self.num_uses, len as u32);
-        self.kept.insert(id, Kept { tenant, scope, tokens, vector: None, num_posted, created, last_used, last_use });
+        self.kept.insert(id, ModelDonor { tenant, scope, tokens, vector: None, num_posted, created, last_used, last_use });
         self.changed.insert(scope);
     }
 
@@ -133,7 +133,7 @@ impl Walk<'_> {
         assert!(lost.len() <= 1, "one vector takes the place of one");
         for victim in lost {
             let of = self.kept[&victim].tenant;
-            let is_candidate = |kept: &Kept| kept.tenant == of && kept.vector.is_some();
+            let is_candidate = |kept: &ModelDonor| kept.tenant == of && kept.vector.is_some();
             assert_eq!(Some(victim), self.least_recent(is_candidate), "a tenant gives up what it has not used longest");
             if of != tenant {
                 let num_vectors = self.load(of, |kept| usize::from(kept.vector.is_some()));
@@ -204,23 +204,23 @@ impl Walk<'_> {
     }
 
     /// Returns the donors for which `is_one` is true, least recently used first.
-    fn by_last_use(&self, is_one: impl Fn(&Kept) -> bool) -> Vec<DonorId> {
+    fn by_last_use(&self, is_one: impl Fn(&ModelDonor) -> bool) -> Vec<DonorId> {
         let mut found: Vec<_> =
             self.kept.iter().filter(|(_, kept)| is_one(kept)).map(|(&id, kept)| (kept.last_use, id)).collect();
         found.sort_unstable();
         found.into_iter().map(|(_, id)| id).collect()
     }
 
-    fn least_recent(&self, is_one: impl Fn(&Kept) -> bool) -> Option<DonorId> {
+    fn least_recent(&self, is_one: impl Fn(&ModelDonor) -> bool) -> Option<DonorId> {
         self.by_last_use(is_one).first().copied()
     }
 
-    fn load(&self, tenant: TenantId, of: impl Fn(&Kept) -> usize) -> usize {
+    fn load(&self, tenant: TenantId, of: impl Fn(&ModelDonor) -> usize) -> usize {
         self.kept.values().filter(|kept| kept.tenant == tenant).map(of).sum()
     }
 
     /// Returns the number of tenants with a donor for which `is_one` is true; `newcomer` counts in any case.
-    fn num_sharing(&self, newcomer: TenantId, is_one: impl Fn(&Kept) -> bool) -> usize {
+    fn num_sharing(&self, newcomer: TenantId, is_one: impl Fn(&ModelDonor) -> bool) -> usize {
         let tenants = self.kept.values().filter(|kept| is_one(kept)).map(|kept| kept.tenant);
         tenants.chain([newcomer]).collect::<BTreeSet<_>>().len()
     }
@@ -246,7 +246,7 @@ impl Walk<'_> {
         let order = &self.store.order;
         for tenant in TENANTS {
             assert_eq!(order.donors_of(Load::Donors, tenant), self.by_last_use(|kept| kept.tenant == tenant));
-            let has_vector = |kept: &Kept| kept.tenant == tenant && kept.vector.is_some();
+            let has_vector = |kept: &ModelDonor| kept.tenant == tenant && kept.vector.is_some();
             assert_eq!(order.donors_of(Load::Vectors, tenant), self.by_last_use(has_vector));
         }
         assert_eq!(order.oldest(), self.least_recent(|_| true));

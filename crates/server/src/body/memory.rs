@@ -24,7 +24,7 @@ pub(crate) struct BodyMemory {
 }
 
 /// Memory held by a body until it is dropped.
-pub(crate) struct Held {
+pub(crate) struct BodyPermit {
     _permit: OwnedSemaphorePermit,
 }
 
@@ -45,7 +45,7 @@ impl BodyMemory {
     }
 
     /// Waits for memory for `num_bytes`, which are within the limit. Bodies are served in order of arrival.
-    pub(super) async fn hold(&self, num_bytes: usize) -> Held {
+    pub(super) async fn hold(&self, num_bytes: usize) -> BodyPermit {
         let wanted = u32::try_from(units_of(num_bytes)).expect("the limit of a body is below 4 TiB");
         let permit = match Arc::clone(&self.units).try_acquire_many_owned(wanted) {
             Ok(permit) => permit,
@@ -55,7 +55,7 @@ impl BodyMemory {
                 Arc::clone(&self.units).acquire_many_owned(wanted).await.expect("the semaphore is never closed")
             }
         };
-        Held { _permit: permit }
+        BodyPermit { _permit: permit }
     }
 
     /// True if a body that received `num_bytes` in `elapsed` must yield its memory.

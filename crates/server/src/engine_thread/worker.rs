@@ -71,10 +71,10 @@ impl<E: Executor> Worker<E> {
         let ahead = self.engine.step_ahead().map(describe_step);
         error!(error = %fatal, step = describe_step(self.engine.last_step()), ahead, "engine failed");
         self.shared.phase.send_replace(Phase::Failed);
-        let (done, told) = oneshot::channel();
+        let (done, readers_failed) = oneshot::channel();
         // Without the dispatch task the readers have already lost their channels.
         if self.send(Dispatch::Fail(done)).is_ok() {
-            let _closed = told.blocking_recv();
+            let _closed = readers_failed.blocking_recv();
         }
         // Refuses further commands, also from handles that have not seen the phase yet.
         self.commands.close();

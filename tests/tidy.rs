@@ -1,6 +1,7 @@
 //! Rules that the repository keeps about itself.
 
 mod circles;
+mod comments;
 mod modules;
 
 use std::collections::BTreeSet;
@@ -232,30 +233,6 @@ fn links_of_documents_lead_to_files() {
         for target in targets.filter(|target| !target.contains("://") && !target.starts_with('#')) {
             let file = document.with_file_name("").join(target.split('#').next().unwrap_or(target));
             assert!(file.exists(), "{} links to {target}", document.display());
-        }
-    }
-}
-
-/// Words that make a comment a riddle: its subject comes last or never.
-const OPENINGS: [&str; 8] = ["What", "Whether", "Who", "Whose", "Whom", "How", "Where", "Which"];
-
-#[test]
-fn doc_comments_open_with_what_acts() {
-    for source in LAYERING.iter().flat_map(|(_, name, _)| sources(&folder_of(name).join("src"))) {
-        let text = read(&source);
-        // Help texts of flags are written for the terminal.
-        if ["clap::Args", "Subcommand", "ValueEnum"].iter().any(|derive| text.contains(derive)) {
-            continue;
-        }
-        let mut was_comment = false;
-        for (n, line) in (1..).zip(text.lines()) {
-            let comment = line.trim_start();
-            let opens = !std::mem::replace(&mut was_comment, comment.starts_with("///") || comment.starts_with("//!"));
-            let Some(comment) = comment.strip_prefix("/// ").or_else(|| comment.strip_prefix("//! ")).filter(|_| opens) else {
-                continue;
-            };
-            let first = comment.split(|c: char| !c.is_alphabetic()).next().unwrap_or_default();
-            assert!(!OPENINGS.contains(&first), "{}:{n}: {line}", source.display());
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::simulate::SimulateArgs;
 #[derive(Debug, Parser)]
 #[command(name = "kvshare", version, about, max_term_width = 120)]
 pub(crate) struct Args {
-    /// What to do.
+    /// Subcommand.
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -32,7 +32,7 @@ pub(crate) enum Command {
     Chat(ChatArgs),
     /// Measure the engine or a server
     Bench {
-        /// What is measured.
+        /// Subcommand that names the benchmark.
         #[command(subcommand)]
         command: BenchCommand,
     },
@@ -42,7 +42,7 @@ pub(crate) enum Command {
     Simulate(SimulateArgs),
     /// Make API keys
     Keys {
-        /// What to do with them.
+        /// Subcommand.
         #[command(subcommand)]
         command: KeysCommand,
     },

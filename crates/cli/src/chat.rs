@@ -34,7 +34,7 @@ pub(crate) struct ChatArgs {
     /// 0 is greedy [default: the server's]
     #[arg(long)]
     temperature: Option<f32>,
-    /// Which KV of earlier requests is reused [default: the server's]
+    /// KV of earlier requests to reuse [default: the server's]
     #[arg(long, value_parser = sharing_mode_parser())]
     kv_sharing: Option<SharingMode>,
     /// Print after each answer what it consumed and reused

@@ -12,10 +12,10 @@ use crate::stdout;
 pub(crate) enum KeysCommand {
     /// Make up a key, and the lines that have it accepted
     New {
-        /// Whose it is to be
+        /// Tenant the key belongs to
         #[arg(long, default_value = "default")]
         tenant: String,
-        /// Whether it may do everything
+        /// Grant administration: listing and erasing all tenants' KV, and registering public corpora
         #[arg(long)]
         admin: bool,
     },

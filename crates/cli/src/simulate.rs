@@ -20,7 +20,7 @@ pub(crate) struct SimulateArgs {
     /// Orders of the waiting requests [default: all]
     #[arg(long, value_enum, value_delimiter = ',')]
     policy: Vec<Scheduling>,
-    /// Which KV of earlier requests is reused
+    /// KV of earlier requests to reuse
     #[arg(long, value_parser = sharing_mode_parser(), default_value = "prefix")]
     kv_sharing: SharingMode,
     /// Multiplies the times of arrival: below 1 is more load

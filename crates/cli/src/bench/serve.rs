@@ -40,7 +40,7 @@ pub(crate) struct ServeBenchArgs {
     /// Tokens of an answer at most [default: the request's own]
     #[arg(long, value_name = "N")]
     max_tokens: Option<u32>,
-    /// Which KV may be reused [default: the server's]
+    /// KV that the requests may reuse [default: the server's]
     #[arg(long, value_parser = sharing_mode_parser())]
     kv_sharing: Option<SharingMode>,
     /// Share KV only with requests of this salt: another one for each run keeps runs on one server apart

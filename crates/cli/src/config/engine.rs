@@ -196,7 +196,7 @@ impl From<Scheduling> for engine::SchedulePolicy {
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Engine")]
 pub(crate) struct EngineArgs {
-    /// Where the model runs [default: auto]
+    /// Device that runs the model [default: auto]
     #[arg(long, env = "KVSHARE_DEVICE", value_name = "auto|cpu|cuda:N")]
     device: Option<Device>,
     /// Threads that compute [default: all cores]

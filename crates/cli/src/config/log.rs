@@ -47,7 +47,7 @@ pub(crate) struct LogArgs {
     /// Shape of a log line [default: text]
     #[arg(long, env = "KVSHARE_LOG_FORMAT", value_enum)]
     log_format: Option<LogFormat>,
-    /// Which lines are logged, e.g. `info,engine=debug` [default: info]
+    /// Filter of log lines, e.g. `info,engine=debug` [default: info]
     #[arg(long, env = "RUST_LOG", value_name = "FILTER")]
     log_filter: Option<String>,
 }

@@ -203,7 +203,7 @@ impl SharingConfig {
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "KV sharing")]
 pub(crate) struct SharingArgs {
-    /// Which KV of earlier requests is reused [default: prefix]
+    /// KV of earlier requests to reuse [default: prefix]
     #[arg(long, env = "KVSHARE_KV_SHARING", value_parser = sharing_mode_parser())]
     kv_sharing: Option<SharingMode>,
     /// Policy that chooses which reused tokens are computed all the same, as name@ratio [default: impact@0.25+drift+sample=8+deviation=0.12+deep_bail_out=0.01]
@@ -251,7 +251,7 @@ pub(crate) struct SharingArgs {
     /// Top-1 agreement below which a class of matches is switched off for a tenant [default: 0.95]
     #[arg(long, env = "KVSHARE_MIN_TOP1", value_name = "SHARE")]
     min_top1: Option<f64>,
-    /// What tells which earlier prompts mean something similar, for mode semantic [default: off]
+    /// Embedder that finds earlier prompts of similar meaning, for mode semantic [default: off]
     #[arg(long, env = "KVSHARE_EMBEDDER", value_enum)]
     embedder: Option<EmbedderKind>,
     /// Folder of the embedder's own model: config.json, tokenizer.json and model.safetensors

@@ -128,7 +128,7 @@ impl CudaBackend {
         Ok(Some(UploadedFollowers { ranges }))
     }
 
-    /// Calls [`Upload::put`] for arrays that are rarely needed and as long as prompts.
+    /// Calls [`Upload::stage`] for arrays that are rarely needed and as long as prompts.
     pub(super) fn put_extra<const N: usize>(
         &mut self,
         lengths: [usize; N],

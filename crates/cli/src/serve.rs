@@ -205,7 +205,7 @@ fn bind(config: &ServerConfig) -> anyhow::Result<TcpListener> {
 fn warn_if_open(access: &Access, listener: &TcpListener) -> anyhow::Result<()> {
     let address = listener.local_addr().context("the listener's address")?;
     if needs_warning(access.tenants().is_open(), address.ip()) {
-        tracing::warn!(%address, "no API keys: everybody who reaches this address may use, list and erase everything");
+        tracing::warn!(%address, "no API keys: every client that reaches this address may use, list and erase everything");
     }
     Ok(())
 }

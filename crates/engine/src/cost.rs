@@ -28,8 +28,8 @@ const KINDS: usize = 7;
 
 /// Time of one unit of each kind, in rows. Chosen: the arithmetic of models of 0.5 to 8 billion parameters (5e-5 for a pair: 0.5
 /// MFLOP of 16 GFLOP a row at 8B, 86 kFLOP of 1 GFLOP at 0.5B); a probe of two or three of two dozen layers; a step whose
-/// overhead is that of some dozen rows, and three times as much again if it computes prompts: enough for a machine where it is a
-/// thousand rows to show it in the few prompts between long answers; a vocabulary that takes half of a row's arithmetic.
+/// overhead is that of some dozen rows, and three times as much again if it computes prompts: enough for the fit to find an overhead of
+/// a thousand rows from the few prompts between long answers; a vocabulary that takes half of a row's arithmetic.
 const SHAPE: [f64; KINDS] = [20.0, 1.0, 5e-5, 0.02, 0.125, 64.0, 0.5];
 
 /// A row's time before the first timed step. Any value would do: it scales all predictions alike.
@@ -38,8 +38,8 @@ const ROW_MICROS_AT_FIRST: f64 = 100.0;
 /// Weight of a step relative to the next one in the fit. Chosen: some 200 steps are remembered.
 const MEMORY: f64 = 0.995;
 
-/// Weight of the shape against the steps. Chosen: so little that what steps tell apart is theirs even where the shape is wrong by a
-/// factor of 50, and what they do not is the shape's.
+/// Weight of the shape relative to the measured steps. Chosen: small enough that the steps determine every coefficient that they can
+/// distinguish, even if the shape is wrong by a factor of 50; the shape determines the others.
 const SHAPE_WEIGHT: f64 = 1e-5;
 
 /// Limit of a step's time relative to its prediction: a longer step was interrupted, and counts as this long. Chosen.
@@ -56,7 +56,7 @@ const NUM_SWEEPS: usize = 8;
 pub(crate) struct StepCostModel {
     /// Microseconds of one unit of each kind. Never negative.
     coefficients: [f64; KINDS],
-    /// `Σ x xᵀ`, newer steps weighing more.
+    /// `Σ x xᵀ` over the measured steps. In this and the next two sums, newer steps weigh more.
     moments: [[f64; KINDS]; KINDS],
     /// `Σ t x`
     products: [f64; KINDS],
@@ -110,7 +110,7 @@ impl StepCostModel {
         self.exact_micros(work) as u64
     }
 
-    /// Predicts the same with its fraction, for work as small as a block.
+    /// Predicts the same without rounding, for work as small as a block.
     pub(crate) fn exact_micros(&self, work: Work) -> f64 {
         let kinds = work.kinds();
         (1..KINDS).map(|kind| self.coefficients[kind] * kinds[kind]).sum()
@@ -121,7 +121,7 @@ impl StepCostModel {
         self.coefficients[0] * work.prompt_steps as f64 + self.exact_micros(work)
     }
 
-    /// Predicts the microseconds of a step with prompts besides its rows.
+    /// Predicts the fixed cost of a step with prompts, in microseconds, without that of its rows.
     pub(crate) fn prompt_step_micros(&self) -> f64 {
         self.prompt_micros(Work { prompt_steps: 1, ..Work::default() })
     }

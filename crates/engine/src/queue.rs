@@ -1,7 +1,7 @@
 //! Order of admission of waiting requests.
 //!
-//! Tenants are ordered by the service they received: each one's counter adds up the work it caused, and the lowest is next (the
-//! virtual token counter of Sheng et al. 2024). A prompt counts its cost without any cache, so that the order reveals nothing of
+//! The queue orders tenants by the service they received: a counter of each tenant adds up the work of its requests, and the tenant
+//! with the lowest counter is next (the virtual token counter of Sheng et al. 2024). A prompt counts its cost without any cache, so that the order reveals nothing of
 //! what others have cached; an answer counts token by token. A tenant that comes back starts level with the least served one
 //! here, so that absence saves nothing. Tenants with nothing running come before all others.
 //!
@@ -21,7 +21,7 @@ use crate::parking::{Parking, Until};
 pub(crate) struct Waiting {
     pub(crate) request_id: RequestId,
     pub(crate) tenant: TenantId,
-    /// Predicted by policy.
+    /// Rank by the scheduling policy, and predicted work.
     pub(crate) forecast: Forecast,
     /// Cost of its prompt if nothing is cached, in microseconds: the charge to its tenant at the first admission.
     pub(crate) uncached_micros: u64,
@@ -29,12 +29,12 @@ pub(crate) struct Waiting {
     pub(crate) deadline: Timestamp,
 }
 
-/// Prediction for a waiting request, as long as the cache does not change.
+/// Prediction for a waiting request. It holds until the content of the cache changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Forecast {
-    /// Lowest first. Its unit is the policy's.
+    /// Rank for admission: the lowest is first. Its unit depends on the policy.
     pub(crate) rank: u64,
-    /// Work until its first token, in microseconds.
+    /// Predicted time of the work until its first token, in microseconds.
     pub(crate) micros: u64,
 }
 

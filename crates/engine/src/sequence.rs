@@ -103,22 +103,23 @@ pub(crate) struct Trial {
     pub(crate) num_prompt_tokens: u32,
 }
 
-/// Times that a sequence has had its seat, and may keep it. Steps are counted as in [`crate::SchedulerOutput::step`].
+/// Admissions and preemptions of a sequence, and its protection from preemption. Steps are numbered as in
+/// [`crate::SchedulerOutput::step`].
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct SeatTerm {
     /// Step of its last admission.
     pub(crate) since: u64,
-    /// Number of computed tokens until which it is protected from preemption.
+    /// Number of computed tokens until which the scheduler does not preempt it.
     pub(crate) protected_until: u32,
-    /// Tokens it had computed when it was preempted, until it is admitted again.
+    /// Number of tokens it had computed when it was preempted; `None` once it is admitted again.
     pub(crate) lost: Option<u32>,
-    /// Step since which it is refused for lack of blocks.
+    /// First step since its last admission in which it was refused for lack of blocks; `None` if there was none.
     pub(crate) short_since: Option<u64>,
-    /// Number of tokens that it claimed blocks to compute.
+    /// Number of computed tokens until which its claim of blocks protects it once it is admitted; 0 without a claim.
     pub(crate) claimed_until: u32,
 }
 
-/// Maximum tokens of an answer that a trial computes. Chosen: the first ones say as much as all.
+/// Maximum tokens of an answer that a trial computes. Chosen: the first tokens show the quality of the whole answer.
 const MAX_TRIED_TOKENS: usize = 64;
 
 /// Minimum tokens that a preempted sequence gains before it is preempted again. Chosen: a step of each of them costs about as

@@ -2,7 +2,7 @@
 
 use tokens::{BlockId, BlockSize};
 
-/// A block and the position of its first token. Positions in a table ascend, and may skip blocks that nobody reads any more.
+/// A block and the position of its first token. Positions in a table ascend, and may skip blocks that no row reads any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BlockEntry {
     /// Physical block.

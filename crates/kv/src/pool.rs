@@ -691,7 +691,7 @@ impl BlockPool {
         LeasedBlock::new(entry)
     }
 
-    /// Takes the blocks that lie in `range` out of `lease`.
+    /// Removes the blocks that lie in `range` from `lease` and returns them.
     fn split_off(&self, lease: &mut BlockLease, range: TokenRange) -> BlockLease {
         // A block that begins before it also ends in `range`.
         let end = range.end.saturating_sub(self.block_size.get() - 1);
@@ -729,14 +729,14 @@ impl BlockPool {
     }
 }
 
-/// Takes out the blocks that begin at `first` or later and before `end`.
+/// Removes and returns the blocks that begin at `first` or later and before `end`.
 fn drain_between<P>(blocks: &mut Vec<LeasedBlock<P>>, first: u32, end: u32) -> Vec<LeasedBlock<P>> {
     let (first, end) = (num_before(blocks, first), num_before(blocks, end));
     blocks.drain(first..end.max(first)).collect()
 }
 
 impl SlotRequest<'_> {
-    /// Returns all found places to hold, each once.
+    /// Returns the places that the request shares or pins, each once.
     fn places(&self) -> Vec<Place> {
         let mut places = [self.shared, self.pinned].concat();
         if !self.pinned.is_empty() {

@@ -30,10 +30,10 @@ pub trait Device: Send {
     /// If the device fails.
     fn begin(&mut self, step: DeviceStep<'_>) -> Result<(), DeviceFault>;
 
-    /// Waits for the step that was begun, and returns what it found.
+    /// Waits for the step that was begun, and returns its output.
     ///
     /// # Errors
-    /// If the device fails, or anything since the last call did.
+    /// If the device fails, or work since the last call has failed.
     ///
     /// # Panics
     /// If no step was begun.

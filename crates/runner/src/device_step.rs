@@ -9,13 +9,13 @@ use crate::{InputBatch, SampleRow, Sampled, ScoreRow, StepTimings};
 /// Work of one step, in the order in which a device does it.
 #[derive(Clone, Debug, Default)]
 pub struct DeviceStep<'a> {
-    /// Whole blocks to copy to the host tier in all layers. The copies may go on beside later work: what overwrites their sources is
-    /// ordered after them, layer by layer.
+    /// Whole blocks to copy to the host tier in all layers. The copies may overlap with later work: the device orders writes to
+    /// their sources after them, layer by layer.
     pub offloads: &'a [BlockOffload],
     /// Blocks to fill with zeros in all layers, so that their next owner does not see their old content.
     pub zeros: &'a [BlockId],
-    /// Whole blocks to copy from the host tier in all layers. The copies may go on beside later work: what reads their targets is ordered
-    /// after them, layer by layer.
+    /// Whole blocks to copy from the host tier in all layers. The copies may overlap with later work: the device orders reads of their
+    /// targets after them, layer by layer.
     pub fetches: &'a [BlockFetch],
     /// Blocks whose first slots are copied in all layers.
     pub copies: &'a [BlockCopy],

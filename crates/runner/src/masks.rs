@@ -1,7 +1,7 @@
 //! Masks of constrained answers, computed on threads of their own from one token to the next.
 //!
-//! A mask depends on the tokens so far, so its computation starts when a token is recorded. It runs while the host closes the books of that step
-//! and the device computes the next one, which waits for it only before it samples.
+//! A mask depends on the tokens so far, so its computation starts when a token is recorded. It runs while the host processes the
+//! result of that step and the device computes the next one, which waits for the mask only before it samples.
 
 use std::num::NonZero;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -88,7 +88,8 @@ impl Constrained {
     }
 }
 
-/// A mask to compute. Dropped, it leaves one that allows nothing if it has left none: whoever waits for it goes on.
+/// Job that computes a mask. If it is dropped without a mask, it fills the slot with one that allows no token, so that the row does not wait
+/// for ever.
 struct MaskJob {
     matcher: Arc<Mutex<Matcher>>,
     premature: Vec<TokenId>,

@@ -172,7 +172,7 @@ impl DonorStore {
         expired
     }
 
-    /// True if `donor` was not used for longer than donors may be.
+    /// True if the time since the last use of `donor` exceeds the time to live. False if the store does not hold it.
     #[must_use]
     pub fn is_expired(&self, donor: DonorId) -> bool {
         let unused_for = self.get(donor).map(|donor| self.now.since(donor.last_used));

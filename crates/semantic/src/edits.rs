@@ -218,8 +218,8 @@ fn edit_before(target: PromptView<'_>, donor: PromptView<'_>, run: RunKey) -> Op
     Some(Edit { donor_pos: donor_start - donor_gap, donor_end: donor_segment.end, reach })
 }
 
-/// Returns the donor tokens between the end of its lead and the nearest equal tokens before, at most [`MAX_GAP_TOKENS`] of either lead:
-/// nearest in the target, then in the donor.
+/// Returns the number of donor tokens between the end of `donor_lead` and the nearest anchor that both leads contain, nearest in the target
+/// first, then in the donor. `None` if no anchor lies within [`MAX_GAP_TOKENS`] of the end of both leads.
 fn gap(donor_lead: &[TokenId], target_lead: &[TokenId]) -> Option<u32> {
     let (donor, target) = (Anchors::left_of(donor_lead), Anchors::left_of(target_lead));
     // Most leads have no anchor in common. A bit set with false positives detects that quickly.
@@ -233,12 +233,13 @@ fn gap(donor_lead: &[TokenId], target_lead: &[TokenId]) -> Option<u32> {
     })
 }
 
-/// Words of a bit set indexed by the upper bits of a hash: 32 bits for each anchor of a lead.
+/// Number of words of a bit set that the upper bits of an anchor's hash index: 32 bits for each anchor of a lead.
 const SEEN_WORDS: usize = 32;
-/// Most anchors of a lead.
+/// Maximum number of anchors of a lead: one for each gap from 0 to [`MAX_GAP_TOKENS`].
 const MAX_ANCHORS: usize = MAX_GAP_TOKENS + 1;
 
-/// Anchors at the end of a lead, by their gaps to it.
+/// Anchors near the end of a lead: [`ANCHOR_TOKENS`] consecutive tokens each. The index of an anchor is its gap: the number of tokens between
+/// it and the end of the lead.
 struct Anchors<'a> {
     lead: &'a [TokenId],
     hashes: [u32; MAX_ANCHORS],
@@ -264,7 +265,7 @@ impl<'a> Anchors<'a> {
     }
 }
 
-/// Each token has a factor of its own, so that no multiplication waits for another.
+/// Hashes an anchor. Multiplies each token by its own factor, so that the multiplications are independent of each other.
 fn hash_of([a, b, c, d]: &[TokenId; ANCHOR_TOKENS]) -> u32 {
     let sum = a.0.wrapping_mul(0x9e37_79b1)
         ^ b.0.wrapping_mul(0x85eb_ca77)
@@ -278,7 +279,7 @@ mod tests {
     use super::*;
     use crate::Segments;
 
-    /// Parses words as tokens, `|` beginning a segment, `.` ending a sentence, `*n` standing for n words found nowhere else in it (equal in
+    /// Parses words as tokens, `|` beginning a segment, `.` ending a sentence, `*n` for n words found nowhere else in it (equal in
     /// both texts if the letter before the star is).
     fn prompt(text: &str) -> (Vec<TokenId>, Segments) {
         let (mut tokens, mut starts, mut sentences) = (Vec::new(), Vec::new(), Vec::new());

@@ -2,7 +2,7 @@
 //!
 //! The test is a bet (Waudby-Smith and Ramdas 2024, arXiv 2010.09686, the "hedged capital" of one side): each value `x` multiplies a
 //! capital by `1 + b (x/m − 1)`, where `m` is the bound of the mean and `b` a fixed share of the capital. While the mean given the past
-//! is at most `m`, no capital is expected to grow, whatever else the values look like; no shape of their distribution is assumed. A
+//! is at most `m`, the capital does not grow in expectation, whatever the distribution of the values. A
 //! fresh stake joins at every value, so that a class that was good for long and turns bad is found nearly as fast as a new one
 //! (Shin, Ramdas and Rinaldo, arXiv 2203.03532, the Shiryaev–Roberts e-detector).
 //!
@@ -21,7 +21,8 @@ struct Bet {
     weight: f64,
 }
 
-/// The capital of a bettor against "the mean is at most `bound`".
+/// Evidence against the hypothesis that a mean is at most its bound: the capital of each of [`BETS`]. Under the hypothesis, a capital grows
+/// in expectation by its stakes only.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Evidence {
     capitals: [f64; BETS.len()],

@@ -1,6 +1,6 @@
 //! Gate on the predicted gain of a plan.
 //!
-//! Copies, measurements and a second look cost time too, and their result is not exact: reuse has to be worth it.
+//! Reuse takes time for copies, measurements and a second look, and its result is approximate. The gate rejects plans that save too little.
 
 use crate::{Estimate, RejectReason, ReusePlan};
 
@@ -26,7 +26,7 @@ impl Gate {
         Self { min_saved_ms: f64::NEG_INFINITY, min_saved_ratio: f64::NEG_INFINITY }
     }
 
-    /// Returns `plan` with its estimate, and without its spans if they do not pay.
+    /// Returns `plan` with its estimate. Removes its spans if they save less time than the gate requires.
     #[must_use]
     pub fn apply(self, plan: ReusePlan, estimate: Estimate) -> ReusePlan {
         let plan = ReusePlan { estimate: Some(estimate), ..plan };

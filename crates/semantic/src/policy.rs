@@ -47,11 +47,11 @@ pub struct Probe {
 /// A layer of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Depth {
-    /// Layer by index, from 0, at most the last one. From 1 on, layers that only sit behind windows do not count: within a moved span they
-    /// see nothing of what lies left of it.
+    /// Layer by index, from 0, at most the last one. An index from 1 on skips the leading layers with a sliding window: within a moved
+    /// span, their rows attend to no token left of it.
     Layer(u32),
-    /// First layer after a quarter of them; not before the third one that counts, since nothing deviates at the first and little at the
-    /// second.
+    /// First layer after a quarter of them; not before the third one that is not skipped, since nothing deviates at the first and little
+    /// at the second.
     Quarter,
 }
 

@@ -18,23 +18,23 @@ use crate::runs::{common_prefix, common_suffix};
 use crate::span::is_near;
 use crate::{PromptView, SpanIndexConfig, SpanMatch, Steps};
 
-/// Most tokens that all runs of a search cover, not counting the minimum of [`MIN_COVER`] runs: in a long prompt fewer runs than
-/// `max_postings` cover each place, so that its plan takes some milliseconds too. Chosen: 32,000 tokens that eight donors have.
+/// Maximum of the tokens that the runs of a search cover, summed over the runs. It lowers the number of runs per place in a long prompt, but
+/// not below [`MIN_COVER`], so that planning takes only some milliseconds. Chosen: 32,000 tokens that eight donors have.
 const MAX_COVERED_TOKENS: usize = 1 << 18;
-/// Runs that may cover a place of a prompt of any length.
+/// Number of runs that may cover a place of a prompt of any length.
 const MIN_COVER: usize = 2;
-/// Postings examined for each one that may be followed: so many consecutive holders may have lost their KV. Chosen; skipping one takes a
-/// few nanoseconds, and permanently lost ones are not posted for long.
+/// Maximum number of postings that the search examines for each posting that it may follow: it skips donors whose KV was evicted. Chosen:
+/// skipping a posting takes a few nanoseconds, and the index soon removes those of permanently evicted KV.
 const EXAMINED_PER_FOLLOWED: usize = 32;
-/// Divisor of `max_postings` for the places of one donor that are followed from one place of the target; the rest is for other donors.
-/// Chosen.
+/// Divisor of `max_postings` that gives the maximum number of places of one donor that the search follows from one place of the target. The
+/// other postings are left for other donors. Chosen.
 const PLACES_DIVISOR: usize = 4;
-/// Divisor of `max_postings` for the most holders of a rare shingle. Chosen.
+/// Divisor of `max_postings` that gives the maximum number of holders of a rare shingle. Chosen.
 const RARE_DIVISOR: usize = 2;
-/// Tokens compared for each token of the target and each run that may cover it, before comparisons become short. Chosen: several times the
-/// need of texts without repetition.
+/// Number of tokens that the search compares for each token of the target and each run that may cover it, before it shortens comparisons.
+/// Chosen: several times as many as texts without repetition need.
 const COMPARED_PER_TOKEN: u64 = 4;
-/// Tokens compared to the left of a shingle in short comparisons: the left context of the best class of a moved run.
+/// Number of tokens that a short comparison compares to the left of a shingle: the left context that the best class of a moved run requires.
 const SHORT_LEFT_TOKENS: usize = 256;
 
 /// A prompt that needs equal spans.

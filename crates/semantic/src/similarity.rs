@@ -19,8 +19,7 @@ const MAX_NEIGHBOURS: usize = 32;
 /// Prefers, among donors of the same text, the one with the left context most similar to the target's.
 ///
 /// This similarity predicts the error of its KV better than embeddings do. It compares up to 2048 tokens on both sides of each match that
-/// has a rival. If there are too many rivals, the spans found stand for the tokens: weighing a donor's spans takes a few steps for each
-/// match.
+/// has a rival. If there are too many rivals, it compares the spans found in place of the tokens: that takes a few steps for each match.
 #[derive(Debug)]
 pub struct ByLeftContext<'a, D> {
     donors: &'a D,
@@ -92,12 +91,12 @@ fn by_spans(matches: &[SpanMatch], contested: &[bool], steps: &mut Steps) -> Vec
     preferences
 }
 
-/// Returns the weight of the tokens of `other` that stand left of `found` in donor and target.
+/// Returns the weight of the tokens of `other` that are left of `found` in donor and target.
 fn shared_by(other: &SpanMatch, found: &SpanMatch, decay: &Decay) -> f32 {
     let target_distance = found.target_pos.checked_sub(other.target_pos);
     let donor_distance = found.donor_pos.checked_sub(other.donor_pos);
     let (Some(in_target), Some(in_donor)) = (target_distance, donor_distance) else { return 0.0 };
-    // Each token counts by the larger of its two distances; those that do not stand left of `found` in both do not count.
+    // Each token counts by the larger of its two distances; those that are not left of `found` in both do not count.
     let (far, near) = (in_target.max(in_donor), in_target.min(in_donor));
     decay.sum(far - other.num_tokens.min(near), far)
 }

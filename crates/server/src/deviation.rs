@@ -1,9 +1,9 @@
 //! Named bounds of the deviation, as requests and the configuration use them.
 
-/// In the unit of [`engine::Repair::max_deviation`]. Chosen.
+/// Names and bounds, in the unit of [`engine::Repair::max_deviation`]. Chosen.
 const PRESETS: [(&str, f32); 3] = [("strict", 0.05), ("balanced", 0.12), ("fast", 0.5)];
 
-/// Bound that a preset stands for, in the unit of [`engine::Repair::max_deviation`].
+/// Returns the bound of the preset `name`, in the unit of [`engine::Repair::max_deviation`].
 #[must_use]
 pub fn deviation_preset(name: &str) -> Option<f32> {
     PRESETS.iter().find(|(preset, _)| *preset == name).map(|&(_, bound)| bound)

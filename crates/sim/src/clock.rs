@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokens::Timestamp;
 
-/// Clock that stands still between two calls of `advance`.
+/// Clock that moves only in `advance`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct VirtualClock {
     now: Timestamp,

@@ -28,7 +28,7 @@ struct Candidate<'a> {
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Key<'a> {
     before: &'a str,
-    /// Text after the number; a digit stands for each number.
+    /// Text after the number, with each further number replaced by a digit.
     after: String,
     script: Script,
 }

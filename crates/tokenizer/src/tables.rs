@@ -97,7 +97,7 @@ const PAIR_DELIMITERS: [&str; 6] = ["->", "=>", "\u{2192}", "|", ";", ","];
 /// Maximum words of a cell of [`Shape::Pair`]. Chosen: parts of a sentence are longer.
 const MAX_CELL_WORDS: usize = 4;
 
-/// Returns the shape of a line of two short cells: words around one delimiter that stands there once, and no end of a sentence.
+/// Returns the shape of a line of two short cells: words around one delimiter that occurs once, and no end of a sentence.
 fn pair_of(line: &str) -> Option<Shape> {
     let line = line.trim();
     let is_short = |cell: &str| (1..=MAX_CELL_WORDS).contains(&cell.split_whitespace().take(MAX_CELL_WORDS + 1).count());

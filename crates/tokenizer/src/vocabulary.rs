@@ -314,7 +314,7 @@ mod tests {
 
     #[test]
     fn the_highest_score_merges_first() {
-        // After "▁a", "bc" outranks "▁ab" although it stands further right.
+        // After "▁a", "bc" outranks "▁ab" although it is further right.
         check(sentencepiece(), "abc", &[1, 259, 260]);
     }
 

@@ -123,7 +123,7 @@ enum Pass {
     Weights,
 }
 
-/// Adds the weights of one row in one block to the sums of its positions.
+/// Adds the attention weights of one query row over the keys of one block to the sums of the block's positions.
 ///
 /// # Safety
 /// The machine has `S`; `scores` and `sums` have [`BLOCK`] elements.

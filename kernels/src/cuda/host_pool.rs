@@ -50,9 +50,9 @@ pub struct HostPool {
     layers_per_group: usize,
     to_host: Transfers,
     to_device: Transfers,
-    /// Number of leading offloaded blocks that precede each fetched block. Ascending.
+    /// For each fetched block, the number of leading offloaded blocks that the device copies before it. Ascending.
     turns: Vec<usize>,
-    /// Number of leading groups of the pending copies that launches are ordered after.
+    /// Number of leading groups of layers whose pending copies finish before any later launch begins.
     num_joined: usize,
     /// Bytes of the last fetch, until its timing is returned.
     fetched_bytes: u64,

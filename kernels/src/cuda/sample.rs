@@ -547,7 +547,7 @@ mod tests {
     }
 
     impl Case {
-        /// Creates noise of variance one times `spread`, cubed so that few tokens stand out.
+        /// Creates noise of variance one times `spread`, cubed so that few tokens are far likelier than the others.
         fn new(vocab_size: usize, spread: f32, seed: u32) -> Self {
             let logits = noise(vocab_size, seed).into_iter().map(|x| spread * 8.0 * x * x * x).collect();
             let uniform = f64::from(noise(1, seed + 1000)[0]) + 0.5;

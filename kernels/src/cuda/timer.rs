@@ -1,4 +1,4 @@
-//! Time between two points of the stream of all launches, by the device's clock.
+//! Timer of launches on the stream, by the device's clock.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
 
 use super::device::{Device, DeviceError};
 
-/// Two points of the stream; can be reused.
+/// Measures the time between two points of the stream. Reusable after [`Self::elapsed`].
 pub struct Timer {
     began: CudaEvent,
     ended: CudaEvent,

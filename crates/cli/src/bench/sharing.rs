@@ -32,7 +32,7 @@ pub(crate) struct SharingBenchArgs {
     #[arg(long, value_delimiter = ',', value_name = "POLICY,..", value_parser = span_policy,
         default_value = "none,epic,cacheblend@.05,cacheblend@.10,cacheblend@.20,dhd@.05,dhd@.10,dhd@.20,impact@.15+drift")]
     policies: Vec<Repair>,
-    /// Pieces of the earlier prompt that stand in another order
+    /// Number of pieces of the earlier prompt that are reordered
     #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     spans: u32,
     /// Share of a prompt's tokens that lie in those pieces

@@ -227,7 +227,7 @@ pub(crate) struct SharingArgs {
     /// Tokens of these together, 8 bytes of memory each [default: 16777216]
     #[arg(long, env = "KVSHARE_MAX_DONOR_TOKENS", value_name = "N")]
     max_donor_tokens: Option<usize>,
-    /// Time after which KV that nobody used is forgotten [default: when its room is needed]
+    /// Time without use after which KV is dropped [default: when its room is needed]
     #[arg(long, env = "KVSHARE_DONOR_TTL", value_name = "TIME")]
     donor_ttl: Option<Millis>,
     /// Share of the answers over reused spans that is compared with full computation in idle time [default: 0.01]

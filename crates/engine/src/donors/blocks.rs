@@ -1,11 +1,11 @@
-//! Blocks of a donor, as the engine knows them.
+//! Names and owner of a donor's blocks.
 
 use semantic::Donor;
 use tokens::BlockHash;
 
 use super::target::Target;
 
-/// Blocks of a donor: names, not places.
+/// Blocks of a donor, named by their hashes. Does not hold them: the pool may evict them.
 pub(super) struct DonorBlocks {
     pub(super) hashes: Box<[BlockHash]>,
     /// Scopes that its own request could read: it may have found its beginning there.

@@ -8,7 +8,7 @@ use tokens::{DonorId, RequestId};
 
 use crate::Request;
 
-/// Prompts by the request that computes each. They will be donors; until then the request's number stands for the ID.
+/// Prompts by the request that computes each. They will become donors; until then, the ID of the request is used as the ID of the donor.
 pub(super) struct PromptsInFlight(DonorStore);
 
 impl PromptsInFlight {

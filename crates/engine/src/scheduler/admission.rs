@@ -254,7 +254,8 @@ impl Scheduler {
         }
     }
 
-    /// Requests blocks for all known tokens after `hit`, exact ones up to the first span; pins nothing yet.
+    /// Builds the request for the blocks of all known tokens after `hit`: exact blocks up to the first span, approximate ones after it. Pins no
+    /// source blocks.
     pub(super) fn whole_request<'a>(&self, sequence: &Sequence, hit: &'a Hit, spans: Option<&FoundSpans>) -> kv::SlotRequest<'a> {
         let block_size = self.config.block_size;
         let num_blocks = block_size.blocks_for(sequence.num_tokens() as usize);
@@ -270,8 +271,8 @@ impl Scheduler {
         kv::SlotRequest { num_exact: num_new - num_approximate, num_approximate, ..slot_request }
     }
 
-    /// Requests `num_new` exact blocks after `hit`. Leaves one block free for each running sequence, which may need it soon;
-    /// otherwise the new sequence would be preempted right after its admission.
+    /// Builds the request for `num_new` exact blocks after `hit`. Leaves one block free for each running sequence, which may need it soon;
+    /// otherwise the scheduler would preempt the new sequence right after its admission.
     pub(super) fn slot_request<'a>(&self, sequence: &Sequence, hit: &'a Hit, num_new: usize) -> kv::SlotRequest<'a> {
         let tenant = sequence.request.tenant;
         kv::SlotRequest {

@@ -1,4 +1,4 @@
-//! Time that steps take, beside its prediction.
+//! Measured times of steps, and their ratio to the predicted times of prefill.
 
 use tokens::Timestamp;
 
@@ -13,10 +13,13 @@ pub(super) struct TimedStep {
     pub(super) prefill_micros: u64,
 }
 
-/// Ratio of elapsed time to predicted prefill time while there is a queue: answers take their share of each step.
+/// Ratio of the measured time of steps to the predicted time of their prompt rows, while requests wait. It is usually above 1, because
+/// decode rows take a part of each step.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct PrefillSlowdown {
+    /// Sum of the measured times; older steps weigh less.
     passed: f64,
+    /// Sum of the predicted times of prompt rows, weighted alike.
     prefill: f64,
 }
 

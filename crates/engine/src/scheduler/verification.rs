@@ -18,13 +18,13 @@ use crate::verifier::{AnswerToVerify, Comparison, num_bytes};
 /// second, and on all others far less than a step of a prompt.
 const ROWS_AT_FIRST: usize = 16;
 
-/// Room for a comparison.
+/// Availability of blocks for a comparison.
 enum Room {
-    /// It can run without evicting recently used blocks.
+    /// The comparison can run without evicting recently used blocks.
     Free,
-    /// There is too little at present.
+    /// Too few blocks are available at present.
     Short,
-    /// The KV that it is to reuse was evicted.
+    /// The KV that the comparison would reuse was evicted.
     Gone,
 }
 

@@ -83,7 +83,7 @@ fn a_donor_that_begins_in_a_corpus_serves_only_those_who_may_read_that() {
     check([corpus(1), donor(2), target(3).store(false), target(4).readable(&[CORPUS])], (0, 30));
 }
 
-/// A scope stands for tenant, `cache_salt` and model: a new model means new scopes.
+/// A scope identifies tenant, `cache_salt` and model: a new model means new scopes.
 #[test]
 fn another_scope_finds_nothing_of_the_same_text() {
     let again = |id, scope| request(id, 1, "doc", 32).scope(scope).sharing(SharingMode::Span);

@@ -120,7 +120,7 @@ impl GgufCheckpoint {
         Ok(())
     }
 
-    /// Returns the layers. Files say the size of the window; which layers have it follows from the architecture, as in llama.cpp.
+    /// Returns the layers. Files give the size of the window; the architecture decides which layers have one, as in llama.cpp.
     fn layers(&self, architecture: Architecture, max_position: usize) -> Result<Vec<LayerSpec>, LoadError> {
         let window = self.optional_size("attention.sliding_window").filter(|window| (1..max_position).contains(window));
         let window = window.map(|window| u32::try_from(window).unwrap_or(u32::MAX));
@@ -136,8 +136,8 @@ impl GgufCheckpoint {
         }
     }
 
-    /// Returns the square of what scores of attention are divided by. Files do not say it: of Gemma 3 only the largest, with 62 layers,
-    /// divides by another number than the elements of a head (`query_pre_attn_scalar` of its `config.json`).
+    /// Returns the square of the divisor of attention scores (`query_pre_attn_scalar` of `config.json`), which GGUF files lack. It is the head
+    /// dimension, except in the largest Gemma 3, with 62 layers.
     fn score_divisor(&self, architecture: Architecture, head_dim: usize) -> Result<usize, LoadError> {
         const LARGEST_GEMMA3_LAYERS: usize = 62;
         match architecture {

@@ -54,7 +54,7 @@ impl CpuBackend {
         }
     }
 
-    /// Runs fresh and measured rows up to the check layer, and compares their K and V with what was moved there.
+    /// Runs fresh and measured rows up to the check layer, and compares their fresh K and V with the moved ones.
     fn compare(&mut self, sequence: &ProbedSequence, received: &mut Received, w: &mut Workspace) -> Vec<TokenDeviation> {
         let check_layer = self.config.check_layer(sequence.probe.depth);
         let all = sequence.rows();

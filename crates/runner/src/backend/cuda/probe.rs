@@ -61,7 +61,7 @@ impl CudaBackend {
         Ok(())
     }
 
-    /// Runs fresh and measured rows up to the check layer, and compares their K and V with what was moved there.
+    /// Runs fresh and measured rows up to the check layer, and compares their fresh K and V with the moved ones.
     fn compare(
         &mut self,
         sequence: &ProbedSequence,

@@ -16,4 +16,5 @@ mod structured;
 mod terminal;
 mod tidy;
 mod tiny;
+mod tools;
 mod vocabulary;

@@ -12,11 +12,12 @@ use std::process::Command;
 /// Layer, crate, and its imports of ours. Imports point to lower layers only.
 ///
 /// `crates/README.md` shows the same table; a new edge changes both in the commit that adds it.
-const LAYERING: [(u32, &str, &[&str]); 18] = [
+const LAYERING: [(u32, &str, &[&str]); 19] = [
     (
         5,
         "cli",
         &[
+            "dialect",
             "embed",
             "engine",
             "eval",
@@ -32,7 +33,7 @@ const LAYERING: [(u32, &str, &[&str]); 18] = [
         ],
     ),
     (4, "embed", &["runner", "semantic", "tokenizer", "tokens"]),
-    (4, "server", &["engine", "grammar", "protocol", "tokenizer", "tokens"]),
+    (4, "server", &["dialect", "engine", "grammar", "protocol", "tokenizer", "tokens"]),
     (3, "eval", &["engine", "semantic", "tokenizer", "tokens"]),
     (3, "runner", &["engine", "gguf", "grammar", "kernels", "tokens"]),
     (3, "sim", &["engine", "tokens"]),

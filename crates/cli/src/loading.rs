@@ -173,6 +173,10 @@ pub(crate) fn tokenizer(config: &ModelConfig, loaded: &mut Loaded) -> anyhow::Re
     let of_checkpoint = [&special.eos[..], &generation::end_tokens(config)?].concat();
     let (bos, eos) = (built.bos().or(special.bos.map(TokenId)), end_tokens(built.eos_ids(), &of_checkpoint));
     let built = built.with_special_ids(bos, eos).with_content_control_tokens(config.content_control_tokens);
+    if let Some(path) = config.chat_template.as_ref().value() {
+        let source = std::fs::read_to_string(path).with_context(|| format!("reading the chat template {}", path.display()))?;
+        return built.with_chat_template(&source).with_context(|| format!("the chat template {}", path.display()));
+    }
     match template {
         Some(source) if built.chat_template().is_none() => built.with_chat_template(&source).context("the model's chat template"),
         _ => Ok(built),

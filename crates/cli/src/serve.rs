@@ -9,8 +9,10 @@ use anyhow::{Context, anyhow, bail};
 use engine::{EngineCore, SchedulerConfig};
 use futures::{Stream, StreamExt};
 use server::{
-    Access, AppState, Embedder, Ended, EngineThread, EngineThreadConfig, Fatal, Metrics, ModelInfo, SamplingDefaults, ServedModel,
+    Access, AnswerForms, AppState, Embedder, Ended, EngineThread, EngineThreadConfig, Fatal, Metrics, ModelInfo,
+    SamplingDefaults, ServedModel,
 };
+use tokenizer::ChatTemplate;
 use tokio::runtime::{self, Runtime};
 use tokio::sync::{oneshot, watch};
 
@@ -145,7 +147,8 @@ fn load_model(
     let http = server::ServerConfig { sampling, ..http };
     // Before the engine's thread starts, whose end would be logged after the error.
     http.validate().context("server configuration")?;
-    let info = Arc::new(model_info(&loaded, &scheduler, tokenizer.eos_ids()));
+    let forms = config.model.answer_forms(tokenizer.chat_template().map(ChatTemplate::source))?;
+    let info = Arc::new(model_info(&loaded, &scheduler, tokenizer.eos_ids(), forms));
     let has_chat_template = tokenizer.chat_template().is_some();
     let started = announced
         .map(|address| Started { has_chat_template, ..Started::new(config, &loaded, &scheduler, &http.sampling, address) });
@@ -214,7 +217,7 @@ fn needs_warning(is_open: bool, address: IpAddr) -> bool {
     is_open && !address.is_loopback()
 }
 
-fn model_info(loaded: &Loaded, scheduler: &SchedulerConfig, eos: &[tokens::TokenId]) -> ModelInfo {
+fn model_info(loaded: &Loaded, scheduler: &SchedulerConfig, eos: &[tokens::TokenId], forms: AnswerForms) -> ModelInfo {
     // A clock before 1970 does not prevent serving.
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     ModelInfo {
@@ -224,6 +227,7 @@ fn model_info(loaded: &Loaded, scheduler: &SchedulerConfig, eos: &[tokens::Token
         vocab_size: u32::try_from(loaded.model.config.vocab_size).expect("token ids are 32 bits wide"),
         eos_token_ids: eos.to_vec(),
         created,
+        forms,
     }
 }
 

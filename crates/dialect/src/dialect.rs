@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::markers::{DEEPSEEK_CALL, MISTRAL_CALLS};
+
 /// Form in which a model writes calls of tools.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
@@ -82,8 +84,8 @@ impl Dialect {
     pub fn opening(self) -> Option<&'static str> {
         match self {
             Self::Hermes | Self::Qwen3Coder | Self::Glm => Some("<tool_call>"),
-            Self::Mistral => Some(crate::format::mistral::CALLS),
-            Self::DeepSeek => Some(crate::format::deepseek::CALL),
+            Self::Mistral => Some(MISTRAL_CALLS),
+            Self::DeepSeek => Some(DEEPSEEK_CALL),
             Self::Json | Self::Pythonic | Self::Harmony => None,
         }
     }

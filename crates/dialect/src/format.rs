@@ -1,11 +1,11 @@
 //! Readers of calls, one file for each form.
 
 mod bare;
-pub(crate) mod deepseek;
+mod deepseek;
 mod harmony;
 mod json_call;
 mod json_end;
-pub(crate) mod mistral;
+mod mistral;
 mod named;
 mod tagged;
 

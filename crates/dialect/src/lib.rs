@@ -10,6 +10,7 @@ mod dialect;
 mod event;
 mod format;
 mod grammar;
+mod markers;
 mod parser;
 mod prompt;
 mod python;

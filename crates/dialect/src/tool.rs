@@ -9,9 +9,22 @@ pub struct ToolSpec {
     pub name: String,
     /// JSON schema of its arguments.
     pub parameters: Value,
+    /// True if arguments must match the schema.
+    pub is_strict: bool,
 }
 
 impl ToolSpec {
+    /// True if `arguments` may be those of a call: JSON that matches the schema, if it must.
+    pub(crate) fn accepts(&self, arguments: &str) -> bool {
+        !self.is_strict || self.matches(arguments)
+    }
+
+    fn matches(&self, arguments: &str) -> bool {
+        let arguments = serde_json::from_str(arguments);
+        let validator = jsonschema::validator_for(&self.parameters);
+        arguments.is_ok_and(|arguments| validator.is_ok_and(|validator| validator.is_valid(&arguments)))
+    }
+
     /// Returns the JSON schema of the argument `name`, if the tool declares it.
     pub(crate) fn parameter(&self, name: &str) -> Option<&Value> {
         self.parameters.get("properties")?.get(name)

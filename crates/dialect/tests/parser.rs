@@ -8,8 +8,8 @@ fn tools() -> Vec<ToolSpec> {
         "city": {"type": "string"}, "days": {"type": "integer"}, "zip": {"type": "string"}, "where": {"type": "object"},
     }});
     vec![
-        ToolSpec { name: "get_weather".to_owned(), parameters: weather },
-        ToolSpec { name: "now".to_owned(), parameters: json!({"type": "object"}) },
+        ToolSpec { name: "get_weather".to_owned(), parameters: weather, is_strict: false },
+        ToolSpec { name: "now".to_owned(), parameters: json!({"type": "object"}), is_strict: false },
     ]
 }
 
@@ -98,6 +98,20 @@ fn an_answer_that_is_the_json_of_a_call_is_one() {
         ["{\"name\": \"Ann\", \"arguments\": {}}", "```json\n{\"a\": 1}\n```", "[1, 2]", "{}", "```\ncode\n```", " 7", "["]
     {
         check(Dialect::Hermes, text, text, &[]);
+    }
+}
+
+#[test]
+fn a_strict_call_without_tags_is_one_only_if_it_matches() {
+    let tools: Vec<_> = tools().into_iter().map(|tool| ToolSpec { is_strict: true, ..tool }).collect();
+    let options = ParserOptions { calls: Some((Dialect::Hermes, tools)), ..ParserOptions::default() };
+    let (good, bad) = ("{\"city\": \"Oslo\", \"days\": 3}", "{\"city\": 7}");
+    let named = |arguments: &str| format!("{{\"name\": \"get_weather\", \"arguments\": {arguments}}}");
+    assert_eq!(parse_all_ways(&options, &named(good)).calls, [("get_weather".to_owned(), good.to_owned())]);
+    assert_eq!(parse_all_ways(&options, "get_weather(city='Oslo', days=3)").calls.len(), 1);
+    for text in [named(bad), named(good)[..40].to_owned(), "get_weather(city=7)".to_owned()] {
+        let answer = parse_all_ways(&options, &text);
+        assert_eq!((answer.text, answer.calls), (text, vec![]));
     }
 }
 

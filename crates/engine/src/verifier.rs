@@ -337,6 +337,7 @@ impl Verifier {
     fn conclude(&mut self, usage: &KvUsage) {
         let (Some(case), Some(scored)) = (self.active.take(), self.scored.take()) else { return };
         let AnswerToVerify { class, recorded_logprobs, request, traffic, shadow } = &case;
+        let recorded_logprobs = unconstrained(&request.sampling, recorded_logprobs);
         if shadow.is_some() {
             // A trial that recomputed everything gives no information on reuse.
             if let Some(traffic) = traffic.filter(|_| usage.span_tokens > 0) {
@@ -370,12 +371,20 @@ impl Verifier {
     }
 }
 
-/// True if scoring reproduces the distributions: it does not apply penalties, biases and grammars, which depend on the answer so far.
+/// True if scoring reproduces the distributions, at least those before a grammar begins: it does not apply penalties, biases and grammars,
+/// which depend on the answer so far.
 fn is_comparable(sampling: &SamplingParams) -> bool {
     let SamplingParams { frequency_penalty, presence_penalty, repetition_penalty, min_tokens, .. } = sampling;
     (*frequency_penalty, *presence_penalty, *repetition_penalty, *min_tokens) == (0.0, 0.0, 1.0, 0)
         && sampling.logit_bias.is_empty()
-        && sampling.grammar.is_none()
+        && sampling.grammar.as_ref().is_none_or(|grammar| grammar.trigger().is_some())
+}
+
+/// Returns the beginning of an answer that its grammar leaves free: all of it, or up to the token that begins the constraint.
+fn unconstrained<'a>(sampling: &SamplingParams, recorded: &'a [TokenLogProbs]) -> &'a [TokenLogProbs] {
+    let trigger = sampling.grammar.as_ref().and_then(grammar::Grammar::trigger);
+    let begins = trigger.and_then(|trigger| recorded.iter().position(|entry| entry.chosen.token == trigger));
+    begins.map_or(recorded, |at| &recorded[..=at])
 }
 
 /// True for `share` of the requests whose answers can be compared, by a hash of their IDs.
@@ -391,4 +400,29 @@ fn compare(full: &[TokenLogProbs], other: &[TokenLogProbs]) -> Verdict {
     let num_equal = full.iter().zip(other).filter(|(full, other)| likeliest(full) == likeliest(other)).count();
     let n = kl.len().max(1) as f64;
     Verdict { mean_kl: kl.iter().sum::<f64>() / n, first_kl: kl.first().copied().unwrap_or(0.0), top1: num_equal as f64 / n }
+}
+
+#[cfg(test)]
+mod tests {
+    use grammar::{Constraint, Vocabulary};
+
+    use super::*;
+    use crate::LogProb;
+
+    fn entry(token: u32) -> TokenLogProbs {
+        TokenLogProbs { chosen: LogProb { token: TokenId(token), logprob: 0.0, rank: 1 }, top: vec![] }
+    }
+
+    #[test]
+    fn an_answer_is_compared_up_to_the_token_that_begins_its_constraint() {
+        let vocabulary = Vocabulary::new(3, |token| [&b"a"[..], b"b", b""][token.0 as usize], &[TokenId(2)]);
+        let grammar = vocabulary.compile(&Constraint::Regex("a+".to_owned())).unwrap();
+        let whole = SamplingParams { grammar: Some(grammar.clone()), ..SamplingParams::greedy(1) };
+        let lazy = SamplingParams { grammar: Some(grammar.after(TokenId(1))), ..SamplingParams::greedy(1) };
+        assert!(is_comparable(&lazy) && !is_comparable(&whole) && is_comparable(&SamplingParams::greedy(1)));
+        let answer = [0, 0, 1, 0].map(entry);
+        assert_eq!(unconstrained(&lazy, &answer), &answer[..3]);
+        assert_eq!(unconstrained(&lazy, &answer[..2]), &answer[..2]);
+        assert_eq!(unconstrained(&SamplingParams::greedy(1), &answer), answer);
+    }
 }

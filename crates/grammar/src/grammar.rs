@@ -6,6 +6,7 @@ use std::sync::Arc;
 use llguidance::api::TopLevelGrammar;
 use llguidance::{Matcher as Parser, ParserFactory};
 use serde_json::{Value, json};
+use tokens::TokenId;
 
 use crate::{Constraint, Matcher};
 
@@ -24,6 +25,8 @@ const BLANKS: &str = r"\n?[ ]{0,20}";
 #[derive(Clone)]
 pub struct Grammar {
     start: Arc<Parser>,
+    /// Token after which the constraint begins; `None` if the whole answer is constrained.
+    trigger: Option<TokenId>,
 }
 
 impl Grammar {
@@ -43,11 +46,23 @@ impl Grammar {
         match (start.get_error(), first) {
             (Some(error), _) => Err(invalid(one_line(&error))),
             (None, Err(error)) => Err(invalid(one_line(&error.to_string()))),
-            (None, Ok(_)) => Ok(Self { start: Arc::new(start) }),
+            (None, Ok(_)) => Ok(Self { start: Arc::new(start), trigger: None }),
         }
     }
 
-    /// Returns a matcher at the beginning of an answer.
+    /// Constrains only what follows the first `trigger` of an answer, which is free before it and without it.
+    #[must_use]
+    pub fn after(self, trigger: TokenId) -> Self {
+        Self { trigger: Some(trigger), ..self }
+    }
+
+    /// Returns the token after which the constraint begins; `None` if the whole answer is constrained.
+    #[must_use]
+    pub fn trigger(&self) -> Option<TokenId> {
+        self.trigger
+    }
+
+    /// Returns a matcher at the beginning of what is constrained.
     #[must_use]
     pub fn matcher(&self) -> Matcher {
         Matcher::new(self.start.deep_clone())
@@ -63,8 +78,19 @@ impl fmt::Debug for Grammar {
 /// Compares identity: clones are equal.
 impl PartialEq for Grammar {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.start, &other.start)
+        Arc::ptr_eq(&self.start, &other.start) && self.trigger == other.trigger
     }
+}
+
+/// Returns a rule item of Lark for JSON that `schema` describes, with the bounds of [`Constraint::JsonSchema`]. `is_lenient` leaves out keywords that
+/// cannot be enforced, which are errors otherwise.
+#[must_use]
+pub fn schema_item(schema: &Value, is_lenient: bool) -> String {
+    let mut schema = with_bounded_blanks(schema.clone());
+    if is_lenient && let Value::Object(fields) = &mut schema {
+        fields["x-guidance"]["lenient"] = json!(true);
+    }
+    format!("%json {schema}")
 }
 
 /// Returns `schema` with a bound on the blanks between its tokens, unless it says otherwise: a line break and an indent, so that an answer may be

@@ -13,7 +13,7 @@ mod matcher;
 mod vocabulary;
 
 pub use constraint::Constraint;
-pub use grammar::{Grammar, GrammarError};
+pub use grammar::{Grammar, GrammarError, schema_item};
 pub use mask::TokenMask;
 pub use matcher::{Matcher, MatcherError};
 pub use vocabulary::Vocabulary;

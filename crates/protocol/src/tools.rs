@@ -53,7 +53,7 @@ pub struct FunctionDelta {
     pub arguments: Option<String>,
 }
 
-/// Fields of a chat request about tools, except the tools themselves, which are part of the prompt.
+/// Fields of a chat request about calls and reasoning in its answer. The tools themselves are part of the prompt.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ToolFields {
@@ -63,6 +63,12 @@ pub struct ToolFields {
     /// False limits an answer to one call; true when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parallel_tool_calls: Option<bool>,
+    /// False leaves reasoning out of the answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub include_reasoning: Option<bool>,
+    /// Option of SGLang: false leaves reasoning in the text of the answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub separate_reasoning: Option<bool>,
 }
 
 impl ToolCall {

@@ -38,6 +38,10 @@ impl MaskThreads {
 /// Position of an answer in its grammar, with the mask of its next token.
 pub(crate) struct Constrained {
     matcher: Arc<Mutex<Matcher>>,
+    /// Token after which the constraint begins.
+    trigger: Option<TokenId>,
+    /// Tokens since the constraint began; `None` before.
+    num_tokens: Option<u32>,
     next: MaskSlot,
     threads: MaskThreads,
 }
@@ -46,18 +50,28 @@ impl Constrained {
     /// Starts at the beginning of an answer. `premature` tokens may not follow as long as another one may.
     pub(crate) fn new(grammar: &Grammar, premature: &[TokenId], threads: MaskThreads) -> Self {
         let matcher = Arc::new(Mutex::new(grammar.matcher()));
-        let mut constrained = Self { matcher, next: MaskSlot::default(), threads };
+        let trigger = grammar.trigger();
+        let num_tokens = trigger.is_none().then_some(0);
+        let mut constrained = Self { matcher, trigger, num_tokens, next: MaskSlot::default(), threads };
         constrained.begin_mask(premature);
         constrained
     }
 
-    /// Returns the place where the mask of the next token arrives.
-    pub(crate) fn next_mask(&self) -> MaskSlot {
-        Arc::clone(&self.next)
+    /// Returns the place where the mask of the next token arrives; `None` before the constraint begins.
+    pub(crate) fn next_mask(&self) -> Option<MaskSlot> {
+        self.num_tokens.map(|_| Arc::clone(&self.next))
     }
 
     /// Goes on by `token`. Returns true if nothing but the end may follow. A row after the end is void, and so is its token.
     pub(crate) fn record(&mut self, token: TokenId, premature: &[TokenId]) -> bool {
+        let Some(num_tokens) = &mut self.num_tokens else {
+            if self.trigger == Some(token) {
+                self.num_tokens = Some(0);
+                self.begin_mask(premature);
+            }
+            return false;
+        };
+        *num_tokens += 1;
         let is_complete = {
             let mut matcher = self.matcher.lock().unwrap_or_else(PoisonError::into_inner);
             if !matcher.is_complete()
@@ -73,6 +87,13 @@ impl Constrained {
 
     /// Takes the last token back.
     pub(crate) fn retract(&mut self, premature: &[TokenId]) {
+        let Some(num_tokens) = &mut self.num_tokens else { return };
+        if *num_tokens == 0 {
+            // The trigger itself, as nothing is retracted before the first token.
+            self.num_tokens = None;
+            return;
+        }
+        *num_tokens -= 1;
         let retracted = self.matcher.lock().unwrap_or_else(PoisonError::into_inner).retract();
         if let Err(error) = retracted {
             error!(%error, "a grammar does not take its last token back");
@@ -82,8 +103,11 @@ impl Constrained {
 
     /// Begins to compute the mask of the next token.
     fn begin_mask(&mut self, premature: &[TokenId]) {
+        if self.num_tokens.is_none() {
+            return;
+        }
         self.next = MaskSlot::default();
-        let job = MaskJob { matcher: Arc::clone(&self.matcher), premature: premature.to_vec(), slot: self.next_mask() };
+        let job = MaskJob { matcher: Arc::clone(&self.matcher), premature: premature.to_vec(), slot: Arc::clone(&self.next) };
         self.threads.spawn(move || job.run());
     }
 }

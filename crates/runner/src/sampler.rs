@@ -151,22 +151,17 @@ impl RequestState {
     /// Returns the parameters for sampling the token after `position` from `row`.
     pub(crate) fn sample_row(&self, row: usize, position: u32) -> SampleRow {
         let params = &self.params;
+        let mask = self.constrained.as_ref().and_then(Constrained::next_mask);
         let mut adjustments = Arc::clone(&self.adjustments);
-        if self.constrained.is_none() && !self.premature().is_empty() {
+        // A mask forbids them where another token may follow.
+        if mask.is_none() && !self.premature().is_empty() {
             for stop in self.premature() {
                 adjustment_mut(Arc::make_mut(&mut adjustments), stop.0).subtract = f32::INFINITY;
             }
         }
         let distribution =
             Distribution { temperature: params.temperature, top_k: params.top_k, top_p: params.top_p, min_p: params.min_p };
-        SampleRow {
-            row,
-            adjustments,
-            distribution,
-            uniform: uniform(params.seed, position),
-            logprobs: params.logprobs,
-            mask: self.constrained.as_ref().map(Constrained::next_mask),
-        }
+        SampleRow { row, adjustments, distribution, uniform: uniform(params.seed, position), logprobs: params.logprobs, mask }
     }
 
     /// Returns the stop tokens that may not follow yet.

@@ -5,7 +5,9 @@
 
 mod alone;
 mod choice;
+mod delta;
 mod events;
+mod parse;
 mod scores;
 mod start;
 mod usage;

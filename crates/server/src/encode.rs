@@ -102,9 +102,11 @@ pub(crate) fn max_counted(model: &ServedModel) -> usize {
 fn num_bytes(prompt: &PromptSource) -> usize {
     match prompt {
         PromptSource::Text(text) => text.len(),
-        PromptSource::Chat(Conversation { messages, options }) => {
+        PromptSource::Chat(Conversation { messages, options, .. }) => {
             let template = options.template.as_ref().map_or(0, String::len);
-            template + messages.iter().map(|message| message.content.len() + MESSAGE_BYTES).sum::<usize>()
+            template
+                + options.num_variable_bytes()
+                + messages.iter().map(|message| message.content.len() + MESSAGE_BYTES).sum::<usize>()
         }
         PromptSource::Tokens(ids) => ids.len(),
     }
@@ -120,7 +122,7 @@ fn encode_one(model: &ServedModel, prompt: PromptSource, options: &EncodeOptions
             (encoded.map_err(|error| tokenizer_error(model, param, &error))?, Some(text))
         }
         PromptSource::Tokens(token_ids) => (EncodedPrompt { token_ids, ..EncodedPrompt::default() }, None),
-        PromptSource::Chat(Conversation { messages, options }) => {
+        PromptSource::Chat(Conversation { messages, options, .. }) => {
             let encoded = tokenizer.encode_chat_within(&messages, &options, max_model_len);
             (encoded.map_err(|error| chat_error(model, &error))?, None)
         }

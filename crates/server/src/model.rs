@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokens::TokenId;
 
 use crate::embedding::Embedder;
+use crate::forms::AnswerForms;
 
 /// Properties of the served model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub struct ModelInfo {
     pub eos_token_ids: Vec<TokenId>,
     /// Load time, in seconds since 1970.
     pub created: u64,
+    /// Forms of calls and reasoning in its answers.
+    pub forms: AnswerForms,
 }
 
 impl ModelInfo {
@@ -64,6 +67,7 @@ mod tests {
             vocab_size: 10,
             eos_token_ids: vec![],
             created: 0,
+            forms: AnswerForms::default(),
         }
     }
 

@@ -195,6 +195,8 @@ fn chat_fields() -> Vec<Field> {
         ("top_logprobs", integer(0, 2)),
         ("tool_choice", json!({"type": ["string", "object", "null"], "examples": ["auto"]})),
         ("parallel_tool_calls", boolean()),
+        ("include_reasoning", boolean()),
+        ("separate_reasoning", boolean()),
     ];
     [own, template_fields()].concat()
 }
@@ -487,7 +489,12 @@ mod tests {
             max_completion_tokens: Some(1),
             logprobs: Some(true),
             top_logprobs: Some(1),
-            tools: protocol::ToolFields { tool_choice: Some(json!("auto")), parallel_tool_calls: Some(true) },
+            tools: protocol::ToolFields {
+                tool_choice: Some(json!("auto")),
+                parallel_tool_calls: Some(true),
+                include_reasoning: Some(true),
+                separate_reasoning: Some(true),
+            },
             template: template(),
             constraint: constraint(),
             sampling: sampling(),

@@ -9,7 +9,9 @@ mod messages;
 mod model;
 mod sampling;
 mod sharing;
+mod tools;
 
+use dialect::Thinking;
 use engine::SamplingParams;
 use protocol::{ChatCompletionRequest, CompletionRequest, Prompt, SamplingFields};
 use tokens::TokenId;
@@ -21,10 +23,12 @@ pub(crate) use messages::{Conversation, valid_conversation};
 pub(crate) use model::{valid_model, valid_tokens};
 pub(crate) use sampling::TextOptions;
 pub(crate) use sharing::{ValidSharing, valid_session};
+pub(crate) use tools::ValidTools;
 
 use self::constraint::valid_constraint;
 use self::sampling::{ValidSampling, count, valid_sampling};
 use self::sharing::{SharingContext, valid_sharing};
+use self::tools::valid_tools;
 use crate::error::ApiError;
 use crate::model::ModelInfo;
 
@@ -43,6 +47,8 @@ pub(crate) struct ValidRequest {
     pub(crate) sampling: SamplingParams,
     /// Constraint of the answers' text.
     pub(crate) constraint: Option<ValidConstraint>,
+    /// Contents of answers that are told apart; `None` leaves all of it text.
+    pub(crate) output: Option<ValidOutput>,
     /// Options of detokenization.
     pub(crate) text: TextOptions,
     /// Streaming mode; `None` for a whole answer.
@@ -51,6 +57,17 @@ pub(crate) struct ValidRequest {
     pub(crate) cache_salt: Option<String>,
     /// True if answers start with their prompt.
     pub(crate) echo: bool,
+}
+
+/// Contents that are told apart in the answers to a conversation.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ValidOutput {
+    /// Tools that answers may call.
+    pub(crate) tools: Option<ValidTools>,
+    /// Tags of reasoning.
+    pub(crate) thinking: Option<Thinking>,
+    /// True if reasoning is part of the answers.
+    pub(crate) includes_reasoning: bool,
 }
 
 /// A prompt before tokenization.
@@ -130,7 +147,12 @@ impl ValidRequest {
     pub(crate) fn from_chat(request: ChatCompletionRequest, limits: Limits<'_>) -> Result<Self, ApiError> {
         let request = judge(request, CHAT)?;
         let model = valid_model(request.model, limits.model)?;
-        let conversation = valid_conversation(request.messages, request.template)?;
+        let forms = limits.model.forms;
+        let tools = valid_tools(request.template.tools.as_deref().unwrap_or_default(), request.tools.clone(), forms.dialect)?;
+        let thinking = forms.thinking.filter(|_| request.tools.separate_reasoning.unwrap_or(true));
+        let includes_reasoning = request.tools.include_reasoning.unwrap_or(true);
+        let output = ValidOutput { tools, thinking, includes_reasoning };
+        let conversation = valid_conversation(request.messages, request.template, forms)?;
         let logprobs = chat_logprobs(request.logprobs, request.top_logprobs)?;
         let (field, max_tokens) = match request.max_completion_tokens {
             Some(max_tokens) => ("max_completion_tokens", Some(max_tokens)),
@@ -147,6 +169,7 @@ impl ValidRequest {
             prompt_logprobs: None,
             echo: false,
             constraint: valid_constraint(request.constraint)?,
+            output: Some(output),
         };
         Self::build(model, endpoint, request.sampling, limits)
     }
@@ -169,12 +192,12 @@ impl ValidRequest {
         let only_echoes = max_tokens == MaxTokens::Exactly(0);
         let prompt_logprobs = if echo && (logprobs.is_some() || only_echoes) { logprobs.or(Some(0)) } else { None };
         let constraint = valid_constraint(request.constraint)?;
-        let endpoint = EndpointFields { prompts, max_tokens, logprobs, prompt_logprobs, echo, constraint };
+        let endpoint = EndpointFields { prompts, max_tokens, logprobs, prompt_logprobs, echo, constraint, output: None };
         Self::build(model, endpoint, request.sampling, limits)
     }
 
     fn build(model: String, endpoint: EndpointFields, fields: SamplingFields, limits: Limits<'_>) -> Result<Self, ApiError> {
-        let EndpointFields { prompts, max_tokens, logprobs, prompt_logprobs, echo, constraint } = endpoint;
+        let EndpointFields { prompts, max_tokens, logprobs, prompt_logprobs, echo, constraint, output } = endpoint;
         let fields = limits.config.sampling.fill(fields);
         let ValidSampling { n, sampling, text } = valid_sampling(&fields, limits)?;
         if let MaxTokens::Exactly(max_tokens) = max_tokens
@@ -182,9 +205,11 @@ impl ValidRequest {
         {
             return Err(ApiError::param("min_tokens", format!("must be at most `max_tokens`, which is {max_tokens}")));
         }
-        let num_messages = match &prompts[..] {
-            [PromptSource::Chat(conversation)] => Some(conversation.messages.len()),
-            _ => None,
+        let (num_messages, num_inserted) = match &prompts[..] {
+            [PromptSource::Chat(Conversation { messages, num_inserted, .. })] => {
+                (Some(messages.len() - num_inserted), *num_inserted)
+            }
+            _ => (None, 0),
         };
         let num_choices = prompts.len() * n as usize;
         if num_choices > limits.max_choices {
@@ -194,6 +219,9 @@ impl ValidRequest {
         // A scored prompt is computed as a whole, and `cache_prompt: false` asks for that.
         let computes_all = prompt_logprobs.is_some() || fields.cache_prompt == Some(false);
         let context = SharingContext { num_messages, has_seed: fields.seed.is_some(), computes_all };
+        let mut sharing =
+            valid_sharing(fields.kv_sharing.clone(), fields.cache_segments.clone(), context, &limits.config.sharing)?;
+        sharing.segments = sharing.segments.after_messages(num_inserted);
         Ok(Self {
             model,
             prompts,
@@ -203,7 +231,8 @@ impl ValidRequest {
             text,
             stream: valid_stream(&fields)?,
             constraint,
-            sharing: valid_sharing(fields.kv_sharing, fields.cache_segments, context, &limits.config.sharing)?,
+            sharing,
+            output,
             cache_salt: valid_cache_salt(fields.cache_salt)?,
             echo,
         })
@@ -218,6 +247,7 @@ struct EndpointFields {
     prompt_logprobs: Option<u32>,
     echo: bool,
     constraint: Option<ValidConstraint>,
+    output: Option<ValidOutput>,
 }
 
 fn valid_prompts(prompt: Option<Prompt>, model: &ModelInfo) -> Result<Vec<PromptSource>, ApiError> {

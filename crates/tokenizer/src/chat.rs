@@ -34,9 +34,18 @@ pub struct ChatOptions {
     pub variables: Map<String, serde_json::Value>,
 }
 
+impl ChatOptions {
+    /// Returns the approximate bytes of the variables.
+    #[must_use]
+    pub fn num_variable_bytes(&self) -> usize {
+        self.variables.values().map(num_bytes).sum()
+    }
+}
+
 /// A compiled chat template.
 #[derive(Debug)]
 pub struct ChatTemplate {
+    source: String,
     template: Template,
     /// Variables that name the model's special tokens, such as `bos_token`.
     tokens: Map<String, serde_json::Value>,
@@ -89,7 +98,13 @@ impl ChatTemplate {
     /// If the source is not a valid template.
     pub fn new(source: &str, tokens: Map<String, serde_json::Value>) -> Result<Self, ChatError> {
         let template = Template::parse(source).map_err(|error| ChatError::Syntax { reason: error.to_string() })?;
-        Ok(Self { template, tokens })
+        Ok(Self { source: source.to_owned(), template, tokens })
+    }
+
+    /// Returns the source that it was compiled from.
+    #[must_use]
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// Renders `messages` into a prompt.
@@ -109,8 +124,7 @@ impl ChatTemplate {
         };
         let failed = |error: jinja::Error| ChatError::Render { reason: error.to_string() };
         let variables = self.variables(messages, open, options).map_err(failed)?;
-        let given =
-            messages.iter().map(ChatMessage::num_bytes).sum::<usize>() + options.variables.values().map(num_bytes).sum::<usize>();
+        let given = messages.iter().map(ChatMessage::num_bytes).sum::<usize>() + options.num_variable_bytes();
         let limits = Limits { fuel: MAX_FUEL, text_bytes: BASE_TEXT_BYTES + TEXT_BYTES_PER_BYTE * given as u64 };
         let (mut text, marks) = self.template.render(variables, limits, &strftime_now).map_err(failed)?.into_parts();
         if open.is_some() {

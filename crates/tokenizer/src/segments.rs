@@ -25,6 +25,17 @@ pub enum SegmentRule {
     },
 }
 
+impl SegmentRule {
+    /// Returns the rule for a conversation with `num_inserted` further messages before its first one.
+    #[must_use]
+    pub fn after_messages(mut self, num_inserted: usize) -> Self {
+        if let Self::Named { messages, .. } = &mut self {
+            messages.iter_mut().for_each(|message| *message += num_inserted as u32);
+        }
+        self
+    }
+}
+
 /// Text of a prompt, and the start of each of its tokens in it.
 pub(crate) struct TokenText {
     bytes: Vec<u8>,

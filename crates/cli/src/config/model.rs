@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use models::ModelSource;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use server::AnswerForms;
 
 use super::Auto;
 use super::flag::set;
@@ -31,6 +32,12 @@ pub(crate) struct ModelConfig {
     pub(crate) content_control_tokens: bool,
     /// Folder with a `generation_config.json` for sampling defaults, or `none`; the model's own by default.
     pub(crate) generation_config: Auto<PathBuf>,
+    /// File with a chat template to use instead of the model's own.
+    pub(crate) chat_template: Auto<PathBuf>,
+    /// Dialect of the model's calls of tools, or `none`; that of its chat template by default.
+    pub(crate) tool_call_parser: Auto<String>,
+    /// Form of the model's reasoning, or `none`; that of its chat template by default.
+    pub(crate) reasoning_parser: Auto<String>,
     /// Folder of catalogue models.
     pub(crate) cache_dir: Auto<PathBuf>,
     /// True to never contact the hub; its cache is still read.
@@ -63,6 +70,9 @@ impl Default for ModelConfig {
             tokenizer: Auto::Auto,
             content_control_tokens: false,
             generation_config: Auto::Auto,
+            chat_template: Auto::Auto,
+            tool_call_parser: Auto::Auto,
+            reasoning_parser: Auto::Auto,
             cache_dir: Auto::Auto,
             hub_offline: false,
             hub_token: Auto::Auto,
@@ -95,8 +105,24 @@ impl ModelConfig {
         self.generation_config.as_ref().value().map(PathBuf::as_path).filter(|_| !self.has_no_generation_config())
     }
 
+    /// Returns the forms of calls and reasoning of a model with this chat template, as far as the operator left them to it.
+    ///
+    /// # Errors
+    /// If a parser has an unknown name.
+    pub(crate) fn answer_forms(&self, template: Option<&str>) -> anyhow::Result<AnswerForms> {
+        let mut forms = template.map(AnswerForms::of_template).unwrap_or_default();
+        if let Auto::Set(name) = &self.tool_call_parser {
+            forms.dialect = if name == "none" { None } else { Some(name.parse()?) };
+        }
+        if let Auto::Set(name) = &self.reasoning_parser {
+            forms.thinking = if name == "none" { None } else { Some(name.parse()?) };
+        }
+        Ok(forms)
+    }
+
     pub(super) fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
+        problems.extend(self.answer_forms(None).err().map(|error| format!("model: {error}")));
         if self.name.is_empty() {
             problems.push("model.name is empty".to_owned());
         }
@@ -165,6 +191,15 @@ pub(crate) struct ModelArgs {
     /// Sampling defaults: `auto` (the model's own generation_config.json), `none`, or a folder with one [default: auto]
     #[arg(long, env = "KVSHARE_GENERATION_CONFIG", value_name = "auto|none|DIR")]
     generation_config: Option<PathBuf>,
+    /// File with a chat template to use instead of the model's own
+    #[arg(long, env = "KVSHARE_CHAT_TEMPLATE", value_name = "FILE")]
+    chat_template: Option<PathBuf>,
+    /// Form of the model's calls of tools: `none`, hermes, qwen3_coder, glm, json, pythonic, mistral, deepseek or harmony [default: auto, that of its chat template]
+    #[arg(long, env = "KVSHARE_TOOL_CALL_PARSER", value_name = "NAME")]
+    tool_call_parser: Option<Auto<String>>,
+    /// Form of the model's reasoning: `none`, think or mistral [default: auto, that of its chat template]
+    #[arg(long, env = "KVSHARE_REASONING_PARSER", value_name = "NAME")]
+    reasoning_parser: Option<Auto<String>>,
 }
 
 /// Flags for the source of a model.
@@ -194,6 +229,9 @@ impl ModelArgs {
         set(&mut config.content_control_tokens, self.content_control_tokens);
         let automatic = |folder: PathBuf| if folder.as_os_str() == "auto" { Auto::Auto } else { Auto::Set(folder) };
         set(&mut config.generation_config, self.generation_config.map(automatic));
+        set(&mut config.chat_template, self.chat_template.map(Auto::Set));
+        set(&mut config.tool_call_parser, self.tool_call_parser);
+        set(&mut config.reasoning_parser, self.reasoning_parser);
         self.source.apply(config);
     }
 }

@@ -1,5 +1,7 @@
 //! Calls without tags around them: the JSON of one or several (Llama 3, and small models of other dialects), or Python's syntax.
 
+use serde_json::Value;
+
 use super::Format;
 use super::json_call::{JsonCall, Reading};
 use crate::scan::take;
@@ -25,7 +27,7 @@ enum State {
     /// Before the first call or after one.
     Between,
     /// Inside an object; `is_open` if its client has seen a call begin.
-    Json { call: JsonCall, is_open: bool },
+    Json { call: JsonCall, held: Vec<OutputEvent>, is_open: bool },
     /// No call begins any more.
     Text,
 }
@@ -83,12 +85,12 @@ impl Bare {
         if text.starts_with('{') || bracket.is_some_and(|inner| inner.starts_with('{')) {
             let len = text.find('{').unwrap_or(0);
             self.keep(text, len);
-            self.state = State::Json { call: JsonCall::default(), is_open: false };
+            self.state = State::Json { call: JsonCall::default(), held: Vec::new(), is_open: false };
             return true;
         }
-        if let Some((calls, len)) = python::calls(text).filter(|(calls, _)| calls.iter().all(|(name, _)| self.knows(name))) {
+        if let Some((calls, len)) = python::calls(text).filter(|(calls, _)| calls.iter().all(|call| self.accepts(call))) {
             for (name, arguments) in calls {
-                let arguments = serde_json::Value::Object(arguments).to_string();
+                let arguments = Value::Object(arguments).to_string();
                 events.extend([OutputEvent::CallBegins(name), OutputEvent::Arguments(arguments), OutputEvent::CallEnds]);
                 self.num_calls += 1;
             }
@@ -111,44 +113,45 @@ impl Bare {
         })
     }
 
-    fn knows(&self, name: &str) -> bool {
-        self.tools.iter().any(|tool| tool.name == name)
+    /// True if a call names a known function, and if its arguments match where they must.
+    fn accepts(&self, (name, arguments): &python::Call) -> bool {
+        let tool = self.tools.iter().find(|tool| tool.name == *name);
+        tool.is_some_and(|tool| tool.accepts(&Value::Object(arguments.clone()).to_string()))
     }
 
     fn read_json(&mut self, text: &mut String, is_last: bool, events: &mut Vec<OutputEvent>) -> bool {
-        let State::Json { call, is_open } = &mut self.state else { return false };
-        let mut own = Vec::new();
-        let reading = call.push(text, &mut own);
-        let is_known = call.name().is_none_or(|name| self.tools.iter().any(|tool| tool.name == name));
-        if !is_known || (reading == Reading::NotACall && !*is_open) {
-            self.give_up(text);
-            return false;
+        let State::Json { call, held, is_open } = &mut self.state else { return false };
+        let reading = call.push(text, held);
+        let tool = call.name().map(|name| self.tools.iter().find(|tool| tool.name == name));
+        let is_call = match (tool, reading) {
+            // Not yet, or not one of the tools.
+            (None, _) | (_, Reading::NotACall) => *is_open,
+            (Some(None), _) => false,
+            (Some(Some(tool)), Reading::Ended(_)) => *is_open || tool.accepts(&arguments_of(held)),
+            // No grammar is in force outside of tags, so a strict call is shown only when it is known to match.
+            (Some(Some(tool)), Reading::Unfinished) => call.has_begun() && !tool.is_strict,
+        };
+        if is_call {
+            self.num_calls += usize::from(!std::mem::replace(is_open, true));
+            events.append(held);
         }
-        if call.has_begun() && !std::mem::replace(is_open, true) {
-            self.num_calls += 1;
-        }
-        let is_open = *is_open;
-        events.append(&mut own);
+        let may_become_call = reading == Reading::Unfinished && tool != Some(None);
         match reading {
-            Reading::Ended(len) => {
+            Reading::Ended(len) if is_call => {
                 take(text, len);
                 self.raw.clear();
                 self.state = State::Between;
                 return true;
             }
             // Its client has seen the call begin.
-            Reading::NotACall => {
+            Reading::NotACall if is_call => {
                 events.push(OutputEvent::CallEnds);
                 text.clear();
                 self.state = State::Text;
             }
-            Reading::Unfinished if is_open => text.clear(),
-            Reading::Unfinished => {
-                self.keep(text, text.len());
-                if is_last {
-                    self.give_up(text);
-                }
-            }
+            _ if is_call => text.clear(),
+            _ if may_become_call && !is_last => self.keep(text, text.len()),
+            _ => self.give_up(text),
         }
         false
     }
@@ -176,4 +179,10 @@ impl Format for Bare {
             events.push(OutputEvent::Text(take(text, text.len())));
         }
     }
+}
+
+/// Returns the text of the arguments among `events`.
+fn arguments_of(events: &[OutputEvent]) -> String {
+    let text = |event: &OutputEvent| if let OutputEvent::Arguments(text) = event { text.clone() } else { String::new() };
+    events.iter().map(text).collect()
 }

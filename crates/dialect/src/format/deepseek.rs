@@ -3,10 +3,9 @@
 use super::named::NamedJson;
 use super::{Format, text_before};
 use crate::OutputEvent;
+use crate::markers::{DEEPSEEK_CALL as CALL, DEEPSEEK_SEPARATOR as SEPARATOR};
 use crate::scan::take;
 
-pub(crate) const CALL: &str = "<｜tool▁call▁begin｜>";
-pub(crate) const SEPARATOR: &str = "<｜tool▁sep｜>";
 const ENDS: &[&str] = &["```", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>"];
 
 /// Beginning of all calls, and of each.

@@ -3,10 +3,9 @@
 use super::bare::Bare;
 use super::named::NamedJson;
 use super::{Format, text_before};
+use crate::markers::MISTRAL_CALLS as CALLS;
 use crate::scan::take;
 use crate::{OutputEvent, ToolSpec};
-
-pub(crate) const CALLS: &str = "[TOOL_CALLS]";
 
 /// Reader of Mistral's calls.
 pub(crate) struct Mistral {

@@ -107,6 +107,30 @@ fn a_constraint_changes_no_answer_beside_it() {
 }
 
 #[test]
+fn a_constraint_after_a_token_begins_with_it() {
+    let trigger = TokenId(u32::from(b'k' - b' '));
+    let grammar = regex("[0-9]{4}!").after(trigger);
+    let likely = |seed: u32| SamplingParams { logit_bias: vec![(trigger, 4.0)], ..drawn(seed.into(), Some(grammar.clone())) };
+    let mut asked: Vec<PromptRequest> = (0..16).map(|seed| (prompt(seed), likely(seed))).collect();
+    // Before it, an answer is that without a constraint.
+    asked.extend((0..16).map(|seed| (prompt(seed), SamplingParams { grammar: None, ..likely(seed) })));
+    let (found, _) = answers(cpu(64), 64, &asked);
+    let mut num_begun = 0;
+    for (constrained, free) in found[..16].iter().zip(&found[16..]) {
+        let Some((before, after)) = constrained.0.split_once('k') else {
+            assert_eq!(constrained, free);
+            continue;
+        };
+        assert!(free.0.starts_with(before), "{free:?}");
+        num_begun += 1;
+        let is_begun =
+            after.bytes().enumerate().all(|(idx, byte)| if idx < 4 { byte.is_ascii_digit() } else { idx == 4 && byte == b'!' });
+        assert!(is_begun && (constrained.1 == FinishReason::Length || after.len() == 5), "{constrained:?}");
+    }
+    assert!(num_begun > 4, "{num_begun}");
+}
+
+#[test]
 fn a_preempted_answer_goes_on_in_its_grammar() {
     let grammar = regex("([a-c][0-9]){60}!");
     let sampling = |seed: u32| SamplingParams { max_tokens: 130, ..drawn(seed.into(), Some(grammar.clone())) };

@@ -9,6 +9,8 @@ use engine::{EngineEvent, FinishReason, TokenLogProbs};
 use tokenizer::{DetokenizeStream, StopMatcher, StopOutput, Tokenizer};
 use tokens::TokenId;
 
+use super::delta::ChoiceDelta;
+use super::parse::{AnswerParser, AnswerParserOptions};
 use super::scores::ScoredToken;
 use super::usage::ChoiceUsage;
 use crate::echo::{EchoedPrompt, num_chars};
@@ -22,6 +24,8 @@ pub(crate) struct Choice {
     /// Engine events; `None` after the last one.
     events: Option<TokenStream>,
     text: TextStream,
+    /// Parser of the text; `None` if all of it is text.
+    parser: Option<AnswerParser>,
     stop_token_ids: Arc<[TokenId]>,
     /// The prompt, until it has been sent.
     echo: Option<Echo>,
@@ -37,37 +41,6 @@ pub(super) struct Echo {
     pub(super) token_ids: Arc<[TokenId]>,
 }
 
-/// An increment of an answer. The last one has only a finish reason.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct ChoiceDelta {
-    /// Reasoning, which comes before text and calls.
-    pub(crate) reasoning: String,
-    pub(crate) text: String,
-    /// Calls of tools, which come after the text.
-    pub(crate) calls: Vec<CallDelta>,
-    /// Scores of the tokens that ended with this delta; empty unless requested.
-    pub(crate) scores: Vec<ScoredToken>,
-    pub(crate) finish_reason: Option<protocol::FinishReason>,
-}
-
-/// An increment of a call of a tool.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct CallDelta {
-    /// Index of the call within its answer.
-    pub(crate) index: u32,
-    /// Set in the first increment.
-    pub(crate) begins: Option<CallHead>,
-    /// Further text of the arguments, a JSON object.
-    pub(crate) arguments: String,
-}
-
-/// Beginning of a call.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct CallHead {
-    pub(crate) id: String,
-    pub(crate) name: String,
-}
-
 /// Options that all answers of a request share.
 #[derive(Clone)]
 pub(super) struct ChoiceOptions {
@@ -76,6 +49,7 @@ pub(super) struct ChoiceOptions {
     pub(super) stop_token_ids: Arc<[TokenId]>,
     pub(super) wants_logprobs: bool,
     pub(super) is_constrained: bool,
+    pub(super) parser: Option<AnswerParserOptions>,
 }
 
 impl Choice {
@@ -84,6 +58,7 @@ impl Choice {
             index,
             events: Some(events),
             text: TextStream::new(options, echo.as_ref()),
+            parser: options.parser.as_ref().and_then(AnswerParserOptions::parser),
             stop_token_ids: Arc::clone(&options.stop_token_ids),
             echo,
             wants_logprobs: options.wants_logprobs,
@@ -148,6 +123,7 @@ impl Choice {
         // A prompt of one token has no scores to wait for.
         self.send_echo(vec![]);
         self.usage.num_generated += 1;
+        self.usage.num_reasoning += u32::from(self.parser.as_ref().is_some_and(AnswerParser::is_reasoning));
         if self.stop_token_ids.contains(&token) && !self.text.includes_stop {
             // The stop token is not part of the answer; `Finished` follows.
             return;
@@ -182,12 +158,27 @@ impl Choice {
     }
 
     fn send(&mut self, text: String, scores: Vec<ScoredToken>) {
-        if !text.is_empty() || !scores.is_empty() {
-            self.ready.push_back(ChoiceDelta { text, scores, ..ChoiceDelta::default() });
+        let delta = match &mut self.parser {
+            Some(parser) => ChoiceDelta { scores, ..parser.push(&text) },
+            None => ChoiceDelta { text, scores, ..ChoiceDelta::default() },
+        };
+        self.send_delta(delta);
+    }
+
+    fn send_delta(&mut self, delta: ChoiceDelta) {
+        if delta != ChoiceDelta::default() {
+            self.ready.push_back(delta);
         }
     }
 
-    fn send_finish(&mut self, reason: protocol::FinishReason) {
+    fn send_finish(&mut self, mut reason: protocol::FinishReason) {
+        if let Some(parser) = &mut self.parser {
+            let rest = parser.finish();
+            if parser.has_calls() && reason == protocol::FinishReason::Stop {
+                reason = protocol::FinishReason::ToolCalls;
+            }
+            self.send_delta(rest);
+        }
         self.ready.push_back(ChoiceDelta { finish_reason: Some(reason), ..ChoiceDelta::default() });
     }
 }
@@ -207,6 +198,8 @@ struct TextStream {
     detokenizer: DetokenizeStream,
     stops: StopMatcher,
     skips_special: bool,
+    /// Special tokens that are never omitted.
+    markers: Arc<[TokenId]>,
     /// True if the text includes the stop string or token that ends it.
     includes_stop: bool,
     /// Number of next tokens in which no stop string is searched for.
@@ -241,6 +234,7 @@ impl TextStream {
             detokenizer,
             stops: StopMatcher::new(stop, includes_stop),
             skips_special,
+            markers: options.parser.as_ref().map(|parser| Arc::clone(&parser.markers)).unwrap_or_default(),
             includes_stop,
             num_unsearched: min_tokens,
             held_back: VecDeque::new(),
@@ -254,12 +248,16 @@ impl TextStream {
             let text_offset = self.num_chars_in + self.detokenizer.chars_broken_by(token);
             self.held_back.push_back(ScoredToken::new(token, Some(logprobs), text_offset));
         }
-        let text = self.detokenizer.push(token);
+        let is_hidden = self.skips_special && self.tokenizer.is_special(token) && !self.markers.contains(&token);
+        let text = match self.markers.contains(&token) {
+            true => self.detokenizer.finish() + &self.tokenizer.token_str(token),
+            false => self.detokenizer.push(token),
+        };
         if self.num_unsearched > 0 {
             self.num_unsearched -= 1;
             return self.pass(&text);
         }
-        if self.skips_special && self.tokenizer.is_special(token) {
+        if is_hidden {
             let output = self.stops.push_hidden(&self.tokenizer.token_str(token));
             return self.hand_out(output);
         }

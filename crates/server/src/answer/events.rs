@@ -9,7 +9,8 @@ use axum::response::sse::Event;
 use futures::stream::{self, BoxStream, SelectAll, Stream, StreamExt};
 use protocol::Usage;
 
-use super::choice::{Choice, ChoiceDelta};
+use super::choice::Choice;
+use super::delta::ChoiceDelta;
 use super::start::Generation;
 use super::usage::{ChoiceUsage, UsageSum};
 use super::writer::{AnswerEvent, AnswerWriter};

@@ -8,15 +8,19 @@ use tokens::SharingMode;
 use tokens::Timestamp;
 
 use super::choice::{Choice, ChoiceOptions, Echo};
+use super::parse::AnswerParserOptions;
 use crate::embedding::EmbeddingQueue;
 use crate::encode::{EncodeOptions, Encoded, Encoder};
 use crate::engine_thread::{EngineHandle, Phase, PromptGroup, SubmitError};
 use crate::error::ApiError;
-use crate::grammars::Grammars;
+use crate::grammars::{Demand, Grammars};
 use crate::metrics::{Metrics, ShedReason};
 use crate::requests::RequestBuilder;
 use crate::tenants::Caller;
-use crate::valid::ValidRequest;
+use crate::valid::{ValidOutput, ValidRequest};
+
+/// Tokens at the end of a prompt among which the opening tag of reasoning is looked for.
+const END_TOKENS: usize = 16;
 
 /// Parts of the server that start answers.
 #[derive(Clone, Copy)]
@@ -69,10 +73,12 @@ impl Generator<'_> {
             echo: request.echo,
             embeds,
         };
-        if let Some(constraint) = request.constraint.take() {
-            request.sampling.grammar = Some(self.grammars.compile(constraint, self.encoder.heavy).await?);
-        }
         let prompts = self.encoder.encode_all(std::mem::take(&mut request.prompts), options).await?;
+        let parser = request.output.take().map(|output| self.parser_options(output, &prompts));
+        let thinking = parser.as_ref().filter(|parser| parser.options.is_thinking).and_then(|parser| parser.options.thinking);
+        let tools = parser.as_ref().and_then(|parser| parser.tools.clone());
+        let demand = Demand { text: request.constraint.take(), tools, thinking };
+        request.sampling.grammar = self.grammars.compile(&caller.name, demand, self.encoder.heavy).await?;
         let prompt_tokens = prompts.iter().map(|prompt| prompt.token_ids.len()).sum::<usize>();
         let groups =
             prompts.iter().map(|prompt| self.group_of(caller, &request, prompt, arrival)).collect::<Result<Vec<_>, _>>()?;
@@ -92,6 +98,7 @@ impl Generator<'_> {
             stop_token_ids: request.sampling.stop_token_ids.into(),
             wants_logprobs: request.sampling.logprobs.is_some(),
             is_constrained: request.sampling.grammar.is_some(),
+            parser,
         };
         let n = request.n as usize;
         let to_choice = |(index, events): (usize, _)| {
@@ -107,6 +114,14 @@ impl Generator<'_> {
             normalized: prompts.iter().any(|prompt| prompt.normalized),
             wants_logprobs: options.wants_logprobs,
         })
+    }
+
+    /// Returns the options of parsing the answers to `prompts`, of which a conversation has one.
+    fn parser_options(self, output: ValidOutput, prompts: &[Encoded]) -> AnswerParserOptions {
+        let tokenizer = &self.encoder.model.tokenizer;
+        let prompt = prompts.first().map_or(&[][..], |prompt| &prompt.token_ids);
+        let end = tokenizer.decode(&prompt[prompt.len().saturating_sub(END_TOKENS)..], false);
+        AnswerParserOptions::new(output, &end, tokenizer)
     }
 
     /// Refuses requests before tokenization when the server is about to end.

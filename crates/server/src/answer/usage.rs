@@ -11,6 +11,8 @@ use crate::explain::{class_of, reason_of};
 pub(super) struct ChoiceUsage {
     /// Generated tokens, stop tokens included.
     pub(super) num_generated: u32,
+    /// Those of its reasoning.
+    pub(super) num_reasoning: u32,
     /// Source of its prompt's KV.
     pub(super) kv: KvUsage,
 }
@@ -23,6 +25,7 @@ pub(super) struct UsageSum {
     n: u32,
     prompt_tokens: u32,
     completion_tokens: u32,
+    reasoning_tokens: u32,
     kv: KvUsage,
     /// Index of the first answer that determines why no span was reused, and the reason.
     reason: Option<(u32, Option<ReuseReason>)>,
@@ -31,7 +34,16 @@ pub(super) struct UsageSum {
 impl UsageSum {
     /// Creates the sums for `prompt_tokens` of all prompts, each with `n` answers.
     pub(super) fn new(mode: SharingMode, n: u32, prompt_tokens: u32) -> Self {
-        Self { mode, normalized: false, n, prompt_tokens, completion_tokens: 0, kv: KvUsage::default(), reason: None }
+        Self {
+            mode,
+            normalized: false,
+            n,
+            prompt_tokens,
+            completion_tokens: 0,
+            reasoning_tokens: 0,
+            kv: KvUsage::default(),
+            reason: None,
+        }
     }
 
     /// Sets the flag for normalized whitespace of the prompts.
@@ -42,6 +54,7 @@ impl UsageSum {
     /// Adds the answer `index`. A prompt counts once, by its first answer: the others reuse what that one stored.
     pub(super) fn add(&mut self, index: u32, usage: ChoiceUsage) {
         self.completion_tokens += usage.num_generated;
+        self.reasoning_tokens += usage.num_reasoning;
         if index.is_multiple_of(self.n) {
             self.kv.prefix_tokens += usage.kv.prefix_tokens;
             // The reason of a prompt with spans, or else of the first.
@@ -66,7 +79,7 @@ impl UsageSum {
             completion_tokens: self.completion_tokens,
             total_tokens: self.prompt_tokens + self.completion_tokens,
             prompt_tokens_details: PromptTokensDetails { cached_tokens: self.kv.prefix_tokens },
-            completion_tokens_details: CompletionTokensDetails { reasoning_tokens: 0 },
+            completion_tokens_details: CompletionTokensDetails { reasoning_tokens: self.reasoning_tokens },
             kv_sharing: KvSharingUsage {
                 mode: self.mode,
                 prefix_tokens: self.kv.prefix_tokens,
@@ -94,7 +107,7 @@ mod tests {
         let kv = |prefix_tokens| KvUsage { prefix_tokens, span_tokens: 2, ..KvUsage::default() };
         let mut sum = UsageSum::new(SharingMode::Span, 2, 100);
         for (index, prefix_tokens) in [(0, 10), (1, 40), (2, 20), (3, 40)] {
-            sum.add(index, ChoiceUsage { num_generated: 5, kv: kv(prefix_tokens) });
+            sum.add(index, ChoiceUsage { num_generated: 5, num_reasoning: 0, kv: kv(prefix_tokens) });
         }
         let usage = sum.total();
         assert_eq!((usage.prompt_tokens, usage.completion_tokens, usage.total_tokens), (100, 20, 120));
@@ -106,7 +119,14 @@ mod tests {
     fn check_worst(prompts: &[(u32, Option<MatchClass>, Option<f32>)], expected: (Option<protocol::MatchClass>, Option<f32>)) {
         let mut sum = UsageSum::new(SharingMode::Span, 1, 100);
         for (index, &(span_tokens, class, deviation)) in (0..).zip(prompts) {
-            sum.add(index, ChoiceUsage { num_generated: 1, kv: KvUsage { span_tokens, class, deviation, ..KvUsage::default() } });
+            sum.add(
+                index,
+                ChoiceUsage {
+                    num_generated: 1,
+                    num_reasoning: 0,
+                    kv: KvUsage { span_tokens, class, deviation, ..KvUsage::default() },
+                },
+            );
         }
         let sharing = sum.total().kv_sharing;
         assert_eq!((sharing.class, sharing.deviation), expected);
@@ -116,7 +136,7 @@ mod tests {
     fn check_reason(mode: SharingMode, outcomes: &[(u32, Option<SpanOutcome>)], expected: Option<ReuseReason>) {
         let mut sum = UsageSum::new(mode, 1, 100);
         for &(index, outcome) in outcomes {
-            sum.add(index, ChoiceUsage { num_generated: 1, kv: KvUsage { outcome, ..KvUsage::default() } });
+            sum.add(index, ChoiceUsage { num_generated: 1, num_reasoning: 0, kv: KvUsage { outcome, ..KvUsage::default() } });
         }
         assert_eq!(sum.total().kv_sharing.reason, expected);
     }

@@ -3,11 +3,12 @@
 use futures::future::try_join_all;
 use protocol::{
     AssistantMessage, ChatChoice, ChatCompletionResponse, ChatLogProbs, CompletionChoice, CompletionLogProbs, CompletionResponse,
-    FinishReason, Usage,
+    FinishReason, ToolCall, Usage,
 };
 use tokenizer::Tokenizer;
 
 use super::choice::Choice;
+use super::delta::CallHead;
 use super::scores::ScoredToken;
 use super::start::Generation;
 use super::usage::{ChoiceUsage, UsageSum};
@@ -17,7 +18,9 @@ use crate::error::ApiError;
 /// A complete answer.
 struct WholeChoice {
     index: u32,
+    reasoning: String,
     text: String,
+    calls: Vec<ToolCall>,
     scores: Vec<ScoredToken>,
     finish_reason: FinishReason,
     usage: ChoiceUsage,
@@ -31,15 +34,9 @@ pub(crate) async fn whole_chat(
 ) -> Result<ChatCompletionResponse, ApiError> {
     let wants_logprobs = generation.wants_logprobs;
     let (choices, usage) = run_all(generation).await?;
-    let to_choice = |choice: WholeChoice| ChatChoice {
+    let to_choice = |mut choice: WholeChoice| ChatChoice {
         index: choice.index,
-        message: AssistantMessage {
-            role: "assistant".to_owned(),
-            content: Some(choice.text),
-            refusal: None,
-            reasoning_content: None,
-            tool_calls: vec![],
-        },
+        message: message_of(&mut choice),
         logprobs: wants_logprobs.then(|| -> ChatLogProbs { chat_logprobs(tokenizer, &choice.scores) }),
         finish_reason: choice.finish_reason,
     };
@@ -81,13 +78,44 @@ async fn run_all(generation: Generation) -> Result<(Vec<WholeChoice>, Usage), Ap
 }
 
 async fn run_one(mut choice: Choice) -> Result<WholeChoice, ApiError> {
-    let (mut text, mut scores) = (String::new(), Vec::new());
+    let (mut text, mut reasoning, mut scores) = (String::new(), String::new(), Vec::new());
+    let mut calls: Vec<(CallHead, String)> = Vec::new();
     loop {
         let delta = choice.next().await?;
         text.push_str(&delta.text);
+        reasoning.push_str(&delta.reasoning);
         scores.extend(delta.scores);
-        if let Some(finish_reason) = delta.finish_reason {
-            return Ok(WholeChoice { index: choice.index(), text, scores, finish_reason, usage: choice.usage() });
+        for call in delta.calls {
+            calls.extend(call.begins.map(|head| (head, String::new())));
+            if let Some((_, arguments)) = calls.last_mut() {
+                arguments.push_str(&call.arguments);
+            }
         }
+        if let Some(finish_reason) = delta.finish_reason {
+            let calls = calls.into_iter().map(|(head, arguments)| ToolCall::new(head.id, head.name, arguments)).collect();
+            return Ok(WholeChoice {
+                index: choice.index(),
+                reasoning,
+                text,
+                calls,
+                scores,
+                finish_reason,
+                usage: choice.usage(),
+            });
+        }
+    }
+}
+
+/// Returns the message of a choice. One that only calls tools has no text.
+fn message_of(choice: &mut WholeChoice) -> AssistantMessage {
+    let text = std::mem::take(&mut choice.text);
+    let reasoning = std::mem::take(&mut choice.reasoning);
+    let tool_calls = std::mem::take(&mut choice.calls);
+    AssistantMessage {
+        role: "assistant".to_owned(),
+        content: (!text.is_empty() || tool_calls.is_empty()).then_some(text),
+        refusal: None,
+        reasoning_content: (!reasoning.is_empty()).then_some(reasoning),
+        tool_calls,
     }
 }

@@ -10,7 +10,7 @@ use protocol::{
 use serde::Serialize;
 use tokenizer::Tokenizer;
 
-use super::choice::{CallDelta, ChoiceDelta};
+use super::delta::{CallDelta, ChoiceDelta};
 use super::scores::ScoredToken;
 use crate::error::ApiError;
 use crate::valid::StreamMode;

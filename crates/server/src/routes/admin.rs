@@ -172,7 +172,9 @@ pub(super) async fn add_corpus(State(app): State<Arc<AppState>>, _: Admin, mut b
     app.corpora.has_room_for(&name)?;
     let source = match (text, messages) {
         (Some(text), None) => PromptSource::Text(text),
-        (None, Some(messages)) => PromptSource::Chat(valid_conversation(Some(messages), TemplateFields::default())?),
+        (None, Some(messages)) => {
+            PromptSource::Chat(valid_conversation(Some(messages), TemplateFields::default(), app.model.info.forms)?)
+        }
         _ => return Err(ApiError::param("text", "you must provide either `text` or `messages`")),
     };
     let prompt = encode_corpus(&app, source).await?;

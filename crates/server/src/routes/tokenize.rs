@@ -26,7 +26,7 @@ pub(super) async fn tokenize(State(app): State<Arc<AppState>>, mut body: Body) -
             return Err(ApiError::param("add_special_tokens", "the chat template writes the special tokens of a conversation"));
         }
         (None, Some(messages)) => {
-            let prompt = PromptSource::Chat(valid_conversation(Some(messages), request.template)?);
+            let prompt = PromptSource::Chat(valid_conversation(Some(messages), request.template, app.model.info.forms)?);
             let options = EncodeOptions { segments: SegmentRule::Text, normalize: false, echo: false, embeds: false };
             let encoded = app.encoder().encode_all(vec![prompt], options).await?;
             encoded.iter().flat_map(|prompt| prompt.token_ids.iter().copied()).collect()

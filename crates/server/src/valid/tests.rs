@@ -3,6 +3,7 @@ use tokens::SharingMode;
 
 use super::*;
 use crate::config::ServerConfig;
+use crate::forms::AnswerForms;
 
 fn model() -> ModelInfo {
     ModelInfo {
@@ -12,6 +13,7 @@ fn model() -> ModelInfo {
         vocab_size: 300,
         eos_token_ids: vec![TokenId(2)],
         created: 0,
+        forms: AnswerForms::of_template("tools <tool_call>"),
     }
 }
 
@@ -201,11 +203,7 @@ fn two_requests_without_a_seed_get_different_ones() {
 
 #[test]
 fn fields_that_cannot_be_honoured_are_refused_by_name() {
-    let tool = json!([{"type": "function", "function": {"name": "f"}}]);
-    check_chat_refuses("tools", &[tool]);
-    check_chat_refuses("reasoning_effort", &[json!("low")]);
     check_chat_refuses("structural_tag", &[json!({})]);
-    check_chat_refuses("parallel_tool_calls", &[json!(false)]);
     assert_eq!(param_of(completion("suffix", json!("x"))).as_deref(), Some("suffix"));
 }
 
@@ -215,6 +213,8 @@ fn fields_that_ask_for_nothing_and_unknown_fields_are_tolerated() {
         ("tools", json!(null)),
         ("tools", json!([])),
         ("tool_choice", json!("none")),
+        ("parallel_tool_calls", json!(false)),
+        ("reasoning_effort", json!("low")),
         ("response_format", json!({"type": "text"})),
         ("my_field", json!({"a": 1})),
         ("metadata", json!({"a": "b"})),
@@ -246,10 +246,12 @@ fn messages_that_cannot_be_rendered_are_refused_where_they_are() {
         assert_eq!(param_of(chat("messages", messages)).as_deref(), Some(param));
     };
     check(json!({"role": "robot", "content": "x"}), "messages[1].role");
-    check(json!({"role": "tool", "content": "x"}), "messages[1].role");
+    check(json!({"role": "function", "content": "x"}), "messages[1].role");
+    check(json!({"role": "tool"}), "messages[1].content");
     check(json!({"role": "user"}), "messages[1].content");
     check(json!({"role": "user", "content": [{"type": "image_url"}]}), "messages[1].content[0].type");
-    check(json!({"role": "assistant", "tool_calls": [{"id": "x"}]}), "messages[1].tool_calls");
+    check(json!({"role": "assistant", "tool_calls": [{"id": "x"}]}), "messages[1].tool_calls[0].function.name");
+    check(json!({"role": "user", "content": "x", "tool_calls": [{"function": {"name": "f"}}]}), "messages[1].tool_calls");
 }
 
 #[test]
@@ -295,4 +297,103 @@ fn lengths_are_checked_against_the_model() {
     assert_eq!(MaxTokens::Exactly(16).clamp_to_pool(16, 7), 16);
     assert_eq!(MaxTokens::Exactly(11).fit_context(90, 100, "prompt"), too_long(11, 90));
     assert_eq!(MaxTokens::AtMost(16).fit_context(100, 100, "prompt"), too_long(1, 100));
+}
+
+fn tool(name: &str) -> Value {
+    json!({"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": {"a": {"type": "string"}}}}})
+}
+
+/// Validates a request with `fields` beside one message, for a model whose template is `template`.
+fn with_tools(fields: Value, template: &str) -> Result<ValidRequest, ApiError> {
+    let mut request = json!({"messages": [{"role": "user", "content": "hi"}]});
+    request.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    let (model, config) = (ModelInfo { forms: AnswerForms::of_template(template), ..model() }, ServerConfig::default());
+    let limits = Limits { model: &model, config: &config, max_choices: 10 };
+    ValidRequest::from_chat(serde_json::from_value(request).unwrap(), limits)
+}
+
+const KNOWS_TOOLS: &str = "{{ tools }}<tool_call>";
+
+#[test]
+fn a_tool_that_is_malformed_is_refused_where_it_is() {
+    let check = |tools: Value, param: &str| {
+        assert_eq!(param_of(with_tools(json!({"tools": tools}), KNOWS_TOOLS)).as_deref(), Some(param), "{tools}");
+    };
+    check(json!([tool("f"), {"function": {"name": "g"}}]), "tools[1].type");
+    check(json!([{"type": "web_search"}]), "tools[0].type");
+    check(json!([{"type": "function"}]), "tools[0].function");
+    check(json!([{"type": "function", "function": {"name": ""}}]), "tools[0].function.name");
+    check(json!([{"type": "function", "function": {"name": "a\"b"}}]), "tools[0].function.name");
+    check(json!([{"type": "function", "function": {"name": "f", "parameters": 7}}]), "tools[0].function.parameters");
+    check(json!([{"type": "function", "function": {"name": "f", "strict": "yes"}}]), "tools[0].function.strict");
+    check(json!([tool("f"), tool("f")]), "tools[1].function.name");
+}
+
+#[track_caller]
+fn check_choice(choice: Value, expected: Option<(&[&str], bool)>) {
+    let request = with_tools(json!({"tools": [tool("f"), tool("g")], "tool_choice": choice}), KNOWS_TOOLS).unwrap();
+    let tools = request.output.unwrap().tools;
+    let found =
+        tools.as_ref().map(|tools| (tools.tools.iter().map(|tool| tool.name.as_str()).collect::<Vec<_>>(), tools.is_required));
+    assert_eq!(found, expected.map(|(names, is_required)| (names.to_vec(), is_required)), "{choice}");
+}
+
+#[test]
+fn a_choice_among_tools_is_enforced() {
+    check_choice(json!(null), Some((&["f", "g"], false)));
+    check_choice(json!("auto"), Some((&["f", "g"], false)));
+    check_choice(json!("none"), None);
+    check_choice(json!("required"), Some((&["f", "g"], true)));
+    check_choice(json!({"type": "function", "function": {"name": "g"}}), Some((&["g"], true)));
+    let allowed = json!({"mode": "auto", "tools": [{"type": "function", "function": {"name": "f"}}]});
+    check_choice(json!({"type": "allowed_tools", "allowed_tools": allowed}), Some((&["f"], false)));
+    for choice in [json!("some"), json!({"type": "function"}), json!({"type": "function", "function": {"name": "h"}}), json!(7)] {
+        assert_eq!(
+            param_of(with_tools(json!({"tools": [tool("f")], "tool_choice": choice}), KNOWS_TOOLS)).as_deref(),
+            Some("tool_choice")
+        );
+    }
+    assert_eq!(param_of(with_tools(json!({"tool_choice": "required"}), KNOWS_TOOLS)).as_deref(), Some("tool_choice"));
+}
+
+fn conversation(request: ValidRequest) -> Conversation {
+    let Some(PromptSource::Chat(conversation)) = request.prompts.into_iter().next() else { panic!("one chat prompt") };
+    conversation
+}
+
+#[test]
+fn a_template_that_knows_tools_gets_them_as_objects() {
+    let history = json!([
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": null, "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{\"a\": \"x\"}"}}]},
+        {"role": "tool", "tool_call_id": "1", "content": [{"type": "text", "text": "7"}]},
+    ]);
+    let mut strict = tool("f");
+    strict["function"]["strict"] = json!(true);
+    let found = conversation(with_tools(json!({"messages": history, "tools": [strict]}), KNOWS_TOOLS).unwrap());
+    assert_eq!(found.options.variables["tools"], json!([tool("f")]), "`strict` is not for the model");
+    assert_eq!(found.messages[1].extra["tool_calls"][0]["function"], json!({"name": "f", "arguments": {"a": "x"}}));
+    assert_eq!((found.messages[2].role.as_str(), found.messages[2].content.as_str()), ("tool", "7"));
+    assert_eq!(found.num_inserted, 0);
+}
+
+#[test]
+fn a_template_that_knows_no_tools_gets_them_as_text() {
+    let history = json!([
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+        {"role": "tool", "tool_call_id": "1", "content": "7"},
+    ]);
+    let fields = json!({"messages": history, "tools": [tool("f")], "kv_sharing": {"segments": [2]}});
+    let request = with_tools(fields, "{{ messages }}").unwrap();
+    assert_eq!(request.sharing.segments, tokenizer::SegmentRule::Named { messages: vec![3], separators: vec![] });
+    let found = conversation(request);
+    let roles: Vec<_> = found.messages.iter().map(|message| message.role.as_str()).collect();
+    assert_eq!(roles, ["system", "user", "assistant", "user"]);
+    assert!(found.messages[0].content.contains("\"name\":\"f\""), "{}", found.messages[0].content);
+    assert_eq!(found.messages[2].content, "<tool_call>\n{\"name\": \"f\", \"arguments\": {}}\n</tool_call>");
+    assert_eq!(found.messages[3].content, "<tool_response>\n7\n</tool_response>");
+    let system = json!({"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}], "tools": [tool("f")]});
+    let found = conversation(with_tools(system, "{{ messages }}").unwrap());
+    assert!(found.messages.len() == 2 && found.messages[0].content.starts_with("Be brief.\n\n# Tools"));
 }

@@ -13,5 +13,6 @@ mod serving;
 mod sharing;
 mod streams;
 mod tenants;
+mod tools;
 mod whole;
 mod world;

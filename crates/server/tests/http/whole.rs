@@ -353,7 +353,7 @@ async fn a_conversation_that_cannot_be_rendered_so_is_refused_by_name() {
         ("chat_template", json!({"chat_template": "{% if %}"})),
         ("messages", json!({"chat_template": "nothing", "continue_final_message": true})),
         ("documents", json!({"documents": [{"text": "x"}]})),
-        ("tools", json!({"tools": [{"type": "function"}]})),
+        ("tools[0].function", json!({"tools": [{"type": "function"}]})),
     ] {
         for path in ["/tokenize", CHAT, "/v1/kv/explain"] {
             let mut request = json!({"messages": [{"role": "user", "content": "hi"}]});

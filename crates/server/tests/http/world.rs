@@ -130,6 +130,9 @@ impl Default for Options {
     }
 }
 
+/// Template that knows no tools.
+const CHAT_TEMPLATE: &str = "{% for message in messages %}[{{ message.role }}]{{ message.content }}{% endfor %}[assistant]";
+
 /// Ids 0 to 2 are unknown, begin and end; `3 + b` is the byte `b`; the last is the space.
 fn tokenizer() -> Tokenizer {
     let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(str::to_owned).to_vec();
@@ -150,8 +153,7 @@ fn tokenizer() -> Tokenizer {
         add_space_prefix: Some(false),
         ..GgufVocabulary::default()
     };
-    let template = "{% for message in messages %}[{{ message.role }}]{{ message.content }}{% endfor %}[assistant]";
-    Tokenizer::from_gguf(vocabulary).unwrap().with_chat_template(template).unwrap()
+    Tokenizer::from_gguf(vocabulary).unwrap().with_chat_template(CHAT_TEMPLATE).unwrap()
 }
 
 /// Key of tenant `a`, which may read the public corpus `manuals`.
@@ -203,6 +205,7 @@ impl World {
             vocab_size: tokenizer.vocab_size() as u32,
             eos_token_ids: vec![TokenId(EOS)],
             created: 1_700_000_000,
+            forms: server::AnswerForms::of_template(CHAT_TEMPLATE),
         });
         let control = Arc::new(Control::default());
         let echo = EchoExecutor::new(Reply::Prompt, scheduler.block_size.as_usize()).poisoned_by(TokenId(POISON));

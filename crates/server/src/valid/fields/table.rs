@@ -13,7 +13,7 @@ const NEEDS_MIROSTAT: Verdict = Accepted("nothing without `mirostat`");
 const NEEDS_BUDGET: Verdict = Accepted("nothing without a budget for reasoning");
 const ONE_PARSER: Verdict = Accepted("one parser reads all constraints");
 const NEEDS_LOCATION: Verdict = Accepted("only where another server is asked, and none is");
-const NO_PARSER: Verdict = Accepted("reasoning is not told apart from text");
+const NO_PARSER: Verdict = Accepted("reasoning is told apart in conversations only");
 const NO_SHIFT: Verdict = Accepted("only where a context is shifted, and a prompt that is too long is refused");
 const SPECULATION: Verdict = Accepted("speculation changes no answer");
 const FALSE: Verdict = Refused(&["false"]);
@@ -149,7 +149,8 @@ pub(super) const TABLE: &[Field] = &[
     field("vllm_xargs", GENERATE, V, EMPTY_OBJECT),
     field("watermark", GENERATE, T, FALSE),
     field("watermarking", GENERATE, V, FALSE),
-    field("reasoning_effort", GENERATE | TOKENIZE, O | V | S, ALWAYS),
+    field("reasoning_effort", CHAT | TOKENIZE, O | V | S, Honoured),
+    field("reasoning_effort", COMPLETIONS, O, ALWAYS),
     field("reasoning", GENERATE | TOKENIZE, S, EMPTY_OBJECT),
     field("think", GENERATE, Q, ALWAYS),
     field("thinking_token_budget", GENERATE, V, Refused(&["-1"])),
@@ -184,12 +185,17 @@ pub(super) const TABLE: &[Field] = &[
     field("guideline", GENERATE, T, EMPTY_TEXT),
 
     // Tools.
-    field("tools", GENERATE | TOKENIZE, O | V | S | L | T | Q, EMPTY_LIST),
-    field("tool_choice", GENERATE | TOKENIZE, O | V | S | L | T, Refused(&["\"none\"", "\"auto\""])),
-    field("parallel_tool_calls", GENERATE, O | V | S | L, Refused(&["true"])),
+    field("tools", CHAT | TOKENIZE, O | V | S | L | T | Q, Honoured),
+    field("tools", COMPLETIONS, L, EMPTY_LIST),
+    field("tool_choice", CHAT, O | V | S | L | T, Honoured),
+    field("tool_choice", TOKENIZE, V, Accepted("the choice is not part of the prompt")),
+    field("tool_choice", COMPLETIONS, L, Refused(&["\"none\"", "\"auto\""])),
+    field("parallel_tool_calls", CHAT, O | V | S | L, Honoured),
+    field("parallel_tool_calls", COMPLETIONS, L, Refused(&["true"])),
     field("functions", GENERATE, O, EMPTY_LIST),
     field("function_call", GENERATE, O, Refused(&["\"none\"", "\"auto\""])),
-    field("parse_tool_calls", GENERATE, L, FALSE),
+    field("parse_tool_calls", CHAT, L, Refused(&["true"])),
+    field("parse_tool_calls", COMPLETIONS, L, FALSE),
     field("chat_parser", GENERATE, L, EMPTY_TEXT),
     field("chat_format", GENERATE, L, ALWAYS),
     field("web_search_options", GENERATE, O, ALWAYS),
@@ -246,10 +252,14 @@ pub(super) const TABLE: &[Field] = &[
     field("details", GENERATE, T, FALSE),
     field("decoder_input_details", GENERATE, T, FALSE),
     field("top_n_tokens", GENERATE, T, Refused(&["0"])),
-    field("separate_reasoning", GENERATE, S, NO_PARSER),
-    field("stream_reasoning", GENERATE, S, NO_PARSER),
-    field("include_reasoning", GENERATE, V, NO_PARSER),
-    field("reasoning_format", GENERATE, L, Refused(&["\"none\"", "\"auto\""])),
+    field("separate_reasoning", CHAT, S, Honoured),
+    field("separate_reasoning", COMPLETIONS, S, NO_PARSER),
+    field("stream_reasoning", CHAT, S, Refused(&["true"])),
+    field("stream_reasoning", COMPLETIONS, S, NO_PARSER),
+    field("include_reasoning", CHAT, V, Honoured),
+    field("include_reasoning", COMPLETIONS, V, NO_PARSER),
+    field("reasoning_format", CHAT, L, Refused(&["\"auto\"", "\"deepseek\""])),
+    field("reasoning_format", COMPLETIONS, L, Refused(&["\"none\"", "\"auto\""])),
     field("reasoning_in_content", GENERATE, L, NO_PARSER),
     field("modalities", GENERATE, O | L, Refused(&["[\"text\"]"])),
     field("audio", GENERATE, O, ALWAYS),

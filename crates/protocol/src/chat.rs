@@ -123,6 +123,9 @@ pub struct ChatChoice {
     pub logprobs: Option<ChatLogProbs>,
     /// Reason why generation ended.
     pub finish_reason: FinishReason,
+    /// Stop string that ended generation. Only Anthropic's Messages show it.
+    #[serde(skip)]
+    pub matched_stop: Option<String>,
 }
 
 /// A message of the model.

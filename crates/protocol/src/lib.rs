@@ -1,4 +1,4 @@
-//! Request and response bodies of OpenAI's API.
+//! Request and response bodies of OpenAI's API, and of Anthropic's Messages.
 //!
 //! Contains the bodies of the HTTP API as serde types, in the shapes that OpenAI's clients (and, for `/tokenize` and the sampling extras,
 //! vLLM's) already use. All request fields are optional here, so that a missing or malformed one can be reported by name; the server
@@ -14,6 +14,7 @@ mod completion;
 mod error;
 mod explain;
 mod logprobs;
+mod messages;
 mod models;
 mod object;
 mod sharing;
@@ -33,6 +34,11 @@ pub use completion::{CompletionChoice, CompletionRequest, CompletionResponse, Pr
 pub use error::{ErrorBody, ErrorResponse};
 pub use explain::{CostEstimate, DonorSource, ExplainedSpan, Explanation};
 pub use logprobs::{ChatLogProb, ChatLogProbs, CompletionLogProbs, NamedLogProbs, TopLogProb};
+pub use messages::{
+    BlockContent, BlockDelta, InputBlock, InputMessage, InputTool, InputToolChoice, Message, MessageDelta, MessageError,
+    MessageErrorResponse, MessageEvent, MessageMetadata, MessageTokensCount, MessageUsage, MessagesRequest, OutputBlock,
+    OutputConfig, OutputFormat, StopReason, ThinkingConfig,
+};
 pub use models::{ModelCard, ModelList};
 pub use sharing::{DeviationBound, EditMode, KvSharingOptions, SegmentMark};
 pub use tokenize::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};

@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::extract::{FromRequestParts, Request, State};
-use axum::http::header::AUTHORIZATION;
+use axum::http::header::{AUTHORIZATION, HeaderName};
 use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -13,6 +13,9 @@ use crate::metrics::Metrics;
 use crate::paths::{HEALTH_PATHS, METRICS_PATH};
 use crate::scope::ScopeSecret;
 use crate::tenants::{Caller, KeyError, Tenants};
+
+/// Header in which clients of Anthropic's API send their key.
+const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// Access control of requests, and the secret that separates tenants' KV.
 pub struct Access {
@@ -96,7 +99,7 @@ pub(crate) async fn check_key(State(check): State<KeyCheck>, mut request: Reques
     if is_open_path(request.uri().path()) {
         return next.run(request).await;
     }
-    match check.access.tenants().authenticate(bearer(&request)) {
+    match check.access.tenants().authenticate(key_of(&request)) {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
             next.run(request).await
@@ -108,7 +111,12 @@ pub(crate) async fn check_key(State(check): State<KeyCheck>, mut request: Reques
     }
 }
 
-/// Returns the key of a request. The scheme's name is case-insensitive (RFC 9110, section 11.1).
+/// Returns the key of a request. `Authorization` wins over `x-api-key`.
+fn key_of(request: &Request) -> Option<&str> {
+    bearer(request).or_else(|| request.headers().get(API_KEY)?.to_str().ok().map(str::trim))
+}
+
+/// Returns the key in `Authorization`. The scheme's name is case-insensitive (RFC 9110, section 11.1).
 fn bearer(request: &Request) -> Option<&str> {
     let (scheme, key) = request.headers().get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())

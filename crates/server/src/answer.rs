@@ -15,7 +15,10 @@ mod whole;
 mod writer;
 
 pub(crate) use alone::run_alone;
+pub(crate) use choice::ChoiceDelta;
+#[cfg(test)]
+pub(crate) use choice::{CallDelta, CallHead};
 pub(crate) use events::event_stream;
 pub(crate) use start::{Generation, Generator, fits, submit_error};
 pub(crate) use whole::{whole_chat, whole_completion};
-pub(crate) use writer::{AnswerHead, AnswerWriter, ChatWriter, CompletionWriter};
+pub(crate) use writer::{AnswerEvent, AnswerHead, AnswerWriter, ChatWriter, CompletionWriter};

@@ -55,7 +55,7 @@ pub enum ApiError {
     },
     /// A key is required, and the one sent is unknown; or none was sent.
     #[error("{}", match is_missing {
-        true => "You didn't provide an API key. Send it as `Authorization: Bearer KEY`.",
+        true => "You didn't provide an API key. Send it as `Authorization: Bearer KEY` or `x-api-key: KEY`.",
         false => "Incorrect API key provided.",
     })]
     Unauthorized {
@@ -324,6 +324,8 @@ impl IntoResponse for ApiError {
         if response.status() == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        // Endpoints of another API write it in another shape.
+        response.extensions_mut().insert(self);
         response
     }
 }

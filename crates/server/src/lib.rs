@@ -1,8 +1,8 @@
-//! OpenAI API over HTTP: routes, validation, the engine thread, streams, metrics, shutdown.
+//! OpenAI's API, and Anthropic's Messages, over HTTP: routes, validation, the engine thread, streams, metrics, shutdown.
 //!
 //! Contains [`EngineThread`], which runs an engine on a thread of its own; [`router`], which answers requests through its
 //! [`EngineHandle`]; and [`serve()`], which accepts connections until it is signalled to end. A request is validated once, in `valid.rs`,
-//! and every error is OpenAI's error object. Deliberately excludes models and tensors (only the engine thread is generic over the
+//! and every error is OpenAI's error object, or Anthropic's on its endpoints. Deliberately excludes models and tensors (only the engine thread is generic over the
 //! executor), scheduling, and the command line.
 
 #![forbid(unsafe_code)]
@@ -23,6 +23,7 @@ mod explain;
 mod forms;
 mod grammars;
 mod heavy;
+mod messages;
 mod metrics;
 mod model;
 mod normalize;

@@ -1,5 +1,6 @@
 //! The OpenAPI document. Written by hand: the types are few, and a test compares it with the router and the types.
 
+mod messages;
 mod usage;
 
 use serde_json::{Map, Value, json};
@@ -12,6 +13,12 @@ pub(crate) fn document() -> Value {
         "paths": {
             "/v1/chat/completions": {"post": generates("Answers a conversation", "ChatCompletionRequest")},
             "/v1/completions": {"post": generates("Continues a text", "CompletionRequest")},
+            "/v1/messages": {"post": messages::with_its_errors(
+                generates("Answers a conversation, in the shape of Anthropic's API", "MessagesRequest"),
+            )},
+            "/v1/messages/count_tokens": {"post": messages::with_its_errors(
+                takes("Counts the tokens of the prompt of a message", "MessagesRequest"),
+            )},
             "/v1/models": {"get": says("Lists the served models")},
             "/v1/models/{id}": {"get": about("id", says("Describes one served model"))},
             "/v1/kv/explain": {"post": explains()},
@@ -47,13 +54,17 @@ pub(crate) fn document() -> Value {
             "/load": {"get": says("Requests in flight")},
             "/openapi.json": {"get": says("This document")},
         },
-        "security": [{"key": []}],
-        "components": {"securitySchemes": {"key": {
-            "type": "http", "scheme": "bearer",
-            "description": "A key of the daemon's key file. Without such a file no key is needed.",
-        }}, "schemas": {
+        "security": [{"key": []}, {"x_api_key": []}],
+        "components": {"securitySchemes": {
+            "key": {
+                "type": "http", "scheme": "bearer",
+                "description": "A key of the daemon's key file. Without such a file no key is needed.",
+            },
+            "x_api_key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same key."},
+        }, "schemas": {
             "ChatCompletionRequest": object(&["messages"], [&chat_fields()[..], &shared_fields()].concat()),
             "CompletionRequest": object(&["prompt"], [&completion_fields()[..], &shared_fields()].concat()),
+            "MessagesRequest": object(&["messages"], messages_fields()),
             "TokenizeRequest": object(&[], tokenize_fields()),
             "KvSharingOptions": kv_sharing_options(),
             "CorpusRequest": object(&["name"], vec![("name", string("manuals")), ("text", string("hi")), ("messages", messages())]),
@@ -61,6 +72,7 @@ pub(crate) fn document() -> Value {
             "KvSharingUsage": usage::kv_sharing_usage(),
             "KvExplanation": usage::explanation(),
             "ErrorResponse": error_response(),
+            "MessageErrorResponse": messages::error_response(),
         }},
     })
 }
@@ -227,6 +239,22 @@ fn template_fields() -> Vec<Field> {
     ]
 }
 
+fn messages_fields() -> Vec<Field> {
+    let stop = json!({"type": ["array", "null"], "items": {"type": "string"}, "examples": [["x"]]});
+    let shared = vec![
+        ("model", string("m")),
+        ("max_tokens", integer(1, 5)),
+        ("stop_sequences", stop),
+        ("stream", boolean()),
+        ("temperature", number(0.0, 1.0, 0.5)),
+        ("top_p", number(0.0, 1.0, 0.5)),
+        ("top_k", integer(-1, 5)),
+        ("cache_salt", string("s")),
+        ("kv_sharing", kv_sharing()),
+    ];
+    [shared, messages::own_fields()].concat()
+}
+
 fn completion_fields() -> Vec<Field> {
     let list = |items: Value| json!({"type": "array", "items": items});
     let (text, id) = (json!({"type": "string"}), json!({"type": "integer", "minimum": 0}));
@@ -251,10 +279,6 @@ fn shared_fields() -> Vec<Field> {
         "type": ["object", "null"], "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
         "examples": [{"7": 1.0}],
     });
-    let kv_sharing = json!({
-        "oneOf": [{"$ref": "#/components/schemas/KvSharingOptions"}, {"type": "null"}],
-        "examples": [{"mode": "span", "policy": "impact@0.15", "store": true}],
-    });
     let mut fields = vec![
         ("max_tokens", integer(0, 5)),
         ("temperature", number(0.0, 2.0, 0.5)),
@@ -278,7 +302,7 @@ fn shared_fields() -> Vec<Field> {
         ("user", string("me")),
         ("cache_salt", string("s")),
         ("cache_prompt", boolean()),
-        ("kv_sharing", kv_sharing),
+        ("kv_sharing", kv_sharing()),
         ("cache_segments", segments()),
     ];
     fields.extend(constraint_fields());
@@ -306,6 +330,13 @@ fn constraint_fields() -> Vec<Field> {
         ("regex", text("[0-9]+")),
         ("grammar", json!({"type": ["string", "object", "null"], "examples": ["start: /[0-9]+/"]})),
     ]
+}
+
+fn kv_sharing() -> Value {
+    json!({
+        "oneOf": [{"$ref": "#/components/schemas/KvSharingOptions"}, {"type": "null"}],
+        "examples": [{"mode": "span", "policy": "impact@0.15", "store": true}],
+    })
 }
 
 fn segments() -> Value {
@@ -390,8 +421,9 @@ mod tests {
     use std::collections::BTreeSet;
 
     use protocol::{
-        ChatCompletionRequest, CompletionRequest, CorpusRequest, DetokenizeRequest, ErrorBody, ErrorResponse, KvSharingOptions,
-        SamplingFields, StreamOptions, TemplateFields, TokenizeRequest,
+        BlockContent, ChatCompletionRequest, CompletionRequest, CorpusRequest, DetokenizeRequest, ErrorBody, ErrorResponse,
+        InputToolChoice, KvSharingOptions, MessageMetadata, MessagesRequest, OutputConfig, SamplingFields, StreamOptions,
+        TemplateFields, ThinkingConfig, TokenizeRequest,
     };
     use serde::Serialize;
     use serde::de::DeserializeOwned;
@@ -525,6 +557,26 @@ mod tests {
         check("KvSharingOptions", &kv_sharing());
         let corpus = CorpusRequest { name: Some("c".into()), text: Some("x".into()), messages: Some(vec![]) };
         check("CorpusRequest", &corpus);
+        let messages = MessagesRequest {
+            model: Some("m".into()),
+            messages: Some(vec![]),
+            system: Some(BlockContent::Text("s".into())),
+            max_tokens: Some(1),
+            stop_sequences: Some(vec![]),
+            stream: Some(true),
+            temperature: Some(1.0),
+            top_p: Some(1.0),
+            top_k: Some(1),
+            metadata: Some(MessageMetadata::default()),
+            tools: Some(vec![]),
+            tool_choice: Some(InputToolChoice::default()),
+            thinking: Some(ThinkingConfig::default()),
+            output_config: Some(OutputConfig::default()),
+            cache_salt: Some("s".into()),
+            kv_sharing: Some(kv_sharing()),
+            other: Map::new(),
+        };
+        check("MessagesRequest", &messages);
         let detokenize = DetokenizeRequest {
             model: Some("m".into()),
             tokens: Some(vec![1]),

@@ -1,9 +1,11 @@
 //! Paths that the server answers.
 
 /// All paths, as the router spells them.
-pub(crate) const PATHS: [&str; 22] = [
+pub(crate) const PATHS: [&str; 24] = [
     "/v1/chat/completions",
     "/v1/completions",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
     "/v1/models",
     "/v1/models/{*id}",
     "/v1/kv/explain",

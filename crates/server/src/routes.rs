@@ -4,6 +4,7 @@ mod admin;
 mod completions;
 mod info;
 mod kv;
+mod messages;
 mod path;
 mod query;
 mod tokenize;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{HeaderName, Method, Uri};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use tower::ServiceBuilder;
@@ -23,6 +24,7 @@ use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetReques
 
 use crate::access::{KeyCheck, check_key};
 use crate::error::ApiError;
+use crate::messages::{in_its_shape, is_messages_path};
 use crate::metrics::Metrics;
 use crate::state::AppState;
 use crate::web::{PageCheck, check_page, cors};
@@ -37,6 +39,7 @@ pub fn router(app: Arc<AppState>) -> Router {
     let layers = ServiceBuilder::new()
         .layer(SetRequestIdLayer::new(REQUEST_ID, MakeRequestUuid))
         .layer(PropagateRequestIdLayer::new(REQUEST_ID))
+        .layer(from_fn(shape_messages))
         .layer(from_fn_with_state(Arc::clone(metrics), count_response))
         .layer(CatchPanicLayer::custom(answer_panic))
         .layer(from_fn_with_state(pages, check_page))
@@ -46,6 +49,8 @@ pub fn router(app: Arc<AppState>) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(completions::chat))
         .route("/v1/completions", post(completions::completions))
+        .route("/v1/messages", post(messages::messages))
+        .route("/v1/messages/count_tokens", post(messages::count_tokens))
         .route("/v1/models", get(info::models))
         .route("/v1/models/{*id}", get(info::model))
         .route("/v1/kv/explain", post(kv::explain))
@@ -85,6 +90,15 @@ async fn count_response(State(metrics): State<Arc<Metrics>>, request: Request, n
     let response = next.run(request).await;
     metrics.http.count_response(route.as_ref().map(MatchedPath::as_str), response.status().as_u16());
     response
+}
+
+/// Gives answers of Anthropic's endpoints the shape of its errors and the name of its header.
+async fn shape_messages(request: Request, next: Next) -> Response {
+    if !is_messages_path(request.uri().path()) {
+        return next.run(request).await;
+    }
+    let id = request.headers().get(REQUEST_ID).cloned();
+    in_its_shape(next.run(request).await, id)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the signature that tower-http asks for")]

@@ -50,6 +50,12 @@ impl StopMatcher {
         Self { stops, include_stop_str, held: PendingText::default(), is_stopped: false }
     }
 
+    /// Returns the stop string at an index that it reported.
+    #[must_use]
+    pub fn stop(&self, index: usize) -> &str {
+        &self.stops[index]
+    }
+
     /// Processes the next piece. After a match, all further text is dropped.
     #[must_use]
     pub fn push(&mut self, piece: &str) -> StopOutput {

@@ -130,11 +130,11 @@ impl Choice {
         }
         let piece = self.text.push(token, logprobs.filter(|_| self.wants_logprobs));
         self.send(piece.text, piece.scores);
-        if piece.is_stopped {
+        if piece.stop.is_some() {
             if let Some(events) = self.events.take() {
                 events.complete();
             }
-            self.send_finish(protocol::FinishReason::Stop);
+            self.send_finish(protocol::FinishReason::Stop, piece.stop);
         }
     }
 
@@ -152,8 +152,8 @@ impl Choice {
         };
         let piece = self.text.finish();
         self.send(piece.text, piece.scores);
-        let reason = if piece.is_stopped { protocol::FinishReason::Stop } else { reason };
-        self.send_finish(reason);
+        let reason = if piece.stop.is_some() { protocol::FinishReason::Stop } else { reason };
+        self.send_finish(reason, piece.stop);
         Ok(())
     }
 
@@ -171,7 +171,7 @@ impl Choice {
         }
     }
 
-    fn send_finish(&mut self, mut reason: protocol::FinishReason) {
+    fn send_finish(&mut self, mut reason: protocol::FinishReason, stop: Option<String>) {
         if let Some(parser) = &mut self.parser {
             let rest = parser.finish();
             if parser.has_calls() && reason == protocol::FinishReason::Stop {
@@ -179,7 +179,7 @@ impl Choice {
             }
             self.send_delta(rest);
         }
-        self.ready.push_back(ChoiceDelta { finish_reason: Some(reason), ..ChoiceDelta::default() });
+        self.ready.push_back(ChoiceDelta { finish_reason: Some(reason), stop, ..ChoiceDelta::default() });
     }
 }
 
@@ -216,8 +216,8 @@ struct TextStream {
 struct Piece {
     text: String,
     scores: Vec<ScoredToken>,
-    /// True if a stop string matched: nothing follows.
-    is_stopped: bool,
+    /// Stop string that matched: nothing follows.
+    stop: Option<String>,
 }
 
 impl TextStream {
@@ -275,7 +275,7 @@ impl TextStream {
     fn finish(&mut self) -> Piece {
         let rest = self.detokenizer.finish();
         let mut piece = self.release(&rest);
-        if !piece.is_stopped {
+        if piece.stop.is_none() {
             piece.text.push_str(&self.stops.finish());
             piece.scores.extend(self.held_back.drain(..));
         }
@@ -293,7 +293,8 @@ impl TextStream {
         // A token belongs to the text that contains its first character.
         let num_released = self.held_back.partition_point(|score| score.text_offset < self.num_chars_out);
         let scores = self.held_back.drain(..num_released).collect();
-        Piece { text: output.text, scores, is_stopped: output.stop.is_some() }
+        let stop = output.stop.map(|index| self.stops.stop(index).to_owned());
+        Piece { text: output.text, scores, stop }
     }
 
     /// Counts text that precedes everything that will be pushed.

@@ -13,6 +13,8 @@ pub(crate) struct ChoiceDelta {
     /// Scores of the tokens that ended with this delta; empty unless requested.
     pub(crate) scores: Vec<ScoredToken>,
     pub(crate) finish_reason: Option<protocol::FinishReason>,
+    /// Stop string that ended the answer, set with the finish reason.
+    pub(crate) stop: Option<String>,
 }
 
 /// An increment of a call of a tool.

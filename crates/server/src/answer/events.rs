@@ -130,14 +130,18 @@ fn usage_of(mut sum: UsageSum, usages: &[ChoiceUsage]) -> Usage {
     sum.total()
 }
 
+impl From<AnswerEvent> for Event {
+    fn from(AnswerEvent { name, data }: AnswerEvent) -> Self {
+        // The name comes first, as some readers go line by line.
+        let event = name.map_or_else(Self::default, |name| Self::default().event(name));
+        event.data(data)
+    }
+}
+
 impl Stream for EventStream {
     type Item = Result<Event, Infallible>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let to_event = |event: AnswerEvent| {
-            let sent = Event::default().data(event.data);
-            Ok(event.name.map_or(sent.clone(), |name| sent.event(name)))
-        };
-        self.poll_event(cx).map(|event| event.map(to_event))
+        self.poll_event(cx).map(|event| event.map(|event| Ok(event.into())))
     }
 }

@@ -23,6 +23,7 @@ struct WholeChoice {
     calls: Vec<ToolCall>,
     scores: Vec<ScoredToken>,
     finish_reason: FinishReason,
+    stop: Option<String>,
     usage: ChoiceUsage,
 }
 
@@ -39,6 +40,7 @@ pub(crate) async fn whole_chat(
         message: message_of(&mut choice),
         logprobs: wants_logprobs.then(|| -> ChatLogProbs { chat_logprobs(tokenizer, &choice.scores) }),
         finish_reason: choice.finish_reason,
+        matched_stop: choice.stop,
     };
     Ok(ChatCompletionResponse {
         id: head.id,
@@ -100,6 +102,7 @@ async fn run_one(mut choice: Choice) -> Result<WholeChoice, ApiError> {
                 calls,
                 scores,
                 finish_reason,
+                stop: delta.stop,
                 usage: choice.usage(),
             });
         }

@@ -64,6 +64,11 @@ pub(crate) trait AnswerWriter: Send {
     /// Writes the events after the last delta of all answers, whose usage is `usage`.
     fn end(&mut self, usage: Usage) -> Vec<AnswerEvent>;
 
+    /// Event that shows that the server lives while nothing is generated; a comment without one.
+    fn keep_alive(&self) -> Option<AnswerEvent> {
+        None
+    }
+
     /// Writes the event of a failure, the last of its stream.
     fn error(&mut self, error: &ApiError) -> AnswerEvent {
         AnswerEvent::unnamed(&error.body())

@@ -17,8 +17,16 @@ const MAX_ITEMS: usize = 4096;
 /// Largest whole number up to which all are exact in floating point: 2^53.
 const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
 /// Fields whose values are passed on unchanged: there 1.0 stays 1.0.
-const HANDED_ON: [&str; 7] =
-    ["chat_template_kwargs", "documents", "guided_json", "json_schema", "response_format", "structured_outputs", "tools"];
+const HANDED_ON: [&str; 8] = [
+    "chat_template_kwargs",
+    "documents",
+    "guided_json",
+    "input",
+    "json_schema",
+    "response_format",
+    "structured_outputs",
+    "tools",
+];
 
 /// Reason why a body is refused.
 #[derive(Debug, PartialEq, Eq)]

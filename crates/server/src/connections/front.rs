@@ -15,6 +15,7 @@ use tower::ServiceExt;
 
 use super::slots::{Answering, Overload};
 use crate::error::ApiError;
+use crate::messages::{in_its_shape, is_messages_path};
 use crate::metrics::ShedReason;
 use crate::paths::HEALTH_PATHS;
 use crate::routes::router;
@@ -48,6 +49,7 @@ impl Front {
         if request.body().is_end_stream() {
             answering.begin();
         }
+        let is_of_messages = is_messages_path(request.uri().path());
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(answering.clone());
         let response = match (overload, self.opened.get()) {
@@ -60,6 +62,7 @@ impl Front {
             (_, None) => loading(&request),
         };
         answering.begin();
+        let response = if is_of_messages { in_its_shape(response, None) } else { response };
         Ok(response.map(|body| Body::new(Watched { body, answering })))
     }
 }

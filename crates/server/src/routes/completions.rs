@@ -47,7 +47,8 @@ pub(super) async fn completions(State(app): State<Arc<AppState>>, caller: Caller
     }
 }
 
-async fn begin(
+/// Starts the answers of `request`, which was received at `arrival`. Returns their streaming mode too.
+pub(super) async fn begin(
     app: &AppState,
     caller: &Caller,
     request: ValidRequest,
@@ -62,12 +63,20 @@ async fn begin(
 }
 
 /// Starts a stream; if waiting is bounded, only after the admission, so that a refusal has its status and `Retry-After`.
-async fn send_events(app: &AppState, writer: Box<dyn AnswerWriter>, mut generation: Generation) -> Result<Response, ApiError> {
+pub(super) async fn send_events(
+    app: &AppState,
+    writer: Box<dyn AnswerWriter>,
+    mut generation: Generation,
+) -> Result<Response, ApiError> {
     if app.engine.bounds_waiting() {
         generation.admitted().await?;
     }
-    let events = event_stream(writer, generation);
     let keep_alive = KeepAlive::new().interval(app.config.keep_alive);
+    let keep_alive = match writer.keep_alive() {
+        Some(event) => keep_alive.event(event.into()),
+        None => keep_alive,
+    };
+    let events = event_stream(writer, generation);
     // Prevents proxies from buffering tokens.
     let unbuffered = (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
     Ok(([unbuffered], Sse::new(events).keep_alive(keep_alive)).into_response())

@@ -7,6 +7,7 @@ mod explain;
 mod faults;
 mod info;
 mod limits;
+mod messages;
 mod pages;
 mod queue;
 mod serving;

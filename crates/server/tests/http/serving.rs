@@ -319,6 +319,11 @@ async fn while_the_model_loads_health_says_so_and_requests_are_told_to_come_back
         assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("retry-after: 1"), "{answer}");
         assert_eq!(error_of(&answer)["code"], "loading");
     }
+    let of_messages = read_all(daemon.send("POST", "/v1/messages", "").await).await;
+    assert!(
+        of_messages.contains("\"type\":\"overloaded_error\"") && of_messages.contains("\"request_id\":null"),
+        "{of_messages}"
+    );
     loaded.send(daemon.world.app.clone()).ok().unwrap();
     while daemon.status_of("/health/ready").await != "200" {
         tokio::task::yield_now().await;

@@ -24,6 +24,9 @@ async fn every_path_but_health_and_metrics_needs_a_key() {
             assert_eq!(operation["security"] == json!([]), is_open, "{path} is documented as it is");
             match is_open {
                 true => assert_eq!(answer.status, 200, "{path}"),
+                false if path.starts_with("/v1/messages") => {
+                    assert_eq!((answer.status.as_u16(), &answer.json()["error"]["type"]), (401, &json!("authentication_error")));
+                }
                 false => check_refused(&answer, 401, "invalid_api_key"),
             }
         }

@@ -4,10 +4,12 @@
 
 #![forbid(unsafe_code)]
 
+mod anthropic_sdk;
 mod daemon;
 mod demo;
 mod hostile;
 mod memory;
+mod messages;
 mod openai_sdk;
 mod places;
 mod reference;

@@ -15,9 +15,9 @@ fn run(command: &mut Command) -> String {
     printed
 }
 
-/// Returns a Python with the pinned package, made once and kept in the target folder.
-fn python_with_openai(requirements: &Path) -> PathBuf {
-    let venv = scratch().join("openai-venv");
+/// Returns a Python with the pinned packages of `requirements`, made once and kept in the target folder under `name`.
+fn python_with(requirements: &Path, name: &str) -> PathBuf {
+    let venv = scratch().join(format!("{name}-venv"));
     let python = venv.join("bin/python");
     if !python.exists() {
         run(Command::new("python3").args(["-m", "venv"]).arg(&venv));
@@ -26,13 +26,18 @@ fn python_with_openai(requirements: &Path) -> PathBuf {
     python
 }
 
-#[tokio::test]
-async fn the_openai_package_works_unchanged() {
-    let folder = repository().join("tests/openai_sdk");
-    let python = python_with_openai(&folder.join("requirements.txt"));
+/// Runs the tests in `tests/NAME_sdk` with the package that they pin, against a daemon.
+pub(crate) async fn tour(name: &str) {
+    let folder = repository().join(format!("tests/{name}_sdk"));
+    let python = python_with(&folder.join("requirements.txt"), name);
     let daemon = Daemon::start(&[]).await;
     let mut test = Command::new(python);
     test.arg("-B").arg(folder.join("test_sdk.py")).args([&daemon.url, MODEL]);
     let printed = tokio::task::spawn_blocking(move || run(&mut test)).await.expect("a failure shows what Python printed");
     assert!(printed.contains("\nOK"), "{printed}");
+}
+
+#[tokio::test]
+async fn the_openai_package_works_unchanged() {
+    tour("openai").await;
 }

@@ -15,9 +15,9 @@ mod whole;
 mod writer;
 
 pub(crate) use alone::run_alone;
-pub(crate) use choice::ChoiceDelta;
+pub(crate) use delta::ChoiceDelta;
 #[cfg(test)]
-pub(crate) use choice::{CallDelta, CallHead};
+pub(crate) use delta::{CallDelta, CallHead};
 pub(crate) use events::event_stream;
 pub(crate) use start::{Generation, Generator, fits, submit_error};
 pub(crate) use whole::{whole_chat, whole_completion};

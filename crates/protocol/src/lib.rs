@@ -17,6 +17,7 @@ mod logprobs;
 mod messages;
 mod models;
 mod object;
+mod responses;
 mod sharing;
 pub mod sharing_mode;
 mod tokenize;
@@ -40,6 +41,11 @@ pub use messages::{
     OutputConfig, OutputFormat, StopReason, ThinkingConfig,
 };
 pub use models::{ModelCard, ModelList};
+pub use responses::{
+    DeletedResponse, IncompleteDetails, InputItem, InputItemList, InputTokensDetails, ItemContent, ItemPart, OutputItem,
+    OutputPart, OutputTokensDetails, ResponseError, ResponseEvent, ResponseEventKind, ResponseInput, ResponseObject,
+    ResponseReasoning, ResponseRequest, ResponseStatus, ResponseText, ResponseUsage,
+};
 pub use sharing::{DeviationBound, EditMode, KvSharingOptions, SegmentMark};
 pub use tokenize::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};
 pub use tokens::SharingMode;

@@ -331,6 +331,16 @@ pub enum OutputItem {
     },
 }
 
+impl OutputItem {
+    /// Returns its id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        match self {
+            Self::Reasoning { id, .. } | Self::Message { id, .. } | Self::FunctionCall { id, .. } => id,
+        }
+    }
+}
+
 /// A part of an item that the model made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]

@@ -15,10 +15,8 @@ mod whole;
 mod writer;
 
 pub(crate) use alone::run_alone;
-pub(crate) use delta::ChoiceDelta;
-#[cfg(test)]
-pub(crate) use delta::{CallDelta, CallHead};
+pub(crate) use delta::{CallDelta, CallHead, ChoiceDelta};
 pub(crate) use events::event_stream;
 pub(crate) use start::{Generation, Generator, fits, submit_error};
 pub(crate) use whole::{whole_chat, whole_completion};
-pub(crate) use writer::{AnswerEvent, AnswerHead, AnswerWriter, ChatWriter, CompletionWriter};
+pub(crate) use writer::{AnswerEvent, AnswerHead, AnswerWriter, ChatWriter, CompletionWriter, chat_logprobs};

@@ -187,6 +187,11 @@ fn is_json(content_type: &str) -> bool {
 }
 
 impl Body {
+    /// Returns the length of the body.
+    pub(crate) fn num_bytes(&self) -> usize {
+        self.num_bytes
+    }
+
     /// Parses the body as `T`.
     pub(crate) async fn parse<T: DeserializeOwned + Send + 'static>(&mut self) -> Result<T, ApiError> {
         let (bytes, max_values) = (std::mem::take(&mut self.bytes), self.max_values);

@@ -27,6 +27,10 @@ pub struct ServerConfig {
     pub max_header_bytes: usize,
     /// Maximum answers per request (`n`).
     pub max_n: u32,
+    /// Maximum stored responses of `/v1/responses`; 0 stores none.
+    pub max_responses: usize,
+    /// Maximum bytes of all stored responses.
+    pub max_response_bytes: usize,
     /// Interval of comments on a silent event stream, so that proxies keep it open.
     pub keep_alive: Duration,
     /// Time for running requests to finish after the first signal.
@@ -67,6 +71,8 @@ impl Default for ServerConfig {
             max_headers: 64,
             max_header_bytes: 32 << 10,
             max_n: 8,
+            max_responses: 1024,
+            max_response_bytes: 64 << 20,
             keep_alive: Duration::from_secs(10),
             shutdown_timeout: Duration::from_secs(30),
             web: WebAccess::default(),

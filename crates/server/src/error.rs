@@ -111,6 +111,12 @@ pub enum ApiError {
         /// Name of the object.
         name: String,
     },
+    /// The response to continue is not stored, or one before it.
+    #[error("Previous response with id '{id}' not found.")]
+    PreviousResponseNotFound {
+        /// Id of the missing response.
+        id: String,
+    },
     /// Another model is served.
     #[error("The model `{model}` does not exist")]
     ModelNotFound {
@@ -232,6 +238,7 @@ impl ApiError {
             | Self::PoolTooSmall { .. }
             | Self::BodyBroken { .. }
             | Self::BadPath { .. }
+            | Self::PreviousResponseNotFound { .. }
             | Self::CostlyGrammar => StatusCode::BAD_REQUEST,
             Self::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
             Self::Forbidden { .. } | Self::ForeignHost { .. } | Self::ForeignOrigin { .. } => StatusCode::FORBIDDEN,
@@ -264,6 +271,7 @@ impl ApiError {
             Self::Unsupported { param } => Some(param.clone()),
             Self::ContextLengthExceeded { param, .. } => Some((*param).to_owned()),
             Self::ModelNotFound { .. } => Some("model".to_owned()),
+            Self::PreviousResponseNotFound { .. } => Some("previous_response_id".to_owned()),
             _ => None,
         };
         let error = ErrorBody { message: self.to_string(), kind: kind.to_owned(), param, code: self.code().map(str::to_owned) };
@@ -284,6 +292,7 @@ impl ApiError {
             Self::BodyEncoding { .. } => "unsupported_content_encoding",
             Self::NotFound { .. } => "not_found",
             Self::ModelNotFound { .. } => "model_not_found",
+            Self::PreviousResponseNotFound { .. } => "previous_response_not_found",
             Self::RouteNotFound { .. } => "unknown_url",
             Self::MethodNotAllowed { .. } => "method_not_allowed",
             Self::BodyTooLarge { .. } => "body_too_large",

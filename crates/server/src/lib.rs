@@ -30,6 +30,7 @@ mod normalize;
 mod openapi;
 mod paths;
 mod requests;
+mod responses;
 mod routes;
 mod sampling_defaults;
 mod scope;

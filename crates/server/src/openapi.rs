@@ -1,6 +1,7 @@
 //! The OpenAPI document. Written by hand: the types are few, and a test compares it with the router and the types.
 
 mod messages;
+mod responses;
 mod usage;
 
 use serde_json::{Map, Value, json};
@@ -19,6 +20,15 @@ pub(crate) fn document() -> Value {
             "/v1/messages/count_tokens": {"post": messages::with_its_errors(
                 takes("Counts the tokens of the prompt of a message", "MessagesRequest"),
             )},
+            "/v1/responses": {"post": generates("Answers a conversation, in OpenAI's newer form", "ResponseRequest")},
+            "/v1/responses/{id}": {
+                "get": about("id", says("Returns a stored response")),
+                "delete": about("id", says("Deletes a stored response")),
+            },
+            "/v1/responses/{id}/input_items": {"get": with_query(about("id", says("Lists the input of a stored response")), &[
+                ("limit", "At most so many, 1 to 100; 20 when absent"), ("order", "asc, or desc when absent"), ("after", "Only items after this one"),
+            ])},
+            "/v1/responses/{id}/cancel": {"post": about("id", says("Always an error: no response runs in the background"))},
             "/v1/models": {"get": says("Lists the served models")},
             "/v1/models/{id}": {"get": about("id", says("Describes one served model"))},
             "/v1/kv/explain": {"post": explains()},
@@ -65,6 +75,7 @@ pub(crate) fn document() -> Value {
             "ChatCompletionRequest": object(&["messages"], [&chat_fields()[..], &shared_fields()].concat()),
             "CompletionRequest": object(&["prompt"], [&completion_fields()[..], &shared_fields()].concat()),
             "MessagesRequest": object(&["messages"], messages_fields()),
+            "ResponseRequest": object(&["input"], responses::fields()),
             "TokenizeRequest": object(&[], tokenize_fields()),
             "KvSharingOptions": kv_sharing_options(),
             "CorpusRequest": object(&["name"], vec![("name", string("manuals")), ("text", string("hi")), ("messages", messages())]),
@@ -309,6 +320,14 @@ fn shared_fields() -> Vec<Field> {
     fields
 }
 
+/// Returns the schema of the field `kv_sharing`.
+fn kv_sharing_field() -> Value {
+    json!({
+        "oneOf": [{"$ref": "#/components/schemas/KvSharingOptions"}, {"type": "null"}],
+        "examples": [{"mode": "span", "policy": "impact@0.15", "store": true}],
+    })
+}
+
 /// Fields of which at most one constrains the text of an answer.
 fn constraint_fields() -> Vec<Field> {
     let text = |example: &str| json!({"type": ["string", "null"], "examples": [example]});
@@ -544,6 +563,7 @@ mod tests {
             other: Map::new(),
         };
         check("CompletionRequest", &completion);
+        check("ResponseRequest", &responses::tests::full(kv_sharing()));
         let tokenize = TokenizeRequest {
             model: Some("m".into()),
             prompt: Some("x".into()),

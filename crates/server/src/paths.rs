@@ -1,11 +1,15 @@
 //! Paths that the server answers.
 
 /// All paths, as the router spells them.
-pub(crate) const PATHS: [&str; 24] = [
+pub(crate) const PATHS: [&str; 28] = [
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/messages",
     "/v1/messages/count_tokens",
+    "/v1/responses",
+    "/v1/responses/{id}",
+    "/v1/responses/{id}/input_items",
+    "/v1/responses/{id}/cancel",
     "/v1/models",
     "/v1/models/{*id}",
     "/v1/kv/explain",

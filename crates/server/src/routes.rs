@@ -7,6 +7,7 @@ mod kv;
 mod messages;
 mod path;
 mod query;
+mod responses;
 mod tokenize;
 
 use std::any::Any;
@@ -51,6 +52,10 @@ pub fn router(app: Arc<AppState>) -> Router {
         .route("/v1/completions", post(completions::completions))
         .route("/v1/messages", post(messages::messages))
         .route("/v1/messages/count_tokens", post(messages::count_tokens))
+        .route("/v1/responses", post(responses::create))
+        .route("/v1/responses/{id}", get(responses::retrieve).delete(responses::delete))
+        .route("/v1/responses/{id}/input_items", get(responses::input_items))
+        .route("/v1/responses/{id}/cancel", post(responses::cancel))
         .route("/v1/models", get(info::models))
         .route("/v1/models/{*id}", get(info::model))
         .route("/v1/kv/explain", post(kv::explain))

@@ -17,6 +17,7 @@ use crate::heavy::Heavy;
 use crate::metrics::Metrics;
 use crate::model::ServedModel;
 use crate::requests::RequestBuilder;
+use crate::responses::ResponseStore;
 use crate::valid::Limits;
 
 /// Model, engine, access control and limits of the server.
@@ -31,6 +32,7 @@ pub struct AppState {
     pub(crate) heavy: Arc<Heavy>,
     pub(crate) grammars: Grammars,
     pub(crate) bodies: BodyReader,
+    pub(crate) responses: Arc<ResponseStore>,
     pub(crate) fingerprint: String,
 }
 
@@ -52,7 +54,21 @@ impl AppState {
         let embeddings = EmbeddingQueue::new(model.embedder.clone());
         let bodies = BodyReader::new(&config, &model.info, Arc::clone(&heavy), Arc::clone(&metrics));
         let (access, grammars) = (Arc::new(access), Grammars::new(&model.tokenizer));
-        Ok(Arc::new(Self { model, engine, metrics, config, access, corpora, embeddings, heavy, grammars, bodies, fingerprint }))
+        let responses = Arc::new(ResponseStore::new(config.max_responses, config.max_response_bytes));
+        Ok(Arc::new(Self {
+            model,
+            engine,
+            metrics,
+            config,
+            access,
+            corpora,
+            embeddings,
+            heavy,
+            grammars,
+            bodies,
+            responses,
+            fingerprint,
+        }))
     }
 
     /// Returns the access control, with the secret that separates tenants' KV.

@@ -201,7 +201,7 @@ pub(super) fn completion_response(head: AnswerHead, choices: Vec<CompletionChoic
 }
 
 /// Converts scores to the shape of the chat endpoint.
-pub(super) fn chat_logprobs(tokenizer: &Tokenizer, scores: &[ScoredToken]) -> ChatLogProbs {
+pub(crate) fn chat_logprobs(tokenizer: &Tokenizer, scores: &[ScoredToken]) -> ChatLogProbs {
     let top = |entry: &LogProb| {
         let bytes = tokenizer.token_bytes(entry.token).to_vec();
         TopLogProb { token: tokenizer.token_str(entry.token), logprob: entry.logprob, bytes }

@@ -78,8 +78,9 @@ pub(super) async fn erase_own(
     erase(&app, what).await
 }
 
-/// Erases `what` in the engine.
+/// Erases `what` in the engine, and the stored responses that belong to it.
 pub(super) async fn erase(app: &AppState, what: Erase) -> Result<Json<Erased>, ApiError> {
+    app.responses.erase(what);
     let counts = app.engine.erase(what).await.map_err(|error| submit_error(&app.engine, &app.metrics, error))?;
     app.metrics.kv.count_erased(what, counts);
     tracing::info!(kind = crate::metrics::erased_kind(what), num_donors = counts.donors, num_blocks = counts.blocks, "erased");

@@ -10,6 +10,7 @@ mod limits;
 mod messages;
 mod pages;
 mod queue;
+mod responses;
 mod serving;
 mod sharing;
 mod streams;

@@ -195,7 +195,7 @@ fn too_few_open_files_are_told_in_one_line() {
 }
 
 /// Flags that take a number, a size or a time.
-const NUMERIC: [&str; 25] = [
+const NUMERIC: [&str; 27] = [
     "--port",
     "--max-queue",
     "--max-connections",
@@ -204,6 +204,8 @@ const NUMERIC: [&str; 25] = [
     "--header-read-timeout",
     "--body-read-timeout",
     "--max-n",
+    "--max-responses",
+    "--response-memory",
     "--keep-alive",
     "--shutdown-timeout",
     "--threads",

@@ -239,6 +239,8 @@ fn http_config(server: &ServerConfig, sharing: &SharingConfig) -> server::Server
         body_read_timeout: server.body_read_timeout.get(),
         header_read_timeout: server.header_read_timeout.get(),
         max_n: server.max_n,
+        max_responses: server.max_responses,
+        max_response_bytes: usize::try_from(server.response_memory.0).unwrap_or(usize::MAX),
         keep_alive: server.keep_alive.get(),
         shutdown_timeout: server.shutdown_timeout.get(),
         web: server.web(),

@@ -37,6 +37,10 @@ pub(crate) struct ServerConfig {
     pub(crate) body_read_timeout: Millis,
     /// Maximum answers to one request (`n`).
     pub(crate) max_n: u32,
+    /// Responses of `/v1/responses` stored at once; 0 stores none.
+    pub(crate) max_responses: usize,
+    /// Memory of all stored responses.
+    pub(crate) response_memory: ByteSize,
     /// Interval of comments on a silent event stream, so that proxies keep it open.
     pub(crate) keep_alive: Millis,
     /// Time for running requests to finish after SIGTERM.
@@ -60,6 +64,8 @@ impl Default for ServerConfig {
             header_read_timeout: Millis::seconds(30),
             body_read_timeout: Millis::seconds(30),
             max_n: 8,
+            max_responses: 1024,
+            response_memory: ByteSize::mib(64),
             keep_alive: Millis::seconds(10),
             shutdown_timeout: Millis::seconds(30),
             allowed_origins: Vec::new(),
@@ -83,6 +89,7 @@ impl ServerConfig {
             ("max_queue", self.max_queue),
             ("max_connections", self.max_connections),
             ("max_connections_per_peer", self.max_connections_per_peer),
+            ("max_responses", self.max_responses),
         ];
         for (key, count) in counts.iter().filter(|(_, count)| *count > MAX_COUNT) {
             problems.push(format!("server.{key} {count} is above {MAX_COUNT}"));
@@ -161,6 +168,12 @@ pub(crate) struct ServerArgs {
     /// Answers one request may ask for [default: 8]
     #[arg(long, env = "KVSHARE_MAX_N", value_name = "N")]
     max_n: Option<u32>,
+    /// Responses of /v1/responses stored at once; 0 stores none [default: 1024]
+    #[arg(long, env = "KVSHARE_MAX_RESPONSES", value_name = "N")]
+    max_responses: Option<usize>,
+    /// Memory of all stored responses [default: 64MiB]
+    #[arg(long, env = "KVSHARE_RESPONSE_MEMORY", value_name = "SIZE")]
+    response_memory: Option<ByteSize>,
     /// Time between comments on a silent event stream [default: 10s]
     #[arg(long, env = "KVSHARE_KEEP_ALIVE", value_name = "TIME")]
     keep_alive: Option<Millis>,
@@ -187,6 +200,8 @@ impl ServerArgs {
         set(&mut config.header_read_timeout, self.header_read_timeout);
         set(&mut config.body_read_timeout, self.body_read_timeout);
         set(&mut config.max_n, self.max_n);
+        set(&mut config.max_responses, self.max_responses);
+        set(&mut config.response_memory, self.response_memory);
         set(&mut config.keep_alive, self.keep_alive);
         set(&mut config.shutdown_timeout, self.shutdown_timeout);
         set(&mut config.allowed_origins, self.allowed_origins);

@@ -13,6 +13,7 @@ mod messages;
 mod openai_sdk;
 mod places;
 mod reference;
+mod responses;
 mod server;
 mod structured;
 mod terminal;

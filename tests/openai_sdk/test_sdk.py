@@ -12,6 +12,7 @@ import unittest
 import urllib.request
 
 import openai
+import openai.types.responses
 import pydantic
 
 URL, MODEL = sys.argv[1:3]
@@ -193,6 +194,95 @@ class StructuredOutput(unittest.TestCase):
         self.assertTrue(chat(response_format={"type": "json_object"}, max_tokens=64).choices[0].message.content.lstrip().startswith("{"))
         self.assertIn(chat(extra_body={"guided_choice": ["red", "blue"]}).choices[0].message.content, ["red", "blue"])
         self.assertRegex(complete(extra_body={"structured_outputs": {"regex": "[A-Z][a-z]{2,6}"}}).choices[0].text, "^[A-Z][a-z]{2,6}$")
+
+
+def respond(**fields):
+    return CLIENT.responses.create(**{"model": MODEL, "input": "Name three colours.", "temperature": 0, "max_output_tokens": 16, **fields})
+
+
+class Responses(unittest.TestCase):
+    def test_a_response_has_text_and_usage(self):
+        response = respond(metadata={"a": "b"})
+        self.assertTrue(response.id.startswith("resp_"))
+        self.assertEqual((response.object, response.error, response.metadata), ("response", None, {"a": "b"}))
+        self.assertIn(response.status, ("completed", "incomplete"))
+        self.assertEqual(response.output_text, chat().choices[0].message.content)
+        self.assertEqual(response.output[0].type, "message")
+        usage = response.usage
+        self.assertEqual(usage.total_tokens, usage.input_tokens + usage.output_tokens)
+        self.assertGreaterEqual(usage.input_tokens_details.cached_tokens, 0)
+        self.assertEqual(usage.model_extra["kv_sharing"]["mode"], "prefix")
+        # Types are checked strictly here, which the package itself does not.
+        openai.types.responses.Response.model_validate_json(response.model_dump_json())
+
+    def test_a_limit_leaves_a_response_incomplete(self):
+        response = respond(max_output_tokens=3, extra_body={"ignore_eos": True})
+        self.assertEqual((response.status, response.incomplete_details.reason), ("incomplete", "max_output_tokens"))
+        self.assertEqual(response.usage.output_tokens, 3)
+
+    def test_events_add_up_to_the_response(self):
+        events = list(respond(stream=True))
+        self.assertEqual([event.sequence_number for event in events], list(range(len(events))))
+        self.assertEqual([event.type for event in events[:2]], ["response.created", "response.in_progress"])
+        self.assertIn(events[-1].type, ("response.completed", "response.incomplete"))
+        for event in events:
+            type(event).model_validate_json(event.model_dump_json())
+        text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+        self.assertEqual(text, events[-1].response.output_text)
+        self.assertEqual(text, respond().output_text)
+
+    def test_the_stream_helper_ends_with_the_response(self):
+        with CLIENT.responses.stream(model=MODEL, input="Describe a pet as JSON.", text_format=Pet, temperature=1, max_output_tokens=200,
+                                     extra_body={"seed": 5}) as stream:
+            for event in stream:
+                if event.type == "response.output_text.delta":
+                    self.assertTrue(event.snapshot.endswith(event.delta))
+            response = stream.get_final_response()
+        self.assertIsInstance(response.output_parsed, Pet)
+
+    def test_an_answer_is_parsed_into_its_type(self):
+        response = CLIENT.responses.parse(model=MODEL, input="Describe a pet as JSON.", text_format=Pet, temperature=1, max_output_tokens=200,
+                                          extra_body={"seed": 5})
+        self.assertIsInstance(response.output_parsed, Pet)
+
+    def test_logprobs_belong_to_the_text(self):
+        part = respond(include=["message.output_text.logprobs"], top_logprobs=2).output[0].content[0]
+        self.assertTrue(part.text and part.logprobs)
+        self.assertTrue(all(len(entry.top_logprobs) == 2 and entry.logprob <= 0 for entry in part.logprobs))
+
+    def test_a_conversation_goes_on(self):
+        first = respond(input="My name is Ada.", instructions="Be brief.")
+        second = respond(input="And what is my name?", previous_response_id=first.id)
+        self.assertEqual(second.previous_response_id, first.id)
+        messages = [{"role": "user", "content": "My name is Ada."}, {"role": "assistant", "content": first.output_text},
+                    {"role": "user", "content": "And what is my name?"}]
+        self.assertEqual(second.output_text, chat(messages=messages).choices[0].message.content)
+        history = [{"role": "user", "content": "My name is Ada."}, *[item.model_dump() for item in first.output],
+                   {"role": "user", "content": "And what is my name?"}]
+        self.assertEqual(respond(input=history).output_text, second.output_text)
+
+    def test_a_response_is_retrieved_listed_and_deleted(self):
+        response = respond(input=[{"role": "user", "content": text} for text in ("one", "two", "three")])
+        self.assertEqual(CLIENT.responses.retrieve(response.id).output_text, response.output_text)
+        pages = CLIENT.responses.input_items.list(response.id, limit=1, order="asc")
+        self.assertEqual([item.content[0].text for item in pages], ["one", "two", "three"])
+        with self.assertRaises(openai.BadRequestError):
+            CLIENT.responses.cancel(response.id)
+        CLIENT.responses.delete(response.id)
+        for missing in (response.id, respond(store=False).id):
+            with self.assertRaises(openai.NotFoundError):
+                CLIENT.responses.retrieve(missing)
+        with self.assertRaises(openai.BadRequestError) as caught:
+            respond(previous_response_id=response.id)
+        self.assertEqual(caught.exception.code, "previous_response_not_found")
+
+    def test_what_is_not_supported_is_refused_by_name(self):
+        image = {"type": "input_image", "image_url": "data:,", "detail": "auto"}
+        for param, fields in [("tools[0].type", {"tools": [{"type": "web_search"}]}), ("background", {"background": True}),
+                              ("input[0].content[0].type", {"input": [{"role": "user", "content": [image]}]})]:
+            with self.assertRaises(openai.BadRequestError) as caught:
+                respond(**fields)
+            self.assertEqual(caught.exception.param, param)
 
 
 class Errors(unittest.TestCase):

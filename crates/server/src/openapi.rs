@@ -2,9 +2,12 @@
 
 mod messages;
 mod responses;
+mod schema;
 mod usage;
 
 use serde_json::{Map, Value, json};
+
+use self::schema::{Field, boolean, integer, kv_sharing_field, number, string};
 
 /// Returns the document as served.
 pub(crate) fn document() -> Value {
@@ -88,8 +91,6 @@ pub(crate) fn document() -> Value {
     })
 }
 
-type Field = (&'static str, Value);
-
 fn says(summary: &str) -> Value {
     json!({"summary": summary, "responses": responses(json!({"application/json": {}}))})
 }
@@ -163,22 +164,6 @@ fn responses(content: Value) -> Value {
 fn object(required: &[&str], fields: Vec<Field>) -> Value {
     let properties: Map<_, _> = fields.iter().map(|(name, schema)| ((*name).to_owned(), schema.clone())).collect();
     json!({"type": "object", "required": required, "properties": properties, "additionalProperties": true})
-}
-
-fn number(minimum: f64, maximum: f64, example: f64) -> Value {
-    json!({"type": ["number", "null"], "minimum": minimum, "maximum": maximum, "examples": [example]})
-}
-
-fn integer(minimum: i64, example: i64) -> Value {
-    json!({"type": ["integer", "null"], "minimum": minimum, "examples": [example]})
-}
-
-fn boolean() -> Value {
-    json!({"type": ["boolean", "null"], "examples": [true]})
-}
-
-fn string(example: &str) -> Value {
-    json!({"type": ["string", "null"], "examples": [example]})
 }
 
 fn ids() -> Value {
@@ -318,14 +303,6 @@ fn shared_fields() -> Vec<Field> {
     ];
     fields.extend(constraint_fields());
     fields
-}
-
-/// Returns the schema of the field `kv_sharing`.
-fn kv_sharing_field() -> Value {
-    json!({
-        "oneOf": [{"$ref": "#/components/schemas/KvSharingOptions"}, {"type": "null"}],
-        "examples": [{"mode": "span", "policy": "impact@0.15", "store": true}],
-    })
 }
 
 /// Fields of which at most one constrains the text of an answer.

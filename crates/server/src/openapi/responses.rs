@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Field, boolean, integer, kv_sharing_field, number, string};
+use super::schema::{Field, boolean, integer, kv_sharing_field, number, string};
 
 /// Returns the fields of a request. Those of a chat request that are not among them mean the same here.
 pub(super) fn fields() -> Vec<Field> {

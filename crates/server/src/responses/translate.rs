@@ -31,7 +31,7 @@ pub(crate) struct Origin {
 }
 
 /// Fields of chat requests that have another place here.
-const MOVED: [(&str, &str); 10] = [
+const MOVED: [(&str, &str); 9] = [
     ("messages", "input"),
     ("max_tokens", "max_output_tokens"),
     ("max_completion_tokens", "max_output_tokens"),
@@ -41,7 +41,6 @@ const MOVED: [(&str, &str); 10] = [
     ("logprobs", "include"),
     ("functions", "tools"),
     ("function_call", "tool_choice"),
-    ("prompt_cache_breakpoint", "kv_sharing.segments"),
 ];
 /// Fields of OpenAI's endpoint that would change the answer, and that only their own servers can honour.
 const REFUSED: [&str; 5] = ["conversation", "context_management", "moderation", "prompt", "background_options"];

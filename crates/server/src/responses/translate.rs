@@ -2,7 +2,6 @@
 
 use protocol::{
     ChatCompletionRequest, ChatMessage, InputItem, ResponseObject, ResponseRequest, ResponseStatus, ResponseText, Tool,
-    ToolFields,
 };
 use serde_json::{Map, Value, json};
 
@@ -88,7 +87,8 @@ pub(crate) fn translate(
     let tool_choice = request.tool_choice.filter(|choice| !choice.is_null()).map(tool_choice).transpose()?;
     // Without tools, only a choice that demands a call means anything.
     let tool_choice = tool_choice.filter(|choice| !tools.is_empty() || !(choice == "auto" || choice == "none"));
-    chat.tools = ToolFields { tool_choice, parallel_tool_calls: request.parallel_tool_calls };
+    chat.tools.tool_choice = tool_choice;
+    chat.tools.parallel_tool_calls = request.parallel_tool_calls;
     chat.template.tools = Some(tools).filter(|tools| !tools.is_empty());
     chat.template.reasoning_effort = request.reasoning.and_then(|reasoning| reasoning.effort);
     chat.constraint.response_format = request.text.and_then(|text| text.format).map(response_format).transpose()?;

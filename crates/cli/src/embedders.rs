@@ -1,9 +1,10 @@
 //! Prompt embeddings: the configured embedder, for the server and for the engine's index.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
-use embed::PromptEmbedder;
+use embed::{PromptEmbedder, SentenceEncoder};
 use runner::EmbeddingTable;
 use server::{Embedder, Embedding};
 use tokenizer::Tokenizer;
@@ -28,9 +29,15 @@ pub(crate) fn build(
         }
         EmbedderKind::Bert => {
             let folder = config.embedder_model.as_ref().value().context("sharing.embedder_model names no folder")?;
-            Some(PromptEmbedder::by_sentences(folder, Arc::clone(tokenizer))?)
+            Some(PromptEmbedder::by_sentences(load(folder)?, Arc::clone(tokenizer)))
         }
     })
+}
+
+/// Loads the sentence encoder in `folder`.
+fn load(folder: &Path) -> anyhow::Result<Arc<SentenceEncoder>> {
+    let encoder = SentenceEncoder::load(folder).with_context(|| format!("loading the embedder in {}", folder.display()))?;
+    Ok(Arc::new(encoder))
 }
 
 /// Adapts an embedder to the server: neither imports the other.

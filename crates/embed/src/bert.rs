@@ -1,12 +1,16 @@
 //! BERT encoder (Devlin et al., arXiv 1810.04805): bidirectional attention, normalized after each sum.
 
-use candle_core::{D, IndexOp, Result, Tensor};
+use candle_core::{Context, D, IndexOp, Result, Tensor};
 use candle_nn::{Embedding, LayerNorm, Linear, Module, VarBuilder, embedding, layer_norm, linear};
 
 /// Shape of an encoder, as `config.json` states it.
 #[derive(Debug, serde::Deserialize)]
 pub(crate) struct BertConfig {
-    vocab_size: usize,
+    /// Kind of model; checkpoints older than the field have none.
+    model_type: Option<String>,
+    /// Kind of positions; absent for those that are added to the words.
+    position_embedding_type: Option<String>,
+    pub(crate) vocab_size: usize,
     pub(crate) hidden_size: usize,
     num_hidden_layers: usize,
     num_attention_heads: usize,
@@ -15,6 +19,23 @@ pub(crate) struct BertConfig {
     pub(crate) max_position_embeddings: usize,
     type_vocab_size: usize,
     layer_norm_eps: f64,
+}
+
+impl BertConfig {
+    /// Checks that the checkpoint is computed as [`Bert`] does: others have the same tensors and other positions.
+    ///
+    /// # Errors
+    /// Names the field that says otherwise.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        for (field, value, expected) in
+            [("model_type", &self.model_type, "bert"), ("position_embedding_type", &self.position_embedding_type, "absolute")]
+        {
+            if let Some(value) = value.as_ref().filter(|value| *value != expected) {
+                anyhow::bail!("config.json is not of a BERT encoder: its `{field}` is `{value}`, not `{expected}`");
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Activation of the feed-forward layers, by its name in `config.json`.
@@ -56,14 +77,20 @@ impl Bert {
         })
     }
 
-    /// Returns the last hidden states of a text's tokens, `[tokens, hidden_size]`.
+    /// Returns the last hidden states of the tokens of all `texts`, one text after the other: `[tokens, hidden_size]`.
+    ///
+    /// All rows go through each projection at once; nothing is padded, and tokens attend within their own text.
     ///
     /// # Errors
-    /// If an id lies outside the vocabulary, or there are more tokens than positions.
-    pub(crate) fn forward(&self, ids: &[u32]) -> Result<Tensor> {
-        let words = self.words.forward(&Tensor::new(ids, self.places.device())?)?;
-        let embedded = self.norm.forward(&(words + self.places.narrow(0, 0, ids.len())?)?)?;
-        self.layers.iter().try_fold(embedded, |hidden, layer| layer.forward(&hidden))
+    /// If there is no text, an id lies outside the vocabulary, or a text has more tokens than there are positions.
+    pub(crate) fn forward(&self, texts: &[&[u32]]) -> Result<Tensor> {
+        let device = self.places.device();
+        let positions: Vec<u32> = texts.iter().flat_map(|ids| (0..).take(ids.len())).collect();
+        let places = self.places.index_select(&Tensor::new(positions, device)?, 0)?;
+        let words = self.words.forward(&Tensor::new(texts.concat(), device)?)?;
+        let embedded = self.norm.forward(&(words + places)?)?;
+        let lens: Vec<_> = texts.iter().map(|ids| ids.len()).collect();
+        self.layers.iter().try_fold(embedded, |hidden, layer| layer.forward(&hidden, &lens))
     }
 }
 
@@ -100,8 +127,9 @@ impl Layer {
         })
     }
 
-    fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
-        let attended = self.output.forward(&self.attend(hidden)?)?;
+    /// Computes the layer for texts of `lens` tokens: `[tokens, hidden_size]`.
+    fn forward(&self, hidden: &Tensor, lens: &[usize]) -> Result<Tensor> {
+        let attended = self.output.forward(&self.attend(hidden, lens)?)?;
         let hidden = self.attention_norm.forward(&(attended + hidden)?)?;
         let inner = self.up.forward(&hidden)?;
         let inner = match self.activation {
@@ -112,19 +140,27 @@ impl Layer {
         self.norm.forward(&(self.down.forward(&inner)? + hidden)?)
     }
 
-    /// Attends from every token to all: `[tokens, hidden_size]`.
-    fn attend(&self, hidden: &Tensor) -> Result<Tensor> {
-        let (num_tokens, wide) = hidden.dims2()?;
-        let by_head = |projection: &Linear| {
-            projection
-                .forward(hidden)?
-                .reshape((num_tokens, self.num_heads, wide / self.num_heads))?
-                .transpose(0, 1)?
-                .contiguous()
-        };
+    /// Attends from every token to all of its text: `[tokens, hidden_size]`.
+    fn attend(&self, hidden: &Tensor, lens: &[usize]) -> Result<Tensor> {
+        let (queries, keys, values) = (self.query.forward(hidden)?, self.key.forward(hidden)?, self.value.forward(hidden)?);
+        let mut attended = Vec::with_capacity(lens.len());
+        let mut start = 0;
+        for &len in lens {
+            let of_text = |rows: &Tensor| rows.narrow(0, start, len);
+            attended.push(self.attend_text(&of_text(&queries)?, &of_text(&keys)?, &of_text(&values)?)?);
+            start += len;
+        }
+        if attended.len() > 1 { Tensor::cat(&attended, 0) } else { attended.pop().context("there is no text") }
+    }
+
+    /// Attends from every token of one text to all of them: `[tokens, hidden_size]`.
+    fn attend_text(&self, queries: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor> {
+        let (num_tokens, wide) = queries.dims2()?;
+        let by_head =
+            |rows: &Tensor| rows.reshape((num_tokens, self.num_heads, wide / self.num_heads))?.transpose(0, 1)?.contiguous();
         let scale = ((wide / self.num_heads) as f64).sqrt().recip();
-        let scores = (by_head(&self.query)?.matmul(&by_head(&self.key)?.t()?)? * scale)?;
+        let scores = (by_head(queries)?.matmul(&by_head(keys)?.t()?)? * scale)?;
         let weights = candle_nn::ops::softmax(&scores, D::Minus1)?;
-        weights.matmul(&by_head(&self.value)?)?.transpose(0, 1)?.reshape((num_tokens, wide))
+        weights.matmul(&by_head(values)?)?.transpose(0, 1)?.reshape((num_tokens, wide))
     }
 }

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod bert;
+mod modules;
 mod prompt;
 mod sentence;
 mod token;

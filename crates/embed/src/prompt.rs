@@ -1,9 +1,7 @@
 //! Embedder of prompts of the served model.
 
-use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Context;
 use runner::EmbeddingTable;
 use semantic::{EmbeddingIndexConfig, TokenEmbedder};
 use tokenizer::Tokenizer;
@@ -28,7 +26,7 @@ enum Source {
     /// Means of the served model's input embeddings, see [`TokenEmbedder`].
     Tokens(TokenEmbedder<Rows>),
     /// A sentence encoder. Prompts are detokenized, because it reads text.
-    Sentences(Box<SentenceEncoder>, Arc<Tokenizer>),
+    Sentences(Arc<SentenceEncoder>, Arc<Tokenizer>),
 }
 
 impl PromptEmbedder {
@@ -38,13 +36,10 @@ impl PromptEmbedder {
         Self(Source::Tokens(TokenEmbedder::new(Rows::new(table))))
     }
 
-    /// Loads the sentence encoder in `folder`, for prompts that `tokenizer` has encoded.
-    ///
-    /// # Errors
-    /// If the encoder cannot be read.
-    pub fn by_sentences(folder: &Path, tokenizer: Arc<Tokenizer>) -> anyhow::Result<Self> {
-        let encoder = SentenceEncoder::load(folder).with_context(|| format!("loading the embedder in {}", folder.display()))?;
-        Ok(Self(Source::Sentences(Box::new(encoder), tokenizer)))
+    /// Takes the embeddings of `encoder`, for prompts that `tokenizer` has encoded.
+    #[must_use]
+    pub fn by_sentences(encoder: Arc<SentenceEncoder>, tokenizer: Arc<Tokenizer>) -> Self {
+        Self(Source::Sentences(encoder, tokenizer))
     }
 
     /// Returns the number of elements of an embedding.

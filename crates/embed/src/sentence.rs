@@ -1,48 +1,64 @@
 //! Sentence encoder: all-MiniLM-L6-v2 and others of its form.
 //!
-//! The encoder was trained on texts of up to 256 tokens, so a longer prompt is cut into windows, whose embeddings are averaged.
+//! A text of a client has a limit of tokens, as in sentence-transformers. A prompt may be longer: it is cut into windows of at most 256
+//! tokens, the length that the encoder was trained on, whose embeddings are averaged.
 
 use std::path::Path;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use candle_core::{DType, Device};
 use candle_nn::VarBuilder;
 
 use crate::bert::{Bert, BertConfig};
+use crate::modules::{Modules, Pooling};
 
-/// Tokens of a window, with the two around it: `max_seq_length` of all-MiniLM-L6-v2.
+/// Maximum tokens of a window, with the two around it: `max_seq_length` of all-MiniLM-L6-v2.
 const WINDOW_TOKENS: usize = 256;
+/// Tokens around a text.
+const AROUND: usize = 2;
 
 /// Sentence encoder.
 pub struct SentenceEncoder {
     model: Bert,
     words: tokenizers::Tokenizer,
-    /// Tokens before and after each window.
+    pooling: Pooling,
+    lowercases: bool,
+    /// Tokens before and after each text.
     begin: u32,
     end: u32,
     num_dimensions: usize,
+    vocab_size: usize,
+    max_tokens: usize,
 }
 
 impl SentenceEncoder {
-    /// Loads from a folder with `config.json`, `tokenizer.json` and `model.safetensors`.
+    /// Loads from a folder with `config.json`, `tokenizer.json` and `model.safetensors`, and with the `modules.json` and
+    /// `sentence_bert_config.json` of sentence-transformers if they are there.
     ///
     /// # Errors
-    /// If one of them is missing or does not belong to a BERT encoder.
+    /// If one of the first three is missing or does not belong to a BERT encoder, or a step of `modules.json` is not supported.
     pub fn load(folder: &Path) -> anyhow::Result<Self> {
-        let read = |name: &str| std::fs::read(folder.join(name)).with_context(|| format!("reading {name}"));
+        let Modules { transformer, pooling, max_seq_length, lowercases } = Modules::read(folder)?;
+        let read = |name: &str| std::fs::read(transformer.join(name)).with_context(|| format!("reading {name}"));
         let config: BertConfig = serde_json::from_slice(&read("config.json")?).context("config.json is not of a BERT encoder")?;
+        config.check()?;
         let mut words =
             tokenizers::Tokenizer::from_bytes(read("tokenizer.json")?).map_err(|error| anyhow!("tokenizer.json: {error}"))?;
-        // Windows are cut here; the file may ask for shorter ones.
+        // Texts are cut here; the file may ask for shorter ones.
         words.with_truncation(None).map_err(|error| anyhow!("tokenizer.json: {error}"))?.with_padding(None);
         let id = |name: &str| words.token_to_id(name).with_context(|| format!("tokenizer.json has no {name}"));
         let (begin, end) = (id("[CLS]")?, id("[SEP]")?);
+        if words.get_vocab_size(true) > config.vocab_size {
+            bail!("tokenizer.json has {} tokens, config.json only {}", words.get_vocab_size(true), config.vocab_size);
+        }
         let weights = VarBuilder::from_buffered_safetensors(read("model.safetensors")?, DType::F32, &Device::Cpu);
         let model = weights.and_then(|weights| Bert::load(&weights, &config)).context("model.safetensors")?;
-        if config.max_position_embeddings < WINDOW_TOKENS {
-            return Err(anyhow!("it reads {} tokens at once, fewer than {WINDOW_TOKENS}", config.max_position_embeddings));
+        let max_tokens = max_seq_length.unwrap_or(usize::MAX).min(config.max_position_embeddings);
+        if max_tokens <= AROUND {
+            bail!("it reads {max_tokens} tokens at once: none but those around a text");
         }
-        Ok(Self { model, words, begin, end, num_dimensions: config.hidden_size })
+        let (num_dimensions, vocab_size) = (config.hidden_size, config.vocab_size);
+        Ok(Self { model, words, pooling, lowercases, begin, end, num_dimensions, vocab_size, max_tokens })
     }
 
     /// Returns the number of elements of an embedding.
@@ -51,24 +67,81 @@ impl SentenceEncoder {
         self.num_dimensions
     }
 
+    /// Returns the exclusive upper bound of token ids.
+    #[must_use]
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// Returns the maximum number of tokens that [`Self::embed_tokens`] takes for one text, with those around it.
+    #[must_use]
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+
+    /// Tokenizes `text`, with the tokens around it, of which there are two. With `cut`, further tokens than these are dropped from the end
+    /// of the text.
+    ///
+    /// # Errors
+    /// If the text cannot be tokenized.
+    pub fn tokenize(&self, text: &str, cut: Option<usize>) -> anyhow::Result<Vec<u32>> {
+        let words = self.words_of(text)?;
+        let max_words = cut.unwrap_or(usize::MAX).saturating_sub(AROUND);
+        Ok(self.framed(&words[..words.len().min(max_words)]))
+    }
+
+    /// Embeds texts given as tokens, all of them in one pass: each result has length 1.
+    ///
+    /// # Errors
+    /// If a text is empty or has more than [`Self::max_tokens`], an id lies outside the vocabulary, or hidden states are not finite.
+    pub fn embed_tokens(&self, texts: &[&[u32]]) -> anyhow::Result<Vec<Vec<f32>>> {
+        if let Some(text) = texts.iter().find(|text| text.is_empty() || text.len() > self.max_tokens) {
+            bail!("a text of {} tokens, of which there may be 1 to {}", text.len(), self.max_tokens);
+        }
+        if texts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let unit = |pooled| semantic::unit(pooled).context("the hidden states of a text have no direction");
+        self.pool(texts)?.into_iter().map(unit).collect()
+    }
+
     /// Averages the embeddings of a text's windows, weighted by length, and normalizes to length 1; `None` for a text without words.
     ///
     /// # Errors
     /// If the text cannot be tokenized, or the encoder fails.
     pub fn embed(&self, text: &str) -> anyhow::Result<Option<Vec<f32>>> {
-        let words = self.words.encode(text, false).map_err(|error| anyhow!("tokenizing: {error}"))?;
+        let words = self.words_of(text)?;
         let mut sum = vec![0.0; self.num_dimensions];
-        for window in words.get_ids().chunks(WINDOW_TOKENS - 2) {
-            let Some(embedded) = semantic::unit(self.embed_window(window)?) else { continue };
+        for window in words.chunks(self.max_tokens.min(WINDOW_TOKENS) - AROUND) {
+            let pooled = self.pool(&[&self.framed(window)])?.pop().and_then(semantic::unit);
+            let Some(embedded) = pooled else { continue };
             sum.iter_mut().zip(embedded).for_each(|(sum, x)| *sum += x * window.len() as f32);
         }
         Ok(semantic::unit(sum))
     }
 
-    /// Averages the last hidden states of all tokens, with the two around them.
-    fn embed_window(&self, words: &[u32]) -> candle_core::Result<Vec<f32>> {
-        let ids: Vec<u32> = [self.begin].into_iter().chain(words.iter().copied()).chain([self.end]).collect();
-        self.model.forward(&ids)?.mean(0)?.to_vec1()
+    /// Returns the tokens of `text` without those around it.
+    fn words_of(&self, text: &str) -> anyhow::Result<Vec<u32>> {
+        let lower = self.lowercases.then(|| text.to_lowercase());
+        let words = self.words.encode_fast(lower.as_deref().unwrap_or(text), false);
+        Ok(words.map_err(|error| anyhow!("tokenizing: {error}"))?.get_ids().to_vec())
+    }
+
+    /// Puts the two tokens around `words`.
+    fn framed(&self, words: &[u32]) -> Vec<u32> {
+        [&[self.begin], words, &[self.end]].concat()
+    }
+
+    /// Pools the last hidden states of each text.
+    fn pool(&self, texts: &[&[u32]]) -> candle_core::Result<Vec<Vec<f32>>> {
+        let states = self.model.forward(texts)?;
+        let mut start = 0;
+        let pool = |text: &&[u32]| {
+            let of_text = states.narrow(0, start, text.len())?;
+            start += text.len();
+            self.pooling.pool(&of_text)?.to_vec1()
+        };
+        texts.iter().map(pool).collect()
     }
 }
 
@@ -104,5 +177,89 @@ mod tests {
             assert!(furthest < 1e-5, "{}: {furthest}", case["text"]);
         }
         assert_eq!(encoder.embed("").unwrap(), None);
+    }
+
+    #[track_caller]
+    fn check_close(found: &[f32], expected: &[f32], bound: f32) {
+        let furthest = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(found.len() == expected.len() && furthest < bound, "{furthest}");
+    }
+
+    #[test]
+    fn texts_of_one_pass_do_not_see_each_other() {
+        let encoder = SentenceEncoder::load(tiny()).unwrap();
+        let texts = ["the keeper crossed the old bridge", "quickly", "", &"a river and a town ".repeat(40)];
+        let ids: Vec<_> = texts.iter().map(|text| encoder.tokenize(text, None).unwrap()).collect();
+        let together = encoder.embed_tokens(&ids.iter().map(Vec::as_slice).collect::<Vec<_>>()).unwrap();
+        for ((text, ids), together) in texts.iter().zip(&ids).zip(&together) {
+            check_close(&encoder.embed_tokens(&[ids]).unwrap()[0], together, 1e-6);
+            if let Some(alone) = encoder.embed(text).unwrap() {
+                check_close(&alone, together, 1e-6);
+            }
+        }
+        assert_eq!(ids[2], [2, 3], "of an empty text there are the two tokens around it");
+        assert!(encoder.embed_tokens(&[]).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_text_is_cut_before_the_token_behind_it() {
+        let encoder = SentenceEncoder::load(tiny()).unwrap();
+        let text = "the keeper crossed the old bridge";
+        let whole = encoder.tokenize(text, None).unwrap();
+        assert_eq!((whole.len(), whole[0], whole[7]), (8, 2, 3));
+        assert_eq!(encoder.tokenize(text, Some(8)).unwrap(), whole);
+        assert_eq!(encoder.tokenize(text, Some(5)).unwrap(), [&whole[..4], &[3]].concat());
+        assert_eq!(encoder.tokenize(text, Some(1)).unwrap(), [2, 3]);
+    }
+
+    #[test]
+    fn tokens_that_cannot_be_embedded_are_refused() {
+        let encoder = SentenceEncoder::load(tiny()).unwrap();
+        assert_eq!((encoder.max_tokens(), encoder.vocab_size()), (256, 18));
+        for ids in [vec![], vec![5; 257], vec![18]] {
+            assert!(encoder.embed_tokens(&[&[2, 3], &ids]).is_err(), "{ids:?}");
+        }
+    }
+
+    /// Copies the tiny encoder, with changes to its `config.json`.
+    fn changed(config: &[(&str, serde_json::Value)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["config.json", "tokenizer.json", "model.safetensors"] {
+            std::fs::copy(tiny().join(name), folder.path().join(name)).unwrap();
+        }
+        let path = folder.path().join("config.json");
+        let mut fields: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        for (name, value) in config {
+            fields[*name] = value.clone();
+        }
+        std::fs::write(path, fields.to_string()).unwrap();
+        folder
+    }
+
+    #[test]
+    fn encoders_with_other_positions_are_refused() {
+        for (name, value) in [("model_type", "roberta"), ("position_embedding_type", "relative_key")] {
+            let folder = changed(&[(name, value.into())]);
+            let error = SentenceEncoder::load(folder.path()).err().expect("it is of another kind");
+            assert!(format!("{error:#}").contains(&format!("its `{name}` is `{value}`")), "{error:#}");
+        }
+    }
+
+    #[test]
+    fn the_steps_beside_the_checkpoint_are_followed() {
+        let folder = changed(&[]);
+        let write = |name: &str, text: &str| {
+            std::fs::create_dir_all(folder.path().join("1_Pooling")).unwrap();
+            std::fs::write(folder.path().join(name), text).unwrap();
+        };
+        write("modules.json", r#"[{"path": "", "type": "a.Transformer"}, {"path": "1_Pooling", "type": "a.Pooling"}]"#);
+        write("1_Pooling/config.json", r#"{"pooling_mode_cls_token": true}"#);
+        write("sentence_bert_config.json", r#"{"max_seq_length": 6}"#);
+        let encoder = SentenceEncoder::load(folder.path()).unwrap();
+        assert_eq!(encoder.max_tokens(), 6);
+        let ids = encoder.tokenize("the old bridge", None).unwrap();
+        let first = encoder.model.forward(&[&ids]).unwrap().get(0).unwrap().to_vec1().unwrap();
+        check_close(&encoder.embed_tokens(&[&ids]).unwrap()[0], &semantic::unit(first).unwrap(), 1e-6);
+        assert!(encoder.embed(&"a river ".repeat(9)).unwrap().is_some(), "windows are as short as the encoder's texts");
     }
 }

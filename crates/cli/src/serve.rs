@@ -155,7 +155,7 @@ fn load_model(
     let metrics = Arc::new(Metrics::new(&info, &scheduler));
     let engine = EngineCore::new(scheduler, loaded.model.runner).context("starting the engine")?;
     let embedder = embedder.map(|embedder| Arc::new(ServedEmbedder(embedder)) as Arc<dyn Embedder>);
-    let model = ServedModel { info, tokenizer, embedder };
+    let model = ServedModel { info, tokenizer, embedder, texts: None };
     let (max_queue, queue_timeout) = (config.server.max_queue, config.server.queue_timeout());
     let bounds = EngineThreadConfig { max_queue, queue_timeout, ..EngineThreadConfig::default() };
     let handle =

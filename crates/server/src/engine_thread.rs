@@ -32,12 +32,12 @@ pub use fatal::Fatal;
 pub use handle::EngineHandle;
 pub(crate) use handle::SubmitError;
 pub use shared::Phase;
+pub(crate) use slots::{QueueSlot, QueueSlots};
 pub(crate) use stream::{StreamError, TokenStream};
 
 use self::dispatch::Dispatcher;
 use self::explanations::Explanations;
 use self::shared::Shared;
-use self::slots::QueueSlots;
 use self::worker::Worker;
 use crate::metrics::Metrics;
 

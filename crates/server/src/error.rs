@@ -123,6 +123,15 @@ pub enum ApiError {
         /// Model that was requested.
         model: String,
     },
+    /// No model is served that embeds texts.
+    #[error("this server embeds no texts: start it with `--embedding-model PATH`, the folder of a sentence encoder")]
+    NoEmbeddingModel,
+    /// Another model embeds texts.
+    #[error("{message}")]
+    NoSuchEmbedder {
+        /// Names of both.
+        message: String,
+    },
     /// The path does not exist.
     #[error("Unknown request URL: {method} {path}")]
     RouteNotFound {
@@ -243,7 +252,11 @@ impl ApiError {
             Self::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
             Self::Forbidden { .. } | Self::ForeignHost { .. } | Self::ForeignOrigin { .. } => StatusCode::FORBIDDEN,
             Self::MediaType { .. } | Self::BodyEncoding { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::ModelNotFound { .. } | Self::RouteNotFound { .. } | Self::NotFound { .. } => StatusCode::NOT_FOUND,
+            Self::ModelNotFound { .. }
+            | Self::NoSuchEmbedder { .. }
+            | Self::NoEmbeddingModel
+            | Self::RouteNotFound { .. }
+            | Self::NotFound { .. } => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
@@ -270,7 +283,7 @@ impl ApiError {
             Self::Invalid { param, .. } => param.clone(),
             Self::Unsupported { param } => Some(param.clone()),
             Self::ContextLengthExceeded { param, .. } => Some((*param).to_owned()),
-            Self::ModelNotFound { .. } => Some("model".to_owned()),
+            Self::ModelNotFound { .. } | Self::NoSuchEmbedder { .. } => Some("model".to_owned()),
             Self::PreviousResponseNotFound { .. } => Some("previous_response_id".to_owned()),
             _ => None,
         };
@@ -291,7 +304,8 @@ impl ApiError {
             Self::MediaType { .. } => "unsupported_media_type",
             Self::BodyEncoding { .. } => "unsupported_content_encoding",
             Self::NotFound { .. } => "not_found",
-            Self::ModelNotFound { .. } => "model_not_found",
+            Self::ModelNotFound { .. } | Self::NoSuchEmbedder { .. } => "model_not_found",
+            Self::NoEmbeddingModel => "no_embedding_model",
             Self::PreviousResponseNotFound { .. } => "previous_response_not_found",
             Self::RouteNotFound { .. } => "unknown_url",
             Self::MethodNotAllowed { .. } => "method_not_allowed",

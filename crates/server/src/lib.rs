@@ -37,6 +37,7 @@ mod scope;
 mod serve;
 mod state;
 mod tenants;
+mod text_embedding;
 mod valid;
 mod web;
 
@@ -59,4 +60,5 @@ pub use serve::{Ended, serve};
 pub use serve::{hangup_signals, termination_signals};
 pub use state::AppState;
 pub use tenants::{ApiKey, Tenants, TenantsError};
+pub use text_embedding::TextEmbedder;
 pub use web::WebAccess;

@@ -3,6 +3,7 @@
 //! Every series exists from the start. All figures about one request's prompt are counted once, when it is admitted.
 
 mod buckets;
+mod embedding;
 mod host;
 mod kv;
 mod quality;
@@ -14,6 +15,7 @@ use metrics::{Counter, Gauge, Histogram};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokens::Timestamp;
 
+use self::embedding::EmbeddingMetrics;
 use self::host::HostMetrics;
 pub(crate) use self::kv::{KvMetrics, erased_kind};
 use self::quality::QualityMetrics;
@@ -28,6 +30,7 @@ pub struct Metrics {
     pub(crate) requests: RequestMetrics,
     pub(crate) http: HttpMetrics,
     pub(crate) kv: KvMetrics,
+    pub(crate) embeddings: EmbeddingMetrics,
     engine: EngineMetrics,
 }
 
@@ -161,6 +164,7 @@ impl Metrics {
             requests: RequestMetrics::new(&registrar),
             http: HttpMetrics::new(&registrar, &PATHS),
             kv: KvMetrics::new(&registrar),
+            embeddings: EmbeddingMetrics::new(&registrar),
             engine: EngineMetrics::new(&registrar, scheduler.host.block_bytes),
         }
     }

@@ -6,6 +6,7 @@ use tokens::TokenId;
 
 use crate::embedding::Embedder;
 use crate::forms::AnswerForms;
+use crate::text_embedding::TextEmbedder;
 
 /// Properties of the served model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +54,8 @@ pub struct ServedModel {
     pub tokenizer: Arc<tokenizer::Tokenizer>,
     /// Prompt embedder; with `None` donors are found by their spans alone.
     pub embedder: Option<Arc<dyn Embedder>>,
+    /// Embedder of clients' texts; with `None` there are no embeddings, and no reranking.
+    pub texts: Option<Arc<dyn TextEmbedder>>,
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The OpenAPI document. Written by hand: the types are few, and a test compares it with the router and the types.
 
+mod embeddings;
 mod messages;
 mod responses;
 mod schema;
@@ -53,6 +54,13 @@ pub(crate) fn document() -> Value {
                 "post": admin(takes("Adds a text to a public corpus, computed with nothing before it", "CorpusRequest")),
             },
             "/admin/corpora/{name}": {"delete": about("name", admin(erases("Erases a public corpus")))},
+            "/v1/embeddings": {"post": embeds()},
+            "/embeddings": {"post": embeds()},
+            "/v1/rerank": {"post": reranks()},
+            "/rerank": {"post": reranks()},
+            "/v2/rerank": {"post": reranks()},
+            "/v1/score": {"post": scores()},
+            "/score": {"post": scores()},
             "/tokenize": {"post": takes("Turns a text or a conversation into tokens", "TokenizeRequest")},
             "/detokenize": {"post": takes("Turns tokens into text", "DetokenizeRequest")},
             "/health": {"get": open(says("Whether requests are taken: 200 or 503"))},
@@ -83,6 +91,12 @@ pub(crate) fn document() -> Value {
             "KvSharingOptions": kv_sharing_options(),
             "CorpusRequest": object(&["name"], vec![("name", string("manuals")), ("text", string("hi")), ("messages", messages())]),
             "DetokenizeRequest": object(&["tokens"], detokenize_fields()),
+            "EmbeddingsRequest": embeddings::embeddings_request(),
+            "EmbeddingsResponse": embeddings::embeddings_response(),
+            "RerankRequest": embeddings::rerank_request(),
+            "RerankResponse": embeddings::rerank_response(),
+            "ScoreRequest": embeddings::score_request(),
+            "ScoreResponse": embeddings::score_response(),
             "KvSharingUsage": usage::kv_sharing_usage(),
             "KvExplanation": usage::explanation(),
             "ErrorResponse": error_response(),
@@ -142,6 +156,25 @@ fn takes(summary: &str, schema: &str) -> Value {
     let mut operation = says(summary);
     let schema = json!({"$ref": format!("#/components/schemas/{schema}")});
     operation["requestBody"] = json!({"required": true, "content": {"application/json": {"schema": schema}}});
+    operation
+}
+
+fn embeds() -> Value {
+    answers(takes("Embeds texts", "EmbeddingsRequest"), "EmbeddingsResponse")
+}
+
+fn reranks() -> Value {
+    answers(takes("Orders documents by their relevance to a query", "RerankRequest"), "RerankResponse")
+}
+
+fn scores() -> Value {
+    answers(takes("Compares texts", "ScoreRequest"), "ScoreResponse")
+}
+
+/// Adds the schema of its answer to an operation.
+fn answers(mut operation: Value, schema: &str) -> Value {
+    let schema = json!({"$ref": format!("#/components/schemas/{schema}")});
+    operation["responses"] = responses(json!({"application/json": {"schema": schema}}));
     operation
 }
 
@@ -417,9 +450,9 @@ mod tests {
     use std::collections::BTreeSet;
 
     use protocol::{
-        BlockContent, ChatCompletionRequest, CompletionRequest, CorpusRequest, DetokenizeRequest, ErrorBody, ErrorResponse,
-        InputToolChoice, KvSharingOptions, MessageMetadata, MessagesRequest, OutputConfig, SamplingFields, StreamOptions,
-        TemplateFields, ThinkingConfig, TokenizeRequest,
+        BlockContent, ChatCompletionRequest, CompletionRequest, CorpusRequest, DetokenizeRequest, EmbeddingsRequest, EncodingFormat,
+        ErrorBody, ErrorResponse, InputToolChoice, KvSharingOptions, MessageMetadata, MessagesRequest, OutputConfig, RerankRequest,
+        SamplingFields, ScoreRequest, StreamOptions, TemplateFields, ThinkingConfig, TokenizeRequest,
     };
     use serde::Serialize;
     use serde::de::DeserializeOwned;
@@ -581,6 +614,43 @@ mod tests {
             other: Map::new(),
         };
         check("DetokenizeRequest", &detokenize);
+    }
+
+    #[test]
+    fn the_document_has_the_fields_of_embeddings() {
+        let text = || Some("x".to_owned());
+        let embeddings = EmbeddingsRequest {
+            model: text(),
+            input: Some(protocol::Prompt::Text("x".into())),
+            encoding_format: Some(EncodingFormat::Float),
+            dimensions: Some(1),
+            truncate_prompt_tokens: Some(1),
+            user: text(),
+            other: Map::new(),
+        };
+        check("EmbeddingsRequest", &embeddings);
+        let rerank = RerankRequest {
+            model: text(),
+            query: text(),
+            documents: Some(vec![]),
+            top_n: Some(1),
+            return_documents: Some(true),
+            max_tokens_per_doc: Some(1),
+            truncate_prompt_tokens: Some(1),
+            user: text(),
+            other: Map::new(),
+        };
+        check("RerankRequest", &rerank);
+        let texts = || Some(protocol::Texts::One("x".into()));
+        let score = ScoreRequest {
+            model: text(),
+            text_1: texts(),
+            text_2: texts(),
+            truncate_prompt_tokens: Some(1),
+            user: text(),
+            other: Map::new(),
+        };
+        check("ScoreRequest", &score);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Paths that the server answers.
 
 /// All paths, as the router spells them.
-pub(crate) const PATHS: [&str; 28] = [
+pub(crate) const PATHS: [&str; 35] = [
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/messages",
@@ -21,6 +21,13 @@ pub(crate) const PATHS: [&str; 28] = [
     "/admin/sessions/{id}/cache",
     "/admin/corpora",
     "/admin/corpora/{name}",
+    "/v1/embeddings",
+    "/embeddings",
+    "/v1/rerank",
+    "/rerank",
+    "/v2/rerank",
+    "/v1/score",
+    "/score",
     "/tokenize",
     "/detokenize",
     "/health",
@@ -32,6 +39,6 @@ pub(crate) const PATHS: [&str; 28] = [
     "/openapi.json",
 ];
 /// Health check paths of load balancers.
-pub(crate) const HEALTH_PATHS: [&str; 3] = ["/health", "/health/live", "/health/ready"];
+pub(crate) const HEALTH_PATHS: [&str; 35] = ["/health", "/health/live", "/health/ready"];
 /// Path that Prometheus scrapes.
 pub(crate) const METRICS_PATH: &str = "/metrics";

@@ -2,6 +2,7 @@
 
 mod admin;
 mod completions;
+mod embeddings;
 mod info;
 mod kv;
 mod messages;
@@ -67,6 +68,13 @@ pub fn router(app: Arc<AppState>) -> Router {
         .route("/admin/sessions/{id}/cache", delete(admin::erase_session))
         .route("/admin/corpora", get(admin::corpora).post(admin::add_corpus))
         .route("/admin/corpora/{name}", delete(admin::erase_corpus))
+        .route("/v1/embeddings", post(embeddings::embeddings))
+        .route("/embeddings", post(embeddings::embeddings))
+        .route("/v1/rerank", post(embeddings::rerank))
+        .route("/rerank", post(embeddings::rerank))
+        .route("/v2/rerank", post(embeddings::rerank))
+        .route("/v1/score", post(embeddings::score))
+        .route("/score", post(embeddings::score))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .route("/health", get(info::ready))

@@ -18,6 +18,7 @@ use crate::metrics::Metrics;
 use crate::model::ServedModel;
 use crate::requests::RequestBuilder;
 use crate::responses::ResponseStore;
+use crate::text_embedding::{EmbeddingLane, TextEmbeddings};
 use crate::valid::Limits;
 
 /// Model, engine, access control and limits of the server.
@@ -29,6 +30,7 @@ pub struct AppState {
     pub(crate) access: Arc<Access>,
     pub(crate) corpora: Corpora,
     pub(crate) embeddings: EmbeddingQueue,
+    pub(crate) texts: Option<Arc<EmbeddingLane>>,
     pub(crate) heavy: Arc<Heavy>,
     pub(crate) grammars: Grammars,
     pub(crate) bodies: BodyReader,
@@ -52,6 +54,7 @@ impl AppState {
         let fingerprint = model.info.fingerprint();
         let (corpora, heavy): (_, Arc<Heavy>) = Default::default();
         let embeddings = EmbeddingQueue::new(model.embedder.clone());
+        let texts = model.texts.clone().map(|embedder| EmbeddingLane::new(embedder, engine.max_queue()));
         let bodies = BodyReader::new(&config, &model.info, Arc::clone(&heavy), Arc::clone(&metrics));
         let (access, grammars) = (Arc::new(access), Grammars::new(&model.tokenizer));
         let responses = Arc::new(ResponseStore::new(config.max_responses, config.max_response_bytes));
@@ -63,6 +66,7 @@ impl AppState {
             access,
             corpora,
             embeddings,
+            texts,
             heavy,
             grammars,
             bodies,
@@ -93,6 +97,10 @@ impl AppState {
             corpora: &self.corpora,
             fingerprint: &self.fingerprint,
         }
+    }
+
+    pub(crate) fn text_embeddings(&self) -> TextEmbeddings<'_> {
+        TextEmbeddings { lane: self.texts.as_ref(), engine: &self.engine, heavy: &self.heavy, metrics: &self.metrics }
     }
 
     pub(crate) fn generator(&self) -> Generator<'_> {

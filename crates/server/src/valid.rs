@@ -3,6 +3,7 @@
 //! A validated request needs no further check except of the prompt's length, which only the tokenizer knows.
 
 mod constraint;
+mod embeddings;
 mod fields;
 mod limits;
 mod messages;
@@ -17,6 +18,7 @@ use protocol::{ChatCompletionRequest, CompletionRequest, Prompt, SamplingFields}
 use tokens::TokenId;
 
 pub(crate) use constraint::ValidConstraint;
+pub(crate) use embeddings::{EmbeddingInput, InputSource, ValidEmbeddings, ValidRerank, ValidScore};
 pub(crate) use fields::{CHAT, COMPLETIONS, DETOKENIZE, TOKENIZE, judge};
 pub(crate) use limits::Limits;
 pub(crate) use messages::{Conversation, valid_conversation};

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use engine::{DonorInfo, EngineStats, Erase, ErasedCounts, Explanation, Request, RequestError, TrafficClass, TrafficQuality};
 use tokens::{DonorId, RequestId, TenantId, Timestamp};
@@ -69,6 +70,27 @@ impl EngineHandle {
     /// Returns the maximum length, prompt and answer together, of a request of `tenant` that the engine can run, in tokens.
     pub(crate) fn most_tokens(&self, tenant: TenantId) -> usize {
         self.shared.scheduler.most_tokens(tenant)
+    }
+
+    /// Returns the maximum time that a request may wait to be begun.
+    pub(crate) fn queue_timeout(&self) -> Option<Duration> {
+        self.shared.config.queue_timeout
+    }
+
+    /// Counts a request that is not the engine's as in flight, until the result is dropped: the end of the server waits for it.
+    pub(crate) fn enter(&self) -> Result<InFlight, SubmitError> {
+        match self.phase() {
+            Phase::Running => Ok(InFlight::enter(&self.shared)),
+            phase => Err(SubmitError::NotRunning(phase)),
+        }
+    }
+
+    /// Waits until running requests are cut, and returns the phase.
+    pub(crate) async fn ended(&self) -> Phase {
+        let mut phase = self.watch_phase();
+        // The sender is in `self`, so the channel cannot close.
+        let ended = phase.wait_for(|phase| matches!(phase, Phase::Stopped | Phase::Failed)).await;
+        ended.map_or(Phase::Stopped, |phase| *phase)
     }
 
     /// Submits all answers of all prompts of one HTTP request, or none of them. The streams are in the given order.

@@ -32,7 +32,7 @@ pub(super) struct StreamFlags {
 }
 
 /// Counts a request as in flight until it is dropped.
-pub(super) struct InFlight(Arc<Shared>);
+pub(crate) struct InFlight(Arc<Shared>);
 
 impl InFlight {
     pub(super) fn enter(shared: &Arc<Shared>) -> Self {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokens::TenantId;
 
 /// Queue slots by tenant. The lock is held for a few instructions: to take slots, and to release one.
-pub(super) struct QueueSlots {
+pub(crate) struct QueueSlots {
     max: usize,
     taken: Mutex<Taken>,
 }
@@ -18,20 +18,20 @@ struct Taken {
 }
 
 /// A queue slot, released when dropped.
-pub(super) struct QueueSlot {
+pub(crate) struct QueueSlot {
     tenant: TenantId,
     slots: Arc<QueueSlots>,
 }
 
 impl QueueSlots {
     /// Creates `max` slots for all tenants; when they are taken, a tenant with less than its equal share can still take up to that share.
-    pub(super) fn new(max: usize) -> Self {
+    pub(crate) fn new(max: usize) -> Self {
         Self { max, taken: Mutex::default() }
     }
 
     /// Takes `count` slots for `tenant`, or none. Any tenant may take free ones. When all are taken, a tenant without any still gets
     /// them, and one with some does up to its equal share.
-    pub(super) fn take(slots: &Arc<Self>, tenant: TenantId, count: usize) -> Option<Vec<QueueSlot>> {
+    pub(crate) fn take(slots: &Arc<Self>, tenant: TenantId, count: usize) -> Option<Vec<QueueSlot>> {
         let mut taken = slots.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let own = taken.by_tenant.get(&tenant).copied().unwrap_or(0);
         let num_tenants = taken.by_tenant.len() + usize::from(own == 0);

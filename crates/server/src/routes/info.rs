@@ -19,13 +19,28 @@ use crate::state::AppState;
 /// `GET /v1/models`.
 pub(super) async fn models(State(app): State<Arc<AppState>>) -> Json<ModelList> {
     let info = &app.model.info;
-    Json(ModelList { object: "list".to_owned(), data: info.names().map(|name| card(name, info)).collect() })
+    let data = info.names().map(|name| card(name, info)).chain(embedder_card(&app)).collect();
+    Json(ModelList { object: "list".to_owned(), data })
 }
 
 /// `GET /v1/models/{id}`. Names may contain slashes.
 pub(super) async fn model(State(app): State<Arc<AppState>>, PathText(name): PathText) -> Result<Json<ModelCard>, ApiError> {
     let info = &app.model.info;
-    if info.is_called(&name) { Ok(Json(card(&name, info))) } else { Err(ApiError::ModelNotFound { model: name }) }
+    if info.is_called(&name) {
+        return Ok(Json(card(&name, info)));
+    }
+    match embedder_card(&app).filter(|card| card.id == name) {
+        Some(card) => Ok(Json(card)),
+        None => Err(ApiError::ModelNotFound { model: name }),
+    }
+}
+
+/// Describes the model that embeds texts, unless it has a name of the one that generates.
+fn embedder_card(app: &AppState) -> Option<ModelCard> {
+    let (info, embedder) = (&app.model.info, app.model.texts.as_ref()?);
+    let max_model_len = u32::try_from(embedder.max_tokens()).unwrap_or(u32::MAX);
+    let id = embedder.id().to_owned();
+    (!info.is_called(&id)).then(|| ModelCard { root: id.clone(), max_model_len, ..card(&id, info) })
 }
 
 fn card(name: &str, info: &ModelInfo) -> ModelCard {

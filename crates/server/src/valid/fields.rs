@@ -3,6 +3,7 @@
 //! A field is honoured, accepted because it changes no answer here, or refused by name, except for values that request nothing. `null` is
 //! no value. Unknown fields are ignored, as in vLLM, SGLang and llama.cpp.
 
+mod embeddings;
 mod field;
 mod table;
 
@@ -11,7 +12,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-pub(crate) use self::field::{CHAT, COMPLETIONS, DETOKENIZE, TOKENIZE};
+use self::embeddings::EMBEDDINGS_TABLE;
+pub(crate) use self::field::{CHAT, COMPLETIONS, DETOKENIZE, EMBEDDINGS, RERANK, SCORE, TOKENIZE};
 use self::field::{Field, Verdict};
 use self::table::TABLE;
 use crate::error::ApiError;
@@ -94,8 +96,13 @@ fn with_renamed<T: HasOtherFields>(request: &T, renamed: Vec<(String, &'static s
     Ok(serde_json::from_value(fields).expect("each field was parsed before"))
 }
 
+/// Returns all fields.
+fn all() -> impl Iterator<Item = &'static Field> + Clone {
+    TABLE.iter().chain(EMBEDDINGS_TABLE)
+}
+
 fn find(name: &str, endpoint: u8) -> Option<&'static Field> {
-    TABLE.iter().find(|field| field.name == name && field.on & endpoint != 0)
+    all().find(|field| field.name == name && field.on & endpoint != 0)
 }
 
 /// True if `value` is one of `harmless`. Numbers are compared numerically.

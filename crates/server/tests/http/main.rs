@@ -2,6 +2,7 @@
 
 mod admin;
 mod embedding;
+mod embeddings;
 mod errors;
 mod explain;
 mod faults;

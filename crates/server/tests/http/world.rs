@@ -15,7 +15,7 @@ use engine::{
 use serde_json::{Value, json};
 use server::{
     Access, ApiKey, AppState, Embedder, EngineHandle, EngineThread, EngineThreadConfig, Fatal, Metrics, ModelInfo, ScopeSecret,
-    ServedModel, ServerConfig, Tenants, router,
+    ServedModel, ServerConfig, Tenants, TextEmbedder, router,
 };
 use testkit::{EchoExecutor, Reply};
 use tokenizer::{GgufVocabulary, Tokenizer};
@@ -120,13 +120,14 @@ pub(crate) struct Options {
     pub(crate) scheduler: SchedulerConfig,
     pub(crate) access: Access,
     pub(crate) embedder: Option<Arc<dyn Embedder>>,
+    pub(crate) texts: Option<Arc<dyn TextEmbedder>>,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let scheduler = SchedulerConfig::new(64, 1000);
-        let (server, thread, embedder) = Default::default();
-        Self { server, thread, scheduler, access: Access::open(), embedder }
+        let (server, thread, embedder, texts) = Default::default();
+        Self { server, thread, scheduler, access: Access::open(), embedder, texts }
     }
 }
 
@@ -196,7 +197,7 @@ impl World {
         Self::with(Options::default())
     }
 
-    pub(crate) fn with(Options { server, thread, scheduler, access, embedder }: Options) -> Self {
+    pub(crate) fn with(Options { server, thread, scheduler, access, embedder, texts }: Options) -> Self {
         let tokenizer = Arc::new(tokenizer());
         let info = Arc::new(ModelInfo {
             id: MODEL.to_owned(),
@@ -215,7 +216,8 @@ impl World {
         let (on_fatal, fatal) = oneshot::channel();
         let on_fatal = |error: Fatal| drop(on_fatal.send(error.to_string()));
         let engine = EngineThread::spawn(core, thread, Arc::clone(&metrics), &Handle::current(), on_fatal).unwrap();
-        let app = AppState::new(ServedModel { info, tokenizer, embedder }, engine.clone(), metrics, server, access).unwrap();
+        let app =
+            AppState::new(ServedModel { info, tokenizer, embedder, texts }, engine.clone(), metrics, server, access).unwrap();
         Self { router: router(Arc::clone(&app)), app, engine, control, fatal }
     }
 

@@ -29,6 +29,12 @@ pub(crate) const COMPLETIONS: u8 = 2;
 pub(crate) const TOKENIZE: u8 = 4;
 /// `/detokenize`.
 pub(crate) const DETOKENIZE: u8 = 8;
+/// `/v1/embeddings`.
+pub(crate) const EMBEDDINGS: u8 = 32;
+/// `/v1/rerank`.
+pub(crate) const RERANK: u8 = 64;
+/// `/v1/score`.
+pub(crate) const SCORE: u8 = 128;
 pub(super) const GENERATE: u8 = CHAT | COMPLETIONS;
 
 pub(super) const O: u8 = 1;
@@ -37,9 +43,11 @@ pub(super) const S: u8 = 4;
 pub(super) const L: u8 = 8;
 pub(super) const T: u8 = 16;
 pub(super) const Q: u8 = 32;
+pub(super) const C: u8 = 64;
 
 /// APIs whose fields are known here, including Hugging Face's text-generation-inference.
-const PEERS: [(u8, &str); 6] = [(O, "OpenAI"), (V, "vLLM"), (S, "SGLang"), (L, "llama.cpp"), (T, "TGI"), (Q, "Ollama")];
+const PEERS: [(u8, &str); 7] =
+    [(O, "OpenAI"), (C, "Cohere"), (V, "vLLM"), (S, "SGLang"), (L, "llama.cpp"), (T, "TGI"), (Q, "Ollama")];
 
 impl Field {
     /// Lists the peers that know it.

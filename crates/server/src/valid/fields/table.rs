@@ -1,4 +1,5 @@
-//! The fields of OpenAI's API and of its peers, with the verdict on each. This is the only place to change a verdict.
+//! The fields of OpenAI's API and of its peers, with the verdict on each, but for those of embeddings. These tables are the only place to
+//! change a verdict.
 
 use super::field::Verdict::{Accepted, Honoured, Refused, SameAs};
 use super::field::{CHAT, COMPLETIONS, DETOKENIZE, Field, GENERATE, L, O, Q, S, T, TOKENIZE, V, Verdict};

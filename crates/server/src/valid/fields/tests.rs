@@ -2,16 +2,21 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::Path;
 
-use protocol::{ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest};
+use protocol::{
+    ChatCompletionRequest, CompletionRequest, DetokenizeRequest, EmbeddingsRequest, RerankRequest, ScoreRequest, TokenizeRequest,
+};
 use serde_json::json;
 
 use super::*;
 
-const ENDPOINTS: [(u8, &str, &str); 4] = [
+const ENDPOINTS: [(u8, &str, &str); 7] = [
     (CHAT, "chat", "ChatCompletionRequest"),
     (COMPLETIONS, "completions", "CompletionRequest"),
     (TOKENIZE, "tokenize", "TokenizeRequest"),
     (DETOKENIZE, "detokenize", "DetokenizeRequest"),
+    (EMBEDDINGS, "embeddings", "EmbeddingsRequest"),
+    (RERANK, "rerank", "RerankRequest"),
+    (SCORE, "score", "ScoreRequest"),
 ];
 
 fn endpoint_names(on: u8) -> String {
@@ -22,14 +27,14 @@ fn endpoint_names(on: u8) -> String {
 /// Renders the table as in `FIELDS.md`.
 fn document() -> String {
     let mut text = "# Fields of requests\n\n\
-        Written by a test from `src/valid/fields/table.rs`, the table that decides. \"honoured\": the field does what its name says. \
+        Written by a test from `src/valid/fields/`, whose tables decide. \"honoured\": the field does what its name says. \
         \"as `x`\": it is another\nname of `x`; both with different values are refused. \"accepted\": it changes no answer here. \
         \"refused\": the answer is 400 with the\nfield's name in `param`, unless the value is one of those in brackets, which ask for \
         nothing. A field that is `null` is absent. A field\nthat is not in the table is ignored, as vLLM, SGLang and llama.cpp do, and \
         its name is in the log at level `debug`.\n\n\
         | field | on | known to | verdict |\n|---|---|---|---|\n"
         .to_owned();
-    for field in TABLE {
+    for field in all() {
         let verdict = match field.verdict {
             Verdict::Honoured => "honoured".to_owned(),
             Verdict::SameAs(target) => format!("as `{target}`"),
@@ -58,8 +63,8 @@ fn the_document_is_the_table() {
 
 #[test]
 fn a_field_has_one_verdict_on_each_endpoint() {
-    for (idx, field) in TABLE.iter().enumerate() {
-        let twins = TABLE[idx + 1..].iter().filter(|other| other.name == field.name && other.on & field.on != 0);
+    for (idx, field) in all().enumerate() {
+        let twins = all().skip(idx + 1).filter(|other| other.name == field.name && other.on & field.on != 0);
         assert_eq!(twins.count(), 0, "{} is twice in the table", field.name);
         assert!(field.on != 0);
     }
@@ -71,7 +76,7 @@ fn honoured_fields_are_those_of_the_types() {
     for (endpoint, _, schema) in ENDPOINTS {
         let properties = openapi["components"]["schemas"][schema]["properties"].as_object().unwrap();
         let typed: BTreeSet<_> = properties.keys().map(String::as_str).collect();
-        let here = TABLE.iter().filter(|field| field.on & endpoint != 0);
+        let here = all().filter(|field| field.on & endpoint != 0);
         let honoured: BTreeSet<_> =
             here.clone().filter(|field| matches!(field.verdict, Verdict::Honoured)).map(|field| field.name).collect();
         assert_eq!(honoured, typed, "{schema}");
@@ -100,12 +105,21 @@ fn refusals(field: &Field, value: &Value) -> Vec<Option<String>> {
     if field.on & DETOKENIZE != 0 {
         found.push(refused(judge::<DetokenizeRequest>(serde_json::from_value(request()).unwrap(), DETOKENIZE).map(drop)));
     }
+    if field.on & EMBEDDINGS != 0 {
+        found.push(refused(judge::<EmbeddingsRequest>(serde_json::from_value(request()).unwrap(), EMBEDDINGS).map(drop)));
+    }
+    if field.on & RERANK != 0 {
+        found.push(refused(judge::<RerankRequest>(serde_json::from_value(request()).unwrap(), RERANK).map(drop)));
+    }
+    if field.on & SCORE != 0 {
+        found.push(refused(judge::<ScoreRequest>(serde_json::from_value(request()).unwrap(), SCORE).map(drop)));
+    }
     found
 }
 
 #[test]
 fn every_verdict_is_what_happens() {
-    for field in TABLE {
+    for field in all() {
         assert!(refusals(field, &Value::Null).iter().all(Option::is_none), "{} is null", field.name);
         match field.verdict {
             Verdict::Honoured | Verdict::SameAs(_) => {}

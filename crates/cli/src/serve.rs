@@ -10,7 +10,7 @@ use engine::{EngineCore, SchedulerConfig};
 use futures::{Stream, StreamExt};
 use server::{
     Access, AnswerForms, AppState, Embedder, Ended, EngineThread, EngineThreadConfig, Fatal, Metrics, ModelInfo,
-    SamplingDefaults, ServedModel,
+    SamplingDefaults, ServedModel, TextEmbedder,
 };
 use tokenizer::ChatTemplate;
 use tokio::runtime::{self, Runtime};
@@ -135,9 +135,11 @@ fn load_model(
     runtime: &runtime::Handle,
     announced: Option<SocketAddr>,
 ) -> anyhow::Result<Arc<AppState>> {
+    // Before the served model, which takes longer: an encoder that cannot be read fails at once.
+    let texts = embedders::texts(config)?;
     let mut loaded = loading::load(config)?;
     let tokenizer = Arc::new(loading::tokenizer(&config.model, &mut loaded)?);
-    let embedder = embedders::build(&config.sharing, loaded.model.embedding.as_ref(), &tokenizer)?;
+    let embedder = embedders::build(&config.sharing, loaded.model.embedding.as_ref(), &tokenizer, texts.as_ref())?;
     let scheduler = SchedulerConfig {
         quotas: access.tenants().quota_blocks(loaded.model.num_blocks),
         embeddings: embedder.as_ref().map(|embedder| embedder.index_config(config.sharing.max_donors)),
@@ -155,7 +157,8 @@ fn load_model(
     let metrics = Arc::new(Metrics::new(&info, &scheduler));
     let engine = EngineCore::new(scheduler, loaded.model.runner).context("starting the engine")?;
     let embedder = embedder.map(|embedder| Arc::new(ServedEmbedder(embedder)) as Arc<dyn Embedder>);
-    let model = ServedModel { info, tokenizer, embedder, texts: None };
+    let texts = texts.map(|texts| Arc::new(texts) as Arc<dyn TextEmbedder>);
+    let model = ServedModel { info, tokenizer, embedder, texts };
     let (max_queue, queue_timeout) = (config.server.max_queue, config.server.queue_timeout());
     let bounds = EngineThreadConfig { max_queue, queue_timeout, ..EngineThreadConfig::default() };
     let handle =

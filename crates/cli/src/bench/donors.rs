@@ -97,7 +97,7 @@ pub(crate) fn run(args: DonorBenchArgs) -> anyhow::Result<()> {
     let records = workload::read(&args.workload, args.limit)?;
     let mut loaded = loading::load(&config)?;
     let tokenizer = Arc::new(loading::tokenizer(&config.model, &mut loaded)?);
-    let embedder = embedders::build(&config.sharing, loaded.model.embedding.as_ref(), &tokenizer)?;
+    let embedder = embedders::build(&config.sharing, loaded.model.embedding.as_ref(), &tokenizer, None)?;
     let mut library = Library::new(config.sharing.spans(), embedder.as_ref(), config.sharing.max_donors);
     let mut report = DonorReport::default();
     let (mut times, mut embed_times) = (<[Vec<f64>; 3]>::default(), Vec::new());

@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn every_flag_reaches_its_setting() {
-        let flags = "--model m --revision r --served-model-name s --load-format dummy --tokenizer t --cache-dir c --generation-config none --content-control-tokens --hub-offline --hub-token x --host h --port 1 \
+        let flags = "--model m --revision r --served-model-name s --load-format dummy --tokenizer t --cache-dir c --generation-config none --chat-template ct --tool-call-parser glm --reasoning-parser think --embedding-model e --embedding-model-name n --content-control-tokens --hub-offline --hub-token x --host h --port 1 \
                      --max-queue 2 --queue-timeout 9s --max-connections 3 --max-connections-per-peer 5 --body-limit 4KiB --header-read-timeout 5s --body-read-timeout 6s --max-n 7 --max-responses 8 --response-memory 2MiB --keep-alive 8s --shutdown-timeout 6 --allowed-origins https://o --allowed-hosts h1,h2 --device cpu \
                      --threads 7 --kv-cache-memory 8MiB --host-kv-memory 16MiB --host-kv-bandwidth 3.5 --kv-cache-dtype f32 --max-num-batched-tokens 90 --max-num-seqs 10 --gpu-memory-utilization 0.5 \
                      --max-model-len 1100 --scheduling fcfs --max-overtake 12ms --run-ahead false --kv-sharing off --repair impact@0.3 --max-deviation strict --min-span 130 --min-saved 7ms --edits reuse --max-donors 14 --max-donor-tokens 1500 --donor-ttl 15m --verify-share 0.5 --verify-idle 1s --verify-step 3ms --heal false --verify-memory 1MiB --max-mean-kl 0.2 --min-top1 0.5 --embedder bert --embedder-model e --api-keys k --secret-file s \

@@ -38,6 +38,10 @@ pub(crate) struct ModelConfig {
     pub(crate) tool_call_parser: Auto<String>,
     /// Form of the model's reasoning, or `none`; that of its chat template by default.
     pub(crate) reasoning_parser: Auto<String>,
+    /// Folder of the sentence encoder that embeds clients' texts; by default that of `sharing.embedder_model`, if it is used.
+    pub(crate) embedding_model: Auto<PathBuf>,
+    /// Name of that encoder in the API; its folder's by default.
+    pub(crate) embedding_model_name: Auto<String>,
     /// Folder of catalogue models.
     pub(crate) cache_dir: Auto<PathBuf>,
     /// True to never contact the hub; its cache is still read.
@@ -73,6 +77,8 @@ impl Default for ModelConfig {
             chat_template: Auto::Auto,
             tool_call_parser: Auto::Auto,
             reasoning_parser: Auto::Auto,
+            embedding_model: Auto::Auto,
+            embedding_model_name: Auto::Auto,
             cache_dir: Auto::Auto,
             hub_offline: false,
             hub_token: Auto::Auto,
@@ -131,6 +137,9 @@ impl ModelConfig {
         }
         if self.served_model_name.as_ref().value().is_some_and(|name| name.trim().is_empty()) {
             problems.push("model.served_model_name is empty".to_owned());
+        }
+        if self.embedding_model_name.as_ref().value().is_some_and(|name| name.trim().is_empty()) {
+            problems.push("model.embedding_model_name is empty".to_owned());
         }
         problems
     }
@@ -200,6 +209,12 @@ pub(crate) struct ModelArgs {
     /// Form of the model's reasoning: `none`, think or mistral [default: auto, that of its chat template]
     #[arg(long, env = "KVSHARE_REASONING_PARSER", value_name = "NAME")]
     reasoning_parser: Option<Auto<String>>,
+    /// Folder of a BERT sentence encoder for embeddings and reranking, as all-MiniLM-L6-v2 [default: that of --embedder bert]
+    #[arg(long, env = "KVSHARE_EMBEDDING_MODEL", value_name = "PATH")]
+    embedding_model: Option<PathBuf>,
+    /// Name of the embedding model in the API [default: its folder's]
+    #[arg(long, env = "KVSHARE_EMBEDDING_MODEL_NAME", value_name = "NAME")]
+    embedding_model_name: Option<String>,
 }
 
 /// Flags for the source of a model.
@@ -232,6 +247,8 @@ impl ModelArgs {
         set(&mut config.chat_template, self.chat_template.map(Auto::Set));
         set(&mut config.tool_call_parser, self.tool_call_parser);
         set(&mut config.reasoning_parser, self.reasoning_parser);
+        set(&mut config.embedding_model, self.embedding_model.map(Auto::Set));
+        set(&mut config.embedding_model_name, self.embedding_model_name.map(Auto::Set));
         self.source.apply(config);
     }
 }

@@ -7,6 +7,7 @@
 mod anthropic_sdk;
 mod daemon;
 mod demo;
+mod embeddings;
 mod hostile;
 mod memory;
 mod messages;

@@ -26,11 +26,12 @@ fn python_with(requirements: &Path, name: &str) -> PathBuf {
     python
 }
 
-/// Runs the tests in `tests/NAME_sdk` with the package that they pin, against a daemon.
+/// Runs the tests in `tests/NAME_sdk` with the package that they pin, against a daemon with a small sentence encoder.
 pub(crate) async fn tour(name: &str) {
     let folder = repository().join(format!("tests/{name}_sdk"));
+    let encoder = repository().join("tests/fixtures/tiny/bert");
     let python = python_with(&folder.join("requirements.txt"), name);
-    let daemon = Daemon::start(&[]).await;
+    let daemon = Daemon::start(&["--embedding-model", encoder.to_str().unwrap()]).await;
     let mut test = Command::new(python);
     test.arg("-B").arg(folder.join("test_sdk.py")).args([&daemon.url, MODEL]);
     let printed = tokio::task::spawn_blocking(move || run(&mut test)).await.expect("a failure shows what Python printed");

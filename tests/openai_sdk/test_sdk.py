@@ -314,5 +314,30 @@ class Errors(unittest.TestCase):
         self.assertRegex(caught.exception.body["message"], r"\d+.*\d+")
 
 
+class Embeddings(unittest.TestCase):
+    TEXTS = ["the keeper crossed the old bridge", "quickly"]
+
+    def test_the_form_that_the_package_asks_for_is_that_of_numbers(self):
+        packed = CLIENT.embeddings.create(model="bert", input=self.TEXTS)
+        plain = CLIENT.embeddings.create(model="bert", input=self.TEXTS, encoding_format="float")
+        self.assertEqual([item.index for item in packed.data], [0, 1])
+        for one, other in zip(packed.data, plain.data):
+            self.assertEqual(len(one.embedding), 16)
+            self.assertTrue(all(math.isclose(a, b, abs_tol=1e-7) for a, b in zip(one.embedding, other.embedding)))
+            self.assertAlmostEqual(sum(x * x for x in one.embedding), 1, places=5)
+        self.assertEqual(packed.usage.total_tokens, packed.usage.prompt_tokens)
+
+    def test_fewer_dimensions_are_the_first_ones(self):
+        whole, first = (CLIENT.embeddings.create(model="bert", input=self.TEXTS[0], **fields).data[0].embedding for fields in ({}, {"dimensions": 4}))
+        length = math.sqrt(sum(x * x for x in whole[:4]))
+        self.assertTrue(all(math.isclose(a / length, b, abs_tol=1e-6) for a, b in zip(whole, first)))
+        self.assertEqual(len(first), 4)
+
+    def test_an_input_that_is_too_long_is_named(self):
+        with self.assertRaises(openai.BadRequestError) as caught:
+            CLIENT.embeddings.create(model="bert", input=["a", "river " * 400])
+        self.assertEqual(caught.exception.param, "input[1]")
+
+
 if __name__ == "__main__":
     unittest.main(argv=sys.argv[:1], verbosity=2)

@@ -185,6 +185,31 @@ mod tests {
         assert!(found.len() == expected.len() && furthest < bound, "{furthest}");
     }
 
+    /// A case of `tests/reference/make_sentences.py`.
+    #[derive(serde::Deserialize)]
+    struct Case {
+        pooling: String,
+        max_seq_length: usize,
+        texts: Vec<String>,
+        embeddings: Vec<Vec<f32>>,
+    }
+
+    #[test]
+    fn embeddings_are_those_of_sentence_transformers() {
+        let cases: Vec<Case> = serde_json::from_slice(&std::fs::read(tiny().join("sentences.json")).unwrap()).unwrap();
+        assert_eq!(cases.len(), 6);
+        for Case { pooling, max_seq_length, texts, embeddings } in cases {
+            let folder = with_modules(&format!("{{\"pooling_mode\": \"{pooling}\"}}"), max_seq_length);
+            let encoder = SentenceEncoder::load(folder.path()).unwrap();
+            let ids: Vec<_> = texts.iter().map(|text| encoder.tokenize(text, Some(encoder.max_tokens())).unwrap()).collect();
+            let found = encoder.embed_tokens(&ids.iter().map(Vec::as_slice).collect::<Vec<_>>()).unwrap();
+            for (found, expected) in found.iter().zip(&embeddings) {
+                check_close(found, expected, 1e-5);
+            }
+            assert_eq!((found.len(), ids[3].len()), (4, max_seq_length));
+        }
+    }
+
     #[test]
     fn texts_of_one_pass_do_not_see_each_other() {
         let encoder = SentenceEncoder::load(tiny()).unwrap();
@@ -245,16 +270,24 @@ mod tests {
         }
     }
 
+    /// Copies the tiny encoder, with the files of sentence-transformers beside it.
+    fn with_modules(pooling: &str, max_seq_length: usize) -> tempfile::TempDir {
+        let folder = changed(&[]);
+        std::fs::create_dir(folder.path().join("1_Pooling")).unwrap();
+        let files = [
+            ("modules.json", r#"[{"path": "", "type": "a.Transformer"}, {"path": "1_Pooling", "type": "a.Pooling"}]"#),
+            ("1_Pooling/config.json", pooling),
+            ("sentence_bert_config.json", &format!("{{\"max_seq_length\": {max_seq_length}}}")),
+        ];
+        for (name, text) in files {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        folder
+    }
+
     #[test]
     fn the_steps_beside_the_checkpoint_are_followed() {
-        let folder = changed(&[]);
-        let write = |name: &str, text: &str| {
-            std::fs::create_dir_all(folder.path().join("1_Pooling")).unwrap();
-            std::fs::write(folder.path().join(name), text).unwrap();
-        };
-        write("modules.json", r#"[{"path": "", "type": "a.Transformer"}, {"path": "1_Pooling", "type": "a.Pooling"}]"#);
-        write("1_Pooling/config.json", r#"{"pooling_mode_cls_token": true}"#);
-        write("sentence_bert_config.json", r#"{"max_seq_length": 6}"#);
+        let folder = with_modules(r#"{"pooling_mode_cls_token": true}"#, 6);
         let encoder = SentenceEncoder::load(folder.path()).unwrap();
         assert_eq!(encoder.max_tokens(), 6);
         let ids = encoder.tokenize("the old bridge", None).unwrap();

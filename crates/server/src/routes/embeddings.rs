@@ -85,18 +85,14 @@ pub(super) async fn score(State(app): State<Arc<AppState>>, caller: Caller, mut 
     let num_bytes = embedded.vectors.len() * embedder.num_dimensions();
     let answer = move || {
         let (first, second) = embedded.vectors.split_at(num_first);
-        let pairs = first.iter().cycle().zip(second).enumerate();
-        let object = |(index, (a, b)): (usize, (&Arc<[f32]>, &Arc<[f32]>))| ScoreObject {
-            index,
-            object: "score".to_owned(),
-            score: cosine(a, b),
-        };
+        let scores = first.iter().cycle().zip(second).map(|(a, b)| cosine(a, b));
+        let object = |(index, score)| ScoreObject { index, object: "score".to_owned(), score };
         ScoreResponse {
             id: head.id,
             object: "list".to_owned(),
             created: head.created,
             model: head.model,
-            data: pairs.map(object).collect(),
+            data: scores.enumerate().map(object).collect(),
             usage: embedded.num_tokens.into(),
         }
     };

@@ -18,9 +18,8 @@ use super::TextEmbedder;
 use crate::embedding::Embedding;
 use crate::engine_thread::{QueueSlot, QueueSlots};
 
-/// Maximum tokens of a batch, but for a single text. Chosen: large enough for the matrix products, and what arrives waits for less than
-/// a second.
-const MAX_BATCH_TOKENS: usize = 4096;
+/// Maximum tokens of a batch, but for a single text. Chosen: larger ones are no quicker by token, and what arrives waits for one.
+const MAX_BATCH_TOKENS: usize = 1024;
 /// Tokens of a request for which it takes one slot of the queue. Chosen: 256 slots are then 16 MiB of tokens.
 const TOKENS_PER_SLOT: usize = 16 << 10;
 /// Texts of a request for which it takes one slot. Chosen: 256 slots are then 64 MiB of embeddings of 1,024 elements.

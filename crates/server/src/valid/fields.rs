@@ -7,7 +7,9 @@ mod embeddings;
 mod field;
 mod table;
 
-use protocol::{ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest};
+use protocol::{
+    ChatCompletionRequest, CompletionRequest, DetokenizeRequest, EmbeddingsRequest, RerankRequest, ScoreRequest, TokenizeRequest,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -46,6 +48,24 @@ impl HasOtherFields for TokenizeRequest {
 }
 
 impl HasOtherFields for DetokenizeRequest {
+    fn other(&mut self) -> &mut Map<String, Value> {
+        &mut self.other
+    }
+}
+
+impl HasOtherFields for EmbeddingsRequest {
+    fn other(&mut self) -> &mut Map<String, Value> {
+        &mut self.other
+    }
+}
+
+impl HasOtherFields for RerankRequest {
+    fn other(&mut self) -> &mut Map<String, Value> {
+        &mut self.other
+    }
+}
+
+impl HasOtherFields for ScoreRequest {
     fn other(&mut self) -> &mut Map<String, Value> {
         &mut self.other
     }

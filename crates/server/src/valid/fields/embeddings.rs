@@ -1,29 +1,7 @@
 //! The fields of requests for embeddings, orders and scores, with the verdict on each.
 
-use protocol::{EmbeddingsRequest, RerankRequest, ScoreRequest};
-use serde_json::{Map, Value};
-
-use super::HasOtherFields;
 use super::field::Verdict::{Accepted, Honoured, Refused, SameAs};
 use super::field::{C, EMBEDDINGS, Field, L, O, RERANK, S, SCORE, T, V, Verdict};
-
-impl HasOtherFields for EmbeddingsRequest {
-    fn other(&mut self) -> &mut Map<String, Value> {
-        &mut self.other
-    }
-}
-
-impl HasOtherFields for RerankRequest {
-    fn other(&mut self) -> &mut Map<String, Value> {
-        &mut self.other
-    }
-}
-
-impl HasOtherFields for ScoreRequest {
-    fn other(&mut self) -> &mut Map<String, Value> {
-        &mut self.other
-    }
-}
 
 const ALL: u8 = EMBEDDINGS | RERANK | SCORE;
 const WITH_MEDIA: Verdict = Accepted("only media are processed by it, and those are refused");

@@ -12,69 +12,11 @@ use self::schema::{Field, boolean, integer, kv_sharing_field, number, string};
 
 /// Returns the document as served.
 pub(crate) fn document() -> Value {
+    let paths: Map<_, _> = [generation_paths(), other_paths()].map(into_object).into_iter().flatten().collect();
     json!({
         "openapi": "3.1.0",
         "info": {"title": "kvshare", "version": env!("CARGO_PKG_VERSION"), "license": {"name": "Apache-2.0"}},
-        "paths": {
-            "/v1/chat/completions": {"post": generates("Answers a conversation", "ChatCompletionRequest")},
-            "/v1/completions": {"post": generates("Continues a text", "CompletionRequest")},
-            "/v1/messages": {"post": messages::with_its_errors(
-                generates("Answers a conversation, in the shape of Anthropic's API", "MessagesRequest"),
-            )},
-            "/v1/messages/count_tokens": {"post": messages::with_its_errors(
-                takes("Counts the tokens of the prompt of a message", "MessagesRequest"),
-            )},
-            "/v1/responses": {"post": generates("Answers a conversation, in OpenAI's newer form", "ResponseRequest")},
-            "/v1/responses/{id}": {
-                "get": about("id", says("Returns a stored response")),
-                "delete": about("id", says("Deletes a stored response")),
-            },
-            "/v1/responses/{id}/input_items": {"get": with_query(about("id", says("Lists the input of a stored response")), &[
-                ("limit", "At most so many, 1 to 100; 20 when absent"), ("order", "asc, or desc when absent"), ("after", "Only items after this one"),
-            ])},
-            "/v1/responses/{id}/cancel": {"post": about("id", says("Always an error: no response runs in the background"))},
-            "/v1/models": {"get": says("Lists the served models")},
-            "/v1/models/{id}": {"get": about("id", says("Describes one served model"))},
-            "/v1/kv/explain": {"post": explains()},
-            "/v1/kv/classes": {"get": says("Lists the classes of the caller's traffic in mode auto, and what is proven of each")},
-            "/v1/kv/cache": {"delete": with_query(
-                erases("Erases what the caller's requests left behind"), &[("session", "Only what requests of this session left")],
-            )},
-            "/admin/donors": {"get": with_query(admin(says("Lists earlier prompts that can be reused")), &[
-                ("tenant", "Only this tenant's"), ("limit", "At most so many, 1 to 1000; 100 when absent"), ("after", "Only higher ids"),
-            ])},
-            "/admin/donors/{id}": {"delete": about("id", admin(erases("Erases one of them")))},
-            "/admin/tenants/{name}/cache": {"delete": about("name", admin(erases("Erases what a tenant's requests left behind")))},
-            "/admin/sessions/{id}/cache": {"delete": with_query(
-                about("id", admin(erases("Erases what requests of a session left behind"))),
-                &[("tenant", "Whose session it is; needed where there are several tenants")],
-            )},
-            "/admin/corpora": {
-                "get": admin(says("Lists public corpora")),
-                "post": admin(takes("Adds a text to a public corpus, computed with nothing before it", "CorpusRequest")),
-            },
-            "/admin/corpora/{name}": {"delete": about("name", admin(erases("Erases a public corpus")))},
-            "/v1/embeddings": {"post": embeds()},
-            "/embeddings": {"post": embeds()},
-            "/v1/rerank": {"post": reranks()},
-            "/rerank": {"post": reranks()},
-            "/v2/rerank": {"post": reranks()},
-            "/v1/score": {"post": scores()},
-            "/score": {"post": scores()},
-            "/tokenize": {"post": takes("Turns a text or a conversation into tokens", "TokenizeRequest")},
-            "/detokenize": {"post": takes("Turns tokens into text", "DetokenizeRequest")},
-            "/health": {"get": open(says("Whether requests are taken: 200 or 503"))},
-            "/health/live": {"get": open(says("Whether the process works: 200 or 503"))},
-            "/health/ready": {"get": open(says("Whether requests are taken: 200 or 503"))},
-            "/metrics": {"get": {
-                "security": [],
-                "summary": "Metrics in Prometheus' text format",
-                "responses": {"200": {"description": "Metrics", "content": {"text/plain": {"schema": {"type": "string"}}}}},
-            }},
-            "/version": {"get": says("Version of the daemon")},
-            "/load": {"get": says("Requests in flight")},
-            "/openapi.json": {"get": says("This document")},
-        },
+        "paths": paths,
         "security": [{"key": []}, {"x_api_key": []}],
         "components": {"securitySchemes": {
             "key": {
@@ -103,6 +45,80 @@ pub(crate) fn document() -> Value {
             "MessageErrorResponse": messages::error_response(),
         }},
     })
+}
+
+/// Paths that generate or embed.
+fn generation_paths() -> Value {
+    json!({
+        "/v1/chat/completions": {"post": generates("Answers a conversation", "ChatCompletionRequest")},
+        "/v1/completions": {"post": generates("Continues a text", "CompletionRequest")},
+        "/v1/messages": {"post": messages::with_its_errors(
+            generates("Answers a conversation, in the shape of Anthropic's API", "MessagesRequest"),
+        )},
+        "/v1/messages/count_tokens": {"post": messages::with_its_errors(
+            takes("Counts the tokens of the prompt of a message", "MessagesRequest"),
+        )},
+        "/v1/responses": {"post": generates("Answers a conversation, in OpenAI's newer form", "ResponseRequest")},
+        "/v1/responses/{id}": {
+            "get": about("id", says("Returns a stored response")),
+            "delete": about("id", says("Deletes a stored response")),
+        },
+        "/v1/responses/{id}/input_items": {"get": with_query(about("id", says("Lists the input of a stored response")), &[
+            ("limit", "At most so many, 1 to 100; 20 when absent"), ("order", "asc, or desc when absent"), ("after", "Only items after this one"),
+        ])},
+        "/v1/responses/{id}/cancel": {"post": about("id", says("Always an error: no response runs in the background"))},
+    })
+}
+
+/// Paths about models, KV and the daemon.
+fn other_paths() -> Value {
+    json!({
+        "/v1/models": {"get": says("Lists the served models")},
+        "/v1/models/{id}": {"get": about("id", says("Describes one served model"))},
+        "/v1/kv/explain": {"post": explains()},
+        "/v1/kv/classes": {"get": says("Lists the classes of the caller's traffic in mode auto, and what is proven of each")},
+        "/v1/kv/cache": {"delete": with_query(
+            erases("Erases what the caller's requests left behind"), &[("session", "Only what requests of this session left")],
+        )},
+        "/admin/donors": {"get": with_query(admin(says("Lists earlier prompts that can be reused")), &[
+            ("tenant", "Only this tenant's"), ("limit", "At most so many, 1 to 1000; 100 when absent"), ("after", "Only higher ids"),
+        ])},
+        "/admin/donors/{id}": {"delete": about("id", admin(erases("Erases one of them")))},
+        "/admin/tenants/{name}/cache": {"delete": about("name", admin(erases("Erases what a tenant's requests left behind")))},
+        "/admin/sessions/{id}/cache": {"delete": with_query(
+            about("id", admin(erases("Erases what requests of a session left behind"))),
+            &[("tenant", "Whose session it is; needed where there are several tenants")],
+        )},
+        "/admin/corpora": {
+            "get": admin(says("Lists public corpora")),
+            "post": admin(takes("Adds a text to a public corpus, computed with nothing before it", "CorpusRequest")),
+        },
+        "/admin/corpora/{name}": {"delete": about("name", admin(erases("Erases a public corpus")))},
+        "/v1/embeddings": {"post": embeds()},
+        "/embeddings": {"post": embeds()},
+        "/v1/rerank": {"post": reranks()},
+        "/rerank": {"post": reranks()},
+        "/v2/rerank": {"post": reranks()},
+        "/v1/score": {"post": scores()},
+        "/score": {"post": scores()},
+        "/tokenize": {"post": takes("Turns a text or a conversation into tokens", "TokenizeRequest")},
+        "/detokenize": {"post": takes("Turns tokens into text", "DetokenizeRequest")},
+        "/health": {"get": open(says("Whether requests are taken: 200 or 503"))},
+        "/health/live": {"get": open(says("Whether the process works: 200 or 503"))},
+        "/health/ready": {"get": open(says("Whether requests are taken: 200 or 503"))},
+        "/metrics": {"get": {
+            "security": [],
+            "summary": "Metrics in Prometheus' text format",
+            "responses": {"200": {"description": "Metrics", "content": {"text/plain": {"schema": {"type": "string"}}}}},
+        }},
+        "/version": {"get": says("Version of the daemon")},
+        "/load": {"get": says("Requests in flight")},
+        "/openapi.json": {"get": says("This document")},
+    })
+}
+
+fn into_object(value: Value) -> Map<String, Value> {
+    if let Value::Object(fields) = value { fields } else { Map::new() }
 }
 
 fn says(summary: &str) -> Value {
@@ -279,7 +295,7 @@ fn messages_fields() -> Vec<Field> {
         ("top_p", number(0.0, 1.0, 0.5)),
         ("top_k", integer(-1, 5)),
         ("cache_salt", string("s")),
-        ("kv_sharing", kv_sharing()),
+        ("kv_sharing", kv_sharing_field()),
     ];
     [shared, messages::own_fields()].concat()
 }
@@ -331,7 +347,7 @@ fn shared_fields() -> Vec<Field> {
         ("user", string("me")),
         ("cache_salt", string("s")),
         ("cache_prompt", boolean()),
-        ("kv_sharing", kv_sharing()),
+        ("kv_sharing", kv_sharing_field()),
         ("cache_segments", segments()),
     ];
     fields.extend(constraint_fields());
@@ -359,13 +375,6 @@ fn constraint_fields() -> Vec<Field> {
         ("regex", text("[0-9]+")),
         ("grammar", json!({"type": ["string", "object", "null"], "examples": ["start: /[0-9]+/"]})),
     ]
-}
-
-fn kv_sharing() -> Value {
-    json!({
-        "oneOf": [{"$ref": "#/components/schemas/KvSharingOptions"}, {"type": "null"}],
-        "examples": [{"mode": "span", "policy": "impact@0.15", "store": true}],
-    })
 }
 
 fn segments() -> Value {
@@ -450,9 +459,10 @@ mod tests {
     use std::collections::BTreeSet;
 
     use protocol::{
-        BlockContent, ChatCompletionRequest, CompletionRequest, CorpusRequest, DetokenizeRequest, EmbeddingsRequest, EncodingFormat,
-        ErrorBody, ErrorResponse, InputToolChoice, KvSharingOptions, MessageMetadata, MessagesRequest, OutputConfig, RerankRequest,
-        SamplingFields, ScoreRequest, StreamOptions, TemplateFields, ThinkingConfig, TokenizeRequest,
+        BlockContent, ChatCompletionRequest, CompletionRequest, CorpusRequest, DetokenizeRequest, EmbeddingsRequest,
+        EncodingFormat, ErrorBody, ErrorResponse, InputToolChoice, KvSharingOptions, MessageMetadata, MessagesRequest,
+        OutputConfig, RerankRequest, SamplingFields, ScoreRequest, StreamOptions, TemplateFields, ThinkingConfig,
+        TokenizeRequest,
     };
     use serde::Serialize;
     use serde::de::DeserializeOwned;

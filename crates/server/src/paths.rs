@@ -39,6 +39,6 @@ pub(crate) const PATHS: [&str; 35] = [
     "/openapi.json",
 ];
 /// Health check paths of load balancers.
-pub(crate) const HEALTH_PATHS: [&str; 35] = ["/health", "/health/live", "/health/ready"];
+pub(crate) const HEALTH_PATHS: [&str; 3] = ["/health", "/health/live", "/health/ready"];
 /// Path that Prometheus scrapes.
 pub(crate) const METRICS_PATH: &str = "/metrics";

@@ -1,6 +1,6 @@
 //! Grammars of answers that may or must call tools.
 
-use dialect::{Dialect, GrammarOptions, ToolSpec};
+use dialect::{Dialect, GrammarOptions};
 use grammar::{Constraint, schema_item};
 use serde_json::{Value, json};
 use tokenizer::Tokenizer;
@@ -114,7 +114,7 @@ impl<'a> CallGrammar<'a> {
 
 #[cfg(test)]
 mod tests {
-    use dialect::{OutputEvent, OutputParser, ParserOptions};
+    use dialect::{OutputEvent, OutputParser, ParserOptions, ToolSpec};
     use grammar::{Matcher, Vocabulary};
 
     use super::*;

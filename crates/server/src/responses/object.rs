@@ -120,7 +120,7 @@ pub(super) mod tests {
             created: 7,
             model: "m".to_owned(),
             system_fingerprint: "f".to_owned(),
-            choices: vec![ChatChoice { index: 0, message, logprobs: None, finish_reason }],
+            choices: vec![ChatChoice { index: 0, message, logprobs: None, finish_reason, matched_stop: None }],
             usage: usage(),
         }
     }

@@ -29,6 +29,8 @@ pub struct Header {
     pub tensors: BTreeMap<String, Tensor>,
     /// Byte offset in the file at which the tensor data begins.
     pub data_start: u64,
+    /// Number of bytes of which the offset of every tensor is a multiple: a power of two.
+    pub alignment: u64,
 }
 
 /// Type, shape and position of one tensor.
@@ -78,7 +80,7 @@ impl Header {
         let tensors = read_tensors(&mut source, num_tensors)?;
         let alignment = alignment(&metadata)?;
         let data_start = source.position().next_multiple_of(alignment);
-        Ok(Self { metadata, tensors, data_start })
+        Ok(Self { metadata, tensors, data_start, alignment })
     }
 
     /// Returns the string value of `key`.

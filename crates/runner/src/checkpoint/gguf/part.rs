@@ -24,19 +24,39 @@ impl Part {
         let len = file.metadata().map_err(io)?.len();
         let header = Header::read(BufReader::new(file), len)
             .map_err(|error| LoadError::Corrupt { path: path.to_owned(), reason: error.to_string() })?;
-        check_length(path, &header, len)?;
+        check_layout(path, &header, len)?;
         Ok(Self { path: path.to_owned(), header })
     }
 }
 
-/// Checks that every tensor lies inside its file, before anything large is allocated.
-fn check_length(path: &Path, header: &Header, len: u64) -> Result<(), LoadError> {
+/// Checks that every tensor lies inside its file, before anything large is allocated, and that each begins where the one before it ends,
+/// padded to the file's alignment, as llama.cpp requires: otherwise a type, shape or offset is wrong.
+fn check_layout(path: &Path, header: &Header, len: u64) -> Result<(), LoadError> {
+    let mut placed = Vec::with_capacity(header.tensors.len());
     for (name, tensor) in &header.tensors {
         let (_, _, bytes) = layout(name, tensor)?;
         let end = header.data_start.checked_add(tensor.offset).and_then(|start| start.checked_add(bytes)).unwrap_or(u64::MAX);
         if end > len {
             return Err(LoadError::Truncated { path: path.to_owned(), tensor: shown(name), end, len });
         }
+        placed.push((tensor.offset, bytes, name));
+    }
+    // Writers other than llama.cpp's may list tensors in another order than their data.
+    placed.sort_unstable();
+    let (mut expected, mut before) = (0, None);
+    for (offset, bytes, name) in placed {
+        if offset != expected {
+            let place = before.map_or("the data starts".to_owned(), |before| format!("tensor {} before it ends", shown(before)));
+            let reason = format!(
+                "tensor {} begins at byte {offset} of the data, but {place} at byte {expected} (aligned to {})",
+                shown(name),
+                header.alignment
+            );
+            return Err(LoadError::Corrupt { path: path.to_owned(), reason });
+        }
+        // Neither overflows: the end lies in the file, and the alignment is small.
+        expected = (offset + bytes).next_multiple_of(header.alignment);
+        before = Some(name);
     }
     Ok(())
 }
@@ -84,4 +104,52 @@ fn type_name(number: u32) -> String {
         other => return format!("ggml type {other}"),
     };
     format!("type {name}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    const F32: u32 = 0;
+    const F16: u32 = 1;
+
+    /// Checks a file with `a` of ten F32 elements, 40 bytes, and `b` of four.
+    fn check(alignment: u64, a: (u32, u64), b: (u32, u64), len: u64) -> Result<(), String> {
+        let tensor = |(ggml_type, offset), size| Tensor { ggml_type, shape: vec![size], offset };
+        let tensors = BTreeMap::from([("a".to_owned(), tensor(a, 10)), ("b".to_owned(), tensor(b, 4))]);
+        let header = Header { metadata: BTreeMap::new(), tensors, data_start: 64, alignment };
+        check_layout(Path::new("m.gguf"), &header, len).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn tensors_follow_each_other_padded_to_the_alignment() {
+        assert_eq!(check(32, (F32, 0), (F32, 64), 144), Ok(()));
+        assert_eq!(check(8, (F32, 0), (F32, 40), 120), Ok(()));
+        // The order of the data need not be that of the names.
+        assert_eq!(check(32, (F32, 32), (F32, 0), 200), Ok(()));
+    }
+
+    #[test]
+    fn tensors_that_overlap_or_leave_gaps_are_refused_by_name() {
+        let refused = |alignment, a, b| {
+            let message = check(alignment, a, b, 1000).unwrap_err();
+            assert!(message.contains("m.gguf") && message.contains(" begins at byte"), "{message}");
+        };
+        refused(32, (F32, 0), (F32, 0));
+        refused(32, (F32, 0), (F32, 32));
+        refused(32, (F32, 0), (F32, 40));
+        refused(32, (F32, 0), (F32, 96));
+        refused(32, (F32, 0), (F32, 65));
+        // A type whose elements need less than the next offset says.
+        refused(32, (F16, 0), (F32, 64));
+        refused(16, (F32, 0), (F32, 64));
+        assert!(
+            check(32, (F32, 32), (F32, 96), 1000)
+                .unwrap_err()
+                .contains("tensor a begins at byte 32 of the data, but the data starts")
+        );
+        assert!(check(32, (F32, 0), (F32, u64::MAX - 8), 1000).unwrap_err().contains("truncated"));
+    }
 }

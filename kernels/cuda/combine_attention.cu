@@ -26,7 +26,8 @@ __device__ __forceinline__ void combine(const float *partial_sums, const float2 
     max = warp_max(max);
     for (int split = lane; split < num_splits; split += 32) {
         float2 of_split = stats[split];
-        if (of_split.y > 0.f) total += of_split.y * power_of_two(of_split.x - max);
+        // A total of NaN reaches the output; one of zero comes with a maximum of -infinity.
+        if (of_split.y != 0.f) total += of_split.y * power_of_two(of_split.x - max);
     }
     total = warp_sum(total);
 
@@ -52,7 +53,7 @@ __device__ __forceinline__ void combine(const float *partial_sums, const float2 
         float sum = 0.f;
 #pragma unroll
         for (int i = 0; i < WARPS; i++) sum += of_warps[i][d];
-        out[at * HEAD_DIM + d] = __float2bfloat16(total > 0.f ? sum / total : 0.f);
+        out[at * HEAD_DIM + d] = __float2bfloat16(total == 0.f ? 0.f : sum / total);
     }
     if (lse && threadIdx.x == 0) lse[at] = (max + log2f(total)) * LN_2;
 }

@@ -238,6 +238,7 @@ unsafe fn attend_tile<S: Simd, E: Element>(job: &Job, tile: &Tile<'_>, keys: *co
     b.max[..rows].fill(f32::NEG_INFINITY);
     b.total[..rows].fill(0.0);
     b.sums[..rows * padded].fill(0.0);
+    let last = *tile.positions.last().expect("a tile has rows") as usize;
     // SAFETY: all offsets lie in the scratch (sized for `rows` and `head_dim`), the pool and the batch.
     unsafe {
         load_queries::<S>(job, tile, b.q);
@@ -265,12 +266,14 @@ unsafe fn attend_tile<S: Simd, E: Element>(job: &Job, tile: &Tile<'_>, keys: *co
                 let sums = &mut b.sums[row * padded..][..padded];
                 soften::<S>(scores, visible, &mut b.max[row], &mut b.total[row], sums);
             }
+            // Slots after the last row's hold what an earlier sequence left: perhaps NaN, which a weight of zero does not remove.
+            let written = (last + 1 - i * BLOCK).min(BLOCK);
             for d in (0..padded).step_by(BLOCK) {
                 let sums = b.sums.as_mut_ptr().add(skip * padded + d);
                 if rows > DIRECT_ROWS {
-                    gemm_panel::<S, f32>(active, BLOCK, scores, BLOCK, b.values.as_ptr().add(d), padded, sums, padded, true);
+                    gemm_panel::<S, f32>(active, written, scores, BLOCK, b.values.as_ptr().add(d), padded, sums, padded, true);
                 } else {
-                    gemm_panel::<S, E>(active, BLOCK, scores, BLOCK, values.add(base + d), head_dim, sums, padded, true);
+                    gemm_panel::<S, E>(active, written, scores, BLOCK, values.add(base + d), head_dim, sums, padded, true);
                 }
             }
         }
@@ -496,6 +499,67 @@ mod tests {
     fn heads_that_are_no_multiple_of_a_block() {
         check(&World { head_dim: 16, num_heads: 4, num_kv_heads: 2, positions: (0..70).collect(), window: u32::MAX });
         check(&World { head_dim: 48, num_heads: 2, num_kv_heads: 2, positions: (30..70).collect(), window: u32::MAX });
+    }
+
+    /// Which input has one NaN.
+    #[derive(Clone, Copy, PartialEq)]
+    enum Poison {
+        Query,
+        Key,
+        Value,
+    }
+
+    /// Returns the rows `0..len` of one head that are NaN if row 40 of `poison` has a NaN. Keys and values exist up to position 69; `step`
+    /// rows are computed at once.
+    fn faulty(isa: Isa, dtype: KvDtype, poison: Poison, len: usize, step: usize) -> Vec<usize> {
+        const HEAD_DIM: usize = 64;
+        let threads = Threads::with_isa(1, isa).unwrap();
+        let mut kv = KvLayer::new(dtype, KvShape { num_blocks: 3, num_kv_heads: 1, head_dim: HEAD_DIM });
+        let input = |of: Poison, seed| {
+            let mut elements = noise(70 * HEAD_DIM, seed);
+            if of == poison {
+                elements[40 * HEAD_DIM + 7] = f32::NAN;
+            }
+            elements
+        };
+        let slots: Vec<u32> = (0..70).collect();
+        kv.write(&threads, &slots, &input(Poison::Key, 1), &input(Poison::Value, 2), HEAD_DIM);
+        let q = input(Poison::Query, 3);
+        let mut out = vec![0.0; len * HEAD_DIM];
+        let shape = AttentionShape { num_heads: 1, scale: 0.7, q_stride: HEAD_DIM, window: u32::MAX };
+        for start in (0..len).step_by(step) {
+            let positions: Vec<u32> = (start..(start + step).min(len)).map(|p| p as u32).collect();
+            let sequence = QuerySequence { first_row: start, positions: &positions, block_table: &[0, 1, 2] };
+            attention(&threads, shape, &q, &kv, &[sequence], &mut out);
+        }
+        (0..len).filter(|row| out[row * HEAD_DIM..][..HEAD_DIM].iter().any(|x| x.is_nan())).collect()
+    }
+
+    #[test]
+    fn nan_reaches_the_rows_that_read_it() {
+        for isa in Isa::available() {
+            for dtype in [KvDtype::F32, KvDtype::F16] {
+                // Few rows are computed from keys as stored, many from converted ones.
+                for step in [4, 70] {
+                    assert_eq!(faulty(isa, dtype, Poison::Query, 70, step), [40], "{isa:?} {dtype:?}");
+                    assert_eq!(faulty(isa, dtype, Poison::Key, 70, step), (40..70).collect::<Vec<_>>(), "{isa:?} {dtype:?}");
+                    // Rows of the same block that are computed together may meet the values of later ones.
+                    let of_values = faulty(isa, dtype, Poison::Value, 70, step);
+                    assert!(of_values.ends_with(&(40..70).collect::<Vec<_>>()) && of_values[0] >= 32, "{isa:?} {dtype:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nan_after_the_last_row_reaches_none() {
+        for isa in Isa::available() {
+            for (dtype, step) in [(KvDtype::F32, 4), (KvDtype::F16, 4), (KvDtype::F16, 40)] {
+                for poison in [Poison::Key, Poison::Value] {
+                    assert!(faulty(isa, dtype, poison, 40, step).is_empty(), "{isa:?} {dtype:?}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -57,7 +57,7 @@ impl Element for f32 {
     }
 }
 
-/// Largest finite f16: larger values are clamped, so that an unused slot can never turn a sum into NaN through `0 * inf`.
+/// Largest finite f16: larger values are clamped, so that none turns a sum into NaN through `0 * inf`. NaN stays NaN.
 const F16_MAX: f32 = 65504.0;
 
 impl Element for u16 {
@@ -78,7 +78,7 @@ impl Element for u16 {
         for at in (0..BLOCK).step_by(S::LANES) {
             // SAFETY: the caller's promise.
             unsafe {
-                let x = S::min(S::max(S::load(from.add(at)), S::splat(-F16_MAX)), S::splat(F16_MAX));
+                let x = S::min(S::splat(F16_MAX), S::max(S::splat(-F16_MAX), S::load(from.add(at))));
                 S::store_f16(to.add(at), x);
             }
         }
@@ -532,6 +532,9 @@ mod tests {
         kv.write(&threads, &[3], &[1e30; 32], &[-1e30; 32], 32);
         let (k, v) = read(&kv, &[3]);
         assert!(k.iter().all(|x| *x == F16_MAX) && v.iter().all(|x| *x == -F16_MAX));
+        kv.write(&threads, &[4], &[f32::NAN; 32], &[f32::NAN; 32], 32);
+        let (k, v) = read(&kv, &[4]);
+        assert!(k.iter().chain(&v).all(|x| x.is_nan()));
     }
 
     #[test]

@@ -56,7 +56,9 @@ pub(crate) trait Simd: Copy {
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
+    /// Returns the larger element per lane; `b` if either is NaN.
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
+    /// Returns the smaller element per lane; `b` if either is NaN.
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
     /// Returns `a * b + c`.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
@@ -83,7 +85,7 @@ pub(crate) trait Simd: Copy {
         lanes.iter().copied().fold(f32::NEG_INFINITY, f32::max)
     }
 
-    /// Returns `e^x`, relative error below 3e-7 for `x` in -87..=88; smaller `x` give 0.
+    /// Returns `e^x`, relative error below 3e-7 for `x` in -87..=88; smaller `x` give 0, NaN gives NaN.
     ///
     /// Cephes' `expf`: `x = n ln 2 + r`, then a polynomial of degree 6 in `r`.
     #[inline(always)]
@@ -91,7 +93,8 @@ pub(crate) trait Simd: Copy {
         // SAFETY: only operations of the same implementation; the caller's promise covers them.
         unsafe {
             let low = Self::splat(-87.3);
-            let clamped = Self::min(Self::max(x, low), Self::splat(88.3));
+            // Of two operands of which one is NaN, `max` and `min` return the second.
+            let clamped = Self::min(Self::splat(88.3), Self::max(low, x));
             let (n, scale) = Self::round_and_exp2(Self::mul(clamped, Self::splat(std::f32::consts::LOG2_E)));
             let r = Self::fma(n, Self::splat(-0.693_359_4), clamped);
             let r = Self::fma(n, Self::splat(2.121_944_4e-4), r);

@@ -1,7 +1,9 @@
 //! Reading of tensors by their role, from any supported file format.
 
+mod fields;
 mod gguf;
 mod hf_config;
+mod hf_rope;
 mod random;
 mod safetensors;
 
@@ -120,7 +122,11 @@ pub(crate) struct RawTensor {
 /// A file or folder of weights.
 pub(crate) trait Checkpoint {
     fn config(&self) -> Result<ModelSpec, LoadError>;
-    fn special_tokens(&self) -> SpecialTokens;
+    /// Returns the tokens with a meaning to the engine.
+    ///
+    /// # Errors
+    /// If one is outside the vocabulary.
+    fn special_tokens(&self) -> Result<SpecialTokens, LoadError>;
     /// Returns the tensor's name in this format.
     fn name(&self, role: Role) -> String;
     /// Returns the shape of a tensor, outermost first; `None` if there is no tensor of this name.

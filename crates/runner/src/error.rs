@@ -18,8 +18,8 @@ pub enum LoadError {
     MissingTensor { name: String },
     #[error("tensor {name} has shape {found:?}, the configuration says {expected:?}")]
     Shape { name: String, found: Vec<usize>, expected: Vec<usize> },
-    #[error("the model's configuration has no usable {key}")]
-    MissingKey { key: String },
+    #[error("{path}: {field} {problem}")]
+    Field { path: PathBuf, field: String, problem: String },
     #[error(
         "{budget} bytes of memory for the KV cache hold {num_tokens} tokens of this model; at least {needed} bytes are needed for {min_tokens} tokens"
     )]

@@ -94,6 +94,7 @@ pub fn check_checkpoint(weights: &WeightFiles) -> Result<(), LoadError> {
 /// Returns `checkpoint` if its tensors match its configuration. Random weights need no such check.
 fn checked<C: Checkpoint>(checkpoint: C) -> Result<C, LoadError> {
     check_shapes(&checkpoint.config()?, &checkpoint)?;
+    checkpoint.special_tokens()?;
     Ok(checkpoint)
 }
 
@@ -103,7 +104,7 @@ fn build(
     vocabulary: Option<GgufVocabulary>,
     progress: &mut dyn FnMut(f32),
 ) -> Result<LoadedModel, LoadError> {
-    let config = checkpoint.config()?;
+    let (config, special_tokens) = (checkpoint.config()?, checkpoint.special_tokens()?);
     let placed = match options.device {
         DeviceOptions::Cpu(cpu) => cpu::place(options, cpu, &config, checkpoint, progress)?,
         DeviceOptions::Cuda(gpu) => place_on_gpu(options, gpu, &config, checkpoint, progress)?,
@@ -122,7 +123,7 @@ fn build(
         device: placed.device,
         max_num_batched_tokens: options.max_num_batched_tokens,
         max_num_seqs: options.max_num_seqs,
-        special_tokens: checkpoint.special_tokens(),
+        special_tokens,
         sampling: checkpoint.sampling(),
         vocabulary,
         config,

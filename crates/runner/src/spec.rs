@@ -246,7 +246,7 @@ pub(crate) const GEMMA3_LOCAL_THETA: f64 = 10_000.0;
 
 /// Bounds of a model's constants. Chosen: ten times and more what the largest published models have, and small enough that no product of
 /// them exceeds 64 bits.
-const MAX_LAYERS: usize = 4096;
+pub(crate) const MAX_LAYERS: usize = 4096;
 const MAX_WIDTH: usize = 1 << 24;
 const MAX_HEADS: usize = 1 << 14;
 const MAX_HEAD_DIM: usize = 1 << 14;

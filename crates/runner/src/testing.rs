@@ -75,7 +75,7 @@ impl Checkpoint for PoisonedCheckpoint {
         self.random.config()
     }
 
-    fn special_tokens(&self) -> SpecialTokens {
+    fn special_tokens(&self) -> Result<SpecialTokens, LoadError> {
         self.random.special_tokens()
     }
 

@@ -92,8 +92,16 @@ impl GgufCheckpoint {
         format!("{}.{key}", self.architecture)
     }
 
+    fn missing(&self, key: &str) -> LoadError {
+        LoadError::Field {
+            path: self.parts[0].path.clone(),
+            field: key.to_owned(),
+            problem: "is missing or of another type".into(),
+        }
+    }
+
     fn size(&self, key: &str) -> Result<usize, LoadError> {
-        self.optional_size(key).ok_or_else(|| LoadError::MissingKey { key: self.key(key) })
+        self.optional_size(key).ok_or_else(|| self.missing(&self.key(key)))
     }
 
     fn optional_size(&self, key: &str) -> Option<usize> {
@@ -193,12 +201,11 @@ impl GgufCheckpoint {
     pub(crate) fn take_vocabulary(&mut self) -> Result<GgufVocabulary, LoadError> {
         let metadata = &mut self.parts[0].header.metadata;
         let mut take = |key: &str| metadata.remove(&format!("tokenizer.ggml.{key}"));
-        let missing = |key: &str| LoadError::MissingKey { key: format!("tokenizer.ggml.{key}") };
         let strings = |value: Option<Value>| match value {
             Some(Value::Array(Array::Strings(texts))) => Some(texts),
             _ => None,
         };
-        let tokens = strings(take("tokens")).ok_or_else(|| missing("tokens"))?;
+        let tokens = strings(take("tokens"));
         let merges = strings(take("merges")).unwrap_or_default();
         let scores = match take("scores") {
             Some(Value::Array(Array::Floats(scores))) => Some(scores.into_iter().map(|score| score as f32).collect()),
@@ -213,17 +220,17 @@ impl GgufCheckpoint {
         let flag = |key: &str| get(key).and_then(Value::as_bool);
         let text = |key: &str| get(key).and_then(Value::as_str).map(str::to_owned);
         Ok(GgufVocabulary {
-            model: text("model").ok_or_else(|| missing("model"))?,
+            model: text("model").ok_or_else(|| self.missing("tokenizer.ggml.model"))?,
             pre: text("pre").unwrap_or_default(),
-            tokens,
+            tokens: tokens.ok_or_else(|| self.missing("tokenizer.ggml.tokens"))?,
             scores,
             token_types,
             merges,
-            bos: self.token("bos"),
-            eos: self.token("eos"),
-            eot: self.token("eot"),
-            unk: self.token("unknown"),
-            pad: self.token("padding"),
+            bos: self.token("bos")?,
+            eos: self.token("eos")?,
+            eot: self.token("eot")?,
+            unk: self.token("unknown")?,
+            pad: self.token("padding")?,
             add_bos: flag("add_bos_token"),
             add_eos: flag("add_eos_token"),
             add_space_prefix: flag("add_space_prefix"),
@@ -231,9 +238,17 @@ impl GgufCheckpoint {
         })
     }
 
-    /// Returns the id of the special token `name`.
-    fn token(&self, name: &str) -> Option<u32> {
-        self.header().unsigned(&format!("tokenizer.ggml.{name}_token_id")).and_then(|id| u32::try_from(id).ok())
+    /// Returns the id of the special token `name`; the tokenizer checks that it lies in the vocabulary.
+    fn token(&self, name: &str) -> Result<Option<u32>, LoadError> {
+        let key = format!("tokenizer.ggml.{name}_token_id");
+        let Some(value) = self.header().metadata.get(&key) else { return Ok(None) };
+        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+        let wrong = || LoadError::Field {
+            path: self.parts[0].path.clone(),
+            field: key.clone(),
+            problem: format!("is {value}, not the id of a token"),
+        };
+        id.map(Some).ok_or_else(wrong)
     }
 }
 
@@ -250,7 +265,6 @@ impl Checkpoint for GgufCheckpoint {
         self.refuse()?;
         let (hidden_size, num_heads) = (self.size("embedding_length")?, self.size("attention.head_count")?);
         let head_dim = self.optional_size("attention.key_length").unwrap_or(hidden_size / num_heads.max(1));
-        let missing = |key: &str| LoadError::MissingKey { key: self.key(key) };
         let vocab_size = self.tensors.get("token_embd.weight").and_then(|place| place.shape.first().copied());
         let max_position = self.size("context_length")?;
         let is_gemma = architecture == Architecture::Gemma3;
@@ -266,7 +280,7 @@ impl Checkpoint for GgufCheckpoint {
             max_position,
             rms_norm_eps: self
                 .float("attention.layer_norm_rms_epsilon")
-                .ok_or_else(|| missing("attention.layer_norm_rms_epsilon"))? as f32,
+                .ok_or_else(|| self.missing(&self.key("attention.layer_norm_rms_epsilon")))? as f32,
             ropes: self.ropes(architecture, RopeScaling::None),
             rope_layout,
             attention_scale: 1.0 / (self.score_divisor(architecture, head_dim)? as f32).sqrt(),
@@ -281,10 +295,13 @@ impl Checkpoint for GgufCheckpoint {
         ModelSpec { ropes, ..config }.validated()
     }
 
-    fn special_tokens(&self) -> SpecialTokens {
-        let mut eos: Vec<u32> = ["eos", "eot", "eom"].into_iter().filter_map(|name| self.token(name)).collect();
+    fn special_tokens(&self) -> Result<SpecialTokens, LoadError> {
+        let mut eos = Vec::new();
+        for name in ["eos", "eot", "eom"] {
+            eos.extend(self.token(name)?);
+        }
         eos.dedup();
-        SpecialTokens { bos: self.token("bos"), eos }
+        Ok(SpecialTokens { bos: self.token("bos")?, eos })
     }
 
     fn name(&self, role: Role) -> String {

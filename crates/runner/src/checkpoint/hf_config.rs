@@ -5,191 +5,234 @@
 use std::path::Path;
 
 use kernels::cpu::{Activation, RopeLayout};
-use serde::Deserialize;
 use serde_json::Value;
 
+use super::fields::Fields;
+use super::hf_rope;
 use crate::LoadError;
 use crate::error::{brief, shown};
-use crate::spec::{self, Architecture, GEMMA3_LOCAL_THETA, GEMMA3_PATTERN, LayerSpec, ModelSpec, RopeScaling, RopeSpec};
+use crate::spec::{self, Architecture, GEMMA3_PATTERN, LayerSpec, ModelSpec};
 
-/// The relevant part of `config.json` as Hugging Face writes it.
-#[derive(Deserialize)]
-struct HfConfig {
-    architectures: Option<Vec<String>>,
-    hidden_size: usize,
-    intermediate_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    num_key_value_heads: Option<usize>,
-    head_dim: Option<usize>,
-    vocab_size: usize,
-    max_position_embeddings: usize,
-    rms_norm_eps: f64,
-    hidden_act: Option<String>,
-    /// Gemma's name of `hidden_act`.
-    hidden_activation: Option<String>,
-    rope_theta: Option<f64>,
-    rope_scaling: Option<Value>,
-    /// Theta and scaling, which newer files store together here; one such object for each kind of layer where kinds differ.
-    rope_parameters: Option<Value>,
-    /// Theta of Gemma's layers with a window.
-    rope_local_base_freq: Option<f64>,
-    partial_rotary_factor: Option<f64>,
-    query_pre_attn_scalar: Option<f64>,
-    attn_logit_softcapping: Option<f64>,
-    final_logit_softcapping: Option<f64>,
-    use_bidirectional_attention: Option<bool>,
-    tie_word_embeddings: Option<bool>,
-    sliding_window: Option<usize>,
-    use_sliding_window: Option<bool>,
-    /// Qwen: number of first layers without a window.
-    max_window_layers: Option<usize>,
-    /// Gemma: number of layers of which the last has no window.
-    sliding_window_pattern: Option<usize>,
-    /// `full_attention` or `sliding_attention` for each layer.
-    layer_types: Option<Vec<String>>,
-    mlp_bias: Option<bool>,
-    num_experts: Option<usize>,
-    num_local_experts: Option<usize>,
-    quantization_config: Option<Value>,
+/// A model class of transformers, whose defaults differ.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Family {
+    Llama,
+    Mistral,
+    Qwen2,
+    Qwen3,
+    Gemma3,
 }
 
-/// Layers without a window, from the first on, of a Qwen configuration that does not say: as in transformers.
+/// Layers without a window, from the first on, of a Qwen configuration that does not say; this and the following as in transformers 5.
 const DEFAULT_MAX_WINDOW_LAYERS: usize = 28;
+/// Sliding window of a configuration that does not say.
+const DEFAULT_WINDOW: usize = 4096;
+const DEFAULT_EPSILON: f64 = 1e-6;
+/// `query_pre_attn_scalar` of Gemma 3.
+const GEMMA3_SCORE_DIVISOR: f64 = 256.0;
+
+/// Reads the JSON of a checkpoint's file at `path`.
+///
+/// # Errors
+/// If it is no JSON.
+pub(super) fn parse(path: &Path, json: &str) -> Result<Value, LoadError> {
+    serde_json::from_str(json).map_err(|error| LoadError::Corrupt { path: path.to_owned(), reason: brief(&error) })
+}
 
 /// Reads `config.json`.
 pub(crate) fn read(path: &Path, json: &str) -> Result<ModelSpec, LoadError> {
-    let config: HfConfig =
-        serde_json::from_str(json).map_err(|error| LoadError::Corrupt { path: path.to_owned(), reason: brief(&error) })?;
-    let name = config.architectures.as_ref().and_then(|names| names.first()).map_or("unnamed", String::as_str);
-    let architecture = match name {
-        "LlamaForCausalLM" | "MistralForCausalLM" => Architecture::Llama,
-        "Qwen2ForCausalLM" => Architecture::Qwen2,
-        "Qwen3ForCausalLM" => Architecture::Qwen3,
-        "Gemma3ForCausalLM" => Architecture::Gemma3,
-        other => return Err(LoadError::unsupported(format!("architecture {}", shown(other)))),
-    };
-    refuse(&config)?;
-    let is_gemma = architecture == Architecture::Gemma3;
-    let head_dim = config.head_dim.unwrap_or(config.hidden_size / config.num_attention_heads.max(1));
-    let ropes = config.ropes(is_gemma)?;
-    ModelSpec {
-        architecture,
-        layers: config.layers(architecture, ropes.len())?,
-        hidden_size: config.hidden_size,
-        intermediate_size: config.intermediate_size,
-        num_heads: config.num_attention_heads,
-        num_kv_heads: config.num_key_value_heads.unwrap_or(config.num_attention_heads),
+    let content = parse(path, json)?;
+    let config = Fields::of_file(path, &content)?;
+    let family = Family::of(config)?;
+    refuse(config)?;
+    let is_gemma = family == Family::Gemma3;
+    let num_heads = config.required_size("num_attention_heads")?;
+    let hidden_size = config.required_size("hidden_size")?;
+    let head_dim = config.size("head_dim")?.unwrap_or_else(|| family.default_head_dim(hidden_size, num_heads));
+    let ropes = if is_gemma { hf_rope::gemma3_ropes(config)? } else { hf_rope::rope(config)? };
+    let spec = ModelSpec {
+        architecture: family.architecture(),
+        layers: family.layers(config, ropes.len())?,
+        hidden_size,
+        intermediate_size: config.required_size("intermediate_size")?,
+        num_heads,
+        num_kv_heads: family.num_kv_heads(config, num_heads)?,
         head_dim,
-        vocab_size: config.vocab_size,
-        max_position: config.max_position_embeddings,
-        rms_norm_eps: config.rms_norm_eps as f32,
+        vocab_size: config.required_size("vocab_size")?,
+        max_position: config.required_size("max_position_embeddings")?,
+        rms_norm_eps: config.number("rms_norm_eps")?.unwrap_or(DEFAULT_EPSILON) as f32,
         ropes,
         rope_layout: RopeLayout::Half,
-        attention_scale: 1.0 / (config.query_pre_attn_scalar.unwrap_or(head_dim as f64) as f32).sqrt(),
-        embedding_scale: if is_gemma { (config.hidden_size as f32).sqrt() } else { 1.0 },
-        activation: config.activation()?,
+        attention_scale: 1.0 / (family.score_divisor(config, head_dim)? as f32).sqrt(),
+        embedding_scale: if is_gemma { (hidden_size as f32).sqrt() } else { 1.0 },
+        activation: family.activation(config)?,
         has_post_norms: is_gemma,
-        tied_head: config.tie_word_embeddings.unwrap_or(is_gemma),
-    }
-    .validated()
+        tied_head: config.flag("tie_word_embeddings")?.unwrap_or(is_gemma),
+    };
+    spec.validated().map_err(|error| match error {
+        LoadError::Unsupported { what } => LoadError::unsupported(format!("{}: {what}", path.display())),
+        other => other,
+    })
 }
 
-impl HfConfig {
-    fn activation(&self) -> Result<Activation, LoadError> {
-        match self.hidden_activation.as_deref().or(self.hidden_act.as_deref()).unwrap_or("silu") {
-            "silu" => Ok(Activation::Silu),
-            "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
-            other => Err(LoadError::unsupported(format!("activation {}", shown(other)))),
+/// Returns the ids of the tokens that `key` names in the first file that has it: `generation_config.json`, then `config.json`.
+///
+/// # Errors
+/// If a file is no JSON, or an id is outside the vocabulary.
+pub(super) fn token_ids(files: &[(&Path, &Value)], key: &str, vocab_size: usize) -> Result<Vec<u32>, LoadError> {
+    for (path, content) in files {
+        let fields = Fields::of_file(path, content)?;
+        if fields.get(key).is_some() {
+            return fields.token_ids(key, vocab_size);
         }
     }
+    Ok(Vec::new())
+}
 
-    /// Returns the rotation of layers without a window, then that of the others where it differs.
-    fn ropes(&self, is_gemma: bool) -> Result<Vec<RopeSpec>, LoadError> {
-        let parameters = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
-        let of = |kind: &str| parameters.and_then(|parameters| parameters.get(kind));
-        let global = of("full_attention").or(parameters);
-        let theta_of = |rope: Option<&Value>| rope.and_then(|rope| rope.get("rope_theta")).and_then(Value::as_f64);
-        let scaling_of = |rope: Option<&Value>| rope.map_or(Ok(RopeScaling::None), hf_rope_scaling);
-        let theta = self.rope_theta.or_else(|| theta_of(global)).unwrap_or(if is_gemma { 1e6 } else { 1e4 });
-        let mut ropes = vec![RopeSpec { theta, scaling: scaling_of(global)? }];
-        if is_gemma {
-            let local = of("sliding_attention");
-            let theta = self.rope_local_base_freq.or_else(|| theta_of(local)).unwrap_or(GEMMA3_LOCAL_THETA);
-            ropes.push(RopeSpec { theta, scaling: scaling_of(local)? });
-        }
-        Ok(ropes)
-    }
-
-    fn layers(&self, architecture: Architecture, num_ropes: usize) -> Result<Vec<LayerSpec>, LoadError> {
-        let is_qwen = matches!(architecture, Architecture::Qwen2 | Architecture::Qwen3);
-        // Qwen files set a window and disable it; Mistral's is in use unless it is null or spans the whole context.
-        let switched_off = self.use_sliding_window.map_or(is_qwen, |used| !used);
-        let window = self.sliding_window.filter(|window| *window < self.max_position_embeddings && !switched_off);
-        let window = window.map(|window| window as u32);
-        let pattern = self.sliding_window_pattern.unwrap_or(GEMMA3_PATTERN).max(1);
-        spec::layers(self.num_hidden_layers, num_ropes, window, |i| match (&self.layer_types, architecture) {
-            (Some(types), _) => types.get(i).is_some_and(|kind| kind == "sliding_attention"),
-            (None, Architecture::Gemma3) => (i + 1) % pattern != 0,
-            (None, Architecture::Llama) => true,
-            (None, Architecture::Qwen2 | Architecture::Qwen3) => i >= self.max_window_layers.unwrap_or(DEFAULT_MAX_WINDOW_LAYERS),
+impl Family {
+    fn of(config: Fields<'_>) -> Result<Self, LoadError> {
+        let names = config.texts("architectures")?.unwrap_or_default();
+        let Some(name) = names.first() else { return Err(config.error("architectures", "is missing or empty")) };
+        Ok(match *name {
+            "LlamaForCausalLM" => Self::Llama,
+            "MistralForCausalLM" => Self::Mistral,
+            "Qwen2ForCausalLM" => Self::Qwen2,
+            "Qwen3ForCausalLM" => Self::Qwen3,
+            "Gemma3ForCausalLM" => Self::Gemma3,
+            other => return Err(config.error("architectures", format!("of {} is not supported", shown(other)))),
         })
     }
+
+    fn architecture(self) -> Architecture {
+        match self {
+            Self::Llama | Self::Mistral => Architecture::Llama,
+            Self::Qwen2 => Architecture::Qwen2,
+            Self::Qwen3 => Architecture::Qwen3,
+            Self::Gemma3 => Architecture::Gemma3,
+        }
+    }
+
+    fn default_head_dim(self, hidden_size: usize, num_heads: usize) -> usize {
+        match self {
+            Self::Llama | Self::Mistral | Self::Qwen2 => hidden_size / num_heads.max(1),
+            Self::Qwen3 => 128,
+            Self::Gemma3 => 256,
+        }
+    }
+
+    fn num_kv_heads(self, config: Fields<'_>, num_heads: usize) -> Result<usize, LoadError> {
+        const KEY: &str = "num_key_value_heads";
+        // Null means one for each query head in every family; an absent field does so only in Llama's.
+        let default = match self {
+            Self::Llama => num_heads,
+            _ if config.is_null(KEY) => num_heads,
+            Self::Mistral => 8,
+            Self::Qwen2 | Self::Qwen3 => 32,
+            Self::Gemma3 => 4,
+        };
+        Ok(config.size(KEY)?.unwrap_or(default))
+    }
+
+    /// Returns the square of the divisor of attention scores.
+    fn score_divisor(self, config: Fields<'_>, head_dim: usize) -> Result<f64, LoadError> {
+        match self {
+            Self::Gemma3 => Ok(config.number("query_pre_attn_scalar")?.unwrap_or(GEMMA3_SCORE_DIVISOR)),
+            _ => Ok(head_dim as f64),
+        }
+    }
+
+    fn activation(self, config: Fields<'_>) -> Result<Activation, LoadError> {
+        let (key, default) = match self {
+            Self::Gemma3 => ("hidden_activation", "gelu_pytorch_tanh"),
+            _ => ("hidden_act", "silu"),
+        };
+        match config.text(key)?.unwrap_or(default) {
+            "silu" => Ok(Activation::Silu),
+            "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
+            other => Err(config.error(key, format!("of {} is not supported", shown(other)))),
+        }
+    }
+
+    /// Returns the sliding window of layers that have one; `None` if no layer does.
+    fn window(self, config: Fields<'_>) -> Result<Option<usize>, LoadError> {
+        let window = config.size("sliding_window")?;
+        let window = if config.is_null("sliding_window") { None } else { window.or(Some(DEFAULT_WINDOW)) };
+        match self {
+            Self::Llama => Ok(None),
+            Self::Mistral | Self::Gemma3 => Ok(window),
+            // Qwen files set a window and disable it.
+            Self::Qwen2 | Self::Qwen3 => {
+                Ok(window.filter(|_| config.flag("use_sliding_window").is_ok_and(|used| used == Some(true))))
+            }
+        }
+    }
+
+    fn layers(self, config: Fields<'_>, num_ropes: usize) -> Result<Vec<LayerSpec>, LoadError> {
+        let num_layers = config.required_size("num_hidden_layers")?;
+        config.flag("use_sliding_window")?;
+        let window = self.window(config)?;
+        let types = layer_types(config, num_layers)?;
+        let pattern = config.size("sliding_window_pattern")?.unwrap_or(GEMMA3_PATTERN);
+        if pattern == 0 {
+            return Err(config.error("sliding_window_pattern", "of 0 is not supported"));
+        }
+        let max_window_layers = config.size("max_window_layers")?.unwrap_or(DEFAULT_MAX_WINDOW_LAYERS);
+        let is_local = |i: usize| match (self, &types) {
+            // Their classes in transformers do not read the types of layers.
+            (Self::Llama, _) => false,
+            (Self::Mistral, _) => true,
+            (Self::Gemma3 | Self::Qwen2 | Self::Qwen3, Some(types)) => types[i] == LOCAL,
+            (Self::Gemma3, None) => !(i + 1).is_multiple_of(pattern),
+            (Self::Qwen2 | Self::Qwen3, None) => window.is_some() && i >= max_window_layers,
+        };
+        let needs_window = matches!(self, Self::Gemma3 | Self::Qwen2 | Self::Qwen3);
+        if window.is_none() && needs_window && (0..num_layers.min(spec::MAX_LAYERS)).any(is_local) {
+            return Err(config.error("sliding_window", "is null or not used, but layers of type sliding_attention need it"));
+        }
+        // A window that spans everything is none.
+        let max_position = config.required_size("max_position_embeddings")?;
+        let window = window.filter(|window| *window < max_position).map(|window| u32::try_from(window).unwrap_or(u32::MAX));
+        spec::layers(num_layers, num_ropes, window, is_local)
+    }
 }
 
-fn refuse(config: &HfConfig) -> Result<(), LoadError> {
-    if config.mlp_bias == Some(true) {
-        return Err(LoadError::unsupported("mlp_bias"));
+const LOCAL: &str = "sliding_attention";
+
+/// Returns the type of each layer, where the file lists them.
+fn layer_types<'a>(config: Fields<'a>, num_layers: usize) -> Result<Option<Vec<&'a str>>, LoadError> {
+    let Some(types) = config.texts("layer_types")? else { return Ok(None) };
+    if types.len() != num_layers {
+        return Err(config.error("layer_types", format!("has {} layers, the model {num_layers}", types.len())));
     }
-    if config.num_experts.or(config.num_local_experts).is_some_and(|n| n > 0) {
-        return Err(LoadError::unsupported("a mixture of experts"));
+    match types.iter().find(|kind| !["full_attention", LOCAL].contains(kind)) {
+        Some(kind) => Err(config.error("layer_types", format!("of {} are not supported", shown(kind)))),
+        None => Ok(Some(types)),
     }
-    if config.quantization_config.is_some() {
-        return Err(LoadError::unsupported("quantization_config in safetensors"));
+}
+
+fn refuse(config: Fields<'_>) -> Result<(), LoadError> {
+    for key in ["mlp_bias", "use_bidirectional_attention"] {
+        if config.flag(key)? == Some(true) {
+            return Err(config.error(key, "is not supported"));
+        }
     }
-    if config.partial_rotary_factor.is_some_and(|factor| factor != 1.0) {
-        return Err(LoadError::unsupported("partial_rotary_factor"));
+    for key in ["num_experts", "num_local_experts"] {
+        if config.size(key)?.is_some_and(|n| n > 0) {
+            return Err(config.error(key, "is not supported: a mixture of experts"));
+        }
     }
-    if config.attn_logit_softcapping.or(config.final_logit_softcapping).is_some() {
-        return Err(LoadError::unsupported("logit soft-capping"));
-    }
-    if config.use_bidirectional_attention == Some(true) {
-        return Err(LoadError::unsupported("bidirectional attention"));
-    }
-    if let Some(types) = config.layer_types.as_ref().filter(|types| types.len() != config.num_hidden_layers) {
-        let (num_types, num_layers) = (types.len(), config.num_hidden_layers);
-        return Err(LoadError::unsupported(format!("layer_types of {num_types} layers in a model of {num_layers}")));
-    }
-    let kinds = config.layer_types.iter().flatten();
-    if let Some(kind) = kinds.into_iter().find(|kind| !matches!(kind.as_str(), "full_attention" | "sliding_attention")) {
-        return Err(LoadError::unsupported(format!("layers of type {}", shown(kind))));
+    for key in ["quantization_config", "attn_logit_softcapping", "final_logit_softcapping"] {
+        if config.get(key).is_some() {
+            return Err(config.error(key, "is not supported"));
+        }
     }
     Ok(())
-}
-
-fn hf_rope_scaling(scaling: &Value) -> Result<RopeScaling, LoadError> {
-    let kind = scaling.get("rope_type").or_else(|| scaling.get("type")).and_then(Value::as_str).unwrap_or("default");
-    let number = |key: &str| {
-        let missing = || LoadError::MissingKey { key: format!("rope_scaling.{key}") };
-        scaling.get(key).and_then(Value::as_f64).filter(|x| *x > 0.0).ok_or_else(missing)
-    };
-    match kind {
-        "default" => Ok(RopeScaling::None),
-        "linear" => Ok(RopeScaling::Linear(number("factor")?)),
-        "llama3" => Ok(RopeScaling::Llama3 {
-            factor: number("factor")?,
-            low_freq_factor: number("low_freq_factor")?,
-            high_freq_factor: number("high_freq_factor")?,
-            original_max_position: number("original_max_position_embeddings")?,
-        }),
-        other => Err(LoadError::unsupported(format!("rope scaling {}", shown(other)))),
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::Mask;
+    use crate::spec::{Mask, RopeScaling, RopeSpec};
 
     const BASE: &str = r#"{"architectures":["LlamaForCausalLM"],"hidden_size":64,"intermediate_size":128,"num_hidden_layers":2,
         "num_attention_heads":4,"num_key_value_heads":2,"vocab_size":256,"max_position_embeddings":4096,"rms_norm_eps":1e-5,"rope_theta":10000.0"#;
@@ -204,9 +247,9 @@ mod tests {
     fn what_is_not_computed_is_refused_by_name() {
         check_refused(r#""rope_scaling":{"rope_type":"yarn","factor":4.0}"#, "yarn");
         check_refused(r#""rope_scaling":{"type":"dynamic","factor":4.0}"#, "dynamic");
-        check_refused(r#""final_logit_softcapping":30.0"#, "soft-capping");
+        check_refused(r#""final_logit_softcapping":30.0"#, "config.json: final_logit_softcapping");
         check_refused(r#""layer_types":["full_attention","chunked_attention"]"#, "chunked_attention");
-        check_refused(r#""layer_types":["full_attention"]"#, "layer_types of 1");
+        check_refused(r#""layer_types":["full_attention"]"#, "layer_types has 1");
         check_refused(r#""num_local_experts":8"#, "experts");
         check_refused(r#""hidden_act":"gelu""#, "gelu");
         check_refused(r#""mlp_bias":true"#, "mlp_bias");
@@ -242,22 +285,99 @@ mod tests {
         check_refused(r#""rope_scaling":{"type":"linear","factor":1e308}"#, "frequency");
     }
 
+    fn of_family(family: &str, extra: &str) -> Result<ModelSpec, LoadError> {
+        read(Path::new("config.json"), &format!("{BASE},{extra}}}").replace("Llama", family))
+    }
+
     #[test]
-    fn a_window_that_is_switched_off_or_spans_everything_is_no_window() {
-        let masks = |architecture: &str, extra: &str| {
-            let json = format!("{BASE},{extra}}}").replace("Llama", architecture);
-            read(Path::new("config.json"), &json).unwrap().layers.iter().map(|layer| layer.mask).collect::<Vec<_>>()
+    fn windows_are_those_of_each_class() {
+        let masks = |family: &str, extra: &str| {
+            of_family(family, extra).unwrap().layers.iter().map(|layer| layer.mask).collect::<Vec<_>>()
         };
         let (all, last) = (Mask::Causal, Mask::Window(1024));
-        assert_eq!(masks("Llama", r#""sliding_window":1024,"use_sliding_window":false"#), [all, all]);
+        let types = r#""sliding_window":1024,"layer_types":["full_attention","sliding_attention"]"#;
+        assert_eq!(masks("Llama", r#""sliding_window":1024"#), [all, all]);
+        assert_eq!(masks("Llama", types), [all, all]);
         assert_eq!(masks("Mistral", r#""sliding_window":4096"#), [all, all]);
         assert_eq!(masks("Mistral", r#""sliding_window":null"#), [all, all]);
         assert_eq!(masks("Mistral", r#""sliding_window":1024"#), [last, last]);
+        assert_eq!(masks("Mistral", types), [last, last]);
         assert_eq!(masks("Qwen2", r#""sliding_window":1024"#), [all, all]);
         assert_eq!(masks("Qwen2", r#""sliding_window":1024,"use_sliding_window":true,"max_window_layers":1"#), [all, last]);
+        assert_eq!(masks("Qwen3", r#""sliding_window":null,"use_sliding_window":true,"max_window_layers":1"#), [all, all]);
         assert_eq!(masks("Gemma3", r#""sliding_window":1024,"sliding_window_pattern":2"#), [last, all]);
-        let types = r#""sliding_window":1024,"layer_types":["full_attention","sliding_attention"]"#;
         assert_eq!(masks("Gemma3", types), [all, last]);
+    }
+
+    #[test]
+    fn absent_fields_are_those_of_transformers() {
+        let spec = |family: &str, max_position: &str| {
+            let json = format!("{BASE}}}").replace("Llama", family).replace(r#":4096"#, max_position);
+            let json =
+                json.replace(r#","rms_norm_eps":1e-5"#, "").replace(r#""num_hidden_layers":2"#, r#""num_hidden_layers":6"#);
+            read(Path::new("config.json"), &json).unwrap()
+        };
+        let gemma = spec("Gemma3", ":8192");
+        assert_eq!((gemma.activation, gemma.attention_scale, gemma.head_dim), (Activation::GeluTanh, 1.0 / 16.0, 256));
+        let mut masks = vec![Mask::Window(4096); 6];
+        masks[5] = Mask::Causal;
+        assert_eq!(gemma.layers.iter().map(|layer| layer.mask).collect::<Vec<_>>(), masks);
+        let mistral = spec("Mistral", ":8192");
+        assert!(mistral.layers.iter().all(|layer| layer.mask == Mask::Window(4096)));
+        for family in ["Llama", "Qwen2", "Qwen3"] {
+            let other = spec(family, ":8192");
+            assert!(other.layers.iter().all(|layer| layer.mask == Mask::Causal) && other.activation == Activation::Silu);
+            assert_eq!((other.head_dim, other.rms_norm_eps), (if family == "Qwen3" { 128 } else { 16 }, 1e-6));
+        }
+        let divided = of_family("Llama", r#""query_pre_attn_scalar":4"#).unwrap();
+        assert_eq!(divided.attention_scale, 0.25);
+    }
+
+    #[test]
+    fn fields_of_a_wrong_type_are_refused_by_name() {
+        for (field, value) in [
+            ("sliding_window", r#""512""#),
+            ("sliding_window", "16.5"),
+            ("layer_types", "[1,2]"),
+            ("layer_types", "{}"),
+            ("tie_word_embeddings", "1"),
+            ("rope_scaling", "5"),
+            ("hidden_act", "3"),
+            ("use_sliding_window", r#""yes""#),
+        ] {
+            check_refused(&format!(r#""{field}":{value}"#), &format!("config.json: {field} is "));
+        }
+        for (field, value) in
+            [("rms_norm_eps", r#""1e-6""#), ("rope_theta", r#""x""#), ("hidden_size", "-1"), ("vocab_size", "null")]
+        {
+            let mut json: Value = serde_json::from_str(&format!("{BASE}}}")).unwrap();
+            json[field] = serde_json::from_str(value).unwrap();
+            let error = read(Path::new("config.json"), &json.to_string()).expect_err(field).to_string();
+            assert!(error.starts_with(&format!("config.json: {field} is ")), "{error}");
+        }
+        let none = of_family("Gemma3", r#""sliding_window":null"#).unwrap_err().to_string();
+        assert!(none.contains("config.json: sliding_window is null"), "{none}");
+        let zero = of_family("Gemma3", r#""sliding_window_pattern":0"#).unwrap_err().to_string();
+        assert!(zero.contains("sliding_window_pattern of 0"), "{zero}");
+    }
+
+    #[test]
+    fn tokens_outside_the_vocabulary_are_refused_by_file_and_field() {
+        let ids = |generation: Value, config: Value| {
+            let files = [(Path::new("generation_config.json"), &generation), (Path::new("config.json"), &config)];
+            token_ids(&files, "eos_token_id", 96).map_err(|error| error.to_string())
+        };
+        use serde_json::json;
+        assert_eq!(ids(json!({"eos_token_id": [1, 2]}), json!({"eos_token_id": 5})), Ok(vec![1, 2]));
+        assert_eq!(ids(json!({"eos_token_id": null}), json!({"eos_token_id": 95})), Ok(vec![95]));
+        assert_eq!(ids(json!({}), json!({})), Ok(vec![]));
+        for wrong in [json!(96), json!(-1), json!("2"), json!([2, "x"]), json!(1.5), json!(u64::MAX)] {
+            let error = ids(json!({}), json!({"eos_token_id": wrong})).unwrap_err();
+            assert!(error.starts_with("config.json: eos_token_id is "), "{error}");
+        }
+        assert!(
+            ids(json!({"eos_token_id": 96}), json!({})).unwrap_err().starts_with("generation_config.json: eos_token_id is 96")
+        );
     }
 
     #[test]

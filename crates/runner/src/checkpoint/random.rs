@@ -103,8 +103,8 @@ impl Checkpoint for RandomCheckpoint {
         Ok(self.config.clone())
     }
 
-    fn special_tokens(&self) -> SpecialTokens {
-        SpecialTokens::default()
+    fn special_tokens(&self) -> Result<SpecialTokens, LoadError> {
+        Ok(SpecialTokens::default())
     }
 
     fn name(&self, role: Role) -> String {

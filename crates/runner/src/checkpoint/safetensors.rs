@@ -187,20 +187,17 @@ impl Checkpoint for SafetensorsCheckpoint {
     }
 
     /// Reads `generation_config.json` if it exists, since it lists all tokens that end a turn, else `config.json`.
-    fn special_tokens(&self) -> SpecialTokens {
-        let generation = read_text(&self.folder.join("generation_config.json")).unwrap_or_default();
-        let sources: Vec<Value> =
-            [&generation, &self.config].into_iter().filter_map(|text| serde_json::from_str(text).ok()).collect();
-        let ids = |key: &str| {
-            let value = sources.iter().find_map(|json| json.get(key).filter(|value| !value.is_null()));
-            let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-            match value {
-                Some(Value::Array(many)) => many.iter().filter_map(id).collect(),
-                Some(one) => id(one).into_iter().collect(),
-                None => Vec::new(),
-            }
+    fn special_tokens(&self) -> Result<SpecialTokens, LoadError> {
+        let [config_path, generation_path] = ["config.json", "generation_config.json"].map(|name| self.folder.join(name));
+        let config = hf_config::parse(&config_path, &self.config)?;
+        let generation = match generation_path.exists() {
+            true => hf_config::parse(&generation_path, &read_text(&generation_path)?)?,
+            false => Value::Object(serde_json::Map::new()),
         };
-        SpecialTokens { bos: ids("bos_token_id").first().copied(), eos: ids("eos_token_id") }
+        let files = [(&*generation_path, &generation), (&*config_path, &config)];
+        let vocab_size = self.config()?.vocab_size;
+        let ids = |key: &str| hf_config::token_ids(&files, key, vocab_size);
+        Ok(SpecialTokens { bos: ids("bos_token_id")?.first().copied(), eos: ids("eos_token_id")? })
     }
 
     /// Gemma's files hold the difference of each norm's weight from one.

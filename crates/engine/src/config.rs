@@ -29,10 +29,10 @@ pub struct SchedulerConfig {
     /// Order of admission.
     pub policy: SchedulePolicy,
     /// Maximum weight of a request's waiting time against its predicted work, for [`SchedulePolicy::RemainingWork`]. At 1, no
-    /// request is overtaken by one that arrives later by more than its own work; at 0, only work counts. Finite and not negative.
+    /// request is overtaken by one that arrives later by more than its own work; at 0, only work counts. From 0 to 1000.
     pub ageing: f64,
     /// Share of the longest recent delay that a request with much work waits longer than by arrival: waiting time has a lower
-    /// weight where that suffices. Finite and not negative; 0 leaves `ageing` alone.
+    /// weight where that suffices. From 0 to 1000; 0 leaves `ageing` alone.
     pub overtake_share: f64,
     /// Wait after which a request is the next of its tenant, unless it arrived at a long queue.
     pub max_overtake: Duration,
@@ -199,6 +199,9 @@ pub enum RequestError {
     },
 }
 
+/// Maximum factor of a waiting time. Chosen: far above what is of use, and so small that the microseconds of decades times it fit 64 bits.
+const MAX_RATIO: f64 = 1000.0;
+
 impl SchedulerConfig {
     /// Returns settings of a pool of `num_blocks` blocks of the default size for a model of `max_model_len` positions, with
     /// defaults for the rest.
@@ -253,18 +256,18 @@ impl SchedulerConfig {
             true => Ok(()),
             false => Err(ConfigError::Factor { name, value, range }),
         };
-        let is_factor = |value: f64| value.is_finite() && value >= 0.0;
-        factor("ageing", self.ageing, "finite and at least 0", is_factor(self.ageing))?;
-        factor("overtake_share", self.overtake_share, "finite and at least 0", is_factor(self.overtake_share))?;
-        let ratio = self.max_overtake_ratio;
-        factor("max_overtake_ratio", ratio, "finite and at least 0", is_factor(ratio))?;
+        let ratios =
+            [("ageing", self.ageing), ("overtake_share", self.overtake_share), ("max_overtake_ratio", self.max_overtake_ratio)];
+        for (name, value) in ratios {
+            factor(name, value, "between 0 and 1000", (0.0..=MAX_RATIO).contains(&value))?;
+        }
         let share = self.long_prompt_share;
         factor("long_prompt_share", share, "between 0 and 1", (0.0..=1.0).contains(&share))?;
         let share = self.verification.share;
         factor("verification.share", share, "between 0 and 1", (0.0..=1.0).contains(&share))?;
         self.guard.checks().into_iter().try_for_each(|(name, value, range, is_valid)| factor(name, value, range, is_valid))?;
         let bandwidth = self.host.bandwidth;
-        factor("host.bandwidth", bandwidth, "finite and above 0", is_factor(bandwidth) && bandwidth > 0.0)?;
+        factor("host.bandwidth", bandwidth, "finite and above 0", bandwidth.is_finite() && bandwidth > 0.0)?;
         let spans = self.spans.validated()?;
         Ok(Self { spans, ..self })
     }

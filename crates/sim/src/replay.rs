@@ -8,6 +8,7 @@ use tokens::{BlockSize, Borders, RequestId, Scope, SharingMode, Timestamp};
 
 use crate::prompt::padded_prompt;
 use crate::report::{RunReport, TtftReport};
+use crate::trace::MAX_ARRIVAL_SECONDS;
 use crate::{
     BLOCK_TOKENS, BlockHits, CostModel, PoolSize, SimExecutor, SimOptions, Trace, TraceRequest, VirtualClock, ideal_hits,
 };
@@ -99,8 +100,11 @@ pub enum SimError {
     #[error(transparent)]
     Executor(#[from] engine::ExecutorError),
     /// Arrivals cannot be scaled by this factor.
-    #[error("time_scale is {0}, but must be finite and not negative")]
+    #[error("time_scale is {0}, but must be finite, not negative, and leave arrivals within {MAX_ARRIVAL_SECONDS} s")]
     TimeScale(f64),
+    /// There is no request to replay.
+    #[error("the trace has no requests to replay")]
+    Empty,
     /// The engine has work, but makes no progress, and nothing more arrives.
     #[error("the engine stands still with {num_unfinished} requests unfinished")]
     Stalled {

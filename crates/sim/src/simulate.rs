@@ -6,12 +6,13 @@ use crate::{ReplayConfig, SimError, SimOptions, Trace, replay};
 /// Replays `trace` with every pool and every policy of `options`.
 ///
 /// # Errors
-/// If `time_scale` is negative or not finite, or as [`replay()`].
+/// If `time_scale` is negative, not finite or too large, if there is no request to replay, or as [`replay()`].
 pub fn simulate(trace: Trace, options: &SimOptions) -> Result<SimReport, SimError> {
-    if !(options.time_scale.is_finite() && options.time_scale >= 0.0) {
-        return Err(SimError::TimeScale(options.time_scale));
-    }
     let trace = trace.truncated(options.max_requests.unwrap_or(usize::MAX)).scaled(options.time_scale);
+    let trace = trace.ok_or(SimError::TimeScale(options.time_scale))?;
+    if trace.requests.is_empty() {
+        return Err(SimError::Empty);
+    }
     let mut runs = Vec::new();
     for &pool in &options.pools {
         for &policy in &options.policies {
@@ -39,10 +40,23 @@ mod tests {
     }
 
     #[test]
-    fn time_that_runs_backwards_is_refused() {
-        let options = SimOptions { time_scale: -1.0, ..SimOptions::default() };
-        let error = simulate(trace(&[]), &options).unwrap_err();
-        assert_eq!(error.to_string(), "time_scale is -1, but must be finite and not negative");
+    fn settings_that_cannot_be_meant_are_refused() {
+        let check = |options: SimOptions, named: &str| {
+            let error = simulate(trace(&[(1, &[1], 3), (9, &[1], 3)]), &options).unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+        };
+        check(SimOptions { time_scale: -1.0, ..SimOptions::default() }, "time_scale is -1, but must be finite, not negative");
+        check(SimOptions { time_scale: 1e12, ..SimOptions::default() }, "time_scale is 1000000000000, but");
+        check(SimOptions { ageing: 1e300, ..SimOptions::default() }, "ageing");
+        check(SimOptions { max_overtake_ratio: 1e300, ..SimOptions::default() }, "max_overtake_ratio");
+        check(SimOptions { max_requests: Some(0), ..SimOptions::default() }, "no requests to replay");
+    }
+
+    #[test]
+    fn times_at_their_bounds_do_not_overflow() {
+        let options = SimOptions { ageing: 1000.0, overtake_share: 0.0, max_overtake_ratio: 1000.0, ..SimOptions::default() };
+        let late = trace(&[(0, &[1], 3), (999_999_999, &[1], 3), (999_999_999, &[2], 3)]);
+        assert!(simulate(late, &options).unwrap().runs.iter().all(|run| run.num_finished == 3));
     }
 
     #[test]

@@ -12,6 +12,11 @@ use tokens::Timestamp;
 /// Tokens of one block of a trace (Mooncake, FAST'25 traces). The last block of a prompt may have fewer.
 pub const BLOCK_TOKENS: u32 = 512;
 
+/// Maximum time of an arrival, in seconds. Chosen: thirty years, whose microseconds times any factor of the engine fit 64 bits.
+pub(crate) const MAX_ARRIVAL_SECONDS: f64 = 1e9;
+/// Maximum length of a prompt or an answer. Chosen: more than any model reads; a prompt of it takes 64 MiB.
+const MAX_TOKENS: u32 = 1 << 24;
+
 /// Requests in the order of arrival.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Trace {
@@ -47,8 +52,10 @@ pub enum TraceError {
         /// Parse error.
         source: serde_json::Error,
     },
-    /// A request is empty, or arrives before time 0.
-    #[error("line {line}: arrival_s must be at least 0, input_length and output_length at least 1")]
+    /// A request is empty, is longer than any, or arrives before time 0 or decades after it.
+    #[error(
+        "line {line}: arrival_s must be between 0 and {MAX_ARRIVAL_SECONDS}, input_length and output_length between 1 and {MAX_TOKENS}"
+    )]
     OutOfRange {
         /// Line, from 1.
         line: usize,
@@ -111,13 +118,21 @@ impl Trace {
         self
     }
 
-    /// Multiplies the time between requests by `time_scale`: below 1 is more load. Must be finite and not negative.
+    /// Multiplies the time between requests by `time_scale`: below 1 is more load. `None` if `time_scale` is negative or not finite, or
+    /// moves an arrival beyond the maximum.
     #[must_use]
-    pub fn scaled(mut self, time_scale: f64) -> Self {
+    pub fn scaled(mut self, time_scale: f64) -> Option<Self> {
+        if !(time_scale.is_finite() && time_scale >= 0.0) {
+            return None;
+        }
         for request in &mut self.requests {
+            let seconds = request.arrival.0.as_secs_f64() * time_scale;
+            if seconds > MAX_ARRIVAL_SECONDS {
+                return None;
+            }
             request.arrival = Timestamp(request.arrival.0.mul_f64(time_scale));
         }
-        self
+        Some(self)
     }
 }
 
@@ -132,10 +147,11 @@ impl TraceRequest {
 impl TraceRecord {
     fn into_request(self, line: usize, names: &mut BlockNames) -> Result<TraceRequest, TraceError> {
         let Self { arrival_s, input_length, output_length, hash_ids } = self;
-        let arrival = Duration::try_from_secs_f64(arrival_s).map_err(|_| TraceError::OutOfRange { line })?;
-        if input_length == 0 || output_length == 0 {
+        let are_lengths = [input_length, output_length].iter().all(|length| (1..=MAX_TOKENS).contains(length));
+        if !(are_lengths && (0.0..=MAX_ARRIVAL_SECONDS).contains(&arrival_s)) {
             return Err(TraceError::OutOfRange { line });
         }
+        let arrival = Duration::from_secs_f64(arrival_s);
         let num_blocks = input_length.div_ceil(BLOCK_TOKENS) as usize;
         let blocks = match hash_ids {
             None => (0..num_blocks).map(|_| names.fresh()).collect(),
@@ -225,8 +241,12 @@ mod tests {
             r#"{"arrival_s":0,"input_length":513,"output_length":1,"hash_ids":[1]}"#,
             "line 1: 1 hash_ids for 513 tokens, which are 2 blocks of 512",
         );
-        let out_of_range = "line 1: arrival_s must be at least 0, input_length and output_length at least 1";
+        let out_of_range =
+            "line 1: arrival_s must be between 0 and 1000000000, input_length and output_length between 1 and 16777216";
         check_refused(r#"{"arrival_s":-1,"input_length":1,"output_length":1}"#, out_of_range);
+        check_refused(r#"{"arrival_s":1e18,"input_length":1,"output_length":1}"#, out_of_range);
+        check_refused(r#"{"arrival_s":0,"input_length":4294967295,"output_length":1}"#, out_of_range);
+        check_refused(r#"{"arrival_s":0,"input_length":1,"output_length":4294967295}"#, out_of_range);
         check_refused(r#"{"arrival_s":0,"input_length":0,"output_length":1}"#, out_of_range);
         check_refused(r#"{"arrival_s":0,"input_length":1,"output_length":0}"#, out_of_range);
     }
@@ -234,6 +254,7 @@ mod tests {
     #[test]
     fn arrivals_scale() {
         let trace = read(r#"{"arrival_s":2.5,"input_length":1,"output_length":3}"#).unwrap();
-        assert_eq!(trace.scaled(2.0).requests[0].arrival, Timestamp::from_micros(5_000_000));
+        assert_eq!([-1.0, f64::NAN, f64::INFINITY, 1e12].map(|scale| trace.clone().scaled(scale)), [None, None, None, None]);
+        assert_eq!(trace.scaled(2.0).unwrap().requests[0].arrival, Timestamp::from_micros(5_000_000));
     }
 }

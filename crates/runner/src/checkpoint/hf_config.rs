@@ -78,15 +78,16 @@ pub(crate) fn read(path: &Path, json: &str) -> Result<ModelSpec, LoadError> {
 /// Returns the ids of the tokens that `key` names in the first file that has it: `generation_config.json`, then `config.json`.
 ///
 /// # Errors
-/// If a file is no JSON, or an id is outside the vocabulary.
+/// If an id in any of the files is outside the vocabulary.
 pub(super) fn token_ids(files: &[(&Path, &Value)], key: &str, vocab_size: usize) -> Result<Vec<u32>, LoadError> {
+    let mut first = Vec::new();
     for (path, content) in files {
-        let fields = Fields::of_file(path, content)?;
-        if fields.get(key).is_some() {
-            return fields.token_ids(key, vocab_size);
+        let ids = Fields::of_file(path, content)?.token_ids(key, vocab_size)?;
+        if first.is_empty() {
+            first = ids;
         }
     }
-    Ok(Vec::new())
+    Ok(first)
 }
 
 impl Family {

@@ -71,6 +71,16 @@ pub enum TokenizerError {
         /// Number of tokens.
         vocab_size: usize,
     },
+    /// A token has an id that no vocabulary has. Tables by id are as long as the largest.
+    #[error("token {token:?} has id {id}; ids up to {limit} are supported")]
+    IdTooLarge {
+        /// Text of the token.
+        token: String,
+        /// Its id.
+        id: u32,
+        /// Bound of ids.
+        limit: u32,
+    },
     /// A special token named in `tokenizer_config.json` is not in the vocabulary.
     #[error("special token {token:?} is not in the vocabulary")]
     UnknownToken {

@@ -54,7 +54,7 @@ impl Parts {
             && matches!(normalizer, None | Some(NormalizerWrapper::NFC(_)))
             && library_added.values().all(is_plain);
         let pre_tokenizer = hf.get_pre_tokenizer().and_then(PreTokenizerKind::recognize).filter(|_| can_be_quick);
-        let bytes = bytes_by_id(&hf, &added, spelling);
+        let bytes = bytes_by_id(&hf, &added, spelling)?;
         let (prefix, suffix) = affixes(&hf)?;
         Ok(Self {
             hf,
@@ -71,8 +71,16 @@ impl Parts {
     }
 }
 
-fn bytes_by_id(hf: &tokenizers::Tokenizer, added: &[AddedToken], spelling: Spelling) -> TokenBytes {
+/// Bound of token ids. Chosen: sixteen times the largest vocabularies; a table by id of that length takes 100 MB.
+const MAX_TOKENS: u32 = 1 << 22;
+
+/// # Errors
+/// If an id is so large that a table by id would fill memory.
+fn bytes_by_id(hf: &tokenizers::Tokenizer, added: &[AddedToken], spelling: Spelling) -> Result<TokenBytes, TokenizerError> {
     let vocab = hf.get_vocab(true);
+    if let Some((token, &id)) = vocab.iter().max_by_key(|(_, id)| **id).filter(|(_, id)| **id >= MAX_TOKENS) {
+        return Err(TokenizerError::IdTooLarge { token: brief(token), id, limit: MAX_TOKENS });
+    }
     let len = vocab.values().max().map_or(0, |&id| id as usize + 1);
     let speller = Speller::new(spelling);
     let mut bytes = vec![Vec::new(); len];
@@ -82,7 +90,7 @@ fn bytes_by_id(hf: &tokenizers::Tokenizer, added: &[AddedToken], spelling: Spell
     for token in added {
         bytes[token.id.0 as usize] = token.text.as_bytes().to_vec();
     }
-    TokenBytes::new(bytes)
+    Ok(TokenBytes::new(bytes))
 }
 
 /// Returns the spelling of a library decoder, and true if it drops a leading space.

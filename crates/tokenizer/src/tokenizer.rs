@@ -681,4 +681,17 @@ pub(crate) mod tests {
         let refused = tokenizer().encode(&"😀".repeat(1 << 20), false);
         assert!(matches!(refused, Err(TokenizerError::RunTooLong { num_bytes: 4_194_304, .. })));
     }
+
+    #[test]
+    fn an_id_that_no_vocabulary_has_is_refused_before_a_table_is_made_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        let json = serde_json::json!({
+            "version": "1.0", "added_tokens": [], "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+            "model": {"type": "BPE", "vocab": {"a": 0, "z": u32::MAX}, "merges": []}
+        });
+        std::fs::write(&path, json.to_string()).unwrap();
+        let error = Tokenizer::from_file(&path).err().unwrap().to_string();
+        assert!(error.contains("token \"z\" has id 4294967295"), "{error}");
+    }
 }

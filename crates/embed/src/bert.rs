@@ -21,6 +21,9 @@ pub(crate) struct BertConfig {
     layer_norm_eps: f64,
 }
 
+/// Bound of each size. Chosen: far above any encoder, and so small that no product of two exceeds 64 bits.
+const MAX_SIZE: usize = 1 << 24;
+
 impl BertConfig {
     /// Checks that the checkpoint is computed as [`Bert`] does: others have the same tensors and other positions.
     ///
@@ -33,6 +36,30 @@ impl BertConfig {
             if let Some(value) = value.as_ref().filter(|value| *value != expected) {
                 anyhow::bail!("config.json is not of a BERT encoder: its `{field}` is `{value}`, not `{expected}`");
             }
+        }
+        self.check_sizes()
+    }
+
+    /// Checks that tensors can have these sizes.
+    fn check_sizes(&self) -> anyhow::Result<()> {
+        let sizes = [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("num_attention_heads", self.num_attention_heads),
+            ("intermediate_size", self.intermediate_size),
+            ("max_position_embeddings", self.max_position_embeddings),
+            ("type_vocab_size", self.type_vocab_size),
+        ];
+        if let Some((field, size)) = sizes.into_iter().find(|(_, size)| !(1..=MAX_SIZE).contains(size)) {
+            anyhow::bail!("config.json: {field} is {size}, not between 1 and {MAX_SIZE}");
+        }
+        let (hidden, heads) = (self.hidden_size, self.num_attention_heads);
+        if !hidden.is_multiple_of(heads) {
+            anyhow::bail!("config.json: num_attention_heads is {heads}, which does not divide hidden_size, {hidden}");
+        }
+        if !(self.layer_norm_eps > 0.0 && self.layer_norm_eps < 1.0) {
+            anyhow::bail!("config.json: layer_norm_eps is {}, not between 0 and 1", self.layer_norm_eps);
         }
         Ok(())
     }

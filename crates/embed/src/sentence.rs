@@ -52,7 +52,8 @@ impl SentenceEncoder {
             bail!("tokenizer.json has {} tokens, config.json only {}", words.get_vocab_size(true), config.vocab_size);
         }
         let weights = VarBuilder::from_buffered_safetensors(read("model.safetensors")?, DType::F32, &Device::Cpu);
-        let model = weights.and_then(|weights| Bert::load(&weights, &config)).context("model.safetensors")?;
+        let model = weights.and_then(|weights| Bert::load(&weights, &config));
+        let model = model.map_err(|error| plain(&error)).context("model.safetensors")?;
         let max_tokens = max_seq_length.unwrap_or(usize::MAX).min(config.max_position_embeddings);
         if max_tokens <= AROUND {
             bail!("it reads {max_tokens} tokens at once: none but those around a text");
@@ -145,6 +146,16 @@ impl SentenceEncoder {
     }
 }
 
+/// Returns candle's error without the backtrace that it prints after it.
+fn plain(error: &candle_core::Error) -> anyhow::Error {
+    let text = error.to_string();
+    let line: String = text.lines().next().unwrap_or_default().chars().take(MAX_ERROR_CHARS).collect();
+    anyhow!("{line}")
+}
+
+/// Maximum characters of an error of candle.
+const MAX_ERROR_CHARS: usize = 300;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -162,6 +173,41 @@ mod tests {
     /// Returns the folder of the encoder that `tests/reference/make_bert.py` made.
     fn tiny() -> &'static Path {
         Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/tiny/bert"))
+    }
+
+    /// Returns the error of loading the tiny encoder with a field of a file changed, or with another file added.
+    fn refused(file: &str, field: &str, value: serde_json::Value) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["config.json", "tokenizer.json", "model.safetensors"] {
+            std::fs::copy(tiny().join(name), folder.path().join(name)).unwrap();
+        }
+        let path = folder.path().join(file);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let mut json: serde_json::Value =
+            std::fs::read(&path).map_or_else(|_| serde_json::json!({}), |bytes| serde_json::from_slice(&bytes).unwrap());
+        json[field] = value;
+        std::fs::write(&path, json.to_string()).unwrap();
+        let error = SentenceEncoder::load(folder.path()).err().map(|error| format!("{error:#}")).unwrap_or_default();
+        assert!(error.len() < 400 && !error.contains('\n'), "{error}");
+        error
+    }
+
+    #[test]
+    fn a_configuration_that_cannot_be_computed_is_refused_by_file_and_field() {
+        let check = |field: &str, value: serde_json::Value, named: &str| {
+            let error = refused("config.json", field, value);
+            assert!(error.contains(named), "{field}: {error}");
+        };
+        check("num_attention_heads", 0.into(), "config.json: num_attention_heads is 0");
+        check("num_attention_heads", 3.into(), "does not divide hidden_size, 16");
+        check("hidden_size", 0.into(), "config.json: hidden_size is 0");
+        check("hidden_size", u64::MAX.into(), "config.json: hidden_size");
+        check("hidden_size", 32.into(), "model.safetensors: ");
+        check("vocab_size", 17.into(), "tokenizer.json has ");
+        check("max_position_embeddings", 512.into(), "model.safetensors: ");
+        check("layer_norm_eps", (-1).into(), "layer_norm_eps is -1");
+        check("hidden_act", "swish".into(), "not of a BERT encoder");
+        check("position_embedding_type", "relative_key".into(), "position_embedding_type");
     }
 
     #[test]

@@ -21,9 +21,9 @@ pub enum LoadError {
     #[error("{path}: {field} {problem}")]
     Field { path: PathBuf, field: String, problem: String },
     #[error(
-        "{budget} bytes of memory for the KV cache hold {num_tokens} tokens of this model; at least {needed} bytes are needed for {min_tokens} tokens"
+        "a KV cache of {budget} bytes holds {num_blocks} of this model's blocks; sequences of {model_len} tokens need {needed_blocks} blocks, one of them spare: {needed} bytes"
     )]
-    CacheTooSmall { budget: u64, num_tokens: u64, needed: u64, min_tokens: u64 },
+    CacheTooSmall { budget: u64, num_blocks: usize, needed_blocks: usize, needed: u64, model_len: usize },
     #[error("a KV cache of {wanted} bytes of memory does not fit the GPU's memory, of which {free} are free")]
     CacheTooLarge { wanted: u64, free: u64 },
     #[error("this build was not compiled with CUDA: build with --features cuda, or serve on --device cpu")]

@@ -36,9 +36,10 @@ pub(crate) fn size_pool(
     if wanted == 0 || num_blocks < needed {
         return Err(LoadError::CacheTooSmall {
             budget: kv_bytes,
-            num_tokens: (num_blocks * block_size) as u64,
+            num_blocks,
+            needed_blocks: needed,
             needed: needed as u64 * cache_groups.block_bytes(BlockSize::DEFAULT),
-            min_tokens: wanted as u64,
+            model_len: wanted,
         });
     }
     let max_model_len = max_model_len.unwrap_or_else(|| config.max_position.min((num_blocks - 1) * block_size));

@@ -27,7 +27,7 @@ const MIN_HTTP_THREADS: usize = 2;
 /// Maximum HTTP threads. Chosen: streaming 128 answers at 600 tokens a second each keeps fewer busy.
 const MAX_HTTP_THREADS: usize = 8;
 
-/// Printing of a start: none if the only client is in this process.
+/// Printing of a start: none if the only client is in this process; it chats.
 #[derive(Clone, Copy, PartialEq)]
 enum Announces {
     Yes,
@@ -112,33 +112,47 @@ async fn serve_model(
     let (apps, hangups) = (watch::Sender::new(None), server::hangup_signals().context("listening to signals")?);
     tokio::spawn(read_keys_again(config.tenants.clone(), apps.subscribe(), hangups));
     let (loaded, app) = oneshot::channel();
+    let (facts, mut started) = oneshot::channel::<(Started, LogFormat)>();
     let (runtime, limits) = (runtime::Handle::current(), http.clone());
     let load = move || {
-        let app = load_model(&config, access, http, &runtime, (announces == Announces::Yes).then_some(address));
-        if let Ok(app) = &app {
-            apps.send_replace(Some(Arc::clone(app)));
-        }
-        // The receiver is gone after a signal.
+        let app = load_model(&config, access, http, &runtime, address, announces);
+        let app = app.map(|(app, started)| {
+            apps.send_replace(Some(Arc::clone(&app)));
+            // The receivers are gone after a signal.
+            drop(facts.send((started, config.log.format)));
+            app
+        });
         drop(loaded.send(app));
     };
     std::thread::Builder::new().name("loading".to_owned()).spawn(load).context("starting a thread")?;
     // Without an answer the thread has panicked, and reported it.
     let app = async { app.await.unwrap_or_else(|_| Err(anyhow!("loading the model ended early"))) };
-    server::serve(listener, &limits, app, signals).await
+    // Only when a request would be answered: scripts wait for these lines.
+    let announce = || {
+        if let (Announces::Yes, Ok((started, format))) = (announces, started.try_recv()) {
+            started.announce(format);
+        }
+    };
+    server::serve(listener, &limits, app, announce, signals).await
 }
 
-/// Loads the model and starts its engine.
+/// Loads the model and starts its engine; returns also what there is to say about it.
 fn load_model(
     config: &Config,
     access: Access,
     http: server::ServerConfig,
     runtime: &runtime::Handle,
-    announced: Option<SocketAddr>,
-) -> anyhow::Result<Arc<AppState>> {
+    address: SocketAddr,
+    announces: Announces,
+) -> anyhow::Result<(Arc<AppState>, Started)> {
     // Before the served model, which takes longer: an encoder that cannot be read fails at once.
     let texts = embedders::texts(config)?;
     let mut loaded = loading::load(config)?;
     let tokenizer = Arc::new(loading::tokenizer(&config.model, &mut loaded)?);
+    let has_chat_template = tokenizer.chat_template().is_some();
+    if announces == Announces::No && !has_chat_template {
+        bail!("{} has no chat template, which a chat with it needs: name one with --chat-template", loaded.files.id);
+    }
     let embedder = embedders::build(&config.sharing, loaded.model.embedding.as_ref(), &tokenizer, texts.as_ref())?;
     let scheduler = SchedulerConfig {
         quotas: access.tenants().quota_blocks(loaded.model.num_blocks),
@@ -151,9 +165,7 @@ fn load_model(
     http.validate().context("server configuration")?;
     let forms = config.model.answer_forms(tokenizer.chat_template().map(ChatTemplate::source))?;
     let info = Arc::new(model_info(&loaded, &scheduler, tokenizer.eos_ids(), forms));
-    let has_chat_template = tokenizer.chat_template().is_some();
-    let started = announced
-        .map(|address| Started { has_chat_template, ..Started::new(config, &loaded, &scheduler, &http.sampling, address) });
+    let started = Started { has_chat_template, ..Started::new(config, &loaded, &scheduler, &http.sampling, address) };
     let metrics = Arc::new(Metrics::new(&info, &scheduler));
     let engine = EngineCore::new(scheduler, loaded.model.runner).context("starting the engine")?;
     let embedder = embedder.map(|embedder| Arc::new(ServedEmbedder(embedder)) as Arc<dyn Embedder>);
@@ -164,8 +176,7 @@ fn load_model(
     let handle =
         EngineThread::spawn(engine, bounds, Arc::clone(&metrics), runtime, end_process).context("starting the engine thread")?;
     let app = AppState::new(model, handle, metrics, http, access).context("server configuration")?;
-    started.inspect(|started| started.announce(config.log.format));
-    Ok(app)
+    Ok((app, started))
 }
 
 /// Ends the process after a fault of the engine: the pool may be half updated, so no state of this process can be trusted.

@@ -34,7 +34,7 @@ const FORCED_FLUSH: Duration = Duration::from_millis(200);
 
 /// Answers requests on `listener` until signals end it.
 ///
-/// Until `loaded` gives the model, health checks report that it is loading, and all other requests are told to retry. At the first item of
+/// Until `loaded` gives the model, health checks report that it is loading, and all other requests are told to retry. Calls `opened` when requests are answered. At the first item of
 /// `signals` the server stops being ready and refuses new requests, but finishes running ones for as long as its configuration allows; at
 /// the second one it cuts them, notifies their readers and returns.
 ///
@@ -44,6 +44,7 @@ pub async fn serve<E>(
     listener: TcpListener,
     config: &ServerConfig,
     loaded: impl Future<Output = Result<Arc<AppState>, E>>,
+    opened: impl FnOnce(),
     signals: impl Stream<Item = ()>,
 ) -> Result<Ended, E> {
     // After its end a stream of signals stays pending.
@@ -56,6 +57,7 @@ pub async fn serve<E>(
         never = connections.accept_all(&listener) => match never {},
     };
     connections.open(&app);
+    opened();
     tokio::select! {
         biased;
         _ = signals.next() => {}

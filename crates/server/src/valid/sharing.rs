@@ -43,6 +43,8 @@ pub(super) struct SharingContext {
 
 /// Maximum bytes of a separator, and of a session name. Chosen.
 const MAX_TEXT_BYTES: usize = 64;
+/// Maximum bytes of a policy, which errors repeat. Chosen: three times those of the longest rule with all its options.
+const MAX_POLICY_BYTES: usize = 200;
 /// Maximum separators of a request. The whole prompt is searched for each.
 const MAX_SEPARATORS: usize = 8;
 
@@ -61,6 +63,9 @@ pub(super) fn valid_sharing(
         (None, None) => SegmentRule::Text,
     };
     let repair = match options.policy {
+        Some(text) if text.len() > MAX_POLICY_BYTES => {
+            return Err(ApiError::param("kv_sharing.policy", format!("a policy has at most {MAX_POLICY_BYTES} bytes")));
+        }
         Some(text) => text.parse().map_err(|error: RepairError| ApiError::param("kv_sharing.policy", error.to_string()))?,
         None => defaults.repair,
     };
@@ -211,6 +216,10 @@ mod tests {
     fn wishes_that_make_no_sense_are_refused_by_name() {
         check_refused(json!({"policy": "best"}), CHAT, "kv_sharing.policy");
         check_refused(json!({"policy": "dhd@2"}), CHAT, "kv_sharing.policy");
+        check_refused(json!({"policy": "x".repeat(100_000)}), CHAT, "kv_sharing.policy");
+        let options = serde_json::from_value(json!({"policy": "x".repeat(100_000)})).unwrap();
+        let error = valid_sharing(Some(options), None, CHAT, &SharingDefaults::default()).unwrap_err();
+        assert!(format!("{error:?}").len() < 300);
         check_refused(json!({"max_deviation": -0.1}), CHAT, "kv_sharing.max_deviation");
         check_refused(json!({"max_deviation": "loose"}), CHAT, "kv_sharing.max_deviation");
         check_refused(json!({"session": ""}), CHAT, "kv_sharing.session");

@@ -34,7 +34,7 @@ impl Daemon {
         let (app, config) = (world.app.clone(), server);
         let ended = tokio::spawn(async move {
             let loaded = std::future::ready(Ok::<_, Infallible>(app));
-            serve(listener, &config, loaded, received).await.unwrap()
+            serve(listener, &config, loaded, || (), received).await.unwrap()
         });
         Self { world, address, signals, ended }
     }
@@ -298,11 +298,12 @@ async fn while_the_model_loads_health_says_so_and_requests_are_told_to_come_back
     let world = World::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let (loaded, loading) = oneshot::channel();
+    let ((loaded, loading), (opens, opened)) = (oneshot::channel(), oneshot::channel());
     let (signals, mut receiver) = mpsc::channel(2);
     let received = futures::stream::poll_fn(move |cx| receiver.poll_recv(cx));
     let ended = tokio::spawn(async move {
-        serve(listener, &ServerConfig::default(), async { Ok::<_, Infallible>(loading.await.unwrap()) }, received).await.unwrap()
+        let loaded = async { Ok::<_, Infallible>(loading.await.unwrap()) };
+        serve(listener, &ServerConfig::default(), loaded, || opens.send(()).unwrap(), received).await.unwrap()
     });
     let daemon = Daemon { world, address, signals, ended };
     assert_eq!(daemon.status_of("/health/live").await, "200");
@@ -325,9 +326,9 @@ async fn while_the_model_loads_health_says_so_and_requests_are_told_to_come_back
         "{of_messages}"
     );
     loaded.send(daemon.world.app.clone()).ok().unwrap();
-    while daemon.status_of("/health/ready").await != "200" {
-        tokio::task::yield_now().await;
-    }
+    // What is told then holds for the very next request.
+    opened.await.unwrap();
+    assert_eq!(daemon.status_of("/health/ready").await, "200");
     assert!(read_all(daemon.generate(3, true).await).await.contains("[DONE]"));
     daemon.signal().await;
     assert_eq!(daemon.ended().await, Ended::Drained);
@@ -338,9 +339,12 @@ async fn a_signal_or_a_failure_ends_the_loading() {
     let start = || async { TcpListener::bind("127.0.0.1:0").await.unwrap() };
     let never = std::future::pending::<Result<Arc<AppState>, &str>>();
     let signal = futures::stream::once(async {});
-    assert_eq!(serve(start().await, &ServerConfig::default(), never, signal).await, Ok(Ended::Drained));
+    assert_eq!(serve(start().await, &ServerConfig::default(), never, || (), signal).await, Ok(Ended::Drained));
     let failed = async { Err::<Arc<AppState>, _>("no such model") };
-    assert_eq!(serve(start().await, &ServerConfig::default(), failed, futures::stream::pending()).await, Err("no such model"));
+    assert_eq!(
+        serve(start().await, &ServerConfig::default(), failed, || (), futures::stream::pending()).await,
+        Err("no such model")
+    );
 }
 
 #[tokio::test]

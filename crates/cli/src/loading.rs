@@ -171,6 +171,9 @@ pub(crate) fn tokenizer(config: &ModelConfig, loaded: &mut Loaded) -> anyhow::Re
     }
     let special = &loaded.model.special_tokens;
     let of_checkpoint = [&special.eos[..], &generation::end_tokens(config)?].concat();
+    if let Some(id) = of_checkpoint.iter().find(|id| **id as usize >= num_embeddings) {
+        bail!("generation_config.json: eos_token_id is {id}, not the id of one of the model's {num_embeddings} tokens");
+    }
     let (bos, eos) = (built.bos().or(special.bos.map(TokenId)), end_tokens(built.eos_ids(), &of_checkpoint));
     let built = built.with_special_ids(bos, eos).with_content_control_tokens(config.content_control_tokens);
     if let Some(path) = config.chat_template.as_ref().value() {

@@ -227,6 +227,16 @@ mod tests {
         check_refused("", &["--max-mean-kl", "0"], &["sharing.max_mean_kl is 0", "above 0"]);
         check_refused("[log]\nfilter = \"engine=loud\"", &[], &["log.filter"]);
         check_refused("[sharing]\nembedder = \"bert\"", &[], &["sharing.embedder_model names no folder"]);
+        check_refused("[sharing]\nembedder_model = \"x\"", &[], &["sharing.embedder_model is x", "not \"bert\""]);
+        check_refused("", &["--embedder", "token", "--embedder-model", "x"], &["sharing.embedder_model is x"]);
+    }
+
+    #[test]
+    fn a_model_for_an_embedder_implies_one() {
+        let embedder = |flags: &[&str]| resolve("", flags).unwrap().sharing.embedder;
+        assert_eq!(embedder(&["--embedder-model", "x"]), EmbedderKind::Bert);
+        assert_eq!(embedder(&["--embedder", "token"]), EmbedderKind::Token);
+        assert_eq!(embedder(&[]), EmbedderKind::Off);
     }
 
     #[test]

@@ -186,6 +186,9 @@ impl SharingConfig {
         if self.embedder == EmbedderKind::Bert && self.embedder_model == Auto::Auto {
             problems.push("sharing.embedder is \"bert\", but sharing.embedder_model names no folder".to_owned());
         }
+        if let (EmbedderKind::Off | EmbedderKind::Token, Auto::Set(folder)) = (self.embedder, &self.embedder_model) {
+            problems.push(format!("sharing.embedder_model is {}, but sharing.embedder is not \"bert\"", folder.display()));
+        }
         if self.max_donors == 0 {
             problems.push("sharing.max_donors is 0: use sharing.mode = \"prefix\" to share no spans".to_owned());
         }
@@ -277,7 +280,9 @@ impl SharingArgs {
         set(&mut config.max_mean_kl, self.max_mean_kl);
         set(&mut config.min_top1, self.min_top1);
         set(&mut config.donor_ttl, self.donor_ttl.map(Auto::Set));
-        set(&mut config.embedder, self.embedder);
+        // A model of its own has only this one.
+        let implied = self.embedder_model.is_some() && config.embedder == EmbedderKind::Off;
+        set(&mut config.embedder, self.embedder.or(implied.then_some(EmbedderKind::Bert)));
         set(&mut config.embedder_model, self.embedder_model.map(Auto::Set));
     }
 }

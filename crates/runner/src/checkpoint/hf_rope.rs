@@ -24,10 +24,14 @@ pub(super) fn rope(config: Fields<'_>) -> Result<Vec<RopeSpec>, LoadError> {
     refuse_partial(config)?;
     let theta = config.number("rope_theta")?.unwrap_or(DEFAULT_THETA);
     let parameters = config.object(PARAMETERS)?.map(|object| spec(config, PARAMETERS, object, theta)).transpose()?;
-    // In transformers, an object that says something replaces the other one.
     let scaling = config.object(SCALING)?.filter(|object| !object.is_empty());
     let scaling = scaling.map(|object| spec(config, SCALING, object, theta)).transpose()?;
-    Ok(vec![scaling.or(parameters).unwrap_or(RopeSpec { theta, scaling: RopeScaling::None })])
+    match (parameters, scaling) {
+        (Some(parameters), Some(scaling)) if parameters != scaling => {
+            Err(config.error(SCALING, format!("is another rotation than that of {PARAMETERS}")))
+        }
+        (parameters, scaling) => Ok(vec![scaling.or(parameters).unwrap_or(RopeSpec { theta, scaling: RopeScaling::None })]),
+    }
 }
 
 /// Returns the rotation of Gemma's layers without a window, then that of the others.
@@ -45,6 +49,12 @@ pub(super) fn gemma3_ropes(config: Fields<'_>) -> Result<Vec<RopeSpec>, LoadErro
     }
     let scaling = config.object(SCALING)?.filter(|object| !object.is_empty());
     let name = if scaling.is_some() { SCALING } else { "rope_parameters.full_attention" };
+    // As in transformers, both together describe one rotation.
+    if let Some((key, _)) =
+        scaling.into_iter().flatten().find(|(key, value)| global.get(*key).is_some_and(|other| other != *value))
+    {
+        return Err(config.of_object(SCALING, &global).error(key, format!("is another one in {PARAMETERS}.{OF_GLOBAL}")));
+    }
     global.extend(scaling.into_iter().flatten().map(|(key, value)| (key.clone(), value.clone())));
     let theta = config.number("rope_theta")?.unwrap_or(GEMMA3_GLOBAL_THETA);
     let local_theta = config.number("rope_local_base_freq")?.unwrap_or(GEMMA3_LOCAL_THETA);
@@ -181,6 +191,19 @@ mod tests {
         assert!(read(true, flat).unwrap_err().to_string().contains("rope_parameters.factor is not supported"));
         let null = json!({PARAMETERS: {"full_attention": null, "sliding_attention": null}});
         assert_eq!(read(true, null).unwrap(), read(true, json!({})).unwrap());
+    }
+
+    #[test]
+    fn two_objects_that_say_different_things_are_refused() {
+        let both = |scaling: Value, parameters: Value| json!({SCALING: scaling, PARAMETERS: parameters});
+        let (two, four) = (json!({"rope_type": "linear", "factor": 2.0}), json!({"type": "linear", "factor": 4.0}));
+        assert!(read(false, both(two.clone(), two.clone())).is_ok());
+        let error = read(false, both(two.clone(), four.clone())).unwrap_err().to_string();
+        assert!(error.contains("rope_scaling is another rotation"), "{error}");
+        let nested = |object: &Value| json!({"full_attention": object});
+        assert!(read(true, both(two.clone(), nested(&two))).is_ok());
+        let error = read(true, both(two, nested(&four))).unwrap_err().to_string();
+        assert!(error.contains("rope_scaling.factor is another one"), "{error}");
     }
 
     #[test]

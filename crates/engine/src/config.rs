@@ -122,7 +122,7 @@ pub enum ConfigError {
         max_num_seqs: usize,
     },
     /// A factor outside its range.
-    #[error("{name} is {value}, but must be {range}")]
+    #[error("{name} is {value:?}, but must be {range}")]
     Factor {
         /// Name of the setting.
         name: &'static str,

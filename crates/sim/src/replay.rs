@@ -100,7 +100,7 @@ pub enum SimError {
     #[error(transparent)]
     Executor(#[from] engine::ExecutorError),
     /// Arrivals cannot be scaled by this factor.
-    #[error("time_scale is {0}, but must be finite, not negative, and leave arrivals within {MAX_ARRIVAL_SECONDS} s")]
+    #[error("time_scale is {0:?}, but must be finite, not negative, and leave arrivals within {MAX_ARRIVAL_SECONDS} s")]
     TimeScale(f64),
     /// There is no request to replay.
     #[error("the trace has no requests to replay")]

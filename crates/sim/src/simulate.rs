@@ -45,9 +45,9 @@ mod tests {
             let error = simulate(trace(&[(1, &[1], 3), (9, &[1], 3)]), &options).unwrap_err().to_string();
             assert!(error.contains(named), "{error}");
         };
-        check(SimOptions { time_scale: -1.0, ..SimOptions::default() }, "time_scale is -1, but must be finite, not negative");
-        check(SimOptions { time_scale: 1e12, ..SimOptions::default() }, "time_scale is 1000000000000, but");
-        check(SimOptions { ageing: 1e300, ..SimOptions::default() }, "ageing");
+        check(SimOptions { time_scale: -1.0, ..SimOptions::default() }, "time_scale is -1.0, but must be finite, not negative");
+        check(SimOptions { time_scale: 1e12, ..SimOptions::default() }, "time_scale is 1000000000000.0, but");
+        check(SimOptions { ageing: 1e300, ..SimOptions::default() }, "ageing is 1e300, but must be between 0 and 1000");
         check(SimOptions { max_overtake_ratio: 1e300, ..SimOptions::default() }, "max_overtake_ratio");
         check(SimOptions { max_requests: Some(0), ..SimOptions::default() }, "no requests to replay");
     }

@@ -89,7 +89,7 @@ async fn errors_are_objects_with_the_right_status() {
         (chat, json!({"model": MODEL}), 400, "param", "messages"),
         (chat, with(question("hi"), json!({"temperature": "warm"})), 400, "type", "invalid_request_error"),
         (chat, with(question("hi"), json!({"top_p": 3})), 400, "param", "top_p"),
-        (chat, with(question("hi"), json!({"tools": [{"type": "function"}]})), 400, "param", "tools"),
+        (chat, with(question("hi"), json!({"tools": [{"type": "function"}]})), 400, "param", "tools[0].function"),
         (chat, with(question("hi"), json!({"model": "nobody"})), 404, "code", "model_not_found"),
         (chat, too_long, 400, "code", "context_length_exceeded"),
         ("/v1/nothing", json!({}), 404, "type", "invalid_request_error"),

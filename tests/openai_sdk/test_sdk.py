@@ -300,12 +300,21 @@ class Errors(unittest.TestCase):
         self.check("messages", messages=[])
 
     def test_a_known_field_that_is_not_supported_is_refused(self):
-        tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
-        self.check("tools", tools=[tool])
+        self.check("modalities", modalities=["audio"])
         self.check("response_format", response_format={"type": "json_schema", "json_schema": {"name": "n", "strict": True, "schema": {"type": "x"}}})
 
     def test_an_unknown_field_is_tolerated(self):
         self.assertTrue(chat(extra_body={"a_field_of_tomorrow": 1}).choices)
+
+    def test_a_required_tool_is_called_with_arguments_of_its_schema(self):
+        parameters = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"], "additionalProperties": False}
+        tool = {"type": "function", "function": {"name": "get_weather", "parameters": parameters, "strict": True}}
+        fields = {"model": MODEL, "messages": QUESTION, "tools": [tool], "tool_choice": "required", "temperature": 0, "max_tokens": 80}
+        [call] = CLIENT.chat.completions.create(**fields, parallel_tool_calls=False).choices[0].message.tool_calls
+        assert call.function.name == "get_weather" and set(json.loads(call.function.arguments)) == {"city"}
+        pieces = [chunk.choices[0].delta.tool_calls for chunk in CLIENT.chat.completions.create(**fields, stream=True, parallel_tool_calls=False)]
+        streamed = "".join(piece[0].function.arguments for piece in pieces if piece)
+        assert streamed == call.function.arguments
 
     def test_a_prompt_that_is_too_long_is_refused_with_its_code(self):
         with self.assertRaises(openai.BadRequestError) as caught:

@@ -1,6 +1,7 @@
 //! Parser of one answer.
 
-use crate::format::{Format, reader};
+use crate::format::reader;
+use crate::format::reading::Format;
 use crate::reasoning::ReasoningReader;
 use crate::{Dialect, OutputEvent, Thinking, ToolSpec};
 

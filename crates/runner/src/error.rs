@@ -21,7 +21,7 @@ pub enum LoadError {
     #[error("{path}: {field} {problem}")]
     Field { path: PathBuf, field: String, problem: String },
     #[error(
-        "a KV cache of {budget} bytes holds {num_blocks} of this model's blocks; sequences of {model_len} tokens need {needed_blocks} blocks, one of them spare: {needed} bytes"
+        "{budget} bytes of memory for KV hold {num_blocks} of this model's blocks; sequences of {model_len} tokens need {needed_blocks} blocks, one of them spare: {needed} bytes"
     )]
     CacheTooSmall { budget: u64, num_blocks: usize, needed_blocks: usize, needed: u64, model_len: usize },
     #[error("a KV cache of {wanted} bytes of memory does not fit the GPU's memory, of which {free} are free")]

@@ -501,7 +501,7 @@ mod tests {
         check(&World { head_dim: 48, num_heads: 2, num_kv_heads: 2, positions: (30..70).collect(), window: u32::MAX });
     }
 
-    /// Which input has one NaN.
+    /// Input that has one NaN.
     #[derive(Clone, Copy, PartialEq)]
     enum Poison {
         Query,

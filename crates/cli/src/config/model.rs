@@ -200,7 +200,7 @@ pub(crate) struct ModelArgs {
     /// Sampling defaults: `auto` (the model's own generation_config.json), `none`, or a folder with one [default: auto]
     #[arg(long, env = "KVSHARE_GENERATION_CONFIG", value_name = "auto|none|DIR")]
     generation_config: Option<PathBuf>,
-    /// File with a chat template to use instead of the model's own
+    /// File with a chat template [default: the model's own]
     #[arg(long, env = "KVSHARE_CHAT_TEMPLATE", value_name = "FILE")]
     chat_template: Option<PathBuf>,
     /// Form of the model's calls of tools: `none`, hermes, qwen3_coder, glm, json, pythonic, mistral, deepseek or harmony [default: auto, that of its chat template]

@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use super::Format;
 use super::json_call::{JsonCall, Reading};
+use super::reading::Format;
 use crate::scan::take;
 use crate::{OutputEvent, ToolSpec, python};
 

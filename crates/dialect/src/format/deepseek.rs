@@ -1,7 +1,7 @@
 //! `<｜tool▁call▁begin｜>` with a name and JSON (DeepSeek V3, R1 and V3.1).
 
 use super::named::NamedJson;
-use super::{Format, text_before};
+use super::reading::{Format, text_before};
 use crate::OutputEvent;
 use crate::markers::{DEEPSEEK_CALL as CALL, DEEPSEEK_SEPARATOR as SEPARATOR};
 use crate::scan::take;

@@ -1,6 +1,6 @@
 //! Channels of gpt-oss: analysis, commentary with calls, final.
 
-use super::{Format, push_text};
+use super::reading::{Format, push_text};
 use crate::OutputEvent;
 use crate::scan::{Found, find, take};
 

@@ -2,7 +2,7 @@
 
 use super::bare::Bare;
 use super::named::NamedJson;
-use super::{Format, text_before};
+use super::reading::{Format, text_before};
 use crate::markers::MISTRAL_CALLS as CALLS;
 use crate::scan::take;
 use crate::{OutputEvent, ToolSpec};

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::bare::Bare;
 use super::json_call::{JsonCall, Reading};
-use super::{Format, push_text, text_before};
+use super::reading::{Format, push_text, text_before};
 use crate::scan::{Found, find, skip_blanks, take};
 use crate::tool::typed_value;
 use crate::{OutputEvent, ToolSpec};

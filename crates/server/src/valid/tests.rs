@@ -304,7 +304,7 @@ fn tool(name: &str) -> Value {
 }
 
 /// Validates a request with `fields` beside one message, for a model whose template is `template`.
-fn with_tools(fields: Value, template: &str) -> Result<ValidRequest, ApiError> {
+fn with_tools(fields: &Value, template: &str) -> Result<ValidRequest, ApiError> {
     let mut request = json!({"messages": [{"role": "user", "content": "hi"}]});
     request.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
     let (model, config) = (ModelInfo { forms: AnswerForms::of_template(template), ..model() }, ServerConfig::default());
@@ -317,7 +317,7 @@ const KNOWS_TOOLS: &str = "{{ tools }}<tool_call>";
 #[test]
 fn a_tool_that_is_malformed_is_refused_where_it_is() {
     let check = |tools: Value, param: &str| {
-        assert_eq!(param_of(with_tools(json!({"tools": tools}), KNOWS_TOOLS)).as_deref(), Some(param), "{tools}");
+        assert_eq!(param_of(with_tools(&json!({"tools": tools}), KNOWS_TOOLS)).as_deref(), Some(param), "{tools}");
     };
     check(json!([tool("f"), {"function": {"name": "g"}}]), "tools[1].type");
     check(json!([{"type": "web_search"}]), "tools[0].type");
@@ -330,8 +330,8 @@ fn a_tool_that_is_malformed_is_refused_where_it_is() {
 }
 
 #[track_caller]
-fn check_choice(choice: Value, expected: Option<(&[&str], bool)>) {
-    let request = with_tools(json!({"tools": [tool("f"), tool("g")], "tool_choice": choice}), KNOWS_TOOLS).unwrap();
+fn check_choice(choice: &Value, expected: Option<(&[&str], bool)>) {
+    let request = with_tools(&json!({"tools": [tool("f"), tool("g")], "tool_choice": choice}), KNOWS_TOOLS).unwrap();
     let tools = request.output.unwrap().tools;
     let found =
         tools.as_ref().map(|tools| (tools.tools.iter().map(|tool| tool.name.as_str()).collect::<Vec<_>>(), tools.is_required));
@@ -340,20 +340,20 @@ fn check_choice(choice: Value, expected: Option<(&[&str], bool)>) {
 
 #[test]
 fn a_choice_among_tools_is_enforced() {
-    check_choice(json!(null), Some((&["f", "g"], false)));
-    check_choice(json!("auto"), Some((&["f", "g"], false)));
-    check_choice(json!("none"), None);
-    check_choice(json!("required"), Some((&["f", "g"], true)));
-    check_choice(json!({"type": "function", "function": {"name": "g"}}), Some((&["g"], true)));
+    check_choice(&json!(null), Some((&["f", "g"], false)));
+    check_choice(&json!("auto"), Some((&["f", "g"], false)));
+    check_choice(&json!("none"), None);
+    check_choice(&json!("required"), Some((&["f", "g"], true)));
+    check_choice(&json!({"type": "function", "function": {"name": "g"}}), Some((&["g"], true)));
     let allowed = json!({"mode": "auto", "tools": [{"type": "function", "function": {"name": "f"}}]});
-    check_choice(json!({"type": "allowed_tools", "allowed_tools": allowed}), Some((&["f"], false)));
+    check_choice(&json!({"type": "allowed_tools", "allowed_tools": allowed}), Some((&["f"], false)));
     for choice in [json!("some"), json!({"type": "function"}), json!({"type": "function", "function": {"name": "h"}}), json!(7)] {
         assert_eq!(
-            param_of(with_tools(json!({"tools": [tool("f")], "tool_choice": choice}), KNOWS_TOOLS)).as_deref(),
+            param_of(with_tools(&json!({"tools": [tool("f")], "tool_choice": choice}), KNOWS_TOOLS)).as_deref(),
             Some("tool_choice")
         );
     }
-    assert_eq!(param_of(with_tools(json!({"tool_choice": "required"}), KNOWS_TOOLS)).as_deref(), Some("tool_choice"));
+    assert_eq!(param_of(with_tools(&json!({"tool_choice": "required"}), KNOWS_TOOLS)).as_deref(), Some("tool_choice"));
 }
 
 fn conversation(request: ValidRequest) -> Conversation {
@@ -370,7 +370,7 @@ fn a_template_that_knows_tools_gets_them_as_objects() {
     ]);
     let mut strict = tool("f");
     strict["function"]["strict"] = json!(true);
-    let found = conversation(with_tools(json!({"messages": history, "tools": [strict]}), KNOWS_TOOLS).unwrap());
+    let found = conversation(with_tools(&json!({"messages": history, "tools": [strict]}), KNOWS_TOOLS).unwrap());
     assert_eq!(found.options.variables["tools"], json!([tool("f")]), "`strict` is not for the model");
     assert_eq!(found.messages[1].extra["tool_calls"][0]["function"], json!({"name": "f", "arguments": {"a": "x"}}));
     assert_eq!((found.messages[2].role.as_str(), found.messages[2].content.as_str()), ("tool", "7"));
@@ -385,7 +385,7 @@ fn a_template_that_knows_no_tools_gets_them_as_text() {
         {"role": "tool", "tool_call_id": "1", "content": "7"},
     ]);
     let fields = json!({"messages": history, "tools": [tool("f")], "kv_sharing": {"segments": [2]}});
-    let request = with_tools(fields, "{{ messages }}").unwrap();
+    let request = with_tools(&fields, "{{ messages }}").unwrap();
     assert_eq!(request.sharing.segments, tokenizer::SegmentRule::Named { messages: vec![3], separators: vec![] });
     let found = conversation(request);
     let roles: Vec<_> = found.messages.iter().map(|message| message.role.as_str()).collect();
@@ -394,6 +394,6 @@ fn a_template_that_knows_no_tools_gets_them_as_text() {
     assert_eq!(found.messages[2].content, "<tool_call>\n{\"name\": \"f\", \"arguments\": {}}\n</tool_call>");
     assert_eq!(found.messages[3].content, "<tool_response>\n7\n</tool_response>");
     let system = json!({"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}], "tools": [tool("f")]});
-    let found = conversation(with_tools(system, "{{ messages }}").unwrap());
+    let found = conversation(with_tools(&system, "{{ messages }}").unwrap());
     assert!(found.messages.len() == 2 && found.messages[0].content.starts_with("Be brief.\n\n# Tools"));
 }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::world::{CHAT, World};
 
 /// Makes a request whose answer is `answer`.
-fn request(answer: &str, more: Value) -> Value {
+fn request(answer: &str, more: &Value) -> Value {
     let weather = json!({"type": "object", "properties": {"city": {"type": "string"}}});
     let mut request = json!({
         "messages": [{"role": "user", "content": format!("{answer}~")}],
@@ -64,9 +64,9 @@ async fn calls_are_told_from_text_whole_and_streamed() {
         ("{\"name\": \"now\", \"arguments\": {}}".to_owned(), None, vec![("now", "{}")], "tool_calls"),
         ("No tool is needed.".to_owned(), Some("No tool is needed."), vec![], "stop"),
     ] {
-        let whole = world.post(CHAT, &request(&answer, json!({}))).await.ok();
+        let whole = world.post(CHAT, &request(&answer, &json!({}))).await.ok();
         check(&whole, text, &calls, reason);
-        let events = world.post(CHAT, &request(&answer, json!({"stream": true, "n": 2}))).await.events();
+        let events = world.post(CHAT, &request(&answer, &json!({"stream": true, "n": 2}))).await.events();
         for index in 0..2 {
             let (streamed, found, last) = joined(&events, index);
             let found: Vec<_> = found.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
@@ -79,18 +79,18 @@ async fn calls_are_told_from_text_whole_and_streamed() {
 async fn one_call_is_all_there_is_without_parallel_calls_and_none_without_tools() {
     let world = World::new();
     let twice = format!("{CALL}\n{CALL}");
-    let one = world.post(CHAT, &request(&twice, json!({"parallel_tool_calls": false}))).await.ok();
+    let one = world.post(CHAT, &request(&twice, &json!({"parallel_tool_calls": false}))).await.ok();
     check(&one, None, &[("get_weather", "{\"city\": \"Oslo\"}")], "tool_calls");
-    let none = world.post(CHAT, &request(CALL, json!({"tool_choice": "none"}))).await.ok();
+    let none = world.post(CHAT, &request(CALL, &json!({"tool_choice": "none"}))).await.ok();
     check(&none, Some(CALL), &[], "stop");
-    let none = world.post(CHAT, &request(CALL, json!({"tools": []}))).await.ok();
+    let none = world.post(CHAT, &request(CALL, &json!({"tools": []}))).await.ok();
     check(&none, Some(CALL), &[], "stop");
 }
 
 #[tokio::test]
 async fn log_probabilities_of_calls_are_those_of_their_tokens() {
     let world = World::new();
-    let answer = world.post(CHAT, &request(CALL, json!({"logprobs": true}))).await.ok();
+    let answer = world.post(CHAT, &request(CALL, &json!({"logprobs": true}))).await.ok();
     let scored = answer["choices"][0]["logprobs"]["content"].as_array().unwrap().len();
     let generated = answer["usage"]["completion_tokens"].as_u64().unwrap() as usize;
     assert!(scored == CALL.len() && generated >= scored, "{scored} of {generated}");

@@ -53,10 +53,10 @@ impl OutputParser {
         self.reasoning.as_ref().is_some_and(ReasoningReader::is_inside)
     }
 
-    /// Number of calls so far.
+    /// True inside a call.
     #[must_use]
-    pub fn num_calls(&self) -> usize {
-        self.num_calls
+    pub fn is_call_open(&self) -> bool {
+        self.is_call_open
     }
 
     /// Reads further text.
@@ -66,11 +66,11 @@ impl OutputParser {
         self.read(false)
     }
 
-    /// Returns what was held back. Nothing may be pushed after it.
+    /// Returns what was held back, and ends a call that was cut. Nothing may be pushed after it.
     #[must_use]
     pub fn finish(&mut self) -> Vec<OutputEvent> {
         let mut events = self.read(true);
-        if std::mem::take(&mut self.is_call_open) {
+        if self.is_call_open {
             events.push(OutputEvent::CallEnds);
         }
         events

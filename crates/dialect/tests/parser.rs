@@ -87,6 +87,20 @@ fn hermes() {
 }
 
 #[test]
+fn the_beginning_of_a_further_call_is_no_text() {
+    let call = "<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>";
+    let twice = format!("{call}\n{call}");
+    for before in ["", "Wait. "] {
+        for len in call.len() - 12..call.len() + 20 {
+            let options = ParserOptions { calls: Some((Dialect::Hermes, tools())), ..ParserOptions::default() };
+            let answer = parse_all_ways(&options, &format!("{before}{}", &twice[..len]));
+            assert_eq!((answer.text.as_str(), answer.calls.len()), (before.trim_end(), 1), "{len}");
+        }
+    }
+    check(Dialect::Hermes, &format!("{call} Done."), "Done.", &[("now", json!({}))]);
+}
+
+#[test]
 fn an_answer_that_is_the_json_of_a_call_is_one() {
     let weather = [("get_weather", json!({"city": "Oslo"}))];
     let json = "{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Oslo\"}}";

@@ -84,13 +84,13 @@ impl Grammars {
             (None, None) => Ok(None),
             (None, Some(text)) => compile(&text.constraint, text.param).map(after_reasoning).map(Some),
             (Some(tools), text) => {
-                let text = if tools.is_required { None } else { text.as_ref() };
-                let Some(calls) = CallGrammar::new(tools, text, &self.tokenizer, demand.thinking.is_some())? else {
+                let Some(calls) = CallGrammar::new(tools, text.as_ref(), &self.tokenizer, demand.thinking.is_some())? else {
                     return Ok(None);
                 };
                 let strict = compile(&Constraint::Lark(calls.lark(false)), "tools");
                 // A schema that cannot be enforced is none, unless its tool is strict.
-                let compiled = strict.or_else(|_| compile(&Constraint::Lark(calls.lark(true)), "tools"))?;
+                let compiled = strict.or_else(|_| compile(&Constraint::Lark(calls.lark(true)), "tools"));
+                let compiled = compiled.map_err(|error| culprit(vocabulary, tools).unwrap_or(error))?;
                 Ok(Some(match calls.trigger() {
                     Some(trigger) => compiled.after(trigger),
                     None => after_reasoning(compiled),
@@ -102,6 +102,14 @@ impl Grammars {
     fn vocabulary(&self) -> Option<&Vocabulary> {
         self.vocabulary.get_or_init(|| vocabulary(&self.tokenizer)).as_ref()
     }
+}
+
+/// Returns the error of the first strict tool whose schema cannot be enforced, by its name.
+fn culprit(vocabulary: &Vocabulary, tools: &ValidTools) -> Option<ApiError> {
+    tools.tools.iter().filter(|tool| tool.is_strict).find_map(|tool| {
+        let error = vocabulary.compile(&Constraint::JsonSchema(tool.parameters.clone())).err()?;
+        Some(ApiError::param("tools", format!("the parameters of `{}` cannot be enforced: {error}", tool.name)))
+    })
 }
 
 /// Builds the vocabulary of `tokenizer` for grammars: control tokens have no text there. `None` if no token ends an answer.

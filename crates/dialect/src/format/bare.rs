@@ -101,7 +101,7 @@ impl Bare {
         if !is_last && (bracket == Some("") || self.may_become_python(bracket.unwrap_or(text))) {
             return false;
         }
-        self.give_up(text);
+        self.give_up(text, is_last);
         false
     }
 
@@ -151,7 +151,7 @@ impl Bare {
             }
             _ if is_call => text.clear(),
             _ if may_become_call && !is_last => self.keep(text, text.len()),
-            _ => self.give_up(text),
+            _ => self.give_up(text, is_last),
         }
         false
     }
@@ -162,13 +162,21 @@ impl Bare {
         self.raw.push_str(&piece);
     }
 
-    /// Reads no more calls: puts back what was taken since the last one. Blanks and fences after a call are not text.
-    fn give_up(&mut self, text: &mut String) {
+    /// Reads no more calls: puts back what was taken since the last one. Blanks and closing texts after a call are not text, and neither is
+    /// the beginning of a further call at the end of an answer.
+    fn give_up(&mut self, text: &mut String, is_last: bool) {
         self.state = State::Text;
-        let raw = std::mem::take(&mut self.raw);
-        if self.num_calls == 0 || raw.contains('{') {
-            text.insert_str(0, &raw);
+        text.insert_str(0, &std::mem::take(&mut self.raw));
+        if self.num_calls == 0 {
+            return;
         }
+        let mut rest = text.trim_start();
+        while let Some(end) = ENDS.iter().find(|end| rest.starts_with(**end)) {
+            rest = rest[end.len()..].trim_start();
+        }
+        let begins = |marker: &str| rest.starts_with(marker) || marker.starts_with(rest);
+        let is_cut = is_last && (begins(self.marker) || ENDS.into_iter().chain(["{", "["]).any(begins));
+        *text = if is_cut { String::new() } else { rest.to_owned() };
     }
 }
 

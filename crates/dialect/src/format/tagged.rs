@@ -24,6 +24,8 @@ const VALUE_END: &str = "</arg_value>";
 pub(crate) struct Tagged {
     tools: Vec<ToolSpec>,
     state: State,
+    /// True after the first call.
+    has_called: bool,
     /// Reader of an answer without tags; `None` once a tag or text was seen.
     bare: Option<Bare>,
 }
@@ -60,7 +62,7 @@ enum Style {
 impl Tagged {
     pub(crate) fn new(tools: Vec<ToolSpec>) -> Self {
         let bare = Bare::new(tools.clone(), CALL);
-        Self { tools, state: State::Text, bare: Some(bare) }
+        Self { tools, state: State::Text, has_called: false, bare: Some(bare) }
     }
 
     fn read_text(&mut self, text: &mut String, is_last: bool, events: &mut Vec<OutputEvent>) -> bool {
@@ -114,7 +116,9 @@ impl Tagged {
     /// Hands the rest on as text if nothing follows.
     fn give_up_at_end(&mut self, tag: &str, text: &mut String, is_last: bool, events: &mut Vec<OutputEvent>) -> bool {
         if is_last {
-            push_text(&format!("{tag}{}", take(text, text.len())), events);
+            let rest = format!("{tag}{}", take(text, text.len()));
+            // The beginning of a further call is no text.
+            push_text(if self.has_called { "" } else { &rest }, events);
             self.state = State::Text;
         }
         false
@@ -131,14 +135,14 @@ impl Tagged {
         match reading {
             Reading::Ended(len) => {
                 take(text, len);
-                self.state = State::Closed;
+                (self.state, self.has_called) = (State::Closed, true);
                 return true;
             }
             Reading::Unfinished => {
                 let piece = take(text, text.len());
                 if !call.has_begun() {
                     raw.push_str(&piece);
-                    if is_last {
+                    if is_last && !self.has_called {
                         push_text(&format!("{CALL}{raw}"), events);
                     }
                 }
@@ -147,7 +151,7 @@ impl Tagged {
             Reading::NotACall if call.has_begun() => {
                 events.push(OutputEvent::CallEnds);
                 text.clear();
-                self.state = State::Closed;
+                (self.state, self.has_called) = (State::Closed, true);
             }
             Reading::NotACall => {
                 push_text(&format!("{CALL}{raw}{}", take(text, text.len())), events);
@@ -169,7 +173,7 @@ impl Tagged {
             let arguments = take(text, bytes.start).trim().to_owned();
             take(text, if marker == 1 { end.len() } else { 0 });
             events.extend([OutputEvent::Arguments(arguments), OutputEvent::CallEnds]);
-            self.state = State::Closed;
+            (self.state, self.has_called) = (State::Closed, true);
             return true;
         }
         if marker != 0 {
@@ -177,7 +181,7 @@ impl Tagged {
             take(text, if marker == 1 && *style == Style::Parameter { bytes.end } else { bytes.start });
             let close = if *num_arguments == 0 { "{}" } else { "}" };
             events.extend([OutputEvent::Arguments(close.to_owned()), OutputEvent::CallEnds]);
-            self.state = State::Closed;
+            (self.state, self.has_called) = (State::Closed, true);
             return true;
         }
         let element = &text[bytes.end..];
@@ -213,12 +217,17 @@ impl Format for Tagged {
                 State::Elements { .. } => self.read_elements(text, events),
                 State::Closed => {
                     skip_blanks(text);
-                    match find(text, &[CALL_END, FUNCTION_END]) {
-                        Found::Marker(_, bytes) if bytes.start == 0 => {
+                    match find(text, &[CALL_END, FUNCTION_END, CALL, FUNCTION]) {
+                        Found::Marker(marker, bytes) if bytes.start == 0 && marker < 2 => {
                             take(text, bytes.end);
                             true
                         }
-                        Found::Perhaps(0) if !is_last => false,
+                        Found::Perhaps(0) => {
+                            if is_last {
+                                text.clear();
+                            }
+                            false
+                        }
                         _ if text.is_empty() => false,
                         _ => {
                             self.state = State::Text;

@@ -174,7 +174,7 @@ impl Choice {
     fn send_finish(&mut self, mut reason: protocol::FinishReason, stop: Option<String>) {
         if let Some(parser) = &mut self.parser {
             let rest = parser.finish();
-            if parser.has_calls() && reason == protocol::FinishReason::Stop {
+            if parser.has_complete_calls() && reason == protocol::FinishReason::Stop {
                 reason = protocol::FinishReason::ToolCalls;
             }
             self.send_delta(rest);

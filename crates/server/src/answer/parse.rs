@@ -68,9 +68,9 @@ impl AnswerParser {
         self.parser.is_reasoning()
     }
 
-    /// True if the answer called tools.
-    pub(super) fn has_calls(&self) -> bool {
-        self.num_begun > 0
+    /// True if the answer called tools, and the last call is complete.
+    pub(super) fn has_complete_calls(&self) -> bool {
+        self.num_begun > 0 && !self.parser.is_call_open()
     }
 
     /// Reads further text.

@@ -41,14 +41,15 @@ impl<'a> CallGrammar<'a> {
         is_thinking: bool,
     ) -> Result<Option<Self>, ApiError> {
         let opening = tools.dialect.opening().and_then(|opening| tokenizer.token_id(opening));
+        let is_json = |text: &ValidConstraint| matches!(text.constraint, Constraint::JsonSchema(_) | Constraint::JsonObject);
+        if let Some(ValidConstraint { param, constraint }) = text.filter(|text| !is_json(text)) {
+            let message = format!("a {} cannot be combined with tools, unless `tool_choice` is `none`", constraint.kind());
+            return Err(ApiError::param(*param, message));
+        }
         let form = match (tools.is_required, text, opening) {
             (true, ..) => Form::Calls { after_reasoning: is_thinking },
             (false, Some(ValidConstraint { constraint: Constraint::JsonSchema(schema), .. }), _) => Form::JsonOrCalls(schema),
-            (false, Some(ValidConstraint { constraint: Constraint::JsonObject, .. }), _) => Form::JsonOrCalls(&Value::Null),
-            (false, Some(ValidConstraint { param, constraint }), _) => {
-                let message = format!("a {} cannot be combined with tools, unless `tool_choice` is `none`", constraint.kind());
-                return Err(ApiError::param(*param, message));
-            }
+            (false, Some(_), _) => Form::JsonOrCalls(&Value::Null),
             (false, None, Some(token)) => Form::AfterOpening(token),
             (false, None, None) if tools.must_match() && tools.dialect.opening().is_some() => Form::TextOrCalls,
             (false, None, None) => return Ok(None),

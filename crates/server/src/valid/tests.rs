@@ -326,6 +326,10 @@ fn a_tool_that_is_malformed_is_refused_where_it_is() {
     check(json!([{"type": "function", "function": {"name": "a\"b"}}]), "tools[0].function.name");
     check(json!([{"type": "function", "function": {"name": "f", "parameters": 7}}]), "tools[0].function.parameters");
     check(json!([{"type": "function", "function": {"name": "f", "strict": "yes"}}]), "tools[0].function.strict");
+    check(
+        json!([{"type": "function", "function": {"name": "f", "parameters": {"type": "string"}}}]),
+        "tools[0].function.parameters.type",
+    );
     check(json!([tool("f"), tool("f")]), "tools[1].function.name");
 }
 
@@ -347,7 +351,10 @@ fn a_choice_among_tools_is_enforced() {
     check_choice(&json!({"type": "function", "function": {"name": "g"}}), Some((&["g"], true)));
     let allowed = json!({"mode": "auto", "tools": [{"type": "function", "function": {"name": "f"}}]});
     check_choice(&json!({"type": "allowed_tools", "allowed_tools": allowed}), Some((&["f"], false)));
-    for choice in [json!("some"), json!({"type": "function"}), json!({"type": "function", "function": {"name": "h"}}), json!(7)] {
+    let empty = json!({"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": []}});
+    for choice in
+        [empty, json!("some"), json!({"type": "function"}), json!({"type": "function", "function": {"name": "h"}}), json!(7)]
+    {
         assert_eq!(
             param_of(with_tools(&json!({"tools": [tool("f")], "tool_choice": choice}), KNOWS_TOOLS)).as_deref(),
             Some("tool_choice")

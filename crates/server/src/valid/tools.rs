@@ -120,8 +120,12 @@ fn valid_tool(idx: usize, tool: &Tool) -> Result<ToolSpec, ApiError> {
         return Err(ApiError::param(param("function.name"), message));
     }
     let parameters = match function.get("parameters") {
-        None | Some(Value::Null) => json!({"type": "object", "properties": {}}),
+        // As in OpenAI's API: a function without parameters.
+        None | Some(Value::Null) => json!({"type": "object", "properties": {}, "additionalProperties": false}),
         Some(Value::Object(fields)) if fields.is_empty() => json!({"type": "object"}),
+        Some(Value::Object(fields)) if fields.get("type").is_some_and(|kind| kind != "object") => {
+            return Err(ApiError::param(param("function.parameters.type"), "must be `object`: arguments have names"));
+        }
         Some(schema @ Value::Object(_)) => schema.clone(),
         Some(_) => return Err(ApiError::param(param("function.parameters"), "must be a JSON schema, an object")),
     };
@@ -155,8 +159,18 @@ fn valid_choice(choice: Option<Value>) -> Result<Choice, ApiError> {
                 };
                 let tools = allowed.get("tools").and_then(Value::as_array).ok_or_else(invalid)?;
                 let names = tools.iter().map(|tool| tool.as_object().and_then(function_name).ok_or_else(invalid));
-                let is_required = allowed.get("mode").and_then(Value::as_str) == Some("required");
-                Ok(Choice::Among { names: names.collect::<Result<_, _>>()?, is_required })
+                let names = names.collect::<Result<Vec<_>, _>>()?;
+                let is_required = match allowed.get("mode").and_then(Value::as_str) {
+                    Some("required") => true,
+                    Some("auto") | None => false,
+                    Some(_) => {
+                        return Err(ApiError::param("tool_choice", "the mode of `allowed_tools` must be `auto` or `required`"));
+                    }
+                };
+                match names.is_empty() {
+                    true => Err(ApiError::param("tool_choice", "`allowed_tools` allows none: use `none`")),
+                    false => Ok(Choice::Among { names, is_required }),
+                }
             }
             _ => Err(invalid()),
         },

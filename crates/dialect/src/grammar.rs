@@ -16,7 +16,8 @@ pub struct GrammarOptions {
 }
 
 impl Dialect {
-    /// Returns the Lark grammar of one or several calls of `tools`. `literal` writes a text that may be a control token, `schema` a JSON schema.
+    /// Returns the Lark grammar of one or several calls of `tools`. `literal` writes a text that may be a control token, `schema` the JSON schema of a
+    /// tool's arguments or of one of them.
     /// `None` for a dialect without a grammar.
     #[must_use]
     pub fn grammar(
@@ -24,7 +25,7 @@ impl Dialect {
         tools: &[ToolSpec],
         options: GrammarOptions,
         literal: &dyn Fn(&str) -> String,
-        schema: &dyn Fn(&Value) -> String,
+        schema: &dyn Fn(&ToolSpec, &Value) -> String,
     ) -> Option<String> {
         let (open, first_open, between, end) = self.frame(literal)?;
         let mut rules = String::new();
@@ -57,11 +58,11 @@ impl Dialect {
         index: usize,
         tool: &ToolSpec,
         literal: &dyn Fn(&str) -> String,
-        schema: &dyn Fn(&Value) -> String,
+        schema: &dyn Fn(&ToolSpec, &Value) -> String,
         rules: &mut String,
     ) -> Option<String> {
         let name = Value::from(tool.name.as_str()).to_string();
-        let arguments = schema(&tool.parameters);
+        let arguments = schema(tool, &tool.parameters);
         Some(match self {
             Self::Hermes => {
                 let head = quoted(&format!("\n{{\"name\": {name}, \"arguments\": "));
@@ -78,7 +79,7 @@ impl Dialect {
                     let open = quoted(&format!("<parameter={key}>\n"));
                     match is_string {
                         true => format!("{open} text_{index}"),
-                        false => format!("{open} {} {}", schema(value), quoted("\n</parameter>\n")),
+                        false => format!("{open} {} {}", schema(tool, value), quoted("\n</parameter>\n")),
                     }
                 });
                 let _ = writeln!(rules, "text_{index}[lazy]: /(?s:.*)\\n<\\/parameter>\\n/");
@@ -94,7 +95,7 @@ impl Dialect {
                             "{open} {} {} {} {} {}",
                             quoted("\n"),
                             literal("<arg_value>"),
-                            schema(value),
+                            schema(tool, value),
                             literal("</arg_value>"),
                             quoted("\n")
                         ),
@@ -124,10 +125,10 @@ fn elements(tool: &ToolSpec, element: impl Fn(&str, &Value, bool) -> String) -> 
 }
 
 /// Returns a call with keyword arguments. Required ones come first, so that a comma stands between any two.
-fn pythonic(tool: &ToolSpec, schema: &dyn Fn(&Value) -> String) -> String {
+fn pythonic(tool: &ToolSpec, schema: &dyn Fn(&ToolSpec, &Value) -> String) -> String {
     let properties: Vec<_> = tool.parameters.get("properties").and_then(Value::as_object).into_iter().flatten().collect();
     let (required, optional): (Vec<_>, Vec<_>) = properties.into_iter().partition(|(key, _)| is_required(tool, key));
-    let argument = |key: &str, value: &Value| format!("{} {}", quoted(&format!("{key}=")), schema(value));
+    let argument = |key: &str, value: &Value| format!("{} {}", quoted(&format!("{key}=")), schema(tool, value));
     let mut items = vec![quoted(&format!("{}(", tool.name))];
     for (index, (key, value)) in required.iter().enumerate() {
         items.extend((index > 0).then(|| quoted(", ")));

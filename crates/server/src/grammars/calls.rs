@@ -1,6 +1,6 @@
 //! Grammars of answers that may or must call tools.
 
-use dialect::{Dialect, GrammarOptions};
+use dialect::{Dialect, GrammarOptions, ToolSpec};
 use grammar::{Constraint, schema_item};
 use serde_json::{Value, json};
 use tokenizer::Tokenizer;
@@ -81,7 +81,10 @@ impl<'a> CallGrammar<'a> {
             Form::Calls { after_reasoning: true } => format!("start: BLANKS calls\nBLANKS: /\\n{{0,2}}/\n{}", calls_as("calls")),
             Form::TextOrCalls => {
                 let opening = self.tools.dialect.opening().unwrap_or_default();
-                let pattern = opening.replace('/', "\\/");
+                // An angle bracket after a backslash is the border of a word.
+                let is_plain = |c: char| c.is_alphanumeric() || matches!(c, '<' | '>' | '_') || !c.is_ascii();
+                let escaped = |c: char| if is_plain(c) { c.to_string() } else { format!("\\{c}") };
+                let pattern: String = opening.chars().map(escaped).collect();
                 format!(
                     "start: TEXT | lead calls\nlead[lazy]: /(?s:.*){pattern}/\nTEXT: /(?s:.*)/ & ~/(?s:.*){pattern}(?s:.*)/\n{}",
                     calls_as("calls")
@@ -102,12 +105,10 @@ impl<'a> CallGrammar<'a> {
             Some(token) if self.tokenizer.is_special(token) => format!("<[{}]>", token.0),
             _ => Value::from(text).to_string(),
         };
-        // Schemas of parameters are asked for by value, so the tool is found by its schema.
-        let is_strict = |schema: &Value| self.tools.tools.iter().any(|tool| tool.is_strict && tool.parameters == *schema);
-        let schema = |schema: &Value| match (is_strict(schema), is_loose && schema.get("properties").is_some()) {
-            (true, _) => schema_item(schema, false),
-            (false, true) => schema_item(&json!({"type": "object"}), true),
-            (false, false) => schema_item(schema, true),
+        let schema = |tool: &ToolSpec, schema: &Value| match is_loose && !tool.is_strict {
+            true if *schema == tool.parameters => schema_item(&json!({"type": "object"}), true),
+            true => schema_item(&json!({}), true),
+            false => schema_item(schema, !tool.is_strict),
         };
         Dialect::grammar(self.tools.dialect, &self.tools.tools, options, &literal, &schema)
     }
@@ -115,7 +116,7 @@ impl<'a> CallGrammar<'a> {
 
 #[cfg(test)]
 mod tests {
-    use dialect::{OutputEvent, OutputParser, ParserOptions, ToolSpec};
+    use dialect::{OutputEvent, OutputParser, ParserOptions};
     use grammar::{Matcher, Vocabulary};
 
     use super::*;
@@ -213,7 +214,7 @@ mod tests {
     fn what_a_grammar_allows_is_parsed_as_calls_that_match_their_schemas() {
         let vocabulary = vocabulary();
         let literal = |text: &str| Value::from(text).to_string();
-        let schema = |schema: &Value| schema_item(schema, false);
+        let schema = |_: &ToolSpec, schema: &Value| schema_item(schema, false);
         let mut seed = 3;
         for dialect in Dialect::ALL {
             for parallel in [false, true] {

@@ -95,3 +95,31 @@ async fn log_probabilities_of_calls_are_those_of_their_tokens() {
     let generated = answer["usage"]["completion_tokens"].as_u64().unwrap() as usize;
     assert!(scored == CALL.len() && generated >= scored, "{scored} of {generated}");
 }
+
+#[tokio::test]
+async fn a_schema_that_cannot_be_enforced_is_refused_only_where_it_must_hold() {
+    let world = World::new();
+    for parameters in [json!({"properties": {"a": {"type": "nonsense"}}}), json!({"$ref": "#/nowhere"})] {
+        let tools = |is_strict: bool| {
+            let function = json!({"name": "odd", "parameters": parameters, "strict": is_strict});
+            json!({"tool_choice": "required", "tools": [{"type": "function", "function": function}]})
+        };
+        world.post(CHAT, &request(CALL, &tools(false))).await.ok();
+        let refused = world.post(CHAT, &request(CALL, &tools(true))).await;
+        assert_eq!(refused.status.as_u16(), 400);
+        let error = refused.json()["error"].clone();
+        assert!(
+            error["param"] == "tools" && error["message"].as_str().is_some_and(|message| message.contains("`odd`")),
+            "{error}"
+        );
+    }
+    let regex = json!({"tool_choice": "required", "response_format": {"type": "regex", "value": "a+"}});
+    assert_eq!(world.post(CHAT, &request(CALL, &regex)).await.json()["error"]["param"], "response_format");
+}
+
+#[tokio::test]
+async fn a_stop_string_inside_a_call_does_not_finish_it() {
+    let world = World::new();
+    let cut = world.post(CHAT, &request(CALL, &json!({"stop": ["slo"]}))).await.ok();
+    check(&cut, None, &[("get_weather", "{\"city\": \"O")], "stop");
+}
